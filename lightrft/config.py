@@ -1,0 +1,352 @@
+"""Every option of every command: frozen dataclasses with a docstring per field, and cross-checks that name the cure.
+
+Standard library only. A YAML layer is a list of these flags (see utils/layers.py); `lightrft config ...` prints the
+result. Nobody below app.py reads `Config` as a whole: each part receives its own section.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (peft). Off unless rank > 0."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the full model."""
+    alpha: float = 32.0
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input while training. Must be 0 for exact ratios; > 0 is refused by RL."""
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Names of the linear layers to adapt, or all-linear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how it is held."""
+
+    path: str = ""
+    """Folder, hub name, package:NAME (a GGUF model inside a Python package), or random:NAME (a tiny untrained model)."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the forward and backward pass compute in. With bfloat16 the optimizer keeps float32 master weights."""
+    attention: Literal["packed", "separate"] = "packed"
+    """packed: prefix-sharing kernels. separate: one plain sdpa call per sequence; slow, for checking."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    chat_template: str = ""
+    """Path to a Jinja chat template that replaces the tokenizer's. 'plain' joins the contents with newlines."""
+    cache: str = ""
+    """Folder for converted package models. Empty: $LIGHTRFT_CACHE, else ~/.cache/lightrft."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is learned: tasks (data + format + reward), mixed by weight."""
+
+    train: dict[str, float] = field(default_factory=dict)
+    """Task name -> share of the draws, e.g. {gsm8k: 1.0}. A name, NAME:OPTION, or an import path."""
+    evaluate: dict[str, float] = field(default_factory=dict)
+    """Task name -> weight in the mean evaluation score. Empty: the tasks of train, on their evaluation split."""
+    train_file: str = ""
+    """For task `file`: json/jsonl/csv/parquet file or hub name with the training rows."""
+    evaluate_file: str = ""
+    """For task `file`: the same for evaluation. Must not be the training file."""
+    train_split: str = "train"
+    """For task `file` from a hub name: split to train on."""
+    evaluate_split: str = "test"
+    """For task `file` from a hub name: split to evaluate on."""
+    format: str = "columns"
+    """For task `file`: how a row becomes messages and target: a name or an import path."""
+    prompt_field: str = "prompt"
+    """For format `columns`: the field with the question, or with a list of messages."""
+    target_field: str = "target"
+    """For format `columns`: the field with the right answer; may be absent from the rows if left empty."""
+    system: str = ""
+    """System message put before each prompt; empty: none."""
+    instruction: str = ""
+    """Text added after each question; empty: the task's own."""
+    on_bad_record: Literal["raise", "skip"] = "raise"
+    """A row that is broken or lacks a field: stop with file and line, or skip, count and log it."""
+    on_long_prompt: Literal["raise", "skip", "truncate_left"] = "skip"
+    """A prompt over max_prompt_tokens: stop, skip and count, or cut tokens from the left."""
+    max_prompt_tokens: int = 1024
+    """Longest prompt, in tokens."""
+    train_limit: int = 0
+    """Use only the first so many training rows; 0: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeEngineConfig:
+    """The engine that samples with the actor's own weights."""
+
+    max_sequences: int = 256
+    """Most answers decoded at the same time; more wait and enter as others finish."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How answers are drawn for training."""
+
+    engine: str = "native"
+    """native, or the import path of an Engine class."""
+    prompts_per_step: int = 8
+    """Questions per training step, over all ranks."""
+    group_size: int = 8
+    """Answers per question."""
+    max_tokens: int = 256
+    """Most tokens of an answer; a longer one is cut and counts as truncated."""
+    temperature: float = 1.0
+    """Sampling temperature; trainer log-probs are taken at the same."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0: all. Values other than 0 bias the ratio, which is then corrected by support."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens with this total probability; 1: all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest; 0: none."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end an answer."""
+    max_draws: int = 4
+    """With algorithm.keep other than all: most rounds of drawing per step before training on what there is."""
+    native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
+
+    def __post_init__(self) -> None:
+        at_least(1, "rollout", prompts_per_step=self.prompts_per_step, group_size=self.group_size, max_tokens=self.max_tokens, max_draws=self.max_draws)
+        if self.temperature <= 0:
+            raise ValueError(f"rollout.temperature={self.temperature}: training needs sampled answers. Set it above 0, e.g. 1.0.")
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
+            raise ValueError(f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}: need 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """A row of settings over pure functions. The defaults are GRPO without KL."""
+
+    advantage: str = "group_norm"
+    """group_norm, group_mean, leave_one_out, reinforce; or an import path."""
+    loss: str = "clipped"
+    """clipped, policy_gradient; or an import path."""
+    clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
+    """How far the ratio may fall below 1 and rise above it before its gradient stops."""
+    average: Literal["token", "sequence", "fixed"] = "sequence"
+    """token: all tokens weigh the same. sequence: all answers do. fixed: divide by rollout.max_tokens (Dr.GRPO)."""
+    keep: str = "all"
+    """Which groups to learn from: all, mixed_outcomes (rewards differ; others are redrawn), or an import path."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the divergence from the reference model."""
+    kl_coefficient: float = 0.0
+    """Weight of the divergence from the reference; 0 loads no reference model."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the divergence enters."""
+    entropy_coefficient: float = 0.0
+    """Weight of an entropy bonus in the loss."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Answers cut at rollout.max_tokens: learn from them as from others, or leave their tokens out of the loss."""
+    whiten: bool = False
+    """Shift and scale advantages to mean 0, deviation 1 over all tokens of all ranks."""
+    reward_clip: float = 0.0
+    """Rewards are clipped to [-x, x] before advantages; 0: not."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Extra keyword arguments for your own advantage or loss, checked against its signature at start-up."""
+
+    def __post_init__(self) -> None:
+        if len(self.clip) != 2 or min(self.clip) < 0:
+            raise ValueError(f"algorithm.clip={self.clip}: give two numbers >= 0, below and above, e.g. [0.2, 0.28].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """How answers are judged. Empty functions: each task's own reward."""
+
+    functions: dict[str, float] = field(default_factory=dict)
+    """Reward name or import path -> weight, added up; replaces the tasks' own reward. E.g. {math: 1.0, format: 0.2}."""
+    timeout_seconds: float = 30.0
+    """Longest time one call may take for one step's answers of one task; it runs in a child process that is then killed."""
+    on_failure: Literal["raise", "drop"] = "raise"
+    """A reward that raises, hangs, or returns NaN or infinity: stop the run, or drop those answers, counted and logged."""
+    workers: int = 1
+    """Child processes that compute rewards; 0 computes them in the main process, without time limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay of the running mean and of the running square of the gradient."""
+    eps: float = 1e-8
+    """Added to the root of the running square."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; not applied to biases and norms."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0: never."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises from 0 linearly."""
+    final_fraction: float = 0.0
+    """Share of the peak learning rate at the last step of linear and cosine."""
+    max_bad_steps: int = 5
+    """Optimizer steps in a row with a NaN or infinite loss or gradient, each skipped and counted, before the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0:
+            raise ValueError(f"optimizer.learning_rate={self.learning_rate}: must be >= 0.")
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas={self.betas}: give two numbers, e.g. [0.9, 0.999].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """How one step's answers become gradient steps."""
+
+    epochs: int = 1
+    """Passes over the answers of a step."""
+    minibatches: int = 1
+    """Optimizer steps per pass; answers are shared out evenly, groups split only where they must be."""
+    tokens_per_batch: int = 1024
+    """Most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
+    logits_per_chunk: int = 16_777_216
+    """Most logits (positions x vocabulary) that exist at once in the head."""
+    share_prompts: bool = True
+    """Compute a prompt once for all answers to it. false lays it before each answer; slow, for checking."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "update", epochs=self.epochs, minibatches=self.minibatches, tokens_per_batch=self.tokens_per_batch, logits_per_chunk=self.logits_per_chunk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyConfig:
+    """Where and how the model is trained."""
+
+    backend: str = "single"
+    """single: one process. Others come as import paths of a Strategy class."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, npu, xpu, mps."""
+    threads: int = 0
+    """CPU threads for torch; 0: torch's choice ($OMP_NUM_THREADS)."""
+    offload: bool = False
+    """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved, and when."""
+
+    every_steps: int = 50
+    """Save everything needed to go on, every so many steps; 0: only at the end or when stopped."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Held-out evaluation, in training and in `lightrft evaluate`."""
+
+    every_steps: int = 0
+    """Evaluate every so many steps; 0: only before and after."""
+    before_and_after: bool = True
+    """Evaluate before the first and after the last step."""
+    limit: int = 256
+    """Most questions per task; 0: all."""
+    samples: int = 1
+    """Answers per question."""
+    temperature: float = 0.0
+    """Sampling temperature; 0: the most likely token."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens with this total probability."""
+    max_tokens: int = 0
+    """Most tokens of an answer; 0: rollout.max_tokens."""
+    pass_k: list[int] = field(default_factory=lambda: [1])
+    """k of pass@k; each at most samples."""
+    majority_k: list[int] = field(default_factory=list)
+    """k of maj@k; each at most samples."""
+
+    def __post_init__(self) -> None:
+        too_large = [k for k in [*self.pass_k, *self.majority_k] if k > self.samples]
+        if too_large:
+            raise ValueError(f"evaluate.pass_k / majority_k={too_large}: need at least as many answers. Set evaluate.samples={max(too_large)} or more.")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"evaluate.samples={self.samples} with evaluate.temperature=0 gives the same answer {self.samples} times. Set evaluate.temperature, e.g. 0.7.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes down."""
+
+    progress: bool = True
+    """Live progress in the terminal; false prints one line per step."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    trajectories_every_steps: int = 1
+    """Save the answers of every n-th step for `lightrft view`; 0: none."""
+    token_columns: bool = True
+    """Save per-token log-probs and advantages with the trajectories."""
+    capture_steps: list[int] = field(default_factory=list)
+    """Steps whose whole input is written as a capsule for `lightrft replay`."""
+    capture_spikes: float = 0.0
+    """Capture a step whose gradient norm exceeds this many times its running median; 0: never. NaN steps always are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Reinforcement learning of a language model (`lightrft train`)."""
+
+    run: str = ""
+    """Run folder. Empty: runs/NAME-DATE-TIME."""
+    name: str = "run"
+    """Name of the run, used in the run folder and the logs."""
+    seed: int = 0
+    """Seed of every random choice."""
+    steps: int = 100
+    """Training steps: each draws answers and learns from them."""
+    data: str = ""
+    """Folder with the tasks' data sets (DATA/gsm8k/train.jsonl, ...). Empty: each task's hub data set."""
+    trainer: str = "rl"
+    """rl, or the import path of a subclass of RLTrainer."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: TaskConfig = field(default_factory=TaskConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        at_least(1, "", steps=self.steps)
+        compares = self.algorithm.advantage in ("group_norm", "group_mean", "leave_one_out")
+        if compares and self.rollout.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size={self.rollout.group_size}: algorithm.advantage={self.algorithm.advantage} compares answers to one "
+                "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
+            )
+        if self.model.lora.rank and self.model.lora.dropout:
+            raise ValueError(
+                f"model.lora.dropout={self.model.lora.dropout}: dropout makes the trainer's log-probs differ from the engine's at "
+                "every token, so ratios are wrong. Set model.lora.dropout=0."
+            )
+        answers = self.rollout.prompts_per_step * self.rollout.group_size
+        if self.update.minibatches > answers:
+            raise ValueError(
+                f"update.minibatches={self.update.minibatches} but a step has only {answers} answers (rollout.prompts_per_step="
+                f"{self.rollout.prompts_per_step} x rollout.group_size={self.rollout.group_size}). Lower update.minibatches."
+            )
+
+
+def at_least(minimum: int, section: str, **options: int) -> None:
+    """Raises ValueError for the first option below the minimum."""
+    for name, value in options.items():
+        if value < minimum:
+            where = f"{section}.{name}" if section else name
+            raise ValueError(f"{where}={value}: must be at least {minimum}.")

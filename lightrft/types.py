@@ -1,0 +1,195 @@
+"""The whole data model: Message -> Record -> Prompt -> Completion -> Trajectory -> Batch.
+
+Letters used for tensor shapes everywhere in this project:
+
+    P   tokens of a prompt              L   tokens of a response (everything after the prompt)
+    S   sequences (answers) in a batch  T   response tokens in a batch: the sum of L over its S sequences
+    N   tokens the model reads          R   position rows (1 for text, more for multi-axis rotary positions)
+    V   vocabulary                      H   hidden size
+
+Everything is packed: sequences are laid end to end and never padded. A *column* is ``(T,)`` and entry *t* speaks
+about response token *t*; prompts carry no columns, because no algorithm may learn from a token it did not choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+Finish = Literal["stop", "length"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation; ``content`` is text, or a list of content parts (``{"type": "image", ...}``)."""
+
+    role: str
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a data set in the form every task shares: what to ask, and what is right."""
+
+    id: str
+    messages: list[Message]
+    target: Any
+    source: str
+    """Name of the task it came from; selects the reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, already in the model's tokens."""
+
+    id: str
+    """Stable across epochs and resumes; names the question, not the group."""
+    token_ids: list[int]
+    """(P,) as the trainer's model reads them, chat template and generation prompt included."""
+    messages: list[Message]
+    target: Any
+    source: str
+    positions: Tensor | None = None
+    """(R, P) for models with multi-axis rotary positions, else None."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine answers to one prompt."""
+
+    token_ids: list[int]
+    """(L,) only sampled tokens; ends with a stop token iff one was sampled."""
+    logprobs: list[float]
+    """(L,) log p of each token under the distribution it was drawn from (temperature, top-k/p and min-p applied)."""
+    finish: Finish
+    weight_version: int = 0
+    """Number of updates the weights that sampled it had seen."""
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """A prompt, what followed, and what is known about it. Filled by the phases in turn."""
+
+    prompt: Prompt
+    group: int
+    """Siblings (answers to one draw of one prompt) share it. Never derived from the text of the prompt."""
+    token_ids: list[int]
+    """(L,) everything after the prompt."""
+    mask: list[bool]
+    """(L,) True where the policy chose the token."""
+    behavior: list[float]
+    """(L,) log-probs at sampling; 0 where mask is False."""
+    finish: Finish
+    answer: str = ""
+    """The response decoded, special tokens left out. The only text a reward may look at."""
+    reward: float = nan
+    parts: dict[str, float] = field(default_factory=dict)
+    """Reward by name, unweighted."""
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """name -> (L,) float32 on the CPU: old, ref, values, rewards, advantages, returns, entropy."""
+    weight_version: int = 0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the model reads for one batch: each prompt once, followed by the responses that continue it."""
+
+    token_ids: Tensor
+    """(N,) int64"""
+    positions: Tensor
+    """(N,) int64: 0..P-1 over a prompt, and P.. over each of its responses; or (R, N)."""
+    prompt_spans: tuple[tuple[int, int], ...]
+    """Per sequence, start and end in N of the prompt it continues; siblings share one span."""
+    response_spans: tuple[tuple[int, int], ...]
+    """Per sequence, start and end in N of its response."""
+    predict: Tensor
+    """(T,) int64: the position in N whose hidden state predicts response token t. The only shift by one there is."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Batch:
+    """S answers laid end to end: T response tokens, no padding. Columns are (T,) float32 unless said otherwise."""
+
+    token_ids: Tensor
+    """(T,) int64, the response tokens."""
+    segments: Tensor
+    """(T,) int64, which sequence: 0..S-1, non-decreasing."""
+    groups: Tensor
+    """(S,) int64, which group a sequence belongs to."""
+    mask: Tensor
+    """(T,) bool, True where the policy chose the token; only these enter a policy loss."""
+    scores: Tensor
+    """(S,) float32, the reward of each whole answer."""
+    weights: Tensor
+    """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
+    behavior: Tensor
+    old: Tensor | None = None
+    ref: Tensor | None = None
+    values: Tensor | None = None
+    rewards: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+    inputs: Inputs | None = None
+    """What the model reads; None where only columns are needed."""
+
+    @property
+    def num_sequences(self) -> int:
+        return int(self.groups.numel())
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids.numel())
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an engine draws answers. Defaults draw from the model's own distribution."""
+
+    n: int = 1
+    """Answers per prompt."""
+    max_tokens: int = 256
+    """Most tokens of a response."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most likely token."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with at least this probability."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the most likely one."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response; the text is kept in the answer."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a response, besides the model's own end tokens."""
+    ignore_eos: bool = False
+    """Go on to max_tokens whatever is sampled (benchmarks)."""
+    seed: int = 0
+    """With the prompt's place and the sample's number it fixes every random draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a loss function gives back: one number per token, and what is worth logging."""
+
+    loss: Tensor
+    """(T,) not averaged: the caller multiplies by ``batch.weights`` and sums."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """name -> (T,) per-token diagnostics, averaged over the mask for the log."""
+
+
+GroupOfTrajectories = Sequence[Trajectory]
+
+
+def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
+    """One flat tensor from a list of rows."""
+    return torch.tensor([x for row in values for x in row], dtype=dtype)
