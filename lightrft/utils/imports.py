@@ -1,0 +1,82 @@
+"""Names that users give: a built-in, an import path, or a file; and packages that only some users need."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def resolve(table: Mapping[str, T], name: str, what: str) -> T:
+    """The built-in called `name`, or what 'package.module:attribute' or 'path/to/file.py:attribute' names.
+
+    `what` is the noun for error messages ("loss"). Raises ValueError saying what exists and what was perhaps meant.
+    """
+    if name in table:
+        return table[name]
+    if ":" in name:
+        place, attribute = name.rsplit(":", 1)
+        module = load_file(place) if place.endswith(".py") else _import(place, name, what)
+        try:
+            found: Any = module
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(f"{what} '{name}': {place} has no '{attribute}'.{_perhaps(attribute, dir(module))}") from None
+        return found
+    raise ValueError(
+        f"no {what} named '{name}'.{_perhaps(name, table)}\n"
+        f"  built in: {', '.join(sorted(table))}.  Your own: 'package.module:name' or 'path/to/file.py:name'."
+    )
+
+
+def load_file(path: str) -> ModuleType:
+    """The module in a Python file, loaded once; importable afterwards under a name made from its path."""
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ValueError(f"no file '{path}' (looked for {file}).")
+    name = "lightrft_file_" + "".join(c if c.isalnum() else "_" for c in str(file))
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def require(module: str, extra: str, instead: str = "") -> ModuleType:
+    """An optional package; RuntimeError naming the extra that installs it, and what to use instead."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        other = f", or {instead}" if instead else ""
+        raise RuntimeError(f'{module} is not installed: pip install "lightrft[{extra}]"{other}.') from None
+
+
+def _import(place: str, name: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not place.startswith(error.name):
+            raise
+        raise ValueError(f"{what} '{name}': there is no module '{place}'. Is it installed, or in the current folder?") from None
+
+
+def _perhaps(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
