@@ -1,0 +1,226 @@
+"""Attention over packed tokens, where a prompt is computed once for all answers to it.
+
+Registered with transformers' AttentionInterface as `lightrft_packed`. The model is called with `layout=...`, which
+every decoder layer hands on to its attention; the layout says which tokens see which. Nothing here, and nothing in
+transformers under this name, ever builds a mask of all tokens against all tokens.
+
+A response attends to two stretches: its prompt (all of it) and itself (causally). Each stretch is one call of a
+flash kernel that also returns the log-sum-exp of its scores, and two stretches are joined exactly by those:
+o = sum_i o_i exp(l_i - l), l = log sum_i exp(l_i). The backward pass of each stretch is the same kernel's, given the
+joined output and log-sum-exp (as in ring attention, Liu et al. 2023, https://arxiv.org/abs/2310.01889).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+ATTENTION = "lightrft_packed"
+
+Span = tuple[int, int]
+
+
+class Layout(Protocol):
+    """Which tokens see which: given to the model as `layout=`, called by every attention layer."""
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """(1, N, Hq, D) from query (1, Hq, N, D), key and value (1, Hkv, N, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """Prompts, each followed by the responses that continue it, laid end to end.
+
+    `groups` holds (prompt, responses): token ranges in N; the responses of a prompt are adjacent.
+    """
+
+    groups: tuple[tuple[Span, tuple[Span, ...]], ...]
+    exact: bool = False
+    """One plain sdpa call per sequence, mask and all: the slow path that the kernels are checked against."""
+
+    @classmethod
+    def of(cls, prompt_spans: Sequence[Span], response_spans: Sequence[Span], exact: bool = False) -> SharedPrompts:
+        """From the spans of `Inputs`: sequences that share a prompt span become one group."""
+        groups: dict[Span, list[Span]] = {}
+        for prompt, response in zip(prompt_spans, response_spans, strict=True):
+            groups.setdefault(prompt, []).append(response)
+        return cls(tuple((prompt, tuple(responses)) for prompt, responses in groups.items()), exact)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with response."""
+        return max(p[1] - p[0] + max((r[1] - r[0] for r in rs), default=0) for p, rs in self.groups)
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """See `Layout`."""
+        windowed = sliding_window is not None and self.longest > sliding_window
+        if self.exact or windowed:
+            out = _one_call_per_sequence(self, query, key, value, scaling, sliding_window if windowed else None)
+        elif query.device.type == "cpu":
+            out = _Stretches.apply(query, key, value, self, scaling)
+        elif query.device.type == "cuda":
+            out = _varlen(self, query, key, value, scaling)
+        else:
+            out = _one_call_per_sequence(self, query, key, value, scaling, None)
+        return out.transpose(1, 2)
+
+
+def _forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer; signature given by its AttentionInterface."""
+    for unsupported in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(unsupported) is not None:
+            raise ValueError(f"this model's attention uses '{unsupported}', which {ATTENTION} does not compute.")
+    if dropout:
+        raise ValueError(f"attention dropout {dropout} in training makes ratios wrong; set attention_dropout=0 in the model's config.")
+    if layout is None:
+        length = query.shape[2]
+        if query.shape[0] != 1 or key.shape[2] != length:
+            raise ValueError(f"{ATTENTION} reads one packed row without a cache; call the model through lightrft, or load it with attn_implementation='sdpa'.")
+        layout = SharedPrompts((((0, length), ()),))
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    return layout.attend(module, query, key, value, scaling, sliding_window), None
+
+
+AttentionInterface.register(ATTENTION, _forward)
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _Stretches(torch.autograd.Function):
+    """The CPU kernel over every stretch, joined by log-sum-exp; heads of keys are shared, never copied."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: SharedPrompts, scaling: float) -> Tensor:
+        length, heads = query.shape[2], query.shape[1]
+        out = query.new_empty(1, length, heads, query.shape[-1]).transpose(1, 2)
+        total = torch.empty(1, length, heads, dtype=_accumulate(query), device=query.device).transpose(1, 2)
+        for (a, b), responses in layout.groups:
+            k, v = key[:, :, a:b], value[:, :, a:b]
+            out[:, :, a:b], total[:, :, a:b] = _flash(query[:, :, a:b], k, v, 0.0, True, scale=scaling)
+            for c, d in responses:
+                if c < d:
+                    own = query[:, :, c:d], key[:, :, c:d], value[:, :, c:d]
+                    out[:, :, c:d], total[:, :, c:d] = _flash(*own, 0.0, True, scale=scaling)
+            c, d = _extent(responses)
+            if c < d:
+                o, l = _flash(query[:, :, c:d], k, v, 0.0, False, scale=scaling)
+                joined = torch.logaddexp(total[:, :, c:d], l)
+                share = torch.exp(l - joined).unsqueeze(-1)
+                out[:, :, c:d] = torch.lerp(out[:, :, c:d].to(share.dtype), o.to(share.dtype), share)
+                total[:, :, c:d] = joined
+        ctx.save_for_backward(query, key, value, out, total)
+        ctx.layout, ctx.scaling = layout, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, out, total = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+
+        def stretch(q: Span, k: Span, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            rows, columns = slice(*q), slice(*k)
+            return _flash_backward(
+                grad[:, :, rows], query[:, :, rows], key[:, :, columns], value[:, :, columns], out[:, :, rows],
+                total[:, :, rows], 0.0, causal, scale=ctx.scaling,
+            )  # fmt: skip
+
+        for (a, b), responses in ctx.layout.groups:
+            dq[:, :, a:b], dk[:, :, a:b], dv[:, :, a:b] = stretch((a, b), (a, b), True)
+            for c, d in responses:
+                if c < d:
+                    dq[:, :, c:d], dk[:, :, c:d], dv[:, :, c:d] = stretch((c, d), (c, d), True)
+            c, d = _extent(responses)
+            if c < d:
+                q, k, v = stretch((c, d), (a, b), False)
+                dq[:, :, c:d] += q
+                dk[:, :, a:b] += k
+                dv[:, :, a:b] += v
+        return dq, dk, dv, None, None
+
+
+def _extent(responses: Sequence[Span]) -> Span:
+    return (responses[0][0], responses[-1][1]) if responses else (0, 0)
+
+
+def _accumulate(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _one_call_per_sequence(
+    layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+) -> Tensor:
+    """The same by torch's own attention with an explicit mask per sequence."""
+    pieces: dict[int, Tensor] = {}
+    for (a, b), responses in layout.groups:
+        for c, d in ((a, b), *responses):
+            own = c != a
+            k = torch.cat([key[:, :, a:b], key[:, :, c:d]], 2) if own else key[:, :, a:b]
+            v = torch.cat([value[:, :, a:b], value[:, :, c:d]], 2) if own else value[:, :, a:b]
+            age = torch.arange(k.shape[2] - (d - c), k.shape[2], device=key.device)[:, None]
+            age = age - torch.arange(k.shape[2], device=key.device)  # how far a key lies behind a query
+            seen = (age >= 0) if window is None else (age >= 0) & (age < window)
+            pieces[c] = F.scaled_dot_product_attention(
+                query[:, :, c:d], k, v, attn_mask=seen, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+            )
+    return torch.cat([pieces[c] for c in sorted(pieces)], 2)
+
+
+def _varlen(layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """The same by torch's variable-length flash kernel: one call; keys of a prompt are gathered for each response."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    queries, keys = [], []
+    for (a, b), responses in layout.groups:
+        queries.append((a, b))
+        keys.append([(a, b)])
+        for c, d in responses:
+            if c < d:
+                queries.append((c, d))
+                keys.append([(a, b), (c, d)])
+    device = query.device
+    columns = torch.cat([torch.arange(*span) for spans in keys for span in spans]).to(device)
+    q_lengths = [d - c for c, d in queries]
+    k_lengths = [sum(d - c for c, d in spans) for spans in keys]
+    out = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1)[columns],
+        value[0].transpose(0, 1)[columns],
+        _cumulative(q_lengths, device),
+        _cumulative(k_lengths, device),
+        max(q_lengths),
+        max(k_lengths),
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out.transpose(0, 1).unsqueeze(0)
+
+
+def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
