@@ -78,10 +78,9 @@ def text_config(module: nn.Module) -> Any:
 class _ChunkedHead(torch.autograd.Function):
     """hidden (T, H) -> log-probs (T,) and entropy (T,); logits live one chunk of rows at a time.
 
-    With z = logits / temperature and p = softmax(z): log p_t = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z.
-    d log p_t / dz = onehot(t) - p and d entropy / dz = -p (z - logsumexp(z) + entropy). Where gradients are needed they
-    are computed in `forward` already for one unit of each output? No: each output has its own incoming gradient, so
-    the backward pass computes the chunk's logits again, at the price of one more matrix product.
+    With z = logits / temperature and p = softmax(z): log p_t = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z,
+    d log p_t / dz = onehot(t) - p and d entropy / dz = -p (z - logsumexp(z) + entropy). The backward pass computes a
+    chunk's logits again: one more matrix product instead of T x V numbers kept.
     """
 
     @staticmethod

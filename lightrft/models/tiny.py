@@ -1,0 +1,72 @@
+"""Models of a few hundred thousand random weights and a byte-level tokenizer, made without any file or download.
+
+`model.path=random:llama` trains one; the tests use all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+END, USER, ASSISTANT, SYSTEM = "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+VOCABULARY = 260
+
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "smollm": {"model_type": "llama", "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 48},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3"},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 16,
+    },
+}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, four special tokens, a chat template that keeps prefixes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(x, special=True) for x in (END, USER, ASSISTANT, SYSTEM)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def tiny_model(family: str = "llama", *, seed: int = 0, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
+    """A random float32 model of one of FAMILIES; `changes` override its config."""
+    if family not in FAMILIES:
+        raise ValueError(f"model.path=random:{family}: no such tiny model. There are: {', '.join(FAMILIES)}.")
+    options = {**_SHAPE, "eos_token_id": 256, "bos_token_id": None, "pad_token_id": None, **FAMILIES[family], **changes}
+    config = AutoConfig.for_model(**options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        with torch.no_grad():
+            # The usual 0.02 is so small at this width that the model hardly reacts to its input.
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(3.0)
+    return model.eval()
