@@ -1,0 +1,132 @@
+"""Who holds device memory when: one table, and moving only the difference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from rich.table import Table
+
+
+class Phase(Enum):
+    """What the program is doing. Phases take turns and do not nest."""
+
+    IDLE = "idle"
+    ROLLOUT = "rollout"
+    SCORE = "score"
+    SYNC = "sync"
+    TRAIN = "train"
+
+
+class Resident(Protocol):
+    """Something that takes device memory and can give it back."""
+
+    def onload(self) -> None:
+        """Brings it to the device."""
+        ...
+
+    def offload(self) -> None:
+        """Frees its device memory; what it holds is not lost."""
+        ...
+
+    def nbytes(self) -> int:
+        """Device memory it takes when loaded."""
+        ...
+
+
+@dataclass
+class Stage:
+    """Entering a phase moves only the difference to the last one; leaving moves nothing."""
+
+    measure: Callable[[], int]
+    """Bytes allocated on the device now."""
+    phase: Phase = Phase.IDLE
+    seconds: dict[Phase, float] = field(default_factory=dict)
+    """Time spent inside each phase since `reset_seconds`."""
+    moves: list[str] = field(default_factory=list)
+    """What the last entry moved: '-optimizer', '+engine cache', and bytes before and after."""
+    _rows: dict[str, tuple[Resident, frozenset[Phase]]] = field(default_factory=dict)
+    _inside: bool = False
+
+    def add(self, name: str, resident: Resident, *phases: Phase) -> None:
+        """A resident and the phases that need it; it must be on the device now iff the current phase needs it."""
+        self._rows[name] = (resident, frozenset(phases))
+
+    @contextmanager
+    def __call__(self, phase: Phase) -> Iterator[None]:
+        """Inside, exactly the residents of `phase` hold device memory."""
+        if self._inside:
+            raise RuntimeError(f"cannot enter {phase.value}: still inside {self.phase.value}; phases do not nest")
+        self._inside = True
+        start = time.perf_counter()
+        try:
+            self._enter(phase)
+            yield
+        finally:
+            self._inside = False
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def _enter(self, phase: Phase) -> None:
+        before, here = self.phase, self.measure()
+        leaving = [n for n, (_, ps) in self._rows.items() if before in ps and phase not in ps]
+        arriving = [n for n, (_, ps) in self._rows.items() if phase in ps and before not in ps]
+        for name in leaving:  # free first, then fill: the peak stays low
+            self._rows[name][0].offload()
+        for name in arriving:
+            self._rows[name][0].onload()
+        self.phase = phase
+        if leaving or arriving:
+            signs = [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
+            self.moves = [*signs, f"{here / 2**30:.2f} -> {self.measure() / 2**30:.2f} GiB"]
+
+    def reset_seconds(self) -> dict[str, float]:
+        """Seconds per phase since the last call."""
+        seconds = {phase.value: s for phase, s in self.seconds.items()}
+        self.seconds.clear()
+        return seconds
+
+    def table(self) -> Table:
+        """The memory plan, for people."""
+        shown = [Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN]
+        table = Table("resident", "GiB", *(p.value for p in shown), title="who holds memory when")
+        for name, (resident, phases) in self._rows.items():
+            table.add_row(name, f"{resident.nbytes() / 2**30:.2f}", *("x" if p in phases else "" for p in shown))
+        used = ["", "", *(self._sum(p) for p in shown)]
+        table.add_section()
+        table.add_row("sum, GiB", *used[1:])
+        return table
+
+    def _sum(self, phase: Phase) -> str:
+        return f"{sum(r.nbytes() for r, phases in self._rows.values() if phase in phases) / 2**30:.2f}"
+
+
+@dataclass
+class Tensors:
+    """A resident made of tensors: a model's weights, an optimizer's state. They keep their identity when they move."""
+
+    list: Callable[[], list]  # type: ignore[type-arg]  # torch.Tensor, kept out of this file's imports
+    device: str
+    host: str = "cpu"
+    moves: bool = True
+    """False where offloading is switched off, or device and host are the same."""
+
+    def onload(self) -> None:
+        """See Resident."""
+        self._move(self.device)
+
+    def offload(self) -> None:
+        """See Resident."""
+        self._move(self.host)
+
+    def nbytes(self) -> int:
+        """See Resident."""
+        return sum(t.numel() * t.element_size() for t in self.list())
+
+    def _move(self, place: str) -> None:
+        if self.moves:
+            for tensor in self.list():
+                tensor.data = tensor.data.to(place)

@@ -1,0 +1,176 @@
+"""From trajectories to packed batches and back: plan who goes with whom, lay out, fill in.
+
+A prompt is laid down once per batch and followed by all its answers there; see `Inputs`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightrft.types import Batch, Inputs, Trajectory, concatenate
+
+COLUMNS = ("old", "ref", "values", "rewards", "advantages", "returns")
+
+
+def pack(
+    trajectories: Sequence[Trajectory],
+    *,
+    inputs: bool = True,
+    share_prompts: bool = True,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """One batch of all these answers, in this order; `inputs=False` leaves out what only a model reads.
+
+    `weights` are zero until the trainer has set them. Siblings must be adjacent to share their prompt.
+    """
+    lengths = torch.tensor([len(t) for t in trajectories], dtype=torch.int64)
+    batch = Batch(
+        token_ids=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
+        segments=torch.repeat_interleave(torch.arange(len(trajectories)), lengths),
+        groups=torch.tensor([t.group for t in trajectories], dtype=torch.int64),
+        mask=torch.tensor([x for t in trajectories for x in t.mask], dtype=torch.bool),
+        scores=torch.tensor([t.reward for t in trajectories], dtype=torch.float32),
+        weights=torch.zeros(int(lengths.sum())),
+        behavior=concatenate([t.behavior for t in trajectories]),
+    )
+    for name in COLUMNS:
+        if all(name in t.columns for t in trajectories):
+            setattr(batch, name, torch.cat([t.columns[name] for t in trajectories]))
+    if inputs:
+        batch.inputs = _inputs(trajectories, share_prompts)
+    return to_device(batch, device)
+
+
+def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
+    tokens: list[int] = []
+    positions: list[Tensor] = []
+    prompt_spans: list[tuple[int, int]] = []
+    response_spans: list[tuple[int, int]] = []
+    predict: list[int] = []
+    media: dict[str, list[Tensor]] = {}
+    previous: Trajectory | None = None
+    for t in trajectories:
+        if not t.prompt.token_ids:
+            raise ValueError(f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its answer.")
+        siblings = previous is not None and previous.group == t.group and previous.prompt is t.prompt
+        if siblings and share_prompts:
+            prompt_spans.append(prompt_spans[-1])
+        else:
+            start = len(tokens)
+            tokens += t.prompt.token_ids
+            prompt_spans.append((start, len(tokens)))
+            positions.append(_prompt_positions(t))
+            for name, value in t.prompt.media.items():
+                media.setdefault(name, []).append(value)
+        start = len(tokens)
+        tokens += t.token_ids
+        response_spans.append((start, len(tokens)))
+        if t.token_ids:
+            predict += [prompt_spans[-1][1] - 1, *range(start, len(tokens) - 1)]
+            positions.append(_response_positions(t))
+        previous = t
+    return Inputs(
+        token_ids=torch.tensor(tokens, dtype=torch.int64),
+        positions=torch.cat(positions, -1),
+        prompt_spans=tuple(prompt_spans),
+        response_spans=tuple(response_spans),
+        predict=torch.tensor(predict, dtype=torch.int64),
+        media={name: torch.cat(values) for name, values in media.items()},
+    )
+
+
+def _prompt_positions(t: Trajectory) -> Tensor:
+    return torch.arange(len(t.prompt.token_ids)) if t.prompt.positions is None else t.prompt.positions
+
+
+def _response_positions(t: Trajectory) -> Tensor:
+    """Text goes on counting after the prompt; with several position rows, after the largest of them (M-RoPE)."""
+    if t.prompt.positions is None:
+        return torch.arange(len(t.prompt.token_ids), len(t.prompt.token_ids) + len(t))
+    steps = torch.arange(len(t))
+    rows = t.prompt.positions
+    first = torch.full((rows.shape[0],), int(rows[1:].max()) + 1)
+    first[0] = len(t.prompt.token_ids)
+    return first[:, None] + steps
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The same batch with every tensor on `device`."""
+    moved = {
+        name: value.to(device) if isinstance(value := getattr(batch, name), Tensor) else value
+        for name in Batch.__dataclass_fields__
+    }
+    if batch.inputs is not None:
+        i = batch.inputs
+        moved["inputs"] = Inputs(
+            token_ids=i.token_ids.to(device),
+            positions=i.positions.to(device),
+            prompt_spans=i.prompt_spans,
+            response_spans=i.response_spans,
+            predict=i.predict.to(device),
+            media={name: value.to(device) for name, value in i.media.items()},
+        )
+    return Batch(**moved)
+
+
+def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> None:
+    """Gives each trajectory its part of a (T,) column, as float32 on the CPU."""
+    parts = values.detach().to("cpu", torch.float32).split([len(t) for t in trajectories])
+    for t, part in zip(trajectories, parts, strict=True):
+        t.columns[name] = part
+
+
+def plan(trajectories: Sequence[Trajectory], tokens_per_batch: int, *, share_prompts: bool = True) -> list[list[Trajectory]]:
+    """Answers shared out over as few batches as first-fit finds; each reads at most `tokens_per_batch` tokens.
+
+    A group stays together where it fits, so that its prompt is read once; a single answer that is longer than the
+    budget gets a batch of its own. Every answer with at least one token is in exactly one batch.
+    """
+    pieces: list[tuple[int, list[Trajectory]]] = []
+    for siblings in _by_group(trajectories):
+        piece: list[Trajectory] = []
+        size = 0
+        for t in siblings:
+            if not len(t):
+                continue
+            extra = len(t) + (len(t.prompt.token_ids) if not piece or not share_prompts else 0)
+            if piece and size + extra > tokens_per_batch:
+                pieces.append((size, piece))
+                piece, size = [], 0
+                extra = len(t) + len(t.prompt.token_ids)
+            piece.append(t)
+            size += extra
+        if piece:
+            pieces.append((size, piece))
+    pieces.sort(key=lambda p: -p[0])  # stable: the order among equals is the order given
+    bins: list[tuple[int, list[Trajectory]]] = []
+    for size, piece in pieces:
+        for i, (used, content) in enumerate(bins):
+            if used + size <= tokens_per_batch:
+                bins[i] = (used + size, content + piece)
+                break
+        else:
+            bins.append((size, piece))
+    return [content for _, content in bins]
+
+
+def minibatches(trajectories: Sequence[Trajectory], count: int, *, seed: int) -> list[list[Trajectory]]:
+    """Answers in `count` parts of equal size (within one), whole groups in random order; one part keeps the order."""
+    if count == 1:
+        return [list(trajectories)]
+    groups = _by_group(trajectories)
+    random.Random(seed).shuffle(groups)
+    ordered = [t for group in groups for t in group]
+    ends = [len(ordered) * i // count for i in range(count + 1)]
+    return [part for a, b in zip(ends, ends[1:], strict=False) if (part := ordered[a:b])]
+
+
+def _by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    groups: dict[int, list[Trajectory]] = {}
+    for t in trajectories:
+        groups.setdefault(t.group, []).append(t)
+    return list(groups.values())
