@@ -1,0 +1,117 @@
+"""Every metric of a run with its meaning, and how per-token diagnostics become one number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightrft.strategy.world import World
+from lightrft.types import Trajectory
+
+METRICS: dict[str, str] = {
+    "reward/mean": "mean reward of the step's answers, as drawn (before any group is left out)",
+    "reward/std": "population standard deviation of those rewards",
+    "reward/PART": "mean of one reward function, unweighted",
+    "reward/no_signal_share": "share of groups whose rewards are all equal, so that nothing can be learnt from them",
+    "length/mean": "mean tokens of an answer",
+    "length/max": "most tokens of an answer",
+    "truncated_share": "share of answers cut at rollout.max_tokens",
+    "entropy": "mean entropy of the next-token distribution over the learnt tokens, nats, at the sampling temperature",
+    "kl": "mean estimated divergence from the reference model (algorithm.kl); only with a reference",
+    "kl_old": "mean estimated divergence of the policy from the one that sampled (k3)",
+    "ratio/mean": "mean of new / old probability of a token; 1 at the first update of a step",
+    "clip_share": "share of tokens whose gradient the clip stops",
+    "loss": "the weighted loss, averaged over the updates of the step",
+    "grad_norm": "global gradient norm before clipping, averaged over the updates of the step",
+    "learning_rate": "learning rate of the step's last update",
+    "mismatch/mean_abs": "mean of |log p by trainer - log p by engine| of the sampled tokens, same weights",
+    "mismatch/max": "its maximum; far above 0.1 in float32 points to a wrong temperature, template or stale weights",
+    "weights/version": "updates the weights had seen that sampled this step's answers",
+    "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
+    "rollout/draws": "rounds of drawing questions; more than one only with algorithm.keep",
+    "rollout/groups_left_out": "groups drawn and not learnt from (algorithm.keep)",
+    "seconds/rollout": "time sampling answers",
+    "seconds/score": "time for rewards, old and reference log-probs, advantages",
+    "seconds/sync": "time bringing new weights to the engine",
+    "seconds/train": "time for gradients and updates",
+    "seconds/step": "time of the whole step",
+    "memory/rss_gib": "host memory held at the end of the step, largest rank, GiB",
+    "memory/peak_gib": "most host memory ever held, largest rank, GiB",
+    "counts/dropped_answers": "answers dropped because a reward failed (rewards.on_failure=drop)",
+    "counts/failed/PART": "failures of one reward function",
+    "counts/bad_updates": "updates skipped for a NaN or infinite loss or gradient, in this step",
+    "counts/answers": "answers learnt from in this step, all ranks",
+    "evaluation/TASK": "held-out score of a task: mean reward of the task's own reward function",
+    "evaluation/mean": "the scores of all evaluation tasks, weighted",
+}
+
+
+@dataclass
+class TokenMeans:
+    """Sums of per-token diagnostics over micro-batches; means over all masked-in tokens of all ranks at the end."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
+    tokens: float = 0.0
+
+    def add(self, metrics: dict[str, Tensor], mask: Tensor) -> None:
+        """Each metric is (T,); names ending in /max keep their maximum."""
+        self.tokens += float(mask.sum())
+        for name, values in metrics.items():
+            chosen = values.detach()[mask].double()
+            if name.endswith("/max"):
+                here = float(chosen.max()) if chosen.numel() else 0.0
+                self.largest[name] = max(self.largest.get(name, 0.0), here)
+            else:
+                self.totals[name] = self.totals.get(name, 0.0) + float(chosen.sum())
+
+    def result(self, world: World) -> dict[str, float]:
+        """Name -> number, the same on all ranks."""
+        names = sorted(self.totals)
+        sums = world.sum(torch.tensor([self.tokens, *(self.totals[n] for n in names)], dtype=torch.float64))
+        means = {n: float(s / sums[0].clamp(min=1)) for n, s in zip(names, sums[1:], strict=True)}
+        return means | {n: world.max(v) for n, v in sorted(self.largest.items())}
+
+
+def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, float]:
+    """Reward, length and truncation over all answers of a step, all ranks."""
+    ts = [t for group in groups for t in group]
+    parts = sorted({name for t in ts for name in t.parts})
+    rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
+    silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
+    counts = [len(ts), len(groups), silent]
+    sums = [rewards.sum(), sum(len(t) for t in ts), sum(t.finish == "length" for t in ts)]
+    local = torch.tensor([*counts, *sums, *(sum(t.parts.get(p, 0.0) for t in ts) for p in parts)], dtype=torch.float64)
+    answers, drawn, silent_sum, reward, length, cut, *by_part = world.sum(local).tolist()
+    mean = reward / max(answers, 1)
+    squares = float(world.sum((rewards - mean).square().sum()))
+    return {
+        "reward/mean": mean,
+        "reward/std": (squares / max(answers, 1)) ** 0.5,
+        **{f"reward/{name}": value / max(answers, 1) for name, value in zip(parts, by_part, strict=True)},
+        "reward/no_signal_share": silent_sum / max(drawn, 1),
+        "length/mean": length / max(answers, 1),
+        "length/max": world.max(max((float(len(t)) for t in ts), default=0.0)),
+        "truncated_share": cut / max(answers, 1),
+        "counts/answers": answers,
+    }
+
+
+def average(updates: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over updates; maxima stay maxima, the learning rate is the last."""
+    rows = list(updates)
+    result = {}
+    for name in sorted({n for row in rows for n in row}):
+        values = [row[name] for row in rows if name in row]
+        if name.endswith("/max"):
+            result[name] = max(values)
+        elif name == "learning_rate":
+            result[name] = values[-1]
+        elif name.startswith("counts/"):
+            result[name] = sum(values)
+        else:
+            result[name] = sum(values) / len(values)
+    return result

@@ -1,0 +1,91 @@
+"""Gradient steps over packed batches with any loss. The only place with a backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lightrft.algorithms.averaging import denominators, token_weights
+from lightrft.config import UpdateConfig
+from lightrft.strategy.base import Trainable
+from lightrft.strategy.world import World
+from lightrft.trainer.metrics import TokenMeans
+from lightrft.trainer.replay import minibatches, pack, plan
+from lightrft.types import Batch, Terms, Trajectory
+from lightrft.utils.seeding import derive_seed
+
+Loss = Callable[[Batch], Terms]
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How tokens are averaged, see algorithms/averaging.py."""
+
+    by: Literal["token", "sequence", "fixed"]
+    max_tokens: int
+
+
+def optimize(
+    model: Trainable,
+    trajectories: Sequence[Trajectory],
+    loss: Loss,
+    *,
+    config: UpdateConfig,
+    averaging: Averaging,
+    world: World,
+    device: torch.device,
+    seed: int,
+    first: int = 0,
+    before_update: Callable[[int, float], None] = lambda index, norm: None,
+) -> list[dict[str, float]]:
+    """`config.epochs` passes of `config.minibatches` updates each; returns the metrics of every update.
+
+    Which answers meet in which update depends on `seed` alone. `first` skips updates before that index (`lightrft
+    replay`). `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
+    """
+    updates = []
+    for epoch in range(config.epochs):
+        parts = minibatches(trajectories, config.minibatches, seed=derive_seed(seed, epoch))
+        for place, part in enumerate(parts):
+            index = epoch * len(parts) + place
+            if index >= first:
+                updates.append(_update(model, part, loss, config, averaging, world, device, index, before_update))
+    return updates
+
+
+def _update(
+    model: Trainable,
+    part: Sequence[Trajectory],
+    loss: Loss,
+    config: UpdateConfig,
+    averaging: Averaging,
+    world: World,
+    device: torch.device,
+    index: int,
+    before_update: Callable[[int, float], None],
+) -> dict[str, float]:
+    whole = pack(part, inputs=False)
+    local = denominators(whole.mask, whole.segments, whole.num_sequences)
+    tokens, sequences = (int(x) for x in world.sum(torch.tensor(local)))
+    means, total = TokenMeans(), 0.0
+    for answers in plan(part, config.tokens_per_batch, share_prompts=config.share_prompts):
+        batch = pack(answers, share_prompts=config.share_prompts, device=device)
+        batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, sequences)
+        terms = loss(batch)
+        weighted = (batch.weights * terms.loss).sum()
+        model.backward(weighted)
+        total += float(weighted.detach())
+        means.add(terms.metrics, batch.mask)
+    norm = model.gradient_norm()
+    total = float(world.sum(torch.tensor(total, dtype=torch.float64)))
+    if not math.isfinite(total):
+        norm = math.nan
+    before_update(index, norm)
+    rate = model.rate()
+    updated = model.step(norm)
+    bad = {} if updated else {"counts/bad_updates": 1.0}
+    return {"loss": total, "grad_norm": norm, "learning_rate": rate, **means.result(world), **bad}

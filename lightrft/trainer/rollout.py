@@ -1,0 +1,56 @@
+"""Prompts in, groups of trajectories out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lightrft.config import RolloutConfig
+from lightrft.models.processor import Processor
+from lightrft.strategy.engines.base import Engine
+from lightrft.types import Prompt, Sampling, Trajectory
+
+
+def rollout(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    processor: Processor,
+    *,
+    first_group: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Trajectory]]:
+    """`sampling.n` answers to each prompt; each prompt's answers are one group, numbered from `first_group`.
+
+    Sampled tokens are kept as sampled; the decoded answer is for rewards and readers only.
+    """
+    completions = engine.generate(prompts, sampling, progress)
+    return [
+        [
+            Trajectory(
+                prompt=prompt,
+                group=first_group + place,
+                token_ids=list(c.token_ids),
+                mask=[True] * len(c.token_ids),
+                behavior=list(c.logprobs),
+                finish=c.finish,
+                answer=processor.text(c.token_ids),
+                weight_version=c.weight_version,
+            )
+            for c in answers
+        ]
+        for place, (prompt, answers) in enumerate(zip(prompts, completions, strict=True))
+    ]
+
+
+def training_sampling(config: RolloutConfig, seed: int) -> Sampling:
+    """How answers to learn from are drawn."""
+    return Sampling(
+        n=config.group_size,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        stop=tuple(config.stop),
+        seed=seed,
+    )
