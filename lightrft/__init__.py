@@ -1,0 +1,49 @@
+"""LightRFT: reinforcement fine-tuning of language models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightrft.app import evaluate, train
+    from lightrft.config import Config
+    from lightrft.rewards.base import each
+    from lightrft.trainer.rl import RLTrainer
+    from lightrft.types import Batch, Completion, Message, Prompt, Record, Sampling, Terms, Trajectory
+
+__version__ = "0.1.0"
+__all__ = [
+    "Batch",
+    "Completion",
+    "Config",
+    "Message",
+    "Prompt",
+    "RLTrainer",
+    "Record",
+    "Sampling",
+    "Terms",
+    "Trajectory",
+    "each",
+    "evaluate",
+    "train",
+]
+
+_HOMES = {
+    "Config": "lightrft.config",
+    "RLTrainer": "lightrft.trainer.rl",
+    "each": "lightrft.rewards.base",
+    "evaluate": "lightrft.app",
+    "train": "lightrft.app",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first asked for: `lightrft --help` must not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lightrft' has no attribute '{name}'")
+    return getattr(import_module(_HOMES.get(name, "lightrft.types")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

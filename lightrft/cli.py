@@ -1,0 +1,268 @@
+"""The commands: train, evaluate, check, config, replay, view, doctor. Each builds a Config and calls the app.
+
+torch and transformers are imported inside the commands that need them, so that help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Literal
+
+import tyro
+
+from lightrft import __version__
+from lightrft.config import Config
+from lightrft.utils import layers
+
+LAYERED = """A layer is a shipped name or your own YAML file; later ones win, flags come last.
+A list or a dict is replaced as a whole. Options in YAML: section, then option, as `lightrft config` prints them."""
+SHORT_FLAGS = {"--model": "--model.path", "--samples": "--evaluate.samples", "--capture-steps": "--log.capture-steps"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit status: 0 success, 2 a mistake in what was asked, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if args[0] == "--version":
+        print(f"lightrft {__version__}")
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, n=1)
+        perhaps = f" Perhaps you meant: {close[0]}." if close else ""
+        return fail(f"no command '{name}'.{perhaps} There are: {', '.join(COMMANDS)}.")
+    try:
+        return COMMANDS[name](rest)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left: `lightrft config tiny | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("LIGHTRFT_TRACEBACK") or not raised_by_us(error.__traceback__):
+            raise
+        return fail(str(error))
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a model: lightrft train LAYERS... FLAGS, or --resume RUN."""
+    if not args:
+        raise ValueError("what to train? Start with: lightrft train tiny. All layers and options: lightrft train --help")
+    resumed, rest = take_option(args, "--resume")
+    if resumed:
+        run = run_folder(resumed)
+        config = load("train", [str(run / "config.yaml"), *rest])
+        return finish_training(config, run)
+    return finish_training(load("train", [*rest]), None)
+
+
+def finish_training(config: Config, resume: Path | None) -> int:
+    from lightrft import app
+
+    app.train(config, resume)
+    return 0
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Score a model on a task: lightrft evaluate TASK [LAYERS...] FLAGS; --check proves the task's gold answers."""
+    rest, only_check = [arg for arg in args if arg != "--check"], "--check" in args
+    if rest and rest[0] in ("-h", "--help"):
+        rest = ["TASK", *rest]
+    if not rest or rest[0].startswith("-"):
+        raise ValueError("which task? lightrft evaluate TASK --model MODEL, e.g. lightrft evaluate gsm8k --model runs/demo/model")
+    task, *rest = rest
+    words, flags = layers.split(rest)
+    config = load("evaluate", [*words, "--tasks.evaluate", task, "1", *flags])
+    from lightrft import app
+
+    if only_check:
+        app.check_task(config, task)
+    else:
+        app.evaluate(config)
+    return 0
+
+
+def check(args: Sequence[str]) -> int:
+    """Look before a run: token counts, a rendered prompt, rewards, engine against trainer, time and memory."""
+    config = load("check", args)
+    from lightrft import app
+
+    return app.check(config)
+
+
+def config(args: Sequence[str]) -> int:
+    """Print what would run, as one YAML file with each option's meaning."""
+    print(layers.to_yaml(load("config", args)), end="")
+    return 0
+
+
+def replay(args: Sequence[str]) -> int:
+    """Compute a captured step again and compare it with the record: lightrft replay RUN --step 7."""
+    def run(run: tyro.conf.Positional[Path], step: int) -> tuple[Path, int]:
+        """Compute a captured step again in this process, and show every metric beside the recorded one.
+
+        Args:
+            run: The run folder.
+            step: The step, one of RUN/capsules/step-*.pt (see --log.capture-steps).
+        """
+        return run, step
+
+    folder, step = tyro.cli(run, prog="lightrft replay", args=list(args))
+    from lightrft import app
+
+    return app.replay(run_folder(str(folder)), step)
+
+
+def view(args: Sequence[str]) -> int:
+    """Read a run's answers in the terminal: lightrft view RUN --step 7 --best 3."""
+    from lightrft import view as viewer
+
+    def show(
+        run: tyro.conf.Positional[Path],
+        step: int | None = None,
+        group: int | None = None,
+        best: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+        worst: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+        color: Literal["none", "logprob", "advantage"] = "none",
+    ) -> None:
+        """Steps of a run; with --step its groups; with --group, --best or --worst whole answers.
+
+        Args:
+            run: The run folder.
+            step: Which step; -1 is the last one.
+            group: Show every answer of this group.
+            best: Show the N answers with the highest reward.
+            worst: Show the N answers with the lowest reward.
+            color: Colour tokens by how sure the model was, or by their advantage.
+        """
+        viewer.view(run_folder(str(run)), step=step, group=group, best=best, worst=worst, color=color)
+
+    tyro.cli(show, prog="lightrft view", args=list(args))
+    return 0
+
+
+def doctor(args: Sequence[str]) -> int:
+    """Print versions, devices, cores and memory, and which optional packages are missing."""
+    from lightrft.utils.doctor import report
+
+    report(__version__)
+    return 0
+
+
+Command = Callable[[Sequence[str]], int]
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "evaluate": evaluate,
+    "check": check,
+    "config": config,
+    "replay": replay,
+    "view": view,
+    "doctor": doctor,
+}
+
+
+def load(command: str, args: Sequence[str]) -> Config:
+    """The Config of a layered command, named after its layers unless it names itself."""
+    args = expand(args)
+    if {"-h", "--help"} & set(args):
+        print(layered_help(command))
+        return layers.load(["--help"], Config, prog=f"lightrft {command}")
+    words, flags = layers.split(args)
+    name = "-".join(layer for layer in words if layer in layers.shipped())
+    loaded = layers.load([*words, *flags], Config, prog=f"lightrft {command}")
+    return loaded if loaded.name != "run" or not name else replace(loaded, name=name)
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Short flags written out: --model X is --model.path X, --capture-steps 3,7 is --log.capture-steps 3 7."""
+    expanded: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag in SHORT_FLAGS:
+            expanded += [SHORT_FLAGS[flag], *([value] if equals else [])]
+        else:
+            expanded.append(arg)
+        if len(expanded) > 1 and expanded[-2] == SHORT_FLAGS["--capture-steps"]:
+            expanded[-1:] = expanded[-1].split(",")
+    return expanded
+
+
+def take_option(args: Sequence[str], flag: str) -> tuple[str, list[str]]:
+    """The value of `flag VALUE` or `flag=VALUE` ("" if absent), and the other words."""
+    rest = list(args)
+    for i, arg in enumerate(rest):
+        if arg == flag:
+            if i + 1 == len(rest) or rest[i + 1].startswith("-"):
+                raise ValueError(f"{flag} needs a value: {flag} runs/NAME")
+            return rest[i + 1], rest[:i] + rest[i + 2 :]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2], rest[:i] + rest[i + 1 :]
+    return "", rest
+
+
+def run_folder(name: str) -> Path:
+    """The run folder called so. ValueError if it is none, naming the newest runs beside it."""
+    run = Path(name).expanduser()
+    if (run / "config.yaml").is_file():
+        return run
+    beside = sorted(run.parent.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
+    newest = f" Newest runs there: {', '.join(str(file.parent) for file in beside[:3])}." if beside else ""
+    raise ValueError(f"'{name}' is no run folder: {run / 'config.yaml'} does not exist.{newest}")
+
+
+def raised_by_us(traceback: TracebackType | None) -> bool:
+    """Whether an exception comes from a `raise` in LightRFT itself, so that its message says all a user needs."""
+    module = ""
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        traceback = traceback.tb_next
+    return module.split(".")[0] == "lightrft"
+
+
+def fail(message: str) -> int:
+    print(f"lightrft: {message}", file=sys.stderr)
+    return 2
+
+
+def help_text() -> str:
+    """What `lightrft --help` prints."""
+    commands = "\n".join(f"  {name:<10} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items())
+    return f"""LightRFT {__version__}: reinforcement fine-tuning of language models.
+
+usage: lightrft COMMAND ...
+
+{commands}
+
+examples:
+  lightrft train tiny                                        the whole loop on a tiny random model, in seconds
+  lightrft train demo                                        a small language model learns on a CPU, in minutes
+  lightrft train dr_grpo gsm8k_qwen --data ../data           algorithm, model and task as layers, on one GPU
+  lightrft train grpo my.yaml --rollout.group-size 16        your own file, and a flag on top
+  lightrft train --resume runs/demo-20260101-120000          go on after the last checkpoint
+  lightrft evaluate gsm8k --model Qwen/Qwen2.5-0.5B-Instruct pass@1 with its confidence interval
+  lightrft view runs/demo-20260101-120000 --step -1 --best 3 the best answers of the last step
+
+`lightrft COMMAND --help` lists its layers and options."""
+
+
+def layered_help(command: str) -> str:
+    """Layers and how they combine: what stands before the options in `lightrft train --help`."""
+    usage = {
+        "train": "lightrft train LAYERS... FLAGS\n       lightrft train --resume RUN [FLAGS]\n       lightrft train RUN/config.yaml",
+        "evaluate": "lightrft evaluate TASK [LAYERS...] [--model MODEL] [--data FOLDER] [--check] FLAGS",
+    }.get(command, f"lightrft {command} LAYERS... FLAGS")
+    names = layers.shipped()
+    listed = "\n".join(f"  {name:<12} {layers.describe(file)}" for name, file in names.items())
+    short = "\n".join(f"  {short:<16} {flag}" for short, flag in SHORT_FLAGS.items())
+    about = (COMMANDS[command].__doc__ or "").splitlines()[0]
+    return f"{about}\n\nusage: {usage}\n\n{LAYERED}\n\nshipped layers:\n{listed}\n\nshort flags:\n{short}\n\noptions:"

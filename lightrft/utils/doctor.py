@@ -1,0 +1,77 @@
+"""`lightrft doctor`: what this machine has, and what is missing for which feature."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+CORE = ["torch", "transformers", "peft", "datasets", "math-verify", "tyro", "rich", "tensorboard", "matplotlib"]
+EXTRAS = {
+    "demo": ["gguf"],
+    "reasoning": ["reasoning-gym"],
+    "vllm": ["vllm"],
+    "deepspeed": ["deepspeed"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "pre-commit"],
+}
+
+
+def report(version: str) -> None:
+    """Prints versions, devices, cores, memory and missing extras."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]lightrft[/]", version)
+    table.add_row("python", f"{platform.python_version()}  {sys.executable}")
+    table.add_row("system", f"{platform.system()} {platform.release()} {platform.machine()}")
+    for name, value in [*machine().items(), *devices().items()]:
+        table.add_row(name, value)
+    for package in CORE:
+        table.add_row(package, installed(package) or "[red]missing[/]: pip install lightrft")
+    for extra, packages in EXTRAS.items():
+        missing = [package for package in packages if not installed(package)]
+        found = ", ".join(f"{package} {installed(package)}" for package in packages if package not in missing)
+        cure = f'[yellow]missing {", ".join(missing)}[/]: pip install "lightrft\\[{extra}]"' if missing else ""
+        table.add_row(f"extra {extra}", "  ".join(part for part in (found, cure) if part))
+    Console(highlight=False).print(table)
+
+
+def installed(package: str) -> str:
+    """The version of an installed package; "" if it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def machine() -> dict[str, str]:
+    """Cores, memory, free disk space and thread settings of the host."""
+    import psutil
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cores": f"{usable} usable of {os.cpu_count()}",
+        "memory": f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}",
+        "disk": f"{disk.free / 2**30:.1f} GiB free here",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+    }
+
+
+def devices() -> dict[str, str]:
+    """What torch can compute on, with memory, and the thread count it would use."""
+    if not installed("torch"):
+        return {"devices": "torch is not installed"}
+    import torch
+
+    found = {"torch threads": str(torch.get_num_threads())}
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} GiB free of {total / 2**30:.0f}"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None and accelerator.type != "cuda":
+        found[accelerator.type] = f"{torch.accelerator.device_count()} devices"
+    return found if len(found) > 1 else found | {"devices": "cpu only"}

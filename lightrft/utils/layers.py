@@ -1,0 +1,268 @@
+"""A YAML file is a list of flags: layers from left to right, flags last, one parser, one kind of error.
+
+    lightrft train grpo my_run.yaml --rollout.group-size 16
+
+A bare word is a shipped layer (lightrft/configs/WORD.yaml), a path is the user's own file. Each file is flattened into
+`--section.option=value` by walking the dataclass's type hints, and all of it goes through one `tyro.cli` call, so the
+last one to set an option wins. Lists and dicts are replaced as a whole by a later layer, never merged.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+import sys
+import textwrap
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+C = TypeVar("C")
+FOLDER = Path(__file__).resolve().parent.parent / "configs"
+YAML_FLOATS = {".inf": "inf", "-.inf": "-inf", ".nan": "nan"}
+
+
+def load(args: Sequence[str], cls: type[C], *, prog: str = "lightrft train", description: str = "") -> C:
+    """The configuration that layers and flags describe.
+
+    `args` is what stands after the command: layers first, then flags. A layer that does not exist or sets an unknown
+    option raises ValueError naming the file; a bad flag or an impossible combination is printed and exits with 2.
+    """
+    layers, flags = split(args)
+    files = [find_layer(layer) for layer in layers]
+    parsed = [file_flags(file, cls) for file in files]
+    merged = [flag for part in parsed for flag in part]
+    try:
+        return _parse([*merged, *flags], cls, prog=prog, description=description)
+    except SystemExit as stop:
+        if stop.code:
+            _name_the_file(files, parsed, cls)
+        raise
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Layers and flags: everything before the first word that begins with '-', and the rest."""
+    first = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
+    return list(args[:first]), list(args[first:])
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the layers that come with LightRFT, sorted by name."""
+    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+
+
+def describe(file: Path) -> str:
+    """The first comment line of a layer: what it is for."""
+    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def find_layer(layer: str) -> Path:
+    """The file behind a shipped layer's name or a path. ValueError if there is none."""
+    names = shipped()
+    if layer in names:
+        return names[layer]
+    path = Path(layer).expanduser()
+    if path.is_dir():
+        raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path / 'config.yaml'}.")
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise ValueError(f"no configuration file '{layer}' (looked for {path.resolve()}).")
+    close = difflib.get_close_matches(layer, names, n=1)
+    perhaps = f" Perhaps you meant: {close[0]}." if close else ""
+    raise ValueError(
+        f"no layer named '{layer}'.{perhaps}\n  shipped: {', '.join(names)}.  Your own: path/to/file.yaml.  Flags begin with --."
+    )
+
+
+def file_flags(file: Path, cls: type[Any]) -> list[str]:
+    """A YAML file as flags of the dataclass `cls`. ValueError naming file and option for what does not fit."""
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a YAML file: {error}") from None
+    if tree in (None, ""):
+        return []
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file}: expected 'option: value' lines, found a {type(tree).__name__}.")
+    return list(_flatten(tree, cls, file))
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as a YAML layer with each option's meaning beside it. Loading it gives an equal configuration."""
+    return "\n".join(_lines(config, indent="")) + "\n"
+
+
+def field_docs(cls: type[Any]) -> dict[str, str]:
+    """Field name -> the docstring under it, on one line, for the fields of a dataclass that have one."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            docs[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
+    return docs
+
+
+def options(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any], dataclasses.Field[Any], Any]]:
+    """Every option below a dataclass: dotted name, the class that holds it, its field, its type; sections opened up."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from options(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]  # a class, by the type hint
+        else:
+            yield f"{prefix}{field.name}", cls, field, hint
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Every value stays the text that was written, for the one parser to read; a key given twice is an error.
+
+    YAML's own reading would turn `revision: 0123` into 83, `name: on` into true, and `3e-5` into a string.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _flatten(tree: dict[str, Any], cls: type[Any], file: Path, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(cls)
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise ValueError(f"{file}: no option '{name}'.{_perhaps(key, cls, prefix)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if isinstance(value, dict):
+                yield from _flatten(value, hint, file, f"{name}.")  # type: ignore[arg-type]  # a class, by the type hint
+            elif value != "":
+                raise ValueError(f"{file}: '{name}' is a section: write its options below it, indented.")
+        elif get_origin(hint) is dict:
+            if not isinstance(value, dict):
+                raise ValueError(f"{file}: {name}={value}: expected name-value pairs, e.g. {name}: {{NAME: 1.0}}.")
+            kinds = get_args(hint)
+            yield f"--{name}"
+            yield from (_word(x, kind, name, file) for pair in value.items() for x, kind in zip(pair, kinds, strict=True))
+        elif get_origin(hint) is list:
+            values = value if isinstance(value, list) else [value]
+            yield f"--{name}"
+            yield from (_word(x, get_args(hint)[0], name, file) for x in values)
+        else:
+            yield f"--{name}={_word(value, hint, name, file)}"
+
+
+def _word(value: Any, kind: Any, name: str, file: Path) -> str:
+    """One value as a command-line word. A text that begins with '-' would be taken for a flag and gets a backslash."""
+    if not isinstance(value, str):
+        raise ValueError(f"{file}: {name}={value}: expected one value, found a {type(value).__name__}.")
+    if kind is str:
+        return "\\" + value if re.match(r"\\*-", value) else value
+    return YAML_FLOATS.get(value, value) if kind is float else value
+
+
+def _unescape(word: str) -> str:
+    return word[1:] if re.match(r"\\+-", word) else word
+
+
+def _perhaps(key: str, cls: type[Any], prefix: str) -> str:
+    """A suggestion: the closest name in the section, or all of them."""
+    here = [f.name for f in dataclasses.fields(cls)]
+    close = difflib.get_close_matches(key.replace("-", "_"), here, n=1)
+    return f" Perhaps you meant: {prefix}{close[0]}." if close else f" There are: {', '.join(prefix + name for name in here)}."
+
+
+def _parse(args: Sequence[str], cls: type[C], *, prog: str, description: str) -> C:
+    import tyro
+
+    return tyro.cli(
+        cls,
+        args=list(args),
+        prog=prog,
+        description=description or None,
+        config=(tyro.conf.FlagConversionOff,),
+        registry=_registry(),
+    )
+
+
+def _registry() -> Any:
+    """tyro's rules for words: true and false as YAML writes them, and a backslash before a leading '-'."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    def boolean(word: str) -> bool:
+        if word.lower() not in ("true", "false"):
+            raise ValueError(f"expected true or false, not '{word}'")
+        return word.lower() == "true"
+
+    @registry.primitive_rule
+    def bool_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+        if info.type is not bool:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="true|false",
+            instance_from_str=lambda words: boolean(words[0]),
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(value).lower()],
+        )
+
+    @registry.primitive_rule
+    def text_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
+        if info.type is not str:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="TEXT",
+            instance_from_str=lambda words: _unescape(words[0]),
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        )
+
+    return registry
+
+
+def _name_the_file(files: Sequence[Path], parsed: Sequence[Sequence[str]], cls: type[Any]) -> None:
+    """After an error was printed: which of the files, if any, has it all by itself."""
+    for file, flags in zip(files, parsed, strict=True):
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                _parse(flags, cls, prog="lightrft", description="")
+        except SystemExit:
+            print(f"The value stands in {file}", file=sys.stderr)
+            return
+
+
+def _lines(config: Any, indent: str) -> Iterator[str]:
+    docs = field_docs(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            about = (inspect.getdoc(type(value)) or "").split("\n")[0]
+            yield f"{indent}{field.name}:  # {about}"
+            yield from _lines(value, indent + "  ")
+        else:
+            line = f"{indent}{field.name}: {_yaml_value(value)}"
+            yield f"{line:<44}  # {docs[field.name]}" if field.name in docs else line
+
+
+def _yaml_value(value: Any) -> str:
+    """One value in YAML on one line."""
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.safe_dump(
+        value, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
+    )
+    return text.removesuffix("...\n").rstrip("\n")

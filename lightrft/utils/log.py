@@ -1,0 +1,81 @@
+"""Metrics of a run: one JSON object per line in RUN/metrics.jsonl, and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+
+class Logger:
+    """Writes the metrics of each step, so that a run that is killed has lost nothing that it logged.
+
+    Only one rank may hold one. `start_step` is the number of steps already done: with a resumed run, lines of later
+    steps are dropped, since these steps will be taken again.
+    """
+
+    def __init__(self, run: Path, start_step: int = 0, *, tensorboard: bool = True) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.path = run / "metrics.jsonl"
+        drop_after(self.path, start_step)
+        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        self._events: Any = _event_writer(run / "tensorboard", start_step) if tensorboard else None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one line {"step", "time", ...}. A value that is NaN or infinite is written as null."""
+        row = {"step": step, "time": time.time()} | {name: _finite(value) for name, value in metrics.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of RUN/metrics.jsonl in order; a last line that was cut off while being written is left out."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric where it was logged and finite."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Rewrites a metrics file without the lines of later steps and without a cut last line; nothing if there is none."""
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    rest = path.with_suffix(".rewriting")
+    rest.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(rest, path)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _event_writer(folder: Path, start_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)  # type: ignore[no-untyped-call]
