@@ -125,10 +125,9 @@ def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
 
     The saved config names no attention implementation of ours.
     """
-    inner = causal_lm(model)
     with merged_adapters(model):
-        state = _plain_names(inner) if is_adapted(model) else inner.state_dict()
-        inner.save_pretrained(folder, state_dict={k: v.detach().cpu() for k, v in state.items()})
+        state = {name: value.detach().cpu() for name, value in plain_state(model).items()}
+        causal_lm(model).save_pretrained(folder, state_dict=state)
     stops = sorted(processor.stop_ids)
     GenerationConfig(
         eos_token_id=stops if len(stops) > 1 else stops[0], pad_token_id=processor.tokenizer.pad_token_id
@@ -136,9 +135,10 @@ def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
     processor.save(folder)
 
 
-def _plain_names(inner: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of an adapted model under the names of the plain one."""
-    return {k.replace(".base_layer.", "."): v for k, v in inner.state_dict().items() if ".lora_" not in k}
+def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights under the names of the plain transformers model, adapters left out."""
+    state = causal_lm(model).state_dict()
+    return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
 
 def _template(setting: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig, StrategyConfig
-from lightrft.models.load import is_adapted, merged_adapters
+from lightrft.models.load import is_adapted, merged_adapters, plain_state
 from lightrft.strategy.colocate import Resident, Tensors
 
 
@@ -121,8 +121,7 @@ class SingleTrainable:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See Trainable."""
-        for name, parameter in self.module.named_parameters():
-            yield name, parameter.detach()
+        yield from plain_state(self.module).items()
 
     def merged(self) -> AbstractContextManager[None]:
         """See Trainable."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,20 +41,18 @@ def optimize(
     seed: int,
     first: int = 0,
     before_update: Callable[[int, float], None] = lambda index, norm: None,
-) -> list[dict[str, float]]:
-    """`config.epochs` passes of `config.minibatches` updates each; returns the metrics of every update.
+) -> Iterator[dict[str, float]]:
+    """`config.epochs` passes of `config.minibatches` updates each; yields the metrics of every update.
 
     Which answers meet in which update depends on `seed` alone. `first` skips updates before that index (`lightrft
     replay`). `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
     """
-    updates = []
     for epoch in range(config.epochs):
         parts = minibatches(trajectories, config.minibatches, seed=derive_seed(seed, epoch))
         for place, part in enumerate(parts):
             index = epoch * len(parts) + place
             if index >= first:
-                updates.append(_update(model, part, loss, config, averaging, world, device, index, before_update))
-    return updates
+                yield _update(model, part, loss, config, averaging, world, device, index, before_update)
 
 
 def _update(

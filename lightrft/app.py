@@ -1,0 +1,415 @@
+"""From a Config to parts that work together; the only file that imports everything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.config import Config, RolloutConfig, StrategyConfig
+from lightrft.datasets.loader import PromptLoader
+from lightrft.datasets.prompts import prepare
+from lightrft.datasets.tasks import Task, load_task
+from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor
+from lightrft.models.processor import Processor
+from lightrft.rewards.base import Judge
+from lightrft.strategy.base import Frozen, Strategy, Trainable
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.device import device_bytes, pick_device, reuse_host_memory
+from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.single import Single, WithoutAdapters
+from lightrft.strategy.world import World
+from lightrft.trainer.capsule import Capsules
+from lightrft.trainer.evaluate import Evaluator, Exam
+from lightrft.trainer.rl import RLTrainer
+from lightrft.types import Prompt
+from lightrft.utils import layers
+from lightrft.utils.atomic import write_text
+from lightrft.utils.curves import draw_curves
+from lightrft.utils.imports import resolve
+from lightrft.utils.log import Logger
+from lightrft.utils.progress import Progress, report
+from lightrft.utils.seeding import derive_seed, seed_everything
+
+log = logging.getLogger("lightrft")
+
+MakeEngine = Callable[[nn.Module, Processor, RolloutConfig], Engine]
+
+
+def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> Engine:
+    """Samples with the module itself: new weights are there without being moved."""
+    return NativeEngine(causal_lm(module), processor.stop_ids, processor.text, config.native)
+
+
+STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {"single": Single}
+ENGINES: dict[str, MakeEngine] = {"native": native_engine}
+TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
+
+
+def train(config: Config, resume: Path | None = None) -> Path:
+    """Runs or goes on with a training run and returns its folder. Errors in settings come before any weight loads."""
+    started = time.perf_counter()
+    run = resume if resume is not None else new_run(config)
+    with logging_to(run / "log.txt"), contextlib.ExitStack() as stack:
+        trainer = build_trainer(config, run, stack, started=started, resume=resume is not None)
+        if trainer.train() and trainer.world.is_first:
+            finish(trainer, stack)
+    return run
+
+
+def new_run(config: Config) -> Path:
+    """A new run folder with the resolved config in it."""
+    run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    if (run / "config.yaml").exists():
+        raise ValueError(f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder.")
+    write_text(run / "config.yaml", layers.to_yaml(config))
+    return run
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What is asked and how it is judged: tasks, their prompts, the rewards."""
+
+    prompts: PromptLoader
+    judge: Judge
+    exams: list[Exam]
+    exam_judge: Judge
+
+
+def build_trainer(
+    config: Config, run: Path, stack: contextlib.ExitStack, *, started: float, resume: bool = False
+) -> RLTrainer:
+    """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
+    prepare_process(config)
+    world, device = World.current(), pick_device(config.strategy.device)
+    algorithm = build(config.algorithm, resolve)
+    trainer_class = resolve(TRAINERS, config.trainer, "trainer")
+    make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
+    strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
+    processor = load_processor(config.model)
+    curriculum = build_curriculum(config, processor, world)
+    stack.enter_context(curriculum.judge)
+    stack.enter_context(curriculum.exam_judge)
+    checkpoints = Checkpoints(run, config.checkpoint, world)
+    state = checkpoints.load(newest(checkpoints, run)) if resume else None
+
+    actor = strategy.trainable(load_model(config.model, device), config.optimizer, total_updates(config))
+    reference = build_reference(config, algorithm, actor, strategy, device)
+    engine = make_engine(actor.module, processor, config.rollout)
+    stage = build_stage(actor, reference, engine, device)
+    logger = Logger(run, state["done"] if state else 0, tensorboard=config.log.tensorboard) if world.is_first else None
+    if logger is not None:
+        stack.enter_context(logger)
+    progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
+    evaluator = build_evaluator(config, curriculum, processor, run / "evaluation", world)
+    trainer = trainer_class(
+        config=config,
+        run=run,
+        world=world,
+        device=device,
+        stage=stage,
+        actor=actor,
+        reference=reference,
+        engine=engine,
+        processor=processor,
+        prompts=curriculum.prompts,
+        judge=curriculum.judge,
+        algorithm=algorithm,
+        evaluator=evaluator,
+        checkpoints=checkpoints,
+        capsules=Capsules(run, config.log),
+        logger=logger,
+        progress=progress,
+        config_yaml=layers.to_yaml(config),
+        started=started,
+    )
+    if state is not None:
+        trainer.load(state)
+    if world.is_first:
+        progress.console.print(stage.table())
+    stack.enter_context(progress)
+    return trainer
+
+
+def prepare_process(config: Config) -> None:
+    """Seeds, threads and memory habits of this process."""
+    if config.strategy.threads:
+        torch.set_num_threads(config.strategy.threads)
+    reuse_host_memory()
+    seed_everything(config.seed)
+
+
+def build_curriculum(config: Config, processor: Processor, world: World) -> Curriculum:
+    """Loads the tasks' data, both splits, and the rewards."""
+    if not config.tasks.train:
+        raise ValueError("tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo.")
+    tasks = {name: load_task(name) for name in config.tasks.train}
+    rewards = {task.name: task_rewards(config, task) for task in tasks.values()}
+    judge = Judge(rewards, config.rewards)
+    sources = [(prompts_of(config, task, "train", processor), config.tasks.train[name]) for name, task in tasks.items()]
+    loader = PromptLoader(sources, config.seed, world.rank, world.size)
+    exams, exam_judge = build_exams(config, processor)
+    return Curriculum(loader, judge, exams, exam_judge)
+
+
+def build_exams(config: Config, processor: Processor) -> tuple[list[Exam], Judge]:
+    """The held-out questions, the same whatever the training settings, and their judge."""
+    wanted = config.tasks.evaluate or config.tasks.train
+    if not (config.evaluate.before_and_after or config.evaluate.every_steps):
+        wanted = {}
+    exams = []
+    for name, weight in wanted.items():
+        task = load_task(name)
+        prompts = prompts_of(config, task, "evaluate", processor)
+        exams.append(Exam(task, prompts[: config.evaluate.limit or None], weight))
+    rewards = {exam.task.name: dict(exam.task.rewards) or task_rewards(config, exam.task) for exam in exams}
+    # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
+    return exams, Judge(rewards, replace(config.rewards, on_failure="drop"))
+
+
+def task_rewards(config: Config, task: Task) -> dict[str, float]:
+    """The rewards of a task: rewards.functions, else its own."""
+    chosen = dict(config.rewards.functions or task.rewards)
+    if not chosen:
+        raise ValueError(f"task '{task.name}' has no reward of its own. Set rewards.functions, e.g. --rewards.functions rewards.py:mine 1")
+    return chosen
+
+
+def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> list[Prompt]:
+    """The prompts of one split of a task."""
+    records = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
+    prompts, counts = prepare(records, processor, config.tasks)
+    log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
+    return prompts
+
+
+def total_updates(config: Config) -> int:
+    """Optimizer steps of the whole run."""
+    return config.steps * config.update.epochs * config.update.minibatches
+
+
+def build_reference(
+    config: Config, algorithm: Algorithm, actor: Trainable, strategy: Strategy, device: torch.device
+) -> Frozen | None:
+    """The model the actor started from, if the algorithm compares with it."""
+    if not algorithm.needs_reference:
+        return None
+    if is_adapted(actor.module):
+        return WithoutAdapters(actor.module)
+    return strategy.frozen(load_model(config.model, device, trainable=False))
+
+
+def build_stage(actor: Trainable, reference: Frozen | None, engine: Engine, device: torch.device) -> Stage:
+    """Who is in device memory in which phase. This is the whole memory plan."""
+    stage = Stage(lambda: device_bytes(device))
+    own, cache = actor.parts(), engine.parts()
+    shares = "weights" not in cache
+    stage.add("actor weights", own["weights"], Phase.TRAIN, Phase.SCORE, Phase.SYNC, *([Phase.ROLLOUT] if shares else []))
+    stage.add("actor optimizer", own["optimizer"], Phase.TRAIN)
+    for name, part in (reference.parts() if reference is not None else {}).items():
+        stage.add(f"reference {name}", part, Phase.SCORE)
+    for name, part in cache.items():
+        stage.add(f"engine {name}", part, *([Phase.SYNC] if name == "weights" else []), Phase.ROLLOUT)
+    return stage
+
+
+def build_evaluator(config: Config, curriculum: Curriculum, processor: Processor, folder: Path, world: World) -> Evaluator:
+    """Asks the curriculum's held-out questions."""
+    return Evaluator(
+        exams=curriculum.exams,
+        judge_answers=curriculum.exam_judge,
+        processor=processor,
+        config=config.evaluate,
+        max_tokens=config.evaluate.max_tokens or config.rollout.max_tokens,
+        stop=tuple(config.rollout.stop),
+        seed=0,
+        folder=folder,
+        world=world,
+    )
+
+
+def newest(checkpoints: Checkpoints, run: Path) -> Path:
+    """The newest complete checkpoint of a run."""
+    found = checkpoints.latest()
+    if found is None:
+        raise ValueError(
+            f"{run} has no complete checkpoint, so there is nothing to go on from. Start again with "
+            f"`lightrft train {run}/config.yaml --run NEW`, and set checkpoint.every_steps lower."
+        )
+    return found
+
+
+def finish(trainer: RLTrainer, stack: contextlib.ExitStack) -> None:
+    """Summary, picture and report of a finished run."""
+    stack.close()  # the live picture ends, files are complete
+    run = trainer.run
+    summary = {
+        "seconds": round(trainer.seconds, 1),
+        "steps": trainer.done,
+        "seed": trainer.config.seed,
+        "model": trainer.config.model.path,
+        "evaluation": evaluation_summary(run, trainer.evaluations),
+    }
+    write_text(run / "summary.json", json.dumps(summary, indent=2))
+    draw_curves(run)
+    report(summary, samples(run), run)
+
+
+def evaluation_summary(run: Path, evaluations: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Held-out scores before and after, with intervals where there is a single task."""
+    result: dict[str, Any] = {}
+    for label in ("before", "after"):
+        if label not in evaluations:
+            continue
+        result[label] = evaluations[label]["mean"]
+        estimates = json.loads((run / "evaluation" / f"{label}.json").read_text(encoding="utf-8"))
+        result["questions"] = sum(e["questions"] for e in estimates.values())
+        if len(estimates) == 1:
+            score = next(iter(estimates.values()))["score"]
+            result[f"{label}_interval"] = [score["low"], score["high"]]
+        result[f"{label}_by_task"] = estimates
+    return result
+
+
+def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
+    """Held-out questions whose answers changed the most for the better, before and after side by side."""
+    files = [run / "evaluation" / f"{label}.jsonl" for label in ("before", "after")]
+    if not all(file.is_file() for file in files):
+        return []
+    before, after = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files)
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a["reward"] is not None and b["reward"] is not None]
+    pairs.sort(key=lambda pair: pair[0]["reward"] - pair[1]["reward"])
+    return [
+        {
+            "question": a["messages"][-1]["content"],
+            "before": a["answer"],
+            "after": b["answer"],
+            "before_reward": a["reward"],
+            "after_reward": b["reward"],
+        }
+        for a, b in pairs[:most]
+    ]
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Scores a model on tasks.evaluate, prints and saves it; returns the estimates by task."""
+    prepare_process(config)
+    config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
+    device, world = pick_device(config.strategy.device), World.current()
+    folder = Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    processor = load_processor(config.model)
+    exams, judge = build_exams(config, processor)
+    with judge:
+        evaluator = Evaluator(
+            exams=exams,
+            judge_answers=judge,
+            processor=processor,
+            config=config.evaluate,
+            max_tokens=config.evaluate.max_tokens or max(exam.task.max_tokens for exam in exams),
+            stop=tuple(config.rollout.stop),
+            seed=config.seed,
+            folder=folder,
+            world=world,
+        )
+        module = load_model(config.model, device, trainable=False)
+        engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
+        engine.load_weights(module.state_dict().items())
+        with sampling_bar() as bar:
+            answers = evaluator.sample(engine, progress=bar)
+        evaluator.judge(answers, "answers")
+    estimates: dict[str, Any] = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    print_estimates(estimates, config.model.path, folder)
+    return estimates
+
+
+@contextlib.contextmanager
+def sampling_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for answers."""
+    from rich import progress
+
+    columns = ["sampling", progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn()]
+    with progress.Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("answers", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> None:
+    """A table of every estimate with its interval."""
+    from rich.table import Table
+
+    table = Table("task", "measure", "estimate", "95 % interval", title=f"{model}")
+    for task, report_ in estimates.items():
+        for name, value in report_.items():
+            if isinstance(value, dict):
+                table.add_row(task, name, f"{value['mean']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}")
+        facts = f"{report_['questions']} questions, {report_['answers']} answers, {report_['mean_length']:.0f} tokens each"
+        failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
+        table.add_row("", "", f"{facts}, {report_['truncated_share']:.0%} cut off{failed}")
+        table.add_section()
+    console = Console()
+    console.print(table)
+    console.print(f"every answer: {folder}/answers.jsonl", soft_wrap=True, highlight=False)
+
+
+def replay(run: Path, step: int) -> int:
+    """Computes a captured step again and prints each metric beside the recorded one; 0 if all are equal, else 1."""
+    from rich.table import Table
+
+    from lightrft.trainer.capsule import compare, read
+
+    capsule = read(run, step)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        resolved = Path(scratch) / "config.yaml"
+        resolved.write_text(capsule.config_yaml, encoding="utf-8")
+        config = layers.load([str(resolved)], Config)
+        config = replace(config, log=replace(config.log, progress=False, tensorboard=False, capture_steps=[]))
+        trainer = build_trainer(config, Path(scratch), stack, started=time.perf_counter())
+        trainer.actor.load(capsule.state)
+        capsule.verify(trainer.actor.weights())
+        updates = list(trainer.learn(step, capsule.trajectories, first=capsule.start))
+    table = Table("update", "metric", "recorded", "replayed", "", title=f"step {step} of {run}")
+    rows = compare(capsule.updates, updates)
+    for update, name, recorded, replayed, equal in rows:
+        table.add_row(str(update + capsule.start), name, repr(recorded), repr(replayed), "=" if equal else "DIFFERS")
+    Console().print(table)
+    same = all(row[-1] for row in rows)
+    Console().print("equal bit for bit" if same else "the step came out differently: another machine, thread count or library?")
+    return 0 if same else 1
+
+
+def check(config: Config) -> int:
+    """The pre-flight, see preflight.py."""
+    from lightrft.preflight import preflight
+
+    return preflight(config)
+
+
+@contextlib.contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """The log of a run: everything into a file, warnings to the terminal as well."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    log.addHandler(shown)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.removeHandler(shown)
+        handler.close()

@@ -1,0 +1,123 @@
+"""Held-out evaluation: sample, judge by the task's own reward, estimate, and save every answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightrft.config import EvaluateConfig
+from lightrft.datasets.tasks import Task
+from lightrft.models.processor import Processor
+from lightrft.rewards.base import Judge
+from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.world import World
+from lightrft.trainer.estimates import Estimate, majority_at_k, mean_estimate, pass_at_k
+from lightrft.trainer.rollout import rollout
+from lightrft.types import Prompt, Sampling, Trajectory
+from lightrft.utils.atomic import write_text
+from lightrft.utils.seeding import derive_seed
+
+FULL_MARKS = 1.0 - 1e-6
+"""An answer is right if its reward is at least this."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The held-out questions of one task."""
+
+    task: Task
+    prompts: Sequence[Prompt]
+    weight: float
+
+
+@dataclass
+class Evaluator:
+    """Asks the held-out questions, always the same and with the same seeds; untouched by training's random numbers."""
+
+    exams: Sequence[Exam]
+    judge_answers: Judge
+    """Built from the tasks' own rewards, not from the training rewards."""
+    processor: Processor
+    config: EvaluateConfig
+    max_tokens: int
+    stop: tuple[str, ...]
+    seed: int
+    folder: Path
+    world: World
+
+    def sample(
+        self, engine: Engine, *, progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Trajectory]]:
+        """Answers to this rank's share of the questions of all exams, one group per question."""
+        sampling = Sampling(
+            n=self.config.samples,
+            max_tokens=self.max_tokens,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            stop=self.stop,
+            seed=derive_seed(self.seed, "evaluate", self.world.rank),
+        )
+        prompts = [p for exam in self.exams for p in exam.prompts][self.world.rank :: self.world.size]
+        return rollout(engine, prompts, sampling, self.processor, progress=progress)
+
+    def judge(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
+        """Score by task and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all estimates)."""
+        self.judge_answers([t for group in groups for t in group])
+        mine = [_row(t) for group in groups for t in group]
+        rows = [row for rank in self.world.gather(mine) for row in rank]
+        report = {exam.task.name: self._estimates(exam, rows) for exam in self.exams}
+        if self.world.is_first:
+            lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            write_text(self.folder / f"{label}.jsonl", lines)
+            write_text(self.folder / f"{label}.json", json.dumps(report, indent=2))
+        scores = {name: float(estimates["score"]["mean"]) for name, estimates in report.items()}
+        total = sum(exam.weight for exam in self.exams)
+        mean = sum(scores[exam.task.name] * exam.weight for exam in self.exams) / total
+        return {**scores, "mean": mean}
+
+    def _estimates(self, exam: Exam, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Every estimate of one exam, with 95 % confidence intervals over questions."""
+        by_question: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["source"] == exam.task.name and row["reward"] is not None:
+                by_question.setdefault(row["id"], []).append(row)
+        groups = list(by_question.values())
+        counts = [(len(g), sum(row["correct"] for row in g)) for g in groups]
+        rewards = [sum(row["reward"] for row in g) / len(g) for g in groups]
+        estimates: dict[str, Estimate] = {"score": mean_estimate(rewards)}
+        for k in self.config.pass_k:
+            estimates[f"pass@{k}"] = pass_at_k([c for c in counts if c[0] >= k], k)
+        for k in self.config.majority_k:
+            votes = [[(exam.task.extract(row["answer"]), row["correct"]) for row in g] for g in groups if len(g) >= k]
+            estimates[f"maj@{k}"] = majority_at_k(votes, k)
+        judged = sum(len(g) for g in groups)
+        asked = sum(row["source"] == exam.task.name for row in rows)
+        cut = sum(row["finish"] == "length" for g in groups for row in g)
+        length = sum(row["length"] for g in groups for row in g)
+        return {
+            **{name: {"mean": e.mean, "low": e.low, "high": e.high} for name, e in estimates.items()},
+            "questions": len(groups),
+            "answers": judged,
+            "failed_rewards": asked - judged,
+            "truncated_share": cut / max(judged, 1),
+            "mean_length": length / max(judged, 1),
+        }
+
+
+def _row(t: Trajectory) -> dict[str, Any]:
+    failed = t.reward != t.reward  # NaN: its reward raised, hung or was not a number; such an answer is not counted
+    return {
+        "id": t.prompt.id,
+        "source": t.prompt.source,
+        "messages": t.prompt.messages,
+        "target": t.prompt.target,
+        "answer": t.answer,
+        "finish": t.finish,
+        "length": len(t),
+        "reward": None if failed else t.reward,
+        "parts": t.parts,
+        "correct": not failed and t.reward >= FULL_MARKS,
+    }

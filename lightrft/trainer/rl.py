@@ -1,0 +1,373 @@
+"""The loop: sample, judge, learn, repeat. Read this first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.algorithms.advantages import whiten
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.correction import mismatch
+from lightrft.config import Config
+from lightrft.datasets.loader import PromptLoader
+from lightrft.models.load import save_model
+from lightrft.models.logprobs import LogProbs, logprobs
+from lightrft.models.processor import Processor
+from lightrft.rewards.base import Judge
+from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.device import peak_gib, resident_gib
+from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.world import World
+from lightrft.trainer.capsule import Capsules, weights_hash
+from lightrft.trainer.evaluate import Evaluator
+from lightrft.trainer.metrics import average, describe
+from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.replay import pack, plan, unpack
+from lightrft.trainer.rollout import rollout, training_sampling
+from lightrft.types import Batch, Terms, Trajectory
+from lightrft.utils.interrupt import Interrupt, Stopped
+from lightrft.utils.log import Logger
+from lightrft.utils.progress import Progress
+from lightrft.utils.seeding import derive_seed, generator_states, restore_generators
+from lightrft.utils import trajectories as saved
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class RLTrainer:
+    """Sample, judge, learn, repeat.
+
+    Every rank runs this same program on its own prompts (SPMD). Ranks meet where gradients are summed, where weights
+    are gathered for the engine, and in `world`. Built by app.py; a subclass may override any of the five short methods
+    that `train_step` calls.
+    """
+
+    config: Config
+    run: Path
+    world: World
+    device: torch.device
+    stage: Stage
+    actor: Trainable
+    reference: Frozen | None
+    engine: Engine
+    processor: Processor
+    prompts: PromptLoader
+    judge: Judge
+    algorithm: Algorithm
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    capsules: Capsules
+    logger: Logger | None
+    """Only on the first rank."""
+    progress: Progress
+    config_yaml: str
+    done: int = 0
+    """Steps behind us."""
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Label (before, step-000050, after) -> task -> held-out score."""
+    started: float = field(default_factory=time.perf_counter)
+    """When this process began with the run, on the perf_counter clock."""
+    earlier_seconds: float = 0.0
+    """Time that the run took before it was resumed."""
+    _position: dict[str, Any] = field(default_factory=dict)
+    _learning: bool = False
+
+    def train(self) -> bool:
+        """Runs the steps that are left; False if asked to stop before the last. What was done is saved either way."""
+        with Interrupt() as self.interrupt:
+            self._position = self._snapshot()
+            try:
+                if self.config.evaluate.before_and_after and "before" not in self.evaluations:
+                    self.evaluate("before")
+                for step in range(self.done + 1, self.config.steps + 1):
+                    self.train_step(step)
+                if self.config.evaluate.before_and_after:
+                    self.evaluate("after")
+            except Stopped as signal:
+                self.save()
+                self.progress.note(f"stopped by {signal} after step {self.done}; go on with: lightrft train --resume {self.run}")
+                return False
+            except Exception:
+                # The weights are those of the last whole step unless an update was under way: then the last
+                # checkpoint is the state to go on from.
+                if not self._learning:
+                    self.save()
+                raise
+        self.save()
+        self.save_model()
+        return True
+
+    def train_step(self, step: int) -> None:
+        """One step: everything between two sets of weights."""
+        start = time.perf_counter()
+        self.push_weights()
+        groups, metrics = self.collect(step)
+        trajectories = [t for group in groups for t in group]
+        self.score(trajectories)
+        metrics |= self.update(step, trajectories)
+        self.done = step
+        took = time.perf_counter() - start
+        self._position = self._snapshot()
+        phases = self.stage.reset_seconds()
+        metrics |= {f"seconds/{name}": s for name, s in phases.items()} | {"seconds/step": took}
+        metrics |= {"memory/rss_gib": self.world.max(resident_gib()), "memory/peak_gib": self.world.max(peak_gib())}
+        self.record(step, metrics, trajectories)
+        every = self.config.evaluate.every_steps
+        if every and step % every == 0 and step < self.config.steps:
+            self.evaluate(f"step-{step:06d}")
+        if self.checkpoints.due(step) and step < self.config.steps:
+            self.save()
+        self.interrupt.check()
+
+    def push_weights(self) -> None:
+        """The engine samples from the actor's present weights."""
+        with self.stage(Phase.SYNC), self.actor.merged():
+            self.engine.load_weights(self.actor.weights())
+            self.engine.weight_version = self.actor.version
+
+    def collect(self, step: int) -> tuple[list[list[Trajectory]], Metrics]:
+        """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
+
+        With `algorithm.keep` other than all, questions are drawn again until there are enough groups, at most
+        `rollout.max_draws` times.
+        """
+        config = self.config.rollout
+        need = config.prompts_per_step // self.world.size
+        kept: list[list[Trajectory]] = []
+        drawn: list[list[Trajectory]] = []
+        counts: Metrics = {}
+        tokens, draws = 0, 0
+        while draws < config.max_draws:
+            draws += 1
+            self.progress.phase("rollout")
+            with self.stage(Phase.ROLLOUT), self.actor.merged():
+                # Numbered over the run and over ranks, so that no two groups are ever taken for one.
+                first = ((step - 1) * config.max_draws + draws - 1) * config.prompts_per_step + self.world.rank * need
+                groups = rollout(
+                    self.engine,
+                    self.prompts.draw(need),
+                    training_sampling(config, derive_seed(self.config.seed, step, draws, self.world.rank)),
+                    self.processor,
+                    first_group=first,
+                    progress=self._sampled,
+                )
+            tokens += sum(len(t) for group in groups for t in group)
+            self.progress.phase("score")
+            with self.stage(Phase.SCORE):
+                judged = self.judge([t for group in groups for t in group])
+            counts = average([counts, {k: v for k, v in judged.metrics.items() if k.startswith("counts/")}])
+            alive = _regroup(judged.kept)
+            drawn += alive
+            kept += [group for group in alive if self.algorithm.keep(group)]
+            if self.world.all(len(kept) >= need):
+                break
+            if self.algorithm.config.keep == "all":
+                break  # answers were dropped because a reward failed: the step is a little smaller, and says so
+        if not self.world.all(bool(kept)):
+            raise RuntimeError(
+                f"step {step}: no group of answers is left to learn from after {draws} draws of {need} questions "
+                f"(algorithm.keep={self.algorithm.config.keep}, rollout.max_draws={config.max_draws}, "
+                f"{int(counts.get('counts/dropped_answers', 0))} answers dropped by failing rewards). "
+                "Raise rollout.max_draws or rollout.group_size, take easier or harder questions, or set algorithm.keep=all."
+            )
+        seconds = max(self.stage.seconds.get(Phase.ROLLOUT, 0.0), 1e-9)
+        metrics = describe(drawn, self.world) | counts
+        metrics["rollout/tokens_per_second"] = float(self.world.sum(torch.tensor(float(tokens)))) / seconds
+        metrics["rollout/draws"] = float(draws)
+        metrics["rollout/groups_left_out"] = float(len(drawn) - len(kept[:need]))
+        metrics["weights/version"] = float(self.engine.weight_version)
+        if self.algorithm.config.truncated == "mask":
+            for t in (t for group in kept for t in group if t.finish == "length"):
+                t.mask = [False] * len(t)
+        return kept[:need], metrics
+
+    @torch.no_grad()
+    def score(self, trajectories: list[Trajectory]) -> None:
+        """Fills the columns: old and reference log-probs where they are needed, rewards, advantages, returns."""
+        self.progress.phase("score")
+        with self.stage(Phase.SCORE):
+            if self.reference is not None or self.needs_old:
+                for answers in self._plan(trajectories):
+                    batch = pack(answers, share_prompts=self.config.update.share_prompts, device=self.device)
+                    if self.needs_old:
+                        unpack(self._logprobs(self.actor, batch).values, answers, "old")
+                    if self.reference is not None:
+                        with self.reference.active():
+                            unpack(self._logprobs(self.reference, batch).values, answers, "ref")
+                    self.interrupt.check()
+            whole = pack(trajectories, inputs=False)
+            whole.rewards = self.algorithm.rewards(whole)
+            whole.advantages, whole.returns = self.algorithm.advantage(whole)
+            if self.algorithm.config.whiten:
+                whole.advantages = whiten(whole.advantages, whole.mask, self.world.sum)
+            for name in ("rewards", "advantages", "returns"):
+                unpack(getattr(whole, name), trajectories, name)
+
+    def update(self, step: int, trajectories: list[Trajectory]) -> Metrics:
+        """Learns from the answers; capsules of the step are written on the way if they are wanted."""
+        self.progress.phase("train")
+        self._learning = True
+        updates: list[Metrics] = []
+        captured = False
+
+        def before_update(index: int, norm: float) -> None:
+            nonlocal captured
+            spiked = self.capsules.spike(norm)
+            if not captured and (spiked or (index == 0 and self.capsules.wanted(step))):
+                captured = True
+                self._capture(step, index, trajectories)
+
+        try:
+            with self.stage(Phase.TRAIN):
+                for metrics in self.learn(step, trajectories, before_update=before_update):
+                    updates.append(metrics)
+        finally:
+            if captured:
+                self.capsules.record(step, updates, average(updates))
+        self._learning = False
+        return average(updates)
+
+    def learn(
+        self,
+        step: int,
+        trajectories: Sequence[Trajectory],
+        *,
+        first: int = 0,
+        before_update: Callable[[int, float], None] = lambda index, norm: None,
+    ) -> Iterator[Metrics]:
+        """The gradient steps of one training step; also what `lightrft replay` computes again."""
+        return optimize(
+            self.actor,
+            trajectories,
+            self.policy_loss,
+            config=self.config.update,
+            averaging=Averaging(self.algorithm.config.average, self.config.rollout.max_tokens),
+            world=self.world,
+            device=self.device,
+            seed=derive_seed(self.config.seed, "update", step),
+            first=first,
+            before_update=before_update,
+        )
+
+    def policy_loss(self, batch: Batch) -> Terms:
+        """The algorithm's loss of each token under the actor's present weights, (T,)."""
+        new = self._logprobs(self.actor, batch)
+        terms = self.algorithm.loss(new.values, batch, new.entropy)
+        sampled_at = new.values if batch.old is None else batch.old
+        gap = mismatch(sampled_at, batch.behavior, batch.mask)
+        return Terms(terms.loss, {**terms.metrics, "mismatch/mean_abs": gap, "mismatch/max": gap})
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the log-probs before the update must be computed by themselves.
+
+        With a single update per step they are the new ones, bit for bit, and the pass is left out.
+        """
+        return self.algorithm.needs_old or self.config.update.epochs * self.config.update.minibatches > 1
+
+    def evaluate(self, label: str) -> dict[str, float]:
+        """Held-out scores by task, kept under `label` and logged."""
+        self.progress.phase("evaluate")
+        self.push_weights()
+        with self.stage(Phase.ROLLOUT), self.actor.merged():
+            answers = self.evaluator.sample(self.engine, progress=self._sampled)
+        with self.stage(Phase.SCORE):
+            scores = self.evaluator.judge(answers, label)
+        self.stage.reset_seconds()
+        self.evaluations[label] = scores
+        self._position["evaluations"] = dict(self.evaluations)
+        if self.logger is not None:
+            self.logger.log(self.done, {f"evaluation/{name}": value for name, value in scores.items()})
+        shown = ", ".join(f"{name} {value:.1%}" for name, value in scores.items() if name != "mean" or len(scores) > 2)
+        self.progress.note(f"held-out score ({label}): {shown}")
+        return scores
+
+    def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
+        """Metrics and answers of a step, to files and to the terminal."""
+        self.progress.step(step, metrics)
+        if self.logger is None:
+            return
+        self.logger.log(step, metrics)
+        every = self.config.log.trajectories_every_steps
+        if every and step % every == 0:
+            columns = self.config.log.token_columns
+            saved.save(self.run, step, trajectories, pieces=self.processor.pieces, columns=columns)
+
+    def save(self) -> None:
+        """Everything needed to go on from the last whole step."""
+        self.progress.phase("save")
+        self.checkpoints.save(self._position["done"], {"actor": self.actor.state(), **self._position})
+
+    def save_model(self) -> None:
+        """The Hugging Face folder of the run."""
+        if self.world.is_first:
+            save_model(self.actor.module, self.processor, self.run / "model")
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes back what `save` wrote."""
+        self.actor.load(state["actor"])
+        self.prompts.load(state["prompts"])
+        restore_generators(state["generators"])
+        self.capsules.load(state["capsules"])
+        self.done, self.evaluations = state["done"], dict(state["evaluations"])
+        self.earlier_seconds = state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, loading and evaluation included, over all resumes."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "prompts": self.prompts.state(),
+            "generators": generator_states(),
+            "capsules": self.capsules.state(),
+            "evaluations": dict(self.evaluations),
+            "seconds": self.seconds,
+        }
+
+    def _capture(self, step: int, index: int, trajectories: Sequence[Trajectory]) -> None:
+        self.capsules.write(
+            step,
+            trajectories=trajectories,
+            state=self.actor.state(),
+            config_yaml=self.config_yaml,
+            weights_hash=weights_hash(self.actor.weights()),
+            rng=generator_states(),
+            weight_version=self.actor.version,
+            start=index,
+        )
+
+    def _plan(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+        update = self.config.update
+        return plan(trajectories, update.tokens_per_batch, share_prompts=update.share_prompts)
+
+    def _logprobs(self, model: Trainable | Frozen, batch: Batch) -> LogProbs:
+        return logprobs(
+            model.module,
+            batch,
+            temperature=self.config.rollout.temperature,
+            max_logits=self.config.update.logits_per_chunk,
+            exact_attention=self.config.model.attention == "separate",
+        )
+
+    def _sampled(self, finished: int, total: int) -> None:
+        self.progress.answers(finished, total)
+        self.interrupt.check()
+
+
+def _regroup(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    groups: dict[int, list[Trajectory]] = {}
+    for t in trajectories:
+        groups.setdefault(t.group, []).append(t)
+    return list(groups.values())
+

@@ -1,0 +1,41 @@
+"""SIGTERM and Ctrl-C, made into an exception at the places where a run can be left without losing anything."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Stopped(Exception):
+    """The run was asked to stop; carries the name of the signal."""
+
+
+class Interrupt:
+    """While entered, SIGTERM and SIGINT are remembered, and `check` raises Stopped. A second signal acts at once."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._before: dict[int, Any] = {}
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has come. Called where nothing is half done."""
+        if self._name:
+            raise Stopped(self._name)
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._name:
+            raise KeyboardInterrupt
+        self._name = signal.Signals(number).name
