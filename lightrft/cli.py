@@ -22,7 +22,11 @@ from lightrft.utils import layers
 
 LAYERED = """A layer is a shipped name or your own YAML file; later ones win, flags come last.
 A list or a dict is replaced as a whole. Options in YAML: section, then option, as `lightrft config` prints them."""
-SHORT_FLAGS = {"--model": "--model.path", "--samples": "--evaluate.samples", "--capture-steps": "--log.capture-steps"}
+SHORT_FLAGS = {
+    "--model": "--model.path",
+    "--samples": "--evaluate.samples",
+    "--capture-steps": "--log.capture-steps",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: Sequence[str]) -> int:
     """Train a model: lightrft train LAYERS... FLAGS, or --resume RUN."""
     if not args:
-        raise ValueError("what to train? Start with: lightrft train tiny. All layers and options: lightrft train --help")
+        raise ValueError(
+            "what to train? Start with: lightrft train tiny. All layers and options: lightrft train --help"
+        )
     resumed, rest = take_option(args, "--resume")
     if resumed:
         run = run_folder(resumed)
@@ -79,7 +85,9 @@ def evaluate(args: Sequence[str]) -> int:
     if rest and rest[0] in ("-h", "--help"):
         rest = ["TASK", *rest]
     if not rest or rest[0].startswith("-"):
-        raise ValueError("which task? lightrft evaluate TASK --model MODEL, e.g. lightrft evaluate gsm8k --model runs/demo/model")
+        raise ValueError(
+            "which task? lightrft evaluate TASK --model MODEL, e.g. lightrft evaluate gsm8k --model runs/demo/model"
+        )
     task, *rest = rest
     words, flags = layers.split(rest)
     config = load("evaluate", [*words, "--tasks.evaluate", task, "1", *flags])
@@ -108,6 +116,7 @@ def config(args: Sequence[str]) -> int:
 
 def replay(args: Sequence[str]) -> int:
     """Compute a captured step again and compare it with the record: lightrft replay RUN --step 7."""
+
     def run(run: tyro.conf.Positional[Path], step: int) -> tuple[Path, int]:
         """Compute a captured step again in this process, and show every metric beside the recorded one.
 
@@ -236,7 +245,9 @@ def fail(message: str) -> int:
 
 def help_text() -> str:
     """What `lightrft --help` prints."""
-    commands = "\n".join(f"  {name:<10} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items())
+    commands = "\n".join(
+        f"  {name:<10} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()
+    )
     return f"""LightRFT {__version__}: reinforcement fine-tuning of language models.
 
 usage: lightrft COMMAND ...

@@ -11,7 +11,17 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-CORE = ["torch", "transformers", "peft", "datasets", "math-verify", "tyro", "rich", "tensorboard", "matplotlib"]
+CORE = [
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "math-verify",
+    "tyro",
+    "rich",
+    "tensorboard",
+    "matplotlib",
+]
 EXTRAS = {
     "demo": ["gguf"],
     "reasoning": ["reasoning-gym"],
@@ -34,7 +44,9 @@ def report(version: str) -> None:
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if not installed(package)]
         found = ", ".join(f"{package} {installed(package)}" for package in packages if package not in missing)
-        cure = f'[yellow]missing {", ".join(missing)}[/]: pip install "lightrft\\[{extra}]"' if missing else ""
+        cure = (
+            f'[yellow]missing {", ".join(missing)}[/]: pip install "lightrft\\[{extra}]"' if missing else ""
+        )
         table.add_row(f"extra {extra}", "  ".join(part for part in (found, cure) if part))
     Console(highlight=False).print(table)
 
@@ -70,7 +82,9 @@ def devices() -> dict[str, str]:
     found = {"torch threads": str(torch.get_num_threads())}
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
-        found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} GiB free of {total / 2**30:.0f}"
+        found[f"cuda:{i}"] = (
+            f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} GiB free of {total / 2**30:.0f}"
+        )
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None and accelerator.type != "cuda":
         found[accelerator.type] = f"{torch.accelerator.device_count()} devices"

@@ -107,7 +107,11 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     docs = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(after, ast.Expr)
+        ):
             docs[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
     return docs
 
@@ -133,7 +137,9 @@ class _TextLoader(yaml.BaseLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' is given twice", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -152,10 +158,16 @@ def _flatten(tree: dict[str, Any], cls: type[Any], file: Path, prefix: str = "")
                 raise ValueError(f"{file}: '{name}' is a section: write its options below it, indented.")
         elif get_origin(hint) is dict:
             if not isinstance(value, dict):
-                raise ValueError(f"{file}: {name}={value}: expected name-value pairs, e.g. {name}: {{NAME: 1.0}}.")
+                raise ValueError(
+                    f"{file}: {name}={value}: expected name-value pairs, e.g. {name}: {{NAME: 1.0}}."
+                )
             kinds = get_args(hint)
             yield f"--{name}"
-            yield from (_word(x, kind, name, file) for pair in value.items() for x, kind in zip(pair, kinds, strict=True))
+            yield from (
+                _word(x, kind, name, file)
+                for pair in value.items()
+                for x, kind in zip(pair, kinds, strict=True)
+            )
         elif get_origin(hint) is list:
             values = value if isinstance(value, list) else [value]
             yield f"--{name}"
@@ -181,7 +193,11 @@ def _perhaps(key: str, cls: type[Any], prefix: str) -> str:
     """A suggestion: the closest name in the section, or all of them."""
     here = [f.name for f in dataclasses.fields(cls)]
     close = difflib.get_close_matches(key.replace("-", "_"), here, n=1)
-    return f" Perhaps you meant: {prefix}{close[0]}." if close else f" There are: {', '.join(prefix + name for name in here)}."
+    return (
+        f" Perhaps you meant: {prefix}{close[0]}."
+        if close
+        else f" There are: {', '.join(prefix + name for name in here)}."
+    )
 
 
 def _parse(args: Sequence[str], cls: type[C], *, prog: str, description: str) -> C:
@@ -255,14 +271,19 @@ def _lines(config: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{field.name}:  # {about}"
             yield from _lines(value, indent + "  ")
         else:
-            line = f"{indent}{field.name}: {_yaml_value(value)}"
+            line = f"{indent}{field.name}: {yaml_value(value)}"
             yield f"{line:<44}  # {docs[field.name]}" if field.name in docs else line
 
 
-def _yaml_value(value: Any) -> str:
+def yaml_value(value: Any) -> str:
     """One value in YAML on one line."""
     style = '"' if isinstance(value, str) and "\n" in value else None
     text = yaml.safe_dump(
-        value, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
+        value,
+        default_style=style,
+        default_flow_style=True,
+        width=float("inf"),
+        allow_unicode=True,
+        sort_keys=False,
     )
     return text.removesuffix("...\n").rstrip("\n")

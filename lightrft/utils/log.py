@@ -44,7 +44,9 @@ class Logger:
     def __enter__(self) -> Logger:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -78,4 +80,4 @@ def _finite(value: float) -> float | None:
 def _event_writer(folder: Path, start_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)

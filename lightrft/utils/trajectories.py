@@ -43,14 +43,20 @@ def load(run: Path, step: int) -> list[dict[str, Any]]:
     path = file_of(run, step)
     if not path.exists():
         there = steps(run)
-        known = f"saved steps: {_ranges(there)}" if there else "none are saved: set log.trajectories_every_steps above 0"
+        known = (
+            f"saved steps: {_ranges(there)}"
+            if there
+            else "none are saved: set log.trajectories_every_steps above 0"
+        )
         raise ValueError(f"no answers of step {step} in {run}; {known}.")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def steps(run: Path) -> list[int]:
     """The steps whose answers are saved, in order."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in (run / "trajectories").glob("step-*.jsonl"))
+    return sorted(
+        int(path.stem.removeprefix("step-")) for path in (run / "trajectories").glob("step-*.jsonl")
+    )
 
 
 def file_of(run: Path, step: int) -> Path:

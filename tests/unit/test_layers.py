@@ -92,7 +92,9 @@ def test_a_section_whose_options_are_all_commented_out_changes_nothing(tmp_path:
 @settings(max_examples=40)
 @given(
     name=st.text(max_size=12).filter(lambda text: text.isprintable() or "\n" in text),
-    words=st.lists(PRINTABLE | st.sampled_from(["-x", "--", "--part.size", "\\-x", "-1", "-1x", "", "\n"]), max_size=4),
+    words=st.lists(
+        PRINTABLE | st.sampled_from(["-x", "--", "--part.size", "\\-x", "-1", "-1x", "", "\n"]), max_size=4
+    ),
     numbers=st.lists(NUMBERS, max_size=4),
     shares=st.dictionaries(PRINTABLE, NUMBERS, max_size=3),
     part=st.builds(Part, size=st.integers(), rate=NUMBERS, mode=st.sampled_from(["fast", "slow"])),
@@ -122,7 +124,11 @@ def test_every_shipped_layer_loads_and_says_what_it_is_for(name: str) -> None:
 def test_grouping_layers_differently_changes_nothing(tmp_path_factory, data) -> None:  # type: ignore[no-untyped-def]
     """(one, two), three == one, (two, three): only the last setting of each option counts."""
     folder = tmp_path_factory.getbasetemp()
-    texts = [f"part: {{size: {data.draw(st.integers(0, 3))}}}", f"name: n{data.draw(st.integers(0, 3))}", "part: {rate: 2}"]
+    texts = [
+        f"part: {{size: {data.draw(st.integers(0, 3))}}}",
+        f"name: n{data.draw(st.integers(0, 3))}",
+        "part: {rate: 2}",
+    ]
     order = data.draw(st.permutations(texts))
     files = [write(folder, text, f"{i}.yaml") for i, text in enumerate(order)]
     first_two = write(folder, layers.to_yaml(layers.load(files[:2], Whole)), "first_two.yaml")
@@ -142,13 +148,17 @@ def test_grouping_layers_differently_changes_nothing(tmp_path_factory, data) -> 
         ("name: [", "not a YAML file"),
     ],
 )
-def test_what_does_not_fit_in_a_file_names_the_file_and_the_option(tmp_path: Path, text: str, message: str) -> None:
+def test_what_does_not_fit_in_a_file_names_the_file_and_the_option(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=r"mine\.yaml") as error:
         layers.load([write(tmp_path, text)], Whole)
     assert message in str(error.value)
 
 
-def test_a_bad_value_in_a_file_names_the_option_and_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_value_in_a_file_names_the_option_and_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = write(tmp_path, "name: fine", "good.yaml")
     with pytest.raises(SystemExit) as stop:
         layers.load([good, write(tmp_path, "part: {size: many}")], Whole)
@@ -169,7 +179,9 @@ def test_a_misspelled_flag_gets_a_suggestion(capsys: pytest.CaptureFixture[str])
     assert "--rollout.group-size" in printed
 
 
-def test_an_impossible_combination_is_one_message_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_combination_is_one_message_and_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as stop:
         layers.load(["--rollout.group-size", "1"], Config)
     assert stop.value.code == 2

