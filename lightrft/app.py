@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
+from transformers.utils.logging import disable_progress_bar
 
 from lightrft.algorithms.algorithm import Algorithm, build
 from lightrft.config import Config, RolloutConfig, StrategyConfig
@@ -149,6 +150,7 @@ def prepare_process(config: Config) -> None:
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
     reuse_host_memory()
+    disable_progress_bar()  # transformers' own bars would tear the live picture
     seed_everything(config.seed)
 
 
@@ -177,7 +179,7 @@ def build_exams(config: Config, processor: Processor) -> tuple[list[Exam], Judge
         exams.append(Exam(task, prompts[: config.evaluate.limit or None], weight))
     rewards = {exam.task.name: dict(exam.task.rewards) or task_rewards(config, exam.task) for exam in exams}
     # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
-    return exams, Judge(rewards, replace(config.rewards, on_failure="drop"))
+    return exams, Judge(rewards, replace(config.rewards, functions={}, on_failure="drop"))
 
 
 def task_rewards(config: Config, task: Task) -> dict[str, float]:

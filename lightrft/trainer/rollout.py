@@ -21,9 +21,11 @@ def rollout(
 ) -> list[list[Trajectory]]:
     """`sampling.n` answers to each prompt; each prompt's answers are one group, numbered from `first_group`.
 
-    Sampled tokens are kept as sampled; the decoded answer is for rewards and readers only.
+    `progress` is told how many answers are finished, and of how many. Sampled tokens are kept as sampled; the decoded answer is for rewards and readers only.
     """
-    completions = engine.generate(prompts, sampling, progress)
+    total = len(prompts) * sampling.n
+    tell = None if progress is None else lambda finished, tokens: progress(finished, total)
+    completions = engine.generate(prompts, sampling, tell)
     return [
         [
             Trajectory(
