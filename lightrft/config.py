@@ -87,6 +87,10 @@ class NativeEngineConfig:
 
     max_sequences: int = 256
     """Most answers decoded at the same time; more wait and enter as others finish."""
+    prefill_tokens: int = 2048
+    """Most prompt tokens that enter in one pass of the model; a longer prompt enters alone."""
+    pack_weights: bool = True
+    """Copy the weights into a faster layout while generating on a CPU; costs their memory once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +217,8 @@ class UpdateConfig:
     """Optimizer steps per pass; answers are shared out evenly, groups split only where they must be."""
     tokens_per_batch: int = 1024
     """Most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
-    logits_per_chunk: int = 16_777_216
-    """Most logits (positions x vocabulary) that exist at once in the head."""
+    logits_per_chunk: int = 4_194_304
+    """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. What fits the cache is fastest."""
     share_prompts: bool = True
     """Compute a prompt once for all answers to it. false lays it before each answer; slow, for checking."""
 
@@ -244,6 +248,10 @@ class CheckpointConfig:
     """Save everything needed to go on, every so many steps; 0: only at the end or when stopped."""
     keep: int = 2
     """Newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "checkpoint", every_steps=self.every_steps)
+        at_least(1, "checkpoint", keep=self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +301,13 @@ class LogConfig:
     """Steps whose whole input is written as a capsule for `lightrft replay`."""
     capture_spikes: float = 0.0
     """Capture a step whose gradient norm exceeds this many times its running median; 0: never. NaN steps always are."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "log", trajectories_every_steps=self.trajectories_every_steps)
+        if self.capture_spikes != 0 and not self.capture_spikes > 1:
+            raise ValueError(
+                f"log.capture_spikes={self.capture_spikes}: a spike is a gradient norm above its median. Set it above 1, e.g. 5, or to 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.processor import PLAIN_TEMPLATE, Processor
@@ -70,6 +71,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, train
             model_folder(config), revision=config.revision, dtype=dtype, attn_implementation=ATTENTION
         )
     model = model.to(device).eval()
+    use_fast_linear(model)
     if trainable:
         model = _adapt(model, config.lora) if config.lora.rank else model
         if config.activation_checkpointing:

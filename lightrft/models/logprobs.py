@@ -1,7 +1,7 @@
-"""Log-probabilities and entropies of response tokens, computed in float32 and in chunks.
+"""Log-probabilities and entropies of response tokens, computed in float32 and block by block.
 
 The (tokens x vocabulary) matrix of logits never exists: only the hidden states that predict a response token pass
-through the head, a chunk at a time, and the backward pass computes each chunk again.
+through the head, one block of the vocabulary at a time, and the backward pass computes each block again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.models.attention import SharedPrompts
+from lightrft.models.linear import linear
 from lightrft.types import Batch, Inputs
 
 
@@ -38,9 +39,10 @@ def logprobs(
     hidden = hidden_states(module, batch.inputs, exact_attention=exact_attention)
     hidden = hidden.index_select(0, batch.inputs.predict)
     head = output_head(module)
-    rows = max(1, max_logits // head.weight.shape[0])
     cap = getattr(text_config(module), "final_logit_softcapping", None)
-    values, entropy = _ChunkedHead.apply(hidden, head.weight, head.bias, batch.token_ids, temperature, cap, rows)
+    values, entropy = _BlockedHead.apply(
+        hidden, head.weight, head.bias, batch.token_ids, temperature, cap, max_logits
+    )
     return LogProbs(values, entropy)
 
 
@@ -75,82 +77,104 @@ def text_config(module: nn.Module) -> Any:
     return causal_lm(module).config.get_text_config()
 
 
-class _ChunkedHead(torch.autograd.Function):
-    """hidden (T, H) -> log-probs (T,) and entropy (T,); logits live one chunk of rows at a time.
+class _BlockedHead(torch.autograd.Function):
+    """hidden (T, H) -> log-probs (T,) and entropy (T,); logits live for one block of the vocabulary at a time.
 
     With z = logits / temperature and p = softmax(z): log p_t = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z,
-    d log p_t / dz = onehot(t) - p and d entropy / dz = -p (z - logsumexp(z) + entropy). The backward pass computes a
-    chunk's logits again: one more matrix product instead of T x V numbers kept.
+    d log p_t / dz = onehot(t) - p and d entropy / dz = -p (z - logsumexp(z) + entropy). The sums over the vocabulary
+    are carried from block to block relative to the largest logit so far. The backward pass computes a block's logits
+    again: one more matrix product instead of T x V numbers kept. Blocks of the vocabulary rather than of the rows, so
+    that each row of the head's gradient is written once.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float,
-        cap: float | None, rows: int,
+        cap: float | None, max_logits: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        values, entropies, totals = [], [], []
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            z = _logits(hidden[part], weight, bias, temperature, cap)
-            total = torch.logsumexp(z, -1)
-            values.append(z.gather(1, tokens[part, None])[:, 0] - total)
-            mean = torch.linalg.vecdot(torch.exp(z - total[:, None]), z)
-            entropies.append(total - mean)
-            totals.append(total)
-        empty = hidden.new_empty(0, dtype=_accumulate(hidden))
-        value, entropy, total = (torch.cat(x) if x else empty for x in (values, entropies, totals))
+        head = _Head(hidden, weight, bias, temperature, cap)
+        rows = hidden.shape[0]
+        chosen = hidden.new_zeros(rows, dtype=head.dtype)
+        top = torch.full_like(chosen, -torch.inf)  # largest logit so far
+        mass, moment = torch.zeros_like(chosen), torch.zeros_like(chosen)  # sums of exp(z - top) and exp(z - top) z
+        blocks = _blocks(rows, weight.shape[0], max_logits)
+        for block in blocks:
+            z, _ = head.logits(block)
+            here, place = _in_block(tokens, block)
+            chosen[here] = z[here, place]
+            highest = torch.maximum(top, z.amax(1))
+            shrink = torch.exp(top - highest)
+            e = torch.sub(z, highest[:, None]).exp_()
+            mass = mass * shrink + e.sum(1)
+            moment = moment * shrink + torch.linalg.vecdot(e, z)
+            top = highest
+        total = top + mass.log()
+        entropy = total - moment / mass
         ctx.save_for_backward(hidden, weight, bias, tokens, total, entropy)
-        ctx.temperature, ctx.cap, ctx.rows = temperature, cap, rows
-        return value, entropy
+        ctx.options, ctx.blocks = (temperature, cap), blocks
+        return chosen - total, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, totals, entropies = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        learns = ctx.needs_input_grad[1]
-        grad_weight = torch.zeros_like(weight, dtype=totals.dtype) if learns else None
-        grad_bias = torch.zeros_like(bias, dtype=totals.dtype) if bias is not None and ctx.needs_input_grad[2] else None
+        hidden, weight, bias, tokens, total, entropy = ctx.saved_tensors
+        temperature, cap = ctx.options
+        head = _Head(hidden, weight, bias, temperature, cap)
+        grad_hidden = torch.zeros_like(hidden, dtype=head.dtype)
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         by_entropy = bool(grad_entropy.any())
-        for start in range(0, hidden.shape[0], ctx.rows):
-            part = slice(start, start + ctx.rows)
-            raw = _head(hidden[part], weight, bias)
-            z = _shape(raw, ctx.temperature, ctx.cap)
-            p = torch.exp(z - totals[part, None])
-            grad = p * -grad_value[part, None]
+        for block in ctx.blocks:
+            z, slope = head.logits(block)
+            p = torch.sub(z, total[:, None]).exp_()
             if by_entropy:
-                grad -= p * (z - (totals[part] - entropies[part])[:, None]) * grad_entropy[part, None]
-            grad.scatter_add_(1, tokens[part, None], grad_value[part, None])
-            if ctx.cap is not None:
-                grad *= 1 - torch.tanh(raw.to(z.dtype) / ctx.cap) ** 2
-            grad = grad.div_(ctx.temperature).to(hidden.dtype)
-            torch.mm(grad, weight, out=grad_hidden[part])
+                grad = p * (z - (total - entropy)[:, None])
+                grad = grad.mul_(-grad_entropy[:, None]).addcmul_(p, grad_value[:, None], value=-1)
+            else:
+                grad = p.mul_(-grad_value[:, None])
+            here, place = _in_block(tokens, block)
+            grad[here, place] += grad_value[here]
+            if slope is not None:
+                grad *= slope
+            if temperature != 1.0:
+                grad /= temperature
+            grad_hidden.addmm_(grad, head.rows(block))
             if grad_weight is not None:
-                grad_weight += grad.t() @ hidden[part]
+                grad_weight[block] = grad.t() @ head.hidden
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(weight.dtype),
-            None, None, None, None,
-        )  # fmt: skip
+                grad_bias[block] = grad.sum(0)
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None
 
 
-def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight, bias)
+class _Head:
+    """The output head in float32 (float64 for a float64 model), whatever type the model computes in."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, cap: float | None
+    ) -> None:
+        self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        self.hidden, self.weight, self.bias = hidden.to(self.dtype), weight, bias
+        self.temperature, self.cap = temperature, cap
+
+    def rows(self, block: slice) -> Tensor:
+        """The head's weights for a block of the vocabulary."""
+        return self.weight[block].to(self.dtype)
+
+    def logits(self, block: slice) -> tuple[Tensor, Tensor | None]:
+        """Logits over the temperature, soft-capped where the model does so, and then the slope of the cap."""
+        z = linear(self.hidden, self.rows(block), None if self.bias is None else self.bias[block].to(self.dtype))
+        slope = None
+        if self.cap is not None:
+            bent = torch.tanh(z / self.cap)
+            z, slope = self.cap * bent, 1 - bent**2
+        return (z.div_(self.temperature) if self.temperature != 1.0 else z), slope
 
 
-def _shape(raw: Tensor, temperature: float, cap: float | None) -> Tensor:
-    """Logits in float32, soft-capped where the model does so, divided by the temperature."""
-    z = raw.to(_accumulate(raw))
-    if cap is not None:
-        z = cap * torch.tanh(z / cap)
-    return z / temperature if temperature != 1.0 else z
+def _blocks(rows: int, vocabulary: int, max_logits: int) -> list[slice]:
+    width = max(1, min(vocabulary, max_logits // max(1, rows)))
+    return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, cap: float | None) -> Tensor:
-    return _shape(_head(hidden, weight, bias), temperature, cap)
-
-
-def _accumulate(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _in_block(tokens: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Rows whose token lies in the block, and its place there."""
+    here = ((tokens >= block.start) & (tokens < block.stop)).nonzero()[:, 0]
+    return here, tokens[here] - block.start

@@ -1,0 +1,61 @@
+"""Matrix products of linear layers, by the faster of the two CPU libraries that torch brings.
+
+torch multiplies float32 matrices on the CPU with MKL; its other library, oneDNN, is faster at the shapes of language
+models on many processors (see benchmarks/roofline.py). bfloat16 goes through oneDNN anyway, and other devices have one
+library only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias, differentiable, for x (..., K), weight (N, K) and bias (N,)."""
+    if _suits(x, weight):
+        product: Tensor = _OneDnn.apply(x, weight, bias)
+        return product
+    return F.linear(x, weight, bias)
+
+
+def use_fast_linear(model: nn.Module) -> None:
+    """Lets every nn.Linear of `model` multiply through `linear`; parameters and names stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]
+
+
+def _forward(module: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, module.weight, module.bias)
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    float32 = x.dtype == weight.dtype == torch.float32
+    return float32 and x.device.type == "cpu" and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+class _OneDnn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _product(flat, weight.t(), None).view(x.shape) if wants_x else None,
+            flat.t() @ x.reshape(-1, x.shape[-1]) if wants_weight else None,
+            flat.sum(0) if wants_bias else None,
+        )
