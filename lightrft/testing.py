@@ -3,19 +3,57 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightrft.models.load import save_model
 from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_model, tiny_tokenizer
-from lightrft.types import Completion, Prompt, Trajectory
+from lightrft.types import Batch, Completion, Prompt, Trajectory
 
-__all__ = ["tiny_model", "tiny_processor", "tiny_prompt", "tiny_tokenizer", "tiny_trajectories"]
+__all__ = [
+    "KeepDouble",
+    "make_batch",
+    "tiny_folder",
+    "tiny_model",
+    "tiny_processor",
+    "tiny_prompt",
+    "tiny_tokenizer",
+    "tiny_trajectories",
+]
 
 
 def tiny_processor() -> Processor:
     """One token per byte; ends with <|end|>."""
     tokenizer = tiny_tokenizer()
     return Processor(tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer))
+
+
+def tiny_folder(folder: Path, family: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
+    """A Hugging Face folder with a tiny model and the byte tokenizer; `changes` override the model's config."""
+    save_model(tiny_model(family, seed=seed, **changes), tiny_processor(), folder)
+    return folder
+
+
+class KeepDouble(TorchFunctionMode):
+    """While entered, float64 stays float64: transformers casts to float32 in its norms, whatever the model's type.
+
+    For comparisons to the last digits with a model made `.double()`. Backward passes belong inside as well.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is Tensor.float:
+            return args[0].double()
+        if function is Tensor.to and len(args) == 2 and args[1] is torch.float32 and args[0].is_floating_point():
+            return args[0].double()
+        return function(*args, **(kwargs or {}))
 
 
 def tiny_prompt(length: int, *, seed: int = 0, source: str = "test") -> Prompt:
@@ -45,3 +83,27 @@ def tiny_trajectories(shape: Sequence[tuple[int, Sequence[int]]], *, seed: int =
                 )
             )
     return trajectories
+
+
+def make_batch(
+    lengths: Sequence[int],
+    *,
+    groups: Sequence[int] | None = None,
+    scores: Sequence[float] | Tensor | None = None,
+    mask: Sequence[bool] | Tensor | None = None,
+    **columns: Sequence[float] | Tensor,
+) -> Batch:
+    """Answers of these lengths (0 is one), end to end, without model inputs; all in group 0 and all tokens chosen.
+
+    `columns` are (T,): old, ref, rewards, advantages, ...; lists become float32, tensors stay as they are.
+    """
+    num_tokens, num_sequences = sum(lengths), len(lengths)
+    given = {name: torch.as_tensor(value) for name, value in columns.items()}
+    return Batch(
+        token_ids=torch.arange(num_tokens),
+        segments=torch.repeat_interleave(torch.arange(num_sequences), torch.tensor(lengths, dtype=torch.int64)),
+        groups=torch.zeros(num_sequences, dtype=torch.int64) if groups is None else torch.tensor(groups, dtype=torch.int64),
+        mask=torch.ones(num_tokens, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool),
+        scores=torch.zeros(num_sequences) if scores is None else torch.as_tensor(scores),
+        **{"weights": torch.zeros(num_tokens), "behavior": torch.zeros(num_tokens), **given},
+    )
