@@ -72,11 +72,11 @@ def train(config: Config, resume: Path | None = None) -> Path:
 
 
 def new_run(config: Config) -> Path:
-    """A new run folder with the resolved config in it."""
+    """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
     run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     if (run / "config.yaml").exists():
         raise ValueError(f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder.")
-    write_text(run / "config.yaml", layers.to_yaml(config))
+    write_text(run / "config.yaml", layers.to_yaml(replace(config, run="")))
     return run
 
 

@@ -1,0 +1,1 @@
+"""Advantages, losses, averaging, selection: tensors in, tensors out; no model, no file, no collective."""

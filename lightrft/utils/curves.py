@@ -73,7 +73,7 @@ def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], title: str, 
     axis.grid(color=GRID, linewidth=0.8)
     axis.spines[:].set_visible(False)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    if len(drawn) > 1:
+    if len(names) > 1:
         axis.legend(fontsize=7, frameon=False)
 
 

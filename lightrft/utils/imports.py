@@ -30,7 +30,8 @@ def resolve(table: Mapping[str, T], name: str, what: str) -> T:
                 found = getattr(found, part)
         except AttributeError:
             raise ValueError(f"{what} '{name}': {place} has no '{attribute}'.{_perhaps(attribute, dir(module))}") from None
-        return found
+        result: T = found
+        return result
     raise ValueError(
         f"no {what} named '{name}'.{_perhaps(name, table)}\n"
         f"  built in: {', '.join(sorted(table))}.  Your own: 'package.module:name' or 'path/to/file.py:name'."

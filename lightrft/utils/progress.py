@@ -99,14 +99,6 @@ class Progress:
         if not self.live:
             self.console.print(self._line(step), soft_wrap=True, markup=False)
 
-    def evaluation(self, label: str, scores: Mapping[str, float]) -> None:
-        """Held-out scores by task, and their "mean", under a label: before, after, step-50."""
-        self.current = ""
-        each = ", ".join(
-            f"{name} {score:.1%}" for name, score in scores.items() if name != "mean" and len(scores) > 2
-        )
-        self.note(f"held-out score {label}: {scores['mean']:.1%}{f' ({each})' if each else ''}")
-
     def note(self, text: str) -> None:
         """One line that stays, above the picture."""
         self.console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,145 @@
+"""How much better than expected each token was: estimators without a critic.
+
+Each takes a batch with `rewards` filled (shaping.token_rewards) and whole groups in it, and returns two
+columns, 0 outside the mask: the advantages, and the returns (the undiscounted reward still to come from each
+token on, for a critic or the log).
+
+The estimators that compare answers to one prompt find siblings by batch.groups, never by position or text,
+and take as reward of an answer the sum of its token rewards (shaping.answer_rewards), so a KL penalty in the
+reward is part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightrft.algorithms.segments import reverse_scan, segment_sum
+from lightrft.algorithms.selection import EQUAL_WITHIN
+from lightrft.algorithms.shaping import answer_rewards
+from lightrft.config import AlgorithmConfig
+from lightrft.types import Batch
+
+STD_EPSILON = 1e-6
+"""Added to a group's standard deviation; keeps the advantages of almost equal rewards small."""
+
+
+def group_norm(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward's distance from the mean of its group, in standard deviations of the group.
+
+    A_i = (r_i - mean(r)) / (std(r) + 1e-6), the same for every token of answer i. GRPO, Shao et al. 2024
+    (https://arxiv.org/abs/2402.03300), section 4.1.2. The paper leaves the kind of deviation open: ours is
+    the sample deviation (divisor G - 1), as in TRL and verl.
+
+    Equal rewards give exactly 0, decided before any division. ValueError for a group of one answer.
+    """
+    groups = _compare(batch, algo, "group_norm")
+    return _spread(groups.centred / (groups.deviation + STD_EPSILON), batch), _returns(batch)
+
+
+def group_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward minus the mean of its group.
+
+    A_i = r_i - mean(r), the same for every token of answer i. Dr.GRPO, Liu et al. 2025
+    (https://arxiv.org/abs/2503.20783): without the division, easy and hard questions are not blown up.
+
+    Equal rewards give exactly 0. ValueError for a group of one answer.
+    """
+    return _spread(_compare(batch, algo, "group_mean").centred, batch), _returns(batch)
+
+
+def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward minus the mean reward of the other answers to the same prompt.
+
+    A_i = r_i - (1 / (G - 1)) * sum_{j != i} r_j, the same for every token of answer i. RLOO, Ahmadian et al.
+    2024 (https://arxiv.org/abs/2402.14740). Unbiased, since no answer is part of its own baseline. Computed
+    as G / (G - 1) * (r_i - mean(r)), which is the same number.
+
+    Equal rewards give exactly 0. ValueError for a group of one answer.
+    """
+    groups = _compare(batch, algo, "leave_one_out")
+    return _spread(groups.centred * groups.size / (groups.size - 1), batch), _returns(batch)
+
+
+def reinforce(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward still to come, without a baseline and without discount.
+
+    A_t = sum_{u >= t} r_u. Williams 1992 (https://doi.org/10.1007/BF00992696). Needs no group; noisy unless
+    the rewards are centred, see algorithm.whiten.
+    """
+    returns = _returns(batch)
+    return returns, returns
+
+
+def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """`values` (T,) at mean 0 and deviation 1 over the masked-in tokens of all ranks; 0 elsewhere.
+
+    `reduce` sums a tensor over ranks (the identity in one process) and is called twice, on every rank, also
+    on one without tokens. Float64 inside; population deviation (divisor: the number of tokens). Values that
+    are all equal give exactly 0: a deviation below 1e-9 of the mean is rounding.
+    """
+    chosen = values.double()[mask]
+    total, count = reduce(torch.stack([chosen.sum(), torch.ones_like(chosen).sum()]))
+    mean = total / count.clamp(min=1)
+    squares = reduce((chosen - mean).square().sum())
+    deviation = (squares / count.clamp(min=1)).sqrt()
+    if deviation <= 1e-9 * mean.abs():
+        return torch.zeros_like(values)
+    return torch.where(mask, (values.double() - mean) / deviation, 0.0).to(values.dtype)
+
+
+class _Groups(NamedTuple):
+    """Each answer beside its siblings, (S,) float64."""
+
+    centred: Tensor
+    """Reward minus the mean of its group; exactly 0 where all rewards of the group are equal."""
+    deviation: Tensor
+    """Sample standard deviation of its group."""
+    size: Tensor
+    """Answers in its group."""
+
+
+def _compare(batch: Batch, algo: AlgorithmConfig, name: str) -> _Groups:
+    rewards = answer_rewards(batch, algo).double()  # (S,)
+    ids, group = torch.unique(batch.groups, return_inverse=True)
+    num_groups = int(ids.numel())
+    size = segment_sum(torch.ones_like(rewards), group, num_groups)
+    if bool((size < 2).any()):
+        raise ValueError(
+            f"group {int(ids[size < 2][0])} has 1 answer: algorithm.advantage={name} compares answers "
+            "to one prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce. "
+            "If rewards.on_failure=drop left one answer, the group must be dropped whole."
+        )
+    highest = rewards.new_zeros(num_groups).scatter_reduce(0, group, rewards, "amax", include_self=False)
+    lowest = rewards.new_zeros(num_groups).scatter_reduce(0, group, rewards, "amin", include_self=False)
+    equal = highest - lowest <= EQUAL_WITHIN * torch.maximum(highest.abs(), lowest.abs())
+    mean = segment_sum(rewards, group, num_groups) / size
+    centred = torch.where(equal[group], 0.0, rewards - mean[group])
+    deviation = (segment_sum(centred.square(), group, num_groups) / (size - 1)).sqrt()
+    return _Groups(centred, deviation[group], size[group])
+
+
+def _spread(values: Tensor, batch: Batch) -> Tensor:
+    """One value per answer (S,) given to each of its masked-in tokens, (T,)."""
+    assert batch.rewards is not None
+    return torch.where(batch.mask, values[batch.segments], 0.0).to(batch.rewards.dtype)
+
+
+def _returns(batch: Batch) -> Tensor:
+    assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
+    rewards = torch.where(batch.mask, batch.rewards, 0.0)
+    return torch.where(batch.mask, reverse_scan(rewards, batch.segments, 1.0), 0.0)
+
+
+Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
+"""-> advantages (T,), returns (T,)"""
+
+ADVANTAGES: dict[str, Advantage] = {
+    "group_norm": group_norm,
+    "group_mean": group_mean,
+    "leave_one_out": leave_one_out,
+    "reinforce": reinforce,
+}

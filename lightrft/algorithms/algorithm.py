@@ -1,0 +1,154 @@
+"""An algorithm is a row of settings over pure functions; the trainer never learns its name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lightrft.algorithms.advantages import ADVANTAGES
+from lightrft.algorithms.losses import LOSSES, regularise
+from lightrft.algorithms.selection import KEEP, Keep
+from lightrft.algorithms.shaping import token_rewards
+from lightrft.config import AlgorithmConfig
+from lightrft.types import Batch, Terms
+
+
+class Resolve(Protocol):
+    """What a name or an import path stands for (utils/imports.py); passed in, as this package is pure."""
+
+    def __call__(self, table: Mapping[str, Any], name: str, what: str, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """The functions of one row of settings, bound to it. All of them are pure."""
+
+    config: AlgorithmConfig
+    advantage: Callable[[Batch], tuple[Tensor, Tensor]]
+    """Batch with rewards and whole groups -> advantages (T,), returns (T,)."""
+    policy_loss: Callable[[Tensor, Batch], Terms]
+    """New log-probs (T,), batch with advantages -> loss per token, without KL and entropy."""
+    keep: Keep
+    """Whether to learn from a group of judged trajectories."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether batch.ref must be filled."""
+        return self.config.kl_coefficient != 0
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether batch.old must be filled before rewards, however few updates follow."""
+        return self.needs_reference and self.config.kl_in == "reward"
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the entropy must come with its gradient."""
+        return self.config.entropy_coefficient != 0
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """The reward of each token, (T,)."""
+        return token_rewards(batch, self.config)
+
+    def loss(self, new: Tensor, batch: Batch, entropy: Tensor | None = None) -> Terms:
+        """Policy loss, divergence from the reference and entropy bonus of each token; 0 outside the mask."""
+        return regularise(self.policy_loss(new, batch), new, batch, self.config, entropy=entropy)
+
+
+def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
+    """The algorithm that `config` describes, with its functions found, checked, and bound to their options.
+
+    ValueError for an unknown name, a function that cannot be called as its role demands, an option that none
+    takes or that one lacks, and settings that cannot work together. Loads nothing heavy: call it at start-up.
+    """
+    if config.kl == "k1" and config.kl_in == "loss" and config.kl_coefficient != 0:
+        raise ValueError(
+            "algorithm.kl=k1 with algorithm.kl_in=loss: its gradient is 0 on average, so it would add "
+            "noise and no pull towards the reference. Set algorithm.kl=k3 or k2, or algorithm.kl_in=reward."
+        )
+    advantage = _Role(
+        "advantage", config.advantage, resolve(ADVANTAGES, config.advantage, "advantage"), ("batch", "algo")
+    )
+    loss = _Role("loss", config.loss, resolve(LOSSES, config.loss, "loss"), ("new", "batch", "algo"))
+    keep = _Role("keep", config.keep, resolve(KEEP, config.keep, "keep"), ("group",))
+    roles = (advantage, loss, keep)
+    _refuse_unused(config.options, roles)
+    options = {role.kind: role.take(config.options) for role in roles}
+
+    def bound_advantage(batch: Batch) -> tuple[Tensor, Tensor]:
+        result = advantage.function(batch, config, **options["advantage"])
+        if not (isinstance(result, tuple) and len(result) == 2 and all(_is_column(x, batch) for x in result)):
+            raise ValueError(
+                f"{advantage} must return two tensors of shape ({batch.num_tokens},): advantages and returns."
+            )
+        return result
+
+    def bound_loss(new: Tensor, batch: Batch) -> Terms:
+        result = loss.function(new, batch, config, **options["loss"])
+        if not (isinstance(result, Terms) and _is_column(result.loss, batch)):
+            raise ValueError(
+                f"{loss} must return Terms with a loss of shape ({batch.num_tokens},), not averaged."
+            )
+        return result
+
+    def bound_keep(group: Any) -> bool:
+        return bool(keep.function(group, **options["keep"]))
+
+    return Algorithm(config, bound_advantage, bound_loss, bound_keep)
+
+
+def _is_column(value: object, batch: Batch) -> bool:
+    return isinstance(value, Tensor) and value.shape == (batch.num_tokens,)
+
+
+class _Role:
+    """A function chosen for one part of the algorithm: what it is called with, and which options it takes."""
+
+    def __init__(self, kind: str, name: str, function: Any, given: tuple[str, ...]) -> None:
+        self.kind, self.name, self.function = kind, name, function
+        if not callable(function):
+            raise ValueError(f"{self} is a {type(function).__name__}, not a function.")
+        parameters = inspect.signature(function).parameters.values()
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        swallows = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        if len(positional) < len(given) and not swallows:
+            raise ValueError(
+                f"{self} must take ({', '.join(given)}) first; it takes {inspect.signature(function)}."
+            )
+        extra = [*positional[len(given) :], *(p for p in parameters if p.kind is p.KEYWORD_ONLY)]
+        self.accepts = {p.name for p in extra if p.kind is not p.POSITIONAL_ONLY}
+        self.requires = {p.name for p in extra if p.default is p.empty}
+        self.accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def __str__(self) -> str:
+        return f"algorithm.{self.kind}={self.name}"
+
+    def takes(self, option: str) -> bool:
+        return self.accepts_any or option in self.accepts
+
+    def take(self, options: Mapping[str, float]) -> dict[str, float]:
+        """Those of `options` that this function takes; ValueError if one that it needs is not among them."""
+        missing = sorted(self.requires - options.keys())
+        if missing:
+            raise ValueError(
+                f"{self} needs the option '{missing[0]}'. Set algorithm.options={{{missing[0]}: ...}}."
+            )
+        return {name: value for name, value in options.items() if self.takes(name)}
+
+
+def _refuse_unused(options: Mapping[str, float], roles: tuple[_Role, ...]) -> None:
+    known = sorted(set().union(*(role.accepts for role in roles)))
+    for name in options:
+        if any(role.takes(name) for role in roles):
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        perhaps = f" Did you mean '{close[0]}'?" if close else ""
+        raise ValueError(
+            f"algorithm.options.{name}: none of {', '.join(map(str, roles))} takes it.{perhaps} They take: "
+            f"{', '.join(known) or 'no options'}."
+        )

@@ -1,0 +1,118 @@
+"""The advantage estimators against slow loops written from the papers, in plain Python."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from lightrft.algorithms.advantages import ADVANTAGES, whiten
+from lightrft.algorithms.shaping import token_rewards
+from lightrft.config import AlgorithmConfig
+from lightrft.testing import make_batch
+
+PENALTY = 0.05
+
+
+def group_norm(rewards, i):
+    mean = sum(rewards) / len(rewards)
+    variance = sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)
+    return (rewards[i] - mean) / (math.sqrt(variance) + 1e-6)
+
+
+def group_mean(rewards, i):
+    return rewards[i] - sum(rewards) / len(rewards)
+
+
+def leave_one_out(rewards, i):
+    others = [r for j, r in enumerate(rewards) if j != i]
+    return rewards[i] - sum(others) / len(others)
+
+
+COMPARING = {"group_norm": group_norm, "group_mean": group_mean, "leave_one_out": leave_one_out}
+
+
+class Answer:
+    """One answer with everything an estimator may look at, as lists."""
+
+    def __init__(self, draw, group):
+        length = draw.randrange(0, 6)
+        self.group = group
+        self.score = draw.choice([0.0, 1.0, draw.uniform(-2, 2)])
+        self.mask = [draw.random() < 0.8 for _ in range(length)]
+        self.old = [-draw.random() for _ in range(length)]
+        self.ref = [-draw.random() for _ in range(length)]
+
+    def rewards(self, penalised):
+        """Score at the last chosen token, minus PENALTY * (log old - log ref) at each."""
+        chosen = [t for t, m in enumerate(self.mask) if m]
+        rewards = [0.0] * len(self.mask)
+        for t in chosen:
+            rewards[t] = -PENALTY * (self.old[t] - self.ref[t]) if penalised else 0.0
+        if chosen:
+            rewards[chosen[-1]] += self.score
+        return rewards
+
+    def total(self, penalised):
+        return sum(self.rewards(penalised)) if any(self.mask) else self.score
+
+
+def draw_answers(seed):
+    draw = random.Random(seed)
+    answers = [Answer(draw, group) for group in (5, 2, 9) for _ in range(draw.randrange(2, 6))]
+    draw.shuffle(answers)
+    return answers
+
+
+def laid_end_to_end(answers, algo):
+    def column(name):
+        return torch.tensor([x for a in answers for x in getattr(a, name)], dtype=torch.float64)
+
+    batch = make_batch(
+        [len(a.mask) for a in answers],
+        groups=[a.group for a in answers],
+        scores=torch.tensor([a.score for a in answers], dtype=torch.float64),
+        mask=[m for a in answers for m in a.mask],
+        old=column("old"),
+        ref=column("ref"),
+    )
+    batch.rewards = token_rewards(batch, algo)
+    return batch
+
+
+def to_come(answer, penalised):
+    rewards = answer.rewards(penalised)
+    return [sum(rewards[t:]) if m else 0.0 for t, m in enumerate(answer.mask)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("penalised", [False, True])
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_estimators_agree_with_their_papers(name, penalised, seed):
+    answers = draw_answers(seed)
+    algo = AlgorithmConfig(kl="k1", kl_in="reward", kl_coefficient=PENALTY if penalised else 0.0)
+    advantages, returns = ADVANTAGES[name](laid_end_to_end(answers, algo), algo)
+    expected = []
+    for answer in answers:
+        siblings = [a for a in answers if a.group == answer.group]
+        rewards = [a.total(penalised) for a in siblings]
+        if name == "reinforce":
+            expected += to_come(answer, penalised)
+        else:
+            value = COMPARING[name](rewards, siblings.index(answer))
+            expected += [value if m else 0.0 for m in answer.mask]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-9)
+    assert returns.tolist() == pytest.approx([x for a in answers for x in to_come(a, penalised)], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whitening_agrees_with_two_plain_passes(seed):
+    draw = random.Random(seed)
+    values = [draw.gauss(3, 2) for _ in range(50)]
+    mask = [draw.random() < 0.7 for _ in values]
+    chosen = [v for v, m in zip(values, mask, strict=True) if m]
+    mean = sum(chosen) / len(chosen)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in chosen) / len(chosen))
+    expected = [(v - mean) / deviation if m else 0.0 for v, m in zip(values, mask, strict=True)]
+    whitened = whiten(torch.tensor(values, dtype=torch.float64), torch.tensor(mask), lambda x: x)
+    assert whitened.tolist() == pytest.approx(expected, abs=1e-12)

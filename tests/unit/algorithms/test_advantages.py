@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+
+from lightrft.algorithms.advantages import (
+    ADVANTAGES,
+    group_mean,
+    group_norm,
+    leave_one_out,
+    reinforce,
+    whiten,
+)
+from lightrft.algorithms.shaping import token_rewards
+from lightrft.config import AlgorithmConfig
+from lightrft.testing import make_batch
+
+GRPO = AlgorithmConfig()
+COMPARING = ["group_norm", "group_mean", "leave_one_out"]
+
+
+def answers(scores, *, lengths=None, groups=None, mask=None):
+    batch = make_batch(lengths or [1] * len(scores), scores=scores, groups=groups, mask=mask)
+    batch.rewards = token_rewards(batch, GRPO)
+    return batch
+
+
+def test_group_norm_divides_by_the_sample_deviation():
+    advantages, _ = group_norm(answers([1.0, 0.0, 0.0, 0.0]), GRPO)
+    torch.testing.assert_close(advantages, torch.tensor([1.5, -0.5, -0.5, -0.5]))
+
+
+def test_group_mean_does_not_divide():
+    advantages, _ = group_mean(answers([1.0, 0.0, 0.0, 0.0]), GRPO)
+    assert advantages.tolist() == [0.75, -0.25, -0.25, -0.25]
+
+
+def test_leave_one_out_compares_with_the_others_only():
+    advantages, _ = leave_one_out(answers([1.0, 0.0, 0.0, 3.0]), GRPO)
+    torch.testing.assert_close(advantages, torch.tensor([0.0, -4 / 3, -4 / 3, 8 / 3]))
+
+
+def test_reinforce_takes_the_reward_still_to_come():
+    batch = make_batch([3, 1], rewards=[-0.5, 0.25, 1.0, 2.0])
+    advantages, returns = reinforce(batch, GRPO)
+    assert advantages.tolist() == [0.75, 1.25, 1.0, 2.0]
+    assert returns.tolist() == [0.75, 1.25, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_every_token_of_an_answer_gets_its_advantage_and_none_outside_the_mask_does(name):
+    batch = answers([1.0, 0.0], lengths=[3, 1], mask=[True, True, False, True])
+    advantages, returns = ADVANTAGES[name](batch, GRPO)
+    assert advantages[0] == advantages[1] > 0
+    assert advantages[2] == 0
+    assert returns.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", COMPARING)
+@pytest.mark.parametrize(
+    "scores", [[0.1] * 8, [1 / 3] * 7, [0.1 + 0.2, 0.3], [0.0] * 4, [1e-30] * 3, [-1e6] * 5]
+)
+def test_equal_rewards_give_exactly_zero(name, scores):
+    advantages, _ = ADVANTAGES[name](answers(scores), GRPO)
+    assert advantages.tolist() == [0.0] * len(scores)
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_siblings_are_found_by_their_group_wherever_they_lie(name):
+    together, _ = ADVANTAGES[name](answers([1.0, 0.0, 5.0, 2.0], groups=[7, 7, 3, 3]), GRPO)
+    apart, _ = ADVANTAGES[name](answers([1.0, 5.0, 0.0, 2.0], groups=[7, 3, 7, 3]), GRPO)
+    assert apart.tolist() == together[[0, 2, 1, 3]].tolist()
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_an_answer_without_siblings_is_refused(name):
+    with pytest.raises(
+        ValueError, match=rf"group 3 has 1 answer: algorithm.advantage={name} .*rollout.group_size=8"
+    ):
+        ADVANTAGES[name](answers([1.0, 0.0, 1.0], groups=[0, 0, 3]), GRPO)
+
+
+def test_an_answer_of_zero_tokens_still_counts_in_the_mean_of_its_group():
+    advantages, _ = group_mean(answers([1.0, 0.0, 0.0], lengths=[1, 0, 2]), GRPO)
+    torch.testing.assert_close(advantages, torch.tensor([2 / 3, -1 / 3, -1 / 3]))
+
+
+def test_a_penalty_in_the_token_rewards_is_part_of_the_reward_of_the_answer():
+    batch = make_batch([2, 1], scores=[1.0, 1.0], rewards=[-0.5, 1.0, 1.0])
+    advantages, _ = group_mean(batch, GRPO)
+    assert advantages.tolist() == [-0.25, -0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_a_rank_without_answers_has_no_advantages(name):
+    advantages, returns = ADVANTAGES[name](answers([]), GRPO)
+    assert advantages.tolist() == returns.tolist() == []
+
+
+def same(x):
+    return x
+
+
+def test_whitening_shifts_and_scales_inside_the_mask():
+    values = torch.tensor([1.0, 2.0, 3.0, 99.0])
+    whitened = whiten(values, torch.tensor([True, True, True, False]), same)
+    torch.testing.assert_close(whitened, torch.tensor([-math.sqrt(1.5), 0.0, math.sqrt(1.5), 0.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whitening_equal_values_gives_exactly_zero(dtype):
+    assert (
+        whiten(torch.full((37,), 0.1, dtype=dtype), torch.ones(37, dtype=torch.bool), same).tolist()
+        == [0.0] * 37
+    )
+
+
+def test_whitening_without_tokens_still_takes_part_in_both_sums():
+    calls = []
+    whitened = whiten(torch.zeros(2), torch.zeros(2, dtype=torch.bool), lambda x: calls.append(x) or x)
+    assert whitened.tolist() == [0.0, 0.0]
+    assert len(calls) == 2

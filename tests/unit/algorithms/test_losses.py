@@ -1,0 +1,117 @@
+import math
+
+import pytest
+import torch
+
+from lightrft.algorithms.losses import clipped, log_ratio, policy_gradient, regularise
+from lightrft.config import AlgorithmConfig
+from lightrft.testing import make_batch
+from lightrft.types import Terms
+
+PPO = AlgorithmConfig(clip=[0.2, 0.3])
+
+
+def logs(*probabilities):
+    return torch.tensor(probabilities).log()
+
+
+def gradient(loss, new, batch, algo=PPO):
+    new = new.clone().requires_grad_()
+    loss(new, batch, algo).loss.sum().backward()
+    assert new.grad is not None
+    return new.grad
+
+
+def test_clipped_is_the_smaller_gain():
+    """Ratios 2, 1/2, 1.25, and 2 again against a negative advantage."""
+    batch = make_batch([4], old=logs(0.2, 0.4, 0.4, 0.2), advantages=[1.0, -1.0, 2.0, -1.0])
+    new = logs(0.4, 0.2, 0.5, 0.4)
+    terms = clipped(new, batch, PPO)
+    torch.testing.assert_close(terms.loss, torch.tensor([-1.3, 0.8, -2.5, 2.0]))
+    torch.testing.assert_close(gradient(clipped, new, batch), torch.tensor([0.0, 0.0, -2.5, 2.0]))
+
+
+def test_clip_share_counts_only_tokens_whose_gradient_is_stopped():
+    batch = make_batch([5], old=logs(0.2, 0.4, 0.4, 0.2, 0.2), advantages=[1.0, -1.0, 1.0, -1.0, 0.0])
+    terms = clipped(logs(0.4, 0.2, 0.4, 0.4, 0.4), batch, PPO)
+    assert terms.metrics["clip_share"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_without_old_log_probs_the_ratio_is_one_and_has_a_gradient():
+    batch = make_batch([2], advantages=[1.0, -3.0])
+    terms = clipped(logs(0.3, 0.6), batch, PPO)
+    assert terms.loss.tolist() == [-1.0, 3.0]
+    assert terms.metrics["ratio/mean"].tolist() == [1.0, 1.0]
+    assert terms.metrics["kl_old"].tolist() == [0.0, 0.0]
+    assert gradient(clipped, logs(0.3, 0.6), batch).tolist() == [-1.0, 3.0]
+
+
+def test_policy_gradient_is_the_advantage_times_the_log_prob():
+    batch = make_batch([2], advantages=[1.0, -3.0])
+    new = logs(0.5, 0.25)
+    terms = policy_gradient(new, batch, PPO)
+    torch.testing.assert_close(terms.loss, torch.tensor([math.log(2), -3 * math.log(4)]))
+    assert gradient(policy_gradient, new, batch).tolist() == [-1.0, 3.0]
+
+
+def test_metrics_tell_how_far_the_policy_has_moved():
+    batch = make_batch([2], old=logs(0.2, 0.4), advantages=[1.0, 1.0])
+    metrics = policy_gradient(logs(0.4, 0.2).requires_grad_(), batch, PPO).metrics
+    torch.testing.assert_close(metrics["ratio/mean"], torch.tensor([2.0, 0.5]))
+    torch.testing.assert_close(metrics["kl_old"], torch.tensor([1 - math.log(2), math.log(2) - 0.5]))
+    assert not any(metric.requires_grad for metric in metrics.values())
+
+
+@pytest.mark.parametrize(("new", "cut"), [(900.0, 20.0), (-900.0, -20.0)])
+def test_a_log_ratio_beyond_twenty_is_cut_so_that_no_loss_overflows(new, cut):
+    batch = make_batch([1], old=[0.0], advantages=[-1.0])
+    value = torch.tensor([new])
+    assert log_ratio(value, batch).item() == cut
+    assert clipped(value, batch, PPO).loss.isfinite().all()
+    assert gradient(clipped, value, batch).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("loss", [clipped, policy_gradient])
+def test_a_token_outside_the_mask_has_no_loss_and_no_gradient_even_if_it_is_nan(loss):
+    nan = torch.nan
+    batch = make_batch([2], mask=[True, False], old=[-1.0, nan], advantages=[1.0, nan])
+    new = torch.tensor([-1.0, nan])
+    assert loss(new, batch, PPO).loss[1] == 0
+    assert gradient(loss, new, batch).tolist() == [-1.0, 0.0]
+
+
+def nothing(length=2):
+    return Terms(torch.zeros(length))
+
+
+def test_the_divergence_from_the_reference_is_added_with_its_coefficient():
+    batch = make_batch([2], ref=logs(0.45, 0.2))
+    algo = AlgorithmConfig(kl="k3", kl_coefficient=0.1)
+    terms = regularise(nothing(), logs(0.9, 0.1), batch, algo, entropy=None)
+    torch.testing.assert_close(terms.loss, torch.tensor([0.0193147, 0.0306853]))
+    torch.testing.assert_close(terms.metrics["kl"], torch.tensor([0.193147, 0.306853]))
+
+
+def test_a_divergence_in_the_reward_is_logged_but_not_in_the_loss():
+    batch = make_batch([2], ref=logs(0.45, 0.2))
+    algo = AlgorithmConfig(kl="k3", kl_coefficient=0.1, kl_in="reward")
+    terms = regularise(nothing(), logs(0.9, 0.1), batch, algo, entropy=None)
+    assert terms.loss.tolist() == [0.0, 0.0]
+    assert terms.metrics["kl"].sum() > 0
+
+
+def test_entropy_is_rewarded_with_its_coefficient_and_always_logged():
+    entropy = torch.tensor([1.0, 2.0], requires_grad=True)
+    algo = AlgorithmConfig(entropy_coefficient=0.5)
+    terms = regularise(nothing(), torch.zeros(2), make_batch([2]), algo, entropy=entropy)
+    assert terms.loss.tolist() == [-0.5, -1.0]
+    assert terms.metrics["entropy"].tolist() == [1.0, 2.0]
+    assert not terms.metrics["entropy"].requires_grad
+    free = regularise(nothing(), torch.zeros(2), make_batch([2]), PPO, entropy=entropy)
+    assert not free.loss.requires_grad
+
+
+@pytest.mark.parametrize("option", ["kl_coefficient", "entropy_coefficient"])
+def test_a_coefficient_without_what_it_weighs_is_a_broken_trainer(option):
+    with pytest.raises(AssertionError, match="needs the"):
+        regularise(nothing(), torch.zeros(2), make_batch([2]), AlgorithmConfig(**{option: 0.1}), entropy=None)

@@ -1,0 +1,272 @@
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lightrft
+from lightrft.config import CheckpointConfig
+from lightrft.strategy.checkpoint import Checkpoints, newest, problem
+from lightrft.strategy.world import World
+
+
+def checkpoints(run: Path, every_steps: int = 5, keep: int = 2) -> Checkpoints:
+    return Checkpoints(run, CheckpointConfig(every_steps=every_steps, keep=keep), World())
+
+
+def state(step: int, size: int = 1000) -> dict:
+    return {"step": step, "weights": {"w": torch.full((size,), float(step))}, "rng": [step, (step,), None]}
+
+
+def steps(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def flip_a_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    saved = checkpoints(tmp_path)
+    path = saved.save(5, state(5))
+    assert path == tmp_path / "checkpoints" / "step-000005"
+    assert saved.latest() == path
+    back = saved.load(path)
+    assert back["rng"] == [5, (5,), None]
+    assert torch.equal(back["weights"]["w"], torch.full((1000,), 5.0))
+
+
+def test_a_run_without_checkpoints_has_no_latest(tmp_path):
+    assert checkpoints(tmp_path).latest() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_meta_file_says_step_time_versions_and_sizes(tmp_path):
+    path = checkpoints(tmp_path).save(5, state(5))
+    meta = json.loads((path / "meta.json").read_text())
+    assert meta["step"] == 5
+    assert (
+        meta["versions"]["torch"] == torch.__version__.split("+")[0]
+        or meta["versions"]["torch"] == torch.__version__
+    )
+    assert meta["bytes"] == {"state.pt": (path / "state.pt").stat().st_size}
+    assert meta["time"].endswith("+00:00")
+
+
+def test_checkpoints_are_due_every_so_many_steps_and_never_with_zero(tmp_path):
+    assert [n for n in range(12) if checkpoints(tmp_path, every_steps=5).due(n)] == [5, 10]
+    assert not any(checkpoints(tmp_path, every_steps=0).due(n) for n in range(12))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    saved = checkpoints(tmp_path, keep=2)
+    for n in (5, 10, 15, 20):
+        saved.save(n, state(n))
+    assert steps(tmp_path) == ["step-000015", "step-000020"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    saved = checkpoints(tmp_path)
+    saved.save(5, state(5))
+    path = saved.save(5, state(6))
+    assert saved.load(path)["step"] == 6
+    assert steps(tmp_path) == ["step-000005"]
+
+
+def test_the_model_folder_is_part_of_the_checkpoint(tmp_path):
+    def model_saver(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    path = checkpoints(tmp_path).save(5, state(5), model_saver)
+    assert (path / "model" / "config.json").read_text() == "{}"
+    assert problem(path) is None
+    (path / "model" / "config.json").unlink()
+    assert problem(path) == "model/config.json is missing"
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (lambda path: flip_a_byte(path / "state.pt"), "CRC-32"),
+        (lambda path: os.truncate(path / "state.pt", 100), "has 100 bytes instead of"),
+        (lambda path: (path / "state.pt").unlink(), "state.pt is missing"),
+        (lambda path: (path / "meta.json").unlink(), "meta.json cannot be read"),
+        (lambda path: (path / "meta.json").write_text('{"step": 1'), "meta.json cannot be read"),
+        (lambda path: (path / "meta.json").write_text("[]"), "meta.json cannot be read"),
+    ],
+    ids=["flipped bit", "truncated", "no state", "no meta", "torn meta", "other meta"],
+)
+def test_a_corrupt_newest_is_passed_over_with_a_warning(tmp_path, caplog, harm, complaint):
+    saved = checkpoints(tmp_path)
+    before, last = saved.save(5, state(5)), saved.save(10, state(10))
+    harm(last)
+    with caplog.at_level(logging.WARNING):
+        assert saved.latest() == before
+    assert complaint in caplog.text
+    assert str(last) in caplog.text
+
+
+def test_a_run_that_went_on_from_an_earlier_step_removes_the_later_ones(tmp_path):
+    saved = checkpoints(tmp_path)
+    saved.save(5, state(5))
+    flip_a_byte(saved.save(10, state(10)) / "state.pt")
+    saved.save(7, state(7))
+    assert steps(tmp_path) == ["step-000005", "step-000007"]
+
+
+def test_what_killed_runs_left_is_cleared_away(tmp_path):
+    saved = checkpoints(tmp_path)
+    saved.save(5, state(5))
+    (tmp_path / "checkpoints" / ".tmp-step-000010-1").mkdir()
+    saved.latest()
+    assert steps(tmp_path) == ["step-000005"]
+
+
+def test_looking_for_the_newest_changes_nothing(tmp_path):
+    path = checkpoints(tmp_path).save(5, state(5))
+    (tmp_path / "checkpoints" / ".tmp-step-000010-1").mkdir()
+    assert newest(tmp_path / "checkpoints") == path
+    assert len(steps(tmp_path)) == 2
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        checkpoints(tmp_path).load(tmp_path)
+
+
+def test_a_state_that_cannot_be_saved_leaves_the_last_checkpoint(tmp_path):
+    saved = checkpoints(tmp_path)
+    path = saved.save(5, state(5))
+    with pytest.raises(ValueError, match=r"state\['lock'\]"):
+        saved.save(10, {"lock": object()})
+    assert saved.latest() == path
+    assert steps(tmp_path) == ["step-000005"]
+
+
+def test_keeping_no_checkpoint_at_all_is_refused():
+    with pytest.raises(ValueError, match=r"checkpoint.keep=0"):
+        CheckpointConfig(keep=0)
+
+
+def test_a_file_size_limit_gives_a_clear_error_and_spares_the_last_checkpoint(tmp_path):
+    saved = checkpoints(tmp_path)
+    path = saved.save(5, state(5))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(RuntimeError, match="grew over the limit.*last complete checkpoint is intact"):
+            saved.save(10, state(10, size=1_000_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert saved.load(saved.latest())["step"] == 5
+    assert steps(tmp_path) == [path.name]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of two MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk could be mounted: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_gives_a_clear_error_and_spares_the_last_checkpoint(small_disk):
+    saved = checkpoints(small_disk)
+    saved.save(5, state(5, size=200_000))
+    with pytest.raises(
+        RuntimeError,
+        match=r"cannot write in .*checkpoints: the disk is full .*MiB free.*checkpoint is intact",
+    ):
+        saved.save(10, state(10, size=400_000))
+    assert steps(small_disk) == ["step-000005"]
+    assert saved.load(saved.latest())["step"] == 5
+    saved.save(10, state(10, size=100_000))
+    assert steps(small_disk) == ["step-000005", "step-000010"]
+
+
+def test_a_folder_without_the_right_to_write_gives_a_clear_error(tmp_path):
+    saved = checkpoints(tmp_path)
+    path = saved.save(5, state(5))
+    tmp_path.chmod(0o755)
+    (tmp_path / "checkpoints").chmod(0o555)
+    was_root = os.geteuid() == 0
+    if was_root:  # whom no permission stops
+        os.seteuid(65534)
+    try:
+        with pytest.raises(RuntimeError, match="permission denied.*--run.*checkpoint is intact"):
+            saved.save(10, state(10))
+    finally:
+        if was_root:
+            os.seteuid(0)
+        (tmp_path / "checkpoints").chmod(0o755)
+    assert saved.latest() == path
+
+
+KILLED_AGAIN_AND_AGAIN = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from lightrft.config import CheckpointConfig
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.world import World
+
+run, draw = Path(sys.argv[1]), random.Random(0)
+saved = Checkpoints(run, CheckpointConfig(keep=2), World())
+tensors = [torch.full((500_000,), float(n)) for n in range(4)]
+
+def save_forever(step):
+    while True:
+        step += 1
+        saved.save(step // 2, {"step": step // 2, "w": tensors[step // 2 % 4]})   # every step twice: new and replaced
+
+start = time.perf_counter()
+saved.save(1, {"step": 1, "w": tensors[1]})
+one_save = time.perf_counter() - start
+reached, interrupted = 1, 0
+for _ in range(12):
+    child = os.fork()
+    if child == 0:
+        save_forever(2 * reached + 1)
+    time.sleep(draw.uniform(0, min(4 * one_save, 0.2)))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    interrupted += any(p.name.startswith(".") for p in saved.folder.iterdir())
+    path = saved.latest()
+    state = saved.load(path)
+    assert path.name == f"step-{state['step']:06d}" and state["step"] >= reached, (path, state["step"], reached)
+    assert torch.equal(state["w"], tensors[state["step"] % 4])
+    assert not [p for p in saved.folder.iterdir() if p.name.startswith(".")]
+    reached = state["step"]
+print(reached, interrupted)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(lightrft.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AGAIN_AND_AGAIN, tmp_path],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Taking the one before" not in done.stderr
+    reached, interrupted = map(int, done.stdout.split())
+    assert reached > 1
+    assert interrupted > 2
