@@ -58,7 +58,7 @@ def test_every_token_of_an_answer_gets_its_advantage_and_none_outside_the_mask_d
 
 @pytest.mark.parametrize("name", COMPARING)
 @pytest.mark.parametrize(
-    "scores", [[0.1] * 8, [1 / 3] * 7, [0.1 + 0.2, 0.3], [0.0] * 4, [1e-30] * 3, [-1e6] * 5]
+    "scores", [[0.1] * 8, [1 / 3] * 7, [1.0, 1.0 + 2**-23], [0.0] * 4, [1e-30] * 3, [-1e6] * 5]
 )
 def test_equal_rewards_give_exactly_zero(name, scores):
     advantages, _ = ADVANTAGES[name](answers(scores), GRPO)
