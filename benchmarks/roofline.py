@@ -148,7 +148,7 @@ def training(
         for batch in batches:
             new = logprobs(module, batch, temperature=1.0, max_logits=config.update.logits_per_chunk)
             new.values.sum().backward()
-        module.zero_grad(set_to_none=False)
+        module.zero_grad(set_to_none=True)
 
     layers, head = linear_shapes(module)
     # The trainer runs the head in chunks; a product of as many rows is what it is compared with.
@@ -191,11 +191,11 @@ def decoding(module: nn.Module, engine: Any, vocabulary: int, options: argparse.
 
 
 def result(
-    step: Callable[[], None],
+    step: Callable[[], object],
     work: Work,
     products: Counter[tuple[Shape, int]],
     options: argparse.Namespace,
-    product: Callable[[Shape, int], Callable[[], None]],
+    product: Callable[[Shape, int], Callable[[], object]],
 ) -> dict[str, Any]:
     """Times the step and its bare products alternately; both as medians."""
     step()
@@ -263,7 +263,7 @@ def head_size(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def trained(shape: Shape, rows: int, dtype: torch.dtype) -> Callable[[], None]:
+def trained(shape: Shape, rows: int, dtype: torch.dtype) -> Callable[[], object]:
     """The three products of a linear layer in training: output, input's gradient, weight's gradient."""
     x, w, g = (
         matrix(rows, shape.inputs, dtype),
@@ -279,10 +279,10 @@ def trained(shape: Shape, rows: int, dtype: torch.dtype) -> Callable[[], None]:
     return products
 
 
-def read(shape: Shape, rows: int, dtype: torch.dtype) -> Callable[[], None]:
+def read(shape: Shape, rows: int, dtype: torch.dtype) -> Callable[[], object]:
     """The one product of a linear layer without gradients."""
     x, w = matrix(rows, shape.inputs, dtype), matrix(shape.outputs, shape.inputs, dtype)
-    return lambda: torch.mm(x, w.t()) and None
+    return lambda: torch.mm(x, w.t())
 
 
 def matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -290,14 +290,14 @@ def matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(rows, columns).to(dtype)
 
 
-def seconds(action: Callable[[], None]) -> float:
+def seconds(action: Callable[[], object]) -> float:
     """Wall seconds of one call."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
-def repeated(action: Callable[[], None], at_least: float = 0.2) -> float:
+def repeated(action: Callable[[], object], at_least: float = 0.2) -> float:
     """Mean wall seconds of a call, over calls that take `at_least` seconds together; the first does not count."""
     action()
     calls, spent = 0, 0.0
