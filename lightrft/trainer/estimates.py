@@ -60,9 +60,7 @@ def pass_chance(n: int, c: int, k: int) -> float:
         raise ValueError(
             f"pass@k needs 1 <= k <= samples and 0 <= right <= samples, got k={k}, samples={n}, right={c}."
         )
-    return 1 - math.comb(n - c, k) / math.comb(
-        n, k
-    )  # whole numbers of any size, and their quotient rounded once
+    return 1 - math.comb(n - c, k) / math.comb(n, k)  # whole numbers of any size, their quotient rounded once
 
 
 def majority_chance(votes: Sequence[Vote], k: int) -> float:
@@ -83,9 +81,8 @@ def majority_chance(votes: Sequence[Vote], k: int) -> float:
     silent = n - counts.total()
     right: Counter[Hashable] = Counter(answer for answer, is_right in votes if is_right)
     shares = {answer: right[answer] / count for answer, count in counts.items()}
-    worth: Counter[int] = (
-        Counter()
-    )  # answers given equally often win equally often: sum up what such a win is worth
+    # Answers given equally often win equally often: sum up what such a win is worth.
+    worth: defaultdict[int, float] = defaultdict(float)
     for answer, count in counts.items():
         worth[count] += shares[answer]
     p = k / n
