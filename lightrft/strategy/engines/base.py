@@ -1,0 +1,35 @@
+"""What an engine is: prompts in, sampled answers out. Structural; nothing to inherit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from lightrft.strategy.colocate import Resident
+from lightrft.types import Completion, Prompt, Sampling
+
+Progress = Callable[[int, int], None]
+"""Called while generating with the answers finished and the tokens sampled so far."""
+
+
+class Engine(Protocol):
+    """Draws answers from the policy. Every process of a run calls it with its own prompts."""
+
+    weight_version: int
+    """Updates the present weights have seen; set by whoever loads weights, stamped on every completion."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """`sampling.n` answers to each prompt, in the order of the prompts."""
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes over full tensors under Hugging Face names. ValueError for a name the model does not have."""
+        ...
+
+    def parts(self) -> dict[str, Resident]:
+        """Its residents, e.g. weights and cache."""
+        ...

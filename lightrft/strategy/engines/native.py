@@ -1,0 +1,272 @@
+"""Generation with the actor's own module: weights are shared, so syncing them costs nothing.
+
+One pass of the model takes the newest token of every running answer and, behind them in the same row, whole prompts
+that enter (continuous batching). A prompt is read once for all its answers. See cache.py for what they attend to.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import NativeEngineConfig
+from lightrft.models.attention import ATTENTION
+from lightrft.models.logprobs import backbone, output_head, text_config
+from lightrft.strategy.colocate import Resident
+from lightrft.strategy.engines.base import Progress
+from lightrft.strategy.engines.cache import Cache, Step, Stretch
+from lightrft.strategy.engines.linear import packed_linears
+from lightrft.strategy.engines.sampling import draw, stream, uniforms
+from lightrft.types import Completion, Finish, Prompt, Sampling
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class NativeEngine:
+    """An Engine over a causal transformers model that was loaded with the `lightrft_packed` attention.
+
+    What an answer says depends on the weights, its prompt, `sampling`, the prompt's place in the call and its own
+    number; not on what else is generated, nor on `max_sequences`.
+    """
+
+    def __init__(
+        self, module: nn.Module, stop_ids: frozenset[int], decode: Decode, config: NativeEngineConfig
+    ) -> None:
+        """`stop_ids` end an answer; `decode` turns tokens into text, for stop texts. ValueError for a model it cannot run."""
+        text = text_config(module)
+        if text._attn_implementation != ATTENTION:
+            raise ValueError(
+                f"the native engine needs the model's attention to be {ATTENTION!r}, not {text._attn_implementation!r}. "
+                f"Load the model with attn_implementation={ATTENTION!r}."
+            )
+        if config.max_sequences < 1 or config.prefill_tokens < 1:
+            raise ValueError(
+                f"rollout.native.max_sequences={config.max_sequences}, prefill_tokens={config.prefill_tokens}: "
+                "both must be at least 1."
+            )
+        self.weight_version = 0
+        self._module, self._stop_ids, self._decode, self._config = module, stop_ids, decode, config
+        self._cap: float | None = getattr(text, "final_logit_softcapping", None)
+        self._cache = Cache()
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See Engine. ValueError for an empty prompt, or one with anything but text."""
+        _check(prompts, sampling)
+        rollout = _Rollout(self, prompts, sampling)
+        weights = packed_linears(self._module) if self._config.pack_weights else nullcontext()
+        with torch.no_grad(), _evaluating(self._module), weights:
+            try:
+                while rollout.step():
+                    if progress is not None:
+                        progress(rollout.finished, rollout.tokens)
+            finally:
+                self._cache.clear()
+        return [
+            [Completion(a.tokens, a.logprobs, a.finish or "length", self.weight_version) for a in answers]
+            for answers in rollout.answers
+        ]
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See Engine. A tensor that is the module's own costs nothing."""
+        own = {
+            **dict(self._module.named_buffers()),
+            **dict(self._module.named_parameters(remove_duplicate=False)),
+        }
+        for name, tensor in weights:
+            if name not in own:
+                raise ValueError(f"the model has no weight named {name!r}.")
+            if own[name].data_ptr() != tensor.data_ptr():
+                own[name].copy_(tensor)
+
+    def parts(self) -> dict[str, Resident]:
+        """The cache. The weights belong to whoever trains them."""
+        return {"cache": self._cache}
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    """A prompt on its way: waiting, then read, until its last answer is done."""
+
+    place: int
+    token_ids: list[int]
+    waiting: list[int]
+    """Numbers of the answers that have not begun, last first."""
+    read: Stretch
+    hidden: Tensor | None = None
+    """(1, H), what predicts the first token of every answer."""
+    running: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    question: _Question
+    stream: int
+    own: Stretch
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+class _Rollout:
+    """The state of one call of `generate`."""
+
+    def __init__(self, engine: NativeEngine, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        self._engine, self._sampling, self._cache = engine, sampling, engine._cache
+        self._device = next(engine._module.parameters()).device
+        self._backbone, self._head = backbone(engine._module), output_head(engine._module)
+        self._stop_ids = (
+            frozenset() if sampling.ignore_eos else engine._stop_ids | set(sampling.stop_token_ids)
+        )
+        self._stop = () if sampling.ignore_eos else sampling.stop
+        self._questions = deque(
+            _Question(place, prompt.token_ids, list(range(sampling.n))[::-1], Stretch(self._cache.prompts, 0))
+            for place, prompt in enumerate(prompts)
+        )
+        self._running: list[_Answer] = []
+        self.answers: list[list[_Answer]] = [[] for _ in prompts]
+        self.finished = 0
+        self.tokens = 0
+
+    def step(self) -> bool:
+        """One token more for every running answer, and a first one for those that enter. False when all are done."""
+        entering = self._admit()
+        fresh = list({a.question: None for a in entering if a.question.hidden is None})
+        if not entering and not self._running:
+            return False
+        hidden = self._forward(fresh)
+        answers = self._running + entering
+        questions = list({a.question: None for a in entering})
+        rows = [hidden[: len(self._running)], *(q.hidden for q in questions if q.hidden is not None)]
+        row_of = {question: len(self._running) + i for i, question in enumerate(questions)}
+        which = [*range(len(self._running)), *(row_of[a.question] for a in entering)]
+        self._append(answers, torch.cat(rows), which)
+        for question in questions:
+            question.hidden = question.hidden if question.waiting else None
+        return True
+
+    def _admit(self) -> list[_Answer]:
+        """Answers that fit: as many as there is room for, reading at most `prefill_tokens` of new prompts (or one)."""
+        room, budget = (
+            self._engine._config.max_sequences - len(self._running),
+            self._engine._config.prefill_tokens,
+        )
+        entering: list[_Answer] = []
+        while room > len(entering) and self._questions:
+            question = self._questions[0]
+            if question.hidden is None:
+                budget -= len(question.token_ids)
+                if budget < 0 and entering:
+                    break
+            while question.waiting and room > len(entering):
+                entering.append(self._begin(question, question.waiting.pop()))
+            if not question.waiting:
+                self._questions.popleft()
+        return entering
+
+    def _begin(self, question: _Question, number: int) -> _Answer:
+        own = Stretch(self._cache.answers, len(question.token_ids))
+        answer = _Answer(question, stream(self._sampling.seed, question.place, number), own)
+        self.answers[question.place].append(answer)
+        question.running += 1
+        return answer
+
+    def _forward(self, fresh: Sequence[_Question]) -> Tensor:
+        """(N, H) of the running answers' newest tokens and the fresh prompts; gives each of those its hidden state."""
+        for answer in self._running:
+            answer.own.extend(1)
+        for question in fresh:
+            question.read.extend(len(question.token_ids))
+        tokens = [a.tokens[-1] for a in self._running] + [t for q in fresh for t in q.token_ids]
+        positions = [a.own.end - 1 for a in self._running] + [
+            p for q in fresh for p in range(len(q.token_ids))
+        ]
+        if not tokens:
+            return torch.empty(0, self._head.in_features, device=self._device, dtype=self._head.weight.dtype)
+        layout = Step(
+            [(a.question.read, a.own) for a in self._running], [q.read for q in fresh], self._device
+        )
+        inputs = torch.tensor([tokens, positions], device=self._device)
+        out = self._backbone(input_ids=inputs[:1], position_ids=inputs[1:], use_cache=False, layout=layout)
+        hidden: Tensor = out.last_hidden_state[0]
+        end = len(self._running)
+        for question in fresh:
+            end += len(question.token_ids)
+            question.hidden = hidden[end - 1 : end].clone()
+        return hidden
+
+    def _append(self, answers: Sequence[_Answer], hidden: Tensor, which: list[int]) -> None:
+        """Draws a token for each answer from the row of `hidden` that predicts it, and lets the finished go."""
+        logits = self._head(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self._engine._cap is not None:
+            logits = self._engine._cap * torch.tanh(logits / self._engine._cap)
+        keys = torch.tensor([a.stream for a in answers], device=self._device)
+        counters = torch.tensor([len(a.tokens) for a in answers], device=self._device)
+        rows = None if which == list(range(len(logits))) else torch.tensor(which, device=self._device)
+        tokens, logprobs = draw(logits, rows, uniforms(keys, counters), self._sampling)
+        for answer, token, logprob in zip(answers, tokens.tolist(), logprobs.tolist(), strict=True):
+            answer.tokens.append(token)
+            answer.logprobs.append(logprob)
+            answer.finish = self._finish(answer.tokens)
+        self.tokens += len(answers)
+        self._running = [a for a in answers if a.finish is None]
+        self._free([a for a in answers if a.finish is not None])
+
+    def _finish(self, tokens: Sequence[int]) -> Finish | None:
+        if tokens[-1] in self._stop_ids or (self._stop and self._ends_with_stop(tokens)):
+            return "stop"
+        return "length" if len(tokens) >= self._sampling.max_tokens else None
+
+    def _ends_with_stop(self, tokens: Sequence[int]) -> bool:
+        """Whether a stop text lies in the end of the answer; earlier it would have ended it earlier.
+
+        Only a tail is decoded, long enough for the longest stop text and a few characters that its cut may mangle.
+        """
+        needed = max(map(len, self._stop)) + 8
+        count = needed
+        text = self._engine._decode(tokens[-count:])
+        while len(text) < needed and count < len(tokens):
+            count *= 2
+            text = self._engine._decode(tokens[-count:])
+        return any(stop in text for stop in self._stop)
+
+    def _free(self, done: Sequence[_Answer]) -> None:
+        for answer in done:
+            answer.question.running -= 1
+        self.finished += len(done)
+        self._cache.answers.give_back(page for a in done for page in a.own.pages)
+        over = {a.question: None for a in done if not a.question.running and not a.question.waiting}
+        self._cache.prompts.give_back(page for question in over for page in question.read.pages)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, nothing of the module is in training mode; afterwards each part is again in its own."""
+    training = [m for m in module.modules() if m.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    if sampling.n < 1 or sampling.max_tokens < 1:
+        raise ValueError(f"n={sampling.n}, max_tokens={sampling.max_tokens}: both must be at least 1.")
+    for prompt in prompts:
+        if not prompt.token_ids:
+            raise ValueError(f"prompt {prompt.id!r} has no tokens; there is nothing to answer.")
+        if prompt.media or prompt.positions is not None:
+            raise ValueError(
+                f"prompt {prompt.id!r} holds more than text, which the native engine does not read."
+            )

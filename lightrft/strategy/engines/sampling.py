@@ -1,0 +1,137 @@
+"""Drawing tokens from logits: one uniform number per token, from a stream that each answer owns.
+
+Letters: Q distributions (rows of logits), B answers that draw from them (siblings may share a row), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightrft.types import Sampling
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+_FEWEST_CANDIDATES = 256
+
+
+def stream(seed: int, place: int, sample: int) -> int:
+    """The key (signed 64 bits) of the random stream of answer number `sample` to prompt number `place`."""
+    key = 0
+    for part in (seed, place, sample):
+        key = _mixed((key + part + 1) * _GOLDEN & _WORD)
+    return _signed(key)
+
+
+def uniforms(keys: Tensor, counters: Tensor) -> Tensor:
+    """(B,) float64 in (0, 1): number `counters` of the streams `keys`, both (B,) int64.
+
+    SplitMix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2714064.2660195), read at a place instead of stepped:
+    what an answer draws depends on nothing but its key and how many tokens it has.
+    """
+    z = keys + (counters + 1) * _signed(_GOLDEN)
+    z = (z ^ _shifted(z, 30)) * _signed(_FIRST)
+    z = (z ^ _shifted(z, 27)) * _signed(_SECOND)
+    z = z ^ _shifted(z, 31)
+    return (_shifted(z, 11).to(torch.float64) + 0.5) * 2.0**-53
+
+
+def draw(logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Token ids (B,) and their log-probs (B,) under the distribution they were drawn from.
+
+    `logits` (Q, V) float32 or float64 are overwritten; answer b draws from row `rows[b]`, or row b if None, with
+    `uniform[b]`. The order of the restrictions is temperature, top-k, top-p (over what top-k left), min-p.
+    At temperature 0 the most likely token is taken, and its log-prob is that of the whole distribution at
+    temperature 1, since the one it was drawn from would say 0 for every token.
+    """
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        return (tokens, logprobs) if rows is None else (tokens[rows], logprobs[rows])
+    if sampling.temperature != 1.0:
+        logits.div_(sampling.temperature)
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
+        return _from_candidates(logits, rows, uniform, sampling)
+    return _from_all(torch.softmax(logits, -1, out=logits), rows, uniform)
+
+
+def _from_all(probabilities: Tensor, rows: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse cumulative distribution in two steps: the stretch of the vocabulary, then the token in it."""
+    num_rows, vocabulary = probabilities.shape
+    width = _stretch(vocabulary)
+    stretches = probabilities.view(num_rows, -1, width)
+    mass = stretches.sum(-1, dtype=torch.float64).cumsum(-1)
+    if rows is None:
+        rows = torch.arange(num_rows, device=probabilities.device)
+    mass = mass[rows]
+    which, rest = _invert(mass, uniform * mass[:, -1])
+    inside = stretches[rows, which]
+    offset, _ = _invert(inside.cumsum(-1, dtype=torch.float64), rest)
+    return which * width + offset, inside.gather(1, offset[:, None])[:, 0].log()
+
+
+def _from_candidates(
+    logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """The same among the few tokens that the restrictions leave, sorted by probability."""
+    kept, tokens = _candidates(logits, sampling)
+    if rows is not None:
+        kept, tokens = kept[rows], tokens[rows]
+    mass = kept.cumsum(-1, dtype=torch.float64)
+    place, _ = _invert(mass, uniform * mass[:, -1])
+    chosen = kept.gather(1, place[:, None])[:, 0]
+    return tokens.gather(1, place[:, None])[:, 0], (chosen / mass[:, -1]).to(logits.dtype).log()
+
+
+def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Probabilities (Q, K), 0 for what is not kept, and token ids (Q, K), most likely first.
+
+    A whole sort of the vocabulary costs more than the model, so the K best are taken, and more only if the kept set
+    could reach beyond them.
+    """
+    vocabulary = logits.shape[-1]
+    count = min(sampling.top_k or _FEWEST_CANDIDATES, vocabulary)
+    total = logits.logsumexp(-1, keepdim=True)
+    while True:
+        best, tokens = logits.topk(count, -1)
+        probabilities = torch.softmax(best, -1) if sampling.top_k else torch.exp(best - total)
+        mass = probabilities.cumsum(-1, dtype=torch.float64)
+        kept = (mass - probabilities < sampling.top_p) & (
+            probabilities >= sampling.min_p * probabilities[:, :1]
+        )
+        if sampling.top_k or count == vocabulary or not bool(kept[:, -1].any()):
+            return probabilities * kept, tokens
+        count = min(8 * count, vocabulary)
+
+
+def _invert(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """First place whose cumulative mass exceeds the target, and how far the target lies into that place."""
+    below_all = torch.nextafter(mass[:, -1], torch.zeros_like(target))
+    target = torch.minimum(target, below_all)[:, None]
+    place = torch.searchsorted(mass, target, right=True)
+    before = torch.where(place > 0, mass.gather(1, (place - 1).clamp(min=0)), 0.0)
+    return place[:, 0], (target - before)[:, 0]
+
+
+def _stretch(vocabulary: int) -> int:
+    """The divisor of the vocabulary nearest to its root from above: two short searches instead of a long one."""
+    width = int(vocabulary**0.5)
+    while vocabulary % width:
+        width -= 1
+    return vocabulary // width
+
+
+def _mixed(z: int) -> int:
+    z = (z ^ z >> 30) * _FIRST & _WORD
+    z = (z ^ z >> 27) * _SECOND & _WORD
+    return z ^ z >> 31
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (z >> bits) & ((1 << 64 - bits) - 1)
