@@ -1,4 +1,4 @@
-"""From the score of an answer to a reward per token, and which answers may be learnt from."""
+"""From the score of an answer to a reward per token."""
 
 from __future__ import annotations
 
@@ -43,14 +43,3 @@ def answer_rewards(batch: Batch, algo: AlgorithmConfig) -> Tensor:
     total = segment_sum(torch.where(batch.mask, batch.rewards, 0.0), batch.segments, batch.num_sequences)
     chosen = segment_count(batch.mask, batch.segments, batch.num_sequences)
     return torch.where(chosen > 0, total, clip_scores(batch.scores, algo.reward_clip).to(total.dtype))
-
-
-def mask_truncated(mask: Tensor, segments: Tensor, truncated: Tensor) -> Tensor:
-    """The mask (T,) without the tokens of truncated (S,) bool answers: algorithm.truncated="mask".
-
-    Overlong filtering of DAPO (Yu et al. 2025, https://arxiv.org/abs/2503.14476, section 3.4). The answer is
-    not learnt from and no longer counts in the denominators, yet its score stays in the mean of its group.
-    (TRL goes on counting it in the denominator of the mean over answers, which makes the step smaller the
-    more answers are cut.)
-    """
-    return mask & ~truncated[segments]

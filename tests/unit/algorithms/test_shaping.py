@@ -1,7 +1,6 @@
 import pytest
-import torch
 
-from lightrft.algorithms.shaping import answer_rewards, clip_scores, mask_truncated, token_rewards
+from lightrft.algorithms.shaping import answer_rewards, clip_scores, token_rewards
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 
@@ -48,10 +47,3 @@ def test_an_answer_of_zero_tokens_keeps_its_score():
     algo = AlgorithmConfig(reward_clip=2.0)
     batch.rewards = token_rewards(batch, algo)
     assert answer_rewards(batch, algo).tolist() == [1.0, -2.0]
-
-
-def test_truncated_answers_leave_the_mask():
-    batch = make_batch([2, 0, 2], mask=[True, False, True, True])
-    masked = mask_truncated(batch.mask, batch.segments, torch.tensor([False, True, True]))
-    assert masked.tolist() == [True, False, False, False]
-    assert batch.mask.tolist() == [True, False, True, True]
