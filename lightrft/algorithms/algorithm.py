@@ -46,11 +46,6 @@ class Algorithm:
         """Whether batch.old must be filled before rewards, however few updates follow."""
         return self.needs_reference and self.config.kl_in == "reward"
 
-    @property
-    def needs_entropy(self) -> bool:
-        """Whether the entropy must come with its gradient."""
-        return self.config.entropy_coefficient != 0
-
     def rewards(self, batch: Batch) -> Tensor:
         """The reward of each token, (T,)."""
         return token_rewards(batch, self.config)

@@ -65,10 +65,10 @@ def test_penalties_are_part_of_the_loss():
 
 def test_an_algorithm_says_what_it_needs():
     plain, in_loss = algorithm(), algorithm(kl_coefficient=0.1)
-    in_reward = algorithm(kl_coefficient=0.1, kl_in="reward", kl="k1", entropy_coefficient=0.1)
-    assert (plain.needs_reference, plain.needs_old, plain.needs_entropy) == (False, False, False)
-    assert (in_loss.needs_reference, in_loss.needs_old, in_loss.needs_entropy) == (True, False, False)
-    assert (in_reward.needs_reference, in_reward.needs_old, in_reward.needs_entropy) == (True, True, True)
+    in_reward = algorithm(kl_coefficient=0.1, kl_in="reward", kl="k1")
+    assert (plain.needs_reference, plain.needs_old) == (False, False)
+    assert (in_loss.needs_reference, in_loss.needs_old) == (True, False)
+    assert (in_reward.needs_reference, in_reward.needs_old) == (True, True)
 
 
 def test_own_functions_get_the_options_they_take(own):
