@@ -43,7 +43,7 @@ from lightrft.utils.curves import draw_curves
 from lightrft.utils.imports import resolve
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress, report
-from lightrft.utils.seeding import derive_seed, seed_everything
+from lightrft.utils.seeding import restore_generators, seed_everything
 
 log = logging.getLogger("lightrft")
 
@@ -381,6 +381,7 @@ def replay(run: Path, step: int) -> int:
         trainer = build_trainer(config, Path(scratch), stack, started=time.perf_counter())
         trainer.actor.load(capsule.state)
         capsule.verify(trainer.actor.weights())
+        restore_generators(capsule.rng)
         updates = list(trainer.learn(step, capsule.trajectories, first=capsule.start))
     table = Table("update", "metric", "recorded", "replayed", "", title=f"step {step} of {run}")
     rows = compare(capsule.updates, updates)

@@ -108,7 +108,8 @@ class RolloutConfig:
     temperature: float = 1.0
     """Sampling temperature; trainer log-probs are taken at the same."""
     top_k: int = 0
-    """Sample among the k most likely tokens; 0: all. Values other than 0 bias the ratio, which is then corrected by support."""
+    """Sample among the k most likely tokens; 0: all. Restricting the draw (top_k, top_p, min_p) leaves the ratio as it is, but
+    the mismatch metrics then hold the log of the kept probability as well."""
     top_p: float = 1.0
     """Sample among the likeliest tokens with this total probability; 1: all."""
     min_p: float = 0.0
@@ -156,7 +157,7 @@ class AlgorithmConfig:
     reward_clip: float = 0.0
     """Rewards are clipped to [-x, x] before advantages; 0: not."""
     options: dict[str, float] = field(default_factory=dict)
-    """Extra keyword arguments for your own advantage or loss, checked against its signature at start-up."""
+    """Extra keyword arguments for your own advantage, loss or keep function, checked against its signature at start-up."""
 
     def __post_init__(self) -> None:
         if len(self.clip) != 2 or min(self.clip) < 0:

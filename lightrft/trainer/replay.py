@@ -5,6 +5,7 @@ A prompt is laid down once per batch and followed by all its answers there; see 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -166,7 +167,7 @@ def minibatches(trajectories: Sequence[Trajectory], count: int, *, seed: int) ->
     random.Random(seed).shuffle(groups)
     ordered = [t for group in groups for t in group]
     ends = [len(ordered) * i // count for i in range(count + 1)]
-    return [part for a, b in zip(ends, ends[1:], strict=False) if (part := ordered[a:b])]
+    return [part for a, b in itertools.pairwise(ends) if (part := ordered[a:b])]
 
 
 def _by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:

@@ -32,11 +32,12 @@ from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import pack, plan, unpack
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.types import Batch, Terms, Trajectory
+from lightrft.utils import trajectories as saved
+from lightrft.utils.atomic import folder
 from lightrft.utils.interrupt import Interrupt, Stopped
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
 from lightrft.utils.seeding import derive_seed, generator_states, restore_generators
-from lightrft.utils import trajectories as saved
 
 Metrics = dict[str, float]
 
@@ -309,7 +310,8 @@ class RLTrainer:
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""
         if self.world.is_first:
-            save_model(self.actor.module, self.processor, self.run / "model")
+            with folder(self.run / "model") as unfinished:
+                save_model(self.actor.module, self.processor, unfinished)
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote."""
