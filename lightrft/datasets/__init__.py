@@ -1,0 +1,1 @@
+"""Rows -> records -> prompts -> draws: sources, formats, tasks, and the resumable loader."""

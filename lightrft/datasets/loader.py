@@ -1,0 +1,118 @@
+"""The endless, shuffled, resumable draw of prompts from one or several sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from lightrft.types import Prompt
+
+
+class PromptLoader:
+    """Draws prompts: whole shuffled epochs of each source, sources mixed by weight.
+
+    All ranks walk the same sequence of draws and each takes every size-th of them, so no prompt is drawn by two ranks
+    and a step's prompts do not depend on the number of ranks. Nothing but the seed and the number of draws decides
+    what comes next; there is no hidden state.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Sequence[Prompt], float]], seed: int, rank: int = 0, size: int = 1
+    ) -> None:
+        if not sources:
+            raise ValueError("there is nothing to train on. Set tasks.train, e.g. {gsm8k: 1.0}.")
+        for prompts, weight in sources:
+            if not prompts:
+                raise ValueError("a source of the training mixture has no prompts.")
+            if not weight > 0:
+                raise ValueError(
+                    f"tasks.train gives '{prompts[0].source}' the weight {weight}; weights must be above 0."
+                )
+        total = sum(weight for _, weight in sources)
+        self.sources = [prompts for prompts, _ in sources]
+        self.shares = [weight / total for _, weight in sources]
+        self.seed, self.rank, self.size = seed, rank, size
+        self.drawn = [0] * len(sources)
+        """Draws from each source so far, over all ranks."""
+        self.fingerprint = [
+            _fingerprint(prompts, share) for prompts, share in zip(self.sources, self.shares, strict=True)
+        ]
+        self._orders: dict[int, tuple[int, list[int]]] = {}
+
+    def draw(self, n: int) -> list[Prompt]:
+        """The next n prompts of this rank."""
+        rounds = [[self._next() for _ in range(self.size)] for _ in range(n)]
+        return [self.sources[source][place] for draws in rounds for source, place in [draws[self.rank]]]
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs to go on exactly here; plain numbers and texts."""
+        return {
+            "seed": self.seed,
+            "drawn": list(self.drawn),
+            "fingerprint": [dict(f) for f in self.fingerprint],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken. ValueError naming what changed if the data or the seed differ from then."""
+        if state["seed"] != self.seed:
+            raise ValueError(
+                f"the run was started with seed={state['seed']}, not {self.seed}: the order of the prompts would change. Set seed={state['seed']}."
+            )
+        then, now = state["fingerprint"], self.fingerprint
+        if [f["source"] for f in then] != [f["source"] for f in now]:
+            raise ValueError(
+                f"the run was trained on {_names(then)}, now tasks.train has {_names(now)}. Restore tasks.train, or start a new run."
+            )
+        for old, new in zip(then, now, strict=True):
+            changed = [f"{key} was {old[key]}, is {new[key]}" for key in old if old[key] != new[key]]
+            if changed:
+                raise ValueError(
+                    f"the training data of '{new['source']}' changed since the checkpoint: {'; '.join(changed)}. "
+                    "Restore the data and the options of tasks and model.chat_template, or start a new run."
+                )
+        self.drawn = list(state["drawn"])
+
+    def _next(self) -> tuple[int, int]:
+        """Source and place of the next draw: the source furthest behind its share, the next place of its epoch."""
+        total = sum(self.drawn) + 1
+        source = max(range(len(self.shares)), key=lambda s: self.shares[s] * total - self.drawn[s])
+        epoch, turn = divmod(self.drawn[source], len(self.sources[source]))
+        self.drawn[source] += 1
+        return source, self._order(source, epoch)[turn]
+
+    def _order(self, source: int, epoch: int) -> list[int]:
+        if source not in self._orders or self._orders[source][0] != epoch:
+            order = list(range(len(self.sources[source])))
+            random.Random(f"{self.seed}/{source}/{epoch}").shuffle(order)
+            self._orders[source] = (epoch, order)
+        return self._orders[source][1]
+
+
+def _fingerprint(prompts: Sequence[Prompt], share: float) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(
+            f"{prompt.id}\0{prompt.token_ids}\0{_stable(prompt.target)}\0".encode("utf-8", "surrogatepass")
+        )
+    return {
+        "source": prompts[0].source,
+        "prompts": len(prompts),
+        "share": round(share, 9),
+        "contents": digest.hexdigest()[:16],
+    }
+
+
+def _stable(target: Any) -> str:
+    """Text of a target that is the same in every process; objects without a fixed text count by their type."""
+    return json.dumps(
+        target,
+        sort_keys=True,
+        default=lambda x: sorted(map(str, x)) if isinstance(x, set) else type(x).__name__,
+    )
+
+
+def _names(fingerprint: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(str(f["source"]) for f in fingerprint)

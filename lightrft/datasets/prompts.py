@@ -1,0 +1,95 @@
+"""Records to prompts: through the chat template, with a policy for those that are too long."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lightrft.config import TaskConfig
+from lightrft.types import Prompt, Record
+
+if TYPE_CHECKING:
+    from lightrft.models.processor import Processor
+
+log = logging.getLogger("lightrft")
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the records."""
+
+    kept: int = 0
+    too_long: int = 0
+    """Skipped, being over tasks.max_prompt_tokens."""
+    truncated: int = 0
+    """Kept, after tokens were cut from the left."""
+    empty: int = 0
+    """Skipped, having no text or no tokens."""
+    longest: int = 0
+    """Tokens of the longest prompt, before any cut."""
+
+
+def prepare(
+    records: Iterable[Record], processor: Processor, config: TaskConfig
+) -> tuple[list[Prompt], Counts]:
+    """Prompts in the records' order, and how many were skipped or cut.
+
+    An empty prompt is treated like a bad record (tasks.on_bad_record), a long one by tasks.on_long_prompt. Raises
+    ValueError where these say so, and when nothing is left.
+    """
+    prompts: list[Prompt] = []
+    counts = Counts()
+    for record in records:
+        prompt = _nonempty(record, processor, config, counts)
+        if prompt is not None:
+            counts.longest = max(counts.longest, len(prompt.token_ids))
+            prompt = _fitting(prompt, config, counts)
+        if prompt is not None:
+            prompts.append(prompt)
+    counts.kept = len(prompts)
+    if counts.too_long or counts.truncated or counts.empty:
+        log.warning(
+            "prompts: %d kept, %d of them cut on the left; skipped %d over %d tokens and %d empty ones",
+            counts.kept, counts.truncated, counts.too_long, config.max_prompt_tokens, counts.empty,
+        )  # fmt: skip
+    if not prompts:
+        raise ValueError(
+            f"no prompt is left: {counts.too_long} over tasks.max_prompt_tokens={config.max_prompt_tokens} (the longest has "
+            f"{counts.longest}), {counts.empty} empty. Raise tasks.max_prompt_tokens, or set tasks.on_long_prompt=truncate_left."
+        )
+    return prompts, counts
+
+
+def _nonempty(record: Record, processor: Processor, config: TaskConfig, counts: Counts) -> Prompt | None:
+    if any(message["content"] for message in record.messages):
+        prompt = processor.prompt(record)
+        if prompt.token_ids:
+            return prompt
+    if config.on_bad_record == "raise":
+        raise ValueError(
+            f"{record.id}: the prompt is empty. Mend the row, or set tasks.on_bad_record=skip to leave such rows out, counted."
+        )
+    counts.empty += 1
+    return None
+
+
+def _fitting(prompt: Prompt, config: TaskConfig, counts: Counts) -> Prompt | None:
+    length, most = len(prompt.token_ids), config.max_prompt_tokens
+    if length <= most:
+        return prompt
+    if config.on_long_prompt == "raise":
+        raise ValueError(
+            f"{prompt.id}: the prompt has {length} tokens, tasks.max_prompt_tokens={most}. Raise that, or set "
+            "tasks.on_long_prompt to skip or truncate_left."
+        )
+    if config.on_long_prompt == "skip":
+        counts.too_long += 1
+        return None
+    if prompt.media or prompt.positions is not None:
+        raise ValueError(
+            f"{prompt.id}: a prompt with images or sounds cannot be cut without breaking them. Set tasks.on_long_prompt=skip."
+        )
+    counts.truncated += 1
+    return replace(prompt, token_ids=prompt.token_ids[-most:])

@@ -1,0 +1,212 @@
+"""The judge: every answer through its task's rewards, weighted and added, failures never passed off as zeros."""
+
+from __future__ import annotations
+
+import logging
+import math as numbers
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from lightrft.config import RewardConfig
+from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
+from lightrft.rewards.table import REWARDS, load_reward
+from lightrft.rewards.workers import Call, Failure, Inline, Pool, Runner
+from lightrft.types import Trajectory
+from lightrft.utils.imports import resolve
+
+__all__ = ["REWARDS", "Judge", "Judged", "RewardFunction", "each", "load_reward"]
+
+log = logging.getLogger("lightrft")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The answers that have a reward, in their order, and what happened on the way."""
+
+    kept: list[Trajectory]
+    metrics: dict[str, float]
+    """counts/dropped_answers, and counts/failed/NAME for each reward that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some answers (places in the judge's input) for one reward of one task."""
+
+    name: str
+    places: tuple[int, ...]
+
+
+class Judge:
+    """Fills `reward` and `parts` of trajectories.
+
+    per_source: task -> {reward name or import path: weight}; config.functions, if given, replaces them for all tasks.
+    Each reward gets, in one call per task, whole groups in order (with several workers, one call each for a share of
+    the groups). It sees an `Answer`: messages, target, answer, finish and tokens, but no columns and no media.
+    Use it as a context manager, or call close(), to end the worker processes.
+    """
+
+    def __init__(self, per_source: Mapping[str, Mapping[str, float]], config: RewardConfig) -> None:
+        self.config = config
+        self.weights = {source: dict(config.functions or own) for source, own in per_source.items()}
+        for source, weights in self.weights.items():
+            if not weights:
+                raise ValueError(
+                    f"task '{source}' brings no reward of its own. Set rewards.functions, e.g. {{math: 1.0}} or {{'my_rewards.py:score': 1.0}}."
+                )
+        names = sorted({name for weights in self.weights.values() for name in weights})
+        self.labels = _labels(names)
+        for name in names:
+            if ":" not in name:
+                resolve(REWARDS, name, "reward")
+        self._runner: Runner
+        if config.workers:
+            self._runner = Pool(names, config.workers, config.timeout_seconds)
+        else:
+            self._runner = Inline({name: load_reward(name) for name in names})
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> Judged:
+        """Judges in place. RuntimeError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:
+        then the failing answers are left out, and whole groups of which fewer than two answers are left."""
+        views = [stripped(trajectory) for trajectory in trajectories]
+        values, failures = self._values(self._parts(trajectories), views)
+        for place, trajectory in enumerate(trajectories):
+            weights = self.weights[trajectory.prompt.source]
+            trajectory.parts = {
+                self.labels[name]: values[name, place] for name in weights if (name, place) in values
+            }
+            if len(trajectory.parts) == len(weights):
+                trajectory.reward = sum(weight * values[name, place] for name, weight in weights.items())
+        kept = _kept(trajectories, {place for _, place in failures})
+        metrics = {"counts/dropped_answers": float(len(trajectories) - len(kept))}
+        for name, count in Counter(name for name, _ in failures).items():
+            metrics[f"counts/failed/{self.labels[name]}"] = float(count)
+        if failures:
+            _report(failures, views, len(trajectories) - len(kept))
+        return Judged(kept, metrics)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._runner.close()
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _parts(self, trajectories: Sequence[Trajectory]) -> list[Part]:
+        by_source: dict[str, list[int]] = {}
+        for place, trajectory in enumerate(trajectories):
+            by_source.setdefault(trajectory.prompt.source, []).append(place)
+        unknown = [source for source in by_source if source not in self.weights]
+        if unknown:
+            raise ValueError(
+                f"there is no reward for answers of task '{unknown[0]}'; the judge knows: {', '.join(self.weights)}."
+            )
+        parts = []
+        for source, places in by_source.items():
+            groups = _by_group(places, trajectories)
+            share = -(-len(groups) // max(1, self.config.workers))
+            chunks = [sum(groups[start : start + share], ()) for start in range(0, len(groups), share)]
+            parts += [Part(name, chunk) for name in self.weights[source] for chunk in chunks]
+        return parts
+
+    def _values(
+        self, parts: Sequence[Part], views: Sequence[Answer]
+    ) -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]:
+        """(reward, place) -> value, and (reward, place) -> why there is none."""
+        values: dict[tuple[str, int], float] = {}
+        failures: dict[tuple[str, int], str] = {}
+        outcomes = self._runner.run([Call(part.name, [views[p] for p in part.places]) for part in parts])
+        again: list[Part] = []
+        for part, outcome in zip(parts, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                smaller = self._split(part, views) if self.config.on_failure == "drop" else []
+                again += smaller
+                failures |= {} if smaller else {(part.name, place): outcome.reason for place in part.places}
+                continue
+            for place, value in zip(part.places, outcome, strict=True):
+                if numbers.isfinite(value):
+                    values[part.name, place] = value
+                else:
+                    failures[part.name, place] = f"it returned {value}."
+        if failures and self.config.on_failure == "raise":
+            raise RuntimeError(_failed(*next(iter(failures.items())), views))
+        if again:
+            more_values, more_failures = self._values(again, views)
+            return values | more_values, failures | more_failures
+        return values, failures
+
+    def _split(self, part: Part, views: Sequence[Answer]) -> list[Part]:
+        """The parts to try again one by one: groups, then answers if the reward looks at one answer at a time."""
+        groups = _by_group(part.places, views)
+        if len(groups) > 1:
+            return [Part(part.name, places) for places in groups]
+        if len(part.places) > 1 and isinstance(load_reward(part.name), PerAnswer):
+            return [Part(part.name, (place,)) for place in part.places]
+        return []
+
+
+def stripped(trajectory: Trajectory) -> Answer:
+    """What a reward may see of a trajectory."""
+    prompt = trajectory.prompt
+    return Answer(
+        prompt=Question(prompt.id, list(prompt.messages), prompt.target, prompt.source),
+        group=trajectory.group,
+        token_ids=trajectory.token_ids,
+        answer=trajectory.answer,
+        finish=trajectory.finish,
+    )
+
+
+def _by_group(places: Sequence[int], trajectories: Sequence[Trajectory | Answer]) -> list[tuple[int, ...]]:
+    groups: dict[int, list[int]] = {}
+    for place in places:
+        groups.setdefault(trajectories[place].group, []).append(place)
+    return [tuple(members) for members in groups.values()]
+
+
+def _kept(trajectories: Sequence[Trajectory], failed: set[int]) -> list[Trajectory]:
+    left = Counter(t.group for place, t in enumerate(trajectories) if place not in failed)
+    broken = {trajectories[place].group for place in failed}
+    return [
+        t
+        for place, t in enumerate(trajectories)
+        if place not in failed and (t.group not in broken or left[t.group] >= 2)
+    ]
+
+
+def _report(failures: Mapping[tuple[str, int], str], views: Sequence[Answer], dropped: int) -> None:
+    counts = Counter(name for name, _ in failures)
+    examples = {
+        name: _failed((name, place), reason, views)
+        for (name, place), reason in reversed(list(failures.items()))
+    }
+    for name, count in counts.items():
+        log.warning(
+            "%d answers without a value (%d of %d answers are dropped in all); the first: %s",
+            count,
+            dropped,
+            len(views),
+            examples[name],
+        )
+
+
+def _failed(key: tuple[str, int], reason: str, views: Sequence[Answer]) -> str:
+    name, place = key
+    view = views[place]
+    return (
+        f"reward '{name}' failed on answers of task '{view.prompt.source}': {reason.strip()}\n"
+        f"  one of these answers, to {view.prompt.id}: {view.answer[:500]!r}\n"
+        "  Mend the reward, or set rewards.on_failure=drop to leave such answers out, counted."
+    )
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """Short names for metrics: 'acme.rewards:tidy' is 'tidy', unless another reward is called that too."""
+    short = Counter(name.rsplit(":", 1)[-1] for name in names)
+    return {name: name.rsplit(":", 1)[-1] if short[name.rsplit(":", 1)[-1]] == 1 else name for name in names}

@@ -1,0 +1,87 @@
+"""The self-check of a task: its rewards must give full marks to answers known to be right, and not to wrong ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lightrft.rewards.base import Judge
+from lightrft.types import Message, Prompt, Record, Trajectory
+
+SLICE = 64
+"""Answers judged in one call, as many as in a usual training step, so that the time limit means the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldFailure:
+    """A right answer that did not get full marks."""
+
+    id: str
+    target: object
+    answer: str
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GoldReport:
+    """What the rewards made of the gold answers."""
+
+    task: str
+    checked: int
+    failures: list[GoldFailure]
+    wrong_score: float
+    """Mean reward, as a share of full marks, of other questions' gold answers: near 0 unless the reward is blind."""
+
+    @property
+    def ok(self) -> bool:
+        return self.checked > 0 and not self.failures
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.task}: {self.checked - len(self.failures)} of {self.checked} gold answers score full marks; "
+            f"other questions' answers score {self.wrong_score:.3f} on average."
+        ]
+        lines += [
+            f"  {f.id}: {f.answer!r:.120} for target {f.target!r:.80} scored {f.parts}"
+            for f in self.failures[:10]
+        ]
+        if len(self.failures) > 10:
+            lines.append(f"  ... and {len(self.failures) - 10} more.")
+        return "\n".join(lines)
+
+
+def check_gold(
+    task: str, records: Sequence[Record], gold: Callable[[Record], str], judge: Judge
+) -> GoldReport:
+    """Judges each record's gold answer, and beside it the gold answer of a record with another target.
+
+    Full marks are 1.0 from every reward.
+    """
+    answers = [gold(record) for record in records]
+    right = _judged(records, answers, judge)
+    failures = [
+        GoldFailure(record.id, record.target, answer, trajectory.parts)
+        for record, answer, trajectory in zip(records, answers, right, strict=True)
+        if any(not value >= 1.0 - 1e-6 for value in trajectory.parts.values()) or not trajectory.parts
+    ]
+    swapped = [(records[i], answers[i - 1]) for i in range(len(records)) if answers[i - 1] != answers[i]]
+    wrong = _judged([record for record, _ in swapped], [answer for _, answer in swapped], judge)
+    shares = [value for trajectory in wrong for value in trajectory.parts.values()]
+    return GoldReport(task, len(records), failures, sum(shares) / len(shares) if shares else 0.0)
+
+
+def _judged(records: Sequence[Record], answers: Sequence[str], judge: Judge) -> list[Trajectory]:
+    trajectories = [
+        _spoken(n, record, answer) for n, (record, answer) in enumerate(zip(records, answers, strict=True))
+    ]
+    for start in range(0, len(trajectories), SLICE):
+        judge(trajectories[start : start + SLICE])
+    return trajectories
+
+
+def _spoken(number: int, record: Record, answer: str) -> Trajectory:
+    messages: list[Message] = record.messages
+    prompt = Prompt(id=record.id, token_ids=[], messages=messages, target=record.target, source=record.source)
+    return Trajectory(
+        prompt=prompt, group=number, token_ids=[0], mask=[True], behavior=[0.0], finish="stop", answer=answer
+    )

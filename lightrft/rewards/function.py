@@ -1,0 +1,126 @@
+"""What a reward is: a plain function over one answer, or over whole groups of answers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a reward may see of a Prompt, under the same names."""
+
+    id: str
+    messages: list[Any]
+    target: Any
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reward may see of a Trajectory, under the same names: no columns, no media, no prompt tokens.
+
+    A class of its own because it travels to a process that is to start without importing torch.
+    """
+
+    prompt: Question
+    group: int
+    token_ids: list[int]
+    answer: str
+    finish: str
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+RewardFunction = Callable[[Sequence[Answer]], Sequence[float]]
+"""Whole groups, in order, all of one task -> one number per answer."""
+
+VIEWS: Mapping[str, Callable[[Answer], Any]] = {
+    "answer": lambda t: t.answer,
+    "target": lambda t: t.prompt.target,
+    "prompt": lambda t: question(t.prompt.messages),
+    "messages": lambda t: t.prompt.messages,
+    "source": lambda t: t.prompt.source,
+    "finish": lambda t: t.finish,
+    "num_tokens": len,
+}
+"""What a per-answer function may ask for, by parameter name."""
+
+
+class PerAnswer:
+    """A function of one answer, lifted to a RewardFunction; made by `each`."""
+
+    def __init__(self, function: Callable[..., float]) -> None:
+        self.function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.__doc__ = function.__doc__
+        self.parameters = _parameters(function, self.__name__)
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        return [self._one(answer) for answer in answers]
+
+    def _one(self, answer: Answer) -> float:
+        try:
+            return number(self.function(**{name: VIEWS[name](answer) for name in self.parameters}))
+        except Exception as error:
+            error.add_note(f"while judging the answer {answer.answer[:500]!r}")
+            raise
+
+
+def each(function: Callable[..., float]) -> PerAnswer:
+    """Lifts a function of one answer to a reward: `@each  def short(answer: str) -> float: ...`.
+
+    Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
+    text), messages, source, finish ("stop" or "length"), num_tokens. ValueError for a name that is none of these.
+    """
+    return PerAnswer(function)
+
+
+def as_reward(found: Any, name: str) -> RewardFunction:
+    """What a user named, as a RewardFunction: a plain function with a parameter `answer` is lifted by `each`."""
+    if not callable(found):
+        raise ValueError(f"reward '{name}' is a {type(found).__name__}, not a function.")
+    if not isinstance(found, PerAnswer) and "answer" in inspect.signature(found).parameters:
+        return each(found)
+    reward: RewardFunction = found
+    return reward
+
+
+def values_of(function: RewardFunction, answers: Sequence[Answer]) -> list[float]:
+    """The function's numbers, one per answer. TypeError or ValueError if they are not numbers, or not as many."""
+    values = [number(value) for value in function(answers)]
+    if len(values) != len(answers):
+        raise ValueError(f"it returned {len(values)} values for {len(answers)} answers.")
+    return values
+
+
+def number(value: Any) -> float:
+    """A float from any kind of number; TypeError for text or nothing."""
+    if value is None or isinstance(value, str | bytes):
+        raise TypeError(f"it returned {value!r}, which is not a number.")
+    return float(value)
+
+
+def question(messages: Sequence[Any]) -> str:
+    """The text of the last message."""
+    content = messages[-1]["content"] if messages else ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def _parameters(function: Callable[..., float], name: str) -> list[str]:
+    wanted: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return list(VIEWS)
+        if parameter.name in VIEWS and parameter.kind is not parameter.POSITIONAL_ONLY:
+            wanted.append(parameter.name)
+        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
+            raise ValueError(
+                f"reward '{name}' asks for '{parameter.name}'; a per-answer reward can have: {', '.join(VIEWS)}."
+            )
+    return wanted

@@ -1,0 +1,27 @@
+"""The built-in rewards by name. Imports no torch: the processes that run rewards start with this."""
+
+from __future__ import annotations
+
+from lightrft.rewards.function import RewardFunction, as_reward, each
+from lightrft.rewards.gym import reasoning_gym
+from lightrft.rewards.math import boxed_math, last_number, math
+from lightrft.rewards.text import choice, exact, json_object, same_kind, tags
+from lightrft.utils.imports import resolve
+
+
+def load_reward(name: str) -> RewardFunction:
+    """The reward called `name`, or the one an import path names. ValueError as from `resolve`."""
+    return as_reward(resolve(REWARDS, name, "reward"), name)
+
+
+REWARDS: dict[str, RewardFunction] = {
+    "boxed_math": each(boxed_math),
+    "choice": each(choice),
+    "exact": each(exact),
+    "format": each(tags),
+    "json": each(json_object),
+    "math": each(math),
+    "number": each(last_number),
+    "reasoning_gym": each(reasoning_gym),
+    "same_kind": each(same_kind),
+}

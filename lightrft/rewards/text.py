@@ -1,0 +1,50 @@
+"""Rewards that compare text: format tags, exact match, choice letters, JSON. Each gives 1 or 0 unless said otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from lightrft.utils.answers import concluded
+
+FORMAT = re.compile(r"\s*<think>.+?</think>\s*<answer>.+?</answer>\s*", re.DOTALL)
+CHOICE = re.compile(
+    r"\\boxed\{\s*(?:\\text\w*\{)?\s*\(?([A-J])\)?\s*\}"
+    r"|(?:answer|choice|option)\b(?:\s+is)?\s*:?\s*[*(\s]*([A-J])\b(?!['’])"
+    r"|\(([A-J])\)"
+    r"|^\s*\**([A-J])\**\s*[.):]?\s*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def tags(answer: str) -> float:
+    """1 if the answer is <think>...</think><answer>...</answer>, each tag once, neither empty, nothing outside."""
+    once = all(answer.count(tag) == 1 for tag in _TAGS)
+    return float(once and FORMAT.fullmatch(answer) is not None)
+
+
+def exact(answer: str, target: str) -> float:
+    """1 if the concluded answer is the target, letter by letter but for blanks."""
+    return float(concluded(answer).split() == str(target).split())
+
+
+def choice(answer: str, target: str) -> float:
+    """1 if the last choice letter that the answer commits to is the target's: "(B)", "B.", "the answer is b"."""
+    found = [next(filter(None, letters)) for letters in CHOICE.findall(concluded(answer))]
+    return float(bool(found) and found[-1].upper() == str(target).strip().strip("().").upper())
+
+
+def json_object(answer: str, target: Any) -> float:
+    """1 if the whole answer is JSON and equals the target, numbers as numbers; a word before or after it makes 0."""
+    try:
+        return float(json.loads(answer) == target)
+    except (ValueError, RecursionError):
+        return 0.0
+
+
+def same_kind(answer: str, target: str) -> float:
+    """Share of the answer's characters that are small letters, capitals or digits, whichever the target names."""
+    belongs = {"small": str.islower, "capital": str.isupper, "digit": str.isdigit}[target]
+    return sum(c.isascii() and belongs(c) for c in answer) / len(answer) if answer else 0.0

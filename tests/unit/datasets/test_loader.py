@@ -1,0 +1,122 @@
+from collections import Counter
+
+import pytest
+
+from lightrft.datasets.loader import PromptLoader
+from lightrft.types import Prompt
+
+
+def source(name, size, target="t"):
+    return [
+        Prompt(id=f"{name}/{n}", token_ids=[n], messages=[], target=target, source=name) for n in range(size)
+    ]
+
+
+def ids(prompts):
+    return [p.id for p in prompts]
+
+
+def test_an_epoch_draws_each_prompt_once_and_the_next_in_another_order():
+    loader = PromptLoader([(source("a", 20), 1.0)], seed=0)
+    first, second = ids(loader.draw(20)), ids(loader.draw(20))
+    assert sorted(first) == sorted(second) == sorted(ids(source("a", 20)))
+    assert first != second
+    assert first != ids(source("a", 20))
+
+
+def test_the_seed_decides_the_order():
+    one, same, other = (PromptLoader([(source("a", 20), 1.0)], seed=seed).draw(20) for seed in (1, 1, 2))
+    assert ids(one) == ids(same)
+    assert ids(one) != ids(other)
+
+
+def test_the_mixture_follows_the_weights_at_every_length():
+    loader = PromptLoader([(source("a", 50), 3.0), (source("b", 5), 1.0)], seed=0)
+    sources = [p.source for p in loader.draw(40)]
+    for end in range(4, 41, 4):
+        assert Counter(sources[:end]) == {"a": 3 * end // 4, "b": end // 4}
+
+
+def test_a_small_source_of_a_mixture_still_goes_through_whole_epochs():
+    loader = PromptLoader([(source("a", 50), 1.0), (source("b", 5), 1.0)], seed=0)
+    drawn = [p.id for p in loader.draw(20) if p.source == "b"]
+    assert sorted(drawn[:5]) == sorted(drawn[5:]) == ids(source("b", 5))
+
+
+def test_what_is_drawn_does_not_depend_on_how_many_are_drawn_at_once():
+    at_once, in_parts = (
+        PromptLoader([(source("a", 7), 1.0), (source("b", 3), 2.0)], seed=0) for _ in range(2)
+    )
+    assert ids(at_once.draw(15)) == ids(in_parts.draw(4)) + ids(in_parts.draw(1)) + ids(in_parts.draw(10))
+
+
+def test_ranks_share_out_what_one_process_would_draw():
+    alone = PromptLoader([(source("a", 30), 1.0)], seed=0)
+    ranks = [PromptLoader([(source("a", 30), 1.0)], seed=0, rank=rank, size=3) for rank in range(3)]
+    for _ in range(2):
+        shares = [ids(rank.draw(4)) for rank in ranks]
+        assert [name for turn in zip(*shares, strict=True) for name in turn] == ids(alone.draw(12))
+
+
+@pytest.mark.parametrize("before", [0, 3, 7, 11])
+def test_a_resumed_loader_goes_on_where_the_other_stopped(before):
+    sources = [(source("a", 7), 2.0), (source("b", 4), 1.0)]
+    loader = PromptLoader(sources, seed=5)
+    loader.draw(before)
+    resumed = PromptLoader(sources, seed=5)
+    resumed.load(loader.state())
+    assert ids(resumed.draw(20)) == ids(loader.draw(20))
+
+
+def test_a_state_does_not_change_when_the_loader_goes_on():
+    loader = PromptLoader([(source("a", 7), 1.0)], seed=5)
+    state = loader.state()
+    loader.draw(3)
+    assert state["drawn"] == [0]
+
+
+def test_a_loader_may_resume_on_another_number_of_ranks():
+    two = [PromptLoader([(source("a", 12), 1.0)], seed=0, rank=rank, size=2) for rank in range(2)]
+    seen = [name for rank in two for name in ids(rank.draw(3))]
+    alone = PromptLoader([(source("a", 12), 1.0)], seed=0)
+    alone.load(two[0].state())
+    assert sorted(seen + ids(alone.draw(6))) == sorted(ids(source("a", 12)))
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (
+            [(source("a", 6), 1.0)],
+            "the training data of 'a' changed since the checkpoint: prompts was 7, is 6",
+        ),
+        (
+            [(source("a", 7, target="u"), 1.0)],
+            "the training data of 'a' changed since the checkpoint: contents was",
+        ),
+        ([(source("b", 7), 1.0)], "the run was trained on a, now tasks.train has b"),
+        (
+            [(source("a", 7), 1.0), (source("b", 7), 1.0)],
+            "the run was trained on a, now tasks.train has a, b",
+        ),
+    ],
+)
+def test_changed_data_is_named_at_resume(sources, message):
+    state = PromptLoader([(source("a", 7), 1.0)], seed=0).state()
+    with pytest.raises(ValueError, match=message):
+        PromptLoader(sources, seed=0).load(state)
+
+
+def test_another_seed_is_refused_at_resume():
+    state = PromptLoader([(source("a", 7), 1.0)], seed=0).state()
+    with pytest.raises(ValueError, match="the run was started with seed=0, not 1"):
+        PromptLoader([(source("a", 7), 1.0)], seed=1).load(state)
+
+
+def test_a_mixture_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"Set tasks.train, e.g. \{gsm8k: 1.0\}"):
+        PromptLoader([], seed=0)
+    with pytest.raises(ValueError, match="has no prompts"):
+        PromptLoader([([], 1.0)], seed=0)
+    with pytest.raises(ValueError, match="gives 'a' the weight 0.0"):
+        PromptLoader([(source("a", 1), 0.0)], seed=0)

@@ -1,0 +1,74 @@
+import pytest
+
+from lightrft.rewards.text import choice, exact, json_object, same_kind, tags
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("<think>hm</think><answer>4</answer>", 1.0),
+        ("\n<think>a\nb</think>\n<answer>4</answer>\n", 1.0),
+        ("<think></think><answer>4</answer>", 0.0),
+        ("<think>hm</think>4", 0.0),
+        ("<answer>4</answer><think>hm</think>", 0.0),
+        ("<think>hm</think><answer>4</answer> and more", 0.0),
+        ("<think>a</think><think>b</think><answer>4</answer>", 0.0),
+        ("<think>hm</think><answer>4</answer><answer>5</answer>", 0.0),
+    ],
+)
+def test_format_wants_each_tag_once_in_order_and_nothing_outside(answer, score):
+    assert tags(answer) == score
+
+
+def test_exact_match_ignores_blanks_only():
+    assert exact(" New   York\n", "New York") == 1.0
+    assert exact("<answer>New York</answer>", "New York") == 1.0
+    assert exact("new york", "New York") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("B", 1.0),
+        ("(B)", 1.0),
+        ("**B**", 1.0),
+        ("B.", 1.0),
+        ("The answer is (b).", 1.0),
+        ("I first thought A, but the correct answer is B", 1.0),
+        ("\\boxed{B}", 1.0),
+        ("\\boxed{\\text{B}}", 1.0),
+        ("Answer: B) because it is larger", 1.0),
+        ("(A) is wrong, so (B)", 1.0),
+        ("(B) is wrong, so (A)", 0.0),
+        ("A", 0.0),
+        ("Because", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_choice_takes_the_last_letter_committed_to(answer, score):
+    assert choice(answer, "B") == score
+
+
+def test_same_kind_is_the_share_of_characters_of_the_asked_kind():
+    assert same_kind("abC1", "small") == 0.5
+    assert same_kind("abC1", "digit") == 0.25
+    assert same_kind("", "digit") == 0.0
+    assert same_kind("\u00e9\u0663", "small") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ('{"name": "Ida", "age": 40}', 1.0),
+        ('\n{\n  "age": 40,\n  "name": "Ida"\n}\n', 1.0),
+        ('{"name": "Ida", "age": "40"}', 0.0),
+        ('{"name": "Ida"}', 0.0),
+        ('{"name": "Ida", "age": 40} This is JSON.', 0.0),
+        ('```json\n{"name": "Ida", "age": 40}\n```', 0.0),
+        ('{"name": "Ida", "age": 40', 0.0),
+        ("[" * 100_000, 0.0),
+        ("", 0.0),
+    ],
+)
+def test_json_wants_the_whole_answer_to_be_the_object(answer, score):
+    assert json_object(answer, {"name": "Ida", "age": 40}) == score
