@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lightrft.datasets.tasks import Task, load_task
 from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import Judge
+from lightrft.rewards.check import check_gold
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
@@ -64,8 +66,9 @@ def train(config: Config, resume: Path | None = None) -> Path:
     """Runs or goes on with a training run and returns its folder. Errors in settings come before any weight loads."""
     started = time.perf_counter()
     run = resume if resume is not None else new_run(config)
-    with logging_to(run / "log.txt"), contextlib.ExitStack() as stack:
+    with logging_to(run / "log.txt") as terminal, contextlib.ExitStack() as stack:
         trainer = build_trainer(config, run, stack, started=started, resume=resume is not None)
+        terminal.show = trainer.progress.note
         if trainer.train() and trainer.world.is_first:
             finish(trainer, stack)
     return run
@@ -75,7 +78,9 @@ def new_run(config: Config) -> Path:
     """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
     run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     if (run / "config.yaml").exists():
-        raise ValueError(f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder.")
+        raise ValueError(
+            f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
+        )
     write_text(run / "config.yaml", layers.to_yaml(replace(config, run="")))
     return run
 
@@ -111,7 +116,11 @@ def build_trainer(
     reference = build_reference(config, algorithm, actor, strategy, device)
     engine = make_engine(actor.module, processor, config.rollout)
     stage = build_stage(actor, reference, engine, device)
-    logger = Logger(run, state["done"] if state else 0, tensorboard=config.log.tensorboard) if world.is_first else None
+    logger = (
+        Logger(run, state["done"] if state else 0, tensorboard=config.log.tensorboard)
+        if world.is_first
+        else None
+    )
     if logger is not None:
         stack.enter_context(logger)
     progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
@@ -157,11 +166,16 @@ def prepare_process(config: Config) -> None:
 def build_curriculum(config: Config, processor: Processor, world: World) -> Curriculum:
     """Loads the tasks' data, both splits, and the rewards."""
     if not config.tasks.train:
-        raise ValueError("tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo.")
+        raise ValueError(
+            "tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
+        )
     tasks = {name: load_task(name) for name in config.tasks.train}
     rewards = {task.name: task_rewards(config, task) for task in tasks.values()}
     judge = Judge(rewards, config.rewards)
-    sources = [(prompts_of(config, task, "train", processor), config.tasks.train[name]) for name, task in tasks.items()]
+    sources = [
+        (prompts_of(config, task, "train", processor), config.tasks.train[name])
+        for name, task in tasks.items()
+    ]
     loader = PromptLoader(sources, config.seed, world.rank, world.size)
     exams, exam_judge = build_exams(config, processor)
     return Curriculum(loader, judge, exams, exam_judge)
@@ -186,7 +200,9 @@ def task_rewards(config: Config, task: Task) -> dict[str, float]:
     """The rewards of a task: rewards.functions, else its own."""
     chosen = dict(config.rewards.functions or task.rewards)
     if not chosen:
-        raise ValueError(f"task '{task.name}' has no reward of its own. Set rewards.functions, e.g. --rewards.functions rewards.py:mine 1")
+        raise ValueError(
+            f"task '{task.name}' has no reward of its own. Set rewards.functions, e.g. --rewards.functions rewards.py:mine 1"
+        )
     return chosen
 
 
@@ -219,7 +235,14 @@ def build_stage(actor: Trainable, reference: Frozen | None, engine: Engine, devi
     stage = Stage(lambda: device_bytes(device))
     own, cache = actor.parts(), engine.parts()
     shares = "weights" not in cache
-    stage.add("actor weights", own["weights"], Phase.TRAIN, Phase.SCORE, Phase.SYNC, *([Phase.ROLLOUT] if shares else []))
+    stage.add(
+        "actor weights",
+        own["weights"],
+        Phase.TRAIN,
+        Phase.SCORE,
+        Phase.SYNC,
+        *([Phase.ROLLOUT] if shares else []),
+    )
     stage.add("actor optimizer", own["optimizer"], Phase.TRAIN)
     for name, part in (reference.parts() if reference is not None else {}).items():
         stage.add(f"reference {name}", part, Phase.SCORE)
@@ -228,7 +251,9 @@ def build_stage(actor: Trainable, reference: Frozen | None, engine: Engine, devi
     return stage
 
 
-def build_evaluator(config: Config, curriculum: Curriculum, processor: Processor, folder: Path, world: World) -> Evaluator:
+def build_evaluator(
+    config: Config, curriculum: Curriculum, processor: Processor, folder: Path, world: World
+) -> Evaluator:
     """Asks the curriculum's held-out questions."""
     return Evaluator(
         exams=curriculum.exams,
@@ -291,8 +316,14 @@ def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
     files = [run / "evaluation" / f"{label}.jsonl" for label in ("before", "after")]
     if not all(file.is_file() for file in files):
         return []
-    before, after = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files)
-    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a["reward"] is not None and b["reward"] is not None]
+    before, after = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files
+    )
+    pairs = [
+        (a, b)
+        for a, b in zip(before, after, strict=True)
+        if a["reward"] is not None and b["reward"] is not None
+    ]
     pairs.sort(key=lambda pair: pair[0]["reward"] - pair[1]["reward"])
     return [
         {
@@ -337,12 +368,35 @@ def evaluate(config: Config) -> dict[str, Any]:
     return estimates
 
 
+def check_task(config: Config, name: str) -> int:
+    """Proves that a task's gold answers score full marks, in each split there is; 0 if they do, else 1."""
+    task = load_task(name)
+    rewards = {task.name: task_rewards(config, task)}
+    sound = True
+    with Judge(rewards, config.rewards) as judge:
+        for split in ("train", "evaluate"):
+            try:
+                records = task.load(split, config.tasks, config.data, config.seed)
+            except ValueError as error:
+                Console().print(f"{split}: not checked: {error}", soft_wrap=True, markup=False)
+                continue
+            found = check_gold(task.name, records, task.gold, judge)
+            Console().print(f"{split}: {found}", soft_wrap=True, markup=False, highlight=False)
+            sound = sound and found.ok
+    return 0 if sound else 1
+
+
 @contextlib.contextmanager
 def sampling_bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar for answers."""
     from rich import progress
 
-    columns = ["sampling", progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn()]
+    columns = [
+        "sampling",
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    ]
     with progress.Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task("answers", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
@@ -356,7 +410,9 @@ def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> N
     for task, report_ in estimates.items():
         for name, value in report_.items():
             if isinstance(value, dict):
-                table.add_row(task, name, f"{value['mean']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}")
+                table.add_row(
+                    task, name, f"{value['mean']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"
+                )
         facts = f"{report_['questions']} questions, {report_['answers']} answers, {report_['mean_length']:.0f} tokens each"
         failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
         table.add_row("", "", f"{facts}, {report_['truncated_share']:.0%} cut off{failed}")
@@ -386,10 +442,16 @@ def replay(run: Path, step: int) -> int:
     table = Table("update", "metric", "recorded", "replayed", "", title=f"step {step} of {run}")
     rows = compare(capsule.updates, updates)
     for update, name, recorded, replayed, equal in rows:
-        table.add_row(str(update + capsule.start), name, repr(recorded), repr(replayed), "=" if equal else "DIFFERS")
+        table.add_row(
+            str(update + capsule.start), name, repr(recorded), repr(replayed), "=" if equal else "DIFFERS"
+        )
     Console().print(table)
     same = all(row[-1] for row in rows)
-    Console().print("equal bit for bit" if same else "the step came out differently: another machine, thread count or library?")
+    Console().print(
+        "equal bit for bit"
+        if same
+        else "the step came out differently: another machine, thread count or library?"
+    )
     return 0 if same else 1
 
 
@@ -400,19 +462,29 @@ def check(config: Config) -> int:
     return preflight(config)
 
 
+class Terminal(logging.Handler):
+    """Shows warnings on the terminal: above the live picture once there is one, on stderr before."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.show: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        self.show(self.format(record))
+
+
 @contextlib.contextmanager
-def logging_to(file: Path) -> Iterator[None]:
+def logging_to(file: Path) -> Iterator[Terminal]:
     """The log of a run: everything into a file, warnings to the terminal as well."""
-    handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    shown = logging.StreamHandler()
-    shown.setLevel(logging.WARNING)
+    written, shown = logging.FileHandler(file, encoding="utf-8"), Terminal()
+    written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
-    log.addHandler(handler)
+    log.addHandler(written)
     log.addHandler(shown)
     try:
-        yield
+        yield shown
     finally:
-        log.removeHandler(handler)
+        log.removeHandler(written)
         log.removeHandler(shown)
-        handler.close()
+        written.close()

@@ -94,9 +94,8 @@ def evaluate(args: Sequence[str]) -> int:
     from lightrft import app
 
     if only_check:
-        app.check_task(config, task)
-    else:
-        app.evaluate(config)
+        return app.check_task(config, task)
+    app.evaluate(config)
     return 0
 
 

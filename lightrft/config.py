@@ -18,8 +18,6 @@ class LoraConfig:
     """Rank of the adapters; 0 trains the full model."""
     alpha: float = 32.0
     """Scale: the adapter's output is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout on the adapter's input while training. Must be 0 for exact ratios; > 0 is refused by RL."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers to adapt, or all-linear."""
 
@@ -121,11 +119,22 @@ class RolloutConfig:
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
 
     def __post_init__(self) -> None:
-        at_least(1, "rollout", prompts_per_step=self.prompts_per_step, group_size=self.group_size, max_tokens=self.max_tokens, max_draws=self.max_draws)
+        at_least(
+            1,
+            "rollout",
+            prompts_per_step=self.prompts_per_step,
+            group_size=self.group_size,
+            max_tokens=self.max_tokens,
+            max_draws=self.max_draws,
+        )
         if self.temperature <= 0:
-            raise ValueError(f"rollout.temperature={self.temperature}: training needs sampled answers. Set it above 0, e.g. 1.0.")
+            raise ValueError(
+                f"rollout.temperature={self.temperature}: training needs sampled answers. Set it above 0, e.g. 1.0."
+            )
         if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
-            raise ValueError(f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}: need 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0.")
+            raise ValueError(
+                f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}: need 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +170,9 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         if len(self.clip) != 2 or min(self.clip) < 0:
-            raise ValueError(f"algorithm.clip={self.clip}: give two numbers >= 0, below and above, e.g. [0.2, 0.28].")
+            raise ValueError(
+                f"algorithm.clip={self.clip}: give two numbers >= 0, below and above, e.g. [0.2, 0.28]."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +235,14 @@ class UpdateConfig:
     """Compute a prompt once for all answers to it. false lays it before each answer; slow, for checking."""
 
     def __post_init__(self) -> None:
-        at_least(1, "update", epochs=self.epochs, minibatches=self.minibatches, tokens_per_batch=self.tokens_per_batch, logits_per_chunk=self.logits_per_chunk)
+        at_least(
+            1,
+            "update",
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            tokens_per_batch=self.tokens_per_batch,
+            logits_per_chunk=self.logits_per_chunk,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +299,13 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         too_large = [k for k in [*self.pass_k, *self.majority_k] if k > self.samples]
         if too_large:
-            raise ValueError(f"evaluate.pass_k / majority_k={too_large}: need at least as many answers. Set evaluate.samples={max(too_large)} or more.")
+            raise ValueError(
+                f"evaluate.pass_k / majority_k={too_large}: need at least as many answers. Set evaluate.samples={max(too_large)} or more."
+            )
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"evaluate.samples={self.samples} with evaluate.temperature=0 gives the same answer {self.samples} times. Set evaluate.temperature, e.g. 0.7.")
+            raise ValueError(
+                f"evaluate.samples={self.samples} with evaluate.temperature=0 gives the same answer {self.samples} times. Set evaluate.temperature, e.g. 0.7."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,11 +368,6 @@ class Config:
             raise ValueError(
                 f"rollout.group_size={self.rollout.group_size}: algorithm.advantage={self.algorithm.advantage} compares answers to one "
                 "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
-            )
-        if self.model.lora.rank and self.model.lora.dropout:
-            raise ValueError(
-                f"model.lora.dropout={self.model.lora.dropout}: dropout makes the trainer's log-probs differ from the engine's at "
-                "every token, so ratios are wrong. Set model.lora.dropout=0."
             )
         answers = self.rollout.prompts_per_step * self.rollout.group_size
         if self.update.minibatches > answers:

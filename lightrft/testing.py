@@ -51,8 +51,16 @@ class KeepDouble(TorchFunctionMode):
     ) -> Any:
         if function is Tensor.float:
             return args[0].double()
-        if function is Tensor.to and len(args) == 2 and args[1] is torch.float32 and args[0].is_floating_point():
+        if (
+            function is Tensor.to
+            and len(args) == 2
+            and args[1] is torch.float32
+            and args[0].is_floating_point()
+        ):
             return args[0].double()
+        if function is Tensor.backward and len(args) == 1 and not kwargs:
+            with self:  # torch leaves the mode while it calls us, but checkpointed layers are computed again in there
+                return torch.autograd.backward(args[0])
         return function(*args, **(kwargs or {}))
 
 
@@ -70,7 +78,9 @@ def tiny_trajectories(shape: Sequence[tuple[int, Sequence[int]]], *, seed: int =
     for group, (length, responses) in enumerate(shape):
         prompt = tiny_prompt(length, seed=1000 * seed + group)
         for n in responses:
-            answer = Completion([draw.randrange(256) for _ in range(n)], [-draw.random() for _ in range(n)], "stop")
+            answer = Completion(
+                [draw.randrange(256) for _ in range(n)], [-draw.random() for _ in range(n)], "stop"
+            )
             trajectories.append(
                 Trajectory(
                     prompt=prompt,
@@ -101,9 +111,15 @@ def make_batch(
     given = {name: torch.as_tensor(value) for name, value in columns.items()}
     return Batch(
         token_ids=torch.arange(num_tokens),
-        segments=torch.repeat_interleave(torch.arange(num_sequences), torch.tensor(lengths, dtype=torch.int64)),
-        groups=torch.zeros(num_sequences, dtype=torch.int64) if groups is None else torch.tensor(groups, dtype=torch.int64),
-        mask=torch.ones(num_tokens, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool),
+        segments=torch.repeat_interleave(
+            torch.arange(num_sequences), torch.tensor(lengths, dtype=torch.int64)
+        ),
+        groups=torch.zeros(num_sequences, dtype=torch.int64)
+        if groups is None
+        else torch.tensor(groups, dtype=torch.int64),
+        mask=torch.ones(num_tokens, dtype=torch.bool)
+        if mask is None
+        else torch.as_tensor(mask, dtype=torch.bool),
         scores=torch.zeros(num_sequences) if scores is None else torch.as_tensor(scores),
         **{"weights": torch.zeros(num_tokens), "behavior": torch.zeros(num_tokens), **given},
     )

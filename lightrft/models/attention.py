@@ -30,7 +30,13 @@ class Layout(Protocol):
     """Which tokens see which: given to the model as `layout=`, called by every attention layer."""
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
     ) -> Tensor:
         """(1, N, Hq, D) from query (1, Hq, N, D), key and value (1, Hkv, N, D)."""
         ...
@@ -48,7 +54,9 @@ class SharedPrompts:
     """One plain sdpa call per sequence, mask and all: the slow path that the kernels are checked against."""
 
     @classmethod
-    def of(cls, prompt_spans: Sequence[Span], response_spans: Sequence[Span], exact: bool = False) -> SharedPrompts:
+    def of(
+        cls, prompt_spans: Sequence[Span], response_spans: Sequence[Span], exact: bool = False
+    ) -> SharedPrompts:
         """From the spans of `Inputs`: sequences that share a prompt span become one group."""
         groups: dict[Span, list[Span]] = {}
         for prompt, response in zip(prompt_spans, response_spans, strict=True):
@@ -61,12 +69,20 @@ class SharedPrompts:
         return max(p[1] - p[0] + max((r[1] - r[0] for r in rs), default=0) for p, rs in self.groups)
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
     ) -> Tensor:
         """See `Layout`."""
         windowed = sliding_window is not None and self.longest > sliding_window
         if self.exact or windowed:
-            out = _one_call_per_sequence(self, query, key, value, scaling, sliding_window if windowed else None)
+            out = _one_call_per_sequence(
+                self, query, key, value, scaling, sliding_window if windowed else None
+            )
         elif query.device.type == "cpu":
             out = _Stretches.apply(query, key, value, self, scaling)
         elif query.device.type == "cuda":
@@ -91,13 +107,19 @@ def _forward(
     """What transformers calls in each layer; signature given by its AttentionInterface."""
     for unsupported in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(unsupported) is not None:
-            raise ValueError(f"this model's attention uses '{unsupported}', which {ATTENTION} does not compute.")
+            raise ValueError(
+                f"this model's attention uses '{unsupported}', which {ATTENTION} does not compute."
+            )
     if dropout:
-        raise ValueError(f"attention dropout {dropout} in training makes ratios wrong; set attention_dropout=0 in the model's config.")
+        raise ValueError(
+            f"attention dropout {dropout} in training makes ratios wrong; set attention_dropout=0 in the model's config."
+        )
     if layout is None:
         length = query.shape[2]
         if query.shape[0] != 1 or key.shape[2] != length:
-            raise ValueError(f"{ATTENTION} reads one packed row without a cache; call the model through lightrft, or load it with attn_implementation='sdpa'.")
+            raise ValueError(
+                f"{ATTENTION} reads one packed row without a cache; call the model through lightrft, or load it with attn_implementation='sdpa'."
+            )
         layout = SharedPrompts((((0, length), ()),))
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
@@ -115,7 +137,9 @@ class _Stretches(torch.autograd.Function):
     """The CPU kernel over every stretch, joined by log-sum-exp; heads of keys are shared, never copied."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: SharedPrompts, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: SharedPrompts, scaling: float
+    ) -> Tensor:
         length, heads = query.shape[2], query.shape[1]
         out = query.new_empty(1, length, heads, query.shape[-1]).transpose(1, 2)
         total = torch.empty(1, length, heads, dtype=_accumulate(query), device=query.device).transpose(1, 2)
@@ -128,9 +152,9 @@ class _Stretches(torch.autograd.Function):
                     out[:, :, c:d], total[:, :, c:d] = _flash(*own, 0.0, True, scale=scaling)
             c, d = _extent(responses)
             if c < d:
-                o, l = _flash(query[:, :, c:d], k, v, 0.0, False, scale=scaling)
-                joined = torch.logaddexp(total[:, :, c:d], l)
-                share = torch.exp(l - joined).unsqueeze(-1)
+                o, sums = _flash(query[:, :, c:d], k, v, 0.0, False, scale=scaling)
+                joined = torch.logaddexp(total[:, :, c:d], sums)
+                share = torch.exp(sums - joined).unsqueeze(-1)
                 out[:, :, c:d] = torch.lerp(out[:, :, c:d].to(share.dtype), o.to(share.dtype), share)
                 total[:, :, c:d] = joined
         ctx.save_for_backward(query, key, value, out, total)
@@ -185,7 +209,12 @@ def _one_call_per_sequence(
             age = age - torch.arange(k.shape[2], device=key.device)  # how far a key lies behind a query
             seen = (age >= 0) if window is None else (age >= 0) & (age < window)
             pieces[c] = F.scaled_dot_product_attention(
-                query[:, :, c:d], k, v, attn_mask=seen, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+                query[:, :, c:d],
+                k,
+                v,
+                attn_mask=seen,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
             )
     return torch.cat([pieces[c] for c in sorted(pieces)], 2)
 

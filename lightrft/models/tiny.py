@@ -55,11 +55,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(family: str = "llama", *, seed: int = 0, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
+def tiny_model(
+    family: str = "llama", *, seed: int = 0, attention: str = "sdpa", **changes: Any
+) -> PreTrainedModel:
     """A random float32 model of one of FAMILIES; `changes` override its config."""
     if family not in FAMILIES:
         raise ValueError(f"model.path=random:{family}: no such tiny model. There are: {', '.join(FAMILIES)}.")
-    options = {**_SHAPE, "eos_token_id": 256, "bos_token_id": None, "pad_token_id": None, **FAMILIES[family], **changes}
+    options = {
+        **_SHAPE,
+        "eos_token_id": 256,
+        "bos_token_id": None,
+        "pad_token_id": None,
+        **FAMILIES[family],
+        **changes,
+    }
     config = AutoConfig.for_model(**options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -60,7 +60,9 @@ class Stage:
     def __call__(self, phase: Phase) -> Iterator[None]:
         """Inside, exactly the residents of `phase` hold device memory."""
         if self._inside:
-            raise RuntimeError(f"cannot enter {phase.value}: still inside {self.phase.value}; phases do not nest")
+            raise RuntimeError(
+                f"cannot enter {phase.value}: still inside {self.phase.value}; phases do not nest"
+            )
         self._inside = True
         start = time.perf_counter()
         try:
@@ -94,7 +96,9 @@ class Stage:
         shown = [Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN]
         table = Table("resident", "GiB", *(p.value for p in shown), title="who holds memory when")
         for name, (resident, phases) in self._rows.items():
-            table.add_row(name, f"{resident.nbytes() / 2**30:.2f}", *("x" if p in phases else "" for p in shown))
+            table.add_row(
+                name, f"{resident.nbytes() / 2**30:.2f}", *("x" if p in phases else "" for p in shown)
+            )
         used = ["", "", *(self._sum(p) for p in shown)]
         table.add_section()
         table.add_row("sum, GiB", *used[1:])

@@ -23,7 +23,9 @@ def pick_device(setting: str) -> torch.device:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if found is None or found.type != device.type:
             have = "no accelerator" if found is None else found.type
-            raise ValueError(f"strategy.device={setting}: torch finds {have} on this machine. Set strategy.device=auto.")
+            raise ValueError(
+                f"strategy.device={setting}: torch finds {have} on this machine. Set strategy.device=auto."
+            )
     return device
 
 
@@ -71,3 +73,11 @@ def device_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         return int(psutil.Process().memory_info().rss)
     return int(torch.accelerator.memory_allocated(device))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that is free on the device now, whoever holds the rest; of the host for a CPU, and where they share it."""
+    if device.type in ("cpu", "mps"):
+        return int(psutil.virtual_memory().available)
+    free, _ = torch.get_device_module(device).mem_get_info(device)
+    return int(free)

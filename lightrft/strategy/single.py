@@ -38,7 +38,9 @@ class Single:
 class SingleTrainable:
     """A module with AdamW. A bfloat16 module learns through float32 master weights and float32 gradients."""
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, total_updates: int, moves: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, total_updates: int, moves: bool = False
+    ) -> None:
         self.module, self.version, self._config, self._moves = module, 0, config, moves
         self._named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not self._named:
@@ -179,7 +181,9 @@ class SingleFrozen:
 
     def parts(self) -> dict[str, Resident]:
         """See Frozen."""
-        return {"weights": Tensors(lambda: list(self.module.parameters()), str(self.device), moves=self.moves)}
+        return {
+            "weights": Tensors(lambda: list(self.module.parameters()), str(self.device), moves=self.moves)
+        }
 
 
 @dataclass

@@ -91,7 +91,11 @@ class Evaluator:
         for k in self.config.pass_k:
             estimates[f"pass@{k}"] = pass_at_k([c for c in counts if c[0] >= k], k)
         for k in self.config.majority_k:
-            votes = [[(exam.task.extract(row["answer"]), row["correct"]) for row in g] for g in groups if len(g) >= k]
+            votes = [
+                [(exam.task.extract(row["answer"]), row["correct"]) for row in g]
+                for g in groups
+                if len(g) >= k
+            ]
             estimates[f"maj@{k}"] = majority_at_k(votes, k)
         judged = sum(len(g) for g in groups)
         asked = sum(row["source"] == exam.task.name for row in rows)
@@ -108,7 +112,9 @@ class Evaluator:
 
 
 def _row(t: Trajectory) -> dict[str, Any]:
-    failed = t.reward != t.reward  # NaN: its reward raised, hung or was not a number; such an answer is not counted
+    failed = (
+        t.reward != t.reward
+    )  # NaN: its reward raised, hung or was not a number; such an answer is not counted
     return {
         "id": t.prompt.id,
         "source": t.prompt.source,

@@ -84,7 +84,9 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
     counts = [len(ts), len(groups), silent]
     sums = [rewards.sum(), sum(len(t) for t in ts), sum(t.finish == "length" for t in ts)]
-    local = torch.tensor([*counts, *sums, *(sum(t.parts.get(p, 0.0) for t in ts) for p in parts)], dtype=torch.float64)
+    local = torch.tensor(
+        [*counts, *sums, *(sum(t.parts.get(p, 0.0) for t in ts) for p in parts)], dtype=torch.float64
+    )
     answers, drawn, silent_sum, reward, length, cut, *by_part = world.sum(local).tolist()
     mean = reward / max(answers, 1)
     squares = float(world.sum((rewards - mean).square().sum()))

@@ -56,7 +56,9 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
     previous: Trajectory | None = None
     for t in trajectories:
         if not t.prompt.token_ids:
-            raise ValueError(f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its answer.")
+            raise ValueError(
+                f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its answer."
+            )
         siblings = previous is not None and previous.group == t.group and previous.prompt is t.prompt
         if siblings and share_prompts:
             prompt_spans.append(prompt_spans[-1])
@@ -125,7 +127,9 @@ def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> Non
         t.columns[name] = part
 
 
-def plan(trajectories: Sequence[Trajectory], tokens_per_batch: int, *, share_prompts: bool = True) -> list[list[Trajectory]]:
+def plan(
+    trajectories: Sequence[Trajectory], tokens_per_batch: int, *, share_prompts: bool = True
+) -> list[list[Trajectory]]:
     """Answers shared out over as few batches as first-fit finds; each reads at most `tokens_per_batch` tokens.
 
     A group stays together where it fits, so that its prompt is read once; a single answer that is longer than the

@@ -94,7 +94,9 @@ class RLTrainer:
                     self.evaluate("after")
             except Stopped as signal:
                 self.save()
-                self.progress.note(f"stopped by {signal} after step {self.done}; go on with: lightrft train --resume {self.run}")
+                self.progress.note(
+                    f"stopped by {signal} after step {self.done}; go on with: lightrft train --resume {self.run}"
+                )
                 return False
             except Exception:
                 # The weights are those of the last whole step unless an update was under way: then the last
@@ -119,7 +121,10 @@ class RLTrainer:
         self._position = self._snapshot()
         phases = self.stage.reset_seconds()
         metrics |= {f"seconds/{name}": s for name, s in phases.items()} | {"seconds/step": took}
-        metrics |= {"memory/rss_gib": self.world.max(resident_gib()), "memory/peak_gib": self.world.max(peak_gib())}
+        metrics |= {
+            "memory/rss_gib": self.world.max(resident_gib()),
+            "memory/peak_gib": self.world.max(peak_gib()),
+        }
         self.record(step, metrics, trajectories)
         every = self.config.evaluate.every_steps
         if every and step % every == 0 and step < self.config.steps:
@@ -151,7 +156,9 @@ class RLTrainer:
             self.progress.phase("rollout")
             with self.stage(Phase.ROLLOUT), self.actor.merged():
                 # Numbered over the run and over ranks, so that no two groups are ever taken for one.
-                first = ((step - 1) * config.max_draws + draws - 1) * config.prompts_per_step + self.world.rank * need
+                first = (
+                    (step - 1) * config.max_draws + draws - 1
+                ) * config.prompts_per_step + self.world.rank * need
                 groups = rollout(
                     self.engine,
                     self.prompts.draw(need),
@@ -287,7 +294,9 @@ class RLTrainer:
         self._position["evaluations"] = dict(self.evaluations)
         if self.logger is not None:
             self.logger.log(self.done, {f"evaluation/{name}": value for name, value in scores.items()})
-        shown = ", ".join(f"{name} {value:.1%}" for name, value in scores.items() if name != "mean" or len(scores) > 2)
+        shown = ", ".join(
+            f"{name} {value:.1%}" for name, value in scores.items() if name != "mean" or len(scores) > 2
+        )
         self.progress.note(f"held-out score ({label}): {shown}")
         return scores
 
@@ -372,4 +381,3 @@ def _regroup(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
     for t in trajectories:
         groups.setdefault(t.group, []).append(t)
     return list(groups.values())
-

@@ -29,7 +29,9 @@ def resolve(table: Mapping[str, T], name: str, what: str) -> T:
             for part in attribute.split("."):
                 found = getattr(found, part)
         except AttributeError:
-            raise ValueError(f"{what} '{name}': {place} has no '{attribute}'.{_perhaps(attribute, dir(module))}") from None
+            raise ValueError(
+                f"{what} '{name}': {place} has no '{attribute}'.{_perhaps(attribute, dir(module))}"
+            ) from None
         result: T = found
         return result
     raise ValueError(
@@ -75,7 +77,9 @@ def _import(place: str, name: str, what: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and not place.startswith(error.name):
             raise
-        raise ValueError(f"{what} '{name}': there is no module '{place}'. Is it installed, or in the current folder?") from None
+        raise ValueError(
+            f"{what} '{name}': there is no module '{place}'. Is it installed, or in the current folder?"
+        ) from None
 
 
 def _perhaps(name: str, known: Any) -> str:
