@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lightrft.models.load import save_model
 from lightrft.models.processor import Processor
@@ -17,7 +17,7 @@ from lightrft.models.tiny import tiny_model, tiny_tokenizer
 from lightrft.types import Batch, Completion, Prompt, Trajectory
 
 __all__ = [
-    "KeepDouble",
+    "keep_double",
     "make_batch",
     "tiny_folder",
     "tiny_model",
@@ -40,28 +40,24 @@ def tiny_folder(folder: Path, family: str = "llama", *, seed: int = 0, **changes
     return folder
 
 
-class KeepDouble(TorchFunctionMode):
-    """While entered, float64 stays float64: transformers casts to float32 in its norms, whatever the model's type.
+@contextmanager
+def keep_double() -> Iterator[None]:
+    """Inside, float64 stays float64: transformers casts to float32 in its norms, whatever the model's type.
 
-    For comparisons to the last digits with a model made `.double()`. Backward passes belong inside as well.
+    For comparisons to the last digits with a model made `.double()`. Backward passes belong inside as well, since
+    checkpointed layers are computed again there.
     """
+    cast, to = Tensor.float, Tensor.to
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function is Tensor.float:
-            return args[0].double()
-        if (
-            function is Tensor.to
-            and len(args) == 2
-            and args[1] is torch.float32
-            and args[0].is_floating_point()
-        ):
-            return args[0].double()
-        if function is Tensor.backward and len(args) == 1 and not kwargs:
-            with self:  # torch leaves the mode while it calls us, but checkpointed layers are computed again in there
-                return torch.autograd.backward(args[0])
-        return function(*args, **(kwargs or {}))
+    def wide(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        is_cast = args[:1] == (torch.float32,) and tensor.is_floating_point()
+        return to(tensor, torch.float64) if is_cast else to(tensor, *args, **kwargs)
+
+    Tensor.float, Tensor.to = Tensor.double, wide  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Tensor.float, Tensor.to = cast, to  # type: ignore[method-assign]
 
 
 def tiny_prompt(length: int, *, seed: int = 0, source: str = "test") -> Prompt:
@@ -108,7 +104,7 @@ def make_batch(
     `columns` are (T,): old, ref, rewards, advantages, ...; lists become float32, tensors stay as they are.
     """
     num_tokens, num_sequences = sum(lengths), len(lengths)
-    given = {name: torch.as_tensor(value) for name, value in columns.items()}
+    given: dict[str, Any] = {name: torch.as_tensor(value) for name, value in columns.items()}
     return Batch(
         token_ids=torch.arange(num_tokens),
         segments=torch.repeat_interleave(

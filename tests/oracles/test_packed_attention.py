@@ -13,7 +13,7 @@ from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import FAMILIES
 from lightrft.strategy.engines.native import NativeEngine
-from lightrft.testing import KeepDouble, tiny_model, tiny_prompt, tiny_trajectories
+from lightrft.testing import keep_double, tiny_model, tiny_prompt, tiny_trajectories
 from lightrft.trainer.replay import pack
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.types import Sampling
@@ -79,14 +79,14 @@ def test_packed_is_separate(family, share_prompts, exact):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("share_prompts", [True, False])
 def test_packed_is_separate_to_ten_digits_in_float64(family, share_prompts):
-    with KeepDouble():
+    with keep_double():
         ours, theirs = (tiny_model(family, attention=a).double() for a in (ATTENTION, "sdpa"))
         compare(ours, theirs, ANSWERS, 1e-10, share_prompts=share_prompts)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 22, 23, 1000])
 def test_any_sliding_window_sees_what_transformers_sees(window):
-    with KeepDouble():
+    with keep_double():
         ours, theirs = (
             tiny_model("gemma3", attention=a, sliding_window=window).double() for a in (ATTENTION, "sdpa")
         )
@@ -94,7 +94,7 @@ def test_any_sliding_window_sees_what_transformers_sees(window):
 
 
 def test_a_soft_cap_on_the_final_logits_is_part_of_the_logprobs():
-    with KeepDouble():
+    with keep_double():
         ours, theirs = (
             tiny_model("gemma3", attention=a, final_logit_softcapping=1.5).double()
             for a in (ATTENTION, "sdpa")
@@ -103,7 +103,7 @@ def test_a_soft_cap_on_the_final_logits_is_part_of_the_logprobs():
 
 
 def test_an_untied_head_and_biases_get_their_gradients():
-    with KeepDouble():
+    with keep_double():
         ours, theirs = (
             tiny_model("qwen2", attention=a, tie_word_embeddings=False).double() for a in (ATTENTION, "sdpa")
         )
@@ -112,14 +112,14 @@ def test_an_untied_head_and_biases_get_their_gradients():
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_the_temperature_divides_the_logits(temperature):
-    with KeepDouble():
+    with keep_double():
         ours, theirs = (tiny_model("llama", attention=a).double() for a in (ATTENTION, "sdpa"))
         compare(ours, theirs, ANSWERS, 1e-10, temperature)
 
 
 @pytest.mark.parametrize("max_logits", [1, 260, 260 * 7, 260 * 36, 260 * 37])
 def test_the_size_of_the_heads_chunks_changes_nothing(max_logits):
-    with KeepDouble():
+    with keep_double():
         whole, chunked = (tiny_model("llama", attention=ATTENTION).double() for _ in range(2))
         expected, found = packed(whole, ANSWERS), packed(chunked, ANSWERS, max_logits=max_logits)
         assert_close(found, expected, atol=1e-12, rtol=0)
@@ -192,7 +192,6 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_no_matrix_of_tokens_by_vocabulary_nor_of_tokens_by_tokens_ever_exists(checkpointing):
     vocabulary, hidden, widest = 4000, 64, 128
