@@ -3,8 +3,9 @@
     The train from Oslo to Rome takes 31 hours.
     Write this as JSON with the keys start, goal and hours.   ->   {"start": "Oslo", "goal": "Rome", "hours": 31}
 
-The whole answer must be that object. A small instruct model knows JSON, but adds remarks, copies wrongly, or invents
-keys. The words of the evaluation sentences (names, places, things, jobs) never occur in training.
+The first JSON object in the answer must be that one; prose around it costs nothing. A small instruct model knows JSON,
+but nests, invents keys, or copies wrongly. The words of the evaluation sentences (names, places, things, jobs) never
+occur in training.
 """
 
 from __future__ import annotations

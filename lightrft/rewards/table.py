@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightrft.rewards.function import RewardFunction, as_reward, each
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, last_number, math
-from lightrft.rewards.text import choice, exact, json_object, same_kind, tags
+from lightrft.rewards.text import choice, exact, json_fields, json_object, json_only, same_kind, tags
 from lightrft.utils.imports import resolve
 
 
@@ -20,6 +20,8 @@ REWARDS: dict[str, RewardFunction] = {
     "exact": each(exact),
     "format": each(tags),
     "json": each(json_object),
+    "json_fields": each(json_fields),
+    "json_only": each(json_only),
     "math": each(math),
     "number": each(last_number),
     "reasoning_gym": each(reasoning_gym),

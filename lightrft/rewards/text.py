@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from lightrft.utils.answers import concluded
@@ -36,12 +37,42 @@ def choice(answer: str, target: str) -> float:
     return float(bool(found) and found[-1].upper() == str(target).strip().strip("().").upper())
 
 
-def json_object(answer: str, target: Any) -> float:
-    """1 if the whole answer is JSON and equals the target, numbers as numbers; a word before or after it makes 0."""
+def json_object(answer: str, target: Mapping[str, Any]) -> float:
+    """1 if the first JSON object in the answer equals the target, numbers as numbers; prose around it is allowed."""
+    return float(first_json_object(answer) == target)
+
+
+def json_fields(answer: str, target: Mapping[str, Any]) -> float:
+    """Share of the target's fields that the first JSON object in the answer has with the right value.
+
+    A denser signal than `json` to learn from; fields that do not belong there cost as much as missing ones.
+    """
+    found = first_json_object(answer)
+    if found is None:
+        return 0.0
+    right = sum(name in found and found[name] == value for name, value in target.items())
+    return right / len(target.keys() | found.keys())
+
+
+def json_only(answer: str, target: Any) -> float:
+    """1 if the whole answer is one JSON object, whatever is in it."""
     try:
-        return float(json.loads(answer) == target)
+        return float(isinstance(json.loads(answer), dict))
     except (ValueError, RecursionError):
         return 0.0
+
+
+def first_json_object(answer: str) -> dict[str, Any] | None:
+    """What stands between the first brace of the answer and the one that closes it, parsed; None if it is no JSON."""
+    start = answer.find("{")
+    if start < 0:
+        return None
+    try:
+        found, _ = json.JSONDecoder().raw_decode(answer, start)
+    except (ValueError, RecursionError):
+        return None
+    assert isinstance(found, dict)  # it began with a brace
+    return found
 
 
 def same_kind(answer: str, target: str) -> float:

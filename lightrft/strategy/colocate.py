@@ -117,6 +117,8 @@ class Tensors:
     host: str = "cpu"
     moves: bool = True
     """False where offloading is switched off, or device and host are the same."""
+    planned_bytes: int = 0
+    """What it will take once it exists: an optimizer has no state before its first step."""
 
     def onload(self) -> None:
         """See Resident."""
@@ -128,7 +130,7 @@ class Tensors:
 
     def nbytes(self) -> int:
         """See Resident."""
-        return sum(t.numel() * t.element_size() for t in self.list())
+        return max(self.planned_bytes, sum(t.numel() * t.element_size() for t in self.list()))
 
     def _move(self, place: str) -> None:
         if self.moves:

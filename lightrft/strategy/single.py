@@ -137,9 +137,11 @@ class SingleTrainable:
         def optimizer() -> list[Tensor]:
             return own + [t for s in self.optimizer.state.values() for t in s.values() if t.dim()]
 
+        moments = 2 * sum(m.numel() * m.element_size() for m in self._masters)
+        planned = moments + sum(m.numel() * m.element_size() for m in own)
         return {
             "weights": Tensors(lambda: list(self.module.parameters()), device, moves=self._moves),
-            "optimizer": Tensors(optimizer, device, moves=self._moves),
+            "optimizer": Tensors(optimizer, device, moves=self._moves, planned_bytes=planned),
         }
 
     def state(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 import pytest
 
-from lightrft.rewards.text import choice, exact, json_object, same_kind, tags
+from lightrft.rewards.text import choice, exact, json_fields, json_object, json_only, same_kind, tags
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,34 @@ def test_same_kind_is_the_share_of_characters_of_the_asked_kind():
         ('\n{\n  "age": 40,\n  "name": "Ida"\n}\n', 1.0),
         ('{"name": "Ida", "age": "40"}', 0.0),
         ('{"name": "Ida"}', 0.0),
-        ('{"name": "Ida", "age": 40} This is JSON.', 0.0),
-        ('```json\n{"name": "Ida", "age": 40}\n```', 0.0),
+        ('{"name": "Ida", "age": 40} This is JSON.', 1.0),
+        ('```json\n{"name": "Ida", "age": 40}\n```', 1.0),
+        ('{"name": "Ida", "age": 41} {"name": "Ida", "age": 40}', 0.0),
         ('{"name": "Ida", "age": 40', 0.0),
         ("[" * 100_000, 0.0),
         ("", 0.0),
     ],
 )
-def test_json_wants_the_whole_answer_to_be_the_object(answer, score):
+def test_json_wants_the_first_object_in_the_answer_to_be_the_target(answer, score):
     assert json_object(answer, {"name": "Ida", "age": 40}) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ('{"name": "Ida", "age": 40}', 1.0),
+        ('{"name": "Ida"}', 0.5),
+        ('{"name": "Ida", "age": 40, "city": "Oslo", "job": "cook"}', 0.5),
+        ('{"name": {"first": "Ida"}, "age": 41}', 0.0),
+        ("Ida is 40", 0.0),
+    ],
+)
+def test_json_fields_is_the_share_of_right_fields_among_all_that_are_wanted_or_given(answer, share):
+    assert json_fields(answer, {"name": "Ida", "age": 40}) == share
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"), [('{"a": 1}', 1.0), ('\n{"a": 1} ', 1.0), ('Here: {"a": 1}', 0.0), ("3", 0.0), ("", 0.0)]
+)
+def test_json_only_wants_nothing_beside_the_object(answer, score):
+    assert json_only(answer, None) == score
