@@ -1,0 +1,150 @@
+"""The model at step 0: what it answers, and whether engine and trainer agree about those answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.panel import Panel
+from rich.text import Text
+from torch import nn
+
+from lightrft.config import Config
+from lightrft.models.load import load_model
+from lightrft.models.logprobs import LogProbs, logprobs, text_config
+from lightrft.preflight.questions import Parts, Questions
+from lightrft.preflight.report import Section
+from lightrft.strategy.base import Trainable
+from lightrft.strategy.engines.base import Engine
+from lightrft.trainer.replay import pack
+from lightrft.trainer.rollout import rollout, training_sampling
+from lightrft.types import Batch, Trajectory
+from lightrft.utils.progress import shorten
+
+PROMPTS, SAMPLES = 2, 2
+LONGEST_SAMPLE = 128
+"""Most tokens of an answer sampled for show."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+"""Engine and trainer may differ by this much in a token's log-prob: the largest in float32, the mean in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model as the run would have it at step 0."""
+
+    actor: Trainable
+    engine: Engine
+    samples: Sequence[Trajectory]
+    judge_seconds: float
+    """Time the rewards took for one answer."""
+
+    @property
+    def typical_length(self) -> float:
+        """Mean tokens of the sampled answers."""
+        return sum(len(t) for t in self.samples) / len(self.samples)
+
+
+def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
+    """Loads the model, and shows what it answers before any training and what the rewards make of that."""
+    started = time.perf_counter()
+    actor = parts.strategy.trainable(load_model(config.model, parts.device), config.optimizer, 1)
+    engine = parts.make_engine(actor.module, questions.processor, config.rollout)
+    numbers = sum(p.numel() for p in actor.module.parameters())
+    section.fact(
+        "model", f"{numbers / 1e6:,.1f} million weights, loaded in {time.perf_counter() - started:.1f} s"
+    )
+    fits_context(section, config, actor.module, questions)
+    most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
+    sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
+    spread = [questions.train[i * len(questions.train) // PROMPTS] for i in range(PROMPTS)]
+    with actor.merged():
+        engine.load_weights(actor.weights())
+        answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
+    started = time.perf_counter()
+    try:
+        parts.judge(answers)
+    except RuntimeError as error:
+        section.problem(str(error))
+    seconds = (time.perf_counter() - started) / len(answers)
+    for t in answers:
+        section.show(shown(t))
+    cut = sum(t.finish == "length" for t in answers)
+    if cut == len(answers) and most == config.rollout.max_tokens:
+        section.warn(
+            f"all {cut} answers were cut at rollout.max_tokens={most}. Rewards that look at the end of an answer see none: raise it?"
+        )
+    elif cut:
+        section.fact(
+            "cut off",
+            f"{cut} of {len(answers)} answers at {most} tokens (rollout.max_tokens={config.rollout.max_tokens})",
+        )
+    return Policy(actor, engine, answers, seconds)
+
+
+def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:
+    """Warns if prompt and answer may together be longer than the model was made for."""
+    room: int | None = getattr(
+        text_config(module), "max_position_embeddings", None
+    )  # not every family has a limit
+    needed = questions.longest + config.rollout.max_tokens
+    if room is not None and needed > room:
+        section.warn(
+            f"the longest prompt and a full answer are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or rollout.max_tokens."
+        )
+
+
+def shown(t: Trajectory) -> Panel:
+    """One answer with its question, reward and parts."""
+    question = t.prompt.messages[-1]["content"]
+    parts = ", ".join(f"{name} {value:g}" for name, value in t.parts.items())
+    text = Text.assemble((shorten(str(question), 300), "dim"), "\n", shorten(t.answer, 600))
+    return Panel(
+        text, title=f"reward {t.reward:g} ({parts})  {len(t)} tokens, {t.finish}", title_align="left"
+    )
+
+
+def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> None:
+    """Compares the log-probs of the sampled tokens: the engine's, and the trainer's for the same weights."""
+    batch = pack(
+        [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
+    )
+    with torch.no_grad():
+        gap = (trainer_logprobs(config, policy.actor, batch).values - batch.behavior).abs()
+    mean, largest = float(gap.mean()), float(gap.max())
+    section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
+    judge_mismatch(section, config, mean, largest)
+
+
+def judge_mismatch(section: Section, config: Config, mean: float, largest: float) -> None:
+    """Whether engine and trainer agree as far as their arithmetic allows."""
+    dtype, roll = config.model.dtype, config.rollout
+    limit = TOLERANCE[dtype]
+    found, name = (largest, "largest") if dtype == "float32" else (mean, "mean")
+    if roll.top_k or roll.top_p < 1 or roll.min_p:
+        section.fact(
+            "",
+            "the engine's log-probs are of the tokens that top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
+        )
+    if found <= limit:
+        section.ok(
+            f"engine and trainer agree: the {name} difference is at most {limit:g}, the limit for {dtype}."
+        )
+        return
+    section.warn(
+        f"engine and trainer do not agree: the {name} difference is {found:.2g}, usual for {dtype} is at most {limit:g}. Likely causes: other weights in the "
+        "engine than in the trainer, another temperature, sampling settings that cut the distribution, another prompt (template), "
+        "or attention that is computed differently (compare with model.attention=separate)."
+    )
+
+
+def trainer_logprobs(config: Config, actor: Trainable, batch: Batch) -> LogProbs:
+    """As RLTrainer takes them."""
+    return logprobs(
+        actor.module,
+        batch,
+        temperature=config.rollout.temperature,
+        max_logits=config.update.logits_per_chunk,
+        exact_attention=config.model.attention == "separate",
+    )
