@@ -157,10 +157,14 @@ class SingleTrainable:
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
         """See Trainable. ValueError if the state is of another model."""
-        have, given = {n for n, _ in self._named}, set(state["weights"])
-        if have != given:
-            odd = sorted(have ^ given)[:3]
-            raise ValueError(f"the checkpoint is of another model: {', '.join(odd)} are not in both.")
+        have = {n: tuple(m.shape) for (n, _), m in zip(self._named, self._masters, strict=True)}
+        given = {n: tuple(w.shape) for n, w in state["weights"].items()}
+        odd = sorted(n for n in have.keys() | given.keys() if have.get(n) != given.get(n))
+        if odd:
+            raise ValueError(
+                f"the checkpoint is of another model: {odd[0]} has shape {given.get(odd[0], 'none')} there and "
+                f"{have.get(odd[0], 'none')} here. Set model.path and model.lora as they were."
+            )
         for (name, _), master in zip(self._named, self._masters, strict=True):
             master.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
