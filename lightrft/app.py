@@ -63,13 +63,17 @@ TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
 
 
 def train(config: Config, resume: Path | None = None) -> Path:
-    """Runs or goes on with a training run and returns its folder. Errors in settings come before any weight loads."""
+    """Runs or goes on with a training run and returns its folder. Errors in settings come before any weight loads.
+
+    Raises Stopped, after saving, if SIGTERM or Ctrl-C came.
+    """
     started = time.perf_counter()
     run = resume if resume is not None else new_run(config)
     with logging_to(run / "log.txt") as terminal, contextlib.ExitStack() as stack:
         trainer = build_trainer(config, run, stack, started=started, resume=resume is not None)
         terminal.show = trainer.progress.note
-        if trainer.train() and trainer.world.is_first:
+        trainer.train()
+        if trainer.world.is_first:
             finish(trainer, stack)
     return run
 
@@ -77,7 +81,9 @@ def train(config: Config, resume: Path | None = None) -> Path:
 def new_run(config: Config) -> Path:
     """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
     run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
-    if (run / "config.yaml").exists():
+    if (
+        run / "metrics.jsonl"
+    ).exists():  # not config.yaml: a run whose settings were refused has that already
         raise ValueError(
             f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
         )
@@ -110,14 +116,14 @@ def build_trainer(
     stack.enter_context(curriculum.judge)
     stack.enter_context(curriculum.exam_judge)
     checkpoints = Checkpoints(run, config.checkpoint, world)
-    state = checkpoints.load(newest(checkpoints, run)) if resume else None
+    state = last_state(checkpoints) if resume else None
 
     actor = strategy.trainable(load_model(config.model, device), config.optimizer, total_updates(config))
     reference = build_reference(config, algorithm, actor, strategy, device)
     engine = make_engine(actor.module, processor, config.rollout)
     stage = build_stage(actor, reference, engine, device)
     logger = (
-        Logger(run, state["done"] if state else 0, tensorboard=config.log.tensorboard)
+        Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         if world.is_first
         else None
     )
@@ -268,15 +274,18 @@ def build_evaluator(
     )
 
 
-def newest(checkpoints: Checkpoints, run: Path) -> Path:
-    """The newest complete checkpoint of a run."""
+def last_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """The state in the newest complete checkpoint; None for a run that was stopped before its first, to begin again."""
     found = checkpoints.latest()
-    if found is None:
+    if found is not None:
+        return checkpoints.load(found)
+    if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
         raise ValueError(
-            f"{run} has no complete checkpoint, so there is nothing to go on from. Start again with "
-            f"`lightrft train {run}/config.yaml --run NEW`, and set checkpoint.every_steps lower."
+            f"no checkpoint in {checkpoints.folder} is complete, so there is nothing to go on from. Start again with "
+            f"`lightrft train {checkpoints.run}/config.yaml`."
         )
-    return found
+    log.warning("the run was stopped before its first checkpoint and begins again")
+    return None
 
 
 def finish(trainer: RLTrainer, stack: contextlib.ExitStack) -> None:

@@ -19,6 +19,7 @@ import tyro
 from lightrft import __version__
 from lightrft.config import Config
 from lightrft.utils import layers
+from lightrft.utils.interrupt import Stopped
 
 LAYERED = """A layer is a shipped name or your own YAML file; later ones win, flags come last.
 A list or a dict is replaced as a whole. Options in YAML: section, then option, as `lightrft config` prints them."""
@@ -30,7 +31,8 @@ SHORT_FLAGS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit status: 0 success, 2 a mistake in what was asked, 130 interrupted."""
+    """Runs one command line and returns its exit status: 0 success, 2 a mistake or a failure that is explained; 130 (Ctrl-C) or
+    143 (SIGTERM) if asked to stop, after saving."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -47,12 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[name](rest)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+    except Stopped as stopped:
+        return stopped.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left: `lightrft config tiny | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
         if os.environ.get("LIGHTRFT_TRACEBACK") or not raised_by_us(error.__traceback__):
             raise
         return fail(str(error))

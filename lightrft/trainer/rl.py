@@ -33,7 +33,7 @@ from lightrft.trainer.replay import pack, plan, unpack
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils import trajectories as saved
-from lightrft.utils.atomic import folder
+from lightrft.utils.atomic import explained, folder
 from lightrft.utils.interrupt import Interrupt, Stopped
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
@@ -79,34 +79,30 @@ class RLTrainer:
     earlier_seconds: float = 0.0
     """Time that the run took before it was resumed."""
     _position: dict[str, Any] = field(default_factory=dict)
-    _learning: bool = False
+    _whole: bool = True
+    """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
 
-    def train(self) -> bool:
-        """Runs the steps that are left; False if asked to stop before the last. What was done is saved either way."""
+    def train(self) -> None:
+        """Runs the steps that are left. Raises Stopped if asked to stop before the last; what was done is saved first."""
         with Interrupt() as self.interrupt:
             self._position = self._snapshot()
             try:
-                if self.config.evaluate.before_and_after and "before" not in self.evaluations:
-                    self.evaluate("before")
+                self.examine()
                 for step in range(self.done + 1, self.config.steps + 1):
                     self.train_step(step)
-                if self.config.evaluate.before_and_after:
-                    self.evaluate("after")
             except Stopped as signal:
                 self.save()
                 self.progress.note(
                     f"stopped by {signal} after step {self.done}; go on with: lightrft train --resume {self.run}"
                 )
-                return False
+                raise
             except Exception:
-                # The weights are those of the last whole step unless an update was under way: then the last
-                # checkpoint is the state to go on from.
-                if not self._learning:
+                # In the middle of an update the last checkpoint is the state to go on from.
+                if self._whole:
                     self.save()
                 raise
         self.save()
         self.save_model()
-        return True
 
     def train_step(self, step: int) -> None:
         """One step: everything between two sets of weights."""
@@ -118,7 +114,6 @@ class RLTrainer:
         metrics |= self.update(step, trajectories)
         self.done = step
         took = time.perf_counter() - start
-        self._position = self._snapshot()
         phases = self.stage.reset_seconds()
         metrics |= {f"seconds/{name}": s for name, s in phases.items()} | {"seconds/step": took}
         metrics |= {
@@ -126,9 +121,8 @@ class RLTrainer:
             "memory/peak_gib": self.world.max(peak_gib()),
         }
         self.record(step, metrics, trajectories)
-        every = self.config.evaluate.every_steps
-        if every and step % every == 0 and step < self.config.steps:
-            self.evaluate(f"step-{step:06d}")
+        self._position, self._whole = self._snapshot(), True
+        self.examine()
         if self.checkpoints.due(step) and step < self.config.steps:
             self.save()
         self.interrupt.check()
@@ -222,7 +216,7 @@ class RLTrainer:
     def update(self, step: int, trajectories: list[Trajectory]) -> Metrics:
         """Learns from the answers; capsules of the step are written on the way if they are wanted."""
         self.progress.phase("train")
-        self._learning = True
+        self._whole = False
         updates: list[Metrics] = []
         captured = False
 
@@ -240,7 +234,6 @@ class RLTrainer:
         finally:
             if captured:
                 self.capsules.record(step, updates, average(updates))
-        self._learning = False
         return average(updates)
 
     def learn(
@@ -281,6 +274,17 @@ class RLTrainer:
         """
         return self.algorithm.needs_old or self.config.update.epochs * self.config.update.minibatches > 1
 
+    def examine(self) -> None:
+        """Held-out scores, if they are asked for after the steps done so far and not known yet."""
+        wanted = self.config.evaluate
+        if self.done in (0, self.config.steps):
+            label, asked = ("after" if self.done else "before"), wanted.before_and_after
+        else:
+            every = wanted.every_steps
+            label, asked = f"step-{self.done:06d}", every > 0 and self.done % every == 0
+        if asked and label not in self.evaluations:
+            self.evaluate(label)
+
     def evaluate(self, label: str) -> dict[str, float]:
         """Held-out scores by task, kept under `label` and logged."""
         self.progress.phase("evaluate")
@@ -305,11 +309,12 @@ class RLTrainer:
         self.progress.step(step, metrics)
         if self.logger is None:
             return
-        self.logger.log(step, metrics)
-        every = self.config.log.trajectories_every_steps
-        if every and step % every == 0:
-            columns = self.config.log.token_columns
-            saved.save(self.run, step, trajectories, pieces=self.processor.pieces, columns=columns)
+        with explained(self.run):
+            self.logger.log(step, metrics)
+            every = self.config.log.trajectories_every_steps
+            if every and step % every == 0:
+                columns = self.config.log.token_columns
+                saved.save(self.run, step, trajectories, pieces=self.processor.pieces, columns=columns)
 
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
@@ -329,6 +334,8 @@ class RLTrainer:
         restore_generators(state["generators"])
         self.capsules.load(state["capsules"])
         self.done, self.evaluations = state["done"], dict(state["evaluations"])
+        if self.done < self.config.steps:  # a finished run that is to go on
+            self.evaluations.pop("after", None)
         self.earlier_seconds = state["seconds"]
 
     @property

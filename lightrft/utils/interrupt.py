@@ -11,6 +11,11 @@ from typing import Any
 class Stopped(Exception):
     """The run was asked to stop; carries the name of the signal."""
 
+    @property
+    def exit_status(self) -> int:
+        """What a shell expects of a process that left because of this signal: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + signal.Signals[str(self)]
+
 
 class Interrupt:
     """While entered, SIGTERM and SIGINT are remembered, and `check` raises Stopped. A second signal acts at once."""
