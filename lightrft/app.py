@@ -30,7 +30,7 @@ from lightrft.rewards.check import check_gold
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
-from lightrft.strategy.device import device_bytes, pick_device, reuse_host_memory
+from lightrft.strategy.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.engines.native import NativeEngine
 from lightrft.strategy.single import Single, WithoutAdapters
@@ -238,7 +238,7 @@ def build_reference(
 
 def build_stage(actor: Trainable, reference: Frozen | None, engine: Engine, device: torch.device) -> Stage:
     """Who is in device memory in which phase. This is the whole memory plan."""
-    stage = Stage(lambda: device_bytes(device))
+    stage = Stage(lambda: device_bytes(device), lambda: release_memory(device))
     own, cache = actor.parts(), engine.parts()
     shares = "weights" not in cache
     stage.add(

@@ -20,7 +20,7 @@ from lightrft.preflight.policy import LONGEST_SAMPLE, Policy, trainer_logprobs
 from lightrft.preflight.questions import Parts, Questions, needs_old
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.device import device_bytes, return_host_memory
+from lightrft.strategy.device import device_bytes, release_memory
 from lightrft.strategy.engines.cache import PAGE
 from lightrft.trainer.replay import pack, plan
 from lightrft.trainer.rollout import training_sampling
@@ -170,9 +170,8 @@ def backward(actor: Trainable, loss: Tensor) -> None:
 
 
 def settled_bytes(device: torch.device) -> int:
-    """Memory in use; on a CPU after freed blocks went back to the system."""
-    if device.type == "cpu":
-        return_host_memory()
+    """Memory in use, after freed blocks went back."""
+    release_memory(device)
     return device_bytes(device)
 
 

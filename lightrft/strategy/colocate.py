@@ -44,6 +44,8 @@ class Stage:
 
     measure: Callable[[], int]
     """Bytes allocated on the device now."""
+    release: Callable[[], None] = lambda: None
+    """Gives freed memory back to whoever lent it, between two phases."""
     phase: Phase = Phase.IDLE
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent inside each phase since `reset_seconds`."""
@@ -78,6 +80,8 @@ class Stage:
         arriving = [n for n, (_, ps) in self._rows.items() if phase in ps and before not in ps]
         for name in leaving:  # free first, then fill: the peak stays low
             self._rows[name][0].offload()
+        if before is not phase:
+            self.release()
         for name in arriving:
             self._rows[name][0].onload()
         self.phase = phase

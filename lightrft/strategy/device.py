@@ -50,9 +50,11 @@ def reuse_host_memory() -> None:
     mallopt(trim_threshold, 512 * 1024 * 1024)
 
 
-def return_host_memory() -> None:
-    """Gives freed blocks back to the kernel now."""
-    if sys.platform.startswith("linux"):
+def release_memory(device: torch.device) -> None:
+    """Gives freed blocks that an allocator still keeps back to the device or, on a CPU, to the kernel."""
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+    elif sys.platform.startswith("linux"):
         import ctypes
 
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

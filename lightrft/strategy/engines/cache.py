@@ -1,9 +1,8 @@
 """Keys and values of what has been read, in pages, and the attention that reads them.
 
 A prompt's pages are shared by all its answers: the newest tokens of all siblings meet a page in one matrix product.
-An answer's own tokens lie in pages of their own. Attention over several pages is joined exactly: with scores s, each
-page gives m = max s, z = sum exp(s - m) and o = sum exp(s - m) v, and with M = max m over the pages
-out = sum exp(m - M) o / sum exp(m - M) z.
+An answer's own tokens lie in pages of their own. What an answer sees in its pages is joined exactly: if page j gives
+o_j = softmax(s_j) v_j for scores s_j, then out = sum_j o_j exp(l_j - l), l_j = logsumexp(s_j), l = logsumexp(l_j).
 
 Letters: A answers, each with one new token; U pages of a pool; C tokens of a page; W answers that read one page
 (1, or the most siblings); J pages that one answer reads; Hq and Hkv heads, G = Hq / Hkv; D size of a head.
@@ -36,7 +35,8 @@ class Page:
 class Pool:
     """Pages, the live ones always in front and without gaps; for each layer one tensor of keys and one of values.
 
-    Keys are float32 even for a bfloat16 model: scores are never rounded to 8 bits.
+    Keys are kept already multiplied by the attention's scaling, and in float32 even for a bfloat16 model, so that
+    scores are never rounded to 8 bits.
     """
 
     def __init__(self) -> None:
@@ -187,25 +187,26 @@ class Step:
         count, layer, out = self._count, module.layer_idx, []
         if self._fresh is not None:
             q, k, v = query[:, :, count:], key[:, :, count:], value[:, :, count:]
-            self._fresh.write(layer, *self._places, k[0].transpose(0, 1), v[0].transpose(0, 1))
+            self._fresh.write(layer, *self._places, k[0].transpose(0, 1) * scaling, v[0].transpose(0, 1))
             out.append(self._prefill.attend(module, q, k, v, scaling, sliding_window))
         if count:
             k, v = key[0, :, :count].transpose(0, 1), value[0, :, :count].transpose(0, 1)
-            self._own.pool.write(layer, *self._newest, k, v)
-            out.append(self._decode(layer, query[0, :, :count].transpose(0, 1) * scaling, sliding_window))
+            self._own.pool.write(layer, *self._newest, k * scaling, v)
+            out.append(self._decode(layer, query[0, :, :count].transpose(0, 1), k.shape[1], sliding_window))
         return out[0] if len(out) == 1 else torch.cat(out[::-1], 1)
 
-    def _decode(self, layer: int, query: Tensor, window: int | None) -> Tensor:
+    def _decode(self, layer: int, query: Tensor, key_heads: int, window: int | None) -> Tensor:
         """(1, A, Hq, D) from query (A, Hq, D)."""
-        heads = self._own.pool.read(layer)[0].shape[1]
-        q = query.unflatten(1, (heads, -1))
-        parts = [reading.attend(layer, q, window) for reading in (self._shared, self._own)]
-        tops = torch.cat([top for top, _, _ in parts], 1)
-        shares = torch.exp(tops - tops.amax(1, keepdim=True))  # (A, J, Hkv, G)
-        total = (shares * torch.cat([total for _, total, _ in parts], 1)).sum(1)
-        split = shares.split([top.shape[1] for top, _, _ in parts], 1)
-        out = sum((s.unsqueeze(-1) * o).sum(1) for s, (_, _, o) in zip(split, parts, strict=True))
-        return (out / total.unsqueeze(-1)).to(query.dtype).flatten(1, 2).unsqueeze(0)
+        q = query.unflatten(1, (key_heads, -1))
+        (shared_total, shared), (own_total, own) = (
+            r.attend(layer, q, window) for r in (self._shared, self._own)
+        )
+        shares = torch.softmax(torch.cat([shared_total, own_total], 1), 1).unsqueeze(-1).unbind(1)
+        outs = shared.unbind(1) + own.unbind(1)
+        out = outs[0] * shares[0]
+        for o, share in zip(outs[1:], shares[1:], strict=True):
+            out = out.addcmul_(o, share)
+        return out.to(query.dtype).flatten(1, 2).unsqueeze(0)
 
 
 class _Reading:
@@ -230,40 +231,54 @@ class _Reading:
                 places[answer] = [(page.index, slot, False) for page in stretch.pages] + absent
         device = last.device
         self._readers = torch.tensor(rows, device=device)  # (U, W)
-        self._pages, self._slots, absent_ = torch.tensor(places, device=device).unbind(-1)  # (A, J)
-        self._absent = absent_.bool()[..., None, None] if any(p[-1][2] for p in places) else None
-        self._crop = max(filled)
-        self._starts, self._last = torch.tensor(starts, device=device), last
-        self._column = torch.arange(self._crop, device=device)
-        self._seen = (self._column < torch.tensor(filled, device=device)[:, None])[:, None, None, None]
-        self._reach = int(last.max()) + 1
-        self._masks: dict[int | None, Tensor] = {}
+        self._places = torch.tensor(places, device=device)  # (A, J, 3)
+        self._is_ragged = any(p[-1][2] for p in places)
+        self._crop, self._is_full = max(filled), min(filled) == max(filled)
+        self._filled, self._starts = torch.tensor(filled, device=device), torch.tensor(starts, device=device)
+        self._last, self._reach = last, int(last.max()) + 1
+        self._masks: dict[int | None, Tensor | None] = {}
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(self, layer: int, query: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """m (A, J, Hkv, G), z (A, J, Hkv, G) and o (A, J, Hkv, G, D) from query (A, Hkv, G, D), already scaled."""
-        keys, values = (t[:, :, : self._crop].flatten(0, 1) for t in self.pool.read(layer))
-        q = query.to(keys.dtype)[self._readers].transpose(1, 2)  # (U, Hkv, W, G, D)
-        shape = q.shape[:4]
-        scores = torch.bmm(q.flatten(0, 1).flatten(1, 2), keys.transpose(1, 2))
-        scores.view(*shape, -1).add_(self._mask(window))
-        top = scores.amax(-1, keepdim=True)
-        weights = scores.sub_(top).exp_()
+    def attend(self, layer: int, query: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """l (A, J, Hkv, G) and o (A, J, Hkv, G, D) of every page each answer reads, from query (A, Hkv, G, D)."""
+        keys, values = (t[:, :, : self._crop].flatten(0, 1) for t in self.pool.read(layer))  # (U Hkv, C, D)
+        answers, heads, group, size = query.shape
+        asking, answering = self._index(heads)
+        q = query.to(keys.dtype).reshape(answers * heads, -1).index_select(0, asking)
+        scores = torch.bmm(q.view(len(keys), -1, size), keys.transpose(1, 2))  # (U Hkv, W G, C)
+        mask = self._mask(window)
+        if mask is not None:
+            scores.unflatten(0, (-1, heads)).unflatten(2, (-1, group)).add_(mask)
+        weights = torch.softmax(scores, -1)
+        total = scores.amax(-1).sub_(weights.amax(-1).log_())  # the largest weight is exp(largest score - l)
         out = torch.bmm(weights.to(values.dtype), values)
-        m, z, o = (t.view(*shape, -1)[self._pages, :, self._slots] for t in (top, weights.sum(-1), out))
-        m = m if self._absent is None else m.masked_fill(self._absent.unsqueeze(-1), _HIDDEN)
-        return m.squeeze(-1), z.squeeze(-1), o
+        total = total.view(-1, group).index_select(0, answering).view(answers, -1, heads, group)
+        out = out.view(-1, group * size).index_select(0, answering).view(answers, -1, heads, group, size)
+        if self._is_ragged:
+            total.masked_fill_(self._places[:, :, 2].bool()[..., None, None], _HIDDEN)
+        return total, out
 
-    def _mask(self, window: int | None) -> Tensor:
-        """(U, 1, W or 1, 1, C): 0 where a page's token counts for a reader. A token sees itself and window - 1 more."""
+    def _index(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Rows of (A Hkv) in the order of (U Hkv W), and rows of (U Hkv W) in the order of (A J Hkv)."""
+        if heads not in self._rows:
+            head = torch.arange(heads, device=self._readers.device)
+            asking = self._readers[:, None] * heads + head[:, None]
+            page, slot, _ = self._places.unbind(-1)
+            answering = (page[..., None] * heads + head) * self._readers.shape[1] + slot[..., None]
+            self._rows[heads] = asking.flatten(), answering.flatten()
+        return self._rows[heads]
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """(U, 1, W or 1, 1, C), 0 where a token of a page counts; None if all do. A token sees window - 1 before it."""
         window = None if window is None or window >= self._reach else window
         if window not in self._masks:
-            seen = self._seen
+            column = torch.arange(self._crop, device=self._filled.device)
+            seen = (column < self._filled[:, None])[:, None, None, None]
             if window is not None:
-                position = self._starts[:, None] + self._column
-                oldest = self._last[self._readers] - window
-                seen = seen & (position[:, None] > oldest[..., None])[:, None, :, None]
+                oldest = self._last[self._readers][..., None] - window
+                seen = seen & (self._starts[:, None, None] + column > oldest)[:, None, :, None]
             mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, _HIDDEN)
-            self._masks[window] = mask
+            self._masks[window] = None if self._is_full and window is None else mask
         return self._masks[window]
 
 

@@ -45,4 +45,4 @@ def test_habits_of_host_memory_can_be_set_and_undone():
     block = torch.ones(2**20)
     assert float(block.sum()) == 2**20
     del block
-    device.return_host_memory()
+    device.release_memory(torch.device("cpu"))
