@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the configuration classes and the shipped layers: `make docs-tables`."""
+"""Writes docs/configuration.md and docs/metrics.md from the code and the shipped layers: `make docs-tables`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from lightrft.config import Config
+from lightrft.trainer.metrics import METRICS
 from lightrft.utils import layers
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
@@ -34,11 +35,28 @@ lightrft config grpo my_run.yaml --rollout.group-size 16      # prints what woul
 * Your own functions and classes are named by import path, `package.module:name` or `path/to/file.py:name`.
 * Short flags: `--model` for `--model.path`, `--samples` for `--evaluate.samples`, `--capture-steps 3,7` for `--log.capture-steps 3 7`.
 """
+METRICS_PAGE = PAGE.with_name("metrics.md")
+METRICS_HEAD = """# Metrics
+
+<!-- Written by `make docs-tables` from lightrft/trainer/metrics.py. Edit that. -->
+
+`RUN/metrics.jsonl` has one JSON object per step: `step`, `time`, and the metrics below; TensorBoard shows the same. A
+metric that a run cannot know is absent (`kl` without a reference model); one that is NaN or infinite is `null`. Words in
+capitals stand for a name: with the reward math, `reward/PART` is reward/math. A loss of your own may add metrics.
+
+| metric | meaning |
+|---|---|
+"""
 
 
 def page() -> str:
     """The whole page."""
     return HEAD + "\n## Shipped layers\n\n" + layer_table() + "\n## Options\n" + "".join(sections(Config, ""))
+
+
+def metrics_page() -> str:
+    """The whole page."""
+    return METRICS_HEAD + "".join(f"| `{name}` | {cell(meaning)} |\n" for name, meaning in METRICS.items())
 
 
 def layer_table() -> str:
@@ -99,3 +117,4 @@ def cell(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
