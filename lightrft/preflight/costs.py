@@ -322,7 +322,7 @@ def disk(section: Section, config: Config, policy: Policy) -> None:
         f"{size(checkpoint)}; at most {config.checkpoint.keep} are kept, and one more while it is written",
     )
     run = Path(config.run or "runs").expanduser()
-    if config.run and (run / "config.yaml").exists():
+    if config.run and (run / "metrics.jsonl").exists():
         section.problem(
             f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
         )

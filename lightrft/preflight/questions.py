@@ -28,6 +28,8 @@ from lightrft.utils.progress import sparkline
 UNLIMITED = 1 << 40
 GOLDS = 32
 """Right answers of each task that go through the rewards."""
+BLIND = 0.75
+"""Share of full marks for answers to other questions from which on a reward can hardly tell right from wrong."""
 BUCKETS = 40
 """Columns of the histogram of prompt lengths."""
 
@@ -285,7 +287,7 @@ def gold(
         )
     else:
         judge_gold(section, name, report, chosen=chosen)
-    if report.ok and report.wrong_score > 0.5:
+    if report.ok and report.wrong_score > BLIND:
         section.warn(
             f"{name}: answers to other questions get {report.wrong_score:.0%} of full marks. Does the reward look at the answer?"
         )

@@ -283,7 +283,7 @@ def test_memory_and_disk_are_compared_with_what_is_free(needed: int, mark: Mark)
 
 
 def test_a_run_folder_that_holds_a_run_is_a_problem(check: Check, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "metrics.jsonl").touch()
     status, told = check("--run", str(tmp_path))
     assert status == 1
     assert "there is a run already" in told
