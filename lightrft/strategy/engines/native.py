@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.models.load import plain_state
 from lightrft.models.logprobs import backbone, output_head, text_config
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import Progress
@@ -76,10 +77,7 @@ class NativeEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine. A tensor that is the module's own costs nothing."""
-        own = {
-            **dict(self._module.named_buffers()),
-            **dict(self._module.named_parameters(remove_duplicate=False)),
-        }
+        own = plain_state(self._module)
         for name, tensor in weights:
             if name not in own:
                 raise ValueError(f"the model has no weight named {name!r}.")

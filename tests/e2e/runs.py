@@ -1,0 +1,151 @@
+"""Runs of LightRFT in processes of their own, and what to look for in a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=false"]
+"""What a test about something else does without: processes for rewards, TensorBoard, a live picture."""
+MEASURED = ("seconds/", "memory/", "rollout/tokens_per_second", "time")
+"""Beginnings of metrics that differ between two runs that are otherwise the same."""
+
+
+class Server:
+    """The client's side of server.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("server.py"))],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@dataclass
+class Lightrft:
+    """Runs command lines, each in a process of its own, in the folder `cwd`."""
+
+    server: Server
+    cwd: Path
+    _count: int = field(default=0)
+
+    def start(self, *args: object) -> Started:
+        """Begins a command."""
+        self._count += 1
+        output = self.cwd / f"output-{self._count}.txt"
+        answer = self.server.ask(args=[str(a) for a in args], cwd=str(self.cwd), output=str(output))
+        return Started(self.server, answer["pid"], output)
+
+    def __call__(self, *args: object, status: int = 0) -> str:
+        """Runs a command to its end, which must have this status; returns what it printed."""
+        done = self.start(*args).wait()
+        assert done.status == status, f"exit status {done.status}, not {status}\n{done.output}"
+        return done.output
+
+
+@dataclass
+class Started:
+    """A command under way."""
+
+    server: Server
+    pid: int
+    _output: Path
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> Finished:
+        status = self.server.ask(wait=self.pid)["status"]
+        return Finished(status, self.output)
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(encoding="utf-8") if self._output.exists() else ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended (negative: the signal that killed it) and what it printed."""
+
+    status: int
+    output: str
+
+
+def cold(*args: object, cwd: Path) -> Finished:
+    """The command line as a user starts it: a fresh interpreter, everything imported anew, another hash seed."""
+    command = [sys.executable, "-m", "lightrft", *(str(a) for a in args)]
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+    return Finished(done.returncode, done.stdout + done.stderr)
+
+
+def environment() -> dict[str, str]:
+    """This process's, with our code found first and no width or colour of the terminal in the output."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "TERM": "dumb", "LIGHTRFT_TRACEBACK": ""}
+
+
+def wait_until(condition: Callable[[], bool], *, running: Started, seconds: float = 120) -> None:
+    """Returns once the condition holds; fails, showing the output, after too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} seconds in vain\n{running.output}"
+        time.sleep(0.01)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what was measured by the clock or in bytes of memory."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(MEASURED)} for line in lines]
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    """The rows of training steps."""
+    return [row for row in rows(run) if "reward/mean" in row]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+
+
+def model_bytes(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def answers(run: Path) -> dict[str, str]:
+    """Every saved answer, with its tokens' log-probs and advantages: file name -> content."""
+    files = [*run.glob("trajectories/*.jsonl"), *run.glob("evaluation/*.jsonl")]
+    return {str(file.relative_to(run)): file.read_text(encoding="utf-8") for file in sorted(files)}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Same weights bit for bit, same metrics digit by digit, same answers."""
+    assert rows(one) == rows(other)
+    mine, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, other))
+    assert [n for n in mine if not mine[n].equal(theirs[n])] == []
+    assert model_bytes(one) == model_bytes(other)
+    assert answers(one) == answers(other)

@@ -1,0 +1,155 @@
+"""A whole run of the layer `tiny`: what it leaves behind, and that it can be had again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightrft.utils.states import read_state
+from tests.e2e.runs import PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
+
+
+def test_a_run_leaves_everything_a_reader_looks_for(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+        "model",
+        "checkpoints",
+        "trajectories",
+    }
+    assert (tiny_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in (tiny_run / "trajectories").iterdir()) == [
+        f"step-00000{n}.jsonl" for n in (1, 2, 3, 4)
+    ]
+    assert {p.name for p in (tiny_run / "evaluation").iterdir()} >= {"before.jsonl", "after.jsonl"}
+
+
+def test_the_summary_says_how_long_how_many_and_how_good(tiny_run):
+    found = summary(tiny_run)
+    assert found["seconds"] > 0
+    assert found["steps"] == 4
+    assert 0 <= found["evaluation"]["before"] <= 1
+    assert 0 <= found["evaluation"]["after"] <= 1
+    logged = {row["step"]: row["evaluation/mean"] for row in rows(tiny_run) if "evaluation/mean" in row}
+    assert logged == {0: found["evaluation"]["before"], 4: found["evaluation"]["after"]}
+
+
+def test_every_step_is_logged_once(tiny_run):
+    assert [row["step"] for row in steps(tiny_run)] == [1, 2, 3, 4]
+
+
+def test_plain_transformers_loads_the_model_that_was_trained(tiny_run):
+    """Weight for weight the last checkpoint's; and it speaks through its own tokenizer and template."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
+    (last,) = (tiny_run / "checkpoints").glob("step-000004")
+    trained = read_state(last / "state.pt")["actor"]["weights"]
+    named = dict(model.named_parameters())
+    assert named.keys() == trained.keys()
+    assert all(torch.equal(named[name], weight) for name, weight in trained.items())
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "kfi"}], add_generation_prompt=True, tokenize=False
+    )
+    tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    written = model.generate(**tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    answer = tokenizer.decode(written[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+    lines = (tiny_run / "evaluation" / "after.jsonl").read_text(encoding="utf-8").splitlines()
+    saved = {row["messages"][-1]["content"]: row["answer"] for row in map(json.loads, lines)}
+    assert answer == saved["kfi"]
+
+
+def test_the_checkpoints_are_the_newest_two(tiny_run):
+    assert sorted(p.name for p in (tiny_run / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+
+
+def test_a_cold_start_and_all_defaults_give_the_same_run(tiny_run, tmp_path):
+    """Another process, another hash seed, TensorBoard, live progress, rewards in processes of their own: no number moves."""
+    done = cold("train", "tiny", "--run", "again", cwd=tmp_path)
+    assert done.status == 0, done.output
+    assert_same_run(tmp_path / "again", tiny_run)
+    assert list((tmp_path / "again" / "tensorboard").iterdir())
+
+
+def test_the_runs_own_config_reproduces_it(lightrft, tiny_run, tmp_path):
+    lightrft("train", tiny_run / "config.yaml", "--run", "again")
+    assert_same_run(tmp_path / "again", tiny_run)
+    assert (tmp_path / "again" / "config.yaml").read_text() == (tiny_run / "config.yaml").read_text()
+
+
+def test_another_seed_is_another_run(lightrft, tiny_run, tmp_path):
+    lightrft(
+        "train",
+        "tiny",
+        *PLAIN,
+        "--run",
+        "other",
+        "--seed",
+        "1",
+        "--steps",
+        "1",
+        "--evaluate.before-and-after=false",
+    )
+    assert steps(tmp_path / "other")[0] != steps(tiny_run)[0]
+
+
+def test_a_finished_run_can_be_resumed_to_no_effect(lightrft, tiny_run, tmp_path):
+    lightrft("train", "tiny", *PLAIN, "--run", "run")
+    before = model_bytes(tmp_path / "run")
+    lightrft("train", "--resume", "run")
+    assert model_bytes(tmp_path / "run") == before
+    assert_same_run(tmp_path / "run", tiny_run)
+
+
+def test_a_finished_run_can_be_made_longer(lightrft, tiny_run, tmp_path):
+    lightrft("train", "tiny", *PLAIN, "--run", "long", "--steps", "6")
+    lightrft("train", "tiny", *PLAIN, "--run", "run")
+    lightrft("train", "--resume", "run", "--steps", "6")
+    assert [row["step"] for row in steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "long")
+    assert (
+        summary(tmp_path / "run")["evaluation"]["after"] == summary(tmp_path / "long")["evaluation"]["after"]
+    )
+
+
+def test_a_second_run_does_not_overwrite_the_first(lightrft, tiny_run):
+    output = lightrft("train", "tiny", "--run", tiny_run, status=2)
+    assert "there is a run already" in output
+    assert "--resume" in output
+
+
+def test_settings_that_were_refused_do_not_block_the_folder(lightrft, tmp_path):
+    lightrft("train", "tiny", "--run", "run", "--algorithm.loss", "cliped", status=2)
+    lightrft("train", "tiny", *PLAIN, "--run", "run", "--steps", "1", "--evaluate.before-and-after=false")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["steps"] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_saved_model_of_a_lora_run_has_its_adapters_inside(lightrft, tmp_path, dtype):
+    lightrft(
+        "train",
+        "tiny",
+        "lora",
+        *PLAIN,
+        "--run",
+        "run",
+        "--model.dtype",
+        dtype,
+        "--evaluate.limit",
+        "4",
+        "--optimizer.learning-rate",
+        "0.01",
+    )
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert not [name for name in saved if "lora" in name or "base_layer" in name]
+    assert not list((tmp_path / "run" / "model").glob("adapter*"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, pad_token_id=0).shape[1] > 3
+    assert steps(tmp_path / "run")[-1]["grad_norm"] > 0
