@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from lightrft.utils.imports import require
-
 Row = dict[str, Any]
 Located = tuple[str, Row]
 """Where a row stands ("train.jsonl:17"), and the row."""
@@ -142,7 +140,8 @@ def _csv(path: Path, bad: BadRecords) -> Iterator[Located]:
 
 
 def _parquet(path: Path, bad: BadRecords) -> Iterator[Located]:
-    parquet = require("pyarrow.parquet", "dev")
+    from pyarrow import parquet
+
     try:
         file = parquet.ParquetFile(path)
     except OSError as error:
@@ -155,10 +154,11 @@ def _parquet(path: Path, bad: BadRecords) -> Iterator[Located]:
 
 
 def _hub(name: str, split: str) -> Iterator[Located]:
-    datasets = require("datasets", "dev")
+    from datasets import load_dataset
+
     owner, _, subset = name.partition(":")
     try:
-        rows = datasets.load_dataset(owner, subset or None, split=split)
+        rows = load_dataset(owner, subset or None, split=split)
     except Exception as error:
         # The hub client raises many unrelated types: no such name, no network, no such split, no permission.
         raise ValueError(

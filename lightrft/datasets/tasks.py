@@ -270,8 +270,8 @@ def reasoning_gym(option: str) -> Task:
         raise ValueError(
             "task 'reasoning_gym' needs the name of one of its data sets: reasoning_gym:chain_sum."
         )
-    gym = require("reasoning_gym", "demo")
-    known = require("reasoning_gym.factory", "demo").DATASETS
+    gym = require("reasoning_gym", "reasoning")
+    known = require("reasoning_gym.factory", "reasoning").DATASETS
     if option not in known:
         resolve(known, option, "reasoning_gym data set")
     name = f"reasoning_gym:{option}"

@@ -11,5 +11,5 @@ from lightrft.utils.imports import require
 
 def reasoning_gym(answer: str, target: Mapping[str, Any]) -> float:
     """What the data set's scorer gives the concluded answer, from 0 to 1. `target` holds the data set's name and entry."""
-    gym = require("reasoning_gym", "demo")
+    gym = require("reasoning_gym", "reasoning")
     return float(gym.get_score_answer_fn(target["data_set"])(answer=concluded(answer), entry=target["entry"]))

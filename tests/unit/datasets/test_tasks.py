@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 
 import pytest
 
@@ -16,6 +17,12 @@ def store(path, *rows):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return str(path)
+
+
+def need(name):
+    """Skips the test if the task's package is not there."""
+    if name.startswith("reasoning_gym"):
+        pytest.importorskip("reasoning_gym")
 
 
 def load(name, split="train", data="", seed=0, **options):
@@ -109,6 +116,7 @@ def test_a_misspelt_task_gets_a_suggestion():
 
 
 def test_a_misspelt_reasoning_gym_task_gets_a_suggestion():
+    need("reasoning_gym")
     with pytest.raises(ValueError, match="Did you mean 'chain_sum'"):
         load_task("reasoning_gym:chain_sums")
 
@@ -198,6 +206,7 @@ def test_generated_tasks_have_200_evaluation_questions_that_no_training_question
 
 @pytest.mark.parametrize("name", ["demo", "tiny", "reasoning_gym:chain_sum"])
 def test_generated_tasks_depend_on_the_seed_alone_and_evaluate_on_the_same_questions(name):
+    need(name)
     assert load(name, seed=3, train_limit=50) == load(name, seed=3, train_limit=50)
     assert load(name, seed=3, train_limit=50) != load(name, seed=4, train_limit=50)
     assert load(name, "evaluate", seed=3) == load(name, "evaluate", seed=4)
@@ -218,7 +227,17 @@ def test_the_demo_states_every_value_in_its_sentence():
         assert all(key in order for key in record.target)
 
 
+def test_a_missing_reasoning_gym_is_named_with_the_cure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(
+        RuntimeError, match=r'reasoning_gym is not installed: pip install "lightrft\[reasoning\]"'
+    ):
+        load_task("reasoning_gym:chain_sum")
+
+
 def test_reasoning_gym_keeps_evaluation_questions_out_of_training():
+    need("reasoning_gym")
+
     def questions(split):
         return {r.messages[0]["content"] for r in load("reasoning_gym:coin_flip", split, train_limit=500)}
 
@@ -227,6 +246,7 @@ def test_reasoning_gym_keeps_evaluation_questions_out_of_training():
 
 @pytest.mark.parametrize("name", ["demo", "tiny", "reasoning_gym:chain_sum", "reasoning_gym:leg_counting"])
 def test_gold_answers_of_generated_tasks_score_full_marks(name):
+    need(name)
     task = load_task(name)
     with Judge({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
         for split in ("train", "evaluate"):
@@ -236,5 +256,6 @@ def test_gold_answers_of_generated_tasks_score_full_marks(name):
 
 
 def test_every_task_but_file_brings_its_reward():
+    need("reasoning_gym")
     options = {"reasoning_gym": "chain_sum"}
     assert [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards] == ["file"]

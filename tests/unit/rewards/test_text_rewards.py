@@ -90,7 +90,8 @@ def test_json_fields_is_the_share_of_right_fields_among_all_that_are_wanted_or_g
 
 
 @pytest.mark.parametrize(
-    ("answer", "score"), [('{"a": 1}', 1.0), ('\n{"a": 1} ', 1.0), ('Here: {"a": 1}', 0.0), ("3", 0.0), ("", 0.0)]
+    ("answer", "score"),
+    [('{"a": 1}', 1.0), ('\n{"a": 1} ', 1.0), ('Here: {"a": 1}', 0.0), ("3", 0.0), ("", 0.0)],
 )
 def test_json_only_wants_nothing_beside_the_object(answer, score):
     assert json_only(answer, None) == score
