@@ -167,6 +167,11 @@ def boxed_gold(record: Record) -> str:
 
 
 def tagged_gold(record: Record) -> str:
+    """ValueError for the few reasoning-gym data sets that score answers but state none."""
+    if record.target["answer"] is None:
+        raise ValueError(
+            f"{record.id}: reasoning-gym states no answer to this question, so there is no gold answer to check."
+        )
     return f"<answer>{record.target['answer']}</answer>"
 
 

@@ -259,3 +259,11 @@ def test_every_task_but_file_brings_its_reward():
     need("reasoning_gym")
     options = {"reasoning_gym": "chain_sum"}
     assert [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards] == ["file"]
+
+
+def test_a_generated_question_without_answer_has_no_gold():
+    need("reasoning_gym")
+    task = load_task("reasoning_gym:rubiks_cube")
+    (record,) = load("reasoning_gym:rubiks_cube", train_limit=1)
+    with pytest.raises(ValueError, match="there is no gold answer to check"):
+        task.gold(record)
