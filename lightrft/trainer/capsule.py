@@ -1,7 +1,7 @@
 """Step capsules: everything one training step used, written down so that `lightrft replay` can compute it again.
 
 RUN/capsules/step-000007/ holds `capsule.pt` (answers, weights, optimizer, random generators, configuration; see
-utils/states.py) and `recorded.json`, what came out: the metrics of every update and of the step.
+utils/states.py), its CRC-32, and `recorded.json`, what came out: the metrics of every update and of the step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from lightrft.config import LogConfig
 from lightrft.types import Prompt, Trajectory
 from lightrft.utils.atomic import folder, recover, write_text
-from lightrft.utils.states import plain, read_state, write_state
+from lightrft.utils.states import file_crc, plain, read_state, write_state
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,8 @@ class Capsules:
             "trajectories": _pack(trajectories),
         }
         with folder(target) as unfinished:
-            write_state(unfinished / "capsule.pt", content)
+            crc = write_state(unfinished / "capsule.pt", content)
+            (unfinished / "capsule.crc32").write_text(crc, encoding="utf-8")
         self._written.add(step)
         return target
 
@@ -162,6 +163,11 @@ def read(run: Path, step: int) -> Capsule:
         there = ", ".join(map(str, _steps(run / "capsules"))) or "none"
         raise ValueError(
             f"{run} has no capsule of step {step} (there: {there}). Write one with --log.capture-steps {step}."
+        )
+    written = (place / "capsule.crc32").read_text(encoding="utf-8")
+    if file_crc(place / "capsule.pt") != written:
+        raise ValueError(
+            f"{place / 'capsule.pt'} is not what was written (its CRC-32 differs), so nothing can be learnt from it."
         )
     content = read_state(place / "capsule.pt")
     updates, metrics = _recorded(place / "recorded.json")

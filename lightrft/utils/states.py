@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import numpy
@@ -40,9 +41,13 @@ def read_state(path: Path) -> Any:
     """What `write_state` wrote, on the CPU, in memory of its own.
 
     Not mapped from the file: an optimizer keeps the tensors it is given, and a checkpoint that is still mapped when
-    rotation removes it would hold its disk space (and on NFS could not be removed).
+    rotation removes it would hold its disk space (and on NFS could not be removed). ValueError if it is torn or was
+    changed.
     """
-    return _restore(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        return _restore(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path} is not as it was written, or is no file of ours: {error}") from error
 
 
 def file_crc(path: Path) -> str:

@@ -1,0 +1,174 @@
+"""Steps that went wrong, or were asked for, are written down and computed again bit for bit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lightrft.utils.states import read_state, write_state
+from tests.e2e.runs import PLAIN, model_bytes, steps
+
+SMALL = [*PLAIN, "--evaluate.before-and-after=false", "--rollout.max-tokens", "5"]
+BROKEN_LOSS = '''
+import torch
+from lightrft.algorithms.losses import clipped
+from lightrft.types import Terms
+
+def at_step_3(new, batch, algo):
+    """Groups are numbered 16 apart from step to step: 4 questions, at most 4 draws."""
+    terms = clipped(new, batch, algo)
+    bad = (batch.groups // 16 == 2)[batch.segments]
+    return Terms(torch.where(bad, torch.nan, terms.loss), terms.metrics)
+
+def in_the_gradient_at_step_3(new, batch, algo):
+    """The loss is a number, its gradient is not: the derivative of the root at 0 is infinite."""
+    terms = clipped(new, batch, algo)
+    bad = (batch.groups // 16 == 2)[batch.segments]
+    return Terms(terms.loss + (new - new.detach()).abs().sqrt(), terms.metrics) if bad.any() else terms
+
+def always(new, batch, algo):
+    return Terms(new * torch.nan)
+'''
+
+
+@pytest.fixture
+def losses(tmp_path):
+    (tmp_path / "losses.py").write_text(BROKEN_LOSS)
+
+
+VARIANTS = {
+    "plain": [],
+    "updates": [
+        "--update.minibatches",
+        "2",
+        "--update.epochs",
+        "2",
+        "--optimizer.schedule",
+        "cosine",
+        "--optimizer.weight-decay",
+        "0.1",
+    ],
+    "lora, reference": ["lora", "grpo", "--optimizer.learning-rate", "0.01"],
+    "bf16": ["bf16"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_captured_step_comes_out_the_same_bit_for_bit(lightrft, tmp_path, variant):
+    layers = [x for x in VARIANTS[variant] if x in ("lora", "grpo", "bf16")]
+    flags = [x for x in VARIANTS[variant] if x not in layers]
+    lightrft(
+        "train", "tiny", *layers, *SMALL, "--run", "run", "--steps", "3", "--capture-steps", "1,3", *flags
+    )
+    assert sorted(p.name for p in (tmp_path / "run" / "capsules").iterdir()) == ["step-000001", "step-000003"]
+    output = lightrft("replay", "run", "--step", "3")
+    assert "equal bit for bit" in output
+    for name in ("loss", "grad_norm", "entropy", "learning_rate"):
+        assert name in output
+
+
+def test_a_tampered_record_is_seen(lightrft, tmp_path):
+    lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "1", "--capture-steps", "1")
+    record = tmp_path / "run" / "capsules" / "step-000001" / "recorded.json"
+    content = json.loads(record.read_text())
+    content["updates"][0]["entropy"] *= 1 + 1e-15
+    record.write_text(json.dumps(content))
+    output = lightrft("replay", "run", "--step", "1", status=1)
+    assert "DIFFERS" in output
+    (line,) = (line for line in output.splitlines() if "DIFFERS" in line)
+    assert "entropy" in line
+
+
+def test_tampered_weights_and_answers_are_seen(lightrft, tmp_path):
+    lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "1", "--capture-steps", "1")
+    capsule = tmp_path / "run" / "capsules" / "step-000001" / "capsule.pt"
+    whole = read_state(capsule)
+    weights = next(iter(whole["state"]["weights"].values()))
+    weights[0, 0] += 1e-6
+    rewrite(capsule, whole)
+    assert "its weights have the hash" in lightrft("replay", "run", "--step", "1", status=2)
+    weights[0, 0] -= 1e-6
+    whole = read_state(capsule)
+    whole["state"]["weights"] = {
+        name: w for name, w in whole["state"]["weights"].items() if "norm" not in name
+    }
+    rewrite(capsule, whole)
+    assert "another model" in lightrft("replay", "run", "--step", "1", status=2)
+
+
+def rewrite(capsule, content):
+    """As one would who knows the format, check sum and all."""
+    capsule.with_suffix(".crc32").write_text(write_state(capsule, content))
+
+
+def test_a_torn_capsule_is_named(lightrft, tmp_path):
+    lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "1", "--capture-steps", "1")
+    capsule = tmp_path / "run" / "capsules" / "step-000001" / "capsule.pt"
+    data = bytearray(capsule.read_bytes())
+    capsule.write_bytes(data[: len(data) // 2])
+    assert "step-000001/capsule.pt" in lightrft("replay", "run", "--step", "1", status=2)
+    data[len(data) // 2] ^= 1
+    capsule.write_bytes(data)
+    assert "step-000001/capsule.pt" in lightrft("replay", "run", "--step", "1", status=2)
+
+
+def test_a_step_without_capsule_says_which_there_are(lightrft, tmp_path):
+    lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "2", "--capture-steps", "2")
+    output = lightrft("replay", "run", "--step", "1", status=2)
+    assert "no capsule of step 1 (there: 2)" in output
+
+
+@pytest.mark.parametrize("loss", ["at_step_3", "in_the_gradient_at_step_3"])
+@pytest.mark.usefixtures("losses")
+def test_a_bad_step_is_skipped_counted_and_captured(lightrft, tmp_path, loss):
+    lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "4", "--algorithm.loss", f"losses.py:{loss}")
+    taken = steps(tmp_path / "run")
+    assert [row.get("counts/bad_updates", 0) for row in taken] == [0, 0, 1, 0]
+    assert [row["weights/version"] for row in taken] == [0, 1, 2, 2], "weights are those of before"
+    assert [row["grad_norm"] is None for row in taken] == [False, False, True, False]
+    assert [p.name for p in (tmp_path / "run" / "capsules").iterdir()] == ["step-000003"]
+    output = lightrft("replay", "run", "--step", "3")
+    assert "equal bit for bit" in output
+    assert "nan" in output
+
+
+@pytest.mark.usefixtures("losses")
+def test_bad_steps_without_end_stop_the_run_and_the_last_checkpoint_stays(lightrft, tmp_path):
+    lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "2")
+    good = model_bytes(tmp_path / "run")
+    broken = ["--algorithm.loss", "losses.py:always", "--steps", "9", "--optimizer.max-bad-steps", "3"]
+    output = lightrft("train", "--resume", "run", *broken, status=2)
+    assert (
+        "3 optimizer steps in a row had a NaN or infinite loss or gradient (optimizer.max_bad_steps=3)"
+        in output
+    )
+    assert "lightrft replay" in output
+    assert (tmp_path / "run" / "capsules" / "step-000003" / "capsule.pt").is_file()
+    assert model_bytes(tmp_path / "run") == good
+    lightrft("train", "--resume", "run", "--steps", "5")
+    assert [row["step"] for row in steps(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+def test_a_spike_is_captured(lightrft, tmp_path):
+    """Ten quiet steps, then one in which the loss is a thousand times as large."""
+    (tmp_path / "losses.py").write_text(
+        BROKEN_LOSS.replace(
+            "torch.where(bad, torch.nan, terms.loss)", "torch.where(bad, 1000 * terms.loss, terms.loss)"
+        ).replace("== 2", "== 11")
+    )
+    lightrft(
+        "train",
+        "tiny",
+        *SMALL,
+        "--run",
+        "run",
+        "--steps",
+        "13",
+        "--log.capture-spikes",
+        "50",
+        "--algorithm.loss",
+        "losses.py:at_step_3",
+    )
+    assert [p.name for p in (tmp_path / "run" / "capsules").iterdir()] == ["step-000012"]
+    lightrft("replay", "run", "--step", "12")
