@@ -40,7 +40,7 @@ from lightrft.trainer.evaluate import Evaluator, Exam
 from lightrft.trainer.rl import RLTrainer
 from lightrft.types import Prompt
 from lightrft.utils import layers
-from lightrft.utils.atomic import write_text
+from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.curves import draw_curves
 from lightrft.utils.imports import resolve
 from lightrft.utils.log import Logger
@@ -74,7 +74,8 @@ def train(config: Config, resume: Path | None = None) -> Path:
         terminal.show = trainer.progress.note
         trainer.train()
         if trainer.world.is_first:
-            finish(trainer, stack)
+            with explained(run):
+                finish(trainer, stack)
     return run
 
 

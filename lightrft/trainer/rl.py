@@ -297,7 +297,8 @@ class RLTrainer:
         self.evaluations[label] = scores
         self._position["evaluations"] = dict(self.evaluations)
         if self.logger is not None:
-            self.logger.log(self.done, {f"evaluation/{name}": value for name, value in scores.items()})
+            with explained(self.run):
+                self.logger.log(self.done, {f"evaluation/{name}": value for name, value in scores.items()})
         shown = ", ".join(
             f"{name} {value:.1%}" for name, value in scores.items() if name != "mean" or len(scores) > 2
         )

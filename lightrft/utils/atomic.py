@@ -26,6 +26,8 @@ _TROUBLE = {
     ),
     errno.EACCES: ("permission denied", _RIGHTS),
     errno.EPERM: ("not permitted", _RIGHTS),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "Choose another place with --run."),
+    errno.ENOENT: ("there is no such folder, and none can be made there", "Choose another place with --run."),
     errno.EROFS: ("the file system is read-only", _RIGHTS),
 }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+from lightrft.utils.atomic import write_text
 
 
 class Logger:
@@ -68,9 +69,7 @@ def drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    rest = path.with_suffix(".rewriting")
-    rest.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(rest, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _finite(value: float) -> float | None:
