@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lightrft.models.attention import SharedPrompts
 
-PAGE = 64
 _HIDDEN = -1e30
 """Added to a score that must not count. Finite, so that a page hidden as a whole does not turn into NaN."""
 
@@ -39,7 +38,9 @@ class Pool:
     scores are never rounded to 8 bits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        """`size`: tokens of a page."""
+        self.size = size
         self._live: list[Page] = []
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -67,10 +68,11 @@ class Pool:
             for tensor in (t for pair in self._layers.values() for t in pair):
                 tensor[gaps] = tensor[source]
 
-    def write(self, layer: int, page: Tensor, offset: Tensor, key: Tensor, value: Tensor) -> None:
-        """Token i, key and value (N, Hkv, D), goes to `offset[i]` of page `page[i]`."""
+    def write(self, layer: int, places: Sequence[Tensor], key: Tensor, value: Tensor, scaling: float) -> None:
+        """Token i, key and value (N, Hkv, D), goes to `offset[i]` of page `page[i]`; `places` is (page, offset)."""
         keys, values = self._room(layer, key, value)
-        keys[page, :, offset] = key.to(keys.dtype)
+        page, offset = places
+        keys[page, :, offset] = key.to(keys.dtype) * scaling
         values[page, :, offset] = value
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -83,8 +85,8 @@ class Pool:
         if have is not None and have[0].shape[0] >= len(self):
             return have
         size = len(self) if have is None else max(len(self), have[0].shape[0] * 3 // 2)
-        keys = key.new_zeros(size, key.shape[1], PAGE, key.shape[2], dtype=_accumulate(key))
-        values = value.new_zeros(size, value.shape[1], PAGE, value.shape[2])
+        keys = key.new_zeros(size, key.shape[1], self.size, key.shape[2], dtype=_accumulate(key))
+        values = value.new_zeros(size, value.shape[1], self.size, value.shape[2])
         if have is not None:
             keys[: have[0].shape[0]], values[: have[0].shape[0]] = have
         self._layers[layer] = keys, values
@@ -106,10 +108,13 @@ class Pool:
 
 @dataclass
 class Cache:
-    """The pools of an engine, a resident of the rollout phase."""
+    """The pools of an engine, a resident of the rollout phase.
 
-    prompts: Pool = field(default_factory=Pool)
-    answers: Pool = field(default_factory=Pool)
+    Pages are always read whole: measured on a CPU, batches of small products over parts of pages take twice as long.
+    """
+
+    prompts: Pool = field(default_factory=lambda: Pool(64))
+    answers: Pool = field(default_factory=lambda: Pool(32))
 
     def onload(self) -> None:
         """Nothing: memory is taken as tokens come."""
@@ -142,7 +147,7 @@ class Stretch:
     def extend(self, count: int) -> None:
         """Makes room for `count` more tokens."""
         self.length += count
-        while len(self.pages) * PAGE < self.length:
+        while len(self.pages) * self.pool.size < self.length:
             self.pages.append(self.pool.take())
 
     @property
@@ -165,10 +170,11 @@ class Step:
             last = torch.tensor([own.end - 1 for _, own in running], device=device)
             self._shared = _Reading([prompt for prompt, _ in running], last)
             self._own = _Reading([own for _, own in running], last)
-            newest = [(own.pages[-1].index, (own.length - 1) % PAGE) for _, own in running]
+            newest = [(own.pages[-1].index, (own.length - 1) % own.pool.size) for _, own in running]
             self._newest = torch.tensor(newest, device=device).unbind(1)
         if fresh:
-            places = [(p.pages[i // PAGE].index, i % PAGE) for p in fresh for i in range(p.length)]
+            size = fresh[0].pool.size
+            places = [(p.pages[i // size].index, i % size) for p in fresh for i in range(p.length)]
             self._places = torch.tensor(places, device=device).unbind(1)
             ends = accumulate((p.length for p in fresh), initial=0)
             self._prefill = SharedPrompts(tuple((span, ()) for span in pairwise(ends)))
@@ -187,17 +193,17 @@ class Step:
         count, layer, out = self._count, module.layer_idx, []
         if self._fresh is not None:
             q, k, v = query[:, :, count:], key[:, :, count:], value[:, :, count:]
-            self._fresh.write(layer, *self._places, k[0].transpose(0, 1) * scaling, v[0].transpose(0, 1))
+            self._fresh.write(layer, self._places, k[0].transpose(0, 1), v[0].transpose(0, 1), scaling)
             out.append(self._prefill.attend(module, q, k, v, scaling, sliding_window))
         if count:
             k, v = key[0, :, :count].transpose(0, 1), value[0, :, :count].transpose(0, 1)
-            self._own.pool.write(layer, *self._newest, k * scaling, v)
+            self._own.pool.write(layer, self._newest, k, v, scaling)
             out.append(self._decode(layer, query[0, :, :count].transpose(0, 1), k.shape[1], sliding_window))
         return out[0] if len(out) == 1 else torch.cat(out[::-1], 1)
 
     def _decode(self, layer: int, query: Tensor, key_heads: int, window: int | None) -> Tensor:
         """(1, A, Hq, D) from query (A, Hq, D)."""
-        q = query.unflatten(1, (key_heads, -1))
+        q = query.to(_accumulate(query)).unflatten(1, (key_heads, -1))
         (shared_total, shared), (own_total, own) = (
             r.attend(layer, q, window) for r in (self._shared, self._own)
         )
@@ -224,8 +230,8 @@ class _Reading:
         for stretch, answers in readers.items():
             row = answers + answers[:1] * (width - len(answers))
             for i, page in enumerate(stretch.pages):
-                rows[page.index], starts[page.index] = row, stretch.start + i * PAGE
-                filled[page.index] = min(PAGE, stretch.length - i * PAGE)
+                rows[page.index], starts[page.index] = row, stretch.start + i * self.pool.size
+                filled[page.index] = stretch.length - i * self.pool.size
             absent = [(0, 0, True)] * (depth - len(stretch.pages))
             for slot, answer in enumerate(answers):
                 places[answer] = [(page.index, slot, False) for page in stretch.pages] + absent
@@ -233,22 +239,19 @@ class _Reading:
         self._readers = torch.tensor(rows, device=device)  # (U, W)
         self._places = torch.tensor(places, device=device)  # (A, J, 3)
         self._is_ragged = any(p[-1][2] for p in places)
-        self._crop, self._is_full = max(filled), min(filled) == max(filled)
         self._filled, self._starts = torch.tensor(filled, device=device), torch.tensor(starts, device=device)
         self._last, self._reach = last, int(last.max()) + 1
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[int | None, Tensor] = {}
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """l (A, J, Hkv, G) and o (A, J, Hkv, G, D) of every page each answer reads, from query (A, Hkv, G, D)."""
-        keys, values = (t[:, :, : self._crop].flatten(0, 1) for t in self.pool.read(layer))  # (U Hkv, C, D)
+        keys, values = (t.flatten(0, 1) for t in self.pool.read(layer))  # (U Hkv, C, D)
         answers, heads, group, size = query.shape
         asking, answering = self._index(heads)
-        q = query.to(keys.dtype).reshape(answers * heads, -1).index_select(0, asking)
+        q = query.reshape(answers * heads, -1).index_select(0, asking)
         scores = torch.bmm(q.view(len(keys), -1, size), keys.transpose(1, 2))  # (U Hkv, W G, C)
-        mask = self._mask(window)
-        if mask is not None:
-            scores.unflatten(0, (-1, heads)).unflatten(2, (-1, group)).add_(mask)
+        scores.unflatten(0, (-1, heads)).unflatten(2, (-1, group)).add_(self._mask(window))
         weights = torch.softmax(scores, -1)
         total = scores.amax(-1).sub_(weights.amax(-1).log_())  # the largest weight is exp(largest score - l)
         out = torch.bmm(weights.to(values.dtype), values)
@@ -268,17 +271,16 @@ class _Reading:
             self._rows[heads] = asking.flatten(), answering.flatten()
         return self._rows[heads]
 
-    def _mask(self, window: int | None) -> Tensor | None:
-        """(U, 1, W or 1, 1, C), 0 where a token of a page counts; None if all do. A token sees window - 1 before it."""
+    def _mask(self, window: int | None) -> Tensor:
+        """(U, 1, W or 1, 1, C), 0 where a token of a page counts for a reader, who sees window - 1 before its own."""
         window = None if window is None or window >= self._reach else window
         if window not in self._masks:
-            column = torch.arange(self._crop, device=self._filled.device)
+            column = torch.arange(self.pool.size, device=self._filled.device)
             seen = (column < self._filled[:, None])[:, None, None, None]
             if window is not None:
                 oldest = self._last[self._readers][..., None] - window
                 seen = seen & (self._starts[:, None, None] + column > oldest)[:, None, :, None]
-            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, _HIDDEN)
-            self._masks[window] = None if self._is_full and window is None else mask
+            self._masks[window] = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, _HIDDEN)
         return self._masks[window]
 
 

@@ -21,7 +21,7 @@ from lightrft.models.logprobs import backbone, output_head, text_config
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import Progress
 from lightrft.strategy.engines.cache import Cache, Step, Stretch
-from lightrft.strategy.engines.linear import packed_linears
+from lightrft.strategy.engines.fast import fast
 from lightrft.strategy.engines.sampling import draw, stream, uniforms
 from lightrft.types import Completion, Finish, Prompt, Sampling
 
@@ -61,7 +61,7 @@ class NativeEngine:
         """See Engine. ValueError for an empty prompt, or one with anything but text."""
         _check(prompts, sampling)
         rollout = _Rollout(self, prompts, sampling)
-        weights = packed_linears(self._module) if self._config.pack_weights else nullcontext()
+        weights = fast(self._module) if self._config.pack_weights else nullcontext()
         with torch.no_grad(), _evaluating(self._module), weights:
             try:
                 while rollout.step():

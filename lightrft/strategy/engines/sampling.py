@@ -61,7 +61,7 @@ def _from_all(probabilities: Tensor, rows: Tensor | None, uniform: Tensor) -> tu
     num_rows, vocabulary = probabilities.shape
     width = _stretch(vocabulary)
     stretches = probabilities.view(num_rows, -1, width)
-    mass = stretches.sum(-1, dtype=torch.float64).cumsum(-1)
+    mass = stretches.sum(-1).cumsum(-1, dtype=torch.float64)
     if rows is None:
         rows = torch.arange(num_rows, device=probabilities.device)
     mass = mass[rows]
