@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -53,8 +54,10 @@ def load_processor(config: ModelConfig) -> Processor:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
         model_config = AutoConfig.from_pretrained(folder, revision=config.revision)
-    except OSError as error:
-        raise ValueError(f"model.path={config.path}: transformers cannot load it: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path={config.path}: transformers cannot load its tokenizer: {error}"
+        ) from error
     if config.chat_template:
         tokenizer.chat_template = _template(config.chat_template)
     text = model_config.get_text_config()
@@ -75,9 +78,7 @@ def load_model(
     if config.path.startswith(RANDOM):
         model: Any = tiny_model(config.path.removeprefix(RANDOM), attention=ATTENTION).to(dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            model_folder(config), revision=config.revision, dtype=dtype, attn_implementation=ATTENTION
-        )
+        model = _pretrained(config, dtype)
     model = model.to(device).eval()
     use_fast_linear(model)
     if trainable:
@@ -89,6 +90,29 @@ def load_model(
             # transformers recomputes only in training mode; the models here have no dropout (see attention.py).
             model.train()
     return model.requires_grad_(False) if not trainable else model
+
+
+def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
+    """The model with its weights. ValueError if they cannot be read, or are not all there: the rest would be random."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_folder(config),
+            revision=config.revision,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"model.path={config.path}: transformers cannot load its weights: {error}"
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"model.path={config.path}: its files lack {len(missing)} weights of the model, among them {missing[0]}, "
+            "which would be left random. Is the download complete, and does config.json belong to the weights?"
+        )
+    return model
 
 
 def _adapt(model: Any, config: LoraConfig) -> nn.Module:

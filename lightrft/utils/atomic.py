@@ -27,7 +27,6 @@ _TROUBLE = {
     errno.EACCES: ("permission denied", _RIGHTS),
     errno.EPERM: ("not permitted", _RIGHTS),
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "Choose another place with --run."),
-    errno.ENOENT: ("there is no such folder, and none can be made there", "Choose another place with --run."),
     errno.EROFS: ("the file system is read-only", _RIGHTS),
 }
 
@@ -45,7 +44,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = _temporary(path)
     try:
         with explained(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(path.parent)
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -116,6 +115,15 @@ def explained(place: Path) -> Iterator[None]:
             f"cannot write in {place}: {what} ({_free_mib(place):.1f} MiB free). {cure} "
             "What was complete before is untouched: the last complete checkpoint is intact."
         ) from error
+
+
+def _make(parent: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # /proc and its like say so of a folder that they will not hold
+        raise RuntimeError(
+            f"cannot write in {parent}: no folder can be made there. Choose another place with --run."
+        ) from None
 
 
 def _errno(error: Exception) -> int:
