@@ -31,26 +31,26 @@ def fast(module: nn.Module) -> Iterator[None]:
     The copies are made on entry and dropped on exit, so none can outlive a change of the weights. They cost the
     memory of the weights once more.
     """
-    changed: list[nn.Module] = []
+    before = {part: part.__dict__.get("forward") for part in module.modules()}  # models/linear.py sets some
     try:
         if torch.backends.mkldnn.is_available():
-            _hurry(module, changed)
+            _hurry(module)
         yield
     finally:
-        for part in changed:
-            del part.__dict__["forward"]
+        for part, forward in before.items():
+            part.__dict__.pop("forward", None)
+            if forward is not None:
+                part.forward = forward
 
 
-def _hurry(module: nn.Module, changed: list[nn.Module]) -> None:
-    for part in module.modules():
-        if type(part).__name__ in LLAMA_SHAPED and _is_plain(part):
-            part.forward = _layer(part)
-            changed.append(part)
-    inside = {inner for layer in changed for inner in layer.modules()}
+def _hurry(module: nn.Module) -> None:
+    layers = [part for part in module.modules() if type(part).__name__ in LLAMA_SHAPED and _is_plain(part)]
+    for layer in layers:
+        layer.forward = _layer(layer)
+    inside = {inner for layer in layers for inner in layer.modules()}
     for part in module.modules():
         if type(part) is nn.Linear and part not in inside and _is_packable(part):
             part.forward = _Product(part)  # type: ignore[method-assign]
-            changed.append(part)
 
 
 def _is_packable(linear: nn.Linear) -> bool:
