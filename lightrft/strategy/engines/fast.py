@@ -50,7 +50,7 @@ def _hurry(module: nn.Module) -> None:
     inside = {inner for layer in layers for inner in layer.modules()}
     for part in module.modules():
         if type(part) is nn.Linear and part not in inside and _is_packable(part):
-            part.forward = _Product(part)  # type: ignore[method-assign]
+            part.forward = _Product(part)  # type: ignore[method-assign, assignment]
 
 
 def _is_packable(linear: nn.Linear) -> bool:
@@ -94,7 +94,7 @@ class _Product:
         )
         return out
 
-    def and_(self, operation: str, x: Tensor, other: Tensor) -> Tensor:
+    def fused(self, operation: str, x: Tensor, other: Tensor) -> Tensor:
         """The product, "add"-ed to or "mul"-tiplied by `other`."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, operation)
         return out
@@ -123,9 +123,9 @@ def _layer(layer: Any) -> Callable[..., Tensor]:
         query, key = _rotated(both, *position_embeddings).split((num_queries, num_keys), 1)
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
         seen = layout.attend(attention, q, k, v, attention.scaling, window).flatten(2)
-        hidden = joined.and_("add", seen, hidden)
+        hidden = joined.fused("add", seen, hidden)
         x = _rms_norm(layer.post_attention_layernorm, hidden)
-        return down.and_("add", up.and_("mul", x, gate(x, activation)), hidden)
+        return down.fused("add", up.fused("mul", x, gate(x, activation)), hidden)
 
     return forward
 

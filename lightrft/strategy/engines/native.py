@@ -261,6 +261,15 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
     if sampling.n < 1 or sampling.max_tokens < 1:
         raise ValueError(f"n={sampling.n}, max_tokens={sampling.max_tokens}: both must be at least 1.")
+    if (
+        sampling.temperature < 0
+        or sampling.top_k < 0
+        or not 0 < sampling.top_p <= 1
+        or not 0 <= sampling.min_p <= 1
+    ):
+        raise ValueError(
+            f"{sampling}: need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1."
+        )
     for prompt in prompts:
         if not prompt.token_ids:
             raise ValueError(f"prompt {prompt.id!r} has no tokens; there is nothing to answer.")

@@ -253,6 +253,8 @@ def test_a_bfloat16_model_gives_float32_logprobs_near_those_of_float32() -> None
     [
         (Prompt("empty", [], [], None, "t"), Sampling(), "prompt 'empty' has no tokens"),
         (tiny_prompt(3), Sampling(max_tokens=0), "max_tokens=0: both must be at least 1"),
+        (tiny_prompt(3), Sampling(temperature=-1.0), "need temperature >= 0"),
+        (tiny_prompt(3), Sampling(top_p=0.0), "0 < top_p <= 1"),
         (
             Prompt("seen", [1], [], None, "t", media={"pixels": torch.zeros(1)}),
             Sampling(),
