@@ -33,6 +33,8 @@ SHORT_FLAGS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit status: 0 success, 2 a mistake or a failure that is explained; 130 (Ctrl-C) or
     143 (SIGTERM) if asked to stop, after saving."""
+    # Threads that wait by spinning slow a run down several times as soon as anything else wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(help_text())
