@@ -51,19 +51,19 @@ def draw(logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Samplin
         return (tokens, logprobs) if rows is None else (tokens[rows], logprobs[rows])
     if sampling.temperature != 1.0:
         logits.div_(sampling.temperature)
+    if rows is None:
+        rows = torch.arange(len(logits), device=logits.device)
     if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
         return _from_candidates(logits, rows, uniform, sampling)
     return _from_all(torch.softmax(logits, -1, out=logits), rows, uniform)
 
 
-def _from_all(probabilities: Tensor, rows: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def _from_all(probabilities: Tensor, rows: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse cumulative distribution in two steps: the stretch of the vocabulary, then the token in it."""
     num_rows, vocabulary = probabilities.shape
     width = _stretch(vocabulary)
     stretches = probabilities.view(num_rows, -1, width)
     mass = stretches.sum(-1).cumsum(-1, dtype=torch.float64)
-    if rows is None:
-        rows = torch.arange(num_rows, device=probabilities.device)
     mass = mass[rows]
     which, rest = _invert(mass, uniform * mass[:, -1])
     inside = stretches[rows, which]
@@ -72,37 +72,38 @@ def _from_all(probabilities: Tensor, rows: Tensor | None, uniform: Tensor) -> tu
 
 
 def _from_candidates(
-    logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Sampling
+    logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int = _FEWEST_CANDIDATES
 ) -> tuple[Tensor, Tensor]:
-    """The same among the few tokens that the restrictions leave, sorted by probability."""
-    kept, tokens = _candidates(logits, sampling)
-    if rows is not None:
-        kept, tokens = kept[rows], tokens[rows]
-    mass = kept.cumsum(-1, dtype=torch.float64)
-    place, _ = _invert(mass, uniform * mass[:, -1])
-    chosen = kept.gather(1, place[:, None])[:, 0]
-    return tokens.gather(1, place[:, None])[:, 0], (chosen / mass[:, -1]).to(logits.dtype).log()
+    """The same among the tokens that the restrictions leave, sorted by probability.
 
-
-def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities (Q, K), 0 for what is not kept, and token ids (Q, K), most likely first.
-
-    A whole sort of the vocabulary costs more than the model, so the K best are taken, and more only if the kept set
-    could reach beyond them.
+    Sorting the whole vocabulary costs more than the model, so the `count` best are taken, and more only for those
+    distributions whose kept set reaches beyond them.
     """
-    vocabulary = logits.shape[-1]
-    count = min(sampling.top_k or _FEWEST_CANDIDATES, vocabulary)
-    total = logits.logsumexp(-1, keepdim=True)
-    while True:
-        best, tokens = logits.topk(count, -1)
-        probabilities = torch.softmax(best, -1) if sampling.top_k else torch.exp(best - total)
-        mass = probabilities.cumsum(-1, dtype=torch.float64)
-        kept = (mass - probabilities < sampling.top_p) & (
-            probabilities >= sampling.min_p * probabilities[:, :1]
+    count = min(sampling.top_k or count, logits.shape[-1])
+    kept, candidates = _candidates(logits, sampling, count)
+    is_open = kept[:, -1] > 0
+    mass = kept[rows].cumsum(-1, dtype=torch.float64)
+    place, _ = _invert(mass, uniform * mass[:, -1])
+    tokens = candidates[rows, place]
+    logprobs = (kept[rows, place] / mass[:, -1]).to(logits.dtype).log()
+    if count < logits.shape[-1] and not sampling.top_k and bool(is_open.any()):
+        again, renumbered = is_open[rows], is_open.cumsum(0) - 1
+        tokens[again], logprobs[again] = _from_candidates(
+            logits[is_open], renumbered[rows[again]], uniform[again], sampling, 8 * count
         )
-        if sampling.top_k or count == vocabulary or not bool(kept[:, -1].any()):
-            return probabilities * kept, tokens
-        count = min(8 * count, vocabulary)
+    return tokens, logprobs
+
+
+def _candidates(logits: Tensor, sampling: Sampling, count: int) -> tuple[Tensor, Tensor]:
+    """Probabilities (Q, count), 0 for what is not kept, and token ids (Q, count), most likely first."""
+    best, tokens = logits.topk(count, -1)
+    if sampling.top_k:
+        probabilities = torch.softmax(best, -1)
+    else:
+        probabilities = torch.exp(best - logits.logsumexp(-1, keepdim=True))
+    before = probabilities.cumsum(-1, dtype=torch.float64) - probabilities
+    kept = (before < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[:, :1])
+    return probabilities * kept, tokens
 
 
 def _invert(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,3 +118,15 @@ def test_a_stream_is_read_at_a_place() -> None:
     key = torch.tensor([stream(0, 0, 0)])
     one_by_one = [float(uniforms(key, torch.tensor([i]))) for i in range(4)]
     assert uniforms(key.expand(4), torch.arange(4)).tolist() == one_by_one
+
+
+def test_flat_and_peaked_distributions_of_one_batch_each_get_their_own_support() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5000, generator=generator) * torch.tensor([[0.1], [8.0], [0.5]])
+    rows, sampling = torch.tensor([2, 1, 0]).repeat_interleave(2000), Sampling(top_p=0.9)
+    tokens, logprobs = draw(logits.clone(), rows, uniform_grid(2000).repeat(3), sampling)
+    for row in range(3):
+        expected = kept_by_the_rules(torch.softmax(logits[row].double(), 0).tolist(), sampling)
+        drawn, found = tokens[rows == row].tolist(), logprobs[rows == row]
+        assert set(drawn) <= set(expected)
+        assert_close(found, torch.tensor([math.log(expected[t]) for t in drawn]), atol=1e-4, rtol=0)
