@@ -105,8 +105,14 @@ def cold(*args: object, cwd: Path) -> Finished:
 
 
 def environment() -> dict[str, str]:
-    """This process's, with our code found first and no width or colour of the terminal in the output."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "TERM": "dumb", "LIGHTRFT_TRACEBACK": ""}
+    """This process's, with our code found first, on the CPU, no width or colour of the terminal in the output."""
+    ours = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "LIGHTRFT_TRACEBACK": "",
+    }
+    return {**os.environ, **ours, "COLUMNS": "200", "TERM": "dumb"}
 
 
 def wait_until(condition: Callable[[], bool], *, running: Started, seconds: float = 120) -> None:

@@ -1,27 +1,23 @@
-"""Imports everything once and forks for each command line it is sent, so that a run in a process of its own costs no imports.
+"""Imports and tries everything once, then forks for each command line it is sent: runs in processes of their own, warm.
 
 Reads a JSON object per line and answers with one: {"args", "cwd", "output"} -> {"pid"}; {"wait": pid} -> {"status"},
-negative for the signal that ended the process. Nothing is computed here, so no thread of torch is lost in a fork.
+negative for the signal that ended the process. With one thread and on the CPU nothing is lost in a fork.
 """
 
 from __future__ import annotations
 
 import atexit
-import importlib
+import contextlib
+import io
 import json
 import os
 import sys
+import tempfile
 import traceback
 
-MODULES = [
-    "lightrft.app",
-    "lightrft.cli",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "peft",
-    "torch.utils.tensorboard",
-    "transformers.models.llama.modeling_llama",
-]
+from lightrft.cli import main
+
+FIRST = ["train", "tiny", "lora", "--steps", "1", "--rewards.workers", "0", "--log.tensorboard=false"]
 
 
 def run(args: list[str], cwd: str, output: str) -> int:
@@ -30,8 +26,6 @@ def run(args: list[str], cwd: str, output: str) -> int:
     silence, sink = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for place, descriptor in enumerate((silence, sink, sink)):
         os.dup2(descriptor, place)
-    from lightrft.cli import main
-
     try:
         status = main(args)
     except BaseException:
@@ -45,8 +39,10 @@ def run(args: list[str], cwd: str, output: str) -> int:
 
 def serve() -> None:
     """Answers until its input closes."""
-    for name in MODULES:
-        importlib.import_module(name)
+    import torch.utils.tensorboard  # noqa: F401  (imported by a run only where it is used)
+
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        main([*FIRST, "--run", f"{scratch}/run"])
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
         if "wait" in request:
