@@ -1,0 +1,72 @@
+"""The table in trainer/metrics.py and what runs log are the same list."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lightrft.trainer.metrics import METRICS
+from tests.e2e.runs import PLAIN, Lightrft
+
+BROKEN = """
+import math, torch
+from lightrft.algorithms.losses import clipped
+from lightrft.types import Terms
+
+def some_fail(answer: str) -> float:
+    return math.nan if answer < "8" else float(len(answer))
+
+def nan_at_step_2(new, batch, algo):
+    terms = clipped(new, batch, algo)
+    return Terms(terms.loss * (torch.nan if (batch.groups // 16 == 1).any() else 1), terms.metrics)
+"""
+PLACEHOLDERS = {
+    "reward/": "reward/PART",
+    "counts/failed/": "counts/failed/PART",
+    "evaluation/": "evaluation/TASK",
+}
+
+
+def general(name):
+    """The row of the table that a logged name falls under."""
+    if name in METRICS:
+        return name
+    return next((row for start, row in PLACEHOLDERS.items() if name.startswith(start)), name)
+
+
+def logged(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {general(name) for line in lines for name in json.loads(line)} - {"step", "time"}
+
+
+@pytest.fixture(scope="session")
+def eventful_run(server, tmp_path_factory):
+    """A run in which everything happens that a metric tells of."""
+    folder = tmp_path_factory.mktemp("eventful")
+    (folder / "broken.py").write_text(BROKEN)
+    flags = [
+        "--rewards.functions",
+        "broken.py:some_fail",
+        "1",
+        "--rewards.on-failure",
+        "drop",
+        "--algorithm.loss",
+        "broken.py:nan_at_step_2",
+    ]
+    Lightrft(server, folder)("train", "tiny", "grpo", *PLAIN, "--run", "run", "--steps", "2", *flags)
+    return folder / "run"
+
+
+def test_every_metric_of_a_run_is_in_the_table(tiny_run, eventful_run):
+    assert sorted((logged(tiny_run) | logged(eventful_run)) - METRICS.keys()) == []
+
+
+def test_every_metric_of_the_table_is_logged_by_some_run(tiny_run, eventful_run):
+    assert sorted(METRICS.keys() - logged(tiny_run) - logged(eventful_run)) == []
+
+
+def test_every_meaning_is_a_phrase():
+    for name, meaning in METRICS.items():
+        assert len(meaning.split()) > 2, name
+        assert not meaning.endswith("."), name
