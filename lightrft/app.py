@@ -401,13 +401,9 @@ def sampling_bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar for answers."""
     from rich import progress
 
-    columns = [
-        "sampling",
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    ]
-    with progress.Progress(*columns, console=Console(stderr=True)) as bars:
+    done = progress.MofNCompleteColumn()
+    bar, left = progress.BarColumn(), progress.TimeRemainingColumn()
+    with progress.Progress("sampling", bar, done, left, console=Console(stderr=True)) as bars:
         task = bars.add_task("answers", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

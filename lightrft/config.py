@@ -16,7 +16,7 @@ class LoraConfig:
 
     rank: int = 0
     """Rank of the adapters; 0 trains the full model."""
-    alpha: float = 32.0
+    alpha: int = 32
     """Scale: the adapter's output is multiplied by alpha / rank."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers to adapt, or all-linear."""

@@ -49,6 +49,8 @@ def load_processor(config: ModelConfig) -> Processor:
     """Tokenizer, chat template and end tokens of the model."""
     if config.path.startswith(RANDOM):
         tokenizer: Any = tiny_tokenizer()
+        if config.chat_template:
+            tokenizer.chat_template = _template(config.chat_template)
         return Processor(tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer))
     folder = model_folder(config)
     try:
@@ -76,7 +78,11 @@ def load_model(
     """The model in `model.dtype` on `device`, with packed attention; adapters and checkpointing if trainable."""
     dtype = getattr(torch, config.dtype)
     if config.path.startswith(RANDOM):
-        model: Any = tiny_model(config.path.removeprefix(RANDOM), attention=ATTENTION).to(dtype)
+        model: Any = tiny_model(config.path.removeprefix(RANDOM), attention=ATTENTION)
+        for (
+            parameter
+        ) in model.parameters():  # not model.to: rotary frequencies stay float32, as in loaded models
+            parameter.data = parameter.data.to(dtype)
     else:
         model = _pretrained(config, dtype)
     model = model.to(device).eval()
@@ -95,7 +101,7 @@ def load_model(
 def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
     """The model with its weights. ValueError if they cannot be read, or are not all there: the rest would be random."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_folder(config),
             revision=config.revision,
             dtype=dtype,
@@ -106,6 +112,7 @@ def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
         raise ValueError(
             f"model.path={config.path}: transformers cannot load its weights: {error}"
         ) from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(

@@ -59,7 +59,8 @@ def hidden_states(module: nn.Module, inputs: Inputs, *, exact_attention: bool = 
         layout=layout,
         **inputs.media,
     )
-    return out.last_hidden_state[0]
+    hidden: Tensor = out.last_hidden_state[0]
+    return hidden
 
 
 def causal_lm(module: nn.Module) -> Any:
@@ -67,7 +68,7 @@ def causal_lm(module: nn.Module) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
-def backbone(module: nn.Module) -> nn.Module:
+def backbone(module: nn.Module) -> Any:
     """The model without its output head."""
     inner = causal_lm(module)
     return getattr(inner, inner.base_model_prefix)

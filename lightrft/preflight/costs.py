@@ -21,7 +21,7 @@ from lightrft.preflight.questions import Parts, Questions, needs_old
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.device import device_bytes, release_memory
-from lightrft.strategy.engines.cache import PAGE
+from lightrft.strategy.engines.cache import ANSWER_PAGE, PROMPT_PAGE
 from lightrft.trainer.replay import pack, plan
 from lightrft.trainer.rollout import training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
@@ -59,7 +59,9 @@ class Pass:
     """Held between the two."""
 
 
-def time_and_memory(section: Section, config: Config, parts: Parts, questions: Questions, policy: Policy) -> None:
+def time_and_memory(
+    section: Section, config: Config, parts: Parts, questions: Questions, policy: Policy
+) -> None:
     """Measures a burst of the engine and one training batch; estimates the time of the run and the memory of its phases."""
     speed = measure_engine(config, questions, policy)
     capped = config.rollout.max_tokens > LONGEST_SAMPLE and all(t.finish == "length" for t in policy.samples)
@@ -100,16 +102,17 @@ def measure_engine(config: Config, questions: Questions, policy: Policy) -> Spee
     rate = most / median(steady) if steady else tokens / total
     start = max(0.0, total - tokens / rate) / len(prompts)
     held = sum(part.nbytes() for part in policy.engine.parts().values())
-    used = len(prompts) * roll.group_size * pages(sampling.max_tokens) + sum(
-        pages(len(p.token_ids)) for p in prompts
+    used = len(prompts) * roll.group_size * whole_pages(sampling.max_tokens, ANSWER_PAGE) + sum(
+        whole_pages(len(p.token_ids), PROMPT_PAGE) for p in prompts
     )
-    full = concurrency * pages(roll.max_tokens) + len(prompts) * pages(questions.longest)
+    longest = whole_pages(questions.longest, PROMPT_PAGE)
+    full = concurrency * whole_pages(roll.max_tokens, ANSWER_PAGE) + len(prompts) * longest
     return Speed(rate, start, concurrency, held * full // used)
 
 
-def pages(tokens: int) -> int:
-    """Pages of the native engine's cache that hold so many tokens."""
-    return -(-tokens // PAGE)
+def whole_pages(tokens: int, page: int) -> int:
+    """Tokens rounded up to whole pages of the native engine's cache, which is what they take."""
+    return -(-tokens // page) * page
 
 
 def step_answers(config: Config, questions: Questions, policy: Policy, length: int) -> list[Trajectory]:

@@ -21,7 +21,9 @@ def pick_device(setting: str) -> torch.device:
     try:
         device = torch.device(setting)
     except RuntimeError:
-        raise ValueError(f"strategy.device={setting}: no such device. Set auto, cpu, cuda, cuda:1, npu, xpu or mps.") from None
+        raise ValueError(
+            f"strategy.device={setting}: no such device. Set auto, cpu, cuda, cuda:1, npu, xpu or mps."
+        ) from None
     if device.type != "cpu":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if found is None or found.type != device.type:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def _response_positions(t: Trajectory) -> Tensor:
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """The same batch with every tensor on `device`."""
-    moved = {
+    moved: dict[str, Any] = {
         name: value.to(device) if isinstance(value := getattr(batch, name), Tensor) else value
         for name in Batch.__dataclass_fields__
     }

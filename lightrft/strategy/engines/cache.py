@@ -31,6 +31,10 @@ class Page:
     index: int
 
 
+PROMPT_PAGE, ANSWER_PAGE = 64, 32
+"""Tokens of a page of the cache."""
+
+
 class Pool:
     """Pages, the live ones always in front and without gaps; for each layer one tensor of keys and one of values.
 
@@ -113,8 +117,8 @@ class Cache:
     Pages are always read whole: measured on a CPU, batches of small products over parts of pages take twice as long.
     """
 
-    prompts: Pool = field(default_factory=lambda: Pool(64))
-    answers: Pool = field(default_factory=lambda: Pool(32))
+    prompts: Pool = field(default_factory=lambda: Pool(PROMPT_PAGE))
+    answers: Pool = field(default_factory=lambda: Pool(ANSWER_PAGE))
 
     def onload(self) -> None:
         """Nothing: memory is taken as tokens come."""
