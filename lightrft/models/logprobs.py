@@ -65,7 +65,8 @@ def hidden_states(module: nn.Module, inputs: Inputs, *, exact_attention: bool = 
 
 def causal_lm(module: nn.Module) -> Any:
     """The transformers model inside adapters (peft) or other wrappers."""
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
+    adapted: Any = module
+    return adapted.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 def backbone(module: nn.Module) -> Any:

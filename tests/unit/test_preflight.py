@@ -16,7 +16,7 @@ from lightrft.cli import load, main
 from lightrft.config import Config
 from lightrft.models.processor import Processor
 from lightrft.preflight import preflight
-from lightrft.preflight.costs import judge_disk, judge_memory, pages
+from lightrft.preflight.costs import judge_disk, judge_memory, whole_pages
 from lightrft.preflight.policy import judge_mismatch
 from lightrft.preflight.questions import histogram
 from lightrft.preflight.report import Mark, Report, Section
@@ -325,7 +325,7 @@ def test_the_histogram_has_a_block_per_length() -> None:
 
 
 def test_pages_are_counted_upwards() -> None:
-    assert [pages(n) for n in (1, 64, 65)] == [1, 1, 2]
+    assert [whole_pages(n, 64) for n in (1, 64, 65)] == [64, 64, 128]
 
 
 def test_a_section_that_fails_becomes_a_problem_and_the_verdict_names_it(
