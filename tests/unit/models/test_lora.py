@@ -1,0 +1,171 @@
+"""Low-rank adapters: what trains, what is sampled from, what is saved."""
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from lightrft.config import LoraConfig, ModelConfig, NativeEngineConfig, OptimizerConfig, RolloutConfig
+from lightrft.models.load import causal_lm, is_adapted, load_model, merged_adapters, plain_state, save_model
+from lightrft.models.logprobs import logprobs
+from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.single import SingleTrainable, WithoutAdapters
+from lightrft.testing import tiny_processor, tiny_prompt, tiny_trajectories
+from lightrft.trainer.replay import pack
+from lightrft.trainer.rollout import rollout, training_sampling
+
+ANSWERS = tiny_trajectories([(6, [5, 3]), (4, [1, 8])])
+SETTINGS = LoraConfig(rank=4, alpha=8)
+
+
+def adapted(family="llama", dtype="float32", lora=SETTINGS, **changes):
+    """A model whose adapters have learnt something: fresh ones change nothing."""
+    torch.manual_seed(0)
+    model = load_model(ModelConfig(path=f"random:{family}", dtype=dtype, lora=lora, **changes))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=draw))
+    return model
+
+
+def values(model, answers=ANSWERS):
+    with torch.no_grad():
+        return logprobs(model, pack(answers), temperature=1.0, max_logits=10**9).values
+
+
+def base_weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" not in name}
+
+
+def assert_base_untouched(model, before):
+    after = base_weights(model)
+    assert after.keys() == before.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_fresh_adapters_change_nothing():
+    plain = load_model(ModelConfig(path="random:llama"))
+    fresh = load_model(ModelConfig(path="random:llama", lora=SETTINGS))
+    assert torch.equal(values(fresh), values(plain))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_adapters_train(dtype):
+    model = adapted(dtype=dtype)
+    before = base_weights(model)
+    old = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+    actor = SingleTrainable(model, OptimizerConfig(learning_rate=0.01), 3)
+    assert actor.state()["weights"].keys() == old.keys()
+    for _ in range(3):
+        actor.backward(logprobs(model, pack(ANSWERS), temperature=1.0, max_logits=10**9).values.sum())
+        actor.step(actor.gradient_norm())
+    assert_base_untouched(model, before)
+    assert all(not torch.equal(p, old[name]) for name, p in model.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_merging_and_unmerging_leaves_every_bit_of_the_base_as_it_was(family):
+    model = adapted(family)
+    before, answers = base_weights(model), values(model)
+    for _ in range(3):
+        with merged_adapters(model):
+            assert any(not torch.equal(before[n], p) for n, p in model.named_parameters() if n in before)
+    assert_base_untouched(model, before)
+    assert torch.equal(values(model), answers)
+
+
+def test_an_error_while_merged_leaves_the_base_as_it_was():
+    model = adapted()
+    before, answers = base_weights(model), values(model)
+    with pytest.raises(KeyError), merged_adapters(model):
+        raise KeyError
+    assert_base_untouched(model, before)
+    assert torch.equal(values(model), answers)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+def test_merged_weights_answer_as_the_adapters_do(dtype, tolerance):
+    model = adapted(dtype=dtype)
+    apart = values(model)
+    with merged_adapters(model):
+        assert_close(values(model), apart, atol=tolerance, rtol=0)
+    with model.disable_adapter():
+        assert (values(model) - apart).abs().max() > 3 * tolerance, "the adapters matter"
+
+
+def test_the_engine_samples_from_the_adapted_model():
+    """Log-probs of the rollout, with adapters merged, are those of the trainer, with adapters beside."""
+    model = adapted("qwen3")
+    engine = NativeEngine(
+        causal_lm(model), tiny_processor().stop_ids, tiny_processor().text, NativeEngineConfig()
+    )
+    sampling = training_sampling(RolloutConfig(group_size=3, max_tokens=12), seed=1)
+    with merged_adapters(model):
+        engine.load_weights(plain_state(model).items())
+        groups = rollout(engine, [tiny_prompt(9)], sampling, tiny_processor())
+    answers = [t for group in groups for t in group]
+    assert_close(
+        values(model, answers), torch.tensor([x for t in answers for x in t.behavior]), atol=2e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_saved_model_is_the_merged_model(tmp_path, dtype):
+    model = adapted("qwen2", dtype)
+    before = base_weights(model)
+    save_model(model, tiny_processor(), tmp_path)
+    assert_base_untouched(model, before)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert plain.dtype == getattr(torch, dtype)
+    causal_lm(model).set_attn_implementation("eager")
+    with torch.no_grad(), merged_adapters(model):
+        assert torch.equal(plain(tokens).logits, causal_lm(model)(tokens).logits)
+
+
+def test_the_reference_of_an_adapted_model_is_the_model_it_started_from():
+    plain, model = load_model(ModelConfig(path="random:llama")), adapted()
+    reference = WithoutAdapters(model)
+    apart = values(model)
+    with reference.active():
+        assert torch.equal(values(reference.module), values(plain))
+    assert torch.equal(values(model), apart)
+    assert reference.parts() == {}
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    gradients = []
+    for again in (False, True):
+        model = adapted(activation_checkpointing=again)
+        logprobs(model, pack(ANSWERS), temperature=1.0, max_logits=10**9).values.sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_chosen_layers_alone_are_adapted():
+    model = adapted(lora=LoraConfig(rank=2, targets=["q_proj", "v_proj"]))
+    adapters = {
+        name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name
+    }
+    assert adapters == {"q_proj", "v_proj"}
+
+
+def test_a_layer_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="p_proj"):
+        adapted(lora=LoraConfig(rank=2, targets=["p_proj"]))
+
+
+def test_the_weights_for_the_engine_have_the_names_of_the_plain_model():
+    plain = load_model(ModelConfig(path="random:llama"))
+    assert list(plain_state(adapted())) == list(plain.state_dict())
+
+
+def test_a_copy_of_an_adapted_model_is_one():
+    assert is_adapted(copy.deepcopy(adapted()))
+    assert not is_adapted(load_model(ModelConfig(path="random:llama")))

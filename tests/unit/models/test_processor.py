@@ -1,0 +1,65 @@
+import pytest
+
+from lightrft.models.processor import Processor
+from lightrft.testing import tiny_processor, tiny_tokenizer
+from lightrft.types import Record
+
+MESSAGES = [{"role": "user", "content": "hé"}]
+
+
+def test_a_record_becomes_a_prompt_that_ends_where_the_answer_begins():
+    record = Record(id="r1", messages=MESSAGES, target="x", source="task")
+    prompt = tiny_processor().prompt(record)
+    assert prompt.id == "r1"
+    assert prompt.target == "x"
+    assert prompt.source == "task"
+    assert prompt.messages == MESSAGES
+    assert tiny_processor().text(prompt.token_ids, special=True) == "<|user|>hé<|end|><|assistant|>"
+
+
+def test_a_conversation_without_an_answer_next_ends_after_its_last_message():
+    text = tiny_processor().text(tiny_processor().tokens(MESSAGES, answer_next=False), special=True)
+    assert text == "<|user|>hé<|end|>"
+
+
+def test_what_people_see_is_what_the_model_reads():
+    processor = tiny_processor()
+    assert processor.rendered(MESSAGES) == processor.text(processor.tokens(MESSAGES), special=True)
+
+
+def test_special_tokens_are_left_out_of_an_answer():
+    processor = tiny_processor()
+    assert processor.text([ord("a"), 256]) != ""
+    tokens = [*processor.tokenizer("ab")["input_ids"], 256]
+    assert processor.text(tokens) == "ab"
+    assert processor.text(tokens, special=True) == "ab<|end|>"
+
+
+def test_pieces_are_one_per_token_and_a_torn_letter_is_shown_as_such():
+    processor = tiny_processor()
+    tokens = processor.tokenizer("aé")["input_ids"]
+    assert processor.pieces(tokens) == ["a", "�", "�"]
+
+
+def test_a_prompt_does_not_pick_up_a_second_start_token():
+    tokenizer = tiny_tokenizer()
+    tokens = Processor(tokenizer, frozenset({256}), 260).tokens(MESSAGES)
+    assert (
+        tokens
+        == tokenizer(
+            tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=False),
+            add_special_tokens=False,
+        )["input_ids"]
+    )
+
+
+def test_without_end_token_there_is_no_processor():
+    with pytest.raises(ValueError, match="no end token.*eos_token"):
+        Processor(tiny_tokenizer(), frozenset(), 260)
+
+
+def test_without_chat_template_there_is_no_processor():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template.*model.chat_template"):
+        Processor(tokenizer, frozenset({256}), 260)
