@@ -1,0 +1,93 @@
+"""From per-token numbers and answers to one number each."""
+
+import math
+
+import pytest
+import torch
+
+from lightrft.strategy.world import World
+from lightrft.testing import tiny_trajectories
+from lightrft.trainer.metrics import TokenMeans, average, describe
+
+
+def judged(rewards, lengths=None, finish=None):
+    """Groups of answers with these rewards: a list of lists."""
+    lengths = lengths or [[2] * len(group) for group in rewards]
+    found = tiny_trajectories([(3, group) for group in lengths])
+    for t, reward in zip(found, [r for group in rewards for r in group], strict=True):
+        t.reward, t.parts = reward, {"right": reward, "short": 1.0}
+    for t, end in zip(found, finish or ["stop"] * len(found), strict=True):
+        t.finish = end
+    groups = {}
+    for t in found:
+        groups.setdefault(t.group, []).append(t)
+    return list(groups.values())
+
+
+def test_rewards_are_described_by_mean_and_population_deviation():
+    found = describe(judged([[1, 0], [1, 1]]), World())
+    assert found["reward/mean"] == 0.75
+    assert found["reward/std"] == pytest.approx(math.sqrt(3) / 4)
+    assert found["reward/right"] == 0.75
+    assert found["reward/short"] == 1
+    assert found["counts/answers"] == 4
+
+
+def test_a_group_whose_rewards_are_equal_has_no_signal():
+    assert describe(judged([[1, 0], [1, 1], [0, 0], [0.1, 0.1]]), World())["reward/no_signal_share"] == 0.75
+
+
+def test_lengths_and_cut_answers_are_described():
+    found = describe(judged([[1, 0, 0]], lengths=[[2, 4, 0]], finish=["stop", "length", "stop"]), World())
+    assert found["length/mean"] == 2
+    assert found["length/max"] == 4
+    assert found["truncated_share"] == pytest.approx(1 / 3)
+
+
+def test_nothing_is_described_without_dividing_by_zero():
+    found = describe([], World())
+    assert found["reward/mean"] == found["length/max"] == found["counts/answers"] == 0
+
+
+def test_token_means_weigh_tokens_not_batches():
+    means = TokenMeans()
+    means.add(
+        {"x": torch.tensor([1.0, 2.0, 3.0]), "x/max": torch.tensor([1.0, 9.0, 3.0])},
+        torch.tensor([True, False, True]),
+    )
+    means.add({"x": torch.tensor([10.0]), "x/max": torch.tensor([4.0])}, torch.tensor([True]))
+    assert means.result(World()) == {"x": pytest.approx(14 / 3), "x/max": 4}
+
+
+def test_a_batch_without_learnt_tokens_adds_nothing():
+    means = TokenMeans()
+    means.add({"x": torch.tensor([5.0]), "x/max": torch.tensor([5.0])}, torch.tensor([False]))
+    assert means.result(World()) == {"x": 0, "x/max": 0}
+
+
+def test_many_small_numbers_are_summed_without_loss():
+    means = TokenMeans()
+    for _ in range(1000):
+        means.add({"x": torch.full((1000,), 0.1)}, torch.ones(1000, dtype=torch.bool))
+    assert means.result(World())["x"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_updates_are_averaged_maxima_kept_counts_added_and_the_last_rate_taken():
+    rows = [
+        {"loss": 1.0, "mismatch/max": 0.5, "learning_rate": 0.1, "counts/bad_updates": 1.0},
+        {"loss": 3.0, "mismatch/max": 0.2, "learning_rate": 0.2},
+    ]
+    assert average(rows) == {
+        "loss": 2.0,
+        "mismatch/max": 0.5,
+        "learning_rate": 0.2,
+        "counts/bad_updates": 1.0,
+    }
+
+
+def test_the_average_of_no_updates_is_empty():
+    assert average([]) == {}
+
+
+def test_a_bad_update_shows_in_the_average():
+    assert math.isnan(average([{"loss": 1.0}, {"loss": math.nan}])["loss"])
