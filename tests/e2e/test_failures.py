@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 
+import psutil
 import pytest
 import torch
 
 from lightrft.models.load import save_model
 from lightrft.testing import tiny_folder, tiny_model, tiny_processor
-from tests.e2e.runs import PLAIN, answers, assert_same_run, rows, steps
+from tests.e2e.runs import PLAIN, answers, assert_same_run, rows, steps, wait_until
 
 SMALL = [*PLAIN, "--evaluate.before-and-after=false", "--rollout.max-tokens", "5"]
 WORKER = ["--rewards.workers", "1"]
@@ -125,6 +127,25 @@ def test_with_drop_answers_without_a_reward_are_left_out_and_counted(lightrft, t
     saved = (tmp_path / "run" / "trajectories" / "step-000002.jsonl").read_text().splitlines()
     assert len(saved) == learnt[2]
     assert all(json.loads(line)["reward"] is not None for line in saved)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_reward_process_outlives_its_run(lightrft, tmp_path, number):
+    """Not even one that hangs."""
+    flags = [*SMALL, "--rewards.workers", "2", *reward("hanging"), "--rewards.timeout-seconds", "60"]
+    running = lightrft.start("train", "tiny", *flags, "--run", "run")
+    wait_until(
+        lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(steps(tmp_path / "run")) == 1,
+        running=running,
+    )
+    workers = psutil.Process(running.pid).children(recursive=True)
+    assert workers
+    running.send(number)
+    if number == signal.SIGTERM:
+        running.send(number)  # the second does not wait for the reward
+    running.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
 
 
 def test_when_all_answers_are_dropped_the_step_says_so(lightrft, tmp_path):

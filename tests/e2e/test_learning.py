@@ -47,7 +47,11 @@ def assert_learnt(run):
     score = summary(run)["evaluation"]
     assert score["before"] < 0.2
     assert score["after"] > score["before"] + 0.3
-    rewards = [row["reward/mean"] for row in steps(run)]
+    taken = steps(run)
+    assert max(row["mismatch/mean_abs"] for row in taken) < 0.01, (
+        "the engine samples from the weights being trained"
+    )
+    rewards = [row["reward/mean"] for row in taken]
     assert sum(rewards[-5:]) > 1.4 * sum(rewards[:5])
 
 

@@ -84,6 +84,57 @@ def test_the_runs_own_config_reproduces_it(lightrft, tiny_run, tmp_path):
     assert (tmp_path / "again" / "config.yaml").read_text() == (tiny_run / "config.yaml").read_text()
 
 
+def test_leaving_out_the_pass_over_old_log_probs_changes_no_bit(lightrft, tiny_run, tmp_path):
+    """With one update per step the new log-probs are the old ones."""
+    (tmp_path / "careful.py").write_text(
+        "from lightrft.trainer.rl import RLTrainer\n\nclass Careful(RLTrainer):\n    needs_old = True\n"
+    )
+    lightrft("train", "tiny", *PLAIN, "--run", "run", "--trainer", "careful.py:Careful")
+    assert model_bytes(tmp_path / "run") == model_bytes(tiny_run)
+    assert rows(tmp_path / "run") == rows(tiny_run)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--update.tokens-per-batch", "20"],
+        ["--update.share-prompts", "false"],
+        ["--update.logits-per-chunk", "500"],
+        ["--model.attention", "separate"],
+        ["--model.activation-checkpointing", "true"],
+        ["--rollout.native.max-sequences", "3"],
+        ["--rollout.native.prefill-tokens", "1"],
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_settings_of_speed_and_memory_change_no_result(lightrft, tiny_run, tmp_path, flags):
+    lightrft(
+        "train", "tiny", *PLAIN, "--run", "run", *flags, "--steps", "1", "--evaluate.before-and-after=false"
+    )
+    expected, (found,) = steps(tiny_run)[0], steps(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_the_finished_model_scores_on_its_own_what_the_run_said(lightrft, tiny_run, tmp_path):
+    output = lightrft(
+        "evaluate",
+        "tiny",
+        "--model",
+        tiny_run / "model",
+        "--evaluate.limit",
+        "16",
+        "--run",
+        "scored",
+        "--rewards.workers",
+        "0",
+    )
+    report = json.loads((tmp_path / "scored" / "answers.json").read_text())
+    assert report["tiny"]["score"]["mean"] == summary(tiny_run)["evaluation"]["after"]
+    assert "pass@1" in output
+
+
 def test_another_seed_is_another_run(lightrft, tiny_run, tmp_path):
     lightrft(
         "train",
