@@ -72,6 +72,8 @@ def train(config: Config, resume: Path | None = None) -> Path:
     with logging_to(run / "log.txt") as terminal, contextlib.ExitStack() as stack:
         trainer = build_trainer(config, run, stack, started=started, resume=resume is not None)
         terminal.show = trainer.progress.note
+        if resume is not None and trainer.world.is_first:
+            keep_settings(run, config, trainer.done)
         trainer.train()
         if trainer.world.is_first:
             with explained(run):
@@ -90,6 +92,18 @@ def new_run(config: Config) -> Path:
         )
     write_text(run / "config.yaml", layers.to_yaml(replace(config, run="")))
     return run
+
+
+def keep_settings(run: Path, config: Config, done: int) -> None:
+    """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
+    file = run / "config.yaml"
+    before, now = file.read_text(encoding="utf-8"), layers.to_yaml(replace(config, run=""))
+    if before != now:
+        write_text(run / f"config-until-step-{done:06d}.yaml", before)
+        write_text(file, now)
+        log.info(
+            "settings changed after step %d; those before are in config-until-step-%06d.yaml", done, done
+        )
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,14 @@ def test_when_every_checkpoint_is_torn_the_run_is_not_begun_again_in_silence(lig
     assert model_bytes(tmp_path / "run") == before
 
 
+def test_settings_given_at_a_resume_stay_for_the_next_one(lightrft, tmp_path):
+    lightrft(*arguments("plain"), "--run", "run", "--steps", "2")
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    lightrft("train", "--resume", "run", "--steps", "3")
+    assert "steps: 3" in (tmp_path / "run" / "config.yaml").read_text()
+    assert (tmp_path / "run" / "config-until-step-000002.yaml").read_text() == before
+
+
 def test_resuming_what_is_no_run_names_the_folder(lightrft):
     assert "no run folder" in lightrft("train", "--resume", "nowhere", status=2)
 
