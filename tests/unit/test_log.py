@@ -6,14 +6,12 @@ import io
 import json
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from lightrft.config import Config, LogConfig, ModelConfig, TaskConfig
 from lightrft.utils.curves import draw_curves, smooth
 from lightrft.utils.log import Logger, read_metrics, series
 from lightrft.utils.progress import Progress, clock, phase_seconds, report, shorten, sparkline, wilson
-from lightrft.utils.timer import Timer
 
 CONFIG = Config(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0}))
 METRICS = {
@@ -50,18 +48,6 @@ def test_tensorboard_events_are_written(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log(1, {"loss": 0.5})
     assert list((tmp_path / "tensorboard").glob("events.*"))
-
-
-def test_the_timer_adds_up_until_taken() -> None:
-    timer = Timer()
-    with timer("train"):
-        pass
-    with pytest.raises(KeyError), timer("train"):
-        raise KeyError
-    taken = timer.take()
-    assert list(taken) == ["seconds/train"]
-    assert taken["seconds/train"] >= 0
-    assert timer.take() == {}
 
 
 def test_outside_a_terminal_each_step_is_one_line() -> None:
