@@ -105,6 +105,8 @@ class RolloutConfig:
     """Most tokens of an answer; a longer one is cut and counts as truncated."""
     temperature: float = 1.0
     """Sampling temperature; trainer log-probs are taken at the same."""
+    first_temperature: float = 0.0
+    """Another temperature, usually a high one, for the first token of each answer (FIRE); 0: the same as for the others."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0: all. Restricting the draw (top_k, top_p, min_p) leaves the ratio as it is, but
     the mismatch metrics then hold the log of the kept probability as well."""
@@ -131,10 +133,18 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.temperature={self.temperature}: training needs sampled answers. Set it above 0, e.g. 1.0."
             )
+        if self.first_temperature < 0:
+            raise ValueError(
+                f"rollout.first_temperature={self.first_temperature}: must be above 0, e.g. 10, or 0 for rollout.temperature."
+            )
         if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
             raise ValueError(
                 f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}: need 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0."
             )
+
+
+COMPARING = ("group_norm", "group_mean", "leave_one_out", "length_weighted_mean")
+"""Advantages that compare whole answers to one prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,17 +152,28 @@ class AlgorithmConfig:
     """A row of settings over pure functions. The defaults are GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_mean, leave_one_out, reinforce; or an import path."""
+    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce; or an import path."""
+    discount: float = 1.0
+    """For advantage reinforce: what a reward is worth one chosen token earlier, from 0 to 1."""
+    advantage_clip: float = 0.0
+    """Advantages are clipped to [-x, x], after whitening; 0: not."""
     loss: str = "clipped"
-    """clipped, policy_gradient; or an import path."""
+    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd; or an import path."""
     clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
-    """How far the ratio may fall below 1 and rise above it before its gradient stops."""
+    """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""
     average: Literal["token", "sequence", "fixed"] = "sequence"
     """token: all tokens weigh the same. sequence: all answers do. fixed: divide by rollout.max_tokens (Dr.GRPO)."""
     keep: str = "all"
     """Which groups to learn from: all, mixed_outcomes (rewards differ; others are redrawn), or an import path."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the divergence from the reference model."""
+    filter: str = "all"
+    """Which answers of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
+    random_answers, or an import path."""
+    entropy_share: float = 1.0
+    """Learn only from this share of the tokens, those with the highest entropy; the others keep their place in averages. 1: all."""
+    entropy_over: Literal["batch", "sequence"] = "batch"
+    """What entropy_share is a share of: the tokens of a step on all ranks, or those of each answer."""
+    kl: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
+    """Estimator of the divergence from the reference model; + means with the gradient of k2."""
     kl_coefficient: float = 0.0
     """Weight of the divergence from the reference; 0 loads no reference model."""
     kl_in: Literal["loss", "reward"] = "loss"
@@ -165,13 +186,41 @@ class AlgorithmConfig:
     """Shift and scale advantages to mean 0, deviation 1 over all tokens of all ranks."""
     reward_clip: float = 0.0
     """Rewards are clipped to [-x, x] before advantages; 0: not."""
+    overlong_buffer: int = 0
+    """The last so many tokens before rollout.max_tokens cost more and more of overlong_penalty; 0: no penalty for length."""
+    overlong_penalty: float = 1.0
+    """What an answer of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
+    correction: Literal["none", "truncate", "mask"] = "none"
+    """Weights against the mismatch of engine and trainer: none, p_trainer / p_engine cut at correction_limit, or the same
+    with 0 for tokens beyond the limit either way."""
+    correction_level: Literal["token", "sequence"] = "token"
+    """A weight per token, or the product over the answer for all its tokens."""
+    correction_limit: float = 2.0
+    """Largest weight; mask also leaves out what is below its inverse."""
     options: dict[str, float] = field(default_factory=dict)
-    """Extra keyword arguments for your own advantage, loss or keep function, checked against its signature at start-up."""
+    """Keyword arguments of the advantage, loss or keep function (dual_clip, tau_positive, drift, or your own function's), checked
+    against its signature at start-up."""
 
     def __post_init__(self) -> None:
         if len(self.clip) != 2 or min(self.clip) < 0:
             raise ValueError(
                 f"algorithm.clip={self.clip}: give two numbers >= 0, below and above, e.g. [0.2, 0.28]."
+            )
+        if not 0 < self.entropy_share <= 1:
+            raise ValueError(
+                f"algorithm.entropy_share={self.entropy_share}: a share above 0 and at most 1, e.g. 0.2."
+            )
+        if self.correction_limit <= 1:
+            raise ValueError(
+                f"algorithm.correction_limit={self.correction_limit}: the weight of a token both agree about is 1, so set it above 1, e.g. 2."
+            )
+        at_least(0, "algorithm", overlong_buffer=self.overlong_buffer)
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"algorithm.discount={self.discount}: must lie between 0 and 1.")
+        if self.discount != 1 and self.advantage in COMPARING:
+            raise ValueError(
+                f"algorithm.discount={self.discount} has no effect with algorithm.advantage={self.advantage}, which gives all "
+                "tokens of an answer one advantage. Set algorithm.discount=1, or algorithm.advantage=reinforce."
             )
 
 
@@ -363,11 +412,20 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(1, "", steps=self.steps)
-        compares = self.algorithm.advantage in ("group_norm", "group_mean", "leave_one_out")
-        if compares and self.rollout.group_size < 2:
+        if self.algorithm.advantage in COMPARING and self.rollout.group_size < 2:
             raise ValueError(
                 f"rollout.group_size={self.rollout.group_size}: algorithm.advantage={self.algorithm.advantage} compares answers to one "
                 "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
+            )
+        if self.algorithm.keep == "mixed_outcomes" and self.rollout.group_size < 2:
+            raise ValueError(
+                "algorithm.keep=mixed_outcomes keeps groups in which rewards differ, and with rollout.group_size=1 there are none. "
+                "Set rollout.group_size=8, or algorithm.keep=all."
+            )
+        if self.algorithm.overlong_buffer > self.rollout.max_tokens:
+            raise ValueError(
+                f"algorithm.overlong_buffer={self.algorithm.overlong_buffer} is more than rollout.max_tokens={self.rollout.max_tokens}, so "
+                "that every answer would be punished for its length. Lower algorithm.overlong_buffer, e.g. to a fifth of it."
             )
         answers = self.rollout.prompts_per_step * self.rollout.group_size
         if self.update.minibatches > answers:

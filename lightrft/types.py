@@ -161,6 +161,8 @@ class Sampling:
     """Most tokens of a response."""
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the most likely token."""
+    first_temperature: float = 0.0
+    """Another temperature for the first token of each answer (FIRE); 0: the same as for the others. Has no effect at temperature 0."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0

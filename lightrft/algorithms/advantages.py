@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.segments import reverse_scan, segment_sum
+from lightrft.algorithms.segments import reverse_scan, segment_count, segment_sum
 from lightrft.algorithms.selection import EQUAL_WITHIN
 from lightrft.algorithms.shaping import answer_rewards
 from lightrft.config import AlgorithmConfig
@@ -65,13 +65,32 @@ def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 
 
 def reinforce(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """The reward still to come, without a baseline and without discount.
+    """The reward still to come, without a baseline.
 
-    A_t = sum_{u >= t} r_u. Williams 1992 (https://doi.org/10.1007/BF00992696). Needs no group; noisy unless
-    the rewards are centred, see algorithm.whiten.
+    A_t = sum_{u >= t} discount^(u - t) * r_u, counted in chosen tokens. Williams 1992
+    (https://doi.org/10.1007/BF00992696). Needs no group; noisy unless the rewards are centred, see algorithm.whiten: whitened
+    over all ranks it is the estimator of REINFORCE++ (Hu 2025, https://arxiv.org/abs/2501.03262).
     """
-    returns = _returns(batch)
+    returns = _returns(batch, algo.discount)
     return returns, returns
+
+
+def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward minus the mean reward of its group in which an answer weighs as much as it is long.
+
+    A_i = r_i - sum_j(l_j * r_j) / sum_j(l_j), l_j the chosen tokens of answer j, the same for every token of answer i.
+    OPO, Hao et al. 2025 (https://arxiv.org/abs/2505.23585): the baseline with the least variance if the squared
+    gradient of an answer grows with its length. An answer without a token weighs nothing; a group of such answers has
+    no baseline and advantage 0.
+
+    Equal rewards give exactly 0. ValueError for a group of one answer.
+    """
+    groups = _compare(batch, algo, "length_weighted_mean")
+    length = segment_count(batch.mask, batch.segments, batch.num_sequences).double()
+    size = int(groups.index.max()) + 1 if groups.index.numel() else 0
+    weighted = segment_sum(groups.centred * length, groups.index, size)
+    total = segment_sum(length, groups.index, size).clamp(min=1)
+    return _spread(groups.centred - (weighted / total)[groups.index], batch), _returns(batch)
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
@@ -100,6 +119,8 @@ class _Groups(NamedTuple):
     """Sample standard deviation of its group."""
     size: Tensor
     """Answers in its group."""
+    index: Tensor
+    """Which group, 0 .. number of groups - 1, int64."""
 
 
 def _compare(batch: Batch, algo: AlgorithmConfig, name: str) -> _Groups:
@@ -119,7 +140,7 @@ def _compare(batch: Batch, algo: AlgorithmConfig, name: str) -> _Groups:
     mean = segment_sum(rewards, group, num_groups) / size
     centred = torch.where(equal[group], 0.0, rewards - mean[group])
     deviation = (segment_sum(centred.square(), group, num_groups) / (size - 1)).sqrt()
-    return _Groups(centred, deviation[group], size[group])
+    return _Groups(centred, deviation[group], size[group], group)
 
 
 def _spread(values: Tensor, batch: Batch) -> Tensor:
@@ -128,10 +149,18 @@ def _spread(values: Tensor, batch: Batch) -> Tensor:
     return torch.where(batch.mask, values[batch.segments], 0.0).to(batch.rewards.dtype)
 
 
-def _returns(batch: Batch) -> Tensor:
+def _returns(batch: Batch, discount: float = 1.0) -> Tensor:
     assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
-    rewards = torch.where(batch.mask, batch.rewards, 0.0)
-    return torch.where(batch.mask, reverse_scan(rewards, batch.segments, 1.0), 0.0)
+    return _to_come(batch.rewards, batch, discount)
+
+
+def _to_come(values: Tensor, batch: Batch, discount: float) -> Tensor:
+    """(T,) out_t = values_t + discount * out of the next chosen token of the same answer; 0 outside the mask.
+
+    Tokens that the policy did not choose (a tool's output) are no time steps: they are stepped over.
+    """
+    chosen = reverse_scan(values[batch.mask], batch.segments[batch.mask], discount)
+    return torch.zeros_like(values).masked_scatter(batch.mask, chosen)
 
 
 Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
@@ -141,5 +170,6 @@ ADVANTAGES: dict[str, Advantage] = {
     "group_norm": group_norm,
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
+    "length_weighted_mean": length_weighted_mean,
     "reinforce": reinforce,
 }

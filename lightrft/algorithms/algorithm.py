@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,11 +12,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lightrft.algorithms.advantages import ADVANTAGES
+from lightrft.algorithms.correction import importance
 from lightrft.algorithms.losses import LOSSES, regularise
-from lightrft.algorithms.selection import KEEP, Keep
+from lightrft.algorithms.selection import FILTERS, KEEP, Filter, Keep
 from lightrft.algorithms.shaping import token_rewards
 from lightrft.config import AlgorithmConfig
-from lightrft.types import Batch, Terms
+from lightrft.types import Batch, GroupOfTrajectories, Terms, Trajectory
 
 
 class Resolve(Protocol):
@@ -35,6 +37,8 @@ class Algorithm:
     """New log-probs (T,), batch with advantages -> loss per token, without KL and entropy."""
     keep: Keep
     """Whether to learn from a group of judged trajectories."""
+    filter: Filter
+    """Which answers of a group to learn from."""
 
     @property
     def needs_reference(self) -> bool:
@@ -44,15 +48,26 @@ class Algorithm:
     @property
     def needs_old(self) -> bool:
         """Whether batch.old must be filled before rewards, however few updates follow."""
-        return self.needs_reference and self.config.kl_in == "reward"
+        return self.needs_entropy or (self.needs_reference and self.config.kl_in == "reward")
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the entropy at sampling must be known before the update."""
+        return self.config.entropy_share < 1
 
     def rewards(self, batch: Batch) -> Tensor:
         """The reward of each token, (T,)."""
         return token_rewards(batch, self.config)
 
     def loss(self, new: Tensor, batch: Batch, entropy: Tensor | None = None) -> Terms:
-        """Policy loss, divergence from the reference and entropy bonus of each token; 0 outside the mask."""
-        return regularise(self.policy_loss(new, batch), new, batch, self.config, entropy=entropy)
+        """Policy loss, divergence from the reference and entropy bonus of each token; 0 outside the mask.
+
+        The policy loss carries the weights against the mismatch of engine and trainer.
+        """
+        terms = self.policy_loss(new, batch)
+        weights, metrics = importance(new if batch.old is None else batch.old, batch, self.config)
+        weighted = Terms(terms.loss * weights, {**terms.metrics, **metrics})
+        return regularise(weighted, new, batch, self.config, entropy=entropy)
 
 
 def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
@@ -71,7 +86,8 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     )
     loss = _Role("loss", config.loss, resolve(LOSSES, config.loss, "loss"), ("new", "batch", "algo"))
     keep = _Role("keep", config.keep, resolve(KEEP, config.keep, "keep"), ("group",))
-    roles = (advantage, loss, keep)
+    choose = _Role("filter", config.filter, resolve(FILTERS, config.filter, "filter"), ("group", "draw"))
+    roles = (advantage, loss, keep, choose)
     _refuse_unused(config.options, roles)
     options = {role.kind: role.take(config.options) for role in roles}
 
@@ -94,7 +110,10 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     def bound_keep(group: Any) -> bool:
         return bool(keep.function(group, **options["keep"]))
 
-    return Algorithm(config, bound_advantage, bound_loss, bound_keep)
+    def bound_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
+        return list(choose.function(group, draw, **options["filter"]))
+
+    return Algorithm(config, bound_advantage, bound_loss, bound_keep, bound_filter)
 
 
 def _is_column(value: object, batch: Batch) -> bool:

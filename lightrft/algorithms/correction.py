@@ -1,9 +1,14 @@
-"""How far the engine that sampled and the trainer that learns disagree about the same tokens."""
+"""How far the engine that sampled and the trainer that learns disagree about the same tokens, and what to do about it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from lightrft.algorithms.kl import MAX_EXPONENT
+from lightrft.algorithms.segments import segment_sum
+from lightrft.config import AlgorithmConfig
+from lightrft.types import Batch
 
 
 def mismatch(logprobs: Tensor, behavior: Tensor, mask: Tensor) -> Tensor:
@@ -15,3 +20,37 @@ def mismatch(logprobs: Tensor, behavior: Tensor, mask: Tensor) -> Tensor:
     infinity, which is meant.
     """
     return torch.where(mask, (logprobs.detach() - behavior).abs(), 0.0)
+
+
+def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weight of each token's policy loss, (T,), without gradient, and what is worth logging.
+
+    With p the trainer's and q the engine's probability of a token under the weights that sampled (`logprobs` and
+    batch.behavior), rho = p / q per token, or the product of these over the chosen tokens of the answer
+    (correction_level="sequence", which is unbiased but varies more), and C = correction_limit:
+
+        none        1
+        truncate    min(rho, C)                    TIS, Yao et al. 2025, Your Efficient RL Framework Secretly Brings You
+                                                   Off-Policy RL Training (https://fengyao.notion.site/off-policy-rl);
+                                                   V-trace's truncation (Espeholt et al. 2018,
+                                                   https://arxiv.org/abs/1802.01561)
+        mask        rho if 1/C <= rho <= C else 0  what the two disagree about too much is not learnt from
+
+    Logged whatever is set: rho per token (mismatch/ratio) and the share of tokens whose weight the limit changes or
+    would change (mismatch/beyond_limit).
+    """
+    difference = torch.where(batch.mask, logprobs.detach() - batch.behavior, 0.0)
+    token_ratio = difference.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()
+    ratio = token_ratio
+    if algo.correction_level == "sequence":
+        total = segment_sum(difference, batch.segments, batch.num_sequences)
+        ratio = total.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()[batch.segments]
+    limit = algo.correction_limit
+    beyond = ratio > limit
+    if algo.correction == "mask":
+        beyond = beyond | (ratio < 1 / limit)
+    metrics = {"mismatch/ratio": token_ratio, "mismatch/beyond_limit": beyond.to(ratio.dtype)}
+    if algo.correction == "none":
+        return torch.ones_like(ratio), metrics
+    cut = ratio.clamp(max=limit) if algo.correction == "truncate" else torch.where(beyond, 0.0, ratio)
+    return cut, metrics

@@ -11,7 +11,8 @@ John Schulman, Approximating KL divergence, 2020 (http://joschu.net/blog/kl-appr
 
 Which one where. In the reward only the value counts: k1 or k3. In the loss only the gradient counts, and it
 flows through the first argument alone. There k1 pulls towards nothing: its gradient is that of log policy,
-whose mean is 0.
+whose mean is 0. k1+ and k3+ are k1 and k3 with the gradient of k2, which is right on average (straight-through; verl has
+them by these names).
 """
 
 from __future__ import annotations
@@ -44,7 +45,28 @@ def k3(policy: Tensor, reference: Tensor) -> Tensor:
     return behind.expm1() - behind
 
 
+def k1_straight_through(policy: Tensor, reference: Tensor) -> Tensor:
+    """k1 with the gradient of k2, (T,)."""
+    return _with_gradient_of_k2(k1(policy, reference), policy, reference)
+
+
+def k3_straight_through(policy: Tensor, reference: Tensor) -> Tensor:
+    """k3 with the gradient of k2, (T,)."""
+    return _with_gradient_of_k2(k3(policy, reference), policy, reference)
+
+
+def _with_gradient_of_k2(value: Tensor, policy: Tensor, reference: Tensor) -> Tensor:
+    gradient = k2(policy, reference)
+    return value.detach() + (gradient - gradient.detach())
+
+
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """Log-probs (T,) of the policy and of the reference -> divergence per token (T,)."""
 
-KL: dict[str, Divergence] = {"k1": k1, "k2": k2, "k3": k3}
+KL: dict[str, Divergence] = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "k1+": k1_straight_through,
+    "k3+": k3_straight_through,
+}

@@ -6,35 +6,154 @@ old ones (one update per rollout), the ratio is 1, and its gradient is that of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightrft.algorithms.kl import KL, MAX_EXPONENT, k3
+from lightrft.algorithms.segments import segment_mean
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, Terms
 
 
-def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: float = 0.0) -> Terms:
     """Pessimistic gain of following the advantage: no gradient once the ratio has moved far enough with it.
 
     loss_t = -min(ratio_t * A_t, clip(ratio_t, 1 - algo.clip[0], 1 + algo.clip[1]) * A_t)
 
     PPO, Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), eq. 7; token by token in GRPO, Shao et al.
     2024 (https://arxiv.org/abs/2402.03300), eq. 3; with two bounds in DAPO, Yu et al. 2025
-    (https://arxiv.org/abs/2503.14476), eq. 10. Not clipped: a ratio above 1 + clip[1] with a negative
-    advantage (that takes dual clip). Beyond exp(20) or below exp(-20) the ratio is constant, see `log_ratio`.
+    (https://arxiv.org/abs/2503.14476), eq. 10. Beyond exp(20) or below exp(-20) the ratio is constant, see
+    `log_ratio`.
 
-    clip_share counts the tokens whose gradient the clip stops, not all those outside the bounds.
+    A ratio far above 1 with a negative advantage is not clipped by that and can grow without bound. With
+    `dual_clip` = c > 1 the loss of such a token is at most c * |A_t|, and has no gradient there (dual clip, Ye et al.
+    2020, https://arxiv.org/abs/1912.09729, eq. 5; they use c = 3). 0: not.
+
+    clip_share counts the tokens whose gradient a clip stops, not all those outside the bounds.
     """
+    if dual_clip != 0 and dual_clip <= 1:
+        raise ValueError(
+            f"algorithm.options.dual_clip={dual_clip}: a bound of the ratio, so above 1, e.g. 3; 0 leaves it out."
+        )
     advantages = _advantages(batch)
     difference = log_ratio(new, batch)
     ratio = difference.exp()
-    bounded = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
-    loss = -torch.minimum(ratio * advantages, bounded * advantages)
-    stopped = (ratio - bounded) * advantages > 0
+    loss, stopped = _pessimistic(ratio, advantages, algo)
+    if dual_clip:
+        worst = -dual_clip * advantages
+        beyond = (advantages < 0) & (loss > worst)
+        loss, stopped = torch.where(beyond, worst, loss), stopped | beyond
     return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+
+
+def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+    """As clipped, but with one ratio for the whole answer: the geometric mean of its tokens' ratios.
+
+    s_i = exp(mean_t log ratio_t);  loss_t = -min(s_i * A_t, clip(s_i, 1 - clip[0], 1 + clip[1]) * A_t)
+
+    GSPO, Zheng et al. 2025 (https://arxiv.org/abs/2507.18071), eqs. 5 and 7. Averaged by sequence it is theirs. The ratio of an
+    answer moves far less than that of a token: bounds are of the order of 3e-4.
+    """
+    difference = log_ratio(new, batch)
+    ratio = _answer_mean(difference, batch).exp()
+    loss, stopped = _pessimistic(ratio, _advantages(batch), algo)
+    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+
+
+def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+    """The token form of sequence_clipped: the ratio of the answer decides, each token follows its own advantage.
+
+    s_t = sg(s_i) * p_t / sg(p_t);  loss_t = -min(s_t * A_t, clip(s_t, 1 - clip[0], 1 + clip[1]) * A_t), where sg has
+    no gradient. GSPO-token, Zheng et al. 2025 (https://arxiv.org/abs/2507.18071), eqs. 13 and 14. Where all tokens of an answer
+    have one advantage and answers are averaged by sequence, its gradient is that of sequence_clipped.
+    """
+    difference = log_ratio(new, batch)
+    ratio = (_answer_mean(difference, batch).detach() + difference - difference.detach()).exp()
+    loss, stopped = _pessimistic(ratio, _advantages(batch), algo)
+    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+
+
+def geometric(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+    """The gain of an answer is the geometric mean over its tokens, each clipped first: outliers weigh little.
+
+    d_t = the smaller of log ratio_t and clip(log ratio_t, -clip[0], clip[1]) if A_t > 0, the larger if A_t < 0;
+    loss_t = -A_t * exp(mean_t d_t)
+
+    GMPO, Zhao et al. 2025 (https://arxiv.org/abs/2507.20673), eq. 4. Here `clip` bounds the *logarithm* of the ratio; they use
+    0.4 on both sides. Averaged by sequence it is theirs.
+    """
+    advantages = _advantages(batch)
+    difference = log_ratio(new, batch)
+    bounded = difference.clamp(-algo.clip[0], algo.clip[1])
+    sign = advantages.sign()
+    worse = torch.minimum(sign * difference, sign * bounded) * sign
+    loss = -advantages * _answer_mean(worse, batch).exp()
+    stopped = (difference - bounded) * advantages > 0
+    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+
+
+def cispo(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+    """Policy gradient with clipped importance weights: no token loses its gradient, whatever its ratio.
+
+    loss_t = -sg(clip(ratio_t, 1 - clip[0], 1 + clip[1])) * A_t * log p_t, where sg has no gradient. CISPO, MiniMax-M1
+    2025 (https://arxiv.org/abs/2506.13585), eqs. 4 and 5. They set no lower bound (clip[0] = 1) and leave the upper one open.
+
+    clip_share counts the tokens whose weight was cut.
+    """
+    difference = log_ratio(new, batch)
+    ratio = difference.detach().exp()
+    weight = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
+    loss = -weight * _advantages(batch) * torch.where(batch.mask, new, 0.0)
+    return Terms(loss, {**_drift(difference), "clip_share": (weight != ratio).to(loss.dtype)})
+
+
+def sapo(
+    new: Tensor, batch: Batch, algo: AlgorithmConfig, *, tau_positive: float = 1.0, tau_negative: float = 1.05
+) -> Terms:
+    """A soft gate instead of a clip: the further the ratio has moved, the less gradient is left.
+
+    loss_t = -A_t * sigmoid(tau * (ratio_t - 1)) * 4 / tau, with tau_positive where A_t > 0, else tau_negative. At
+    ratio 1 the gradient is the plain policy gradient. SAPO, Gao et al. 2025 (https://arxiv.org/abs/2511.20347), eqs. 5 and 6.
+    """
+    if min(tau_positive, tau_negative) <= 0:
+        raise ValueError(
+            f"algorithm.options: tau_positive={tau_positive}, tau_negative={tau_negative} must be above 0."
+        )
+    advantages = _advantages(batch)
+    difference = log_ratio(new, batch)
+    tau = torch.full_like(advantages, tau_negative).masked_fill(advantages > 0, tau_positive)
+    gate = torch.sigmoid(tau * (difference.exp() - 1)) * 4 / tau
+    return Terms(-advantages * gate, _drift(difference))
+
+
+def cpgd(
+    new: Tensor, batch: Batch, algo: AlgorithmConfig, *, drift: float = 0.01, drift_clip: float = 0.2
+) -> Terms:
+    """Policy gradient on a clipped log-ratio, and a pull back to the policy that sampled.
+
+    loss_t = -min(d_t * A_t, clip(d_t, log(1 - clip[0]), log(1 + clip[1])) * A_t) + drift * D(d_t),  d_t = log ratio_t
+
+    D estimates KL(old || new) from the sampled token: k3, exp(d) - 1 - d, whose gradient exp(d) - 1 is cut at
+    `drift_clip` (beyond it D goes on as a straight line, so that an outlier cannot throw the policy back). CPGD,
+    Liu et al. 2025 (https://arxiv.org/abs/2505.12504). The gradient of the first term holds no ratio, so it cannot blow up.
+    """
+    if drift < 0 or drift_clip <= 0:
+        raise ValueError(
+            f"algorithm.options: drift={drift} must be at least 0 and drift_clip={drift_clip} above 0."
+        )
+    advantages = _advantages(batch)
+    difference = log_ratio(new, batch)
+    low = math.log1p(-algo.clip[0]) if algo.clip[0] < 1 else -MAX_EXPONENT
+    bounded = difference.clamp(low, math.log1p(algo.clip[1]))
+    loss = -torch.minimum(difference * advantages, bounded * advantages)
+    inside = difference.clamp(max=math.log1p(drift_clip))
+    pull = inside.expm1() - inside + drift_clip * (difference - inside)
+    stopped = (difference - bounded) * advantages > 0
+    metrics = {**_drift(difference), "clip_share": stopped.to(loss.dtype)}
+    return Terms(loss + drift * pull, metrics)
 
 
 def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -81,6 +200,18 @@ def log_ratio(new: Tensor, batch: Batch) -> Tensor:
     return torch.where(batch.mask, new - old, 0.0).clamp(-MAX_EXPONENT, MAX_EXPONENT)
 
 
+def _pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The clipped loss for any ratio, and where the clip stops its gradient; both (T,)."""
+    bounded = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
+    loss = -torch.minimum(ratio * advantages, bounded * advantages)
+    return loss, (ratio - bounded) * advantages > 0
+
+
+def _answer_mean(values: Tensor, batch: Batch) -> Tensor:
+    """(T,) each token has the mean of `values` over the chosen tokens of its answer."""
+    return segment_mean(values, batch.segments, batch.num_sequences, mask=batch.mask)[batch.segments]
+
+
 def _advantages(batch: Batch) -> Tensor:
     assert batch.advantages is not None, "fill batch.advantages before the loss"
     return torch.where(batch.mask, batch.advantages, 0.0)
@@ -95,4 +226,13 @@ def _drift(difference: Tensor) -> dict[str, Tensor]:
 PolicyLoss = Callable[[Tensor, Batch, AlgorithmConfig], Terms]
 """New log-probs (T,), batch, settings -> loss and diagnostics per token."""
 
-LOSSES: dict[str, PolicyLoss] = {"clipped": clipped, "policy_gradient": policy_gradient}
+LOSSES: dict[str, PolicyLoss] = {
+    "clipped": clipped,
+    "policy_gradient": policy_gradient,
+    "sequence_clipped": sequence_clipped,
+    "sequence_clipped_token": sequence_clipped_token,
+    "geometric": geometric,
+    "cispo": cispo,
+    "sapo": sapo,
+    "cpgd": cpgd,
+}

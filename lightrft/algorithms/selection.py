@@ -1,10 +1,19 @@
-"""Which groups of answers to learn from. Groups that are not kept are drawn again, see rollout.max_draws."""
+"""Which groups to learn from, which of their answers, and which tokens.
+
+Groups that are not kept are drawn again, see rollout.max_draws. Answers that are filtered out have counted in the
+baseline of their group.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
-from lightrft.types import GroupOfTrajectories
+import torch
+from torch import Tensor
+
+from lightrft.algorithms.segments import segment_count
+from lightrft.types import GroupOfTrajectories, Trajectory
 
 EQUAL_WITHIN = 1e-6
 """Rewards that differ by less than this share of the largest are equal: that is float32 rounding."""
@@ -28,3 +37,94 @@ def mixed_outcomes(group: GroupOfTrajectories) -> bool:
 Keep = Callable[[GroupOfTrajectories], bool]
 
 KEEP: dict[str, Keep] = {"all": all_groups, "mixed_outcomes": mixed_outcomes}
+
+
+def all_answers(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
+    """Every answer."""
+    return list(group)
+
+
+def best_random(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
+    """The answer with the highest reward, and one of the others at random; the first of equally good ones.
+
+    PF-PPO, Shen and Zhang 2024 (https://arxiv.org/abs/2409.06957), filter "best-random": a reward model errs least about its highest
+    scores, so these are worth most, and the random one keeps the policy from seeing successes only.
+    """
+    best = max(range(len(group)), key=lambda i: group[i].reward)
+    others = [i for i in range(len(group)) if i != best]
+    return [group[best], *([group[draw.choice(others)]] if others else [])]
+
+
+def best_worst(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
+    """The answers with the highest and the lowest reward; the first of equally good ones.
+
+    PF-PPO, Shen and Zhang 2024 (https://arxiv.org/abs/2409.06957), filter "best-worst".
+    """
+    best = max(range(len(group)), key=lambda i: group[i].reward)
+    others = [i for i in range(len(group)) if i != best]
+    return [group[best], *([group[min(others, key=lambda i: group[i].reward)]] if others else [])]
+
+
+def random_answers(
+    group: GroupOfTrajectories, draw: random.Random, *, answers_to_learn_from: float
+) -> list[Trajectory]:
+    """So many answers of the group at random, in their order; all if there are fewer.
+
+    For rewards that need many answers, such as a majority vote, where learning from a part of them is enough: TTRL, Zuo
+    et al. 2025 (https://arxiv.org/abs/2504.16084), votes among 64 and learns from 32.
+    """
+    count = int(answers_to_learn_from)
+    if count < 1 or count != answers_to_learn_from:
+        raise ValueError(
+            f"algorithm.options.answers_to_learn_from={answers_to_learn_from}: must be a whole number, at least 1."
+        )
+    chosen = draw.sample(range(len(group)), min(count, len(group)))
+    return [group[i] for i in sorted(chosen)]
+
+
+Filter = Callable[[GroupOfTrajectories, random.Random], list[Trajectory]]
+"""A group with rewards and advantages, a source of chance -> the answers to learn from."""
+
+FILTERS: dict[str, Callable[..., list[Trajectory]]] = {
+    "all": all_answers,
+    "best_random": best_random,
+    "best_worst": best_worst,
+    "random_answers": random_answers,
+}
+
+
+def high_entropy(
+    entropy: Tensor,
+    mask: Tensor,
+    segments: Tensor,
+    num_sequences: int,
+    *,
+    share: float,
+    over: str,
+    reduce: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """(T,) bool: the `share` of chosen tokens with the highest entropy, over the batch on all ranks or per sequence.
+
+    Wang et al. 2025, Beyond the 80/20 Rule (https://arxiv.org/abs/2506.01939): the few tokens at which an answer could go
+    another way carry the learning; they keep 20 % over the batch. At least `share` of the tokens, and all that are as
+    uncertain as the last of them, so that order decides nothing. `entropy` (T,) is that at sampling, in nats. `reduce`
+    sums over ranks.
+    """
+    # Non-negative float32 are ordered as their bits are: 31 questions "how many are at least this?" find the threshold
+    # exactly, on any number of ranks, and nothing has to be gathered.
+    bits = torch.where(mask, entropy.float().clamp(min=0.0), 0.0).view(torch.int32).long()
+    place = segments if over == "sequence" else torch.zeros_like(segments)
+    bins = num_sequences if over == "sequence" else 1
+
+    def total(chosen: Tensor) -> Tensor:
+        count = segment_count(chosen, place, bins)
+        return count if over == "sequence" else reduce(count)
+
+    wanted = torch.ceil(total(mask) * share - 1e-9)
+    low, high = torch.zeros(bins, dtype=torch.int64), torch.full((bins,), 2**31 - 1)
+    low, high = low.to(bits.device), high.to(bits.device)
+    for _ in range(31):
+        middle = (low + high + 1) // 2
+        enough = total(mask & (bits >= middle[place])) >= wanted
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
+    return mask & (bits >= low[place])

@@ -16,6 +16,15 @@ def clip_scores(scores: Tensor, limit: float) -> Tensor:
     return scores.clamp(-limit, limit) if limit > 0 else scores
 
 
+def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
+    """How much of the penalty an answer of `length` tokens deserves, from 0 to 1.
+
+    0 up to max_tokens - buffer, then rising in a straight line, 1 from max_tokens on. Minus this is the soft overlong
+    punishment of DAPO, Yu et al. 2025 (https://arxiv.org/abs/2503.14476), eq. 13. Always 0 if buffer is 0.
+    """
+    return min(1.0, max(0.0, (length - (max_tokens - buffer)) / buffer)) if buffer else 0.0
+
+
 def token_rewards(batch: Batch, algo: AlgorithmConfig) -> Tensor:
     """The reward of each token, (T,): the clipped score on the last chosen token; 0 outside the mask.
 

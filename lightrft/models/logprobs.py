@@ -28,11 +28,18 @@ class LogProbs:
 
 
 def logprobs(
-    module: nn.Module, batch: Batch, *, temperature: float, max_logits: int, exact_attention: bool = False
+    module: nn.Module,
+    batch: Batch,
+    *,
+    temperature: float,
+    max_logits: int,
+    first_temperature: float = 0.0,
+    exact_attention: bool = False,
 ) -> LogProbs:
     """Log-probs and entropy of every response token of a batch under `module`.
 
-    `temperature` divides the logits, as in sampling. `max_logits` bounds how many logits exist at once. Gradients
+    `temperature` divides the logits, as in sampling; the first token of each response has `first_temperature` if that is
+    not 0. `max_logits` bounds how many logits exist at once. Gradients
     flow through both outputs when they are enabled.
     """
     assert batch.inputs is not None
@@ -40,8 +47,14 @@ def logprobs(
     hidden = hidden.index_select(0, batch.inputs.predict)
     head = output_head(module)
     cap = getattr(text_config(module), "final_logit_softcapping", None)
+    divisor: float | Tensor = temperature
+    if first_temperature:
+        first = torch.ones_like(batch.segments, dtype=torch.bool)
+        first[1:] = batch.segments[1:] != batch.segments[:-1]
+        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_temperature)[:, None]
     values, entropy = _BlockedHead.apply(
-        hidden, head.weight, head.bias, batch.token_ids, temperature, cap, max_logits
+        hidden, head.weight, head.bias, batch.token_ids, divisor, cap, max_logits
     )
     return LogProbs(values, entropy)
 
@@ -97,8 +110,8 @@ class _BlockedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float,
-        cap: float | None, max_logits: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor,
+        temperature: float | Tensor, cap: float | None, max_logits: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         head = _Head(hidden, weight, bias, temperature, cap)
         rows = hidden.shape[0]
@@ -146,7 +159,7 @@ class _BlockedHead(torch.autograd.Function):
             grad[here, place] += grad_value[here]
             if slope is not None:
                 grad *= slope
-            if temperature != 1.0:
+            if _divides(temperature):
                 grad /= temperature
             grad_hidden.addmm_(grad, head.rows(block))
             if grad_weight is not None:
@@ -160,8 +173,14 @@ class _Head:
     """The output head in float32 (float64 for a float64 model), whatever type the model computes in."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, cap: float | None
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        temperature: float | Tensor,
+        cap: float | None,
     ) -> None:
+        """`temperature`: one for all rows, or (T, 1)."""
         self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.hidden, self.weight, self.bias = hidden.to(self.dtype), weight, bias
         self.temperature, self.cap = temperature, cap
@@ -179,7 +198,11 @@ class _Head:
         if self.cap is not None:
             bent = torch.tanh(z / self.cap)
             z, slope = self.cap * bent, 1 - bent**2
-        return (z.div_(self.temperature) if self.temperature != 1.0 else z), slope
+        return (z.div_(self.temperature) if _divides(self.temperature) else z), slope
+
+
+def _divides(temperature: float | Tensor) -> bool:
+    return isinstance(temperature, Tensor) or temperature != 1.0
 
 
 def _blocks(rows: int, vocabulary: int, max_logits: int) -> list[slice]:

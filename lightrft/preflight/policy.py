@@ -145,6 +145,7 @@ def trainer_logprobs(config: Config, actor: Trainable, batch: Batch) -> LogProbs
         actor.module,
         batch,
         temperature=config.rollout.temperature,
+        first_temperature=config.rollout.first_temperature,
         max_logits=config.update.logits_per_chunk,
         exact_attention=config.model.attention == "separate",
     )

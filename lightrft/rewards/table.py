@@ -6,6 +6,7 @@ from lightrft.rewards.function import RewardFunction, as_reward, each
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, last_number, math
 from lightrft.rewards.text import choice, exact, json_fields, json_object, json_only, same_kind, tags
+from lightrft.rewards.vote import majority, majority_right
 from lightrft.utils.imports import resolve
 
 
@@ -22,6 +23,8 @@ REWARDS: dict[str, RewardFunction] = {
     "json": each(json_object),
     "json_fields": each(json_fields),
     "json_only": each(json_only),
+    "majority": majority,
+    "majority_right": majority_right,
     "math": each(math),
     "number": each(last_number),
     "reasoning_gym": each(reasoning_gym),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import torch
 from lightrft.algorithms.advantages import whiten
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
+from lightrft.algorithms.selection import high_entropy
+from lightrft.algorithms.shaping import overlong_penalty
 from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
 from lightrft.models.load import save_model
@@ -111,7 +114,8 @@ class RLTrainer:
         groups, metrics = self.collect(step)
         trajectories = [t for group in groups for t in group]
         self.score(trajectories)
-        metrics |= self.update(step, trajectories)
+        draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))
+        metrics |= self.update(step, [t for group in groups for t in self.algorithm.filter(group, draw)])
         self.done = step
         took = time.perf_counter() - start
         phases = self.stage.reset_seconds()
@@ -169,6 +173,7 @@ class RLTrainer:
             alive = _regroup(judged.kept)
             drawn += alive
             kept += [group for group in alive if self.algorithm.keep(group)]
+            self._penalise_length(alive)
             if self.world.all(len(kept) >= need):
                 break
             if self.algorithm.config.keep == "all":
@@ -200,7 +205,9 @@ class RLTrainer:
                 for answers in self._plan(trajectories):
                     batch = pack(answers, share_prompts=self.config.update.share_prompts, device=self.device)
                     if self.needs_old:
-                        unpack(self._logprobs(self.actor, batch).values, answers, "old")
+                        old = self._logprobs(self.actor, batch)
+                        unpack(old.values, answers, "old")
+                        unpack(old.entropy, answers, "entropy")
                     if self.reference is not None:
                         with self.reference.active():
                             unpack(self._logprobs(self.reference, batch).values, answers, "ref")
@@ -210,6 +217,12 @@ class RLTrainer:
             whole.advantages, whole.returns = self.algorithm.advantage(whole)
             if self.algorithm.config.whiten:
                 whole.advantages = whiten(whole.advantages, whole.mask, self.world.sum)
+            if self.algorithm.config.advantage_clip:
+                limit = self.algorithm.config.advantage_clip
+                whole.advantages = whole.advantages.clamp(-limit, limit)
+            if self.algorithm.needs_entropy:
+                uncertain = self._high_entropy(whole, trajectories)
+                whole.advantages = torch.where(uncertain, whole.advantages, 0.0)
             for name in ("rewards", "advantages", "returns"):
                 unpack(getattr(whole, name), trajectories, name)
 
@@ -366,6 +379,25 @@ class RLTrainer:
             start=index,
         )
 
+    def _penalise_length(self, groups: Sequence[Sequence[Trajectory]]) -> None:
+        """Takes the soft overlong penalty off the rewards. Groups are kept or not by what was right, so before this."""
+        algorithm, most = self.algorithm.config, self.config.rollout.max_tokens
+        if algorithm.overlong_buffer:
+            for t in (t for group in groups for t in group):
+                t.parts["overlong"] = overlong_penalty(len(t), most, algorithm.overlong_buffer)
+                t.reward -= algorithm.overlong_penalty * t.parts["overlong"]
+
+    def _high_entropy(self, batch: Batch, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+        return high_entropy(
+            torch.cat([t.columns["entropy"] for t in trajectories]),
+            batch.mask,
+            batch.segments,
+            batch.num_sequences,
+            share=self.algorithm.config.entropy_share,
+            over=self.algorithm.config.entropy_over,
+            reduce=self.world.sum,
+        )
+
     def _plan(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
         update = self.config.update
         return plan(trajectories, update.tokens_per_batch, share_prompts=update.share_prompts)
@@ -375,6 +407,7 @@ class RLTrainer:
             model.module,
             batch,
             temperature=self.config.rollout.temperature,
+            first_temperature=self.config.rollout.first_temperature,
             max_logits=self.config.update.logits_per_chunk,
             exact_attention=self.config.model.attention == "separate",
         )

@@ -50,6 +50,7 @@ def training_sampling(config: RolloutConfig, seed: int) -> Sampling:
         n=config.group_size,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
+        first_temperature=config.first_temperature,
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,

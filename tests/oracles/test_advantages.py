@@ -32,6 +32,13 @@ def leave_one_out(rewards, i):
 COMPARING = {"group_norm": group_norm, "group_mean": group_mean, "leave_one_out": leave_one_out}
 
 
+def length_weighted_mean(rewards, lengths, i):
+    """OPO: sum of length x reward over sum of lengths."""
+    total = sum(lengths)
+    baseline = sum(n * r for n, r in zip(lengths, rewards, strict=True)) / total if total else None
+    return 0.0 if baseline is None else rewards[i] - baseline
+
+
 class Answer:
     """One answer with everything an estimator may look at, as lists."""
 
@@ -80,9 +87,14 @@ def laid_end_to_end(answers, algo):
     return batch
 
 
-def to_come(answer, penalised):
+def to_come(answer, penalised, discount=1.0):
+    """At each chosen token the rewards from it on, each times the discount to the power of the chosen tokens between."""
     rewards = answer.rewards(penalised)
-    return [sum(rewards[t:]) if m else 0.0 for t, m in enumerate(answer.mask)]
+    chosen = [t for t, m in enumerate(answer.mask) if m]
+    result = [0.0] * len(rewards)
+    for i, t in enumerate(chosen):
+        result[t] = sum(discount**n * rewards[u] for n, u in enumerate(chosen[i:]))
+    return result
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -98,11 +110,26 @@ def test_estimators_agree_with_their_papers(name, penalised, seed):
         rewards = [a.total(penalised) for a in siblings]
         if name == "reinforce":
             expected += to_come(answer, penalised)
+        elif name == "length_weighted_mean":
+            value = length_weighted_mean(rewards, [sum(a.mask) for a in siblings], siblings.index(answer))
+            expected += [value if m else 0.0 for m in answer.mask]
         else:
             value = COMPARING[name](rewards, siblings.index(answer))
             expected += [value if m else 0.0 for m in answer.mask]
     assert advantages.tolist() == pytest.approx(expected, abs=1e-9)
     assert returns.tolist() == pytest.approx([x for a in answers for x in to_come(a, penalised)], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("discount", [0.0, 0.5, 0.97])
+def test_discounted_returns_agree_with_a_plain_sum(discount, seed):
+    answers = draw_answers(seed)
+    algo = AlgorithmConfig(
+        advantage="reinforce", discount=discount, kl="k1", kl_in="reward", kl_coefficient=PENALTY
+    )
+    advantages, _ = ADVANTAGES["reinforce"](laid_end_to_end(answers, algo), algo)
+    expected = [x for a in answers for x in to_come(a, True, discount)]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))

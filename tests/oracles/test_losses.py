@@ -14,18 +14,92 @@ from lightrft.testing import make_batch
 LOW, HIGH, MAX_TOKENS, BETA, ENTROPY = 0.2, 0.28, 7, 0.04, 0.01
 
 
-def clipped(new, old, advantage):
+# An oracle takes the chosen tokens of one answer as (new, old, advantage) and the same tokens with `new` as it was before
+# anything moved, for what has no gradient; it gives the loss of each token.
+
+
+def pessimistic(ratio, advantage):
     """PPO eq. 7 with the two bounds of DAPO eq. 10, as a loss."""
-    ratio = math.exp(new - old)
     bounded = min(max(ratio, 1 - LOW), 1 + HIGH)
     return -min(ratio * advantage, bounded * advantage)
 
 
-def policy_gradient(new, old, advantage):
-    return -advantage * new
+def clipped(answer, still):
+    return [pessimistic(math.exp(new - old), advantage) for new, old, advantage in answer]
 
 
-ORACLES = {"clipped": clipped, "policy_gradient": policy_gradient}
+def policy_gradient(answer, still):
+    return [-advantage * new for new, _, advantage in answer]
+
+
+def sequence_clipped(answer, still):
+    """GSPO eqs. 5 and 7: (p(answer) / p_old(answer)) ** (1 / length)."""
+    product = 1.0
+    for new, old, _ in answer:
+        product *= math.exp(new) / math.exp(old)
+    return [pessimistic(product ** (1 / len(answer)), advantage) for _, _, advantage in answer]
+
+
+def sequence_clipped_token(answer, still):
+    """GSPO eqs. 13 and 14."""
+    product = 1.0
+    for new, old, _ in still:
+        product *= math.exp(new) / math.exp(old)
+    ratio = product ** (1 / len(still))
+    return [
+        pessimistic(ratio * math.exp(new) / math.exp(before), advantage)
+        for (new, _, advantage), (before, _, _) in zip(answer, still, strict=True)
+    ]
+
+
+def geometric(answer, still):
+    """GMPO eq. 4: the product of the tokens' clipped ratios to the power of 1 / length."""
+    product = 1.0
+    for new, old, advantage in answer:
+        ratio = math.exp(new - old)
+        bounded = min(max(ratio, math.exp(-LOW)), math.exp(HIGH))
+        product *= min(ratio, bounded) if advantage > 0 else max(ratio, bounded)
+    return [-advantage * product ** (1 / len(answer)) for _, _, advantage in answer]
+
+
+def cispo(answer, still):
+    """MiniMax-M1 eqs. 4 and 5."""
+    weights = [min(max(math.exp(new - old), 1 - LOW), 1 + HIGH) for new, old, _ in still]
+    return [-w * advantage * new for w, (new, _, advantage) in zip(weights, answer, strict=True)]
+
+
+def sapo(answer, still):
+    """SAPO eqs. 5 and 6."""
+    losses = []
+    for new, old, advantage in answer:
+        tau = 1.0 if advantage > 0 else 1.05
+        gate = 4 / tau / (1 + math.exp(-tau * (math.exp(new - old) - 1)))
+        losses.append(-gate * advantage)
+    return losses
+
+
+def cpgd(answer, still):
+    """CPGD: the clipped log-ratio, and 0.01 times a drift whose slope is min(ratio - 1, 0.2)."""
+    losses = []
+    for new, old, advantage in answer:
+        d = new - old
+        bounded = min(max(d, math.log(1 - LOW)), math.log(1 + HIGH))
+        knee = math.log(1.2)
+        drift = math.exp(d) - 1 - d if d <= knee else (1.2 - 1 - knee) + 0.2 * (d - knee)
+        losses.append(-min(d * advantage, bounded * advantage) + 0.01 * drift)
+    return losses
+
+
+ORACLES = {
+    "clipped": clipped,
+    "policy_gradient": policy_gradient,
+    "sequence_clipped": sequence_clipped,
+    "sequence_clipped_token": sequence_clipped_token,
+    "geometric": geometric,
+    "cispo": cispo,
+    "sapo": sapo,
+    "cpgd": cpgd,
+}
 
 
 def k3(new, ref):
@@ -51,17 +125,21 @@ def draw_answers(seed):
     return [[token() for _ in range(draw.randrange(0, MAX_TOKENS))] for _ in range(6)]
 
 
-def objective(answers, average, loss, penalties=True):
-    """The loss of a mini-batch, written as the papers write it."""
+def only_chosen(answer):
+    return [(new, old, advantage) for chosen, new, old, _, _, advantage in answer if chosen]
+
+
+def objective(answers, still, average, loss):
+    """The loss of a mini-batch, written as the papers write it; `still` are the answers before anything moved."""
     sums, lengths = [], []
-    for answer in answers:
-        terms = [
-            ORACLES[loss](new, old, advantage)
-            + (BETA * k3(new, ref) - ENTROPY * entropy if penalties else 0.0)
-            for chosen, new, old, ref, entropy, advantage in answer
-            if chosen
-        ]
-        if terms:
+    for answer, before in zip(answers, still, strict=True):
+        chosen = [token for token in answer if token[0]]
+        if chosen:
+            policy = loss(only_chosen(answer), only_chosen(before))
+            terms = [
+                own + BETA * k3(new, ref) - ENTROPY * entropy
+                for own, (_, new, _, ref, entropy, _) in zip(policy, chosen, strict=True)
+            ]
             sums.append(sum(terms))
             lengths.append(len(terms))
     if average == "token":
@@ -71,7 +149,7 @@ def objective(answers, average, loss, penalties=True):
     return sum(sums) / (len(sums) * MAX_TOKENS)
 
 
-def ours(answers, average, loss):
+def ours(answers, average, loss, **options):
     flat = [token for answer in answers for token in answer]
     columns = [torch.tensor(column, dtype=torch.float64) for column in list(zip(*flat, strict=True))[1:]]
     new, old, ref, entropy, advantages = columns
@@ -87,7 +165,7 @@ def ours(answers, average, loss):
     algo = AlgorithmConfig(clip=[LOW, HIGH], kl="k3", kl_coefficient=BETA, entropy_coefficient=ENTROPY)
     counts = denominators(batch.mask, batch.segments, batch.num_sequences)
     weights = token_weights(batch, average, MAX_TOKENS, *counts)
-    terms = regularise(LOSSES[loss](new, batch, algo), new, batch, algo, entropy=entropy)
+    terms = regularise(LOSSES[loss](new, batch, algo, **options), new, batch, algo, entropy=entropy)
     total = (weights * terms.loss).sum()
     total.backward()
     assert new.grad is not None
@@ -106,20 +184,43 @@ def moved(answers, position, step):
     return result
 
 
+def numeric_gradient(answers, average, loss):
+    step = 1e-6
+    count = sum(map(len, answers))
+    return [
+        (
+            objective(moved(answers, i, step), answers, average, loss)
+            - objective(moved(answers, i, -step), answers, average, loss)
+        )
+        / (2 * step)
+        for i in range(count)
+    ]
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("average", ["token", "sequence", "fixed"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_value_and_gradient_agree_with_the_papers(loss, average, seed):
     answers = draw_answers(seed)
     value, gradient = ours(answers, average, loss)
-    assert value == pytest.approx(objective(answers, average, loss), abs=1e-12)
-    step = 1e-6
-    numeric = [
-        (
-            objective(moved(answers, i, step), average, loss)
-            - objective(moved(answers, i, -step), average, loss)
-        )
-        / (2 * step)
-        for i in range(len(gradient))
-    ]
-    assert gradient == pytest.approx(numeric, abs=1e-8)
+    assert value == pytest.approx(objective(answers, answers, average, ORACLES[loss]), abs=1e-12)
+    assert gradient == pytest.approx(numeric_gradient(answers, average, ORACLES[loss]), abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dual_clip_agrees_with_its_paper(seed):
+    """Ye et al. 2020, eq. 5: max(min(r A, clip(r) A), c A) where A < 0."""
+    answers, bound = draw_answers(seed), 1.1
+
+    def dual(answer, still):
+        return [
+            -max(-pessimistic(math.exp(new - old), a), bound * a)
+            if a < 0
+            else pessimistic(math.exp(new - old), a)
+            for new, old, a in answer
+        ]
+
+    value, gradient = ours(answers, "token", "clipped", dual_clip=bound)
+    assert value == pytest.approx(objective(answers, answers, "token", dual), abs=1e-12)
+    assert gradient == pytest.approx(numeric_gradient(answers, "token", dual), abs=1e-8)
+    assert value != ours(answers, "token", "clipped")[0]

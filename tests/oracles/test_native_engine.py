@@ -59,6 +59,22 @@ def test_logprobs_are_those_of_a_whole_forward_pass(family: str) -> None:
                 )
 
 
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_a_hot_first_token_has_the_logprob_of_the_distribution_it_was_drawn_from(cap: float | None) -> None:
+    """The others have theirs, at the usual temperature; also where finished answers make room for waiting ones."""
+    options = {} if cap is None else {"final_logit_softcapping": cap}
+    engine, reference = (
+        engine_of("gemma3", **options),
+        tiny_model("gemma3", attention="eager", **options),
+    )
+    prompts = prompts_of(LENGTHS)
+    sampling = Sampling(n=3, max_tokens=6, temperature=0.7, first_temperature=4.0, ignore_eos=True)
+    for prompt, answers in zip(prompts, engine.generate(prompts, sampling), strict=True):
+        for answer in answers:
+            hot, usual = (expected(reference, prompt, answer, t) for t in (4.0, 0.7))
+            assert_close(torch.tensor(answer.logprobs), torch.cat([hot[:1], usual[1:]]), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("window", [1, 2, 16, 63, 64, 65, 500])
 def test_any_sliding_window_is_that_of_a_whole_forward_pass(window: int) -> None:
     engine, reference = (

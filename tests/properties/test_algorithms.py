@@ -14,11 +14,10 @@ from lightrft.algorithms.averaging import denominators, token_weights
 from lightrft.algorithms.losses import LOSSES, regularise
 from lightrft.algorithms.segments import reverse_scan
 from lightrft.algorithms.shaping import token_rewards
-from lightrft.config import AlgorithmConfig
+from lightrft.config import COMPARING, AlgorithmConfig
 from lightrft.testing import make_batch
 
 AVERAGES = ["token", "sequence", "fixed"]
-COMPARING = ["group_norm", "group_mean", "leave_one_out"]
 MAX_TOKENS = 9
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=25, deadline=None)
@@ -165,7 +164,7 @@ def test_the_advantages_of_a_group_sum_to_zero(name, seed):
 @pytest.mark.parametrize("known", ["old", "none"])
 @quick
 @given(seed=seeds)
-def test_at_ratio_one_the_clipped_loss_has_the_plain_policy_gradient(known, seed):
+def test_at_ratio_one_every_loss_has_the_plain_policy_gradient(known, seed):
     algo, batch = AlgorithmConfig(), random_batch(seed)
     score(batch, algo, "group_norm")
     gradients = {}
@@ -174,8 +173,23 @@ def test_at_ratio_one_the_clipped_loss_has_the_plain_policy_gradient(known, seed
         at = replace(batch, old=batch.old if known == "old" else None)
         loss(new, at, algo).loss.sum().backward()
         gradients[name] = new.grad
-    torch.testing.assert_close(gradients["clipped"], gradients["policy_gradient"], rtol=0, atol=1e-15)
-    torch.testing.assert_close(gradients["clipped"], -batch.advantages, rtol=0, atol=1e-15)
+    for gradient_of_loss in gradients.values():
+        torch.testing.assert_close(gradient_of_loss, -batch.advantages, rtol=0, atol=1e-13)
+
+
+@quick
+@given(seed=seeds)
+def test_the_token_form_of_the_sequence_ratio_has_the_same_gradient(seed):
+    """GSPO says so of advantages that are the same for all tokens of an answer."""
+    algo, batch = AlgorithmConfig(), random_batch(seed)
+    score(batch, algo, "group_mean")
+    counts = denominators(batch.mask, batch.segments, batch.num_sequences)
+    weights, gradients = token_weights(batch, "sequence", MAX_TOKENS, *counts), []
+    for name in ("sequence_clipped", "sequence_clipped_token"):
+        new = (batch.old + 0.3 * torch.sin(batch.token_ids.double())).requires_grad_()
+        (weights * LOSSES[name](new, batch, algo).loss).sum().backward()
+        gradients.append(new.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("average", ["token", "sequence"])

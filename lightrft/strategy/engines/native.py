@@ -206,6 +206,9 @@ class _Rollout:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self._engine._cap is not None:
             logits = self._engine._cap * torch.tanh(logits / self._engine._cap)
+        if self._sampling.first_temperature and self._sampling.temperature:
+            # Rows behind the running answers predict first tokens; `draw` divides all by the common temperature.
+            logits[len(self._running) :] *= self._sampling.temperature / self._sampling.first_temperature
         keys = torch.tensor([a.stream for a in answers], device=self._device)
         counters = torch.tensor([len(a.tokens) for a in answers], device=self._device)
         rows = None if which == list(range(len(logits))) else torch.tensor(which, device=self._device)
@@ -262,13 +265,13 @@ def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
     if sampling.n < 1 or sampling.max_tokens < 1:
         raise ValueError(f"n={sampling.n}, max_tokens={sampling.max_tokens}: both must be at least 1.")
     if (
-        sampling.temperature < 0
+        min(sampling.temperature, sampling.first_temperature) < 0
         or sampling.top_k < 0
         or not 0 < sampling.top_p <= 1
         or not 0 <= sampling.min_p <= 1
     ):
         raise ValueError(
-            f"{sampling}: need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1."
+            f"{sampling}: need temperature >= 0, first_temperature >= 0, top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1."
         )
     for prompt in prompts:
         if not prompt.token_ids:

@@ -105,7 +105,7 @@ def test_a_misspelt_option_is_refused_with_a_suggestion(own):
 
 def test_an_option_that_no_built_in_takes_is_refused():
     with pytest.raises(
-        ValueError, match=r"algorithm.options.alpha: .*algorithm.loss=clipped.* They take: no options"
+        ValueError, match=r"algorithm.options.alpha: .*algorithm.loss=clipped.* They take: dual_clip"
     ):
         algorithm(options={"alpha": 2.0})
 

@@ -112,6 +112,15 @@ def test_an_answer_ends_with_the_stop_token_it_sampled() -> None:
         assert len(answer.logprobs) == len(answer.token_ids)
 
 
+def test_an_end_token_drawn_first_ends_the_answer_however_hot_it_was_drawn() -> None:
+    """FIRE: at a temperature this high all 260 tokens are equally likely, and half of them end the answer."""
+    engine = engine_with(stop_ids=range(0, 260, 2))
+    (answers,) = engine.generate(prompts_of([5]), Sampling(n=64, max_tokens=4, first_temperature=1e6))
+    ended = [a for a in answers if a.token_ids[0] % 2 == 0]
+    assert 16 < len(ended) < 48
+    assert all(a.finish == "stop" and len(a.token_ids) == 1 for a in ended)
+
+
 def test_a_truncated_answer_gets_no_end_token() -> None:
     ((answer),) = engine_with(stop_ids=[256]).generate(prompts_of([5]), Sampling(max_tokens=1))[0]
     assert (answer.finish, len(answer.token_ids)) == ("length", 1)

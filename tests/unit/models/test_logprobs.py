@@ -35,6 +35,30 @@ def test_log_probs_of_a_sharp_distribution_are_exact_numbers_and_no_infinity():
     assert (result.entropy >= -1e-3).all()
 
 
+@pytest.mark.parametrize("max_logits", [300, 10**9])
+def test_the_first_token_of_an_answer_may_have_its_own_temperature(max_logits):
+    """Values and gradients are those of two calls, one per temperature, with the rows picked from each."""
+    first = torch.tensor([True, False, False, False, False, True, False, False, True])
+    found, picked = [], []
+    for result in (found, picked):
+        model = tiny_model("llama", attention=ATTENTION)
+
+        def at(temperature, model=model, **more):
+            return logprobs(model, pack(ANSWERS), temperature=temperature, max_logits=max_logits, **more)
+
+        if result is found:
+            both = at(0.7, first_temperature=5.0)
+            values, entropy = both.values, both.entropy
+        else:
+            hot, usual = at(5.0), at(0.7)
+            values = torch.where(first, hot.values, usual.values)
+            entropy = torch.where(first, hot.entropy, usual.entropy)
+        (values.sum() + entropy.square().sum()).backward()
+        result += [values, entropy, *(p.grad for p in model.parameters())]
+    for one, other in zip(found, picked, strict=True):
+        assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_log_probs_are_float32_whatever_the_model_computes_in(dtype):
     model = load_model(ModelConfig(path="random:llama", dtype=dtype))

@@ -1,0 +1,64 @@
+"""Rewards without labels: what most answers to a question conclude is taken for right."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from lightrft.rewards.function import Answer
+from lightrft.rewards.text import first_json_object
+from lightrft.utils.answers import conclusion, plain, value
+
+
+def majority(answers: Sequence[Answer]) -> list[float]:
+    """1 for each answer that concludes what most answers to the same draw of the question conclude, else 0.
+
+    TTRL, Zuo et al. 2025 (https://arxiv.org/abs/2504.16084), section 2.2. Two conclusions are the same if they are the same
+    number, the same JSON object, or the same text but for spacing. An answer that concludes nothing has no vote; if none
+    concludes anything all get 0. Of equally frequent conclusions the one that was answered first wins.
+    Its mean is the share of votes that the winners have.
+    """
+    return [float(vote is not None and vote == winner) for group in _by_group(answers) for vote, winner in _judged(group)]
+
+
+def majority_right(answers: Sequence[Answer]) -> list[float]:
+    """1 for every answer of a group whose majority concludes what the target says, else 0.
+
+    For the log, with weight 0: its mean is how many of the labels that `majority` makes are right. Needs a target.
+    """
+    return [
+        float(winner is not None and winner == _label(answer.prompt.target))
+        for group in _by_group(answers)
+        for answer, (_, winner) in zip(group, _judged(group), strict=True)
+    ]
+
+
+def _by_group(answers: Sequence[Answer]) -> list[list[Answer]]:
+    return [list(group) for _, group in groupby(answers, key=lambda answer: answer.group)]
+
+
+def _judged(group: Sequence[Answer]) -> list[tuple[Hashable, Hashable]]:
+    """(its vote, the winner) of each answer."""
+    votes = [_vote(answer.answer) for answer in group]
+    counts = Counter(vote for vote in votes if vote is not None)
+    winner = counts.most_common(1)[0][0] if counts else None  # the first of equals: a Counter keeps their order
+    return [(vote, winner) for vote in votes]
+
+
+def _vote(text: str) -> Hashable:
+    """What an answer concludes, in a form that is the same for the same conclusion; None for none."""
+    found = first_json_object(text)
+    if found is not None:
+        return _label(found)
+    stated = conclusion(text)
+    return None if stated is None else _label(stated)
+
+
+def _label(target: Any) -> Hashable:
+    if isinstance(target, Mapping):
+        return json.dumps(target, sort_keys=True)
+    number = value(plain(str(target)))
+    return plain(str(target)) if number is None else number

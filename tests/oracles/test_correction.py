@@ -1,0 +1,81 @@
+"""Weights against the mismatch of engine and trainer, against plain loops."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from lightrft.algorithms.correction import importance
+from lightrft.config import AlgorithmConfig
+from lightrft.testing import make_batch
+
+LIMIT = 1.5
+
+
+def draw_answers(seed):
+    """A list per answer; per token (chosen, trainer's log-prob, engine's log-prob)."""
+    draw = random.Random(seed)
+    return [
+        [
+            (draw.random() < 0.8, new := -2 * draw.random(), new + draw.gauss(0, 0.5))
+            for _ in range(draw.randrange(0, 7))
+        ]
+        for _ in range(8)
+    ]
+
+
+def oracle(answers, kind, level):
+    weights = []
+    for answer in answers:
+        product = 1.0
+        for chosen, p, q in answer:
+            product *= math.exp(p) / math.exp(q) if chosen else 1.0
+        for chosen, p, q in answer:
+            rho = product if level == "sequence" else math.exp(p) / math.exp(q)
+            if kind == "truncate":
+                rho = min(rho, LIMIT)
+            elif not 1 / LIMIT <= rho <= LIMIT:
+                rho = 0.0
+            weights.append(rho if chosen else None)
+    return weights
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("kind", ["truncate", "mask"])
+def test_weights_agree_with_a_loop(kind, level, seed):
+    answers = draw_answers(seed)
+    flat = [token for answer in answers for token in answer]
+    chosen, trainer, engine = zip(*flat, strict=True)
+    batch = make_batch(
+        list(map(len, answers)), mask=list(chosen), behavior=torch.tensor(engine, dtype=torch.float64)
+    )
+    algo = AlgorithmConfig(correction=kind, correction_level=level, correction_limit=LIMIT)
+    logprobs = torch.tensor(trainer, dtype=torch.float64, requires_grad=True)
+    weights, metrics = importance(logprobs, batch, algo)
+    assert not weights.requires_grad
+    expected = oracle(answers, kind, level)
+    found = [w if m else None for w, m in zip(weights.tolist(), chosen, strict=True)]
+    assert found == [None if w is None else pytest.approx(w, abs=1e-12) for w in expected]
+    ratios = [math.exp(p - q) for _, p, q in flat]
+    assert [r for r, m in zip(metrics["mismatch/ratio"].tolist(), chosen, strict=True) if m] == pytest.approx(
+        [r for r, m in zip(ratios, chosen, strict=True) if m]
+    )
+
+
+def test_an_engine_that_agrees_gives_weights_of_one():
+    batch = make_batch([3, 2], behavior=[-1.0, -2.0, -0.5, -0.1, -3.0])
+    for kind in ("none", "truncate", "mask"):
+        for level in ("token", "sequence"):
+            algo = AlgorithmConfig(correction=kind, correction_level=level)
+            weights, metrics = importance(batch.behavior, batch, algo)
+            assert weights.tolist() == [1.0] * 5
+            assert metrics["mismatch/beyond_limit"].tolist() == [0.0] * 5
+
+
+def test_what_lies_beyond_the_limit_is_told_even_if_nothing_is_done_about_it():
+    batch = make_batch([3], behavior=[-1.0, -2.0, -0.5])
+    weights, metrics = importance(torch.tensor([-1.0, -0.5, -0.5]), batch, AlgorithmConfig(correction_limit=2.0))
+    assert weights.tolist() == [1.0, 1.0, 1.0]
+    assert metrics["mismatch/beyond_limit"].tolist() == [0.0, 1.0, 0.0]
