@@ -1,16 +1,21 @@
-"""Writes docs/configuration.md and docs/metrics.md from the code and the shipped layers: `make docs-tables`."""
+"""Writes docs/configuration.md, docs/metrics.md and the tables of docs/algorithms.md from the code: `make docs-tables`."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from lightrft.config import Config
+from lightrft.algorithms.advantages import ADVANTAGES
+from lightrft.algorithms.kl import KL
+from lightrft.algorithms.losses import LOSSES
+from lightrft.algorithms.selection import FILTERS, KEEP
+from lightrft.config import AlgorithmConfig, Config
 from lightrft.trainer.metrics import METRICS
 from lightrft.utils import layers
 
@@ -57,6 +62,61 @@ def page() -> str:
 def metrics_page() -> str:
     """The whole page."""
     return METRICS_HEAD + "".join(f"| `{name}` | {cell(meaning)} |\n" for name, meaning in METRICS.items())
+
+
+ALGORITHMS_PAGE = PAGE.with_name("algorithms.md")
+
+
+def algorithms_page(text: str) -> str:
+    """The page with what stands between its marks written anew: `<!-- NAME -->` ... `<!-- end -->`."""
+    tables = {
+        "rows": row_table(),
+        "advantages": function_table(ADVANTAGES),
+        "losses": function_table(LOSSES),
+        "kl": function_table(KL),
+        "keep": function_table(KEEP),
+        "filters": function_table(FILTERS),
+    }
+    for name, table in tables.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert len(block.findall(text)) == 1, f"docs/algorithms.md needs one block {name}"
+        text = block.sub(lambda found, table=table: found[1] + table + found[2], text)
+    return text
+
+
+def row_table() -> str:
+    """What each shipped layer that is an algorithm sets; an empty place is the default."""
+    columns = ["advantage", "loss", "clip", "average", "keep", "filter"]
+    lines = [f"| layer | {' | '.join(columns)} | KL | more |", "|---" * (len(columns) + 3) + "|"]
+    for name, file in layers.shipped().items():
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        chosen = dict(tree.get("algorithm", {}))
+        if "tasks" in tree or not chosen:
+            continue
+        cells = [str(chosen.pop(column, "")) for column in columns]
+        weight = chosen.pop("kl_coefficient", None)
+        kind, where = chosen.pop("kl", AlgorithmConfig.kl), chosen.pop("kl_in", AlgorithmConfig.kl_in)
+        kl = "" if weight is None else "none" if not weight else f"{weight} {kind} in the {where}"
+        options = chosen.pop("options", {})
+        more = ", ".join(f"{key}: {value}" for key, value in {**chosen, **options}.items())
+        lines.append(f"| `{name}` | {' | '.join([*cells, kl, more])} |")
+    return "\n".join(lines) + "\n"
+
+
+def function_table(table: Mapping[str, Callable[..., Any]]) -> str:
+    """Name, first sentence and sources of each function, all from its docstring."""
+    lines = ["| name | what it is | source | options |", "|---|---|---|---|"]
+    for name, function in table.items():
+        doc = inspect.getdoc(function) or ""
+        links = " ".join(
+            f"[{link.split('/')[-1]}]({link})" for link in re.findall(r"\((https?://[^)]+)\)", doc)
+        )
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        options = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in own)
+        lines.append(
+            f"| `{name}` | {cell(' '.join(doc.split(chr(10) * 2)[0].split()))} | {links} | {options} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def layer_table() -> str:
@@ -118,3 +178,4 @@ def cell(text: str) -> str:
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
+    ALGORITHMS_PAGE.write_text(algorithms_page(ALGORITHMS_PAGE.read_text(encoding="utf-8")), encoding="utf-8")

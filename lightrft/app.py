@@ -25,6 +25,7 @@ from lightrft.datasets.prompts import prepare
 from lightrft.datasets.tasks import Task, load_task
 from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor
 from lightrft.models.processor import Processor
+from lightrft.models.values import load_critic
 from lightrft.rewards.base import Judge
 from lightrft.rewards.check import check_gold
 from lightrft.strategy.base import Frozen, Strategy, Trainable
@@ -133,10 +134,11 @@ def build_trainer(
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
 
-    actor = strategy.trainable(load_model(config.model, device), config.optimizer, total_updates(config))
+    actor = strategy.trainable(load_model(config.model, device), config.optimizer, actor_updates(config))
+    critic = build_critic(config, algorithm, strategy, device)
     reference = build_reference(config, algorithm, actor, strategy, device)
     engine = make_engine(actor.module, processor, config.rollout)
-    stage = build_stage(actor, reference, engine, device)
+    stage = build_stage(actor, critic, reference, engine, device)
     logger = (
         Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         if world.is_first
@@ -153,6 +155,7 @@ def build_trainer(
         device=device,
         stage=stage,
         actor=actor,
+        critic=critic,
         reference=reference,
         engine=engine,
         processor=processor,
@@ -235,9 +238,24 @@ def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> 
     return prompts
 
 
-def total_updates(config: Config) -> int:
-    """Optimizer steps of the whole run."""
-    return config.steps * config.update.epochs * config.update.minibatches
+def updates(config: Config, steps: int) -> int:
+    """Optimizer steps of so many training steps."""
+    return steps * config.update.epochs * config.update.minibatches
+
+
+def actor_updates(config: Config) -> int:
+    """Optimizer steps of the actor in the whole run."""
+    return updates(config, config.steps - config.critic.warmup_steps)
+
+
+def build_critic(
+    config: Config, algorithm: Algorithm, strategy: Strategy, device: torch.device
+) -> Trainable | None:
+    """The model that predicts rewards, if the advantage asks for one."""
+    if not algorithm.needs_critic:
+        return None
+    module = load_critic(config.model, config.critic.path, device)
+    return strategy.trainable(module, config.critic.optimizer, updates(config, config.steps))
 
 
 def build_reference(
@@ -251,7 +269,13 @@ def build_reference(
     return strategy.frozen(load_model(config.model, device, trainable=False))
 
 
-def build_stage(actor: Trainable, reference: Frozen | None, engine: Engine, device: torch.device) -> Stage:
+def build_stage(
+    actor: Trainable,
+    critic: Trainable | None,
+    reference: Frozen | None,
+    engine: Engine,
+    device: torch.device,
+) -> Stage:
     """Who is in device memory in which phase. This is the whole memory plan."""
     stage = Stage(lambda: device_bytes(device), lambda: release_memory(device))
     own, cache = actor.parts(), engine.parts()
@@ -265,6 +289,9 @@ def build_stage(actor: Trainable, reference: Frozen | None, engine: Engine, devi
         *([Phase.ROLLOUT] if shares else []),
     )
     stage.add("actor optimizer", own["optimizer"], Phase.TRAIN)
+    if critic is not None:
+        stage.add("critic weights", critic.parts()["weights"], Phase.TRAIN, Phase.SCORE)
+        stage.add("critic optimizer", critic.parts()["optimizer"], Phase.TRAIN)
     for name, part in (reference.parts() if reference is not None else {}).items():
         stage.add(f"reference {name}", part, Phase.SCORE)
     for name, part in cache.items():

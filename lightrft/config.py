@@ -152,9 +152,11 @@ class AlgorithmConfig:
     """A row of settings over pure functions. The defaults are GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce; or an import path."""
+    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, gae (with a critic); or an import path."""
     discount: float = 1.0
-    """For advantage reinforce: what a reward is worth one chosen token earlier, from 0 to 1."""
+    """For advantages reinforce and gae: what a reward is worth one chosen token earlier, from 0 to 1."""
+    gae_lambda: float = 1.0
+    """For advantage gae: 0 trusts the critic, 1 the rewards that came."""
     advantage_clip: float = 0.0
     """Advantages are clipped to [-x, x], after whitening; 0: not."""
     loss: str = "clipped"
@@ -215,8 +217,14 @@ class AlgorithmConfig:
                 f"algorithm.correction_limit={self.correction_limit}: the weight of a token both agree about is 1, so set it above 1, e.g. 2."
             )
         at_least(0, "algorithm", overlong_buffer=self.overlong_buffer)
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"algorithm.discount={self.discount}: must lie between 0 and 1.")
+        for name, number in (("discount", self.discount), ("gae_lambda", self.gae_lambda)):
+            if not 0 <= number <= 1:
+                raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
+        if self.gae_lambda != 1 and self.advantage in (*COMPARING, "reinforce"):
+            raise ValueError(
+                f"algorithm.gae_lambda={self.gae_lambda} has no effect with algorithm.advantage={self.advantage}. "
+                "Set algorithm.gae_lambda=1, or algorithm.advantage=gae."
+            )
         if self.discount != 1 and self.advantage in COMPARING:
             raise ValueError(
                 f"algorithm.discount={self.discount} has no effect with algorithm.advantage={self.advantage}, which gives all "
@@ -266,6 +274,25 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.learning_rate={self.learning_rate}: must be >= 0.")
         if len(self.betas) != 2:
             raise ValueError(f"optimizer.betas={self.betas}: give two numbers, e.g. [0.9, 0.999].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """The model that predicts rewards still to come; only where an advantage needs it, such as gae."""
+
+    path: str = ""
+    """Model it starts from, as in model.path, with a new head; empty: the model the actor starts from."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    """Its own optimizer."""
+    value_clip: float = 0.2
+    """How far a value may move from that at sampling before its gradient stops; 0: any distance."""
+    warmup_steps: int = 0
+    """Steps at the start of the run in which only the critic learns."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "critic", warmup_steps=self.warmup_steps)
+        if self.value_clip < 0:
+            raise ValueError(f"critic.value_clip={self.value_clip}: must be at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,6 +431,7 @@ class Config:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -416,6 +444,16 @@ class Config:
             raise ValueError(
                 f"rollout.group_size={self.rollout.group_size}: algorithm.advantage={self.algorithm.advantage} compares answers to one "
                 "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
+            )
+        if self.critic != CriticConfig() and self.algorithm.advantage in (*COMPARING, "reinforce"):
+            raise ValueError(
+                f"critic: algorithm.advantage={self.algorithm.advantage} has no critic, so its settings would have no effect. "
+                "Leave them out, or set algorithm.advantage=gae."
+            )
+        if self.critic.warmup_steps >= self.steps:
+            raise ValueError(
+                f"critic.warmup_steps={self.critic.warmup_steps} but steps={self.steps}: the policy would never learn. "
+                "Lower critic.warmup_steps."
             )
         if self.algorithm.keep == "mixed_outcomes" and self.rollout.group_size < 2:
             raise ValueError(

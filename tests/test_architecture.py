@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -41,15 +40,6 @@ def test_every_option_is_read_somewhere() -> None:
             read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     unread = [name for name, *_ in OPTIONS if name.split(".")[-1] not in read]
     assert not unread, f"no code reads {', '.join(unread)}"
-
-
-def test_the_configuration_page_is_current() -> None:
-    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    assert tables.PAGE.read_text(encoding="utf-8") == tables.page(), "run: make docs-tables"
 
 
 def test_the_readme_is_at_most_150_lines_and_names_what_exists() -> None:

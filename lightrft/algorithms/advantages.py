@@ -1,4 +1,4 @@
-"""How much better than expected each token was: estimators without a critic.
+"""How much better than expected each token was.
 
 Each takes a batch with `rewards` filled (shaping.token_rewards) and whole groups in it, and returns two
 columns, 0 outside the mask: the advantages, and the returns (the undiscounted reward still to come from each
@@ -87,10 +87,47 @@ def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, T
     """
     groups = _compare(batch, algo, "length_weighted_mean")
     length = segment_count(batch.mask, batch.segments, batch.num_sequences).double()
-    size = int(groups.index.max()) + 1 if groups.index.numel() else 0
-    weighted = segment_sum(groups.centred * length, groups.index, size)
-    total = segment_sum(length, groups.index, size).clamp(min=1)
-    return _spread(groups.centred - (weighted / total)[groups.index], batch), _returns(batch)
+    size = int(groups.group.max()) + 1 if groups.group.numel() else 0
+    weighted = segment_sum(groups.centred * length, groups.group, size)
+    total = segment_sum(length, groups.group, size).clamp(min=1)
+    return _spread(groups.centred - (weighted / total)[groups.group], batch), _returns(batch)
+
+
+def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation, from a critic's values of the states before each token.
+
+    delta_t = r_t + discount * V_{t+1} - V_t;  A_t = sum_n (discount * gae_lambda)^n delta_{t+n};  return_t = A_t + V_t.
+    Schulman et al. 2015 (https://arxiv.org/abs/1506.02438), eqs. 11 and 16. Steps are the chosen tokens of an answer; after its
+    last one the value is 0, also for an answer that was cut for its length.
+    """
+    assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
+    assert batch.values is not None, "algorithm.advantage=gae needs the critic's values"
+    values = torch.where(batch.mask, batch.values, 0.0)
+    chosen, place = values[batch.mask], batch.segments[batch.mask]
+    following = torch.zeros_like(chosen)
+    following[:-1] = torch.where(place[1:] == place[:-1], chosen[1:], 0.0)
+    following = torch.zeros_like(values).masked_scatter(batch.mask, following)
+    surprise = torch.where(batch.mask, batch.rewards + algo.discount * following - values, 0.0)
+    advantages = _to_come(surprise, batch, algo.discount * algo.gae_lambda)
+    return advantages, advantages + values
+
+
+gae.needs_values = True  # type: ignore[attr-defined]
+
+
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]
+) -> float:
+    """1 - Var(returns - values) / Var(returns) over the chosen tokens of all ranks; 1 is a perfect critic.
+
+    0 is one that knows no more than the mean; a bad one is below. NaN where all returns are equal. `reduce` as in whiten.
+    """
+    returns, error = returns[mask].double(), (returns - values)[mask].double()
+    ones = torch.ones_like(returns)
+    count, total, missed = reduce(torch.stack([ones.sum(), returns.sum(), error.sum()]))
+    squares = [(returns - total / count).square().sum(), (error - missed / count).square().sum()]
+    spread = reduce(torch.stack(squares))
+    return float(1 - spread[1] / spread[0]) if spread[0] > 0 else float("nan")
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
@@ -119,7 +156,7 @@ class _Groups(NamedTuple):
     """Sample standard deviation of its group."""
     size: Tensor
     """Answers in its group."""
-    index: Tensor
+    group: Tensor
     """Which group, 0 .. number of groups - 1, int64."""
 
 
@@ -172,4 +209,5 @@ ADVANTAGES: dict[str, Advantage] = {
     "leave_one_out": leave_one_out,
     "length_weighted_mean": length_weighted_mean,
     "reinforce": reinforce,
+    "gae": gae,
 }

@@ -40,6 +40,9 @@ class Algorithm:
     filter: Filter
     """Which answers of a group to learn from."""
 
+    needs_critic: bool
+    """Whether the advantage looks at batch.values; a function says so by an attribute `needs_values = True`."""
+
     @property
     def needs_reference(self) -> bool:
         """Whether batch.ref must be filled."""
@@ -113,7 +116,8 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     def bound_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
         return list(choose.function(group, draw, **options["filter"]))
 
-    return Algorithm(config, bound_advantage, bound_loss, bound_keep, bound_filter)
+    needs_critic = bool(getattr(advantage.function, "needs_values", False))
+    return Algorithm(config, bound_advantage, bound_loss, bound_keep, bound_filter, needs_critic)
 
 
 def _is_column(value: object, batch: Batch) -> bool:

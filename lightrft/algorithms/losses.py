@@ -166,6 +166,24 @@ def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     return Terms(loss, _drift(log_ratio(new, batch)))
 
 
+def value_loss(values: Tensor, batch: Batch, clip: float) -> Terms:
+    """Half the squared distance of the critic's values from the returns; the larger of two, so clipping only holds back.
+
+    loss_t = max((v_t - R_t)^2, (clip(v_t, old_t - clip, old_t + clip) - R_t)^2) / 2, old_t the value at sampling
+    (batch.values). Without the clip if that is 0. As in the code of PPO's authors (openai/baselines, ppo2); the paper has none.
+    """
+    assert batch.values is not None, "fill batch.values (the critic's, at sampling) before its loss"
+    assert batch.returns is not None, "fill batch.returns before the loss of the critic"
+    values, old, returns = (torch.where(batch.mask, x, 0.0) for x in (values, batch.values, batch.returns))
+    loss = (values - returns).square()
+    held = torch.zeros_like(batch.mask)
+    if clip:
+        bounded = (old + (values - old).clamp(-clip, clip) - returns).square()
+        held = bounded > loss
+        loss = torch.maximum(loss, bounded)
+    return Terms(loss / 2, {"value": values.detach(), "clip_share": held.to(loss.dtype)})
+
+
 def regularise(
     terms: Terms, new: Tensor, batch: Batch, algo: AlgorithmConfig, *, entropy: Tensor | None
 ) -> Terms:

@@ -52,7 +52,9 @@ def logprobs(
         first = torch.ones_like(batch.segments, dtype=torch.bool)
         first[1:] = batch.segments[1:] != batch.segments[:-1]
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_temperature)[:, None]
+        divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_temperature)[
+            :, None
+        ]
     values, entropy = _BlockedHead.apply(
         hidden, head.weight, head.bias, batch.token_ids, divisor, cap, max_logits
     )

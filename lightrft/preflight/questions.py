@@ -143,7 +143,7 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
     )
     section.fact(
         "the run",
-        f"{config.steps} steps = {config.steps * answers:,} answers, {app.total_updates(config):,} updates",
+        f"{config.steps} steps = {config.steps * answers:,} answers, {app.actor_updates(config):,} updates",
     )
     section.fact(
         "besides",

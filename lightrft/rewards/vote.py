@@ -21,7 +21,11 @@ def majority(answers: Sequence[Answer]) -> list[float]:
     concludes anything all get 0. Of equally frequent conclusions the one that was answered first wins.
     Its mean is the share of votes that the winners have.
     """
-    return [float(vote is not None and vote == winner) for group in _by_group(answers) for vote, winner in _judged(group)]
+    return [
+        float(vote is not None and vote == winner)
+        for group in _by_group(answers)
+        for vote, winner in _judged(group)
+    ]
 
 
 def majority_right(answers: Sequence[Answer]) -> list[float]:
@@ -44,7 +48,9 @@ def _judged(group: Sequence[Answer]) -> list[tuple[Hashable, Hashable]]:
     """(its vote, the winner) of each answer."""
     votes = [_vote(answer.answer) for answer in group]
     counts = Counter(vote for vote in votes if vote is not None)
-    winner = counts.most_common(1)[0][0] if counts else None  # the first of equals: a Counter keeps their order
+    winner = (
+        counts.most_common(1)[0][0] if counts else None
+    )  # the first of equals: a Counter keeps their order
     return [(vote, winner) for vote in votes]
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from lightrft.algorithms.advantages import whiten
+from lightrft.algorithms.advantages import explained_variance, whiten
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
+from lightrft.algorithms.losses import value_loss
 from lightrft.algorithms.selection import high_entropy
 from lightrft.algorithms.shaping import overlong_penalty
 from lightrft.config import Config
@@ -21,6 +22,7 @@ from lightrft.datasets.loader import PromptLoader
 from lightrft.models.load import save_model
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
+from lightrft.models.values import values
 from lightrft.rewards.base import Judge
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
@@ -60,6 +62,7 @@ class RLTrainer:
     device: torch.device
     stage: Stage
     actor: Trainable
+    critic: Trainable | None
     reference: Frozen | None
     engine: Engine
     processor: Processor
@@ -113,7 +116,7 @@ class RLTrainer:
         self.push_weights()
         groups, metrics = self.collect(step)
         trajectories = [t for group in groups for t in group]
-        self.score(trajectories)
+        metrics |= self.score(trajectories)
         draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))
         metrics |= self.update(step, [t for group in groups for t in self.algorithm.filter(group, draw)])
         self.done = step
@@ -197,11 +200,12 @@ class RLTrainer:
         return kept[:need], metrics
 
     @torch.no_grad()
-    def score(self, trajectories: list[Trajectory]) -> None:
-        """Fills the columns: old and reference log-probs where they are needed, rewards, advantages, returns."""
+    def score(self, trajectories: list[Trajectory]) -> Metrics:
+        """Fills the columns: old and reference log-probs and values where they are needed, rewards, advantages, returns."""
+        metrics: Metrics = {}
         self.progress.phase("score")
         with self.stage(Phase.SCORE):
-            if self.reference is not None or self.needs_old:
+            if self.reference is not None or self.critic is not None or self.needs_old:
                 for answers in self._plan(trajectories):
                     batch = pack(answers, share_prompts=self.config.update.share_prompts, device=self.device)
                     if self.needs_old:
@@ -211,10 +215,16 @@ class RLTrainer:
                     if self.reference is not None:
                         with self.reference.active():
                             unpack(self._logprobs(self.reference, batch).values, answers, "ref")
+                    if self.critic is not None:
+                        unpack(self._values(self.critic, batch), answers, "values")
                     self.interrupt.check()
             whole = pack(trajectories, inputs=False)
             whole.rewards = self.algorithm.rewards(whole)
             whole.advantages, whole.returns = self.algorithm.advantage(whole)
+            if whole.values is not None:
+                metrics["critic/explained_variance"] = explained_variance(
+                    whole.values, whole.returns, whole.mask, self.world.sum
+                )
             if self.algorithm.config.whiten:
                 whole.advantages = whiten(whole.advantages, whole.mask, self.world.sum)
             if self.algorithm.config.advantage_clip:
@@ -225,12 +235,14 @@ class RLTrainer:
                 whole.advantages = torch.where(uncertain, whole.advantages, 0.0)
             for name in ("rewards", "advantages", "returns"):
                 unpack(getattr(whole, name), trajectories, name)
+        return metrics
 
     def update(self, step: int, trajectories: list[Trajectory]) -> Metrics:
         """Learns from the answers; capsules of the step are written on the way if they are wanted."""
         self.progress.phase("train")
         self._whole = False
         updates: list[Metrics] = []
+        criticism: list[Metrics] = []
         captured = False
 
         def before_update(index: int, norm: float) -> None:
@@ -242,12 +254,31 @@ class RLTrainer:
 
         try:
             with self.stage(Phase.TRAIN):
-                for metrics in self.learn(step, trajectories, before_update=before_update):
-                    updates.append(metrics)
+                if self.critic is not None:
+                    criticism = list(self.learn_values(self.critic, step, trajectories))
+                if step > self.config.critic.warmup_steps:
+                    for metrics in self.learn(step, trajectories, before_update=before_update):
+                        updates.append(metrics)
         finally:
             if captured:
                 self.capsules.record(step, updates, average(updates))
-        return average(updates)
+        return average(updates) | {f"critic/{name}": x for name, x in average(criticism).items()}
+
+    def learn_values(
+        self, critic: Trainable, step: int, trajectories: Sequence[Trajectory]
+    ) -> Iterator[Metrics]:
+        """The gradient steps of the critic; tokens weigh the same."""
+        clip = self.config.critic.value_clip
+        return optimize(
+            critic,
+            trajectories,
+            lambda batch: value_loss(self._values(critic, batch), batch, clip),
+            config=self.config.update,
+            averaging=Averaging("token", self.config.rollout.max_tokens),
+            world=self.world,
+            device=self.device,
+            seed=derive_seed(self.config.seed, "critic", step),
+        )
 
     def learn(
         self,
@@ -333,7 +364,10 @@ class RLTrainer:
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
-        self.checkpoints.save(self._position["done"], {"actor": self.actor.state(), **self._position})
+        models = {"actor": self.actor.state()}
+        if self.critic is not None:
+            models["critic"] = self.critic.state()
+        self.checkpoints.save(self._position["done"], {**models, **self._position})
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""
@@ -344,6 +378,8 @@ class RLTrainer:
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote."""
         self.actor.load(state["actor"])
+        if self.critic is not None:
+            self.critic.load(state["critic"])
         self.prompts.load(state["prompts"])
         restore_generators(state["generators"])
         self.capsules.load(state["capsules"])
@@ -411,6 +447,9 @@ class RLTrainer:
             max_logits=self.config.update.logits_per_chunk,
             exact_attention=self.config.model.attention == "separate",
         )
+
+    def _values(self, critic: Trainable, batch: Batch) -> torch.Tensor:
+        return values(critic.module, batch, exact_attention=self.config.model.attention == "separate")
 
     def _sampled(self, finished: int, total: int) -> None:
         self.progress.answers(finished, total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,13 +18,21 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-def test_the_metrics_page_is_current() -> None:
+def make_tables() -> Any:
     spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
     assert spec is not None
     assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
+    return tables
+
+
+def test_the_generated_pages_are_current() -> None:
+    tables = make_tables()
+    assert tables.PAGE.read_text(encoding="utf-8") == tables.page(), "run: make docs-tables"
     assert tables.METRICS_PAGE.read_text(encoding="utf-8") == tables.metrics_page(), "run: make docs-tables"
+    text = tables.ALGORITHMS_PAGE.read_text(encoding="utf-8")
+    assert text == tables.algorithms_page(text), "run: make docs-tables"
 
 
 def test_the_menu_names_every_page_once() -> None:

@@ -32,6 +32,17 @@ FORTY_STEPS = [
         (["reinforce_pp_baseline"], []),
         (["reinforce_pp"], ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1"]),
         (["pf_ppo"], []),
+        (
+            ["ppo"],
+            [
+                "--rollout.prompts-per-step",
+                "64",
+                "--rollout.group-size",
+                "1",
+                "--critic.optimizer.learning-rate",
+                "3e-3",
+            ],
+        ),
         (["grpo", "entropy_tokens"], ["--algorithm.entropy-share", "0.5"]),
         (["grpo", "fire"], ["--rollout.first-temperature", "2", "--rollout.top-k", "0"]),
         (["grpo"], ["--algorithm.correction", "truncate", "--algorithm.correction-level", "sequence"]),

@@ -26,6 +26,7 @@ VARIANTS = {
         "3",
     ],
     "lora": ["lora", "--steps", "5", "--optimizer.learning-rate", "0.01"],
+    "critic": ["ppo", "--steps", "5", "--critic.warmup-steps", "2", "--rollout.prompts-per-step", "8"],
     "bf16": ["bf16", "--steps", "5"],
     "reference": [
         "grpo",
@@ -40,7 +41,7 @@ VARIANTS = {
 
 
 def arguments(variant):
-    layers = [x for x in VARIANTS[variant] if x in ("lora", "bf16", "grpo")]
+    layers = [x for x in VARIANTS[variant] if x in ("lora", "bf16", "grpo", "ppo")]
     return ["train", "tiny", *layers, *PLAIN, *SMALL, *(x for x in VARIANTS[variant] if x not in layers)]
 
 

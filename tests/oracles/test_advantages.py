@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from lightrft.algorithms.advantages import ADVANTAGES, whiten
+from lightrft.algorithms.advantages import ADVANTAGES, explained_variance, whiten
 from lightrft.algorithms.shaping import token_rewards
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
@@ -49,6 +49,7 @@ class Answer:
         self.mask = [draw.random() < 0.8 for _ in range(length)]
         self.old = [-draw.random() for _ in range(length)]
         self.ref = [-draw.random() for _ in range(length)]
+        self.values = [draw.gauss(0, 1) for _ in range(length)]
 
     def rewards(self, penalised):
         """Score at the last chosen token, minus PENALTY * (log old - log ref) at each."""
@@ -82,6 +83,7 @@ def laid_end_to_end(answers, algo):
         mask=[m for a in answers for m in a.mask],
         old=column("old"),
         ref=column("ref"),
+        values=column("values"),
     )
     batch.rewards = token_rewards(batch, algo)
     return batch
@@ -99,7 +101,7 @@ def to_come(answer, penalised, discount=1.0):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("penalised", [False, True])
-@pytest.mark.parametrize("name", ADVANTAGES)
+@pytest.mark.parametrize("name", [name for name in ADVANTAGES if name != "gae"])
 def test_estimators_agree_with_their_papers(name, penalised, seed):
     answers = draw_answers(seed)
     algo = AlgorithmConfig(kl="k1", kl_in="reward", kl_coefficient=PENALTY if penalised else 0.0)
@@ -130,6 +132,62 @@ def test_discounted_returns_agree_with_a_plain_sum(discount, seed):
     advantages, _ = ADVANTAGES["reinforce"](laid_end_to_end(answers, algo), algo)
     expected = [x for a in answers for x in to_come(a, True, discount)]
     assert advantages.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def gae(answer, discount, trace):
+    """Schulman et al. 2015: delta_t = r_t + g V_{t+1} - V_t, and A_t = sum over n of (g l)^n delta_{t+n}, at chosen tokens."""
+    rewards = answer.rewards(True)
+    chosen = [t for t, m in enumerate(answer.mask) if m]
+    v = [answer.values[t] for t in chosen] + [0.0]
+    deltas = [rewards[t] + discount * v[i + 1] - v[i] for i, t in enumerate(chosen)]
+    result = [0.0] * len(rewards)
+    for i, t in enumerate(chosen):
+        result[t] = sum((discount * trace) ** n * delta for n, delta in enumerate(deltas[i:]))
+    return result
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("discount", "trace"), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.5), (1.0, 0.0), (0.0, 1.0)])
+def test_gae_agrees_with_its_paper(discount, trace, seed):
+    answers = draw_answers(seed)
+    algo = AlgorithmConfig(
+        advantage="gae", discount=discount, gae_lambda=trace, kl="k1", kl_in="reward", kl_coefficient=PENALTY
+    )
+    advantages, returns = ADVANTAGES["gae"](laid_end_to_end(answers, algo), algo)
+    expected = [x for a in answers for x in gae(a, discount, trace)]
+    values = [v if m else 0.0 for a in answers for v, m in zip(a.values, a.mask, strict=True)]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-12)
+    assert returns.tolist() == pytest.approx(
+        [a + v for a, v in zip(expected, values, strict=True)], abs=1e-12
+    )
+
+
+def test_with_lambda_one_the_return_is_the_reward_still_to_come():
+    answers = draw_answers(3)
+    algo = AlgorithmConfig(advantage="gae", kl="k1", kl_in="reward", kl_coefficient=PENALTY)
+    _, returns = ADVANTAGES["gae"](laid_end_to_end(answers, algo), algo)
+    assert returns.tolist() == pytest.approx([x for a in answers for x in to_come(a, True)], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_explained_variance_agrees_with_two_plain_variances(seed):
+    draw = random.Random(seed)
+    rows = [(draw.random() < 0.7, draw.gauss(2, 1), draw.gauss(2, 1)) for _ in range(40)]
+    mask, values, returns = (
+        torch.tensor(column, dtype=kind)
+        for column, kind in zip(
+            zip(*rows, strict=True), (torch.bool, torch.float64, torch.float64), strict=True
+        )
+    )
+
+    def variance(xs):
+        mean = sum(xs) / len(xs)
+        return sum((x - mean) ** 2 for x in xs) / len(xs)
+
+    expected = 1 - variance([r - v for m, v, r in rows if m]) / variance([r for m, _, r in rows if m])
+    assert explained_variance(values, returns, mask, lambda x: x) == pytest.approx(expected, abs=1e-12)
+    assert explained_variance(returns + 5, returns, mask, lambda x: x) == pytest.approx(1.0)
+    assert math.isnan(explained_variance(values, torch.ones_like(values), mask, lambda x: x))
 
 
 @pytest.mark.parametrize("seed", range(4))

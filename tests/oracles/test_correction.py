@@ -76,6 +76,8 @@ def test_an_engine_that_agrees_gives_weights_of_one():
 
 def test_what_lies_beyond_the_limit_is_told_even_if_nothing_is_done_about_it():
     batch = make_batch([3], behavior=[-1.0, -2.0, -0.5])
-    weights, metrics = importance(torch.tensor([-1.0, -0.5, -0.5]), batch, AlgorithmConfig(correction_limit=2.0))
+    weights, metrics = importance(
+        torch.tensor([-1.0, -0.5, -0.5]), batch, AlgorithmConfig(correction_limit=2.0)
+    )
     assert weights.tolist() == [1.0, 1.0, 1.0]
     assert metrics["mismatch/beyond_limit"].tolist() == [0.0, 1.0, 0.0]

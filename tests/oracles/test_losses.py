@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightrft.algorithms.averaging import denominators, token_weights
-from lightrft.algorithms.losses import LOSSES, regularise
+from lightrft.algorithms.losses import LOSSES, regularise, value_loss
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 
@@ -224,3 +224,31 @@ def test_dual_clip_agrees_with_its_paper(seed):
     assert value == pytest.approx(objective(answers, answers, "token", dual), abs=1e-12)
     assert gradient == pytest.approx(numeric_gradient(answers, "token", dual), abs=1e-8)
     assert value != ours(answers, "token", "clipped")[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+def test_the_value_loss_is_half_the_larger_squared_error(clip, seed):
+    draw = random.Random(seed)
+    rows = [(draw.random() < 0.8, draw.gauss(0, 1), draw.gauss(0, 1), draw.gauss(0, 1)) for _ in range(30)]
+
+    def loss(value, old, target):
+        held = old + min(max(value - old, -clip), clip) if clip else value
+        return max((value - target) ** 2, (held - target) ** 2) / 2
+
+    mask, values, old, returns = (list(column) for column in zip(*rows, strict=True))
+    new = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    batch = make_batch(
+        [10, 20],
+        mask=mask,
+        values=torch.tensor(old, dtype=torch.float64),
+        returns=torch.tensor(returns, dtype=torch.float64),
+    )
+    found = value_loss(new, batch, clip).loss
+    assert found.tolist() == pytest.approx([loss(v, o, r) if m else 0.0 for m, v, o, r in rows], abs=1e-12)
+    found.sum().backward()
+    step = 1e-6
+    numeric = [
+        (loss(v + step, o, r) - loss(v - step, o, r)) / (2 * step) if m else 0.0 for m, v, o, r in rows
+    ]
+    assert new.grad.tolist() == pytest.approx(numeric, abs=1e-8)

@@ -77,7 +77,11 @@ def test_the_penalty_for_length_agrees_with_dapo(length):
 def draw_entropies(seed):
     draw = random.Random(seed)
     lengths = [draw.randrange(0, 9) for _ in range(6)]
-    tokens = [(s, draw.random() < 0.8, draw.choice([0.0, 0.5, draw.random()])) for s, n in enumerate(lengths) for _ in range(n)]
+    tokens = [
+        (s, draw.random() < 0.8, draw.choice([0.0, 0.5, draw.random()]))
+        for s, n in enumerate(lengths)
+        for _ in range(n)
+    ]
     return lengths, tokens
 
 

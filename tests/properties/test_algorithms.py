@@ -45,6 +45,7 @@ def random_batch(seed, *, grid=8):
         old=column(0.5) - 1,
         ref=column(0.5) - 1,
         behavior=column(0.5) - 1,
+        values=column(0.5),
         weights=torch.zeros(total, dtype=torch.float64),
     )
 
@@ -53,7 +54,7 @@ def pick(batch, answers):
     """The batch of only these answers, in this order, with every column they have."""
     where = [torch.nonzero(batch.segments == a)[:, 0] for a in answers]
     tokens = torch.cat([batch.segments[:0], *where])
-    names = ("mask", "old", "ref", "advantages", "returns", "rewards", "behavior", "weights")
+    names = ("mask", "old", "ref", "values", "advantages", "returns", "rewards", "behavior", "weights")
     taken = {name: value[tokens] for name in names if (value := getattr(batch, name)) is not None}
     lengths = [len(tokens) for tokens in where]
     small = make_batch(lengths, groups=batch.groups[answers].tolist(), scores=batch.scores[answers], **taken)

@@ -19,8 +19,8 @@ GRPO = AlgorithmConfig()
 COMPARING = ["group_norm", "group_mean", "leave_one_out"]
 
 
-def answers(scores, *, lengths=None, groups=None, mask=None):
-    batch = make_batch(lengths or [1] * len(scores), scores=scores, groups=groups, mask=mask)
+def answers(scores, *, lengths=None, groups=None, mask=None, **columns):
+    batch = make_batch(lengths or [1] * len(scores), scores=scores, groups=groups, mask=mask, **columns)
     batch.rewards = token_rewards(batch, GRPO)
     return batch
 
@@ -49,11 +49,28 @@ def test_reinforce_takes_the_reward_still_to_come():
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_every_token_of_an_answer_gets_its_advantage_and_none_outside_the_mask_does(name):
-    batch = answers([1.0, 0.0], lengths=[3, 1], mask=[True, True, False, True])
+    batch = answers([1.0, 0.0], lengths=[3, 1], mask=[True, True, False, True], values=[0.0] * 4)
     advantages, returns = ADVANTAGES[name](batch, GRPO)
     assert advantages[0] == advantages[1] > 0
     assert advantages[2] == 0
     assert returns.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_gae_by_hand():
+    """Discount 1/2, lambda 1/2; the third token was not chosen, so the second is followed by the fourth."""
+    batch = answers([8.0], lengths=[4], mask=[True, True, False, True], values=[1.0, 2.0, 50.0, 4.0])
+    algo = AlgorithmConfig(advantage="gae", discount=0.5, gae_lambda=0.5)
+    advantages, returns = ADVANTAGES["gae"](batch, algo)
+    # delta: 0 + 2/2 - 1 = 0, 0 + 4/2 - 2 = 0, 8 - 4 = 4; each step back a quarter of it
+    assert advantages.tolist() == [0.25, 1.0, 0.0, 4.0]
+    assert returns.tolist() == [1.25, 3.0, 0.0, 8.0]
+
+
+def test_the_length_weighted_baseline_by_hand():
+    """Rewards 1 and 0 of three tokens and one: the baseline is 3/4."""
+    batch = answers([1.0, 0.0], lengths=[3, 1])
+    advantages, _ = ADVANTAGES["length_weighted_mean"](batch, GRPO)
+    assert advantages.tolist() == [0.25, 0.25, 0.25, -0.75]
 
 
 @pytest.mark.parametrize("name", COMPARING)
@@ -93,7 +110,7 @@ def test_a_penalty_in_the_token_rewards_is_part_of_the_reward_of_the_answer():
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_a_rank_without_answers_has_no_advantages(name):
-    advantages, returns = ADVANTAGES[name](answers([]), GRPO)
+    advantages, returns = ADVANTAGES[name](answers([], values=[]), GRPO)
     assert advantages.tolist() == returns.tolist() == []
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightrft.algorithms.losses import clipped, log_ratio, policy_gradient, regularise
+from lightrft.algorithms.losses import LOSSES, clipped, log_ratio, policy_gradient, regularise
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 from lightrft.types import Terms
@@ -52,6 +52,42 @@ def test_policy_gradient_is_the_advantage_times_the_log_prob():
     terms = policy_gradient(new, batch, PPO)
     torch.testing.assert_close(terms.loss, torch.tensor([math.log(2), -3 * math.log(4)]))
     assert gradient(policy_gradient, new, batch).tolist() == [-1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # An answer of two tokens, ratios 2 and 1/2 (so that the ratio of the answer is 1), advantage 1 for both.
+        ("clipped", [-1.3, -0.5]),
+        ("sequence_clipped", [-1.0, -1.0]),
+        ("sequence_clipped_token", [-1.0, -1.0]),
+        # Logs ln 2, cut to 0.3, and -ln 2: the mean is (0.3 - ln 2) / 2.
+        ("geometric", [-math.exp((0.3 - math.log(2)) / 2)] * 2),
+        # Weights 1.3 and 0.8 on log 0.4 and log 0.2.
+        ("cispo", [-1.3 * math.log(0.4), -0.8 * math.log(0.2)]),
+        ("sapo", [-4 / (1 + math.exp(-1)), -4 / (1 + math.exp(0.5))]),
+        # Logs ln 1.3 and -ln 2; drift beyond ln 1.2: 0.2 - ln 1.2 + 0.2 (ln 2 - ln 1.2), below: 1/2 - 1 + ln 2.
+        (
+            "cpgd",
+            [
+                -math.log(1.3) + 0.01 * (0.2 - math.log(1.2) + 0.2 * (math.log(2) - math.log(1.2))),
+                math.log(2) + 0.01 * (math.log(2) - 0.5),
+            ],
+        ),
+    ],
+)
+def test_losses_by_hand(name, expected):
+    batch = make_batch([2], old=logs(0.2, 0.4), advantages=[1.0, 1.0])
+    torch.testing.assert_close(LOSSES[name](logs(0.4, 0.2), batch, PPO).loss, torch.tensor(expected))
+
+
+def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
+    batch = make_batch([3], old=logs(0.1, 0.1, 0.4), advantages=[-1.0, 1.0, -1.0])
+    terms = clipped(logs(0.8, 0.8, 0.4), batch, PPO, dual_clip=3.0)
+    torch.testing.assert_close(terms.loss, torch.tensor([3.0, -1.3, 1.0]))
+    assert terms.metrics["clip_share"].tolist() == [1.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="dual_clip=0.9"):
+        clipped(logs(0.8, 0.8, 0.4), batch, PPO, dual_clip=0.9)
 
 
 def test_metrics_tell_how_far_the_policy_has_moved():
