@@ -15,6 +15,7 @@ METRICS: dict[str, str] = {
     "reward/mean": "mean reward of the step's answers, as drawn (before any group is left out)",
     "reward/std": "population standard deviation of those rewards",
     "reward/PART": "mean of one reward function, unweighted",
+    "reward/overlong": "mean share of algorithm.overlong_penalty that an answer pays for its length; only with algorithm.overlong_buffer",
     "reward/no_signal_share": "share of groups whose rewards are all equal, so that nothing can be learnt from them",
     "length/mean": "mean tokens of an answer",
     "length/max": "most tokens of an answer",

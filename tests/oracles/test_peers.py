@@ -1,0 +1,186 @@
+"""Our formulas beside those that verl publishes, on the same random answers. Skipped where verl is not installed.
+
+Where we differ on purpose a test says so; see also docs/algorithms.md.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from lightrft.algorithms.advantages import ADVANTAGES
+from lightrft.algorithms.averaging import denominators, token_weights
+from lightrft.algorithms.kl import KL
+from lightrft.algorithms.losses import LOSSES, value_loss
+from lightrft.config import AlgorithmConfig
+from lightrft.testing import make_batch
+
+verl = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
+ActorConfig = pytest.importorskip("verl.workers.config").ActorConfig
+
+LOW, HIGH, WIDTH = 0.2, 0.28, 9
+AVERAGES = {"token": "token-mean", "sequence": "seq-mean-token-mean", "fixed": "seq-mean-token-sum-norm"}
+
+
+class Answers:
+    """Two groups of four answers, padded to WIDTH on the right as verl wants them, and packed as we do."""
+
+    def __init__(self, seed):
+        draw = torch.Generator().manual_seed(seed)
+        self.lengths = torch.randint(1, WIDTH + 1, (8,), generator=draw).tolist()
+        self.mask = torch.arange(WIDTH) < torch.tensor(self.lengths)[:, None]
+
+        def column(scale):
+            return scale * torch.randn(8, WIDTH, generator=draw, dtype=torch.float64) * self.mask
+
+        self.old, self.values, self.returns = column(0.5) - 1, column(1.0), column(1.0)
+        self.new, self.ref = self.old + column(0.3), self.old + column(0.3)
+        self.scores = torch.randint(0, 5, (8,), generator=draw).double() / 4
+        self.advantages = torch.randn(8, 1, generator=draw, dtype=torch.float64) * self.mask
+        self.rewards = torch.zeros(8, WIDTH, dtype=torch.float64)
+        self.rewards[torch.arange(8), torch.tensor(self.lengths) - 1] = self.scores
+        self.groups = [0] * 4 + [1] * 4
+
+    def packed(self, **more):
+        columns = {
+            n: getattr(self, n)[self.mask] for n in ("old", "values", "returns", "advantages", "rewards")
+        }
+        return make_batch(
+            self.lengths,
+            groups=self.groups,
+            scores=self.scores,
+            weights=torch.zeros(sum(self.lengths), dtype=torch.float64),
+            **(columns | more),
+        )
+
+
+def theirs(loss, answers, average, **settings):
+    config = ActorConfig(
+        strategy="fsdp",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=1,
+        clip_ratio_low=LOW,
+        clip_ratio_high=HIGH,
+        **{"clip_ratio_c": 1e9} | settings,
+    )
+    new = answers.new.clone().requires_grad_()
+    function = verl.get_policy_loss_fn(loss)
+    value, _ = function(
+        old_log_prob=answers.old,
+        log_prob=new,
+        advantages=answers.advantages,
+        response_mask=answers.mask.double(),
+        loss_agg_mode=AVERAGES[average],
+        config=config,
+    )
+    value.backward()
+    return value.item(), new.grad[answers.mask]
+
+
+def ours(loss, answers, average, **options):
+    batch = answers.packed()
+    new = answers.new[answers.mask].requires_grad_()
+    counts = denominators(batch.mask, batch.segments, batch.num_sequences)
+    weights = token_weights(batch, average, WIDTH, *counts)
+    value = (weights * LOSSES[loss](new, batch, AlgorithmConfig(clip=[LOW, HIGH]), **options).loss).sum()
+    value.backward()
+    return value.item(), new.grad
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize(
+    ("mine", "verls"),
+    [("clipped", "vanilla"), ("cispo", "cispo"), ("sapo", "sapo"), ("sequence_clipped_token", "gspo")],
+)
+def test_losses_and_their_gradients_are_equal(mine, verls, average, seed):
+    """verl computes GSPO and SAPO with averages over sequences, whatever is set; so those are compared."""
+    answers = Answers(seed)
+    if verls in ("gspo", "sapo") and average != "sequence":
+        pytest.skip(f"verl has no {verls} with average {average}")
+    found, gradient = ours(mine, answers, average)
+    expected, their_gradient = theirs(verls, answers, average)
+    assert found == pytest.approx(expected, abs=1e-7)
+    torch.testing.assert_close(gradient, their_gradient, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dual_clip_is_equal(seed):
+    answers = Answers(seed)
+    answers.new = answers.old + 3 * (answers.new - answers.old)
+    assert ours("clipped", answers, "token", dual_clip=1.2)[0] == pytest.approx(
+        theirs("vanilla", answers, "token", clip_ratio_c=1.2)[0], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_geometric_is_equal_averaged_by_sequence(seed):
+    answers = Answers(seed)
+    found, gradient = ours("geometric", answers, "sequence")
+    expected, their_gradient = theirs("geo_mean", answers, "sequence")
+    assert found == pytest.approx(expected, abs=1e-7)
+    torch.testing.assert_close(gradient, their_gradient, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_group_advantages_are_equal(seed):
+    answers = Answers(seed)
+    index = np.array(answers.groups)
+    arguments = {
+        "token_level_rewards": answers.rewards,
+        "response_mask": answers.mask.double(),
+        "index": index,
+    }
+    algo = AlgorithmConfig()
+    expected = {
+        "group_norm": verl.compute_grpo_outcome_advantage(**arguments)[0],
+        "group_mean": verl.compute_grpo_outcome_advantage(**arguments, norm_adv_by_std_in_grpo=False)[0],
+        "leave_one_out": verl.compute_rloo_outcome_advantage(**arguments)[0],
+        "length_weighted_mean": verl.compute_opo_outcome_advantage(**arguments)[0],
+    }
+    for name, padded in expected.items():
+        found = ADVANTAGES[name](answers.packed(), algo)[0]
+        torch.testing.assert_close(found, padded[answers.mask].double(), atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("discount", "trace"), [(1.0, 0.95), (0.9, 0.5)])
+def test_gae_is_equal_before_whitening(discount, trace, seed):
+    """verl whitens inside, with the sample deviation; we whiten if that is set, with the population deviation."""
+    answers = Answers(seed)
+    _, returns = verl.compute_gae_advantage_return(
+        answers.rewards, answers.values, answers.mask.double(), discount, trace
+    )
+    algo = AlgorithmConfig(advantage="gae", discount=discount, gae_lambda=trace)
+    found = ADVANTAGES["gae"](answers.packed(), algo)[1]
+    torch.testing.assert_close(found, returns[answers.mask], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("mine", "verls"), [("k1", "k1"), ("k2", "k2"), ("k3", "k3"), ("k3+", "k3+"), ("k1+", "k1+")]
+)
+def test_divergences_and_their_gradients_are_equal(mine, verls, seed):
+    answers = Answers(seed)
+    results = []
+    for function in (KL[mine], lambda new, ref: verl.kl_penalty(new, ref, verls)):
+        new = answers.new.clone().requires_grad_()
+        value = function(new, answers.ref)
+        value.sum().backward()
+        results.append((value.detach(), new.grad))
+    torch.testing.assert_close(results[0], results[1], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_of_the_critic_is_equal(seed):
+    answers = Answers(seed)
+    expected, _ = verl.compute_value_loss(
+        vpreds=answers.new,
+        returns=answers.returns,
+        values=answers.values,
+        response_mask=answers.mask.double(),
+        cliprange_value=0.2,
+        loss_agg_mode="token-mean",
+    )
+    batch = answers.packed()
+    found = value_loss(answers.new[answers.mask], batch, 0.2).loss.mean()
+    assert found.item() == pytest.approx(expected.item(), abs=1e-9)
