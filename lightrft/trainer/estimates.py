@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy
 
+from lightrft.utils.intervals import wilson
+
 RESAMPLES = 2000
 """Bootstrap samples of the questions."""
-Z95 = 1.959963984540054
-"""97.5 % quantile of the standard normal distribution."""
 Vote = tuple[Hashable | None, bool]
 """The answer extracted from one sample (None: there was none), and whether it is right."""
 
@@ -36,7 +36,7 @@ def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     mean = math.fsum(values) / len(values)
     if all(v in (0, 1) for v in values):
-        return Estimate(mean, *wilson(int(sum(values)), len(values)))
+        return Estimate(mean, *wilson(mean, len(values)))
     return Estimate(mean, *_bootstrap(values, seed))
 
 
@@ -115,14 +115,6 @@ def _others(counts: Sequence[int], silent: int, top: int, drawn: int, p: float) 
 
 def _binomial(n: int, x: int, p: float) -> float:
     return math.comb(n, x) * p**x * (1 - p) ** (n - x)
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a proportion: Wilson 1927, Journal of the American Statistical Association 22, 209-212."""
-    p, z = successes / n, Z95
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float]:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from lightrft.config import Config, LogConfig, ModelConfig, TaskConfig
 from lightrft.utils.curves import draw_curves, smooth
+from lightrft.utils.intervals import wilson
 from lightrft.utils.log import Logger, read_metrics, series
-from lightrft.utils.progress import Progress, clock, phase_seconds, report, shorten, sparkline, wilson
+from lightrft.utils.progress import Progress, clock, phase_seconds, report, shorten, sparkline
 
 CONFIG = Config(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0}))
 METRICS = {

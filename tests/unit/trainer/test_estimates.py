@@ -14,8 +14,8 @@ from lightrft.trainer.estimates import (
     mean_estimate,
     pass_at_k,
     pass_chance,
-    wilson,
 )
+from lightrft.utils.intervals import wilson
 
 
 def slow_pass(n: int, c: int, k: int) -> float:
@@ -112,11 +112,11 @@ def test_a_majority_of_more_samples_than_there_are_is_refused():
     [(10, 20, 0.2993, 0.7007), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
 )
 def test_wilsons_interval_has_the_published_values(successes, n, low, high):
-    assert wilson(successes, n) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(successes / n, n) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_marks_of_0_and_1_get_wilsons_interval():
-    assert mean_estimate([1.0] * 10 + [0.0] * 10) == Estimate(0.5, *wilson(10, 20))
+    assert mean_estimate([1.0] * 10 + [0.0] * 10) == Estimate(0.5, *wilson(0.5, 20))
     assert mean_estimate([True, False]).mean == 0.5
 
 
