@@ -22,15 +22,15 @@ test: $(VENV)/dev
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/dev
-	$(BIN)/ruff format --check lightrft tests docs
-	$(BIN)/ruff check lightrft tests docs
+	$(BIN)/ruff format --check lightrft tests docs examples benchmarks
+	$(BIN)/ruff check lightrft tests docs examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(ARGS)
 
 format: $(VENV)/dev
-	$(BIN)/ruff format lightrft tests docs
-	$(BIN)/ruff check --fix lightrft tests docs
+	$(BIN)/ruff format lightrft tests docs examples benchmarks
+	$(BIN)/ruff check --fix lightrft tests docs examples benchmarks
 
 docs-tables: $(VENV)/dev
 	$(BIN)/python docs/make_tables.py

@@ -39,4 +39,4 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
         return
     report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))
     report.run("time and memory", lambda s: costs.time_and_memory(s, config, parts, found, start))
-    report.run("disk", lambda s: costs.disk(s, config, start))
+    report.run("disk", lambda s: costs.disk(s, config, parts, start))

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightrft.config import Config
+from lightrft.models.values import critic_size
 from lightrft.preflight.policy import LONGEST_SAMPLE, Policy, trainer_logprobs
 from lightrft.preflight.questions import Parts, Questions, needs_old
 from lightrft.preflight.report import Section
@@ -203,7 +204,8 @@ def estimate_time(
     lengths: Sequence[Sequence[Trajectory]],
 ) -> None:
     """Seconds per phase and for the run, for answers as long as the sampled ones and for the longest."""
-    passes = int(needs_old(config, parts.algorithm)) + int(parts.algorithm.needs_reference)
+    critics = int(parts.algorithm.needs_critic)  # taken to be as large as the actor
+    passes = int(needs_old(config, parts.algorithm)) + int(parts.algorithm.needs_reference) + critics
     table = Table(
         "about", "rollout", "score", "train", "a step", "an evaluation", "the run", box=None, pad_edge=False
     )
@@ -224,6 +226,7 @@ def estimate_time(
             / measured.tokens
             * (measured.forward_seconds + measured.backward_seconds)
             * config.update.epochs
+            * (1 + critics)
         )
         most = min(length, config.evaluate.max_tokens or config.rollout.max_tokens)
         exam = asked * (most / speed.tokens_per_second + speed.start_seconds + policy.judge_seconds)
@@ -263,6 +266,8 @@ def estimate_memory(
     copies = (
         linears if on_cpu and config.rollout.engine == "native" and config.rollout.native.pack_weights else 0
     )
+    critic = critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
+    bytes_each = 2 if config.model.dtype == "bfloat16" else 4
     largest = max(tokens_read(full, config))
     stays = on_cpu or not config.strategy.offload
     rows: list[tuple[str, int, str]] = [
@@ -278,6 +283,9 @@ def estimate_memory(
             weights if parts.algorithm.needs_reference and not config.model.lora.rank else 0,
             "rst" if stays else "s",
         ),
+        ("critic", bytes_each * critic, "rst" if stays else "st"),
+        ("critic's optimizer", (8 + 4 * (bytes_each == 2)) * critic, "rst" if stays else "t"),
+        ("critic's gradients", 4 * critic, "t"),
         (f"activations of {largest} tokens", measured.activation_bytes * largest // measured.tokens, "t"),
         ("engine's cache", speed.cache_bytes, "r"),
         ("engine's copy of the weights", copies, "r"),
@@ -311,10 +319,11 @@ def judge_memory(section: Section, *, needed: int, available: int, place: str) -
         section.ok(f"{told}.")
 
 
-def disk(section: Section, config: Config, policy: Policy) -> None:
+def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None:
     """Whether the run folder can be made and holds the checkpoints."""
     module = policy.actor.module
     learnt = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    learnt += critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
     checkpoint, model = (
         12 * learnt,
         nbytes(module.parameters()),

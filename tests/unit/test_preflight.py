@@ -95,6 +95,13 @@ def test_the_arithmetic_of_a_step_is_written_out(check: Check) -> None:
     assert "a pass for old log-probs, no reference model" in told
 
 
+def test_a_critic_is_counted_in_time_memory_and_disk(check: Check) -> None:
+    assert "critic's optimizer" not in check()[1]
+    status, told = check("--algorithm.advantage", "gae")
+    assert status == 0
+    assert "critic's optimizer" in told
+
+
 def test_a_check_writes_no_file(check: Check, tmp_path: Path) -> None:
     check()
     assert list(tmp_path.iterdir()) == []
