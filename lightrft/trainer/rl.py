@@ -203,6 +203,8 @@ class RLTrainer:
     def score(self, trajectories: list[Trajectory]) -> Metrics:
         """Fills the columns: old and reference log-probs and values where they are needed, rewards, advantages, returns."""
         metrics: Metrics = {}
+        for t in (t for t in trajectories if not len(t)):  # in no batch, so nothing else would fill its columns
+            t.columns |= {name: torch.zeros(0) for name in ("old", "ref", "values", "entropy")}
         self.progress.phase("score")
         with self.stage(Phase.SCORE):
             if self.reference is not None or self.critic is not None or self.needs_old:

@@ -253,3 +253,34 @@ def test_settings_that_cannot_work_are_refused_with_the_cure(lightrft, flags, wo
     output = " ".join(refused(lightrft, *flags).split())
     for word in words:
         assert word in output
+
+
+SILENT_ENGINE = '''
+from lightrft.app import native_engine
+from lightrft.types import Completion
+
+def silent(module, processor, config):
+    """The native engine, but the first answer of each group has no token."""
+    engine = native_engine(module, processor, config)
+    draw = engine.generate
+
+    def generate(prompts, sampling, progress=None):
+        groups = draw(prompts, sampling, progress)
+        for answers in groups:
+            answers[0] = Completion([], [], "stop", engine.weight_version)
+        return groups
+
+    engine.generate = generate
+    return engine
+'''
+
+
+@pytest.mark.parametrize("layers", [["grpo", "entropy_tokens"], ["ppo"], ["rloo"]], ids=" ".join)
+def test_answers_of_zero_tokens_are_judged_and_not_learnt_from(lightrft, tmp_path, layers):
+    (tmp_path / "engines.py").write_text(SILENT_ENGINE)
+    flags = ["--rollout.engine", "engines.py:silent", "--rollout.prompts-per-step", "4"]
+    groups = ["--rollout.group-size", "4", "--steps", "2", "--run", "run"]
+    lightrft("train", "tiny", *layers, *PLAIN, *flags, *groups)
+    for row in steps(tmp_path / "run"):
+        assert row["counts/answers"] == 16
+        assert row["grad_norm"] > 0
