@@ -37,6 +37,7 @@ ROWS: dict[str, list[str]] = {
     "rloo": GROUPS,
     "opo": GROUPS,
     "pf_ppo": GROUPS,
+    "remax": [*SINGLE, "--algorithm.whiten", "true", "--algorithm.kl-coefficient", "0"],
     "reinforce": SINGLE,
     "reinforce_pp": SINGLE,
     "reinforce_pp_baseline": GROUPS,

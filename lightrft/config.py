@@ -152,7 +152,7 @@ class AlgorithmConfig:
     """A row of settings over pure functions. The defaults are GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, gae (with a critic); or an import path."""
+    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline, gae (with a critic); or an import path."""
     discount: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier, from 0 to 1."""
     gae_lambda: float = 1.0
@@ -220,15 +220,15 @@ class AlgorithmConfig:
         for name, number in (("discount", self.discount), ("gae_lambda", self.gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
-        if self.gae_lambda != 1 and self.advantage in (*COMPARING, "reinforce"):
+        if self.gae_lambda != 1 and self.advantage in (*COMPARING, "reinforce", "greedy_baseline"):
             raise ValueError(
                 f"algorithm.gae_lambda={self.gae_lambda} has no effect with algorithm.advantage={self.advantage}. "
                 "Set algorithm.gae_lambda=1, or algorithm.advantage=gae."
             )
-        if self.discount != 1 and self.advantage in COMPARING:
+        if self.discount != 1 and self.advantage in (*COMPARING, "greedy_baseline"):
             raise ValueError(
-                f"algorithm.discount={self.discount} has no effect with algorithm.advantage={self.advantage}, which gives all "
-                "tokens of an answer one advantage. Set algorithm.discount=1, or algorithm.advantage=reinforce."
+                f"algorithm.discount={self.discount} has no effect with algorithm.advantage={self.advantage}, which knows "
+                "no discount. Set algorithm.discount=1, or algorithm.advantage=reinforce."
             )
 
 
@@ -445,7 +445,8 @@ class Config:
                 f"rollout.group_size={self.rollout.group_size}: algorithm.advantage={self.algorithm.advantage} compares answers to one "
                 "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
             )
-        if self.critic != CriticConfig() and self.algorithm.advantage in (*COMPARING, "reinforce"):
+        without = (*COMPARING, "reinforce", "greedy_baseline")
+        if self.critic != CriticConfig() and self.algorithm.advantage in without:
             raise ValueError(
                 f"critic: algorithm.advantage={self.algorithm.advantage} has no critic, so its settings would have no effect. "
                 "Leave them out, or set algorithm.advantage=gae."

@@ -91,6 +91,8 @@ class Trajectory:
     reward: float = nan
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
+    greedy_reward: float = nan
+    """Reward of the most likely answer to the same prompt, where the algorithm asks for it."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """name -> (L,) float32 on the CPU: old, ref, values, rewards, advantages, returns, entropy."""
     weight_version: int = 0
@@ -133,6 +135,8 @@ class Batch:
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor
+    greedy: Tensor | None = None
+    """(S,) float32, the reward of the most likely answer to each answer's prompt."""
     old: Tensor | None = None
     ref: Tensor | None = None
     values: Tensor | None = None

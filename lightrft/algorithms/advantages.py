@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightrft.algorithms.segments import reverse_scan, segment_count, segment_sum
 from lightrft.algorithms.selection import EQUAL_WITHIN
-from lightrft.algorithms.shaping import answer_rewards
+from lightrft.algorithms.shaping import answer_rewards, clip_scores
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch
 
@@ -91,6 +91,22 @@ def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, T
     weighted = segment_sum(groups.centred * length, groups.group, size)
     total = segment_sum(length, groups.group, size).clamp(min=1)
     return _spread(groups.centred - (weighted / total)[groups.group], batch), _returns(batch)
+
+
+def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward still to come, minus the reward of the most likely answer to the prompt.
+
+    A_t = sum_{u >= t} r_u - r(greedy answer). ReMax, Li et al. 2023 (https://arxiv.org/abs/2310.10505), algorithm 2. Needs no group; a
+    greedy answer to each prompt is drawn and judged besides, and is not learnt from. With a KL penalty in the reward the
+    baseline has none, as in verl.
+    """
+    assert batch.greedy is not None, "algorithm.advantage=greedy_baseline needs the rewards of greedy answers"
+    returns = _returns(batch)
+    baseline = clip_scores(batch.greedy, algo.reward_clip).to(returns.dtype)
+    return torch.where(batch.mask, returns - baseline[batch.segments], 0.0), returns
+
+
+greedy_baseline.needs_greedy = True  # type: ignore[attr-defined]
 
 
 def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -209,5 +225,6 @@ ADVANTAGES: dict[str, Advantage] = {
     "leave_one_out": leave_one_out,
     "length_weighted_mean": length_weighted_mean,
     "reinforce": reinforce,
+    "greedy_baseline": greedy_baseline,
     "gae": gae,
 }

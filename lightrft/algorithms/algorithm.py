@@ -43,6 +43,9 @@ class Algorithm:
     needs_critic: bool
     """Whether the advantage looks at batch.values; a function says so by an attribute `needs_values = True`."""
 
+    needs_greedy: bool
+    """Whether it looks at batch.greedy; a function says so by an attribute `needs_greedy = True`."""
+
     @property
     def needs_reference(self) -> bool:
         """Whether batch.ref must be filled."""
@@ -116,8 +119,12 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     def bound_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
         return list(choose.function(group, draw, **options["filter"]))
 
-    needs_critic = bool(getattr(advantage.function, "needs_values", False))
-    return Algorithm(config, bound_advantage, bound_loss, bound_keep, bound_filter, needs_critic)
+    needs_critic, needs_greedy = (
+        bool(getattr(advantage.function, name, False)) for name in ("needs_values", "needs_greedy")
+    )
+    return Algorithm(
+        config, bound_advantage, bound_loss, bound_keep, bound_filter, needs_critic, needs_greedy
+    )
 
 
 def _is_column(value: object, batch: Batch) -> bool:

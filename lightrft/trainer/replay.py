@@ -38,6 +38,7 @@ def pack(
         scores=torch.tensor([t.reward for t in trajectories], dtype=torch.float32),
         weights=torch.zeros(int(lengths.sum())),
         behavior=concatenate([t.behavior for t in trajectories]),
+        greedy=torch.tensor([t.greedy_reward for t in trajectories], dtype=torch.float32),
     )
     for name in COLUMNS:
         if all(name in t.columns for t in trajectories):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +197,41 @@ class RLTrainer:
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in kept for t in group if t.finish == "length"):
                 t.mask = [False] * len(t)
-        return kept[:need], metrics
+        kept = kept[:need]
+        return (self._with_greedy(step, kept) if self.algorithm.needs_greedy else kept), metrics
+
+    def _with_greedy(self, step: int, groups: list[list[Trajectory]]) -> list[list[Trajectory]]:
+        """The groups, each answer told the reward of the most likely one; without groups where that could not be judged."""
+        sampling = training_sampling(self.config.rollout, seed=0)
+        with self.stage(Phase.ROLLOUT), self.actor.merged():
+            greedy = rollout(
+                self.engine,
+                [group[0].prompt for group in groups],
+                replace(sampling, n=1, temperature=0.0),
+                self.processor,
+                progress=self._sampled,
+            )
+        with self.stage(Phase.SCORE):
+            judged = self.judge([t for (t,) in greedy]).kept
+        self._penalise_length([judged])
+        rewards = {t.group: t.reward for t in judged}  # a group's number is its place here
+        for place, reward in rewards.items():
+            for t in groups[place]:
+                t.greedy_reward = reward
+        if not self.world.all(bool(rewards)):
+            raise RuntimeError(
+                f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
+                "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
+            )
+        return [group for place, group in enumerate(groups) if place in rewards]
 
     @torch.no_grad()
     def score(self, trajectories: list[Trajectory]) -> Metrics:
         """Fills the columns: old and reference log-probs and values where they are needed, rewards, advantages, returns."""
         metrics: Metrics = {}
-        for t in (t for t in trajectories if not len(t)):  # in no batch, so nothing else would fill its columns
+        for t in (
+            t for t in trajectories if not len(t)
+        ):  # in no batch, so nothing else would fill its columns
             t.columns |= {name: torch.zeros(0) for name in ("old", "ref", "values", "entropy")}
         self.progress.phase("score")
         with self.stage(Phase.SCORE):

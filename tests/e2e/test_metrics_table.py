@@ -58,12 +58,29 @@ def eventful_run(server, tmp_path_factory):
     return folder / "run"
 
 
-def test_every_metric_of_a_run_is_in_the_table(tiny_run, eventful_run):
-    assert sorted((logged(tiny_run) | logged(eventful_run)) - METRICS.keys()) == []
+@pytest.fixture(scope="session")
+def critical_run(server, tmp_path_factory):
+    """A run with a critic whose weights overflow at its first update, and with a penalty for length."""
+    folder = tmp_path_factory.mktemp("critical")
+    flags = [
+        *("--critic.optimizer.learning-rate", "1e38", "--algorithm.overlong-buffer", "2"),
+        *("--rollout.prompts-per-step", "4", "--steps", "2"),
+    ]
+    Lightrft(server, folder)("train", "tiny", "ppo", *PLAIN, "--run", "run", *flags)
+    return folder / "run"
 
 
-def test_every_metric_of_the_table_is_logged_by_some_run(tiny_run, eventful_run):
-    assert sorted(METRICS.keys() - logged(tiny_run) - logged(eventful_run)) == []
+@pytest.fixture(scope="session")
+def all_logged(tiny_run, eventful_run, critical_run):
+    return logged(tiny_run) | logged(eventful_run) | logged(critical_run)
+
+
+def test_every_metric_of_a_run_is_in_the_table(all_logged):
+    assert sorted(all_logged - METRICS.keys()) == []
+
+
+def test_every_metric_of_the_table_is_logged_by_some_run(all_logged):
+    assert sorted(METRICS.keys() - all_logged) == []
 
 
 def test_every_meaning_is_a_phrase():

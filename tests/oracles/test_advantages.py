@@ -49,6 +49,7 @@ class Answer:
         self.mask = [draw.random() < 0.8 for _ in range(length)]
         self.old = [-draw.random() for _ in range(length)]
         self.ref = [-draw.random() for _ in range(length)]
+        self.greedy = draw.uniform(-1, 1)
         self.values = [draw.gauss(0, 1) for _ in range(length)]
 
     def rewards(self, penalised):
@@ -84,6 +85,7 @@ def laid_end_to_end(answers, algo):
         old=column("old"),
         ref=column("ref"),
         values=column("values"),
+        greedy=torch.tensor([a.greedy for a in answers], dtype=torch.float64),
     )
     batch.rewards = token_rewards(batch, algo)
     return batch
@@ -112,6 +114,9 @@ def test_estimators_agree_with_their_papers(name, penalised, seed):
         rewards = [a.total(penalised) for a in siblings]
         if name == "reinforce":
             expected += to_come(answer, penalised)
+        elif name == "greedy_baseline":
+            sums = to_come(answer, penalised)
+            expected += [x - answer.greedy if m else 0.0 for x, m in zip(sums, answer.mask, strict=True)]
         elif name == "length_weighted_mean":
             value = length_weighted_mean(rewards, [sum(a.mask) for a in siblings], siblings.index(answer))
             expected += [value if m else 0.0 for m in answer.mask]

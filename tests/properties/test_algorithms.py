@@ -46,6 +46,7 @@ def random_batch(seed, *, grid=8):
         ref=column(0.5) - 1,
         behavior=column(0.5) - 1,
         values=column(0.5),
+        greedy=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
         weights=torch.zeros(total, dtype=torch.float64),
     )
 
@@ -59,6 +60,7 @@ def pick(batch, answers):
     lengths = [len(tokens) for tokens in where]
     small = make_batch(lengths, groups=batch.groups[answers].tolist(), scores=batch.scores[answers], **taken)
     small.token_ids = batch.token_ids[tokens]
+    small.greedy = batch.greedy[answers]
     return small
 
 
