@@ -17,8 +17,8 @@ def majority(answers: Sequence[Answer]) -> list[float]:
     """1 for each answer that concludes what most answers to the same draw of the question conclude, else 0.
 
     TTRL, Zuo et al. 2025 (https://arxiv.org/abs/2504.16084), section 2.2. Two conclusions are the same if they are the same
-    number, the same JSON object, or the same text but for spacing. An answer that concludes nothing has no vote; if none
-    concludes anything all get 0. Of equally frequent conclusions the one that was answered first wins.
+    number, the same JSON object, or the same text but for spacing. An answer that concludes nothing, or was cut for its
+    length, has no vote (cut answers agree too easily); if none has, all get 0. Of equally frequent conclusions the one that was answered first wins.
     Its mean is the share of votes that the winners have.
     """
     return [
@@ -46,7 +46,7 @@ def _by_group(answers: Sequence[Answer]) -> list[list[Answer]]:
 
 def _judged(group: Sequence[Answer]) -> list[tuple[Hashable, Hashable]]:
     """(its vote, the winner) of each answer."""
-    votes = [_vote(answer.answer) for answer in group]
+    votes = [_vote(answer) for answer in group]
     counts = Counter(vote for vote in votes if vote is not None)
     winner = (
         counts.most_common(1)[0][0] if counts else None
@@ -54,12 +54,14 @@ def _judged(group: Sequence[Answer]) -> list[tuple[Hashable, Hashable]]:
     return [(vote, winner) for vote in votes]
 
 
-def _vote(text: str) -> Hashable:
+def _vote(answer: Answer) -> Hashable:
     """What an answer concludes, in a form that is the same for the same conclusion; None for none."""
-    found = first_json_object(text)
+    if answer.finish == "length":
+        return None
+    found = first_json_object(answer.answer)
     if found is not None:
         return _label(found)
-    stated = conclusion(text)
+    stated = conclusion(answer.answer)
     return None if stated is None else _label(stated)
 
 

@@ -6,9 +6,9 @@ from lightrft.rewards.function import Answer, Question
 from lightrft.rewards.vote import majority, majority_right
 
 
-def answers(*texts, target="4", group=0):
+def answers(*texts, target="4", group=0, finish="stop"):
     question = Question("q", [], target, "task")
-    return [Answer(question, group, [], text, "stop") for text in texts]
+    return [Answer(question, group, [], text, finish) for text in texts]
 
 
 def test_what_most_say_is_right_however_they_write_it():
@@ -30,6 +30,11 @@ def test_who_concludes_nothing_has_no_vote_even_if_most_do():
     assert majority(answers("hm", "well", "oh", "5")) == [0.0, 0.0, 0.0, 1.0]
     assert majority(answers("hm", "well")) == [0.0, 0.0]
     assert majority_right(answers("hm", "well")) == [0.0, 0.0]
+
+
+def test_an_answer_that_was_cut_has_no_vote():
+    said = answers("5", "5", finish="length") + answers("4")
+    assert majority(said) == [0.0, 0.0, 1.0]
 
 
 def test_each_draw_of_a_question_has_its_own_vote():
