@@ -108,14 +108,13 @@ def function_table(table: Mapping[str, Callable[..., Any]]) -> str:
     lines = ["| name | what it is | source | options |", "|---|---|---|---|"]
     for name, function in table.items():
         doc = inspect.getdoc(function) or ""
+        about = " ".join(doc.split("\n\n")[0].split())
         links = " ".join(
             f"[{link.split('/')[-1]}]({link})" for link in re.findall(r"\((https?://[^)]+)\)", doc)
         )
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in own)
-        lines.append(
-            f"| `{name}` | {cell(' '.join(doc.split(chr(10) * 2)[0].split()))} | {links} | {options} |"
-        )
+        lines.append(f"| `{name}` | {cell(about)} | {links} | {options} |")
     return "\n".join(lines) + "\n"
 
 

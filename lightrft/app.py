@@ -238,14 +238,14 @@ def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> 
     return prompts
 
 
-def updates(config: Config, steps: int) -> int:
+def optimizer_steps(config: Config, steps: int) -> int:
     """Optimizer steps of so many training steps."""
     return steps * config.update.epochs * config.update.minibatches
 
 
 def actor_updates(config: Config) -> int:
     """Optimizer steps of the actor in the whole run."""
-    return updates(config, config.steps - config.critic.warmup_steps)
+    return optimizer_steps(config, config.steps - config.critic.warmup_steps)
 
 
 def build_critic(
@@ -255,7 +255,7 @@ def build_critic(
     if not algorithm.needs_critic:
         return None
     module = load_critic(config.model, config.critic.path, device)
-    return strategy.trainable(module, config.critic.optimizer, updates(config, config.steps))
+    return strategy.trainable(module, config.critic.optimizer, optimizer_steps(config, config.steps))
 
 
 def build_reference(
@@ -290,8 +290,9 @@ def build_stage(
     )
     stage.add("actor optimizer", own["optimizer"], Phase.TRAIN)
     if critic is not None:
-        stage.add("critic weights", critic.parts()["weights"], Phase.TRAIN, Phase.SCORE)
-        stage.add("critic optimizer", critic.parts()["optimizer"], Phase.TRAIN)
+        its = critic.parts()
+        stage.add("critic weights", its["weights"], Phase.TRAIN, Phase.SCORE)
+        stage.add("critic optimizer", its["optimizer"], Phase.TRAIN)
     for name, part in (reference.parts() if reference is not None else {}).items():
         stage.add(f"reference {name}", part, Phase.SCORE)
     for name, part in cache.items():

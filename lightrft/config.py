@@ -145,6 +145,8 @@ class RolloutConfig:
 
 COMPARING = ("group_norm", "group_mean", "leave_one_out", "length_weighted_mean")
 """Advantages that compare whole answers to one prompt."""
+WITHOUT_CRITIC = (*COMPARING, "reinforce", "greedy_baseline")
+"""All built-in advantages but gae."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +202,8 @@ class AlgorithmConfig:
     correction_limit: float = 2.0
     """Largest weight; mask also leaves out what is below its inverse."""
     options: dict[str, float] = field(default_factory=dict)
-    """Keyword arguments of the advantage, loss or keep function (dual_clip, tau_positive, drift, or your own function's), checked
-    against its signature at start-up."""
+    """Keyword arguments of the advantage, loss, keep or filter function (dual_clip, tau_positive, drift, answers_to_learn_from, or
+    your own function's), checked against its signature at start-up."""
 
     def __post_init__(self) -> None:
         if len(self.clip) != 2 or min(self.clip) < 0:
@@ -220,7 +222,7 @@ class AlgorithmConfig:
         for name, number in (("discount", self.discount), ("gae_lambda", self.gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
-        if self.gae_lambda != 1 and self.advantage in (*COMPARING, "reinforce", "greedy_baseline"):
+        if self.gae_lambda != 1 and self.advantage in WITHOUT_CRITIC:
             raise ValueError(
                 f"algorithm.gae_lambda={self.gae_lambda} has no effect with algorithm.advantage={self.advantage}. "
                 "Set algorithm.gae_lambda=1, or algorithm.advantage=gae."
@@ -445,8 +447,7 @@ class Config:
                 f"rollout.group_size={self.rollout.group_size}: algorithm.advantage={self.algorithm.advantage} compares answers to one "
                 "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
             )
-        without = (*COMPARING, "reinforce", "greedy_baseline")
-        if self.critic != CriticConfig() and self.algorithm.advantage in without:
+        if self.critic != CriticConfig() and self.algorithm.advantage in WITHOUT_CRITIC:
             raise ValueError(
                 f"critic: algorithm.advantage={self.algorithm.advantage} has no critic, so its settings would have no effect. "
                 "Leave them out, or set algorithm.advantage=gae."

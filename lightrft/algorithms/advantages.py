@@ -87,9 +87,8 @@ def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, T
     """
     groups = _compare(batch, algo, "length_weighted_mean")
     length = segment_count(batch.mask, batch.segments, batch.num_sequences).double()
-    size = int(groups.group.max()) + 1 if groups.group.numel() else 0
-    weighted = segment_sum(groups.centred * length, groups.group, size)
-    total = segment_sum(length, groups.group, size).clamp(min=1)
+    weighted = segment_sum(groups.centred * length, groups.group, batch.num_sequences)
+    total = segment_sum(length, groups.group, batch.num_sequences).clamp(min=1)
     return _spread(groups.centred - (weighted / total)[groups.group], batch), _returns(batch)
 
 
@@ -118,14 +117,12 @@ def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """
     assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
     assert batch.values is not None, "algorithm.advantage=gae needs the critic's values"
-    values = torch.where(batch.mask, batch.values, 0.0)
-    chosen, place = values[batch.mask], batch.segments[batch.mask]
-    following = torch.zeros_like(chosen)
-    following[:-1] = torch.where(place[1:] == place[:-1], chosen[1:], 0.0)
-    following = torch.zeros_like(values).masked_scatter(batch.mask, following)
-    surprise = torch.where(batch.mask, batch.rewards + algo.discount * following - values, 0.0)
-    advantages = _to_come(surprise, batch, algo.discount * algo.gae_lambda)
-    return advantages, advantages + values
+    rewards, values, answer = (x[batch.mask] for x in (batch.rewards, batch.values, batch.segments))
+    following = torch.zeros_like(values)
+    following[:-1] = torch.where(answer[1:] == answer[:-1], values[1:], 0.0)
+    surprise = rewards + algo.discount * following - values
+    advantages = reverse_scan(surprise, answer, algo.discount * algo.gae_lambda)
+    return _at_chosen(advantages, batch), _at_chosen(advantages + values, batch)
 
 
 gae.needs_values = True  # type: ignore[attr-defined]
@@ -138,12 +135,9 @@ def explained_variance(
 
     0 is one that knows no more than the mean; a bad one is below. NaN where all returns are equal. `reduce` as in whiten.
     """
-    returns, error = returns[mask].double(), (returns - values)[mask].double()
-    ones = torch.ones_like(returns)
-    count, total, missed = reduce(torch.stack([ones.sum(), returns.sum(), error.sum()]))
-    squares = [(returns - total / count).square().sum(), (error - missed / count).square().sum()]
-    spread = reduce(torch.stack(squares))
-    return float(1 - spread[1] / spread[0]) if spread[0] > 0 else float("nan")
+    _, all_of_it = _moments(returns[mask].double(), reduce)
+    _, left = _moments((returns - values)[mask].double(), reduce)
+    return float(1 - left / all_of_it) if all_of_it > 0 else float("nan")
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
@@ -153,14 +147,18 @@ def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> 
     on one without tokens. Float64 inside; population deviation (divisor: the number of tokens). Values that
     are all equal give exactly 0: a deviation below 1e-9 of the mean is rounding.
     """
-    chosen = values.double()[mask]
-    total, count = reduce(torch.stack([chosen.sum(), torch.ones_like(chosen).sum()]))
-    mean = total / count.clamp(min=1)
-    squares = reduce((chosen - mean).square().sum())
-    deviation = (squares / count.clamp(min=1)).sqrt()
+    mean, variance = _moments(values.double()[mask], reduce)
+    deviation = variance.sqrt()
     if deviation <= 1e-9 * mean.abs():
         return torch.zeros_like(values)
     return torch.where(mask, (values.double() - mean) / deviation, 0.0).to(values.dtype)
+
+
+def _moments(values: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and population variance of the `values` of all ranks; 0 where no rank has any. Calls `reduce` twice."""
+    total, count = reduce(torch.stack([values.sum(), torch.ones_like(values).sum()]))
+    mean = total / count.clamp(min=1)
+    return mean, reduce((values - mean).square().sum()) / count.clamp(min=1)
 
 
 class _Groups(NamedTuple):
@@ -204,16 +202,14 @@ def _spread(values: Tensor, batch: Batch) -> Tensor:
 
 def _returns(batch: Batch, discount: float = 1.0) -> Tensor:
     assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
-    return _to_come(batch.rewards, batch, discount)
+    # Tokens that the policy did not choose (a tool's output) are no time steps: they are stepped over.
+    to_come = reverse_scan(batch.rewards[batch.mask], batch.segments[batch.mask], discount)
+    return _at_chosen(to_come, batch)
 
 
-def _to_come(values: Tensor, batch: Batch, discount: float) -> Tensor:
-    """(T,) out_t = values_t + discount * out of the next chosen token of the same answer; 0 outside the mask.
-
-    Tokens that the policy did not choose (a tool's output) are no time steps: they are stepped over.
-    """
-    chosen = reverse_scan(values[batch.mask], batch.segments[batch.mask], discount)
-    return torch.zeros_like(values).masked_scatter(batch.mask, chosen)
+def _at_chosen(values: Tensor, batch: Batch) -> Tensor:
+    """One value per chosen token, in order, as a column (T,) that is 0 outside the mask."""
+    return values.new_zeros(batch.num_tokens).masked_scatter(batch.mask, values)
 
 
 Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]

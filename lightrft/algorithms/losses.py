@@ -46,7 +46,7 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
         worst = -dual_clip * advantages
         beyond = (advantages < 0) & (loss > worst)
         loss, stopped = torch.where(beyond, worst, loss), stopped | beyond
-    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+    return _clipped_terms(loss, difference, stopped)
 
 
 def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -60,7 +60,7 @@ def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     difference = log_ratio(new, batch)
     ratio = _answer_mean(difference, batch).exp()
     loss, stopped = _pessimistic(ratio, _advantages(batch), algo)
-    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+    return _clipped_terms(loss, difference, stopped)
 
 
 def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -73,7 +73,7 @@ def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> 
     difference = log_ratio(new, batch)
     ratio = (_answer_mean(difference, batch).detach() + difference - difference.detach()).exp()
     loss, stopped = _pessimistic(ratio, _advantages(batch), algo)
-    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+    return _clipped_terms(loss, difference, stopped)
 
 
 def geometric(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -92,7 +92,7 @@ def geometric(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     worse = torch.minimum(sign * difference, sign * bounded) * sign
     loss = -advantages * _answer_mean(worse, batch).exp()
     stopped = (difference - bounded) * advantages > 0
-    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+    return _clipped_terms(loss, difference, stopped)
 
 
 def cispo(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -107,7 +107,7 @@ def cispo(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     ratio = difference.detach().exp()
     weight = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
     loss = -weight * _advantages(batch) * torch.where(batch.mask, new, 0.0)
-    return Terms(loss, {**_drift(difference), "clip_share": (weight != ratio).to(loss.dtype)})
+    return _clipped_terms(loss, difference, weight != ratio)
 
 
 def sapo(
@@ -152,8 +152,7 @@ def cpgd(
     inside = difference.clamp(max=math.log1p(drift_clip))
     pull = inside.expm1() - inside + drift_clip * (difference - inside)
     stopped = (difference - bounded) * advantages > 0
-    metrics = {**_drift(difference), "clip_share": stopped.to(loss.dtype)}
-    return Terms(loss + drift * pull, metrics)
+    return _clipped_terms(loss + drift * pull, difference, stopped)
 
 
 def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -223,6 +222,11 @@ def _pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tu
     bounded = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
     loss = -torch.minimum(ratio * advantages, bounded * advantages)
     return loss, (ratio - bounded) * advantages > 0
+
+
+def _clipped_terms(loss: Tensor, difference: Tensor, stopped: Tensor) -> Terms:
+    """A loss with its diagnostics, from the log-ratio and where a clip acts, all (T,)."""
+    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
 
 
 def _answer_mean(values: Tensor, batch: Batch) -> Tensor:

@@ -50,9 +50,8 @@ def best_random(group: GroupOfTrajectories, draw: random.Random) -> list[Traject
     PF-PPO, Shen and Zhang 2024 (https://arxiv.org/abs/2409.06957), filter "best-random": a reward model errs least about its highest
     scores, so these are worth most, and the random one keeps the policy from seeing successes only.
     """
-    best = max(range(len(group)), key=lambda i: group[i].reward)
-    others = [i for i in range(len(group)) if i != best]
-    return [group[best], *([group[draw.choice(others)]] if others else [])]
+    best, others = _best_and_others(group)
+    return [best, draw.choice(others)] if others else [best]
 
 
 def best_worst(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
@@ -60,9 +59,13 @@ def best_worst(group: GroupOfTrajectories, draw: random.Random) -> list[Trajecto
 
     PF-PPO, Shen and Zhang 2024 (https://arxiv.org/abs/2409.06957), filter "best-worst".
     """
-    best = max(range(len(group)), key=lambda i: group[i].reward)
-    others = [i for i in range(len(group)) if i != best]
-    return [group[best], *([group[min(others, key=lambda i: group[i].reward)]] if others else [])]
+    best, others = _best_and_others(group)
+    return [best, min(others, key=lambda t: t.reward)] if others else [best]
+
+
+def _best_and_others(group: GroupOfTrajectories) -> tuple[Trajectory, list[Trajectory]]:
+    place = max(range(len(group)), key=lambda i: group[i].reward)
+    return group[place], [*group[:place], *group[place + 1 :]]
 
 
 def random_answers(
@@ -121,8 +124,7 @@ def high_entropy(
         return count if over == "sequence" else reduce(count)
 
     wanted = torch.ceil(total(mask) * share - 1e-9)
-    low, high = torch.zeros(bins, dtype=torch.int64), torch.full((bins,), 2**31 - 1)
-    low, high = low.to(bits.device), high.to(bits.device)
+    low, high = bits.new_zeros(bins), bits.new_full((bins,), 2**31 - 1)
     for _ in range(31):
         middle = (low + high + 1) // 2
         enough = total(mask & (bits >= middle[place])) >= wanted

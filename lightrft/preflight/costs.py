@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from lightrft.config import Config
 from lightrft.models.values import critic_size
-from lightrft.preflight.policy import LONGEST_SAMPLE, Policy, trainer_logprobs
+from lightrft.preflight.policy import LONGEST_SAMPLE, Policy
 from lightrft.preflight.questions import Parts, Questions, needs_old
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.device import device_bytes, release_memory
 from lightrft.strategy.engines.cache import ANSWER_PAGE, PROMPT_PAGE
 from lightrft.trainer.replay import pack, plan
-from lightrft.trainer.rollout import training_sampling
+from lightrft.trainer.rollout import training_logprobs, training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.progress import clock
 
@@ -162,7 +162,7 @@ def measure_pass(config: Config, parts: Parts, policy: Policy, answers: Sequence
 
 def forward(config: Config, actor: Trainable, batch: Batch) -> Tensor:
     """A loss with everything behind it that a backward pass needs; the device is done with it."""
-    loss = -trainer_logprobs(config, actor, batch).values.mean()
+    loss = -training_logprobs(actor.module, batch, config).values.mean()
     float(loss.detach())
     return loss
 

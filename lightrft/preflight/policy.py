@@ -13,14 +13,14 @@ from torch import nn
 
 from lightrft.config import Config
 from lightrft.models.load import load_model
-from lightrft.models.logprobs import LogProbs, logprobs, text_config
+from lightrft.models.logprobs import text_config
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.engines.base import Engine
 from lightrft.trainer.replay import pack
-from lightrft.trainer.rollout import rollout, training_sampling
-from lightrft.types import Batch, Trajectory
+from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
+from lightrft.types import Trajectory
 from lightrft.utils.progress import shorten
 
 PROMPTS, SAMPLES = 2, 2
@@ -111,7 +111,7 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
         [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
     )
     with torch.no_grad():
-        gap = (trainer_logprobs(config, policy.actor, batch).values - batch.behavior).abs()
+        gap = (training_logprobs(policy.actor.module, batch, config).values - batch.behavior).abs()
     mean, largest = float(gap.mean()), float(gap.max())
     section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
     judge_mismatch(section, config, mean, largest)
@@ -136,16 +136,4 @@ def judge_mismatch(section: Section, config: Config, mean: float, largest: float
         f"engine and trainer do not agree: the {name} difference is {found:.2g}, usual for {dtype} is at most {limit:g}. Likely causes: other weights in the "
         "engine than in the trainer, another temperature, sampling settings that cut the distribution, another prompt (template), "
         "or attention that is computed differently (compare with model.attention=separate)."
-    )
-
-
-def trainer_logprobs(config: Config, actor: Trainable, batch: Batch) -> LogProbs:
-    """As RLTrainer takes them."""
-    return logprobs(
-        actor.module,
-        batch,
-        temperature=config.rollout.temperature,
-        first_temperature=config.rollout.first_temperature,
-        max_logits=config.update.logits_per_chunk,
-        exact_attention=config.model.attention == "separate",
     )

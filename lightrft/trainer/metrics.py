@@ -53,7 +53,7 @@ METRICS: dict[str, str] = {
     "counts/dropped_answers": "answers dropped because a reward failed (rewards.on_failure=drop)",
     "counts/failed/PART": "failures of one reward function",
     "counts/bad_updates": "updates skipped for a NaN or infinite loss or gradient, in this step",
-    "counts/answers": "answers learnt from in this step, all ranks",
+    "counts/answers": "answers drawn and judged in this step, all ranks, whether or not they are learnt from",
     "evaluation/TASK": "held-out score of a task: mean reward of the task's own reward function",
     "evaluation/mean": "the scores of all evaluation tasks, weighted",
 }

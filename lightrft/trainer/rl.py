@@ -20,7 +20,7 @@ from lightrft.algorithms.shaping import overlong_penalty
 from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
 from lightrft.models.load import save_model
-from lightrft.models.logprobs import LogProbs, logprobs
+from lightrft.models.logprobs import LogProbs
 from lightrft.models.processor import Processor
 from lightrft.models.values import values
 from lightrft.rewards.base import Judge
@@ -35,7 +35,7 @@ from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import pack, plan, unpack
-from lightrft.trainer.rollout import rollout, training_sampling
+from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils import trajectories as saved
 from lightrft.utils.atomic import explained, folder
@@ -469,14 +469,7 @@ class RLTrainer:
         return plan(trajectories, update.tokens_per_batch, share_prompts=update.share_prompts)
 
     def _logprobs(self, model: Trainable | Frozen, batch: Batch) -> LogProbs:
-        return logprobs(
-            model.module,
-            batch,
-            temperature=self.config.rollout.temperature,
-            first_temperature=self.config.rollout.first_temperature,
-            max_logits=self.config.update.logits_per_chunk,
-            exact_attention=self.config.model.attention == "separate",
-        )
+        return training_logprobs(model.module, batch, self.config)
 
     def _values(self, critic: Trainable, batch: Batch) -> torch.Tensor:
         return values(critic.module, batch, exact_attention=self.config.model.attention == "separate")

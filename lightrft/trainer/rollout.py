@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lightrft.config import RolloutConfig
+from torch import nn
+
+from lightrft.config import Config, RolloutConfig
+from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.base import Engine
-from lightrft.types import Prompt, Sampling, Trajectory
+from lightrft.types import Batch, Prompt, Sampling, Trajectory
 
 
 def rollout(
@@ -42,6 +45,18 @@ def rollout(
         ]
         for place, (prompt, answers) in enumerate(zip(prompts, completions, strict=True))
     ]
+
+
+def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogProbs:
+    """Log-probs and entropy of a batch under the distribution that `training_sampling` draws from."""
+    return logprobs(
+        module,
+        batch,
+        temperature=config.rollout.temperature,
+        first_temperature=config.rollout.first_temperature,
+        max_logits=config.update.logits_per_chunk,
+        exact_attention=config.model.attention == "separate",
+    )
 
 
 def training_sampling(config: RolloutConfig, seed: int) -> Sampling:
