@@ -246,6 +246,30 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
         (["--optimizer.learning-rate", "-1"], ["optimizer.learning_rate=-1"]),
         (["--checkpoint.keep", "0"], ["checkpoint.keep=0"]),
         (["--log.capture-spikes", "0.5"], ["log.capture_spikes=0.5"]),
+        (["--rollout.first-temperature", "-1"], ["rollout.first_temperature=-1", "e.g. 10"]),
+        (
+            ["--algorithm.discount", "0.9"],
+            ["algorithm.discount=0.9", "group_norm", "algorithm.advantage=reinforce"],
+        ),
+        (["--algorithm.discount", "1.5", "--algorithm.advantage", "gae"], ["algorithm.discount=1.5"]),
+        (["--algorithm.gae-lambda", "0.9"], ["algorithm.gae_lambda=0.9", "algorithm.advantage=gae"]),
+        (["--algorithm.entropy-share", "0"], ["algorithm.entropy_share=0", "e.g. 0.2"]),
+        (["--algorithm.correction-limit", "1"], ["algorithm.correction_limit=1", "above 1"]),
+        (["--algorithm.overlong-buffer", "5"], ["algorithm.overlong_buffer=5", "rollout.max_tokens=4"]),
+        (["--algorithm.filter", "best_wurst"], ["best_wurst", "best_worst"]),
+        (["--algorithm.filter", "random_answers"], ["answers_to_learn_from"]),
+        (["--critic.value-clip", "0.5"], ["critic", "algorithm.advantage=gae"]),
+        (
+            ["--algorithm.advantage", "gae", "--critic.warmup-steps", "1"],
+            ["critic.warmup_steps=1", "steps=1", "Lower critic.warmup_steps"],
+        ),
+        (
+            [
+                *("--algorithm.keep", "mixed_outcomes", "--rollout.group-size", "1"),
+                *("--algorithm.advantage", "reinforce"),
+            ],
+            ["algorithm.keep=mixed_outcomes", "rollout.group_size=1", "algorithm.keep=all"],
+        ),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )

@@ -10,6 +10,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightrft.trainer.capsule import read
+from lightrft.utils import trajectories
 from lightrft.utils.states import read_state
 from tests.e2e.runs import PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
 
@@ -204,3 +206,36 @@ def test_the_saved_model_of_a_lora_run_has_its_adapters_inside(lightrft, tmp_pat
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, pad_token_id=0).shape[1] > 3
     assert steps(tmp_path / "run")[-1]["grad_norm"] > 0
+
+
+def test_in_its_warm_up_only_the_critic_learns(lightrft, tmp_path):
+    flags = ["--rollout.prompts-per-step", "8", "--critic.warmup-steps", "2", "--steps", "4"]
+    lightrft("train", "tiny", "ppo", *PLAIN, *flags, "--run", "run")
+    taken = steps(tmp_path / "run")
+    assert [row["weights/version"] for row in taken] == [0, 0, 0, 1]
+    assert ["grad_norm" in row for row in taken] == [False, False, True, True]
+    assert all(row["critic/grad_norm"] > 0 for row in taken)
+
+
+def test_advantages_are_clipped(lightrft, tmp_path):
+    lightrft("train", "tiny", *PLAIN, "--steps", "1", "--algorithm.advantage-clip", "0.25", "--run", "run")
+    found = {a for row in trajectories.load(tmp_path / "run", 1) for a in row["tokens"]["advantages"]}
+    assert max(map(abs, found)) == 0.25
+
+
+def test_long_answers_lose_as_much_of_their_reward_as_is_set(lightrft, tmp_path):
+    """A buffer of 4 of 8 tokens: an answer of 6 pays half of the penalty, one of 8 all of it."""
+    flags = ["--algorithm.overlong-buffer", "4", "--algorithm.overlong-penalty", "0.5"]
+    lightrft("train", "tiny", *PLAIN, *flags, "--steps", "1", "--run", "run")
+    rows_of = trajectories.load(tmp_path / "run", 1)
+    for row in rows_of:
+        assert row["parts"]["overlong"] == max(0, row["length"] - 4) / 4
+        assert row["reward"] == pytest.approx(row["parts"]["same_kind"] - 0.5 * row["parts"]["overlong"])
+    assert {row["parts"]["overlong"] for row in rows_of} != {0.0}
+
+
+def test_only_the_answers_that_a_filter_leaves_are_learnt_from(lightrft, tmp_path):
+    lightrft("train", "tiny", "pf_ppo", *PLAIN, "--steps", "1", "--capture-steps", "1", "--run", "run")
+    assert len(trajectories.load(tmp_path / "run", 1)) == 16, "all are recorded"
+    assert len(read(tmp_path / "run", 1).trajectories) == 8, "of four groups two each"
+    assert "equal bit for bit" in lightrft("replay", "run", "--step", "1")
