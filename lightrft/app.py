@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.algorithms.algorithm import Algorithm, build
-from lightrft.config import Config, RolloutConfig, StrategyConfig
+from lightrft.config import Config, LoraConfig, ModelConfig, RolloutConfig, StrategyConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import prepare
 from lightrft.datasets.tasks import Task, load_task
@@ -38,7 +38,9 @@ from lightrft.strategy.single import Single, WithoutAdapters
 from lightrft.strategy.world import World
 from lightrft.trainer.capsule import Capsules
 from lightrft.trainer.evaluate import Evaluator, Exam
+from lightrft.trainer.experience import Experience
 from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.scores import Scores
 from lightrft.types import Prompt
 from lightrft.utils import layers
 from lightrft.utils.atomic import explained, write_text
@@ -128,17 +130,20 @@ def build_trainer(
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     processor = load_processor(config.model)
+    check_teacher(config, processor)
     curriculum = build_curriculum(config, processor, world)
     stack.enter_context(curriculum.judge)
     stack.enter_context(curriculum.exam_judge)
+    scores, experience = build_scores(config, curriculum.judge, world), Experience(config.replay, world.size)
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
 
     actor = strategy.trainable(load_model(config.model, device), config.optimizer, actor_updates(config))
     critic = build_critic(config, algorithm, strategy, device)
     reference = build_reference(config, algorithm, actor, strategy, device)
+    teacher = build_teacher(config, algorithm, strategy, device)
     engine = make_engine(actor.module, processor, config.rollout)
-    stage = build_stage(actor, critic, reference, engine, device)
+    stage = build_stage(actor, critic, {"reference": reference, "teacher": teacher}, engine, device)
     logger = (
         Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         if world.is_first
@@ -157,17 +162,19 @@ def build_trainer(
         actor=actor,
         critic=critic,
         reference=reference,
+        teacher=teacher,
         engine=engine,
         processor=processor,
         prompts=curriculum.prompts,
         judge=curriculum.judge,
+        scores=scores,
+        experience=experience,
         algorithm=algorithm,
         evaluator=evaluator,
         checkpoints=checkpoints,
         capsules=Capsules(run, config.log),
         logger=logger,
         progress=progress,
-        config_yaml=layers.to_yaml(config),
         started=started,
     )
     if state is not None:
@@ -194,8 +201,7 @@ def build_curriculum(config: Config, processor: Processor, world: World) -> Curr
             "tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
         )
     tasks = {name: load_task(name) for name in config.tasks.train}
-    rewards = {task.name: task_rewards(config, task) for task in tasks.values()}
-    judge = Judge(rewards, config.rewards)
+    judge = Judge(training_rewards(config, tasks.values()), config.rewards)
     sources = [
         (prompts_of(config, task, "train", processor), config.tasks.train[name])
         for name, task in tasks.items()
@@ -217,7 +223,13 @@ def build_exams(config: Config, processor: Processor) -> tuple[list[Exam], Judge
         exams.append(Exam(task, prompts[: config.evaluate.limit or None], weight))
     rewards = {exam.task.name: dict(exam.task.rewards) or task_rewards(config, exam.task) for exam in exams}
     # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
-    return exams, Judge(rewards, replace(config.rewards, functions={}, on_failure="drop"))
+    return exams, Judge(rewards, replace(config.rewards, on_failure="drop"))
+
+
+def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[str, float]]:
+    """Task -> its rewards in training, with the cost of a constraint among them, which adds nothing to the reward."""
+    cost = {config.constraint.cost: 0.0} if config.constraint.cost else {}
+    return {task.name: cost | task_rewards(config, task) for task in tasks}
 
 
 def task_rewards(config: Config, task: Task) -> dict[str, float]:
@@ -269,10 +281,44 @@ def build_reference(
     return strategy.frozen(load_model(config.model, device, trainable=False))
 
 
+def teacher_model(config: Config) -> ModelConfig:
+    """The teacher as a model: held as the actor is, without adapters."""
+    teacher = config.teacher
+    return replace(config.model, path=teacher.path, revision=teacher.revision, lora=LoraConfig())
+
+
+def check_teacher(config: Config, processor: Processor) -> None:
+    """ValueError if the teacher does not speak the policy's tokens: its log-probs would be of other words."""
+    if not config.teacher.path:
+        return
+    mine, its = processor.tokenizer.get_vocab(), load_processor(teacher_model(config)).tokenizer.get_vocab()
+    if mine != its:
+        apart = len(mine.items() ^ its.items())
+        raise ValueError(
+            f"teacher.path={config.teacher.path}: {apart} tokens differ from those of model.path={config.model.path}, and a teacher "
+            "judges token by token. Take a teacher with the same tokenizer, e.g. a larger model of the same family."
+        )
+
+
+def build_teacher(
+    config: Config, algorithm: Algorithm, strategy: Strategy, device: torch.device
+) -> Frozen | None:
+    """The model whose log-probs the policy follows, if there is one."""
+    if not algorithm.needs_teacher:
+        return None
+    return strategy.frozen(load_model(teacher_model(config), device, trainable=False))
+
+
+def build_scores(config: Config, judge: Judge, world: World) -> Scores:
+    """What becomes of rewards before they are learnt from."""
+    cost = judge.labels[config.constraint.cost] if config.constraint.cost else ""
+    return Scores(list(judge.weights), config.rewards, config.constraint, cost, world)
+
+
 def build_stage(
     actor: Trainable,
     critic: Trainable | None,
-    reference: Frozen | None,
+    frozen: Mapping[str, Frozen | None],
     engine: Engine,
     device: torch.device,
 ) -> Stage:
@@ -293,8 +339,9 @@ def build_stage(
         its = critic.parts()
         stage.add("critic weights", its["weights"], Phase.TRAIN, Phase.SCORE)
         stage.add("critic optimizer", its["optimizer"], Phase.TRAIN)
-    for name, part in (reference.parts() if reference is not None else {}).items():
-        stage.add(f"reference {name}", part, Phase.SCORE)
+    for who, model in frozen.items():
+        for name, part in (model.parts() if model is not None else {}).items():
+            stage.add(f"{who} {name}", part, Phase.SCORE)
     for name, part in cache.items():
         stage.add(f"engine {name}", part, *([Phase.SYNC] if name == "weights" else []), Phase.ROLLOUT)
     return stage

@@ -107,6 +107,8 @@ class RolloutConfig:
     """Sampling temperature; trainer log-probs are taken at the same."""
     first_temperature: float = 0.0
     """Another temperature, usually a high one, for the first token of each answer (FIRE); 0: the same as for the others."""
+    first_top_k: int = 0
+    """Draw the first token of each answer among the k likeliest only; 0: like the others."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0: all. Restricting the draw (top_k, top_p, min_p) leaves the ratio as it is, but
     the mismatch metrics then hold the log of the kept probability as well."""
@@ -118,6 +120,8 @@ class RolloutConfig:
     """Texts that end an answer."""
     max_draws: int = 4
     """With algorithm.keep other than all: most rounds of drawing per step before training on what there is."""
+    surplus: Literal["drop", "keep"] = "drop"
+    """Groups drawn too much, with algorithm.keep other than all: drop them, or learn from them in the next step."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
 
     def __post_init__(self) -> None:
@@ -137,15 +141,16 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.first_temperature={self.first_temperature}: must be above 0, e.g. 10, or 0 for rollout.temperature."
             )
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or min(self.top_k, self.first_top_k) < 0:
             raise ValueError(
-                f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}: need 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0."
+                f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, first_top_k={self.first_top_k}: need "
+                "0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0 and first_top_k >= 0."
             )
 
 
 COMPARING = ("group_norm", "group_mean", "leave_one_out", "length_weighted_mean")
 """Advantages that compare whole answers to one prompt."""
-WITHOUT_CRITIC = (*COMPARING, "reinforce", "greedy_baseline")
+WITHOUT_CRITIC = (*COMPARING, "reinforce", "greedy_baseline", "none")
 """All built-in advantages but gae."""
 
 
@@ -154,7 +159,8 @@ class AlgorithmConfig:
     """A row of settings over pure functions. The defaults are GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline, gae (with a critic); or an import path."""
+    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline, gae (with a critic), none (with a
+    teacher); or an import path."""
     discount: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier, from 0 to 1."""
     gae_lambda: float = 1.0
@@ -173,7 +179,7 @@ class AlgorithmConfig:
     """Which answers of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
     random_answers, or an import path."""
     entropy_share: float = 1.0
-    """Learn only from this share of the tokens, those with the highest entropy; the others keep their place in averages. 1: all."""
+    """Learn only from this share of the tokens, those with the highest entropy at sampling. 1: all."""
     entropy_over: Literal["batch", "sequence"] = "batch"
     """What entropy_share is a share of: the tokens of a step on all ranks, or those of each answer."""
     kl: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
@@ -182,6 +188,18 @@ class AlgorithmConfig:
     """Weight of the divergence from the reference; 0 loads no reference model."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the divergence enters."""
+    kl_target: float = 0.0
+    """Divergence per token that kl_coefficient is steered towards, step by step; 0: the coefficient is fixed."""
+    kl_gain: float = 0.1
+    """With kl_target: kl_coefficient changes by at most a fifth of this share per step."""
+    reference_steps: int = 0
+    """The reference follows the policy every so many steps; 0: it stays the model the run began with."""
+    reference_share: float = 1.0
+    """How far it follows: 1 becomes the policy; small, with reference_steps=1, is a moving average."""
+    teacher_coefficient: float = 0.0
+    """Weight of the divergence from teacher.path, per token (on-policy distillation); 0 loads no teacher."""
+    teacher_in: Literal["advantage", "loss"] = "advantage"
+    """Where the teacher enters: log teacher - log policy is added to the advantage, or its divergence (k3+) to the loss."""
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus in the loss."""
     truncated: Literal["keep", "mask"] = "keep"
@@ -218,7 +236,13 @@ class AlgorithmConfig:
             raise ValueError(
                 f"algorithm.correction_limit={self.correction_limit}: the weight of a token both agree about is 1, so set it above 1, e.g. 2."
             )
-        at_least(0, "algorithm", overlong_buffer=self.overlong_buffer)
+        at_least(0, "algorithm", overlong_buffer=self.overlong_buffer, reference_steps=self.reference_steps)
+        self._check_reference()
+        if self.advantage == "none" and (self.teacher_coefficient == 0 or self.teacher_in != "advantage"):
+            raise ValueError(
+                "algorithm.advantage=none leaves everything to a teacher, and none enters the advantage. Set teacher.path, "
+                "algorithm.teacher_coefficient=1 and algorithm.teacher_in=advantage, or another algorithm.advantage."
+            )
         for name, number in (("discount", self.discount), ("gae_lambda", self.gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
@@ -233,6 +257,75 @@ class AlgorithmConfig:
                 "no discount. Set algorithm.discount=1, or algorithm.advantage=reinforce."
             )
 
+    def _check_reference(self) -> None:
+        if self.kl_target < 0 or self.kl_gain <= 0:
+            raise ValueError(
+                f"algorithm.kl_target={self.kl_target}, kl_gain={self.kl_gain}: the target must be at least 0 (0: fixed "
+                "kl_coefficient), the gain above 0, e.g. 0.1."
+            )
+        if not 0 < self.reference_share <= 1:
+            raise ValueError(
+                f"algorithm.reference_share={self.reference_share}: a share above 0 and at most 1 (1: becomes the policy)."
+            )
+        for name, unset in (("kl_target", 0.0), ("reference_steps", 0)):
+            if getattr(self, name) != unset and self.kl_coefficient == 0:
+                raise ValueError(
+                    f"algorithm.{name}={getattr(self, name)} has no effect with algorithm.kl_coefficient=0, which loads no reference. "
+                    f"Set algorithm.kl_coefficient, e.g. 0.01, or algorithm.{name}={unset:g}."
+                )
+        if self.reference_share != 1 and self.reference_steps == 0:
+            raise ValueError(
+                f"algorithm.reference_share={self.reference_share} has no effect with algorithm.reference_steps=0. "
+                "Set algorithm.reference_steps=1 for a moving average."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A better model whose word-by-word judgement the policy follows; only with algorithm.teacher_coefficient."""
+
+    path: str = ""
+    """Model, as in model.path; its tokenizer must be the policy's."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstraintConfig:
+    """A cost that must stay low while the reward rises (PPO-Lagrangian). Off without cost."""
+
+    cost: str = ""
+    """Reward function (name or import path) that gives the cost of an answer; it need not be among rewards.functions."""
+    limit: float = 0.0
+    """Mean cost that is allowed."""
+    multiplier: float = 1.0
+    """What a unit of cost takes off the reward, at the start."""
+    learning_rate: float = 0.1
+    """Per step the multiplier rises by this times (mean cost - limit), never below 0."""
+    max_multiplier: float = 100.0
+    """Where it stops."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.multiplier <= self.max_multiplier or self.learning_rate < 0:
+            raise ValueError(
+                f"constraint.multiplier={self.multiplier}, max_multiplier={self.max_multiplier}, learning_rate={self.learning_rate}: "
+                "need 0 <= multiplier <= max_multiplier and learning_rate >= 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Answers of earlier steps, learnt from again beside the new ones, with the log-probs of the policy that sampled them."""
+
+    groups: int = 0
+    """Groups of earlier steps that each step learns from again, over all ranks; 0: none."""
+    max_age: int = 4
+    """Steps after which an answer is not used any more."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "replay", groups=self.groups)
+        at_least(1, "replay", max_age=self.max_age)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
@@ -246,6 +339,10 @@ class RewardConfig:
     """A reward that raises, hangs, or returns NaN or infinity: stop the run, or drop those answers, counted and logged."""
     workers: int = 1
     """Child processes that compute rewards; 0 computes them in the main process, without time limit."""
+    scale: dict[str, float] = field(default_factory=dict)
+    """Task -> factor on the rewards of its answers before they are learnt from; 1 where a task is not named."""
+    normalise: Literal["none", "scale", "shift_and_scale"] = "none"
+    """Divide rewards by the deviation of all rewards of their task so far in the run, on all ranks; or subtract the mean first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,6 +529,9 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
+    constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
@@ -462,6 +562,13 @@ class Config:
                 "algorithm.keep=mixed_outcomes keeps groups in which rewards differ, and with rollout.group_size=1 there are none. "
                 "Set rollout.group_size=8, or algorithm.keep=all."
             )
+        self._check_others()
+        self._check_reuse()
+        unknown = sorted(self.rewards.scale.keys() - self.tasks.train.keys())
+        if unknown:
+            raise ValueError(
+                f"rewards.scale names '{unknown[0]}', which is not among tasks.train: {', '.join(self.tasks.train) or 'none'}."
+            )
         if self.algorithm.overlong_buffer > self.rollout.max_tokens:
             raise ValueError(
                 f"algorithm.overlong_buffer={self.algorithm.overlong_buffer} is more than rollout.max_tokens={self.rollout.max_tokens}, so "
@@ -473,6 +580,48 @@ class Config:
                 f"update.minibatches={self.update.minibatches} but a step has only {answers} answers (rollout.prompts_per_step="
                 f"{self.rollout.prompts_per_step} x rollout.group_size={self.rollout.group_size}). Lower update.minibatches."
             )
+
+    def _check_others(self) -> None:
+        if not self.constraint.cost and self.constraint != ConstraintConfig():
+            raise ValueError(
+                "constraint: without constraint.cost its other settings have no effect. Set constraint.cost to a reward function, "
+                "e.g. length, or leave them out."
+            )
+        coefficient = self.algorithm.teacher_coefficient
+        if coefficient and not self.teacher.path:
+            raise ValueError(
+                f"algorithm.teacher_coefficient={coefficient} needs a teacher. Set teacher.path to a model, e.g. a larger one "
+                "of the same family."
+            )
+        if self.teacher.path and not coefficient:
+            raise ValueError(
+                f"teacher.path={self.teacher.path} has no effect with algorithm.teacher_coefficient=0. Set "
+                "algorithm.teacher_coefficient, e.g. 1."
+            )
+        if self.algorithm.reference_steps and self.model.lora.rank:
+            raise ValueError(
+                f"algorithm.reference_steps={self.algorithm.reference_steps} with model.lora.rank={self.model.lora.rank}: there the "
+                "reference is the model without its adapters, which cannot follow. Set one of them to 0."
+            )
+
+    def _check_reuse(self) -> None:
+        """Answers of older weights need a loss that knows their ratio."""
+        if self.rollout.surplus == "keep" and self.algorithm.keep == "all":
+            raise ValueError(
+                "rollout.surplus=keep with algorithm.keep=all: no group is drawn too much. Leave rollout.surplus out, or set "
+                "algorithm.keep=mixed_outcomes."
+            )
+        if self.algorithm.loss != "policy_gradient":
+            return
+        for name, reused in (
+            ("replay.groups", self.replay.groups > 0),
+            ("rollout.surplus", self.rollout.surplus == "keep"),
+        ):
+            if reused:
+                raise ValueError(
+                    f"{name} learns from answers of earlier weights, and algorithm.loss=policy_gradient takes all answers for new ones. "
+                    "Set algorithm.loss=clipped."
+                )
 
 
 def at_least(minimum: int, section: str, **options: int) -> None:

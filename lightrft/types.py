@@ -92,9 +92,9 @@ class Trajectory:
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
     greedy_reward: float = nan
-    """Reward of the most likely answer to the same prompt, where the algorithm asks for it."""
+    """Score of the most likely answer to the same prompt, where the algorithm asks for it."""
     columns: dict[str, Tensor] = field(default_factory=dict)
-    """name -> (L,) float32 on the CPU: old, ref, values, rewards, advantages, returns, entropy."""
+    """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
     weight_version: int = 0
 
     def __len__(self) -> int:
@@ -131,14 +131,17 @@ class Batch:
     mask: Tensor
     """(T,) bool, True where the policy chose the token; only these enter a policy loss."""
     scores: Tensor
-    """(S,) float32, the reward of each whole answer."""
+    """(S,) float32, what each whole answer is worth: its reward, processed (trainer/scores.py)."""
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor
     greedy: Tensor | None = None
-    """(S,) float32, the reward of the most likely answer to each answer's prompt."""
+    """(S,) float32, the score of the most likely answer to each answer's prompt."""
     old: Tensor | None = None
+    entropy: Tensor | None = None
+    """Of the distribution each token was drawn from, nats."""
     ref: Tensor | None = None
+    teacher: Tensor | None = None
     values: Tensor | None = None
     rewards: Tensor | None = None
     advantages: Tensor | None = None
@@ -167,6 +170,8 @@ class Sampling:
     """Logits are divided by it; 0 takes the most likely token."""
     first_temperature: float = 0.0
     """Another temperature for the first token of each answer (FIRE); 0: the same as for the others. Has no effect at temperature 0."""
+    first_top_k: int = 0
+    """Keep only so many tokens for the first one of each answer; 0: as for the others. Has no effect at temperature 0."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0

@@ -128,6 +128,12 @@ def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 gae.needs_values = True  # type: ignore[attr-defined]
 
 
+def none(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """No advantage from rewards: what is learnt comes from a teacher alone (algorithm.teacher_coefficient)."""
+    returns = _returns(batch)
+    return torch.zeros_like(returns), returns
+
+
 def explained_variance(
     values: Tensor, returns: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]
 ) -> float:
@@ -223,4 +229,5 @@ ADVANTAGES: dict[str, Advantage] = {
     "reinforce": reinforce,
     "greedy_baseline": greedy_baseline,
     "gae": gae,
+    "none": none,
 }

@@ -6,16 +6,17 @@ import difflib
 import inspect
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightrft.algorithms.advantages import ADVANTAGES
+from lightrft.algorithms.advantages import ADVANTAGES, whiten
 from lightrft.algorithms.correction import importance
+from lightrft.algorithms.kl import adapted
 from lightrft.algorithms.losses import LOSSES, regularise
-from lightrft.algorithms.selection import FILTERS, KEEP, Filter, Keep
-from lightrft.algorithms.shaping import token_rewards
+from lightrft.algorithms.selection import FILTERS, KEEP, Filter, Keep, high_entropy
+from lightrft.algorithms.shaping import teacher_advantage, token_rewards
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, GroupOfTrajectories, Terms, Trajectory
 
@@ -53,17 +54,59 @@ class Algorithm:
 
     @property
     def needs_old(self) -> bool:
-        """Whether batch.old must be filled before rewards, however few updates follow."""
-        return self.needs_entropy or (self.needs_reference and self.config.kl_in == "reward")
+        """Whether batch.old and batch.entropy must be filled before the update, however few updates follow."""
+        return (
+            self.config.entropy_share < 1
+            or (self.needs_reference and self.config.kl_in == "reward")
+            or (self.needs_teacher and self.config.teacher_in == "advantage")
+        )
 
     @property
-    def needs_entropy(self) -> bool:
-        """Whether the entropy at sampling must be known before the update."""
-        return self.config.entropy_share < 1
+    def needs_teacher(self) -> bool:
+        """Whether batch.teacher must be filled."""
+        return self.config.teacher_coefficient != 0
 
-    def rewards(self, batch: Batch) -> Tensor:
-        """The reward of each token, (T,)."""
-        return token_rewards(batch, self.config)
+    def judge(self, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Fills rewards, advantages and returns, each (T,), of a batch with whole groups.
+
+        From the scores: rewards per token, the estimator, whitening, clipping, the choice of uncertain tokens, and the
+        teacher. `reduce` sums a tensor over ranks; every rank calls this.
+        """
+        config = self.config
+        batch.rewards = token_rewards(batch, config)
+        advantages, batch.returns = self.advantage(batch)
+        if config.whiten:
+            advantages = whiten(advantages, batch.mask, reduce)
+        if config.advantage_clip:
+            advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
+        if config.entropy_share < 1:
+            advantages = (advantages * self._uncertain(batch, reduce)).to(advantages.dtype)
+        if self.needs_teacher and config.teacher_in == "advantage":
+            advantages = advantages + config.teacher_coefficient * teacher_advantage(batch)
+        batch.advantages = advantages
+
+    def _uncertain(self, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        assert batch.entropy is not None, "algorithm.entropy_share needs the entropy at sampling"
+        return high_entropy(
+            batch.entropy,
+            batch.mask,
+            batch.segments,
+            batch.num_sequences,
+            share=self.config.entropy_share,
+            over=self.config.entropy_over,
+            reduce=reduce,
+        )
+
+    def steered(self, divergence: float | None) -> Algorithm:
+        """The algorithm of the next step, after one in which the divergence from the reference was this, per token."""
+        if not self.config.kl_target or divergence is None:
+            return self
+        now = self.config.kl_coefficient
+        return self.weighing(adapted(now, divergence, self.config.kl_target, self.config.kl_gain))
+
+    def weighing(self, kl_coefficient: float) -> Algorithm:
+        """The same with another weight of the divergence from the reference."""
+        return replace(self, config=replace(self.config, kl_coefficient=kl_coefficient))
 
     def loss(self, new: Tensor, batch: Batch, entropy: Tensor | None = None) -> Terms:
         """Policy loss, divergence from the reference and entropy bonus of each token; 0 outside the mask.

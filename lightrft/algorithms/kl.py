@@ -17,6 +17,7 @@ them by these names).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -58,6 +59,18 @@ def k3_straight_through(policy: Tensor, reference: Tensor) -> Tensor:
 def _with_gradient_of_k2(value: Tensor, policy: Tensor, reference: Tensor) -> Tensor:
     gradient = k2(policy, reference)
     return value.detach() + (gradient - gradient.detach())
+
+
+def adapted(coefficient: float, divergence: float, target: float, gain: float) -> float:
+    """The coefficient of the next step: larger where the policy is further from the reference than the target, else smaller.
+
+    coefficient * (1 + gain * clip(divergence / target - 1, -0.2, 0.2)). Ziegler et al. 2019
+    (https://arxiv.org/abs/1909.08593), section 2.2, with gain 0.1; `divergence` there is of whole answers, here per token.
+    Unchanged where the divergence is not finite.
+    """
+    if not math.isfinite(divergence):
+        return coefficient
+    return coefficient * (1 + gain * min(0.2, max(-0.2, divergence / target - 1)))
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.kl import KL, MAX_EXPONENT, k3
+from lightrft.algorithms.kl import KL, MAX_EXPONENT, k3, k3_straight_through
 from lightrft.algorithms.segments import segment_mean
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, Terms
@@ -186,11 +186,11 @@ def value_loss(values: Tensor, batch: Batch, clip: float) -> Terms:
 def regularise(
     terms: Terms, new: Tensor, batch: Batch, algo: AlgorithmConfig, *, entropy: Tensor | None
 ) -> Terms:
-    """Any policy loss plus the pull towards the reference (kl_in="loss") and entropy; 0 outside the mask.
+    """Any policy loss plus the pull towards reference (kl_in="loss") and teacher (teacher_in="loss"), and entropy.
 
-    loss_t + kl_coefficient * KL_t - entropy_coefficient * H_t. `entropy` (T,) is that of the whole next-token
-    distribution, with its gradient. Adds the metrics kl and entropy where they can be known, whatever the
-    coefficients.
+    loss_t + kl_coefficient * KL_t + teacher_coefficient * k3+_t - entropy_coefficient * H_t; 0 outside the mask. `entropy` (T,)
+    is that of the whole next-token distribution, with its gradient. Adds the metrics kl, teacher_kl and entropy where they
+    can be known, whatever the coefficients.
     """
     assert batch.ref is not None or algo.kl_coefficient == 0, "a KL penalty needs the reference log-probs"
     assert entropy is not None or algo.entropy_coefficient == 0, "an entropy bonus needs the entropy"
@@ -200,6 +200,13 @@ def regularise(
         metrics["kl"] = divergence.detach()
         if algo.kl_in == "loss" and algo.kl_coefficient != 0:
             loss = loss + algo.kl_coefficient * divergence
+    if batch.teacher is not None:
+        gap = k3_straight_through(
+            torch.where(batch.mask, new, 0.0), torch.where(batch.mask, batch.teacher, 0.0)
+        )
+        metrics["teacher_kl"] = gap.detach()
+        if algo.teacher_in == "loss":
+            loss = loss + algo.teacher_coefficient * gap
     if entropy is not None:
         entropy = torch.where(batch.mask, entropy, 0.0)
         metrics["entropy"] = entropy.detach()

@@ -106,12 +106,13 @@ def high_entropy(
     over: str,
     reduce: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """(T,) bool: the `share` of chosen tokens with the highest entropy, over the batch on all ranks or per sequence.
+    """(T,) weights: 0 but for the `share` of chosen tokens with the highest entropy, over the batch or per sequence.
 
-    Wang et al. 2025, Beyond the 80/20 Rule (https://arxiv.org/abs/2506.01939): the few tokens at which an answer could go
-    another way carry the learning; they keep 20 % over the batch. At least `share` of the tokens, and all that are as
-    uncertain as the last of them, so that order decides nothing. `entropy` (T,) is that at sampling, in nats. `reduce`
-    sums over ranks.
+    Wang et al. 2025, Beyond the 80/20 Rule (https://arxiv.org/abs/2506.01939), eq. 6: the few tokens at which an answer could
+    go another way carry the learning; they keep 20 % over the batch. At least `share` of the tokens, and all that are as
+    uncertain as the last of them, so that order decides nothing. The weights make an average over all tokens one over
+    the selected ones, as theirs is: (chosen tokens) / (selected tokens). `entropy` (T,) is that at sampling, in nats;
+    theirs is that of the policy being updated. `reduce` sums over ranks.
     """
     # Non-negative float32 are ordered as their bits are: 31 questions "how many are at least this?" find the threshold
     # exactly, on any number of ranks, and nothing has to be gathered.
@@ -129,4 +130,6 @@ def high_entropy(
         middle = (low + high + 1) // 2
         enough = total(mask & (bits >= middle[place])) >= wanted
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
-    return mask & (bits >= low[place])
+    selected = mask & (bits >= low[place])
+    weight = (total(mask) / total(selected).clamp(min=1))[place]
+    return torch.where(selected, weight, 0.0)

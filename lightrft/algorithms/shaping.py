@@ -1,6 +1,9 @@
-"""From the score of an answer to a reward per token."""
+"""From the score of an answer to a reward per token, and what is added to rewards and advantages."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,3 +55,70 @@ def answer_rewards(batch: Batch, algo: AlgorithmConfig) -> Tensor:
     total = segment_sum(torch.where(batch.mask, batch.rewards, 0.0), batch.segments, batch.num_sequences)
     chosen = segment_count(batch.mask, batch.segments, batch.num_sequences)
     return torch.where(chosen > 0, total, clip_scores(batch.scores, algo.reward_clip).to(total.dtype))
+
+
+def teacher_advantage(batch: Batch) -> Tensor:
+    """log teacher - log policy of each token at sampling, (T,); 0 outside the mask.
+
+    Minus the sampled divergence KL(policy || teacher), token by token, with no credit for later tokens. On-policy
+    distillation: its mean is 0 where the policy is the teacher. Agarwal et al. 2023 (https://arxiv.org/abs/2306.13649) with the
+    reverse divergence; as an advantage in Thinking Machines 2025 (https://thinkingmachines.ai/blog/on-policy-distillation).
+    """
+    assert batch.teacher is not None, "fill batch.teacher before the advantages"
+    assert batch.old is not None, "a teacher in the advantage needs the old log-probs"
+    return torch.where(batch.mask, batch.teacher - batch.old, 0.0)
+
+
+@dataclass
+class RunningMoments:
+    """Count, mean and spread of all numbers seen so far, on all ranks."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared distances from the mean."""
+
+    def see(self, values: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Adds numbers; `reduce` sums a tensor over ranks and is called twice, also on a rank without any.
+
+        The pairwise update of Chan, Golub and LeVeque 1979, eq. 2.1: exact however the numbers are cut into calls.
+        """
+        values = values.double()
+        total, count = reduce(torch.stack([values.sum(), torch.ones_like(values).sum()])).tolist()
+        if count == 0:
+            return
+        mean = total / count
+        squares = float(reduce((values - mean).square().sum()))
+        both, apart = self.count + count, mean - self.mean
+        self.squares += squares + apart * apart * self.count * count / both
+        self.mean += apart * count / both
+        self.count = both
+
+    @property
+    def deviation(self) -> float:
+        """Population deviation; 0 before anything was seen."""
+        return (self.squares / self.count) ** 0.5 if self.count else 0.0
+
+    def normalise(self, values: Tensor, *, shift: bool) -> Tensor:
+        """Numbers in deviations, from the mean if `shift`; only shifted where all seen so far are equal."""
+        centred = values - self.mean if shift else values
+        return centred / self.deviation if self.deviation > 1e-9 * abs(self.mean) else centred
+
+
+def constrained(scores: Tensor, costs: Tensor, multiplier: float) -> Tensor:
+    """(r - lambda * c) / (1 + lambda), (S,): what a policy that must keep a cost low is rewarded for.
+
+    The Lagrangian of "raise the reward, keep the mean cost below a limit", divided so that its scale does not grow with
+    lambda. Ray et al. 2019, Benchmarking Safe Exploration (https://cdn.openai.com/safexp-short.pdf), there of advantages; for
+    language models Dai et al. 2023 (https://arxiv.org/abs/2310.12773).
+    """
+    return (scores - multiplier * costs) / (1 + multiplier)
+
+
+def ascended(multiplier: float, cost: float, limit: float, rate: float, most: float) -> float:
+    """The multiplier of the next step: lambda + rate * (cost - limit), within [0, most].
+
+    Gradient ascent on the Lagrangian. Ray et al. and Dai et al. (see `constrained`) climb in a transformed lambda
+    (softplus, logarithm), which cannot reach 0; ours can, and then the constraint costs nothing.
+    """
+    return min(most, max(0.0, multiplier + rate * (cost - limit)))

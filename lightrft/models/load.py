@@ -98,6 +98,16 @@ def load_model(
     return model.requires_grad_(False) if not trainable else model
 
 
+def without_weights(config: ModelConfig) -> nn.Module:
+    """The shapes of the model that `load_model` makes, on the meta device: nothing is read but its config.json."""
+    with torch.device("meta"):
+        if config.path.startswith(RANDOM):
+            return tiny_model(config.path.removeprefix(RANDOM))
+        shape = AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
+        model: nn.Module = AutoModelForCausalLM.from_config(shape)
+        return model
+
+
 def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
     """The model with its weights. ValueError if they cannot be read, or are not all there: the rest would be random."""
     try:

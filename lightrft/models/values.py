@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.load import RANDOM, load_model, model_folder
+from lightrft.models.load import load_model, without_weights
 from lightrft.models.logprobs import backbone, hidden_states, text_config
-from lightrft.models.tiny import tiny_model
 from lightrft.types import Batch
 
 
@@ -39,16 +37,9 @@ def load_critic(model: ModelConfig, path: str, device: torch.device | str) -> Va
 
 def critic_size(model: ModelConfig, path: str) -> int:
     """Numbers in the body of the critic that `load_critic` makes, without loading any weight."""
-    name = path or model.path
-    with torch.device("meta"):
-        if name.startswith(RANDOM):
-            language: Any = tiny_model(name.removeprefix(RANDOM))
-        else:
-            folder = model_folder(replace(model, path=name))
-            language = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(folder, revision=model.revision)
-            )
-    return sum(p.numel() for p in backbone(language).parameters())
+    return sum(
+        p.numel() for p in backbone(without_weights(replace(model, path=path or model.path))).parameters()
+    )
 
 
 def values(module: Any, batch: Batch, *, exact_attention: bool = False) -> Tensor:

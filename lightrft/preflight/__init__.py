@@ -9,6 +9,7 @@ from rich.console import Console
 from lightrft import app
 from lightrft.config import Config
 from lightrft.models.load import load_processor
+from lightrft.models.processor import Processor
 from lightrft.preflight import costs, policy, questions, template
 from lightrft.preflight.report import Report
 
@@ -24,12 +25,19 @@ def preflight(config: Config) -> int:
     return report.verdict()
 
 
+def processor(config: Config) -> Processor:
+    """The policy's, after a look at whether a teacher speaks its tokens."""
+    found = load_processor(config.model)
+    app.check_teacher(config, found)
+    return found
+
+
 def _look(report: Report, config: Config, stack: ExitStack) -> None:
     """The sections in order, from cheap to dear, as far as one can get."""
     parts = report.run("settings", lambda s: questions.settings(s, config, stack))
     if parts is None:
         return
-    found = report.run("data", lambda s: questions.data(s, config, parts, load_processor(config.model)))
+    found = report.run("data", lambda s: questions.data(s, config, parts, processor(config)))
     if found is None or not found.train:
         return
     report.run("chat template", lambda s: template.chat_template(s, found))

@@ -15,16 +15,19 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from lightrft import app
+from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
+from lightrft.models.load import without_weights
 from lightrft.models.values import critic_size
 from lightrft.preflight.policy import LONGEST_SAMPLE, Policy
-from lightrft.preflight.questions import Parts, Questions, needs_old
+from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.device import device_bytes, release_memory
 from lightrft.strategy.engines.cache import ANSWER_PAGE, PROMPT_PAGE
 from lightrft.trainer.replay import pack, plan
-from lightrft.trainer.rollout import training_logprobs, training_sampling
+from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.progress import clock
 
@@ -204,8 +207,16 @@ def estimate_time(
     lengths: Sequence[Sequence[Trajectory]],
 ) -> None:
     """Seconds per phase and for the run, for answers as long as the sampled ones and for the longest."""
-    critics = int(parts.algorithm.needs_critic)  # taken to be as large as the actor
-    passes = int(needs_old(config, parts.algorithm)) + int(parts.algorithm.needs_reference) + critics
+    algorithm = parts.algorithm
+    critics = int(algorithm.needs_critic)  # taken to be as large as the actor
+    again = 1 + config.replay.groups / config.rollout.prompts_per_step  # answers learnt from, per new one
+    once = int(needs_old(config, algorithm))
+    passes = once + again * (int(algorithm.needs_reference) + critics)
+    passes += (
+        again
+        * teacher_parameters(config, algorithm)
+        / sum(p.numel() for p in policy.actor.module.parameters())
+    )
     table = Table(
         "about", "rollout", "score", "train", "a step", "an evaluation", "the run", box=None, pad_edge=False
     )
@@ -227,6 +238,7 @@ def estimate_time(
             * (measured.forward_seconds + measured.backward_seconds)
             * config.update.epochs
             * (1 + critics)
+            * again
         )
         most = min(length, config.evaluate.max_tokens or config.rollout.max_tokens)
         exam = asked * (most / speed.tokens_per_second + speed.start_seconds + policy.judge_seconds)
@@ -283,6 +295,11 @@ def estimate_memory(
             weights if parts.algorithm.needs_reference and not config.model.lora.rank else 0,
             "rst" if stays else "s",
         ),
+        (
+            "teacher",
+            bytes_each * teacher_parameters(config, parts.algorithm),
+            "rst" if stays else "s",
+        ),
         ("critic", bytes_each * critic, "rst" if stays else "st"),
         ("critic's optimizer", (8 + 4 * (bytes_each == 2)) * critic, "rst" if stays else "t"),
         ("critic's gradients", 4 * critic, "t"),
@@ -299,6 +316,13 @@ def estimate_memory(
     table.add_row("sum", *map(size, sums), style="bold")
     section.show(table)
     judge_memory(section, needed=max(sums), available=parts.available, place=str(parts.device))
+
+
+def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
+    """Size of the teacher, 0 without one."""
+    if not algorithm.needs_teacher:
+        return 0
+    return sum(p.numel() for p in without_weights(app.teacher_model(config)).parameters())
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
@@ -324,10 +348,9 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
     module = policy.actor.module
     learnt = sum(p.numel() for p in module.parameters() if p.requires_grad)
     learnt += critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
-    checkpoint, model = (
-        12 * learnt,
-        nbytes(module.parameters()),
-    )  # weights and both moments of AdamW, in float32
+    model = nbytes(module.parameters())
+    moved = model if config.algorithm.reference_steps else 0  # the reference, where it follows
+    checkpoint = 12 * learnt + moved  # weights and both moments of AdamW, in float32
     at_once = config.checkpoint.keep + 1 + len(config.log.capture_steps)
     section.fact(
         "a checkpoint",

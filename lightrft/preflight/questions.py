@@ -21,6 +21,7 @@ from lightrft.rewards.base import Judge
 from lightrft.rewards.check import GoldReport, check_gold
 from lightrft.strategy.base import Strategy
 from lightrft.strategy.device import available_bytes, pick_device
+from lightrft.trainer.rollout import needs_old
 from lightrft.types import Prompt, Record
 from lightrft.utils.imports import resolve
 from lightrft.utils.progress import sparkline
@@ -111,10 +112,14 @@ def judges(
     config: Config, tasks: Mapping[str, Task], exams: Mapping[str, Task]
 ) -> tuple[Judge, Judge | None]:
     """The judge of training, and that of evaluation where it is another one."""
-    train = {task.name: app.task_rewards(config, task) for task in tasks.values()}
+    train = app.training_rewards(config, tasks.values())
     evaluate = {task.name: dict(task.rewards) or app.task_rewards(config, task) for task in exams.values()}
-    same = all(train.get(name) == weights for name, weights in evaluate.items())
-    exam_judge = None if same else Judge(evaluate, replace(config.rewards, functions={}))
+    # What has no weight, such as the cost of a constraint, changes no score.
+    same = all(
+        {part: weight for part, weight in train.get(name, {}).items() if weight} == weights
+        for name, weights in evaluate.items()
+    )
+    exam_judge = None if same else Judge(evaluate, config.rewards)
     return Judge(train, config.rewards), exam_judge
 
 
@@ -145,19 +150,28 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
         "the run",
         f"{config.steps} steps = {config.steps * answers:,} answers, {app.actor_updates(config):,} updates",
     )
-    section.fact(
-        "besides",
-        f"{'a pass' if needs_old(config, parts.algorithm) else 'no pass'} for old log-probs, {'a' if parts.algorithm.needs_reference else 'no'} reference model",
-    )
+    section.fact("besides", ", ".join(besides(config, parts.algorithm)))
+
+
+def besides(config: Config, algorithm: Algorithm) -> list[str]:
+    """What a step does and holds beyond sampling and learning."""
+    found = [f"{'a pass' if needs_old(config, algorithm) else 'no pass'} for old log-probs"]
+    found.append(f"{'a' if algorithm.needs_reference else 'no'} reference model")
+    if algorithm.needs_critic:
+        found.append("a critic")
+    if algorithm.needs_teacher:
+        found.append(f"the teacher {config.teacher.path}")
+    if config.constraint.cost:
+        found.append(f"{config.constraint.cost} kept at most {config.constraint.limit:g} on average")
+    if config.replay.groups:
+        found.append(
+            f"{config.replay.groups} groups of the last {config.replay.max_age} steps learnt from again"
+        )
+    return found
 
 
 def _weighted(weights: Mapping[str, float]) -> str:
     return " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weights.items())
-
-
-def needs_old(config: Config, algorithm: Algorithm) -> bool:
-    """See RLTrainer.needs_old."""
-    return algorithm.needs_old or config.update.epochs * config.update.minibatches > 1
 
 
 def data(section: Section, config: Config, parts: Parts, processor: Processor) -> Questions:

@@ -41,7 +41,7 @@ class Part:
 class Judge:
     """Fills `reward` and `parts` of trajectories.
 
-    per_source: task -> {reward name or import path: weight}; config.functions, if given, replaces them for all tasks.
+    per_source: task -> {reward name or import path: weight}.
     Each reward gets, in one call per task, whole groups in order (with several workers, one call each for a share of
     the groups). It sees an `Answer`: messages, target, answer, finish and tokens, but no columns and no media.
     Use it as a context manager, or call close(), to end the worker processes.
@@ -49,11 +49,11 @@ class Judge:
 
     def __init__(self, per_source: Mapping[str, Mapping[str, float]], config: RewardConfig) -> None:
         self.config = config
-        self.weights = {source: dict(config.functions or own) for source, own in per_source.items()}
+        self.weights = {source: dict(weights) for source, weights in per_source.items()}
         for source, weights in self.weights.items():
             if not weights:
                 raise ValueError(
-                    f"task '{source}' brings no reward of its own. Set rewards.functions, e.g. {{math: 1.0}} or {{'my_rewards.py:score': 1.0}}."
+                    f"task '{source}' has no reward. Set rewards.functions, e.g. {{math: 1.0}} or {{'my_rewards.py:score': 1.0}}."
                 )
         names = sorted({name for weights in self.weights.values() for name in weights})
         self.labels = _labels(names)

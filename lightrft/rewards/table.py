@@ -5,7 +5,17 @@ from __future__ import annotations
 from lightrft.rewards.function import RewardFunction, as_reward, each
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, last_number, math
-from lightrft.rewards.text import choice, exact, json_fields, json_object, json_only, same_kind, tags
+from lightrft.rewards.text import (
+    choice,
+    exact,
+    json_fields,
+    json_object,
+    json_only,
+    repetition,
+    same_kind,
+    tags,
+    thousand_tokens,
+)
 from lightrft.rewards.vote import majority, majority_right
 from lightrft.utils.imports import resolve
 
@@ -23,10 +33,12 @@ REWARDS: dict[str, RewardFunction] = {
     "json": each(json_object),
     "json_fields": each(json_fields),
     "json_only": each(json_only),
+    "length": each(thousand_tokens),
     "majority": majority,
     "majority_right": majority_right,
     "math": each(math),
     "number": each(last_number),
     "reasoning_gym": each(reasoning_gym),
+    "repetition": each(repetition),
     "same_kind": each(same_kind),
 }

@@ -62,6 +62,21 @@ def json_only(answer: str, target: Any) -> float:
         return 0.0
 
 
+def repetition(answer: str) -> float:
+    """Share of the answer's runs of three words that were there before, from 0 to 1; give it a negative weight.
+
+    1 - distinct / all, letters in lower case: the penalty of open-r1 (get_repetition_penalty_reward), without its sign.
+    """
+    words = answer.lower().split()
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def thousand_tokens(num_tokens: int) -> float:
+    """Tokens of the answer, in thousands; give it a negative weight to make length cost."""
+    return num_tokens / 1000
+
+
 def first_json_object(answer: str) -> dict[str, Any] | None:
     """What stands between the first brace of the answer and the one that closes it, parsed; None if it is no JSON."""
     start = answer.find("{")

@@ -57,7 +57,7 @@ class Trainable(Protocol):
 
 
 class Frozen(Protocol):
-    """A model that only answers: the reference."""
+    """A model that only answers: the reference, a teacher."""
 
     module: nn.Module
 
@@ -67,6 +67,18 @@ class Frozen(Protocol):
 
     def parts(self) -> dict[str, Resident]:
         """Its residents: weights, or none where it shares another's."""
+        ...
+
+    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+        """Each weight w becomes w + share * (given - w); 1 takes the given ones. Names as in Trainable.weights."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Its weights by name, to go on from where it has followed another."""
+        ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes a `state` back."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -175,11 +175,13 @@ class SingleTrainable:
 
 @dataclass
 class SingleFrozen:
-    """A module whose weights never change."""
+    """A module that only answers."""
 
     module: nn.Module
     device: torch.device
     moves: bool = False
+    _exact: dict[str, Tensor] = field(default_factory=dict)
+    """Weights in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
     def active(self) -> AbstractContextManager[None]:
         """See Frozen."""
@@ -190,6 +192,33 @@ class SingleFrozen:
         return {
             "weights": Tensors(lambda: list(self.module.parameters()), str(self.device), moves=self.moves)
         }
+
+    @torch.no_grad()
+    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+        """See Frozen."""
+        own = dict(self.module.named_parameters())  # a tied weight is among them once
+        for name, weight in weights:
+            if name not in own:
+                continue
+            if share == 1:
+                own[name].copy_(weight)
+            elif own[name].dtype is torch.float32:
+                own[name].lerp_(weight, share)
+            else:
+                exact = self._exact.setdefault(name, own[name].float().cpu())
+                own[name].copy_(exact.lerp_(weight.float().cpu(), share))
+
+    def state(self) -> dict[str, Tensor]:
+        """See Frozen."""
+        return {n: self._exact.get(n, p.detach()) for n, p in self.module.named_parameters()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """See Frozen."""
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(state[name])
+            if state[name].dtype is not parameter.dtype:
+                self._exact[name] = state[name].cpu()
 
 
 @dataclass
@@ -210,6 +239,17 @@ class WithoutAdapters:
     def parts(self) -> dict[str, Resident]:
         """See Frozen."""
         return {}
+
+    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+        """See Frozen. It cannot: ValueError, which the configuration raises first."""
+        raise ValueError("a reference that is the model without its adapters cannot follow the policy")
+
+    def state(self) -> dict[str, Tensor]:
+        """See Frozen. Nothing of its own."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """See Frozen."""
 
 
 def schedule(config: OptimizerConfig, total_updates: int) -> Callable[[int], float]:

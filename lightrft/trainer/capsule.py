@@ -12,7 +12,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from lightrft.config import LogConfig
-from lightrft.types import Prompt, Trajectory
+from lightrft.trainer.storage import restored, stored
+from lightrft.types import Trajectory
 from lightrft.utils.atomic import folder, recover, write_text
-from lightrft.utils.states import file_crc, plain, read_state, write_state
+from lightrft.utils.states import file_crc, read_state, write_state
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Capsules:
             "weight_version": weight_version,
             "rng": rng,
             "state": state,
-            "trajectories": _pack(trajectories),
+            "trajectories": stored(trajectories),
         }
         with folder(target) as unfinished:
             crc = write_state(unfinished / "capsule.pt", content)
@@ -172,7 +173,7 @@ def read(run: Path, step: int) -> Capsule:
     content = read_state(place / "capsule.pt")
     updates, metrics = _recorded(place / "recorded.json")
     return Capsule(
-        **{**content, "trajectories": _unpack(content["trajectories"])},
+        **{**content, "trajectories": restored(content["trajectories"])},
         updates=updates[content["start"] :],
         metrics=metrics,
     )
@@ -225,59 +226,3 @@ def _recorded(file: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
     content = json.loads(file.read_text(encoding="utf-8"))
     updates = [{name: float(value) for name, value in update.items()} for update in content["updates"]]
     return updates, {name: float(value) for name, value in content["metrics"].items()}
-
-
-_FLAT = {"token_ids": torch.int64, "mask": torch.bool, "behavior": torch.float64}
-"""Per-token lists of a Trajectory, laid end to end; float64 is what a Python float is."""
-
-
-def _pack(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Few large tensors instead of many small ones; siblings go on sharing one prompt."""
-    prompts = {id(t.prompt): t.prompt for t in trajectories}
-    places = {key: place for place, key in enumerate(prompts)}
-    apart = {"prompt", "columns", *_FLAT}
-    columns: dict[str, tuple[list[int], list[Tensor]]] = {}
-    for place, t in enumerate(trajectories):
-        for name, values in t.columns.items():
-            members, parts = columns.setdefault(name, ([], []))
-            members.append(place)
-            parts.append(values)
-    flat = {name: [x for t in trajectories for x in getattr(t, name)] for name in _FLAT}
-    return {
-        "prompts": [_prompt(prompt) for prompt in prompts.values()],
-        "prompt_of": [places[id(t.prompt)] for t in trajectories],
-        "lengths": [len(t) for t in trajectories],
-        "flat": {name: torch.tensor(values, dtype=_FLAT[name]) for name, values in flat.items()},
-        "columns": {name: (members, torch.cat(parts)) for name, (members, parts) in columns.items()},
-        "rest": [
-            {f.name: getattr(t, f.name) for f in fields(Trajectory) if f.name not in apart}
-            for t in trajectories
-        ],
-    }
-
-
-def _prompt(prompt: Prompt) -> dict[str, Any]:
-    """The fields of a prompt. Messages or a target that hold objects of a task's own are kept as text: no update reads them."""
-    content = {f.name: getattr(prompt, f.name) for f in fields(Prompt)} | {"media": dict(prompt.media)}
-    for name in ("messages", "target"):
-        try:
-            plain(content[name])
-        except ValueError:
-            content[name] = repr(content[name])
-    return content
-
-
-def _unpack(packed: dict[str, Any]) -> list[Trajectory]:
-    prompts = [Prompt(**content) for content in packed["prompts"]]
-    lengths = packed["lengths"]
-    lists = {
-        name: [part.tolist() for part in values.split(lengths)] for name, values in packed["flat"].items()
-    }
-    trajectories = [
-        Trajectory(prompt=prompts[prompt], **{name: parts[i] for name, parts in lists.items()}, **rest)
-        for i, (prompt, rest) in enumerate(zip(packed["prompt_of"], packed["rest"], strict=True))
-    ]
-    for name, (members, values) in packed["columns"].items():
-        for place, part in zip(members, values.split([lengths[m] for m in members]), strict=True):
-            trajectories[place].columns[name] = part
-    return trajectories

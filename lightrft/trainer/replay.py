@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightrft.types import Batch, Inputs, Trajectory, concatenate
 
-COLUMNS = ("old", "ref", "values", "rewards", "advantages", "returns")
+COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
 
 
 def pack(

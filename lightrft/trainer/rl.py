@@ -6,16 +6,16 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightrft.algorithms.advantages import explained_variance, whiten
+from lightrft.algorithms.advantages import explained_variance
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
-from lightrft.algorithms.selection import high_entropy
 from lightrft.algorithms.shaping import overlong_penalty
 from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
@@ -32,11 +32,14 @@ from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.world import World
 from lightrft.trainer.capsule import Capsules, weights_hash
 from lightrft.trainer.evaluate import Evaluator
+from lightrft.trainer.experience import Experience
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import pack, plan, unpack
-from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
+from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
+from lightrft.trainer.scores import Scores
 from lightrft.types import Batch, Terms, Trajectory
+from lightrft.utils import layers
 from lightrft.utils import trajectories as saved
 from lightrft.utils.atomic import explained, folder
 from lightrft.utils.interrupt import Interrupt, Stopped
@@ -64,18 +67,21 @@ class RLTrainer:
     actor: Trainable
     critic: Trainable | None
     reference: Frozen | None
+    teacher: Frozen | None
     engine: Engine
     processor: Processor
     prompts: PromptLoader
     judge: Judge
+    scores: Scores
+    experience: Experience
     algorithm: Algorithm
+    """Its weight of the divergence from the reference moves with the run, if that is set."""
     evaluator: Evaluator
     checkpoints: Checkpoints
     capsules: Capsules
     logger: Logger | None
     """Only on the first rank."""
     progress: Progress
-    config_yaml: str
     done: int = 0
     """Steps behind us."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -114,11 +120,14 @@ class RLTrainer:
         """One step: everything between two sets of weights."""
         start = time.perf_counter()
         self.push_weights()
-        groups, metrics = self.collect(step)
+        fresh, metrics = self.collect(step)
+        draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))
+        groups = fresh + self.experience.again(step, draw)
         trajectories = [t for group in groups for t in group]
         metrics |= self.score(trajectories)
-        draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))
+        self.experience.remember(step, fresh)
         metrics |= self.update(step, [t for group in groups for t in self.algorithm.filter(group, draw)])
+        self.follow(step, metrics)
         self.done = step
         took = time.perf_counter() - start
         phases = self.stage.reset_seconds()
@@ -144,14 +153,14 @@ class RLTrainer:
         """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
 
         With `algorithm.keep` other than all, questions are drawn again until there are enough groups, at most
-        `rollout.max_draws` times.
+        `rollout.max_draws` times; groups that were drawn too much wait for the next step if that is set.
         """
         config = self.config.rollout
         need = config.prompts_per_step // self.world.size
-        kept: list[list[Trajectory]] = []
+        kept = self.experience.take_waiting()
         drawn: list[list[Trajectory]] = []
         counts: Metrics = {}
-        tokens, draws = 0, 0
+        tokens, draws, left_out = 0, 0, 0
         while draws < config.max_draws:
             draws += 1
             self.progress.phase("rollout")
@@ -175,7 +184,9 @@ class RLTrainer:
             counts = average([counts, {k: v for k, v in judged.metrics.items() if k.startswith("counts/")}])
             alive = _regroup(judged.kept)
             drawn += alive
-            kept += [group for group in alive if self.algorithm.keep(group)]
+            worthy = [group for group in alive if self.algorithm.keep(group)]
+            left_out += len(alive) - len(worthy)
+            kept += worthy
             self._penalise_length(alive)
             if self.world.all(len(kept) >= need):
                 break
@@ -192,12 +203,18 @@ class RLTrainer:
         metrics = describe(drawn, self.world) | counts
         metrics["rollout/tokens_per_second"] = float(self.world.sum(torch.tensor(float(tokens)))) / seconds
         metrics["rollout/draws"] = float(draws)
-        metrics["rollout/groups_left_out"] = float(len(drawn) - len(kept[:need]))
+        kept, surplus = kept[:need], kept[need:]
+        if config.surplus == "keep":
+            self.experience.waiting = surplus
+            metrics["rollout/groups_waiting"] = float(self.world.sum(torch.tensor(len(surplus))))
+        else:
+            left_out += len(surplus)
+        metrics["rollout/groups_left_out"] = float(self.world.sum(torch.tensor(left_out)))
         metrics["weights/version"] = float(self.engine.weight_version)
+        metrics |= self.scores.see([t for group in drawn for t in group])
         if self.algorithm.config.truncated == "mask":
-            for t in (t for group in kept for t in group if t.finish == "length"):
+            for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
                 t.mask = [False] * len(t)
-        kept = kept[:need]
         return (self._with_greedy(step, kept) if self.algorithm.needs_greedy else kept), metrics
 
     def _with_greedy(self, step: int, groups: list[list[Trajectory]]) -> list[list[Trajectory]]:
@@ -214,58 +231,66 @@ class RLTrainer:
         with self.stage(Phase.SCORE):
             judged = self.judge([t for (t,) in greedy]).kept
         self._penalise_length([judged])
-        rewards = {t.group: t.reward for t in judged}  # a group's number is its place here
-        for place, reward in rewards.items():
+        scores = dict(zip((t.group for t in judged), self.scores.of(judged).tolist(), strict=True))
+        for place, score in scores.items():  # a group's number is its place here
             for t in groups[place]:
-                t.greedy_reward = reward
-        if not self.world.all(bool(rewards)):
+                t.greedy_reward = score
+        if not self.world.all(bool(scores)):
             raise RuntimeError(
                 f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
                 "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
             )
-        return [group for place, group in enumerate(groups) if place in rewards]
+        return [group for place, group in enumerate(groups) if place in scores]
 
     @torch.no_grad()
     def score(self, trajectories: list[Trajectory]) -> Metrics:
-        """Fills the columns: old and reference log-probs and values where they are needed, rewards, advantages, returns."""
+        """Fills the columns: log-probs of whoever is asked for, values, then rewards, advantages and returns."""
         metrics: Metrics = {}
-        for t in (
-            t for t in trajectories if not len(t)
-        ):  # in no batch, so nothing else would fill its columns
-            t.columns |= {name: torch.zeros(0) for name in ("old", "ref", "values", "entropy")}
         self.progress.phase("score")
         with self.stage(Phase.SCORE):
-            if self.reference is not None or self.critic is not None or self.needs_old:
-                for answers in self._plan(trajectories):
-                    batch = pack(answers, share_prompts=self.config.update.share_prompts, device=self.device)
-                    if self.needs_old:
-                        old = self._logprobs(self.actor, batch)
-                        unpack(old.values, answers, "old")
-                        unpack(old.entropy, answers, "entropy")
-                    if self.reference is not None:
-                        with self.reference.active():
-                            unpack(self._logprobs(self.reference, batch).values, answers, "ref")
-                    if self.critic is not None:
-                        unpack(self._values(self.critic, batch), answers, "values")
-                    self.interrupt.check()
+            if self.needs_old:
+                waiting = [t for group in self.experience.waiting for t in group]
+                new = [t for t in [*trajectories, *waiting] if "old" not in t.columns]
+                self._fill(new, self._sampled_at, "old", "entropy")
+            for name, model in (("ref", self.reference), ("teacher", self.teacher)):
+                if model is not None:
+                    with model.active():
+                        self._fill(trajectories, partial(self._judged_by, model), name)
+            if self.critic is not None:
+                self._fill(trajectories, partial(self._valued_by, self.critic), "values")
             whole = pack(trajectories, inputs=False)
-            whole.rewards = self.algorithm.rewards(whole)
-            whole.advantages, whole.returns = self.algorithm.advantage(whole)
+            whole.scores = self.scores.of(trajectories)
+            self.algorithm.judge(whole, self.world.sum)
             if whole.values is not None:
+                assert whole.returns is not None
                 metrics["critic/explained_variance"] = explained_variance(
                     whole.values, whole.returns, whole.mask, self.world.sum
                 )
-            if self.algorithm.config.whiten:
-                whole.advantages = whiten(whole.advantages, whole.mask, self.world.sum)
-            if self.algorithm.config.advantage_clip:
-                limit = self.algorithm.config.advantage_clip
-                whole.advantages = whole.advantages.clamp(-limit, limit)
-            if self.algorithm.needs_entropy:
-                uncertain = self._high_entropy(whole, trajectories)
-                whole.advantages = torch.where(uncertain, whole.advantages, 0.0)
             for name in ("rewards", "advantages", "returns"):
                 unpack(getattr(whole, name), trajectories, name)
         return metrics
+
+    def _fill(
+        self, answers: Sequence[Trajectory], compute: Callable[[Batch], tuple[torch.Tensor, ...]], *names: str
+    ) -> None:
+        """Gives each answer the columns `names`, which `compute` finds for a packed batch."""
+        for t in (t for t in answers if not len(t)):  # in no batch
+            t.columns |= {name: torch.zeros(0) for name in names}
+        for part in self._plan(answers):
+            batch = pack(part, share_prompts=self.config.update.share_prompts, device=self.device)
+            for name, column in zip(names, compute(batch), strict=True):
+                unpack(column, part, name)
+            self.interrupt.check()
+
+    def _sampled_at(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self._logprobs(self.actor, batch)
+        return found.values, found.entropy
+
+    def _judged_by(self, model: Frozen, batch: Batch) -> tuple[torch.Tensor]:
+        return (self._logprobs(model, batch).values,)
+
+    def _valued_by(self, critic: Trainable, batch: Batch) -> tuple[torch.Tensor]:
+        return (self._values(critic, batch),)
 
     def update(self, step: int, trajectories: list[Trajectory]) -> Metrics:
         """Learns from the answers; capsules of the step are written on the way if they are wanted."""
@@ -293,6 +318,16 @@ class RLTrainer:
             if captured:
                 self.capsules.record(step, updates, average(updates))
         return average(updates) | {f"critic/{name}": x for name, x in average(criticism).items()}
+
+    def follow(self, step: int, metrics: Metrics) -> None:
+        """What moves after the update: the weight of the divergence from the reference, and the reference."""
+        if self.reference is not None:
+            metrics["kl_coefficient"] = self.algorithm.config.kl_coefficient
+        self.algorithm = self.algorithm.steered(metrics.get("kl"))
+        every = self.algorithm.config.reference_steps
+        if self.reference is not None and every and step % every == 0:
+            with self.stage(Phase.SCORE):
+                self.reference.follow(self.actor.weights(), self.algorithm.config.reference_share)
 
     def learn_values(
         self, critic: Trainable, step: int, trajectories: Sequence[Trajectory]
@@ -342,11 +377,8 @@ class RLTrainer:
 
     @property
     def needs_old(self) -> bool:
-        """Whether the log-probs before the update must be computed by themselves.
-
-        With a single update per step they are the new ones, bit for bit, and the pass is left out.
-        """
-        return self.algorithm.needs_old or self.config.update.epochs * self.config.update.minibatches > 1
+        """Whether the log-probs at sampling must be computed by themselves."""
+        return needs_old(self.config, self.algorithm)
 
     def examine(self) -> None:
         """Held-out scores, if they are asked for after the steps done so far and not known yet."""
@@ -397,7 +429,10 @@ class RLTrainer:
         models = {"actor": self.actor.state()}
         if self.critic is not None:
             models["critic"] = self.critic.state()
-        self.checkpoints.save(self._position["done"], {**models, **self._position})
+        if self.reference is not None and self.config.algorithm.reference_steps:
+            models["reference"] = self.reference.state()
+        experience = self.experience.state(self._position["experience"])
+        self.checkpoints.save(self._position["done"], {**self._position, **models, "experience": experience})
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""
@@ -410,6 +445,12 @@ class RLTrainer:
         self.actor.load(state["actor"])
         if self.critic is not None:
             self.critic.load(state["critic"])
+        if self.reference is not None and "reference" in state:
+            self.reference.load(state["reference"])
+        if self.config.algorithm.kl_target:
+            self.algorithm = self.algorithm.weighing(state["kl_coefficient"])
+        self.scores.load(state["scores"])
+        self.experience.load(state["experience"])
         self.prompts.load(state["prompts"])
         restore_generators(state["generators"])
         self.capsules.load(state["capsules"])
@@ -429,6 +470,9 @@ class RLTrainer:
             "prompts": self.prompts.state(),
             "generators": generator_states(),
             "capsules": self.capsules.state(),
+            "kl_coefficient": self.algorithm.config.kl_coefficient,
+            "scores": self.scores.state(),
+            "experience": self.experience.snapshot(),
             "evaluations": dict(self.evaluations),
             "seconds": self.seconds,
         }
@@ -438,7 +482,7 @@ class RLTrainer:
             step,
             trajectories=trajectories,
             state=self.actor.state(),
-            config_yaml=self.config_yaml,
+            config_yaml=layers.to_yaml(replace(self.config, algorithm=self.algorithm.config)),
             weights_hash=weights_hash(self.actor.weights()),
             rng=generator_states(),
             weight_version=self.actor.version,
@@ -452,17 +496,6 @@ class RLTrainer:
             for t in (t for group in groups for t in group):
                 t.parts["overlong"] = overlong_penalty(len(t), most, algorithm.overlong_buffer)
                 t.reward -= algorithm.overlong_penalty * t.parts["overlong"]
-
-    def _high_entropy(self, batch: Batch, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        return high_entropy(
-            torch.cat([t.columns["entropy"] for t in trajectories]),
-            batch.mask,
-            batch.segments,
-            batch.num_sequences,
-            share=self.algorithm.config.entropy_share,
-            over=self.algorithm.config.entropy_over,
-            reduce=self.world.sum,
-        )
 
     def _plan(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
         update = self.config.update

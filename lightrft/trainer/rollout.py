@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config, RolloutConfig
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
@@ -59,6 +60,16 @@ def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogPro
     )
 
 
+def needs_old(config: Config, algorithm: Algorithm) -> bool:
+    """Whether the log-probs at sampling must be computed by themselves.
+
+    With a single update per step of new answers they are the new ones, bit for bit, and the pass is left out.
+    """
+    several = config.update.epochs * config.update.minibatches > 1
+    reused = config.replay.groups > 0 or config.rollout.surplus == "keep"
+    return algorithm.needs_old or several or reused
+
+
 def training_sampling(config: RolloutConfig, seed: int) -> Sampling:
     """How answers to learn from are drawn."""
     return Sampling(
@@ -66,6 +77,7 @@ def training_sampling(config: RolloutConfig, seed: int) -> Sampling:
         max_tokens=config.max_tokens,
         temperature=config.temperature,
         first_temperature=config.first_temperature,
+        first_top_k=config.first_top_k,
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,

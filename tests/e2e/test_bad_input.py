@@ -263,6 +263,35 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
             ["--algorithm.advantage", "gae", "--critic.warmup-steps", "1"],
             ["critic.warmup_steps=1", "steps=1", "Lower critic.warmup_steps"],
         ),
+        (["--algorithm.kl-target", "0.1"], ["algorithm.kl_target=0.1", "algorithm.kl_coefficient"]),
+        (["--algorithm.reference-steps", "5"], ["algorithm.reference_steps=5", "algorithm.kl_coefficient"]),
+        (
+            ["--algorithm.kl-coefficient", "0.1", "--algorithm.reference-share", "0.5"],
+            ["algorithm.reference_share=0.5", "algorithm.reference_steps=1"],
+        ),
+        (
+            [
+                *("--algorithm.kl-coefficient", "0.1", "--algorithm.reference-steps", "1"),
+                *("--model.lora.rank", "2"),
+            ],
+            ["algorithm.reference_steps=1", "model.lora.rank=2"],
+        ),
+        (["--algorithm.advantage", "none"], ["algorithm.advantage=none", "teacher.path"]),
+        (["--algorithm.teacher-coefficient", "1"], ["algorithm.teacher_coefficient=1", "teacher.path"]),
+        (["--teacher.path", "random:llama"], ["teacher.path=random:llama", "algorithm.teacher_coefficient"]),
+        (["--constraint.limit", "1"], ["constraint.cost"]),
+        (["--constraint.cost", "lenght"], ["lenght", "length"]),
+        (
+            ["--constraint.cost", "length", "--constraint.multiplier", "-1"],
+            ["constraint.multiplier=-1", "0 <= multiplier"],
+        ),
+        (["--rewards.scale", "tny", "2"], ["rewards.scale", "tny", "tiny"]),
+        (["--rollout.surplus", "keep"], ["rollout.surplus=keep", "algorithm.keep=mixed_outcomes"]),
+        (
+            ["--replay.groups", "1", "--algorithm.loss", "policy_gradient"],
+            ["replay.groups", "algorithm.loss=policy_gradient", "algorithm.loss=clipped"],
+        ),
+        (["--replay.max-age", "0"], ["replay.max_age=0"]),
         (
             [
                 *("--algorithm.keep", "mixed_outcomes", "--rollout.group-size", "1"),
@@ -277,6 +306,21 @@ def test_settings_that_cannot_work_are_refused_with_the_cure(lightrft, flags, wo
     output = " ".join(refused(lightrft, *flags).split())
     for word in words:
         assert word in output
+
+
+def test_a_teacher_of_other_tokens_is_refused_before_any_weight_loads(lightrft, tmp_path):
+    folder = tiny_folder(tmp_path / "teacher")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    first, second = list(tokenizer["model"]["vocab"])[:2]
+    words = tokenizer["model"]["vocab"]
+    words[first], words[second] = words[second], words[first]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "model.safetensors").unlink()
+    output = " ".join(
+        refused(lightrft, "--algorithm.teacher-coefficient", "1", "--teacher.path", "./teacher").split()
+    )
+    assert "teacher.path=./teacher: 4 tokens differ" in output
+    assert "same tokenizer" in output
 
 
 SILENT_ENGINE = '''

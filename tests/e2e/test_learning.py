@@ -7,7 +7,7 @@ import torch
 
 from lightrft.models.load import save_model
 from lightrft.testing import tiny_model, tiny_processor
-from tests.e2e.runs import PLAIN, steps, summary
+from tests.e2e.runs import PLAIN, Lightrft, steps, summary
 
 FORTY_STEPS = [
     *("--steps", "40", "--optimizer.learning-rate", "3e-3", "--update.tokens-per-batch", "2048"),
@@ -101,3 +101,37 @@ def test_with_learning_rate_zero_nothing_changes_and_the_engine_goes_on_agreeing
     score = summary(tmp_path / "run")["evaluation"]
     assert score["before"] == score["after"]
     assert all(row["mismatch/max"] < 1e-5 for row in steps(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def teacher(server, tmp_path_factory):
+    """The folder of a model that has learnt the task."""
+    folder = tmp_path_factory.mktemp("teacher")
+    Lightrft(server, folder)(
+        "train", "tiny", "dr_grpo", *PLAIN, *FORTY_STEPS, "--steps", "60", "--run", "run"
+    )
+    return folder / "run" / "model"
+
+
+@pytest.mark.parametrize("enters", ["advantage", "loss"])
+def test_from_a_teacher_alone_it_learns_what_the_teacher_knows(lightrft, tmp_path, teacher, enters):
+    """No reward is learnt from: its scale is 0, and the advantage is the teacher's or none."""
+    base = [] if enters == "advantage" else ["--algorithm.advantage", "group_mean"]
+    flags = ["--teacher.path", teacher, "--algorithm.teacher-in", enters, "--rewards.scale", "tiny", "0"]
+    lightrft("train", "tiny", "distil", *PLAIN, *FORTY_STEPS, *flags, *base, "--run", "run")
+    assert_learnt(tmp_path / "run")
+    gap = [row["teacher_kl"] for row in steps(tmp_path / "run")]
+    assert sum(gap[-3:]) / 3 < 0.2 * gap[0]
+
+
+def test_a_cost_stays_below_its_limit_while_the_reward_rises(lightrft, tmp_path):
+    """Left alone the answers stay as long as they may be."""
+    (tmp_path / "costs.py").write_text("def long(answer, num_tokens):\n    return num_tokens / 8\n")
+    constraint = ["--constraint.cost", "costs.py:long", "--constraint.limit", "0.5"]
+    rate = ["--constraint.multiplier", "0.7", "--constraint.learning-rate", "0.02", "--steps", "100"]
+    lightrft("train", "tiny", "dr_grpo", *PLAIN, *FORTY_STEPS, *constraint, *rate, "--run", "run")
+    taken = steps(tmp_path / "run")
+    assert taken[0]["reward/long"] > 0.9
+    assert sum(row["reward/long"] for row in taken[-20:]) / 20 < 0.5
+    first, last = (sum(row["reward/same_kind"] for row in part) / 20 for part in (taken[:20], taken[-20:]))
+    assert last > 2.5 * first

@@ -28,6 +28,13 @@ VARIANTS = {
     "lora": ["lora", "--steps", "5", "--optimizer.learning-rate", "0.01"],
     "critic": ["ppo", "--steps", "5", "--critic.warmup-steps", "2", "--rollout.prompts-per-step", "8"],
     "bf16": ["bf16", "--steps", "5"],
+    "memory": [
+        *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.prompts-per-step", "3"),
+        *("--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--replay.groups", "2"),
+        *("--algorithm.kl-target", "0.001", "--algorithm.reference-steps", "2"),
+        *("--algorithm.reference-share", "0.5", "--rewards.normalise", "shift_and_scale"),
+        *("--constraint.cost", "length", "--constraint.limit", "0.001"),
+    ],
     "reference": [
         "grpo",
         "--steps",

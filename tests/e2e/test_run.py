@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightrft.algorithms.kl import adapted
 from lightrft.trainer.capsule import read
 from lightrft.utils import trajectories
 from lightrft.utils.states import read_state
@@ -239,3 +242,64 @@ def test_only_the_answers_that_a_filter_leaves_are_learnt_from(lightrft, tmp_pat
     assert len(trajectories.load(tmp_path / "run", 1)) == 16, "all are recorded"
     assert len(read(tmp_path / "run", 1).trajectories) == 8, "of four groups two each"
     assert "equal bit for bit" in lightrft("replay", "run", "--step", "1")
+
+
+def test_the_weight_of_the_divergence_is_steered_and_replayed(lightrft, tmp_path):
+    flags = ["--algorithm.kl-target", "0.0001", "--algorithm.kl-gain", "0.5", "--capture-steps", "4"]
+    lightrft("train", "tiny", "grpo", *PLAIN, *flags, "--steps", "4", "--run", "run")
+    taken = steps(tmp_path / "run")
+    assert taken[0]["kl_coefficient"] == 0.04
+    assert len({row["kl_coefficient"] for row in taken}) > 2
+    for row, following in itertools.pairwise(taken):
+        assert following["kl_coefficient"] == pytest.approx(
+            adapted(row["kl_coefficient"], row["kl"], target=0.0001, gain=0.5)
+        )
+    assert "equal bit for bit" in lightrft("replay", "run", "--step", "4")
+
+
+def test_a_reference_that_follows_each_step_is_where_the_policy_is(lightrft, tmp_path):
+    lightrft("train", "tiny", "grpo", *PLAIN, "--algorithm.reference-steps", "1", "--run", "follows")
+    lightrft("train", "tiny", "grpo", *PLAIN, "--algorithm.reference-steps", "3", "--run", "late")
+    assert [row["kl"] for row in steps(tmp_path / "follows")] == [0.0] * 4
+    assert [row["kl"] > 0 for row in steps(tmp_path / "late")] == [False, True, True, False]
+
+
+def test_answers_of_earlier_steps_are_learnt_from_again(lightrft, tmp_path):
+    flags = ["--replay.groups", "2", "--replay.max-age", "1", "--capture-steps", "3"]
+    lightrft("train", "tiny", *PLAIN, *flags, "--run", "run")
+    learnt = [
+        Counter(row["weight_version"] for row in trajectories.load(tmp_path / "run", step))
+        for step in (1, 2, 3)
+    ]
+    assert learnt == [{0: 16}, {1: 16, 0: 8}, {2: 16, 1: 8}]
+    ratios = [row["ratio/mean"] for row in steps(tmp_path / "run")]
+    assert ratios[0] == 1.0
+    assert all(ratio != 1.0 for ratio in ratios[1:]), "by the log-probs of the policy that sampled them"
+    assert all(row["counts/answers"] == 16 for row in steps(tmp_path / "run"))
+    assert "equal bit for bit" in lightrft("replay", "run", "--step", "3")
+
+
+def test_groups_drawn_too_much_are_learnt_from_in_the_next_step(lightrft, tmp_path):
+    flags = ["--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--rollout.group-size", "2"]
+    lightrft("train", "tiny", *PLAIN, *flags, "--rollout.max-draws", "9", "--run", "run")
+    taken = steps(tmp_path / "run")
+    waiting = [int(row["rollout/groups_waiting"]) for row in taken]
+    assert any(waiting[:-1])
+    for before, step in itertools.pairwise((1, 2, 3, 4)):
+        rows_of = trajectories.load(tmp_path / "run", step)
+        older = [row for row in rows_of if row["weight_version"] < step - 1]
+        assert len(older) == 2 * waiting[before - 1]
+        assert len(rows_of) == 8, "they take the place of new ones"
+
+
+def test_a_constraint_holds_its_cost_down_and_rewards_are_normalised(lightrft, tmp_path):
+    """Two answers of a group differ by their cost alone where their rewards are equal."""
+    flags = ["--constraint.cost", "length", "--constraint.limit", "0", "--constraint.learning-rate", "1000"]
+    more = ["--rewards.normalise", "scale", "--rewards.scale", "tiny", "0", "--constraint.multiplier", "0"]
+    lightrft("train", "tiny", *PLAIN, *flags, *more, "--steps", "1", "--run", "run")
+    (row,) = steps(tmp_path / "run")
+    assert row["constraint/multiplier"] == pytest.approx(min(100, 1000 * row["reward/length"]))
+    for _, group in itertools.groupby(trajectories.load(tmp_path / "run", 1), key=lambda row: row["group"]):
+        by_length = sorted(group, key=lambda row: row["length"])
+        advantages = [row["tokens"]["advantages"][0] for row in by_length]
+        assert advantages == sorted(advantages, reverse=True), "with a scale of 0 only the cost is left"

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from lightrft.algorithms.kl import KL
+from lightrft.algorithms.shaping import teacher_advantage
+from lightrft.testing import make_batch
 
 POLICY = [0.5, 0.2, 0.2, 0.06, 0.04]
 REFERENCE = [0.1, 0.3, 0.25, 0.05, 0.3]
@@ -79,3 +81,13 @@ def test_in_a_loss_k3_pulls_the_policy_to_the_reference_by_their_difference():
     assert mean_gradient("k3") == pytest.approx(
         [p - q for p, q in zip(POLICY, REFERENCE, strict=True)], abs=1e-14
     )
+
+
+def test_a_teachers_advantage_pulls_the_policy_to_the_teacher_as_their_divergence_does():
+    """E_p[A grad log p] with A = log q - log p, summed over the vocabulary, is minus the gradient of KL(p || q)."""
+    logits = torch.tensor(LOGITS, dtype=torch.float64, requires_grad=True)
+    new = logits.log_softmax(-1)
+    batch = make_batch([len(LOGITS)], old=new.detach(), teacher=torch.tensor(REFERENCE).double().log())
+    weights = torch.tensor(POLICY, dtype=torch.float64)
+    (-weights * teacher_advantage(batch) * new).sum().backward()
+    assert logits.grad.tolist() == pytest.approx(true_gradient(), abs=1e-8)

@@ -86,12 +86,20 @@ def draw_entropies(seed):
 
 
 def oracle(tokens, share, over):
-    """A token counts iff fewer than `share` of those it competes with are more uncertain."""
+    """A token counts iff fewer than `share` of those it competes with are more uncertain; together they weigh as all did."""
+
+    def competing(segment):
+        return [e for s, m, e in tokens if m and (over == "batch" or s == segment)]
+
+    def selected(segment, entropy):
+        rivals = competing(segment)
+        return sum(e > entropy for e in rivals) < math.ceil(share * len(rivals) - 1e-9)
+
     result = []
     for segment, in_mask, entropy in tokens:
-        rivals = [e for s, m, e in tokens if m and (over == "batch" or s == segment)]
-        above = sum(e > entropy for e in rivals)
-        result.append(in_mask and above < math.ceil(share * len(rivals) - 1e-9))
+        left = [e for e in competing(segment) if selected(segment, e)]
+        counts = in_mask and selected(segment, entropy)
+        result.append(len(competing(segment)) / len(left) if counts else 0.0)
     return result
 
 
@@ -109,11 +117,12 @@ def test_uncertain_tokens_agree_with_counting(share, over, seed):
             entropy, batch.mask, batch.segments, batch.num_sequences, share=share, over=over, reduce=reduce
         )
 
-    assert select(batch, entropy, lambda x: x).tolist() == oracle(tokens, share, over)
+    expected = oracle(tokens, share, over)
+    assert select(batch, entropy, lambda x: x).tolist() == pytest.approx(expected)
 
     cut = sum(lengths[:3])
     halves = [make_batch(lengths[:3], mask=batch.mask[:cut]), make_batch(lengths[3:], mask=batch.mask[cut:])]
     with ThreadPoolExecutor(2) as ranks:
         total = sum_over_threads(2)
         parts = list(ranks.map(select, halves, [entropy[:cut], entropy[cut:]], [total, total]))
-    assert torch.cat(parts).tolist() == oracle(tokens, share, over), "two ranks find what one does"
+    assert torch.cat(parts).tolist() == pytest.approx(expected), "two ranks find what one does"

@@ -44,6 +44,7 @@ def random_batch(seed, *, grid=8):
         mask=torch.rand(total, generator=draw) < 0.8,
         old=column(0.5) - 1,
         ref=column(0.5) - 1,
+        teacher=column(0.5) - 1,
         behavior=column(0.5) - 1,
         values=column(0.5),
         greedy=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
@@ -55,7 +56,18 @@ def pick(batch, answers):
     """The batch of only these answers, in this order, with every column they have."""
     where = [torch.nonzero(batch.segments == a)[:, 0] for a in answers]
     tokens = torch.cat([batch.segments[:0], *where])
-    names = ("mask", "old", "ref", "values", "advantages", "returns", "rewards", "behavior", "weights")
+    names = (
+        "mask",
+        "old",
+        "ref",
+        "teacher",
+        "values",
+        "advantages",
+        "returns",
+        "rewards",
+        "behavior",
+        "weights",
+    )
     taken = {name: value[tokens] for name in names if (value := getattr(batch, name)) is not None}
     lengths = [len(tokens) for tokens in where]
     small = make_batch(lengths, groups=batch.groups[answers].tolist(), scores=batch.scores[answers], **taken)
@@ -101,7 +113,14 @@ def shares(items, draw):
 @given(seed=seeds, kl_in=st.sampled_from(["loss", "reward"]))
 def test_packing_order_and_ranks_do_not_change_the_gradient(advantage, loss, average, seed, kl_in):
     """One batch in one process, and four ranks that hold whole groups and pack their answers at random."""
-    algo = AlgorithmConfig(kl="k3", kl_coefficient=0.1, kl_in=kl_in, entropy_coefficient=0.01)
+    algo = AlgorithmConfig(
+        kl="k3",
+        kl_coefficient=0.1,
+        kl_in=kl_in,
+        entropy_coefficient=0.01,
+        teacher_coefficient=0.1,
+        teacher_in="loss",
+    )
     drawn = random_batch(seed)
     draw = torch.Generator().manual_seed(seed)
     groups = [torch.nonzero(drawn.groups == g)[:, 0].tolist() for g in range(3)]
@@ -215,7 +234,14 @@ def test_the_weights_sum_to_one(average, seed):
     noise=st.sampled_from([1e3, float("nan"), float("inf")]),
 )
 def test_nothing_outside_the_mask_has_any_influence(advantage, loss, seed, kl_in, noise):
-    algo = AlgorithmConfig(kl="k3", kl_coefficient=0.1, kl_in=kl_in, entropy_coefficient=0.01)
+    algo = AlgorithmConfig(
+        kl="k3",
+        kl_coefficient=0.1,
+        kl_in=kl_in,
+        entropy_coefficient=0.01,
+        teacher_coefficient=0.1,
+        teacher_in="loss",
+    )
     results = []
     for disturb in (False, True):
         batch = random_batch(seed)

@@ -6,6 +6,7 @@ that enter (continuous batching). A prompt is read once for all its answers. See
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -206,9 +207,8 @@ class _Rollout:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self._engine._cap is not None:
             logits = self._engine._cap * torch.tanh(logits / self._engine._cap)
-        if self._sampling.first_temperature and self._sampling.temperature:
-            # Rows behind the running answers predict first tokens; `draw` divides all by the common temperature.
-            logits[len(self._running) :] *= self._sampling.temperature / self._sampling.first_temperature
+        if self._sampling.temperature:
+            _sharpen_first(logits[len(self._running) :], self._sampling)  # rows behind the running answers
         keys = torch.tensor([a.stream for a in answers], device=self._device)
         counters = torch.tensor([len(a.tokens) for a in answers], device=self._device)
         rows = None if which == list(range(len(logits))) else torch.tensor(which, device=self._device)
@@ -261,17 +261,26 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+def _sharpen_first(logits: Tensor, sampling: Sampling) -> None:
+    """Changes the rows that predict first tokens in place; `draw` divides all rows by the common temperature."""
+    if sampling.first_temperature:
+        logits *= sampling.temperature / sampling.first_temperature
+    if 0 < sampling.first_top_k < logits.shape[-1]:
+        least = logits.topk(sampling.first_top_k, -1).values[:, -1:]
+        logits.masked_fill_(logits < least, -math.inf)
+
+
 def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
     if sampling.n < 1 or sampling.max_tokens < 1:
         raise ValueError(f"n={sampling.n}, max_tokens={sampling.max_tokens}: both must be at least 1.")
     if (
         min(sampling.temperature, sampling.first_temperature) < 0
-        or sampling.top_k < 0
+        or min(sampling.top_k, sampling.first_top_k) < 0
         or not 0 < sampling.top_p <= 1
         or not 0 <= sampling.min_p <= 1
     ):
         raise ValueError(
-            f"{sampling}: need temperature >= 0, first_temperature >= 0, top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1."
+            f"{sampling}: need temperature, first_temperature, top_k and first_top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1."
         )
     for prompt in prompts:
         if not prompt.token_ids:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -50,8 +52,7 @@ def algorithm(**settings):
 def test_the_default_row_runs_from_scores_to_a_loss():
     grpo = algorithm()
     batch = make_batch([1, 1], scores=[1.0, 0.0])
-    batch.rewards = grpo.rewards(batch)
-    batch.advantages, batch.returns = grpo.advantage(batch)
+    grpo.judge(batch, lambda x: x)
     terms = grpo.loss(torch.tensor([-1.0, -2.0]), batch)
     torch.testing.assert_close(terms.loss, torch.tensor([-(0.5**0.5), 0.5**0.5]), atol=1e-5, rtol=0)
     assert grpo.keep(tiny_trajectories([(2, [1, 1])]))
@@ -151,3 +152,44 @@ def test_k1_in_the_loss_is_refused_because_it_pulls_nowhere():
     with pytest.raises(ValueError, match=r"algorithm.kl=k1 with algorithm.kl_in=loss.*Set algorithm.kl=k3"):
         algorithm(kl="k1", kl_coefficient=0.1)
     assert algorithm(kl="k1", kl_coefficient=0.1, kl_in="reward").needs_old
+
+
+def test_advantages_are_whitened_then_clipped_then_picked_then_taught():
+    row = algorithm(
+        advantage="reinforce",
+        whiten=True,
+        advantage_clip=0.5,
+        entropy_share=0.5,
+        teacher_coefficient=2.0,
+    )
+    assert row.needs_old
+    assert row.needs_teacher
+    batch = make_batch(
+        [1, 1, 1, 1],
+        scores=[0.0, 0.0, 1.0, 1.0],
+        entropy=[0.1, 0.9, 0.2, 0.8],
+        old=[-1.0] * 4,
+        teacher=[-1.0, -1.0, -1.0, -4.0],
+    )
+    row.judge(batch, lambda x: x)
+    # Whitened to -1 and 1, clipped to -0.5 and 0.5, the two uncertain ones count double, the last is 3 too likely.
+    assert batch.advantages.tolist() == [0.0, -1.0, 0.0, 1.0 - 6.0]
+
+
+def test_a_teacher_in_the_loss_is_a_divergence_with_its_own_weight():
+    row = algorithm(loss="policy_gradient", teacher_coefficient=0.5, teacher_in="loss")
+    assert not row.needs_old
+    batch = make_batch([2], advantages=[0.0, 0.0], teacher=[-3.0, -1.0], mask=[True, False])
+    terms = row.loss(torch.tensor([-1.0, -5.0]), batch)
+    assert terms.loss.tolist() == pytest.approx([0.5 * (math.exp(-2) + 1), 0.0])
+    assert terms.metrics["teacher_kl"].tolist() == pytest.approx([math.exp(-2) + 1, 0.0])
+
+
+def test_the_weight_of_the_divergence_is_steered_only_where_a_target_is_set():
+    fixed, steered = algorithm(kl_coefficient=0.5), algorithm(kl_coefficient=0.5, kl_target=0.1)
+    assert fixed.steered(0.9) is fixed
+    assert steered.steered(None) is steered
+    assert steered.steered(0.9).config.kl_coefficient == pytest.approx(0.51)
+    batch = make_batch([1], advantages=[0.0], ref=[-3.0])
+    loss = [row.loss(torch.tensor([-1.0]), batch).loss.item() for row in (steered, steered.steered(0.9))]
+    assert loss[1] == pytest.approx(1.02 * loss[0])

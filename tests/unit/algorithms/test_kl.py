@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightrft.algorithms.kl import KL, k1, k2, k3
+from lightrft.algorithms.kl import KL, adapted, k1, k2, k3
 
 POLICY = torch.tensor([0.9, 0.5, 0.1]).log()
 REFERENCE = torch.tensor([0.45, 0.5, 0.2]).log()
@@ -51,3 +51,12 @@ def test_k3_keeps_its_sign_for_tiny_differences():
     """exp(x) - 1 would lose them to rounding."""
     difference = torch.tensor([1e-3, -1e-3, 3e-4])
     torch.testing.assert_close(k3(difference, torch.zeros(3)), difference.square() / 2, rtol=2e-3, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [(0.5, 0.51), (0.11, 0.505), (0.1, 0.5), (0.09, 0.495), (0.0, 0.49), (math.nan, 0.5), (math.inf, 0.5)],
+)
+def test_the_coefficient_follows_the_divergence_by_at_most_a_fifth_of_the_gain(divergence, expected):
+    """Ziegler et al. with a gain of 0.1 and a target of 0.1."""
+    assert adapted(0.5, divergence, target=0.1, gain=0.1) == pytest.approx(expected)

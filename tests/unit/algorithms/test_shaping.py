@@ -1,8 +1,22 @@
-import pytest
+import random
+import statistics
+from concurrent.futures import ThreadPoolExecutor
 
-from lightrft.algorithms.shaping import answer_rewards, clip_scores, token_rewards
+import pytest
+import torch
+
+from lightrft.algorithms.shaping import (
+    RunningMoments,
+    answer_rewards,
+    ascended,
+    clip_scores,
+    constrained,
+    teacher_advantage,
+    token_rewards,
+)
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
+from tests.properties.test_algorithms import sum_over_threads
 
 GRPO = AlgorithmConfig()
 KL_IN_REWARD = AlgorithmConfig(kl="k1", kl_in="reward", kl_coefficient=0.5)
@@ -47,3 +61,59 @@ def test_an_answer_of_zero_tokens_keeps_its_score():
     algo = AlgorithmConfig(reward_clip=2.0)
     batch.rewards = token_rewards(batch, algo)
     assert answer_rewards(batch, algo).tolist() == [1.0, -2.0]
+
+
+def test_a_teacher_adds_what_it_likes_better_than_the_policy_did():
+    batch = make_batch([3], mask=[True, False, True], old=[-1.0, -9.0, -2.0], teacher=[-0.5, 0.0, -4.0])
+    assert teacher_advantage(batch).tolist() == [0.5, 0.0, -2.0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_running_moments_are_those_of_all_numbers_however_they_came(seed):
+    draw = random.Random(seed)
+    numbers = [draw.gauss(3, 2) for _ in range(40)]
+    moments, rest = RunningMoments(), list(numbers)
+    while rest:
+        size = draw.randrange(0, 9)
+        moments.see(torch.tensor(rest[:size]), lambda x: x)
+        rest = rest[size:]
+    assert moments.count == 40
+    assert moments.mean == pytest.approx(statistics.fmean(numbers))
+    assert moments.deviation == pytest.approx(statistics.pstdev(numbers), rel=1e-6)
+
+
+def test_ranks_share_their_running_moments():
+    parts = [torch.tensor([1.0, 2.0, 6.0]), torch.tensor([]), torch.tensor([4.0])]
+    ranks, total = [RunningMoments() for _ in parts], sum_over_threads(3)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda r: ranks[r].see(parts[r], total), range(3)))
+    assert [r.mean for r in ranks] == [3.25] * 3
+    assert [r.deviation for r in ranks] == [pytest.approx(statistics.pstdev([1, 2, 6, 4]))] * 3
+
+
+def test_normalised_rewards_are_in_deviations():
+    moments = RunningMoments()
+    moments.see(torch.tensor([0.0, 4.0]), lambda x: x)
+    assert moments.normalise(torch.tensor([4.0, 3.0]), shift=True).tolist() == [1.0, 0.5]
+    assert moments.normalise(torch.tensor([4.0, 3.0]), shift=False).tolist() == [2.0, 1.5]
+
+
+def test_rewards_that_were_always_equal_are_not_blown_up():
+    moments = RunningMoments()
+    moments.see(torch.tensor([0.1, 0.1, 0.1]), lambda x: x)
+    assert moments.normalise(torch.tensor([0.1]), shift=True).abs().max() < 1e-7
+    assert moments.normalise(torch.tensor([0.1]), shift=False).tolist() == pytest.approx([0.1])
+    assert RunningMoments().normalise(torch.tensor([0.3]), shift=True).tolist() == pytest.approx([0.3])
+
+
+def test_a_cost_is_weighed_against_the_reward():
+    scores, costs = torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0])
+    assert constrained(scores, costs, 0.0).tolist() == [1.0, 1.0]
+    assert constrained(scores, costs, 3.0).tolist() == [0.25, -1.25]
+
+
+def test_the_multiplier_climbs_above_the_limit_and_sinks_below():
+    assert ascended(1.0, cost=0.5, limit=0.2, rate=2.0, most=10.0) == pytest.approx(1.6)
+    assert ascended(1.0, cost=0.1, limit=0.2, rate=2.0, most=10.0) == pytest.approx(0.8)
+    assert ascended(0.1, cost=0.0, limit=0.2, rate=2.0, most=10.0) == 0.0
+    assert ascended(9.9, cost=9.0, limit=0.2, rate=2.0, most=10.0) == 10.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -119,6 +121,21 @@ def test_an_end_token_drawn_first_ends_the_answer_however_hot_it_was_drawn() -> 
     ended = [a for a in answers if a.token_ids[0] % 2 == 0]
     assert 16 < len(ended) < 48
     assert all(a.finish == "stop" and len(a.token_ids) == 1 for a in ended)
+
+
+def test_the_first_token_can_be_drawn_among_the_likeliest_only() -> None:
+    """FIRE: hot, but among 4 of 260 tokens; the second token is drawn as if nothing had happened."""
+    engine = engine_with(stop_ids=[])
+    (answers,) = engine.generate(
+        prompts_of([5]), Sampling(n=200, max_tokens=2, first_temperature=1e6, first_top_k=4)
+    )
+    first = Counter(a.token_ids[0] for a in answers)
+    assert len(first) == 4
+    assert min(first.values()) > 25, "each is drawn 50 times on average, give or take 6"
+    assert all(a.logprobs[0] == pytest.approx(-math.log(4), abs=1e-4) for a in answers)
+    assert len({a.token_ids[1] for a in answers}) > 50
+    (greedy,) = engine.generate(prompts_of([5]), Sampling(max_tokens=1, temperature=0.0))
+    assert greedy[0].token_ids[0] in first
 
 
 def test_a_truncated_answer_gets_no_end_token() -> None:
@@ -262,7 +279,7 @@ def test_a_bfloat16_model_gives_float32_logprobs_near_those_of_float32() -> None
     [
         (Prompt("empty", [], [], None, "t"), Sampling(), "prompt 'empty' has no tokens"),
         (tiny_prompt(3), Sampling(max_tokens=0), "max_tokens=0: both must be at least 1"),
-        (tiny_prompt(3), Sampling(temperature=-1.0), "need temperature >= 0"),
+        (tiny_prompt(3), Sampling(temperature=-1.0), "need temperature, first_temperature"),
         (tiny_prompt(3), Sampling(top_p=0.0), "0 < top_p <= 1"),
         (
             Prompt("seen", [1], [], None, "t", media={"pixels": torch.zeros(1)}),

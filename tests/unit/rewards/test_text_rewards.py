@@ -1,6 +1,16 @@
 import pytest
 
-from lightrft.rewards.text import choice, exact, json_fields, json_object, json_only, same_kind, tags
+from lightrft.rewards.text import (
+    choice,
+    exact,
+    json_fields,
+    json_object,
+    json_only,
+    repetition,
+    same_kind,
+    tags,
+    thousand_tokens,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +105,21 @@ def test_json_fields_is_the_share_of_right_fields_among_all_that_are_wanted_or_g
 )
 def test_json_only_wants_nothing_beside_the_object(answer, score):
     assert json_only(answer, None) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("a b c A B c", 0.25),
+        ("one two three four", 0.0),
+        ("no no no no no", 2 / 3),
+        ("too short", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_repetition_is_the_share_of_runs_of_three_words_seen_before(answer, share):
+    assert repetition(answer) == pytest.approx(share)
+
+
+def test_length_counts_thousands_of_tokens():
+    assert thousand_tokens(250) == 0.25

@@ -293,3 +293,39 @@ def test_the_frozen_model_has_no_gradients():
 def test_only_a_model_with_adapters_is_its_own_reference():
     with pytest.raises(ValueError, match="adapters"):
         WithoutAdapters(load_model(ModelConfig(path="random:llama")))
+
+
+# -- a reference that follows ------------------------------------------------------------------------------------------
+
+
+def frozen(module):
+    return Single(StrategyConfig(), torch.device("cpu")).frozen(module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reference_becomes_the_policy_or_goes_part_of_the_way(dtype):
+    reference, policy = frozen(two_weights(dtype)), two_weights(dtype)
+    with torch.no_grad():
+        policy.weight.fill_(3.0)
+    reference.follow(iter(policy.state_dict().items()), 0.25)
+    assert reference.module.weight.unique().tolist() == [1.5]
+    assert reference.module.bias.unique().tolist() == [1.0]
+    reference.follow(iter(policy.state_dict().items()), 1.0)
+    assert reference.module.weight.unique().tolist() == [3.0]
+
+
+def test_many_small_steps_are_not_lost_in_bfloat16_nor_by_a_checkpoint():
+    reference, policy = frozen(two_weights(torch.bfloat16)), two_weights(torch.bfloat16)
+    with torch.no_grad():
+        policy.weight.fill_(2.0)
+    for step in range(500):
+        reference.follow(iter(policy.state_dict().items()), 0.001)
+        if step == 250:
+            state = {name: weight.clone() for name, weight in reference.state().items()}
+            reference = frozen(two_weights(torch.bfloat16))
+            reference.load(state)
+    expected = 2 - 0.999**500
+    assert abs(float(reference.module.weight[0, 0]) - expected) < 0.005, (
+        "its own type has steps of 0.008 here"
+    )
+    assert float(reference.state()["weight"][0, 0]) == pytest.approx(expected, abs=1e-4)
