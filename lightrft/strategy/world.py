@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +57,27 @@ class World:
             dist.all_gather_object(values, value)
             return values
         return [value]
+
+    def exchange(self, outgoing: Sequence[Any]) -> list[Any]:
+        """outgoing[r] goes to rank r; returns what came, by the rank it came from. Anything that pickles; None is not sent."""
+        if self.size == 1:
+            return list(outgoing)
+        parcels = [
+            None if x is None else torch.frombuffer(bytearray(pickle.dumps(x)), dtype=torch.uint8)
+            for x in outgoing
+        ]
+        sizes = self.gather([0 if p is None else p.numel() for p in parcels])
+        incoming = [torch.empty(sizes[r][self.rank], dtype=torch.uint8) for r in range(self.size)]
+        others = [r for r in range(self.size) if r != self.rank]
+        work = [dist.irecv(incoming[r], r) for r in others if incoming[r].numel()]
+        work += [dist.isend(p, r) for r in others if (p := parcels[r]) is not None]
+        for one in work:
+            if one is not None:  # gloo always gives one
+                one.wait()
+        return [
+            outgoing[r] if r == self.rank else pickle.loads(t.numpy().tobytes()) if t.numel() else None
+            for r, t in enumerate(incoming)
+        ]
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightrft.strategy.world import World
-from lightrft.types import Trajectory
+from lightrft.types import Batch, Trajectory
 
 METRICS: dict[str, str] = {
     "reward/mean": "mean reward of the step's answers, as drawn (before any group is left out)",
@@ -29,6 +29,9 @@ METRICS: dict[str, str] = {
     "ratio/mean": "mean of new / old probability of a token; 1 at the first update of a step",
     "clip_share": "share of tokens whose gradient the clip stops",
     "loss": "the weighted loss, averaged over the updates of the step",
+    "update/filled": "share of update.tokens_per_batch that micro-batches fill on average, in tokens read",
+    "update/padding_avoided": "share of padding if the answers of an update were laid out as a rectangle, prompts and answers each as long as the longest",
+    "update/rank_balance": "tokens read by a rank on average / by the busiest rank; 1 is even; only with several ranks",
     "grad_norm": "global gradient norm before clipping, averaged over the updates of the step",
     "learning_rate": "learning rate of the step's last update",
     "mismatch/mean_abs": "mean of |log p by trainer - log p by engine| of the sampled tokens, same weights",
@@ -88,6 +91,46 @@ class TokenMeans:
         sums = world.sum(torch.tensor([self.tokens, *(self.totals[n] for n in names)], dtype=torch.float64))
         means = {n: float(s / sums[0].clamp(min=1)) for n, s in zip(names, sums[1:], strict=True)}
         return means | {n: world.max(v) for n, v in sorted(self.largest.items())}
+
+
+@dataclass
+class Layout:
+    """What the micro-batches of one update are made of."""
+
+    batches: int = 0
+    tokens: int = 0
+    """Read by the model: each prompt once per batch."""
+    answers: int = 0
+    whole: int = 0
+    """Of all answers, each with its prompt."""
+    longest_prompt: int = 0
+    longest_answer: int = 0
+
+    def add(self, batch: Batch) -> None:
+        """Takes a micro-batch into account."""
+        assert batch.inputs is not None
+        self.batches += 1
+        self.tokens += batch.inputs.token_ids.numel()
+        for (a, b), (c, d) in zip(batch.inputs.prompt_spans, batch.inputs.response_spans, strict=True):
+            self.answers += 1
+            self.whole += b - a + d - c
+            self.longest_prompt = max(self.longest_prompt, b - a)
+            self.longest_answer = max(self.longest_answer, d - c)
+
+    def result(self, tokens_per_batch: int, world: World) -> dict[str, float]:
+        """Metrics update/..., over all ranks."""
+        sums = world.sum(
+            torch.tensor([self.batches, self.tokens, self.answers, self.whole], dtype=torch.float64)
+        )
+        batches, tokens, answers, whole = sums.tolist()
+        rectangle = answers * (world.max(self.longest_prompt) + world.max(self.longest_answer))
+        found = {
+            "update/filled": tokens / max(1.0, batches * tokens_per_batch),
+            "update/padding_avoided": (rectangle - whole) / max(1.0, rectangle),
+        }
+        if world.size > 1:
+            found["update/rank_balance"] = tokens / world.size / max(1.0, world.max(self.tokens))
+        return found
 
 
 def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, float]:

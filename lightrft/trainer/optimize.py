@@ -13,7 +13,7 @@ from lightrft.algorithms.averaging import denominators, token_weights
 from lightrft.config import UpdateConfig
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.world import World
-from lightrft.trainer.metrics import TokenMeans
+from lightrft.trainer.metrics import Layout, TokenMeans
 from lightrft.trainer.replay import minibatches, pack, plan
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.seeding import derive_seed
@@ -70,8 +70,10 @@ def _update(
     local = denominators(whole.mask, whole.segments, whole.num_sequences)
     tokens, sequences = (int(x) for x in world.sum(torch.tensor(local)))
     means, total = TokenMeans(), 0.0
+    layout = Layout()
     for answers in plan(part, config.tokens_per_batch, share_prompts=config.share_prompts):
         batch = pack(answers, share_prompts=config.share_prompts, device=device)
+        layout.add(batch)
         batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, sequences)
         terms = loss(batch)
         weighted = (batch.weights * terms.loss).sum()
@@ -86,4 +88,11 @@ def _update(
     rate = model.rate()
     updated = model.step(norm)
     bad = {} if updated else {"counts/bad_updates": 1.0}
-    return {"loss": total, "grad_norm": norm, "learning_rate": rate, **means.result(world), **bad}
+    return {
+        "loss": total,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        **means.result(world),
+        **layout.result(config.tokens_per_batch, world),
+        **bad,
+    }

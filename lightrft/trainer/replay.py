@@ -5,6 +5,7 @@ A prompt is laid down once per batch and followed by all its answers there; see 
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import random
 from collections.abc import Sequence
@@ -132,13 +133,14 @@ def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> Non
 def plan(
     trajectories: Sequence[Trajectory], tokens_per_batch: int, *, share_prompts: bool = True
 ) -> list[list[Trajectory]]:
-    """Answers shared out over as few batches as first-fit finds; each reads at most `tokens_per_batch` tokens.
+    """Answers shared out over as few batches as first-fit finds, filled evenly where that goes; each reads at most
+    `tokens_per_batch` tokens.
 
     A group stays together where it fits, so that its prompt is read once; a single answer that is longer than the
     budget gets a batch of its own. Every answer with at least one token is in exactly one batch.
     """
     pieces: list[tuple[int, list[Trajectory]]] = []
-    for siblings in _by_group(trajectories):
+    for siblings in by_group(trajectories):
         piece: list[Trajectory] = []
         size = 0
         for t in siblings:
@@ -154,29 +156,61 @@ def plan(
         if piece:
             pieces.append((size, piece))
     pieces.sort(key=lambda p: -p[0])  # stable: the order among equals is the order given
-    bins: list[tuple[int, list[Trajectory]]] = []
-    for size, piece in pieces:
-        for i, (used, content) in enumerate(bins):
-            if used + size <= tokens_per_batch:
-                bins[i] = (used + size, content + piece)
-                break
-        else:
-            bins.append((size, piece))
-    return [content for _, content in bins]
+    sizes = [size for size, _ in pieces]
+    places = first_fit(sizes, tokens_per_batch)
+    even = least_loaded(sizes, len(set(places)))
+    if all(load <= max(tokens_per_batch, sizes[0]) for load in _loads(sizes, even)):
+        places = even
+    batches: list[list[Trajectory]] = [[] for _ in set(places)]
+    for (_, piece), place in zip(pieces, places, strict=True):
+        batches[place] += piece
+    return batches
+
+
+def first_fit(sizes: Sequence[int], capacity: int) -> list[int]:
+    """The bin of each item: the first that has room, or a new one."""
+    used: list[int] = []
+    places = []
+    for size in sizes:
+        place = next((i for i, load in enumerate(used) if load + size <= capacity), len(used))
+        if place == len(used):
+            used.append(0)
+        used[place] += size
+        places.append(place)
+    return places
+
+
+def least_loaded(sizes: Sequence[int], count: int) -> list[int]:
+    """The bin of each item: the one of `count` that has least so far. Even, if the items come largest first (Graham 1969)."""
+    loads = [(0, place) for place in range(count)]
+    places = []
+    for size in sizes:
+        load, place = heapq.heappop(loads)
+        heapq.heappush(loads, (load + size, place))
+        places.append(place)
+    return places
+
+
+def _loads(sizes: Sequence[int], places: Sequence[int]) -> list[int]:
+    loads: dict[int, int] = {}
+    for size, place in zip(sizes, places, strict=True):
+        loads[place] = loads.get(place, 0) + size
+    return list(loads.values())
 
 
 def minibatches(trajectories: Sequence[Trajectory], count: int, *, seed: int) -> list[list[Trajectory]]:
     """Answers in `count` parts of equal size (within one), whole groups in random order; one part keeps the order."""
     if count == 1:
         return [list(trajectories)]
-    groups = _by_group(trajectories)
+    groups = by_group(trajectories)
     random.Random(seed).shuffle(groups)
     ordered = [t for group in groups for t in group]
     ends = [len(ordered) * i // count for i in range(count + 1)]
     return [part for a, b in itertools.pairwise(ends) if (part := ordered[a:b])]
 
 
-def _by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+def by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """Answers to one draw of a prompt together, groups in the order of their first answers."""
     groups: dict[int, list[Trajectory]] = {}
     for t in trajectories:
         groups.setdefault(t.group, []).append(t)

@@ -30,12 +30,13 @@ from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.device import peak_gib, resident_gib
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.world import World
+from lightrft.trainer.balance import balanced
 from lightrft.trainer.capsule import Capsules, weights_hash
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.experience import Experience
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import pack, plan, unpack
+from lightrft.trainer.replay import by_group, pack, plan, unpack
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
 from lightrft.trainer.scores import Scores
 from lightrft.types import Batch, Terms, Trajectory
@@ -126,7 +127,8 @@ class RLTrainer:
         trajectories = [t for group in groups for t in group]
         metrics |= self.score(trajectories)
         self.experience.remember(step, fresh)
-        metrics |= self.update(step, [t for group in groups for t in self.algorithm.filter(group, draw)])
+        chosen = [t for group in groups for t in self.algorithm.filter(group, draw)]
+        metrics |= self.update(step, balanced(chosen, self.world))
         self.follow(step, metrics)
         self.done = step
         took = time.perf_counter() - start
@@ -182,7 +184,7 @@ class RLTrainer:
             with self.stage(Phase.SCORE):
                 judged = self.judge([t for group in groups for t in group])
             counts = average([counts, {k: v for k, v in judged.metrics.items() if k.startswith("counts/")}])
-            alive = _regroup(judged.kept)
+            alive = by_group(judged.kept)
             drawn += alive
             worthy = [group for group in alive if self.algorithm.keep(group)]
             left_out += len(alive) - len(worthy)
@@ -317,7 +319,8 @@ class RLTrainer:
         finally:
             if captured:
                 self.capsules.record(step, updates, average(updates))
-        return average(updates) | {f"critic/{name}": x for name, x in average(criticism).items()}
+        of_critic = {k: x for k, x in average(criticism).items() if not k.startswith("update/")}
+        return average(updates) | {f"critic/{name}": x for name, x in of_critic.items()}
 
     def follow(self, step: int, metrics: Metrics) -> None:
         """What moves after the update: the weight of the divergence from the reference, and the reference."""
@@ -510,10 +513,3 @@ class RLTrainer:
     def _sampled(self, finished: int, total: int) -> None:
         self.progress.answers(finished, total)
         self.interrupt.check()
-
-
-def _regroup(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    groups: dict[int, list[Trajectory]] = {}
-    for t in trajectories:
-        groups.setdefault(t.group, []).append(t)
-    return list(groups.values())

@@ -12,7 +12,8 @@ TWO_RANKS = """
 import json, sys
 import torch, torch.distributed as dist
 from lightrft.strategy.world import World
-from lightrft.trainer.metrics import TokenMeans, describe
+from lightrft.trainer.metrics import Layout, TokenMeans, describe
+from lightrft.trainer.replay import pack
 from lightrft.testing import tiny_trajectories
 
 rank = int(sys.argv[1])
@@ -24,6 +25,8 @@ for t in answers:
     t.reward = float(rank)
 means = TokenMeans()
 means.add({"x": torch.tensor([float(rank)] * (rank + 1)), "x/max": torch.tensor([5.0 - rank])[:1].expand(rank + 1)}, torch.ones(rank + 1, dtype=torch.bool))
+layout = Layout()
+layout.add(pack(answers))
 print(json.dumps({
     "first": world.is_first,
     "sum": world.sum(given).tolist(),
@@ -31,7 +34,9 @@ print(json.dumps({
     "max": world.max(rank * 2.5),
     "all": [world.all(True), world.all(rank == 0)],
     "gather": world.gather({"rank": rank}),
+    "exchanged": [x and len(x) for x in world.exchange([[rank], None if rank else "big" * 100000])],
     "means": means.result(world),
+    "layout": layout.result(10, world),
     "described": {k: v for k, v in describe([answers], world).items() if k in ("reward/mean", "reward/std", "length/max", "counts/answers")},
 }))
 world.barrier()
@@ -66,10 +71,18 @@ def test_two_ranks_agree_on_sums_maxima_and_means(tmp_path):
     one, other = (json.loads(out) for out, _ in outputs)
     assert (one.pop("first"), other.pop("first")) == (True, False)
     assert (one.pop("untouched"), other.pop("untouched")) == ([1, 10], [2, 10])
+    exchanged = one.pop("exchanged"), other.pop("exchanged")
+    assert exchanged == ([1, 1], [300000, None])
     assert one == other
     assert one["sum"] == [3, 20]
     assert one["max"] == 2.5
     assert one["all"] == [True, False]
     assert one["gather"] == [{"rank": 0}, {"rank": 1}]
     assert one["means"] == {"x": 2 / 3, "x/max": 5}
+    # A prompt of 2 with answers of 1 and 3 on one rank (6 read), with 2 and 3 on the other (7 read); 17 tokens of a rectangle of 4 x 5.
+    assert one["layout"] == {
+        "update/filled": 13 / 20,
+        "update/padding_avoided": (20 - 17) / 20,
+        "update/rank_balance": 6.5 / 7,
+    }
     assert one["described"] == {"reward/mean": 0.5, "reward/std": 0.5, "length/max": 3, "counts/answers": 4}

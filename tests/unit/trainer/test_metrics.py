@@ -7,7 +7,8 @@ import torch
 
 from lightrft.strategy.world import World
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.metrics import TokenMeans, average, describe
+from lightrft.trainer.metrics import Layout, TokenMeans, average, describe
+from lightrft.trainer.replay import pack
 
 
 def judged(rewards, lengths=None, finish=None):
@@ -91,3 +92,13 @@ def test_the_average_of_no_updates_is_empty():
 
 def test_a_bad_update_shows_in_the_average():
     assert math.isnan(average([{"loss": 1.0}, {"loss": math.nan}])["loss"])
+
+
+def test_a_layout_is_compared_with_its_budget_and_with_a_rectangle():
+    """A prompt of 4 with answers of 3 and 1, a prompt of 2 with one of 6; the prompt of two answers is read once."""
+    layout = Layout()
+    one, other, third = tiny_trajectories([(4, [3, 1]), (2, [6])])
+    layout.add(pack([one, other]))
+    layout.add(pack([third]))
+    found = layout.result(tokens_per_batch=16, world=World())
+    assert found == {"update/filled": (8 + 8) / 32, "update/padding_avoided": pytest.approx(1 - 20 / 30)}

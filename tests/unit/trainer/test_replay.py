@@ -147,8 +147,8 @@ def test_an_answer_longer_than_the_budget_goes_alone():
 
 
 def test_small_pieces_fill_the_gaps_of_large_ones():
-    answers = tiny_trajectories([(1, [2]), (1, [8]), (1, [5])])
-    assert lengths(plan(answers, 12)) == [[8, 2], [5]]
+    answers = tiny_trajectories([(1, [2]), (1, [8]), (1, [8])])
+    assert lengths(plan(answers, 12)) == [[8, 2], [8]]
 
 
 def test_without_sharing_every_answer_pays_for_its_prompt():
@@ -193,3 +193,11 @@ def test_minibatches_are_shuffled_by_their_seed_alone():
 def test_there_are_no_empty_minibatches():
     assert [len(part) for part in minibatches(tiny_trajectories([(1, [1, 1])]), 5, seed=0)] == [1, 1]
     assert minibatches([], 3, seed=0) == []
+
+
+def test_batches_are_filled_evenly_where_that_needs_no_more_of_them():
+    answers = tiny_trajectories([(1, [n]) for n in (9, 7, 5, 3)])
+    assert lengths(plan(answers, 20)) == [[9, 3], [7, 5]], "first-fit alone: [9, 7], [5, 3]"
+    assert lengths(plan(tiny_trajectories([(1, [n]) for n in (5, 5, 3, 3, 3)]), 12)) == [[5, 5], [3, 3, 3]], (
+        "the least loaded would end with [5, 3, 3], which is 14 with prompts, so first-fit stays"
+    )
