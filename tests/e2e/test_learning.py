@@ -21,7 +21,7 @@ FORTY_STEPS = [
     [
         (["grpo"], []),
         (["dr_grpo"], []),
-        (["dapo"], ["--algorithm.overlong-buffer", "2", "--steps", "70"]),
+        (["dapo"], ["--algorithm.overlong-buffer", "2", "--update.minibatches", "2", "--steps", "70"]),
         (["rloo"], []),
         (["opo"], []),
         (["gspo"], ["--algorithm.clip", "0.003", "0.004"]),
@@ -59,7 +59,7 @@ FORTY_STEPS = [
             ],
         ),
         (["grpo", "entropy_tokens"], ["--algorithm.entropy-share", "0.5", "--steps", "70"]),
-        (["grpo", "fire"], ["--rollout.first-temperature", "2", "--rollout.top-k", "0"]),
+        (["grpo", "fire"], ["--rollout.first-temperature", "2", "--rollout.first-top-k", "0"]),
         (["grpo"], ["--algorithm.correction", "truncate", "--algorithm.correction-level", "sequence"]),
         (["reinforce"], ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1"]),
         (["grpo", "bf16"], []),

@@ -1,4 +1,4 @@
-"""Our formulas beside those that verl publishes, on the same random answers. Skipped where verl is not installed.
+"""Our formulas beside verl's, on the same random answers. Skipped where verl is not installed.
 
 Where we differ on purpose a test says so; see also docs/algorithms.md.
 """
@@ -8,49 +8,15 @@ import pytest
 import torch
 
 from lightrft.algorithms.advantages import ADVANTAGES
-from lightrft.algorithms.averaging import denominators, token_weights
 from lightrft.algorithms.kl import KL
-from lightrft.algorithms.losses import LOSSES, value_loss
+from lightrft.algorithms.losses import value_loss
 from lightrft.config import AlgorithmConfig
-from lightrft.testing import make_batch
+from tests.oracles.peers import HIGH, LOW, Answers, ours
 
 verl = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
 ActorConfig = pytest.importorskip("verl.workers.config").ActorConfig
 
-LOW, HIGH, WIDTH = 0.2, 0.28, 9
 AVERAGES = {"token": "token-mean", "sequence": "seq-mean-token-mean", "fixed": "seq-mean-token-sum-norm"}
-
-
-class Answers:
-    """Two groups of four answers, padded to WIDTH on the right as verl wants them, and packed as we do."""
-
-    def __init__(self, seed):
-        draw = torch.Generator().manual_seed(seed)
-        self.lengths = torch.randint(1, WIDTH + 1, (8,), generator=draw).tolist()
-        self.mask = torch.arange(WIDTH) < torch.tensor(self.lengths)[:, None]
-
-        def column(scale):
-            return scale * torch.randn(8, WIDTH, generator=draw, dtype=torch.float64) * self.mask
-
-        self.old, self.values, self.returns = column(0.5) - 1, column(1.0), column(1.0)
-        self.new, self.ref = self.old + column(0.3), self.old + column(0.3)
-        self.scores = torch.randint(0, 5, (8,), generator=draw).double() / 4
-        self.advantages = torch.randn(8, 1, generator=draw, dtype=torch.float64) * self.mask
-        self.rewards = torch.zeros(8, WIDTH, dtype=torch.float64)
-        self.rewards[torch.arange(8), torch.tensor(self.lengths) - 1] = self.scores
-        self.groups = [0] * 4 + [1] * 4
-
-    def packed(self, **more):
-        columns = {
-            n: getattr(self, n)[self.mask] for n in ("old", "values", "returns", "advantages", "rewards")
-        }
-        return make_batch(
-            self.lengths,
-            groups=self.groups,
-            scores=self.scores,
-            weights=torch.zeros(sum(self.lengths), dtype=torch.float64),
-            **(columns | more),
-        )
 
 
 def theirs(loss, answers, average, **settings):
@@ -76,16 +42,6 @@ def theirs(loss, answers, average, **settings):
     return value.item(), new.grad[answers.mask]
 
 
-def ours(loss, answers, average, **options):
-    batch = answers.packed()
-    new = answers.new[answers.mask].requires_grad_()
-    counts = denominators(batch.mask, batch.segments, batch.num_sequences)
-    weights = token_weights(batch, average, WIDTH, *counts)
-    value = (weights * LOSSES[loss](new, batch, AlgorithmConfig(clip=[LOW, HIGH]), **options).loss).sum()
-    value.backward()
-    return value.item(), new.grad
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize(
@@ -107,7 +63,7 @@ def test_losses_and_their_gradients_are_equal(mine, verls, average, seed):
 def test_dual_clip_is_equal(seed):
     answers = Answers(seed)
     answers.new = answers.old + 3 * (answers.new - answers.old)
-    assert ours("clipped", answers, "token", dual_clip=1.2)[0] == pytest.approx(
+    assert ours("clipped", answers, "token", options={"dual_clip": 1.2})[0] == pytest.approx(
         theirs("vanilla", answers, "token", clip_ratio_c=1.2)[0], abs=1e-9
     )
 
