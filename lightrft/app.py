@@ -28,6 +28,7 @@ from lightrft.models.processor import Processor
 from lightrft.models.values import load_critic
 from lightrft.rewards.base import Judge
 from lightrft.rewards.check import check_gold
+from lightrft.rewards.vote import VOTES
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
@@ -221,7 +222,7 @@ def build_exams(config: Config, processor: Processor) -> tuple[list[Exam], Judge
         task = load_task(name)
         prompts = prompts_of(config, task, "evaluate", processor)
         exams.append(Exam(task, prompts[: config.evaluate.limit or None], weight))
-    rewards = {exam.task.name: dict(exam.task.rewards) or task_rewards(config, exam.task) for exam in exams}
+    rewards = {exam.task.name: exam_rewards(config, exam.task) for exam in exams}
     # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
     return exams, Judge(rewards, replace(config.rewards, on_failure="drop"))
 
@@ -232,9 +233,27 @@ def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[st
     return {task.name: cost | task_rewards(config, task) for task in tasks}
 
 
+def exam_rewards(config: Config, task: Task) -> dict[str, float]:
+    """What a task's held-out answers are scored by: its own rewards, or those of training if it has none."""
+    found = own_rewards(config, task) or task_rewards(config, task)
+    votes = [name for name in found if name in VOTES]
+    if votes:
+        raise ValueError(
+            f"task '{task.name}' would be evaluated by '{votes[0]}' of rewards.functions, which compares answers with each other and "
+            "not with what is right. Set its own reward, e.g. --tasks.rewards math 1, or switch evaluation off with "
+            "evaluate.before_and_after=false."
+        )
+    return found
+
+
+def own_rewards(config: Config, task: Task) -> dict[str, float]:
+    """The rewards that a task brings: for one's own rows those of tasks.rewards."""
+    return dict(config.tasks.rewards if task.name == "file" else task.rewards)
+
+
 def task_rewards(config: Config, task: Task) -> dict[str, float]:
-    """The rewards of a task: rewards.functions, else its own."""
-    chosen = dict(config.rewards.functions or task.rewards)
+    """The rewards of a task in training: rewards.functions, else its own."""
+    chosen = dict(config.rewards.functions) or own_rewards(config, task)
     if not chosen:
         raise ValueError(
             f"task '{task.name}' has no reward of its own. Set rewards.functions, e.g. --rewards.functions rewards.py:mine 1"

@@ -59,6 +59,9 @@ class TaskConfig:
     """For task `file` from a hub name: split to train on."""
     evaluate_split: str = "test"
     """For task `file` from a hub name: split to evaluate on."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """For task `file`: its own reward, name or import path -> weight, by which evaluation is scored whatever is trained on. Empty:
+    rewards.functions."""
     format: str = "columns"
     """For task `file`: how a row becomes messages and target: a name or an import path."""
     prompt_field: str = "prompt"
@@ -332,7 +335,7 @@ class RewardConfig:
     """How answers are judged. Empty functions: each task's own reward."""
 
     functions: dict[str, float] = field(default_factory=dict)
-    """Reward name or import path -> weight, added up; replaces the tasks' own reward. E.g. {math: 1.0, format: 0.2}."""
+    """Reward name or import path -> weight, added up; replaces the tasks' own reward in training. E.g. {math: 1.0, format: 0.2}."""
     timeout_seconds: float = 30.0
     """Longest time one call may take for one step's answers of one task; it runs in a child process that is then killed."""
     on_failure: Literal["raise", "drop"] = "raise"

@@ -233,7 +233,8 @@ def svamp(option: str) -> Task:
 
 
 def file(option: str) -> Task:
-    """One's own rows: tasks.train_file and tasks.evaluate_file, read through tasks.format, judged by rewards.functions."""
+    """One's own rows: tasks.train_file and tasks.evaluate_file, read through tasks.format, judged by tasks.rewards or
+    rewards.functions."""
     _no_option("file", option)
     return Task("file", _load_file, {}, bare_gold)
 

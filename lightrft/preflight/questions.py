@@ -113,7 +113,7 @@ def judges(
 ) -> tuple[Judge, Judge | None]:
     """The judge of training, and that of evaluation where it is another one."""
     train = app.training_rewards(config, tasks.values())
-    evaluate = {task.name: dict(task.rewards) or app.task_rewards(config, task) for task in exams.values()}
+    evaluate = {task.name: app.exam_rewards(config, task) for task in exams.values()}
     # What has no weight, such as the cost of a constraint, changes no score.
     same = all(
         {part: weight for part, weight in train.get(name, {}).items() if weight} == weights
@@ -281,7 +281,7 @@ def rewards(section: Section, config: Config, parts: Parts, questions: Questions
                 task,
                 questions.exam_records[name],
                 parts.exam_judge,
-                chosen=chosen and not task.rewards,
+                chosen=chosen and not app.own_rewards(config, task),
             )
 
 

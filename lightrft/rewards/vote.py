@@ -13,6 +13,10 @@ from lightrft.rewards.text import first_json_object
 from lightrft.utils.answers import conclusion, plain, value
 
 
+VOTES = ("majority", "majority_right")
+"""The rewards of this file: they compare the answers of a group, so a single answer is always with the majority."""
+
+
 def majority(answers: Sequence[Answer]) -> list[float]:
     """1 for each answer that concludes what most answers to the same draw of the question conclude, else 0.
 

@@ -308,6 +308,30 @@ def test_settings_that_cannot_work_are_refused_with_the_cure(lightrft, flags, wo
         assert word in output
 
 
+def test_a_vote_is_not_taken_for_a_held_out_score(lightrft, tmp_path):
+    rows = "".join(json.dumps({"prompt": f"Say {n}.", "target": n}) + "\n" for n in range(20))
+    (tmp_path / "train.jsonl").write_text(rows)
+    (tmp_path / "held.jsonl").write_text(rows.replace("Say", "Write"))
+    files = [
+        "--tasks.train",
+        "file",
+        "1",
+        "--tasks.train-file",
+        "train.jsonl",
+        "--tasks.evaluate-file",
+        "held.jsonl",
+    ]
+    vote = [*files, "--rewards.functions", "majority", "1"]
+    output = " ".join(refused(lightrft, *vote).split())
+    assert "task 'file' would be evaluated by 'majority'" in output
+    assert "--tasks.rewards math 1" in output
+    lightrft("train", "tiny", *SMALL, *vote, "--tasks.rewards", "number", "1")
+    report = json.loads((tmp_path / "run" / "evaluation" / "after.json").read_text())
+    assert report["file"]["score"]["mean"] == 0.0, (
+        "by the number that is right, not by the vote of one answer"
+    )
+
+
 def test_a_teacher_of_other_tokens_is_refused_before_any_weight_loads(lightrft, tmp_path):
     folder = tiny_folder(tmp_path / "teacher")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
