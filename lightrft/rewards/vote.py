@@ -12,7 +12,6 @@ from lightrft.rewards.function import Answer
 from lightrft.rewards.text import first_json_object
 from lightrft.utils.answers import conclusion, plain, value
 
-
 VOTES = ("majority", "majority_right")
 """The rewards of this file: they compare the answers of a group, so a single answer is always with the majority."""
 
