@@ -310,7 +310,11 @@ def check_teacher(config: Config, processor: Processor) -> None:
     """ValueError if the teacher does not speak the policy's tokens: its log-probs would be of other words."""
     if not config.teacher.path:
         return
-    mine, its = processor.tokenizer.get_vocab(), load_processor(teacher_model(config)).tokenizer.get_vocab()
+    try:  # its chat template is not needed
+        teacher = load_processor(replace(teacher_model(config), chat_template="plain"))
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.path", "teacher.path")) from None
+    mine, its = processor.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if mine != its:
         apart = len(mine.items() ^ its.items())
         raise ValueError(
@@ -331,7 +335,8 @@ def build_teacher(
 def build_scores(config: Config, judge: Judge, world: World) -> Scores:
     """What becomes of rewards before they are learnt from."""
     cost = judge.labels[config.constraint.cost] if config.constraint.cost else ""
-    return Scores(list(judge.weights), config.rewards, config.constraint, cost, world)
+    scale = {load_task(name).name: factor for name, factor in config.rewards.scale.items()}
+    return Scores(list(judge.weights), replace(config.rewards, scale=scale), config.constraint, cost, world)
 
 
 def build_stage(

@@ -601,6 +601,10 @@ class Config:
                 f"teacher.path={self.teacher.path} has no effect with algorithm.teacher_coefficient=0. Set "
                 "algorithm.teacher_coefficient, e.g. 1."
             )
+        if self.tasks.rewards and "file" not in {**self.tasks.train, **self.tasks.evaluate}:
+            raise ValueError(
+                "tasks.rewards is the reward of task file, which is not among tasks.train or tasks.evaluate. Set rewards.functions."
+            )
         if self.algorithm.reference_steps and self.model.lora.rank:
             raise ValueError(
                 f"algorithm.reference_steps={self.algorithm.reference_steps} with model.lora.rank={self.model.lora.rank}: there the "

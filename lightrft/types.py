@@ -92,7 +92,9 @@ class Trajectory:
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
     greedy_reward: float = nan
-    """Score of the most likely answer to the same prompt, where the algorithm asks for it."""
+    """Reward of the most likely answer to the same prompt, where the algorithm asks for it."""
+    greedy_parts: dict[str, float] = field(default_factory=dict)
+    """Its reward by name."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
     weight_version: int = 0

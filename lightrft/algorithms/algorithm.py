@@ -32,10 +32,10 @@ class Algorithm:
     """The functions of one row of settings, bound to it. All of them are pure."""
 
     config: AlgorithmConfig
-    advantage: Callable[[Batch], tuple[Tensor, Tensor]]
-    """Batch with rewards and whole groups -> advantages (T,), returns (T,)."""
-    policy_loss: Callable[[Tensor, Batch], Terms]
-    """New log-probs (T,), batch with advantages -> loss per token, without KL and entropy."""
+    advantage: Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
+    """Batch with rewards and whole groups, settings -> advantages (T,), returns (T,)."""
+    policy_loss: Callable[[Tensor, Batch, AlgorithmConfig], Terms]
+    """New log-probs (T,), batch with advantages, settings -> loss per token, without KL and entropy."""
     keep: Keep
     """Whether to learn from a group of judged trajectories."""
     filter: Filter
@@ -74,7 +74,7 @@ class Algorithm:
         """
         config = self.config
         batch.rewards = token_rewards(batch, config)
-        advantages, batch.returns = self.advantage(batch)
+        advantages, batch.returns = self.advantage(batch, config)
         if config.whiten:
             advantages = whiten(advantages, batch.mask, reduce)
         if config.advantage_clip:
@@ -113,7 +113,7 @@ class Algorithm:
 
         The policy loss carries the weights against the mismatch of engine and trainer.
         """
-        terms = self.policy_loss(new, batch)
+        terms = self.policy_loss(new, batch, self.config)
         weights, metrics = importance(new if batch.old is None else batch.old, batch, self.config)
         weighted = Terms(terms.loss * weights, {**terms.metrics, **metrics})
         return regularise(weighted, new, batch, self.config, entropy=entropy)
@@ -140,16 +140,16 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     _refuse_unused(config.options, roles)
     options = {role.kind: role.take(config.options) for role in roles}
 
-    def bound_advantage(batch: Batch) -> tuple[Tensor, Tensor]:
-        result = advantage.function(batch, config, **options["advantage"])
+    def bound_advantage(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+        result = advantage.function(batch, algo, **options["advantage"])
         if not (isinstance(result, tuple) and len(result) == 2 and all(_is_column(x, batch) for x in result)):
             raise ValueError(
                 f"{advantage} must return two tensors of shape ({batch.num_tokens},): advantages and returns."
             )
         return result
 
-    def bound_loss(new: Tensor, batch: Batch) -> Terms:
-        result = loss.function(new, batch, config, **options["loss"])
+    def bound_loss(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+        result = loss.function(new, batch, algo, **options["loss"])
         if not (isinstance(result, Terms) and _is_column(result.loss, batch)):
             raise ValueError(
                 f"{loss} must return Terms with a loss of shape ({batch.num_tokens},), not averaged."

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.segments import last_of_segment, segment_count, segment_sum
+from lightrft.algorithms.selection import EQUAL_WITHIN
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch
 
@@ -102,7 +103,7 @@ class RunningMoments:
     def normalise(self, values: Tensor, *, shift: bool) -> Tensor:
         """Numbers in deviations, from the mean if `shift`; only shifted where all seen so far are equal."""
         centred = values - self.mean if shift else values
-        return centred / self.deviation if self.deviation > 1e-9 * abs(self.mean) else centred
+        return centred / self.deviation if self.deviation > EQUAL_WITHIN * abs(self.mean) else centred
 
 
 def constrained(scores: Tensor, costs: Tensor, multiplier: float) -> Tensor:

@@ -122,10 +122,10 @@ def judge_mismatch(section: Section, config: Config, mean: float, largest: float
     dtype, roll = config.model.dtype, config.rollout
     limit = TOLERANCE[dtype]
     found, name = (largest, "largest") if dtype == "float32" else (mean, "mean")
-    if roll.top_k or roll.top_p < 1 or roll.min_p:
+    if roll.top_k or roll.first_top_k or roll.top_p < 1 or roll.min_p:
         section.fact(
             "",
-            "the engine's log-probs are of the tokens that top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
+            "the engine's log-probs are of the tokens that top_k, first_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
         )
     if found <= limit:
         section.ok(

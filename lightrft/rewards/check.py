@@ -55,18 +55,27 @@ def check_gold(
 ) -> GoldReport:
     """Judges each record's gold answer, and beside it the gold answer of a record with another target.
 
-    Full marks are 1.0 from every reward.
+    Full marks are 1.0 from every reward that has a weight; others, such as the cost of a constraint, are only watched.
     """
+    counting = {
+        source: {judge.labels[name] for name, w in parts.items() if w}
+        for source, parts in judge.weights.items()
+    }
+
+    def marks(trajectory: Trajectory) -> list[float]:
+        wanted = counting[trajectory.prompt.source]
+        return [value for name, value in trajectory.parts.items() if name in wanted]
+
     answers = [gold(record) for record in records]
     right = _judged(records, answers, judge)
     failures = [
         GoldFailure(record.id, record.target, answer, trajectory.parts)
         for record, answer, trajectory in zip(records, answers, right, strict=True)
-        if any(not value >= 1.0 - 1e-6 for value in trajectory.parts.values()) or not trajectory.parts
+        if any(not value >= 1.0 - 1e-6 for value in marks(trajectory)) or not trajectory.parts
     ]
     swapped = [(records[i], answers[i - 1]) for i in range(len(records)) if answers[i - 1] != answers[i]]
     wrong = _judged([record for record, _ in swapped], [answer for _, answer in swapped], judge)
-    shares = [value for trajectory in wrong for value in trajectory.parts.values()]
+    shares = [value for trajectory in wrong for value in marks(trajectory)]
     return GoldReport(task, len(records), failures, sum(shares) / len(shares) if shares else 0.0)
 
 

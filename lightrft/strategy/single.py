@@ -202,6 +202,7 @@ class SingleFrozen:
                 continue
             if share == 1:
                 own[name].copy_(weight)
+                self._exact.pop(name, None)
             elif own[name].dtype is torch.float32:
                 own[name].lerp_(weight, share)
             else:

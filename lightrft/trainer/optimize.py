@@ -49,6 +49,8 @@ def optimize(
     """
     for epoch in range(config.epochs):
         parts = minibatches(trajectories, config.minibatches, seed=derive_seed(seed, epoch))
+        # A rank with fewer answers than updates takes part in all of them: the others wait for it.
+        parts += [[] for _ in range(int(world.max(len(parts))) - len(parts))]
         for place, part in enumerate(parts):
             index = epoch * len(parts) + place
             if index >= first:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,7 +160,8 @@ def plan(
     sizes = [size for size, _ in pieces]
     places = first_fit(sizes, tokens_per_batch)
     even = least_loaded(sizes, len(set(places)))
-    if all(load <= max(tokens_per_batch, sizes[0]) for load in _loads(sizes, even)):
+    loads, alone = _loads(sizes, even), Counter(even)
+    if all(load <= tokens_per_batch or alone[place] == 1 for place, load in loads.items()):
         places = even
     batches: list[list[Trajectory]] = [[] for _ in set(places)]
     for (_, piece), place in zip(pieces, places, strict=True):
@@ -191,11 +193,11 @@ def least_loaded(sizes: Sequence[int], count: int) -> list[int]:
     return places
 
 
-def _loads(sizes: Sequence[int], places: Sequence[int]) -> list[int]:
+def _loads(sizes: Sequence[int], places: Sequence[int]) -> dict[int, int]:
     loads: dict[int, int] = {}
     for size, place in zip(sizes, places, strict=True):
         loads[place] = loads.get(place, 0) + size
-    return list(loads.values())
+    return loads
 
 
 def minibatches(trajectories: Sequence[Trajectory], count: int, *, seed: int) -> list[list[Trajectory]]:

@@ -92,6 +92,8 @@ class RLTrainer:
     earlier_seconds: float = 0.0
     """Time that the run took before it was resumed."""
     _position: dict[str, Any] = field(default_factory=dict)
+    _reference_moved: bool = False
+    """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
     _whole: bool = True
     """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
 
@@ -205,12 +207,13 @@ class RLTrainer:
         metrics = describe(drawn, self.world) | counts
         metrics["rollout/tokens_per_second"] = float(self.world.sum(torch.tensor(float(tokens)))) / seconds
         metrics["rollout/draws"] = float(draws)
-        kept, surplus = kept[:need], kept[need:]
+        num_kept = len(kept)
+        # No more wait than the next step needs, so that none is older than one step.
+        kept, surplus = kept[:need], kept[need : 2 * need] if config.surplus == "keep" else []
+        left_out += num_kept - len(kept) - len(surplus)
         if config.surplus == "keep":
             self.experience.waiting = surplus
             metrics["rollout/groups_waiting"] = float(self.world.sum(torch.tensor(len(surplus))))
-        else:
-            left_out += len(surplus)
         metrics["rollout/groups_left_out"] = float(self.world.sum(torch.tensor(left_out)))
         metrics["weights/version"] = float(self.engine.weight_version)
         metrics |= self.scores.see([t for group in drawn for t in group])
@@ -233,16 +236,16 @@ class RLTrainer:
         with self.stage(Phase.SCORE):
             judged = self.judge([t for (t,) in greedy]).kept
         self._penalise_length([judged])
-        scores = dict(zip((t.group for t in judged), self.scores.of(judged).tolist(), strict=True))
-        for place, score in scores.items():  # a group's number is its place here
+        found = {t.group: t for t in judged}  # a group's number is its place here
+        for place, likely in found.items():
             for t in groups[place]:
-                t.greedy_reward = score
-        if not self.world.all(bool(scores)):
+                t.greedy_reward, t.greedy_parts = likely.reward, likely.parts
+        if not self.world.all(bool(found)):
             raise RuntimeError(
                 f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
                 "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
             )
-        return [group for place, group in enumerate(groups) if place in scores]
+        return [group for place, group in enumerate(groups) if place in found]
 
     @torch.no_grad()
     def score(self, trajectories: list[Trajectory]) -> Metrics:
@@ -250,7 +253,8 @@ class RLTrainer:
         metrics: Metrics = {}
         self.progress.phase("score")
         with self.stage(Phase.SCORE):
-            if self.needs_old:
+            # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
+            if self.needs_old or any("old" in t.columns for t in trajectories):
                 waiting = [t for group in self.experience.waiting for t in group]
                 new = [t for t in [*trajectories, *waiting] if "old" not in t.columns]
                 self._fill(new, self._sampled_at, "old", "entropy")
@@ -262,6 +266,8 @@ class RLTrainer:
                 self._fill(trajectories, partial(self._valued_by, self.critic), "values")
             whole = pack(trajectories, inputs=False)
             whole.scores = self.scores.of(trajectories)
+            if self.algorithm.needs_greedy:
+                whole.greedy = self.scores.of(trajectories, greedy=True)
             self.algorithm.judge(whole, self.world.sum)
             if whole.values is not None:
                 assert whole.returns is not None
@@ -331,6 +337,7 @@ class RLTrainer:
         if self.reference is not None and every and step % every == 0:
             with self.stage(Phase.SCORE):
                 self.reference.follow(self.actor.weights(), self.algorithm.config.reference_share)
+            self._reference_moved = True
 
     def learn_values(
         self, critic: Trainable, step: int, trajectories: Sequence[Trajectory]
@@ -432,9 +439,9 @@ class RLTrainer:
         models = {"actor": self.actor.state()}
         if self.critic is not None:
             models["critic"] = self.critic.state()
-        if self.reference is not None and self.config.algorithm.reference_steps:
+        if self.reference is not None and self._reference_moved:
             models["reference"] = self.reference.state()
-        experience = self.experience.state(self._position["experience"])
+        experience = self.world.gather(self.experience.state(self._position["experience"]))
         self.checkpoints.save(self._position["done"], {**self._position, **models, "experience": experience})
 
     def save_model(self) -> None:
@@ -450,10 +457,12 @@ class RLTrainer:
             self.critic.load(state["critic"])
         if self.reference is not None and "reference" in state:
             self.reference.load(state["reference"])
+            self._reference_moved = True
         if self.config.algorithm.kl_target:
             self.algorithm = self.algorithm.weighing(state["kl_coefficient"])
         self.scores.load(state["scores"])
-        self.experience.load(state["experience"])
+        if len(state["experience"]) == self.world.size:  # another number of ranks begins with no memory
+            self.experience.load(state["experience"][self.world.rank])
         self.prompts.load(state["prompts"])
         restore_generators(state["generators"])
         self.capsules.load(state["capsules"])

@@ -48,9 +48,10 @@ class Scores:
             )
         return {"constraint/multiplier": self.multiplier}
 
-    def of(self, answers: Sequence[Trajectory]) -> Tensor:
-        """The score of each answer, (S,) float32."""
-        scores = torch.tensor([t.reward for t in answers], dtype=torch.float64)
+    def of(self, answers: Sequence[Trajectory], *, greedy: bool = False) -> Tensor:
+        """The score of each answer, or of the most likely answer to its prompt; (S,) float32."""
+        rewards = [t.greedy_reward if greedy else t.reward for t in answers]
+        scores = torch.tensor(rewards, dtype=torch.float64)
         sources = [t.prompt.source for t in answers]
         if self.rewards.normalise != "none":
             for task, moments in self.moments.items():
@@ -59,7 +60,8 @@ class Scores:
                 scores[here] = moments.normalise(scores[here], shift=shift)
         scores *= torch.tensor([self.rewards.scale.get(source, 1.0) for source in sources])
         if self.cost:
-            costs = torch.tensor([t.parts[self.cost] for t in answers], dtype=torch.float64)
+            parts = [t.greedy_parts if greedy else t.parts for t in answers]
+            costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
             scores = constrained(scores, costs, self.multiplier)
         return scores.float()
 
@@ -68,9 +70,11 @@ class Scores:
         return {
             "moments": {task: asdict(moments) for task, moments in self.moments.items()},
             "multiplier": self.multiplier,
+            "cost": self.cost,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes a `state` back."""
         self.moments = {task: RunningMoments(**numbers) for task, numbers in state["moments"].items()}
-        self.multiplier = state["multiplier"]
+        if state["cost"] == self.cost:  # a constraint that was added since begins with its own
+            self.multiplier = state["multiplier"]

@@ -305,3 +305,28 @@ def test_a_constraint_holds_its_cost_down_and_rewards_are_normalised(lightrft, t
         by_length = sorted(group, key=lambda row: row["length"])
         advantages = [row["tokens"]["advantages"][0] for row in by_length]
         assert advantages == sorted(advantages, reverse=True), "with a scale of 0 only the cost is left"
+
+
+def test_the_check_and_the_run_agree_about_a_constraint_and_a_teacher(lightrft, tmp_path):
+    """The cost of an answer is no mark that a right answer must reach."""
+    flags = [
+        "--constraint.cost",
+        "length",
+        "--algorithm.teacher-coefficient",
+        "0.1",
+        "--teacher.path",
+        "random:llama",
+    ]
+    output = lightrft("check", "tiny", *PLAIN, *flags)
+    assert "full marks" in output
+    assert "the teacher random:llama" in output
+
+
+def test_going_on_without_a_surplus_answers_that_waited_keep_their_ratio(lightrft, tmp_path):
+    flags = ["--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--rollout.group-size", "2"]
+    flags += ["--rollout.max-draws", "9", "--checkpoint.every-steps", "1", "--run", "run", "--steps", "1"]
+    lightrft("train", "tiny", *PLAIN, *flags)
+    waited = steps(tmp_path / "run")[-1]["rollout/groups_waiting"]
+    assert waited > 0
+    lightrft("train", "--resume", "run", "--rollout.surplus", "drop", "--steps", "2")
+    assert steps(tmp_path / "run")[-1]["ratio/mean"] != 1.0

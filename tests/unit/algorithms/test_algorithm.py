@@ -80,7 +80,7 @@ def test_own_functions_get_the_options_they_take(own):
         options={"scale": 2.0, "shift": 1.0, "least": 2.0},
     )
     batch = make_batch([2], scores=[3.0])
-    batch.advantages, _ = row.advantage(batch)
+    batch.advantages, _ = row.advantage(batch, row.config)
     assert batch.advantages.tolist() == [4.0, 4.0]
     assert row.loss(torch.tensor([-1.0, -0.5]), batch).loss.tolist() == [8.0, 4.0]
     assert not row.keep(tiny_trajectories([(2, [1, 1])]))
@@ -145,7 +145,7 @@ def test_an_averaged_loss_is_refused(own):
 
 def test_an_advantage_without_returns_is_refused(own):
     with pytest.raises(ValueError, match=r"own.py:alone must return two tensors of shape \(2,\)"):
-        algorithm(advantage=own("alone")).advantage(make_batch([2]))
+        algorithm(advantage=own("alone")).judge(make_batch([2]), lambda x: x)
 
 
 def test_k1_in_the_loss_is_refused_because_it_pulls_nowhere():

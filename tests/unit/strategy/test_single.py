@@ -329,3 +329,12 @@ def test_many_small_steps_are_not_lost_in_bfloat16_nor_by_a_checkpoint():
         "its own type has steps of 0.008 here"
     )
     assert float(reference.state()["weight"][0, 0]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_reference_that_became_the_policy_forgets_its_average():
+    reference, policy = frozen(two_weights(torch.bfloat16)), two_weights(torch.bfloat16)
+    reference.follow(iter(policy.state_dict().items()), 0.5)
+    with torch.no_grad():
+        policy.weight.fill_(3.0)
+    reference.follow(iter(policy.state_dict().items()), 1.0)
+    assert reference.state()["weight"].unique().tolist() == [3.0]

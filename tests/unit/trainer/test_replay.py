@@ -201,3 +201,10 @@ def test_batches_are_filled_evenly_where_that_needs_no_more_of_them():
     assert lengths(plan(tiny_trajectories([(1, [n]) for n in (5, 5, 3, 3, 3)]), 12)) == [[5, 5], [3, 3, 3]], (
         "the least loaded would end with [5, 3, 3], which is 14 with prompts, so first-fit stays"
     )
+
+
+def test_an_answer_beyond_the_budget_is_alone_and_lifts_it_for_no_other():
+    answers = tiny_trajectories([(1, [n]) for n in (19, 5, 5, 3, 3, 3)])
+    parts = lengths(plan(answers, 12))
+    assert [19] in parts
+    assert all(sum(part) + len(part) <= 12 for part in parts if part != [19])

@@ -53,3 +53,18 @@ def test_what_was_learnt_about_rewards_survives_a_checkpoint():
     later = [answer(2.0, length=1.0)]
     assert other.see(later) == one.see(later)
     assert other.of(later).tolist() == one.of(later).tolist()
+
+
+def test_the_likeliest_answer_is_scored_as_the_others_are():
+    """So an answer that is as good as the likeliest has advantage 0, in whatever step it is learnt from."""
+    made = scores(scale={"sums": 3.0}, constraint=ConstraintConfig(cost="length"), cost="length")
+    one = answer(0.5, length=0.25)
+    one.greedy_reward, one.greedy_parts = 0.5, {"length": 0.25}
+    made.see([one])
+    assert made.of([one], greedy=True).tolist() == made.of([one]).tolist()
+
+
+def test_a_constraint_added_at_a_resume_begins_with_its_own_price():
+    later = scores(constraint=ConstraintConfig(cost="length", multiplier=0.0), cost="length")
+    later.load(scores().state())
+    assert later.multiplier == 0.0
