@@ -238,10 +238,15 @@ def exam_rewards(config: Config, task: Task) -> dict[str, float]:
     found = own_rewards(config, task) or task_rewards(config, task)
     votes = [name for name in found if name in VOTES]
     if votes:
+        own = (
+            "Set its own reward, e.g. --tasks.rewards math 1"
+            if task.name == "file"
+            else "Give the task rewards"
+        )
         raise ValueError(
             f"task '{task.name}' would be evaluated by '{votes[0]}' of rewards.functions, which compares answers with each other and "
-            "not with what is right. Set its own reward, e.g. --tasks.rewards math 1, or switch evaluation off with "
-            "evaluate.before_and_after=false."
+            f"not with what is right. {own}, or switch evaluation off with evaluate.before_and_after=false and "
+            "evaluate.every_steps=0."
         )
     return found
 

@@ -6,8 +6,9 @@ result. Nobody below app.py reads `Config` as a whole: each part receives its ow
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,16 +250,50 @@ class AlgorithmConfig:
         for name, number in (("discount", self.discount), ("gae_lambda", self.gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
-        if self.gae_lambda != 1 and self.advantage in WITHOUT_CRITIC:
-            raise ValueError(
-                f"algorithm.gae_lambda={self.gae_lambda} has no effect with algorithm.advantage={self.advantage}. "
-                "Set algorithm.gae_lambda=1, or algorithm.advantage=gae."
-            )
-        if self.discount != 1 and self.advantage in (*COMPARING, "greedy_baseline"):
-            raise ValueError(
-                f"algorithm.discount={self.discount} has no effect with algorithm.advantage={self.advantage}, which knows "
-                "no discount. Set algorithm.discount=1, or algorithm.advantage=reinforce."
-            )
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Settings that belong to something that is off."""
+        for off, names, because, cure in (
+            (self.advantage in WITHOUT_CRITIC, ["gae_lambda"], "advantage", "advantage=gae"),
+            (
+                self.advantage in (*COMPARING, "greedy_baseline", "none"),
+                ["discount"],
+                "advantage",
+                "advantage=reinforce",
+            ),
+            (
+                self.advantage == "none",
+                ["whiten", "advantage_clip", "reward_clip", "overlong_buffer", "entropy_share", "kl_in"],
+                "advantage",
+                "advantage=group_norm",
+            ),
+            (
+                self.kl_coefficient == 0,
+                ["kl_target", "reference_steps"],
+                "kl_coefficient",
+                "kl_coefficient, e.g. 0.01",
+            ),
+            (self.kl_target == 0, ["kl_gain"], "kl_target", "kl_target, e.g. 0.05"),
+            (self.reference_steps == 0, ["reference_share"], "reference_steps", "reference_steps=1"),
+            (self.teacher_coefficient == 0, ["teacher_in"], "teacher_coefficient", "teacher_coefficient=1"),
+            (
+                self.overlong_buffer == 0,
+                ["overlong_penalty"],
+                "overlong_buffer",
+                "overlong_buffer to some tokens",
+            ),
+            (self.entropy_share == 1, ["entropy_over"], "entropy_share", "entropy_share=0.2"),
+            (
+                self.correction == "none",
+                ["correction_level", "correction_limit"],
+                "correction",
+                "correction=truncate",
+            ),
+        ):
+            if off:
+                reason = f"algorithm.{because}={getattr(self, because)}"
+                refuse_idle("algorithm", self, names, because=reason, cure=f"set algorithm.{cure}")
 
     def _check_reference(self) -> None:
         if self.kl_target < 0 or self.kl_gain <= 0:
@@ -269,17 +304,6 @@ class AlgorithmConfig:
         if not 0 < self.reference_share <= 1:
             raise ValueError(
                 f"algorithm.reference_share={self.reference_share}: a share above 0 and at most 1 (1: becomes the policy)."
-            )
-        for name, unset in (("kl_target", 0.0), ("reference_steps", 0)):
-            if getattr(self, name) != unset and self.kl_coefficient == 0:
-                raise ValueError(
-                    f"algorithm.{name}={getattr(self, name)} has no effect with algorithm.kl_coefficient=0, which loads no reference. "
-                    f"Set algorithm.kl_coefficient, e.g. 0.01, or algorithm.{name}={unset:g}."
-                )
-        if self.reference_share != 1 and self.reference_steps == 0:
-            raise ValueError(
-                f"algorithm.reference_share={self.reference_share} has no effect with algorithm.reference_steps=0. "
-                "Set algorithm.reference_steps=1 for a moving average."
             )
 
 
@@ -550,11 +574,7 @@ class Config:
                 f"rollout.group_size={self.rollout.group_size}: algorithm.advantage={self.algorithm.advantage} compares answers to one "
                 "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
             )
-        if self.critic != CriticConfig() and self.algorithm.advantage in WITHOUT_CRITIC:
-            raise ValueError(
-                f"critic: algorithm.advantage={self.algorithm.advantage} has no critic, so its settings would have no effect. "
-                "Leave them out, or set algorithm.advantage=gae."
-            )
+        self._refuse_idle()
         if self.critic.warmup_steps >= self.steps:
             raise ValueError(
                 f"critic.warmup_steps={self.critic.warmup_steps} but steps={self.steps}: the policy would never learn. "
@@ -565,7 +585,7 @@ class Config:
                 "algorithm.keep=mixed_outcomes keeps groups in which rewards differ, and with rollout.group_size=1 there are none. "
                 "Set rollout.group_size=8, or algorithm.keep=all."
             )
-        self._check_others()
+        self._check_models()
         self._check_reuse()
         unknown = sorted(self.rewards.scale.keys() - self.tasks.train.keys())
         if unknown:
@@ -584,12 +604,29 @@ class Config:
                 f"{self.rollout.prompts_per_step} x rollout.group_size={self.rollout.group_size}). Lower update.minibatches."
             )
 
-    def _check_others(self) -> None:
-        if not self.constraint.cost and self.constraint != ConstraintConfig():
-            raise ValueError(
-                "constraint: without constraint.cost its other settings have no effect. Set constraint.cost to a reward function, "
-                "e.g. length, or leave them out."
-            )
+    def _refuse_idle(self) -> None:
+        """Sections, or settings in them, that belong to something that is off."""
+        advantage = f"algorithm.advantage={self.algorithm.advantage}"
+        if self.algorithm.advantage in WITHOUT_CRITIC:
+            refuse_idle("critic", self.critic, because=advantage, cure="set algorithm.advantage=gae")
+        if self.algorithm.advantage == "none":
+            cure = "set algorithm.advantage=group_norm"
+            refuse_idle("rewards", self.rewards, ["scale", "normalise"], because=advantage, cure=cure)
+            refuse_idle("constraint", self.constraint, because=advantage, cure=cure)
+        if self.algorithm.keep == "all":
+            cure = "set algorithm.keep=mixed_outcomes"
+            refuse_idle("rollout", self.rollout, ["surplus"], because="algorithm.keep=all", cure=cure)
+        for section, switch, cure in (
+            ("constraint", "cost", "to a reward function, e.g. length"),
+            ("teacher", "path", "to a model"),
+            ("replay", "groups", "e.g. 4"),
+        ):
+            options = getattr(self, section)
+            if not getattr(options, switch):
+                because = f"{section}.{switch}={getattr(options, switch) or 'nothing'}"
+                refuse_idle(section, options, because=because, cure=f"set {section}.{switch} {cure}")
+
+    def _check_models(self) -> None:
         coefficient = self.algorithm.teacher_coefficient
         if coefficient and not self.teacher.path:
             raise ValueError(
@@ -613,11 +650,6 @@ class Config:
 
     def _check_reuse(self) -> None:
         """Answers of older weights need a loss that knows their ratio."""
-        if self.rollout.surplus == "keep" and self.algorithm.keep == "all":
-            raise ValueError(
-                "rollout.surplus=keep with algorithm.keep=all: no group is drawn too much. Leave rollout.surplus out, or set "
-                "algorithm.keep=mixed_outcomes."
-            )
         if self.algorithm.loss != "policy_gradient":
             return
         for name, reused in (
@@ -629,6 +661,18 @@ class Config:
                     f"{name} learns from answers of earlier weights, and algorithm.loss=policy_gradient takes all answers for new ones. "
                     "Set algorithm.loss=clipped."
                 )
+
+
+def refuse_idle(section: str, options: Any, names: Sequence[str] = (), *, because: str, cure: str) -> None:
+    """Raises ValueError for the first of these options (of all, if none is named) that is set to no effect."""
+    for f in fields(options):
+        value = getattr(options, f.name)
+        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[operator]
+        if value != default and (not names or f.name in names):
+            told, back = (
+                ("", "Leave it out") if is_dataclass(value) else (f"={value}", f"Set it to {default!r}")
+            )
+            raise ValueError(f"{section}.{f.name}{told} has no effect with {because}. {back}, or {cure}.")
 
 
 def at_least(minimum: int, section: str, **options: int) -> None:

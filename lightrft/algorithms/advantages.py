@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightrft.algorithms.segments import reverse_scan, segment_count, segment_sum
 from lightrft.algorithms.selection import EQUAL_WITHIN
-from lightrft.algorithms.shaping import answer_rewards, clip_scores
+from lightrft.algorithms.shaping import answer_rewards, clip_scores, moments
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch
 
@@ -141,9 +141,9 @@ def explained_variance(
 
     0 is one that knows no more than the mean; a bad one is below. NaN where all returns are equal. `reduce` as in whiten.
     """
-    _, all_of_it = _moments(returns[mask].double(), reduce)
-    _, left = _moments((returns - values)[mask].double(), reduce)
-    return float(1 - left / all_of_it) if all_of_it > 0 else float("nan")
+    all_of_it = moments(returns[mask], reduce).variance
+    left = moments((returns - values)[mask], reduce).variance
+    return 1 - left / all_of_it if all_of_it > 0 else float("nan")
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
@@ -153,18 +153,10 @@ def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> 
     on one without tokens. Float64 inside; population deviation (divisor: the number of tokens). Values that
     are all equal give exactly 0: a deviation below 1e-9 of the mean is rounding.
     """
-    mean, variance = _moments(values.double()[mask], reduce)
-    deviation = variance.sqrt()
-    if deviation <= 1e-9 * mean.abs():
+    found = moments(values[mask], reduce)
+    if found.deviation <= 1e-9 * abs(found.mean):
         return torch.zeros_like(values)
-    return torch.where(mask, (values.double() - mean) / deviation, 0.0).to(values.dtype)
-
-
-def _moments(values: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of the `values` of all ranks; 0 where no rank has any. Calls `reduce` twice."""
-    total, count = reduce(torch.stack([values.sum(), torch.ones_like(values).sum()]))
-    mean = total / count.clamp(min=1)
-    return mean, reduce((values - mean).square().sum()) / count.clamp(min=1)
+    return torch.where(mask, (values.double() - found.mean) / found.deviation, 0.0).to(values.dtype)
 
 
 class _Groups(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,24 +87,36 @@ class RunningMoments:
         """
         values = values.double()
         total, count = reduce(torch.stack([values.sum(), torch.ones_like(values).sum()])).tolist()
+        mean = total / max(1.0, count)
+        squares = float(reduce((values - mean).square().sum()))
         if count == 0:
             return
-        mean = total / count
-        squares = float(reduce((values - mean).square().sum()))
         both, apart = self.count + count, mean - self.mean
         self.squares += squares + apart * apart * self.count * count / both
-        self.mean += apart * count / both
+        self.mean += apart * (count / both)
         self.count = both
+
+    @property
+    def variance(self) -> float:
+        """Population variance; 0 before anything was seen."""
+        return self.squares / self.count if self.count else 0.0
 
     @property
     def deviation(self) -> float:
         """Population deviation; 0 before anything was seen."""
-        return (self.squares / self.count) ** 0.5 if self.count else 0.0
+        return math.sqrt(self.variance)
 
     def normalise(self, values: Tensor, *, shift: bool) -> Tensor:
         """Numbers in deviations, from the mean if `shift`; only shifted where all seen so far are equal."""
         centred = values - self.mean if shift else values
         return centred / self.deviation if self.deviation > EQUAL_WITHIN * abs(self.mean) else centred
+
+
+def moments(values: Tensor, reduce: Callable[[Tensor], Tensor]) -> RunningMoments:
+    """Those of these numbers alone, on all ranks."""
+    found = RunningMoments()
+    found.see(values, reduce)
+    return found
 
 
 def constrained(scores: Tensor, costs: Tensor, multiplier: float) -> Tensor:

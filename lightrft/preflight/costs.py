@@ -26,7 +26,7 @@ from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.device import device_bytes, release_memory
 from lightrft.strategy.engines.cache import ANSWER_PAGE, PROMPT_PAGE
-from lightrft.trainer.replay import pack, plan
+from lightrft.trainer.replay import batch_tokens, pack, plan
 from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.progress import clock
@@ -186,14 +186,9 @@ def tokens_read(answers: Sequence[Trajectory], config: Config) -> list[int]:
     """Tokens the model reads in each batch of these answers."""
     share = config.update.share_prompts
     return [
-        batch_tokens(batch, share)
+        batch_tokens(batch, share_prompts=share)
         for batch in plan(answers, config.update.tokens_per_batch, share_prompts=share)
     ]
-
-
-def batch_tokens(batch: Sequence[Trajectory], share_prompts: bool) -> int:
-    prompts = {t.group: t.prompt for t in batch}.values() if share_prompts else [t.prompt for t in batch]
-    return sum(len(t) for t in batch) + sum(len(p.token_ids) for p in prompts)
 
 
 def estimate_time(
@@ -349,7 +344,10 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
     learnt = sum(p.numel() for p in module.parameters() if p.requires_grad)
     learnt += critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
     model = nbytes(module.parameters())
-    moved = model if config.algorithm.reference_steps else 0  # the reference, where it follows
+    moved = 0
+    if config.algorithm.reference_steps:  # the reference, in float32 where it follows slowly
+        exact = config.algorithm.reference_share < 1
+        moved = sum(p.numel() * (4 if exact else p.element_size()) for p in module.parameters())
     checkpoint = 12 * learnt + moved  # weights and both moments of AdamW, in float32
     at_once = config.checkpoint.keep + 1 + len(config.log.capture_steps)
     section.fact(

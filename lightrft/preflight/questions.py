@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lightrft import app
 from lightrft.algorithms.algorithm import Algorithm, build
-from lightrft.config import Config, TaskConfig
+from lightrft.config import AlgorithmConfig, Config, TaskConfig
 from lightrft.datasets.prompts import prepare
 from lightrft.datasets.tasks import Split, Task, load_task
 from lightrft.models.processor import Processor
@@ -156,18 +156,33 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
 def besides(config: Config, algorithm: Algorithm) -> list[str]:
     """What a step does and holds beyond sampling and learning."""
     found = [f"{'a pass' if needs_old(config, algorithm) else 'no pass'} for old log-probs"]
-    found.append(f"{'a' if algorithm.needs_reference else 'no'} reference model")
+    found.append(f"{'a' if algorithm.needs_reference else 'no'} reference model{following(config.algorithm)}")
     if algorithm.needs_critic:
         found.append("a critic")
     if algorithm.needs_teacher:
         found.append(f"the teacher {config.teacher.path}")
     if config.constraint.cost:
         found.append(f"{config.constraint.cost} kept at most {config.constraint.limit:g} on average")
+    if config.rollout.surplus == "keep":
+        found.append("groups drawn too much learnt from in the next step")
     if config.replay.groups:
         found.append(
             f"{config.replay.groups} groups of the last {config.replay.max_age} steps learnt from again"
         )
     return found
+
+
+def following(config: AlgorithmConfig) -> str:
+    """How the reference moves, and its weight."""
+    told = f", steered towards {config.kl_target:g} per token" if config.kl_target else ""
+    if config.reference_steps:
+        far = (
+            "becomes the policy"
+            if config.reference_share == 1
+            else f"moves {config.reference_share:g} of the way"
+        )
+        told += f", which {far} every {config.reference_steps} steps"
+    return told
 
 
 def _weighted(weights: Mapping[str, float]) -> str:

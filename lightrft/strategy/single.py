@@ -196,10 +196,12 @@ class SingleFrozen:
     @torch.no_grad()
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
         """See Frozen."""
-        own = dict(self.module.named_parameters())  # a tied weight is among them once
+        own = dict(self.module.named_parameters())
+        followed = set()
         for name, weight in weights:
-            if name not in own:
+            if name not in own:  # the second name of a tied weight, or no weight
                 continue
+            followed.add(name)
             if share == 1:
                 own[name].copy_(weight)
                 self._exact.pop(name, None)
@@ -208,6 +210,10 @@ class SingleFrozen:
             else:
                 exact = self._exact.setdefault(name, own[name].float().cpu())
                 own[name].copy_(exact.lerp_(weight.float().cpu(), share))
+        if followed != own.keys():
+            raise ValueError(
+                f"the policy has no weight '{min(own.keys() - followed)}', which the reference has"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """See Frozen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightrft.strategy.world import World
-from lightrft.trainer.replay import by_group, least_loaded
+from lightrft.trainer.replay import batch_tokens, by_group, least_loaded
 from lightrft.trainer.storage import restored, stored
 from lightrft.types import Trajectory
 
@@ -18,7 +18,7 @@ def balanced(answers: Sequence[Trajectory], world: World) -> list[Trajectory]:
     if world.size == 1:
         return list(answers)
     groups = by_group(answers)
-    targets = assign(world.gather([_tokens(group) for group in groups]))[world.rank]
+    targets = assign(world.gather([batch_tokens(group) for group in groups]))[world.rank]
     outgoing = [
         [t for group, target in zip(groups, targets, strict=True) if target == rank for t in group]
         for rank in range(world.size)
@@ -48,8 +48,3 @@ def assign(sizes: Sequence[Sequence[int]]) -> list[list[int]]:
     for (_, rank, place), share in zip(everything, shares, strict=True):
         targets[rank][place] = owner[share]
     return targets
-
-
-def _tokens(group: Sequence[Trajectory]) -> int:
-    """Tokens the model reads for a group, its prompt once."""
-    return sum(len(t) for t in group) + len(group[0].prompt.token_ids)

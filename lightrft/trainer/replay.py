@@ -169,6 +169,12 @@ def plan(
     return batches
 
 
+def batch_tokens(answers: Sequence[Trajectory], *, share_prompts: bool = True) -> int:
+    """Tokens the model reads for these answers in one batch."""
+    prompts = {t.group: t.prompt for t in answers}.values() if share_prompts else [t.prompt for t in answers]
+    return sum(len(t) for t in answers) + sum(len(p.token_ids) for p in prompts)
+
+
 def first_fit(sizes: Sequence[int], capacity: int) -> list[int]:
     """The bin of each item: the first that has room, or a new one."""
     used: list[int] = []

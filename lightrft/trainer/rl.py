@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -210,6 +211,9 @@ class RLTrainer:
         num_kept = len(kept)
         # No more wait than the next step needs, so that none is older than one step.
         kept, surplus = kept[:need], kept[need : 2 * need] if config.surplus == "keep" else []
+        if self.algorithm.needs_greedy:
+            self._judge_greedy(step, [*kept, *surplus])
+            kept, surplus = ([g for g in groups if _knows_greedy(g)] for groups in (kept, surplus))
         left_out += num_kept - len(kept) - len(surplus)
         if config.surplus == "keep":
             self.experience.waiting = surplus
@@ -220,15 +224,19 @@ class RLTrainer:
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
                 t.mask = [False] * len(t)
-        return (self._with_greedy(step, kept) if self.algorithm.needs_greedy else kept), metrics
+        return kept, metrics
 
-    def _with_greedy(self, step: int, groups: list[list[Trajectory]]) -> list[list[Trajectory]]:
-        """The groups, each answer told the reward of the most likely one; without groups where that could not be judged."""
+    def _judge_greedy(self, step: int, groups: list[list[Trajectory]]) -> None:
+        """Tells each answer the reward of the most likely one, unless that reward fails.
+
+        Groups that waited know it already: from the weights that sampled them.
+        """
+        new = [group for group in groups if not _knows_greedy(group)]
         sampling = training_sampling(self.config.rollout, seed=0)
         with self.stage(Phase.ROLLOUT), self.actor.merged():
             greedy = rollout(
                 self.engine,
-                [group[0].prompt for group in groups],
+                [group[0].prompt for group in new],
                 replace(sampling, n=1, temperature=0.0),
                 self.processor,
                 progress=self._sampled,
@@ -236,16 +244,14 @@ class RLTrainer:
         with self.stage(Phase.SCORE):
             judged = self.judge([t for (t,) in greedy]).kept
         self._penalise_length([judged])
-        found = {t.group: t for t in judged}  # a group's number is its place here
-        for place, likely in found.items():
-            for t in groups[place]:
+        for likely in judged:
+            for t in new[likely.group]:  # a group's number is its place here
                 t.greedy_reward, t.greedy_parts = likely.reward, likely.parts
-        if not self.world.all(bool(found)):
+        if not self.world.all(any(map(_knows_greedy, groups))):
             raise RuntimeError(
                 f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
                 "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
             )
-        return [group for place, group in enumerate(groups) if place in found]
 
     @torch.no_grad()
     def score(self, trajectories: list[Trajectory]) -> Metrics:
@@ -460,8 +466,9 @@ class RLTrainer:
             self._reference_moved = True
         if self.config.algorithm.kl_target:
             self.algorithm = self.algorithm.weighing(state["kl_coefficient"])
+        judged_alike = self.scores.cost in ("", state["scores"]["cost"])
         self.scores.load(state["scores"])
-        if len(state["experience"]) == self.world.size:  # another number of ranks begins with no memory
+        if judged_alike and len(state["experience"]) == self.world.size:  # else it begins with no memory
             self.experience.load(state["experience"][self.world.rank])
         self.prompts.load(state["prompts"])
         restore_generators(state["generators"])
@@ -522,3 +529,7 @@ class RLTrainer:
     def _sampled(self, finished: int, total: int) -> None:
         self.progress.answers(finished, total)
         self.interrupt.check()
+
+
+def _knows_greedy(group: Sequence[Trajectory]) -> bool:
+    return not math.isnan(group[0].greedy_reward)

@@ -258,7 +258,8 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
         (["--algorithm.overlong-buffer", "5"], ["algorithm.overlong_buffer=5", "rollout.max_tokens=4"]),
         (["--algorithm.filter", "best_wurst"], ["best_wurst", "best_worst"]),
         (["--algorithm.filter", "random_answers"], ["answers_to_learn_from"]),
-        (["--critic.value-clip", "0.5"], ["critic", "algorithm.advantage=gae"]),
+        (["--critic.value-clip", "0.5"], ["critic.value_clip=0.5", "algorithm.advantage=gae"]),
+        (["--critic.optimizer.learning-rate", "1"], ["critic.optimizer has no effect", "Leave it out"]),
         (
             ["--algorithm.advantage", "gae", "--critic.warmup-steps", "1"],
             ["critic.warmup_steps=1", "steps=1", "Lower critic.warmup_steps"],
@@ -279,7 +280,41 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
         (["--algorithm.advantage", "none"], ["algorithm.advantage=none", "teacher.path"]),
         (["--algorithm.teacher-coefficient", "1"], ["algorithm.teacher_coefficient=1", "teacher.path"]),
         (["--teacher.path", "random:llama"], ["teacher.path=random:llama", "algorithm.teacher_coefficient"]),
-        (["--constraint.limit", "1"], ["constraint.cost"]),
+        (["--constraint.limit", "1"], ["constraint.limit=1", "constraint.cost"]),
+        (
+            [
+                *("--algorithm.advantage", "none", "--algorithm.teacher-coefficient", "1"),
+                *("--teacher.path", "random:llama", "--rewards.normalise", "scale"),
+            ],
+            ["rewards.normalise=scale", "no effect", "algorithm.advantage=none"],
+        ),
+        (
+            [
+                *("--algorithm.advantage", "none", "--algorithm.teacher-coefficient", "1"),
+                *("--teacher.path", "random:llama", "--constraint.cost", "length"),
+            ],
+            ["constraint.cost=length", "no effect", "algorithm.advantage=none"],
+        ),
+        (
+            [
+                *("--algorithm.advantage", "none", "--algorithm.teacher-coefficient", "1"),
+                *("--teacher.path", "random:llama", "--algorithm.overlong-buffer", "1"),
+            ],
+            ["algorithm.overlong_buffer=1", "no effect", "algorithm.advantage=none"],
+        ),
+        (
+            ["--algorithm.kl-coefficient", "0.1", "--algorithm.kl-gain", "0.2"],
+            ["algorithm.kl_gain=0.2", "algorithm.kl_target=0.0", "Set it to 0.1"],
+        ),
+        (["--algorithm.teacher-in", "loss"], ["algorithm.teacher_in=loss", "Set it to 'advantage'"]),
+        (
+            ["--algorithm.overlong-penalty", "2"],
+            ["algorithm.overlong_penalty=2", "algorithm.overlong_buffer"],
+        ),
+        (["--algorithm.correction-limit", "3"], ["algorithm.correction_limit=3", "correction=truncate"]),
+        (["--algorithm.entropy-over", "sequence"], ["algorithm.entropy_over=sequence", "entropy_share=0.2"]),
+        (["--teacher.revision", "v2"], ["teacher.revision=v2", "teacher.path"]),
+        (["--replay.max-age", "2"], ["replay.max_age=2", "replay.groups=nothing"]),
         (["--constraint.cost", "lenght"], ["lenght", "length"]),
         (
             ["--constraint.cost", "length", "--constraint.multiplier", "-1"],

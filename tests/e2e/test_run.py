@@ -294,6 +294,48 @@ def test_groups_drawn_too_much_are_learnt_from_in_the_next_step(lightrft, tmp_pa
         assert len(rows_of) == 8, "they take the place of new ones"
 
 
+def test_an_answer_that_waits_keeps_the_baseline_of_the_weights_that_sampled_it(lightrft, tmp_path):
+    """Its greedy answer is drawn beside it, not in the step that learns from it: that one draws for its new groups only."""
+    (tmp_path / "engines.py").write_text(COUNTING_ENGINE)
+    flags = ["--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--rollout.group-size", "2"]
+    flags += ["--rollout.max-draws", "9", "--rollout.engine", "engines.py:counting"]
+    flags += ["--evaluate.before-and-after=false"]
+    lightrft("train", "tiny", *PLAIN, "--algorithm.advantage", "greedy_baseline", *flags, "--run", "run")
+    taken = steps(tmp_path / "run")
+    waiting = [int(row["rollout/groups_waiting"]) for row in taken]
+    assert any(waiting[:-1])
+    drawn = [int(line) for line in (tmp_path / "greedy").read_text().split()]
+    learnt = 4  # groups per step
+    assert drawn == [learnt - before + now for before, now in zip([0, *waiting], waiting, strict=False)]
+
+
+COUNTING_ENGINE = '''
+from lightrft.app import native_engine
+
+def counting(module, processor, config):
+    """The native engine; writes down how many greedy answers each call for training asks for."""
+    engine = native_engine(module, processor, config)
+    draw = engine.generate
+
+    def generate(prompts, sampling, progress=None):
+        if sampling.temperature == 0:
+            with open("greedy", "a") as file:
+                file.write(f"{len(prompts)}\\n")
+        return draw(prompts, sampling, progress)
+
+    engine.generate = generate
+    return engine
+'''
+
+
+def test_a_constraint_that_is_added_later_begins_with_answers_that_know_their_cost(lightrft, tmp_path):
+    flags = ["--replay.groups", "2", "--checkpoint.every-steps", "1", "--run", "run", "--steps", "1"]
+    lightrft("train", "tiny", *PLAIN, *flags)
+    lightrft("train", "--resume", "run", "--constraint.cost", "length", "--steps", "3")
+    learnt = [Counter(r["weight_version"] for r in trajectories.load(tmp_path / "run", s)) for s in (2, 3)]
+    assert learnt == [{1: 16}, {2: 16, 1: 8}]
+
+
 def test_a_constraint_holds_its_cost_down_and_rewards_are_normalised(lightrft, tmp_path):
     """Two answers of a group differ by their cost alone where their rewards are equal."""
     flags = ["--constraint.cost", "length", "--constraint.limit", "0", "--constraint.learning-rate", "1000"]

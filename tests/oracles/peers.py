@@ -1,5 +1,6 @@
 """Random answers in the form that other frameworks want them, and ours; what the comparisons with them share."""
 
+import pytest
 import torch
 
 from lightrft.algorithms.algorithm import build
@@ -54,3 +55,9 @@ def ours(loss, answers, average, *, clip=(LOW, HIGH), options=None, entropy=None
     value = (weights * terms.loss).sum()
     value.backward()
     return value.item(), new.grad
+
+
+def assert_equal(mine, other):
+    """Of values and gradients."""
+    assert mine[0] == pytest.approx(other[0], abs=1e-7)
+    torch.testing.assert_close(mine[1], other[1], atol=1e-7, rtol=0)

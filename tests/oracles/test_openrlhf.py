@@ -15,7 +15,7 @@ from lightrft.algorithms.kl import KL, adapted
 from lightrft.algorithms.losses import value_loss
 from lightrft.algorithms.shaping import token_rewards
 from lightrft.config import AlgorithmConfig
-from tests.oracles.peers import HIGH, LOW, Answers, ours
+from tests.oracles.peers import HIGH, LOW, Answers, assert_equal, ours
 
 
 def module(folder, name):
@@ -41,11 +41,6 @@ def theirs(answers, **settings):
     )
     value.backward()
     return value.item(), new.grad[answers.mask]
-
-
-def assert_equal(mine, other):
-    assert mine[0] == pytest.approx(other[0], abs=1e-7)
-    torch.testing.assert_close(mine[1], other[1], atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,7 +9,7 @@ from types import MethodType, SimpleNamespace
 import pytest
 import torch
 
-from tests.oracles.peers import HIGH, LOW, WIDTH, Answers, ours
+from tests.oracles.peers import HIGH, LOW, WIDTH, Answers, assert_equal, ours
 
 GRPOTrainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="TRL is not installed").GRPOTrainer
 Accelerator = pytest.importorskip("accelerate").Accelerator
@@ -61,11 +61,6 @@ def theirs(answers, *, entropy=None, **settings):
     value = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
     value.backward()
     return value.item(), new.grad[answers.mask]
-
-
-def assert_equal(mine, other):
-    assert mine[0] == pytest.approx(other[0], abs=1e-7)
-    torch.testing.assert_close(mine[1], other[1], atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))

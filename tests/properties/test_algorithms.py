@@ -76,6 +76,18 @@ def pick(batch, answers):
     return small
 
 
+def with_all_penalties(kl_in):
+    """Divergence from a reference and from a teacher, and an entropy bonus."""
+    return AlgorithmConfig(
+        kl="k3",
+        kl_coefficient=0.1,
+        kl_in=kl_in,
+        entropy_coefficient=0.01,
+        teacher_coefficient=0.1,
+        teacher_in="loss",
+    )
+
+
 def score(batch, algo, advantage):
     batch.rewards = token_rewards(batch, algo)
     batch.advantages, batch.returns = ADVANTAGES[advantage](batch, algo)
@@ -113,14 +125,7 @@ def shares(items, draw):
 @given(seed=seeds, kl_in=st.sampled_from(["loss", "reward"]))
 def test_packing_order_and_ranks_do_not_change_the_gradient(advantage, loss, average, seed, kl_in):
     """One batch in one process, and four ranks that hold whole groups and pack their answers at random."""
-    algo = AlgorithmConfig(
-        kl="k3",
-        kl_coefficient=0.1,
-        kl_in=kl_in,
-        entropy_coefficient=0.01,
-        teacher_coefficient=0.1,
-        teacher_in="loss",
-    )
+    algo = with_all_penalties(kl_in)
     drawn = random_batch(seed)
     draw = torch.Generator().manual_seed(seed)
     groups = [torch.nonzero(drawn.groups == g)[:, 0].tolist() for g in range(3)]
@@ -234,14 +239,7 @@ def test_the_weights_sum_to_one(average, seed):
     noise=st.sampled_from([1e3, float("nan"), float("inf")]),
 )
 def test_nothing_outside_the_mask_has_any_influence(advantage, loss, seed, kl_in, noise):
-    algo = AlgorithmConfig(
-        kl="k3",
-        kl_coefficient=0.1,
-        kl_in=kl_in,
-        entropy_coefficient=0.01,
-        teacher_coefficient=0.1,
-        teacher_in="loss",
-    )
+    algo = with_all_penalties(kl_in)
     results = []
     for disturb in (False, True):
         batch = random_batch(seed)

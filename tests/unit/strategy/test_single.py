@@ -338,3 +338,9 @@ def test_a_reference_that_became_the_policy_forgets_its_average():
         policy.weight.fill_(3.0)
     reference.follow(iter(policy.state_dict().items()), 1.0)
     assert reference.state()["weight"].unique().tolist() == [3.0]
+
+
+def test_a_reference_with_a_weight_that_the_policy_lacks_cannot_follow():
+    reference, policy = frozen(two_weights(torch.float32)), two_weights(torch.float32)
+    with pytest.raises(ValueError, match="no weight 'bias'"):
+        reference.follow(iter([("weight", policy.weight)]), 1.0)
