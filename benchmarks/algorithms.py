@@ -42,8 +42,16 @@ ROWS: dict[str, list[str]] = {
     "reinforce_pp": SINGLE,
     "reinforce_pp_baseline": GROUPS,
     "ppo": [*SINGLE, "--critic.optimizer.learning-rate", "3e-3"],
+    "distil": GROUPS,
+    "grpo fire": [*GROUPS, "--rollout.first-temperature", "2", "--rollout.first-top-k", "0"],
+    "grpo entropy_tokens": [*GROUPS, "--algorithm.entropy-share", "0.5"],
+    "grpo lagrangian": [*GROUPS, "--constraint.limit", "0.004", "--constraint.learning-rate", "500"],
 }
-"""Layer -> what it needs here: 64 answers per step for all; bounds and rates that suit so small a model."""
+"""Layers -> what they need here: 64 answers per step for all; bounds and rates that suit so small a model.
+
+`distil` learns from a model that `grpo` trained. `ttrl` is not among them: no two answers to this task say the same, so
+there is nothing to vote about.
+"""
 
 
 def main() -> None:
@@ -57,35 +65,40 @@ def main() -> None:
     parser.add_argument("--learning-rate", default="3e-3")
     options = parser.parse_args()
     curves: dict[str, list[list[float]]] = {}
-    for row in options.rows:
-        curves[row] = [
-            rewards(row, seed, options.steps, options.learning_rate) for seed in range(options.seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        common = [
+            *("--steps", str(options.steps), "--optimizer.learning-rate", options.learning_rate),
+            *("--update.tokens-per-batch", "2048", "--checkpoint.every-steps", "0", "--rewards.workers", "0"),
+            *("--log.progress", "false", "--log.tensorboard", "false", "--log.trajectories-every-steps", "0"),
+            *("--evaluate.before-and-after", "false"),
         ]
-        ends = [statistics.mean(curve[-5:]) for curve in curves[row]]
-        compare.say(f"{row}: reward of the last five steps {min(ends):.2f} - {max(ends):.2f}")
-        compare.write_results("algorithms", {"steps": options.steps, "curves": curves})
+        teacher = Path(folder) / "teacher"
+        if "distil" in options.rows:
+            rewards("grpo", [*ROWS["grpo"], *common, "--run", str(teacher)])
+        for row in options.rows:
+            flags = [*ROWS[row], *common]
+            flags += ["--teacher.path", str(teacher / "model")] if row == "distil" else []
+            runs = [Path(folder) / row.replace(" ", "-") / str(seed) for seed in range(options.seeds)]
+            curves[row] = [
+                rewards(row, [*flags, "--seed", str(seed), "--run", str(run)])
+                for seed, run in enumerate(runs)
+            ]
+            ends = [statistics.mean(curve[-5:]) for curve in curves[row]]
+            compare.say(f"{row}: reward of the last five steps {min(ends):.2f} - {max(ends):.2f}")
+            compare.write_results("algorithms", {"steps": options.steps, "curves": curves})
     draw(curves)
     print(f"picture: {PICTURE}")
 
 
-def rewards(row: str, seed: int, steps: int, learning_rate: str) -> list[float]:
-    """Mean reward of every step of one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        flags = [
-            *("--seed", str(seed), "--run", str(run), "--steps", str(steps)),
-            *("--optimizer.learning-rate", learning_rate, "--update.tokens-per-batch", "2048"),
-            *("--log.progress", "false", "--log.tensorboard", "false", "--checkpoint.every-steps", "0"),
-            *("--log.trajectories-every-steps", "0", "--evaluate.before-and-after", "false"),
-            *("--rewards.workers", "0"),
-        ]
-        command = [sys.executable, "-m", "lightrft", "train", "tiny", row, *ROWS[row], *flags]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{row}, seed {seed}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [r["reward/mean"] for r in map(json.loads, lines) if "reward/mean" in r]
+def rewards(layers: str, flags: Sequence[str]) -> list[float]:
+    """Mean reward of every step of one run; its folder is named last."""
+    command = [sys.executable, "-m", "lightrft", "train", "tiny", *layers.split(), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    lines = (Path(flags[-1]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [r["reward/mean"] for r in map(json.loads, lines) if "reward/mean" in r]
 
 
 def draw(curves: Mapping[str, Sequence[Sequence[float]]]) -> None:

@@ -115,9 +115,10 @@ def teacher(server, tmp_path_factory):
 
 @pytest.mark.parametrize("enters", ["advantage", "loss"])
 def test_from_a_teacher_alone_it_learns_what_the_teacher_knows(lightrft, tmp_path, teacher, enters):
-    """No reward is learnt from: its scale is 0, and the advantage is the teacher's or none."""
-    base = [] if enters == "advantage" else ["--algorithm.advantage", "group_mean"]
-    flags = ["--teacher.path", teacher, "--algorithm.teacher-in", enters, "--rewards.scale", "tiny", "0"]
+    """No reward is learnt from: the advantage is the teacher's alone, or that of rewards scaled to 0."""
+    base = ["--algorithm.advantage", "group_mean", "--rewards.scale", "tiny", "0"]
+    base = [] if enters == "advantage" else base
+    flags = ["--teacher.path", teacher, "--algorithm.teacher-in", enters]
     lightrft("train", "tiny", "distil", *PLAIN, *FORTY_STEPS, *flags, *base, "--run", "run")
     assert_learnt(tmp_path / "run")
     gap = [row["teacher_kl"] for row in steps(tmp_path / "run")]
