@@ -284,12 +284,6 @@ class AlgorithmConfig:
                 "overlong_buffer to some tokens",
             ),
             (self.entropy_share == 1, ["entropy_over"], "entropy_share", "entropy_share=0.2"),
-            (
-                self.correction == "none",
-                ["correction_level", "correction_limit"],
-                "correction",
-                "correction=truncate",
-            ),
         ):
             if off:
                 reason = f"algorithm.{because}={getattr(self, because)}"

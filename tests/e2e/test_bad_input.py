@@ -311,7 +311,6 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
             ["--algorithm.overlong-penalty", "2"],
             ["algorithm.overlong_penalty=2", "algorithm.overlong_buffer"],
         ),
-        (["--algorithm.correction-limit", "3"], ["algorithm.correction_limit=3", "correction=truncate"]),
         (["--algorithm.entropy-over", "sequence"], ["algorithm.entropy_over=sequence", "entropy_share=0.2"]),
         (["--teacher.revision", "v2"], ["teacher.revision=v2", "teacher.path"]),
         (["--replay.max-age", "2"], ["replay.max_age=2", "replay.groups=nothing"]),
