@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -136,3 +138,62 @@ def test_a_cost_stays_below_its_limit_while_the_reward_rises(lightrft, tmp_path)
     assert sum(row["reward/long"] for row in taken[-20:]) / 20 < 0.5
     first, last = (sum(row["reward/same_kind"] for row in part) / 20 for part in (taken[:20], taken[-20:]))
     assert last > 2.5 * first
+
+
+NAMES = [a + b for a in "abcdefghijklmnopqrstuvwxyz" for b in "abcdef"]
+
+
+def half_sure(folder):
+    """A model that has read off the last digit of a question, but says another one in two of five answers."""
+    model, processor = tiny_model("llama"), tiny_processor()
+    draw = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        rows = []
+        for name, digit in zip(
+            torch.randint(len(NAMES), (32,), generator=draw),
+            torch.randint(3, (32,), generator=draw),
+            strict=True,
+        ):
+            wrong = torch.rand((), generator=draw) < 0.4
+            said = (digit + torch.randint(1, 3, (), generator=draw)) % 3 if wrong else digit
+            question = processor.tokens([{"role": "user", "content": f"{NAMES[name]}{digit + 1}"}])
+            rows.append([*question, *processor.tokenizer.encode(str(int(said) + 1)), *processor.stop_ids])
+        tokens = torch.tensor(rows)
+        logits = model(input_ids=tokens[:, :-1]).logits[:, -2:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, -2:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_model(model, processor, folder)
+
+
+def test_from_votes_alone_it_learns_to_say_what_it_mostly_says(lightrft, tmp_path):
+    """The questions it learns from have wrong labels throughout, so that none can have helped."""
+    half_sure(tmp_path / "model")
+    for file, names, shift in (("train.jsonl", NAMES[::2], 1), ("held.jsonl", NAMES[1::2], 0)):
+        rows = [
+            {"prompt": f"{name}{n + 1}", "target": str((n + shift) % 3 + 1)}
+            for name in names
+            for n in range(3)
+        ]
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [
+        "--tasks.train",
+        "file",
+        "1",
+        "--tasks.train-file",
+        "train.jsonl",
+        "--tasks.rewards",
+        "number",
+        "1",
+    ]
+    drawn = ["--evaluate.samples", "4", "--evaluate.temperature", "1", "--tasks.evaluate-file", "held.jsonl"]
+    votes = ["--rollout.group-size", "16", "--algorithm.options", "answers_to_learn_from", "8"]
+    few = ["--rollout.max-tokens", "3", "--optimizer.learning-rate", "1e-3", "--steps", "20", "--run", "run"]
+    lightrft(
+        "train", "tiny", "ttrl", *PLAIN, *FORTY_STEPS, "--model", "./model", *files, *drawn, *votes, *few
+    )
+    score = summary(tmp_path / "run")["evaluation"]
+    assert 0.4 < score["before"] < 0.75
+    assert score["after"] > score["before"] + 0.2
