@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,7 +15,7 @@ from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import LOSSES
 from lightrft.algorithms.selection import FILTERS, KEEP
-from lightrft.config import AlgorithmConfig, Config
+from lightrft.config import AlgorithmConfig, Config, SFTConfig
 from lightrft.trainer.metrics import METRICS
 from lightrft.utils import layers
 
@@ -40,6 +40,12 @@ lightrft config grpo my_run.yaml --rollout.group-size 16      # prints what woul
 * Your own functions and classes are named by import path, `package.module:name` or `path/to/file.py:name`.
 * Short flags: `--model` for `--model.path`, `--samples` for `--evaluate.samples`, `--capture-steps 3,7` for `--log.capture-steps 3 7`.
 """
+SFT_HEAD = """
+## Options of `lightrft sft`
+
+The sections `model`, `tasks`, `media`, `optimizer`, `update`, `strategy` and `checkpoint` are those above; `tasks.format` is
+`lightrft.datasets.conversations:conversation` and `optimizer.learning_rate` 1e-5 unless set.
+"""
 METRICS_PAGE = PAGE.with_name("metrics.md")
 METRICS_HEAD = """# Metrics
 
@@ -56,7 +62,10 @@ capitals stand for a name: with the reward math, `reward/PART` is reward/math. A
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "\n## Shipped layers\n\n" + layer_table() + "\n## Options\n" + "".join(sections(Config, ""))
+    shared = {type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}
+    own = "".join(sections(SFTConfig, "", leave_out=shared))
+    options = "".join(sections(Config, ""))
+    return f"{HEAD}\n## Shipped layers\n\n{layer_table()}\n## Options\n{options}{SFT_HEAD}{own}"
 
 
 def metrics_page() -> str:
@@ -144,8 +153,8 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
             )
 
 
-def sections(cls: type[Any], prefix: str) -> Iterator[str]:
-    """One heading and table for a class, then those of its sections."""
+def sections(cls: type[Any], prefix: str, leave_out: Set[type[Any]] = frozenset()) -> Iterator[str]:
+    """One heading and table for a class, then those of its sections but for the classes left out."""
     hints, docs = get_type_hints(cls), layers.field_docs(cls)
     fields = dataclasses.fields(cls)
     about = (inspect.getdoc(cls) or "").split("\n")[0]
@@ -156,7 +165,7 @@ def sections(cls: type[Any], prefix: str) -> Iterator[str]:
             shown = layers.yaml_value(default)
             yield f"| `{prefix}{field.name}` | {type_name(hints[field.name])} | `{shown}` | {cell(docs[field.name])} |\n"
     for field in fields:
-        if dataclasses.is_dataclass(hints[field.name]):
+        if dataclasses.is_dataclass(hints[field.name]) and hints[field.name] not in leave_out:
             yield from sections(hints[field.name], f"{prefix}{field.name}.")
 
 

@@ -19,9 +19,9 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.algorithms.algorithm import Algorithm, build
-from lightrft.config import Config, LoraConfig, ModelConfig, RolloutConfig, StrategyConfig
+from lightrft.config import Config, LoraConfig, ModelConfig, RolloutConfig, SFTConfig, StrategyConfig
 from lightrft.datasets.loader import PromptLoader
-from lightrft.datasets.prompts import prepare
+from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Task, load_task
 from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor
 from lightrft.models.processor import Processor
@@ -48,6 +48,7 @@ from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.curves import draw_curves
 from lightrft.utils.imports import resolve
 from lightrft.utils.log import Logger
+from lightrft.utils.media import readable
 from lightrft.utils.progress import Progress, report
 from lightrft.utils.seeding import restore_generators, seed_everything
 
@@ -85,20 +86,20 @@ def train(config: Config, resume: Path | None = None) -> Path:
     return run
 
 
-def new_run(config: Config) -> Path:
+def new_run(config: Config | SFTConfig, command: str = "train") -> Path:
     """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
     run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     if (
         run / "metrics.jsonl"
     ).exists():  # not config.yaml: a run whose settings were refused has that already
         raise ValueError(
-            f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
+            f"run={run}: there is a run already. Go on with `lightrft {command} --resume {run}`, or set run to a new folder."
         )
     write_text(run / "config.yaml", layers.to_yaml(replace(config, run="")))
     return run
 
 
-def keep_settings(run: Path, config: Config, done: int) -> None:
+def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
     """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
     file = run / "config.yaml"
     before, now = file.read_text(encoding="utf-8"), layers.to_yaml(replace(config, run=""))
@@ -130,7 +131,7 @@ def build_trainer(
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    processor = load_processor(config.model)
+    processor = load_processor(config.model, config.media)
     check_teacher(config, processor)
     curriculum = build_curriculum(config, processor, world)
     stack.enter_context(curriculum.judge)
@@ -186,7 +187,7 @@ def build_trainer(
     return trainer
 
 
-def prepare_process(config: Config) -> None:
+def prepare_process(config: Config | SFTConfig) -> None:
     """Seeds, threads and memory habits of this process."""
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
@@ -207,7 +208,8 @@ def build_curriculum(config: Config, processor: Processor, world: World) -> Curr
         (prompts_of(config, task, "train", processor), config.tasks.train[name])
         for name, task in tasks.items()
     ]
-    loader = PromptLoader(sources, config.seed, world.rank, world.size)
+    opener = Opener(processor, config.tasks)
+    loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
     exams, exam_judge = build_exams(config, processor)
     return Curriculum(loader, judge, exams, exam_judge)
 
@@ -390,10 +392,11 @@ def build_evaluator(
         seed=0,
         folder=folder,
         world=world,
+        open=Opener(processor, config.tasks),
     )
 
 
-def last_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
+def last_state(checkpoints: Checkpoints, command: str = "train") -> dict[str, Any] | None:
     """The state in the newest complete checkpoint; None for a run that was stopped before its first, to begin again."""
     found = checkpoints.latest()
     if found is not None:
@@ -401,7 +404,7 @@ def last_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
     if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
         raise ValueError(
             f"no checkpoint in {checkpoints.folder} is complete, so there is nothing to go on from. Start again with "
-            f"`lightrft train {checkpoints.run}/config.yaml`."
+            f"`lightrft {command} {checkpoints.run}/config.yaml`."
         )
     log.warning("the run was stopped before its first checkpoint and begins again")
     return None
@@ -455,7 +458,7 @@ def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
     pairs.sort(key=lambda pair: pair[0]["reward"] - pair[1]["reward"])
     return [
         {
-            "question": a["messages"][-1]["content"],
+            "question": readable(a["messages"][-1]["content"]),
             "before": a["answer"],
             "after": b["answer"],
             "before_reward": a["reward"],
@@ -471,7 +474,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
     device, world = pick_device(config.strategy.device), World.current()
     folder = Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
-    processor = load_processor(config.model)
+    processor = load_processor(config.model, config.media)
     exams, judge = build_exams(config, processor)
     with judge:
         evaluator = Evaluator(
@@ -484,6 +487,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             seed=config.seed,
             folder=folder,
             world=world,
+            open=Opener(processor, config.tasks),
         )
         module = load_model(config.model, device, trainable=False)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)

@@ -1,4 +1,4 @@
-"""The commands: train, evaluate, check, config, replay, view, doctor. Each builds a Config and calls the app.
+"""The commands: train, sft, evaluate, check, config, replay, view, doctor. Each builds a Config and calls the app.
 
 torch and transformers are imported inside the commands that need them, so that help and errors come at once.
 """
@@ -12,15 +12,16 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from lightrft import __version__
-from lightrft.config import Config
+from lightrft.config import Config, SFTConfig
 from lightrft.utils import layers
 from lightrft.utils.interrupt import Stopped
 
+C = TypeVar("C")
 LAYERED = """A layer is a shipped name or your own YAML file; later ones win, flags come last.
 A list or a dict is replaced as a whole. Options in YAML: section, then option, as `lightrft config` prints them."""
 SHORT_FLAGS = {
@@ -70,19 +71,33 @@ def train(args: Sequence[str]) -> int:
         raise ValueError(
             "what to train? Start with: lightrft train tiny. All layers and options: lightrft train --help"
         )
-    resumed, rest = take_option(args, "--resume")
-    if resumed:
-        run = run_folder(resumed)
-        config = load("train", [str(run / "config.yaml"), *rest])
-        return finish_training(config, run)
-    return finish_training(load("train", [*rest]), None)
-
-
-def finish_training(config: Config, resume: Path | None) -> int:
+    config, run = load_run(Config, "train", args)
     from lightrft import app
 
-    app.train(config, resume)
+    app.train(config, run)
     return 0
+
+
+def sft(args: Sequence[str]) -> int:
+    """Teach a model what others said: lightrft sft LAYERS... FLAGS, or --resume RUN."""
+    if not args:
+        raise ValueError(
+            "what to learn? Start with: lightrft sft sft_tiny. All layers and options: lightrft sft --help"
+        )
+    config, run = load_run(SFTConfig, "sft", args)
+    from lightrft import sft as supervised
+
+    supervised.train(config, run)
+    return 0
+
+
+def load_run(cls: type[C], command: str, args: Sequence[str]) -> tuple[C, Path | None]:
+    """The settings of a new run, or of the one that --resume names, and then its folder."""
+    resumed, rest = take_option(args, "--resume")
+    if not resumed:
+        return load_as(cls, command, rest), None
+    run = run_folder(resumed)
+    return load_as(cls, command, [str(run / "config.yaml"), *rest]), run
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -114,8 +129,10 @@ def check(args: Sequence[str]) -> int:
 
 
 def config(args: Sequence[str]) -> int:
-    """Print what would run, as one YAML file with each option's meaning."""
-    print(layers.to_yaml(load("config", args)), end="")
+    """Print what would run, as one YAML file with each option's meaning: lightrft config [sft] LAYERS... FLAGS."""
+    of_sft = list(args[:1]) == ["sft"]
+    loaded = load_as(SFTConfig, "config sft", args[1:]) if of_sft else load("config", args)
+    print(layers.to_yaml(loaded), end="")
     return 0
 
 
@@ -176,6 +193,7 @@ def doctor(args: Sequence[str]) -> int:
 Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, Command] = {
     "train": train,
+    "sft": sft,
     "evaluate": evaluate,
     "check": check,
     "config": config,
@@ -186,15 +204,34 @@ COMMANDS: dict[str, Command] = {
 
 
 def load(command: str, args: Sequence[str]) -> Config:
-    """The Config of a layered command, named after its layers unless it names itself."""
+    """The Config of a layered command."""
+    return load_as(Config, command, args)
+
+
+def load_as(cls: type[C], command: str, args: Sequence[str]) -> C:
+    """The settings of a layered command, named after its layers unless it names itself."""
     args = expand(args)
     if {"-h", "--help"} & set(args):
-        print(layered_help(command))
-        return layers.load(["--help"], Config, prog=f"lightrft {command}")
+        print(layered_help(command, cls))
+        return layers.load(["--help"], cls, prog=f"lightrft {command}")
     words, flags = layers.split(args)
+    refuse_others(words, cls)
     name = "-".join(layer for layer in words if layer in layers.shipped())
-    loaded = layers.load([*words, *flags], Config, prog=f"lightrft {command}")
-    return loaded if loaded.name != "run" or not name else replace(loaded, name=name)
+    loaded: Any = layers.load([*words, *flags], cls, prog=f"lightrft {command}")
+    named: C = loaded if loaded.name != "run" or not name else replace(loaded, name=name)
+    return named
+
+
+def refuse_others(words: Sequence[str], cls: type[Any]) -> None:
+    """ValueError for a layer that is made for the other kind of training."""
+    others = {"train": Config, "sft": SFTConfig}
+    for word in words:
+        file = layers.find_layer(word)
+        belongs = [name for name, other in others.items() if layers.fits(file, other)]
+        if belongs and not layers.fits(file, cls):
+            raise ValueError(
+                f"'{word}' holds settings of `lightrft {belongs[0]}` that mean nothing here. Take another layer, or that command."
+            )
 
 
 def expand(args: Sequence[str]) -> list[str]:
@@ -264,6 +301,7 @@ examples:
   lightrft train demo                                        a small language model learns on a CPU, in minutes
   lightrft train dr_grpo gsm8k_qwen --data ../data           algorithm, model and task as layers, on one GPU
   lightrft train grpo my.yaml --rollout.group-size 16        your own file, and a flag on top
+  lightrft sft sft_tiny                                      learn from given answers instead of rewards
   lightrft train --resume runs/demo-20260101-120000          go on after the last checkpoint
   lightrft evaluate gsm8k --model Qwen/Qwen2.5-0.5B-Instruct pass@1 with its confidence interval
   lightrft view runs/demo-20260101-120000 --step -1 --best 3 the best answers of the last step
@@ -271,14 +309,16 @@ examples:
 `lightrft COMMAND --help` lists its layers and options."""
 
 
-def layered_help(command: str) -> str:
+def layered_help(command: str, cls: type[Any]) -> str:
     """Layers and how they combine: what stands before the options in `lightrft train --help`."""
     usage = {
         "train": "lightrft train LAYERS... FLAGS\n       lightrft train --resume RUN [FLAGS]\n       lightrft train RUN/config.yaml",
+        "sft": "lightrft sft LAYERS... FLAGS\n       lightrft sft --resume RUN [FLAGS]\n       lightrft sft RUN/config.yaml",
         "evaluate": "lightrft evaluate TASK [LAYERS...] [--model MODEL] [--data FOLDER] [--check] FLAGS",
     }.get(command, f"lightrft {command} LAYERS... FLAGS")
-    names = layers.shipped()
+    names = {name: file for name, file in layers.shipped().items() if layers.fits(file, cls)}
+    known = {f"--{name.replace('_', '-')}" for name, *_ in layers.options(cls)}
     listed = "\n".join(f"  {name:<12} {layers.describe(file)}" for name, file in names.items())
-    short = "\n".join(f"  {short:<16} {flag}" for short, flag in SHORT_FLAGS.items())
-    about = (COMMANDS[command].__doc__ or "").splitlines()[0]
+    short = "\n".join(f"  {short:<16} {flag}" for short, flag in SHORT_FLAGS.items() if flag in known)
+    about = (COMMANDS[command.split()[0]].__doc__ or "").splitlines()[0]
     return f"{about}\n\nusage: {usage}\n\n{LAYERED}\n\nshipped layers:\n{listed}\n\nshort flags:\n{short}\n\noptions:"

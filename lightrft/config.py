@@ -28,7 +28,8 @@ class ModelConfig:
     """Which model, and how it is held."""
 
     path: str = ""
-    """Folder, hub name, package:NAME (a GGUF model inside a Python package), or random:NAME (a tiny untrained model)."""
+    """Folder, hub name, package:NAME (a GGUF model inside a Python package), random:NAME (a tiny untrained model), or
+    random:FOLDER (the architecture of a folder, untrained)."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -41,6 +42,10 @@ class ModelConfig:
     """Path to a Jinja chat template that replaces the tokenizer's. 'plain' joins the contents with newlines."""
     cache: str = ""
     """Folder for converted package models. Empty: $LIGHTRFT_CACHE, else ~/.cache/lightrft."""
+    imports: list[str] = field(default_factory=list)
+    """Modules or files to import first, such as one that registers a model class of your own with transformers."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts that do not learn: vision, audio, projector, language, or the beginning of parameter names."""
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 
@@ -81,6 +86,28 @@ class TaskConfig:
     """Longest prompt, in tokens."""
     train_limit: int = 0
     """Use only the first so many training rows; 0: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaConfig:
+    """How pictures, clips and sounds are read before the model's own processor sees them."""
+
+    max_pixels: int = 1_048_576
+    """A picture or frame with more pixels is scaled down, keeping its shape; 0: never."""
+    fps: float = 1.0
+    """Frames per second that are taken of a clip."""
+    max_frames: int = 16
+    """Most frames of a clip; a longer one gives so many, evenly spaced."""
+    max_seconds: float = 30.0
+    """Longest sound; a longer one counts as a bad record (tasks.on_bad_record). 0: any."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "media", max_pixels=self.max_pixels)
+        at_least(1, "media", max_frames=self.max_frames)
+        if self.fps <= 0 or self.max_seconds < 0:
+            raise ValueError(
+                f"media.fps={self.fps}, max_seconds={self.max_seconds}: fps must be above 0, max_seconds at least 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -547,6 +574,7 @@ class Config:
     """rl, or the import path of a subclass of RLTrainer."""
     model: ModelConfig = field(default_factory=ModelConfig)
     tasks: TaskConfig = field(default_factory=TaskConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
@@ -655,6 +683,89 @@ class Config:
                     f"{name} learns from answers of earlier weights, and algorithm.loss=policy_gradient takes all answers for new ones. "
                     "Set algorithm.loss=clipped."
                 )
+
+
+CONVERSATIONS = "lightrft.datasets.conversations:conversation"
+"""The format of rows that hold whole conversations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Loss on held-out conversations, in supervised fine-tuning: those of tasks.evaluate, or of tasks.train's evaluation split."""
+
+    every_steps: int = 0
+    """Measure it every so many steps; 0: only before and after."""
+    before_and_after: bool = True
+    """Measure it before the first and after the last step."""
+    limit: int = 256
+    """Most conversations per task; 0: all."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "evaluate", every_steps=self.every_steps, limit=self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTLogConfig:
+    """What a run of supervised fine-tuning writes down besides metrics.jsonl."""
+
+    progress: bool = True
+    """Live progress in the terminal; false prints one line per step."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning of a language model (`lightrft sft`)."""
+
+    run: str = ""
+    """Run folder. Empty: runs/NAME-DATE-TIME."""
+    name: str = "run"
+    """Name of the run, used in the run folder and the logs."""
+    seed: int = 0
+    """Seed of every random choice."""
+    steps: int = 0
+    """Training steps, one update each; 0: as many as `epochs` need."""
+    epochs: float = 1.0
+    """Passes over the training conversations, all tasks together; the last step may begin another to be full."""
+    batch_size: int = 16
+    """Conversations per step, over all ranks."""
+    learn: Literal["all", "last"] = "all"
+    """Which turns of the assistant to learn from: all of a conversation, or its last one only."""
+    average: Literal["token", "sequence"] = "token"
+    """token: all tokens weigh the same. sequence: all conversations do."""
+    max_tokens: int = 1024
+    """Most tokens of what follows the prompt: the first answer that is learnt from, and the turns after it."""
+    on_long_answer: Literal["raise", "skip", "truncate"] = "skip"
+    """More than max_tokens: stop, skip and count, or cut tokens from the end, which then has no end token."""
+    data: str = ""
+    """Folder with the tasks' data sets (DATA/gsm8k/train.jsonl, ...). Empty: each task's hub data set."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: TaskConfig = field(default_factory=lambda: TaskConfig(format=CONVERSATIONS))
+    media: MediaConfig = field(default_factory=MediaConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: HeldOutConfig = field(default_factory=HeldOutConfig)
+    log: SFTLogConfig = field(default_factory=SFTLogConfig)
+
+    def __post_init__(self) -> None:
+        at_least(0, "", steps=self.steps)
+        at_least(1, "", batch_size=self.batch_size, max_tokens=self.max_tokens)
+        if self.epochs <= 0:
+            raise ValueError(f"epochs={self.epochs}: must be above 0.")
+        if self.steps and self.epochs != 1.0:
+            raise ValueError(
+                f"epochs={self.epochs} has no effect with steps={self.steps}. Set steps=0, or leave epochs out."
+            )
+        because = "lightrft sft, which takes one update per step"
+        refuse_idle(
+            "update", self.update, ["epochs", "minibatches"], because=because, cure="set batch_size or epochs"
+        )
+        because = "lightrft sft, which measures the held-out loss"
+        cure = "score the finished model with `lightrft evaluate`"
+        refuse_idle("tasks", self.tasks, ["rewards"], because=because, cure=cure)
 
 
 def refuse_idle(section: str, options: Any, names: Sequence[str] = (), *, because: str, cure: str) -> None:

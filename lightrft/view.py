@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lightrft.utils import trajectories
 from lightrft.utils.log import read_metrics
+from lightrft.utils.media import readable
 
 Color = Literal["none", "logprob", "advantage"]
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ def answer_panel(row: Row, color: Color) -> Panel:
 def question(row: Row) -> str:
     """The last thing a user said in the prompt."""
     asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
-    return str(asked[-1] if asked else row["messages"][-1]["content"]).strip()
+    return readable(asked[-1] if asked else row["messages"][-1]["content"]).strip()
 
 
 def coloured(row: Row, color: Color) -> Text:

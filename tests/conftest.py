@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from importlib.util import find_spec
+from types import ModuleType
 
 from hypothesis import settings
 
@@ -13,3 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+if find_spec("torchvision") is not None:
+    # Compiled for CUDA, as PyPI has it, torchvision cannot load its operators beside a torch for CPUs, and stops when it
+    # describes them. The media processors use none of them.
+    sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.config import Config
+from lightrft.config import Config, SFTConfig
 from lightrft.utils import layers
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = [(name, cls, field) for name, cls, field, _ in layers.options(Config)]
+OPTIONS = list(
+    {(n, c): (n, c, f) for kind in (Config, SFTConfig) for n, c, f, _ in layers.options(kind)}.values()
+)
 
 
 def test_imports_follow_the_arrows() -> None:

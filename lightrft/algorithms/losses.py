@@ -165,6 +165,12 @@ def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     return Terms(loss, _drift(log_ratio(new, batch)))
 
 
+def negative_log_likelihood(new: Tensor, batch: Batch, entropy: Tensor) -> Terms:
+    """loss_t = -log p_t, 0 outside the mask: to say what was said (supervised fine-tuning)."""
+    loss = torch.where(batch.mask, -new, 0.0)
+    return Terms(loss, {"nll": loss.detach(), "entropy": entropy.detach()})
+
+
 def value_loss(values: Tensor, batch: Batch, clip: float) -> Terms:
     """Half the squared distance of the critic's values from the returns; the larger of two, so clipping only holds back.
 

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lightrft.config import TaskConfig
+from lightrft.datasets.media import filled
 from lightrft.datasets.sources import Row
 from lightrft.types import Message
+
+SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
+"""What ShareGPT rows call a speaker -> role."""
 
 
 class Example(NamedTuple):
@@ -42,15 +46,25 @@ def text_field(row: Row, name: str, setting: str = "") -> str:
     return value.strip()
 
 
+def asked(text: str, row: Row) -> str | list[Message]:
+    """A question with the row's pictures, clips and sounds (see `filled`); the text alone if there are none."""
+    content = filled([Message(role="user", content=text)], row)[0]["content"]
+    return text if isinstance(content, str) else [Message(role="user", content=content)]
+
+
 def columns(row: Row, config: TaskConfig) -> Example:
-    """One's own data: tasks.prompt_field with text or a list of messages, tasks.target_field with the answer."""
+    """One's own data: tasks.prompt_field with text or a list of messages, tasks.target_field with the answer.
+
+    Messages have role and content, or from and value as in ShareGPT. For rows with pictures, clips or sounds see
+    `datasets.media.filled`.
+    """
     setting = "tasks.prompt_field"
     value = field(row, config.prompt_field, setting)
     prompt: str | list[Message]
     if isinstance(value, list):
-        prompt = _messages(value, config.prompt_field)
+        prompt = filled(_messages(value, config.prompt_field), row)
     else:
-        prompt = text_field(row, config.prompt_field, setting)
+        prompt = asked(text_field(row, config.prompt_field, setting), row)
     target = (
         field(row, config.target_field, "tasks.target_field, or leave it empty if there is none")
         if config.target_field
@@ -89,6 +103,7 @@ def svamp(row: Row, config: TaskConfig) -> Example:
 def _messages(value: list[Any], name: str) -> list[Message]:
     if not value:
         raise ValueError(f"field '{name}' is an empty list of messages.")
+    value = [_speaker(message) if isinstance(message, dict) else message for message in value]
     for message in value:
         if (
             not isinstance(message, dict)
@@ -103,6 +118,14 @@ def _messages(value: list[Any], name: str) -> list[Message]:
             f"field '{name}' ends with the assistant's own message; the policy is to write that one. Leave it out."
         )
     return [Message(role=m["role"], content=m["content"]) for m in value]
+
+
+def _speaker(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with role and content, where it has from and value instead."""
+    if "from" not in message or "role" in message:
+        return message
+    speaker = message["from"]
+    return {"role": SPEAKERS.get(speaker, speaker), "content": message.get("value")}
 
 
 FORMATS: dict[str, Format] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightrft.types import Prompt
@@ -20,8 +20,15 @@ class PromptLoader:
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Sequence[Prompt], float]], seed: int, rank: int = 0, size: int = 1
+        self,
+        sources: Sequence[tuple[Sequence[Prompt], float]],
+        seed: int,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        open: Callable[[Prompt], Prompt | None] = lambda prompt: prompt,
     ) -> None:
+        """`open` reads the media of a drawn prompt (datasets.prompts.Opener); None for one that cannot be used."""
         if not sources:
             raise ValueError("there is nothing to train on. Set tasks.train, e.g. {gsm8k: 1.0}.")
         for prompts, weight in sources:
@@ -34,7 +41,7 @@ class PromptLoader:
         total = sum(weight for _, weight in sources)
         self.sources = [prompts for prompts, _ in sources]
         self.shares = [weight / total for _, weight in sources]
-        self.seed, self.rank, self.size = seed, rank, size
+        self.seed, self.rank, self.size, self.open = seed, rank, size, open
         self.drawn = [0] * len(sources)
         """Draws from each source so far, over all ranks."""
         self.fingerprint = [
@@ -45,7 +52,18 @@ class PromptLoader:
     def draw(self, n: int) -> list[Prompt]:
         """The next n prompts of this rank."""
         rounds = [[self._next() for _ in range(self.size)] for _ in range(n)]
-        return [self.sources[source][place] for draws in rounds for source, place in [draws[self.rank]]]
+        return [self._opened(*draws[self.rank]) for draws in rounds]
+
+    def _opened(self, source: int, place: int) -> Prompt:
+        """The question at this place or, where its media cannot be used, at the next one that can; order and state stay the same."""
+        prompts = self.sources[source]
+        for step in range(len(prompts)):
+            opened = self.open(prompts[(place + step) % len(prompts)])
+            if opened is not None:
+                return opened
+        raise ValueError(
+            f"none of the {len(prompts)} questions of '{prompts[0].source}' has media that can be used; see the log."
+        )
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on exactly here; plain numbers and texts."""

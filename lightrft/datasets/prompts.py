@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lightrft.config import TaskConfig
+from lightrft.datasets.sources import BadRecords
 from lightrft.types import Prompt, Record
+from lightrft.utils.media import MediaError
 
 if TYPE_CHECKING:
     from lightrft.models.processor import Processor
@@ -60,6 +62,34 @@ def prepare(
             f"{counts.longest}), {counts.empty} empty. Raise tasks.max_prompt_tokens, or set tasks.on_long_prompt=truncate_left."
         )
     return prompts, counts
+
+
+class Opener:
+    """Reads the media of a question when its turn has come, so that no more are in memory than a step needs.
+
+    None for a question whose media cannot be read (tasks.on_bad_record) or that is too long with them
+    (tasks.on_long_prompt), counted and logged; ValueError where these say so.
+    """
+
+    def __init__(self, processor: Processor, config: TaskConfig) -> None:
+        self.processor, self.config = processor, config
+        self.bad, self.counts = BadRecords(config.on_bad_record), Counts()
+
+    def __call__(self, prompt: Prompt) -> Prompt | None:
+        try:
+            opened = self.processor.open(prompt)
+        except MediaError as error:
+            self.bad(str(error))
+            return None
+        if opened is prompt:
+            return prompt
+        fitting = _fitting(opened, self.config, self.counts)
+        if fitting is None:
+            log.warning(
+                "skipped %s: %d tokens with its media, tasks.max_prompt_tokens=%d",
+                prompt.id, len(opened.token_ids), self.config.max_prompt_tokens,
+            )  # fmt: skip
+        return fitting
 
 
 def _nonempty(record: Record, processor: Processor, config: TaskConfig, counts: Counts) -> Prompt | None:

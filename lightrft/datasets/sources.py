@@ -166,7 +166,13 @@ def _hub(name: str, split: str) -> Iterator[Located]:
             "  Is the name right, and the network there? Data on your disk is named by its path (train.jsonl), "
             "and built-in tasks look for theirs in the folder of the option data=FOLDER."
         ) from error
-    return ((f"{name}/{split}[{number}]", dict(row)) for number, row in enumerate(rows))
+    return ((f"{name}/{split}[{number}]", row) for number, row in enumerate(stored(rows)))
+
+
+def stored(rows: Any) -> Iterator[Row]:
+    """The rows of a datasets.Dataset as they are stored: pictures and sounds undecoded, {"bytes": ..., "path": ...}."""
+    for batch in rows.with_format("arrow").iter(batch_size=64):
+        yield from batch.to_pylist()
 
 
 def _glimpse(line: bytes) -> str:

@@ -1,5 +1,4 @@
-"""Tasks: where the data lies, how a row becomes a question, which reward judges the answers, and what a perfect
-answer looks like.
+"""The tasks there are, by name.
 
 A task of your own is a `Task` in a module or file, named by import path ("acme.tasks:riddles"), or the built-in task
 `file` over your rows. `Task.rewards` holds names, so that rewards can be resolved in their own processes.
@@ -7,181 +6,40 @@ A task of your own is a `Task` in a module or file, named by import path ("acme.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets import sentences, tiny
-from lightrft.datasets.formats import FORMATS, Example, Format
-from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.types import Message, Record
-from lightrft.utils.answers import concluded, vote
+from lightrft.datasets import media_tasks, sentences, tiny
+from lightrft.datasets.formats import FORMATS, Example
+from lightrft.datasets.sources import BadRecords, is_file, read
+from lightrft.datasets.task import (
+    TAGGED,
+    Load,
+    Place,
+    Records,
+    Split,
+    Task,
+    bare_gold,
+    boxed_gold,
+    conversation,
+    from_places,
+    limited,
+    no_option,
+    records,
+)
+from lightrft.types import Record
+from lightrft.utils.answers import concluded
 from lightrft.utils.imports import require, resolve
 
-Split = Literal["train", "evaluate"]
-BOXED = "Think step by step, and write the final answer inside \\boxed{}."
-TAGGED = "Put nothing but your final answer between <answer> and </answer>."
-
-log = logging.getLogger("lightrft")
-
-
-class Records(list[Record]):
-    """Records, and how many rows had to be skipped on the way."""
-
-    def __init__(self, records: Sequence[Record] = (), skipped: int = 0) -> None:
-        super().__init__(records)
-        self.skipped = skipped
-
-
-Load = Callable[[Split, TaskConfig, str, int], Records]
-"""(split, options, data folder or "", seed) -> records. Raises ValueError for missing files and broken rows."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """Data, format, reward and self-check under one name."""
-
-    name: str
-    load: Load
-    rewards: Mapping[str, float]
-    """Reward name or import path -> weight; empty: the user must give rewards.functions."""
-    gold: Callable[[Record], str]
-    """The whole text of an answer that a perfect model could give; the rewards must give it full marks."""
-    extract: Callable[[str], str] = vote
-    """What a majority vote counts of an answer: answers that agree must give the same text."""
-    max_tokens: int = 512
-    """Room that answers usually need; a hint for configurations."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """One file or hub split with rows of a built-in task."""
-
-    file: str
-    """Path below the data folder."""
-    hub: str
-    """Hub name, with ":subset" where there are subsets."""
-    split: str
-    format: str
-    hub_format: str = ""
-    """Format of the hub's rows; empty: the same."""
-    keep: Callable[[Row], bool] = lambda row: True
-    """False for rows that are known to be unusable or to belong elsewhere; they are left out, and counted in the log."""
-
-
-def records(
-    rows: Sequence[tuple[str, Row]],
-    form: Format,
-    config: TaskConfig,
-    bad: BadRecords,
-    *,
-    source: str,
-    instruction: str,
-) -> Records:
-    """Rows through a format: system message before, instruction after the question; broken rows go to `bad`."""
-    found = Records()
-    for where, row in rows:
-        try:
-            example = form(row, config)
-            messages = conversation(
-                example, system=config.system, instruction=config.instruction or instruction
-            )
-        except ValueError as error:
-            bad(f"{where}: {error}")
-            continue
-        found.append(Record(id=f"{source}/{where}", messages=messages, target=example.target, source=source))
-    found.skipped = bad.skipped
-    return found
-
-
-def conversation(example: Example, *, system: str, instruction: str) -> list[Message]:
-    """The messages of one question; the instruction goes on a line of its own after the last user message."""
-    if isinstance(example.prompt, str):
-        messages = [Message(role="user", content=example.prompt)]
-    else:
-        messages = list(example.prompt)
-    if instruction:
-        last = messages[-1]
-        if not isinstance(last["content"], str):
-            raise ValueError(
-                "tasks.instruction cannot be added to a message made of parts. Leave it empty, or put the text into the rows."
-            )
-        messages[-1] = Message(role=last["role"], content=f"{last['content']}\n{instruction}")
-    if system and messages[0]["role"] == "system":
-        raise ValueError(
-            "the row has a system message of its own, and tasks.system is set too. Leave tasks.system empty."
-        )
-    return [Message(role="system", content=system), *messages] if system else messages
-
-
-def from_places(
-    name: str,
-    train: Sequence[Place],
-    evaluate: Sequence[Place],
-    *,
-    instruction: str = BOXED,
-    no_train: str = "",
-) -> Load:
-    """A loader that reads the task's files below the data folder or, without one, its hub data sets."""
-
-    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
-        if split == "train" and not train:
-            raise ValueError(f"task '{name}' has no training rows: {no_train}")
-        bad = BadRecords(config.on_bad_record)
-        found = Records()
-        for place in train if split == "train" else evaluate:
-            where = str(Path(data) / place.file) if data else place.hub
-            if data and not Path(where).expanduser().is_file():
-                raise ValueError(
-                    f"task '{name}' needs {where}, which is not there. Set data=FOLDER with {place.file} in it, or leave data empty for the hub's {place.hub}."
-                )
-            rows = list(read(where, place.split, bad))
-            kept = [row for row in rows if place.keep(row[1])]
-            if len(kept) < len(rows):
-                log.info(
-                    "%s: %d of %d rows left out (no answer, or of another split)",
-                    where,
-                    len(rows) - len(kept),
-                    len(rows),
-                )
-            form = FORMATS[place.format if data or not place.hub_format else place.hub_format]
-            found.extend(records(kept, form, config, bad, source=name, instruction=instruction))
-        found.skipped = bad.skipped
-        return limited(found, split, config)
-
-    return load
-
-
-def limited(found: Records, split: Split, config: TaskConfig) -> Records:
-    """The first tasks.train_limit training records, or all."""
-    if split == "train" and config.train_limit:
-        return Records(found[: config.train_limit], found.skipped)
-    return found
-
-
-def boxed_gold(record: Record) -> str:
-    return f"The answer is \\boxed{{{record.target}}}."
-
-
-def tagged_gold(record: Record) -> str:
-    """ValueError for the few reasoning-gym data sets that score answers but state none."""
-    if record.target["answer"] is None:
-        raise ValueError(
-            f"{record.id}: reasoning-gym states no answer to this question, so there is no gold answer to check."
-        )
-    return f"<answer>{record.target['answer']}</answer>"
-
-
-def bare_gold(record: Record) -> str:
-    return str(record.target)
+__all__ = ["TASKS", "Load", "Place", "Records", "Split", "Task", "load_task"]
 
 
 def gsm8k(option: str) -> Task:
     """Grade-school word problems (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168)."""
-    _no_option("gsm8k", option)
+    no_option("gsm8k", option)
     train = Place("gsm8k/train.jsonl", "openai/gsm8k:main", "train", "gsm8k")
     return Task(
         "gsm8k",
@@ -193,7 +51,7 @@ def gsm8k(option: str) -> Task:
 
 def math(option: str) -> Task:
     """Competition mathematics: MATH to train on, MATH-500 to evaluate (Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874)."""
-    _no_option("math", option)
+    no_option("math", option)
     train = Place(
         "math_train/train.jsonl.gz",
         "nlile/hendrycks-MATH-benchmark",
@@ -224,7 +82,7 @@ def aime(option: str) -> Task:
 
 def svamp(option: str) -> Task:
     """One- and two-step word problems, for evaluation only (Patel et al. 2021, https://arxiv.org/abs/2103.07191)."""
-    _no_option("svamp", option)
+    no_option("svamp", option)
     place = Place("svamp/svamp.jsonl", "ChilleD/SVAMP", "train+test", "svamp")
     load = from_places(
         "svamp", [], [place], no_train="it is a test set. Train on gsm8k, and name svamp in tasks.evaluate."
@@ -235,13 +93,13 @@ def svamp(option: str) -> Task:
 def file(option: str) -> Task:
     """One's own rows: tasks.train_file and tasks.evaluate_file, read through tasks.format, judged by tasks.rewards or
     rewards.functions."""
-    _no_option("file", option)
+    no_option("file", option)
     return Task("file", _load_file, {}, bare_gold)
 
 
 def demo(option: str) -> Task:
     """Turn a sentence into JSON; see sentences.py."""
-    _no_option("demo", option)
+    no_option("demo", option)
 
     def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
         return limited(generated("demo", sentences.questions(split, seed), config), split, config)
@@ -253,7 +111,7 @@ def demo(option: str) -> Task:
 
 def tiny_task(option: str) -> Task:
     """Answer in the kind of characters the question has; what a tiny random model can learn in seconds; see tiny.py."""
-    _no_option("tiny", option)
+    no_option("tiny", option)
 
     def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
         return limited(generated("tiny", tiny.questions(split, seed), config), split, config)
@@ -299,7 +157,16 @@ def reasoning_gym(option: str) -> Task:
             )
         return _gym_records(name, option, entries, config)
 
-    return Task(name, load, {"reasoning_gym": 1.0}, tagged_gold, extract=concluded)
+    return Task(name, load, {"reasoning_gym": 1.0}, gym_gold, extract=concluded)
+
+
+def gym_gold(record: Record) -> str:
+    """ValueError for the few reasoning-gym data sets that score answers but state none."""
+    if record.target["answer"] is None:
+        raise ValueError(
+            f"{record.id}: reasoning-gym states no answer to this question, so there is no gold answer to check."
+        )
+    return f"<answer>{record.target['answer']}</answer>"
 
 
 def _gym_records(
@@ -332,7 +199,9 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
         place = str(Path(data) / place)
     bad = BadRecords(config.on_bad_record)
     form = resolve(FORMATS, config.format, "format")
-    found = records(list(read(place, part, bad)), form, config, bad, source="file", instruction="")
+    folder = Path(place).expanduser().parent if is_file(place) else Path()
+    rows = list(read(place, part, bad))
+    found = records(rows, form, config, bad, source="file", instruction="", folder=folder)
     if not found:
         raise ValueError(f"{place} holds no usable rows ({bad.skipped} skipped).")
     return limited(found, split, config)
@@ -362,11 +231,6 @@ def _check_split(split: Split, config: TaskConfig) -> None:
         )
 
 
-def _no_option(name: str, option: str) -> None:
-    if option:
-        raise ValueError(f"task '{name}:{option}': {name} has no options. Write {name}.")
-
-
 def load_task(name: str) -> Task:
     """The task called NAME or NAME:OPTION, or the Task that an import path names.
 
@@ -390,4 +254,5 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "reasoning_gym": reasoning_gym,
     "svamp": svamp,
     "tiny": tiny_task,
+    **media_tasks.TASKS,
 }

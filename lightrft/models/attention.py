@@ -52,16 +52,24 @@ class SharedPrompts:
     groups: tuple[tuple[Span, tuple[Span, ...]], ...]
     exact: bool = False
     """One plain sdpa call per sequence, mask and all: the slow path that the kernels are checked against."""
+    both_ways: tuple[Span, ...] = ()
+    """Token ranges inside prompts whose tokens see each other, later ones too; takes the slow path."""
 
     @classmethod
     def of(
-        cls, prompt_spans: Sequence[Span], response_spans: Sequence[Span], exact: bool = False
+        cls,
+        prompt_spans: Sequence[Span],
+        response_spans: Sequence[Span],
+        exact: bool = False,
+        both_ways: tuple[Span, ...] = (),
     ) -> SharedPrompts:
         """From the spans of `Inputs`: sequences that share a prompt span become one group."""
         groups: dict[Span, list[Span]] = {}
         for prompt, response in zip(prompt_spans, response_spans, strict=True):
             groups.setdefault(prompt, []).append(response)
-        return cls(tuple((prompt, tuple(responses)) for prompt, responses in groups.items()), exact)
+        return cls(
+            tuple((prompt, tuple(responses)) for prompt, responses in groups.items()), exact, both_ways
+        )
 
     @property
     def longest(self) -> int:
@@ -79,7 +87,7 @@ class SharedPrompts:
     ) -> Tensor:
         """See `Layout`."""
         windowed = sliding_window is not None and self.longest > sliding_window
-        if self.exact or windowed:
+        if self.exact or windowed or self.both_ways:
             out = _one_call_per_sequence(
                 self, query, key, value, scaling, sliding_window if windowed else None
             )
@@ -208,6 +216,9 @@ def _one_call_per_sequence(
             age = torch.arange(k.shape[2] - (d - c), k.shape[2], device=key.device)[:, None]
             age = age - torch.arange(k.shape[2], device=key.device)  # how far a key lies behind a query
             seen = (age >= 0) if window is None else (age >= 0) & (age < window)
+            for start, end in () if own else layout.both_ways:
+                if a <= start and end <= b:
+                    seen[start - a : end - a, start - a : end - a] = True
             pieces[c] = F.scaled_dot_product_attention(
                 query[:, :, c:d],
                 k,

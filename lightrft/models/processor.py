@@ -1,26 +1,31 @@
-"""From messages to tokens and back: the only place that knows the tokenizer and the chat template."""
+"""From messages to tokens and back: the only place that knows the tokenizer, the chat template and the media processor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightrft.models.media import MediaEncoder
 from lightrft.types import Message, Prompt, Record
+from lightrft.utils.media import MediaError, has_media
 
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
 
 class Processor:
-    """A tokenizer with its chat template and the tokens that end an answer."""
+    """A tokenizer with its chat template and the tokens that end an answer; for some models, what reads media."""
 
-    def __init__(self, tokenizer: Any, stop_ids: frozenset[int], vocab_size: int) -> None:
+    def __init__(
+        self, tokenizer: Any, stop_ids: frozenset[int], vocab_size: int, media: MediaEncoder | None = None
+    ) -> None:
         if not stop_ids:
             raise ValueError(
                 "the tokenizer and the model name no end token, so no answer could ever end by itself. "
                 "Set eos_token in the tokenizer, or eos_token_id in generation_config.json."
             )
-        if not tokenizer.chat_template:
+        if not (tokenizer if media is None else media.processor).chat_template:
             raise ValueError(
                 "the tokenizer has no chat template. Set model.chat_template to a Jinja file, or to 'plain' for a base "
                 "model that goes on from plain text."
@@ -28,19 +33,44 @@ class Processor:
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.vocab_size = vocab_size
+        self.media = media
 
     def prompt(self, record: Record) -> Prompt:
-        """The record's messages through the chat template, ready for an answer."""
+        """The record's messages through the chat template, ready for an answer, but for media: those are read by `open`.
+
+        Until then a mark stands for each medium among the tokens.
+        """
+        token_ids = self.tokens(record.messages)
+        with_media = has_media(record.messages)
+        if with_media and self.media is None:
+            raise ValueError(
+                f"{record.id}: the question holds media, and the model of model.path reads only text."
+            )
+        rows = None if self.media is None or with_media else self.media.text_positions(token_ids)
         return Prompt(
             id=record.id,
-            token_ids=self.tokens(record.messages),
+            token_ids=token_ids,
             messages=record.messages,
             target=record.target,
             source=record.source,
+            positions=rows,
         )
 
+    def open(self, prompt: Prompt) -> Prompt:
+        """The prompt as the model reads it, with its media; itself if it has none. MediaError naming record and medium."""
+        if prompt.media or not has_media(prompt.messages):
+            return prompt
+        assert self.media is not None
+        try:
+            read = self.media.encode(prompt.messages)
+        except MediaError as error:
+            raise MediaError(f"{prompt.id}: {error}") from error
+        return replace(prompt, token_ids=read.token_ids, positions=read.positions, media=read.media)
+
     def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
-        """Token ids of a conversation; with `answer_next` it ends where the assistant begins to speak."""
+        """Token ids of a conversation; with `answer_next` it ends where the assistant begins to speak. Media are not read."""
+        if self.media is not None:
+            return self.media.tokens(self.media.rendered(messages, answer_next=answer_next))
         encoded = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=answer_next, tokenize=True, return_dict=True
         )
@@ -48,6 +78,8 @@ class Processor:
 
     def rendered(self, messages: Sequence[Message]) -> str:
         """The same as text, for people."""
+        if self.media is not None:
+            return self.media.rendered(messages)
         return str(
             self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         )
@@ -62,4 +94,4 @@ class Processor:
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer and template into a Hugging Face folder."""
-        self.tokenizer.save_pretrained(folder)
+        (self.tokenizer if self.media is None else self.media.processor).save_pretrained(folder)

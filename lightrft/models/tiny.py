@@ -1,15 +1,24 @@
-"""Models of a few hundred thousand random weights and a byte-level tokenizer, made without any file or download.
+"""Models of a few hundred thousand random weights with a byte-level tokenizer, made without any file or download.
 
-`model.path=random:llama` trains one; the tests use all of them.
+`model.path=random:llama` trains one, random:llava one that sees; the tests use all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from lightrft.models.tiny_media import MARKS, MEDIA, tiny_processor
 
 END, USER, ASSISTANT, SYSTEM = "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
 TEMPLATE = (
@@ -43,39 +52,50 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, four special tokens, a chat template that keeps prefixes."""
+def tiny_tokenizer(marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per byte, four special tokens and then `marks`, a chat template that keeps prefixes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(x, special=True) for x in (END, USER, ASSISTANT, SYSTEM)])
+    core.add_special_tokens([AddedToken(x, special=True) for x in (END, USER, ASSISTANT, SYSTEM, *marks)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
+def tiny_reader(family: str) -> Any:
+    """The tokenizer of a tiny model, or its processor if it sees or hears."""
+    return tiny_processor(family, tiny_tokenizer(MARKS)) if family in MEDIA else tiny_tokenizer()
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """The config of a tiny model; `changes` override it, those of the text part in models that see or hear."""
+    if family not in {**FAMILIES, **MEDIA}:
+        known = ", ".join([*FAMILIES, *MEDIA])
+        raise ValueError(f"model.path=random:{family}: no such tiny model. There are: {known}.")
+    shape = {**_SHAPE, "eos_token_id": 256, "bos_token_id": None, "pad_token_id": None}
+    if family not in MEDIA:
+        return AutoConfig.for_model(**{**shape, **FAMILIES[family], **changes})
+    options = dict(MEDIA[family])
+    text = {**shape, "vocab_size": VOCABULARY + len(MARKS), **options.pop("text_config"), **changes}
+    return AutoConfig.for_model(
+        **{"model_type": family, "text_config": text, "tie_word_embeddings": True, **options}
+    )
+
+
 def tiny_model(
-    family: str = "llama", *, seed: int = 0, attention: str = "sdpa", **changes: Any
+    family: str = "llama", *, seed: int = 0, attention: str | dict[str, str] = "sdpa", **changes: Any
 ) -> PreTrainedModel:
-    """A random float32 model of one of FAMILIES; `changes` override its config."""
-    if family not in FAMILIES:
-        raise ValueError(f"model.path=random:{family}: no such tiny model. There are: {', '.join(FAMILIES)}.")
-    options = {
-        **_SHAPE,
-        "eos_token_id": 256,
-        "bos_token_id": None,
-        "pad_token_id": None,
-        **FAMILIES[family],
-        **changes,
-    }
-    config = AutoConfig.for_model(**options)
+    """A random float32 model of one of FAMILIES or MEDIA; `changes` as in `tiny_config`."""
+    config = tiny_config(family, **changes)
+    auto = AutoModelForMultimodalLM if family in MEDIA else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        model = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
         with torch.no_grad():
             # The usual 0.02 is so small at this width that the model hardly reacts to its input.
             for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.mul_(3.0)
+                if parameter.dim() > 1 and not parameter.is_meta:
+                    parameter.mul_(3.0) if parameter.any() else parameter.normal_(0.0, 0.1)
     return model.eval()

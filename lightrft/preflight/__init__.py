@@ -27,7 +27,7 @@ def preflight(config: Config) -> int:
 
 def processor(config: Config) -> Processor:
     """The policy's, after a look at whether a teacher speaks its tokens."""
-    found = load_processor(config.model)
+    found = load_processor(config.model, config.media)
     app.check_teacher(config, found)
     return found
 
@@ -38,7 +38,7 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     if parts is None:
         return
     found = report.run("data", lambda s: questions.data(s, config, parts, processor(config)))
-    if found is None or not found.train:
+    if found is None or not found.read:
         return
     report.run("chat template", lambda s: template.chat_template(s, found))
     report.run("rewards on right answers", lambda s: questions.rewards(s, config, parts, found))

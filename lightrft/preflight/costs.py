@@ -90,7 +90,7 @@ def measure_engine(config: Config, questions: Questions, policy: Policy) -> Spee
     """A burst of as many answers as a step decodes at a time."""
     roll = config.rollout
     concurrency = min(roll.prompts_per_step * roll.group_size, roll.native.max_sequences)
-    prompts = list(islice(cycle(questions.train), -(-concurrency // roll.group_size)))
+    prompts = list(islice(cycle(questions.read), -(-concurrency // roll.group_size)))
     sampling = replace(
         training_sampling(roll, config.seed), max_tokens=min(roll.max_tokens, SPEED_TOKENS), ignore_eos=True
     )
@@ -124,7 +124,7 @@ def step_answers(config: Config, questions: Questions, policy: Policy, length: i
     tokens = list(islice(cycle([x for t in policy.samples for x in t.token_ids]), length))
     prompts = list(
         islice(
-            cycle(spread(questions.train, config.rollout.prompts_per_step)), config.rollout.prompts_per_step
+            cycle(spread(questions.read, config.rollout.prompts_per_step)), config.rollout.prompts_per_step
         )
     )
     return [

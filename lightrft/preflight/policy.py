@@ -21,6 +21,7 @@ from lightrft.strategy.engines.base import Engine
 from lightrft.trainer.replay import pack
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
 from lightrft.types import Trajectory
+from lightrft.utils.media import readable
 from lightrft.utils.progress import shorten
 
 PROMPTS, SAMPLES = 2, 2
@@ -58,7 +59,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     fits_context(section, config, actor.module, questions)
     most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
-    spread = [questions.train[i * len(questions.train) // PROMPTS] for i in range(PROMPTS)]
+    spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
     with actor.merged():
         engine.load_weights(actor.weights())
         answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
@@ -99,7 +100,7 @@ def shown(t: Trajectory) -> Panel:
     """One answer with its question, reward and parts."""
     question = t.prompt.messages[-1]["content"]
     parts = ", ".join(f"{name} {value:g}" for name, value in t.parts.items())
-    text = Text.assemble((shorten(str(question), 300), "dim"), "\n", shorten(t.answer, 600))
+    text = Text.assemble((shorten(readable(question), 300), "dim"), "\n", shorten(t.answer, 600))
     return Panel(
         text, title=f"reward {t.reward:g} ({parts})  {len(t)} tokens, {t.finish}", title_align="left"
     )

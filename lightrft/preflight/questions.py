@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from lightrft import app
 from lightrft.algorithms.algorithm import Algorithm, build
 from lightrft.config import AlgorithmConfig, Config, TaskConfig
-from lightrft.datasets.prompts import prepare
+from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Split, Task, load_task
 from lightrft.models.processor import Processor
 from lightrft.preflight.report import Section
@@ -23,6 +24,7 @@ from lightrft.strategy.base import Strategy
 from lightrft.strategy.device import available_bytes, pick_device
 from lightrft.trainer.rollout import needs_old
 from lightrft.types import Prompt, Record
+from lightrft.utils import media
 from lightrft.utils.imports import resolve
 from lightrft.utils.progress import sparkline
 
@@ -31,6 +33,8 @@ GOLDS = 32
 """Right answers of each task that go through the rewards."""
 BLIND = 0.75
 """Share of full marks for answers to other questions from which on a reward can hardly tell right from wrong."""
+READ = 16
+"""Questions whose media are read."""
 BUCKETS = 40
 """Columns of the histogram of prompt lengths."""
 
@@ -66,11 +70,13 @@ class Questions:
     """What training draws from, after the policy for long prompts."""
     evaluate: Sequence[Prompt]
     """What one evaluation asks."""
+    read: Sequence[Prompt]
+    """What the model is tried on: all training prompts or, where they hold media, some with these read."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest training prompt."""
-        return max(len(p.token_ids) for p in self.train)
+        """Tokens of the longest training prompt, as far as they were read."""
+        return max(len(p.token_ids) for p in self.read)
 
 
 def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
@@ -217,10 +223,48 @@ def data(section: Section, config: Config, parts: Parts, processor: Processor) -
                     f"{name}, {split}: {skipped} broken or empty rows are skipped (tasks.on_bad_record=skip)."
                 )
     section.lines.insert(0, table)
-    questions = Questions(processor, records["train"], records["evaluate"], found["train"], found["evaluate"])
-    if questions.train:
+    read = with_media(section, config, processor, found["train"])
+    questions = Questions(
+        processor, records["train"], records["evaluate"], found["train"], found["evaluate"], read
+    )
+    if questions.read:
         judge_data(section, config, questions)
     return questions
+
+
+def with_media(
+    section: Section, config: Config, processor: Processor, prompts: Sequence[Prompt]
+) -> Sequence[Prompt]:
+    """Some of the questions with their media read, as a run would when it draws them; all of them if they hold only text."""
+    holding = [p for p in prompts if media.has_media(p.messages)]
+    if not holding:
+        return prompts
+    some = [holding[i * len(holding) // READ] for i in range(READ)] if len(holding) > READ else holding
+    opener = Opener(processor, replace(config.tasks, on_bad_record="skip", max_prompt_tokens=UNLIMITED))
+    started = time.perf_counter()
+    read = [opened for p in some if (opened := opener(p)) is not None]
+    took = time.perf_counter() - started
+    if len(read) < len(some):
+        section.problem(
+            f"the media of {len(some) - len(read)} of {len(some)} questions cannot be read, see above; the run would "
+            + ("stop there." if config.tasks.on_bad_record == "raise" else "skip them.")
+        )
+    if not read:
+        return []
+    lengths = [len(p.token_ids) for p in read]
+    held = max(sum(t.numel() * t.element_size() for t in p.media.values()) for p in read)
+    section.fact(
+        "media",
+        f"read for {len(read)} of {len(holding):,} questions that hold some: {1000 * took / len(some):.0f} ms and at most "
+        f"{held / 2**20:.1f} MiB each, {min(lengths)} to {max(lengths)} tokens with them",
+    )
+    over = sum(n > config.tasks.max_prompt_tokens for n in lengths)
+    if over:
+        section.warn(
+            f"{over} of these have more than tasks.max_prompt_tokens={config.tasks.max_prompt_tokens} with their media: raise it, "
+            "or lower media.max_pixels, media.max_frames or media.max_seconds."
+        )
+    return read
 
 
 def fit(section: Section, what: str, prompts: Sequence[Prompt], config: TaskConfig) -> list[Prompt]:
@@ -255,11 +299,11 @@ def judge_data(section: Section, config: Config, questions: Questions) -> None:
     section.fact("training lengths", f"{low} {histogram(lengths)} {high} tokens")
     drawn = config.steps * config.rollout.prompts_per_step
     section.fact("passes", f"the run draws {drawn:,} questions: {drawn / len(lengths):.2g} times all of them")
-    seen = Counter(tuple(p.token_ids) for p in questions.train)
+    seen = Counter(map(asked, questions.train))
     repeated = len(lengths) - len(seen)
     if repeated:
         section.fact("repeated", f"{repeated:,} training prompts are the same as an earlier one")
-    overlap = sum(tuple(p.token_ids) in seen for p in questions.evaluate)
+    overlap = sum(asked(p) in seen for p in questions.evaluate)
     if overlap:
         section.warn(
             f"{overlap:,} of {len(questions.evaluate):,} evaluation prompts are also in training: the score after training "
@@ -267,12 +311,18 @@ def judge_data(section: Section, config: Config, questions: Questions) -> None:
         )
     elif questions.evaluate:
         section.ok("no evaluation prompt is also a training prompt.")
-    room = high + config.rollout.max_tokens
+    room = max(high, questions.longest) + config.rollout.max_tokens
     if room > config.update.tokens_per_batch:
         section.warn(
             f"the longest prompt and a full answer are {room} tokens, more than update.tokens_per_batch={config.update.tokens_per_batch}: "
             "such an answer makes a larger batch of its own, and more memory is needed than the budget says."
         )
+
+
+def asked(prompt: Prompt) -> Hashable:
+    """What makes a question the same as another one: its tokens, and where its media lie (objects are never the same)."""
+    sources = (source for _, source in media.parts(prompt.messages))
+    return tuple(prompt.token_ids), *(s if isinstance(s, str) else id(s) for s in sources)
 
 
 def histogram(lengths: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from rich.panel import Panel
 from rich.text import Text
 
+from lightrft.datasets.conversations import end_of_answer
 from lightrft.models.processor import Processor
 from lightrft.preflight.questions import Questions
 from lightrft.preflight.report import Section
@@ -91,15 +92,6 @@ def own_text(processor: Processor) -> str:
     while shared < min(len(before), len(after)) and before[-1 - shared] == after[-1 - shared]:
         shared += 1
     return before[: len(before) - shared].strip()
-
-
-def end_of_answer(processor: Processor) -> int | None:
-    """The special token that the template puts right after an answer, None if there is none."""
-    talk = [Message(role="user", content="question"), Message(role="assistant", content="answer")]
-    opened = processor.tokens(talk[:1])
-    whole = processor.tokens(talk, answer_next=False)
-    special = set(processor.tokenizer.all_special_ids) | set(processor.tokenizer.get_added_vocab().values())
-    return next((token for token in whole[len(opened) :] if token in special), None)
 
 
 def keeps_prefixes(processor: Processor, messages: Sequence[Message]) -> bool:

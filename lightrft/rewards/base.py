@@ -15,6 +15,7 @@ from lightrft.rewards.table import REWARDS, load_reward
 from lightrft.rewards.workers import Call, Failure, Inline, Pool, Runner
 from lightrft.types import Trajectory
 from lightrft.utils.imports import resolve
+from lightrft.utils.media import described
 
 __all__ = ["REWARDS", "Judge", "Judged", "RewardFunction", "each", "load_reward"]
 
@@ -152,10 +153,10 @@ class Judge:
 
 
 def stripped(trajectory: Trajectory) -> Answer:
-    """What a reward may see of a trajectory."""
+    """What a reward may see of a trajectory: of pictures, clips and sounds their names."""
     prompt = trajectory.prompt
     return Answer(
-        prompt=Question(prompt.id, list(prompt.messages), prompt.target, prompt.source),
+        prompt=Question(prompt.id, described(prompt.messages), prompt.target, prompt.source),
         group=trajectory.group,
         token_ids=trajectory.token_ids,
         answer=trajectory.answer,

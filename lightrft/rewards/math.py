@@ -12,6 +12,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from lightrft.rewards.text import choice
 from lightrft.utils.answers import LAST_NUMBER, boxed, concluded, conclusion, plain, value
 
 LONGEST = 500
@@ -35,6 +36,11 @@ def boxed_math(answer: str, target: Any) -> float:
     r"""Like math, but only a \boxed{...} counts."""
     found = boxed(concluded(answer))
     return float(found is not None and equal(found, str(target)))
+
+
+def choice_or_math(answer: str, target: Any) -> float:
+    """Like `choice` where the target is a letter from A to J, like `math` elsewhere: for data sets that mix both."""
+    return choice(answer, str(target)) if re.fullmatch("[A-J]", str(target)) else math(answer, target)
 
 
 def last_number(answer: str, target: Any) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lightrft.rewards.function import RewardFunction, as_reward, each
 from lightrft.rewards.gym import reasoning_gym
-from lightrft.rewards.math import boxed_math, last_number, math
+from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
 from lightrft.rewards.text import (
+    answer_tags,
     choice,
     exact,
     json_fields,
@@ -15,6 +16,7 @@ from lightrft.rewards.text import (
     same_kind,
     tags,
     thousand_tokens,
+    words,
 )
 from lightrft.rewards.vote import majority, majority_right
 from lightrft.utils.imports import resolve
@@ -26,8 +28,10 @@ def load_reward(name: str) -> RewardFunction:
 
 
 REWARDS: dict[str, RewardFunction] = {
+    "answer_tags": each(answer_tags),
     "boxed_math": each(boxed_math),
     "choice": each(choice),
+    "choice_or_math": each(choice_or_math),
     "exact": each(exact),
     "format": each(tags),
     "json": each(json_object),
@@ -41,4 +45,5 @@ REWARDS: dict[str, RewardFunction] = {
     "reasoning_gym": each(reasoning_gym),
     "repetition": each(repetition),
     "same_kind": each(same_kind),
+    "words": each(words),
 }

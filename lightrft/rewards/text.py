@@ -7,16 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightrft.utils.answers import concluded
+from lightrft.utils.answers import concluded, letter, plain_words
 
 FORMAT = re.compile(r"\s*<think>.+?</think>\s*<answer>.+?</answer>\s*", re.DOTALL)
-CHOICE = re.compile(
-    r"\\boxed\{\s*(?:\\text\w*\{)?\s*\(?([A-J])\)?\s*\}"
-    r"|(?:answer|choice|option)\b(?:\s+is)?\s*:?\s*[*(\s]*([A-J])\b(?!['’])"
-    r"|\(([A-J])\)"
-    r"|^\s*\**([A-J])\**\s*[.):]?\s*$",
-    re.MULTILINE | re.IGNORECASE,
-)
+ANSWER_ONLY = re.compile(r"\s*<answer>.+?</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -26,15 +20,26 @@ def tags(answer: str) -> float:
     return float(once and FORMAT.fullmatch(answer) is not None)
 
 
+def answer_tags(answer: str) -> float:
+    """1 if the answer is <answer>...</answer>, once, not empty, nothing outside."""
+    once = answer.count("<answer>") == 1 and answer.count("</answer>") == 1
+    return float(once and ANSWER_ONLY.fullmatch(answer) is not None)
+
+
 def exact(answer: str, target: str) -> float:
     """1 if the concluded answer is the target, letter by letter but for blanks."""
     return float(concluded(answer).split() == str(target).split())
 
 
+def words(answer: str, target: str) -> float:
+    """1 if the concluded answer has the target's words and no others, whatever their case and the marks around them."""
+    return float(plain_words(answer) == plain_words(str(target)) != "")
+
+
 def choice(answer: str, target: str) -> float:
     """1 if the last choice letter that the answer commits to is the target's: "(B)", "B.", "the answer is b"."""
-    found = [next(filter(None, letters)) for letters in CHOICE.findall(concluded(answer))]
-    return float(bool(found) and found[-1].upper() == str(target).strip().strip("().").upper())
+    found = letter(answer)
+    return float(bool(found) and found == str(target).strip().strip("().").upper())
 
 
 def json_object(answer: str, target: Mapping[str, Any]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from lightrft.trainer.estimates import Estimate, majority_at_k, mean_estimate, p
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Prompt, Sampling, Trajectory
 from lightrft.utils.atomic import write_text
+from lightrft.utils.media import described, has_media
 from lightrft.utils.seeding import derive_seed
 
+OPEN_AT_ONCE = 32
+"""Questions whose media are in memory at the same time."""
 FULL_MARKS = 1.0 - 1e-6
 """An answer is right if its reward is at least this."""
 
@@ -47,11 +50,16 @@ class Evaluator:
     seed: int
     folder: Path
     world: World
+    open: Callable[[Prompt], Prompt | None] = lambda prompt: prompt
+    """Reads the media of a question; None for one that cannot be used, which is then left out and counted in the log."""
 
     def sample(
         self, engine: Engine, *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Trajectory]]:
-        """Answers to this rank's share of the questions of all exams, one group per question."""
+        """Answers to this rank's share of the questions of all exams, one group per question.
+
+        Questions with media are asked a few at a time and forget them afterwards.
+        """
         sampling = Sampling(
             n=self.config.samples,
             max_tokens=self.max_tokens,
@@ -61,7 +69,24 @@ class Evaluator:
             seed=derive_seed(self.seed, "evaluate", self.world.rank),
         )
         prompts = [p for exam in self.exams for p in exam.prompts][self.world.rank :: self.world.size]
-        return rollout(engine, prompts, sampling, self.processor, progress=progress)
+        size = OPEN_AT_ONCE if any(has_media(p.messages) for p in prompts) else max(1, len(prompts))
+        groups: list[list[Trajectory]] = []
+        for start in range(0, len(prompts), size):
+            pairs = [(p, o) for p in prompts[start : start + size] if (o := self.open(p)) is not None]
+            part = replace(sampling, seed=derive_seed(sampling.seed, start)) if start else sampling
+            asked = rollout(
+                engine,
+                [opened for _, opened in pairs],
+                part,
+                self.processor,
+                first_group=start,
+                progress=_shifted(progress, start * sampling.n, len(prompts) * sampling.n),
+            )
+            for (prompt, _), group in zip(pairs, asked, strict=True):
+                for t in group:
+                    t.prompt = prompt
+            groups += asked
+        return groups
 
     def judge(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
         """Score by task and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all estimates)."""
@@ -111,6 +136,13 @@ class Evaluator:
         }
 
 
+def _shifted(
+    progress: Callable[[int, int], None] | None, before: int, total: int
+) -> Callable[[int, int], None] | None:
+    """Tells the progress of one part as that of the whole."""
+    return None if progress is None else lambda finished, _: progress(before + finished, total)
+
+
 def _row(t: Trajectory) -> dict[str, Any]:
     failed = (
         t.reward != t.reward
@@ -118,7 +150,7 @@ def _row(t: Trajectory) -> dict[str, Any]:
     return {
         "id": t.prompt.id,
         "source": t.prompt.source,
-        "messages": t.prompt.messages,
+        "messages": described(t.prompt.messages),
         "target": t.prompt.target,
         "answer": t.answer,
         "finish": t.finish,

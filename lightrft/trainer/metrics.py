@@ -63,6 +63,12 @@ METRICS: dict[str, str] = {
     "counts/answers": "answers drawn and judged in this step, all ranks, whether or not they are learnt from",
     "evaluation/TASK": "held-out score of a task: mean reward of the task's own reward function",
     "evaluation/mean": "the scores of all evaluation tasks, weighted",
+    "nll": "mean of -log p over the tokens that are learnt, nats; this and what follows only in supervised fine-tuning",
+    "epoch": "passes over the training conversations so far",
+    "counts/tokens_learnt": "tokens the assistant says in this step's conversations, all ranks",
+    "train/tokens_per_second": "tokens read per second of the train phase, forward and backward, all ranks",
+    "held_out_nll/TASK": "nll on the held-out conversations of a task",
+    "held_out_nll/mean": "the same of all tasks, weighted",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightrft.models.families import joined
 from lightrft.types import Batch, Inputs, Trajectory, concatenate
 
 COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
@@ -86,7 +87,7 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
         prompt_spans=tuple(prompt_spans),
         response_spans=tuple(response_spans),
         predict=torch.tensor(predict, dtype=torch.int64),
-        media={name: torch.cat(values) for name, values in media.items()},
+        media={name: joined(values) for name, values in media.items()},
     )
 
 
@@ -95,14 +96,14 @@ def _prompt_positions(t: Trajectory) -> Tensor:
 
 
 def _response_positions(t: Trajectory) -> Tensor:
-    """Text goes on counting after the prompt; with several position rows, after the largest of them (M-RoPE)."""
+    """Text goes on counting after the prompt, in each position row from its last place (M-RoPE).
+
+    A question ends with text, so that this is one number for all axes; a clip before it may reach further in time.
+    """
     if t.prompt.positions is None:
         return torch.arange(len(t.prompt.token_ids), len(t.prompt.token_ids) + len(t))
     steps = torch.arange(len(t))
-    rows = t.prompt.positions
-    first = torch.full((rows.shape[0],), int(rows[1:].max()) + 1)
-    first[0] = len(t.prompt.token_ids)
-    return first[:, None] + steps
+    return t.prompt.positions[:, -1:] + 1 + steps
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

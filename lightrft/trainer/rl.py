@@ -35,6 +35,7 @@ from lightrft.trainer.balance import balanced
 from lightrft.trainer.capsule import Capsules, weights_hash
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.experience import Experience
+from lightrft.trainer.loop import examination, take_steps
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import by_group, pack, plan, unpack
@@ -44,7 +45,7 @@ from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils import layers
 from lightrft.utils import trajectories as saved
 from lightrft.utils.atomic import explained, folder
-from lightrft.utils.interrupt import Interrupt, Stopped
+from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
 from lightrft.utils.seeding import derive_seed, generator_states, restore_generators
@@ -92,33 +93,17 @@ class RLTrainer:
     """When this process began with the run, on the perf_counter clock."""
     earlier_seconds: float = 0.0
     """Time that the run took before it was resumed."""
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    whole: bool = True
+    """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
     _position: dict[str, Any] = field(default_factory=dict)
     _reference_moved: bool = False
     """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
-    _whole: bool = True
-    """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
 
     def train(self) -> None:
         """Runs the steps that are left. Raises Stopped if asked to stop before the last; what was done is saved first."""
-        with Interrupt() as self.interrupt:
-            self._position = self._snapshot()
-            try:
-                self.examine()
-                for step in range(self.done + 1, self.config.steps + 1):
-                    self.train_step(step)
-            except Stopped as signal:
-                self.save()
-                self.progress.note(
-                    f"stopped by {signal} after step {self.done}; go on with: lightrft train --resume {self.run}"
-                )
-                raise
-            except Exception:
-                # In the middle of an update the last checkpoint is the state to go on from.
-                if self._whole:
-                    self.save()
-                raise
-        self.save()
-        self.save_model()
+        self._position = self._snapshot()
+        take_steps(self, self.config.steps, "train")
 
     def train_step(self, step: int) -> None:
         """One step: everything between two sets of weights."""
@@ -142,7 +127,7 @@ class RLTrainer:
             "memory/peak_gib": self.world.max(peak_gib()),
         }
         self.record(step, metrics, trajectories)
-        self._position, self._whole = self._snapshot(), True
+        self._position, self.whole = self._snapshot(), True
         self.examine()
         if self.checkpoints.due(step) and step < self.config.steps:
             self.save()
@@ -309,7 +294,7 @@ class RLTrainer:
     def update(self, step: int, trajectories: list[Trajectory]) -> Metrics:
         """Learns from the answers; capsules of the step are written on the way if they are wanted."""
         self.progress.phase("train")
-        self._whole = False
+        self.whole = False
         updates: list[Metrics] = []
         criticism: list[Metrics] = []
         captured = False
@@ -398,13 +383,8 @@ class RLTrainer:
 
     def examine(self) -> None:
         """Held-out scores, if they are asked for after the steps done so far and not known yet."""
-        wanted = self.config.evaluate
-        if self.done in (0, self.config.steps):
-            label, asked = ("after" if self.done else "before"), wanted.before_and_after
-        else:
-            every = wanted.every_steps
-            label, asked = f"step-{self.done:06d}", every > 0 and self.done % every == 0
-        if asked and label not in self.evaluations:
+        label = examination(self.config.evaluate, self.done, self.config.steps)
+        if label and label not in self.evaluations:
             self.evaluate(label)
 
     def evaluate(self, label: str) -> dict[str, float]:

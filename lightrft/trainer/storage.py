@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightrft.types import Prompt, Trajectory
+from lightrft.utils.media import described
 from lightrft.utils.states import plain
 
 _FLAT = {"token_ids": torch.int64, "mask": torch.bool, "behavior": torch.float64}
@@ -42,13 +43,16 @@ def stored(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:
-    """The fields of a prompt. Messages or a target that hold objects of a task's own are kept as text: no update reads them."""
-    content = {f.name: getattr(prompt, f.name) for f in fields(Prompt)} | {"media": dict(prompt.media)}
-    for name in ("messages", "target"):
-        try:
-            plain(content[name])
-        except ValueError:
-            content[name] = repr(content[name])
+    """The fields of a prompt; media that were read stay, their sources by name only.
+
+    A target that holds objects of a task's own is kept as text: no update reads it.
+    """
+    content = {f.name: getattr(prompt, f.name) for f in fields(Prompt)}
+    content |= {"media": dict(prompt.media), "messages": described(prompt.messages)}
+    try:
+        plain(content["target"])
+    except ValueError:
+        content["target"] = repr(content["target"])
     return content
 
 

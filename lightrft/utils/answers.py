@@ -13,6 +13,13 @@ TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 NUMBER = r"(?<![\w.)])[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|(?<![\w.)])[-−]?\d+(?:\.\d+)?|(?<!\d)\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"
 LAST_NUMBER = re.compile(NUMBER)
 LAST_VALUE = re.compile(rf"(?:{NUMBER})(?:\s*/\s*\d+)?")
+CHOICE = re.compile(
+    r"\\boxed\{\s*(?:\\text\w*\{)?\s*\(?([A-J])\)?\s*\}"
+    r"|(?:answer|choice|option)\b(?:\s+is)?\s*:?\s*[*(\s]*([A-J])\b(?!['’])"
+    r"|\(([A-J])\)"
+    r"|^\s*\**([A-J])\**\s*[.):]?\s*$",
+    re.MULTILINE | re.IGNORECASE,
+)
 HASHES = re.compile(r"####\s*(.+)")
 STATED = re.compile(r"\banswer\b(?:\s+is|\s*[:=])+\s*(.+?)(?:\.\s|\.?\s*$)", re.IGNORECASE | re.MULTILINE)
 _UNITS = re.compile(r"(\d\s*)\\(?:text|mathrm|mbox|textrm)\{[^{}]*\}(?:\^\{?\d\}?)?")
@@ -26,6 +33,19 @@ def concluded(answer: str) -> str:
     """What counts of an answer: the inside of its last <answer> tag, else what follows </think>, else all of it."""
     tagged = TAGGED.findall(answer)
     return tagged[-1].strip() if tagged else answer.rpartition("</think>")[2].strip()
+
+
+def letter(answer: str) -> str:
+    """The last choice letter that the answer commits to, a capital; "" if there is none. "(B)", "B.", "the answer is b"."""
+    found = [next(filter(None, letters)) for letters in CHOICE.findall(concluded(answer))]
+    return found[-1].upper() if found else ""
+
+
+def plain_words(answer: str) -> str:
+    r"""The words of the conclusion in small letters, without marks: "<answer>Dog bark.</answer>" gives "dog bark"."""
+    text = concluded(answer)
+    found = boxed(text)
+    return " ".join(re.findall(r"\w+", _TEXT.sub(r"\1", text if found is None else found).lower()))
 
 
 def conclusion(answer: str) -> str | None:

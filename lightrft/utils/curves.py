@@ -12,6 +12,7 @@ from lightrft.utils.log import read_metrics, series
 INK, GRID, BLUE, ORANGE = "#333333", "#e6e6e6", "#2b6cb0", "#dd6b20"
 PANELS = [  # metrics drawn where they exist, title, unit
     (["reward/mean"], "reward", ""),
+    (["nll"], "loss", "nats per token"),
     (["length/mean"], "answer length", "tokens"),
     (["truncated_share", "reward/no_signal_share"], "cut off, and groups without signal", "share"),
     (["entropy"], "entropy", "nats per token"),
@@ -47,7 +48,9 @@ def draw_curves(run: Path) -> Path | None:
 
 def title_of(run: Path) -> str:
     summary = _summary(run)
-    scores = summary.get("evaluation", {})
+    losses, scores = summary.get("held_out_nll", {}), summary.get("evaluation", {})
+    if losses.keys() >= {"before", "after"}:
+        return f"{run.name}: held-out loss {losses['before']:.3f} before, {losses['after']:.3f} after {summary['steps']} steps"
     if scores.get("before") is None or scores.get("after") is None:
         return run.name
     return f"{run.name}: held-out score {scores['before']:.1%} before, {scores['after']:.1%} after {summary['steps']} steps"
@@ -78,11 +81,12 @@ def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], title: str, 
 
 
 def _held_out(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """Held-out scores as points on the first panel; before the first step at 0."""
-    steps, scores = series(rows, "evaluation/mean")
-    if steps:
-        axis.plot(steps, scores, "o--", color=ORANGE, linewidth=1, markersize=5, label="held-out score")
-        axis.legend(fontsize=7, frameon=False)
+    """Held-out scores or losses as points on the first panel; before the first step at 0."""
+    for name, label in (("evaluation/mean", "held-out score"), ("held_out_nll/mean", "held-out loss")):
+        steps, values = series(rows, name)
+        if steps:
+            axis.plot(steps, values, "o--", color=ORANGE, linewidth=1, markersize=5, label=label)
+            axis.legend(fontsize=7, frameon=False)
 
 
 def _summary(run: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -38,6 +38,15 @@ def resolve(table: Mapping[str, T], name: str, what: str) -> T:
         f"no {what} named '{name}'.{_perhaps(name, table)}\n"
         f"  built in: {', '.join(sorted(table))}.  Your own: 'package.module:name' or 'path/to/file.py:name'."
     )
+
+
+def import_all(names: Iterable[str]) -> None:
+    """Imports modules and files for what they do on import, such as registering a model class."""
+    for name in names:
+        if name.endswith(".py"):
+            load_file(name)
+        else:
+            _import(name, name, "import")
 
 
 def load_file(path: str) -> ModuleType:

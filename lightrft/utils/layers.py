@@ -96,6 +96,15 @@ def file_flags(file: Path, cls: type[Any]) -> list[str]:
     return list(_flatten(tree, cls, file))
 
 
+def fits(file: Path, cls: type[Any]) -> bool:
+    """Whether every option that a YAML file sets is one of `cls`."""
+    try:
+        file_flags(file, cls)
+    except ValueError:
+        return False
+    return True
+
+
 def to_yaml(config: Any) -> str:
     """A configuration as a YAML layer with each option's meaning beside it. Loading it gives an equal configuration."""
     return "\n".join(_lines(config, indent="")) + "\n"

@@ -22,12 +22,13 @@ from rich.text import Text
 from lightrft.utils.intervals import wilson
 
 if TYPE_CHECKING:
-    from lightrft.config import Config
+    from lightrft.config import Config, SFTConfig
 
 BARS = "▁▂▃▄▅▆▇█"
 PHASE_COLORS = {"rollout": "cyan", "score": "magenta", "sync": "yellow", "train": "green", "evaluate": "blue"}
 ROWS = [  # metric, what it is called here, how its number is written
     ("reward/mean", "reward", "{:.3f}"),
+    ("nll", "loss per token", "{:.3f}"),
     ("length/mean", "answer length", "{:.0f} tokens"),
     ("truncated_share", "cut off", "{:.0%}"),
     ("reward/no_signal_share", "groups without signal", "{:.0%}"),
@@ -35,8 +36,12 @@ ROWS = [  # metric, what it is called here, how its number is written
     ("grad_norm", "gradient norm", "{:.3g}"),
     ("kl", "KL to the start", "{:.2g}"),
     ("rollout/tokens_per_second", "speed", "{:.0f} tokens/s"),
+    ("train/tokens_per_second", "speed", "{:.0f} tokens/s"),
 ]
-PLAIN = ["reward/mean", "length/mean", "truncated_share", "entropy", "grad_norm", "rollout/tokens_per_second"]
+MAIN = ("reward/mean", "nll")
+PLAIN = [
+    *MAIN, "length/mean", "truncated_share", "entropy", "grad_norm", "rollout/tokens_per_second", "train/tokens_per_second",
+]  # fmt: skip
 
 
 class Progress:
@@ -47,7 +52,7 @@ class Progress:
 
     def __init__(
         self,
-        config: Config,
+        config: Config | SFTConfig,
         total_steps: int,
         start_step: int = 0,
         *,
@@ -157,7 +162,7 @@ class Progress:
         table.add_column(ratio=1, no_wrap=True)
         for name, label, form in ROWS:
             if name in self.metrics:
-                style = "bold" if name == "reward/mean" else ""
+                style = "bold" if name in MAIN else ""
                 line = sparkline(self.history.get(name, []), 40)
                 table.add_row(
                     label,
@@ -267,6 +272,26 @@ def report(
     console.print(_next_commands(run), soft_wrap=True, markup=False, highlight=False)
 
 
+def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
+    """Prints what a run of supervised fine-tuning has achieved; `summary` is RUN/summary.json."""
+    console = console or Console()
+    console.print()
+    console.rule("[bold]done", style="dim")
+    console.print(f"{summary['steps']} steps in {clock(summary['seconds'])}", highlight=False)
+    for label, loss in summary["held_out_nll"].items():
+        console.print(f"held-out loss {label}: {loss:.4f} nats per token", highlight=False)
+    console.print(
+        f"\n{_files(run)}"
+        f"  lightrft evaluate TASK --model {run / 'model'}   let it answer the questions of a task\n"
+        f"  lightrft train LAYERS... --model {run / 'model'}   go on with reinforcement learning\n"
+        f"  lightrft sft {run / 'config.yaml'} --seed 1    the same run with other random draws\n"
+        f"  tensorboard --logdir {run.parent}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
 def _scores(summary: Mapping[str, Any]) -> RenderableType:
     evaluation = summary.get("evaluation", {})
     table = Table.grid(padding=(0, 2))
@@ -320,12 +345,14 @@ def shorten(text: str, most: int = 600) -> str:
     return f"{text[: most // 2]}\n[... {len(text) - most} characters ...]\n{text[-most // 2 :]}"
 
 
-def _next_commands(run: Path) -> str:
+def _files(run: Path) -> str:
     curves = f"curves      {run / 'curves.png'}\n" if (run / "curves.png").exists() else ""
+    return f"run folder  {run}\n{curves}model       {run / 'model'}   (a Hugging Face folder)\n\nnext:\n"
+
+
+def _next_commands(run: Path) -> str:
     return (
-        f"run folder  {run}\n{curves}"
-        f"model       {run / 'model'}   (a Hugging Face folder)\n\n"
-        "next:\n"
+        f"{_files(run)}"
         f"  lightrft view {run} --step -1 --best 3        read the last answers, token by token\n"
         f"  lightrft evaluate TASK --model {run / 'model'}   score it on another task\n"
         f"  lightrft train {run / 'config.yaml'} --seed 1    the same run with other random draws\n"

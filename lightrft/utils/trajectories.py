@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightrft.utils.media import described
+
 if TYPE_CHECKING:
     from lightrft.types import Trajectory
 
@@ -68,7 +70,7 @@ def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
         "step": step,
         "prompt_id": trajectory.prompt.id,
         "source": trajectory.prompt.source,
-        "messages": trajectory.prompt.messages,
+        "messages": described(trajectory.prompt.messages),
         "target": trajectory.prompt.target,
         "answer": trajectory.answer,
         "length": len(trajectory),

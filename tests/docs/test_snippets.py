@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from lightrft import cli
-from lightrft.config import Config
+from lightrft.config import Config, SFTConfig
 from lightrft.utils import layers
 from lightrft.utils.imports import load_file
 
@@ -88,7 +88,7 @@ def test_python_blocks_run(block: Block, folder: Path) -> None:
 def test_yaml_blocks_are_layers(block: Block, folder: Path) -> None:
     file = folder / (block.file or "block.yaml")
     file.write_text(block.text, encoding="utf-8")
-    layers.load([str(file)], Config)
+    layers.load([str(file)], SFTConfig if block.page.name == "sft.md" else Config)
 
 
 @pytest.mark.parametrize(("page", "line"), [c[1:] for c in COMMANDS], ids=[c[0] for c in COMMANDS])
@@ -101,13 +101,15 @@ def test_command_lines_are_understood(page: Path, line: str, folder: Path) -> No
     (folder / "RUN" / "config.yaml").touch()
     name, *args = shlex.split(line, comments=True)[1:]
     assert name in cli.COMMANDS
-    if name not in ("train", "check", "config", "evaluate") or "LAYERS" in args:
+    if name not in ("train", "sft", "check", "config", "evaluate") or "LAYERS" in args:
         return
     args = [arg for arg in args if arg not in ("--resume", "RUN", "--check")]
     if name == "evaluate":
         assert not args[0].startswith("-")
         args = args[1:]
-    cli.load(name, args)
+    supervised = name == "sft" or args[:1] == ["sft"]
+    args = args[1:] if args[:1] == ["sft"] else args
+    cli.load_as(SFTConfig if supervised else Config, name, args)
 
 
 RUN = [c for c in COMMANDS if c[1] == RUN_PAGE]

@@ -25,6 +25,7 @@ PLACEHOLDERS = {
     "reward/": "reward/PART",
     "counts/failed/": "counts/failed/PART",
     "evaluation/": "evaluation/TASK",
+    "held_out_nll/": "held_out_nll/TASK",
 }
 
 
@@ -73,8 +74,16 @@ def critical_run(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def all_logged(tiny_run, eventful_run, critical_run):
-    return logged(tiny_run) | logged(eventful_run) | logged(critical_run)
+def supervised_run(server, tmp_path_factory):
+    """A run of supervised fine-tuning."""
+    folder = tmp_path_factory.mktemp("supervised")
+    Lightrft(server, folder)("sft", "sft_tiny", "--log.progress=false", "--steps", "2", "--run", "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def all_logged(tiny_run, eventful_run, critical_run, supervised_run):
+    return set().union(*map(logged, (tiny_run, eventful_run, critical_run, supervised_run)))
 
 
 def test_every_metric_of_a_run_is_in_the_table(all_logged):

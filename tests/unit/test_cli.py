@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lightrft import cli
-from lightrft.config import Config
+from lightrft.config import Config, SFTConfig
 from lightrft.utils import layers
 
 
@@ -137,6 +137,14 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["view", "nowhere"], "'nowhere' is no run folder"),
         (["train", "tiny", "--rollout.grup-size", "4"], "--rollout.group-size"),
         (["train", "tiny", "--rollout.group-size", "1"], "needs at least 2"),
+        (["train", "sft_tiny"], "'sft_tiny' holds settings of `lightrft sft`"),
+        (["sft"], "lightrft sft sft_tiny"),
+        (["sft", "grpo"], "'grpo' holds settings of `lightrft train`"),
+        (["sft", "sft_tiny", "--bach-size", "4"], "--batch-size"),
+        (["sft", "sft_tiny", "--epochs", "3"], "epochs=3.0 has no effect with steps=60"),
+        (["sft", "sft_tiny", "--steps", "0", "--epochs", "0"], "epochs=0.0: must be above 0"),
+        (["sft", "sft_tiny", "--update.epochs", "3"], "update.epochs=3 has no effect"),
+        (["sft", "sft_tiny", "--tasks.rewards", "math", "1"], "tasks.rewards={'math': 1.0} has no effect"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(
@@ -166,10 +174,30 @@ def test_help_lists_commands_and_shipped_layers(capsys: pytest.CaptureFixture[st
     assert all(f"\n  {name} " in printed for name in cli.COMMANDS)
     assert cli.main(["train", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n  {name} " in printed for name in layers.shipped())
+    assert all(f"\n  {name} " in printed for name in layers.shipped() if name != "sft_tiny")
+    assert "sft_tiny" not in printed
     assert "--rollout.group-size INT" in printed
     assert cli.main(["evaluate", "--help"]) == 0
     assert "lightrft evaluate TASK" in capsys.readouterr().out
+
+
+def test_help_of_sft_lists_its_own_layers_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "lightrft sft --resume RUN" in printed
+    assert "\n  sft_tiny " in printed
+    assert "\n  grpo " not in printed
+    assert "--batch-size INT" in printed
+    assert "--samples" not in printed
+
+
+def test_config_of_sft_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["config", "sft", "sft_tiny", "lora", "--batch-size", "5"]) == 0
+    (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
+    flags = ["--batch-size", "5", "--name", "sft_tiny-lora"]
+    assert layers.load([str(tmp_path / "all.yaml")], SFTConfig) == layers.load(
+        ["sft_tiny", "lora", *flags], SFTConfig
+    )
 
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["config", "tiny"], ["train", "tniy"]])

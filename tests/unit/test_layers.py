@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightrft.config import Config, RolloutConfig, TaskConfig
+from lightrft.config import Config, RolloutConfig, SFTConfig, TaskConfig
 from lightrft.utils import layers
 
 PRINTABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
@@ -113,10 +113,20 @@ def test_the_real_configuration_makes_the_round_trip(tmp_path: Path) -> None:
     assert layers.load([write(tmp_path, layers.to_yaml(config))], Config) == config
 
 
+def test_a_layer_fits_the_kind_of_training_whose_options_it_sets(tmp_path: Path) -> None:
+    shipped = layers.shipped()
+    assert layers.fits(shipped["grpo"], Config)
+    assert not layers.fits(shipped["grpo"], SFTConfig)
+    assert layers.fits(shipped["sft_tiny"], SFTConfig)
+    assert not layers.fits(shipped["sft_tiny"], Config)
+    assert layers.fits(shipped["lora"], SFTConfig)
+
+
 @pytest.mark.parametrize("name", sorted(layers.shipped()))
 def test_every_shipped_layer_loads_and_says_what_it_is_for(name: str) -> None:
     needs = ["--teacher.path", "random:llama"] if name == "distil" else []
-    assert layers.load([name, *needs], Config) != Config()
+    cls = SFTConfig if name.startswith("sft") else Config
+    assert layers.load([name, *needs], cls) != cls()
     assert len(layers.describe(layers.shipped()[name])) > 20
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightrft.config import Config, LogConfig, ModelConfig, TaskConfig
-from lightrft.utils.curves import draw_curves, smooth
+from lightrft.config import Config, LogConfig, ModelConfig, SFTConfig, TaskConfig
+from lightrft.utils.curves import draw_curves, smooth, title_of
 from lightrft.utils.intervals import wilson
 from lightrft.utils.log import Logger, read_metrics, series
-from lightrft.utils.progress import Progress, clock, phase_seconds, report, shorten, sparkline
+from lightrft.utils.progress import Progress, clock, phase_seconds, report, report_losses, shorten, sparkline
 
 CONFIG = Config(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0}))
 METRICS = {
@@ -80,6 +80,23 @@ def test_in_a_terminal_the_picture_shows_step_phase_and_answers() -> None:
         assert text in picture
 
 
+def test_a_step_of_supervised_fine_tuning_is_told_by_its_loss() -> None:
+    out = io.StringIO()
+    config = SFTConfig(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0}))
+    with Progress(config, 10, console=Console(file=out, width=200)) as progress:
+        progress.step(1, {"nll": 2.5, "length/mean": 41.0, "seconds/step": 4.0})
+    assert (
+        out.getvalue().splitlines()[1]
+        == "step 1/10  loss per token 2.500  answer length 41 tokens  4.0 s  0:36 left"
+    )
+
+
+def test_the_curves_of_supervised_fine_tuning_are_titled_with_its_losses(tmp_path: Path) -> None:
+    summary = {"steps": 4, "held_out_nll": {"before": 2.5, "after": 1.25}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert title_of(tmp_path) == f"{tmp_path.name}: held-out loss 2.500 before, 1.250 after 4 steps"
+
+
 def test_the_picture_can_be_switched_off_and_other_ranks_are_silent() -> None:
     console = Console(file=io.StringIO(), force_terminal=True)
     config = Config(log=LogConfig(progress=False))
@@ -110,6 +127,17 @@ def test_wilson_interval_of_half_of_a_hundred() -> None:
     low, high = wilson(0.5, 100)
     assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
     assert wilson(0.0, 10)[0] == 0.0
+
+
+def test_the_report_of_supervised_fine_tuning_shows_losses_and_what_comes_next(tmp_path: Path) -> None:
+    out = io.StringIO()
+    summary = {"seconds": 65.0, "steps": 4, "held_out_nll": {"before": 2.5, "after": 1.25}}
+    report_losses(summary, tmp_path, console=Console(file=out, width=200))
+    text = out.getvalue()
+    assert "4 steps in 1:05" in text
+    assert "held-out loss before: 2.5000 nats per token" in text
+    assert "held-out loss after: 1.2500 nats per token" in text
+    assert f"lightrft train LAYERS... --model {tmp_path / 'model'}" in text
 
 
 def test_the_report_shows_scores_answers_and_what_comes_next(tmp_path: Path) -> None:

@@ -110,3 +110,15 @@ def test_colours_without_saved_tokens_say_what_to_set(tmp_path: Path) -> None:
     trajectories.save(tmp_path, 1, [trajectory(1, 1.0, "x")], columns=False)
     with pytest.raises(ValueError, match="log.token_columns=true"):
         shown(tmp_path, step=1, best=1, color="logprob")
+
+
+def test_a_question_with_a_picture_is_saved_and_shown_by_the_pictures_name(tmp_path: Path) -> None:
+    answer = trajectory(4, 1.0, "seven")
+    parts = [{"type": "image", "image": b"pixels"}, {"type": "text", "text": "How many?"}]
+    answer.prompt.messages[-1]["content"] = parts
+    trajectories.save(tmp_path, 7, [answer])
+    assert trajectories.load(tmp_path, 7)[0]["messages"][-1]["content"][0] == {
+        "type": "image",
+        "image": "bytes",
+    }
+    assert "[image bytes]How many?" in shown(tmp_path, step=7, group=4)

@@ -167,8 +167,13 @@ class Step:
     """
 
     def __init__(
-        self, running: Sequence[tuple[Stretch, Stretch]], fresh: Sequence[Stretch], device: torch.device
+        self,
+        running: Sequence[tuple[Stretch, Stretch]],
+        fresh: Sequence[Stretch],
+        device: torch.device,
+        both_ways: tuple[tuple[int, int], ...] = (),
     ):
+        """`both_ways`: token ranges among those of the new prompts whose tokens see each other, later ones too."""
         self._count = len(running)
         if running:
             last = torch.tensor([own.end - 1 for _, own in running], device=device)
@@ -181,7 +186,7 @@ class Step:
             places = [(p.pages[i // size].index, i % size) for p in fresh for i in range(p.length)]
             self._places = torch.tensor(places, device=device).unbind(1)
             ends = accumulate((p.length for p in fresh), initial=0)
-            self._prefill = SharedPrompts(tuple((span, ()) for span in pairwise(ends)))
+            self._prefill = SharedPrompts(tuple((span, ()) for span in pairwise(ends)), both_ways=both_ways)
         self._fresh = fresh[0].pool if fresh else None
 
     def attend(

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.models.families import forward_media, joined, placeholders, seen_both_ways
 from lightrft.models.load import plain_state
-from lightrft.models.logprobs import backbone, output_head, text_config
+from lightrft.models.logprobs import backbone, causal_lm, output_head, text_config
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import Progress
 from lightrft.strategy.engines.cache import Cache, Step, Stretch
@@ -54,12 +55,13 @@ class NativeEngine:
         self.weight_version = 0
         self._module, self._stop_ids, self._decode, self._config = module, stop_ids, decode, config
         self._cap: float | None = getattr(text, "final_logit_softcapping", None)
+        self._never = placeholders(causal_lm(module).config)
         self._cache = Cache()
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """See Engine. ValueError for an empty prompt, or one with anything but text."""
+        """See Engine. ValueError for an empty prompt. Media must have been read (Processor.open)."""
         _check(prompts, sampling)
         rollout = _Rollout(self, prompts, sampling)
         weights = fast(self._module) if self._config.pack_weights else nullcontext()
@@ -95,13 +97,27 @@ class _Question:
     """A prompt on its way: waiting, then read, until its last answer is done."""
 
     place: int
-    token_ids: list[int]
+    prompt: Prompt
     waiting: list[int]
     """Numbers of the answers that have not begun, last first."""
     read: Stretch
     hidden: Tensor | None = None
     """(1, H), what predicts the first token of every answer."""
     running: int = 0
+    begin: list[int] = field(init=False)
+    """Position of an answer's first token in each row; see trainer/replay.py."""
+
+    def __post_init__(self) -> None:
+        rows = self.prompt.positions
+        self.begin = [len(self)] if rows is None else (rows[:, -1] + 1).tolist()
+
+    def __len__(self) -> int:
+        return len(self.prompt.token_ids)
+
+    def positions(self) -> Tensor:
+        """(R, P) or (1, P)."""
+        rows = self.prompt.positions
+        return torch.arange(len(self))[None] if rows is None else rows
 
 
 @dataclass(eq=False, slots=True)
@@ -126,7 +142,7 @@ class _Rollout:
         )
         self._stop = () if sampling.ignore_eos else sampling.stop
         self._questions = deque(
-            _Question(place, prompt.token_ids, list(range(sampling.n))[::-1], Stretch(self._cache.prompts, 0))
+            _Question(place, prompt, list(range(sampling.n))[::-1], Stretch(self._cache.prompts, 0))
             for place, prompt in enumerate(prompts)
         )
         self._running: list[_Answer] = []
@@ -161,7 +177,7 @@ class _Rollout:
         while room > len(entering) and self._questions:
             question = self._questions[0]
             if question.hidden is None:
-                budget -= len(question.token_ids)
+                budget -= len(question)
                 if budget < 0 and entering:
                     break
             while question.waiting and room > len(entering):
@@ -171,7 +187,7 @@ class _Rollout:
         return entering
 
     def _begin(self, question: _Question, number: int) -> _Answer:
-        own = Stretch(self._cache.answers, len(question.token_ids))
+        own = Stretch(self._cache.answers, len(question))
         answer = _Answer(question, stream(self._sampling.seed, question.place, number), own)
         self.answers[question.place].append(answer)
         question.running += 1
@@ -182,24 +198,40 @@ class _Rollout:
         for answer in self._running:
             answer.own.extend(1)
         for question in fresh:
-            question.read.extend(len(question.token_ids))
-        tokens = [a.tokens[-1] for a in self._running] + [t for q in fresh for t in q.token_ids]
-        positions = [a.own.end - 1 for a in self._running] + [
-            p for q in fresh for p in range(len(q.token_ids))
-        ]
+            question.read.extend(len(question))
+        read = [t for q in fresh for t in q.prompt.token_ids]
+        tokens = [a.tokens[-1] for a in self._running] + read
         if not tokens:
             return torch.empty(0, self._head.in_features, device=self._device, dtype=self._head.weight.dtype)
+        media = {
+            name: [q.prompt.media[name] for q in fresh if name in q.prompt.media] for name in _names(fresh)
+        }
         layout = Step(
-            [(a.question.read, a.own) for a in self._running], [q.read for q in fresh], self._device
+            [(a.question.read, a.own) for a in self._running],
+            [q.read for q in fresh],
+            self._device,
+            seen_both_ways(self._backbone.config, read) if media else (),
         )
-        inputs = torch.tensor([tokens, positions], device=self._device)
-        out = self._backbone(input_ids=inputs[:1], position_ids=inputs[1:], use_cache=False, layout=layout)
+        out = self._backbone(
+            input_ids=torch.tensor([tokens], device=self._device),
+            position_ids=self._positions(fresh),
+            use_cache=False,
+            layout=layout,
+            **forward_media(self._backbone, {name: joined(values) for name, values in media.items()}),
+        )
         hidden: Tensor = out.last_hidden_state[0]
         end = len(self._running)
         for question in fresh:
-            end += len(question.token_ids)
+            end += len(question)
             question.hidden = hidden[end - 1 : end].clone()
         return hidden
+
+    def _positions(self, fresh: Sequence[_Question]) -> Tensor:
+        """(1, N), or (R, 1, N) for a model with several rows."""
+        newest = [[p + a.own.length - 1 for p in a.question.begin] for a in self._running]
+        running = [torch.tensor(newest).T] if newest else []
+        rows = torch.cat([*running, *(question.positions() for question in fresh)], 1).to(self._device)
+        return rows if len(rows) == 1 else rows[:, None]
 
     def _append(self, answers: Sequence[_Answer], hidden: Tensor, which: list[int]) -> None:
         """Draws a token for each answer from the row of `hidden` that predicts it, and lets the finished go."""
@@ -207,6 +239,8 @@ class _Rollout:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self._engine._cap is not None:
             logits = self._engine._cap * torch.tanh(logits / self._engine._cap)
+        if self._engine._never:
+            logits[:, self._engine._never] = -math.inf
         if self._sampling.temperature:
             _sharpen_first(logits[len(self._running) :], self._sampling)  # rows behind the running answers
         keys = torch.tensor([a.stream for a in answers], device=self._device)
@@ -248,6 +282,10 @@ class _Rollout:
         self._cache.prompts.give_back(page for question in over for page in question.read.pages)
 
 
+def _names(fresh: Sequence[_Question]) -> set[str]:
+    return {name for question in fresh for name in question.prompt.media}
+
+
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Inside, nothing of the module is in training mode; afterwards each part is again in its own."""
@@ -285,7 +323,3 @@ def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
     for prompt in prompts:
         if not prompt.token_ids:
             raise ValueError(f"prompt {prompt.id!r} has no tokens; there is nothing to answer.")
-        if prompt.media or prompt.positions is not None:
-            raise ValueError(
-                f"prompt {prompt.id!r} holds more than text, which the native engine does not read."
-            )

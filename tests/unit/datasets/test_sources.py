@@ -1,5 +1,6 @@
 import csv
 import gzip
+import io
 import json
 import logging
 
@@ -7,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightrft.datasets.sources import BadRecords, is_file, read
+from lightrft.datasets.sources import BadRecords, is_file, read, stored
 
 ROWS = [{"prompt": "2+2?", "target": "4"}, {"prompt": "3+3?", "target": "6"}]
 
@@ -106,6 +107,24 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path):
         ValueError, match=r"cannot read this kind of file. There are: \.csv, \.json, \.jsonl, \.parquet"
     ):
         rows(write(tmp_path / "a.txt", "hello"))
+
+
+def test_pictures_and_sounds_of_the_hub_stay_undecoded():
+    datasets = pytest.importorskip("datasets")
+    file = io.BytesIO()
+    pytest.importorskip("PIL.Image").new("RGB", (2, 2)).save(file, "png")
+    picture = {"bytes": file.getvalue(), "path": None}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "images": datasets.List(datasets.Image()),
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+        }
+    )
+    row = {"image": picture, "images": [picture, picture], "audio": {"bytes": b"x", "path": None}, "label": 1}
+    table = datasets.Dataset.from_list([row] * 3, features=features).cast_column("audio", datasets.Audio())
+    assert list(stored(table)) == [row] * 3
 
 
 @pytest.mark.parametrize(

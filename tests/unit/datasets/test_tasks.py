@@ -152,6 +152,38 @@ def test_own_files_may_be_named_relative_to_the_data_folder(tmp_path):
     assert len(load("file", data=tmp_path, train_file="train.jsonl")) == 2
 
 
+def test_paths_of_media_are_looked_for_beside_the_rows(tmp_path):
+    path = store(tmp_path / "mine/a.jsonl", {"prompt": "What?", "image": "pictures/a.png", "target": "4"})
+    (record,) = load("file", train_file=path)
+    assert record.messages[0]["content"] == [
+        {"type": "image", "image": f"{tmp_path}/mine/pictures/a.png"},
+        {"type": "text", "text": "What?"},
+    ]
+
+
+def test_an_instruction_is_added_to_a_question_with_media(tmp_path):
+    rows = [
+        {"prompt": "What?<image>", "image": "/a.png", "target": "4"},
+        {"prompt": "<image>What?", "image": "/a.png", "target": "4"},
+    ]
+    path = store(tmp_path / "a.jsonl", *rows)
+    first, second = load("file", train_file=path, instruction="Be brief.")
+    picture = {"type": "image", "image": "/a.png"}
+    assert first.messages[0]["content"] == [
+        {"type": "text", "text": "What?"},
+        picture,
+        {"type": "text", "text": "\nBe brief."},
+    ]
+    assert second.messages[0]["content"] == [picture, {"type": "text", "text": "What?\nBe brief."}]
+
+
+def test_an_unknown_part_of_a_message_is_a_bad_record(tmp_path):
+    content = [{"type": "smell", "smell": "a.txt"}]
+    path = store(tmp_path / "a.jsonl", {"prompt": [{"role": "user", "content": content}], "target": "4"})
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: a part of a message has the type 'smell'"):
+        load("file", train_file=path)
+
+
 def test_an_evaluation_split_is_never_guessed(tmp_path):
     train, _ = own(tmp_path)
     with pytest.raises(

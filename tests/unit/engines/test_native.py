@@ -281,11 +281,6 @@ def test_a_bfloat16_model_gives_float32_logprobs_near_those_of_float32() -> None
         (tiny_prompt(3), Sampling(max_tokens=0), "max_tokens=0: both must be at least 1"),
         (tiny_prompt(3), Sampling(temperature=-1.0), "need temperature, first_temperature"),
         (tiny_prompt(3), Sampling(top_p=0.0), "0 < top_p <= 1"),
-        (
-            Prompt("seen", [1], [], None, "t", media={"pixels": torch.zeros(1)}),
-            Sampling(),
-            "holds more than text",
-        ),
     ],
 )
 def test_what_cannot_be_answered_is_refused(prompt: Prompt, sampling: Sampling, message: str) -> None:

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.config import ModelConfig
 from lightrft.models.attention import ATTENTION
-from lightrft.models.load import load_model, load_processor, model_folder, save_model
+from lightrft.models.load import load_model, load_processor, model_folder, save_model, without_weights
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import FAMILIES
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
@@ -162,3 +162,16 @@ def test_the_plain_template_joins_contents_with_newlines(tmp_path):
 def test_ones_own_template_works_for_a_random_model_too(tmp_path):
     processor = load_processor(ModelConfig(path="random:llama", chat_template="plain"))
     assert processor.rendered([{"role": "user", "content": "b"}]) == "b\n"
+
+
+def test_the_architecture_of_a_folder_can_be_had_untrained_and_always_the_same(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "qwen3", num_hidden_layers=3)
+    (folder / "model.safetensors").unlink()
+    settings = ModelConfig(path=f"random:{folder}")
+    one, other = load_model(settings), load_model(settings)
+    assert len(one.model.layers) == 3
+    assert all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert load_processor(settings).tokenizer.get_vocab()
+    assert sum(p.numel() for p in without_weights(settings).parameters()) == sum(
+        p.numel() for p in one.parameters()
+    )

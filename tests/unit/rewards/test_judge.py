@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightrft.config import RewardConfig
-from lightrft.rewards.base import Judge, each
+from lightrft.rewards.base import Judge, each, stripped
 from lightrft.types import Prompt, Trajectory
 
 FAILING = str(Path(__file__).parent / "failing_rewards.py")
@@ -53,6 +53,13 @@ def test_each_task_is_judged_by_its_own_rewards():
     Judge({"sums": {"math": 1.0}, "quiz": {"choice": 3.0}}, RewardConfig(workers=0))([sums, letters])
     assert (sums.parts, letters.parts) == ({"math": 1.0}, {"choice": 1.0})
     assert letters.reward == 3.0
+
+
+def test_a_reward_sees_media_by_name_only():
+    answer = spoken("5")
+    answer.prompt.messages.append({"role": "user", "content": [{"type": "image", "image": b"pixels"}]})
+    seen = stripped(answer).prompt.messages
+    assert seen == [{"role": "user", "content": [{"type": "image", "image": "bytes"}]}]
 
 
 def test_a_task_without_reward_is_refused_at_the_start():

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from lightrft.rewards.math import boxed_math, equal, last_number, math
+from lightrft.rewards.math import boxed_math, choice_or_math, equal, last_number, math
 
 SAME = [
     ("\\frac{1}{2}", "0.5"),
@@ -97,3 +97,21 @@ def test_number_looks_at_the_last_number_only(answer, score):
 def test_targets_may_be_numbers():
     assert math("\\boxed{145}", 145) == 1.0
     assert last_number("145", 145.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "score"),
+    [
+        ("\\boxed{C}", "C", 1.0),
+        ("\\boxed{(C)}", "C", 1.0),
+        ("The answer is c.", "C", 1.0),
+        ("\\boxed{B}", "C", 0.0),
+        ("\\boxed{5}", "C", 0.0),
+        ("\\boxed{0.5}", "\\frac12", 1.0),
+        ("(3, -4)", "(3,-4)", 0.0),
+        ("\\boxed{(3, -4)}", "(3,-4)", 1.0),
+        ("\\boxed{C}", "5", 0.0),
+    ],
+)
+def test_letters_are_judged_as_choices_and_all_else_as_mathematics(answer, target, score):
+    assert choice_or_math(answer, target) == score

@@ -1,6 +1,7 @@
 import pytest
 
 from lightrft.rewards.text import (
+    answer_tags,
     choice,
     exact,
     json_fields,
@@ -10,6 +11,7 @@ from lightrft.rewards.text import (
     same_kind,
     tags,
     thousand_tokens,
+    words,
 )
 
 
@@ -28,6 +30,44 @@ from lightrft.rewards.text import (
 )
 def test_format_wants_each_tag_once_in_order_and_nothing_outside(answer, score):
     assert tags(answer) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("<answer>4</answer>", 1.0),
+        (" <answer>a\nb</answer>\n", 1.0),
+        ("<answer></answer>", 0.0),
+        ("4", 0.0),
+        ("It is <answer>4</answer>", 0.0),
+        ("<answer>4</answer><answer>5</answer>", 0.0),
+    ],
+)
+def test_answer_tags_want_one_answer_and_nothing_outside(answer, score):
+    assert answer_tags(answer) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("dog bark", 1.0),
+        ("Dog  bark.", 1.0),
+        ("**Dog bark**", 1.0),
+        ("I hear a cat. <answer>Dog Bark</answer>", 1.0),
+        ("<think>a cat?</think> dog-bark", 1.0),
+        ("So it is \\boxed{\\text{dog bark}}.", 1.0),
+        ("dog", 0.0),
+        ("dog bark or rain", 0.0),
+        ("dogbark", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_words_are_compared_without_case_and_marks(answer, score):
+    assert words(answer, "dog bark") == score
+
+
+def test_no_word_is_never_right():
+    assert words("...", "?") == 0.0
 
 
 def test_exact_match_ignores_blanks_only():

@@ -95,7 +95,7 @@ def test_positions_media_and_messages_of_a_prompt_come_back(tmp_path):
     given = Trajectory(prompt=prompt, group=0, token_ids=[5], mask=[True], behavior=[-1.0], finish="stop")
     write(Capsules(tmp_path, LogConfig()), 7, [given])
     back = read(tmp_path, 7).trajectories[0].prompt
-    assert back.messages == prompt.messages
+    assert back.messages == [{"role": "user", "content": [{"type": "image", "image": "bytes"}]}]
     assert back.target == prompt.target
     assert torch.equal(back.positions, prompt.positions)
     assert torch.equal(back.media["pixel_values"], prompt.media["pixel_values"])

@@ -78,11 +78,11 @@ def test_a_prompt_without_tokens_is_refused():
         pack([answer(prompt("empty", []), [1])])
 
 
-def test_positions_with_several_rows_go_on_after_the_largest():
-    """Row 0 counts text; the others, of an image that ends at 7, go on with 8."""
-    seen = prompt("seen", [1, 2, 3], positions=torch.tensor([[0, 1, 2], [0, 5, 7], [0, 4, 6]]))
+def test_positions_with_several_rows_go_on_from_the_last_word_of_the_question():
+    """Row 0 counts text; the others go on with 8, though a clip before the last word reached 9 in time."""
+    seen = prompt("seen", [1, 2, 3], positions=torch.tensor([[0, 1, 2], [0, 9, 7], [0, 4, 7]]))
     positions = pack([answer(seen, [4, 5])]).inputs.positions
-    assert positions.tolist() == [[0, 1, 2, 3, 4], [0, 5, 7, 8, 9], [0, 4, 6, 8, 9]]
+    assert positions.tolist() == [[0, 1, 2, 3, 4], [0, 9, 7, 8, 9], [0, 4, 7, 8, 9]]
 
 
 def test_media_of_a_shared_prompt_is_handed_over_once():

@@ -1,0 +1,288 @@
+"""Conversations to learn from: rows to turns, turns to a prompt and the tokens that follow it, marked where they are learnt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import TemplateError
+
+from lightrft.config import SFTConfig, TaskConfig
+from lightrft.datasets.formats import SPEAKERS, Example, field, text_field
+from lightrft.datasets.media import filled
+from lightrft.datasets.prompts import prepare
+from lightrft.datasets.sources import BadRecords, Row
+from lightrft.types import Finish, Message, Prompt, Record, Trajectory
+
+if TYPE_CHECKING:
+    from lightrft.models.processor import Processor
+
+ROLES = SPEAKERS | {"user": "user", "assistant": "assistant"}
+"""What ShareGPT rows call a speaker -> role."""
+NOT_READ = ("tool_calls", "function_call", "weight")
+"""Entries of a message that would change what is learnt."""
+
+log = logging.getLogger("lightrft")
+
+
+class Answer(NamedTuple):
+    """What follows a prompt: the target of the prompts that `Conversations` makes."""
+
+    token_ids: list[int]
+    mask: list[bool]
+    """True on what the assistant says, its end token included; False on the turns between."""
+    finish: Finish
+
+
+def conversation(row: Row, config: TaskConfig) -> Example:
+    """A format for rows that hold whole conversations, in the first of these layouts whose fields are there:
+
+    `messages` (role, content), `conversations` (from, value), the prompt field with `completion`, `response` or the target
+    field, `instruction` (and `input`) with `output`. Text, or lists of messages where a prompt may be one. A field `system`
+    comes first; columns with media are put where they belong (`filled`). The target is the list of messages from the
+    assistant's first turn on.
+    """
+    talk = filled(_turns(row, config), row)
+    if row.get("system"):
+        talk.insert(0, Message(role="system", content=text_field(row, "system")))
+    first = next((place for place, turn in enumerate(talk) if turn["role"] == "assistant"), None)
+    if first is None:
+        raise ValueError("no message is the assistant's, so there is nothing to learn.")
+    if all(turn["role"] == "system" for turn in talk[:first]):
+        raise ValueError("the assistant speaks first; a conversation begins with what it answers.")
+    return Example(talk[:first], talk[first:])
+
+
+def _turns(row: Row, config: TaskConfig) -> list[Message]:
+    if row.get("messages") is not None:
+        return _messages(row["messages"], "messages")
+    if row.get("conversations") is not None:
+        return _shared(row["conversations"])
+    for answer in dict.fromkeys((config.target_field, "completion", "response")):
+        if row.get(config.prompt_field) is not None and row.get(answer) is not None:
+            return [*_said(row, config.prompt_field, "user"), *_said(row, answer, "assistant")]
+    if row.get("instruction") is not None:
+        question = text_field(row, "instruction")
+        question = f"{question}\n{text_field(row, 'input')}" if row.get("input") else question
+        past = [
+            Message(role=role, content=text)
+            for pair in row.get("history") or []
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        return [*past, Message(role="user", content=question), *_said(row, "output", "assistant")]
+    raise ValueError(
+        f"no layout fits; the row has: {', '.join(row)}. It needs messages, conversations, {config.prompt_field} with completion or "
+        "response, or instruction with output. Set tasks.prompt_field and tasks.target_field, or tasks.format."
+    )
+
+
+def _said(row: Row, name: str, role: str) -> list[Message]:
+    """A field that holds one turn's text, or a list of messages."""
+    value = field(row, name)
+    if isinstance(value, list):
+        return _messages(value, name)
+    return [Message(role=role, content=text_field(row, name))]
+
+
+def _messages(value: Any, name: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"field '{name}' must be a list of messages, not {value!r:.80}")
+    for turn in value:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not turn.get("content"):
+            raise ValueError(
+                f"field '{name}': each message needs a role and a content that is not empty, not {turn!r:.80}"
+            )
+        odd = [entry for entry in NOT_READ if turn.get(entry) is not None]
+        if odd:
+            raise ValueError(f"field '{name}': a message has '{odd[0]}', which is not supported.")
+    return [Message(role=turn["role"], content=turn["content"]) for turn in value]
+
+
+def _shared(value: Any) -> list[Message]:
+    """Turns as ShareGPT writes them."""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError(f"field 'conversations' must be a list of turns, not {value!r:.80}")
+    odd = [turn.get("from") for turn in value if turn.get("from") not in ROLES]
+    if odd:
+        raise ValueError(f"field 'conversations': a turn is from '{odd[0]}'; known are {', '.join(ROLES)}.")
+    turns = [{"role": ROLES[turn["from"]], "content": turn.get("value")} for turn in value]
+    return _messages(turns, "conversations")
+
+
+def whole(record: Record, gold: Callable[[Record], str]) -> list[Message]:
+    """A record's conversation: its target where that is a list of messages, else the gold answer, follows the question."""
+    target = record.target
+    if isinstance(target, list) and target and all(isinstance(t, Mapping) and "role" in t for t in target):
+        return [*record.messages, *target]
+    return [*record.messages, Message(role="assistant", content=gold(record))]
+
+
+@dataclass(slots=True)
+class Kept:
+    """What became of the answers of one split."""
+
+    too_long: int = 0
+    """Skipped, being over max_tokens."""
+    truncated: int = 0
+    """Kept, after tokens were cut from the end."""
+    broken: int = 0
+    """Skipped, because the chat template cannot lay them out turn by turn."""
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Makes records into prompts whose target is an `Answer`."""
+
+    processor: Processor
+    config: SFTConfig
+    ending: int
+    """The token that the chat template puts after an answer."""
+
+    @classmethod
+    def of(cls, processor: Processor, config: SFTConfig) -> Conversations:
+        """ValueError if the chat template opens an answer otherwise than it writes one or never ends it, a warning if it ends it
+        with a token that stops nothing."""
+        opened, closed = _probe(processor)
+        if closed[: len(opened)] != opened:
+            raise ValueError(
+                "the chat template opens an answer otherwise than it writes one, so that a model would not be asked the way it learnt. "
+                "Set model.chat_template to one that does both alike."
+            )
+        ending = end_of_answer(processor)
+        if ending is None:
+            raise ValueError(
+                "the chat template puts no end token after an answer, so that the model would never learn to stop. Set "
+                "model.chat_template to a Jinja file that ends each message with the tokenizer's end token."
+            )
+        if ending not in processor.stop_ids:
+            log.warning(
+                "the chat template ends an answer with token %d, %r, which does not stop generation. Add it to eos_token_id in the "
+                "model's generation_config.json.",
+                ending, processor.pieces([ending])[0],
+            )  # fmt: skip
+        return cls(processor, config, ending)
+
+    def prompts(self, records: Iterable[Record], gold: Callable[[Record], str]) -> tuple[list[Prompt], Kept]:
+        """In the records' order. What is too long or broken is treated as the settings say; ValueError if none is left."""
+        bad, kept = BadRecords(self.config.tasks.on_bad_record), Kept()
+        asked: list[Record] = []
+        for record in records:
+            try:
+                found = self._asked(whole(record, gold), record)
+            except (ValueError, TemplateError) as error:
+                bad(str(error) if record.id in str(error) else f"{record.id}: {error}")
+                continue
+            answer = self._fitting(found.target, record.id, kept)
+            if answer is not None:
+                asked.append(replace(found, target=answer))
+        kept.broken = bad.skipped
+        if kept.too_long or kept.truncated:
+            log.warning(
+                "answers over max_tokens=%d: %d skipped, %d cut at their end",
+                self.config.max_tokens, kept.too_long, kept.truncated,
+            )  # fmt: skip
+        if not asked:
+            raise ValueError(
+                f"no conversation is left: {kept.too_long} have answers over max_tokens={self.config.max_tokens}, {kept.broken} are broken. "
+                "Raise max_tokens, or set on_long_answer=truncate."
+            )
+        return prepare(asked, self.processor, self.config.tasks)[0], kept
+
+    def _asked(self, talk: Sequence[Message], record: Record) -> Record:
+        """The record cut before the first turn that is learnt; its target is the answer."""
+        spoken = [place for place, turn in enumerate(talk) if turn["role"] == "assistant"]
+        if not spoken:
+            raise ValueError("no message is the assistant's, so there is nothing to learn.")
+        turns = spoken if self.config.learn == "all" else spoken[-1:]
+        return Record(record.id, list(talk[: turns[0]]), self._answer(talk, turns), record.source)
+
+    def _answer(self, talk: Sequence[Message], turns: Sequence[int]) -> Answer:
+        """The tokens after the first of `turns` is opened, until the last of them is closed.
+
+        Each turn is what the template adds to the conversation before it, so that the tokens are those that a model
+        would have read and written, had it taken part.
+        """
+        refuse_media(talk, first=turns[0], last=turns[-1])
+        start, so_far, mask = 0, list[int](), list[bool]()
+        for turn in turns:
+            opened = self.processor.tokens(talk[:turn])
+            closed = self.processor.tokens(talk[: turn + 1], answer_next=False)
+            self._check_kept(so_far, opened, closed, turn)
+            said = closed[len(opened) :]
+            # What the template puts after the end token is not the assistant's, and may differ if more turns follow.
+            end = len(said) - (said[::-1].index(self.ending) if self.ending in said else 0)
+            mask += [False] * (len(opened) - len(so_far)) + [True] * end
+            start, so_far = start or len(opened), closed[: len(opened) + end]
+        return Answer(so_far[start:], mask[start:], "stop")
+
+    def _check_kept(self, before: list[int], opened: list[int], closed: list[int], turn: int) -> None:
+        """ValueError unless the template left earlier tokens as they were, and a turn has tokens."""
+        if opened[: len(before)] != before:
+            raise ValueError(
+                f"the chat template does not keep prefixes: it writes turns before message {turn} otherwise once more follow. "
+                "Set learn=last, or model.chat_template to one that keeps them."
+            )
+        if closed[: len(opened)] != opened:
+            raise ValueError(
+                f"message {turn}: its first characters merge with what the chat template puts before them. Remove white space at the "
+                "beginning of the answer, or set model.chat_template."
+            )
+        if len(closed) == len(opened):
+            raise ValueError(f"message {turn}: the chat template leaves the answer out.")
+
+    def _fitting(self, answer: Answer, name: str, kept: Kept) -> Answer | None:
+        length, most = len(answer.token_ids), self.config.max_tokens
+        if length <= most:
+            return answer
+        if self.config.on_long_answer == "raise":
+            raise ValueError(
+                f"{name}: what follows the prompt has {length} tokens, max_tokens={most}. Raise that, or set on_long_answer to skip or "
+                "truncate."
+            )
+        if self.config.on_long_answer == "skip":
+            kept.too_long += 1
+            return None
+        kept.truncated += 1
+        return Answer(answer.token_ids[:most], answer.mask[:most], "length")
+
+
+def refuse_media(talk: Sequence[Message], *, first: int, last: int) -> None:
+    """ValueError if a message from place `first` to `last` holds a picture, clip or sound: only a prompt may."""
+    for place in range(first, last + 1):
+        content = talk[place]["content"]
+        parts = (
+            [] if isinstance(content, str) else [p.get("type") for p in content if p.get("type") != "text"]
+        )
+        if parts:
+            raise ValueError(
+                f"message {place} holds a medium ({parts[0]}) after an answer that is learnt from; media may stand only before it. "
+                "Set learn=last."
+            )
+
+
+def end_of_answer(processor: Processor) -> int | None:
+    """The special token that the template puts right after an answer, None if there is none."""
+    opened, closed = _probe(processor)
+    special = set(processor.tokenizer.all_special_ids) | set(processor.tokenizer.get_added_vocab().values())
+    return next((token for token in closed[len(opened) :] if token in special), None)
+
+
+def _probe(processor: Processor) -> tuple[list[int], list[int]]:
+    """A question where the assistant is to speak, and the same with its answer."""
+    talk = [Message(role="user", content="question"), Message(role="assistant", content="answer")]
+    return processor.tokens(talk[:1]), processor.tokens(talk, answer_next=False)
+
+
+def demonstration(prompt: Prompt, group: int) -> Trajectory:
+    """A prompt of `Conversations` as a trajectory: what was said, and which tokens are learnt."""
+    answer: Answer = prompt.target
+    return Trajectory(
+        prompt=prompt,
+        group=group,
+        token_ids=answer.token_ids,
+        mask=answer.mask,
+        behavior=[0.0] * len(answer.token_ids),
+        finish=answer.finish,
+    )

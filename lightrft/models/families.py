@@ -1,0 +1,212 @@
+"""What kinds of models with eyes and ears need beyond what their classes and configs say: a row each, and most need none.
+
+Everything else about a family is read off transformers: the class from the config, the tokens that stand for media from
+the config, position rows from the model's own `get_rope_index`, parts from the sections of the config.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMultimodalLM
+
+from lightrft.models.attention import ATTENTION
+
+Span = tuple[int, int]
+KINDS = {"image": 1, "video": 2, "audio": 3}
+"""Kinds of media, and the number that transformers' token types give each."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a kind of model differs from the rule."""
+
+    batched: bool = False
+    """Pictures come with a batch dimension before their own: (1, pictures, ...)."""
+    both_ways: bool = False
+    """Tokens of one picture see each other, later ones too."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Part -> section of the config, where that is not PART_config."""
+
+
+RULE = Family()
+FAMILIES: dict[str, Family] = {
+    "gemma3": Family(both_ways=True),
+    "granite_speech": Family(parts={"audio": "encoder_config"}),
+    "idefics3": Family(batched=True),
+    "smolvlm": Family(batched=True),
+}
+"""model_type -> row. A family that is not here follows the rule."""
+
+
+def family(config: Any) -> Family:
+    """The row of a model's config."""
+    return FAMILIES.get(config.model_type, RULE)
+
+
+def is_multimodal(config: Any) -> bool:
+    """Whether the model reads more than text."""
+    return type(config) in AutoModelForMultimodalLM._model_mapping and config.get_text_config() is not config
+
+
+def attention_of(config: Any) -> str | dict[str, str]:
+    """`attn_implementation` for loading: packed attention in the language part, the model's own choice in all others."""
+    if not is_multimodal(config):
+        return ATTENTION
+    text = config.get_text_config()
+    return {name: ATTENTION for name in config.sub_configs if getattr(config, name) is text}
+
+
+def placeholders(config: Any) -> list[int]:
+    """Tokens that stand for media. No answer may hold one: the model would look for a picture that is not there."""
+    names = [f"{kind}_token_{what}" for kind in KINDS for what in ("id", "index")]
+    found = {getattr(config, name, None) for name in names}
+    return sorted(token for token in found if isinstance(token, int)) if is_multimodal(config) else []
+
+
+def forward_media(module: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Media of a packed row as the model's forward takes them: on its device, in its type."""
+    if not media:
+        return {}
+    weight = next(module.parameters())
+    moved = {
+        name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+        for name, value in media.items()
+    }
+    return {name: value[None] for name, value in moved.items()} if family(module.config).batched else moved
+
+
+def stored_media(config: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Media as `Prompt.media` holds them: medium by medium along the first dimension, so that prompts can be laid end to end."""
+    return {n: value.flatten(0, 1) for n, value in media.items()} if family(config).batched else dict(media)
+
+
+def joined(values: Sequence[Tensor]) -> Tensor:
+    """Media of several prompts along the first dimension.
+
+    Where pictures are of different sizes, the smaller ones get zeros behind them, as the families' own processors do for
+    a batch; such families tell their models the sizes in a tensor beside.
+    """
+    if len({value.shape[1:] for value in values}) == 1:
+        return torch.cat(list(values))
+    sizes = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
+    whole = values[0].new_zeros(sum(len(value) for value in values), *sizes)
+    start = 0
+    for value in values:
+        whole[(slice(start, start + len(value)), *map(slice, value.shape[1:]))] = value
+        start += len(value)
+    return whole
+
+
+def seen_both_ways(config: Any, token_ids: Sequence[int]) -> tuple[Span, ...]:
+    """Token ranges of pictures whose tokens all see each other; none for most families."""
+    if not is_multimodal(config) or not family(config).both_ways:
+        return ()
+    marks, spans, start = set(placeholders(config)), [], 0
+    for is_picture, run in groupby(token_ids, key=marks.__contains__):
+        length = sum(1 for _ in run)
+        spans += [(start, start + length)] if is_picture else []
+        start += length
+    return tuple(spans)
+
+
+def has_position_rows(body: Any) -> bool:
+    """Whether the model's rotary positions have several axes (M-RoPE)."""
+    return hasattr(body, "get_rope_index")
+
+
+def position_rows(body: Any, token_ids: Sequence[int], encoded: Mapping[str, Any]) -> Tensor:
+    """(R, P): the place of each token in the text, and below it the axes that the model's own `get_rope_index` gives.
+
+    The first row is what keeps packed sequences apart: with the axes alone transformers takes a packed row for one
+    sequence, and answers leak into each other without a word. `body` may be on the meta device: only its config is
+    read. `encoded` is what the model's processor returned.
+    """
+    place = torch.arange(len(token_ids))
+    grids = ("image_grid_thw", "video_grid_thw", "feature_attention_mask", "audio_seqlens")
+    if not any(encoded.get(name) is not None for name in grids):
+        return place.expand(4, -1)
+    given: dict[str, Any] = {
+        "mm_token_type_ids": _kinds(body.config, token_ids),
+        "attention_mask": torch.ones(1, len(token_ids), dtype=torch.long),
+        **{name: value for name, value in encoded.items() if value is not None},
+    }
+    if "feature_attention_mask" in given:
+        given.setdefault("audio_seqlens", given["feature_attention_mask"].sum(-1))
+    given.setdefault("second_per_grids", given.get("video_second_per_grid"))  # one thing, two names
+    given["input_ids"] = torch.tensor([list(token_ids)])
+    taken = inspect.signature(body.get_rope_index).parameters
+    rows, _ = body.get_rope_index(**{name: value for name, value in given.items() if name in taken})
+    return torch.cat([place[None], rows[:, 0].long()])
+
+
+def _kinds(config: Any, token_ids: Sequence[int]) -> Tensor:
+    """(1, P): 0 for text, else the kind of medium a token stands for."""
+    kind_of = {
+        token: number
+        for kind, number in KINDS.items()
+        for what in ("id", "index")
+        if (token := getattr(config, f"{kind}_token_{what}", None)) is not None
+    }
+    return torch.tensor([[kind_of.get(token, 0) for token in token_ids]])
+
+
+def freeze(module: Any, names: Sequence[str]) -> None:
+    """Switches learning off for parts of a model: vision, audio, projector, language, or the beginning of parameter names.
+
+    `projector` is what is neither a tower nor the language model nor its head. ValueError if a name fits nothing.
+    """
+    for name in names:
+        found = list(part(module, name))
+        if not found:
+            known = [
+                kind for kind in ("vision", "audio", "projector", "language") if list(part(module, kind))
+            ]
+            raise ValueError(
+                f"model.freeze={name}: no part or parameter of this model is called so. It has the parts "
+                f"{', '.join(known)}, and parameters such as {next(iter(module.named_parameters()))[0]}."
+            )
+        for _, parameter in found:
+            parameter.requires_grad_(False)
+
+
+def part(module: Any, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of a part by its name, or whose names begin with it."""
+    config = module.config
+    towers = {"vision": "vision_config", "audio": "audio_config"} | dict(family(config).parts)
+    language = _modules_of(module, config.get_text_config())
+    outside = [
+        prefix
+        for section in towers.values()
+        for prefix in _modules_of(module, getattr(config, section, None))
+    ]
+    head = [n for n, m in module.named_modules() if m is module.get_output_embeddings()]
+    for parameter_name, parameter in module.named_parameters():
+        if name == "language":
+            inside = not is_multimodal(config) or _below(parameter_name, [*language, *head])
+        elif name == "projector":
+            inside = is_multimodal(config) and not _below(parameter_name, [*language, *head, *outside])
+        elif name in towers:
+            inside = _below(parameter_name, _modules_of(module, getattr(config, towers[name], None)))
+        else:
+            inside = parameter_name.startswith(name)
+        if inside:
+            yield parameter_name, parameter
+
+
+def _modules_of(module: nn.Module, section: Any) -> list[str]:
+    """Names of the outermost modules that were made from a section of the config."""
+    if section is None:
+        return []
+    names = [name for name, m in module.named_modules() if name and getattr(m, "config", None) is section]
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _below(name: str, prefixes: Sequence[str]) -> bool:
+    return any(name.startswith(f"{prefix}.") for prefix in prefixes)

@@ -1,0 +1,132 @@
+"""Messages with pictures, clips and sounds, through a model's own transformers processor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightrft.config import MediaConfig
+from lightrft.models.families import has_position_rows, position_rows, stored_media
+from lightrft.models.logprobs import backbone
+from lightrft.types import Message
+from lightrft.utils.media import Media, MediaError, read_media
+
+SPEECH_RATE = 16_000
+"""Samples per second of a family whose processor names no rate."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A question as the model reads it."""
+
+    token_ids: list[int]
+    positions: Tensor | None
+    media: dict[str, Tensor]
+
+
+class MediaEncoder:
+    """A transformers processor for one model: chat template, and media to tokens and tensors."""
+
+    def __init__(self, processor: Any, shapes: Any, options: MediaConfig) -> None:
+        """`shapes`: the model on the meta device (models.load.without_weights); no weight of it is read."""
+        self.processor, self._shapes, self._options = processor, shapes, options
+        self._body = backbone(shapes)
+        self._takes = inspect.signature(type(shapes).forward).parameters
+
+    def rendered(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
+        """The conversation as text, a mark in place of each medium."""
+        return str(
+            self.processor.apply_chat_template(
+                [_as_parts(m) for m in messages], add_generation_prompt=answer_next, tokenize=False
+            )
+        )
+
+    def tokens(self, text: str) -> list[int]:
+        """Rendered text as tokens, media unread."""
+        return list(self.processor.tokenizer(text, **self._special(text))["input_ids"])
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Reads the media and lays everything out for the model. MediaError for a medium that cannot be read."""
+        o = self._options
+        media = read_media(
+            messages,
+            max_pixels=o.max_pixels,
+            fps=o.fps,
+            max_frames=o.max_frames,
+            max_seconds=o.max_seconds,
+            rate=self._rate(),
+        )
+        text = self.rendered(messages)
+        try:
+            found = self.processor(
+                text=[text], return_tensors="pt", **self._special(text), **_arguments(media, self._rate())
+            )
+        except ValueError as error:
+            raise MediaError(f"the model's processor refuses its media: {error}") from error
+        token_ids = found["input_ids"][0].tolist()
+        rows = position_rows(self._body, token_ids, found) if has_position_rows(self._body) else None
+        read = {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, Tensor) and name in self._takes and name not in _OF_TEXT
+        }
+        return Encoded(token_ids, rows, stored_media(self._shapes.config, read))
+
+    def text_positions(self, token_ids: Sequence[int]) -> Tensor | None:
+        """Position rows of a question without media, for models that have several."""
+        return position_rows(self._body, token_ids, {}) if has_position_rows(self._body) else None
+
+    def _rate(self) -> int:
+        reader = getattr(self.processor, "feature_extractor", None) or getattr(
+            self.processor, "audio_processor", None
+        )
+        return int(getattr(reader, "sampling_rate", None) or SPEECH_RATE)
+
+    def _special(self, text: str) -> dict[str, bool]:
+        """A template that writes the first token itself must not get it twice."""
+        first = self.processor.tokenizer.bos_token
+        return {"add_special_tokens": False} if first is not None and text.startswith(first) else {}
+
+
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+def _arguments(media: Media, rate: int) -> dict[str, Any]:
+    """What a processor is called with, for the media there are. Sampling of frames is done already."""
+    given: dict[str, Any] = {}
+    if media.images:
+        given["images"] = [media.images]
+    if media.videos:
+        given["videos"] = [[clip.frames for clip in media.videos]]
+        given["videos_kwargs"] = {
+            "do_sample_frames": False,
+            "video_metadata": [[_metadata(clip) for clip in media.videos]],
+        }
+    if media.audios:
+        given["audio"], given["sampling_rate"] = media.audios, rate
+    return given
+
+
+def _metadata(clip: Any) -> Mapping[str, Any]:
+    count, height, width, _ = clip.frames.shape
+    return {
+        "total_num_frames": count,
+        "fps": clip.fps,
+        "duration": clip.duration,
+        "frames_indices": list(range(count)),
+        "height": height,
+        "width": width,
+    }
+
+
+def _as_parts(message: Message) -> dict[str, Any]:
+    """Content as a list of parts, which is what templates of multimodal models expect; media only as marks."""
+    content = message["content"]
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    parts = [part if part["type"] == "text" else {"type": part["type"]} for part in content]
+    return {"role": message["role"], "content": parts}

@@ -1,0 +1,71 @@
+"""The frame of a run: step after step until the end, saved whenever it is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from lightrft.config import EvaluateConfig, HeldOutConfig
+from lightrft.utils.interrupt import Interrupt, Stopped
+from lightrft.utils.progress import Progress
+
+
+class Stepwise(Protocol):
+    """A trainer as `take_steps` sees it."""
+
+    run: Path
+    progress: Progress
+    interrupt: Interrupt
+    done: int
+    whole: bool
+    """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
+
+    def examine(self) -> None:
+        """Looks at held-out questions, if that is due and not done yet."""
+        ...
+
+    def train_step(self, step: int) -> None:
+        """Takes one step, counted from 1."""
+        ...
+
+    def save(self) -> None:
+        """Writes a checkpoint of the last whole step."""
+        ...
+
+    def save_model(self) -> None:
+        """Writes the finished model."""
+        ...
+
+
+def take_steps(trainer: Stepwise, total: int, command: str) -> None:
+    """Takes the steps that are left, and saves. Raises Stopped if asked to stop before the last; what was done is saved first.
+
+    `command` is the one that goes on with the run: train, sft.
+    """
+    with trainer.interrupt:
+        try:
+            trainer.examine()
+            for step in range(trainer.done + 1, total + 1):
+                trainer.train_step(step)
+        except Stopped as signal:
+            trainer.save()
+            trainer.progress.note(
+                f"stopped by {signal} after step {trainer.done}; go on with: lightrft {command} --resume {trainer.run}"
+            )
+            raise
+        except Exception:
+            # In the middle of an update the last checkpoint is the state to go on from.
+            if trainer.whole:
+                trainer.save()
+            raise
+    trainer.save()
+    trainer.save_model()
+
+
+def examination(config: EvaluateConfig | HeldOutConfig, done: int, total: int) -> str | None:
+    """The label of the held-out measurement due after `done` of `total` steps: before, step-000050, after; or None."""
+    if done in (0, total):
+        label, asked = ("after" if done else "before"), config.before_and_after
+    else:
+        label, asked = f"step-{done:06d}", config.every_steps > 0 and done % config.every_steps == 0
+    return label if asked else None

@@ -1,0 +1,231 @@
+"""Supervised fine-tuning: read conversations, learn to say what the assistant said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.algorithms.losses import negative_log_likelihood
+from lightrft.config import SFTConfig
+from lightrft.datasets.conversations import demonstration
+from lightrft.datasets.loader import PromptLoader
+from lightrft.models.load import save_model
+from lightrft.models.logprobs import logprobs
+from lightrft.models.processor import Processor
+from lightrft.strategy.base import Trainable
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.device import peak_gib, resident_gib
+from lightrft.strategy.world import World
+from lightrft.trainer.balance import balanced
+from lightrft.trainer.loop import examination, take_steps
+from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.replay import batch_tokens, pack, plan
+from lightrft.types import Batch, Prompt, Terms, Trajectory
+from lightrft.utils.atomic import explained, folder
+from lightrft.utils.interrupt import Interrupt
+from lightrft.utils.log import Logger
+from lightrft.utils.progress import Progress
+from lightrft.utils.seeding import generator_states, restore_generators
+
+Metrics = dict[str, float]
+OPEN_AT_ONCE = 64
+"""Held-out conversations whose media are in memory at the same time."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out conversations of one task."""
+
+    task: str
+    prompts: Sequence[Prompt]
+    weight: float
+
+
+@dataclass
+class SFTTrainer:
+    """Draw conversations, learn, repeat. Every rank runs this same program on its own conversations (SPMD). Built by sft.py."""
+
+    config: SFTConfig
+    steps: int
+    """Of the whole run."""
+    run: Path
+    world: World
+    device: torch.device
+    stage: Stage
+    model: Trainable
+    processor: Processor
+    prompts: PromptLoader
+    """Prompts whose target is the answer to learn (see datasets/conversations.py)."""
+    held_out: Sequence[HeldOut]
+    checkpoints: Checkpoints
+    logger: Logger | None
+    """Only on the first rank."""
+    progress: Progress
+    done: int = 0
+    """Steps behind us."""
+    losses: dict[str, Metrics] = field(default_factory=dict)
+    """Label (before, step-000050, after) -> task -> held-out loss."""
+    started: float = field(default_factory=time.perf_counter)
+    """When this process began with the run, on the perf_counter clock."""
+    earlier_seconds: float = 0.0
+    """Time that the run took before it was resumed."""
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    whole: bool = True
+    """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
+    _position: dict[str, Any] = field(default_factory=dict)
+
+    def train(self) -> None:
+        """Runs the steps that are left. Raises Stopped if asked to stop before the last; what was done is saved first."""
+        self._position = self._snapshot()
+        take_steps(self, self.steps, "sft")
+
+    def train_step(self, step: int) -> None:
+        """One update, and all that is written down of it."""
+        start = time.perf_counter()
+        self.progress.phase("train")
+        drawn = self.draw(step)
+        self.whole = False
+        with self.stage(Phase.TRAIN):
+            metrics = self.learn(balanced(drawn, self.world))
+        self.done = step
+        phases = self.stage.reset_seconds()
+        metrics |= self.describe(drawn, phases["train"])
+        metrics |= {f"seconds/{name}": seconds for name, seconds in phases.items()}
+        metrics |= {
+            "seconds/step": time.perf_counter() - start,
+            "memory/rss_gib": self.world.max(resident_gib()),
+            "memory/peak_gib": self.world.max(peak_gib()),
+        }
+        self.progress.step(step, metrics)
+        self._log(metrics)
+        self._position, self.whole = self._snapshot(), True
+        self.examine()
+        if self.checkpoints.due(step) and step < self.steps:
+            self.save()
+        self.interrupt.check()
+
+    def draw(self, step: int) -> list[Trajectory]:
+        """This rank's conversations of a step, their media read."""
+        share = self.config.batch_size // self.world.size
+        # Numbered over the run and over ranks, so that no two conversations are ever taken for one group.
+        first = (step - 1) * self.config.batch_size + self.world.rank * share
+        return [demonstration(p, first + place) for place, p in enumerate(self.prompts.draw(share))]
+
+    def learn(self, drawn: Sequence[Trajectory]) -> Metrics:
+        """One update."""
+        (metrics,) = optimize(
+            self.model,
+            drawn,
+            self.loss,
+            config=self.config.update,
+            averaging=Averaging(self.config.average, self.config.max_tokens),
+            world=self.world,
+            device=self.device,
+            seed=0,  # decides which answers meet in which of several updates
+        )
+        return metrics
+
+    def loss(self, batch: Batch) -> Terms:
+        """-log p of each token the assistant said, (T,), under the present weights at temperature 1."""
+        found = logprobs(
+            self.model.module,
+            batch,
+            temperature=1.0,
+            max_logits=self.config.update.logits_per_chunk,
+            exact_attention=self.config.model.attention == "separate",
+        )
+        return negative_log_likelihood(found.values, batch, found.entropy)
+
+    def describe(self, drawn: Sequence[Trajectory], seconds: float) -> Metrics:
+        """What the conversations of a step are made of, over all ranks."""
+        learnt = sum(sum(t.mask) for t in drawn)
+        cut = sum(t.finish == "length" for t in drawn)
+        local = [len(drawn), sum(len(t) for t in drawn), learnt, cut, batch_tokens(drawn)]
+        count, length, learnt, cut, read = self.world.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        return {
+            "epoch": sum(self.prompts.drawn) / sum(len(prompts) for prompts in self.prompts.sources),
+            "length/mean": length / count,
+            "length/max": self.world.max(max(float(len(t)) for t in drawn)),
+            "truncated_share": cut / count,
+            "counts/tokens_learnt": learnt,
+            "train/tokens_per_second": read / max(seconds, 1e-9),
+        }
+
+    def examine(self) -> None:
+        """The held-out loss, if it is asked for after the steps done so far and not known yet."""
+        label = examination(self.config.evaluate, self.done, self.steps)
+        if label is None or label in self.losses or not self.held_out:
+            return
+        self.progress.phase("evaluate")
+        with self.stage(Phase.SCORE):
+            losses = {exam.task: self.held_out_loss(exam.prompts) for exam in self.held_out}
+        self.stage.reset_seconds()
+        total = sum(exam.weight for exam in self.held_out)
+        losses["mean"] = sum(losses[exam.task] * exam.weight for exam in self.held_out) / total
+        self.losses[label] = losses
+        self._position["losses"] = dict(self.losses)
+        self._log({f"held_out_nll/{name}": value for name, value in losses.items()})
+        self.progress.note(f"held-out loss ({label}): {losses['mean']:.4f} nats per token")
+
+    @torch.no_grad()
+    def held_out_loss(self, prompts: Sequence[Prompt]) -> float:
+        """Mean of -log p over all tokens the assistant said in these conversations, nats."""
+        mine = prompts[self.world.rank :: self.world.size]
+        update, sums = self.config.update, torch.zeros(2, dtype=torch.float64)
+        for start in range(0, len(mine), OPEN_AT_ONCE):
+            opened = [
+                o for p in mine[start : start + OPEN_AT_ONCE] if (o := self.prompts.open(p)) is not None
+            ]
+            answers = [demonstration(p, place) for place, p in enumerate(opened)]
+            for part in plan(answers, update.tokens_per_batch, share_prompts=update.share_prompts):
+                batch = pack(part, share_prompts=update.share_prompts, device=self.device)
+                sums += torch.stack([self.loss(batch).loss.double().sum(), batch.mask.sum().double()]).cpu()
+                self.interrupt.check()
+        loss, tokens = self.world.sum(sums).tolist()
+        return loss / max(tokens, 1.0)
+
+    def save(self) -> None:
+        """Everything needed to go on from the last whole step."""
+        self.progress.phase("save")
+        self.checkpoints.save(self._position["done"], {**self._position, "model": self.model.state()})
+
+    def save_model(self) -> None:
+        """The Hugging Face folder of the run."""
+        if self.world.is_first:
+            with folder(self.run / "model") as unfinished:
+                save_model(self.model.module, self.processor, unfinished)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes back what `save` wrote."""
+        self.model.load(state["model"])
+        self.prompts.load(state["prompts"])
+        restore_generators(state["generators"])
+        self.done, self.losses = state["done"], dict(state["losses"])
+        if self.done < self.steps:  # a finished run that is to go on
+            self.losses.pop("after", None)
+        self.earlier_seconds = state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, loading and held-out losses included, over all resumes."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "prompts": self.prompts.state(),
+            "generators": generator_states(),
+            "losses": dict(self.losses),
+            "seconds": self.seconds,
+        }
+
+    def _log(self, metrics: Metrics) -> None:
+        if self.logger is not None:
+            with explained(self.run):
+                self.logger.log(self.done, metrics)

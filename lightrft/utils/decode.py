@@ -1,0 +1,355 @@
+"""From the source of one picture, clip or sound to pixels and samples; every failure is a MediaError naming the source.
+
+A source is a path, a URL, bytes, {"bytes": ..., "path": ...}, a PIL picture, an array, a list of pictures (a clip), or
+Made. Nothing is read before `picture`, `clip` or `sound` is called.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightrft.utils.imports import require
+
+URLS = ("http://", "https://", "data:")
+TIMEOUT_SECONDS = 30.0
+LARGEST_PIXELS = 178_956_970
+"""Pixels of a picture or frame beyond which it is taken for a bomb, twice what PIL warns at."""
+
+
+class MediaError(ValueError):
+    """A picture, clip or sound that cannot be used; the text names it and says why."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A medium that is made only when it is needed, such as a rendered sound or a window of a clip."""
+
+    name: str
+    """What messages and logs call it."""
+    make: Callable[[], Any]
+    """Returns any other source; the same one at every call."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video, as sampled."""
+
+    frames: NDArray[np.uint8]
+    """(F, H, W, 3) RGB"""
+    seconds: list[float]
+    """Time of each frame since the beginning of the video."""
+    fps: float
+    """Of these frames, not of the video they came from."""
+    duration: float
+    """Of the whole video, in seconds."""
+
+
+def label(source: Any) -> str:
+    """What to call a source: its path, its URL, its name, or what kind of thing it is."""
+    if isinstance(source, Mapping):
+        return str(source.get("path") or f"a dict with {', '.join(map(str, source))}")
+    if isinstance(source, str) and source.startswith("data:"):
+        return f"{source[:24]}..."
+    if isinstance(source, str | Path):
+        return str(source)
+    return source.name if isinstance(source, Made) else type(source).__name__
+
+
+def picture(source: Any, *, max_pixels: int) -> Any:
+    """The picture in RGB, upright, what is transparent on white, scaled down to at most max_pixels (0: never)."""
+    image_class, ops = require("PIL.Image", "media"), require("PIL.ImageOps", "media")
+    source, name = _made(source)
+    try:
+        opened = _opened_picture(source, name, image_class)
+        _check_picture(opened, name)
+        opened.load()
+        found = _rgb(ops.exif_transpose(opened), image_class)
+        if opened is not source:
+            opened.close()
+    except MediaError:
+        raise
+    except image_class.UnidentifiedImageError:
+        raise MediaError(f"{name}: not a picture of a kind that PIL reads.") from None
+    except image_class.DecompressionBombError as error:
+        raise MediaError(f"{name}: too large ({error})") from None
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
+        raise MediaError(f"{name}: broken or cut off ({error}).") from None
+    width, height = found.size
+    size = fitted(width, height, max_pixels)
+    return found if size == found.size else found.resize(size, image_class.Resampling.BICUBIC)
+
+
+def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height of the same shape with at most max_pixels pixels (0: any number), at least 1 each."""
+    if not max_pixels or width * height <= max_pixels:
+        return width, height
+    scale = math.sqrt(max_pixels / (width * height))
+    narrow = max(1, int(min(width, height) * scale))
+    wide = max(1, min(int(max(width, height) * scale), max_pixels // narrow))
+    return (narrow, wide) if width < height else (wide, narrow)
+
+
+def sound(source: Any, *, rate: int, max_seconds: float) -> NDArray[np.float32]:
+    """(n,) float32 samples at `rate` per second, the mean over channels.
+
+    MediaError also for a sound longer than max_seconds (0: any), an empty one, and one with NaN or infinity in it.
+    """
+    source, name = _made(source)
+    if isinstance(source, Mapping) and source.get("array") is not None:
+        samples, given = _samples(source["array"], name), source.get("sampling_rate") or 0
+    elif isinstance(source, np.ndarray):
+        samples, given = source, 0
+    else:
+        samples, given = _read_sound(_file(source, name), name, max_seconds)
+    if given <= 0:
+        raise MediaError(f'{name}: the rate is not stated. Give {{"array": ..., "sampling_rate": 16000}}.')
+    if not samples.size:
+        raise MediaError(f"{name}: the sound is empty.")
+    _check_length(len(samples) / given, max_seconds, name)
+    mono = (samples if samples.ndim == 1 else samples.mean(axis=1)).astype(np.float32)
+    if not np.isfinite(mono).all():
+        raise MediaError(f"{name}: some samples are not finite numbers.")
+    if given == rate:
+        return mono
+    resampled: NDArray[np.float32] = require("soxr", "media").resample(mono, given, rate)
+    return resampled
+
+
+def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int) -> Clip:
+    """Frames of a video: from each of its equal parts of 1 / fps seconds the one in the middle.
+
+    Where these would be more than max_frames, the parts are longer. No frame is given twice: a video with fewer
+    frames gives all it has. Frames that come as an array (F, H, W, 3) or a list of pictures, without a rate of their
+    own, are taken to be sampled at `fps` already; {"frames": ..., "fps": ...} states the rate.
+    """
+    source, name = _made(source)
+    if isinstance(source, Mapping) and source.get("frames") is not None:
+        frames, given = source["frames"], float(source.get("fps") or fps)
+    elif isinstance(source, np.ndarray | list | tuple):
+        frames, given = source, fps
+    else:
+        return _read_clip(_file(source, name), name, fps=fps, max_frames=max_frames, max_pixels=max_pixels)
+    if not len(frames):
+        raise MediaError(f"{name}: the clip has no frames.")
+    duration = len(frames) / given
+    times = _wanted(duration, fps, min(max_frames, len(frames)))
+    kept = [min(int(t * given), len(frames) - 1) for t in times]
+    pictures = [np.asarray(picture(frames[place], max_pixels=max_pixels)) for place in kept]
+    return _clip(pictures, [place / given for place in kept], duration, name)
+
+
+def _made(source: Any) -> tuple[Any, str]:
+    name = label(source)
+    while isinstance(source, Made):
+        source = source.make()
+    return source, name
+
+
+def _file(source: Any, name: str) -> str | io.BytesIO:
+    """A path that exists, or the bytes, of something that is not empty."""
+    if isinstance(source, Mapping):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, str) and source.startswith(URLS):
+        source = _fetched(source, name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not len(source):
+            raise MediaError(f"{name}: no bytes in it.")
+        return io.BytesIO(source)
+    if not isinstance(source, str | Path):
+        raise MediaError(f"{name}: a {type(source).__name__} is not a source of a picture, clip or sound.")
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise MediaError(f"{name}: no such file (looked for {path.absolute()}).")
+    if not path.stat().st_size:
+        raise MediaError(f"{name}: the file is empty.")
+    return str(path)
+
+
+def _fetched(url: str, name: str) -> bytes:
+    try:
+        with urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            return bytes(response.read())
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{name}: cannot be fetched ({error}).") from None
+
+
+def _opened_picture(source: Any, name: str, image_class: Any) -> Any:
+    if isinstance(source, image_class.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not source.size:
+            raise MediaError(
+                f"{name}: an array {source.shape} of {source.dtype}; a picture needs uint8 numbers (H, W, 3)."
+            )
+        try:
+            return image_class.fromarray(np.ascontiguousarray(source))
+        except TypeError:
+            raise MediaError(f"{name}: an array {source.shape} is no picture (H, W, 3).") from None
+    return image_class.open(_file(source, name))
+
+
+def _check_picture(image: Any, name: str) -> None:
+    width, height = image.size
+    if width * height > LARGEST_PIXELS:
+        raise MediaError(f"{name}: {width} x {height} pixels are too many.")
+    if image.mode == "F":
+        raise MediaError(f"{name}: pixels are real numbers of unknown range. Give 8 or 16 bits.")
+
+
+def _rgb(image: Any, image_class: Any) -> Any:
+    if image.mode.startswith("I"):
+        # PIL would cut 16 bits off at 255 instead of scaling them.
+        image = image_class.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        solid = image.convert("RGBA")
+        image = image_class.alpha_composite(image_class.new("RGBA", solid.size, "white"), solid)
+    return image.convert("RGB")
+
+
+def _samples(array: Any, name: str) -> NDArray[Any]:
+    """(n,) or (n, channels) real numbers; whole numbers are scaled by the range of their type."""
+    samples = np.asarray(array)
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
+        raise MediaError(
+            f"{name}: an array {samples.shape} of {samples.dtype} is no sound (n,) or (n, channels)."
+        )
+    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+        samples = samples.T
+    if samples.dtype.kind == "f" or not samples.size:
+        return samples
+    limits = np.iinfo(samples.dtype)
+    middle = 0 if limits.min < 0 else (limits.max + 1) // 2
+    return (samples.astype(np.float64) - middle) / (limits.max + 1 - middle)
+
+
+def _read_sound(file: str | io.BytesIO, name: str, max_seconds: float) -> tuple[NDArray[Any], int]:
+    soundfile = require("soundfile", "media")
+    _check_whole_wave(file, name)
+    try:
+        with soundfile.SoundFile(file) as opened:
+            _check_length(opened.frames / opened.samplerate, max_seconds, name)
+            samples = opened.read(dtype="float32", always_2d=True)
+            if len(samples) < opened.frames:
+                raise MediaError(f"{name}: cut off after {len(samples)} of {opened.frames} samples.")
+            return samples, opened.samplerate
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise MediaError(
+            f"{name}: broken, or not a sound of a kind that libsndfile reads: wav, flac, ogg, mp3 ({error})."
+        ) from None
+
+
+def _check_whole_wave(file: str | io.BytesIO, name: str) -> None:
+    """libsndfile gives what is left of a wave file without a word."""
+    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getbuffer()) as opened:
+        head = opened.read(8)
+        size = opened.seek(0, io.SEEK_END)
+    stated = int.from_bytes(head[4:8], "little") + 8
+    # Programs that write into a pipe do not know the length, and state the largest or none.
+    if head[:4] == b"RIFF" and size < stated < 0xFFFF0000:
+        raise MediaError(f"{name}: cut off after {size} of {stated} bytes.")
+
+
+def _check_length(seconds: float, max_seconds: float, name: str) -> None:
+    if max_seconds and seconds > max_seconds:
+        raise MediaError(f"{name}: {seconds:.1f} seconds are too long; the limit is {max_seconds:g}.")
+
+
+def _wanted(duration: float, fps: float, most: int) -> list[float]:
+    count = min(most, max(1, round(duration * fps)))
+    return [(place + 0.5) * duration / count for place in range(count)]
+
+
+def _clip(frames: Sequence[NDArray[Any]], seconds: list[float], duration: float, name: str) -> Clip:
+    if len({frame.shape for frame in frames}) > 1:
+        raise MediaError(f"{name}: the frames have different sizes.")
+    return Clip(np.stack(frames), seconds, len(frames) / duration, duration)
+
+
+def _read_clip(file: str | io.BytesIO, name: str, *, fps: float, max_frames: int, max_pixels: int) -> Clip:
+    with _opened_clip(file, name) as (container, stream):
+        start, duration, count = _extent(container, stream, name)
+    times = _wanted(duration, fps, min(max_frames, count))
+    frames, seconds = [], []
+    with _opened_clip(file, name) as (container, stream):
+        for time, frame in _at(times, _timed(container, stream, start)):
+            width, height = fitted(frame.width, frame.height, max_pixels)
+            array = frame.to_ndarray(format="rgb24", width=width, height=height)
+            frames.append(np.rot90(array, round(frame.rotation / 90)))
+            seconds.append(time)
+    if not frames:
+        raise MediaError(f"{name}: no frame can be decoded.")
+    return _clip(frames, seconds, duration, name)
+
+
+@contextmanager
+def _opened_clip(file: str | io.BytesIO, name: str) -> Iterator[tuple[Any, Any]]:
+    """Container and video stream; errors of FFmpeg inside become MediaError."""
+    av = require("av", "media")
+    if not isinstance(file, str):
+        file.seek(0)
+    try:
+        with av.open(file) as container:
+            if not container.streams.video:
+                raise MediaError(f"{name}: there is no video in it.")
+            stream = container.streams.video[0]
+            if stream.width * stream.height > LARGEST_PIXELS:
+                raise MediaError(f"{name}: {stream.width} x {stream.height} pixels are too many.")
+            yield container, stream
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{name}: broken, cut off, or not a clip of a kind that FFmpeg reads ({error})."
+        ) from None
+
+
+def _extent(container: Any, stream: Any, name: str) -> tuple[float, float, int]:
+    """Start and duration in seconds, and number of frames, from the packets: headers may lack or misstate them."""
+    packets = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.size and not p.is_discard]
+    if not packets:
+        raise MediaError(f"{name}: the clip has no frames.")
+    if len(packets) < 0.95 * stream.frames:
+        raise MediaError(f"{name}: cut off after {len(packets)} of {stream.frames} frames.")
+    known = [(pts, length) for pts, length in packets if pts is not None]
+    rate = float(stream.average_rate or 25)
+    if not known:
+        return 0.0, len(packets) / rate, len(packets)
+    first, (last, length) = min(known)[0], max(known)
+    duration = (last - first + length) * float(stream.time_base)
+    return first * float(stream.time_base), duration if length else duration + 1 / rate, len(packets)
+
+
+def _timed(container: Any, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
+    """Each frame with its time since the start. Where the file says nothing, or steps back, the rate decides."""
+    step, time = 1 / float(stream.average_rate or 25), 0.0
+    for number, frame in enumerate(container.decode(stream)):
+        stated = number * step if frame.time is None else frame.time - start
+        time = stated if not number or stated > time else time + step
+        yield time, frame
+
+
+def _at(times: Sequence[float], frames: Iterator[tuple[float, Any]]) -> Iterator[tuple[float, Any]]:
+    """For each wanted time, the frame on display then; each frame at most once, and no more are decoded than needed."""
+    wanted = iter(times)
+    next_time = next(wanted)
+    shown: tuple[float, Any] | None = None
+    for time, frame in frames:
+        if shown is not None and time > next_time + 1e-6:
+            yield shown
+            while next_time < time:
+                following = next(wanted, None)
+                if following is None:
+                    return
+                next_time = following
+        shown = time, frame
+    if shown is not None:
+        yield shown

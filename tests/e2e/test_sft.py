@@ -1,0 +1,355 @@
+"""`lightrft sft` from the command line: it learns, it resumes to the same end, and what it leaves behind can be used."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, cold, model_bytes, rows, summary, wait_until
+
+QUIET = ["--log.tensorboard=false", "--log.progress=false"]
+TWELVE = ["--steps", "12", "--checkpoint.every-steps", "5", "--evaluate.every-steps", "4", "--evaluate.limit", "12"]  # fmt: skip
+VARIANTS = {
+    "plain": [],
+    "schedule": ["--optimizer.schedule", "cosine", "--optimizer.warmup-steps", "3", "--average", "sequence"],
+    "lora": ["lora"],
+    "bf16": ["bf16"],
+    "epochs": ["--steps", "0", "--epochs", "0.4", "--tasks.train-limit", "300"],
+}
+DEMO_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "sft_pref_demo"
+
+
+def arguments(variant):
+    layers = [x for x in VARIANTS[variant] if x in ("lora", "bf16")]
+    return ["sft", "sft_tiny", *layers, *QUIET, *TWELVE, *(x for x in VARIANTS[variant] if x not in layers)]
+
+
+@pytest.fixture(scope="session")
+def learnt(server, tmp_path_factory):
+    """The folder of one finished run of the layer `sft_tiny` that tests read and never change."""
+    folder = tmp_path_factory.mktemp("sft")
+    Lightrft(server, folder)("sft", "sft_tiny", "--log.progress=false", "--run", "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def whole(server, tmp_path_factory):
+    """Variant -> the folder of its uninterrupted run, made when first asked for, and how long it took."""
+    made = {}
+
+    def of(variant):
+        if variant not in made:
+            folder, start = tmp_path_factory.mktemp(variant), time.monotonic()
+            Lightrft(server, folder)(*arguments(variant), "--run", "run")
+            made[variant] = folder / "run", time.monotonic() - start
+        return made[variant]
+
+    return of
+
+
+def test_epochs_count_passes_over_all_conversations(whole):
+    run, _ = whole("epochs")
+    assert updates(run)[-1]["step"] == 8  # 0.4 x 300 conversations, 16 a step
+    assert updates(run)[-1]["epoch"] == 128 / 300
+
+
+def test_a_run_whose_loss_is_no_number_stops_and_says_so(lightrft, tmp_path):
+    flags = ["--optimizer.learning-rate", "1e38", "--optimizer.max-bad-steps", "3"]
+    output = lightrft("sft", "sft_tiny", *QUIET, *flags, "--run", "run", status=2)
+    assert "3 optimizer steps in a row had a NaN or infinite loss" in output
+    assert [row["counts/bad_updates"] for row in updates(tmp_path / "run")[1:]] == [1.0, 1.0]
+
+
+def updates(run):
+    return [row for row in rows(run) if "nll" in row]
+
+
+def score(lightrft, model, name):
+    lightrft("evaluate", "tiny", "--model", model, "--evaluate.max-tokens", "8", "--run", name)
+    return json.loads((lightrft.cwd / name / "answers.json").read_text())["tiny"]["score"]["mean"]
+
+
+def test_it_learns_the_gold_answers_of_a_task_for_questions_it_never_saw(lightrft, learnt):
+    losses = summary(learnt)["held_out_nll"]
+    assert losses["before"] > 5.0
+    assert losses["after"] < 1.0
+    before, after = score(lightrft, "random:llama", "before"), score(lightrft, learnt / "model", "after")
+    assert before < 0.2
+    assert after > 0.9
+
+
+def test_the_run_folder_holds_what_a_run_leaves_behind(learnt):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "curves.png", "log.txt", "tensorboard"):
+        assert (learnt / name).exists(), name
+    assert [row["step"] for row in updates(learnt)] == list(range(1, 61))
+    measured = [row["step"] for row in rows(learnt) if "held_out_nll/mean" in row]
+    assert measured == [0, 20, 40, 60]
+    last = rows(learnt)[-2]
+    assert last["loss"] == pytest.approx(last["nll"], abs=1e-6)
+    assert last["epoch"] == 60 * 16 / 600
+    assert last["counts/tokens_learnt"] == 16 * 4
+
+
+def test_the_configuration_in_the_run_folder_alone_repeats_the_run(lightrft, whole, tmp_path):
+    expected, _ = whole("plain")
+    lightrft("sft", expected / "config.yaml", "--run", "again")
+    assert_same_run(tmp_path / "again", expected)
+
+
+def test_plain_transformers_loads_the_finished_model_and_it_answers(learnt):
+    model = AutoModelForCausalLM.from_pretrained(learnt / "model")
+    tokenizer = AutoTokenizer.from_pretrained(learnt / "model")
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "472"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    with torch.no_grad():
+        said = model.generate(**asked, max_new_tokens=8, do_sample=False)
+    answer = said[0, asked["input_ids"].shape[1] :].tolist()
+    assert answer[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(answer[:-1]).isdigit()
+
+
+def test_reinforcement_learning_goes_on_from_it(lightrft, learnt, tmp_path):
+    few = ["--steps", "2", "--optimizer.learning-rate", "1e-4"]
+    lightrft("train", "tiny", *PLAIN, "--model", learnt / "model", *few, "--run", "run")
+    assert summary(tmp_path / "run")["evaluation"]["before"] > 0.9
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_after_a_random_step_it_goes_on_to_the_same_end(lightrft, whole, tmp_path, variant):
+    expected, _ = whole(variant)
+    running = lightrft.start(*arguments(variant), "--run", "run")
+    kill_after_step(running, tmp_path / "run", random.Random(variant).randrange(1, len(updates(expected))))
+    lightrft("sft", "--resume", "run")
+    assert_same_run(tmp_path / "run", expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_a_random_moment_it_goes_on_to_the_same_end(lightrft, whole, tmp_path, seed):
+    expected, seconds = whole("plain")
+    running = lightrft.start(*arguments("plain"), "--run", "run")
+    wait_until(lambda: (tmp_path / "run" / "config.yaml").exists(), running=running)
+    time.sleep(random.Random(seed).uniform(0, 0.9 * seconds))
+    running.send(signal.SIGKILL)
+    assert running.wait().status in (-signal.SIGKILL, 0)
+    lightrft("sft", "--resume", "run")
+    assert_same_run(tmp_path / "run", expected)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_and_says_so_and_goes_on_to_the_same_end(
+    lightrft, whole, tmp_path, number, status
+):
+    expected, _ = whole("plain")
+    running = lightrft.start(*arguments("plain"), "--run", "run")
+    wait_for_step(running, tmp_path / "run", 2)
+    running.send(number)
+    stopped = running.wait()
+    assert stopped.status == status, stopped.output
+    assert "lightrft sft --resume run" in stopped.output
+    last = updates(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{last:06d}").is_dir()
+    lightrft("sft", "--resume", "run")
+    assert_same_run(tmp_path / "run", expected)
+
+
+def test_a_finished_run_goes_on_for_more_steps_as_if_it_had_never_stopped(lightrft, whole, tmp_path):
+    expected, _ = whole("plain")
+    lightrft(*arguments("plain"), "--run", "run", "--steps", "7")
+    lightrft("sft", "--resume", "run", "--steps", "12")
+    assert model_bytes(tmp_path / "run") == model_bytes(expected)
+    assert "steps: 7" in (tmp_path / "run" / "config-until-step-000007.yaml").read_text()
+
+
+def test_resuming_with_other_answers_is_refused(lightrft, tmp_path):
+    rows_of(tmp_path / "rows.jsonl", [("hi", "yes"), ("and", "no")])
+    file = [
+        *("--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl", "--batch-size", "2"),
+        *NO_HELD_OUT,
+    ]
+    lightrft("sft", "sft_tiny", *QUIET, *file, "--steps", "1", "--run", "run")
+    rows_of(tmp_path / "rows.jsonl", [("hi", "yes"), ("and", "yes")])
+    output = lightrft("sft", "--resume", "run", "--steps", "2", status=2)
+    assert "training data of 'file' changed" in output
+
+
+NO_HELD_OUT = ["--evaluate.before-and-after=false", "--evaluate.every-steps", "0"]
+
+
+def rows_of(file, pairs):
+    file.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in pairs))
+
+
+def test_ones_own_conversations_are_learnt_turn_by_turn(lightrft, tmp_path):
+    """Of two turns each, in a file of a user's own; the held-out file is named by itself."""
+    for file, names in (("train.jsonl", "abcdefghijklmnop"), ("held.jsonl", "qrst")):
+        talks = [
+            [("user", name), ("assistant", "one"), ("user", "next"), ("assistant", "two")] for name in names
+        ]
+        lines = [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in talks]
+        (tmp_path / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = [
+        "--tasks.train",
+        "file",
+        "1",
+        "--tasks.train-file",
+        "train.jsonl",
+        "--tasks.evaluate-file",
+        "held.jsonl",
+    ]
+    lightrft("sft", "sft_tiny", *QUIET, *files, "--max-tokens", "32", "--run", "run")
+    assert summary(tmp_path / "run")["held_out_nll"]["after"] < 0.2
+    assert updates(tmp_path / "run")[0]["counts/tokens_learnt"] == 16 * 8
+
+
+def test_what_is_said_about_pictures_is_learnt(lightrft, tmp_path):
+    """The question is always the same: only the picture tells the answer."""
+    colours = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
+    for name, colour in colours.items():
+        Image.new("RGB", (28, 28), colour).save(tmp_path / f"{name}.png")
+    talks = [
+        {
+            "image": f"{name}.png",
+            "messages": [
+                {"role": "user", "content": "<image>?"},
+                {"role": "assistant", "content": name},
+                {"role": "user", "content": "sure?"},
+                {"role": "assistant", "content": "yes"},
+            ],
+        }
+        for name in colours
+    ]
+    for file, rows_ in (("train.jsonl", talks * 8), ("held.jsonl", talks)):
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows_))
+    files = [
+        "--tasks.train",
+        "file",
+        "1",
+        "--tasks.train-file",
+        "train.jsonl",
+        "--tasks.evaluate-file",
+        "held.jsonl",
+    ]
+    flags = ["--model", "random:llava", "--max-tokens", "32", "--evaluate.every-steps", "0"]
+    lightrft("sft", "sft_tiny", *QUIET, *files, *flags, "--run", "run")
+    assert summary(tmp_path / "run")["held_out_nll"]["after"] < 0.05  # blind, log 3 over 9 tokens: 0.12
+
+
+def test_after_a_picture_that_cannot_be_read_the_steps_before_it_are_not_lost(lightrft, tmp_path):
+    names = [f"{n}.png" for n in range(12)]
+    for n, name in enumerate(names):
+        Image.new("RGB", (28, 28), (20 * n, 0, 0)).save(tmp_path / name)
+    talks = [{"image": name, "prompt": "<image>?", "completion": str(n)} for n, name in enumerate(names)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    file = ["--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl", *NO_HELD_OUT]
+    flags = ["--model", "random:llava", "--batch-size", "1", "--steps", "12", "--checkpoint.every-steps", "0"]
+    lightrft("sft", "sft_tiny", *QUIET, *file, *flags, "--run", "whole")
+    (tmp_path / "5.png").rename(tmp_path / "away.png")
+    assert "5.png" in lightrft("sft", "sft_tiny", *QUIET, *file, *flags, "--run", "run", status=2)
+    last = updates(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{last:06d}").is_dir()
+    (tmp_path / "away.png").rename(tmp_path / "5.png")
+    lightrft("sft", "--resume", "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_long_answers_are_cut_or_left_out_and_the_run_says_so(lightrft, tmp_path):
+    rows_of(tmp_path / "rows.jsonl", [("hi", "yes"), ("and", "something long")])
+    file = [
+        *("--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl", "--batch-size", "2"),
+        *NO_HELD_OUT,
+    ]
+    more = [*file, "--steps", "1"]
+    output = lightrft("sft", "sft_tiny", *QUIET, *more, "--run", "skip")
+    assert "answers over max_tokens=8: 1 skipped, 0 cut" in output
+    output = lightrft("sft", "sft_tiny", *QUIET, *more, "--on-long-answer", "truncate", "--run", "cut")
+    assert "0 skipped, 1 cut" in output
+    assert updates(tmp_path / "cut")[0]["truncated_share"] == 0.5
+    output = lightrft(
+        "sft", "sft_tiny", *QUIET, *more, "--on-long-answer", "raise", "--run", "raise", status=2
+    )
+    assert "rows.jsonl:2: what follows the prompt has 15 tokens, max_tokens=8" in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks.train", "file", "1"], "tasks.train_file"),
+        (["--tasks.train", "svamp", "1"], "has no training rows"),
+        (["--model.chat-template", "plain"], "no end token after an answer"),
+        (["--strategy.backend", "singel"], "Did you mean 'single'"),
+        (["--model.path", "random:lama"], "no such tiny model"),
+    ],
+)
+def test_a_mistake_is_told_before_any_weight_loads(lightrft, flags, message):
+    assert message in lightrft("sft", "sft_tiny", *QUIET, *flags, "--run", "run", status=2)
+
+
+def test_held_out_rows_are_never_split_off_by_guess(lightrft, tmp_path):
+    rows_of(tmp_path / "rows.jsonl", [("hi", "yes")])
+    file = ["--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl"]
+    output = lightrft("sft", "sft_tiny", *QUIET, *file, "--run", "run", status=2)
+    assert "none are split off by guess" in output
+
+
+def test_a_run_is_resumed_by_the_command_that_began_it(lightrft, learnt):
+    assert "settings of `lightrft sft`" in lightrft("train", "--resume", learnt, status=2)
+
+
+def test_a_fresh_interpreter_does_the_same(whole, tmp_path):
+    expected, _ = whole("plain")
+    done = cold(*arguments("plain"), "--run", "run", cwd=tmp_path)
+    assert done.status == 0, done.output
+    assert_same_run(tmp_path / "run", expected)
+
+
+@pytest.mark.skipif(not DEMO_DATA.is_dir(), reason=f"needs {DEMO_DATA}")
+@pytest.mark.parametrize("file", ["alpaca_en_demo.jsonl", "kto_en_demo.jsonl"])
+def test_real_rows_are_read_and_learnt_from(lightrft, tmp_path, file):
+    lines = (DEMO_DATA / file).read_text(encoding="utf-8").splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:60]))
+    (tmp_path / "held.jsonl").write_text("\n".join(lines[60:72]))
+    files = [
+        "--tasks.train",
+        "file",
+        "1",
+        "--tasks.train-file",
+        "train.jsonl",
+        "--tasks.evaluate-file",
+        "held.jsonl",
+    ]
+    room = ["--max-tokens", "128", "--on-long-answer", "truncate", "--tasks.max-prompt-tokens", "300"]
+    lightrft("sft", "sft_tiny", *QUIET, *files, *room, "--batch-size", "8", "--steps", "20", "--run", "run")
+    losses = summary(tmp_path / "run")["held_out_nll"]
+    assert losses["after"] < losses["before"] - 1.5
+
+
+def test_the_settings_of_a_run_are_all_there(learnt):
+    saved = yaml.safe_load((learnt / "config.yaml").read_text())
+    assert (saved["batch_size"], saved["learn"], saved["name"]) == (16, "all", "sft_tiny")
+
+
+def wait_for_step(running, run, step):
+    def reached():
+        return (run / "metrics.jsonl").exists() and any(row["step"] >= step for row in updates(run))
+
+    wait_until(reached, running=running)
+
+
+def kill_after_step(running, run, step):
+    """SIGKILL once the line of this step is written; what comes after it in the step is hit by chance."""
+    wait_for_step(running, run, step)
+    running.send(signal.SIGKILL)
+    running.wait()
