@@ -37,6 +37,13 @@ class MediaEncoder:
         self._body = backbone(shapes)
         self._takes = inspect.signature(type(shapes).forward).parameters
 
+    @property
+    def kinds(self) -> set[str]:
+        """What the processor says it `reads`, or has a part for. Another kind it would swallow without a word."""
+        if hasattr(self.processor, "reads"):
+            return set(self.processor.reads)
+        return {kind for kind, parts in _READ_BY.items() if any(hasattr(self.processor, p) for p in parts)}
+
     def rendered(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
         """The conversation as text, a mark in place of each medium."""
         return str(
@@ -81,9 +88,8 @@ class MediaEncoder:
         return position_rows(self._body, token_ids, {}) if has_position_rows(self._body) else None
 
     def _rate(self) -> int:
-        reader = getattr(self.processor, "feature_extractor", None) or getattr(
-            self.processor, "audio_processor", None
-        )
+        found = (getattr(self.processor, name, None) for name in _READ_BY["audio"])
+        reader = next((part for part in found if part is not None), None)
         return int(getattr(reader, "sampling_rate", None) or SPEECH_RATE)
 
     def _special(self, text: str) -> dict[str, bool]:
@@ -92,6 +98,12 @@ class MediaEncoder:
         return {"add_special_tokens": False} if first is not None and text.startswith(first) else {}
 
 
+_READ_BY = {
+    "image": ("image_processor",),
+    "video": ("video_processor",),
+    "audio": ("feature_extractor", "audio_processor"),
+}
+"""Parts of a transformers processor that read a kind of media."""
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 

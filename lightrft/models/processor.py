@@ -9,7 +9,7 @@ from typing import Any
 
 from lightrft.models.media import MediaEncoder
 from lightrft.types import Message, Prompt, Record
-from lightrft.utils.media import MediaError, has_media
+from lightrft.utils.media import MediaError, has_media, parts
 
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
@@ -41,12 +41,13 @@ class Processor:
         Until then a mark stands for each medium among the tokens.
         """
         token_ids = self.tokens(record.messages)
-        with_media = has_media(record.messages)
-        if with_media and self.media is None:
+        kinds = {kind for kind, _ in parts(record.messages)}
+        deaf = kinds - (set() if self.media is None else self.media.kinds)
+        if deaf:
             raise ValueError(
-                f"{record.id}: the question holds media, and the model of model.path reads only text."
+                f"{record.id}: the question holds media of the kind '{min(deaf)}', which the model of model.path does not read."
             )
-        rows = None if self.media is None or with_media else self.media.text_positions(token_ids)
+        rows = None if self.media is None or kinds else self.media.text_positions(token_ids)
         return Prompt(
             id=record.id,
             token_ids=token_ids,

@@ -112,8 +112,10 @@ def test_a_picture_takes_places_in_space():
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
 
 
-def test_a_picture_for_a_model_of_text_is_refused():
-    processor = load_processor(ModelConfig(path="random:llama"), MediaConfig())
+@pytest.mark.parametrize("family", ["llama", "qwen2_audio"])
+def test_a_picture_for_a_model_that_does_not_see_is_refused(family):
+    """A processor for sounds would swallow it without a word."""
+    processor = load_processor(ModelConfig(path=f"random:{family}"), MediaConfig())
     record = Record("r7", [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], None, "t")
-    with pytest.raises(ValueError, match=r"r7: the question holds media, .* reads only text"):
+    with pytest.raises(ValueError, match=r"r7: the question holds media of the kind 'image', .* does not read"):
         processor.prompt(record)
