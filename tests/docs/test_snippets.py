@@ -97,6 +97,7 @@ def test_command_lines_are_understood(page: Path, line: str, folder: Path) -> No
     write_files(page, folder)
     for name in ("my.yaml", "my_run.yaml"):
         (folder / name).touch()
+    (folder / "examples").symlink_to(Path(__file__).resolve().parents[2] / "examples")
     (folder / "RUN").mkdir()
     (folder / "RUN" / "config.yaml").touch()
     name, *args = shlex.split(line, comments=True)[1:]
