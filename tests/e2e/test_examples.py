@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
+from torch.testing import assert_close
 
-from tests.e2e.runs import PLAIN, steps
+from lightrft.config import ModelConfig, NativeEngineConfig
+from lightrft.models.load import load_model, load_processor
+from lightrft.models.logprobs import logprobs
+from lightrft.strategy.engines.native import NativeEngine
+from lightrft.trainer.replay import pack
+from lightrft.types import Record, Sampling, Trajectory
+from tests.e2e.runs import PLAIN, environment, steps
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["examples/custom_loss/mine.py", "examples/custom_loss/mine.yaml"]
@@ -48,3 +59,31 @@ def test_a_reward_of_ones_own(lightrft, tmp_path):
 def test_options_are_checked_at_start_up(lightrft, options, message):
     arguments = ["--algorithm.options", *options.split()]
     assert message in lightrft("train", "tiny", "examples/custom_loss/mine.yaml", *arguments, status=2)
+
+
+@pytest.mark.parametrize(("sense", "kind"), [("hearing", "audio"), ("seeing", "image")])
+def test_a_small_architecture_from_nothing_reads_and_answers(tmp_path, sense, kind):
+    """Of a size that can be taught on a laptop; engine and trainer agree about it."""
+    pytest.importorskip("PIL")
+    made = [sys.executable, str(ROOT / "examples/from_scratch/make.py"), sense, str(tmp_path / "model")]
+    subprocess.run(made, check=True, env=environment(), capture_output=True)
+    settings = ModelConfig(path=f"random:{tmp_path / 'model'}")
+    model, processor = load_model(settings), load_processor(settings)
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 30e6
+    medium = {
+        "audio": {"array": numpy.sin(numpy.arange(9000) / 9).astype("float32"), "sampling_rate": 16_000},
+        "image": numpy.full((30, 40, 3), 128, dtype=numpy.uint8),
+    }
+    content = [{"type": kind, kind: medium[kind]}, {"type": "text", "text": "What?"}]
+    prompt = processor.open(processor.prompt(Record("r", [{"role": "user", "content": content}], None, "t")))
+    assert prompt.media
+    engine = NativeEngine(model, processor.stop_ids, processor.text, NativeEngineConfig())
+    (answers,) = engine.generate([prompt], Sampling(n=2, max_tokens=5))
+    drawn = [
+        Trajectory(prompt, 0, a.token_ids, [True] * len(a.token_ids), a.logprobs, a.finish) for a in answers
+    ]
+    batch = pack(drawn)
+    with torch.no_grad():
+        assert_close(
+            logprobs(model, batch, temperature=1.0, max_logits=9999).values, batch.behavior, atol=1e-4, rtol=0
+        )
