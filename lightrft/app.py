@@ -25,7 +25,8 @@ from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Task, load_task
 from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor
 from lightrft.models.processor import Processor
-from lightrft.models.values import load_critic
+from lightrft.models.source import CriticSource, Source
+from lightrft.models.values import critic_config
 from lightrft.rewards.base import Judge
 from lightrft.rewards.check import check_gold
 from lightrft.rewards.vote import VOTES
@@ -35,6 +36,8 @@ from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.fsdp import Fsdp
+from lightrft.strategy.saved import restore
 from lightrft.strategy.single import Single, WithoutAdapters
 from lightrft.strategy.world import World
 from lightrft.trainer.capsule import Capsules
@@ -58,11 +61,11 @@ MakeEngine = Callable[[nn.Module, Processor, RolloutConfig], Engine]
 
 
 def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> Engine:
-    """Samples with the module itself: new weights are there without being moved."""
+    """Samples with the module itself: new weights are there without being moved, unless it is hollow and waits for them."""
     return NativeEngine(causal_lm(module), processor.stop_ids, processor.text, config.native)
 
 
-STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {"single": Single}
+STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {"single": Single, "fsdp": Fsdp}
 ENGINES: dict[str, MakeEngine] = {"native": native_engine}
 TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
 
@@ -140,11 +143,12 @@ def build_trainer(
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
 
-    actor = strategy.trainable(load_model(config.model, device), config.optimizer, actor_updates(config))
-    critic = build_critic(config, algorithm, strategy, device)
-    reference = build_reference(config, algorithm, actor, strategy, device)
-    teacher = build_teacher(config, algorithm, strategy, device)
-    engine = make_engine(actor.module, processor, config.rollout)
+    actor = strategy.trainable(Source(config.model), config.optimizer, actor_updates(config))
+    critic = build_critic(config, algorithm, strategy)
+    reference = build_reference(config, algorithm, actor, strategy)
+    teacher = build_teacher(config, algorithm, strategy)
+    sampler = engine_module(config, strategy, actor)
+    engine = make_engine(sampler, processor, config.rollout)
     stage = build_stage(actor, critic, {"reference": reference, "teacher": teacher}, engine, device)
     logger = (
         Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
@@ -286,25 +290,30 @@ def actor_updates(config: Config) -> int:
     return optimizer_steps(config, config.steps - config.critic.warmup_steps)
 
 
-def build_critic(
-    config: Config, algorithm: Algorithm, strategy: Strategy, device: torch.device
-) -> Trainable | None:
+def engine_module(config: Config, strategy: Strategy, actor: Trainable) -> nn.Module:
+    """What the native engine samples with: the actor itself or, where that is in pieces, a model that is given its weights."""
+    if not strategy.shards:
+        return actor.module
+    return Source(config.model, learns=False).hollow(strategy.device)
+
+
+def build_critic(config: Config, algorithm: Algorithm, strategy: Strategy) -> Trainable | None:
     """The model that predicts rewards, if the advantage asks for one."""
     if not algorithm.needs_critic:
         return None
-    module = load_critic(config.model, config.critic.path, device)
-    return strategy.trainable(module, config.critic.optimizer, optimizer_steps(config, config.steps))
+    source = CriticSource(critic_config(config.model, config.critic.path))
+    return strategy.trainable(source, config.critic.optimizer, optimizer_steps(config, config.steps))
 
 
 def build_reference(
-    config: Config, algorithm: Algorithm, actor: Trainable, strategy: Strategy, device: torch.device
+    config: Config, algorithm: Algorithm, actor: Trainable, strategy: Strategy
 ) -> Frozen | None:
     """The model the actor started from, if the algorithm compares with it."""
     if not algorithm.needs_reference:
         return None
     if is_adapted(actor.module):
-        return WithoutAdapters(actor.module)
-    return strategy.frozen(load_model(config.model, device, trainable=False))
+        return WithoutAdapters(actor)
+    return strategy.frozen(Source(config.model, learns=False))
 
 
 def teacher_model(config: Config) -> ModelConfig:
@@ -330,13 +339,11 @@ def check_teacher(config: Config, processor: Processor) -> None:
         )
 
 
-def build_teacher(
-    config: Config, algorithm: Algorithm, strategy: Strategy, device: torch.device
-) -> Frozen | None:
+def build_teacher(config: Config, algorithm: Algorithm, strategy: Strategy) -> Frozen | None:
     """The model whose log-probs the policy follows, if there is one."""
     if not algorithm.needs_teacher:
         return None
-    return strategy.frozen(load_model(teacher_model(config), device, trainable=False))
+    return strategy.frozen(Source(teacher_model(config), learns=False))
 
 
 def build_scores(config: Config, judge: Judge, world: World) -> Scores:
@@ -563,7 +570,7 @@ def replay(run: Path, step: int) -> int:
         config = layers.load([str(resolved)], Config)
         config = replace(config, log=replace(config.log, progress=False, tensorboard=False, capture_steps=[]))
         trainer = build_trainer(config, Path(scratch), stack, started=time.perf_counter())
-        trainer.actor.load(capsule.state)
+        restore(trainer.actor, capsule.state)
         capsule.verify(trainer.actor.weights())
         restore_generators(capsule.rng)
         updates = list(trainer.learn(step, capsule.trajectories, first=capsule.start))

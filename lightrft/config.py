@@ -469,17 +469,38 @@ class UpdateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FsdpConfig:
+    """Sharding by torch's FSDP2; only with strategy.backend=fsdp."""
+
+    reshard_after_forward: bool = True
+    """Forget a block's weights after its forward pass and gather them again for the backward pass; false: less traffic, more memory."""
+    offload: bool = False
+    """Keep weights, gradients and optimizer in host memory; a block's weights come to the device when it computes."""
+    replicas: int = 1
+    """Copies of the model, each sharded over as many processes (hybrid sharding), e.g. one per node."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "strategy.fsdp", replicas=self.replicas)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StrategyConfig:
     """Where and how the model is trained."""
 
     backend: str = "single"
-    """single: one process. Others come as import paths of a Strategy class."""
+    """single: one process. fsdp: any number of processes, each with a piece of the model. Or the import path of a Strategy class."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu, xpu, mps."""
     threads: int = 0
     """CPU threads for torch; 0: torch's choice ($OMP_NUM_THREADS)."""
     offload: bool = False
     """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""
+    fsdp: FsdpConfig = field(default_factory=FsdpConfig)
+
+    def __post_init__(self) -> None:
+        if self.backend != "fsdp":
+            because, cure = f"strategy.backend={self.backend}", "set strategy.backend=fsdp"
+            refuse_idle("strategy.fsdp", self.fsdp, because=because, cure=cure)
 
 
 @dataclass(frozen=True, kw_only=True)

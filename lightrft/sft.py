@@ -17,7 +17,8 @@ from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
 from lightrft.datasets.tasks import Split, load_task
-from lightrft.models.load import load_model, load_processor
+from lightrft.models.load import load_processor
+from lightrft.models.source import Source
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
@@ -75,7 +76,7 @@ def build_trainer(
     state = last_state(checkpoints, "sft") if resume else None
     done = state["done"] if state else 0
 
-    model = strategy.trainable(load_model(config.model, device), config.optimizer, steps)
+    model = strategy.trainable(Source(config.model), config.optimizer, steps)
     stage = build_stage(model, device)
     logger = None
     if world.is_first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,25 +113,81 @@ def load_model(
     """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable."""
     import_all(config.imports)
     dtype = getattr(torch, config.dtype)
-    if config.path.startswith(RANDOM):
-        model: Any = _untrained(config)
-        # Not model.to: rotary frequencies stay float32, as in loaded models.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-    else:
-        model = _pretrained(config, dtype)
-    model = model.to(device).eval()
+    model: Any = _untrained(config, dtype) if config.path.startswith(RANDOM) else _pretrained(config, dtype)
+    return _prepared(model.to(device), config, trainable)
+
+
+def hollow_model(
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    *,
+    trainable: bool = True,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """The model that `load_model` makes before its weights are read, at hardly any memory: see `hollow`.
+
+    Buffers and adapters are real. For sharding backends, which read the weights shard by shard (strategy/filling.py),
+    and for engines that are given all weights anyway. Parameters are in `dtype`, by default `model.dtype`.
+    """
+    from accelerate import init_empty_weights
+
+    import_all(config.imports)
+    dtype = dtype or getattr(torch, config.dtype)
+    with init_empty_weights(include_buffers=False):
+        model = _shaped(config)
+    model.tie_weights()
+    hollow(model, dtype, device)
+    for inner in model.modules():
+        for name, buffer in inner._buffers.items():
+            inner._buffers[name] = None if buffer is None else buffer.to(device)
+    return _prepared(model, config, trainable)
+
+
+def hollow(
+    model: nn.Module, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> None:
+    """Leaves of each parameter a single number, seen everywhere in its shape; tied parameters stay tied."""
+    remake(model, lambda p: spread(dtype or p.dtype, p.shape, p.device if device is None else device))
+
+
+def remake(model: nn.Module, make: Callable[[nn.Parameter], torch.Tensor | None]) -> None:
+    """Puts a new parameter of `make(parameter)` in the place of each, tied ones together; where that is None, it stays."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for inner in model.modules():
+        for name, parameter in inner._parameters.items():
+            if parameter is None:
+                continue
+            if parameter not in made:
+                new = make(parameter)
+                made[parameter] = parameter if new is None else nn.Parameter(new, parameter.requires_grad)
+            inner._parameters[name] = made[parameter]
+
+
+def spread(dtype: torch.dtype, shape: torch.Size, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A tensor of this shape that takes the memory of a single number."""
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+def is_hollow(model: nn.Module) -> bool:
+    """Whether a model's weights are still to come."""
+    return all(not any(p.stride()) for p in plain_parameters(model).values() if p.numel() > 1)
+
+
+def _prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
+    """The model ready for use: fast products, and what learning needs if it is to learn."""
+    model = model.eval()
     use_fast_linear(model)
-    if trainable:
-        freeze(model, config.freeze)
-        model = _adapt(model, config.lora) if config.lora.rank else model
-        if config.activation_checkpointing:
-            causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
-            if config.lora.rank:
-                causal_lm(model).enable_input_require_grads()
-            # transformers recomputes only in training mode; the models here have no dropout (see attention.py).
-            model.train()
-    return model.requires_grad_(False) if not trainable else model
+    if not trainable:
+        return model.requires_grad_(False)  # type: ignore[no-any-return]
+    freeze(model, config.freeze)
+    model = _adapt(model, config.lora) if config.lora.rank else model
+    if config.activation_checkpointing:
+        causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+        if config.lora.rank:
+            causal_lm(model).enable_input_require_grads()
+        # transformers recomputes only in training mode; the models here have no dropout (see attention.py).
+        model.train()
+    return model  # type: ignore[no-any-return]
 
 
 def without_weights(config: ModelConfig) -> nn.Module:
@@ -149,17 +205,24 @@ def auto_class(config: Any) -> Any:
     return AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
 
 
-def _untrained(config: ModelConfig) -> Any:
-    """A model with random weights, always the same."""
-    name = config.path.removeprefix(RANDOM)
+def _shaped(config: ModelConfig) -> Any:
+    """The model as its config.json says, with packed attention and random weights."""
     if is_tiny(config.path):
+        name = config.path.removeprefix(RANDOM)
         return tiny_model(name, attention=attention_of(tiny_config(name)))
-    shape = AutoConfig.from_pretrained(model_folder(config))
+    shape = AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
+    return auto_class(shape).from_config(shape, attn_implementation=attention_of(shape), dtype=torch.float32)
+
+
+def _untrained(config: ModelConfig, dtype: torch.dtype) -> Any:
+    """A model with random weights, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return auto_class(shape).from_config(
-            shape, attn_implementation=attention_of(shape), dtype=torch.float32
-        )
+        model = _shaped(config)
+    # Not model.to: rotary frequencies stay float32, as in loaded models.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
@@ -233,14 +296,18 @@ def is_adapted(model: nn.Module) -> bool:
     return causal_lm(model) is not model
 
 
-def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
+def save_model(
+    model: nn.Module, processor: Processor, folder: Path, state: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Writes a folder that plain transformers loads; adapters are merged into the weights.
 
-    The saved config names no attention implementation of ours.
+    `state`: the weights under the names of the plain model, where `model` does not hold them whole. The saved config names
+    no attention implementation of ours.
     """
-    with merged_adapters(model):
-        state = {name: value.detach().cpu() for name, value in plain_state(model).items()}
-        causal_lm(model).save_pretrained(folder, state_dict=state)
+    if state is None:
+        with merged_adapters(model):
+            state = {name: value.detach().cpu() for name, value in plain_state(model).items()}
+    causal_lm(model).save_pretrained(folder, state_dict=dict(state))
     stops = sorted(processor.stop_ids)
     GenerationConfig(
         eos_token_id=stops if len(stops) > 1 else stops[0], pad_token_id=processor.tokenizer.pad_token_id
@@ -252,6 +319,65 @@ def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights under the names of the plain transformers model, adapters left out."""
     state = causal_lm(model).state_dict()
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
+
+
+def plain_name(name: str) -> str:
+    """What the plain transformers model calls a parameter of a model with adapters; itself without."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the plain transformers model under its names, adapters left out; tied ones under each of theirs."""
+    named = causal_lm(model).named_parameters(remove_duplicate=False)
+    return {plain_name(name): p for name, p in named if ".lora_" not in name}
+
+
+Gather = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
+"""The whole of a tensor that a backend holds in pieces, in a type."""
+
+
+def full_weights(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of the plain transformers model in `dtype`, one at a time, adapters folded in; tied ones under each name."""
+    adapted = _adapted_layers(model)
+    for name, parameter in plain_parameters(model).items():
+        layer = adapted.get(parameter)
+        if layer is None:
+            yield name, gather(parameter, dtype)
+        else:
+            yield name, (gather(parameter, torch.float32) + _difference(layer, gather)).to(dtype)
+    for name, buffer in causal_lm(model).named_buffers():
+        owner, _, own = name.rpartition(".")
+        if own not in causal_lm(model).get_submodule(owner)._non_persistent_buffers_set:
+            yield plain_name(name), buffer
+
+
+def _adapted_layers(model: nn.Module) -> dict[nn.Parameter, Any]:
+    """Weight -> the layer that adapts it."""
+    if not is_adapted(model):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    odd = [layer for layer in layers if not isinstance(layer.get_base_layer(), nn.Linear)]
+    if odd:
+        raise ValueError(
+            f"model.lora.targets names a {type(odd[0].get_base_layer()).__name__}, and only linear layers can be adapted with "
+            "this strategy.backend."
+        )
+    weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
+    return dict(zip(weights, layers, strict=True))
+
+
+def _difference(layer: Any, gather: Gather) -> torch.Tensor:
+    """What the adapters of a linear layer add to its weight: scale * B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3)."""
+    return sum(
+        layer.scaling[name]
+        * (
+            gather(layer.lora_B[name].weight, torch.float32)
+            @ gather(layer.lora_A[name].weight, torch.float32)
+        )
+        for name in layer.active_adapters
+    )
 
 
 def _template(setting: str) -> str:

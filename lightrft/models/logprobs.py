@@ -7,8 +7,7 @@ through the head, one block of the vocabulary at a time, and the backward pass c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,7 @@ IMPOSSIBLE = -1e30
 """Logit of a token that cannot be drawn; finite, so that 0 times it is 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogProbs:
+class LogProbs(NamedTuple):
     """Both (T,) float32 (float64 for a float64 model)."""
 
     values: Tensor

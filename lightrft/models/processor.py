@@ -57,6 +57,12 @@ class Processor:
             positions=rows,
         )
 
+    def blank(self) -> Prompt:
+        """A question of one token, to be computed and not learnt from."""
+        token_ids = [min(self.stop_ids)]
+        rows = None if self.media is None else self.media.text_positions(token_ids)
+        return Prompt("blank", token_ids, [], None, "", positions=rows)
+
     def open(self, prompt: Prompt) -> Prompt:
         """The prompt as the model reads it, with its media; itself if it has none. MediaError naming record and medium."""
         if prompt.media or not has_media(prompt.messages):

@@ -165,7 +165,7 @@ def measure_pass(config: Config, parts: Parts, policy: Policy, answers: Sequence
 
 def forward(config: Config, actor: Trainable, batch: Batch) -> Tensor:
     """A loss with everything behind it that a backward pass needs; the device is done with it."""
-    loss = -training_logprobs(actor.module, batch, config).values.mean()
+    loss = -actor.compute(training_logprobs, batch, config).values.mean()
     float(loss.detach())
     return loss
 

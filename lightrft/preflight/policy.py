@@ -12,8 +12,8 @@ from rich.text import Text
 from torch import nn
 
 from lightrft.config import Config
-from lightrft.models.load import load_model
 from lightrft.models.logprobs import text_config
+from lightrft.models.source import Source
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
@@ -50,7 +50,7 @@ class Policy:
 def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
     """Loads the model, and shows what it answers before any training and what the rewards make of that."""
     started = time.perf_counter()
-    actor = parts.strategy.trainable(load_model(config.model, parts.device), config.optimizer, 1)
+    actor = parts.strategy.trainable(Source(config.model), config.optimizer, 1)
     engine = parts.make_engine(actor.module, questions.processor, config.rollout)
     numbers = sum(p.numel() for p in actor.module.parameters())
     section.fact(
@@ -112,7 +112,7 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
         [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
     )
     with torch.no_grad():
-        gap = (training_logprobs(policy.actor.module, batch, config).values - batch.behavior).abs()
+        gap = (policy.actor.compute(training_logprobs, batch, config).values - batch.behavior).abs()
     mean, largest = float(gap.mean()), float(gap.max())
     section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
     judge_mismatch(section, config, mean, largest)

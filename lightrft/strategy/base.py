@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
+from lightrft.models.source import Source
 from lightrft.strategy.colocate import Resident
+
+T = TypeVar("T")
+
+
+class Saved(Protocol):
+    """The tensors of one model in a checkpoint, whoever wrote it, on whatever number of ranks."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Their names and whole shapes."""
+        ...
+
+    def into(self, tensors: dict[str, Tensor]) -> None:
+        """Copies them into these, plain or sharded (DTensor); called by all ranks."""
+        ...
 
 
 class Trainable(Protocol):
     """A model with its optimizer."""
 
     module: nn.Module
-    version: int
-    """Optimizer steps its weights have seen."""
+    """For its structure. Its weights may be in pieces: what computes with them goes through `compute`."""
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps its weights have seen."""
+        ...
+
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args), a tensor or a tuple of tensors, with the weights at hand; by all ranks equally often."""
+        ...
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient; what accumulates is the SUM over calls and ranks."""
@@ -47,22 +71,28 @@ class Trainable(Protocol):
         """Its residents: weights, optimizer."""
         ...
 
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on: weights, optimizer, schedule."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: weights/NAME, exp_avg/NAME and exp_avg_sq/NAME of all that learns, live.
+
+        Plain tensors or, sharded, DTensors; a rank may leave out what another one has whole. float32 whatever the model
+        computes in. The same for every backend, so that each can go on from the others' checkpoints.
+        """
         ...
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Takes a `state` back."""
+    def numbers(self) -> dict[str, Any]:
+        """The rest of its state, the same on all ranks."""
+        ...
+
+    def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """Takes both back; called by all ranks. ValueError if they are of another model."""
         ...
 
 
 class Frozen(Protocol):
     """A model that only answers: the reference, a teacher."""
 
-    module: nn.Module
-
-    def active(self) -> AbstractContextManager[None]:
-        """Inside, `module` computes what this model stands for."""
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """As Trainable.compute."""
         ...
 
     def parts(self) -> dict[str, Resident]:
@@ -73,22 +103,38 @@ class Frozen(Protocol):
         """Each weight w becomes w + share * (given - w); 1 takes the given ones. Names as in Trainable.weights."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """Its weights by name, to go on from where it has followed another."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights as weights/NAME, to go on from where it has followed another; see Trainable.tensors."""
         ...
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Takes a `state` back."""
+    def load(self, saved: Saved) -> None:
+        """Takes them back; called by all ranks."""
         ...
 
 
 class Strategy(Protocol):
     """Makes models of either kind on this process's device."""
 
-    def trainable(self, module: nn.Module, config: OptimizerConfig, total_updates: int) -> Trainable:
+    device: torch.device
+    shards: bool
+    """Whether a process holds pieces of weights only, so that an engine in it needs weights of its own."""
+
+    def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> Trainable:
         """`total_updates`: optimizer steps of the whole run, for the schedule."""
         ...
 
-    def frozen(self, module: nn.Module) -> Frozen:
-        """A model whose weights never change."""
+    def frozen(self, source: Source) -> Frozen:
+        """A model whose weights no gradient changes."""
         ...
+
+
+class Root(nn.Module):
+    """The one module that a sharding backend wraps: all that is computed with the model's weights happens in its forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., T], *args: Any) -> T:
+        """function(model, *args)."""
+        return function(self.model, *args)

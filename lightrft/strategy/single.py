@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig, StrategyConfig
 from lightrft.models.load import is_adapted, merged_adapters, plain_state
+from lightrft.models.source import Source
+from lightrft.strategy.base import Saved, Trainable
 from lightrft.strategy.colocate import Resident, Tensors
+from lightrft.strategy.optimizer import Progress, adamw, check_shapes, moments, set_steps, steps_taken
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -22,14 +26,15 @@ class Single:
 
     config: StrategyConfig
     device: torch.device
+    shards: bool = False
 
-    def trainable(self, module: nn.Module, config: OptimizerConfig, total_updates: int) -> SingleTrainable:
+    def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> SingleTrainable:
         """See Strategy."""
-        return SingleTrainable(module, config, total_updates, self._moves())
+        return SingleTrainable(source.full(self.device), config, total_updates, self._moves())
 
-    def frozen(self, module: nn.Module) -> SingleFrozen:
+    def frozen(self, source: Source) -> SingleFrozen:
         """See Strategy."""
-        return SingleFrozen(module.requires_grad_(False), self.device, self._moves())
+        return SingleFrozen(source.full(self.device).requires_grad_(False), self.device, self._moves())
 
     def _moves(self) -> bool:
         return self.config.offload and self.device.type != "cpu"
@@ -41,26 +46,22 @@ class SingleTrainable:
     def __init__(
         self, module: nn.Module, config: OptimizerConfig, total_updates: int, moves: bool = False
     ) -> None:
-        self.module, self.version, self._config, self._moves = module, 0, config, moves
+        self.module, self._moves = module, moves
         self._named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not self._named:
             raise ValueError("no parameter of the model is trainable.")
         self._masters: list[nn.Parameter] = [self._master(p) for _, p in self._named]
-        decayed = [m for m in self._masters if m.dim() > 1]
-        plain = [m for m in self._masters if m.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(config.betas[0], config.betas[1]),
-            eps=config.eps,
-            fused=True,
-        )
-        self._rate = schedule(config, total_updates)
-        self._updates = 0
-        self._bad_in_a_row = 0
+        self.optimizer = adamw(self._masters, config)
+        self._progress = Progress(config, total_updates)
+
+    @property
+    def version(self) -> int:
+        """See Trainable."""
+        return self._progress.version
+
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """See Trainable."""
+        return function(self.module, *args)
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
         """The float32 weights the optimizer changes: the parameter itself, unless it is of a smaller type."""
@@ -87,33 +88,21 @@ class SingleTrainable:
 
     def rate(self) -> float:
         """See Trainable."""
-        return self._config.learning_rate * self._rate(self._updates)
+        return self._progress.rate()
 
     def step(self, norm: float) -> bool:
         """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
-        rate = self.rate()
-        self._updates += 1
-        if not math.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            self._bad_in_a_row += 1
-            if self._bad_in_a_row >= self._config.max_bad_steps:
-                raise FloatingPointError(
-                    f"{self._bad_in_a_row} optimizer steps in a row had a NaN or infinite loss or gradient "
-                    f"(optimizer.max_bad_steps={self._config.max_bad_steps}). Lower optimizer.learning_rate="
-                    f"{self._config.learning_rate:g}, or look at the capsules of the run with `lightrft replay`."
-                )
-            return False
-        self._bad_in_a_row = 0
-        limit = self._config.clip_norm
-        if limit and norm > limit:
-            torch._foreach_mul_([m.grad for m in self._masters if m.grad is not None], limit / norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        rate, limit = self.rate(), self._progress.config.clip_norm
+        usable = self._progress.admits(norm)
+        if usable:
+            if limit and norm > limit:
+                torch._foreach_mul_([m.grad for m in self._masters if m.grad is not None], limit / norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self._publish()
         self.optimizer.zero_grad(set_to_none=True)
-        self._publish()
-        self.version += 1
-        return True
+        return usable
 
     @torch.no_grad()
     def _publish(self) -> None:
@@ -144,32 +133,27 @@ class SingleTrainable:
             "optimizer": Tensors(optimizer, device, moves=self._moves, planned_bytes=planned),
         }
 
-    def state(self) -> dict[str, Any]:
-        """See Trainable. Tensors are the live ones: write them down before the next step."""
-        return {
-            "weights": {n: m.detach() for (n, _), m in zip(self._named, self._masters, strict=True)},
-            "optimizer": self.optimizer.state_dict(),
-            "updates": self._updates,
-            "version": self.version,
-            "bad_in_a_row": self._bad_in_a_row,
-        }
+    def tensors(self) -> dict[str, Tensor]:
+        """See Trainable."""
+        pairs = [(name, master) for (name, _), master in zip(self._named, self._masters, strict=True)]
+        found = {f"weights/{name}": master.detach() for name, master in pairs}
+        for name, master in pairs:
+            state = moments(self.optimizer, master)
+            found |= {f"{moment}/{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """See Trainable."""
+        return {**self._progress.state(), "step": steps_taken(self.optimizer, self._masters)}
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        """See Trainable. ValueError if the state is of another model."""
-        have = {n: tuple(m.shape) for (n, _), m in zip(self._named, self._masters, strict=True)}
-        given = {n: tuple(w.shape) for n, w in state["weights"].items()}
-        odd = sorted(n for n in have.keys() | given.keys() if have.get(n) != given.get(n))
-        if odd:
-            raise ValueError(
-                f"the checkpoint is of another model: {odd[0]} has shape {given.get(odd[0], 'none')} there and "
-                f"{have.get(odd[0], 'none')} here. Set model.path and model.lora as they were."
-            )
-        for (name, _), master in zip(self._named, self._masters, strict=True):
-            master.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._updates, self.version = state["updates"], state["version"]
-        self._bad_in_a_row = state["bad_in_a_row"]
+    def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """See Trainable."""
+        tensors = self.tensors()
+        check_shapes(saved.shapes(), tensors)
+        saved.into(tensors)
+        set_steps(self.optimizer, self._masters, numbers["step"])
+        self._progress.load(numbers)
         self._publish()
 
 
@@ -183,9 +167,9 @@ class SingleFrozen:
     _exact: dict[str, Tensor] = field(default_factory=dict)
     """Weights in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
-    def active(self) -> AbstractContextManager[None]:
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Frozen."""
-        return nullcontext()
+        return function(self.module, *args)
 
     def parts(self) -> dict[str, Resident]:
         """See Frozen."""
@@ -215,33 +199,36 @@ class SingleFrozen:
                 f"the policy has no weight '{min(own.keys() - followed)}', which the reference has"
             )
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """See Frozen."""
-        return {n: self._exact.get(n, p.detach()) for n, p in self.module.named_parameters()}
+        return {f"weights/{n}": self._exact.get(n, p.detach()) for n, p in self.module.named_parameters()}
 
     @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, saved: Saved) -> None:
         """See Frozen."""
         for name, parameter in self.module.named_parameters():
-            parameter.copy_(state[name])
-            if state[name].dtype is not parameter.dtype:
-                self._exact[name] = state[name].cpu()
+            exact = parameter.detach().float().cpu()
+            saved.into({f"weights/{name}": exact})
+            parameter.copy_(exact)
+            if parameter.dtype is not torch.float32:
+                self._exact[name] = exact
 
 
 @dataclass
 class WithoutAdapters:
     """The model an adapted actor started from: the actor itself with its adapters switched off, at no memory."""
 
-    module: nn.Module
+    actor: Trainable
 
     def __post_init__(self) -> None:
-        if not is_adapted(self.module):
+        if not is_adapted(self.actor.module):
             raise ValueError("only a model with adapters holds its own reference")
 
-    def active(self) -> AbstractContextManager[None]:
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Frozen."""
-        adapted: Any = self.module
-        return adapted.disable_adapter()  # type: ignore[no-any-return]
+        adapted: Any = self.actor.module
+        with adapted.disable_adapter():
+            return self.actor.compute(function, *args)
 
     def parts(self) -> dict[str, Resident]:
         """See Frozen."""
@@ -251,29 +238,9 @@ class WithoutAdapters:
         """See Frozen. It cannot: ValueError, which the configuration raises first."""
         raise ValueError("a reference that is the model without its adapters cannot follow the policy")
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """See Frozen. Nothing of its own."""
         return {}
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, saved: Saved) -> None:
         """See Frozen."""
-
-
-def schedule(config: OptimizerConfig, total_updates: int) -> Callable[[int], float]:
-    """Share of the peak learning rate at update 0, 1, ..., total_updates - 1.
-
-    Warm-up rises over `warmup_steps` updates and reaches 1 at the last of them; linear and cosine then fall to
-    `final_fraction` at the last update.
-    """
-    warmup, final = config.warmup_steps, config.final_fraction
-
-    def rate(update: int) -> float:
-        if update < warmup:
-            return (update + 1) / warmup
-        if config.schedule == "constant":
-            return 1.0
-        done = min(1.0, (update - warmup) / max(1, total_updates - 1 - warmup))
-        fall = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return final + (1 - final) * fall
-
-    return rate

@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from lightrft.config import EvaluateConfig, HeldOutConfig
+from lightrft.models.load import save_model
+from lightrft.models.processor import Processor
+from lightrft.strategy.base import Trainable
+from lightrft.strategy.world import World
+from lightrft.utils.atomic import folder
 from lightrft.utils.interrupt import Interrupt, Stopped
 from lightrft.utils.progress import Progress
 
@@ -60,6 +65,19 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
             raise
     trainer.save()
     trainer.save_model()
+
+
+def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
+    """The Hugging Face folder of a model's present weights; called by all ranks."""
+    state = {}
+    with model.merged():
+        for name, weight in model.weights():  # other ranks take part in gathering them
+            if world.is_first:
+                state[name] = weight.detach().cpu()
+    if world.is_first:
+        with folder(target) as unfinished:
+            save_model(model.module, processor, unfinished, state)
+    world.barrier()
 
 
 def examination(config: EvaluateConfig | HeldOutConfig, done: int, total: int) -> str | None:

@@ -93,10 +93,12 @@ class TokenMeans:
 
     def result(self, world: World) -> dict[str, float]:
         """Name -> number, the same on all ranks."""
-        names = sorted(self.totals)
-        sums = world.sum(torch.tensor([self.tokens, *(self.totals[n] for n in names)], dtype=torch.float64))
+        ranks = world.gather((list(self.totals), list(self.largest)))  # one without tokens has no names
+        names, peaks = (sorted({name for rank in ranks for name in rank[i]}) for i in range(2))
+        local = [self.tokens, *(self.totals.get(n, 0.0) for n in names)]
+        sums = world.sum(torch.tensor(local, dtype=torch.float64))
         means = {n: float(s / sums[0].clamp(min=1)) for n, s in zip(names, sums[1:], strict=True)}
-        return means | {n: world.max(v) for n, v in sorted(self.largest.items())}
+        return means | {n: world.max(self.largest.get(n, 0.0)) for n in peaks}
 
 
 @dataclass
@@ -142,7 +144,7 @@ class Layout:
 def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, float]:
     """Reward, length and truncation over all answers of a step, all ranks."""
     ts = [t for group in groups for t in group]
-    parts = sorted({name for t in ts for name in t.parts})
+    parts = sorted({name for rank in world.gather({n for t in ts for n in t.parts}) for name in rank})
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
     counts = [len(ts), len(groups), silent]

@@ -14,7 +14,7 @@ from lightrft.config import UpdateConfig
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.world import World
 from lightrft.trainer.metrics import Layout, TokenMeans
-from lightrft.trainer.replay import minibatches, pack, plan
+from lightrft.trainer.replay import evened, minibatches, pack, plan
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.seeding import derive_seed
 
@@ -39,22 +39,24 @@ def optimize(
     world: World,
     device: torch.device,
     seed: int,
+    blank: Trajectory | None = None,
     first: int = 0,
     before_update: Callable[[int, float], None] = lambda index, norm: None,
 ) -> Iterator[dict[str, float]]:
     """`config.epochs` passes of `config.minibatches` updates each; yields the metrics of every update.
 
-    Which answers meet in which update depends on `seed` alone. `first` skips updates before that index (`lightrft
+    Which answers meet in which update depends on `seed` alone. `blank` is computed by ranks that have fewer batches than
+    others, so that all call for the same weights equally often; nothing is learnt from it, and one process needs none. `first` skips updates before that index (`lightrft
     replay`). `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
     """
     for epoch in range(config.epochs):
-        parts = minibatches(trajectories, config.minibatches, seed=derive_seed(seed, epoch))
-        # A rank with fewer answers than updates takes part in all of them: the others wait for it.
-        parts += [[] for _ in range(int(world.max(len(parts))) - len(parts))]
+        parts = minibatches(trajectories, config.minibatches, seed=derive_seed(seed, epoch), world=world)
         for place, part in enumerate(parts):
             index = epoch * len(parts) + place
             if index >= first:
-                yield _update(model, part, loss, config, averaging, world, device, index, before_update)
+                yield _update(
+                    model, part, loss, config, averaging, world, device, blank, index, before_update
+                )
 
 
 def _update(
@@ -65,6 +67,7 @@ def _update(
     averaging: Averaging,
     world: World,
     device: torch.device,
+    blank: Trajectory | None,
     index: int,
     before_update: Callable[[int, float], None],
 ) -> dict[str, float]:
@@ -73,15 +76,17 @@ def _update(
     tokens, sequences = (int(x) for x in world.sum(torch.tensor(local)))
     means, total = TokenMeans(), 0.0
     layout = Layout()
-    for answers in plan(part, config.tokens_per_batch, share_prompts=config.share_prompts):
+    planned = plan(part, config.tokens_per_batch, share_prompts=config.share_prompts)
+    for answers in evened(planned, blank, world):
         batch = pack(answers, share_prompts=config.share_prompts, device=device)
-        layout.add(batch)
         batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, sequences)
         terms = loss(batch)
         weighted = (batch.weights * terms.loss).sum()
         model.backward(weighted)
-        total += float(weighted.detach())
-        means.add(terms.metrics, batch.mask)
+        if answers[0] is not blank:
+            layout.add(batch)
+            total += float(weighted.detach())
+            means.add(terms.metrics, batch.mask)
     norm = model.gradient_norm()
     total = float(world.sum(torch.tensor(total, dtype=torch.float64)))
     if not math.isfinite(total):

@@ -5,6 +5,7 @@ A prompt is laid down once per batch and followed by all its answers there; see 
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 import random
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lightrft.models.families import joined
-from lightrft.types import Batch, Inputs, Trajectory, concatenate
+from lightrft.strategy.world import World
+from lightrft.types import Batch, Inputs, Prompt, Trajectory, concatenate
 
 COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
 
@@ -44,7 +46,7 @@ def pack(
         greedy=torch.tensor([t.greedy_reward for t in trajectories], dtype=torch.float32),
     )
     for name in COLUMNS:
-        if all(name in t.columns for t in trajectories):
+        if trajectories and all(name in t.columns for t in trajectories):
             setattr(batch, name, torch.cat([t.columns[name] for t in trajectories]))
     if inputs:
         batch.inputs = _inputs(trajectories, share_prompts)
@@ -170,6 +172,21 @@ def plan(
     return batches
 
 
+def blank_answer(prompt: Prompt) -> Trajectory:
+    """An answer of one token to a prompt, from which nothing is learnt."""
+    columns = {name: torch.zeros(1) for name in COLUMNS}
+    return Trajectory(prompt, -1, prompt.token_ids[:1], [False], [0.0], "length", reward=0.0, columns=columns)
+
+
+def evened(
+    batches: Sequence[list[Trajectory]], blank: Trajectory | None, world: World
+) -> list[list[Trajectory]]:
+    """These batches, and as many of `blank` as it takes for every rank to have the same number; called by all ranks."""
+    lacking = int(world.max(len(batches))) - len(batches)
+    assert blank is not None or not lacking
+    return [*batches, *([blank] for _ in range(lacking) if blank is not None)]
+
+
 def batch_tokens(answers: Sequence[Trajectory], *, share_prompts: bool = True) -> int:
     """Tokens the model reads for these answers in one batch."""
     prompts = {t.group: t.prompt for t in answers}.values() if share_prompts else [t.prompt for t in answers]
@@ -207,15 +224,33 @@ def _loads(sizes: Sequence[int], places: Sequence[int]) -> dict[int, int]:
     return loads
 
 
-def minibatches(trajectories: Sequence[Trajectory], count: int, *, seed: int) -> list[list[Trajectory]]:
-    """Answers in `count` parts of equal size (within one), whole groups in random order; one part keeps the order."""
+def minibatches(
+    trajectories: Sequence[Trajectory], count: int, *, seed: int, world: World | None = None
+) -> list[list[Trajectory]]:
+    """This rank's answers in the `count` parts into which those of all ranks are divided; called by all ranks.
+
+    Parts are of equal size over all ranks (within one), of whole groups in random order, split only where they must be.
+    So which answers meet does not depend on who has them, and a rank may have none in a part. One part keeps the order.
+    """
+    world = World() if world is None else world
     if count == 1:
-        return [list(trajectories)]
-    groups = by_group(trajectories)
-    random.Random(seed).shuffle(groups)
-    ordered = [t for group in groups for t in group]
-    ends = [len(ordered) * i // count for i in range(count + 1)]
-    return [part for a, b in itertools.pairwise(ends) if (part := ordered[a:b])]
+        return [list(trajectories)] if world.max(len(trajectories)) else []
+    groups = {group[0].group: group for group in by_group(trajectories)}
+    sizes = {
+        name: size
+        for rank in world.gather({n: len(g) for n, g in groups.items()})
+        for name, size in rank.items()
+    }
+    order = sorted(sizes)
+    random.Random(seed).shuffle(order)
+    ends = list(itertools.accumulate(sizes[name] for name in order))
+    total = sum(sizes.values())
+    cuts = [total * i // count for i in range(count + 1)]
+    parts: list[list[Trajectory]] = [[] for _ in range(count)]
+    for name, end in zip(order, ends, strict=True):
+        for place, t in enumerate(groups.get(name, ()), end - sizes[name]):
+            parts[bisect.bisect_right(cuts, place) - 1].append(t)
+    return [part for part, (a, b) in zip(parts, itertools.pairwise(cuts), strict=True) if b > a]
 
 
 def by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:

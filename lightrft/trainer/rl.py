@@ -6,8 +6,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from lightrft.algorithms.losses import value_loss
 from lightrft.algorithms.shaping import overlong_penalty
 from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
-from lightrft.models.load import save_model
 from lightrft.models.logprobs import LogProbs
 from lightrft.models.processor import Processor
 from lightrft.models.values import values
@@ -30,21 +30,22 @@ from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.device import peak_gib, resident_gib
 from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.saved import Held, kept, restore
 from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.capsule import Capsules, weights_hash
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.experience import Experience
-from lightrft.trainer.loop import examination, take_steps
+from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import by_group, pack, plan, unpack
+from lightrft.trainer.replay import blank_answer, by_group, evened, pack, plan, unpack
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
 from lightrft.trainer.scores import Scores
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils import layers
 from lightrft.utils import trajectories as saved
-from lightrft.utils.atomic import explained, folder
+from lightrft.utils.atomic import explained
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
@@ -97,6 +98,8 @@ class RLTrainer:
     whole: bool = True
     """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
     _position: dict[str, Any] = field(default_factory=dict)
+    _pushed: bool = False
+    """Whether the engine was given any weights by this process."""
     _reference_moved: bool = False
     """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
 
@@ -134,10 +137,20 @@ class RLTrainer:
         self.interrupt.check()
 
     def push_weights(self) -> None:
-        """The engine samples from the actor's present weights."""
+        """The engine samples from the actor's present weights; called by all ranks."""
+        if self._pushed and self.engine.weight_version == self.actor.version:
+            return
         with self.stage(Phase.SYNC), self.actor.merged():
             self.engine.load_weights(self.actor.weights())
             self.engine.weight_version = self.actor.version
+            self._pushed = True
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, the engine may draw answers, from the actor's present weights."""
+        self.push_weights()
+        with self.stage(Phase.ROLLOUT), self.actor.merged():
+            yield
 
     def collect(self, step: int) -> tuple[list[list[Trajectory]], Metrics]:
         """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
@@ -154,7 +167,7 @@ class RLTrainer:
         while draws < config.max_draws:
             draws += 1
             self.progress.phase("rollout")
-            with self.stage(Phase.ROLLOUT), self.actor.merged():
+            with self.sampling():
                 # Numbered over the run and over ranks, so that no two groups are ever taken for one.
                 first = (
                     (step - 1) * config.max_draws + draws - 1
@@ -218,7 +231,7 @@ class RLTrainer:
         """
         new = [group for group in groups if not _knows_greedy(group)]
         sampling = training_sampling(self.config.rollout, seed=0)
-        with self.stage(Phase.ROLLOUT), self.actor.merged():
+        with self.sampling():
             greedy = rollout(
                 self.engine,
                 [group[0].prompt for group in new],
@@ -245,14 +258,13 @@ class RLTrainer:
         self.progress.phase("score")
         with self.stage(Phase.SCORE):
             # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
-            if self.needs_old or any("old" in t.columns for t in trajectories):
+            if self.needs_old or not self.world.all(all("old" not in t.columns for t in trajectories)):
                 waiting = [t for group in self.experience.waiting for t in group]
                 new = [t for t in [*trajectories, *waiting] if "old" not in t.columns]
                 self._fill(new, self._sampled_at, "old", "entropy")
             for name, model in (("ref", self.reference), ("teacher", self.teacher)):
                 if model is not None:
-                    with model.active():
-                        self._fill(trajectories, partial(self._judged_by, model), name)
+                    self._fill(trajectories, partial(self._judged_by, model), name)
             if self.critic is not None:
                 self._fill(trajectories, partial(self._valued_by, self.critic), "values")
             whole = pack(trajectories, inputs=False)
@@ -275,9 +287,10 @@ class RLTrainer:
         """Gives each answer the columns `names`, which `compute` finds for a packed batch."""
         for t in (t for t in answers if not len(t)):  # in no batch
             t.columns |= {name: torch.zeros(0) for name in names}
-        for part in self._plan(answers):
+        for part in evened(self._plan(answers), self.blank, self.world):
             batch = pack(part, share_prompts=self.config.update.share_prompts, device=self.device)
-            for name, column in zip(names, compute(batch), strict=True):
+            columns = compute(batch)
+            for name, column in zip(names, columns, strict=True) if part[0] is not self.blank else ():
                 unpack(column, part, name)
             self.interrupt.check()
 
@@ -344,6 +357,7 @@ class RLTrainer:
             world=self.world,
             device=self.device,
             seed=derive_seed(self.config.seed, "critic", step),
+            blank=self.blank,
         )
 
     def learn(
@@ -364,6 +378,7 @@ class RLTrainer:
             world=self.world,
             device=self.device,
             seed=derive_seed(self.config.seed, "update", step),
+            blank=self.blank,
             first=first,
             before_update=before_update,
         )
@@ -375,6 +390,11 @@ class RLTrainer:
         sampled_at = new.values if batch.old is None else batch.old
         gap = mismatch(sampled_at, batch.behavior, batch.mask)
         return Terms(terms.loss, {**terms.metrics, "mismatch/mean_abs": gap, "mismatch/max": gap})
+
+    @cached_property
+    def blank(self) -> Trajectory:
+        """What this rank computes while others still have answers to compute."""
+        return blank_answer(self.processor.blank())
 
     @property
     def needs_old(self) -> bool:
@@ -390,8 +410,7 @@ class RLTrainer:
     def evaluate(self, label: str) -> dict[str, float]:
         """Held-out scores by task, kept under `label` and logged."""
         self.progress.phase("evaluate")
-        self.push_weights()
-        with self.stage(Phase.ROLLOUT), self.actor.merged():
+        with self.sampling():
             answers = self.evaluator.sample(self.engine, progress=self._sampled)
         with self.stage(Phase.SCORE):
             scores = self.evaluator.judge(answers, label)
@@ -422,27 +441,25 @@ class RLTrainer:
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
-        models = {"actor": self.actor.state()}
+        models: dict[str, Any] = {"actor": kept(self.actor)}
         if self.critic is not None:
-            models["critic"] = self.critic.state()
+            models["critic"] = kept(self.critic)
         if self.reference is not None and self._reference_moved:
-            models["reference"] = self.reference.state()
+            models["reference"] = self.reference.tensors()
         experience = self.world.gather(self.experience.state(self._position["experience"]))
         self.checkpoints.save(self._position["done"], {**self._position, **models, "experience": experience})
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""
-        if self.world.is_first:
-            with folder(self.run / "model") as unfinished:
-                save_model(self.actor.module, self.processor, unfinished)
+        write_model(self.actor, self.processor, self.run / "model", self.world)
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote."""
-        self.actor.load(state["actor"])
+        restore(self.actor, state["actor"])
         if self.critic is not None:
-            self.critic.load(state["critic"])
+            restore(self.critic, state["critic"])
         if self.reference is not None and "reference" in state:
-            self.reference.load(state["reference"])
+            self.reference.load(Held(state["reference"]))
             self._reference_moved = True
         if self.config.algorithm.kl_target:
             self.algorithm = self.algorithm.weighing(state["kl_coefficient"])
@@ -480,7 +497,7 @@ class RLTrainer:
         self.capsules.write(
             step,
             trajectories=trajectories,
-            state=self.actor.state(),
+            state=kept(self.actor),
             config_yaml=layers.to_yaml(replace(self.config, algorithm=self.algorithm.config)),
             weights_hash=weights_hash(self.actor.weights()),
             rng=generator_states(),
@@ -501,10 +518,10 @@ class RLTrainer:
         return plan(trajectories, update.tokens_per_batch, share_prompts=update.share_prompts)
 
     def _logprobs(self, model: Trainable | Frozen, batch: Batch) -> LogProbs:
-        return training_logprobs(model.module, batch, self.config)
+        return model.compute(training_logprobs, batch, self.config)
 
     def _values(self, critic: Trainable, batch: Batch) -> torch.Tensor:
-        return values(critic.module, batch, exact_attention=self.config.model.attention == "separate")
+        return critic.compute(values, batch, self.config.model.attention == "separate")
 
     def _sampled(self, finished: int, total: int) -> None:
         self.progress.answers(finished, total)

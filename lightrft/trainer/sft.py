@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ from lightrft.algorithms.losses import negative_log_likelihood
 from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import demonstration
 from lightrft.datasets.loader import PromptLoader
-from lightrft.models.load import save_model
 from lightrft.models.logprobs import logprobs
 from lightrft.models.processor import Processor
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.device import peak_gib, resident_gib
+from lightrft.strategy.saved import kept, restore
 from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
-from lightrft.trainer.loop import examination, take_steps
+from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import batch_tokens, pack, plan
+from lightrft.trainer.replay import batch_tokens, blank_answer, evened, pack, plan
 from lightrft.types import Batch, Prompt, Terms, Trajectory
-from lightrft.utils.atomic import explained, folder
+from lightrft.utils.atomic import explained
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
@@ -127,18 +128,26 @@ class SFTTrainer:
             averaging=Averaging(self.config.average, self.config.max_tokens),
             world=self.world,
             device=self.device,
+            blank=self.blank,
             seed=0,  # decides which answers meet in which of several updates
         )
         return metrics
 
+    @cached_property
+    def blank(self) -> Trajectory:
+        """What this rank computes while others still have conversations to compute."""
+        return blank_answer(self.processor.blank())
+
     def loss(self, batch: Batch) -> Terms:
         """-log p of each token the assistant said, (T,), under the present weights at temperature 1."""
-        found = logprobs(
-            self.model.module,
+        found = self.model.compute(
+            partial(
+                logprobs,
+                temperature=1.0,
+                max_logits=self.config.update.logits_per_chunk,
+                exact_attention=self.config.model.attention == "separate",
+            ),
             batch,
-            temperature=1.0,
-            max_logits=self.config.update.logits_per_chunk,
-            exact_attention=self.config.model.attention == "separate",
         )
         return negative_log_likelihood(found.values, batch, found.entropy)
 
@@ -178,14 +187,17 @@ class SFTTrainer:
         """Mean of -log p over all tokens the assistant said in these conversations, nats."""
         mine = prompts[self.world.rank :: self.world.size]
         update, sums = self.config.update, torch.zeros(2, dtype=torch.float64)
-        for start in range(0, len(mine), OPEN_AT_ONCE):
+        for start in range(0, int(self.world.max(len(mine))), OPEN_AT_ONCE):
             opened = [
                 o for p in mine[start : start + OPEN_AT_ONCE] if (o := self.prompts.open(p)) is not None
             ]
             answers = [demonstration(p, place) for place, p in enumerate(opened)]
-            for part in plan(answers, update.tokens_per_batch, share_prompts=update.share_prompts):
+            planned = plan(answers, update.tokens_per_batch, share_prompts=update.share_prompts)
+            for part in evened(planned, self.blank, self.world):
                 batch = pack(part, share_prompts=update.share_prompts, device=self.device)
-                sums += torch.stack([self.loss(batch).loss.double().sum(), batch.mask.sum().double()]).cpu()
+                sums += torch.stack(
+                    [(self.loss(batch).loss.double() * batch.mask).sum(), batch.mask.sum().double()]
+                ).cpu()
                 self.interrupt.check()
         loss, tokens = self.world.sum(sums).tolist()
         return loss / max(tokens, 1.0)
@@ -193,17 +205,15 @@ class SFTTrainer:
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
-        self.checkpoints.save(self._position["done"], {**self._position, "model": self.model.state()})
+        self.checkpoints.save(self._position["done"], {**self._position, "model": kept(self.model)})
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""
-        if self.world.is_first:
-            with folder(self.run / "model") as unfinished:
-                save_model(self.model.module, self.processor, unfinished)
+        write_model(self.model, self.processor, self.run / "model", self.world)
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote."""
-        self.model.load(state["model"])
+        restore(self.model, state["model"])
         self.prompts.load(state["prompts"])
         restore_generators(state["generators"])
         self.done, self.losses = state["done"], dict(state["losses"])

@@ -14,11 +14,16 @@ Progress = Callable[[int, int], None]
 """Called while generating with the answers finished and the tokens sampled so far."""
 
 
+NONE = -1
+"""The version of weights that are not there."""
+
+
 class Engine(Protocol):
     """Draws answers from the policy. Every process of a run calls it with its own prompts."""
 
     weight_version: int
-    """Updates the present weights have seen; set by whoever loads weights, stamped on every completion."""
+    """Updates the present weights have seen; set by whoever loads weights, stamped on every completion. NONE after a part
+    that holds weights was offloaded: they must be loaded again."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None

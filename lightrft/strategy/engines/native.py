@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from lightrft.config import NativeEngineConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import forward_media, joined, placeholders, seen_both_ways
-from lightrft.models.load import plain_state
+from lightrft.models.load import hollow, is_hollow, plain_parameters, plain_state
 from lightrft.models.logprobs import backbone, causal_lm, output_head, text_config
 from lightrft.strategy.colocate import Resident
-from lightrft.strategy.engines.base import Progress
+from lightrft.strategy.engines.base import NONE, Progress
 from lightrft.strategy.engines.cache import Cache, Step, Stretch
 from lightrft.strategy.engines.fast import fast
 from lightrft.strategy.engines.sampling import draw, stream, uniforms
@@ -38,9 +38,16 @@ class NativeEngine:
     """
 
     def __init__(
-        self, module: nn.Module, stop_ids: frozenset[int], decode: Decode, config: NativeEngineConfig
+        self,
+        module: nn.Module,
+        stop_ids: frozenset[int],
+        decode: Decode,
+        config: NativeEngineConfig,
     ) -> None:
-        """`stop_ids` end an answer; `decode` turns tokens into text, for stop texts. ValueError for a model it cannot run."""
+        """`stop_ids` end an answer; `decode` turns tokens into text, for stop texts. ValueError for a model it cannot run.
+
+        A hollow module becomes the engine's own; any other is shared with whoever trains it.
+        """
         text = text_config(module)
         if text._attn_implementation != ATTENTION:
             raise ValueError(
@@ -53,10 +60,12 @@ class NativeEngine:
                 "both must be at least 1."
             )
         self.weight_version = 0
+        self.device = next(module.parameters()).device
         self._module, self._stop_ids, self._decode, self._config = module, stop_ids, decode, config
         self._cap: float | None = getattr(text, "final_logit_softcapping", None)
         self._never = placeholders(causal_lm(module).config)
         self._cache = Cache()
+        self._own = OwnWeights(self) if is_hollow(module) else None
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
@@ -80,6 +89,9 @@ class NativeEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine. A tensor that is the module's own costs nothing."""
+        if self._own is not None:
+            self._own.take(weights)
+            return
         own = plain_state(self._module)
         for name, tensor in weights:
             if name not in own:
@@ -88,8 +100,47 @@ class NativeEngine:
                 own[name].copy_(tensor)
 
     def parts(self) -> dict[str, Resident]:
-        """The cache. The weights belong to whoever trains them."""
-        return {"cache": self._cache}
+        """The cache, and the weights unless they belong to whoever trains them."""
+        return {"cache": self._cache} | ({} if self._own is None else {"weights": self._own})
+
+
+class OwnWeights:
+    """The weights of a module that was hollow when the engine got it, as a resident: given at each sync, dropped after use.
+
+    They are never moved to host memory: who offloads them has them elsewhere.
+    """
+
+    def __init__(self, engine: NativeEngine) -> None:
+        self._engine, self._module = engine, engine._module
+        engine.weight_version = NONE
+
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Holds these. ValueError for a name the module does not have, or if one is left out."""
+        parameters, buffers = plain_parameters(self._module), dict(self._module.named_buffers())
+        lacking = set(parameters)
+        for name, tensor in weights:
+            if name in buffers:
+                buffers[name].copy_(tensor)
+            elif name in lacking:
+                lacking.remove(name)
+                # A clone, should the sender change its own in place.
+                parameters[name].data = tensor.to(self._engine.device, parameters[name].dtype, copy=True)
+            else:
+                raise ValueError(f"the model has no weight named {name!r}.")
+        if lacking:
+            raise ValueError(f"no weight named {min(lacking)!r} was given.")
+
+    def onload(self) -> None:
+        """See Resident. Nothing is there before `take`."""
+
+    def offload(self) -> None:
+        """See Resident."""
+        hollow(self._module)
+        self._engine.weight_version = NONE
+
+    def nbytes(self) -> int:
+        """See Resident."""
+        return sum(p.numel() * p.element_size() for p in self._module.parameters())
 
 
 @dataclass(eq=False, slots=True)
@@ -135,7 +186,7 @@ class _Rollout:
 
     def __init__(self, engine: NativeEngine, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         self._engine, self._sampling, self._cache = engine, sampling, engine._cache
-        self._device = next(engine._module.parameters()).device
+        self._device = engine.device
         self._backbone, self._head = backbone(engine._module), output_head(engine._module)
         self._stop_ids = (
             frozenset() if sampling.ignore_eos else engine._stop_ids | set(sampling.stop_token_ids)

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.values import critic_size, load_critic, values
+from lightrft.models.source import CriticSource
+from lightrft.models.values import critic_config, critic_size, values
 from lightrft.testing import tiny_folder, tiny_trajectories
 from lightrft.trainer.replay import pack
 
@@ -14,14 +15,14 @@ TINY = ModelConfig(path="random:llama")
 
 
 def critic_with_a_head(model=TINY, path=""):
-    critic = load_critic(model, path, "cpu")
+    critic = CriticSource(critic_config(model, path)).full()
     torch.manual_seed(0)
     torch.nn.init.normal_(critic.head.weight)
     return critic
 
 
 def test_a_new_critic_expects_nothing_and_can_learn():
-    critic = load_critic(TINY, "", "cpu")
+    critic = CriticSource(critic_config(TINY, "")).full()
     found = values(critic, pack(ANSWERS))
     assert found.tolist() == [0.0] * 9
     found.sum().backward()
@@ -57,5 +58,5 @@ def test_packed_values_are_those_of_each_answer_alone():
 def test_the_size_is_told_without_loading(tmp_path):
     folder = tiny_folder(tmp_path / "model", "qwen3", num_hidden_layers=3)
     for model, path in ((TINY, ""), (TINY, str(folder)), (ModelConfig(path=str(folder)), "random:gemma3")):
-        critic = load_critic(model, path, "cpu")
+        critic = CriticSource(critic_config(model, path)).full()
         assert critic_size(model, path) == sum(p.numel() for p in critic.body.parameters())

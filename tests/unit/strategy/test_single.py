@@ -8,7 +8,10 @@ from torch.testing import assert_close
 from lightrft.config import LoraConfig, ModelConfig, OptimizerConfig, StrategyConfig
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
-from lightrft.strategy.single import Single, SingleTrainable, WithoutAdapters, schedule
+from lightrft.models.source import Source
+from lightrft.strategy.optimizer import schedule
+from lightrft.strategy.saved import Held, kept, restore
+from lightrft.strategy.single import Single, SingleFrozen, SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.replay import pack
 
@@ -248,7 +251,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(dtype, rank):
     learn(first, range(3))
     torch.manual_seed(1)
     second = SingleTrainable(load_model(settings), options, 6)
-    second.load(first.state())
+    restore(second, kept(first))
     learn(second, range(3, 6))
     assert second.version == whole.version == 6
     assert second.rate() == whole.rate()
@@ -259,15 +262,15 @@ def test_a_loaded_state_goes_on_bit_for_bit(dtype, rank):
 
 
 def test_a_state_of_another_model_is_refused():
-    state = trainable(two_weights()).state()
+    state = kept(trainable(two_weights()))
     with pytest.raises(ValueError, match="another model"):
-        trainable(nn.Linear(2, 2, bias=False)).load(state)
+        restore(trainable(nn.Linear(2, 2, bias=False)), state)
 
 
 def test_a_state_of_another_size_is_refused():
-    state = trainable(two_weights()).state()
+    state = kept(trainable(two_weights()))
     with pytest.raises(ValueError, match="another model"):
-        trainable(nn.Linear(3, 2)).load(state)
+        restore(trainable(nn.Linear(3, 2)), state)
 
 
 # -- residents and references ------------------------------------------------------------------------------------------
@@ -284,22 +287,22 @@ def test_the_residents_know_their_size_before_and_after_the_first_step():
 
 
 def test_the_frozen_model_has_no_gradients():
-    frozen = Single(StrategyConfig(), torch.device("cpu")).frozen(two_weights())
+    frozen = Single(StrategyConfig(), torch.device("cpu")).frozen(Source(ModelConfig(path="random:llama")))
     assert not any(p.requires_grad for p in frozen.module.parameters())
-    with frozen.active():
-        assert frozen.parts()["weights"].nbytes() == 24
+    numbers = frozen.compute(lambda module: sum(p.numel() for p in module.parameters()))
+    assert frozen.parts()["weights"].nbytes() == 4 * numbers
 
 
 def test_only_a_model_with_adapters_is_its_own_reference():
     with pytest.raises(ValueError, match="adapters"):
-        WithoutAdapters(load_model(ModelConfig(path="random:llama")))
+        WithoutAdapters(trainable(two_weights()))
 
 
 # -- a reference that follows ------------------------------------------------------------------------------------------
 
 
 def frozen(module):
-    return Single(StrategyConfig(), torch.device("cpu")).frozen(module)
+    return SingleFrozen(module.requires_grad_(False), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -321,14 +324,14 @@ def test_many_small_steps_are_not_lost_in_bfloat16_nor_by_a_checkpoint():
     for step in range(500):
         reference.follow(iter(policy.state_dict().items()), 0.001)
         if step == 250:
-            state = {name: weight.clone() for name, weight in reference.state().items()}
+            state = {name: weight.clone() for name, weight in reference.tensors().items()}
             reference = frozen(two_weights(torch.bfloat16))
-            reference.load(state)
+            reference.load(Held(state))
     expected = 2 - 0.999**500
     assert abs(float(reference.module.weight[0, 0]) - expected) < 0.005, (
         "its own type has steps of 0.008 here"
     )
-    assert float(reference.state()["weight"][0, 0]) == pytest.approx(expected, abs=1e-4)
+    assert float(reference.tensors()["weights/weight"][0, 0]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_reference_that_became_the_policy_forgets_its_average():
@@ -337,7 +340,7 @@ def test_a_reference_that_became_the_policy_forgets_its_average():
     with torch.no_grad():
         policy.weight.fill_(3.0)
     reference.follow(iter(policy.state_dict().items()), 1.0)
-    assert reference.state()["weight"].unique().tolist() == [3.0]
+    assert reference.tensors()["weights/weight"].unique().tolist() == [3.0]
 
 
 def test_a_reference_with_a_weight_that_the_policy_lacks_cannot_follow():

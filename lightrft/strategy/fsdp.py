@@ -1,0 +1,360 @@
+"""FSDP2: each process holds a piece of every weight, its gradient and its moments; a block's weights meet when it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from lightrft.config import OptimizerConfig, StrategyConfig
+from lightrft.models.blocks import blocks
+from lightrft.models.load import full_weights, remake
+from lightrft.models.source import Source
+from lightrft.strategy.base import Root, Saved
+from lightrft.strategy.colocate import Resident
+from lightrft.strategy.filling import fill, rows
+from lightrft.strategy.optimizer import Progress, adamw, check_shapes, moments, set_steps, steps_taken
+
+T = TypeVar("T")
+
+
+class Fsdp:
+    """The strategy for any number of processes."""
+
+    shards = True
+
+    def __init__(self, config: StrategyConfig, device: torch.device) -> None:
+        """Called by all ranks. ValueError for settings that do not fit the number of processes."""
+        if not dist.is_initialized():
+            raise ValueError(
+                "strategy.backend=fsdp needs processes that know each other. Start with --processes N (or --gpus N), or by "
+                "torchrun; for a single process take strategy.backend=single."
+            )
+        self.config, self.device = config, device
+        self._mesh = _mesh(device, config.fsdp.replicas)
+
+    def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> FsdpTrainable:
+        """See Strategy. The optimizer changes float32 weights; the model computes in `source.dtype`."""
+        exact = torch.promote_types(source.dtype, torch.float32)
+        module, root = self._sharded(source, exact)
+        return FsdpTrainable(module, root, config, total_updates, source.dtype, self._moves())
+
+    def frozen(self, source: Source) -> FsdpFrozen:
+        """See Strategy."""
+        module, root = self._sharded(source, source.dtype)
+        return FsdpFrozen(module, root, self._moves())
+
+    def _sharded(self, source: Source, held_in: torch.dtype) -> tuple[nn.Module, FSDPModule]:
+        module = source.hollow(self.device, held_in)
+        missing = {id(parameter) for parameter in source.missing(module).values()}
+
+        def on_meta(parameter: nn.Parameter) -> Tensor | None:
+            """What never learns is held in the type it computes in: no small step of an optimizer can be lost."""
+            kept = held_in if parameter.requires_grad else source.dtype
+            if id(parameter) not in missing:
+                return None
+            return torch.empty(parameter.shape, dtype=kept, device="meta")
+
+        remake(module, on_meta)
+        root = shard(
+            Root(module),
+            self._mesh,
+            compute_in=source.dtype,
+            held_in=held_in,
+            reshard=self.config.fsdp.reshard_after_forward,
+            offload=self.config.fsdp.offload,
+        )
+        home = torch.device("cpu") if self.config.fsdp.offload else self.device
+        root._apply(lambda t: torch.empty_like(t, device=home) if t.is_meta else t)  # type: ignore[arg-type]
+        fill(module, source)
+        return module, root
+
+    def _moves(self) -> bool:
+        return self.config.offload and not self.config.fsdp.offload and self.device.type != "cpu"
+
+
+def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    size = dist.get_world_size()
+    if size % replicas:
+        raise ValueError(
+            f"strategy.fsdp.replicas={replicas} does not divide the {size} processes. Set it to a divisor of {size}."
+        )
+    if replicas == 1:
+        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    shape = (replicas, size // replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(
+    root: Root,
+    mesh: DeviceMesh,
+    *,
+    compute_in: torch.dtype,
+    held_in: torch.dtype,
+    reshard: bool,
+    offload: bool,
+) -> FSDPModule:
+    """Shards every block of the language part by itself and the rest, towers of media among it, as one more piece.
+
+    So a rank whose answers have no picture calls for the same pieces in the same order as one whose answers have.
+    """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise RuntimeError(
+            f"strategy.backend=fsdp needs a newer torch than {torch.__version__}. pip install 'torch>=2.13'"
+        )
+    options: dict[str, Any] = {"mesh": mesh}
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    exact = MixedPrecisionPolicy(cast_forward_inputs=False)
+    mixed = MixedPrecisionPolicy(compute_in, held_in, cast_forward_inputs=False)
+    policy = exact if compute_in == held_in else mixed
+    for block in blocks(root.model):
+        fully_shard(block, mp_policy=policy, reshard_after_forward=reshard, **options)
+    for name in getattr(root.model, "exact", ()):
+        fully_shard(root.model.get_submodule(name), mp_policy=exact, **options)
+    fully_shard(root, mp_policy=policy, reshard_after_forward=False, **options)
+    whole = cast(FSDPModule, root)
+    whole.set_reduce_scatter_unused_params(True)
+    for part in root.modules():
+        if isinstance(part, FSDPModule):  # gradients are summed: the losses carry weights of the whole batch
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply while it sums
+    return whole
+
+
+class FsdpTrainable:
+    """A sharded module with AdamW over its pieces."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        root: FSDPModule,
+        config: OptimizerConfig,
+        total_updates: int,
+        dtype: torch.dtype,
+        moves: bool,
+    ) -> None:
+        self.module, self._root, self._dtype, self._moves = module, root, dtype, moves
+        self._named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        if not self._named:
+            raise ValueError("no parameter of the model is trainable.")
+        self._parameters = [p for _, p in self._named]
+        self.optimizer = adamw(self._parameters, config)
+        self._progress = Progress(config, total_updates)
+
+    @property
+    def version(self) -> int:
+        """See Trainable."""
+        return self._progress.version
+
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """See Trainable."""
+        return cast(T, cast(Any, self._root)(function, *args))
+
+    def backward(self, loss: Tensor) -> None:
+        """See Trainable."""
+        loss.backward()
+
+    def gradient_norm(self) -> float:
+        """See Trainable. Called by all ranks."""
+        grads = [p.grad for _, p in self._named if p.grad is not None]
+        if not grads:
+            return 0.0
+        norm = torch.nn.utils.get_total_norm(grads)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def rate(self) -> float:
+        """See Trainable."""
+        return self._progress.rate()
+
+    def step(self, norm: float) -> bool:
+        """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
+        rate, limit = self.rate(), self._progress.config.clip_norm
+        usable = self._progress.admits(norm)
+        if usable:
+            if limit and norm > limit:
+                torch._foreach_mul_([p.grad for _, p in self._named if p.grad is not None], limit / norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return usable
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See Trainable. In the type the model computes in, adapters folded in."""
+        return full_weights(self.module, gathered, self._dtype)
+
+    def merged(self) -> AbstractContextManager[None]:
+        """See Trainable. `weights` folds adapters in by itself."""
+        return nullcontext()
+
+    def parts(self) -> dict[str, Resident]:
+        """See Trainable."""
+        return {
+            "weights": Pieces(self._root, self._moves),
+            "optimizer": Moments(self.optimizer, self._parameters, self._moves),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See Trainable. The pieces of this rank."""
+        found = {f"weights/{name}": p.detach() for name, p in self._named}
+        for name, p in self._named:
+            state = moments(self.optimizer, p)
+            found |= {f"{moment}/{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """See Trainable."""
+        return {**self._progress.state(), "step": steps_taken(self.optimizer, self._parameters)}
+
+    @torch.no_grad()
+    def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """See Trainable."""
+        tensors = self.tensors()
+        check_shapes(saved.shapes(), tensors)
+        saved.into(tensors)
+        set_steps(self.optimizer, self._parameters, numbers["step"])
+        self._progress.load(numbers)
+
+
+@dataclass
+class FsdpFrozen:
+    """A sharded module that only answers."""
+
+    module: nn.Module
+    root: FSDPModule
+    moves: bool = False
+    _exact: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's rows in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
+
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """See Frozen."""
+        return cast(T, cast(Any, self.root)(function, *args))
+
+    def parts(self) -> dict[str, Resident]:
+        """See Frozen."""
+        return {"weights": Pieces(self.root, self.moves)}
+
+    @torch.no_grad()
+    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+        """See Frozen. Called by all ranks."""
+        own = dict(self.module.named_parameters())
+        for name, weight in weights:
+            if name not in own:  # the second name of a tied weight, or no weight
+                continue
+            mine, start, stop = rows(own.pop(name))
+            theirs = weight[start:stop] if weight.dim() else weight
+            if share == 1:
+                mine.copy_(theirs)
+                self._exact.pop(name, None)
+            elif mine.dtype is torch.float32:
+                mine.lerp_(theirs.to(mine), share)
+            else:
+                exact = self._exact.setdefault(name, mine.float())
+                mine.copy_(exact.lerp_(theirs.to(exact), share))
+        if own:
+            raise ValueError(f"the policy has no weight '{min(own)}', which the reference has")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See Frozen. The pieces of this rank."""
+        return {f"weights/{name}": self._precise(name, p) for name, p in self.module.named_parameters()}
+
+    @torch.no_grad()
+    def load(self, saved: Saved) -> None:
+        """See Frozen."""
+        for name, parameter in self.module.named_parameters():
+            exact = parameter.detach().float()
+            saved.into({f"weights/{name}": exact})
+            mine, found = rows(parameter)[0], rows(exact)[0]
+            mine.copy_(found)
+            if mine.dtype is not torch.float32:
+                self._exact[name] = found
+
+    def _precise(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """A weight with its rows in float32 where those are kept."""
+        if name not in self._exact:
+            return parameter.detach()
+        if not isinstance(parameter, DTensor):
+            return self._exact[name]
+        return DTensor.from_local(
+            self._exact[name],
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+
+
+def gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The whole of a sharded tensor in `dtype`; called by all ranks."""
+    tensor = tensor.detach().to(dtype)
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@dataclass
+class Pieces:
+    """This rank's pieces of a sharded module, as a resident."""
+
+    root: FSDPModule
+    moves: bool
+
+    def onload(self) -> None:
+        """See Resident."""
+        self._move(self._device())
+
+    def offload(self) -> None:
+        """See Resident."""
+        self._move("cpu")
+
+    def nbytes(self) -> int:
+        """See Resident."""
+        return sum(_local(p).nbytes for p in cast(nn.Module, self.root).parameters())
+
+    def _device(self) -> str:
+        first = next(cast(nn.Module, self.root).parameters())
+        return first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type
+
+    def _move(self, place: str) -> None:
+        if self.moves:  # FSDP keeps views of its pieces, which it renews after Module.to
+            cast(nn.Module, self.root).to(place)
+
+
+@dataclass
+class Moments:
+    """An optimizer's state for the pieces of this rank, as a resident."""
+
+    optimizer: torch.optim.Optimizer
+    parameters: list[nn.Parameter]
+    moves: bool
+
+    def onload(self) -> None:
+        """See Resident."""
+        first = self.parameters[0]
+        self._move(first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type)
+
+    def offload(self) -> None:
+        """See Resident."""
+        self._move("cpu")
+
+    def nbytes(self) -> int:
+        """See Resident. What it will take once it exists."""
+        return 2 * sum(_local(p).nbytes for p in self.parameters)
+
+    def _move(self, place: str) -> None:
+        if self.moves:
+            for state in self.optimizer.state.values():
+                for name, value in state.items():
+                    if value.dim():
+                        state[name] = value.to(place)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

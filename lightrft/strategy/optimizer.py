@@ -1,0 +1,125 @@
+"""What all backends share of an optimizer: AdamW, its schedule, and what becomes of updates that cannot be used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import OptimizerConfig
+
+
+def decay_groups(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> list[dict[str, object]]:
+    """Parameter groups: matrices with optimizer.weight_decay, biases and norms without."""
+    matrices, rest = ([p for p in parameters if (p.dim() > 1) is wanted] for wanted in (True, False))
+    decayed: dict[str, object] = {"params": matrices, "weight_decay": config.weight_decay}
+    return [decayed, {"params": rest, "weight_decay": 0.0}]
+
+
+def adamw(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over these parameters."""
+    return torch.optim.AdamW(
+        decay_groups(parameters, config),
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What AdamW knows of a parameter: step (a number), exp_avg and exp_avg_sq; zeros before its first update."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return state
+
+
+def steps_taken(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> int:
+    """AdamW's own count of updates."""
+    return max(int(moments(optimizer, p)["step"]) for p in parameters)
+
+
+def set_steps(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], count: int) -> None:
+    """Sets that count."""
+    for parameter in parameters:
+        moments(optimizer, parameter)["step"].fill_(count)
+
+
+def check_shapes(saved: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor]) -> None:
+    """ValueError if the tensors of a checkpoint are not those of this model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    odd = sorted(n for n in saved.keys() | shapes.keys() if saved.get(n) != shapes.get(n))
+    if odd:
+        raise ValueError(
+            f"the checkpoint is of another model: {odd[0].partition('/')[2]} has shape {saved.get(odd[0], 'none')} there and "
+            f"{shapes.get(odd[0], 'none')} here. Set model.path, model.lora and model.freeze as they were."
+        )
+
+
+@dataclass
+class Progress:
+    """How far an optimizer has come."""
+
+    config: OptimizerConfig
+    total: int
+    """Updates of the whole run, for the schedule."""
+    updates: int = 0
+    """Tried so far."""
+    version: int = 0
+    """Made so far."""
+    bad_in_a_row: int = 0
+
+    def rate(self) -> float:
+        """Learning rate of the next update."""
+        return self.config.learning_rate * schedule(self.config, self.total)(self.updates)
+
+    def admits(self, norm: float) -> bool:
+        """Counts an update with this gradient norm, and whether it may be made. FloatingPointError after
+        optimizer.max_bad_steps in a row that may not."""
+        self.updates += 1
+        if math.isfinite(norm):
+            self.bad_in_a_row = 0
+            self.version += 1
+            return True
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= self.config.max_bad_steps:
+            raise FloatingPointError(
+                f"{self.bad_in_a_row} optimizer steps in a row had a NaN or infinite loss or gradient "
+                f"(optimizer.max_bad_steps={self.config.max_bad_steps}). Lower optimizer.learning_rate="
+                f"{self.config.learning_rate:g}, or look at the capsules of the run with `lightrft replay`."
+            )
+        return False
+
+    def state(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {"updates": self.updates, "version": self.version, "bad_in_a_row": self.bad_in_a_row}
+
+    def load(self, state: dict[str, int]) -> None:
+        """Takes a `state` back."""
+        self.updates, self.version = state["updates"], state["version"]
+        self.bad_in_a_row = state["bad_in_a_row"]
+
+
+def schedule(config: OptimizerConfig, total_updates: int) -> Callable[[int], float]:
+    """Share of the peak learning rate at update 0, 1, ..., total_updates - 1.
+
+    Warm-up rises over `warmup_steps` updates and reaches 1 at the last of them; linear and cosine then fall to
+    `final_fraction` at the last update.
+    """
+    warmup, final = config.warmup_steps, config.final_fraction
+
+    def rate(update: int) -> float:
+        if update < warmup:
+            return (update + 1) / warmup
+        if config.schedule == "constant":
+            return 1.0
+        done = min(1.0, (update - warmup) / max(1, total_updates - 1 - warmup))
+        fall = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return final + (1 - final) * fall
+
+    return rate

@@ -1,0 +1,132 @@
+"""One contract for every backend: any number of ranks, uneven work, the same weights as one process."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightrft.algorithms.losses import value_loss
+from lightrft.app import STRATEGIES
+from lightrft.config import LoraConfig, ModelConfig, OptimizerConfig, StrategyConfig, UpdateConfig
+from lightrft.models.load import load_processor
+from lightrft.models.logprobs import logprobs
+from lightrft.models.source import CriticSource, Source
+from lightrft.models.values import values
+from lightrft.strategy.world import World
+from lightrft.testing import tiny_trajectories
+from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.replay import blank_answer, by_group
+from lightrft.types import Terms
+from tests.distributed.launch import together
+
+SHAPE = [(6, [5, 3, 9, 1]), (4, [2, 7]), (9, [1]), (3, [12, 4, 4])]
+CPU = torch.device("cpu")
+OPTIONS = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, schedule="linear")
+TOKENS = 24
+"""Of a micro-batch: several per update, and not the same number on each rank."""
+
+
+def answers_of(step, family="llama"):
+    """The same for everybody: answers of a step with something to learn from."""
+    answers = tiny_trajectories(SHAPE, seed=step)
+    draw = torch.Generator().manual_seed(step)
+    for t in answers:
+        for name in ("advantages", "returns", "values"):
+            t.columns[name] = torch.randn(len(t), generator=draw)
+    return answers
+
+
+def share(answers, world, step):
+    """This rank's answers: very uneven, and in the second step none at all on the last rank."""
+    groups = by_group(answers)
+    owner = [0, 0, 1, 0] if step != 1 else [0, 0, 0, 0]
+    return [
+        t for group, rank in zip(groups, owner, strict=True) for t in group if rank % world.size == world.rank
+    ]
+
+
+def policy_loss(model, batch):
+    new = model.compute(partial(logprobs, temperature=0.7, max_logits=2000), batch)
+    return Terms(-batch.advantages * new.values - 0.01 * new.entropy, {"entropy": new.entropy})
+
+
+def critic_loss(model, batch):
+    return value_loss(model.compute(values, batch), batch, 0.2)
+
+
+def strategy_of(backend, **options):
+    return STRATEGIES[backend](StrategyConfig(backend=backend, **options), CPU)
+
+
+def learn(model, steps, loss, source):
+    """What each update reports, for `steps`."""
+    blank = blank_answer(load_processor(source.config).blank())
+    world = World.current()
+    found = []
+    for step in steps:
+        found += optimize(
+            model,
+            share(answers_of(step), world, step),
+            partial(loss, model),
+            config=UpdateConfig(minibatches=2, tokens_per_batch=TOKENS),
+            averaging=Averaging("sequence", 16),
+            world=world,
+            device=CPU,
+            blank=blank,
+            seed=step,
+        )
+    return found
+
+
+def full(model):
+    with model.merged():
+        return {name: weight.detach().clone() for name, weight in model.weights()}
+
+
+def trained(backend, source, loss, options):
+    """Weights and reports after three steps, and the state."""
+    model = strategy_of(backend, **options).trainable(source, OPTIONS, 6)
+    reports = learn(model, range(3), loss, source)
+    return full(model), reports, model.numbers()
+
+
+ACTOR = Source(ModelConfig(path="random:llama"))
+KINDS = {
+    "plain": (ACTOR, policy_loss, {}),
+    "recomputed": (Source(ModelConfig(path="random:qwen3", activation_checkpointing=True)), policy_loss, {}),
+    "adapters": (Source(ModelConfig(path="random:llama", lora=LoraConfig(rank=2))), policy_loss, {}),
+    "critic": (CriticSource(ModelConfig(path="random:qwen2")), critic_loss, {}),
+}
+
+
+def all_kinds(backend):
+    return {name: trained(backend, source, loss, options) for name, (source, loss, options) in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    torch.manual_seed(0)
+    return all_kinds("single")
+
+
+def seeded(function, *args):
+    torch.manual_seed(0)
+    return function(*args)
+
+
+@pytest.mark.parametrize("backend", ["fsdp"])
+def test_two_ranks_learn_what_one_process_learns(backend, alone):
+    ranks = together(seeded, 2, all_kinds, backend)
+    for name in KINDS:
+        weights, reports, numbers = alone[name]
+        for found in ranks:
+            theirs, their_reports, their_numbers = found[name]
+            assert theirs.keys() == weights.keys(), name
+            for key in weights:
+                assert_close(theirs[key], weights[key], atol=1e-6, rtol=0, msg=f"{name} {key}")
+            assert their_numbers == numbers
+            assert [r["grad_norm"] for r in their_reports] == pytest.approx(
+                [r["grad_norm"] for r in reports], rel=1e-4
+            )
+            assert [r["loss"] for r in their_reports] == pytest.approx([r["loss"] for r in reports], abs=1e-5)
