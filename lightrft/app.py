@@ -130,6 +130,7 @@ def build_trainer(
     """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world, device = World.current(), pick_device(config.strategy.device)
+    shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
     algorithm = build(config.algorithm, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
@@ -189,6 +190,14 @@ def build_trainer(
         progress.console.print(stage.table())
     stack.enter_context(progress)
     return trainer
+
+
+def shared(option: str, number: int, world: World) -> None:
+    """ValueError if the ranks cannot all have the same share of what an option counts."""
+    if number % world.size:
+        raise ValueError(
+            f"{option}={number} cannot be shared by {world.size} processes. Set it to a multiple of {world.size}."
+        )
 
 
 def prepare_process(config: Config | SFTConfig) -> None:

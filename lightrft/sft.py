@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lightrft.app import STRATEGIES, keep_settings, last_state, logging_to, new_run, prepare_process
+from lightrft.app import STRATEGIES, keep_settings, last_state, logging_to, new_run, prepare_process, shared
 from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
@@ -61,10 +61,7 @@ def build_trainer(
     prepare_process(config)
     world, device = World.current(), pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    if config.batch_size % world.size:
-        raise ValueError(
-            f"batch_size={config.batch_size} cannot be shared by {world.size} processes. Set it to a multiple of {world.size}."
-        )
+    shared("batch_size", config.batch_size, world)
     processor = load_processor(config.model, config.media)
     conversations = Conversations.of(processor, config)
     prompts = build_loader(config, conversations, world)

@@ -188,6 +188,10 @@ class Sampling:
     """Go on to max_tokens whatever is sampled (benchmarks)."""
     seed: int = 0
     """With the prompt's place and the sample's number it fixes every random draw."""
+    place: int = 0
+    """Place of the call's first prompt among those of all ranks, so that what is drawn does not depend on who draws it."""
+    stride: int = 1
+    """How far apart the call's prompts stand there."""
 
 
 @dataclass(frozen=True, slots=True)

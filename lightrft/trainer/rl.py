@@ -169,13 +169,11 @@ class RLTrainer:
             self.progress.phase("rollout")
             with self.sampling():
                 # Numbered over the run and over ranks, so that no two groups are ever taken for one.
-                first = (
-                    (step - 1) * config.max_draws + draws - 1
-                ) * config.prompts_per_step + self.world.rank * need
+                first = ((step - 1) * config.max_draws + draws - 1) * config.prompts_per_step
                 groups = rollout(
                     self.engine,
                     self.prompts.draw(need),
-                    training_sampling(config, derive_seed(self.config.seed, step, draws, self.world.rank)),
+                    training_sampling(config, derive_seed(self.config.seed, step, draws, 0), self.world),
                     self.processor,
                     first_group=first,
                     progress=self._sampled,

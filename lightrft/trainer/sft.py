@@ -115,8 +115,8 @@ class SFTTrainer:
         """This rank's conversations of a step, their media read."""
         share = self.config.batch_size // self.world.size
         # Numbered over the run and over ranks, so that no two conversations are ever taken for one group.
-        first = (step - 1) * self.config.batch_size + self.world.rank * share
-        return [demonstration(p, first + place) for place, p in enumerate(self.prompts.draw(share))]
+        first, size = (step - 1) * self.config.batch_size + self.world.rank, self.world.size
+        return [demonstration(p, first + place * size) for place, p in enumerate(self.prompts.draw(share))]
 
     def learn(self, drawn: Sequence[Trajectory]) -> Metrics:
         """One update."""
