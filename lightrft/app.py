@@ -44,7 +44,7 @@ from lightrft.trainer.capsule import Capsules
 from lightrft.trainer.evaluate import Evaluator, Exam
 from lightrft.trainer.experience import Experience
 from lightrft.trainer.rl import RLTrainer
-from lightrft.trainer.runs import earlier, keep_settings, new_run
+from lightrft.trainer.runs import check_backend, earlier, keep_settings, new_run
 from lightrft.trainer.scores import Scores
 from lightrft.types import Prompt
 from lightrft.utils import layers
@@ -99,6 +99,7 @@ def claimed(
     config: Config | SFTConfig, resume: Path | None, world: World, command: str
 ) -> Iterator[tuple[Path, bool, Terminal]]:
     """Inside, the run folder is in use. Gives the folder, whether to go on from its checkpoints, and its log's terminal."""
+    check_backend(config, world.size)
     before = earlier(config, resume)
     run = before or resume
     if run is None:

@@ -19,7 +19,7 @@ import tyro
 from lightrft import __version__
 from lightrft.config import Config, SFTConfig
 from lightrft.launch import Launch, start
-from lightrft.trainer.runs import new_run
+from lightrft.trainer.runs import check_backend, new_run
 from lightrft.utils import layers
 from lightrft.utils.failures import is_explained, leave_verdict
 from lightrft.utils.interrupt import Stopped
@@ -122,6 +122,7 @@ def launch_of(args: Sequence[str]) -> tuple[Launch, list[str]]:
 def launch_run(wanted: Launch, command: str, config: Any, run: Path | None, args: Sequence[str]) -> int:
     """Starts the processes of a training run, whose folder is decided here, once for all."""
     config = wanted.placed(config)
+    check_backend(config, wanted.size)
     flags = ["--strategy.device", config.strategy.device]
     if run is not None:
         return start(wanted, [command, *args, *flags])
@@ -354,7 +355,9 @@ def layered_help(command: str, cls: type[Any]) -> str:
     }.get(command, f"lightrft {command} LAYERS... FLAGS")
     names = {name: file for name, file in layers.shipped().items() if layers.fits(file, cls)}
     known = {f"--{name.replace('_', '-')}" for name, *_ in layers.options(cls)}
+    launch = "\n".join(f"  {flag:<16} {meaning}" for flag, meaning in LAUNCH_FLAGS.items())
+    started = f"\n\nprocesses:\n{launch}" if command in ("train", "sft", "evaluate") else ""
     listed = "\n".join(f"  {name:<12} {layers.describe(file)}" for name, file in names.items())
     short = "\n".join(f"  {short:<16} {flag}" for short, flag in SHORT_FLAGS.items() if flag in known)
     about = (COMMANDS[command.split()[0]].__doc__ or "").splitlines()[0]
-    return f"{about}\n\nusage: {usage}\n\n{LAYERED}\n\nshipped layers:\n{listed}\n\nshort flags:\n{short}\n\noptions:"
+    return f"{about}\n\nusage: {usage}\n\n{LAYERED}\n\nshipped layers:\n{listed}\n\nshort flags:\n{short}{started}\n\noptions:"

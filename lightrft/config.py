@@ -503,8 +503,6 @@ class StrategyConfig:
         if self.backend != "fsdp":
             because, cure = f"strategy.backend={self.backend}", "set strategy.backend=fsdp"
             refuse_idle("strategy.fsdp", self.fsdp, because=because, cure=cure)
-
-    def __post_init__(self) -> None:
         if self.timeout_seconds <= 0:
             raise ValueError(
                 f"strategy.timeout_seconds={self.timeout_seconds:g}: must be above 0. Set 1800 (half an hour)."

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -57,7 +58,7 @@ class World:
         The only place that makes and ends the process group. If the block raises, the other ranks come to know why and
         end as well; the first failure of all is told once, on the terminal and in RUN/log.txt, and then SystemExit.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 and "MASTER_ADDR" not in os.environ:
             yield cls()
             return
         use(device)
@@ -69,7 +70,7 @@ class World:
             _part(watch)
             raise
         except Exception as error:
-            raise SystemExit(_blame(watch, error)) from error
+            raise SystemExit(_blame(watch, _understood(watch, error))) from error
         finally:
             watch.stop()
             cls._watch = None
@@ -242,22 +243,46 @@ class World:
         here = f"rank {self.rank} waited {waited:.0f} s in {call}, phase {HERE.phase}, step {HERE.step}"
         if watch is None:
             return f"{here}: {error}"
-        watch.failing = True
-        in_time = waited < watch.timeout_seconds
-        if cause := watch.cause(PATIENCE_SECONDS if in_time else 0):
-            return f"{here}: {cause['message']}"
-        late = {
-            rank: there["where"]
-            for rank, there in watch.whereabouts().items()
-            if rank != self.rank and there["calls"] < HERE.calls
-        }
-        where = "; ".join(f"rank {rank} did not come, it is in {there}" for rank, there in late.items())
-        if in_time or not where:
-            return f"{here}: the connection failed ({error.splitlines()[0]}). {watch.others()}"
-        return (
-            f"{here}: {where}. Its stack is in RUN/logs. "
-            f"If it only needs longer, raise strategy.timeout_seconds={watch.timeout_seconds:g}."
-        )
+        reason = _reason(watch, in_time=waited < watch.timeout_seconds)
+        return f"{here}: {reason or f'the connection failed ({error.splitlines()[0]}). {watch.others()}'}"
+
+
+def _reason(watch: Watch, *, in_time: bool) -> str:
+    """Why an exchange failed, from what other ranks have told; empty if there is no telling.
+
+    `in_time`: it did not take too long, so a connection broke; then the rank that is to blame may need a moment to say why.
+    """
+    watch.failing = True
+    if cause := watch.cause(PATIENCE_SECONDS if in_time else 0):
+        return str(cause["message"]).removeprefix("lightrft: ")
+    late = {
+        r: w["where"] for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < HERE.calls
+    }
+    if in_time or not late:
+        return ""
+    where = "; ".join(f"rank {rank} did not come, it is in {there}" for rank, there in late.items())
+    return (
+        f"{where}. Its stack is in RUN/logs. "
+        f"If it only needs longer, raise strategy.timeout_seconds={watch.timeout_seconds:g}."
+    )
+
+
+def _understood(watch: Watch, error: Exception) -> Exception:
+    """The error, or one that says where everybody is, if it came from a collective of the backend."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    if isinstance(error, PeerError) or not any(name.startswith("torch.distributed") for name in modules):
+        return error
+    frame, line = [at for at, name in zip(frames, modules, strict=True) if name.startswith("lightrft.")][-1]
+    first = str(error).splitlines()[0]
+    reason = _reason(watch, in_time="imed out" not in first)
+    try:
+        raise PeerError(
+            f"rank {watch.rank} failed in a collective of the backend ({_at(frame, line)}), phase {HERE.phase}, step {HERE.step}: "
+            f"{reason or f'{first}. {watch.others()}Stacks are in RUN/logs.'}"
+        ) from error
+    except PeerError as explained:
+        return explained
 
 
 def _meet(device: torch.device, timeout_seconds: float) -> Watch:
@@ -302,5 +327,9 @@ def _place() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
         frame = frame.f_back
+    return _at(frame, frame.f_lineno)
+
+
+def _at(frame: FrameType, line: int) -> str:
     file = Path(frame.f_code.co_filename)
-    return f"{file.parent.name}/{file.name}:{frame.f_lineno}, in {frame.f_code.co_name}"
+    return f"{file.parent.name}/{file.name}:{line}, in {frame.f_code.co_name}"
