@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
@@ -63,6 +65,7 @@ class World:
             return
         use(device)
         watch = cls._watch = _meet(device, timeout_seconds)
+        before = signal.signal(signal.SIGTERM, partial(_asked_to_end, watch))
         try:
             yield cls.current()
             _part(watch)
@@ -74,6 +77,7 @@ class World:
         finally:
             watch.stop()
             cls._watch = None
+            signal.signal(signal.SIGTERM, before)
 
     @property
     def is_first(self) -> bool:
@@ -273,7 +277,8 @@ def _understood(watch: Watch, error: Exception) -> Exception:
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
     if isinstance(error, PeerError) or not any(name.startswith("torch.distributed") for name in modules):
         return error
-    frame, line = [at for at, name in zip(frames, modules, strict=True) if name.startswith("lightrft.")][-1]
+    ours = [at for at, name in zip(frames, modules, strict=True) if name.startswith("lightrft.")]
+    frame, line = [at for at in ours if "strategy" not in at[0].f_code.co_filename][-1]
     first = str(error).splitlines()[0]
     reason = _reason(watch, in_time="imed out" not in first)
     try:
@@ -300,6 +305,12 @@ def _meet(device: torch.device, timeout_seconds: float) -> Watch:
     watch = Watch(rank, size, dist.PrefixStore("watch", store.clone()), timeout_seconds)
     watch.start()
     return watch
+
+
+def _asked_to_end(watch: Watch, number: int, frame: FrameType | None) -> None:
+    """SIGTERM outside the steps of a run: ends this process, unless it is about to tell of a failure, as launchers send it then."""
+    if not watch.failing:
+        raise SystemExit(128 + number)
 
 
 def _part(watch: Watch) -> None:
