@@ -44,12 +44,14 @@ from lightrft.trainer.capsule import Capsules
 from lightrft.trainer.evaluate import Evaluator, Exam
 from lightrft.trainer.experience import Experience
 from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.runs import check_backend, earlier, keep_settings, new_run
 from lightrft.trainer.scores import Scores
 from lightrft.types import Prompt
 from lightrft.utils import layers
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.curves import draw_curves
 from lightrft.utils.imports import resolve
+from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.media import readable
 from lightrft.utils.progress import Progress, report
@@ -76,42 +78,38 @@ def train(config: Config, resume: Path | None = None) -> Path:
     Raises Stopped, after saving, if SIGTERM or Ctrl-C came.
     """
     started = time.perf_counter()
-    run = resume if resume is not None else new_run(config)
-    with logging_to(run / "log.txt") as terminal, contextlib.ExitStack() as stack:
-        trainer = build_trainer(config, run, stack, started=started, resume=resume is not None)
+    with (
+        World.joined(pick_device(config.strategy.device), config.strategy.timeout_seconds) as world,
+        claimed(config, resume, world, "train") as (run, again, terminal),
+        contextlib.ExitStack() as stack,
+    ):
+        trainer = build_trainer(config, run, stack, started=started, resume=again)
         terminal.show = trainer.progress.note
-        if resume is not None and trainer.world.is_first:
+        if again and world.is_first:
             keep_settings(run, config, trainer.done)
         trainer.train()
-        if trainer.world.is_first:
+        if world.is_first:
             with explained(run):
                 finish(trainer, stack)
     return run
 
 
-def new_run(config: Config | SFTConfig, command: str = "train") -> Path:
-    """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
-    run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
-    if (
-        run / "metrics.jsonl"
-    ).exists():  # not config.yaml: a run whose settings were refused has that already
-        raise ValueError(
-            f"run={run}: there is a run already. Go on with `lightrft {command} --resume {run}`, or set run to a new folder."
-        )
-    write_text(run / "config.yaml", layers.to_yaml(replace(config, run="")))
-    return run
-
-
-def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
-    """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
-    file = run / "config.yaml"
-    before, now = file.read_text(encoding="utf-8"), layers.to_yaml(replace(config, run=""))
-    if before != now:
-        write_text(run / f"config-until-step-{done:06d}.yaml", before)
-        write_text(file, now)
-        log.info(
-            "settings changed after step %d; those before are in config-until-step-%06d.yaml", done, done
-        )
+@contextlib.contextmanager
+def claimed(
+    config: Config | SFTConfig, resume: Path | None, world: World, command: str
+) -> Iterator[tuple[Path, bool, Terminal]]:
+    """Inside, the run folder is in use. Gives the folder, whether to go on from its checkpoints, and its log's terminal."""
+    check_backend(config, world.size)
+    before = earlier(config, resume)
+    run = before or resume
+    if run is None:
+        with world.apart():
+            run = new_run(config, command) if world.is_first else None
+        run = world.gather(run)[0]
+        assert run is not None
+    world.settle(run)
+    with logging_to(run / "log.txt" if world.is_first else world.output(run)) as terminal:
+        yield run, before is not None, terminal
 
 
 @dataclass(frozen=True)
@@ -183,6 +181,7 @@ def build_trainer(
         logger=logger,
         progress=progress,
         started=started,
+        interrupt=Interrupt(world.max),
     )
     if state is not None:
         trainer.load(state)
@@ -486,10 +485,22 @@ def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Scores a model on tasks.evaluate, prints and saves it; returns the estimates by task."""
+    device = pick_device(config.strategy.device)
+    with World.joined(device, config.strategy.timeout_seconds) as world:
+        folder = world.gather(evaluation_folder(config))[0]
+        world.settle(folder)
+        return evaluate_in(config, folder, device, world)
+
+
+def evaluation_folder(config: Config) -> Path:
+    """Where an evaluation writes."""
+    return Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+
+
+def evaluate_in(config: Config, folder: Path, device: torch.device, world: World) -> dict[str, Any]:
+    """Scores a model on tasks.evaluate, every rank a part of the questions; returns the estimates by task."""
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
-    device, world = pick_device(config.strategy.device), World.current()
-    folder = Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     processor = load_processor(config.model, config.media)
     exams, judge = build_exams(config, processor)
     with judge:
@@ -508,11 +519,13 @@ def evaluate(config: Config) -> dict[str, Any]:
         module = load_model(config.model, device, trainable=False)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
         engine.load_weights(module.state_dict().items())
-        with sampling_bar() as bar:
+        with sampling_bar() as bar, world.apart():
             answers = evaluator.sample(engine, progress=bar)
         evaluator.judge(answers, "answers")
+        world.barrier()  # the first rank has written what all read
     estimates: dict[str, Any] = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-    print_estimates(estimates, config.model.path, folder)
+    if world.is_first:
+        print_estimates(estimates, config.model.path, folder)
     return estimates
 
 

@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from lightrft import __version__
 from lightrft.config import Config, SFTConfig
+from lightrft.launch import Launch, start
+from lightrft.trainer.runs import check_backend, new_run
 from lightrft.utils import layers
+from lightrft.utils.failures import is_explained, leave_verdict
 from lightrft.utils.interrupt import Stopped
 
 C = TypeVar("C")
 LAYERED = """A layer is a shipped name or your own YAML file; later ones win, flags come last.
 A list or a dict is replaced as a whole. Options in YAML: section, then option, as `lightrft config` prints them."""
+LAUNCH_FLAGS = {
+    "--gpus": "N processes on this machine, each on a GPU of its own",
+    "--processes": "N processes on this machine, on the CPU",
+    "--max-restarts": "start the processes again after a crash, up to K times, from the last checkpoint",
+}
 SHORT_FLAGS = {
     "--model": "--model.path",
     "--samples": "--evaluate.samples",
@@ -53,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Stopped as stopped:
-        return stopped.exit_status
+        # Our launcher reads how we ended; a status other than 0 would be a failure to it.
+        return 0 if leave_verdict({"stopped": str(stopped)}) else stopped.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left: `lightrft config tiny | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
-        if os.environ.get("LIGHTRFT_TRACEBACK") or not raised_by_us(error.__traceback__):
+        if not is_explained(error):
             raise
         return fail(str(error))
 
@@ -71,7 +80,10 @@ def train(args: Sequence[str]) -> int:
         raise ValueError(
             "what to train? Start with: lightrft train tiny. All layers and options: lightrft train --help"
         )
+    wanted, args = launch_of(args)
     config, run = load_run(Config, "train", args)
+    if wanted.is_wanted:
+        return launch_run(wanted, "train", config, run, args)
     from lightrft import app
 
     app.train(config, run)
@@ -84,11 +96,38 @@ def sft(args: Sequence[str]) -> int:
         raise ValueError(
             "what to learn? Start with: lightrft sft sft_tiny. All layers and options: lightrft sft --help"
         )
+    wanted, args = launch_of(args)
     config, run = load_run(SFTConfig, "sft", args)
+    if wanted.is_wanted:
+        return launch_run(wanted, "sft", config, run, args)
     from lightrft import sft as supervised
 
     supervised.train(config, run)
     return 0
+
+
+def launch_of(args: Sequence[str]) -> tuple[Launch, list[str]]:
+    """Which processes a command is to start, by its flags --gpus, --processes and --max-restarts; and the other words."""
+    numbers: dict[str, int] = {}
+    rest = list(args)
+    for flag in LAUNCH_FLAGS:
+        text, rest = take_option(rest, flag, "2")
+        if text:
+            if not text.lstrip("-").isdecimal():
+                raise ValueError(f"{flag} {text}: not a number. For example: {flag} 2")
+            numbers[flag.removeprefix("--").replace("-", "_")] = int(text)
+    return Launch(**numbers), rest
+
+
+def launch_run(wanted: Launch, command: str, config: Any, run: Path | None, args: Sequence[str]) -> int:
+    """Starts the processes of a training run, whose folder is decided here, once for all."""
+    config = wanted.placed(config)
+    check_backend(config, wanted.size)
+    flags = ["--strategy.device", config.strategy.device]
+    if run is not None:
+        return start(wanted, [command, *args, *flags])
+    run = new_run(config, command)
+    return start(wanted, [command, "--resume", str(run)], new_run=True)
 
 
 def load_run(cls: type[C], command: str, args: Sequence[str]) -> tuple[C, Path | None]:
@@ -110,8 +149,15 @@ def evaluate(args: Sequence[str]) -> int:
             "which task? lightrft evaluate TASK --model MODEL, e.g. lightrft evaluate gsm8k --model runs/demo/model"
         )
     task, *rest = rest
+    wanted, rest = launch_of(rest)
     words, flags = layers.split(rest)
     config = load("evaluate", [*words, "--tasks.evaluate", task, "1", *flags])
+    if wanted.is_wanted and not only_check:
+        config = wanted.placed(config)
+        folder = config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
+        return start(
+            wanted, ["evaluate", task, *rest, "--strategy.device", config.strategy.device, "--run", folder]
+        )
     from lightrft import app
 
     if only_check:
@@ -248,13 +294,13 @@ def expand(args: Sequence[str]) -> list[str]:
     return expanded
 
 
-def take_option(args: Sequence[str], flag: str) -> tuple[str, list[str]]:
+def take_option(args: Sequence[str], flag: str, example: str = "runs/NAME") -> tuple[str, list[str]]:
     """The value of `flag VALUE` or `flag=VALUE` ("" if absent), and the other words."""
     rest = list(args)
     for i, arg in enumerate(rest):
         if arg == flag:
-            if i + 1 == len(rest) or rest[i + 1].startswith("-"):
-                raise ValueError(f"{flag} needs a value: {flag} runs/NAME")
+            if i + 1 == len(rest) or rest[i + 1].startswith("--"):
+                raise ValueError(f"{flag} needs a value: {flag} {example}")
             return rest[i + 1], rest[:i] + rest[i + 2 :]
         if arg.startswith(f"{flag}="):
             return arg.partition("=")[2], rest[:i] + rest[i + 1 :]
@@ -269,15 +315,6 @@ def run_folder(name: str) -> Path:
     beside = sorted(run.parent.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
     newest = f" Newest runs there: {', '.join(str(file.parent) for file in beside[:3])}." if beside else ""
     raise ValueError(f"'{name}' is no run folder: {run / 'config.yaml'} does not exist.{newest}")
-
-
-def raised_by_us(traceback: TracebackType | None) -> bool:
-    """Whether an exception comes from a `raise` in LightRFT itself, so that its message says all a user needs."""
-    module = ""
-    while traceback is not None:
-        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        traceback = traceback.tb_next
-    return module.split(".")[0] == "lightrft"
 
 
 def fail(message: str) -> int:
@@ -318,7 +355,9 @@ def layered_help(command: str, cls: type[Any]) -> str:
     }.get(command, f"lightrft {command} LAYERS... FLAGS")
     names = {name: file for name, file in layers.shipped().items() if layers.fits(file, cls)}
     known = {f"--{name.replace('_', '-')}" for name, *_ in layers.options(cls)}
+    launch = "\n".join(f"  {flag:<16} {meaning}" for flag, meaning in LAUNCH_FLAGS.items())
+    started = f"\n\nprocesses:\n{launch}" if command in ("train", "sft", "evaluate") else ""
     listed = "\n".join(f"  {name:<12} {layers.describe(file)}" for name, file in names.items())
     short = "\n".join(f"  {short:<16} {flag}" for short, flag in SHORT_FLAGS.items() if flag in known)
     about = (COMMANDS[command.split()[0]].__doc__ or "").splitlines()[0]
-    return f"{about}\n\nusage: {usage}\n\n{LAYERED}\n\nshipped layers:\n{listed}\n\nshort flags:\n{short}\n\noptions:"
+    return f"{about}\n\nusage: {usage}\n\n{LAYERED}\n\nshipped layers:\n{listed}\n\nshort flags:\n{short}{started}\n\noptions:"

@@ -493,6 +493,8 @@ class StrategyConfig:
     """auto, cpu, cuda, cuda:1, npu, xpu, mps."""
     threads: int = 0
     """CPU threads for torch; 0: torch's choice ($OMP_NUM_THREADS)."""
+    timeout_seconds: float = 1800
+    """Longest that a process waits for the others, or does not get on itself, before the run ends with what it waited for."""
     offload: bool = False
     """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
@@ -501,6 +503,10 @@ class StrategyConfig:
         if self.backend != "fsdp":
             because, cure = f"strategy.backend={self.backend}", "set strategy.backend=fsdp"
             refuse_idle("strategy.fsdp", self.fsdp, because=because, cure=cure)
+        if self.timeout_seconds <= 0:
+            raise ValueError(
+                f"strategy.timeout_seconds={self.timeout_seconds:g}: must be above 0. Set 1800 (half an hour)."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lightrft.app import STRATEGIES, keep_settings, last_state, logging_to, new_run, prepare_process, shared
+from lightrft.app import STRATEGIES, claimed, last_state, prepare_process, shared
 from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
@@ -24,11 +24,13 @@ from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.device import device_bytes, pick_device, release_memory
 from lightrft.strategy.world import World
+from lightrft.trainer.runs import keep_settings
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.curves import draw_curves
 from lightrft.utils.imports import resolve
+from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress, report_losses
 
@@ -41,14 +43,17 @@ def train(config: SFTConfig, resume: Path | None = None) -> Path:
     Raises Stopped, after saving, if SIGTERM or Ctrl-C came.
     """
     started = time.perf_counter()
-    run = resume if resume is not None else new_run(config, "sft")
-    with logging_to(run / "log.txt") as terminal, contextlib.ExitStack() as stack:
-        trainer = build_trainer(config, run, stack, started=started, resume=resume is not None)
+    with (
+        World.joined(pick_device(config.strategy.device), config.strategy.timeout_seconds) as world,
+        claimed(config, resume, world, "sft") as (run, again, terminal),
+        contextlib.ExitStack() as stack,
+    ):
+        trainer = build_trainer(config, run, stack, started=started, resume=again)
         terminal.show = trainer.progress.note
-        if resume is not None and trainer.world.is_first:
+        if again and world.is_first:
             keep_settings(run, config, trainer.done)
         trainer.train()
-        if trainer.world.is_first:
+        if world.is_first:
             with explained(run):
                 finish(trainer, stack)
     return run
@@ -95,6 +100,7 @@ def build_trainer(
         logger=logger,
         progress=progress,
         started=started,
+        interrupt=Interrupt(world.max),
     )
     if state is not None:
         trainer.load(state)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightrft.config import OptimizerConfig
 from lightrft.models.source import Source
 from lightrft.strategy.colocate import Resident
+from lightrft.utils.whereabouts import HERE
 
 T = TypeVar("T")
 
@@ -137,4 +138,5 @@ class Root(nn.Module):
 
     def forward(self, function: Callable[..., T], *args: Any) -> T:
         """function(model, *args)."""
+        HERE.move()
         return function(self.model, *args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from enum import Enum
 from typing import Protocol
 
 from rich.table import Table
+
+from lightrft.utils.whereabouts import HERE
 
 
 class Phase(Enum):
@@ -66,12 +69,14 @@ class Stage:
                 f"cannot enter {phase.value}: still inside {self.phase.value}; phases do not nest"
             )
         self._inside = True
+        HERE.enter(phase.value)
         start = time.perf_counter()
         try:
             self._enter(phase)
             yield
         finally:
             self._inside = False
+            HERE.enter("between phases") if sys.exc_info()[0] is None else None
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def _enter(self, phase: Phase) -> None:

@@ -8,30 +8,60 @@ import sys
 
 import psutil
 import torch
+import torch.distributed as dist
 
 
 def pick_device(setting: str) -> torch.device:
-    """`auto` takes the accelerator that torch finds, else the CPU. ValueError for a device that is not there."""
+    """`auto` takes the accelerator that torch finds, else the CPU; of several the one with this process's $LOCAL_RANK.
+
+    ValueError for a device that is not there.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if setting == "auto":
-        if torch.accelerator.is_available():
-            kind = torch.accelerator.current_accelerator()
-            assert kind is not None
-            return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("cpu")
+        return torch.device("cpu") if found is None else _own(found.type)
     try:
         device = torch.device(setting)
     except RuntimeError:
         raise ValueError(
             f"strategy.device={setting}: no such device. Set auto, cpu, cuda, cuda:1, npu, xpu or mps."
         ) from None
+    if device.type == "cpu":
+        return device
+    if found is None or found.type != device.type:
+        have = "no accelerator" if found is None else found.type
+        raise ValueError(
+            f"strategy.device={setting}: torch finds {have} on this machine. Set strategy.device=auto."
+        )
+    return device if device.index is not None else _own(device.type)
+
+
+def _own(kind: str) -> torch.device:
+    """The accelerator of this process among those of its machine."""
+    place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if count == 1:  # a scheduler that shows each process only its own
+        return torch.device(kind, 0)
+    if place >= count:
+        raise ValueError(
+            f"process {place} of this machine has no accelerator: torch finds {count}. Start at most {count} processes here."
+        )
+    return torch.device(kind, place)
+
+
+def num_accelerators() -> int:
+    """How many accelerators this machine has."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def use(device: torch.device) -> None:
+    """Makes it the one that torch computes on where none is named."""
     if device.type != "cpu":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if found is None or found.type != device.type:
-            have = "no accelerator" if found is None else found.type
-            raise ValueError(
-                f"strategy.device={setting}: torch finds {have} on this machine. Set strategy.device=auto."
-            )
-    return device
+        torch.accelerator.set_device_index(device)
+
+
+def collective_backend(device: torch.device) -> str:
+    """What ranks exchange tensors with: gloo on the CPU, and what torch registers for an accelerator (nccl, hccl, xccl) beside."""
+    on_device = dist.get_default_backend_for_device(device)
+    return on_device if device.type == "cpu" or on_device == "gloo" else f"cpu:gloo,{device.type}:{on_device}"
 
 
 def reuse_host_memory() -> None:

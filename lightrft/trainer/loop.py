@@ -13,12 +13,14 @@ from lightrft.strategy.world import World
 from lightrft.utils.atomic import folder
 from lightrft.utils.interrupt import Interrupt, Stopped
 from lightrft.utils.progress import Progress
+from lightrft.utils.whereabouts import HERE
 
 
 class Stepwise(Protocol):
     """A trainer as `take_steps` sees it."""
 
     run: Path
+    world: World
     progress: Progress
     interrupt: Interrupt
     done: int
@@ -51,6 +53,7 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
         try:
             trainer.examine()
             for step in range(trainer.done + 1, total + 1):
+                HERE.begin(step)
                 trainer.train_step(step)
         except Stopped as signal:
             trainer.save()
@@ -59,8 +62,8 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
             )
             raise
         except Exception:
-            # In the middle of an update the last checkpoint is the state to go on from.
-            if trainer.whole:
+            # In the middle of an update, or where not all ranks fail together, the last checkpoint is the state to go on from.
+            if trainer.whole and trainer.world.can_save(trainer.done):
                 trainer.save()
             raise
     trainer.save()

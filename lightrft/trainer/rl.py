@@ -50,6 +50,7 @@ from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
 from lightrft.utils.seeding import derive_seed, generator_states, restore_generators
+from lightrft.utils.whereabouts import HERE
 
 Metrics = dict[str, float]
 
@@ -149,7 +150,7 @@ class RLTrainer:
     def sampling(self) -> Iterator[None]:
         """Inside, the engine may draw answers, from the actor's present weights."""
         self.push_weights()
-        with self.stage(Phase.ROLLOUT), self.actor.merged():
+        with self.stage(Phase.ROLLOUT), self.actor.merged(), self.world.apart():
             yield
 
     def collect(self, step: int) -> tuple[list[list[Trajectory]], Metrics]:
@@ -180,7 +181,7 @@ class RLTrainer:
                 )
             tokens += sum(len(t) for group in groups for t in group)
             self.progress.phase("score")
-            with self.stage(Phase.SCORE):
+            with self.stage(Phase.SCORE), self.world.apart():
                 judged = self.judge([t for group in groups for t in group])
             counts = average([counts, {k: v for k, v in judged.metrics.items() if k.startswith("counts/")}])
             alive = by_group(judged.kept)
@@ -237,7 +238,7 @@ class RLTrainer:
                 self.processor,
                 progress=self._sampled,
             )
-        with self.stage(Phase.SCORE):
+        with self.stage(Phase.SCORE), self.world.apart():
             judged = self.judge([t for (t,) in greedy]).kept
         self._penalise_length([judged])
         for likely in judged:
@@ -290,7 +291,8 @@ class RLTrainer:
             columns = compute(batch)
             for name, column in zip(names, columns, strict=True) if part[0] is not self.blank else ():
                 unpack(column, part, name)
-            self.interrupt.check()
+            if self.world.size == 1:
+                self.interrupt.glance()
 
     def _sampled_at(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         found = self._logprobs(self.actor, batch)
@@ -439,6 +441,7 @@ class RLTrainer:
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
+        HERE.enter("save")
         models: dict[str, Any] = {"actor": kept(self.actor)}
         if self.critic is not None:
             models["critic"] = kept(self.critic)
@@ -523,7 +526,8 @@ class RLTrainer:
 
     def _sampled(self, finished: int, total: int) -> None:
         self.progress.answers(finished, total)
-        self.interrupt.check()
+        self.world.glance()
+        self.interrupt.glance()
 
 
 def _knows_greedy(group: Sequence[Trajectory]) -> bool:

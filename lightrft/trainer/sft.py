@@ -33,6 +33,7 @@ from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
 from lightrft.utils.seeding import generator_states, restore_generators
+from lightrft.utils.whereabouts import HERE
 
 Metrics = dict[str, float]
 OPEN_AT_ONCE = 64
@@ -198,13 +199,15 @@ class SFTTrainer:
                 sums += torch.stack(
                     [(self.loss(batch).loss.double() * batch.mask).sum(), batch.mask.sum().double()]
                 ).cpu()
-                self.interrupt.check()
+                if self.world.size == 1:
+                    self.interrupt.glance()
         loss, tokens = self.world.sum(sums).tolist()
         return loss / max(tokens, 1.0)
 
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
+        HERE.enter("save")
         self.checkpoints.save(self._position["done"], {**self._position, "model": kept(self.model)})
 
     def save_model(self) -> None:

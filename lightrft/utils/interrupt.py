@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,16 +19,26 @@ class Stopped(Exception):
 
 
 class Interrupt:
-    """While entered, SIGTERM and SIGINT are remembered, and `check` raises Stopped. A second signal acts at once."""
+    """While entered, SIGTERM and SIGINT are remembered, and `check` raises Stopped. A second signal acts at once.
 
-    def __init__(self) -> None:
-        self._name = ""
+    `largest` gives the largest of a number over all processes of the run: they stop together or not at all.
+    """
+
+    def __init__(self, largest: Callable[[float], float] = lambda number: number) -> None:
+        self._number = 0
+        self._largest = largest
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come. Called where nothing is half done."""
-        if self._name:
-            raise Stopped(self._name)
+        """Raises Stopped if a signal has come to any process. Called by all of them where nothing is half done."""
+        number = int(self._largest(self._number))
+        if number:
+            raise Stopped(signal.Signals(number).name)
+
+    def glance(self) -> None:
+        """Raises Stopped if a signal has come to this process. Called where it works by itself (see World.apart)."""
+        if self._number:
+            raise Stopped(signal.Signals(self._number).name)
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -43,6 +54,6 @@ class Interrupt:
         self._before.clear()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._name:
+        if self._number:
             raise KeyboardInterrupt
-        self._name = signal.Signals(number).name
+        self._number = number

@@ -55,11 +55,13 @@ class Lightrft:
     cwd: Path
     _count: int = field(default=0)
 
-    def start(self, *args: object) -> Started:
-        """Begins a command."""
+    def start(self, *args: object, env: dict[str, str] | None = None) -> Started:
+        """Begins a command, with more environment variables if given."""
         self._count += 1
         output = self.cwd / f"output-{self._count}.txt"
-        answer = self.server.ask(args=[str(a) for a in args], cwd=str(self.cwd), output=str(output))
+        answer = self.server.ask(
+            args=[str(a) for a in args], cwd=str(self.cwd), output=str(output), env=env or {}
+        )
         return Started(self.server, answer["pid"], output)
 
     def __call__(self, *args: object, status: int = 0) -> str:

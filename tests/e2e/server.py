@@ -1,6 +1,6 @@
 """Imports and tries everything once, then forks for each command line it is sent: runs in processes of their own, warm.
 
-Reads a JSON object per line and answers with one: {"args", "cwd", "output"} -> {"pid"}; {"wait": pid} -> {"status"},
+Reads a JSON object per line and answers with one: {"args", "cwd", "output", "env"} -> {"pid"}; {"wait": pid} -> {"status"},
 negative for the signal that ended the process. With one thread and on the CPU nothing is lost in a fork.
 """
 
@@ -20,9 +20,10 @@ from lightrft.cli import main
 FIRST = ["train", "tiny", "lora", "--steps", "1", "--rewards.workers", "0", "--log.tensorboard=false"]
 
 
-def run(args: list[str], cwd: str, output: str) -> int:
+def run(args: list[str], cwd: str, output: str, env: dict[str, str]) -> int:
     """What a process of its own does with a command line; returns its exit status."""
     os.chdir(cwd)
+    os.environ.update(env)
     silence, sink = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for place, descriptor in enumerate((silence, sink, sink)):
         os.dup2(descriptor, place)

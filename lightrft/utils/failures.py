@@ -1,0 +1,60 @@
+"""How an exception is told: in one line if it explains itself, else with its traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from lightrft.utils.atomic import write_text
+
+VERDICTS = "LIGHTRFT_VERDICTS"
+"""Environment variable: the folder in which processes tell the one that launched them how they ended, if one did."""
+EXPLAINED = (ValueError, RuntimeError, FloatingPointError, OSError)
+
+
+def is_explained(error: BaseException) -> bool:
+    """Whether the message of an exception says all a user needs: it comes from a `raise` in LightRFT itself."""
+    if os.environ.get("LIGHTRFT_TRACEBACK"):
+        return False
+    return isinstance(error, EXPLAINED) and _raised_by_us(error.__traceback__)
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """What to print of an exception that ends a command, and the exit status."""
+    if is_explained(error):
+        return f"lightrft: {error}", 2
+    return "".join(traceback.format_exception(error)).rstrip(), 1
+
+
+def tell(message: str, *, status: int, details: str, log: Path | None, to: TextIO) -> None:
+    """Tells why a run of several processes failed: on the terminal (through the launcher, if ours) and in its log."""
+    if log is not None:
+        # A full disk must not hide the message that says so.
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} ERROR {details}\n")
+    if not leave_verdict({"message": message, "status": status}):
+        print(message, file=to, flush=True)
+
+
+def leave_verdict(verdict: dict[str, str | int]) -> bool:
+    """Tells our launcher how this attempt at the run ended; False if no launcher of ours has started this process."""
+    folder = os.environ.get(VERDICTS)
+    if not folder:
+        return False
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    write_text(Path(folder, f"{attempt}.json"), json.dumps(verdict))
+    return True
+
+
+def _raised_by_us(trace: TracebackType | None) -> bool:
+    module = ""
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        trace = trace.tb_next
+    return module.split(".")[0] == "lightrft"

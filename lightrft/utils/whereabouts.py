@@ -1,0 +1,59 @@
+"""Where this process is in its run, for those who look for it when something hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Whereabouts:
+    """Step, phase and collective of this process. Written by its main thread, read by the thread that watches it."""
+
+    step: int = 0
+    phase: str = "start"
+    call: str = ""
+    """The collective it is inside, with the place of the call; empty outside."""
+    calls: int = 0
+    """Collectives it has entered."""
+    waited: float = 0.0
+    """Seconds spent inside collectives so far: time in which other ranks were waited for."""
+    moved: float = field(default_factory=time.monotonic)
+    """When it last got on, on the monotonic clock."""
+
+    changed: threading.Event = field(default_factory=threading.Event)
+    """Set when a phase begins, so that others know at once."""
+
+    def move(self) -> None:
+        """It has got on: the clock of those who look for a stall starts anew."""
+        self.moved = time.monotonic()
+
+    def enter(self, phase: str) -> None:
+        """A phase begins."""
+        self.phase = phase
+        self.move()
+        self.changed.set()
+
+    def begin(self, step: int) -> None:
+        """A step begins."""
+        self.step = step
+        self.move()
+
+    def come(self, call: str) -> None:
+        """It meets other ranks."""
+        self.call, self.calls = call, self.calls + 1
+        self.move()
+
+    def go(self, seconds: float) -> None:
+        """It has met them, after so long."""
+        self.call, self.waited = "", self.waited + seconds
+        self.move()
+
+    def __str__(self) -> str:
+        where = f"phase {self.phase}, step {self.step}" if self.step else f"phase {self.phase}"
+        return f"{where}, in {self.call}" if self.call else where
+
+
+HERE = Whereabouts()
+"""Those of this process."""
