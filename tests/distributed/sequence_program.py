@@ -6,6 +6,7 @@ Prints a JSON object: case -> the largest differences, relative to the largest n
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,14 @@ from lightrft.types import Batch
 
 UNEVEN = [(21, [7, 1, 0, 19]), (1, [5, 3]), (40, [0]), (3, [2])]
 """Prompts and answers: several groups, answers of no token and of one, 98 tokens read."""
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+    "original_max_position_embeddings": 39,
+}
+"""Other frequencies once there is a token at place 39."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ CASES = {
     ),
     "an untied head": Case("qwen2", {"tie_word_embeddings": False}),
     "frequencies that depend on the longest answer": Case(
-        "llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 32}
+        "llama", {"rope_parameters": LONG_ROPE}, shape=[(3, [37]), (2, [2])]
     ),
     "prompts not shared": Case("qwen3", share_prompts=False),
     "separate attention": Case("llama", options={"exact_attention": True}),
@@ -95,6 +103,16 @@ CASES = {
     "all answers on one rank": Case("llama", shape=[(2, [1]), (4, [1, 0])]),
     "a critic": Case("qwen3", prepare=critic),
 }
+
+
+def any_shape(seed: int) -> Case:
+    """A batch of any number of tokens: padding, and who holds which token, differ from one to the next."""
+    draw = random.Random(seed)
+    shape = [
+        (draw.randrange(1, 12), [draw.randrange(0, 9) for _ in range(draw.randrange(1, 4))])
+        for _ in range(draw.randrange(1, 4))
+    ]
+    return Case("qwen3", {"num_hidden_layers": 1}, shape=shape)
 
 
 def objective(batch: Batch, value: Tensor, entropy: Tensor) -> Tensor:
@@ -152,7 +170,8 @@ def main(rank: int, meet: str) -> None:
     """Runs all cases; the first rank prints."""
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
     team = dist.new_group([0, 1])
-    found = {name: compare(case, team) for name, case in CASES.items()}
+    shapes = {f"shape {seed}": any_shape(seed) for seed in range(12)}
+    found = {name: compare(case, team) for name, case in (CASES | shapes).items()}
     if World.current().is_first:
         print(json.dumps(found))
     dist.barrier()
