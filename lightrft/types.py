@@ -118,6 +118,8 @@ class Inputs:
     predict: Tensor
     """(T,) int64: the position in N whose hidden state predicts response token t. The only shift by one there is."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
+    team: Any = None
+    """The process group whose ranks compute this batch together (models/sequence.py); None: each computes its own."""
 
 
 @dataclass(slots=True)
