@@ -23,8 +23,9 @@ from lightrft.config import Config, LoraConfig, ModelConfig, RolloutConfig, SFTC
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Task, load_task
-from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor
+from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor, without_weights
 from lightrft.models.processor import Processor
+from lightrft.models.sequence import check_shared
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
 from lightrft.rewards.base import Judge
@@ -127,13 +128,16 @@ def build_trainer(
 ) -> RLTrainer:
     """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
-    world, device = World.current(), pick_device(config.strategy.device)
+    world = World.current(config.strategy.sequence_parallel)
+    device = pick_device(config.strategy.device)
+    shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
     algorithm = build(config.algorithm, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     processor = load_processor(config.model, config.media)
     check_teacher(config, processor)
+    check_teams(config, algorithm)
     curriculum = build_curriculum(config, processor, world)
     stack.enter_context(curriculum.judge)
     stack.enter_context(curriculum.exam_judge)
@@ -188,6 +192,14 @@ def build_trainer(
         progress.console.print(stage.table())
     stack.enter_context(progress)
     return trainer
+
+
+def shared(option: str, number: int, world: World) -> None:
+    """ValueError if the ranks cannot all have the same share of what an option counts."""
+    if number % world.size:
+        raise ValueError(
+            f"{option}={number} cannot be shared by {world.size} processes. Set it to a multiple of {world.size}."
+        )
 
 
 def prepare_process(config: Config | SFTConfig) -> None:
@@ -336,6 +348,23 @@ def check_teacher(config: Config, processor: Processor) -> None:
             f"teacher.path={config.teacher.path}: {apart} tokens differ from those of model.path={config.model.path}, and a teacher "
             "judges token by token. Take a teacher with the same tokenizer, e.g. a larger model of the same family."
         )
+
+
+def check_teams(config: Config, algorithm: Algorithm) -> None:
+    """ValueError if the processes of strategy.sequence_parallel cannot compute one of the models together."""
+    models = {"model.path": config.model}
+    if algorithm.needs_critic and config.critic.path:
+        models["critic.path"] = critic_config(config.model, config.critic.path)
+    if algorithm.needs_teacher:
+        models["teacher.path"] = teacher_model(config)
+    check_team(config.strategy, models)
+
+
+def check_team(strategy: StrategyConfig, models: Mapping[str, ModelConfig]) -> None:
+    """ValueError if a team of strategy.sequence_parallel cannot compute one of these together: setting -> model it names."""
+    if strategy.sequence_parallel > 1:
+        shapes = {setting: without_weights(model).config for setting, model in models.items()}
+        check_shared(strategy.sequence_parallel, shapes)
 
 
 def build_teacher(config: Config, algorithm: Algorithm, strategy: Strategy) -> Frozen | None:

@@ -497,9 +497,12 @@ class StrategyConfig:
     """Longest that a process waits for the others, or does not get on itself, before the run ends with what it waited for."""
     offload: bool = False
     """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""
+    sequence_parallel: int = 1
+    """Processes that compute each micro-batch together, each a part of its tokens: for answers too long for one (Ulysses)."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
 
     def __post_init__(self) -> None:
+        at_least(1, "strategy", sequence_parallel=self.sequence_parallel)
         if self.backend != "fsdp":
             because, cure = f"strategy.backend={self.backend}", "set strategy.backend=fsdp"
             refuse_idle("strategy.fsdp", self.fsdp, because=because, cure=cure)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lightrft.app import STRATEGIES, claimed, last_state, prepare_process
+from lightrft.app import STRATEGIES, check_team, claimed, last_state, prepare_process, shared
 from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
@@ -64,13 +64,12 @@ def build_trainer(
 ) -> SFTTrainer:
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
-    world, device = World.current(), pick_device(config.strategy.device)
+    world = World.current(config.strategy.sequence_parallel)
+    device = pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    if config.batch_size % world.size:
-        raise ValueError(
-            f"batch_size={config.batch_size} cannot be shared by {world.size} processes. Set it to a multiple of {world.size}."
-        )
+    shared("batch_size", config.batch_size, world)
     processor = load_processor(config.model, config.media)
+    check_team(config.strategy, {"model.path": config.model})
     conversations = Conversations.of(processor, config)
     prompts = build_loader(config, conversations, world)
     held_out = build_held_out(config, conversations)

@@ -118,6 +118,8 @@ class Inputs:
     predict: Tensor
     """(T,) int64: the position in N whose hidden state predicts response token t. The only shift by one there is."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
+    team: Any = None
+    """The process group whose ranks compute this batch together (models/sequence.py); None: each computes its own."""
 
 
 @dataclass(slots=True)
@@ -188,6 +190,10 @@ class Sampling:
     """Go on to max_tokens whatever is sampled (benchmarks)."""
     seed: int = 0
     """With the prompt's place and the sample's number it fixes every random draw."""
+    place: int = 0
+    """Place of the call's first prompt among those of all ranks, so that what is drawn does not depend on who draws it."""
+    stride: int = 1
+    """How far apart the call's prompts stand there."""
 
 
 @dataclass(frozen=True, slots=True)

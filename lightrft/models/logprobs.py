@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightrft.models.attention import SharedPrompts
 from lightrft.models.families import forward_media, placeholders, seen_both_ways
 from lightrft.models.linear import linear
+from lightrft.models.sequence import Share
 from lightrft.types import Batch, Inputs
 
 IMPOSSIBLE = -1e30
@@ -43,11 +44,12 @@ def logprobs(
 
     `temperature` divides the logits, as in sampling; the first token of each response has `first_temperature` if that is
     not 0. `max_logits` bounds how many logits exist at once. Gradients
-    flow through both outputs when they are enabled.
+    flow through both outputs when they are enabled. A batch of a team (`Inputs.team`) is for all its ranks to call with,
+    and all of them get all log-probs; see models/sequence.py for whose gradients are whose.
     """
     assert batch.inputs is not None
-    hidden = hidden_states(module, batch.inputs, exact_attention=exact_attention)
-    hidden = hidden.index_select(0, batch.inputs.predict)
+    share = Share.of(batch.inputs)
+    hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
     head = output_head(module)
     cap = getattr(text_config(module), "final_logit_softcapping", None)
     divisor: float | Tensor = temperature
@@ -55,18 +57,19 @@ def logprobs(
         first = torch.ones_like(batch.segments, dtype=torch.bool)
         first[1:] = batch.segments[1:] != batch.segments[:-1]
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_temperature)[
-            :, None
-        ]
+        divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_temperature)
+        divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     values, entropy = _BlockedHead.apply(
-        hidden, head.weight, head.bias, batch.token_ids, divisor, cap, max_logits, never
+        hidden, head.weight, head.bias, share.own(batch.token_ids), divisor, cap, max_logits, never
     )
-    return LogProbs(values, entropy)
+    return LogProbs(share.whole(values), share.whole(entropy))
 
 
-def hidden_states(module: nn.Module, inputs: Inputs, *, exact_attention: bool = False) -> Tensor:
-    """(N, H): the last hidden state of every token the model reads."""
+def predicting_states(
+    module: nn.Module, inputs: Inputs, share: Share, *, exact_attention: bool = False
+) -> Tensor:
+    """(T, H): the last hidden states that predict the response tokens; of a team's batch those of this rank's share."""
     body = backbone(module)
     layout = SharedPrompts.of(
         inputs.prompt_spans,
@@ -74,18 +77,16 @@ def hidden_states(module: nn.Module, inputs: Inputs, *, exact_attention: bool = 
         exact=exact_attention,
         both_ways=seen_both_ways(body.config, inputs.token_ids.tolist()) if inputs.media else (),
     )
-    positions = (
-        inputs.positions.unsqueeze(0) if inputs.positions.dim() == 1 else inputs.positions.unsqueeze(1)
-    )
+    token_ids, positions = share.tokens(inputs)
     out = body(
-        input_ids=inputs.token_ids.unsqueeze(0),
-        position_ids=positions,
+        input_ids=token_ids.unsqueeze(0),
+        position_ids=positions.unsqueeze(0) if positions.dim() == 1 else positions.unsqueeze(1),
         use_cache=False,
-        layout=layout,
+        layout=share.layout(layout),
         **forward_media(body, inputs.media),
     )
     hidden: Tensor = out.last_hidden_state[0]
-    return hidden
+    return hidden.index_select(0, share.predict)
 
 
 def causal_lm(module: nn.Module) -> Any:

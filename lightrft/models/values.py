@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightrft.config import ModelConfig
 from lightrft.models.load import without_weights
-from lightrft.models.logprobs import backbone, hidden_states
+from lightrft.models.logprobs import backbone, predicting_states
+from lightrft.models.sequence import Share
 from lightrft.types import Batch
 
 
@@ -45,7 +46,7 @@ def critic_size(model: ModelConfig, path: str) -> int:
 def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
     """(T,) float32 (float64 for a float64 model): the value of the state in which each response token was chosen."""
     assert batch.inputs is not None
-    hidden = hidden_states(module, batch.inputs, exact_attention=exact_attention)
-    hidden = hidden.index_select(0, batch.inputs.predict)
+    share = Share.of(batch.inputs)
+    hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
     result: Tensor = module.head(hidden.to(module.head.weight.dtype))
-    return result.sum(1)  # not a view, which FSDP warns of
+    return share.whole(result.sum(1))  # not a view, which FSDP warns of

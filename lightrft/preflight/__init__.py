@@ -11,6 +11,7 @@ from lightrft.config import Config
 from lightrft.models.load import load_processor
 from lightrft.models.processor import Processor
 from lightrft.preflight import costs, policy, questions, template
+from lightrft.preflight.questions import Parts
 from lightrft.preflight.report import Report
 
 __all__ = ["preflight"]
@@ -25,10 +26,11 @@ def preflight(config: Config) -> int:
     return report.verdict()
 
 
-def processor(config: Config) -> Processor:
-    """The policy's, after a look at whether a teacher speaks its tokens."""
+def processor(config: Config, parts: Parts) -> Processor:
+    """The policy's, after a look at whether a teacher speaks its tokens and a team of processes can share the models."""
     found = load_processor(config.model, config.media)
     app.check_teacher(config, found)
+    app.check_teams(config, parts.algorithm)
     return found
 
 
@@ -37,7 +39,7 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     parts = report.run("settings", lambda s: questions.settings(s, config, stack))
     if parts is None:
         return
-    found = report.run("data", lambda s: questions.data(s, config, parts, processor(config)))
+    found = report.run("data", lambda s: questions.data(s, config, parts, processor(config, parts)))
     if found is None or not found.read:
         return
     report.run("chat template", lambda s: template.chat_template(s, found))

@@ -275,7 +275,7 @@ def estimate_memory(
     )
     critic = critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
     bytes_each = 2 if config.model.dtype == "bfloat16" else 4
-    largest = max(tokens_read(full, config))
+    largest = -(-max(tokens_read(full, config)) // config.strategy.sequence_parallel)
     stays = on_cpu or not config.strategy.offload
     rows: list[tuple[str, int, str]] = [
         ("weights", weights, "rst"),

@@ -19,11 +19,12 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from lightrft.strategy.device import collective_backend, use
 from lightrft.strategy.watch import BrokenError, PeerError, Watch
@@ -31,6 +32,7 @@ from lightrft.utils.failures import told
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.whereabouts import HERE
 
+T = TypeVar("T")
 PATIENCE_SECONDS = 4.0
 """After a failed exchange: time in which the rank that is to blame may still say why."""
 
@@ -41,16 +43,22 @@ class World:
 
     rank: int = 0
     size: int = 1
+    team: Any = None
+    """The process group of the ranks that compute micro-batches together with this one (strategy.sequence_parallel); None: none."""
 
     _watch: ClassVar[Watch | None] = None
     """Of this process, between `joined` and its end."""
 
     @classmethod
-    def current(cls) -> World:
-        """The initialised process group, or a world of one."""
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
+    def current(cls, sequence_parallel: int = 1) -> World:
+        """The initialised process group, or a world of one; neighbouring ranks make teams of `sequence_parallel`.
+
+        With teams it is called by all ranks. ValueError if the ranks cannot be shared out.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(team=_team(1, sequence_parallel))
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return cls(rank, size, _team(size, sequence_parallel))
 
     @classmethod
     @contextmanager
@@ -154,6 +162,32 @@ class World:
             outgoing[r] if r == self.rank else pickle.loads(t.numpy().tobytes()) if t.numel() else None
             for r, t in enumerate(incoming)
         ]
+
+    @property
+    def team_size(self) -> int:
+        """Ranks that compute a micro-batch together."""
+        return 1 if self.team is None else int(self.team.size())
+
+    def team_sum(self, value: float) -> float:
+        """Sum over the ranks of this rank's team."""
+        if self.team is None:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        with self._exchange("team_sum"):
+            dist.all_reduce(tensor, group=self.team)
+        return float(tensor)
+
+    def turns(self, value: T) -> Iterator[tuple[T, bool]]:
+        """The value of each rank of this rank's team in turn, and whether it is its own. Anything that pickles."""
+        if self.team is None:
+            yield value, True
+            return
+        for member in range(self.team_size):
+            is_own = member == self.team.rank()
+            parcel = [value if is_own else None]
+            with self._exchange("turns"):
+                dist.broadcast_object_list(parcel, group=self.team, group_src=member)
+            yield (value if is_own else parcel[0]), is_own  # type: ignore[misc]  # it came from a rank that has one
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -355,3 +389,17 @@ def _place() -> str:
 def _at(frame: FrameType, line: int) -> str:
     file = Path(frame.f_code.co_filename)
     return f"{file.parent.name}/{file.name}:{line}, in {frame.f_code.co_name}"
+
+
+def _team(size: int, sequence_parallel: int) -> Any:
+    """The row of the mesh (data, sequence) that this rank is in; None for teams of one."""
+    if size % sequence_parallel:
+        raise ValueError(
+            f"strategy.sequence_parallel={sequence_parallel}: {size} process{'es'[: 2 * (size > 1)]} cannot be shared out in teams of "
+            f"{sequence_parallel}. Start a multiple of {sequence_parallel}, or set strategy.sequence_parallel=1."
+        )
+    if sequence_parallel == 1:
+        return None
+    # The kind of device is only a label here: the groups of a mesh take the backends of the default group.
+    shape = (size // sequence_parallel, sequence_parallel)
+    return init_device_mesh("cpu", shape, mesh_dim_names=("data", "sequence")).get_group("sequence")

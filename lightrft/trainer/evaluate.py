@@ -66,20 +66,20 @@ class Evaluator:
             temperature=self.config.temperature,
             top_p=self.config.top_p,
             stop=self.stop,
-            seed=derive_seed(self.seed, "evaluate", self.world.rank),
+            seed=derive_seed(self.seed, "evaluate", 0),
+            stride=self.world.size,
         )
         prompts = [p for exam in self.exams for p in exam.prompts][self.world.rank :: self.world.size]
         size = OPEN_AT_ONCE if any(has_media(p.messages) for p in prompts) else max(1, len(prompts))
         groups: list[list[Trajectory]] = []
         for start in range(0, len(prompts), size):
             pairs = [(p, o) for p in prompts[start : start + size] if (o := self.open(p)) is not None]
-            part = replace(sampling, seed=derive_seed(sampling.seed, start)) if start else sampling
+            part = replace(sampling, place=self.world.rank + start * self.world.size)
             asked = rollout(
                 engine,
                 [opened for _, opened in pairs],
                 part,
                 self.processor,
-                first_group=start,
                 progress=_shifted(progress, start * sampling.n, len(prompts) * sampling.n),
             )
             for (prompt, _), group in zip(pairs, asked, strict=True):

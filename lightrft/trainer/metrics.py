@@ -136,8 +136,9 @@ class Layout:
             "update/filled": tokens / max(1.0, batches * tokens_per_batch),
             "update/padding_avoided": (rectangle - whole) / max(1.0, rectangle),
         }
-        if world.size > 1:
-            found["update/rank_balance"] = tokens / world.size / max(1.0, world.max(self.tokens))
+        if world.size > 1:  # the ranks of a team share the work of each
+            busiest = world.max(world.team_sum(self.tokens) / world.team_size)
+            found["update/rank_balance"] = tokens / world.size / max(1.0, busiest)
         return found
 
 

@@ -10,7 +10,8 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,15 +117,26 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     }
     if batch.inputs is not None:
         i = batch.inputs
-        moved["inputs"] = Inputs(
+        moved["inputs"] = replace(
+            i,
             token_ids=i.token_ids.to(device),
             positions=i.positions.to(device),
-            prompt_spans=i.prompt_spans,
-            response_spans=i.response_spans,
             predict=i.predict.to(device),
             media={name: value.to(device) for name, value in i.media.items()},
         )
     return Batch(**moved)
+
+
+def in_turns(batch: Batch, world: World, device: torch.device | str) -> Iterator[tuple[Batch, bool]]:
+    """The batch of each rank of this rank's team in turn, on `device`, and whether it is this rank's own.
+
+    All ranks of a team compute each of these together (models/sequence.py); what it is worth belongs to the one whose
+    own it is: only that rank counts it, and fills in its answers. Without teams this rank's batch is the only one.
+    """
+    for shared, is_own in world.turns(batch):
+        assert shared.inputs is not None
+        together = replace(shared, inputs=replace(shared.inputs, team=world.team))
+        yield to_device(together, device), is_own
 
 
 def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> None:

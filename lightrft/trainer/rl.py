@@ -39,7 +39,7 @@ from lightrft.trainer.experience import Experience
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import blank_answer, by_group, evened, pack, plan, unpack
+from lightrft.trainer.replay import blank_answer, by_group, evened, in_turns, pack, plan, unpack
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
 from lightrft.trainer.scores import Scores
 from lightrft.types import Batch, Terms, Trajectory
@@ -170,13 +170,11 @@ class RLTrainer:
             self.progress.phase("rollout")
             with self.sampling():
                 # Numbered over the run and over ranks, so that no two groups are ever taken for one.
-                first = (
-                    (step - 1) * config.max_draws + draws - 1
-                ) * config.prompts_per_step + self.world.rank * need
+                first = ((step - 1) * config.max_draws + draws - 1) * config.prompts_per_step
                 groups = rollout(
                     self.engine,
                     self.prompts.draw(need),
-                    training_sampling(config, derive_seed(self.config.seed, step, draws, self.world.rank)),
+                    training_sampling(config, derive_seed(self.config.seed, step, draws, 0), self.world),
                     self.processor,
                     first_group=first,
                     progress=self._sampled,
@@ -289,10 +287,12 @@ class RLTrainer:
         for t in (t for t in answers if not len(t)):  # in no batch
             t.columns |= {name: torch.zeros(0) for name in names}
         for part in evened(self._plan(answers), self.blank, self.world):
-            batch = pack(part, share_prompts=self.config.update.share_prompts, device=self.device)
-            columns = compute(batch)
-            for name, column in zip(names, columns, strict=True) if part[0] is not self.blank else ():
-                unpack(column, part, name)
+            packed = pack(part, share_prompts=self.config.update.share_prompts)
+            for batch, is_own in in_turns(packed, self.world, self.device):
+                columns = compute(batch)
+                if is_own and part[0] is not self.blank:
+                    for name, column in zip(names, columns, strict=True):
+                        unpack(column, part, name)
             if self.world.size == 1:
                 self.interrupt.glance()
 

@@ -11,6 +11,7 @@ from lightrft.config import Config, RolloutConfig
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.world import World
 from lightrft.types import Batch, Prompt, Sampling, Trajectory
 
 
@@ -23,7 +24,7 @@ def rollout(
     first_group: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Trajectory]]:
-    """`sampling.n` answers to each prompt; each prompt's answers are one group, numbered from `first_group`.
+    """`sampling.n` answers to each prompt; each prompt's answers are one group, numbered from `first_group` by place.
 
     `progress` is told how many answers are finished, and of how many. Sampled tokens are kept as sampled; the decoded answer is for rewards and readers only.
     """
@@ -34,7 +35,7 @@ def rollout(
         [
             Trajectory(
                 prompt=prompt,
-                group=first_group + place,
+                group=first_group + sampling.place + place * sampling.stride,
                 token_ids=list(c.token_ids),
                 mask=[True] * len(c.token_ids),
                 behavior=list(c.logprobs),
@@ -70,9 +71,12 @@ def needs_old(config: Config, algorithm: Algorithm) -> bool:
     return algorithm.needs_old or several or reused
 
 
-def training_sampling(config: RolloutConfig, seed: int) -> Sampling:
-    """How answers to learn from are drawn."""
+def training_sampling(config: RolloutConfig, seed: int, world: World | None = None) -> Sampling:
+    """How answers to learn from are drawn; with `world`, by every rank of it to its share of the questions."""
+    world = World() if world is None else world
     return Sampling(
+        place=world.rank,
+        stride=world.size,
         n=config.group_size,
         max_tokens=config.max_tokens,
         temperature=config.temperature,

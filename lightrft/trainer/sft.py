@@ -26,7 +26,7 @@ from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import batch_tokens, blank_answer, evened, pack, plan
+from lightrft.trainer.replay import batch_tokens, blank_answer, evened, in_turns, pack, plan
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 from lightrft.utils.atomic import explained
 from lightrft.utils.interrupt import Interrupt
@@ -116,8 +116,8 @@ class SFTTrainer:
         """This rank's conversations of a step, their media read."""
         share = self.config.batch_size // self.world.size
         # Numbered over the run and over ranks, so that no two conversations are ever taken for one group.
-        first = (step - 1) * self.config.batch_size + self.world.rank * share
-        return [demonstration(p, first + place) for place, p in enumerate(self.prompts.draw(share))]
+        first, size = (step - 1) * self.config.batch_size + self.world.rank, self.world.size
+        return [demonstration(p, first + place * size) for place, p in enumerate(self.prompts.draw(share))]
 
     def learn(self, drawn: Sequence[Trajectory]) -> Metrics:
         """One update."""
@@ -195,10 +195,11 @@ class SFTTrainer:
             answers = [demonstration(p, place) for place, p in enumerate(opened)]
             planned = plan(answers, update.tokens_per_batch, share_prompts=update.share_prompts)
             for part in evened(planned, self.blank, self.world):
-                batch = pack(part, share_prompts=update.share_prompts, device=self.device)
-                sums += torch.stack(
-                    [(self.loss(batch).loss.double() * batch.mask).sum(), batch.mask.sum().double()]
-                ).cpu()
+                packed = pack(part, share_prompts=update.share_prompts)
+                for batch, is_own in in_turns(packed, self.world, self.device):
+                    losses = self.loss(batch).loss.double() * batch.mask
+                    if is_own:
+                        sums += torch.stack([losses.sum(), batch.mask.sum().double()]).cpu()
                 if self.world.size == 1:
                     self.interrupt.glance()
         loss, tokens = self.world.sum(sums).tolist()

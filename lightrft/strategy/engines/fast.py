@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,11 +56,14 @@ def _hurry(module: nn.Module) -> None:
 
 def _is_packable(linear: nn.Linear) -> bool:
     weight = linear.weight
-    return (
-        type(weight.data) is Tensor
-        and weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-    )
+    return type(weight.data) is Tensor and weight.device.type == "cpu" and weight.dtype in _packable_types()
+
+
+@cache
+def _packable_types() -> tuple[torch.dtype, ...]:
+    """What oneDNN multiplies on this processor: bfloat16 needs newer instructions (AVX-512 or AVX-NE-CONVERT)."""
+    bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
 
 
 def _is_plain(layer: Any) -> bool:

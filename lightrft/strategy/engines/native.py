@@ -239,10 +239,14 @@ class _Rollout:
 
     def _begin(self, question: _Question, number: int) -> _Answer:
         own = Stretch(self._cache.answers, len(question))
-        answer = _Answer(question, stream(self._sampling.seed, question.place, number), own)
+        answer = _Answer(question, self._stream(question, number), own)
         self.answers[question.place].append(answer)
         question.running += 1
         return answer
+
+    def _stream(self, question: _Question, number: int) -> int:
+        place = self._sampling.place + question.place * self._sampling.stride
+        return stream(self._sampling.seed, place, number)
 
     def _forward(self, fresh: Sequence[_Question]) -> Tensor:
         """(N, H) of the running answers' newest tokens and the fresh prompts; gives each of those its hidden state."""

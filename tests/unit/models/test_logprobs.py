@@ -5,7 +5,15 @@ from torch.testing import assert_close
 from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_model
-from lightrft.models.logprobs import backbone, causal_lm, hidden_states, logprobs, output_head, text_config
+from lightrft.models.logprobs import (
+    backbone,
+    causal_lm,
+    logprobs,
+    output_head,
+    predicting_states,
+    text_config,
+)
+from lightrft.models.sequence import Share
 from lightrft.testing import tiny_model, tiny_trajectories
 from lightrft.trainer.replay import pack
 
@@ -72,7 +80,7 @@ def test_bfloat16_log_probs_are_normalised_in_float32():
     model = load_model(ModelConfig(path="random:llama", dtype="bfloat16"))
     batch = pack(ANSWERS)
     with torch.no_grad():
-        hidden = hidden_states(model, batch.inputs).index_select(0, batch.inputs.predict).float()
+        hidden = predicting_states(model, batch.inputs, Share.of(batch.inputs)).float()
         z = hidden @ output_head(model).weight.float().t()
         expected = z.log_softmax(-1).gather(1, batch.token_ids[:, None])[:, 0]
         found = logprobs(model, batch, temperature=1.0, max_logits=10**9).values
@@ -97,7 +105,7 @@ def test_a_head_with_a_bias_uses_it_and_learns_it():
     model = tiny_model("llama", attention=ATTENTION, tie_word_embeddings=False).double()
     model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 260, dtype=torch.float64))
     batch = pack(ANSWERS)
-    hidden = hidden_states(model, batch.inputs).index_select(0, batch.inputs.predict)
+    hidden = predicting_states(model, batch.inputs, Share.of(batch.inputs))
     expected = model.lm_head(hidden).log_softmax(-1).gather(1, batch.token_ids[:, None])[:, 0]
     (wanted,) = torch.autograd.grad(expected.sum(), model.lm_head.bias)
     found = logprobs(model, batch, temperature=1.0, max_logits=1000).values

@@ -189,7 +189,7 @@ def test_bfloat16_weights_learn_through_float32_masters():
     for _ in range(40):
         model.backward(model.module(torch.ones(1, 2, dtype=torch.bfloat16)).sum())
         model.step(model.gradient_norm())
-    master = model.state()["weights"]["weight"]
+    master = model.tensors()["weights/weight"]
     assert master.dtype == torch.float32
     assert_close(master, torch.full((2, 2), 1 - 40e-4), atol=1e-5, rtol=0)
     assert model.module.weight.dtype == torch.bfloat16
