@@ -89,7 +89,8 @@ class _Agent(threading.Thread):
     """torch's agent. Beside the main thread, so that signals are ours: its own handling allows 30 seconds for saving."""
 
     launch: Launch
-    command: Sequence[str]
+    environment: Sequence[str]
+    args: Sequence[str]
     failure: Exception | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -114,7 +115,8 @@ class _Agent(threading.Thread):
             monitor_interval=0.1,
         )
         try:
-            elastic_launch(config, sys.executable)(*self.command)
+            command = [*self.environment, sys.executable, "-u", "-P", "-m", "lightrft", *self.args]
+            elastic_launch(config, "env")(*command)
         except Exception as error:
             self.failure = error
 
@@ -125,11 +127,9 @@ def start(launch: Launch, args: Sequence[str], *, new_run: bool = False) -> int:
     SIGTERM and SIGINT go to all of them, which save and stop; raises Stopped then.
     """
     with tempfile.TemporaryDirectory(prefix="lightrft-") as verdicts:
-        os.environ[VERDICTS] = verdicts
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // launch.size)))
-        if new_run:
-            os.environ[NEW_RUN] = "1"
-        agent = _Agent(launch, ["-u", "-P", "-m", "lightrft", *args])
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // launch.size))
+        inherited = {VERDICTS: verdicts, "OMP_NUM_THREADS": threads} | ({NEW_RUN: "1"} if new_run else {})
+        agent = _Agent(launch, [f"{name}={value}" for name, value in inherited.items()], args)
         told = _attend(agent, Path(verdicts), launch.max_restarts)
     return _outcome(agent.failure, told)
 

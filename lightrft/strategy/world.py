@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from lightrft.strategy.device import collective_backend, use
-from lightrft.strategy.watch import PeerError, Watch
+from lightrft.strategy.watch import BrokenError, PeerError, Watch
 from lightrft.utils.failures import told
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.whereabouts import HERE
@@ -81,7 +81,10 @@ class World:
             _part(watch)
             raise
         except Exception as error:
-            raise SystemExit(_blame(watch, _understood(watch, error))) from error
+            status = _blame(watch, _understood(watch, error))
+            if not watch.stop():
+                os._exit(status)
+            raise SystemExit(status) from error
         finally:
             watch.stop()
             cls._watch = None
@@ -231,9 +234,13 @@ class World:
         if watch is not None and watch.news is not None:
             raise watch.news
 
-    def can_save(self, done: int) -> bool:
-        """Whether, after a failure, all ranks are here with `done` whole steps, so that a collective save will succeed."""
-        return self.size == 1 or (World._watch is not None and World._watch.meet(str(done)))
+    def can_save(self, done: int, error: Exception) -> bool:
+        """Whether, after this error, all ranks are here with `done` whole steps, so that a collective save will succeed."""
+        if self.size == 1:
+            return True
+        self._spread(error)
+        alive = World._watch is not None and not isinstance(error, BrokenError)
+        return alive and World._watch is not None and World._watch.meet(str(done))
 
     def output(self, run: Path) -> Path:
         """The file for what this rank prints."""
@@ -271,7 +278,7 @@ class World:
             yield
         except RuntimeError as error:
             waited = time.monotonic() - start
-            raise PeerError(self._missed(call, waited, str(error))) from error
+            raise BrokenError(self._missed(call, waited, str(error))) from error
         finally:
             HERE.go(time.monotonic() - start)
 
@@ -329,6 +336,10 @@ def _meet(device: torch.device, timeout_seconds: float) -> Watch:
     timeout = timedelta(seconds=timeout_seconds)
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
+    if (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ):  # it outlives a restart, with all that was said in it
+        store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(
         collective_backend(device),
         store=dist.PrefixStore("group", store),

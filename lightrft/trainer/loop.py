@@ -61,9 +61,9 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
                 f"stopped by {signal} after step {trainer.done}; go on with: lightrft {command} --resume {trainer.run}"
             )
             raise
-        except Exception:
+        except Exception as error:
             # In the middle of an update, or where not all ranks fail together, the last checkpoint is the state to go on from.
-            if trainer.whole and trainer.world.can_save(trainer.done):
+            if trainer.whole and trainer.world.can_save(trainer.done, error):
                 trainer.save()
             raise
     trainer.save()

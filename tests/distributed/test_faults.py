@@ -145,14 +145,21 @@ def test_without_restarts_the_launcher_says_once_what_happened_and_passes_the_st
     assert output.rstrip().endswith("KeyError: 'no such key'")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_launched_run_that_is_asked_to_stop_saves_first(lightrft, tmp_path, whole, name):
+def test_a_launched_run_that_is_asked_to_stop_saves_first(lightrft, tmp_path, whole):
     running = launched(tmp_path, *RUN, "--processes", "2", "--run", "run", fault="slow:rollout:0")
     wait_until(lambda: (tmp_path / "happened").exists() or running.poll() is not None, running=running)
-    running.send_signal(signal.Signals[name])
+    running.send_signal(signal.SIGTERM)
     status, output = running.wait(60), (tmp_path / "launched.txt").read_text()
-    assert status == 128 + signal.Signals[name], output
-    assert f"stopped by {name} after step 1" in output
+    assert status == 128 + signal.SIGTERM, output
+    assert "stopped by SIGTERM after step 1" in output
+    goes_on_to_the_same_end(lightrft, whole)
+
+
+def test_when_one_rank_is_asked_to_stop_all_save_and_stop(lightrft, tmp_path, whole):
+    both = ranks(lightrft, *RUN, "--run", "run", fault="slow:rollout:0")
+    wait_until((tmp_path / "happened").exists, running=both[0])
+    both[1].send(signal.SIGINT)
+    assert [rank.wait().status for rank in both] == [128 + signal.SIGINT] * 2
     goes_on_to_the_same_end(lightrft, whole)
 
 
