@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -120,7 +121,8 @@ def _deepspeed(device: torch.device) -> Any:
             f"strategy.backend=zero1, zero2 and zero3 are written for DeepSpeed {VERSION}x and this is {deepspeed.__version__}: "
             'pip install "lightrft[deepspeed]", or take strategy.backend=fsdp.'
         )
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of every optimizer that is not its own
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     if device.type == "cpu":  # else it spends two minutes compiling a faster way between processes than gloo
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -211,6 +213,10 @@ class Layout(Protocol):
         """This rank's pieces of that sum; each number is on one rank."""
         ...
 
+    def forget(self) -> None:
+        """Leaves nothing of it behind: a weight that the next update does not touch must not find this gradient again."""
+        ...
+
     def put(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
         """Keeps this rank's piece of a weight (moment "weights") or of one of its moments."""
         ...
@@ -267,16 +273,25 @@ class Replicated:
     def gradients(self) -> list[Tensor]:
         """See Layout."""
         zero = self.engine.optimizer
-        if (
-            self.engine.zero_optimization_stage() == 1
-            and self.dtype is torch.bfloat16
-            and not self._offloads()
-        ):
-            found: list[Tensor] = zero.fp32_groups_gradient_flat_partition  # a class of its own there
+        if self._whole_gradients():
+            found: list[Tensor] = zero.fp32_groups_gradient_flat_partition
             return found
         if self._offloads():
             return [flat.grad for flat in self.masters()]
         return [piece for group in zero.averaged_gradients.values() for piece in group]
+
+    def _whole_gradients(self) -> bool:
+        """Whether this is DeepSpeed's optimizer for bfloat16, which sums float32 gradients of all weights on every rank."""
+        bfloat16 = self.dtype is torch.bfloat16
+        return self.engine.zero_optimization_stage() == 1 and bfloat16 and not self._offloads()
+
+    def forget(self) -> None:
+        """See Layout."""
+        if self._whole_gradients():
+            return
+        forget_of(self.masters())
+        for group in self.engine.optimizer.averaged_gradients:
+            self.engine.optimizer.averaged_gradients[group] = None
 
     def put(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
         """See Layout."""
@@ -326,6 +341,11 @@ class Partitioned:
             return [flat.grad for flat in self.masters()]
         groups = self.engine.optimizer.averaged_gradients.values()
         return [piece for group in groups for piece in group]
+
+    def forget(self) -> None:
+        """See Layout."""
+        forget_of(self.masters())
+        self.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def put(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
         """See Layout."""
@@ -412,17 +432,9 @@ class ZeroTrainable:
         zero = self._layout.engine.optimizer
         zero.step()
         zero.zero_grad()
-        self._forget_gradients()
+        self._layout.forget()
         self._layout.engine.set_gradient_accumulation_boundary(False)
         return usable
-
-    def _forget_gradients(self) -> None:
-        """A weight that the next update does not touch must not find its gradient of this one."""
-        for master in self._layout.masters():
-            if master.grad is not None:
-                master.grad.zero_()
-        if isinstance(self._layout, Partitioned):
-            self._layout.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See Trainable."""
@@ -546,6 +558,13 @@ class Zero3Frozen:
 
     def _pieces(self) -> dict[str, Tensor]:
         return {name: cast(Any, parameter).ds_tensor for name, parameter in self.module.named_parameters()}
+
+
+def forget_of(masters: list[Any]) -> None:
+    """Clears gradients that stay in memory from one update to the next."""
+    for master in masters:
+        if master.grad is not None:
+            master.grad.zero_()
 
 
 def batches(shapes: Mapping[str, torch.Size]) -> Iterator[list[str]]:
