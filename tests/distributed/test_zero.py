@@ -141,11 +141,10 @@ def back_alone(found, dtype):
 def looks(module, tokens, pixels):
     """Something of words, and of a picture where there is one."""
     words = module.model.language_model(input_ids=tokens).last_hidden_state.square().mean()
-    return (
-        words
-        if pixels is None
-        else words + module.model.vision_tower(pixels).last_hidden_state.square().mean()
-    )
+    if pixels is None:
+        return words
+    seen = module.model.vision_tower(pixels).last_hidden_state
+    return words + module.model.multi_modal_projector(seen).square().mean()
 
 
 def looking(backend):
