@@ -19,7 +19,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.algorithms.algorithm import Algorithm, build
-from lightrft.config import Config, LoraConfig, ModelConfig, RolloutConfig, SFTConfig, StrategyConfig
+from lightrft.config import ZERO, Config, LoraConfig, ModelConfig, RolloutConfig, SFTConfig, StrategyConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Task, load_task
@@ -34,6 +34,7 @@ from lightrft.rewards.vote import VOTES
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.engines.native import NativeEngine
@@ -68,7 +69,11 @@ def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig
     return NativeEngine(causal_lm(module), processor.stop_ids, processor.text, config.native)
 
 
-STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {"single": Single, "fsdp": Fsdp}
+STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {
+    "single": Single,
+    "fsdp": Fsdp,
+    **dict.fromkeys(ZERO, Zero),
+}
 ENGINES: dict[str, MakeEngine] = {"native": native_engine}
 TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
 
