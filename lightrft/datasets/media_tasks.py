@@ -86,7 +86,7 @@ def nlvr(option: str) -> Task:
 
     All pictures that were shown with one sentence are in the same split: a fifth of the sentences of dev.jsonl is
     evaluated, the others are trained on. `nlvr:test` trains on all of dev.jsonl and evaluates on test.jsonl.
-    `nlvr:objects` counts what is in a box (see scenes.py), on the pictures and the split of `nlvr`.
+    `nlvr:objects` asks how many objects are in a box (see scenes.py), on the pictures and the split of `nlvr`.
     """
     _one_of("nlvr", option, "test", "objects")
     place = Place("nlvr/dev.jsonl", "", "", nlvr_row)

@@ -1,32 +1,24 @@
-"""Questions about the boxes of NLVR's pictures: how many objects of a colour or a shape are in one of them.
+"""Questions about the boxes of NLVR's pictures: how many objects are in one of them.
 
-Each picture shows three boxes; what is right is read off the scene that comes with it. Of every picture one question is
-asked for each right answer it offers, so that no answer pays off that does not look.
+Each picture shows three boxes side by side; a question shows one box, and what is right is read off the scene that comes
+with the picture.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightrft.datasets.formats import field, text_field
 from lightrft.datasets.sources import BadRecords, Located
+from lightrft.utils.media import Made
 
 BOXES = ("left", "middle", "right")
-TRAITS = {
-    "yellow": ("color", "Yellow"),
-    "black": ("color", "Black"),
-    "blue": ("color", "#0099ff"),
-    "squares": ("type", "square"),
-    "triangles": ("type", "triangle"),
-    "circles": ("type", "circle"),
-}
-"""Word in the question -> field of an object in the scene, and what it says there."""
-
-Scene = Sequence[Sequence[dict[str, Any]]]
-"""Box -> objects, from left to right."""
+SIDE, APART = 100, 150
+"""Width and height of a box, and how far the next one lies to the right, pixels."""
 
 
 def questions(rows: Sequence[Located], folder: Path, split: str, bad: BadRecords) -> list[Located]:
@@ -37,33 +29,23 @@ def questions(rows: Sequence[Located], folder: Path, split: str, bad: BadRecords
     found = []
     for where, row in rows:
         try:
-            image, scene = text_field(row, "image"), field(row, "structured_rep")
-            asked = about(scene, random.Random(f"scenes/{image}"))
+            image, scene = folder / text_field(row, "image"), field(row, "structured_rep")
+            if len(scene) != len(BOXES):
+                raise ValueError(f"the scene has {len(scene)} boxes, not {len(BOXES)}.")
         except ValueError as error:
             bad(f"{where}: {error}")
             continue
-        found += [
-            (f"{where} {box} {trait}", _row(box, trait, count, folder / image)) for box, trait, count in asked
-        ]
+        for place, (box, objects) in enumerate(zip(BOXES, scene, strict=True)):
+            seen = Made(f"{box} box of {image}", partial(cut, str(image), place))
+            question = {"question": "How many objects are there?", "target": str(len(objects)), "image": seen}
+            found.append((f"{where} {box}", question))
     random.Random(f"scenes/{split}").shuffle(found)
     return found
 
 
-def about(scene: Scene, draw: random.Random) -> list[tuple[str, str, int]]:
-    """Box, trait and count of one question for each count that the scene offers. ValueError for other than three boxes."""
-    if len(scene) != len(BOXES):
-        raise ValueError(f"the scene has {len(scene)} boxes, not {len(BOXES)}.")
-    by_count: dict[int, list[tuple[str, str]]] = {}
-    for box, objects in zip(BOXES, scene, strict=True):
-        for trait, (name, value) in TRAITS.items():
-            count = sum(thing[name] == value for thing in objects)
-            by_count.setdefault(count, []).append((box, trait))
-    return [(*draw.choice(places), count) for count, places in sorted(by_count.items())]
+def cut(path: str, place: int) -> Any:
+    """One box of a picture, a PIL image."""
+    from PIL import Image
 
-
-def _row(box: str, trait: str, count: int, image: Path) -> dict[str, Any]:
-    return {
-        "question": f"How many objects in the {box} box are {trait}?",
-        "target": str(count),
-        "image": str(image),
-    }
+    with Image.open(path) as whole:
+        return whole.convert("RGB").crop((APART * place, 0, APART * place + SIDE, SIDE))

@@ -31,9 +31,7 @@ from tests.distributed.launch import together
 
 SHAPE = [(6, [5, 3, 9, 1]), (4, [2, 7]), (9, [1]), (3, [12, 4, 4])]
 CPU = torch.device("cpu")
-OPTIONS = OptimizerConfig(
-    learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, schedule="linear", eps=1e-4
-)
+OPTIONS = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, schedule="linear", eps=1e-4)
 """eps: AdamW divides by the gradient, so that rounding in one of nearly 0 would become a whole step."""
 TOKENS = 24
 """Of a micro-batch: several per update, and not the same number on each rank."""
