@@ -552,6 +552,8 @@ class CheckpointConfig:
     """Save everything needed to go on, every so many steps; 0: only at the end or when stopped."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    background: bool = False
+    """Copy to host memory and write while training goes on; the next checkpoint, or the end, waits for it."""
 
     def __post_init__(self) -> None:
         at_least(0, "checkpoint", every_steps=self.every_steps)
