@@ -215,3 +215,16 @@ def test_a_process_by_itself_is_told_to_bring_others():
 def test_without_deepspeed_its_backends_name_what_to_install():
     with pytest.raises(ProcessRaisedException, match=r'RuntimeError: .*pip install "lightrft\[deepspeed\]"'):
         together(strategy_of, 1, "zero1")
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "cure"),
+    [
+        ("fsdp", {"offload_optimizer": True}, "strategy.backend=zero2"),
+        ("zero2", {"offload_parameters": True}, "strategy.backend=zero3"),
+        ("zero1", {"keep_whole_below": 0}, "strategy.backend=zero3"),
+    ],
+)
+def test_a_setting_of_another_stage_is_refused(backend, options, cure):
+    with pytest.raises(ValueError, match=f"has no effect with strategy.backend={backend}.*{cure}"):
+        StrategyConfig(backend=backend, deepspeed=DeepspeedConfig(**options))
