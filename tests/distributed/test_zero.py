@@ -1,11 +1,12 @@
 """DeepSpeed's ZeRO: its state is that of every other backend, and it leaves no update behind in the next."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 from torch.testing import assert_close
 
 from lightrft.config import DeepspeedConfig, ModelConfig, StrategyConfig
@@ -95,8 +96,12 @@ CASES = {
 }
 
 
-def lives(backend, given):
-    return [life(backend, options, dtype, given[dtype]) for options, dtype in CASES[backend]]
+def everything(backend, given):
+    """All that two ranks are asked in one launch: processes take seconds to import DeepSpeed."""
+    found = {"lives": [life(backend, options, dtype, given[dtype]) for options, dtype in CASES[backend]]}
+    if backend == "zero1":
+        found |= {"looking": looking(backend), "refusals": refusals()}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +109,17 @@ def alone():
     return {dtype: life("single", {}, dtype, None) for dtype in ("float32", "bfloat16")}
 
 
+@pytest.fixture(scope="module")
+def asked(alone):
+    """Backend -> what each of two ranks found, launched once."""
+    given = {dtype: (found["state"], found["numbers"]) for dtype, found in alone.items()}
+    return cache(lambda backend: together(everything, 2, backend, given, seconds=240))
+
+
 @needs_deepspeed
 @pytest.mark.parametrize("backend", CASES)
-def test_a_state_goes_from_one_process_to_two_and_back(backend, alone):
-    given = {dtype: (found["state"], found["numbers"]) for dtype, found in alone.items()}
-    ranks = together(lives, 2, backend, given, seconds=200)
+def test_a_state_goes_from_one_process_to_two_and_back(backend, alone, asked):
+    ranks = [found["lives"] for found in asked(backend)]
     for place, (_, dtype) in enumerate(CASES[backend]):
         expected = alone[dtype]
         near = {"atol": 1e-6, "rtol": 0} if dtype == "float32" else {"atol": 4e-3, "rtol": 0}
@@ -163,9 +174,9 @@ def looking(backend):
 
 
 @needs_deepspeed
-def test_with_zero1_a_rank_may_have_no_picture():
+def test_with_zero1_a_rank_may_have_no_picture(asked):
     norm, weights = looking("single")
-    for theirs, their_weights in together(looking, 2, "zero1"):
+    for theirs, their_weights in (found["looking"] for found in asked("zero1")):
         assert theirs == pytest.approx(norm, rel=1e-5)
         assert_close(their_weights, weights, atol=1e-6, rtol=0)
 
@@ -187,8 +198,8 @@ def refusals():
 
 
 @needs_deepspeed
-def test_what_cannot_be_done_is_refused_with_a_cure():
-    two, three, moves = together(refusals, 1)[0]
+def test_what_cannot_be_done_is_refused_with_a_cure(asked):
+    two, three, moves = asked("zero1")[0]["refusals"]
     assert "random:llava reads media" in two
     assert "fsdp or zero1" in two
     assert "strategy.backend=zero3" in three
@@ -202,5 +213,18 @@ def test_a_process_by_itself_is_told_to_bring_others():
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 def test_without_deepspeed_its_backends_name_what_to_install():
-    with pytest.raises(RuntimeError, match=r'pip install "lightrft\[deepspeed\]"'):
+    with pytest.raises(ProcessRaisedException, match=r'RuntimeError: .*pip install "lightrft\[deepspeed\]"'):
         together(strategy_of, 1, "zero1")
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "cure"),
+    [
+        ("fsdp", {"offload_optimizer": True}, "strategy.backend=zero2"),
+        ("zero2", {"offload_parameters": True}, "strategy.backend=zero3"),
+        ("zero1", {"keep_whole_below": 0}, "strategy.backend=zero3"),
+    ],
+)
+def test_a_setting_of_another_stage_is_refused(backend, options, cure):
+    with pytest.raises(ValueError, match=f"has no effect with strategy.backend={backend}.*{cure}"):
+        StrategyConfig(backend=backend, deepspeed=DeepspeedConfig(**options))
