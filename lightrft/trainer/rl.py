@@ -198,7 +198,7 @@ class RLTrainer:
             if self.algorithm.config.keep == "all":
                 break  # answers were dropped because a reward failed: the step is a little smaller, and says so
         counts = self.world.add(counts)
-        if not self.world.all(bool(kept)):
+        if not self.world.max(len(kept)):
             raise RuntimeError(
                 f"step {step}: no group of answers is left to learn from after {draws} draws of {need} questions "
                 f"(algorithm.keep={self.algorithm.config.keep}, rollout.max_draws={config.max_draws}, "
@@ -248,7 +248,7 @@ class RLTrainer:
         for likely in judged:
             for t in new[likely.group]:  # a group's number is its place here
                 t.greedy_reward, t.greedy_parts = likely.reward, likely.parts
-        if not self.world.all(any(map(_knows_greedy, groups))):
+        if not self.world.max(any(map(_knows_greedy, groups))):
             raise RuntimeError(
                 f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
                 "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
@@ -258,19 +258,25 @@ class RLTrainer:
     def score(self, trajectories: list[Trajectory]) -> Metrics:
         """Fills the columns: log-probs of whoever is asked for, values, then rewards, advantages and returns."""
         metrics: Metrics = {}
+        filled: list[str] = []
         self.progress.phase("score")
         with self.stage(Phase.SCORE):
             # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
             if self.needs_old or not self.world.all(all("old" not in t.columns for t in trajectories)):
                 waiting = [t for group in self.experience.waiting for t in group]
                 new = [t for t in [*trajectories, *waiting] if "old" not in t.columns]
-                self._fill(new, self._sampled_at, "old", "entropy")
+                filled += ["old", "entropy"]
+                self._fill(new, self._sampled_at, *filled)
             for name, model in (("ref", self.reference), ("teacher", self.teacher)):
                 if model is not None:
                     self._fill(trajectories, partial(self._judged_by, model), name)
+                    filled.append(name)
             if self.critic is not None:
                 self._fill(trajectories, partial(self._valued_by, self.critic), "values")
+                filled.append("values")
             whole = pack(trajectories, inputs=False)
+            for name in filled if not trajectories else ():  # all answers of this rank were dropped
+                setattr(whole, name, torch.zeros(0))
             whole.scores = self.scores.of(trajectories)
             if self.algorithm.needs_greedy:
                 whole.greedy = self.scores.of(trajectories, greedy=True)
