@@ -35,7 +35,6 @@ from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.deepspeed import Zero
-from lightrft.strategy.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.engines.native import NativeEngine
 from lightrft.strategy.fsdp import Fsdp
@@ -52,6 +51,7 @@ from lightrft.types import Prompt
 from lightrft.utils import layers
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.curves import draw_curves
+from lightrft.utils.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger

@@ -74,7 +74,7 @@ class Launch:
                 raise ValueError(
                     f"--gpus {self.gpus} with strategy.device=cpu. Set --strategy.device auto, or use --processes."
                 )
-            from lightrft.strategy.device import num_accelerators
+            from lightrft.utils.device import num_accelerators
 
             found = num_accelerators()
             if self.gpus > found:

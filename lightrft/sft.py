@@ -22,13 +22,13 @@ from lightrft.models.source import Source
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
-from lightrft.strategy.device import device_bytes, pick_device, release_memory
 from lightrft.strategy.world import World
 from lightrft.trainer.runs import keep_settings
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.curves import draw_curves
+from lightrft.utils.device import device_bytes, pick_device, release_memory
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger

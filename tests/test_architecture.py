@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightrft.config import Config, SFTConfig
 from lightrft.utils import layers
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "lightrft"
 OPTIONS = list(
     {(n, c): (n, c, f) for kind in (Config, SFTConfig) for n, c, f, _ in layers.options(kind)}.values()
 )
@@ -51,3 +53,24 @@ def test_the_readme_is_at_most_150_lines_and_names_what_exists() -> None:
     for target in ("demo", "test"):
         assert f"make {target}" in text
         assert f"\n{target}:" in makefile
+
+
+ACCELERATORS = re.compile(r"\b(cuda|npu|xpu|mps|hip|rocm|nccl|hccl|xccl)\b", re.IGNORECASE)
+
+
+def accelerators_named(path):
+    """Names of accelerators in the code of a file: attributes, names and texts; not in comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        text = {
+            ast.Attribute: lambda n: n.attr,
+            ast.Name: lambda n: n.id,
+            ast.Constant: lambda n: n.value if isinstance(n.value, str) and id(n) not in told else "",
+        }.get(type(node), lambda n: "")(node)
+        yield from ACCELERATORS.findall(text)
+
+
+def test_one_file_alone_knows_kinds_of_accelerators():
+    named = {str(p.relative_to(PACKAGE)): list(accelerators_named(p)) for p in PACKAGE.rglob("*.py")}
+    assert {file for file, names in named.items() if names} == {"utils/device.py"}

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from lightrft.utils.device import has_varlen_kernel
+
 ATTENTION = "lightrft_packed"
 
 Span = tuple[int, int]
@@ -93,7 +95,7 @@ class SharedPrompts:
             )
         elif query.device.type == "cpu":
             out = _Stretches.apply(query, key, value, self, scaling)
-        elif query.device.type == "cuda":
+        elif has_varlen_kernel(query.device):
             out = _varlen(self, query, key, value, scaling)
         else:
             out = _one_call_per_sequence(self, query, key, value, scaling, None)

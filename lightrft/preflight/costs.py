@@ -24,11 +24,11 @@ from lightrft.preflight.policy import LONGEST_SAMPLE, Policy
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.device import device_bytes, release_memory
 from lightrft.strategy.engines.cache import ANSWER_PAGE, PROMPT_PAGE
 from lightrft.trainer.replay import batch_tokens, pack, plan
 from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
+from lightrft.utils.device import device_bytes, release_memory
 from lightrft.utils.progress import clock
 
 SPEED_TOKENS = 16

@@ -21,10 +21,10 @@ from lightrft.preflight.report import Section
 from lightrft.rewards.base import Judge
 from lightrft.rewards.check import GoldReport, check_gold
 from lightrft.strategy.base import Strategy
-from lightrft.strategy.device import available_bytes, pick_device
 from lightrft.trainer.rollout import needs_old
 from lightrft.types import Prompt, Record
 from lightrft.utils import media
+from lightrft.utils.device import available_bytes, pick_device
 from lightrft.utils.imports import resolve
 from lightrft.utils.progress import sparkline
 

@@ -52,6 +52,8 @@ class Stage:
     phase: Phase = Phase.IDLE
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent inside each phase since `reset_seconds`."""
+    waited: dict[Phase, float] = field(default_factory=dict)
+    """The part of it in which other ranks were waited for, in exchanges of World."""
     moves: list[str] = field(default_factory=list)
     """What the last entry moved: '-optimizer', '+engine cache', and bytes before and after."""
     _rows: dict[str, tuple[Resident, frozenset[Phase]]] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Stage:
             )
         self._inside = True
         HERE.enter(phase.value)
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), HERE.waited
         try:
             self._enter(phase)
             yield
@@ -78,6 +80,7 @@ class Stage:
             self._inside = False
             HERE.enter("between phases") if sys.exc_info()[0] is None else None
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.waited[phase] = self.waited.get(phase, 0.0) + HERE.waited - waited
 
     def _enter(self, phase: Phase) -> None:
         before, here = self.phase, self.measure()
@@ -98,7 +101,12 @@ class Stage:
         """Seconds per phase since the last call."""
         seconds = {phase.value: s for phase, s in self.seconds.items()}
         self.seconds.clear()
+        self.waited.clear()
         return seconds
+
+    def working_seconds(self) -> dict[str, float]:
+        """Seconds per phase since the last `reset_seconds`, without those of waiting for other ranks."""
+        return {phase.value: s - self.waited[phase] for phase, s in self.seconds.items()}
 
     def table(self) -> Table:
         """The memory plan, for people."""

@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from lightrft.strategy.device import collective_backend, use
 from lightrft.strategy.watch import BrokenError, PeerError, Watch
+from lightrft.utils.device import collective_backend, use
 from lightrft.utils.failures import told
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.whereabouts import HERE

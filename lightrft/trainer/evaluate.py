@@ -90,7 +90,8 @@ class Evaluator:
 
     def judge(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
         """Score by task and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all estimates)."""
-        self.judge_answers([t for group in groups for t in group])
+        with self.world.apart():
+            self.judge_answers([t for group in groups for t in group])
         mine = [_row(t) for group in groups for t in group]
         rows = [row for rank in self.world.gather(mine) for row in rank]
         report = {exam.task.name: self._estimates(exam, rows) for exam in self.exams}

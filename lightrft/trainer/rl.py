@@ -28,7 +28,6 @@ from lightrft.rewards.base import Judge
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
-from lightrft.strategy.device import peak_gib, resident_gib
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.saved import kept
 from lightrft.strategy.world import World
@@ -42,10 +41,12 @@ from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import blank_answer, by_group, evened, in_turns, pack, plan, unpack
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
 from lightrft.trainer.scores import Scores
+from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils import layers
 from lightrft.utils import trajectories as saved
 from lightrft.utils.atomic import explained
+from lightrft.utils.device import peak_gib, resident_gib
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
@@ -96,6 +97,7 @@ class RLTrainer:
     earlier_seconds: float = 0.0
     """Time that the run took before it was resumed."""
     interrupt: Interrupt = field(default_factory=Interrupt)
+    stragglers: Stragglers = field(init=False)
     whole: bool = True
     """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
     _position: dict[str, Any] = field(default_factory=dict)
@@ -103,6 +105,9 @@ class RLTrainer:
     """Whether the engine was given any weights by this process."""
     _reference_moved: bool = False
     """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
+
+    def __post_init__(self) -> None:
+        self.stragglers = Stragglers(self.world)
 
     def train(self) -> None:
         """Runs the steps that are left. Raises Stopped if asked to stop before the last; what was done is saved first."""
@@ -123,9 +128,7 @@ class RLTrainer:
         metrics |= self.update(step, balanced(chosen, self.world))
         self.follow(step, metrics)
         self.done = step
-        took = time.perf_counter() - start
-        phases = self.stage.reset_seconds()
-        metrics |= {f"seconds/{name}": s for name, s in phases.items()} | {"seconds/step": took}
+        metrics |= self.stragglers.seconds(self.stage, time.perf_counter() - start)
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),
@@ -194,14 +197,15 @@ class RLTrainer:
                 break
             if self.algorithm.config.keep == "all":
                 break  # answers were dropped because a reward failed: the step is a little smaller, and says so
-        if not self.world.all(bool(kept)):
+        counts = self.world.add(counts)
+        if not self.world.max(len(kept)):
             raise RuntimeError(
                 f"step {step}: no group of answers is left to learn from after {draws} draws of {need} questions "
                 f"(algorithm.keep={self.algorithm.config.keep}, rollout.max_draws={config.max_draws}, "
                 f"{int(counts.get('counts/dropped_answers', 0))} answers dropped by failing rewards). "
                 "Raise rollout.max_draws or rollout.group_size, take easier or harder questions, or set algorithm.keep=all."
             )
-        seconds = max(self.stage.seconds.get(Phase.ROLLOUT, 0.0), 1e-9)
+        seconds = max(self.world.max(self.stage.seconds.get(Phase.ROLLOUT, 0.0)), 1e-9)
         metrics = describe(drawn, self.world) | counts
         metrics["rollout/tokens_per_second"] = float(self.world.sum(torch.tensor(float(tokens)))) / seconds
         metrics["rollout/draws"] = float(draws)
@@ -244,7 +248,7 @@ class RLTrainer:
         for likely in judged:
             for t in new[likely.group]:  # a group's number is its place here
                 t.greedy_reward, t.greedy_parts = likely.reward, likely.parts
-        if not self.world.all(any(map(_knows_greedy, groups))):
+        if not self.world.max(any(map(_knows_greedy, groups))):
             raise RuntimeError(
                 f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
                 "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
@@ -254,19 +258,25 @@ class RLTrainer:
     def score(self, trajectories: list[Trajectory]) -> Metrics:
         """Fills the columns: log-probs of whoever is asked for, values, then rewards, advantages and returns."""
         metrics: Metrics = {}
+        filled: list[str] = []
         self.progress.phase("score")
         with self.stage(Phase.SCORE):
             # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
             if self.needs_old or not self.world.all(all("old" not in t.columns for t in trajectories)):
                 waiting = [t for group in self.experience.waiting for t in group]
                 new = [t for t in [*trajectories, *waiting] if "old" not in t.columns]
-                self._fill(new, self._sampled_at, "old", "entropy")
+                filled += ["old", "entropy"]
+                self._fill(new, self._sampled_at, *filled)
             for name, model in (("ref", self.reference), ("teacher", self.teacher)):
                 if model is not None:
                     self._fill(trajectories, partial(self._judged_by, model), name)
+                    filled.append(name)
             if self.critic is not None:
                 self._fill(trajectories, partial(self._valued_by, self.critic), "values")
+                filled.append("values")
             whole = pack(trajectories, inputs=False)
+            for name in filled if not trajectories else ():  # all answers of this rank were dropped
+                setattr(whole, name, torch.zeros(0))
             whole.scores = self.scores.of(trajectories)
             if self.algorithm.needs_greedy:
                 whole.greedy = self.scores.of(trajectories, greedy=True)

@@ -20,14 +20,15 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
-from lightrft.strategy.device import peak_gib, resident_gib
 from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import batch_tokens, blank_answer, evened, in_turns, pack, plan
+from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 from lightrft.utils.atomic import explained
+from lightrft.utils.device import peak_gib, resident_gib
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
 from lightrft.utils.progress import Progress
@@ -77,9 +78,13 @@ class SFTTrainer:
     earlier_seconds: float = 0.0
     """Time that the run took before it was resumed."""
     interrupt: Interrupt = field(default_factory=Interrupt)
+    stragglers: Stragglers = field(init=False)
     whole: bool = True
     """Whether the weights are those of the last whole step, all of it written down: then they may be saved."""
     _position: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stragglers = Stragglers(self.world)
 
     def train(self) -> None:
         """Runs the steps that are left. Raises Stopped if asked to stop before the last; what was done is saved first."""
@@ -95,11 +100,9 @@ class SFTTrainer:
         with self.stage(Phase.TRAIN):
             metrics = self.learn(balanced(drawn, self.world))
         self.done = step
-        phases = self.stage.reset_seconds()
-        metrics |= self.describe(drawn, phases["train"])
-        metrics |= {f"seconds/{name}": seconds for name, seconds in phases.items()}
+        seconds = self.stragglers.seconds(self.stage, time.perf_counter() - start)
+        metrics |= self.describe(drawn, seconds["seconds/train"]) | seconds
         metrics |= {
-            "seconds/step": time.perf_counter() - start,
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),
         }

@@ -79,13 +79,7 @@ def devices() -> dict[str, str]:
         return {"devices": "torch is not installed"}
     import torch
 
-    found = {"torch threads": str(torch.get_num_threads())}
-    for i in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(i)
-        found[f"cuda:{i}"] = (
-            f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} GiB free of {total / 2**30:.0f}"
-        )
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is not None and accelerator.type != "cuda":
-        found[accelerator.type] = f"{torch.accelerator.device_count()} devices"
+    from lightrft.utils.device import accelerators
+
+    found = {"torch threads": str(torch.get_num_threads())} | accelerators()
     return found if len(found) > 1 else found | {"devices": "cpu only"}

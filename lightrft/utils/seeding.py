@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lightrft.utils.device import generator_state, restore_generator
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part and on nothing else (not on PYTHONHASHSEED, not on the machine)."""
@@ -28,7 +30,12 @@ def generator_states() -> dict[str, Any]:
     """The state of the global generators."""
     import numpy
 
-    return {"python": random.getstate(), "torch": torch.get_rng_state(), "numpy": numpy.random.get_state()}
+    return {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "numpy": numpy.random.get_state(),
+        "accelerator": generator_state(),
+    }
 
 
 def restore_generators(states: dict[str, Any]) -> None:
@@ -38,3 +45,4 @@ def restore_generators(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     torch.set_rng_state(states["torch"])
     numpy.random.set_state(states["numpy"])
+    restore_generator(states["accelerator"])

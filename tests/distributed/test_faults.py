@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.runs import PLAIN, assert_same_run, environment, steps, wait_until
+from tests.distributed.pair import ranks
+from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, environment, steps, wait_until
 
 pytestmark = pytest.mark.timeout(150)
 SMALL = [*PLAIN, "--evaluate.before-and-after=false", "--rollout.max-tokens", "5", "--strategy.device", "cpu"]
@@ -27,15 +27,6 @@ QUICK = 30
 @pytest.fixture(autouse=True)
 def faulty(tmp_path):
     shutil.copy(Path(__file__).with_name("faulty.py"), tmp_path)
-
-
-def ranks(lightrft, *args, fault="none:none:0"):
-    """Two ranks as Slurm would start them: nobody looks after them. Returns what is under way."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "FAULT": fault}
-    return [lightrft.start(*args, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in (0, 1)]
 
 
 def ended(lightrft, *args, fault):
@@ -61,8 +52,6 @@ def launched(cwd, *args, fault="none:none:0"):
 @pytest.fixture(scope="session")
 def whole(server, tmp_path_factory):
     """The run that nothing happens to."""
-    from tests.e2e.runs import Lightrft
-
     folder = tmp_path_factory.mktemp("whole")
     shutil.copy(Path(__file__).with_name("faulty.py"), folder)
     done = [rank.wait() for rank in ranks(Lightrft(server, folder), *RUN, "--run", "run")]

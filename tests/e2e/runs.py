@@ -18,7 +18,14 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=false"]
 """What a test about something else does without: processes for rewards, TensorBoard, a live picture."""
-MEASURED = ("seconds/", "memory/", "rollout/tokens_per_second", "train/tokens_per_second", "time")
+MEASURED = (
+    "seconds/",
+    "straggler/",
+    "memory/",
+    "rollout/tokens_per_second",
+    "train/tokens_per_second",
+    "time",
+)
 """Beginnings of metrics that differ between two runs that are otherwise the same."""
 
 

@@ -1,10 +1,11 @@
-"""Which device this process uses; the only file that asks."""
+"""Which device this process uses, and all that differs from one kind to another; the only file that names or asks any."""
 
 from __future__ import annotations
 
 import os
 import resource
 import sys
+from typing import Any
 
 import psutil
 import torch
@@ -45,6 +46,48 @@ def _own(kind: str) -> torch.device:
             f"process {place} of this machine has no accelerator: torch finds {count}. Start at most {count} processes here."
         )
     return torch.device(kind, place)
+
+
+def has_varlen_kernel(device: torch.device) -> bool:
+    """Whether torch's attention over sequences of different lengths in one call (torch.nn.attention.varlen) runs there."""
+    return device.type == "cuda"  # NVIDIA, and AMD under the same name
+
+
+def accelerators() -> dict[str, str]:
+    """Each accelerator of this machine with its memory, for people."""
+    if not torch.accelerator.is_available():
+        return {}
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    found: dict[str, str] = {}
+    for place in range(torch.accelerator.device_count()):
+        device = torch.device(kind.type, place)
+        if kind.type == "mps":  # it shares the host's memory
+            found[str(device)] = f"{available_bytes(device) / 2**30:.0f} GiB free"
+            continue
+        module = torch.get_device_module(device)
+        free, total = module.mem_get_info(device)
+        name = module.get_device_name(device)
+        found[str(device)] = f"{name}, {free / 2**30:.0f} GiB free of {total / 2**30:.0f}"
+    return found
+
+
+def generator_state() -> torch.Tensor | None:
+    """The state of this process's random generator on its accelerator; None without one."""
+    if not torch.accelerator.is_available():
+        return None
+    state: torch.Tensor = _module().get_rng_state()
+    return state
+
+
+def restore_generator(state: torch.Tensor | None) -> None:
+    """Takes `generator_state` back, where there is an accelerator."""
+    if state is not None and torch.accelerator.is_available():
+        _module().set_rng_state(state)
+
+
+def _module() -> Any:
+    return torch.get_device_module(torch.accelerator.current_accelerator())
 
 
 def num_accelerators() -> int:
