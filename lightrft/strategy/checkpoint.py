@@ -26,7 +26,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from lightrft.config import CheckpointConfig
@@ -41,6 +41,19 @@ Gather = Callable[[Any], list[Any]]
 """The values of all ranks, by rank."""
 
 
+class Reader(HuggingFaceStorageReader):
+    """Reads the headers of the files once, however often tensors are asked for."""
+
+    @cached_property
+    def known(self) -> Metadata:
+        """Which tensors there are, and where."""
+        return super().read_metadata()
+
+    def read_metadata(self) -> Metadata:
+        """See StorageReader."""
+        return self.known
+
+
 @dataclass(frozen=True)
 class Stored:
     """The tensors of one model in a checkpoint. See strategy/base.py: Saved."""
@@ -49,23 +62,22 @@ class Stored:
     model: str
 
     @cached_property
-    def _entries(self) -> dict[str, tuple[int, ...]]:
-        found = HuggingFaceStorageReader(str(self.place)).read_metadata().state_dict_metadata
-        return {
-            name.removeprefix(f"{self.model}/"): tuple(entry.size)
-            for name, entry in found.items()
-            if name.startswith(f"{self.model}/") and isinstance(entry, TensorStorageMetadata)
-        }
+    def _reader(self) -> Reader:
+        return Reader(str(self.place))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See Saved."""
-        return self._entries
+        return {
+            name.removeprefix(f"{self.model}/"): tuple(entry.size)
+            for name, entry in self._reader.known.state_dict_metadata.items()
+            if name.startswith(f"{self.model}/") and isinstance(entry, TensorStorageMetadata)
+        }
 
     def into(self, tensors: dict[str, Tensor]) -> None:
         """See Saved. Each rank reads what it holds by itself."""
         named = {f"{self.model}/{name}": tensor for name, tensor in tensors.items()}
         with _quiet():
-            dcp.load(named, storage_reader=HuggingFaceStorageReader(str(self.place)), no_dist=True)
+            dcp.load(named, storage_reader=self._reader, no_dist=True)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lightrft.config import EvaluateConfig, HeldOutConfig
-from lightrft.models.load import save_model
+from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
@@ -80,14 +80,13 @@ def save_now(trainer: Stepwise) -> None:
 
 def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
     """The Hugging Face folder of a model's present weights; called by all ranks."""
-    state = {}
     with model.merged():
-        for name, weight in model.weights():  # other ranks take part in gathering them
-            if world.is_first:
-                state[name] = weight.detach().cpu()
-    if world.is_first:
-        with folder(target) as unfinished:
-            save_model(model.module, processor, unfinished, state)
+        if world.is_first:
+            with folder(target) as unfinished:
+                write_folder(model.module, processor, model.weights(), unfinished)
+        else:
+            for _ in model.weights():  # takes part in gathering them
+                pass
     world.barrier()
 
 

@@ -327,7 +327,8 @@ class RLTrainer:
         def before_update(index: int, norm: float) -> None:
             nonlocal captured
             spiked = self.capsules.spike(norm)
-            if not captured and (spiked or (index == 0 and self.capsules.wanted(step))):
+            wanted = spiked or (index == 0 and self.capsules.wanted(step))
+            if wanted and not captured and self.world.size == 1:  # a capsule is of one process
                 captured = True
                 self._capture(step, index, trajectories)
 
