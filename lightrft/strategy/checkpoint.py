@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.config import CheckpointConfig
+from lightrft.strategy.watch import PeerError
 from lightrft.strategy.world import World
 from lightrft.utils.atomic import folder, recover, remove_folder
 from lightrft.utils.states import file_crc, read_state, write_state
@@ -62,7 +63,7 @@ class Checkpoints:
         if failure is not None:
             raise failure
         if told is not None:
-            raise RuntimeError(f"rank 0 could not save: {told}")
+            raise PeerError(f"rank 0 could not save: {told}")
         return target
 
     def latest(self) -> Path | None:

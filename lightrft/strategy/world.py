@@ -370,7 +370,9 @@ def _blame(watch: Watch, error: Exception) -> int:
     message, status = told(error)
     details = "".join(traceback.format_exception(error)).rstrip()
     print(details, file=sys.stderr, flush=True) if World.current().rank else None
-    watch.blame(message, status=status, details=details)
+    is_consequence = isinstance(error, PeerError) and not isinstance(error, BrokenError)
+    if not (is_consequence and watch.cause(PATIENCE_SECONDS)):
+        watch.blame(message, status=status, details=details)
     return status
 
 

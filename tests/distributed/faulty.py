@@ -27,6 +27,9 @@ class Faulty(RLTrainer):
         kind, where, rank = os.environ.get("FAULT", "none:none:0").split(":")
         if (where, int(rank), 1) == (phase, self.world.rank, self.done) and not Path("happened").exists():
             Path("happened").touch()
+            time.sleep(
+                0.2
+            )  # what happens is rarely the first thing in a phase, and others hear of a phase a moment later
             KINDS[kind]()
 
     def _sampled(self, finished, total):
