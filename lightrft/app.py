@@ -19,11 +19,19 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.algorithms.algorithm import Algorithm, build
-from lightrft.config import Config, LoraConfig, ModelConfig, RolloutConfig, SFTConfig, StrategyConfig
+from lightrft.config import ZERO, Config, LoraConfig, ModelConfig, RolloutConfig, SFTConfig, StrategyConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Task, load_task
-from lightrft.models.load import causal_lm, is_adapted, load_model, load_processor, without_weights
+from lightrft.models.export import write_folder
+from lightrft.models.load import (
+    causal_lm,
+    full_weights,
+    is_adapted,
+    load_model,
+    load_processor,
+    without_weights,
+)
 from lightrft.models.processor import Processor
 from lightrft.models.sequence import check_shared
 from lightrft.models.source import CriticSource, Source
@@ -34,8 +42,10 @@ from lightrft.rewards.vote import VOTES
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.filling import reader
 from lightrft.strategy.fsdp import Fsdp
 from lightrft.strategy.saved import restore
 from lightrft.strategy.single import Single, WithoutAdapters
@@ -48,7 +58,7 @@ from lightrft.trainer.runs import check_backend, earlier, keep_settings, new_run
 from lightrft.trainer.scores import Scores
 from lightrft.types import Prompt
 from lightrft.utils import layers
-from lightrft.utils.atomic import explained, write_text
+from lightrft.utils.atomic import explained, folder, write_text
 from lightrft.utils.curves import draw_curves
 from lightrft.utils.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.utils.imports import resolve
@@ -68,7 +78,11 @@ def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig
     return NativeEngine(causal_lm(module), processor.stop_ids, processor.text, config.native)
 
 
-STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {"single": Single, "fsdp": Fsdp}
+STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {
+    "single": Single,
+    "fsdp": Fsdp,
+    **dict.fromkeys(ZERO, Zero),
+}
 ENGINES: dict[str, MakeEngine] = {"native": native_engine}
 TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
 
@@ -131,6 +145,7 @@ def build_trainer(
     world = World.current(config.strategy.sequence_parallel)
     device = pick_device(config.strategy.device)
     shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
+    refuse_capsules(config, world)
     algorithm = build(config.algorithm, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
@@ -200,6 +215,37 @@ def shared(option: str, number: int, world: World) -> None:
         raise ValueError(
             f"{option}={number} cannot be shared by {world.size} processes. Set it to a multiple of {world.size}."
         )
+
+
+def refuse_capsules(config: Config, world: World) -> None:
+    """ValueError if steps are to be captured that several processes take."""
+    asked = {"log.capture_steps": config.log.capture_steps, "log.capture_spikes": config.log.capture_spikes}
+    for option, value in asked.items():
+        if value and world.size > 1:
+            raise ValueError(
+                f"{option}={value}: a capsule holds a step of one process, and this run has {world.size}. Leave it out, or "
+                "capture the step in a run of one process from the same checkpoint."
+            )
+
+
+def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None, file_gb: float) -> int:
+    """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time."""
+    checkpoints = Checkpoints(run, config.checkpoint, World())
+    place = checkpoints.latest() if step is None else checkpoints.folder / f"step-{step:06d}"
+    if place is None:
+        raise ValueError(f"{checkpoints.folder} holds no complete checkpoint.")
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty. Name a new folder.")
+    models = checkpoints.load(place)["models"]
+    stored = models["actor"] if "actor" in models else models["model"]  # of train, of sft
+    processor = load_processor(config.model, config.media)
+    source = Source(config.model)
+    module = source.hollow()
+    weights = full_weights(module, reader(module, source, stored), source.dtype)
+    with explained(target.parent), folder(target) as unfinished:
+        write_folder(module, processor, weights, unfinished, file_bytes=int(file_gb * 1e9))
+    Console().print(f"{target}: the model after {place.name}", soft_wrap=True, markup=False, highlight=False)
+    return 0
 
 
 def prepare_process(config: Config | SFTConfig) -> None:

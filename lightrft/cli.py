@@ -1,4 +1,4 @@
-"""The commands: train, sft, evaluate, check, config, replay, view, doctor. Each builds a Config and calls the app.
+"""The commands: train, sft, evaluate, check, config, replay, view, export, doctor. Each builds a Config and calls the app.
 
 torch and transformers are imported inside the commands that need them, so that help and errors come at once.
 """
@@ -228,6 +228,34 @@ def view(args: Sequence[str]) -> int:
     return 0
 
 
+def export(args: Sequence[str]) -> int:
+    """Make a Hugging Face folder of a run's checkpoint, whichever backend wrote it: lightrft export RUN OUT."""
+
+    def export(
+        run: tyro.conf.Positional[Path],
+        out: tyro.conf.Positional[Path],
+        step: int | None = None,
+        file_gb: float = 5.0,
+    ) -> tuple[Path, Path, int | None, float]:
+        """Write the policy of a checkpoint as plain transformers loads it; adapters are merged into the weights.
+
+        Args:
+            run: The run folder.
+            out: The folder to make.
+            step: After which step; the newest complete checkpoint if left out.
+            file_gb: Most gigabytes of weights in a file, and so in memory.
+        """
+        return run, out, step, file_gb
+
+    folder, out, step, file_gb = tyro.cli(export, prog="lightrft export", args=list(args))
+    run = run_folder(str(folder))
+    from lightrft import app
+
+    file = run / "config.yaml"
+    kind: type[Any] = Config if layers.fits(file, Config) else SFTConfig
+    return app.export(load_as(kind, "export", [str(file)]), run, out, step, file_gb)
+
+
 def doctor(args: Sequence[str]) -> int:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
     from lightrft.utils.doctor import report
@@ -245,6 +273,7 @@ COMMANDS: dict[str, Command] = {
     "config": config,
     "replay": replay,
     "view": view,
+    "export": export,
     "doctor": doctor,
 }
 

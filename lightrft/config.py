@@ -484,11 +484,34 @@ class FsdpConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeepspeedConfig:
+    """DeepSpeed's ZeRO; only with strategy.backend=zero1, zero2 or zero3."""
+
+    offload_optimizer: bool = False
+    """Keep optimizer and float32 weights in host memory, and update them there."""
+    offload_parameters: bool = False
+    """With zero3: keep the pieces of the weights in host memory too; a block's weights come to the device when it computes."""
+    bucket_mib: int = 256
+    """Most MiB of gradients that are summed, or of weights that are gathered, in one message; each process holds a few of them."""
+    keep_whole_below: int = 100_000
+    """With zero3: a weight of fewer numbers (biases, norms) is whole on every process, which saves small messages."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "strategy.deepspeed", bucket_mib=self.bucket_mib)
+        at_least(0, "strategy.deepspeed", keep_whole_below=self.keep_whole_below)
+
+
+ZERO = ("zero1", "zero2", "zero3")
+"""The backends of DeepSpeed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StrategyConfig:
     """Where and how the model is trained."""
 
     backend: str = "single"
-    """single: one process. fsdp: any number of processes, each with a piece of the model. Or the import path of a Strategy class."""
+    """single: one process. fsdp: any number of processes, each with a piece of the model. zero1, zero2, zero3: the same
+    by DeepSpeed. Or the import path of a Strategy class."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu, xpu, mps."""
     threads: int = 0
@@ -500,11 +523,20 @@ class StrategyConfig:
     sequence_parallel: int = 1
     """Processes that compute each micro-batch together, each a part of its tokens: for answers too long for one (Ulysses)."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
 
     def __post_init__(self) -> None:
         at_least(1, "strategy", sequence_parallel=self.sequence_parallel)
+        because = f"strategy.backend={self.backend}"
+        if self.backend not in ZERO:
+            cure = "set strategy.backend=zero2"
+            refuse_idle("strategy.deepspeed", self.deepspeed, because=because, cure=cure)
+        elif self.backend != "zero3":
+            weights = ["offload_parameters", "keep_whole_below"]
+            cure = "set strategy.backend=zero3"
+            refuse_idle("strategy.deepspeed", self.deepspeed, weights, because=because, cure=cure)
         if self.backend != "fsdp":
-            because, cure = f"strategy.backend={self.backend}", "set strategy.backend=fsdp"
+            cure = "set strategy.backend=fsdp"
             refuse_idle("strategy.fsdp", self.fsdp, because=because, cure=cure)
         if self.timeout_seconds <= 0:
             raise ValueError(
@@ -520,6 +552,8 @@ class CheckpointConfig:
     """Save everything needed to go on, every so many steps; 0: only at the end or when stopped."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    background: bool = False
+    """Copy to host memory and write while training goes on; the next checkpoint, or the end, waits for it."""
 
     def __post_init__(self) -> None:
         at_least(0, "checkpoint", every_steps=self.every_steps)

@@ -1,13 +1,14 @@
 """Questions about chorales that are heard: Bach's notes, played as plain tones.
 
-A window of a few quarter notes is rendered when its question is drawn; what is right is read off the notes. Three kinds
-of question, in equal shares per chorale: where the highest voice goes (`line`), which voice moves (`voice`), and whether
-the last chord is major or minor (`chord`).
+A window of a few quarter notes is rendered when its question is drawn; what is right is read off the notes. Four kinds
+of question, about as many of each per chorale: where the highest voice goes (`line`), which voice moves (`voice`), whether
+the last chord is major or minor (`chord`), and how many chords are played (`count`), fast or slowly.
 """
 
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from lightrft.utils.media import Made
 RATE = 16_000
 SECONDS = 0.5
 """Length of a quarter note."""
+FAST = 0.25
+"""The same in half of the windows whose chords are counted, so that how long a sound is does not give the answer away."""
 EACH = 2
 """Windows per chorale, kind and answer."""
 VOICES = ("bass", "tenor", "alto", "soprano")
@@ -50,14 +53,24 @@ def chord(window: Window) -> str | None:
     return None
 
 
-KINDS: Mapping[str, tuple[str, int, Callable[[Window], str | None]]] = {
-    "line": ("Does the highest voice end higher or lower than it begins? Answer higher or lower.", 4, line),
+def count(window: Window) -> str:
+    """How many chords there are."""
+    return str(len(window))
+
+
+KINDS: Mapping[str, tuple[str, Sequence[int], Callable[[Window], str | None]]] = {
+    "line": (
+        "Does the highest voice end higher or lower than it begins? Answer higher or lower.",
+        (4,),
+        line,
+    ),
     "voice": (
         "Of the four voices, one moves and three stay. Which one moves? Answer soprano, alto, tenor or bass.",
-        2,
+        (2,),
         voice,
     ),
-    "chord": ("Is the last chord major or minor? Answer major or minor.", 3, chord),
+    "chord": ("Is the last chord major or minor? Answer major or minor.", (3,), chord),
+    "count": ("How many chords are played? Answer with the number.", (1, 2, 3, 4, 5), count),
 }
 """Kind -> question, chords in a window, and the right answer to a window, None if the question does not fit it."""
 
@@ -79,9 +92,9 @@ def questions(
     return found
 
 
-def render(window: Window) -> dict[str, Any]:
-    """The window as a sound: {"array": (n,) float32 between -1 and 1, "sampling_rate": 16000}."""
-    time = np.arange(int(SECONDS * RATE)) / RATE
+def render(window: Window, seconds: float = SECONDS) -> dict[str, Any]:
+    """The window as a sound: {"array": (n,) float32 between -1 and 1, "sampling_rate": 16000}; `seconds` a chord."""
+    time = np.arange(int(seconds * RATE)) / RATE
     envelope = np.minimum(time / 0.01, 1) * np.exp(-3 * time)
     chords = [envelope * sum(_tone(pitch, time) for pitch in pitches) for pitches in window]
     return {"array": (0.15 * np.concatenate(chords)).astype(np.float32), "sampling_rate": RATE}
@@ -96,7 +109,8 @@ def _tone(pitch: int, time: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _row(place: str, kind: str, window: Window) -> dict[str, Any]:
     question, _, answer = KINDS[kind]
-    sound = Made(f"chorale {place}", partial(render, window))
+    fast = kind == "count" and zlib.crc32(place.encode()) % 2
+    sound = Made(f"chorale {place}", partial(render, window, FAST if fast else SECONDS))
     return {"question": question, "target": answer(window), "audio": sound}
 
 
@@ -108,18 +122,19 @@ def _windows(
         for kind in kinds:
             draw = random.Random(f"chorales/{split}/{number}/{kind}")
             for start, window in _chosen(chords, kind, draw):
-                yield f"{split}[{number}]:{start} {kind}", (kind, window)
+                yield f"{split}[{number}]:{start}-{start + len(window)} {kind}", (kind, window)
 
 
 def _chosen(chords: Sequence[Chord], kind: str, draw: random.Random) -> Iterator[tuple[int, Window]]:
     """Windows of four voices throughout, as many for each answer where the chorale has them."""
-    _, length, answer = KINDS[kind]
+    _, lengths, answer = KINDS[kind]
     by_answer: dict[str, dict[Window, int]] = {}
-    for start in range(len(chords) - length + 1):
-        window = tuple(chords[start : start + length])
-        right = answer(window) if all(len(c) == len(VOICES) for c in window) else None
-        if right is not None:
-            by_answer.setdefault(right, {}).setdefault(window, start)
+    for length in lengths:
+        for start in range(len(chords) - length + 1):
+            window = tuple(chords[start : start + length])
+            right = answer(window) if all(len(c) == len(VOICES) for c in window) else None
+            if right is not None:
+                by_answer.setdefault(right, {}).setdefault(window, start)
     for _, windows in sorted(by_answer.items()):
         for window in draw.sample(sorted(windows), min(EACH, len(windows))):
             yield windows[window], window

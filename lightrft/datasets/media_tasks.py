@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightrft.config import TaskConfig
-from lightrft.datasets import chorales, clips
+from lightrft.datasets import chorales, clips, scenes
 from lightrft.datasets.formats import Example, asked, field, text_field
 from lightrft.datasets.sources import BadRecords, Located, Row, read
 from lightrft.datasets.task import (
@@ -86,15 +86,37 @@ def nlvr(option: str) -> Task:
 
     All pictures that were shown with one sentence are in the same split: a fifth of the sentences of dev.jsonl is
     evaluated, the others are trained on. `nlvr:test` trains on all of dev.jsonl and evaluates on test.jsonl.
+    `nlvr:objects` asks how many objects are in a box (see scenes.py), on the pictures and the split of `nlvr`.
     """
-    _one_of("nlvr", option, "test")
+    _one_of("nlvr", option, "test", "objects")
     place = Place("nlvr/dev.jsonl", "", "", nlvr_row)
     train, evaluate = halves(place, lambda row: held_out(plain_words(str(row.get("sentence")))))
+    if option == "objects":
+        return _nlvr_objects(train[0], evaluate[0])
     if option:
         train, evaluate = [place], [replace(place, file="nlvr/test.jsonl")]
     name = _named("nlvr", option)
     load = from_places(name, train, evaluate, instruction=f"Answer true or false. {TAGGED}")
     return Task(name, load, {"words": 1.0}, tagged_gold, extract=plain_words, max_tokens=256)
+
+
+def _nlvr_objects(train: Place, evaluate: Place) -> Task:
+    """The split of nlvr; a picture that comes with sentences of both parts is evaluated only."""
+    name = "nlvr:objects"
+
+    def rows(split: Split, data: str, bad: BadRecords) -> list[Located]:
+        path = needed(name, data, train)
+        pictures = list(read(str(path), "", bad))
+        kept = [(where, row) for where, row in pictures if evaluate.keep(row)]
+        if split == "train":
+            shown = [row.get("structured_rep") for _, row in kept]
+            kept = [
+                (w, row) for w, row in pictures if train.keep(row) and row.get("structured_rep") not in shown
+            ]
+        return scenes.questions(kept, path.parent, split, bad)
+
+    load = from_program(name, rows, instruction=f"Answer with the number. {TAGGED}")
+    return Task(name, load, {"number": 1.0}, tagged_gold, max_tokens=64)
 
 
 def shapes(option: str) -> Task:

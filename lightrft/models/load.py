@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -296,18 +296,19 @@ def is_adapted(model: nn.Module) -> bool:
     return causal_lm(model) is not model
 
 
-def save_model(
-    model: nn.Module, processor: Processor, folder: Path, state: Mapping[str, torch.Tensor] | None = None
-) -> None:
-    """Writes a folder that plain transformers loads; adapters are merged into the weights.
+def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
+    """Writes a whole model as a folder that plain transformers loads; adapters are merged into the weights.
 
-    `state`: the weights under the names of the plain model, where `model` does not hold them whole. The saved config names
-    no attention implementation of ours.
+    The saved config names no attention implementation of ours. See models/export.py for models in pieces.
     """
-    if state is None:
-        with merged_adapters(model):
-            state = {name: value.detach().cpu() for name, value in plain_state(model).items()}
-    causal_lm(model).save_pretrained(folder, state_dict=dict(state))
+    with merged_adapters(model):
+        state = {name: value.detach().cpu() for name, value in plain_state(model).items()}
+        causal_lm(model).save_pretrained(folder, state_dict=state)
+    save_words(processor, folder)
+
+
+def save_words(processor: Processor, folder: Path) -> None:
+    """Writes what a folder needs besides weights and config: tokenizer, template, and the tokens that end an answer."""
     stops = sorted(processor.stop_ids)
     GenerationConfig(
         eos_token_id=stops if len(stops) > 1 else stops[0], pad_token_id=processor.tokenizer.pad_token_id

@@ -7,12 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lightrft.config import ModelConfig
 from lightrft.models.load import without_weights
 from lightrft.models.logprobs import backbone, predicting_states
 from lightrft.models.sequence import Share
 from lightrft.types import Batch
+
+
+class ValueHead(nn.Linear):
+    """Computes in float32 (float64 for a float64 model), also where a backend keeps all weights in a smaller type."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Values from hidden states."""
+        exact = torch.promote_types(input.dtype, torch.float32)
+        return linear(input.to(exact), self.weight.to(exact), self.bias.to(exact))
 
 
 class ValueModel(nn.Module):
@@ -28,7 +38,7 @@ class ValueModel(nn.Module):
         self.body, self.config, self.body_name = body, config, body_name
         weight = next(body.parameters())
         exact = torch.promote_types(weight.dtype, torch.float32)
-        self.head = nn.Linear(config.hidden_size, 1, device=weight.device, dtype=exact)
+        self.head = ValueHead(config.hidden_size, 1, device=weight.device, dtype=exact)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -48,5 +58,5 @@ def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
     assert batch.inputs is not None
     share = Share.of(batch.inputs)
     hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
-    result: Tensor = module.head(hidden.to(module.head.weight.dtype))
+    result: Tensor = module.head(hidden)
     return share.whole(result.sum(1))  # not a view, which FSDP warns of

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from lightrft.models.load import Gather
 from lightrft.models.source import Source
 from lightrft.models.weights import Weights
+from lightrft.strategy.base import Saved
 
 
 @torch.no_grad()
@@ -28,6 +30,29 @@ def fill(module: nn.Module, source: Source) -> None:
             _read(parameter, name, files)
     else:
         _send(missing, source)
+
+
+def reader(module: nn.Module, source: Source, saved: Saved) -> Gather:
+    """What gives each weight of a hollow module whole, when it is asked for: from a checkpoint what was learnt, from the model's
+    own files the rest."""
+    learnt = {p: f"weights/{name}" for name, p in module.named_parameters() if p.requires_grad}
+    own = {parameter: name for name, parameter in source.missing(module).items()}
+    rest = [own[parameter] for parameter in own if parameter not in learnt]
+    files = source.weights(rest)
+    whole = source.whole() if rest and files is None else {}
+
+    def read(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        assert isinstance(parameter, nn.Parameter)
+        if parameter in learnt:
+            found = torch.empty(parameter.shape, dtype=torch.float32)
+            saved.into({learnt[parameter]: found})
+        elif files is not None:
+            found = files.rows(own[parameter], 0, (*parameter.shape, 1)[0])
+        else:
+            found = whole[own[parameter]]
+        return found.to(dtype)
+
+    return read
 
 
 def rows(parameter: Tensor) -> tuple[Tensor, int, int]:

@@ -130,6 +130,16 @@ def shard(
     return whole
 
 
+def computed(root: FSDPModule, function: Callable[..., T], *args: Any) -> T:
+    """function(model, *args). The backward pass leaves pieces behind; where there is none to come, they are left here."""
+    result = cast(T, cast(Any, root)(function, *args))
+    if not torch.is_grad_enabled():
+        for part in cast(nn.Module, root).modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+    return result
+
+
 class FsdpTrainable:
     """A sharded module with AdamW over its pieces."""
 
@@ -157,7 +167,7 @@ class FsdpTrainable:
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Trainable."""
-        return cast(T, cast(Any, self._root)(function, *args))
+        return computed(self._root, function, *args)
 
     def backward(self, loss: Tensor) -> None:
         """See Trainable."""
@@ -165,11 +175,21 @@ class FsdpTrainable:
 
     def gradient_norm(self) -> float:
         """See Trainable. Called by all ranks."""
+        self._forget_unused()
         grads = [p.grad for _, p in self._named if p.grad is not None]
         if not grads:
             return 0.0
         norm = torch.nn.utils.get_total_norm(grads)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def _forget_unused(self) -> None:
+        """Leaves weights that no rank has used without a gradient, as one process would: FSDP gives them zeros, which decay them."""
+        used = torch.stack([_local(p.grad).any() if p.grad is not None else _no(p) for p in self._parameters])
+        counts = used.to(torch.int32)
+        dist.all_reduce(counts)
+        for parameter, count in zip(self._parameters, counts.tolist(), strict=True):
+            if not count:
+                parameter.grad = None
 
     def rate(self) -> float:
         """See Trainable."""
@@ -237,7 +257,7 @@ class FsdpFrozen:
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Frozen."""
-        return cast(T, cast(Any, self.root)(function, *args))
+        return computed(self.root, function, *args)
 
     def parts(self) -> dict[str, Resident]:
         """See Frozen."""
@@ -354,6 +374,10 @@ class Moments:
                 for name, value in state.items():
                     if value.dim():
                         state[name] = value.to(place)
+
+
+def _no(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros((), dtype=torch.bool, device=_local(parameter).device)
 
 
 def _local(tensor: Tensor) -> Tensor:

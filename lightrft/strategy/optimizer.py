@@ -19,9 +19,13 @@ def decay_groups(parameters: Sequence[nn.Parameter], config: OptimizerConfig) ->
     return [decayed, {"params": rest, "weight_decay": 0.0}]
 
 
-def adamw(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+def adamw(
+    parameters: Sequence[nn.Parameter],
+    config: OptimizerConfig,
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+) -> torch.optim.AdamW:
     """AdamW over these parameters."""
-    return torch.optim.AdamW(
+    return kind(
         decay_groups(parameters, config),
         lr=config.learning_rate,
         betas=(config.betas[0], config.betas[1]),

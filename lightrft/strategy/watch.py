@@ -219,7 +219,7 @@ class Watch:
     def _guard(self) -> None:
         """Ends this process where it can neither get on nor come to an end by itself."""
         self._heard = time.monotonic()
-        most = 1.1 * self.timeout_seconds + 2
+        most = 1.1 * self.timeout_seconds + GRACE_SECONDS  # later than exchanges, whose errors say more
         while not self._over.wait(POLL_SECONDS):
             now = time.monotonic()
             if self._noticed and not self.failing and now - self._noticed > GRACE_SECONDS:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 from lightrft.config import EvaluateConfig, HeldOutConfig
-from lightrft.models.load import save_model
+from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
 from lightrft.strategy.base import Trainable
+from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.world import World
 from lightrft.utils.atomic import folder
 from lightrft.utils.interrupt import Interrupt, Stopped
@@ -22,6 +23,7 @@ class Stepwise(Protocol):
     run: Path
     world: World
     progress: Progress
+    checkpoints: Checkpoints
     interrupt: Interrupt
     done: int
     whole: bool
@@ -56,7 +58,7 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
                 HERE.begin(step)
                 trainer.train_step(step)
         except Stopped as signal:
-            trainer.save()
+            save_now(trainer)
             trainer.progress.note(
                 f"stopped by {signal} after step {trainer.done}; go on with: lightrft {command} --resume {trainer.run}"
             )
@@ -64,22 +66,27 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
         except Exception as error:
             # In the middle of an update, or where not all ranks fail together, the last checkpoint is the state to go on from.
             if trainer.whole and trainer.world.can_save(trainer.done, error):
-                trainer.save()
+                save_now(trainer)
             raise
-    trainer.save()
+    save_now(trainer)
     trainer.save_model()
+
+
+def save_now(trainer: Stepwise) -> None:
+    """Writes a checkpoint of the last whole step, and is done only when it is on the disk."""
+    trainer.save()
+    trainer.checkpoints.wait()
 
 
 def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
     """The Hugging Face folder of a model's present weights; called by all ranks."""
-    state = {}
     with model.merged():
-        for name, weight in model.weights():  # other ranks take part in gathering them
-            if world.is_first:
-                state[name] = weight.detach().cpu()
-    if world.is_first:
-        with folder(target) as unfinished:
-            save_model(model.module, processor, unfinished, state)
+        if world.is_first:
+            with folder(target) as unfinished:
+                write_folder(model.module, processor, model.weights(), unfinished)
+        else:
+            for _ in model.weights():  # takes part in gathering them
+                pass
     world.barrier()
 
 

@@ -29,7 +29,7 @@ from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.engines.base import Engine
-from lightrft.strategy.saved import Held, kept, restore
+from lightrft.strategy.saved import kept
 from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.capsule import Capsules, weights_hash
@@ -327,7 +327,8 @@ class RLTrainer:
         def before_update(index: int, norm: float) -> None:
             nonlocal captured
             spiked = self.capsules.spike(norm)
-            if not captured and (spiked or (index == 0 and self.capsules.wanted(step))):
+            wanted = spiked or (index == 0 and self.capsules.wanted(step))
+            if wanted and not captured and self.world.size == 1:  # a capsule is of one process
                 captured = True
                 self._capture(step, index, trajectories)
 
@@ -454,13 +455,17 @@ class RLTrainer:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
         HERE.enter("save")
-        models: dict[str, Any] = {"actor": kept(self.actor)}
-        if self.critic is not None:
-            models["critic"] = kept(self.critic)
+        learners = {"actor": self.actor} | ({} if self.critic is None else {"critic": self.critic})
+        models = {name: model.tensors() for name, model in learners.items()}
         if self.reference is not None and self._reference_moved:
             models["reference"] = self.reference.tensors()
-        experience = self.world.gather(self.experience.state(self._position["experience"]))
-        self.checkpoints.save(self._position["done"], {**self._position, **models, "experience": experience})
+        state = {
+            **self._position,
+            "numbers": {name: model.numbers() for name, model in learners.items()},
+            "generators": self.world.gather(self._position["generators"]),
+            "experience": self.world.gather(self.experience.state(self._position["experience"])),
+        }
+        self.checkpoints.save(self._position["done"], state, models)
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""
@@ -468,11 +473,11 @@ class RLTrainer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote."""
-        restore(self.actor, state["actor"])
+        self.actor.load(state["models"]["actor"], state["numbers"]["actor"])
         if self.critic is not None:
-            restore(self.critic, state["critic"])
-        if self.reference is not None and "reference" in state:
-            self.reference.load(Held(state["reference"]))
+            self.critic.load(state["models"]["critic"], state["numbers"]["critic"])
+        if self.reference is not None and "reference" in state["models"]:
+            self.reference.load(state["models"]["reference"])
             self._reference_moved = True
         if self.config.algorithm.kl_target:
             self.algorithm = self.algorithm.weighing(state["kl_coefficient"])
@@ -481,7 +486,8 @@ class RLTrainer:
         if judged_alike and len(state["experience"]) == self.world.size:  # else it begins with no memory
             self.experience.load(state["experience"][self.world.rank])
         self.prompts.load(state["prompts"])
-        restore_generators(state["generators"])
+        if len(state["generators"]) == self.world.size:
+            restore_generators(state["generators"][self.world.rank])
         self.capsules.load(state["capsules"])
         self.done, self.evaluations = state["done"], dict(state["evaluations"])
         if self.done < self.config.steps:  # a finished run that is to go on

@@ -20,7 +20,6 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
-from lightrft.strategy.saved import kept, restore
 from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.loop import examination, take_steps, write_model
@@ -212,7 +211,12 @@ class SFTTrainer:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
         HERE.enter("save")
-        self.checkpoints.save(self._position["done"], {**self._position, "model": kept(self.model)})
+        state = {
+            **self._position,
+            "numbers": self.model.numbers(),
+            "generators": self.world.gather(self._position["generators"]),
+        }
+        self.checkpoints.save(self._position["done"], state, {"model": self.model.tensors()})
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""
@@ -220,9 +224,10 @@ class SFTTrainer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote."""
-        restore(self.model, state["model"])
+        self.model.load(state["models"]["model"], state["numbers"])
         self.prompts.load(state["prompts"])
-        restore_generators(state["generators"])
+        if len(state["generators"]) == self.world.size:
+            restore_generators(state["generators"][self.world.rank])
         self.done, self.losses = state["done"], dict(state["losses"])
         if self.done < self.steps:  # a finished run that is to go on
             self.losses.pop("after", None)

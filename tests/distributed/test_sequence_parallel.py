@@ -199,14 +199,17 @@ def test_two_ranks_together_get_the_logprobs_and_gradients_of_one(differences, n
 
 
 SHAPE = [(6, [5, 3, 9, 1]), (4, [2, 7]), (9, [1]), (3, [12, 4, 4])]
-OPTIONS = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, schedule="linear")
+OPTIONS = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, schedule="linear", eps=1e-4)
+"""eps: AdamW divides by the gradient, so that rounding in one of nearly 0 would become a whole step."""
 
 
 def policy_loss(model: Any, batch: Batch) -> Terms:
     """Reaches whole answers, as in GSPO: all tokens of an answer are needed by each rank."""
     new = model.compute(partial(logprobs, temperature=0.7, max_logits=2000), batch)
     mean = segment_mean(new.values, batch.segments, batch.num_sequences, mask=batch.mask)[batch.segments]
-    return Terms(-batch.advantages * mean.exp() - 0.01 * new.entropy, {"entropy": new.entropy})
+    return Terms(
+        -batch.advantages * (mean - mean.detach()).exp() - 0.01 * new.entropy, {"entropy": new.entropy}
+    )
 
 
 def learnt(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
@@ -239,10 +242,9 @@ def learnt(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor],
         return {name: weight.detach().clone() for name, weight in model.weights()}, reports
 
 
-@pytest.mark.parametrize(("processes", "team"), [(2, 2), (4, 2)])
-def test_teams_learn_what_one_process_learns(processes, team):
+def test_two_teams_of_two_learn_what_one_process_learns():
     weights, reports = learnt("single")
-    for theirs, their_reports in together(learnt, processes, "fsdp", team, seconds=240):
+    for theirs, their_reports in together(learnt, 4, "fsdp", 2, seconds=240):
         assert theirs.keys() == weights.keys()
         for name, weight in weights.items():
             assert_close(theirs[name], weight, atol=1e-6, rtol=0, msg=name)

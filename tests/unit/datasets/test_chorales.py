@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightrft.datasets.chorales import KINDS, chord, line, questions, render, voice
+from lightrft.datasets.chorales import FAST, KINDS, SECONDS, chord, line, questions, render, voice
 
 C_MAJOR, C_MINOR, SEVENTH = (48, 55, 64, 72), (48, 55, 63, 72), (48, 55, 64, 70)
 
@@ -64,7 +64,7 @@ HIGHER = [[pitch + 2 for pitch in chord] for chord in SCORE]
 
 def test_what_the_test_split_asks_is_not_asked_in_training():
     def asked(split):
-        rows = [row for _, row in questions(scores, split, list(KINDS))]
+        rows = [row for _, row in questions(scores, split, ["line", "voice", "chord"])]
         return {(row["question"], row["audio"].make.args) for row in rows}
 
     scores = {"train": [SCORE, HIGHER], "test": [SCORE]}
@@ -75,10 +75,22 @@ def test_what_the_test_split_asks_is_not_asked_in_training():
 
 def test_every_question_is_answered_by_its_notes():
     for _, row in questions({"train": [], "test": [SCORE]}, "evaluate", list(KINDS)):
-        (window,) = row["audio"].make.args
+        window, _ = row["audio"].make.args
         kind = next(kind for kind, (question, _, _) in KINDS.items() if question == row["question"])
         assert KINDS[kind][2](window) == row["target"]
-        assert row["target"] in row["question"]
+        assert kind == "count" or row["target"] in row["question"]
+
+
+def test_chords_are_counted_and_their_length_does_not_tell_how_many_there_are():
+    scores = {"train": [], "test": [[[pitch + n for pitch in chord] for chord in SCORE] for n in range(6)]}
+    rows = [row for _, row in questions(scores, "evaluate", ["count"])]
+    assert sorted({row["target"] for row in rows}) == ["1", "2", "3", "4", "5"]
+    seconds = {row["audio"].make.args[1] for row in rows}
+    assert seconds == {FAST, SECONDS}
+    for row in rows:
+        window, length = row["audio"].make.args
+        assert len(row["audio"].make()["array"]) == int(row["target"]) * int(length * 16_000)
+        assert len(window) == int(row["target"])
 
 
 def test_chords_with_fewer_than_four_voices_are_left_out():

@@ -18,6 +18,7 @@ FOLDERS = {
     "esc10": "esc10",
     "mathvision": "mathvision",
     "nlvr": "nlvr",
+    "nlvr:objects": "nlvr",
     "puzzlevqa": "puzzlevqa",
     "shapes": "shapes",
     "spoken_digits": "fsdd",

@@ -11,7 +11,7 @@ import torch
 
 import lightrft
 from lightrft.config import CheckpointConfig
-from lightrft.strategy.checkpoint import Checkpoints, newest, problem
+from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.world import World
 
 
@@ -80,16 +80,66 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert steps(tmp_path) == ["step-000005"]
 
 
-def test_the_model_folder_is_part_of_the_checkpoint(tmp_path):
-    def model_saver(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
+def tensors(number: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        "actor": {
+            "weights/a.b": torch.full((3, 4), number),
+            "step": torch.tensor(number, dtype=torch.float64),
+        },
+        "critic": {"weights/a.b": torch.full((5,), -number, dtype=torch.bfloat16)},
+    }
 
-    path = checkpoints(tmp_path).save(5, state(5), model_saver)
-    assert (path / "model" / "config.json").read_text() == "{}"
-    assert problem(path) is None
-    (path / "model" / "config.json").unlink()
-    assert problem(path) == "model/config.json is missing"
+
+def test_tensors_of_models_come_back_into_whatever_is_given(tmp_path):
+    saved = checkpoints(tmp_path)
+    path = saved.save(5, state(5), tensors(2.5))
+    models = saved.load(path)["models"]
+    assert models["actor"].shapes() == {"weights/a.b": (3, 4), "step": ()}
+    assert models["critic"].shapes() == {"weights/a.b": (5,)}
+    found = {
+        "weights/a.b": torch.zeros(3, 4, dtype=torch.float64),
+        "step": torch.zeros((), dtype=torch.float64),
+    }
+    models["actor"].into(found)
+    assert found["weights/a.b"].unique().tolist() == [2.5]
+    assert float(found["step"]) == 2.5
+    half = {"weights/a.b": torch.zeros(5)}
+    models["critic"].into(half)
+    assert half["weights/a.b"].tolist() == [-2.5] * 5
+    assert all(file.suffix in (".json", ".pt", ".safetensors") for file in path.rglob("*") if file.is_file())
+
+
+def test_what_is_written_in_the_background_is_what_was_there_when_it_was_saved(tmp_path):
+    config = CheckpointConfig(keep=2, background=True)
+    saved, models, plain = Checkpoints(tmp_path, config, World()), tensors(1.0), state(5)
+    path = saved.save(5, plain, models)
+    models["actor"]["weights/a.b"].fill_(9.0)
+    plain["weights"]["w"].fill_(9.0)
+    plain["rng"].append("later")
+    saved.wait()
+    assert saved.latest() == path
+    back = saved.load(path)
+    found = {"weights/a.b": torch.zeros(3, 4)}
+    back["models"]["actor"].into(found)
+    assert found["weights/a.b"].unique().tolist() == [1.0]
+    assert back["weights"]["w"].unique().tolist() == [5.0]
+    assert back["rng"] == [5, (5,), None]
+
+
+def test_an_error_in_the_background_is_told_by_the_next_save(small_disk):
+    saved = Checkpoints(small_disk, CheckpointConfig(keep=2, background=True), World())
+    saved.save(5, state(5))
+    saved.save(10, state(10), {"actor": {"w": torch.zeros(800_000)}})
+    with pytest.raises(RuntimeError, match="the disk is full.*checkpoint is intact"):
+        saved.save(15, state(15))
+    assert steps(small_disk) == ["step-000005"]
+    saved.save(20, state(20))
+    saved.wait()
+    assert steps(small_disk) == ["step-000005", "step-000020"]
+
+
+def shard(path: Path) -> Path:
+    return next((path / "tensors").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -98,15 +148,28 @@ def test_the_model_folder_is_part_of_the_checkpoint(tmp_path):
         (lambda path: flip_a_byte(path / "state.pt"), "CRC-32"),
         (lambda path: os.truncate(path / "state.pt", 100), "has 100 bytes instead of"),
         (lambda path: (path / "state.pt").unlink(), "state.pt is missing"),
+        (lambda path: flip_a_byte(shard(path)), "CRC-32"),
+        (lambda path: os.truncate(shard(path), 100), "has 100 bytes instead of"),
+        (lambda path: shard(path).unlink(), "safetensors is missing"),
         (lambda path: (path / "meta.json").unlink(), "meta.json cannot be read"),
         (lambda path: (path / "meta.json").write_text('{"step": 1'), "meta.json cannot be read"),
         (lambda path: (path / "meta.json").write_text("[]"), "meta.json cannot be read"),
     ],
-    ids=["flipped bit", "truncated", "no state", "no meta", "torn meta", "other meta"],
+    ids=[
+        "flipped bit",
+        "truncated",
+        "no state",
+        "bit in a shard",
+        "torn shard",
+        "no shard",
+        "no meta",
+        "torn meta",
+        "other meta",
+    ],
 )
 def test_a_corrupt_newest_is_passed_over_with_a_warning(tmp_path, caplog, harm, complaint):
     saved = checkpoints(tmp_path)
-    before, last = saved.save(5, state(5)), saved.save(10, state(10))
+    before, last = (saved.save(n, state(n), tensors(n)) for n in (5, 10))
     harm(last)
     with caplog.at_level(logging.WARNING):
         assert saved.latest() == before
@@ -128,13 +191,6 @@ def test_what_killed_runs_left_is_cleared_away(tmp_path):
     (tmp_path / "checkpoints" / ".tmp-step-000010-1").mkdir()
     saved.latest()
     assert steps(tmp_path) == ["step-000005"]
-
-
-def test_looking_for_the_newest_changes_nothing(tmp_path):
-    path = checkpoints(tmp_path).save(5, state(5))
-    (tmp_path / "checkpoints" / ".tmp-step-000010-1").mkdir()
-    assert newest(tmp_path / "checkpoints") == path
-    assert len(steps(tmp_path)) == 2
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path):
@@ -194,6 +250,10 @@ def test_a_full_disk_gives_a_clear_error_and_spares_the_last_checkpoint(small_di
         match=r"cannot write in .*checkpoints: the disk is full .*MiB free.*checkpoint is intact",
     ):
         saved.save(10, state(10, size=400_000))
+    with pytest.raises(
+        RuntimeError, match=r"cannot write in .*the disk is full .*MiB free.*checkpoint is intact"
+    ):
+        saved.save(10, state(10), {"actor": {"w": torch.zeros(400_000)}})
     assert steps(small_disk) == ["step-000005"]
     assert saved.load(saved.latest())["step"] == 5
     saved.save(10, state(10, size=100_000))

@@ -1,0 +1,122 @@
+"""A Hugging Face folder of a model's weights as they come: no more than one file's worth of them is in memory at a time."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from lightrft.models.load import causal_lm, plain_parameters, save_words
+from lightrft.models.processor import Processor
+
+FILE_BYTES = 5 * 10**9
+"""Of a file of weights, as transformers has it."""
+
+
+def write_folder(
+    model: nn.Module,
+    processor: Processor,
+    weights: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    *,
+    file_bytes: int = FILE_BYTES,
+) -> None:
+    """Writes a folder that plain transformers loads.
+
+    `model` tells the shape; `weights` are under the names of the plain model, each whole, adapters folded in (Trainable.weights).
+    The saved config names no attention implementation of ours, and the type of the weights.
+    """
+    plain: Any = causal_lm(model)
+    files = Files(plain, folder, file_bytes)
+    for name, weight in weights:
+        files.add(name, weight)
+    files.close()
+    config = copy.deepcopy(plain.config)
+    config.dtype = str(files.dtype).removeprefix("torch.")
+    config.architectures = [type(plain).__name__]
+    config.save_pretrained(folder)
+    save_words(processor, folder)
+
+
+@dataclass
+class Files:
+    """The safetensors files of a folder, filled one after the other."""
+
+    model: Any
+    folder: Path
+    file_bytes: int
+    dtype: torch.dtype = torch.float32
+    """Of the first matrix that came."""
+    _held: dict[str, Tensor] = field(default_factory=dict)
+    _places: list[list[str]] = field(default_factory=list)
+    """Names in each file written so far."""
+    _total: int = 0
+
+    def __post_init__(self) -> None:
+        first: dict[nn.Parameter, str] = {}
+        for name, parameter in plain_parameters(self.model).items():
+            first.setdefault(parameter, name)
+        self._second = plain_parameters(self.model).keys() - set(first.values())
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """Takes a weight; the second name of a tied one is left out. A layer's weights stay in one file, since transformers
+        may write several of them as one."""
+        if name in self._second:
+            return
+        if (
+            self._held
+            and self._size() + weight.nbytes > self.file_bytes
+            and _layer(name) != _layer(*list(self._held)[-1:])
+        ):
+            self._write()
+        if not self._places and not self._held:
+            self.dtype = weight.dtype
+        self._held[name] = weight.detach().cpu().contiguous()
+
+    def close(self) -> None:
+        """Writes what is left, and the index if there are several files."""
+        self._write()
+        count = len(self._places)
+        names = [
+            f"model-{place + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+            for place in range(count)
+        ]
+        for place, name in enumerate(names):
+            self._file(place).rename(self.folder / name)
+        if count > 1:
+            found = {
+                tensor: name for name, tensors in zip(names, self._places, strict=True) for tensor in tensors
+            }
+            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(found.items()))}
+            (self.folder / "model.safetensors.index.json").write_text(
+                json.dumps(index, indent=2), encoding="utf-8"
+            )
+
+    def _size(self) -> int:
+        return sum(weight.nbytes for weight in self._held.values())
+
+    def _write(self) -> None:
+        written = {n: w.contiguous() for n, w in revert_weight_conversion(self.model, self._held).items()}
+        self._total += sum(weight.nbytes for weight in written.values())
+        save_file(written, self._file(len(self._places)), metadata={"format": "pt"})
+        self._places.append(list(written))
+        self._held = {}
+
+    def _file(self, place: int) -> Path:
+        return self.folder / f"part-{place:05d}.safetensors"
+
+
+def _layer(name: str) -> str:
+    """The name up to the number of its layer."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else name

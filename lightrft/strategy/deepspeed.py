@@ -1,0 +1,382 @@
+"""DeepSpeed's ZeRO: processes share the optimizer (1), its gradients too (2), and the weights as well (3).
+
+What DeepSpeed counts and averages is switched off: it takes a step when it is told to, of gradients that are sums. Its
+pieces are flat, and end where they end: checkpoints get whole tensors, each from one rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightrft.config import DeepspeedConfig, OptimizerConfig, StrategyConfig
+from lightrft.models.families import is_multimodal
+from lightrft.models.load import without_weights
+from lightrft.models.logprobs import causal_lm
+from lightrft.models.source import Source
+from lightrft.strategy.base import Root, Saved
+from lightrft.strategy.colocate import Resident, Tensors
+from lightrft.strategy.optimizer import Progress, adamw, check_shapes, moments, set_steps, steps_taken
+from lightrft.strategy.single import SingleFrozen
+from lightrft.strategy.world import World
+from lightrft.strategy.zero import (
+    MOMENTS,
+    GatedAdamW,
+    Layout,
+    Partitioned,
+    Replicated,
+    joined,
+    piece_of,
+)
+from lightrft.utils.imports import require
+
+T = TypeVar("T")
+
+VERSION = "0.19."
+"""Of DeepSpeed: the steps of an update are taken one by one, below its `engine.step`, and may move in another version."""
+
+
+class Zero:
+    """The strategy for any number of processes; `strategy.backend` is zero1, zero2 or zero3."""
+
+    def __init__(self, config: StrategyConfig, device: torch.device) -> None:
+        """Called by all ranks. ValueError for settings that DeepSpeed cannot follow."""
+        self.config, self.device, self.stage = config, device, int(config.backend[-1])
+        self.shards = self.stage == 3
+        if not dist.is_initialized():
+            raise ValueError(
+                f"strategy.backend={config.backend} needs processes that know each other. Start with --processes N (or --gpus "
+                "N), or by torchrun; for a single process take strategy.backend=single."
+            )
+        if config.offload and device.type != "cpu":
+            raise ValueError(
+                f"strategy.offload=true: strategy.backend={config.backend} does not move what a phase does not need. Set "
+                "strategy.deepspeed.offload_optimizer=true, which keeps the optimizer in host memory all the time, or "
+                "strategy.backend=fsdp."
+            )
+        self._deepspeed = _deepspeed(device)
+
+    def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> ZeroTrainable:
+        """See Strategy. The optimizer changes float32 weights; the model computes in `source.dtype`."""
+        self._refuse_media(source)
+        module = source.hollow(self.device) if self.stage == 3 else source.full(self.device)
+        for name in getattr(module, "exact", ()):  # all weights of an engine are of one type
+            module.get_submodule(name).to(source.dtype)
+        named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if not named:
+            raise ValueError("no parameter of the model is trainable.")
+        shapes = {name: parameter.shape for name, parameter in named.items()}
+        optimizer = cast(GatedAdamW, adamw(list(named.values()), config, GatedAdamW))
+        settings = engine_settings(self.stage, self.config.deepspeed, source.dtype, self.device)
+        if self.stage == 3:
+            self._fill(module, source, settings)
+        engine = self._engine(module, settings, optimizer)
+        layout = (Partitioned if self.stage == 3 else Replicated)(engine, module, source.dtype)
+        return ZeroTrainable(module, layout, optimizer, shapes, Progress(config, total_updates))
+
+    def frozen(self, source: Source) -> SingleFrozen | Zero3Frozen:
+        """See Strategy. Whole on every rank with zero1 and zero2, in pieces with zero3."""
+        if self.stage < 3:
+            return SingleFrozen(source.full(self.device).requires_grad_(False), self.device)
+        self._refuse_media(source)
+        module = source.hollow(self.device).requires_grad_(False)
+        shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+        settings = engine_settings(3, self.config.deepspeed, source.dtype, self.device)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # only pieces to follow with
+        self._fill(module, source, settings)
+        return Zero3Frozen(module, self._engine(module, settings), shapes)
+
+    def _engine(self, module: nn.Module, settings: dict[str, Any], optimizer: Any = None) -> Any:
+        return self._deepspeed.initialize(model=Root(module), optimizer=optimizer, config=settings)[0]
+
+    def _refuse_media(self, source: Source) -> None:
+        if self.stage > 1 and is_multimodal(causal_lm(without_weights(source.config)).config):
+            raise ValueError(
+                f"strategy.backend={self.config.backend}: {source.config.path} reads media, and a rank whose answers have none "
+                "would not call for the weights that others wait for together with it. Set strategy.backend=fsdp or zero1."
+            )
+
+    @torch.no_grad()
+    def _fill(self, module: nn.Module, source: Source, settings: dict[str, Any]) -> None:
+        """Gives a hollow module its weights: the first rank reads one at a time, and each rank keeps its piece of it."""
+        splitter = self._deepspeed.zero.Init(config_dict_or_path=settings)
+        read = _reader(source, source.missing(module)) if World.current().is_first else None
+        names = {parameter: name for name, parameter in source.missing(module).items()}
+        for parameter in module.parameters():
+            name = names.get(parameter)
+            if name is not None:
+                whole = torch.empty(parameter.shape, dtype=parameter.dtype)
+                if read is not None:
+                    whole.copy_(read(name))
+                parameter.data = whole
+            splitter._convert_to_zero_parameters([parameter])
+
+
+def _deepspeed(device: torch.device) -> Any:
+    os.environ["DS_ACCELERATOR"] = device.type  # else it takes the first that it finds
+    deepspeed: Any = require("deepspeed", "deepspeed", "take strategy.backend=fsdp")
+    if not deepspeed.__version__.startswith(VERSION):
+        raise RuntimeError(
+            f"strategy.backend=zero1, zero2 and zero3 are written for DeepSpeed {VERSION}x and this is {deepspeed.__version__}: "
+            'pip install "lightrft[deepspeed]", or take strategy.backend=fsdp.'
+        )
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of every optimizer that is not its own
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
+    if device.type == "cpu":  # else it spends two minutes compiling a faster way between processes than gloo
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def engine_settings(
+    stage: int, config: DeepspeedConfig, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration."""
+    bucket = config.bucket_mib * 2**20 // 4
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": stage == 3 and device.type != "cpu",
+        "memory_efficient_linear": False,  # it would replace torch's linear for everybody
+    }
+    host = {"device": "cpu", "pin_memory": device.type != "cpu"}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = host
+    if stage == 3:
+        zero["stage3_prefetch_bucket_size"] = bucket
+        zero["stage3_param_persistence_threshold"] = config.keep_whole_below
+        if config.offload_parameters:
+            zero["offload_param"] = host
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # means nothing here: how many there are is told by `settle`
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
+def _reader(source: Source, missing: Mapping[str, nn.Parameter]) -> Callable[[str], Tensor]:
+    """What gives one weight of a checkpoint after the other."""
+    files = source.weights(missing)
+    if files is None:
+        return source.whole().pop
+    shapes = {name: tuple(parameter.shape) for name, parameter in missing.items()}
+
+    def read(name: str) -> Tensor:
+        if files.shape(name) != shapes[name]:
+            raise ValueError(
+                f"{files.files[name]}: {name} has shape {files.shape(name)}, and the model that config.json describes "
+                f"{shapes[name]}. Do they belong together?"
+            )
+        return files.rows(name, 0, (*shapes[name], 1)[0])
+
+    return read
+
+
+class ZeroTrainable:
+    """A model with AdamW in the hands of DeepSpeed."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        optimizer: GatedAdamW,
+        shapes: Mapping[str, torch.Size],
+        progress: Progress,
+    ) -> None:
+        """`shapes`: of what learns, by name."""
+        self.module, self._layout, self._optimizer = module, layout, optimizer
+        self._shapes, self._progress, self._world = shapes, progress, World.current()
+        self._learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        for master in layout.masters():
+            moments(optimizer, master)
+        if isinstance(layout, Replicated):  # parameters know their moments from now on
+            layout.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        layout.engine.set_gradient_accumulation_boundary(False)
+
+    @property
+    def version(self) -> int:
+        """See Trainable."""
+        return self._progress.version
+
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """See Trainable."""
+        return cast(T, self._layout.engine(function, *args))
+
+    def backward(self, loss: Tensor) -> None:
+        """See Trainable. DeepSpeed makes a mean over ranks of what is to be a sum."""
+        self._layout.engine.backward(loss * self._world.size)
+
+    def gradient_norm(self) -> float:
+        """See Trainable. Called by all ranks, once an update: no gradient can be added afterwards."""
+        self._layout.settle()
+        own = float(torch.nn.utils.get_total_norm(self._layout.gradients()))
+        return float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5
+
+    def rate(self) -> float:
+        """See Trainable."""
+        return self._progress.rate()
+
+    def step(self, norm: float) -> bool:
+        """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
+        rate, limit = self.rate(), self._progress.config.clip_norm
+        usable = self._progress.admits(norm)
+        clipped = limit / norm if limit and norm > limit else 1.0
+        self._optimizer.share = clipped if usable else 0.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        zero = self._layout.engine.optimizer
+        zero.step()
+        zero.zero_grad()
+        self._layout.forget()
+        self._layout.engine.set_gradient_accumulation_boundary(False)
+        return usable
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See Trainable."""
+        return self._layout.weights()
+
+    def merged(self) -> AbstractContextManager[None]:
+        """See Trainable."""
+        return self._layout.merged()
+
+    def parts(self) -> dict[str, Resident]:
+        """See Trainable. They stay where they are."""
+        masters = self._layout.masters()
+        optimizer = [*masters, *(moments(self._optimizer, m)[name] for m in masters for name in MOMENTS)]
+        device = str(masters[0].device)
+        return {
+            "weights": Tensors(self._layout.held, device, moves=False),
+            "optimizer": Tensors(
+                lambda: [t for t in optimizer if str(t.device) == device], device, moves=False
+            ),
+        }
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """See Trainable. Called by all ranks; copies in host memory, each tensor on one rank."""
+        fragments = require("deepspeed.utils", "deepspeed")
+        found = {}
+        for index, (name, parameter) in enumerate(self._learning.items()):
+            for moment in ("weights", *MOMENTS):
+                if moment == "weights":
+                    whole = fragments.safe_get_full_fp32_param(parameter)
+                else:
+                    whole = fragments.safe_get_full_optimizer_state(parameter, moment)
+                if index % self._world.size == self._world.rank:
+                    found[f"{moment}/{name}"] = whole.cpu().clone()
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """See Trainable."""
+        return {**self._progress.state(), "step": steps_taken(self._optimizer, self._layout.masters())}
+
+    @torch.no_grad()
+    def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """See Trainable. Every rank reads whole tensors, few at a time, and keeps its piece of each."""
+        kinds = ("weights", *MOMENTS)
+        own = {f"{k}/{n}": torch.empty(s, device="meta") for n, s in self._shapes.items() for k in kinds}
+        check_shapes(saved.shapes(), own)
+        for names in batches(self._shapes):
+            read = {f"{kind}/{name}": torch.empty(self._shapes[name]) for name in names for kind in kinds}
+            saved.into(read)
+            for key, whole in read.items():
+                kind, _, name = key.partition("/")
+                self._layout.put(self._learning[name], kind, whole)
+        set_steps(self._optimizer, self._layout.masters(), numbers["step"])
+        self._progress.load(numbers)
+        self._layout.publish()
+
+
+@dataclass
+class Zero3Frozen:
+    """A model that only answers, in pieces."""
+
+    module: nn.Module
+    engine: Any
+    shapes: Mapping[str, torch.Size]
+    _exact: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's pieces in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
+
+    def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """See Frozen."""
+        return cast(T, self.engine(function, *args))
+
+    def parts(self) -> dict[str, Resident]:
+        """See Frozen. They stay where they are."""
+        pieces = self._pieces()
+        first = next(iter(pieces.values()))
+        return {"weights": Tensors(lambda: list(pieces.values()), str(first.device), moves=False)}
+
+    @torch.no_grad()
+    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+        """See Frozen. Called by all ranks."""
+        own = self._pieces()
+        for name, weight in weights:
+            if name not in own:  # the second name of a tied weight, or no weight
+                continue
+            mine = own.pop(name)
+            theirs = piece_of(weight, mine.numel())
+            if share == 1:
+                mine.copy_(theirs)
+                self._exact.pop(name, None)
+            elif mine.dtype is torch.float32:
+                mine.lerp_(theirs.to(mine), share)
+            else:
+                exact = self._exact.setdefault(name, mine.float())
+                mine.copy_(exact.lerp_(theirs.to(exact), share))
+        if own:
+            raise ValueError(f"the policy has no weight '{min(own)}', which the reference has")
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """See Frozen. Called by all ranks; copies in host memory, each tensor on one rank."""
+        world, found = World.current(), {}
+        for index, (name, piece) in enumerate(self._pieces().items()):
+            whole = joined(self._exact.get(name, piece), self.shapes[name])
+            if index % world.size == world.rank:
+                found[f"weights/{name}"] = whole.cpu()
+        return found
+
+    @torch.no_grad()
+    def load(self, saved: Saved) -> None:
+        """See Frozen."""
+        pieces = self._pieces()
+        for names in batches(self.shapes):
+            read = {f"weights/{name}": torch.empty(self.shapes[name]) for name in names}
+            saved.into(read)
+            for name in names:
+                piece = pieces[name]
+                exact = piece_of(read[f"weights/{name}"], piece.numel()).to(piece.device)
+                piece.copy_(exact)
+                if piece.dtype is not torch.float32:
+                    self._exact[name] = exact
+
+    def _pieces(self) -> dict[str, Tensor]:
+        return {name: cast(Any, parameter).ds_tensor for name, parameter in self.module.named_parameters()}
+
+
+def batches(shapes: Mapping[str, torch.Size]) -> Iterator[list[str]]:
+    """The names, as many at a time as together are no larger than the largest."""
+    most, waiting, size = max(shape.numel() for shape in shapes.values()), cast(list[str], []), 0
+    for name, shape in shapes.items():
+        if waiting and size + shape.numel() > most:
+            yield waiting
+            waiting, size = [], 0
+        waiting.append(name)
+        size += shape.numel()
+    yield waiting

@@ -1,0 +1,39 @@
+import pytest
+from PIL import Image
+
+from lightrft.config import TaskConfig
+from lightrft.datasets.scenes import questions
+from lightrft.datasets.sources import BadRecords
+
+SCENE = [[{"type": "square"}] * 3, [{"type": "triangle"}], []]
+
+
+def test_a_question_shows_one_box_and_asks_for_its_objects(tmp_path):
+    picture = Image.new("RGB", (400, 100), "white")
+    for place, colour in enumerate(("red", "lime", "blue")):
+        picture.paste(colour, (150 * place, 0, 150 * place + 100, 100))
+    picture.save(tmp_path / "a.png")
+    rows = [("dev.jsonl:1", {"image": "a.png", "structured_rep": SCENE})]
+    found = dict(questions(rows, tmp_path, "train", BadRecords("raise")))
+    wanted = {"left": ("3", (255, 0, 0)), "middle": ("1", (0, 255, 0)), "right": ("0", (0, 0, 255))}
+    assert found.keys() == {f"dev.jsonl:1 {box}" for box in wanted}
+    for box, (count, colour) in wanted.items():
+        row = found[f"dev.jsonl:1 {box}"]
+        assert row["target"] == count
+        shown = row["image"].make()
+        assert shown.size == (100, 100)
+        assert shown.getcolors() == [(10_000, colour)]
+
+
+def test_a_row_without_a_scene_is_a_bad_record(tmp_path):
+    rows = [
+        ("dev.jsonl:1", {"image": "a.png"}),
+        ("dev.jsonl:2", {"image": "a.png", "structured_rep": SCENE[:2]}),
+    ]
+    with pytest.raises(ValueError, match="dev.jsonl:1: .*structured_rep"):
+        questions(rows, tmp_path, "train", BadRecords("raise"))
+    with pytest.raises(ValueError, match="dev.jsonl:2: the scene has 2 boxes, not 3"):
+        questions(rows[1:], tmp_path, "train", BadRecords("raise"))
+    skipping = BadRecords(TaskConfig(on_bad_record="skip").on_bad_record)
+    assert questions(rows, tmp_path, "train", skipping) == []
+    assert skipping.skipped == 2

@@ -1,0 +1,84 @@
+"""Folders of weights that come one at a time: what plain transformers loads from them is the model."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lightrft import app
+from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
+from lightrft.models.export import write_folder
+from lightrft.models.load import load_model, save_model
+from lightrft.models.logprobs import logprobs
+from lightrft.models.source import Source
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.single import SingleTrainable
+from lightrft.strategy.world import World
+from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
+from lightrft.trainer.replay import pack
+
+TOKENS = torch.tensor([[1, 2, 3, 4]])
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="auto")
+
+
+def weights_of(model):
+    return {name: weight.clone() for name, weight in model.state_dict().items()}.items()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folder_of_many_files_is_the_model(tmp_path, tied):
+    path = tiny_folder(tmp_path / "made", "qwen2", tie_word_embeddings=tied)
+    model = load_model(ModelConfig(path=str(path), dtype="bfloat16"))
+    write_folder(model, tiny_processor(), weights_of(model), tmp_path / "out", file_bytes=50_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 2
+    assert files == {file.name for file in (tmp_path / "out").glob("*.safetensors")}
+    assert ("lm_head.weight" in index["weight_map"]) is not tied
+    again = loaded(tmp_path / "out")
+    assert again.dtype == torch.bfloat16
+    assert again.config.architectures == ["Qwen2ForCausalLM"]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+
+
+def test_the_weights_of_a_layer_stay_in_one_file(tmp_path):
+    model = load_model(ModelConfig(path="random:llama"))
+    write_folder(model, tiny_processor(), weights_of(model), tmp_path, file_bytes=1)
+    found = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    for layer in ("model.layers.0.", "model.layers.1."):
+        assert len({file for name, file in found.items() if name.startswith(layer)}) == 1
+    assert len(set(found.values())) == 4  # embeddings, two layers, the last norm
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
+    base = tiny_folder(tmp_path / "base", "llama")
+    config = Config(model=ModelConfig(path=str(base), lora=LoraConfig(rank=rank)))
+    torch.manual_seed(0)
+    actor = SingleTrainable(Source(config.model).full(), OptimizerConfig(learning_rate=1e-2), 3)
+    for _ in range(3):
+        batch = pack(tiny_trajectories([(4, [5, 3])]))
+        actor.backward(-logprobs(actor.module, batch, temperature=1.0, max_logits=10**6).values.sum())
+        actor.step(actor.gradient_norm())
+    run = tmp_path / "run"
+    Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": actor.tensors()})
+    save_model(actor.module, tiny_processor(), tmp_path / "live")
+    app.export(config, run, tmp_path / "out", None, 5.0)
+    with torch.no_grad():
+        found, expected = (loaded(tmp_path / name)(TOKENS).logits for name in ("out", "live"))
+        assert not torch.allclose(expected, loaded(base)(TOKENS).logits, atol=1e-3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_an_export_goes_into_a_new_folder_only(tmp_path):
+    run = tmp_path / "run"
+    Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": {"w": torch.zeros(2)}})
+    with pytest.raises(ValueError, match="is not empty"):
+        app.export(Config(), run, run, None, 5.0)
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        app.export(Config(), tmp_path / "other", tmp_path / "out", None, 5.0)
