@@ -21,6 +21,7 @@ from lightrft.preflight.report import Section
 from lightrft.rewards.base import Judge
 from lightrft.rewards.check import GoldReport, check_gold
 from lightrft.strategy.base import Strategy
+from lightrft.strategy.single import Single
 from lightrft.trainer.rollout import needs_old
 from lightrft.types import Prompt, Record
 from lightrft.utils import media
@@ -56,6 +57,14 @@ class Parts:
     judge: Judge
     exam_judge: Judge | None
     """None where evaluation judges as training does."""
+
+
+def looked_with(config: Config, device: torch.device) -> Strategy:
+    """One process, which computes what any built-in backend computes on many; or the user's own backend."""
+    if config.strategy.backend in app.STRATEGIES:
+        return Single(config.strategy, device)
+    make = resolve(app.STRATEGIES, config.strategy.backend, "strategy backend")
+    return make(config.strategy, device)
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
         device=device,
         available=available_bytes(device),
         algorithm=algorithm,
-        strategy=resolve(app.STRATEGIES, config.strategy.backend, "strategy backend")(
-            config.strategy, device
-        ),
+        strategy=looked_with(config, device),
         make_engine=resolve(app.ENGINES, config.rollout.engine, "rollout engine"),
         tasks=tasks,
         exams=exams,

@@ -84,15 +84,14 @@ def test_tampered_weights_and_answers_are_seen(lightrft, tmp_path):
     lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "1", "--capture-steps", "1")
     capsule = tmp_path / "run" / "capsules" / "step-000001" / "capsule.pt"
     whole = read_state(capsule)
-    weights = next(iter(whole["state"]["weights"].values()))
+    weights = next(w for name, w in whole["state"]["tensors"].items() if name.startswith("weights/"))
     weights[0, 0] += 1e-6
     rewrite(capsule, whole)
     assert "its weights have the hash" in lightrft("replay", "run", "--step", "1", status=2)
     weights[0, 0] -= 1e-6
     whole = read_state(capsule)
-    whole["state"]["weights"] = {
-        name: w for name, w in whole["state"]["weights"].items() if "norm" not in name
-    }
+    tensors = whole["state"]["tensors"]
+    whole["state"]["tensors"] = {name: tensor for name, tensor in tensors.items() if "norm" not in name}
     rewrite(capsule, whole)
     assert "another model" in lightrft("replay", "run", "--step", "1", status=2)
 

@@ -23,7 +23,7 @@ FORTY_STEPS = [
     [
         (["grpo"], []),
         (["dr_grpo"], []),
-        (["dapo"], ["--algorithm.overlong-buffer", "2", "--update.minibatches", "2", "--steps", "70"]),
+        (["dapo"], ["--algorithm.overlong-buffer", "2", "--update.minibatches", "2", "--steps", "56"]),
         (["rloo"], []),
         (["opo"], []),
         (["gspo"], ["--algorithm.clip", "0.003", "0.004"]),
