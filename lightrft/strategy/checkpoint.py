@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.tensor import DTensor
 
 from lightrft.config import CheckpointConfig
+from lightrft.strategy.watch import PeerError
 from lightrft.strategy.world import World
 from lightrft.utils.atomic import explained, folder, recover, remove_folder
 from lightrft.utils.states import file_crc, plain, read_state, write_state
@@ -254,7 +255,7 @@ def _agreed(gather: Gather) -> Iterator[None]:
         raise failure
     for rank, message in enumerate(told):
         if message is not None:
-            raise RuntimeError(f"rank {rank} could not save: {message}")
+            raise PeerError(f"rank {rank} could not save: {message}")
 
 
 def _write_tensors(place: Path, tensors: dict[str, Tensor], group: Any, *, alone: bool) -> None:

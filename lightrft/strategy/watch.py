@@ -68,6 +68,8 @@ class Watch:
     _threads: list[threading.Thread] = field(default_factory=list)
     _alone: bool = False
     """Whether another rank is gone."""
+    _told: bool = False
+    """Whether this rank has told the cause: the same failure may come by twice."""
     _noticed: float = 0.0
     """When the failure of another rank was heard of."""
     _heard: float = 0.0
@@ -110,7 +112,8 @@ class Watch:
         blamed = self.rank if rank is None else rank
         mine = json.dumps({"rank": blamed, "message": message, "where": str(HERE)})
         first = self._ask(lambda: self.store.compare_set("failure", "", mine).decode(), mine) == mine
-        if first:
+        if first and not self._told:
+            self._told = True
             details = f"rank {blamed}: {details or message}"
             tell(message, status=status, details=details, log=self.record, to=self.terminal)
         return first
@@ -216,7 +219,7 @@ class Watch:
     def _guard(self) -> None:
         """Ends this process where it can neither get on nor come to an end by itself."""
         self._heard = time.monotonic()
-        most = 1.1 * self.timeout_seconds + 2
+        most = 1.1 * self.timeout_seconds + GRACE_SECONDS  # later than exchanges, whose errors say more
         while not self._over.wait(POLL_SECONDS):
             now = time.monotonic()
             if self._noticed and not self.failing and now - self._noticed > GRACE_SECONDS:

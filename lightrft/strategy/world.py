@@ -316,7 +316,7 @@ def _understood(watch: Watch, error: Exception) -> Exception:
     """The error, or one that says where everybody is, if it came from a collective of the backend."""
     frames = list(traceback.walk_tb(error.__traceback__))
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
-    if isinstance(error, PeerError) or not any(name.startswith("torch.distributed") for name in modules):
+    if not (isinstance(error, dist.DistError) or modules[-1].startswith("torch.distributed")):
         return error
     ours = [at for at, name in zip(frames, modules, strict=True) if name.startswith("lightrft.")]
     frame, line = [at for at in ours if "strategy" not in at[0].f_code.co_filename][-1]
@@ -370,7 +370,9 @@ def _blame(watch: Watch, error: Exception) -> int:
     message, status = told(error)
     details = "".join(traceback.format_exception(error)).rstrip()
     print(details, file=sys.stderr, flush=True) if World.current().rank else None
-    watch.blame(message, status=status, details=details)
+    is_consequence = isinstance(error, PeerError) and not isinstance(error, BrokenError)
+    if not (is_consequence and watch.cause(PATIENCE_SECONDS)):
+        watch.blame(message, status=status, details=details)
     return status
 
 
