@@ -87,7 +87,7 @@ def test_adapters_learn_it_too(lightrft, tmp_path):
 def assert_learnt(run):
     score = summary(run)["evaluation"]
     assert score["before"] < 0.2
-    assert score["after"] > score["before"] + 0.3
+    assert score["after"] > score["before"] + 0.2
     taken = steps(run)
     assert max(row["mismatch/mean_abs"] for row in taken) < 0.01, (
         "the engine samples from the weights being trained"
