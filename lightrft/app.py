@@ -231,7 +231,7 @@ def refuse_capsules(config: Config, world: World) -> None:
 def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None, file_gb: float) -> int:
     """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time."""
     checkpoints = Checkpoints(run, config.checkpoint, World())
-    place = checkpoints.latest() if step is None else checkpoints.folder / f"step-{step:06d}"
+    place = checkpoints.latest(clear=False) if step is None else checkpoints.folder / f"step-{step:06d}"
     if place is None:
         raise ValueError(f"{checkpoints.folder} holds no complete checkpoint.")
     if target.exists() and any(target.iterdir()):

@@ -130,12 +130,13 @@ class Checkpoints:
         if self._failure:
             raise self._failure.pop()
 
-    def latest(self) -> Path | None:
+    def latest(self, *, clear: bool = True) -> Path | None:
         """The newest complete checkpoint, None if there is none; called by all ranks, each checks some of the files.
 
-        One that is torn or corrupt is named in a warning, and the one before it is taken.
+        One that is torn or corrupt is named in a warning, and the one before it is taken. `clear`: remove what killed
+        processes left; not for who only reads, since a live run may be writing there.
         """
-        if self.world.is_first:
+        if clear and self.world.is_first:
             recover(self.folder)
         for path in self.world.gather([path for _, path in _found(self.folder)])[0]:
             told = self.world.gather(problem(path, self.world.rank, self.world.size))
