@@ -101,19 +101,15 @@ def nlvr(option: str) -> Task:
 
 
 def _nlvr_objects(train: Place, evaluate: Place) -> Task:
-    """The split of nlvr; a picture that comes with sentences of both parts is evaluated only."""
+    """The split of nlvr; a box that was drawn in both of its parts is evaluated only."""
     name = "nlvr:objects"
 
     def rows(split: Split, data: str, bad: BadRecords) -> list[Located]:
         path = needed(name, data, train)
         pictures = list(read(str(path), "", bad))
         kept = [(where, row) for where, row in pictures if evaluate.keep(row)]
-        if split == "train":
-            shown = [row.get("structured_rep") for _, row in kept]
-            kept = [
-                (w, row) for w, row in pictures if train.keep(row) and row.get("structured_rep") not in shown
-            ]
-        return scenes.questions(kept, path.parent, split, bad)
+        others = [(where, row) for where, row in pictures if train.keep(row)]
+        return scenes.questions(kept, others, path.parent, split, bad)
 
     load = from_program(name, rows, instruction=f"Answer with the number. {TAGGED}")
     return Task(name, load, {"number": 1.0}, tagged_gold, max_tokens=64)

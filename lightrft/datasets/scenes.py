@@ -6,6 +6,7 @@ with the picture.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -21,12 +22,25 @@ SIDE, APART = 100, 150
 """Width and height of a box, and how far the next one lies to the right, pixels."""
 
 
-def questions(rows: Sequence[Located], folder: Path, split: str, bad: BadRecords) -> list[Located]:
-    """Place and row (question, target, image) of each question, mixed in an order that is always the same.
+def questions(
+    evaluated: Sequence[Located], others: Sequence[Located], folder: Path, split: str, bad: BadRecords
+) -> list[Located]:
+    """Place and row (question, target, image) of each question of a split, mixed in an order that is always the same.
 
-    rows: with fields `image`, relative to `folder`, and `structured_rep`, the scene.
+    Pictures repeat their boxes, above all those with a tower in them: each is asked about once, and not in training if
+    it is evaluated. Rows have fields `image`, relative to `folder`, and `structured_rep`, the scene.
     """
-    found = []
+    boxes = _boxes(evaluated, folder, bad)
+    if split == "train":
+        boxes = {key: asked for key, asked in _boxes(others, folder, bad).items() if key not in boxes}
+    found = list(boxes.values())
+    random.Random(f"scenes/{split}").shuffle(found)
+    return found
+
+
+def _boxes(rows: Sequence[Located], folder: Path, bad: BadRecords) -> dict[str, Located]:
+    """What is in a box, as text, and the question about the first box that shows it."""
+    found: dict[str, Located] = {}
     for where, row in rows:
         try:
             image, scene = folder / text_field(row, "image"), field(row, "structured_rep")
@@ -38,8 +52,8 @@ def questions(rows: Sequence[Located], folder: Path, split: str, bad: BadRecords
         for place, (box, objects) in enumerate(zip(BOXES, scene, strict=True)):
             seen = Made(f"{box} box of {image}", partial(cut, str(image), place))
             question = {"question": "How many objects are there?", "target": str(len(objects)), "image": seen}
-            found.append((f"{where} {box}", question))
-    random.Random(f"scenes/{split}").shuffle(found)
+            key = str(sorted(json.dumps(thing, sort_keys=True) for thing in objects))
+            found.setdefault(key, (f"{where} {box}", question))
     return found
 
 

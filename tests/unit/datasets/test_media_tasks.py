@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lightrft.config import RewardConfig, TaskConfig
+from lightrft.datasets import scenes
 from lightrft.datasets.media_tasks import TASKS, mathvision_row
 from lightrft.datasets.tasks import load_task
 from lightrft.rewards.base import Judge
@@ -64,7 +65,7 @@ def test_gold_answers_score_full_marks_and_those_to_other_questions_none(real):
 def contents(source):
     """What makes a medium the same as another one."""
     if isinstance(source, Made):
-        return source.make.args
+        return source.make().tobytes() if source.make.func is scenes.cut else source.make.args
     return Path(source).read_bytes() if isinstance(source, str) else source.tobytes()
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -14,7 +16,7 @@ def test_a_question_shows_one_box_and_asks_for_its_objects(tmp_path):
         picture.paste(colour, (150 * place, 0, 150 * place + 100, 100))
     picture.save(tmp_path / "a.png")
     rows = [("dev.jsonl:1", {"image": "a.png", "structured_rep": SCENE})]
-    found = dict(questions(rows, tmp_path, "train", BadRecords("raise")))
+    found = dict(questions([], rows, tmp_path, "train", BadRecords("raise")))
     wanted = {"left": ("3", (255, 0, 0)), "middle": ("1", (0, 255, 0)), "right": ("0", (0, 0, 255))}
     assert found.keys() == {f"dev.jsonl:1 {box}" for box in wanted}
     for box, (count, colour) in wanted.items():
@@ -25,15 +27,31 @@ def test_a_question_shows_one_box_and_asks_for_its_objects(tmp_path):
         assert shown.getcolors() == [(10_000, colour)]
 
 
+def test_a_box_is_asked_about_once_and_in_one_split():
+    def row(name, *counts):
+        scene = [[{"type": "square", "x_loc": n} for n in range(count)] for count in counts]
+        return name, {"image": f"{name}.png", "structured_rep": scene}
+
+    evaluated, others = [row("a", 1, 2, 1)], [row("b", 2, 3, 4), row("c", 4, 1, 5)]
+    others[1][1]["structured_rep"][0].reverse()  # the same box, its objects named in another order
+
+    def asked(split):
+        found = questions(evaluated, others, Path(), split, BadRecords("raise"))
+        return sorted((place, question["target"]) for place, question in found)
+
+    assert asked("evaluate") == [("a left", "1"), ("a middle", "2")]
+    assert asked("train") == [("b middle", "3"), ("b right", "4"), ("c right", "5")]
+
+
 def test_a_row_without_a_scene_is_a_bad_record(tmp_path):
     rows = [
         ("dev.jsonl:1", {"image": "a.png"}),
         ("dev.jsonl:2", {"image": "a.png", "structured_rep": SCENE[:2]}),
     ]
     with pytest.raises(ValueError, match="dev.jsonl:1: .*structured_rep"):
-        questions(rows, tmp_path, "train", BadRecords("raise"))
+        questions([], rows, tmp_path, "train", BadRecords("raise"))
     with pytest.raises(ValueError, match="dev.jsonl:2: the scene has 2 boxes, not 3"):
-        questions(rows[1:], tmp_path, "train", BadRecords("raise"))
+        questions([], rows[1:], tmp_path, "train", BadRecords("raise"))
     skipping = BadRecords(TaskConfig(on_bad_record="skip").on_bad_record)
-    assert questions(rows, tmp_path, "train", skipping) == []
+    assert questions([], rows, tmp_path, "train", skipping) == []
     assert skipping.skipped == 2
