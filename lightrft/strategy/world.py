@@ -24,7 +24,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from lightrft.strategy.watch import BrokenError, PeerError, Watch
 from lightrft.utils.device import collective_backend, use
@@ -394,7 +393,7 @@ def _at(frame: FrameType, line: int) -> str:
 
 
 def _team(size: int, sequence_parallel: int) -> Any:
-    """The row of the mesh (data, sequence) that this rank is in; None for teams of one."""
+    """The row of the mesh (teams, sequence_parallel) of all ranks that this rank is in; None for teams of one."""
     if size % sequence_parallel:
         raise ValueError(
             f"strategy.sequence_parallel={sequence_parallel}: {size} process{'es'[: 2 * (size > 1)]} cannot be shared out in teams of "
@@ -402,6 +401,7 @@ def _team(size: int, sequence_parallel: int) -> Any:
         )
     if sequence_parallel == 1:
         return None
-    # The kind of device is only a label here: the groups of a mesh take the backends of the default group.
-    shape = (size // sequence_parallel, sequence_parallel)
-    return init_device_mesh("cpu", shape, mesh_dim_names=("data", "sequence")).get_group("sequence")
+    watch = World._watch  # groups do not take over the time limit of the default group, only its backends
+    timeout = None if watch is None else timedelta(seconds=watch.timeout_seconds)
+    team, _ = dist.new_subgroups(sequence_parallel, timeout=timeout)
+    return team

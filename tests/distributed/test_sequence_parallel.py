@@ -38,6 +38,8 @@ from lightrft.trainer.replay import blank_answer, by_group, pack
 from lightrft.types import Batch, Terms
 from lightrft.utils import layers
 from tests.distributed.launch import together
+from tests.distributed.test_strategies import needs_deepspeed
+from tests.e2e.runs import MEASURED
 
 UNEVEN = [(21, [7, 1, 0, 19]), (1, [5, 3]), (40, [0]), (3, [2])]
 """Prompts and answers: several groups, answers of no token and of one, 98 tokens read."""
@@ -213,13 +215,13 @@ def policy_loss(model: Any, batch: Batch) -> Terms:
 
 
 def learnt(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Weights and reports after three steps of two updates each; answers are uneven, one rank has none in a step."""
+    """Weights and reports after two steps of two updates each; answers are uneven, one rank has none in a step."""
     torch.manual_seed(0)
     world, model_config = World.current(sequence_parallel), ModelConfig(path="random:qwen3")
     strategy = app.STRATEGIES[backend](StrategyConfig(backend=backend), torch.device("cpu"))
-    model = strategy.trainable(Source(model_config), OPTIONS, 6)
+    model = strategy.trainable(Source(model_config), OPTIONS, 4)
     reports = []
-    for step in range(3):
+    for step in range(2):
         answers = tiny_trajectories(SHAPE, seed=step)
         draw = torch.Generator().manual_seed(step)
         for t in answers:
@@ -242,9 +244,10 @@ def learnt(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor],
         return {name: weight.detach().clone() for name, weight in model.weights()}, reports
 
 
-def test_two_teams_of_two_learn_what_one_process_learns():
+def same_as_one_process(ranks: list[Any]) -> None:
+    """The weights and reports of each rank are those of one process."""
     weights, reports = learnt("single")
-    for theirs, their_reports in together(learnt, 4, "fsdp", 2, seconds=240):
+    for theirs, their_reports in ranks:
         assert theirs.keys() == weights.keys()
         for name, weight in weights.items():
             assert_close(theirs[name], weight, atol=1e-6, rtol=0, msg=name)
@@ -253,11 +256,20 @@ def test_two_teams_of_two_learn_what_one_process_learns():
             assert [report[name] for report in their_reports] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
+def test_two_teams_of_two_learn_what_one_process_learns():
+    same_as_one_process(together(learnt, 4, "fsdp", 2, seconds=240))
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("backend", ["zero1", "zero3"])
+def test_a_team_learns_what_one_process_learns_under_deepspeed(backend):
+    same_as_one_process(together(learnt, 2, backend, 2, seconds=240))
+
+
 PPO = ["tiny", "ppo", "--rollout.prompts-per-step", "8", "--rewards.workers", "0", "--update.minibatches", "2",
        "--update.tokens-per-batch", "48", "--steps", "2", "--evaluate.before-and-after=false"]  # fmt: skip
 SFT = ["sft_tiny", "--steps", "2", "--evaluate.limit", "5"]
 QUIET = ["--log.tensorboard=false", "--log.progress=false", "--strategy.backend", "fsdp"]
-TIMES = ("seconds/", "memory/", "rollout/tokens_per_second", "train/tokens_per_second", "time")
 
 
 def steps_of(build: Any, kind: Any, flags: list[str], team: int) -> list[dict[str, float]]:
@@ -270,7 +282,7 @@ def steps_of(build: Any, kind: Any, flags: list[str], team: int) -> list[dict[st
         file = Path(run, "metrics.jsonl")
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     rows = [json.loads(line) for line in lines]
-    return [{k: x for k, x in row.items() if not k.startswith(TIMES)} for row in rows]
+    return [{k: x for k, x in row.items() if not k.startswith(MEASURED)} for row in rows]
 
 
 def whole_steps(team: int) -> list[dict[str, float]]:
