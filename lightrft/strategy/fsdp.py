@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from lightrft.config import OptimizerConfig, StrategyConfig
 from lightrft.models.blocks import blocks
+from lightrft.models.families import is_multimodal
 from lightrft.models.load import full_weights, remake
+from lightrft.models.logprobs import backbone
 from lightrft.models.source import Source
 from lightrft.strategy.base import Root, Saved
 from lightrft.strategy.colocate import Resident
@@ -157,6 +159,9 @@ class FsdpTrainable:
         if not self._named:
             raise ValueError("no parameter of the model is trainable.")
         self._parameters = [p for _, p in self._named]
+        inside = {p for block in blocks(module) for p in block.parameters()}
+        sees = is_multimodal(backbone(module).config)
+        self._may_rest = [p for n, p in self._named if sees and p not in inside and ".lora_" not in n]
         self.optimizer = adamw(self._parameters, config)
         self._progress = Progress(config, total_updates)
 
@@ -183,11 +188,14 @@ class FsdpTrainable:
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _forget_unused(self) -> None:
-        """Leaves weights that no rank has used without a gradient, as one process would: FSDP gives them zeros, which decay them."""
-        used = torch.stack([_local(p.grad).any() if p.grad is not None else _no(p) for p in self._parameters])
+        """Leaves weights of towers that no rank has used without a gradient, as one process would: FSDP gives them zeros, which
+        decay them. Elsewhere zeros are gradients: those of a new adapter's first matrix, for one."""
+        if not self._may_rest:
+            return
+        used = torch.stack([_local(p.grad).any() if p.grad is not None else _no(p) for p in self._may_rest])
         counts = used.to(torch.int32)
         dist.all_reduce(counts)
-        for parameter, count in zip(self._parameters, counts.tolist(), strict=True):
+        for parameter, count in zip(self._may_rest, counts.tolist(), strict=True):
             if not count:
                 parameter.grad = None
 
