@@ -516,7 +516,7 @@ class StrategyConfig:
     """auto, cpu, cuda, cuda:1, npu, xpu, mps."""
     threads: int = 0
     """CPU threads for torch; 0: torch's choice ($OMP_NUM_THREADS)."""
-    timeout_seconds: float = 1800
+    timeout_seconds: float = 1800.0
     """Longest that a process waits for the others, or does not get on itself, before the run ends with what it waited for."""
     offload: bool = False
     """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""

@@ -110,6 +110,7 @@ def test_command_lines_are_understood(page: Path, line: str, folder: Path) -> No
         args = args[1:]
     supervised = name == "sft" or args[:1] == ["sft"]
     args = args[1:] if args[:1] == ["sft"] else args
+    _, args = cli.launch_of(args)
     cli.load_as(SFTConfig if supervised else Config, name, args)
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.algorithms.kl import adapted
+from lightrft.strategy.checkpoint import Stored
 from lightrft.trainer.capsule import read
 from lightrft.utils import trajectories
-from lightrft.utils.states import read_state
 from tests.e2e.runs import PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
 
 
@@ -56,10 +56,11 @@ def test_plain_transformers_loads_the_model_that_was_trained(tiny_run):
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
     (last,) = (tiny_run / "checkpoints").glob("step-000004")
-    trained = read_state(last / "state.pt")["actor"]["weights"]
-    named = dict(model.named_parameters())
-    assert named.keys() == trained.keys()
-    assert all(torch.equal(named[name], weight) for name, weight in trained.items())
+    stored, named = Stored(last / "tensors", "actor"), dict(model.named_parameters())
+    trained = {f"weights/{name}": torch.zeros_like(weight) for name, weight in named.items()}
+    assert {name for name in stored.shapes() if name.startswith("weights/")} == trained.keys()
+    stored.into(trained)
+    assert all(torch.equal(weight, trained[f"weights/{name}"]) for name, weight in named.items())
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "kfi"}], add_generation_prompt=True, tokenize=False
     )
