@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,23 @@ class Weights:
         """The shape of a tensor."""
         return tuple(self._slice(name).get_shape())
 
+    def expect(self, name: str, shape: Sequence[int]) -> None:
+        """ValueError if a tensor has another shape than the model has it."""
+        if self.shape(name) != tuple(shape):
+            raise ValueError(
+                f"{self.files[name]}: {name} has shape {self.shape(name)}, and the model that config.json describes "
+                f"{tuple(shape)}. Do they belong together?"
+            )
+
+    def whole(self, name: str) -> Tensor:
+        """All of a tensor."""
+        found: Tensor = self._open(name).get_tensor(name)
+        return found
+
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of a tensor, read from its file; the whole of one without dimensions."""
         piece = self._slice(name)
-        rows: Tensor = piece[start:stop] if piece.get_shape() else self._open(name).get_tensor(name)
+        rows: Tensor = piece[start:stop] if piece.get_shape() else self.whole(name)
         return rows
 
     def _slice(self, name: str) -> Any:

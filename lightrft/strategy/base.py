@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
@@ -127,6 +128,15 @@ class Strategy(Protocol):
     def frozen(self, source: Source) -> Frozen:
         """A model whose weights no gradient changes."""
         ...
+
+
+def need_processes(backend: str) -> None:
+    """ValueError if this process has not been started with others, as a backend that shares the model out needs it."""
+    if not dist.is_initialized():
+        raise ValueError(
+            f"strategy.backend={backend} needs processes that know each other. Start with --processes N (or --gpus N), or by "
+            "torchrun; for a single process take strategy.backend=single."
+        )
 
 
 class Root(nn.Module):

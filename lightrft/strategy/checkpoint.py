@@ -27,9 +27,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 
 from lightrft.config import CheckpointConfig
+from lightrft.strategy.filling import placed, rows
 from lightrft.strategy.watch import PeerError
 from lightrft.strategy.world import World
 from lightrft.utils.atomic import explained, folder, recover, remove_folder
@@ -299,12 +299,7 @@ def _gathered(value: Any, *, group: Any, size: int) -> list[Any]:
 
 def _copied(tensor: Tensor) -> Tensor:
     """A copy in host memory that no later update changes."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach().to("cpu", copy=True)
-    local = tensor.to_local().detach().to("cpu", copy=True)
-    return DTensor.from_local(
-        local, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride()
-    )
+    return placed(rows(tensor)[0].detach().to("cpu", copy=True), tensor)
 
 
 def _detached(state: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightrft.config import DeepspeedConfig, OptimizerConfig, StrategyConfig
@@ -23,13 +22,22 @@ from lightrft.models.families import is_multimodal
 from lightrft.models.load import without_weights
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.source import Source
-from lightrft.strategy.base import Root, Saved
+from lightrft.strategy.base import Root, Saved, need_processes
 from lightrft.strategy.colocate import Resident, Tensors
-from lightrft.strategy.optimizer import Progress, adamw, check_shapes, moments, set_steps, steps_taken
+from lightrft.strategy.following import follow
+from lightrft.strategy.optimizer import (
+    MOMENTS,
+    Progress,
+    adamw,
+    check_shapes,
+    learning,
+    moments,
+    set_steps,
+    steps_taken,
+)
 from lightrft.strategy.single import SingleFrozen
 from lightrft.strategy.world import World
 from lightrft.strategy.zero import (
-    MOMENTS,
     GatedAdamW,
     Layout,
     Partitioned,
@@ -52,11 +60,7 @@ class Zero:
         """Called by all ranks. ValueError for settings that DeepSpeed cannot follow."""
         self.config, self.device, self.stage = config, device, int(config.backend[-1])
         self.shards = self.stage == 3
-        if not dist.is_initialized():
-            raise ValueError(
-                f"strategy.backend={config.backend} needs processes that know each other. Start with --processes N (or --gpus "
-                "N), or by torchrun; for a single process take strategy.backend=single."
-            )
+        need_processes(config.backend)
         if config.offload and device.type != "cpu":
             raise ValueError(
                 f"strategy.offload=true: strategy.backend={config.backend} does not move what a phase does not need. Set "
@@ -71,9 +75,7 @@ class Zero:
         module = source.hollow(self.device) if self.stage == 3 else source.full(self.device)
         for name in getattr(module, "exact", ()):  # all weights of an engine are of one type
             module.get_submodule(name).to(source.dtype)
-        named = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        if not named:
-            raise ValueError("no parameter of the model is trainable.")
+        named = dict(learning(module))
         shapes = {name: parameter.shape for name, parameter in named.items()}
         optimizer = cast(GatedAdamW, adamw(list(named.values()), config, GatedAdamW))
         settings = engine_settings(self.stage, self.config.deepspeed, source.dtype, self.device)
@@ -109,8 +111,9 @@ class Zero:
     def _fill(self, module: nn.Module, source: Source, settings: dict[str, Any]) -> None:
         """Gives a hollow module its weights: the first rank reads one at a time, and each rank keeps its piece of it."""
         splitter = self._deepspeed.zero.Init(config_dict_or_path=settings)
-        read = _reader(source, source.missing(module)) if World.current().is_first else None
-        names = {parameter: name for name, parameter in source.missing(module).items()}
+        missing = source.missing(module)
+        read = _reader(source, missing) if World.current().is_first else None
+        names = {parameter: name for name, parameter in missing.items()}
         for parameter in module.parameters():
             name = names.get(parameter)
             if name is not None:
@@ -174,15 +177,10 @@ def _reader(source: Source, missing: Mapping[str, nn.Parameter]) -> Callable[[st
     files = source.weights(missing)
     if files is None:
         return source.whole().pop
-    shapes = {name: tuple(parameter.shape) for name, parameter in missing.items()}
 
     def read(name: str) -> Tensor:
-        if files.shape(name) != shapes[name]:
-            raise ValueError(
-                f"{files.files[name]}: {name} has shape {files.shape(name)}, and the model that config.json describes "
-                f"{shapes[name]}. Do they belong together?"
-            )
-        return files.rows(name, 0, (*shapes[name], 1)[0])
+        files.expect(name, missing[name].shape)
+        return files.whole(name)
 
     return read
 
@@ -201,7 +199,7 @@ class ZeroTrainable:
         """`shapes`: of what learns, by name."""
         self.module, self._layout, self._optimizer = module, layout, optimizer
         self._shapes, self._progress, self._world = shapes, progress, World.current()
-        self._learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._learning = dict(learning(module))
         for master in layout.masters():
             moments(optimizer, master)
         if isinstance(layout, Replicated):  # parameters know their moments from now on
@@ -322,25 +320,10 @@ class Zero3Frozen:
         first = next(iter(pieces.values()))
         return {"weights": Tensors(lambda: list(pieces.values()), str(first.device), moves=False)}
 
-    @torch.no_grad()
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
         """See Frozen. Called by all ranks."""
         own = self._pieces()
-        for name, weight in weights:
-            if name not in own:  # the second name of a tied weight, or no weight
-                continue
-            mine = own.pop(name)
-            theirs = piece_of(weight, mine.numel())
-            if share == 1:
-                mine.copy_(theirs)
-                self._exact.pop(name, None)
-            elif mine.dtype is torch.float32:
-                mine.lerp_(theirs.to(mine), share)
-            else:
-                exact = self._exact.setdefault(name, mine.float())
-                mine.copy_(exact.lerp_(theirs.to(exact), share))
-        if own:
-            raise ValueError(f"the policy has no weight '{min(own)}', which the reference has")
+        follow(own, weights, share, self._exact, part=lambda n, whole: piece_of(whole, own[n].numel()))
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:

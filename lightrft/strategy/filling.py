@@ -47,7 +47,7 @@ def reader(module: nn.Module, source: Source, saved: Saved) -> Gather:
             found = torch.empty(parameter.shape, dtype=torch.float32)
             saved.into({learnt[parameter]: found})
         elif files is not None:
-            found = files.rows(own[parameter], 0, (*parameter.shape, 1)[0])
+            found = files.whole(own[parameter])
         else:
             found = whole[own[parameter]]
         return found.to(dtype)
@@ -65,12 +65,17 @@ def rows(parameter: Tensor) -> tuple[Tensor, int, int]:
     return parameter.to_local(), offset[0], offset[0] + shape[0]
 
 
+def placed(local: Tensor, like: Tensor) -> Tensor:
+    """`local` as what this rank holds of a tensor that lies over the ranks as `like` does."""
+    if not isinstance(like, DTensor):
+        return local
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+
+
 def _read(parameter: nn.Parameter, name: str, files: Weights) -> None:
-    if files.shape(name) != tuple(parameter.shape):
-        raise ValueError(
-            f"{files.files[name]}: {name} has shape {files.shape(name)}, and the model that config.json describes "
-            f"{tuple(parameter.shape)}. Do they belong together?"
-        )
+    files.expect(name, parameter.shape)
     mine, start, stop = rows(parameter)
     if stop > start:
         mine.copy_(files.rows(name, start, stop))

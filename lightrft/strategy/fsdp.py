@@ -20,10 +20,11 @@ from lightrft.models.families import is_multimodal
 from lightrft.models.load import full_weights, remake
 from lightrft.models.logprobs import backbone
 from lightrft.models.source import Source
-from lightrft.strategy.base import Root, Saved
+from lightrft.strategy.base import Root, Saved, need_processes
 from lightrft.strategy.colocate import Resident
-from lightrft.strategy.filling import fill, rows
-from lightrft.strategy.optimizer import Progress, adamw, check_shapes, moments, set_steps, steps_taken
+from lightrft.strategy.filling import fill, placed, rows
+from lightrft.strategy.following import follow
+from lightrft.strategy.optimizer import Learner, learning
 
 T = TypeVar("T")
 
@@ -35,11 +36,7 @@ class Fsdp:
 
     def __init__(self, config: StrategyConfig, device: torch.device) -> None:
         """Called by all ranks. ValueError for settings that do not fit the number of processes."""
-        if not dist.is_initialized():
-            raise ValueError(
-                "strategy.backend=fsdp needs processes that know each other. Start with --processes N (or --gpus N), or by "
-                "torchrun; for a single process take strategy.backend=single."
-            )
+        need_processes(config.backend)
         self.config, self.device = config, device
         self._mesh = _mesh(device, config.fsdp.replicas)
 
@@ -155,20 +152,16 @@ class FsdpTrainable:
         moves: bool,
     ) -> None:
         self.module, self._root, self._dtype, self._moves = module, root, dtype, moves
-        self._named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        if not self._named:
-            raise ValueError("no parameter of the model is trainable.")
-        self._parameters = [p for _, p in self._named]
+        named = learning(module)
         inside = {p for block in blocks(module) for p in block.parameters()}
         sees = is_multimodal(backbone(module).config)
-        self._may_rest = [p for n, p in self._named if sees and p not in inside and ".lora_" not in n]
-        self.optimizer = adamw(self._parameters, config)
-        self._progress = Progress(config, total_updates)
+        self._may_rest = [p for n, p in named if sees and p not in inside and ".lora_" not in n]
+        self._learner = Learner(named, config, total_updates)
 
     @property
     def version(self) -> int:
         """See Trainable."""
-        return self._progress.version
+        return self._learner.progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Trainable."""
@@ -181,7 +174,7 @@ class FsdpTrainable:
     def gradient_norm(self) -> float:
         """See Trainable. Called by all ranks."""
         self._forget_unused()
-        grads = [p.grad for _, p in self._named if p.grad is not None]
+        grads = self._learner.gradients()
         if not grads:
             return 0.0
         norm = torch.nn.utils.get_total_norm(grads)
@@ -201,20 +194,11 @@ class FsdpTrainable:
 
     def rate(self) -> float:
         """See Trainable."""
-        return self._progress.rate()
+        return self._learner.progress.rate()
 
     def step(self, norm: float) -> bool:
         """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
-        rate, limit = self.rate(), self._progress.config.clip_norm
-        usable = self._progress.admits(norm)
-        if usable:
-            if limit and norm > limit:
-                torch._foreach_mul_([p.grad for _, p in self._named if p.grad is not None], limit / norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return usable
+        return self._learner.step(norm)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See Trainable. In the type the model computes in, adapters folded in."""
@@ -228,29 +212,20 @@ class FsdpTrainable:
         """See Trainable."""
         return {
             "weights": Pieces(self._root, self._moves),
-            "optimizer": Moments(self.optimizer, self._parameters, self._moves),
+            "optimizer": Moments(self._learner.optimizer, self._learner.parameters, self._moves),
         }
 
     def tensors(self) -> dict[str, Tensor]:
         """See Trainable. The pieces of this rank."""
-        found = {f"weights/{name}": p.detach() for name, p in self._named}
-        for name, p in self._named:
-            state = moments(self.optimizer, p)
-            found |= {f"{moment}/{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
-        return found
+        return self._learner.tensors()
 
     def numbers(self) -> dict[str, Any]:
         """See Trainable."""
-        return {**self._progress.state(), "step": steps_taken(self.optimizer, self._parameters)}
+        return self._learner.numbers()
 
-    @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
         """See Trainable."""
-        tensors = self.tensors()
-        check_shapes(saved.shapes(), tensors)
-        saved.into(tensors)
-        set_steps(self.optimizer, self._parameters, numbers["step"])
-        self._progress.load(numbers)
+        self._learner.load(saved, numbers)
 
 
 @dataclass
@@ -271,25 +246,16 @@ class FsdpFrozen:
         """See Frozen."""
         return {"weights": Pieces(self.root, self.moves)}
 
-    @torch.no_grad()
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
         """See Frozen. Called by all ranks."""
-        own = dict(self.module.named_parameters())
-        for name, weight in weights:
-            if name not in own:  # the second name of a tied weight, or no weight
-                continue
-            mine, start, stop = rows(own.pop(name))
-            theirs = weight[start:stop] if weight.dim() else weight
-            if share == 1:
-                mine.copy_(theirs)
-                self._exact.pop(name, None)
-            elif mine.dtype is torch.float32:
-                mine.lerp_(theirs.to(mine), share)
-            else:
-                exact = self._exact.setdefault(name, mine.float())
-                mine.copy_(exact.lerp_(theirs.to(exact), share))
-        if own:
-            raise ValueError(f"the policy has no weight '{min(own)}', which the reference has")
+        held = {name: rows(p) for name, p in self.module.named_parameters()}
+
+        def part(name: str, whole: Tensor) -> Tensor:
+            _, start, stop = held[name]
+            return whole[start:stop] if whole.dim() else whole
+
+        own = {name: mine for name, (mine, _, _) in held.items()}
+        follow(own, weights, share, self._exact, part=part)
 
     def tensors(self) -> dict[str, Tensor]:
         """See Frozen. The pieces of this rank."""
@@ -310,15 +276,7 @@ class FsdpFrozen:
         """A weight with its rows in float32 where those are kept."""
         if name not in self._exact:
             return parameter.detach()
-        if not isinstance(parameter, DTensor):
-            return self._exact[name]
-        return DTensor.from_local(
-            self._exact[name],
-            parameter.device_mesh,
-            parameter.placements,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
+        return placed(self._exact[name], parameter)
 
 
 def gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -336,7 +294,7 @@ class Pieces:
 
     def onload(self) -> None:
         """See Resident."""
-        self._move(self._device())
+        self._move(_home(next(cast(nn.Module, self.root).parameters())))
 
     def offload(self) -> None:
         """See Resident."""
@@ -345,10 +303,6 @@ class Pieces:
     def nbytes(self) -> int:
         """See Resident."""
         return sum(_local(p).nbytes for p in cast(nn.Module, self.root).parameters())
-
-    def _device(self) -> str:
-        first = next(cast(nn.Module, self.root).parameters())
-        return first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type
 
     def _move(self, place: str) -> None:
         if self.moves:  # FSDP keeps views of its pieces, which it renews after Module.to
@@ -365,8 +319,7 @@ class Moments:
 
     def onload(self) -> None:
         """See Resident."""
-        first = self.parameters[0]
-        self._move(first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type)
+        self._move(_home(self.parameters[0]))
 
     def offload(self) -> None:
         """See Resident."""
@@ -382,6 +335,11 @@ class Moments:
                 for name, value in state.items():
                     if value.dim():
                         state[name] = value.to(place)
+
+
+def _home(parameter: Tensor) -> str:
+    """The kind of device it computes on, wherever it is now."""
+    return parameter.device_mesh.device_type if isinstance(parameter, DTensor) else parameter.device.type
 
 
 def _no(parameter: nn.Parameter) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
+from lightrft.strategy.base import Saved
 
 
 def decay_groups(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> list[dict[str, object]]:
@@ -32,6 +34,10 @@ def adamw(
         eps=config.eps,
         fused=True,
     )
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a gradient."""
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -63,6 +69,64 @@ def check_shapes(saved: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor]
             f"the checkpoint is of another model: {odd[0].partition('/')[2]} has shape {saved.get(odd[0], 'none')} there and "
             f"{shapes.get(odd[0], 'none')} here. Set model.path, model.lora and model.freeze as they were."
         )
+
+
+def learning(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that learn, with their names. ValueError if there are none."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise ValueError("no parameter of the model is trainable.")
+    return named
+
+
+class Learner:
+    """AdamW over named float32 weights, whole ones or pieces (DTensor)."""
+
+    def __init__(
+        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig, total_updates: int
+    ) -> None:
+        self._named = list(named)
+        self.parameters = [parameter for _, parameter in self._named]
+        self.optimizer = adamw(self.parameters, config)
+        self.progress = Progress(config, total_updates)
+
+    def gradients(self) -> list[Tensor]:
+        """Those there are."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def step(self, norm: float) -> bool:
+        """See Trainable.step."""
+        rate, limit = self.progress.rate(), self.progress.config.clip_norm
+        usable = self.progress.admits(norm)
+        if usable:
+            if limit and norm > limit:
+                torch._foreach_mul_(self.gradients(), limit / norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return usable
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See Trainable.tensors."""
+        found = {f"weights/{name}": parameter.detach() for name, parameter in self._named}
+        for name, parameter in self._named:
+            state = moments(self.optimizer, parameter)
+            found |= {f"{moment}/{name}": state[moment] for moment in MOMENTS}
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """See Trainable.numbers."""
+        return {**self.progress.state(), "step": steps_taken(self.optimizer, self.parameters)}
+
+    @torch.no_grad()
+    def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """See Trainable.load."""
+        tensors = self.tensors()
+        check_shapes(saved.shapes(), tensors)
+        saved.into(tensors)
+        set_steps(self.optimizer, self.parameters, numbers["step"])
+        self.progress.load(numbers)
 
 
 @dataclass

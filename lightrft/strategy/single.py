@@ -15,7 +15,8 @@ from lightrft.models.load import is_adapted, merged_adapters, plain_state
 from lightrft.models.source import Source
 from lightrft.strategy.base import Saved, Trainable
 from lightrft.strategy.colocate import Resident, Tensors
-from lightrft.strategy.optimizer import Progress, adamw, check_shapes, moments, set_steps, steps_taken
+from lightrft.strategy.following import follow
+from lightrft.strategy.optimizer import Learner, learning
 
 T = TypeVar("T")
 
@@ -47,17 +48,16 @@ class SingleTrainable:
         self, module: nn.Module, config: OptimizerConfig, total_updates: int, moves: bool = False
     ) -> None:
         self.module, self._moves = module, moves
-        self._named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        if not self._named:
-            raise ValueError("no parameter of the model is trainable.")
+        self._named = learning(module)
         self._masters: list[nn.Parameter] = [self._master(p) for _, p in self._named]
-        self.optimizer = adamw(self._masters, config)
-        self._progress = Progress(config, total_updates)
+        names = [name for name, _ in self._named]
+        self._learner = Learner(list(zip(names, self._masters, strict=True)), config, total_updates)
+        self.optimizer = self._learner.optimizer
 
     @property
     def version(self) -> int:
         """See Trainable."""
-        return self._progress.version
+        return self._learner.progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Trainable."""
@@ -83,25 +83,18 @@ class SingleTrainable:
 
     def gradient_norm(self) -> float:
         """See Trainable."""
-        grads = [m.grad for m in self._masters if m.grad is not None]
+        grads = self._learner.gradients()
         return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
     def rate(self) -> float:
         """See Trainable."""
-        return self._progress.rate()
+        return self._learner.progress.rate()
 
     def step(self, norm: float) -> bool:
         """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
-        rate, limit = self.rate(), self._progress.config.clip_norm
-        usable = self._progress.admits(norm)
+        usable = self._learner.step(norm)
         if usable:
-            if limit and norm > limit:
-                torch._foreach_mul_([m.grad for m in self._masters if m.grad is not None], limit / norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
             self._publish()
-        self.optimizer.zero_grad(set_to_none=True)
         return usable
 
     @torch.no_grad()
@@ -135,25 +128,15 @@ class SingleTrainable:
 
     def tensors(self) -> dict[str, Tensor]:
         """See Trainable."""
-        pairs = [(name, master) for (name, _), master in zip(self._named, self._masters, strict=True)]
-        found = {f"weights/{name}": master.detach() for name, master in pairs}
-        for name, master in pairs:
-            state = moments(self.optimizer, master)
-            found |= {f"{moment}/{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
-        return found
+        return self._learner.tensors()
 
     def numbers(self) -> dict[str, Any]:
         """See Trainable."""
-        return {**self._progress.state(), "step": steps_taken(self.optimizer, self._masters)}
+        return self._learner.numbers()
 
-    @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
         """See Trainable."""
-        tensors = self.tensors()
-        check_shapes(saved.shapes(), tensors)
-        saved.into(tensors)
-        set_steps(self.optimizer, self._masters, numbers["step"])
-        self._progress.load(numbers)
+        self._learner.load(saved, numbers)
         self._publish()
 
 
@@ -177,27 +160,9 @@ class SingleFrozen:
             "weights": Tensors(lambda: list(self.module.parameters()), str(self.device), moves=self.moves)
         }
 
-    @torch.no_grad()
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
         """See Frozen."""
-        own = dict(self.module.named_parameters())
-        followed = set()
-        for name, weight in weights:
-            if name not in own:  # the second name of a tied weight, or no weight
-                continue
-            followed.add(name)
-            if share == 1:
-                own[name].copy_(weight)
-                self._exact.pop(name, None)
-            elif own[name].dtype is torch.float32:
-                own[name].lerp_(weight, share)
-            else:
-                exact = self._exact.setdefault(name, own[name].float().cpu())
-                own[name].copy_(exact.lerp_(weight.float().cpu(), share))
-        if followed != own.keys():
-            raise ValueError(
-                f"the policy has no weight '{min(own.keys() - followed)}', which the reference has"
-            )
+        follow(dict(self.module.named_parameters()), weights, share, self._exact, exact_on="cpu")
 
     def tensors(self) -> dict[str, Tensor]:
         """See Frozen."""

@@ -18,8 +18,6 @@ from lightrft.models.load import full_weights, merged_adapters, plain_state
 from lightrft.strategy.world import World
 from lightrft.utils.imports import require
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class GatedAdamW(torch.optim.AdamW):
     """AdamW that takes a share of each gradient, or leaves out a step, in the middle of what DeepSpeed does around it."""
