@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.models.load import save_model
+from lightrft.models.export import save_model
 from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_model, tiny_tokenizer
 from lightrft.types import Batch, Completion, Prompt, Trajectory

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from lightrft.models.load import causal_lm, plain_parameters, save_words
+from lightrft.models.load import causal_lm, merged_adapters, plain_parameters, plain_state, save_words
 from lightrft.models.processor import Processor
 
 FILE_BYTES = 5 * 10**9
@@ -44,6 +44,12 @@ def write_folder(
     config.architectures = [type(plain).__name__]
     config.save_pretrained(folder)
     save_words(processor, folder)
+
+
+def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
+    """The folder of a model whose weights are whole; adapters are merged into them."""
+    with merged_adapters(model):
+        write_folder(model, processor, plain_state(model).items(), folder)
 
 
 @dataclass

@@ -274,12 +274,7 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
     Subtracting what was added would leave rounding behind, so the original tensors are kept and put back: this takes
     memory for one more copy of the adapted weights while it lasts.
     """
-    if not is_adapted(model):
-        yield
-        return
-    from peft.tuners.lora import LoraLayer
-
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    layers = _lora_layers(model)
     originals = [layer.get_base_layer().weight.data for layer in layers]
     for layer in layers:
         layer.merge(safe_merge=True)
@@ -291,20 +286,18 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
+def _lora_layers(model: nn.Module) -> list[Any]:
+    """The layers with adapters; none of a plain model."""
+    if not is_adapted(model):
+        return []
+    from peft.tuners.lora import LoraLayer
+
+    return [m for m in model.modules() if isinstance(m, LoraLayer)]
+
+
 def is_adapted(model: nn.Module) -> bool:
     """True for a model with low-rank adapters."""
     return causal_lm(model) is not model
-
-
-def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
-    """Writes a whole model as a folder that plain transformers loads; adapters are merged into the weights.
-
-    The saved config names no attention implementation of ours. See models/export.py for models in pieces.
-    """
-    with merged_adapters(model):
-        state = {name: value.detach().cpu() for name, value in plain_state(model).items()}
-        causal_lm(model).save_pretrained(folder, state_dict=state)
-    save_words(processor, folder)
 
 
 def save_words(processor: Processor, folder: Path) -> None:
@@ -319,12 +312,12 @@ def save_words(processor: Processor, folder: Path) -> None:
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights under the names of the plain transformers model, adapters left out."""
     state = causal_lm(model).state_dict()
-    return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
+    return {plain_name(k): v for k, v in state.items() if ".lora_" not in k}
 
 
 def plain_name(name: str) -> str:
-    """What the plain transformers model calls a parameter of a model with adapters; itself without."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    """What the plain transformers model calls a weight that has adapters beside it; itself without."""
+    return name.replace(".base_layer.", ".")
 
 
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -354,11 +347,7 @@ def full_weights(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterat
 
 def _adapted_layers(model: nn.Module) -> dict[nn.Parameter, Any]:
     """Weight -> the layer that adapts it."""
-    if not is_adapted(model):
-        return {}
-    from peft.tuners.lora import LoraLayer
-
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    layers = _lora_layers(model)
     odd = [layer for layer in layers if not isinstance(layer.get_base_layer(), nn.Linear)]
     if odd:
         raise ValueError(

@@ -95,12 +95,10 @@ class TokenMeans:
 
     def result(self, world: World) -> dict[str, float]:
         """Name -> number, the same on all ranks."""
-        ranks = world.gather((list(self.totals), list(self.largest)))  # one without tokens has no names
-        names, peaks = (sorted({name for rank in ranks for name in rank[i]}) for i in range(2))
-        local = [self.tokens, *(self.totals.get(n, 0.0) for n in names)]
-        sums = world.sum(torch.tensor(local, dtype=torch.float64))
-        means = {n: float(s / sums[0].clamp(min=1)) for n, s in zip(names, sums[1:], strict=True)}
-        return means | {n: world.max(self.largest.get(n, 0.0)) for n in peaks}
+        tokens = max(1.0, float(world.sum(torch.tensor(self.tokens, dtype=torch.float64))))
+        # A rank without tokens has no names.
+        means = {name: total / tokens for name, total in world.add(self.totals).items()}
+        return means | world.largest(self.largest)
 
 
 @dataclass
@@ -147,21 +145,22 @@ class Layout:
 def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, float]:
     """Reward, length and truncation over all answers of a step, all ranks."""
     ts = [t for group in groups for t in group]
-    parts = sorted({name for rank in world.gather({n for t in ts for n in t.parts}) for name in rank})
+    parts: dict[str, float] = {}
+    for name, value in (part for t in ts for part in t.parts.items()):
+        parts[name] = parts.get(name, 0.0) + value
+    by_part = world.add(parts)
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
     counts = [len(ts), len(groups), silent]
     sums = [rewards.sum(), sum(len(t) for t in ts), sum(t.finish == "length" for t in ts)]
-    local = torch.tensor(
-        [*counts, *sums, *(sum(t.parts.get(p, 0.0) for t in ts) for p in parts)], dtype=torch.float64
-    )
-    answers, drawn, silent_sum, reward, length, cut, *by_part = world.sum(local).tolist()
+    local = torch.tensor([*counts, *sums], dtype=torch.float64)
+    answers, drawn, silent_sum, reward, length, cut = world.sum(local).tolist()
     mean = reward / max(answers, 1)
     squares = float(world.sum((rewards - mean).square().sum()))
     return {
         "reward/mean": mean,
         "reward/std": (squares / max(answers, 1)) ** 0.5,
-        **{f"reward/{name}": value / max(answers, 1) for name, value in zip(parts, by_part, strict=True)},
+        **{f"reward/{name}": value / max(answers, 1) for name, value in by_part.items()},
         "reward/no_signal_share": silent_sum / max(drawn, 1),
         "length/mean": length / max(answers, 1),
         "length/max": world.max(max((float(len(t)) for t in ts), default=0.0)),

@@ -14,7 +14,7 @@ from lightrft.config import UpdateConfig
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.world import World
 from lightrft.trainer.metrics import Layout, TokenMeans
-from lightrft.trainer.replay import evened, in_turns, minibatches, pack, plan
+from lightrft.trainer.replay import minibatches, pack, plan, rounds
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.seeding import derive_seed
 
@@ -77,18 +77,21 @@ def _update(
     means, total = TokenMeans(), 0.0
     layout = Layout()
     planned = plan(part, config.tokens_per_batch, share_prompts=config.share_prompts)
-    for answers in evened(planned, blank, world):
-        packed = pack(answers, share_prompts=config.share_prompts)
-        packed.weights = token_weights(packed, averaging.by, averaging.max_tokens, tokens, sequences)
-        if answers[0] is not blank:
-            layout.add(packed)
-        for batch, is_own in in_turns(packed, world, device):
-            terms = loss(batch)
-            weighted = (batch.weights * terms.loss).sum()
-            model.backward(weighted)
-            if is_own and answers[0] is not blank:
-                total += float(weighted.detach())
-                means.add(terms.metrics, batch.mask)
+
+    def weigh(batch: Batch) -> None:
+        batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, sequences)
+
+    share_prompts = config.share_prompts
+    for _, batch, counts in rounds(
+        planned, blank, world, share_prompts=share_prompts, device=device, prepare=weigh
+    ):
+        terms = loss(batch)
+        weighted = (batch.weights * terms.loss).sum()
+        model.backward(weighted)
+        if counts:
+            layout.add(batch)
+            total += float(weighted.detach())
+            means.add(terms.metrics, batch.mask)
     norm = model.gradient_norm()
     total = float(world.sum(torch.tensor(total, dtype=torch.float64)))
     if not math.isfinite(total):

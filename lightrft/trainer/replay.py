@@ -10,7 +10,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +137,27 @@ def in_turns(batch: Batch, world: World, device: torch.device | str) -> Iterator
         assert shared.inputs is not None
         together = replace(shared, inputs=replace(shared.inputs, team=world.team))
         yield to_device(together, device), is_own
+
+
+def rounds(
+    planned: Sequence[list[Trajectory]],
+    blank: Trajectory | None,
+    world: World,
+    *,
+    share_prompts: bool,
+    device: torch.device | str,
+    prepare: Callable[[Batch], None] = lambda batch: None,
+) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
+    """All that this rank computes of what every rank has planned, so that all compute equally often; called by all ranks.
+
+    Gives the answers, a batch, and whether the batch is of these answers and counts: not if it is blank, or of another
+    rank of the team. `prepare` completes a batch of this rank before it goes to its team.
+    """
+    for answers in evened(planned, blank, world):
+        packed = pack(answers, share_prompts=share_prompts)
+        prepare(packed)
+        for batch, is_own in in_turns(packed, world, device):
+            yield answers, batch, is_own and answers[0] is not blank
 
 
 def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> None:

@@ -38,7 +38,7 @@ from lightrft.trainer.experience import Experience
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import blank_answer, by_group, evened, in_turns, pack, plan, unpack
+from lightrft.trainer.replay import blank_answer, by_group, pack, plan, rounds, unpack
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
 from lightrft.trainer.scores import Scores
 from lightrft.trainer.stragglers import Stragglers
@@ -296,13 +296,13 @@ class RLTrainer:
         """Gives each answer the columns `names`, which `compute` finds for a packed batch."""
         for t in (t for t in answers if not len(t)):  # in no batch
             t.columns |= {name: torch.zeros(0) for name in names}
-        for part in evened(self._plan(answers), self.blank, self.world):
-            packed = pack(part, share_prompts=self.config.update.share_prompts)
-            for batch, is_own in in_turns(packed, self.world, self.device):
-                columns = compute(batch)
-                if is_own and part[0] is not self.blank:
-                    for name, column in zip(names, columns, strict=True):
-                        unpack(column, part, name)
+        share_prompts = self.config.update.share_prompts
+        for part, batch, counts in rounds(
+            self._plan(answers), self.blank, self.world, share_prompts=share_prompts, device=self.device
+        ):
+            for name, column in zip(names, compute(batch), strict=True):
+                if counts:
+                    unpack(column, part, name)
             if self.world.size == 1:
                 self.interrupt.glance()
 

@@ -24,7 +24,7 @@ from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import batch_tokens, blank_answer, evened, in_turns, pack, plan
+from lightrft.trainer.replay import batch_tokens, blank_answer, plan, rounds
 from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 from lightrft.utils.atomic import explained
@@ -196,12 +196,12 @@ class SFTTrainer:
             ]
             answers = [demonstration(p, place) for place, p in enumerate(opened)]
             planned = plan(answers, update.tokens_per_batch, share_prompts=update.share_prompts)
-            for part in evened(planned, self.blank, self.world):
-                packed = pack(part, share_prompts=update.share_prompts)
-                for batch, is_own in in_turns(packed, self.world, self.device):
-                    losses = self.loss(batch).loss.double() * batch.mask
-                    if is_own:
-                        sums += torch.stack([losses.sum(), batch.mask.sum().double()]).cpu()
+            for _, batch, counts in rounds(
+                planned, self.blank, self.world, share_prompts=update.share_prompts, device=self.device
+            ):
+                losses = self.loss(batch).loss.double() * batch.mask
+                if counts:
+                    sums += torch.stack([losses.sum(), batch.mask.sum().double()]).cpu()
                 if self.world.size == 1:
                     self.interrupt.glance()
         loss, tokens = self.world.sum(sums).tolist()

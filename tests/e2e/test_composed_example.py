@@ -14,8 +14,9 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, WhisperConfig
 
 from lightrft.config import LoraConfig, ModelConfig, NativeEngineConfig
+from lightrft.models.export import save_model
 from lightrft.models.families import is_multimodal, part, placeholders
-from lightrft.models.load import load_model, load_processor, save_model
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import tiny_config, tiny_tokenizer
 from lightrft.models.tiny_media import AUDIO, IMAGE, MARKS, MEDIA_TEMPLATE

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from lightrft.models.load import save_model
+from lightrft.models.export import save_model
 from lightrft.testing import tiny_folder, tiny_model, tiny_processor
 from tests.e2e.runs import PLAIN, answers, assert_same_run, rows, steps, wait_until
 

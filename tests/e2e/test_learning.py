@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from lightrft.models.load import save_model
+from lightrft.models.export import save_model
 from lightrft.testing import tiny_model, tiny_processor
 from tests.e2e.runs import PLAIN, Lightrft, steps, summary
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from lightrft import app
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
-from lightrft.models.export import write_folder
-from lightrft.models.load import load_model, save_model
+from lightrft.models.export import save_model, write_folder
+from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.strategy.checkpoint import Checkpoints

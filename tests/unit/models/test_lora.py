@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from lightrft.config import LoraConfig, ModelConfig, NativeEngineConfig, OptimizerConfig, RolloutConfig
-from lightrft.models.load import causal_lm, is_adapted, load_model, merged_adapters, plain_state, save_model
+from lightrft.models.export import save_model
+from lightrft.models.load import causal_lm, is_adapted, load_model, merged_adapters, plain_state
 from lightrft.models.logprobs import logprobs
 from lightrft.strategy.engines.native import NativeEngine
 from lightrft.strategy.single import SingleTrainable, WithoutAdapters
