@@ -40,7 +40,7 @@ from lightrft.rewards.base import Judge
 from lightrft.rewards.check import check_gold
 from lightrft.rewards.vote import VOTES
 from lightrft.strategy.base import Frozen, Strategy, Trainable
-from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.engines.base import Engine
@@ -234,6 +234,9 @@ def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None
     place = checkpoints.latest(clear=False) if step is None else checkpoints.folder / f"step-{step:06d}"
     if place is None:
         raise ValueError(f"{checkpoints.folder} holds no complete checkpoint.")
+    wrong = None if step is None else problem(place)  # `latest` has looked already
+    if wrong is not None:
+        raise ValueError(f"checkpoint {place} cannot be used: {wrong}.")
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty. Name a new folder.")
     models = checkpoints.load(place)["models"]

@@ -163,7 +163,7 @@ class Checkpoints:
     @cached_property
     def _group(self) -> Any:
         """For what the writing thread tells the others, beside what the program does meanwhile."""
-        return dist.new_group(backend="gloo") if self.world.size > 1 else None
+        return self.world.another_group()
 
     def _watched(self, work: Callable[[], None]) -> None:
         try:

@@ -162,6 +162,10 @@ class World:
             for r, t in enumerate(incoming)
         ]
 
+    def another_group(self) -> Any:
+        """All ranks once more, over gloo, for a thread that exchanges while the program goes on; None for a world of one."""
+        return dist.new_group(backend="gloo", timeout=_time_limit()) if self.size > 1 else None
+
     @property
     def team_size(self) -> int:
         """Ranks that compute a micro-batch together."""
@@ -401,7 +405,11 @@ def _team(size: int, sequence_parallel: int) -> Any:
         )
     if sequence_parallel == 1:
         return None
-    watch = World._watch  # groups do not take over the time limit of the default group, only its backends
-    timeout = None if watch is None else timedelta(seconds=watch.timeout_seconds)
-    team, _ = dist.new_subgroups(sequence_parallel, timeout=timeout)
+    team, _ = dist.new_subgroups(sequence_parallel, timeout=_time_limit())
     return team
+
+
+def _time_limit() -> timedelta | None:
+    """Of the run: further groups do not take it over from the default group, only its backends."""
+    watch = World._watch
+    return None if watch is None else timedelta(seconds=watch.timeout_seconds)

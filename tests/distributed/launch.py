@@ -39,4 +39,5 @@ def _rank(rank, function, processes, folder, args):
         timeout=timedelta(seconds=60),
     )
     torch.save(function(*args), Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    if dist.is_initialized():  # the function may have ended it for a group of its own
+        dist.destroy_process_group()

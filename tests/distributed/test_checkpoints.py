@@ -1,9 +1,12 @@
 """A checkpoint that some ranks wrote goes on on any other number of ranks, under any backend."""
 
 import json
+import os
+import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.testing import assert_close
 
 from lightrft.config import CheckpointConfig
@@ -51,6 +54,15 @@ def torn(run):
     return checkpoints(run).latest()
 
 
+def limit_of_a_background_save(run, port):
+    """Seconds that a save in the background waits for other ranks, in a run with a limit of 7."""
+    os.environ.update(RANK=str(dist.get_rank()), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    dist.destroy_process_group()
+    with World.joined(torch.device("cpu"), 7.0):
+        group = checkpoints(run, background=True)._group
+        return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
 def assert_equal_weights(found, expected):
     assert found.keys() == expected.keys()
     for name in expected:
@@ -68,6 +80,13 @@ def test_two_ranks_save_and_one_or_four_go_on(backend, tmp_path):
     shards = [size for name, size in written.items() if name.endswith("safetensors")]
     assert len(shards) == 2
     assert max(shards) < 0.7 * sum(shards), "each rank wrote its own half"
+
+
+def test_a_background_save_waits_no_longer_than_the_run_does(tmp_path):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    assert together(limit_of_a_background_save, 2, tmp_path, port) == [7.0, 7.0]
 
 
 def test_one_process_saves_and_two_ranks_go_on_unless_a_shard_is_torn(tmp_path):

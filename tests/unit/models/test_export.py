@@ -83,5 +83,7 @@ def test_an_export_goes_into_a_new_folder_only(tmp_path):
     Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": {"w": torch.zeros(2)}})
     with pytest.raises(ValueError, match="is not empty"):
         app.export(Config(), run, run, None, 5.0)
+    with pytest.raises(ValueError, match="step-000007 cannot be used: meta.json"):
+        app.export(Config(), run, tmp_path / "out", 7, 5.0)
     with pytest.raises(ValueError, match="no complete checkpoint"):
         app.export(Config(), tmp_path / "other", tmp_path / "out", None, 5.0)
