@@ -495,10 +495,15 @@ class DeepspeedConfig:
     """Most MiB of gradients that are summed, or of weights that are gathered, in one message; each process holds a few of them."""
     keep_whole_below: int = 100_000
     """With zero3: a weight of fewer numbers (biases, norms) is whole on every process, which saves small messages."""
+    live_weights: int = 1_000_000_000
+    """With zero3: as many weights may stay whole on a process from the forward to the backward pass, which saves gathering them
+    again; 0: none but those that compute."""
 
     def __post_init__(self) -> None:
         at_least(1, "strategy.deepspeed", bucket_mib=self.bucket_mib)
-        at_least(0, "strategy.deepspeed", keep_whole_below=self.keep_whole_below)
+        at_least(
+            0, "strategy.deepspeed", keep_whole_below=self.keep_whole_below, live_weights=self.live_weights
+        )
 
 
 ZERO = ("zero1", "zero2", "zero3")
@@ -532,7 +537,7 @@ class StrategyConfig:
             cure = "set strategy.backend=zero2"
             refuse_idle("strategy.deepspeed", self.deepspeed, because=because, cure=cure)
         elif self.backend != "zero3":
-            weights = ["offload_parameters", "keep_whole_below"]
+            weights = ["offload_parameters", "keep_whole_below", "live_weights"]
             cure = "set strategy.backend=zero3"
             refuse_idle("strategy.deepspeed", self.deepspeed, weights, because=because, cure=cure)
         if self.backend != "fsdp":

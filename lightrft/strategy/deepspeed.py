@@ -157,6 +157,8 @@ def engine_settings(
     if stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
         zero["stage3_param_persistence_threshold"] = config.keep_whole_below
+        zero["stage3_max_live_parameters"] = config.live_weights
+        zero["stage3_max_reuse_distance"] = config.live_weights
         if config.offload_parameters:
             zero["offload_param"] = host
     return {

@@ -1,0 +1,296 @@
+"""What an update costs per token, over answer length, group size, micro-batch and number of processes, and what ranks send.
+
+    python benchmarks/scaling.py --picture docs/scaling.png
+
+Two processes share the cores that one process has alone. Times are CPU seconds of all processes (other programs on the
+machine disturb them least); each number is the median of a few updates, taken in turn. A rank's traffic is counted by
+watching the collectives of one update under FSDP2 and ZeRO and compared with what the algorithm must send.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+import torch.distributed as dist
+
+from lightrft.app import STRATEGIES
+from lightrft.config import (
+    DeepspeedConfig,
+    FsdpConfig,
+    ModelConfig,
+    OptimizerConfig,
+    StrategyConfig,
+    UpdateConfig,
+)
+from lightrft.models.blocks import blocks
+from lightrft.models.logprobs import logprobs
+from lightrft.models.source import Source
+from lightrft.strategy.world import World
+from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
+from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.replay import batch_tokens, blank_answer, by_group, plan
+from lightrft.types import Batch, Terms, Trajectory
+from tests.distributed.launch import together
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 4096,
+}  # fmt: skip
+CPU = torch.device("cpu")
+REPEATS = 3
+MICRO_BATCH = 1024
+"""Tokens, where processes are compared."""
+
+
+def group(prompt: int, answers: int, length: int, seed: int = 0) -> list[Trajectory]:
+    """Answers of one length to one question, with something to learn from."""
+    found = tiny_trajectories([(prompt, [length] * answers)], seed=seed)
+    for t in found:
+        t.group = seed
+        t.columns["advantages"] = torch.randn(len(t), generator=torch.Generator().manual_seed(seed))
+    return found
+
+
+def policy_loss(model: Any, batch: Batch) -> Terms:
+    new = model.compute(partial(logprobs, temperature=1.0, max_logits=4_194_304), batch)
+    return Terms(-batch.advantages * new.values)
+
+
+def updater(folder: str, backend: str, **options: Any) -> Callable[[Sequence[Trajectory], int], None]:
+    """What takes one update from answers, in micro-batches of so many tokens."""
+    strategy = STRATEGIES[backend](StrategyConfig(backend=backend, **options), CPU)
+    model = strategy.trainable(Source(ModelConfig(path=folder)), OptimizerConfig(), 100)
+
+    def update(answers: Sequence[Trajectory], tokens_per_batch: int) -> None:
+        list(
+            optimize(
+                model, answers, partial(policy_loss, model), config=UpdateConfig(tokens_per_batch=tokens_per_batch),
+                averaging=Averaging("token", 1024), world=World.current(), device=CPU, seed=0,
+                blank=blank_answer(tiny_processor().blank()),
+            )
+        )  # fmt: skip
+
+    return update
+
+
+def cost(
+    update: Callable[[Sequence[Trajectory], int], None], cases: Sequence[tuple[Any, list[Trajectory], int]]
+) -> dict[Any, float]:
+    """CPU milliseconds per token read, of each case; cases take turns."""
+    taken: dict[Any, list[float]] = {name: [] for name, _, _ in cases}
+    for repeat in range(REPEATS + 1):
+        for name, answers, budget in cases:
+            start = time.process_time()
+            update(answers, budget)
+            spent = time.process_time() - start
+            read = sum(batch_tokens(part) for part in plan(answers, budget))
+            if repeat:  # the first one warms up
+                taken[name].append(1000 * spent / read)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def share(world: World) -> list[Trajectory]:
+    """This rank's part of eight groups."""
+    everything = [t for seed in range(8) for t in group(64, 4, 128, seed)]
+    return [t for place, g in enumerate(by_group(everything)) if place % world.size == world.rank for t in g]
+
+
+def of_rank(
+    folder: str, backend: str, threads: int, options: dict[str, Any]
+) -> tuple[float, float, dict[str, int], int]:
+    """CPU and wall seconds of an update on this rank, the bytes it sends in one, and its micro-batches."""
+    torch.set_num_threads(threads)
+    traffic = Traffic()  # before a backend takes hold of torch's functions
+    update, world = updater(folder, backend, **options), World.current()
+    answers = share(world)
+    update(answers, MICRO_BATCH)
+    spent = []
+    for _ in range(REPEATS):
+        begun, wall = time.process_time(), time.perf_counter()
+        update(answers, MICRO_BATCH)
+        spent.append((time.process_time() - begun, time.perf_counter() - wall))
+    traffic.sent.clear()
+    update(answers, MICRO_BATCH)
+    cpu, wall = (statistics.median(column) for column in zip(*spent, strict=True))
+    return cpu, wall, dict(traffic.sent), len(plan(answers, MICRO_BATCH))
+
+
+class Traffic:
+    """Counts, from when it is made, the bytes that this rank sends in collectives on tensors, as a ring would send them."""
+
+    KINDS: ClassVar[dict[str, tuple[str, int, int]]] = {
+        "all_gather_single": ("output_tensor", 0, 1),
+        "reduce_scatter_single": ("input", 1, 1),
+        "all_gather_into_tensor": ("output_tensor", 0, 1),
+        "reduce_scatter_tensor": ("input", 1, 1),
+        "all_reduce": ("tensor", 0, 2),
+        "reduce": ("tensor", 0, 1),
+        "broadcast": ("tensor", 0, 1),
+        "all_gather": ("tensor_list", 0, 1),
+        "reduce_scatter": ("input_list", 1, 1),
+    }
+    """Function -> the argument that holds the whole, its place, and how often the ring passes it on."""
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()
+        for name, (which, place, times) in self.KINDS.items():
+            setattr(dist, name, self._counting(getattr(dist, name), name, which, place, times))
+
+    def _counting(
+        self, function: Callable[..., Any], name: str, which: str, place: int, times: int
+    ) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            whole = kwargs[which] if which in kwargs else args[place]
+            size = dist.get_world_size(kwargs.get("group"))
+            parts = whole if isinstance(whole, list) else [whole]
+            self.sent[name] += times * sum(part.nbytes for part in parts) * (size - 1) // size
+            return function(*args, **kwargs)
+
+        return call
+
+
+@dataclass(frozen=True)
+class Size:
+    """Weights of a model: those inside its blocks, and the others (embeddings, last norm, head), tied ones once."""
+
+    inside: int
+    rest: int
+
+    @classmethod
+    def of(cls, path: str) -> Size:
+        """From a folder's configuration alone."""
+        module = Source(ModelConfig(path=path)).hollow()
+        inside = sum(p.numel() for block in blocks(module) for p in block.parameters())
+        return cls(inside, sum(p.numel() for p in module.parameters()) - inside)
+
+
+def theory(
+    size: Size, backend: str, *, micro_batches: int, ranks: int, kept: bool = False, width: int = 4
+) -> float:
+    """Bytes a rank sends in one update; `width` bytes a weight in the type the model computes in, gradients are float32.
+
+    Of each tensor that meets, (R - 1) / R are another rank's. With P weights and M micro-batches (Rajbhandari et al. 2020,
+    section 7, where M = 1): zero1 sums the gradients once, 2 P, and hands the weights out, P; zero2 sums them into pieces after
+    each micro-batch, M P, and hands out P; zero3 gathers the weights for each forward and each backward pass and sums into
+    pieces, M (P + P + P), or M (P + P) with weights `kept` from the forward to the backward pass. FSDP2 does as zero3, but
+    always keeps embeddings and head. (ZeRO 2 of DeepSpeed sums by all-reduce and throws away what is not its own: 2 M P + P.)
+    """
+    whole = size.inside + size.rest
+    sums = {"zero1": 2 * whole}.get(backend, micro_batches * whole)
+    gathers = {
+        "zero1": whole,
+        "zero2": whole,
+        "zero3": (1 if kept else 2) * micro_batches * whole,
+        "fsdp": micro_batches * (size.inside * (1 if kept else 2) + size.rest),
+    }[backend]
+    return (4 * sums + width * gathers) * (ranks - 1) / ranks
+
+
+CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "1 process": ("single", 1, {}),
+    "FSDP2": ("fsdp", 2, {}),
+    "FSDP2, weights kept": ("fsdp", 2, {"fsdp": FsdpConfig(reshard_after_forward=False)}),
+    "ZeRO 1": ("zero1", 2, {}),
+    "ZeRO 2": ("zero2", 2, {}),
+    "ZeRO 3": ("zero3", 2, {"deepspeed": DeepspeedConfig(keep_whole_below=0, live_weights=0)}),
+    "ZeRO 3, weights kept": ("zero3", 2, {"deepspeed": DeepspeedConfig(keep_whole_below=0)}),
+}
+"""Name -> backend, processes, settings. The cores are shared out among the processes."""
+
+
+def main() -> None:
+    """Measures, prints, draws."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--picture", type=Path, default=Path("scaling.png"))
+    given = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as place:
+        folder = str(tiny_folder(Path(place) / "model", "llama", **SHAPE))
+        torch.set_num_threads(cores)
+        update = updater(folder, "single")
+        panels = {
+            "answer length, tokens": cost(
+                update, [(n, group(64, 4, n), 8192) for n in (64, 128, 256, 512, 1024)]
+            ),
+            "answers to a question of 256 tokens": cost(
+                update, [(n, group(256, n, 64), 8192) for n in (1, 2, 4, 8, 16)]
+            ),
+            "tokens per micro-batch": cost(
+                update,
+                [(n, [t for s in range(8) for t in group(64, 4, 64, s)], n) for n in (320, 640, 1280, 2560)],
+            ),
+        }
+        rows = {}
+        for name, (backend, processes, options) in CASES.items():
+            if backend.startswith("zero") and find_spec("deepspeed") is None:
+                print(f"{name}: left out, DeepSpeed is not installed")
+                continue
+            threads = max(1, cores // processes)
+            rows[name] = together(of_rank, processes, folder, backend, threads, options, seconds=300)
+        report(panels, rows, Size.of(folder))
+        draw(panels, rows, given.picture)
+
+
+def report(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], size: Size) -> None:
+    """Prints every number."""
+    for title, found in panels.items():
+        print(f"\n{title}: CPU ms per token read")
+        for value, milliseconds in found.items():
+            print(f"  {value:>6}  {milliseconds:.3f}")
+    print("\nan update of 32 answers      CPU s of all, wall s; ratios to one process")
+    base = rows["1 process"][0]
+    for name, ranks in rows.items():
+        cpu, wall = sum(r[0] for r in ranks), max(r[1] for r in ranks)
+        print(f"  {name:24} {cpu:8.2f} {wall:8.2f}      {cpu / base[0]:.2f} {wall / base[1]:.2f}")
+    print(
+        f"\nMB sent by a rank in an update of {size.inside + size.rest:,} weights: counted, by theory, ratio"
+    )
+    for name, ranks in rows.items():
+        backend, processes, _ = CASES[name]
+        if processes > 1:
+            sent = sum(ranks[0][2].values()) / 1e6
+            expected = theory(
+                size, backend, micro_batches=max(r[3] for r in ranks), ranks=processes, kept="kept" in name
+            )
+            kinds = ", ".join(f"{kind} {count / 1e6:.1f}" for kind, count in sorted(ranks[0][2].items()))
+            print(f"  {name:24} {sent:8.1f} {expected / 1e6:8.1f}   {sent / expected * 1e6:.3f}   ({kinds})")
+
+
+def draw(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], picture: Path) -> None:
+    """Four panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.4))
+    for axis, (title, found) in zip(axes, panels.items(), strict=False):
+        axis.plot([str(x) for x in found], list(found.values()), marker="o")
+        axis.set(xlabel=title, ylabel="CPU ms per token read", ylim=(0, None))
+    names = list(rows)
+    axes[3].bar(names, [sum(r[0] for r in ranks) for ranks in rows.values()])
+    axes[3].set(ylabel="CPU seconds of an update, all processes")
+    axes[3].tick_params(axis="x", labelrotation=20, labelsize=7)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    print(f"\npicture: {picture}")
+
+
+if __name__ == "__main__":
+    main()
