@@ -25,6 +25,7 @@ from lightrft.strategy.colocate import Resident
 from lightrft.strategy.filling import fill, placed, rows
 from lightrft.strategy.following import follow
 from lightrft.strategy.optimizer import Learner, learning
+from lightrft.strategy.world import World
 
 T = TypeVar("T")
 
@@ -89,7 +90,10 @@ def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
     if replicas == 1:
         return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     shape = (replicas, size // replicas)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups():
+        World.current().limit(group)
+    return mesh
 
 
 def shard(

@@ -162,6 +162,11 @@ class World:
             for r, t in enumerate(incoming)
         ]
 
+    def limit(self, group: Any) -> None:
+        """Gives a group that was made elsewhere the run's time limit; groups do not take it over from the default one."""
+        if (limit := _time_limit()) is not None:
+            dist.distributed_c10d._set_pg_timeout(limit, group)
+
     def another_group(self) -> Any:
         """All ranks once more, over gloo, for a thread that exchanges while the program goes on; None for a world of one."""
         return dist.new_group(backend="gloo", timeout=_time_limit()) if self.size > 1 else None
@@ -271,7 +276,7 @@ class World:
         if isinstance(error, Stopped):
             watch.ask_to_stop(str(error))
         else:
-            _blame(watch, error)
+            _blame(watch, _understood(watch, error))
 
     @contextmanager
     def _exchange(self, name: str) -> Iterator[None]:
@@ -410,6 +415,6 @@ def _team(size: int, sequence_parallel: int) -> Any:
 
 
 def _time_limit() -> timedelta | None:
-    """Of the run: further groups do not take it over from the default group, only its backends."""
+    """Of the run; None for processes that were not joined by it."""
     watch = World._watch
     return None if watch is None else timedelta(seconds=watch.timeout_seconds)

@@ -7,9 +7,10 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from lightrft.config import CheckpointConfig
+from lightrft.config import CheckpointConfig, FsdpConfig
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.world import World
 from tests.distributed.launch import together
@@ -28,9 +29,9 @@ def checkpoints(run, background=False):
     return Checkpoints(run, CheckpointConfig(background=background), World.current())
 
 
-def until_the_end(backend, run):
+def until_the_end(backend, run, **options):
     """Saves after two steps of three, in the background; the weights after the third."""
-    model = strategy_of(backend).trainable(ACTOR, OPTIONS, 6)
+    model = strategy_of(backend, **options).trainable(ACTOR, OPTIONS, 6)
     learn(model, [0, 1], policy_loss, ACTOR)
     saved = checkpoints(run, background=True)
     saved.save(2, {"numbers": model.numbers()}, {"actor": model.tensors()})
@@ -54,13 +55,19 @@ def torn(run):
     return checkpoints(run).latest()
 
 
-def limit_of_a_background_save(run, port):
-    """Seconds that a save in the background waits for other ranks, in a run with a limit of 7."""
+def until_the_end_in_copies(run):
+    return until_the_end("fsdp", run, fsdp=FsdpConfig(replicas=2))
+
+
+def limits_of_further_groups(run, port):
+    """Seconds that a save in the background, and copies of a model, wait for other ranks, in a run with a limit of 7."""
     os.environ.update(RANK=str(dist.get_rank()), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     dist.destroy_process_group()
     with World.joined(torch.device("cpu"), 7.0):
-        group = checkpoints(run, background=True)._group
-        return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+        mesh = strategy_of("fsdp", fsdp=FsdpConfig(replicas=2))._mesh
+        groups = [checkpoints(run, background=True)._group, *mesh.get_all_groups()]
+        backends = [group._get_backend(torch.device("cpu")) for group in groups]
+        return [backend.options._timeout.total_seconds() for backend in backends]
 
 
 def assert_equal_weights(found, expected):
@@ -82,11 +89,24 @@ def test_two_ranks_save_and_one_or_four_go_on(backend, tmp_path):
     assert max(shards) < 0.7 * sum(shards), "each rank wrote its own half"
 
 
-def test_a_background_save_waits_no_longer_than_the_run_does(tmp_path):
+def numbers_in(run):
+    """How many numbers the tensors of a run's only checkpoint have."""
+    files = (run / "checkpoints" / "step-000002" / "tensors").glob("*.safetensors")
+    return sum(tensor.numel() for file in files for tensor in load_file(file).values())
+
+
+def test_copies_of_a_sharded_model_are_written_once(tmp_path):
+    whole = together(until_the_end_in_copies, 4, tmp_path / "copies")[0]
+    assert_equal_weights(from_the_second_step("single", tmp_path / "copies"), whole)
+    until_the_end("single", tmp_path / "alone")
+    assert numbers_in(tmp_path / "copies") == numbers_in(tmp_path / "alone")
+
+
+def test_groups_of_their_own_wait_no_longer_than_the_run_does(tmp_path):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    assert together(limit_of_a_background_save, 2, tmp_path, port) == [7.0, 7.0]
+    assert together(limits_of_further_groups, 2, tmp_path, port) == [[7.0, 7.0, 7.0]] * 2
 
 
 def test_one_process_saves_and_two_ranks_go_on_unless_a_shard_is_torn(tmp_path):
