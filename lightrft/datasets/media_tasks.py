@@ -86,13 +86,14 @@ def nlvr(option: str) -> Task:
 
     All pictures that were shown with one sentence are in the same split: a fifth of the sentences of dev.jsonl is
     evaluated, the others are trained on. `nlvr:test` trains on all of dev.jsonl and evaluates on test.jsonl.
-    `nlvr:objects` asks how many objects are in a box (see scenes.py), on the pictures and the split of `nlvr`.
+    Of a single box (see scenes.py), on the pictures and the split of `nlvr`: `nlvr:objects` asks how many objects are in it,
+    `nlvr:kinds` whether there is a black circle, a blue square ..., and half of the answers are yes.
     """
-    _one_of("nlvr", option, "test", "objects")
+    _one_of("nlvr", option, "test", *NLVR_BOXES)
     place = Place("nlvr/dev.jsonl", "", "", nlvr_row)
     train, evaluate = halves(place, lambda row: held_out(plain_words(str(row.get("sentence")))))
-    if option == "objects":
-        return _nlvr_objects(train[0], evaluate[0])
+    if option in NLVR_BOXES:
+        return _nlvr_boxes(option, train[0], evaluate[0])
     if option:
         train, evaluate = [place], [replace(place, file="nlvr/test.jsonl")]
     name = _named("nlvr", option)
@@ -100,19 +101,27 @@ def nlvr(option: str) -> Task:
     return Task(name, load, {"words": 1.0}, tagged_gold, extract=plain_words, max_tokens=256)
 
 
-def _nlvr_objects(train: Place, evaluate: Place) -> Task:
+NLVR_BOXES: dict[str, tuple[scenes.Ask, str, str]] = {
+    "objects": (scenes.counted, "Answer with the number.", "number"),
+    "kinds": (scenes.kinds, "Answer yes or no.", "words"),
+}
+"""Option -> what is asked of each box, how to answer, and the reward."""
+
+
+def _nlvr_boxes(option: str, train: Place, evaluate: Place) -> Task:
     """The split of nlvr; a box that was drawn in both of its parts is evaluated only."""
-    name = "nlvr:objects"
+    name, (ask, how, reward) = f"nlvr:{option}", NLVR_BOXES[option]
 
     def rows(split: Split, data: str, bad: BadRecords) -> list[Located]:
         path = needed(name, data, train)
         pictures = list(read(str(path), "", bad))
         kept = [(where, row) for where, row in pictures if evaluate.keep(row)]
         others = [(where, row) for where, row in pictures if train.keep(row)]
-        return scenes.questions(kept, others, path.parent, split, bad)
+        return scenes.questions(kept, others, path.parent, split, bad, ask)
 
-    load = from_program(name, rows, instruction=f"Answer with the number. {TAGGED}")
-    return Task(name, load, {"number": 1.0}, tagged_gold, max_tokens=64)
+    load = from_program(name, rows, instruction=f"{how} {TAGGED}")
+    extract = {} if reward == "number" else {"extract": plain_words}
+    return Task(name, load, {reward: 1.0}, tagged_gold, max_tokens=64, **extract)
 
 
 def shapes(option: str) -> Task:

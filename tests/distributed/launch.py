@@ -40,4 +40,5 @@ def _rank(rank, function, processes, folder, args):
     )
     torch.save(function(*args), Path(folder, f"{rank}.pt"))
     if dist.is_initialized():  # the function may have ended it for a group of its own
+        dist.barrier()  # gloo may abort a process whose peers have left
         dist.destroy_process_group()

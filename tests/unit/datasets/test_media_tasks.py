@@ -19,6 +19,7 @@ FOLDERS = {
     "esc10": "esc10",
     "mathvision": "mathvision",
     "nlvr": "nlvr",
+    "nlvr:kinds": "nlvr",
     "nlvr:objects": "nlvr",
     "puzzlevqa": "puzzlevqa",
     "shapes": "shapes",
@@ -77,6 +78,15 @@ def test_no_question_is_in_both_splits(real):
     assert len(train) > 100
     assert len(evaluate) > 30
     assert not train & evaluate
+
+
+@pytest.mark.parametrize("name", ["nlvr:kinds", "nlvr:objects"])
+def test_no_box_is_in_both_splits(name):
+    if not (REAL / "nlvr").is_dir():
+        pytest.skip(f"{REAL / 'nlvr'} is not there")
+    shown = [{contents(parts(r.messages)[0][1]) for r in load(name, s, REAL)} for s in ("train", "evaluate")]
+    assert min(map(len, shown)) > 200
+    assert not shown[0] & shown[1]
 
 
 def test_media_of_real_questions_can_be_read(real):
