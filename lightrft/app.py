@@ -41,7 +41,7 @@ from lightrft.rewards.check import check_gold
 from lightrft.rewards.vote import VOTES
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints, problem
-from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.colocate import PRESENT, Phase, Resident, Stage
 from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.engines.native import NativeEngine
@@ -437,28 +437,17 @@ def build_stage(
     engine: Engine,
     device: torch.device,
 ) -> Stage:
-    """Who is in device memory in which phase. This is the whole memory plan."""
+    """Who is in device memory in which phase: the whole memory plan, by the table colocate.PRESENT."""
     stage = Stage(lambda: device_bytes(device), lambda: release_memory(device))
-    own, cache = actor.parts(), engine.parts()
-    shares = "weights" not in cache
-    stage.add(
-        "actor weights",
-        own["weights"],
-        Phase.TRAIN,
-        Phase.SCORE,
-        Phase.SYNC,
-        *([Phase.ROLLOUT] if shares else []),
-    )
-    stage.add("actor optimizer", own["optimizer"], Phase.TRAIN)
-    if critic is not None:
-        its = critic.parts()
-        stage.add("critic weights", its["weights"], Phase.TRAIN, Phase.SCORE)
-        stage.add("critic optimizer", its["optimizer"], Phase.TRAIN)
-    for who, model in frozen.items():
-        for name, part in (model.parts() if model is not None else {}).items():
-            stage.add(f"{who} {name}", part, Phase.SCORE)
-    for name, part in cache.items():
-        stage.add(f"engine {name}", part, *([Phase.SYNC] if name == "weights" else []), Phase.ROLLOUT)
+    found: dict[str, Resident] = {}
+    owners = {"actor": actor, "critic": critic, **frozen, "engine": engine}
+    for owner, held in owners.items():
+        found |= {
+            f"{owner} {name}": part for name, part in (held.parts() if held is not None else {}).items()
+        }
+    for name, part in found.items():
+        shared = name == "actor weights" and "engine weights" not in found
+        stage.add(name, part, *PRESENT.get(name, (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else []))
     return stage
 
 

@@ -1,10 +1,11 @@
-"""The commands: train, sft, evaluate, check, config, replay, view, export, doctor. Each builds a Config and calls the app.
+"""The commands: train, sft, evaluate, check, plan, config, replay, view, export, doctor. Each builds a Config and calls the app.
 
 torch and transformers are imported inside the commands that need them, so that help and errors come at once.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -32,6 +33,20 @@ LAUNCH_FLAGS = {
     "--processes": "N processes on this machine, on the CPU",
     "--max-restarts": "start the processes again after a crash, up to K times, from the last checkpoint",
 }
+PLAN_FLAGS = {
+    "--gpus": (8.0, "devices"),
+    "--gpu-memory": (80.0, "GiB of each device"),
+    "--gpus-per-node": (8.0, "devices of one machine"),
+    "--reserve": (0.1, "share of the memory that is left free"),
+    "--prompt-tokens": (0.0, "tokens of a question; 0: tasks.max_prompt_tokens"),
+    "--answer-tokens": (0.0, "tokens of an answer; 0: rollout.max_tokens, the longest"),
+    "--teraflops": (989.0, "peak of a device in the model's type, 10^12 operations a second"),
+    "--memory-rate": (3350.0, "peak of reading a device's memory, GB/s"),
+    "--link-rate": (450.0, "peak between devices of a machine, GB/s"),
+    "--network-rate": (50.0, "peak between machines, GB/s for each device"),
+    "--efficiency": (0.5, "share of these peaks that is reached"),
+}
+"""Flag -> its value if it is left out (peaks: of an H100), and its meaning."""
 SHORT_FLAGS = {
     "--model": "--model.path",
     "--samples": "--evaluate.samples",
@@ -174,6 +189,54 @@ def check(args: Sequence[str]) -> int:
     return app.check(config)
 
 
+def plan(args: Sequence[str]) -> int:
+    """What a run would need on so many GPUs, without one: memory, work, traffic, time: lightrft plan LAYERS... --gpus 64."""
+    if not args:
+        raise ValueError("what to plan? For example: lightrft plan gsm8k_qwen fsdp --gpus 64 --gpu-memory 80")
+    rest, in_json = [arg for arg in args if arg != "--json"], "--json" in args
+    given: dict[str, float] = {}
+    for flag, (default, _) in PLAN_FLAGS.items():
+        text, rest = take_option(rest, flag, f"{default:g}")
+        given[flag] = number(flag, text) if text else default
+    config = load("plan", rest)
+    from lightrft import plan as planning
+    from lightrft.plan import report
+
+    rates = planning.Rates(
+        given["--teraflops"],
+        given["--memory-rate"],
+        given["--link-rate"],
+        given["--network-rate"],
+        given["--efficiency"],
+    )
+    hardware = planning.Hardware(
+        int(given["--gpus"]), given["--gpu-memory"], int(given["--gpus-per-node"]), given["--reserve"], rates
+    )
+    lengths = planning.Lengths(
+        int(given["--prompt-tokens"]) or config.tasks.max_prompt_tokens,
+        int(given["--answer-tokens"]) or config.rollout.max_tokens,
+    )
+    found = planning.plan(config, hardware, lengths)
+    if in_json:
+        print(json.dumps(report.as_json(found), indent=2))
+    else:
+        report.show(found)
+    return 0
+
+
+def number(flag: str, text: str) -> float:
+    """The number that a flag was given. ValueError for anything else, or one that is not above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not found > 0:
+        raise ValueError(
+            f"{flag} {text}: needs a number above 0. For example: {flag} {PLAN_FLAGS[flag][0]:g}"
+        )
+    return found
+
+
 def config(args: Sequence[str]) -> int:
     """Print what would run, as one YAML file with each option's meaning: lightrft config [sft] LAYERS... FLAGS."""
     of_sft = list(args[:1]) == ["sft"]
@@ -270,6 +333,7 @@ COMMANDS: dict[str, Command] = {
     "sft": sft,
     "evaluate": evaluate,
     "check": check,
+    "plan": plan,
     "config": config,
     "replay": replay,
     "view": view,
@@ -370,6 +434,7 @@ examples:
   lightrft sft sft_tiny                                      learn from given answers instead of rewards
   lightrft train --resume runs/demo-20260101-120000          go on after the last checkpoint
   lightrft evaluate gsm8k --model Qwen/Qwen2.5-0.5B-Instruct pass@1 with its confidence interval
+  lightrft plan grpo gsm8k_qwen fsdp --gpus 64               would it fit, and how long would a step take?
   lightrft view runs/demo-20260101-120000 --step -1 --best 3 the best answers of the last step
 
 `lightrft COMMAND --help` lists its layers and options."""
@@ -386,6 +451,11 @@ def layered_help(command: str, cls: type[Any]) -> str:
     known = {f"--{name.replace('_', '-')}" for name, *_ in layers.options(cls)}
     launch = "\n".join(f"  {flag:<16} {meaning}" for flag, meaning in LAUNCH_FLAGS.items())
     started = f"\n\nprocesses:\n{launch}" if command in ("train", "sft", "evaluate") else ""
+    if command == "plan":
+        flags = "\n".join(
+            f"  {flag:<16} {meaning} [{value:g}]" for flag, (value, meaning) in PLAN_FLAGS.items()
+        )
+        started = f"\n\nhardware:\n{flags}\n  {'--json':<16} every number, for programs"
     listed = "\n".join(f"  {name:<12} {layers.describe(file)}" for name, file in names.items())
     short = "\n".join(f"  {short:<16} {flag}" for short, flag in SHORT_FLAGS.items() if flag in known)
     about = (COMMANDS[command.split()[0]].__doc__ or "").splitlines()[0]

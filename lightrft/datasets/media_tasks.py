@@ -87,7 +87,7 @@ def nlvr(option: str) -> Task:
     All pictures that were shown with one sentence are in the same split: a fifth of the sentences of dev.jsonl is
     evaluated, the others are trained on. `nlvr:test` trains on all of dev.jsonl and evaluates on test.jsonl.
     Of a single box (see scenes.py), on the pictures and the split of `nlvr`: `nlvr:objects` asks how many objects are in it,
-    `nlvr:kinds` whether there is a black circle, a blue square ..., and half of the answers are yes.
+    `nlvr:most` which colour, or which shape, most of them have, each answer being right equally often.
     """
     _one_of("nlvr", option, "test", *NLVR_BOXES)
     place = Place("nlvr/dev.jsonl", "", "", nlvr_row)
@@ -103,7 +103,7 @@ def nlvr(option: str) -> Task:
 
 NLVR_BOXES: dict[str, tuple[scenes.Ask, str, str]] = {
     "objects": (scenes.counted, "Answer with the number.", "number"),
-    "kinds": (scenes.kinds, "Answer yes or no.", "words"),
+    "most": (scenes.most, "", "words"),
 }
 """Option -> what is asked of each box, how to answer, and the reward."""
 
@@ -119,7 +119,7 @@ def _nlvr_boxes(option: str, train: Place, evaluate: Place) -> Task:
         others = [(where, row) for where, row in pictures if train.keep(row)]
         return scenes.questions(kept, others, path.parent, split, bad, ask)
 
-    load = from_program(name, rows, instruction=f"{how} {TAGGED}")
+    load = from_program(name, rows, instruction=f"{how} {TAGGED}".strip())
     extract = {} if reward == "number" else {"extract": plain_words}
     return Task(name, load, {reward: 1.0}, tagged_gold, max_tokens=64, **extract)
 

@@ -1,4 +1,4 @@
-"""Questions about the boxes of NLVR's pictures: how many objects are in one of them, or whether a kind of object is.
+"""Questions about the boxes of NLVR's pictures: how many objects are in one of them, or what most of them are.
 
 Each picture shows three boxes side by side; a question shows one box, and what is right is read off the scene that comes
 with the picture.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,14 @@ from lightrft.utils.media import Made
 BOXES = ("left", "middle", "right")
 SIDE, APART = 100, 150
 """Width and height of a box, and how far the next one lies to the right, pixels."""
-COLOURS = {"Black": "black", "#0099ff": "blue", "Yellow": "yellow"}
-SHAPES = ("circle", "square", "triangle")
+ASPECTS = {
+    "color": (
+        "Which colour do most of the objects have?",
+        {"Black": "black", "#0099ff": "blue", "Yellow": "yellow"},
+    ),
+    "type": ("Which shape do most of the objects have?", {s: s for s in ("circle", "square", "triangle")}),
+}
+"""Field of an object -> question, and the answer to each of its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +60,12 @@ def questions(
 
     Pictures repeat their boxes, above all those with a tower in them: each is shown in one split only, that of the
     evaluation if it is in both. Rows have fields `image`, relative to `folder`, and `structured_rep`, the scene. `ask`:
-    counted, the default, or kinds.
+    counted, the default, or most.
     """
     boxes = _boxes(evaluated, folder, bad)
     if split == "train":
         boxes = {key: box for key, box in _boxes(others, folder, bad).items() if key not in boxes}
-    found = (ask or counted)(list(boxes.values()), random.Random(f"scenes/{split}/kinds"))
+    found = (ask or counted)(list(boxes.values()), random.Random(f"scenes/{split}/boxes"))
     random.Random(f"scenes/{split}").shuffle(found)
     return found
 
@@ -68,20 +75,20 @@ def counted(boxes: Sequence[Box], draw: random.Random) -> list[Located]:
     return [box.row("How many objects are there?", str(len(box.objects))) for box in boxes]
 
 
-def kinds(boxes: Sequence[Box], draw: random.Random) -> list[Located]:
-    """Whether there is a black circle, a blue square ... in a box: for each of the nine as many boxes with as without one."""
+def most(boxes: Sequence[Box], draw: random.Random) -> list[Located]:
+    """Which colour, and which shape, most objects of a box have: each answer equally often, and boxes left out that have as
+    many of two."""
     found = []
-    for colour, word in COLOURS.items():
-        for shape in SHAPES:
-            split: dict[bool, list[Box]] = {True: [], False: []}
-            for box in boxes:
-                split[any(o["color"] == colour and o["type"] == shape for o in box.objects)].append(box)
-            fewer = min(map(len, split.values()))
-            found += [
-                box.row(f"Is there a {word} {shape}?", "yes" if present else "no", f" {word} {shape}")
-                for present, some in split.items()
-                for box in draw.sample(some, fewer)
-            ]
+    for aspect, (question, words) in ASPECTS.items():
+        by_answer: dict[str, list[Box]] = {word: [] for word in words.values()}
+        for box in boxes:
+            counts = Counter(words[thing[aspect]] for thing in box.objects).most_common(2)
+            if len({count for _, count in counts}) == len(counts) > 0:
+                by_answer[counts[0][0]].append(box)
+        fewest = min(map(len, by_answer.values()))
+        asked = f"{question} Answer {', '.join(list(by_answer)[:-1])} or {list(by_answer)[-1]}."
+        for word, some in by_answer.items():
+            found += [box.row(asked, word, f" {aspect}") for box in draw.sample(some, fewest)]
     return found
 
 

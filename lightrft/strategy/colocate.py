@@ -25,6 +25,20 @@ class Phase(Enum):
     TRAIN = "train"
 
 
+PRESENT: dict[str, tuple[Phase, ...]] = {
+    "actor weights": (Phase.TRAIN, Phase.SCORE, Phase.SYNC),
+    "actor optimizer": (Phase.TRAIN,),
+    "critic weights": (Phase.TRAIN, Phase.SCORE),
+    "critic optimizer": (Phase.TRAIN,),
+    "reference weights": (Phase.SCORE,),
+    "teacher weights": (Phase.SCORE,),
+    "engine weights": (Phase.SYNC, Phase.ROLLOUT),
+    "engine cache": (Phase.ROLLOUT,),
+}
+"""Resident -> the phases that need it in device memory. An engine without weights of its own samples with the actor's, which
+are then needed in the rollout too; what else an engine may hold, only there."""
+
+
 class Resident(Protocol):
     """Something that takes device memory and can give it back."""
 

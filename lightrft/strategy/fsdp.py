@@ -81,12 +81,17 @@ class Fsdp:
         return self.config.offload and not self.config.fsdp.offload and self.device.type != "cpu"
 
 
-def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
-    size = dist.get_world_size()
+def check_replicas(replicas: int, size: int) -> None:
+    """ValueError if so many copies of a model cannot be shared out over `size` processes."""
     if size % replicas:
         raise ValueError(
             f"strategy.fsdp.replicas={replicas} does not divide the {size} processes. Set it to a divisor of {size}."
         )
+
+
+def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    size = dist.get_world_size()
+    check_replicas(replicas, size)
     if replicas == 1:
         return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     shape = (replicas, size // replicas)

@@ -401,13 +401,18 @@ def _at(frame: FrameType, line: int) -> str:
     return f"{file.parent.name}/{file.name}:{line}, in {frame.f_code.co_name}"
 
 
-def _team(size: int, sequence_parallel: int) -> Any:
-    """The row of the mesh (teams, sequence_parallel) of all ranks that this rank is in; None for teams of one."""
+def check_team_size(size: int, sequence_parallel: int) -> None:
+    """ValueError if `size` processes cannot be shared out in teams."""
     if size % sequence_parallel:
         raise ValueError(
             f"strategy.sequence_parallel={sequence_parallel}: {size} process{'es'[: 2 * (size > 1)]} cannot be shared out in teams of "
             f"{sequence_parallel}. Start a multiple of {sequence_parallel}, or set strategy.sequence_parallel=1."
         )
+
+
+def _team(size: int, sequence_parallel: int) -> Any:
+    """The row of the mesh (teams, sequence_parallel) of all ranks that this rank is in; None for teams of one."""
+    check_team_size(size, sequence_parallel)
     if sequence_parallel == 1:
         return None
     team, _ = dist.new_subgroups(sequence_parallel, timeout=_time_limit())

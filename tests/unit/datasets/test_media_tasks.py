@@ -19,7 +19,7 @@ FOLDERS = {
     "esc10": "esc10",
     "mathvision": "mathvision",
     "nlvr": "nlvr",
-    "nlvr:kinds": "nlvr",
+    "nlvr:most": "nlvr",
     "nlvr:objects": "nlvr",
     "puzzlevqa": "puzzlevqa",
     "shapes": "shapes",
@@ -80,12 +80,12 @@ def test_no_question_is_in_both_splits(real):
     assert not train & evaluate
 
 
-@pytest.mark.parametrize("name", ["nlvr:kinds", "nlvr:objects"])
+@pytest.mark.parametrize("name", ["nlvr:most", "nlvr:objects"])
 def test_no_box_is_in_both_splits(name):
     if not (REAL / "nlvr").is_dir():
         pytest.skip(f"{REAL / 'nlvr'} is not there")
     shown = [{contents(parts(r.messages)[0][1]) for r in load(name, s, REAL)} for s in ("train", "evaluate")]
-    assert min(map(len, shown)) > 200
+    assert min(map(len, shown)) > 150
     assert not shown[0] & shown[1]
 
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.scenes import kinds, questions
+from lightrft.datasets.scenes import most, questions
 from lightrft.datasets.sources import BadRecords
 
 SCENE = [[{"type": "square"}] * 3, [{"type": "triangle"}], []]
@@ -43,34 +43,26 @@ def test_a_box_is_asked_about_once_and_in_one_split():
     assert asked("train") == [("b middle", "3"), ("b right", "4"), ("c right", "5")]
 
 
-def test_of_each_kind_half_of_the_boxes_have_one():
+def test_what_most_objects_are_is_asked_where_it_is_clear_and_each_answer_is_right_equally_often():
     def box(*objects):
         return [{"color": colour, "type": shape} for colour, shape in objects]
 
-    scene = [
-        box(("Yellow", "circle"), ("Black", "square")),
-        box(("#0099ff", "circle")),
-        box(("Black", "circle")),
+    yellow = box(("Yellow", "circle"), ("Yellow", "square"), ("Black", "triangle"))
+    blue = box(("#0099ff", "circle"), ("#0099ff", "triangle"), ("#0099ff", "circle"))
+    black, black_too, none = box(("Black", "square")), box(("Black", "triangle")), box()
+    undecided = box(("Black", "circle"), ("Yellow", "square"))
+    rows = [
+        ("a", {"image": "a.png", "structured_rep": [yellow, blue, black]}),
+        ("b", {"image": "b.png", "structured_rep": [black_too, none, undecided]}),
     ]
-    found = dict(
-        questions(
-            [],
-            [("a", {"image": "a.png", "structured_rep": scene})],
-            Path(),
-            "train",
-            BadRecords("raise"),
-            kinds,
-        )
-    )
-    answers = {place: (row["question"], row["target"]) for place, row in found.items()}
-    assert answers["a left yellow circle"] == ("Is there a yellow circle?", "yes")
-    assert answers["a left black square"] == ("Is there a black square?", "yes")
-    assert answers["a middle blue circle"] == ("Is there a blue circle?", "yes")
-    assert answers["a right black circle"] == ("Is there a black circle?", "yes")
-    without = {place for place, (_, target) in answers.items() if target == "no"}
-    assert len(without) == len(answers) / 2 == 4
-    assert not without & {"a left yellow circle", "a left black square"}
-    assert not any("triangle" in place for place in found)
+    found = dict(questions([], rows, Path(), "train", BadRecords("raise"), most))
+    colours = {place: row["target"] for place, row in found.items() if place.endswith("color")}
+    assert sorted(colours.values()) == ["black", "blue", "yellow"]
+    assert colours.items() >= {("a left color", "yellow"), ("a middle color", "blue")}
+    shapes = {place: row["target"] for place, row in found.items() if place.endswith("type")}
+    assert shapes == {"a middle type": "circle", "a right type": "square", "b left type": "triangle"}
+    question = found["a left color"]["question"]
+    assert question == "Which colour do most of the objects have? Answer black, blue or yellow."
 
 
 def test_a_row_without_a_scene_is_a_bad_record(tmp_path):

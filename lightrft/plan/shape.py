@@ -1,0 +1,169 @@
+"""What of a model's size memory and time depend on, read off the model on the meta device: no weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.models.blocks import blocks
+from lightrft.models.logprobs import backbone, causal_lm, text_config
+from lightrft.models.source import Source
+
+SHORT, LONG = 64, 128
+"""Tokens of the two passes from which what a token leaves behind is read off."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model as the settings make it, in numbers (not bytes) unless said."""
+
+    source: Source
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """On the meta device, in the type it computes in; made from config.json alone."""
+        return self.source.hollow("meta")
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in the type the model computes in."""
+        return self.source.dtype.itemsize
+
+    @cached_property
+    def weights(self) -> int:
+        """All of them; tied ones count once."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    @cached_property
+    def learnt(self) -> int:
+        """Those that learn."""
+        return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+    @cached_property
+    def plain(self) -> int:
+        """Those of the model without adapters: what an engine is given."""
+        return sum(p.numel() for name, p in self.module.named_parameters() if ".lora_" not in name)
+
+    @property
+    def blocks(self) -> int:
+        """Layers of the language part."""
+        return len(blocks(self.module))
+
+    @cached_property
+    def inside(self) -> int:
+        """Weights in the blocks; the others are embeddings, head, the last norm, and towers of media."""
+        return sum(p.numel() for block in blocks(self.module) for p in block.parameters())
+
+    @cached_property
+    def largest_block(self) -> int:
+        """Weights of the largest block."""
+        return max(sum(p.numel() for p in block.parameters()) for block in blocks(self.module))
+
+    @cached_property
+    def linears(self) -> int:
+        """Weights of the linear layers, of which the native engine on a CPU makes a copy in another layout."""
+        found = {m.weight for m in self.module.modules() if type(m) is nn.Linear}
+        return sum(weight.numel() for weight in found)
+
+    @cached_property
+    def products(self) -> float:
+        """Weights that one token is multiplied with in the blocks; of experts only those that it is sent to."""
+        config, total = text_config(self.module), 0.0
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        for block in blocks(self.module):
+            for name, parameter in block.named_parameters():
+                if parameter.dim() > 1:
+                    of_expert = experts and ".experts." in f".{name}."
+                    total += parameter.numel() * (config.num_experts_per_tok / experts if of_expert else 1)
+        return total
+
+    @cached_property
+    def head(self) -> int:
+        """Weights of the output head."""
+        head = causal_lm(self.module).get_output_embeddings()
+        return 0 if head is None else int(head.weight.numel())
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return int(text_config(self.module).hidden_size)
+
+    @cached_property
+    def attention(self) -> int:
+        """Query heads times the size of a head, summed over layers."""
+        config = text_config(self.module)
+        return self.blocks * int(config.num_attention_heads) * _head_size(config)
+
+    @cached_property
+    def cached(self) -> int:
+        """Keys and values of one token in the engine's cache, each."""
+        config = text_config(self.module)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return self.blocks * int(heads) * _head_size(config)
+
+    @cached_property
+    def kept(self) -> float:
+        """Bytes that one token leaves behind in the forward pass of the body for the backward pass."""
+        short, long = (kept_bytes(self.module, tokens) for tokens in (SHORT, LONG))
+        return (long - short) / (LONG - SHORT)
+
+    @cached_property
+    def working(self) -> float:
+        """Bytes that one token takes in one block while it is computed."""
+        plain = replace(self.source.config, activation_checkpointing=False)
+        return Shape(replace(self.source, config=plain)).kept / self.blocks
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def kept_bytes(module: nn.Module, tokens: int) -> int:
+    """Bytes that a forward pass of the body over so many tokens of text keeps for the backward pass, without recomputation."""
+    body = backbone(module)
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    own |= {b.untyped_storage()._cdata for b in module.buffers()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    places = torch.arange(tokens, device="meta")[None]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = body(input_ids=places, position_ids=places, use_cache=False, layout=_Kernel())
+    del out
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _Kernel:
+    """A Layout that keeps what the packed kernels keep, and computes nothing."""
+
+    def attend(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """See Layout."""
+        out: Tensor = _Flash.apply(query, key, value)
+        return out.transpose(1, 2)
+
+
+class _Flash(torch.autograd.Function):
+    """Queries, keys, values, the result, and one float32 for each head and token."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, out, sums)
+        return out

@@ -1,0 +1,187 @@
+"""What a step computes, sends and takes, from the sizes of models and given peak rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.config import ZERO, Config
+from lightrft.plan.memory import EXACT, Lengths, Models, batch_tokens, shards
+from lightrft.plan.shape import Shape
+from lightrft.trainer.rollout import needs_old
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do at best. The defaults are those of an H100 SXM, and half of its products reached."""
+
+    teraflops: float = 989.0
+    """Matrix products in the type of the model, 10^12 operations a second."""
+    memory: float = 3350.0
+    """Reading its own memory, 10^9 bytes a second."""
+    link: float = 450.0
+    """Sending to other devices of its machine, 10^9 bytes a second."""
+    network: float = 50.0
+    """Sending to other machines, 10^9 bytes a second."""
+    efficiency: float = 0.5
+    """Share of all these that is reached."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Of one device in one step."""
+
+    tokens: float
+    """That the actor reads or draws."""
+    flops: float
+    sent: float
+    """Bytes."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step."""
+
+    rollout: Phase
+    score: Phase
+    sync: Phase
+    train: Phase
+    updates: int
+    micro_batches: int
+    """Of a device in each update."""
+
+    def phases(self) -> dict[str, Phase]:
+        """By name, in the order of a step."""
+        return {"sync": self.sync, "rollout": self.rollout, "score": self.score, "train": self.train}
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return sum(phase.seconds for phase in self.phases().values())
+
+
+def work(
+    config: Config,
+    algorithm: Algorithm,
+    models: Models,
+    lengths: Lengths,
+    devices: int,
+    rates: Rates,
+    per_node: int,
+) -> Work:
+    """All answers at full length. What is sent while blocks compute is taken to hide behind that, or the other way round."""
+    roll, update, actor = config.rollout, config.update, models.actor
+    link = 1e9 * rates.efficiency * (rates.link if devices <= per_node else rates.network)
+    products, reading = 1e12 * rates.efficiency * rates.teraflops, 1e9 * rates.efficiency * rates.memory
+    questions = roll.prompts_per_step / devices
+    answers = questions * roll.group_size
+    read = (questions if update.share_prompts else answers) * lengths.prompt + answers * lengths.answer
+
+    running = min(answers, roll.native.max_sequences) if roll.engine == "native" else answers
+    drawn = forward_flops(actor, lengths, questions, answers, drawing=True)
+    seen = lengths.prompt + lengths.answer / 2
+    each = actor.width * actor.plain + running * seen * actor.cached * (EXACT + actor.width)
+    decoding = lengths.answer * ceil(answers / max(running, 1)) * each / reading
+    rollout = Phase(answers * lengths.answer, drawn, 0.0, max(drawn / products, decoding))
+
+    passes: list[Shape] = [actor] if needs_old(config, algorithm) else []
+    passes += [m for m in (models.reference, models.teacher, models.critic) if m is not None]
+    if algorithm.needs_reference and models.reference is None:
+        passes.append(actor)  # without its adapters
+    asked = questions if update.share_prompts else answers
+    judged = sum(forward_flops(model, lengths, asked, answers) for model in passes)
+    gathered = sum(_gathers(config, model, read, lengths, devices) for model in passes)
+    score = Phase(read * len(passes), judged, gathered, max(judged / products, gathered / link))
+
+    updates = update.epochs * update.minibatches
+    micro_batches = max(1, ceil(read / update.minibatches / batch_tokens(config, lengths)))
+    times = (
+        4 if config.model.activation_checkpointing else 3
+    )  # forward, backward twice that, and again forward
+    learning = [actor] + ([models.critic] if models.critic is not None else [])
+    learnt = update.epochs * times * sum(forward_flops(m, lengths, asked, answers) for m in learning)
+    sent = updates * sum(traffic(config, m, micro_batches, devices) for m in learning)
+    train = Phase(read * update.epochs, learnt, sent, max(learnt / products, sent / link))
+
+    pushed = actor.width * actor.plain * (devices - 1) / devices if shards(config.strategy) else 0.0
+    sync = Phase(0.0, 0.0, pushed, pushed / link)
+    return Work(rollout, score, sync, train, updates, micro_batches)
+
+
+def forward_flops(
+    shape: Shape, lengths: Lengths, questions: float, answers: float, *, drawing: bool = False
+) -> float:
+    """Operations of a forward pass: two for each weight that a token meets, and attention to what came before it.
+
+    Only places that predict a token of an answer meet the head. Drawing answers reads each question once.
+    """
+    prompt, answer = lengths.prompt, lengths.answer
+    tokens = questions * prompt + answers * answer
+    scores = questions * prompt**2 / 2 + answers * (answer * prompt + answer**2 / 2)
+    return 2 * shape.products * tokens + 4 * shape.attention * scores + 2 * shape.head * answers * answer
+
+
+def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> float:
+    """Bytes that a device sends in one update of a model, see `update_bytes`."""
+    strategy = config.strategy
+    if devices == 1 or strategy.backend not in ("fsdp", *ZERO):
+        return 0.0
+    kept = (
+        not strategy.fsdp.reshard_after_forward
+        if strategy.backend == "fsdp"
+        else strategy.deepspeed.live_weights >= shape.weights
+    )
+    copies = strategy.fsdp.replicas if strategy.backend == "fsdp" else 1
+    sent = update_bytes(
+        shape.inside,
+        shape.weights - shape.inside,
+        strategy.backend,
+        micro_batches=micro_batches,
+        devices=devices // copies,
+        kept=kept,
+        width=shape.width,
+        learnt=shape.learnt / shape.weights,
+    )
+    among_copies = 2 * EXACT * shape.learnt / (devices // copies) * (copies - 1) / copies * micro_batches
+    return sent + among_copies
+
+
+def update_bytes(
+    inside: int,
+    rest: int,
+    backend: str,
+    *,
+    micro_batches: int,
+    devices: int,
+    kept: bool = False,
+    width: int = 4,
+    learnt: float = 1.0,
+) -> float:
+    """Bytes a device sends in one update of `inside` weights in blocks and `rest` others, `width` bytes each; gradients are float32.
+
+    Of each tensor that meets, (N - 1) / N are another device's. With P weights, L of them learning, and M micro-batches
+    (Rajbhandari et al. 2020, section 7, where M = 1): zero1 sums the gradients once, 2 L, and hands the weights out, L; zero2
+    sums them into pieces after each micro-batch, M L, and hands out L; zero3 gathers the weights for each forward and each
+    backward pass and sums into pieces, M (P + P + L), or M (P + L) with weights `kept` from the forward to the backward pass.
+    FSDP2 does as zero3, but always keeps embeddings and head. (DeepSpeed's ZeRO 2 sums by all-reduce and drops what is not
+    its own: it sends 2 M L + L.)
+    """
+    whole = inside + rest
+    sums = learnt * whole * {"zero1": 2}.get(backend, micro_batches)
+    gathers = {
+        "zero1": learnt * whole,
+        "zero2": learnt * whole,
+        "zero3": (1 if kept else 2) * micro_batches * whole,
+        "fsdp": micro_batches * (inside * (1 if kept else 2) + rest),
+    }[backend]
+    return (EXACT * sums + width * gathers) * (devices - 1) / devices
+
+
+def _gathers(config: Config, shape: Shape, read: float, lengths: Lengths, devices: int) -> float:
+    """Bytes of the weights that a device gets from others for passes that only answer."""
+    if not shards(config.strategy):
+        return 0.0
+    batches = max(1, ceil(read / batch_tokens(config, lengths)))
+    return batches * shape.width * shape.weights * (devices - 1) / devices
