@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightrft.models.blocks import blocks
 from lightrft.models.logprobs import backbone, causal_lm, text_config
 from lightrft.models.source import Source
+from lightrft.models.values import ValueModel
 
 SHORT, LONG = 64, 128
 """Tokens of the two passes from which what a token leaves behind is read off."""
@@ -84,8 +85,9 @@ class Shape:
     @cached_property
     def head(self) -> int:
         """Weights of the output head."""
-        head = causal_lm(self.module).get_output_embeddings()
-        return 0 if head is None else int(head.weight.numel())
+        if isinstance(self.module, ValueModel):
+            return self.module.head.weight.numel()
+        return int(causal_lm(self.module).get_output_embeddings().weight.numel())
 
     @property
     def hidden(self) -> int:
