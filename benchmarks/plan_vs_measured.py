@@ -40,7 +40,7 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
 }  # fmt: skip
 FLAGS = (
-    "--steps 3 --rollout.prompts-per-step 4 --rollout.group-size 4 --rollout.max-tokens 64 --update.tokens-per-batch 512 "
+    "--steps 3 --rollout.prompts-per-step 4 --rollout.group-size 4 --rollout.max-tokens 64 --update.tokens-per-batch 256 "
     "--strategy.device cpu --evaluate.before-and-after false --checkpoint.every-steps 0 --log.progress false --rewards.workers 0"
 )
 CASES: dict[str, tuple[int, str]] = {

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,9 +36,10 @@ from lightrft.config import (
     StrategyConfig,
     UpdateConfig,
 )
-from lightrft.models.blocks import blocks
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.plan.shape import Shape
+from lightrft.plan.work import update_bytes
 from lightrft.strategy.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
 from lightrft.trainer.optimize import Averaging, optimize
@@ -163,43 +163,6 @@ class Traffic:
         return call
 
 
-@dataclass(frozen=True)
-class Size:
-    """Weights of a model: those inside its blocks, and the others (embeddings, last norm, head), tied ones once."""
-
-    inside: int
-    rest: int
-
-    @classmethod
-    def of(cls, path: str) -> Size:
-        """From a folder's configuration alone."""
-        module = Source(ModelConfig(path=path)).hollow()
-        inside = sum(p.numel() for block in blocks(module) for p in block.parameters())
-        return cls(inside, sum(p.numel() for p in module.parameters()) - inside)
-
-
-def theory(
-    size: Size, backend: str, *, micro_batches: int, ranks: int, kept: bool = False, width: int = 4
-) -> float:
-    """Bytes a rank sends in one update; `width` bytes a weight in the type the model computes in, gradients are float32.
-
-    Of each tensor that meets, (R - 1) / R are another rank's. With P weights and M micro-batches (Rajbhandari et al. 2020,
-    section 7, where M = 1): zero1 sums the gradients once, 2 P, and hands the weights out, P; zero2 sums them into pieces after
-    each micro-batch, M P, and hands out P; zero3 gathers the weights for each forward and each backward pass and sums into
-    pieces, M (P + P + P), or M (P + P) with weights `kept` from the forward to the backward pass. FSDP2 does as zero3, but
-    always keeps embeddings and head. (ZeRO 2 of DeepSpeed sums by all-reduce and throws away what is not its own: 2 M P + P.)
-    """
-    whole = size.inside + size.rest
-    sums = {"zero1": 2 * whole}.get(backend, micro_batches * whole)
-    gathers = {
-        "zero1": whole,
-        "zero2": whole,
-        "zero3": (1 if kept else 2) * micro_batches * whole,
-        "fsdp": micro_batches * (size.inside * (1 if kept else 2) + size.rest),
-    }[backend]
-    return (4 * sums + width * gathers) * (ranks - 1) / ranks
-
-
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "1 process": ("single", 1, {}),
     "FSDP2": ("fsdp", 2, {}),
@@ -242,12 +205,13 @@ def main() -> None:
                 continue
             threads = max(1, cores // processes)
             rows[name] = together(of_rank, processes, folder, backend, threads, options, seconds=300)
-        report(panels, rows, Size.of(folder))
+        report(panels, rows, Shape(Source(ModelConfig(path=folder))))
         draw(panels, rows, given.picture)
 
 
-def report(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], size: Size) -> None:
+def report(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], shape: Shape) -> None:
     """Prints every number."""
+    rest = shape.weights - shape.inside
     for title, found in panels.items():
         print(f"\n{title}: CPU ms per token of an answer")
         for value, milliseconds in found.items():
@@ -257,15 +221,14 @@ def report(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], size
     for name, ranks in rows.items():
         cpu, wall = sum(r[0] for r in ranks), max(r[1] for r in ranks)
         print(f"  {name:24} {cpu:8.2f} {wall:8.2f}      {cpu / base[0]:.2f} {wall / base[1]:.2f}")
-    print(
-        f"\nMB sent by a rank in an update of {size.inside + size.rest:,} weights: counted, by theory, ratio"
-    )
+    print(f"\nMB sent by a rank in an update of {shape.weights:,} weights: counted, by theory, ratio")
     for name, ranks in rows.items():
         backend, processes, _ = CASES[name]
         if processes > 1:
             sent = sum(ranks[0][2].values()) / 1e6
-            expected = theory(
-                size, backend, micro_batches=max(r[3] for r in ranks), ranks=processes, kept="kept" in name
+            batches, kept = max(r[3] for r in ranks), "kept" in name
+            expected = update_bytes(
+                shape.inside, rest, backend, micro_batches=batches, devices=processes, kept=kept
             )
             kinds = ", ".join(f"{kind} {count / 1e6:.1f}" for kind, count in sorted(ranks[0][2].items()))
             print(f"  {name:24} {sent:8.1f} {expected / 1e6:8.1f}   {sent / expected * 1e6:.3f}   ({kinds})")

@@ -78,7 +78,7 @@ class Plan:
         for name, shape in (("actor", self.models.actor), ("critic", self.models.critic)):
             if shape is not None:
                 words = f"{name}'s activations, {self.tokens:,} tokens"
-                found.append(Item(words, activations(self.config, shape, self.tokens), (Phase.TRAIN,)))
+                found.append(Item(words, activations(self.config, shape, self.tokens), (Phase.TRAIN,), name))
         if self.work.score.flops:
             found.append(
                 Item(
@@ -102,11 +102,11 @@ class Plan:
     @property
     def largest_batch(self) -> int:
         """Most tokens of a batch that fit; 0 if the rest is too much already."""
-        train, score = sums(self.resident)[Phase.TRAIN], sums(self.resident)[Phase.SCORE]
+        room = {phase: self.usable - count for phase, count in sums(self.resident).items()}
         shapes = [m for m in (self.models.actor, self.models.critic) if m is not None]
-        learning = [largest_batch(self.usable - train, partial(activations, self.config, s)) for s in shapes]
-        judging = largest_batch(self.usable - score, partial(scoring, self.config, self.models.actor))
-        return min(*learning, judging)
+        found = [largest_batch(room[Phase.TRAIN], partial(activations, self.config, s)) for s in shapes]
+        found.append(largest_batch(room[Phase.SCORE], partial(scoring, self.config, self.models.actor)))
+        return min(found)
 
     @cached_property
     def work(self) -> Work:

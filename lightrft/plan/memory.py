@@ -25,6 +25,8 @@ class Item:
     bytes: int
     phases: tuple[Phase, ...]
     """In which it is there."""
+    turn: str = ""
+    """The model for whose work it is there, where models take turns within a phase: then only one of them counts."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,40 @@ def _fsdp(strategy: StrategyConfig, shape: Shape, devices: int, learns: bool) ->
     return replace(found, weights=0, optimizer=0, gradients=0) if strategy.fsdp.offload else found
 
 
+def zero_share(
+    stage: int, devices: int, *, weights: float, gradients: float, optimizer: float
+) -> tuple[float, float, float]:
+    """What a device holds of each: stage 1 shares the optimizer out, 2 the gradients too, 3 the weights as well.
+
+    Rajbhandari et al. 2020 (https://arxiv.org/abs/1910.02054), figure 1.
+    """
+    return (
+        weights / (devices if stage == 3 else 1),
+        gradients / (devices if stage > 1 else 1),
+        optimizer / devices,
+    )
+
+
 def _zero(strategy: StrategyConfig, shape: Shape, devices: int, learns: bool) -> Held:
     """DeepSpeed keeps a float32 copy of its piece of the weights whatever the model computes in."""
     options, stage = strategy.deepspeed, int(strategy.backend[-1])
     learnt = shape.learnt if learns else 0
-    weights, buckets = shape.width * shape.weights, min(options.bucket_mib * 2**20, EXACT * learnt)
-    optimizer = (EXACT + MOMENTS) * learnt // devices
-    piece = EXACT * learnt // devices
-    gradients = {1: EXACT * learnt + piece, 2: piece + 2 * buckets, 3: 2 * piece + 2 * buckets}[stage]
-    met = 0
+    weights, gradients, optimizer = map(
+        int,
+        zero_share(
+            stage,
+            devices,
+            weights=shape.width * shape.weights,
+            gradients=EXACT * learnt,
+            optimizer=(EXACT + MOMENTS) * learnt,
+        ),
+    )
+    piece, met = EXACT * learnt // devices, 0
+    if stage != 2:  # for its step: the gradients of its piece once more
+        gradients += piece
+    if stage > 1:
+        gradients += 2 * min(options.bucket_mib * 2**20, EXACT * learnt)
     if stage == 3:
-        weights //= devices
         met = shape.width * min(shape.weights, max(options.live_weights, 2 * shape.largest_block))
     if options.offload_optimizer:
         optimizer, gradients = 0, gradients - piece
@@ -139,13 +164,13 @@ def items(config: Config, models: Models, lengths: Lengths, devices: int, *, on_
             part = held(strategy, shape, devices)
             resident(f"{name} weights", part.weights)
             resident(f"{name} optimizer", part.optimizer)
-            found.append(Item(f"{name} gradients", part.gradients, train))
-            found.append(Item(f"{name}, gathered to compute", part.met, train))
+            found.append(Item(f"{name} gradients", part.gradients, train, name))
+            found.append(Item(f"{name}, gathered to compute", part.met, train, name))
     for name, shape in (("reference", models.reference), ("teacher", models.teacher)):
         if shape is not None:
             part = held(strategy, shape, devices, learns=False)
             resident(f"{name} weights", part.weights)
-            found.append(Item(f"{name}, gathered to compute", part.met, (Phase.SCORE,)))
+            found.append(Item(f"{name}, gathered to compute", part.met, (Phase.SCORE,), name))
     actor = models.actor
     if own:
         resident("engine weights", actor.width * actor.plain)
@@ -195,8 +220,15 @@ def batch_tokens(config: Config, lengths: Lengths) -> int:
 
 
 def sums(found: list[Item]) -> dict[Phase, int]:
-    """Bytes by phase."""
-    return {phase: sum(item.bytes for item in found if phase in item.phases) for phase in SHOWN}
+    """Bytes by phase: what stays, and the most that one of those who take turns adds."""
+    return {phase: _sum([item for item in found if phase in item.phases]) for phase in SHOWN}
+
+
+def _sum(found: list[Item]) -> int:
+    by_turn: dict[str, int] = {}
+    for item in found:
+        by_turn[item.turn] = by_turn.get(item.turn, 0) + item.bytes
+    return by_turn.pop("", 0) + max(by_turn.values(), default=0)
 
 
 def largest_batch(room: int, of: Callable[[int], int]) -> int:
