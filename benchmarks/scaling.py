@@ -10,6 +10,7 @@ watching the collectives of one update under FSDP2 and ZeRO and compared with wh
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -29,17 +30,22 @@ import torch.distributed as dist
 
 from lightrft.app import STRATEGIES
 from lightrft.config import (
+    Config,
     DeepspeedConfig,
     FsdpConfig,
     ModelConfig,
     OptimizerConfig,
+    RolloutConfig,
     StrategyConfig,
     UpdateConfig,
 )
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.plan import GIB, Hardware, Lengths
+from lightrft.plan import plan as plan_of
 from lightrft.plan.shape import Shape
 from lightrft.plan.work import update_bytes
+from lightrft.strategy.colocate import Phase
 from lightrft.strategy.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
 from lightrft.trainer.optimize import Averaging, optimize
@@ -205,6 +211,7 @@ def main() -> None:
                 continue
             threads = max(1, cores // processes)
             rows[name] = together(of_rank, processes, folder, backend, threads, options, seconds=300)
+        extrapolate(Path(place))
         report(panels, rows, Shape(Source(ModelConfig(path=folder))))
         draw(panels, rows, given.picture)
 
@@ -232,6 +239,48 @@ def report(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], shap
             )
             kinds = ", ".join(f"{kind} {count / 1e6:.1f}" for kind, count in sorted(ranks[0][2].items()))
             print(f"  {name:24} {sent:8.1f} {expected / 1e6:8.1f}   {sent / expected * 1e6:.3f}   ({kinds})")
+
+
+QWEN2_7B = {
+    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+}  # fmt: skip
+LARGE: dict[str, Callable[[int], StrategyConfig]] = {
+    "FSDP2": lambda n: StrategyConfig(backend="fsdp", offload=True),
+    "FSDP2, weights kept": lambda n: StrategyConfig(
+        backend="fsdp", offload=True, fsdp=FsdpConfig(reshard_after_forward=False)
+    ),
+    "FSDP2, a copy per machine": lambda n: StrategyConfig(
+        backend="fsdp", offload=True, fsdp=FsdpConfig(replicas=n // 8)
+    ),
+    "ZeRO 1": lambda n: StrategyConfig(backend="zero1"),
+    "ZeRO 2": lambda n: StrategyConfig(backend="zero2"),
+    "ZeRO 3": lambda n: StrategyConfig(backend="zero3", deepspeed=DeepspeedConfig(live_weights=0)),
+}
+
+
+def extrapolate(folder: Path) -> None:
+    """What `lightrft plan` expects of Qwen2-7B on more ranks: 16 answers a rank, 512 and 2048 tokens, H100 of 80 GB."""
+    (folder / "config.json").write_text(json.dumps(QWEN2_7B))
+    model = ModelConfig(path=str(folder), dtype="bfloat16", activation_checkpointing=True)
+    print(
+        "\nQwen2-7B, per rank and step: GB sent in training and at the sync; s of training, of it products; GiB in training"
+    )
+    for ranks in (8, 64, 1024):
+        for name, strategy in LARGE.items():
+            config = Config(
+                model=model,
+                strategy=strategy(ranks),
+                rollout=RolloutConfig(prompts_per_step=2 * ranks, max_tokens=2048),
+                update=UpdateConfig(tokens_per_batch=16384),
+            )
+            found = plan_of(config, Hardware(ranks, 80.0), Lengths(512, 2048))
+            work, rates = found.work, found.hardware.rates
+            computing = work.train.flops / (1e12 * rates.teraflops * rates.efficiency)
+            print(
+                f"  {ranks:>5} {name:26} {work.train.sent / 1e9:7.1f} {work.sync.sent / 1e9:6.1f}   {work.train.seconds:6.2f} {computing:6.2f}   "
+                f"{found.sums[Phase.TRAIN] / GIB:6.1f}"
+            )
 
 
 def draw(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], picture: Path) -> None:

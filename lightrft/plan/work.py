@@ -27,6 +27,10 @@ class Rates:
     efficiency: float = 0.5
     """Share of all these that is reached."""
 
+    def between(self, devices: int, per_node: int) -> float:
+        """Bytes a second that each of so many neighbouring devices can send to the others."""
+        return 1e9 * self.efficiency * (self.link if devices <= per_node else self.network)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -73,7 +77,6 @@ def work(
 ) -> Work:
     """All answers at full length. What is sent while blocks compute is taken to hide behind that, or the other way round."""
     roll, update, actor = config.rollout, config.update, models.actor
-    link = 1e9 * rates.efficiency * (rates.link if devices <= per_node else rates.network)
     products, reading = 1e12 * rates.efficiency * rates.teraflops, 1e9 * rates.efficiency * rates.memory
     questions = roll.prompts_per_step / devices
     answers = questions * roll.group_size
@@ -93,7 +96,15 @@ def work(
     asked = questions if update.share_prompts else answers
     judged = sum(forward_flops(model, lengths, asked, answers) for model in passes)
     gathered = sum(_gathers(config, model, read, lengths, devices) for model in passes)
-    score = Phase(read * len(passes), judged, gathered, max(judged / products, gathered / link))
+    copies = config.strategy.fsdp.replicas if config.strategy.backend == "fsdp" else 1
+
+    def sending(inside: float, among: float = 0.0) -> float:
+        """Seconds for bytes to the devices that share a copy of the model, and to those of other copies."""
+        return (inside / rates.between(devices // copies, per_node)) + among / rates.between(
+            devices, per_node
+        )
+
+    score = Phase(read * len(passes), judged, gathered, max(judged / products, sending(gathered)))
 
     updates = update.epochs * update.minibatches
     micro_batches = max(1, ceil(read / update.minibatches / batch_tokens(config, lengths)))
@@ -102,11 +113,17 @@ def work(
     )  # forward, backward twice that, and again forward
     learning = [actor] + ([models.critic] if models.critic is not None else [])
     learnt = update.epochs * times * sum(forward_flops(m, lengths, asked, answers) for m in learning)
-    sent = updates * sum(traffic(config, m, micro_batches, devices) for m in learning)
-    train = Phase(read * update.epochs, learnt, sent, max(learnt / products, sent / link))
+    inside, among = (
+        updates * sum(column)
+        for column in zip(*(traffic(config, m, micro_batches, devices) for m in learning), strict=True)
+    )
+    train = Phase(
+        read * update.epochs, learnt, inside + among, max(learnt / products, sending(inside, among))
+    )
 
-    pushed = actor.width * actor.plain * (devices - 1) / devices if shards(config.strategy) else 0.0
-    sync = Phase(0.0, 0.0, pushed, pushed / link)
+    group = devices // copies
+    pushed = actor.width * actor.plain * (group - 1) / group if shards(config.strategy) else 0.0
+    sync = Phase(0.0, 0.0, pushed, sending(pushed))
     return Work(rollout, score, sync, train, updates, micro_batches)
 
 
@@ -123,29 +140,26 @@ def forward_flops(
     return 2 * shape.products * tokens + 4 * shape.attention * scores + 2 * shape.head * answers * answer
 
 
-def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> float:
-    """Bytes that a device sends in one update of a model, see `update_bytes`."""
+def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> tuple[float, float]:
+    """Bytes that a device sends in one update of a model: among those that share a copy of it, and to the other copies."""
     strategy = config.strategy
     if devices == 1 or strategy.backend not in ("fsdp", *ZERO):
-        return 0.0
-    kept = (
-        not strategy.fsdp.reshard_after_forward
-        if strategy.backend == "fsdp"
-        else strategy.deepspeed.live_weights >= shape.weights
-    )
-    copies = strategy.fsdp.replicas if strategy.backend == "fsdp" else 1
-    sent = update_bytes(
+        return 0.0, 0.0
+    kept, copies = strategy.deepspeed.live_weights >= shape.weights, 1
+    if strategy.backend == "fsdp":
+        kept, copies = not strategy.fsdp.reshard_after_forward, strategy.fsdp.replicas
+    group = devices // copies
+    inside = update_bytes(
         shape.inside,
         shape.weights - shape.inside,
         strategy.backend,
         micro_batches=micro_batches,
-        devices=devices // copies,
+        devices=group,
         kept=kept,
         width=shape.width,
         learnt=shape.learnt / shape.weights,
     )
-    among_copies = 2 * EXACT * shape.learnt / (devices // copies) * (copies - 1) / copies * micro_batches
-    return sent + among_copies
+    return inside, 2 * micro_batches * EXACT * shape.learnt / group * (copies - 1) / copies
 
 
 def update_bytes(

@@ -26,7 +26,7 @@ from lightrft.models.source import Source
 from lightrft.plan import GIB, Hardware, Lengths, plan
 from lightrft.plan.memory import held, largest_batch, zero_share
 from lightrft.plan.shape import Shape
-from lightrft.plan.work import update_bytes
+from lightrft.plan.work import traffic, update_bytes
 from lightrft.strategy.colocate import Phase
 from lightrft.testing import tiny_folder, tiny_trajectories
 from lightrft.trainer.replay import pack
@@ -291,6 +291,19 @@ def test_more_devices_take_less_time_and_the_sync_is_paid(model):
     assert many.train.flops == pytest.approx(few.train.flops / 8)
     assert many.rollout.seconds < few.rollout.seconds
     assert few.sync.sent == pytest.approx(2 * 7.6156e9 * 7 / 8, rel=1e-3)
+
+
+def test_copies_of_a_model_send_less_between_machines(model):
+    config = settings(model(QWEN2_7B))
+    copies = replace(
+        config, strategy=StrategyConfig(backend="fsdp", offload=True, fsdp=FsdpConfig(replicas=8))
+    )
+    one, eight = (plan(c, Hardware(64, 80.0), LENGTHS) for c in (config, copies))
+    inside, among = traffic(copies, eight.models.actor, 1, 64)
+    assert among == pytest.approx(2 * 4 * 7.6156e9 / 8 * 7 / 8, rel=1e-3)
+    assert inside == pytest.approx(traffic(config, one.models.actor, 1, 64)[0] / (63 / 64) * 7 / 8)
+    assert eight.work.train.seconds <= one.work.train.seconds
+    assert traffic(config, one.models.actor, 1, 1) == (0, 0)
 
 
 def test_the_command_prints_tables_and_the_same_numbers_as_json(model, capsys):
