@@ -39,6 +39,8 @@ class Held:
     gradients: int = 0
     met: int = 0
     """Weights of other devices and their gradients, while blocks compute."""
+    stay: bool = False
+    """Whether the gradients' memory is kept from one update to the next."""
 
 
 def held(strategy: StrategyConfig, shape: Shape, devices: int, *, learns: bool = True) -> Held:
@@ -106,8 +108,7 @@ def _zero(strategy: StrategyConfig, shape: Shape, devices: int, learns: bool) ->
         ),
     )
     piece, met = EXACT * learnt // devices, 0
-    if stage != 2:  # for its step: the gradients of its piece once more
-        gradients += piece
+    gradients += piece  # for its step: those of its piece once more
     if stage > 1:
         gradients += 2 * min(options.bucket_mib * 2**20, EXACT * learnt)
     if stage == 3:
@@ -116,7 +117,7 @@ def _zero(strategy: StrategyConfig, shape: Shape, devices: int, learns: bool) ->
         optimizer, gradients = 0, gradients - piece
     if options.offload_parameters:
         weights = 0
-    return Held(weights, optimizer, gradients if learns else 0, met)
+    return Held(weights, optimizer, gradients if learns else 0, met, stay=stage == 3)
 
 
 def frees(strategy: StrategyConfig, on_cpu: bool) -> bool:
@@ -164,7 +165,8 @@ def items(config: Config, models: Models, lengths: Lengths, devices: int, *, on_
             part = held(strategy, shape, devices)
             resident(f"{name} weights", part.weights)
             resident(f"{name} optimizer", part.optimizer)
-            found.append(Item(f"{name} gradients", part.gradients, train, name))
+            when, turn = (SHOWN, "") if part.stay else (train, name)
+            found.append(Item(f"{name} gradients", part.gradients, when, turn))
             found.append(Item(f"{name}, gathered to compute", part.met, train, name))
     for name, shape in (("reference", models.reference), ("teacher", models.teacher)):
         if shape is not None:

@@ -115,20 +115,20 @@ class OwnWeights:
         engine.weight_version = NONE
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Holds these. ValueError for a name the module does not have, or if one is left out."""
+        """Holds these. ValueError for a name the module does not have, or if one is left out; of tied ones one name will do."""
         parameters, buffers = plain_parameters(self._module), dict(self._module.named_buffers())
-        lacking = set(parameters)
+        lacking = {parameter: name for name, parameter in parameters.items()}
         for name, tensor in weights:
             if name in buffers:
                 buffers[name].copy_(tensor)
-            elif name in lacking:
-                lacking.remove(name)
+            elif name in parameters:
+                lacking.pop(parameters[name], None)
                 # A clone, should the sender change its own in place.
                 parameters[name].data = tensor.to(self._engine.device, parameters[name].dtype, copy=True)
             else:
                 raise ValueError(f"the model has no weight named {name!r}.")
         if lacking:
-            raise ValueError(f"no weight named {min(lacking)!r} was given.")
+            raise ValueError(f"no weight named {min(lacking.values())!r} was given.")
 
     def onload(self) -> None:
         """See Resident. Nothing is there before `take`."""

@@ -1,4 +1,5 @@
-"""Small true things to test with: tiny models, a byte tokenizer, batches by length. For our tests and for plugins'."""
+"""Small true things to test with: tiny models, a byte tokenizer, batches by length. For our tests and for plugins', with the
+checks that every engine must pass (engines.py)."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from torch import Tensor
 from lightrft.models.export import save_model
 from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_model, tiny_tokenizer
+from lightrft.testing.engines import check_engine
 from lightrft.types import Batch, Completion, Prompt, Trajectory
 
 __all__ = [
+    "check_engine",
     "keep_double",
     "make_batch",
     "tiny_folder",

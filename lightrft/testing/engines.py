@@ -1,0 +1,300 @@
+"""What every engine must do, as one list of checks: for ours, and for the author of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightrft.strategy.engines.base import NONE, Engine
+from lightrft.types import Completion, Prompt, Sampling
+
+LENGTHS = (1, 40, 3, 130, 17, 64)
+"""Tokens of the questions."""
+TEMPERATURES = (1.0, 0.7)
+LOADED = 5
+"""The version that is stamped on the weights."""
+
+
+class LackingError(AssertionError):
+    """What an engine does not do."""
+
+
+@dataclass
+class Checked:
+    """What became of each check."""
+
+    passed: list[str] = field(default_factory=list)
+    lacking: dict[str, str] = field(default_factory=dict)
+    """Check -> what was seen instead."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the engine does all."""
+        return not self.lacking
+
+    def __str__(self) -> str:
+        lines = [f"  {name}" for name in self.passed]
+        lines += [f"! {name}: {seen}" for name, seen in self.lacking.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An engine, and a transformers model that says what is right."""
+
+    engine: Engine
+    reference: Any
+    """The same weights in float32, with an attention of transformers' own."""
+    decode: Callable[[list[int]], str]
+    tolerance: float
+    requests: int
+
+    def prompts(self) -> list[Prompt]:
+        """Of very unequal lengths."""
+        return [self.prompt(length, seed) for seed, length in enumerate(LENGTHS)]
+
+    def prompt(self, length: int, seed: int) -> Prompt:
+        """So many random tokens."""
+        draw = torch.Generator().manual_seed(seed)
+        most = min(200, self.reference.config.vocab_size)
+        tokens = torch.randint(most, (length,), generator=draw).tolist()
+        return Prompt(id=f"prompt-{seed}", token_ids=tokens, messages=[], target=None, source="check")
+
+    def greedy(self, prompts: list[Prompt], tokens: int = 12, **more: Any) -> list[Completion]:
+        """The likeliest answer to each."""
+        sampling = Sampling(**{"max_tokens": tokens, "temperature": 0.0, "ignore_eos": True, **more})
+        return [answers[0] for answers in self.engine.generate(prompts, sampling)]
+
+    def expected(self, prompt: Prompt, tokens: int = 12) -> list[int]:
+        """The same by transformers."""
+        ids = torch.tensor([prompt.token_ids])
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        out = self.reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **options
+        )
+        found: list[int] = out[0, ids.shape[1] :].tolist()
+        return found
+
+    def logprobs(self, prompt: Prompt, answer: Completion, temperature: float) -> Tensor:
+        """(L,) of an answer's tokens by one forward pass."""
+        ids = torch.tensor([[*prompt.token_ids, *answer.token_ids]])
+        with torch.no_grad():
+            logits = self.reference(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / temperature
+        return logits.log_softmax(-1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
+
+    def give(self) -> None:
+        """Loads the reference's present weights, each tensor once: a head that is tied comes with the embeddings."""
+        weights = ((name, p.detach()) for name, p in self.reference.named_parameters())
+        self.engine.load_weights(weights)
+        self.engine.weight_version = LOADED
+
+
+Check = Callable[[Bench], None]
+
+
+def _lacks(condition: bool, told: str) -> None:
+    if condition:
+        raise LackingError(told)
+
+
+def greedy_text_is_that_of_generate(bench: Bench) -> None:
+    prompts = bench.prompts()
+    for prompt, answer in zip(prompts, bench.greedy(prompts), strict=True):
+        right = bench.expected(prompt)
+        _lacks(
+            answer.token_ids != right,
+            f"{answer.token_ids} instead of {right} ({len(prompt.token_ids)} tokens asked)",
+        )
+
+
+def each_token_has_the_logprob_of_the_distribution_it_was_drawn_from(bench: Bench) -> None:
+    prompts = bench.prompts()
+    for temperature in TEMPERATURES:
+        sampling = Sampling(n=3, max_tokens=10, temperature=temperature, ignore_eos=True, seed=3)
+        for prompt, answers in zip(prompts, bench.engine.generate(prompts, sampling), strict=True):
+            for answer in answers:
+                _lacks(
+                    len(answer.logprobs) != len(answer.token_ids),
+                    f"{len(answer.logprobs)} log-probs for {len(answer.token_ids)} tokens",
+                )
+                right = bench.logprobs(prompt, answer, temperature)
+                apart = float((torch.tensor(answer.logprobs) - right).abs().max())
+                _lacks(apart > bench.tolerance, f"{apart:.2g} off at temperature {temperature}")
+
+
+def a_draw_is_fixed_by_its_seed_and_siblings_differ(bench: Bench) -> None:
+    prompts = bench.prompts()
+
+    def drawn(seed: int) -> list[list[list[int]]]:
+        sampling = Sampling(n=4, max_tokens=10, ignore_eos=True, seed=seed)
+        return [[a.token_ids for a in answers] for answers in bench.engine.generate(prompts, sampling)]
+
+    once, again, other = drawn(1), drawn(1), drawn(2)
+    _lacks(any(len(answers) != 4 for answers in once), "not n answers to each prompt")
+    _lacks(once != again, "the same seed gave other answers")
+    _lacks(once == other, "another seed gave the same answers")
+    _lacks(
+        any(len({tuple(a) for a in answers}) == 1 for answers in once), "all answers to a prompt are the same"
+    )
+
+
+def an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit(bench: Bench) -> None:
+    prompts = bench.prompts()
+    for prompt, whole in zip(prompts, bench.greedy(prompts), strict=True):
+        _lacks(whole.finish != "length", f"finish={whole.finish!r} of an answer that was cut")
+        _lacks(len(whole.token_ids) != 12, f"{len(whole.token_ids)} tokens instead of max_tokens=12")
+        token = whole.token_ids[5]
+        (ended,) = bench.greedy([prompt], ignore_eos=False, stop_token_ids=(token,))
+        right = whole.token_ids[: whole.token_ids.index(token) + 1]
+        stopped = next((n for n, t in enumerate(ended.token_ids) if t == token), None)
+        _lacks(
+            ended.token_ids != right[: len(ended.token_ids)] or stopped is None,
+            f"{ended.token_ids} instead of {right}",
+        )
+        _lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop token ended")
+
+
+def a_stop_text_ends_an_answer_and_is_kept(bench: Bench) -> None:
+    (prompt,) = bench.prompts()[1:2]
+    (whole,) = bench.greedy([prompt])
+    text = bench.decode(whole.token_ids[4:6])
+    if not text.strip():
+        return
+    (ended,) = bench.greedy([prompt], ignore_eos=False, stop=(text,))
+    said = bench.decode(ended.token_ids)
+    _lacks(text not in said, f"the answer {said!r} does not hold the stop text {text!r}")
+    _lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop text ended")
+    _lacks(text in bench.decode(ended.token_ids[:-1]), "the answer goes on after the stop text")
+
+
+def a_thousand_requests_come_back_in_order(bench: Bench) -> None:
+    several = bench.prompts()
+    right = [answer.token_ids for answer in bench.greedy(several, tokens=2)]
+    asked = [several[n % len(several)] for n in range(bench.requests)]
+    found = [answer.token_ids for answer in bench.greedy(asked, tokens=2)]
+    wrong = sum(a != right[n % len(right)] for n, a in enumerate(found))
+    _lacks(len(found) != len(asked) or wrong > 0, f"{wrong} of {len(asked)} answers are another prompt's")
+
+
+def an_empty_prompt_is_refused(bench: Bench) -> None:
+    try:
+        bench.greedy([bench.prompt(0, 0)])
+    except ValueError:
+        return
+    raise LackingError("no ValueError")
+
+
+def new_weights_are_there_at_once_and_old_ones_gone(bench: Bench) -> None:
+    prompts = bench.prompts()
+    before = [answer.token_ids for answer in bench.greedy(prompts)]
+    with _changed(bench):
+        bench.give()
+        for prompt, answer in zip(prompts, bench.greedy(prompts), strict=True):
+            right = bench.expected(prompt)
+            _lacks(answer.token_ids != right, f"{answer.token_ids} instead of {right} under changed weights")
+            apart = (torch.tensor(answer.logprobs) - bench.logprobs(prompt, answer, 1.0)).abs().max()
+            _lacks(float(apart) > bench.tolerance, f"log-probs {float(apart):.2g} off under changed weights")
+    bench.give()
+    after = [answer.token_ids for answer in bench.greedy(prompts)]
+    _lacks(after != before, "other answers after the first weights came back")
+
+
+class _changed:
+    """Inside, the reference has other weights, embeddings (and a tied head) among them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._reference = bench.reference
+        self._kept = [p.detach().clone() for p in self._reference.parameters()]
+
+    def __enter__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in self._reference.parameters():
+                p.add_(torch.randn(p.shape, generator=draw) * (0.5 * p.std() if p.numel() > 1 else 0.1))
+
+    def __exit__(self, *_: object) -> None:
+        with torch.no_grad():
+            for p, kept in zip(self._reference.parameters(), self._kept, strict=True):
+                p.copy_(kept)
+
+
+def a_weight_of_another_name_is_refused(bench: Bench) -> None:
+    try:
+        bench.engine.load_weights(iter([("model.no_such_weight", torch.zeros(2))]))
+    except ValueError:
+        bench.give()
+        return
+    raise LackingError("no ValueError")
+
+
+def answers_carry_the_version_of_their_weights(bench: Bench) -> None:
+    bench.engine.weight_version = LOADED + 1
+    versions = {answer.weight_version for answer in bench.greedy(bench.prompts())}
+    bench.engine.weight_version = LOADED
+    _lacks(versions != {LOADED + 1}, f"versions {versions} instead of {LOADED + 1}")
+
+
+def what_slept_and_woke_answers_as_before(bench: Bench) -> None:
+    prompts = bench.prompts()
+    before = [answer.token_ids for answer in bench.greedy(prompts)]
+    parts = bench.engine.parts()
+    for part in parts.values():
+        part.offload()
+    if "weights" in parts:
+        _lacks(
+            bench.engine.weight_version != NONE,
+            "weights that sleep must be given again, and weight_version is not NONE",
+        )
+    for part in parts.values():
+        part.onload()
+    bench.give()
+    _lacks([answer.token_ids for answer in bench.greedy(prompts)] != before, "other answers after waking")
+
+
+CHECKS: tuple[Check, ...] = (
+    greedy_text_is_that_of_generate,
+    each_token_has_the_logprob_of_the_distribution_it_was_drawn_from,
+    a_draw_is_fixed_by_its_seed_and_siblings_differ,
+    an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit,
+    a_stop_text_ends_an_answer_and_is_kept,
+    a_thousand_requests_come_back_in_order,
+    an_empty_prompt_is_refused,
+    new_weights_are_there_at_once_and_old_ones_gone,
+    a_weight_of_another_name_is_refused,
+    answers_carry_the_version_of_their_weights,
+    what_slept_and_woke_answers_as_before,
+)
+
+
+def check_engine(
+    engine: Engine,
+    reference: Any,
+    decode: Callable[[list[int]], str],
+    *,
+    tolerance: float = 1e-3,
+    requests: int = 1000,
+) -> Checked:
+    """Every check of the contract, and what is lacking in words; print it, or assert its `ok`.
+
+    `reference`: a causal transformers model in float32 with the weights that the engine should have; it is changed and put
+    back. `decode`: tokens to text, as the engine was told. `tolerance`: of log-probs, nats.
+    """
+    bench, found = Bench(engine, reference.eval(), decode, tolerance, requests), Checked()
+    bench.give()
+    for name, check in _named():
+        try:
+            check(bench)
+            found.passed.append(name)
+        except Exception as error:  # an engine may fail in ways of its own
+            told = str(error) if isinstance(error, LackingError) else f"{type(error).__name__}: {error}"
+            found.lacking[name] = told
+    return found
+
+
+def _named() -> Iterator[tuple[str, Check]]:
+    for check in CHECKS:
+        yield str(check.__name__).replace("_", " "), check  # type: ignore[attr-defined]

@@ -1,0 +1,54 @@
+"""The engines that run here, and one that lacks something, against the list of what every engine must do."""
+
+from dataclasses import replace
+
+import pytest
+
+from lightrft.config import ModelConfig, NativeEngineConfig
+from lightrft.models.attention import ATTENTION
+from lightrft.models.source import Source
+from lightrft.strategy.engines.native import NativeEngine
+from lightrft.testing import check_engine, tiny_folder, tiny_model
+
+
+def decode(tokens):
+    return bytes(t % 256 for t in tokens).decode("latin-1")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("own_weights", [False, True], ids=["shared", "own"])
+def test_the_native_engine_does_all(tmp_path, family, own_weights):
+    reference = tiny_model(family, attention="sdpa")
+    if own_weights:
+        module = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", family))), learns=False).hollow()
+    else:
+        module = tiny_model(family, attention=ATTENTION)
+    found = check_engine(NativeEngine(module, frozenset(), decode, NativeEngineConfig()), reference, decode)
+    assert found.ok, str(found)
+    assert len(found.passed) == 11
+
+
+class Lacking(NativeEngine):
+    """Without log-probs, always the same draws, and deaf to new weights: each in one place of its own."""
+
+    def generate(self, prompts, sampling, progress=None):
+        groups = super().generate(prompts, replace(sampling, seed=0), progress)
+        return [[replace(answer, logprobs=[]) for answer in answers] for answers in groups]
+
+    def load_weights(self, weights):
+        list(weights)
+
+
+def test_an_engine_is_told_exactly_what_it_lacks():
+    module = tiny_model("llama", attention=ATTENTION)
+    engine = Lacking(module, frozenset(), decode, NativeEngineConfig())
+    found = check_engine(engine, tiny_model("llama", attention="sdpa"), decode, requests=20)
+    assert found.lacking.keys() == {
+        "each token has the logprob of the distribution it was drawn from",
+        "a draw is fixed by its seed and siblings differ",
+        "new weights are there at once and old ones gone",
+        "a weight of another name is refused",
+    }
+    assert "0 log-probs for 10 tokens" in str(found)
+    assert "another seed gave the same answers" in str(found)
+    assert not found.ok
