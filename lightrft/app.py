@@ -45,6 +45,7 @@ from lightrft.strategy.colocate import PRESENT, Phase, Resident, Stage
 from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.engines.vllm import VllmEngine
 from lightrft.strategy.filling import reader
 from lightrft.strategy.fsdp import Fsdp
 from lightrft.strategy.saved import restore
@@ -83,7 +84,7 @@ STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {
     "fsdp": Fsdp,
     **dict.fromkeys(ZERO, Zero),
 }
-ENGINES: dict[str, MakeEngine] = {"native": native_engine}
+ENGINES: dict[str, MakeEngine] = {"native": native_engine, "vllm": VllmEngine}
 TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
 
 

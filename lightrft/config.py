@@ -123,11 +123,36 @@ class NativeEngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VllmConfig:
+    """vLLM in the trainer's process; only with rollout.engine=vllm."""
+
+    max_sequences: int = 256
+    """Most answers decoded at the same time."""
+    max_length: int = 0
+    """Most tokens of a question with its answer, for which vLLM keeps room; 0: what the model was made for."""
+    memory_share: float = 0.4
+    """Share of an accelerator's memory for weights and cache together."""
+    cache_gib: float = 1.0
+    """GiB for the cache on a CPU."""
+    eager: bool = False
+    """Do not compile the model: a quicker start and a slower rollout."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "rollout.vllm", max_sequences=self.max_sequences)
+        at_least(0, "rollout.vllm", max_length=self.max_length)
+        if not 0 < self.memory_share <= 1 or self.cache_gib <= 0:
+            raise ValueError(
+                f"rollout.vllm.memory_share={self.memory_share}, cache_gib={self.cache_gib}: need 0 < memory_share <= 1 and "
+                "cache_gib above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How answers are drawn for training."""
 
     engine: str = "native"
-    """native, or the import path of an Engine class."""
+    """native, vllm, or the import path of an Engine class."""
     prompts_per_step: int = 8
     """Questions per training step, over all ranks."""
     group_size: int = 8
@@ -154,8 +179,12 @@ class RolloutConfig:
     surplus: Literal["drop", "keep"] = "drop"
     """Groups drawn too much, with algorithm.keep other than all: drop them, or learn from them in the next step."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
     def __post_init__(self) -> None:
+        if self.engine != "vllm":
+            because = f"rollout.engine={self.engine}"
+            refuse_idle("rollout.vllm", self.vllm, because=because, cure="set rollout.engine=vllm")
         at_least(
             1,
             "rollout",

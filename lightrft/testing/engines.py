@@ -159,16 +159,23 @@ def an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit(bench: Bench) -> N
 
 
 def a_stop_text_ends_an_answer_and_is_kept(bench: Bench) -> None:
-    (prompt,) = bench.prompts()[1:2]
-    (whole,) = bench.greedy([prompt])
-    text = bench.decode(whole.token_ids[4:6])
-    if not text.strip():
-        return
-    (ended,) = bench.greedy([prompt], ignore_eos=False, stop=(text,))
+    prompt, text = _printable(bench)
+    (ended,) = bench.greedy([prompt], tokens=40, ignore_eos=False, stop=(text,))
     said = bench.decode(ended.token_ids)
     _lacks(text not in said, f"the answer {said!r} does not hold the stop text {text!r}")
     _lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop text ended")
     _lacks(text in bench.decode(ended.token_ids[:-1]), "the answer goes on after the stop text")
+
+
+def _printable(bench: Bench) -> tuple[Prompt, str]:
+    """A prompt whose likeliest answer says something printable in two tokens, and that text."""
+    prompts = bench.prompts()
+    for prompt, whole in zip(prompts, bench.greedy(prompts, tokens=40), strict=True):
+        for place in range(2, 39):
+            text = bench.decode(whole.token_ids[place : place + 2])
+            if len(text) > 1 and text.isascii() and text.isprintable() and text.strip() == text:
+                return prompt, text
+    raise LackingError("no answer holds a printable text to stop at")
 
 
 def a_thousand_requests_come_back_in_order(bench: Bench) -> None:

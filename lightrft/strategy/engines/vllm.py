@@ -1,0 +1,192 @@
+"""vLLM in this very process, beside the trainer; its weights are given at each sync (https://docs.vllm.ai).
+
+Written for vLLM 0.32. On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach, so that is switched off;
+and its sleep mode is for accelerators alone: on a CPU what sleeps keeps its memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightrft.config import RolloutConfig
+from lightrft.models.families import is_multimodal
+from lightrft.models.load import plain_parameters, plain_state
+from lightrft.models.logprobs import causal_lm
+from lightrft.models.processor import Processor
+from lightrft.strategy.colocate import Resident
+from lightrft.strategy.engines.base import NONE, Progress
+from lightrft.strategy.engines.sampling import stream
+from lightrft.types import Completion, Prompt, Sampling
+from lightrft.utils.imports import require
+
+CURE = "take rollout.engine=native"
+
+
+class VllmEngine:
+    """An Engine. Each process has one of its own; texts only.
+
+    What an answer says depends on the weights, its prompt, `sampling`, and the prompt's place; vLLM's sums may differ in the
+    last digits with what else is generated.
+    """
+
+    def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
+        """`module`: for its configuration, type and device. ValueError for what vLLM cannot do here."""
+        if is_multimodal(causal_lm(module).config):
+            raise ValueError(f"rollout.engine=vllm does not read media here yet. Train on texts, or {CURE}.")
+        for option in ("first_temperature", "first_top_k"):
+            if getattr(config, option):
+                raise ValueError(
+                    f"rollout.{option}={getattr(config, option)}: vLLM draws all tokens alike. Set it to 0, or {CURE}."
+                )
+        weight = next(module.parameters())
+        self.weight_version = NONE
+        parameters = plain_parameters(module)
+        self._names = set(plain_state(module)) | set(parameters)
+        first: dict[nn.Parameter, str] = {}
+        self._tied = {name for name, p in parameters.items() if first.setdefault(p, name) != name}
+        self._stop_ids, self._sleeps = processor.stop_ids, weight.device.type != "cpu"
+        self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
+        self._cache_nbytes = 0 if self._sleeps else int(config.vllm.cache_gib * 2**30)
+        self._asleep = False
+        with tempfile.TemporaryDirectory() as folder:
+            causal_lm(module).config.save_pretrained(folder)
+            processor.tokenizer.save_pretrained(folder)
+            self._llm = _start(Path(folder), weight, config)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See Engine. ValueError for an empty prompt."""
+        for prompt in prompts:
+            if not prompt.token_ids:
+                raise ValueError(f"prompt '{prompt.id}' has no tokens, so nothing predicts its first token.")
+        asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
+        options = [self._options(place, sampling) for place in range(len(prompts))]
+        found = self._llm.generate(asked, options, use_tqdm=False)
+        if progress is not None:
+            tokens = sum(len(out.token_ids) for request in found for out in request.outputs)
+            progress(len(prompts) * sampling.n, tokens)
+        return [[self._completion(out) for out in request.outputs] for request in found]
+
+    def _options(self, place: int, sampling: Sampling) -> Any:
+        """vLLM's own settings for one prompt. It counts siblings on from the seed it is given."""
+        seed = stream(sampling.seed, sampling.place + place * sampling.stride, 0) & (2**62 - 1)
+        ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
+        return require(
+            "vllm", "vllm"
+        ).SamplingParams(
+            n=sampling.n,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            seed=seed,
+            logprobs=0,
+            ignore_eos=True,  # what ends an answer is told below: vLLM would take only one end token from the tokenizer
+            stop_token_ids=ends,
+            stop=None if sampling.ignore_eos else list(sampling.stop),
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,
+        )
+
+    def _completion(self, out: Any) -> Completion:
+        tokens = list(out.token_ids)
+        chosen = [step[token].logprob for step, token in zip(out.logprobs, tokens, strict=True)]
+        return Completion(
+            tokens, chosen, "stop" if out.finish_reason == "stop" else "length", self.weight_version
+        )
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See Engine. One tensor is there at a time."""
+
+        self._llm.apply_model(lambda model: model.load_weights(self._usable(weights)))
+        self._llm.reset_prefix_cache()
+
+    def _usable(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Those that vLLM's model has a place for: a head that is tied comes with the embeddings."""
+        for name, tensor in weights:
+            if name not in self._names:
+                raise ValueError(f"the model has no weight named {name!r}.")
+            if name not in self._tied:
+                yield name, tensor
+
+    def parts(self) -> dict[str, Resident]:
+        """See Engine."""
+        return {
+            "weights": _Part(self, "weights", self._nbytes),
+            "cache": _Part(self, "kv_cache", self._cache_nbytes),
+        }
+
+    def sleep(self) -> None:
+        """Gives weights and cache back, once for both parts."""
+        self.weight_version = NONE
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=2)
+        self._asleep = True
+
+    def wake(self, tag: str) -> None:
+        """Takes room for one of them."""
+        if self._sleeps and self._asleep:
+            self._llm.wake_up(tags=[tag])
+        self._asleep = self._asleep and tag == "weights"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Weights or cache, as a resident. vLLM lets both go together and takes them back one by one, weights first."""
+
+    engine: VllmEngine
+    tag: str
+    size: int
+
+    def onload(self) -> None:
+        self.engine.wake(self.tag)
+
+    def offload(self) -> None:
+        self.engine.sleep()
+
+    def nbytes(self) -> int:
+        return self.size
+
+
+def _start(folder: Path, weight: Tensor, config: RolloutConfig) -> Any:
+    options = config.vllm
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer computes in the same process
+    on_cpu = weight.device.type == "cpu"
+    if on_cpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
+    vllm = require("vllm", "vllm", CURE)
+    more: dict[str, Any] = {}
+    if on_cpu:
+        operators: Any = require("vllm._custom_ops", "vllm")
+        operators._supports_onednn = False
+    else:
+        more |= {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
+    if dist.is_initialized():
+        more["distributed_executor_backend"] = "external_launcher"
+    if options.max_length:
+        more["max_model_len"] = options.max_length
+    return vllm.LLM(
+        model=str(folder),
+        load_format="dummy",
+        dtype=str(weight.dtype).removeprefix("torch."),
+        logprobs_mode="processed_logprobs",
+        enable_prefix_caching=True,
+        enforce_eager=options.eager,
+        max_num_seqs=options.max_sequences,
+        disable_log_stats=True,
+        **more,
+    )
