@@ -113,6 +113,9 @@ def _zero(strategy: StrategyConfig, shape: Shape, devices: int, learns: bool) ->
         gradients += 2 * min(options.bucket_mib * 2**20, EXACT * learnt)
     if stage == 3:
         met = shape.width * min(shape.weights, max(options.live_weights, 2 * shape.largest_block))
+        if learnt:  # a block's gradients before they are summed, and weights that are fetched ahead
+            met += (shape.width + EXACT) * shape.largest_block
+            met += min(options.bucket_mib * 2**20, shape.width * shape.weights)
     if options.offload_optimizer:
         optimizer, gradients = 0, gradients - piece
     if options.offload_parameters:
