@@ -64,7 +64,14 @@ class Plan:
     @cached_property
     def resident(self) -> list[Item]:
         """What takes memory however long a batch is."""
-        return items(self.config, self.models, self.lengths, self.hardware.devices, on_cpu=self.on_cpu)
+        return items(
+            self.config,
+            self.models,
+            self.lengths,
+            self.hardware.devices,
+            on_cpu=self.on_cpu,
+            device_bytes=int(self.hardware.memory_gib * GIB),
+        )
 
     @property
     def tokens(self) -> int:

@@ -152,12 +152,14 @@ def shards(strategy: StrategyConfig) -> bool:
     return strategy.backend in ("fsdp", "zero3")
 
 
-def items(config: Config, models: Models, lengths: Lengths, devices: int, *, on_cpu: bool) -> list[Item]:
-    """Everything that takes memory of a device, but for activations (`activations`)."""
+def items(
+    config: Config, models: Models, lengths: Lengths, devices: int, *, on_cpu: bool, device_bytes: int
+) -> list[Item]:
+    """Everything that takes memory of a device of `device_bytes`, but for activations (`activations`)."""
     strategy, found = config.strategy, list[Item]()
-    moves = frees(strategy, on_cpu)
-    own = shards(strategy) and config.rollout.engine == "native"
-    train, compute = (Phase.TRAIN,), (Phase.TRAIN, Phase.SCORE)
+    moves, native = frees(strategy, on_cpu), config.rollout.engine == "native"
+    own = shards(strategy) or not native  # an engine besides the native one has weights of its own
+    train = (Phase.TRAIN,)
 
     def resident(name: str, size: int) -> None:
         needed = (*PRESENT[name], *([Phase.ROLLOUT] if name == "actor weights" and not own else []))
@@ -177,16 +179,23 @@ def items(config: Config, models: Models, lengths: Lengths, devices: int, *, on_
             resident(f"{name} weights", part.weights)
             found.append(Item(f"{name}, gathered to compute", part.met, (Phase.SCORE,), name))
     actor = models.actor
+    weights = actor.width * actor.plain
     if own:
-        resident("engine weights", actor.width * actor.plain)
-    if config.rollout.engine == "native":
+        resident("engine weights", weights)
+    if native:
         resident("engine cache", cache(config, actor, lengths, devices))
         if on_cpu and config.rollout.native.pack_weights:
             copies = actor.linears if actor.learnt == actor.weights else actor.plain
             found.append(Item("engine's copy in another layout", actor.width * copies, (Phase.ROLLOUT,)))
+    if config.rollout.engine == "vllm":  # which takes all that it may
+        options = config.rollout.vllm
+        room = (
+            int(options.cache_gib * 2**30) if on_cpu else int(options.memory_share * device_bytes) - weights
+        )
+        resident("engine cache", max(0, room))
     if config.model.lora.rank and not own:
         found.append(Item("adapters folded in", actor.width * actor.inside, (Phase.ROLLOUT, Phase.SYNC)))
-    return [item for item in found if item.bytes and set(item.phases) & set(compute + SHOWN)]
+    return [item for item in found if item.bytes]
 
 
 def cache(config: Config, shape: Shape, lengths: Lengths, devices: int) -> int:

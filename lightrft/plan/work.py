@@ -33,7 +33,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Phase:
+class Amounts:
     """Of one device in one step."""
 
     tokens: float
@@ -48,15 +48,15 @@ class Phase:
 class Work:
     """Of one step."""
 
-    rollout: Phase
-    score: Phase
-    sync: Phase
-    train: Phase
+    rollout: Amounts
+    score: Amounts
+    sync: Amounts
+    train: Amounts
     updates: int
     micro_batches: int
     """Of a device in each update."""
 
-    def phases(self) -> dict[str, Phase]:
+    def phases(self) -> dict[str, Amounts]:
         """By name, in the order of a step."""
         return {"sync": self.sync, "rollout": self.rollout, "score": self.score, "train": self.train}
 
@@ -83,11 +83,11 @@ def work(
     read = (questions if update.share_prompts else answers) * lengths.prompt + answers * lengths.answer
 
     running = min(answers, roll.native.max_sequences) if roll.engine == "native" else answers
-    drawn = forward_flops(actor, lengths, questions, answers, drawing=True)
+    drawn = forward_flops(actor, lengths, questions, answers)
     seen = lengths.prompt + lengths.answer / 2
     each = actor.width * actor.plain + running * seen * actor.cached * (EXACT + actor.width)
     decoding = lengths.answer * ceil(answers / max(running, 1)) * each / reading
-    rollout = Phase(answers * lengths.answer, drawn, 0.0, max(drawn / products, decoding))
+    rollout = Amounts(answers * lengths.answer, drawn, 0.0, max(drawn / products, decoding))
 
     passes: list[Shape] = [actor] if needs_old(config, algorithm) else []
     passes += [m for m in (models.reference, models.teacher, models.critic) if m is not None]
@@ -104,35 +104,31 @@ def work(
             devices, per_node
         )
 
-    score = Phase(read * len(passes), judged, gathered, max(judged / products, sending(gathered)))
+    score = Amounts(read * len(passes), judged, gathered, max(judged / products, sending(gathered)))
 
     updates = update.epochs * update.minibatches
     micro_batches = max(1, ceil(read / update.minibatches / batch_tokens(config, lengths)))
-    times = (
-        4 if config.model.activation_checkpointing else 3
-    )  # forward, backward twice that, and again forward
+    times = 4 if config.model.activation_checkpointing else 3  # a backward pass is two forward passes
     learning = [actor] + ([models.critic] if models.critic is not None else [])
     learnt = update.epochs * times * sum(forward_flops(m, lengths, asked, answers) for m in learning)
     inside, among = (
         updates * sum(column)
         for column in zip(*(traffic(config, m, micro_batches, devices) for m in learning), strict=True)
     )
-    train = Phase(
+    train = Amounts(
         read * update.epochs, learnt, inside + among, max(learnt / products, sending(inside, among))
     )
 
     group = devices // copies
     pushed = actor.width * actor.plain * (group - 1) / group if shards(config.strategy) else 0.0
-    sync = Phase(0.0, 0.0, pushed, sending(pushed))
+    sync = Amounts(0.0, 0.0, pushed, sending(pushed))
     return Work(rollout, score, sync, train, updates, micro_batches)
 
 
-def forward_flops(
-    shape: Shape, lengths: Lengths, questions: float, answers: float, *, drawing: bool = False
-) -> float:
+def forward_flops(shape: Shape, lengths: Lengths, questions: float, answers: float) -> float:
     """Operations of a forward pass: two for each weight that a token meets, and attention to what came before it.
 
-    Only places that predict a token of an answer meet the head. Drawing answers reads each question once.
+    Only places that predict a token of an answer meet the head. Drawing answers takes as many: each question is read once.
     """
     prompt, answer = lengths.prompt, lengths.answer
     tokens = questions * prompt + answers * answer

@@ -230,6 +230,15 @@ def test_what_is_kept_in_host_memory_takes_none_of_the_device(model):
     assert (zero.weights, zero.optimizer) == (0, 0)
 
 
+def test_vllm_has_weights_of_its_own_and_a_cache_that_fills_its_share(model):
+    config = settings(model(QWEN2_7B), rollout=RolloutConfig(engine="vllm", prompts_per_step=64))
+    planned = {item.name: item for item in plan(config, Hardware(8, 80.0), LENGTHS).items}
+    engine = planned["engine weights"].bytes + planned["engine cache"].bytes
+    assert engine == pytest.approx(0.4 * 80 * GIB, rel=1e-6)
+    assert planned["engine weights"].phases == (Phase.SYNC, Phase.ROLLOUT)
+    assert Phase.ROLLOUT not in planned["actor weights"].phases
+
+
 def test_adapters_have_a_small_optimizer(model):
     path = model(SMALL, "llama")
     full = held(StrategyConfig(), Shape(Source(ModelConfig(path=path))), 1)
