@@ -130,6 +130,8 @@ class VllmConfig:
     """Most answers decoded at the same time."""
     max_length: int = 0
     """Most tokens of a question with its answer, for which vLLM keeps room; 0: what the model was made for."""
+    tensor_parallel: int = 1
+    """Neighbouring processes that have one engine together, each a part of its weights and cache."""
     memory_share: float = 0.4
     """Share of an accelerator's memory for weights and cache together."""
     cache_gib: float = 1.0
@@ -138,7 +140,7 @@ class VllmConfig:
     """Do not compile the model: a quicker start and a slower rollout."""
 
     def __post_init__(self) -> None:
-        at_least(1, "rollout.vllm", max_sequences=self.max_sequences)
+        at_least(1, "rollout.vllm", max_sequences=self.max_sequences, tensor_parallel=self.tensor_parallel)
         at_least(0, "rollout.vllm", max_length=self.max_length)
         if not 0 < self.memory_share <= 1 or self.cache_gib <= 0:
             raise ValueError(

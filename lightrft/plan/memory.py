@@ -179,7 +179,7 @@ def items(
             resident(f"{name} weights", part.weights)
             found.append(Item(f"{name}, gathered to compute", part.met, (Phase.SCORE,), name))
     actor = models.actor
-    weights = actor.width * actor.plain
+    weights = actor.width * actor.plain // config.rollout.vllm.tensor_parallel
     if own:
         resident("engine weights", weights)
     if native:

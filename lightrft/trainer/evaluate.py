@@ -72,7 +72,7 @@ class Evaluator:
         prompts = [p for exam in self.exams for p in exam.prompts][self.world.rank :: self.world.size]
         size = OPEN_AT_ONCE if any(has_media(p.messages) for p in prompts) else max(1, len(prompts))
         groups: list[list[Trajectory]] = []
-        for start in range(0, len(prompts), size):
+        for start in range(0, max(1, len(prompts)), size):  # an engine of several ranks wants a call of each
             pairs = [(p, o) for p in prompts[start : start + size] if (o := self.open(p)) is not None]
             part = replace(sampling, place=self.world.rank + start * self.world.size)
             asked = rollout(

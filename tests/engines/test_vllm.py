@@ -1,14 +1,19 @@
 """Real vLLM on a CPU against the list of what every engine must do. It lives in an environment of its own, see .ci/run."""
 
+import os
 from importlib.util import find_spec
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from lightrft.config import ModelConfig, RolloutConfig, VllmConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.vllm import VllmEngine
-from lightrft.testing import check_engine, tiny_folder
+from lightrft.testing import check_engine, tiny_folder, tiny_prompt
+from lightrft.types import Sampling
+from tests.distributed.launch import together
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed: pip install 'lightrft[vllm]'"
@@ -26,6 +31,56 @@ def test_vllm_does_all(tmp_path):
     engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
     found = check_engine(engine, tiny_model("llama", attention="sdpa", **SHAPE), processor.text)
     assert found.ok, str(found)
+
+
+def answers_of_rank(path, shared_by):
+    """The likeliest answers to this rank's prompts, before and after its weights were changed, and what is right."""
+    settings, rank = ModelConfig(path=path), dist.get_rank()
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }  # as torchrun
+    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    config = RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True, tensor_parallel=shared_by))
+    engine = VllmEngine(module, processor, config)
+    prompts = [tiny_prompt(length, seed=10 * rank + length) for length in ((5, 30, 9) if rank else (40, 2))]
+    reference, rows = tiny_model("llama", attention="sdpa", **SHAPE), []
+    for factor in (1.0, 1.3):
+        with torch.no_grad():
+            for p in reference.parameters():
+                p.mul_(factor)
+        engine.load_weights(reference.state_dict().items())
+        found = engine.generate(prompts, Sampling(max_tokens=8, temperature=0, ignore_eos=True))
+        for prompt, (answer,) in zip(prompts, found, strict=True):
+            ids = torch.tensor([prompt.token_ids])
+            options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 8}
+            right = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
+            rows.append((answer.token_ids, right[0, ids.shape[1] :].tolist()))
+    return rows
+
+
+@needs_vllm
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shared_by", [1, 2])
+def test_two_processes_have_an_engine_each_or_one_together(tmp_path, shared_by):
+    path = str(tiny_folder(tmp_path / "m", "llama", **SHAPE))
+    for rows in together(answers_of_rank, 2, path, shared_by, seconds=250):
+        assert len(rows) >= 4
+        for found, right in rows:
+            assert found == right
+
+
+def test_a_group_that_does_not_fit_is_refused_before_vllm_starts():
+    settings = ModelConfig(path="random:llama")
+    for share, told in (
+        (3, "does not divide the model's 4 attention heads"),
+        (2, "1 processes cannot be shared out"),
+    ):
+        config = RolloutConfig(engine="vllm", vllm=VllmConfig(tensor_parallel=share))
+        with pytest.raises(ValueError, match=told):
+            VllmEngine(load_model(settings, trainable=False), load_processor(settings), config)
 
 
 @pytest.mark.parametrize(("option", "value"), [("first_temperature", 2.0), ("first_top_k", 5)])

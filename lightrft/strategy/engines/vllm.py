@@ -25,14 +25,19 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, Progress
 from lightrft.strategy.engines.sampling import stream
+from lightrft.strategy.world import World
 from lightrft.types import Completion, Prompt, Sampling
 from lightrft.utils.imports import require
 
 CURE = "take rollout.engine=native"
+POSITIVE = 2**62 - 1
+"""Seeds that vLLM takes, with room to count siblings on."""
+Request = tuple[list[int], int]
+"""Tokens of a prompt, and the seed of its first answer."""
 
 
 class VllmEngine:
-    """An Engine. Each process has one of its own; texts only.
+    """An Engine; texts only. Each process has one of its own, or `rollout.vllm.tensor_parallel` neighbours have one together.
 
     What an answer says depends on the weights, its prompt, `sampling`, and the prompt's place; vLLM's sums may differ in the
     last digits with what else is generated.
@@ -57,6 +62,8 @@ class VllmEngine:
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._cache_nbytes = 0 if self._sleeps else int(config.vllm.cache_gib * 2**30)
         self._asleep = False
+        check_shared(config.vllm.tensor_parallel, causal_lm(module).config)
+        self._group = _group(config.vllm.tensor_parallel)
         with tempfile.TemporaryDirectory() as folder:
             causal_lm(module).config.save_pretrained(folder)
             processor.tokenizer.save_pretrained(folder)
@@ -69,17 +76,33 @@ class VllmEngine:
         for prompt in prompts:
             if not prompt.token_ids:
                 raise ValueError(f"prompt '{prompt.id}' has no tokens, so nothing predicts its first token.")
-        asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
-        options = [self._options(place, sampling) for place in range(len(prompts))]
-        found = self._llm.generate(asked, options, use_tqdm=False)
+        seeds = [
+            stream(sampling.seed, sampling.place + n * sampling.stride, 0) & POSITIVE
+            for n in range(len(prompts))
+        ]
+        asked = [(list(prompt.token_ids), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        start, everything = self._with_others(asked)
+        found = self._llm.generate(
+            [{"prompt_token_ids": tokens} for tokens, _ in everything],
+            [self._options(seed, sampling) for _, seed in everything],
+            use_tqdm=False,
+        )[start : start + len(asked)]
         if progress is not None:
             tokens = sum(len(out.token_ids) for request in found for out in request.outputs)
             progress(len(prompts) * sampling.n, tokens)
         return [[self._completion(out) for out in request.outputs] for request in found]
 
-    def _options(self, place: int, sampling: Sampling) -> Any:
+    def _with_others(self, asked: list[Request]) -> tuple[int, list[Request]]:
+        """What all processes of one engine ask, and where this process's part begins: each must hand in all of it."""
+        if self._group is None:
+            return 0, asked
+        parts: list[list[Request]] = [[] for _ in range(self._group.size())]
+        dist.all_gather_object(parts, asked, group=self._group)
+        before = parts[: self._group.rank()]
+        return sum(map(len, before)), [request for part in parts for request in part]
+
+    def _options(self, seed: int, sampling: Sampling) -> Any:
         """vLLM's own settings for one prompt. It counts siblings on from the seed it is given."""
-        seed = stream(sampling.seed, sampling.place + place * sampling.stride, 0) & (2**62 - 1)
         ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
         return require(
             "vllm", "vllm"
@@ -160,6 +183,30 @@ class _Part:
         return self.size
 
 
+def check_shared(processes: int, shape: Any) -> None:
+    """ValueError if so many processes cannot share out a model of this config."""
+    heads = shape.get_text_config().num_attention_heads
+    if heads % processes:
+        raise ValueError(
+            f"rollout.vllm.tensor_parallel={processes} does not divide the model's {heads} attention heads. Set it to a divisor, or 1."
+        )
+
+
+def _group(processes: int) -> Any:
+    """The process group of those that share one engine with this process; None where it has one alone."""
+    if processes == 1:
+        return None
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if size % processes:
+        raise ValueError(
+            f"rollout.vllm.tensor_parallel={processes}: {size} processes cannot be shared out in groups of {processes}. Start a "
+            "multiple of it (--gpus), or set it to 1."
+        )
+    group, _ = dist.new_subgroups(processes)
+    World.current().limit(group)
+    return group
+
+
 def _start(folder: Path, weight: Tensor, config: RolloutConfig) -> Any:
     options = config.vllm
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process
@@ -176,10 +223,13 @@ def _start(folder: Path, weight: Tensor, config: RolloutConfig) -> Any:
     else:
         more |= {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
     if dist.is_initialized():
-        more["distributed_executor_backend"] = "external_launcher"
+        more |= {
+            "distributed_executor_backend": "external_launcher",
+            "tensor_parallel_size": options.tensor_parallel,
+        }
     if options.max_length:
         more["max_model_len"] = options.max_length
-    return vllm.LLM(
+    llm = vllm.LLM(
         model=str(folder),
         load_format="dummy",
         dtype=str(weight.dtype).removeprefix("torch."),
@@ -190,3 +240,6 @@ def _start(folder: Path, weight: Tensor, config: RolloutConfig) -> Any:
         disable_log_stats=True,
         **more,
     )
+    if dist.is_initialized():  # at its end it would take down torch's process group, which is the run's
+        llm.llm_engine.engine_core._finalizer.detach()
+    return llm
