@@ -18,6 +18,7 @@ from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.engines.base import Engine
+from lightrft.trainer.agreement import TOLERANCE, cuts, disagreement
 from lightrft.trainer.replay import pack
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
 from lightrft.types import Trajectory
@@ -27,8 +28,6 @@ from lightrft.utils.progress import shorten
 PROMPTS, SAMPLES = 2, 2
 LONGEST_SAMPLE = 128
 """Most tokens of an answer sampled for show."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-"""Engine and trainer may differ by this much in a token's log-prob: the largest in float32, the mean in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -120,21 +119,16 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
 
 def judge_mismatch(section: Section, config: Config, mean: float, largest: float) -> None:
     """Whether engine and trainer agree as far as their arithmetic allows."""
-    dtype, roll = config.model.dtype, config.rollout
-    limit = TOLERANCE[dtype]
-    found, name = (largest, "largest") if dtype == "float32" else (mean, "mean")
-    if roll.top_k or roll.first_top_k or roll.top_p < 1 or roll.min_p:
+    if cuts(config.rollout):
         section.fact(
             "",
             "the engine's log-probs are of the tokens that top_k, first_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
         )
-    if found <= limit:
-        section.ok(
-            f"engine and trainer agree: the {name} difference is at most {limit:g}, the limit for {dtype}."
-        )
+    told = disagreement(config, mean, largest)
+    if told:
+        section.warn(told)
         return
-    section.warn(
-        f"engine and trainer do not agree: the {name} difference is {found:.2g}, usual for {dtype} is at most {limit:g}. Likely causes: other weights in the "
-        "engine than in the trainer, another temperature, sampling settings that cut the distribution, another prompt (template), "
-        "or attention that is computed differently (compare with model.attention=separate)."
+    dtype, name = config.model.dtype, "largest" if config.model.dtype == "float32" else "mean"
+    section.ok(
+        f"engine and trainer agree: the {name} difference is at most {TOLERANCE[dtype]:g}, the limit for {dtype}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -31,6 +32,7 @@ from lightrft.strategy.colocate import Phase, Stage
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.saved import kept
 from lightrft.strategy.world import World
+from lightrft.trainer.agreement import cuts, disagreement
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.capsule import Capsules, weights_hash
 from lightrft.trainer.evaluate import Evaluator
@@ -54,6 +56,7 @@ from lightrft.utils.seeding import derive_seed, generator_states, restore_genera
 from lightrft.utils.whereabouts import HERE
 
 Metrics = dict[str, float]
+log = logging.getLogger("lightrft")
 
 
 @dataclass
@@ -103,6 +106,8 @@ class RLTrainer:
     _position: dict[str, Any] = field(default_factory=dict)
     _pushed: bool = False
     """Whether the engine was given any weights by this process."""
+    _disagreed: bool = False
+    """Whether it was told that engine and trainer do not agree."""
     _reference_moved: bool = False
     """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
 
@@ -126,6 +131,7 @@ class RLTrainer:
         self.experience.remember(step, fresh)
         chosen = [t for group in groups for t in self.algorithm.filter(group, draw)]
         metrics |= self.update(step, balanced(chosen, self.world))
+        self.compare(metrics)
         self.follow(step, metrics)
         self.done = step
         metrics |= self.stragglers.seconds(self.stage, time.perf_counter() - start)
@@ -344,6 +350,15 @@ class RLTrainer:
                 self.capsules.record(step, updates, average(updates))
         of_critic = {k: x for k, x in average(criticism).items() if not k.startswith("update/")}
         return average(updates) | {f"critic/{name}": x for name, x in of_critic.items()}
+
+    def compare(self, metrics: Metrics) -> None:
+        """Warns, once, if the engine's log-probs are not those of the trainer. What only a part was drawn from differs anyway."""
+        if self._disagreed or "mismatch/max" not in metrics or cuts(self.config.rollout):
+            return
+        told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
+        if told and self.world.is_first:
+            log.warning("%s It is logged as mismatch/*; algorithm.correction weighs against it.", told)
+        self._disagreed = bool(told)
 
     def follow(self, step: int, metrics: Metrics) -> None:
         """What moves after the update: the weight of the divergence from the reference, and the reference."""

@@ -373,3 +373,33 @@ def test_going_on_without_a_surplus_answers_that_waited_keep_their_ratio(lightrf
     assert waited > 0
     lightrft("train", "--resume", "run", "--rollout.surplus", "drop", "--steps", "2")
     assert steps(tmp_path / "run")[-1]["ratio/mean"] != 1.0
+
+
+def test_an_engine_that_does_not_agree_with_the_trainer_is_told_once_with_likely_causes(lightrft, tmp_path):
+    (tmp_path / "engines.py").write_text(DISAGREEING_ENGINE)
+    flags = ["--evaluate.before-and-after=false", "--run"]
+    lightrft("train", "tiny", *PLAIN, "--rollout.engine", "engines.py:shifted", *flags, "run")
+    told = (
+        "engine and trainer do not agree: the largest difference is 0.5, usual for float32 is at most 0.001"
+    )
+    assert (tmp_path / "run" / "log.txt").read_text().count(told) == 1
+    lightrft("train", "tiny", *PLAIN, *flags, "agreeing")
+    assert "do not agree" not in (tmp_path / "agreeing" / "log.txt").read_text()
+
+
+DISAGREEING_ENGINE = '''
+from dataclasses import replace
+from lightrft.app import native_engine
+
+def shifted(module, processor, config):
+    """The native engine, all of whose log-probs are half a nat too low."""
+    engine = native_engine(module, processor, config)
+    draw = engine.generate
+
+    def generate(prompts, sampling, progress=None):
+        groups = draw(prompts, sampling, progress)
+        return [[replace(a, logprobs=[x - 0.5 for x in a.logprobs]) for a in answers] for answers in groups]
+
+    engine.generate = generate
+    return engine
+'''
