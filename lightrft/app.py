@@ -43,7 +43,7 @@ from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.colocate import PRESENT, Phase, Resident, Stage
 from lightrft.strategy.deepspeed import Zero
-from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.engines.base import Engine, give
 from lightrft.strategy.engines.native import NativeEngine
 from lightrft.strategy.engines.vllm import VllmEngine
 from lightrft.strategy.filling import reader
@@ -577,7 +577,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
         )
         module = load_model(config.model, device, trainable=False)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
-        engine.load_weights(module.state_dict().items())
+        give(engine, module.state_dict().items())
         with sampling_bar() as bar, world.apart():
             answers = evaluator.sample(engine, progress=bar)
         evaluator.judge(answers, "answers")

@@ -17,7 +17,7 @@ from lightrft.models.source import Source
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.engines.base import Engine, give
 from lightrft.trainer.agreement import TOLERANCE, cuts, disagreement
 from lightrft.trainer.replay import pack
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
@@ -60,7 +60,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
     spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
     with actor.merged():
-        engine.load_weights(actor.weights())
+        give(engine, actor.weights())
         answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
     started = time.perf_counter()
     try:

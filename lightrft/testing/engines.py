@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.strategy.engines.base import NONE, Engine
+from lightrft.strategy.engines.base import NONE, Engine, give
 from lightrft.types import Completion, Prompt, Sampling
 
 LENGTHS = (1, 40, 3, 130, 17, 64)
@@ -89,8 +89,7 @@ class Bench:
     def give(self) -> None:
         """Loads the reference's present weights, each tensor once: a head that is tied comes with the embeddings."""
         weights = ((name, p.detach()) for name, p in self.reference.named_parameters())
-        self.engine.load_weights(weights)
-        self.engine.weight_version = LOADED
+        give(self.engine, weights, LOADED)
 
 
 Check = Callable[[Bench], None]
@@ -256,8 +255,6 @@ def what_slept_and_woke_answers_as_before(bench: Bench) -> None:
             bench.engine.weight_version != NONE,
             "weights that sleep must be given again, and weight_version is not NONE",
         )
-    for part in parts.values():
-        part.onload()
     bench.give()
     _lacks([answer.token_ids for answer in bench.greedy(prompts)] != before, "other answers after waking")
 

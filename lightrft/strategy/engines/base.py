@@ -19,7 +19,7 @@ NONE = -1
 
 
 class Engine(Protocol):
-    """Draws answers from the policy. Every process of a run calls it with its own prompts."""
+    """Draws answers from the policy. Every process of a run calls it with its own prompts. It begins with its parts offloaded."""
 
     weight_version: int
     """Updates the present weights have seen; set by whoever loads weights, stamped on every completion. NONE after a part
@@ -38,3 +38,11 @@ class Engine(Protocol):
     def parts(self) -> dict[str, Resident]:
         """Its residents, e.g. weights and cache."""
         ...
+
+
+def give(engine: Engine, weights: Iterable[tuple[str, Tensor]], version: int = 0) -> None:
+    """All of an engine on the device, with these weights: for who uses it outside the phases of a run."""
+    for part in engine.parts().values():
+        part.onload()
+    engine.load_weights(weights)
+    engine.weight_version = version

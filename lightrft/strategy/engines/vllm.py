@@ -68,19 +68,18 @@ class VllmEngine:
             causal_lm(module).config.save_pretrained(folder)
             processor.tokenizer.save_pretrained(folder)
             self._llm = _start(Path(folder), weight, config)
+        self.sleep()
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine. ValueError for an empty prompt."""
-        for prompt in prompts:
+        asked: list[Request] = []
+        for n, prompt in enumerate(prompts):
             if not prompt.token_ids:
                 raise ValueError(f"prompt '{prompt.id}' has no tokens, so nothing predicts its first token.")
-        seeds = [
-            stream(sampling.seed, sampling.place + n * sampling.stride, 0) & POSITIVE
-            for n in range(len(prompts))
-        ]
-        asked = [(list(prompt.token_ids), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+            seed = stream(sampling.seed, sampling.place + n * sampling.stride, 0) & POSITIVE
+            asked.append((list(prompt.token_ids), seed))
         start, everything = self._with_others(asked)
         found = self._llm.generate(
             [{"prompt_token_ids": tokens} for tokens, _ in everything],
@@ -132,7 +131,6 @@ class VllmEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine. One tensor is there at a time."""
-
         self._llm.apply_model(lambda model: model.load_weights(self._usable(weights)))
         self._llm.reset_prefix_cache()
 
