@@ -150,11 +150,89 @@ class VllmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Servers that draw the answers (`lightrft serve`), on other machines or this one; only with rollout.engine=vllm_server."""
+
+    urls: list[str] = field(default_factory=list)
+    """Where they are, e.g. http://node7:8000; questions are shared out among them, and each is given all weights at a sync."""
+    wait_seconds: float = 120.0
+    """Longest to wait for a server that does not answer yet, at the start and after it died."""
+    timeout_seconds: float = 600.0
+    """Longest for one question with all its answers, or for one bucket of weights."""
+    retries: int = 2
+    """How often a question that failed is asked again, of another server if there is one."""
+    requests: int = 64
+    """Most questions under way at the same time."""
+    bucket_mib: int = 256
+    """Most MiB of weights in one message; so much host memory is taken beside them, and a few times that while it is packed."""
+    key: str = ""
+    """Environment variable that holds the servers' key (vLLM's --api-key); empty: none."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "rollout.server", retries=self.retries)
+        at_least(1, "rollout.server", requests=self.requests, bucket_mib=self.bucket_mib)
+        if min(self.wait_seconds, self.timeout_seconds) <= 0:
+            raise ValueError(
+                f"rollout.server.wait_seconds={self.wait_seconds:g}, timeout_seconds={self.timeout_seconds:g}: must be above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SglangConfig:
+    """SGLang in processes of its own beside the trainer; only with rollout.engine=sglang."""
+
+    max_sequences: int = 256
+    """Most answers decoded at the same time."""
+    max_length: int = 0
+    """Most tokens of a question with its answer; 0: what the model was made for."""
+    memory_share: float = 0.4
+    """Share of the device's memory for weights and cache together; of a CPU's only as much as cache_tokens need."""
+    cache_tokens: int = 65536
+    """Tokens for which there is room in the cache on a CPU."""
+    bucket_mib: int = 256
+    """Most MiB of weights in one message."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Further arguments of SGLang's Engine by name, e.g. {attention_backend: fa3}."""
+
+    def __post_init__(self) -> None:
+        at_least(
+            1, "rollout.sglang", max_sequences=self.max_sequences, cache_tokens=self.cache_tokens, bucket_mib=self.bucket_mib
+        )  # fmt: skip
+        at_least(0, "rollout.sglang", max_length=self.max_length)
+        if not 0 < self.memory_share <= 1:
+            raise ValueError(
+                f"rollout.sglang.memory_share={self.memory_share}: must be above 0 and at most 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmdeployConfig:
+    """LMDeploy's PyTorch engine beside the trainer; only with rollout.engine=lmdeploy."""
+
+    max_sequences: int = 256
+    """Most answers decoded at the same time."""
+    max_length: int = 0
+    """Most tokens of a question with its answer; 0: what the model was made for."""
+    memory_share: float = 0.4
+    """Share of the free memory of an accelerator for the cache."""
+    bucket_mib: int = 256
+    """Most MiB of weights in one message."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "rollout.lmdeploy", max_sequences=self.max_sequences, bucket_mib=self.bucket_mib)
+        at_least(0, "rollout.lmdeploy", max_length=self.max_length)
+        if not 0 < self.memory_share <= 1:
+            raise ValueError(
+                f"rollout.lmdeploy.memory_share={self.memory_share}: must be above 0 and at most 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How answers are drawn for training."""
 
     engine: str = "native"
-    """native, vllm, or the import path of an Engine class."""
+    """native, vllm, vllm_server, sglang, lmdeploy, or the import path of an Engine class."""
     prompts_per_step: int = 8
     """Questions per training step, over all ranks."""
     group_size: int = 8
@@ -180,13 +258,22 @@ class RolloutConfig:
     """With algorithm.keep other than all: most rounds of drawing per step before training on what there is."""
     surplus: Literal["drop", "keep"] = "drop"
     """Groups drawn too much, with algorithm.keep other than all: drop them, or learn from them in the next step."""
+    partial_tokens: int = 0
+    """Most tokens that an answer gets in one step (partial rollout): a longer one waits and goes on in the next step, with newer
+    weights; groups are learnt from when all their answers have ended. 0: answers end in the step they begin in."""
+    overlap: bool = False
+    """Draw the answers of the next step while those of this one are judged; they come from weights one step older."""
+    restarts: int = 2
+    """How often in one rollout an engine that died is started again before the run stops."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    sglang: SglangConfig = field(default_factory=SglangConfig)
+    lmdeploy: LmdeployConfig = field(default_factory=LmdeployConfig)
 
     def __post_init__(self) -> None:
-        if self.engine != "vllm":
-            because = f"rollout.engine={self.engine}"
-            refuse_idle("rollout.vllm", self.vllm, because=because, cure="set rollout.engine=vllm")
+        self._check_engine()
+        at_least(0, "rollout", partial_tokens=self.partial_tokens, restarts=self.restarts)
         at_least(
             1,
             "rollout",
@@ -207,6 +294,30 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, first_top_k={self.first_top_k}: need "
                 "0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0 and first_top_k >= 0."
+            )
+
+    def _check_engine(self) -> None:
+        """Settings of engines that are not used, or what the one that is needs."""
+        because = f"rollout.engine={self.engine}"
+        for engines, section in (
+            (("native",), "native"),
+            (("vllm", "vllm_server"), "vllm"),
+            (("vllm_server",), "server"),
+            (("sglang",), "sglang"),
+            (("lmdeploy",), "lmdeploy"),
+        ):
+            if self.engine not in engines and ":" not in self.engine:
+                cure = f"set rollout.engine={engines[0]}"
+                refuse_idle(f"rollout.{section}", getattr(self, section), because=because, cure=cure)
+        if self.partial_tokens >= self.max_tokens:
+            raise ValueError(
+                f"rollout.partial_tokens={self.partial_tokens} has no effect with rollout.max_tokens={self.max_tokens}. Set it below, e.g. "
+                "to a quarter, or to 0."
+            )
+        if self.partial_tokens and self.stop and self.engine != "native":
+            raise ValueError(
+                f"rollout.partial_tokens={self.partial_tokens} with rollout.stop and {because}: a stop text that lies across a cut would be "
+                "missed. Leave one of them out, or set rollout.engine=native."
             )
 
 
@@ -709,6 +820,7 @@ class Config:
             )
         self._check_models()
         self._check_reuse()
+        self._check_overlap()
         unknown = sorted(self.rewards.scale.keys() - self.tasks.train.keys())
         if unknown:
             raise ValueError(
@@ -770,6 +882,19 @@ class Config:
                 "reference is the model without its adapters, which cannot follow. Set one of them to 0."
             )
 
+    def _check_overlap(self) -> None:
+        """The next step is drawn while rewards are computed elsewhere, and nothing else is asked meanwhile."""
+        if self.rollout.overlap and not self.rewards.workers:
+            raise ValueError(
+                "rollout.overlap with rewards.workers=0: rewards in the main process would hold up the rollout. Set rewards.workers=1."
+            )
+        late = "partial_tokens" if self.rollout.partial_tokens else "overlap" if self.rollout.overlap else ""
+        if late and self.algorithm.advantage == "greedy_baseline":
+            raise ValueError(
+                f"rollout.{late} with algorithm.advantage=greedy_baseline: the likeliest answer would come from other weights than those "
+                f"it is compared with. Leave rollout.{late} out, or set algorithm.advantage=reinforce."
+            )
+
     def _check_reuse(self) -> None:
         """Answers of older weights need a loss that knows their ratio."""
         if self.algorithm.loss != "policy_gradient":
@@ -777,6 +902,8 @@ class Config:
         for name, reused in (
             ("replay.groups", self.replay.groups > 0),
             ("rollout.surplus", self.rollout.surplus == "keep"),
+            ("rollout.partial_tokens", self.rollout.partial_tokens > 0),
+            ("rollout.overlap", self.rollout.overlap),
         ):
             if reused:
                 raise ValueError(

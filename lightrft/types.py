@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
+"""How an engine left an answer: at its end, or cut at the most tokens allowed."""
 
 
 class Message(TypedDict):
@@ -43,6 +44,18 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """The answer whose beginning a prompt ends with, to go on with it."""
+
+    tokens: int
+    """How many of the prompt's last tokens belong to it."""
+    stream: int
+    """What fixes its draws, as its first completion said."""
+    max_tokens: int
+    """Most tokens that may be added now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, already in the model's tokens."""
 
@@ -57,6 +70,9 @@ class Prompt:
     """(R, P) for models with multi-axis rotary positions, else None."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
+    begun: Begun | None = None
+    """Set where an answer goes on that was cut earlier: an engine then gives one answer, whatever `sampling.n`, and of it
+    what is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +86,8 @@ class Completion:
     finish: Finish
     weight_version: int = 0
     """Number of updates the weights that sampled it had seen."""
+    stream: int = 0
+    """What fixes its draws, for the same engine to go on with it."""
 
 
 @dataclass(slots=True)
@@ -85,7 +103,8 @@ class Trajectory:
     """(L,) True where the policy chose the token."""
     behavior: list[float]
     """(L,) log-probs at sampling; 0 where mask is False."""
-    finish: Finish
+    finish: Literal["stop", "length", "paused"]
+    """paused: cut at rollout.partial_tokens, to go on in the next step; nobody learns from it before."""
     answer: str = ""
     """The response decoded, special tokens left out. The only text a reward may look at."""
     reward: float = nan
@@ -98,6 +117,11 @@ class Trajectory:
     columns: dict[str, Tensor] = field(default_factory=dict)
     """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
     weight_version: int = 0
+    """Updates seen by the weights that sampled its first token."""
+    stream: int = 0
+    """See Completion."""
+    stale: int = 0
+    """How many of its first tokens were sampled by weights older than those it is learnt from."""
 
     def __len__(self) -> int:
         return len(self.token_ids)

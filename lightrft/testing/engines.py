@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightrft.strategy.engines.base import NONE, Engine, give
-from lightrft.types import Completion, Prompt, Sampling
+from lightrft.types import Begun, Completion, Prompt, Sampling
 
 LENGTHS = (1, 40, 3, 130, 17, 64)
 """Tokens of the questions."""
@@ -157,6 +157,22 @@ def an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit(bench: Bench) -> N
         _lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop token ended")
 
 
+def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
+    prompts = bench.prompts()
+    for prompt, whole in zip(prompts, bench.greedy(prompts), strict=True):
+        begun, end = whole.token_ids[:5], whole.token_ids[5:]
+        going_on = replace(
+            prompt,
+            token_ids=[*prompt.token_ids, *begun],
+            begun=Begun(tokens=5, stream=whole.stream, max_tokens=7),
+        )
+        found = bench.engine.generate(
+            [going_on], Sampling(n=3, max_tokens=12, temperature=0, ignore_eos=True)
+        )
+        answers = [answer.token_ids for answer in found[0]]
+        _lacks(answers != [end], f"{answers} instead of {[end]} for the rest of an answer")
+
+
 def a_stop_text_ends_an_answer_and_is_kept(bench: Bench) -> None:
     prompt, text = _printable(bench)
     (ended,) = bench.greedy([prompt], tokens=40, ignore_eos=False, stop=(text,))
@@ -264,6 +280,7 @@ CHECKS: tuple[Check, ...] = (
     each_token_has_the_logprob_of_the_distribution_it_was_drawn_from,
     a_draw_is_fixed_by_its_seed_and_siblings_differ,
     an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit,
+    an_answer_that_was_cut_goes_on_where_it_stopped,
     a_stop_text_ends_an_answer_and_is_kept,
     a_thousand_requests_come_back_in_order,
     an_empty_prompt_is_refused,

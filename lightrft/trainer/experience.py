@@ -1,9 +1,10 @@
-"""Judged groups that outlive their step: drawn too much, or kept to be learnt from again."""
+"""Groups that outlive their step: drawn too much, drawn ahead, not answered to the end, or kept to be learnt from again."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightrft.config import ReplayConfig
@@ -27,7 +28,11 @@ class Experience:
             )
         self.groups, self.max_age = config.groups // ranks, config.max_age
         self.waiting: list[Group] = []
-        """Drawn in this step, to be learnt from in the next."""
+        """Drawn and judged in this step, to be learnt from in the next."""
+        self.paused: list[Group] = []
+        """Not judged yet: some of their answers go on in the next step."""
+        self.ahead: list[Group] = []
+        """Drawn for the next step (rollout.overlap), not judged yet."""
         self.earlier: list[tuple[int, Group]] = []
         """Step in which a group was learnt from first, and the group; the oldest first."""
 
@@ -35,6 +40,18 @@ class Experience:
         """The groups that waited for this step; none wait any more."""
         waiting, self.waiting = self.waiting, []
         return waiting
+
+    def take_paused(self) -> list[Group]:
+        """The groups whose answers are to go on; none wait any more."""
+        paused, self.paused = self.paused, []
+        return paused
+
+    def take_ahead(self) -> list[Group]:
+        """The groups that were drawn for this step, by weights that are older now; none wait any more."""
+        ahead, self.ahead = self.ahead, []
+        for t in (t for group in ahead for t in group):
+            t.stale = len(t)
+        return ahead
 
     def again(self, step: int, draw: random.Random) -> list[Group]:
         """Groups of the last `max_age` steps to learn from again, at random and none twice; fewer if there are fewer."""
@@ -49,13 +66,26 @@ class Experience:
 
     def snapshot(self) -> dict[str, Any]:
         """What is remembered now; later steps do not change it."""
-        return {"waiting": list(self.waiting), "earlier": list(self.earlier)}
+        ahead, paused = (
+            [[_apart(t) for t in group] for group in groups] for groups in (self.ahead, self.paused)
+        )
+        return {
+            "waiting": list(self.waiting),
+            "ahead": ahead,
+            "paused": paused,
+            "earlier": list(self.earlier),
+        }
 
     @staticmethod
     def state(snapshot: dict[str, Any]) -> dict[str, Any]:
         """A snapshot as it is written into a checkpoint."""
-        groups = [*snapshot["waiting"], *(group for _, group in snapshot["earlier"])]
+        kinds = {name: snapshot[name] for name in KINDS}
+        groups = [
+            *(g for groups in kinds.values() for g in groups),
+            *(group for _, group in snapshot["earlier"]),
+        ]
         return {
+            "counts": {name: len(groups) for name, groups in kinds.items()},
             "born": [step for step, _ in snapshot["earlier"]],
             "sizes": [len(group) for group in groups],
             "answers": stored([t for group in groups for t in group]),
@@ -64,7 +94,21 @@ class Experience:
     def load(self, state: dict[str, Any]) -> None:
         """Takes a `state` back."""
         answers = iter(restored(state["answers"]))
-        groups = [[next(answers) for _ in range(size)] for size in state["sizes"]]
-        cut = len(groups) - len(state["born"])
-        self.waiting = groups[:cut]
-        self.earlier = list(zip(state["born"], groups[cut:], strict=True))
+        groups = iter([[next(answers) for _ in range(size)] for size in state["sizes"]])
+        for name in KINDS:
+            setattr(self, name, [next(groups) for _ in range(state["counts"][name])])
+        self.earlier = list(zip(state["born"], groups, strict=True))
+
+
+KINDS = ("waiting", "ahead", "paused")
+
+
+def _apart(t: Trajectory) -> Trajectory:
+    """The same answer with lists of its own, which do not grow when it goes on."""
+    return replace(
+        t,
+        token_ids=list(t.token_ids),
+        mask=list(t.mask),
+        behavior=list(t.behavior),
+        columns=dict(t.columns),
+    )

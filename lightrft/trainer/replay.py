@@ -82,7 +82,7 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
         response_spans.append((start, len(tokens)))
         if t.token_ids:
             predict += [prompt_spans[-1][1] - 1, *range(start, len(tokens) - 1)]
-            positions.append(_response_positions(t))
+            positions.append(response_positions(t))
         previous = t
     return Inputs(
         token_ids=torch.tensor(tokens, dtype=torch.int64),
@@ -98,7 +98,7 @@ def _prompt_positions(t: Trajectory) -> Tensor:
     return torch.arange(len(t.prompt.token_ids)) if t.prompt.positions is None else t.prompt.positions
 
 
-def _response_positions(t: Trajectory) -> Tensor:
+def response_positions(t: Trajectory) -> Tensor:
     """Text goes on counting after the prompt, in each position row from its last place (M-RoPE).
 
     A question ends with text, so that this is one number for all axes; a clip before it may reach further in time.

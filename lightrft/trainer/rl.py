@@ -7,11 +7,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,11 +26,11 @@ from lightrft.datasets.loader import PromptLoader
 from lightrft.models.logprobs import LogProbs
 from lightrft.models.processor import Processor
 from lightrft.models.values import values
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import Judge, Judged
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.colocate import Phase, Stage
-from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.engines.base import Engine, EngineDiedError
 from lightrft.strategy.saved import kept
 from lightrft.strategy.world import World
 from lightrft.trainer.agreement import cuts, disagreement
@@ -55,6 +56,7 @@ from lightrft.utils.progress import Progress
 from lightrft.utils.seeding import derive_seed, generator_states, restore_generators
 from lightrft.utils.whereabouts import HERE
 
+T = TypeVar("T")
 Metrics = dict[str, float]
 log = logging.getLogger("lightrft")
 
@@ -106,6 +108,8 @@ class RLTrainer:
     _position: dict[str, Any] = field(default_factory=dict)
     _pushed: bool = False
     """Whether the engine was given any weights by this process."""
+    _tokens: int = 0
+    """Drawn since it was last asked for."""
     _disagreed: bool = False
     """Whether it was told that engine and trainer do not agree."""
     _reference_moved: bool = False
@@ -162,36 +166,99 @@ class RLTrainer:
         with self.stage(Phase.ROLLOUT), self.actor.merged(), self.world.apart():
             yield
 
+    def ask(self, draw: Callable[[], T]) -> T:
+        """What `draw` gives, called where the engine may draw answers; again if the engine died and was started anew.
+
+        RuntimeError, with all work saved, if it has died more than rollout.restarts times.
+        """
+        found: list[T] = []
+        for attempt in range(self.config.rollout.restarts + 1):
+            died: EngineDiedError | None = None
+            with self.sampling():
+                try:
+                    found = found or [draw()]
+                except EngineDiedError as error:
+                    died = error
+            if not self.world.max(died is not None):
+                break
+            if attempt == self.config.rollout.restarts:
+                continue
+            with self.world.apart():
+                if died is not None:
+                    log.warning("the engine died and is started again: %s", died)
+                    died.restart()
+            self._pushed = False
+        else:
+            raise RuntimeError(
+                f"the engine died {self.config.rollout.restarts + 1} times in one rollout (rollout.restarts={self.config.rollout.restarts}), "
+                f"at last: {died or 'on another rank'}"
+            )
+        return found[0]
+
+    def draw_groups(self, step: int, draws: int, count: int) -> list[list[Trajectory]]:
+        """Whole groups for a step: those that waited to be answered to the end, and of `count` new questions."""
+        config, paused = self.config.rollout, self.experience.take_paused()
+        prompts = self.prompts.draw(count)
+        self.progress.phase("rollout")
+        new = self.ask(
+            lambda: rollout(
+                self.engine,
+                prompts,
+                training_sampling(config, derive_seed(self.config.seed, step, draws, 0), self.world),
+                self.processor,
+                # Numbered over the run and over ranks, so that no two groups are ever taken for one.
+                first_group=((step - 1) * config.max_draws + draws - 1) * config.prompts_per_step,
+                unfinished=[t for group in paused for t in group if t.finish == "paused"],
+                most_now=config.partial_tokens,
+                progress=self._sampled,
+            )
+        )
+        groups = paused + new
+        unfinished = [any(t.finish == "paused" for t in group) for group in groups]
+        self.experience.paused = [g for g, waits in zip(groups, unfinished, strict=True) if waits]
+        return [g for g, waits in zip(groups, unfinished, strict=True) if not waits]
+
+    def judged(self, groups: list[list[Trajectory]], ahead: int = 0) -> Judged:
+        """The groups with their rewards; meanwhile, the answers of step `ahead` are drawn, unless it is 0."""
+        answers = [t for group in groups for t in group]
+        pool = ThreadPoolExecutor(max_workers=1)
+        try:
+            judging = pool.submit(self.judge, answers) if ahead else None
+            if ahead:
+                self.experience.ahead = self.draw_groups(ahead, 1, self.share)
+            self.progress.phase("score")
+            with self.stage(Phase.SCORE), self.world.apart():
+                return self.judge(answers) if judging is None else judging.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def share(self) -> int:
+        """Questions of a step on this rank."""
+        return self.config.rollout.prompts_per_step // self.world.size
+
     def collect(self, step: int) -> tuple[list[list[Trajectory]], Metrics]:
         """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
 
         With `algorithm.keep` other than all, questions are drawn again until there are enough groups, at most
-        `rollout.max_draws` times; groups that were drawn too much wait for the next step if that is set.
+        `rollout.max_draws` times; groups that were drawn too much wait for the next step if that is set. With
+        `rollout.partial_tokens` there are as many as have been answered to the end, a step's worth on average.
         """
-        config = self.config.rollout
-        need = config.prompts_per_step // self.world.size
+        config, need = self.config.rollout, self.share
         kept = self.experience.take_waiting()
         drawn: list[list[Trajectory]] = []
         counts: Metrics = {}
-        tokens, draws, left_out = 0, 0, 0
+        draws, left_out = 0, 0
+        ahead = step + 1 if config.overlap and step < self.config.steps else 0
+        keep_all = self.algorithm.config.keep == "all"
         while draws < config.max_draws:
             draws += 1
-            self.progress.phase("rollout")
-            with self.sampling():
-                # Numbered over the run and over ranks, so that no two groups are ever taken for one.
-                first = ((step - 1) * config.max_draws + draws - 1) * config.prompts_per_step
-                groups = rollout(
-                    self.engine,
-                    self.prompts.draw(need),
-                    training_sampling(config, derive_seed(self.config.seed, step, draws, 0), self.world),
-                    self.processor,
-                    first_group=first,
-                    progress=self._sampled,
-                )
-            tokens += sum(len(t) for group in groups for t in group)
-            self.progress.phase("score")
-            with self.stage(Phase.SCORE), self.world.apart():
-                judged = self.judge([t for group in groups for t in group])
+            groups = self.experience.take_ahead() if draws == 1 else []
+            if not self.world.max(
+                len(groups)
+            ):  # where the others have drawn, this rank's answers are all paused
+                groups = self.draw_groups(step, draws, 0 if keep_all and draws > 1 else need)
+            judged = self.judged(groups, ahead if draws == 1 else 0)
             counts = average([counts, {k: v for k, v in judged.metrics.items() if k.startswith("counts/")}])
             alive = by_group(judged.kept)
             drawn += alive
@@ -201,23 +268,25 @@ class RLTrainer:
             self._penalise_length(alive)
             if self.world.all(len(kept) >= need):
                 break
-            if self.algorithm.config.keep == "all":
-                break  # answers were dropped because a reward failed: the step is a little smaller, and says so
+            # Else answers were dropped because a reward failed, or are not at their end: the step is smaller, and says so.
+            if keep_all and self.world.max(len(kept)):
+                break
         counts = self.world.add(counts)
         if not self.world.max(len(kept)):
             raise RuntimeError(
                 f"step {step}: no group of answers is left to learn from after {draws} draws of {need} questions "
                 f"(algorithm.keep={self.algorithm.config.keep}, rollout.max_draws={config.max_draws}, "
-                f"{int(counts.get('counts/dropped_answers', 0))} answers dropped by failing rewards). "
+                f"{int(counts.get('counts/dropped_answers', 0))} answers dropped by failing rewards"
+                f"{f', rollout.partial_tokens={config.partial_tokens}' * bool(config.partial_tokens)}). "
                 "Raise rollout.max_draws or rollout.group_size, take easier or harder questions, or set algorithm.keep=all."
             )
-        seconds = max(self.world.max(self.stage.seconds.get(Phase.ROLLOUT, 0.0)), 1e-9)
         metrics = describe(drawn, self.world) | counts
-        metrics["rollout/tokens_per_second"] = float(self.world.sum(torch.tensor(float(tokens)))) / seconds
+        metrics |= self._of_rollout(drawn)
         metrics["rollout/draws"] = float(draws)
         num_kept = len(kept)
         # No more wait than the next step needs, so that none is older than one step.
-        kept, surplus = kept[:need], kept[need : 2 * need] if config.surplus == "keep" else []
+        most = len(kept) if keep_all else need
+        kept, surplus = kept[:most], kept[most : most + need] if config.surplus == "keep" else []
         if self.algorithm.needs_greedy:
             self._judge_greedy(step, [*kept, *surplus])
             kept, surplus = ([g for g in groups if _knows_greedy(g)] for groups in (kept, surplus))
@@ -226,12 +295,30 @@ class RLTrainer:
             self.experience.waiting = surplus
             metrics["rollout/groups_waiting"] = float(self.world.sum(torch.tensor(len(surplus))))
         metrics["rollout/groups_left_out"] = float(self.world.sum(torch.tensor(left_out)))
-        metrics["weights/version"] = float(self.engine.weight_version)
         metrics |= self.scores.see([t for group in drawn for t in group])
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
                 t.mask = [False] * len(t)
         return kept, metrics
+
+    def _of_rollout(self, drawn: Sequence[Sequence[Trajectory]]) -> Metrics:
+        """How fast answers were drawn in this step, and by which weights those were that are judged now."""
+        answers = [t for group in drawn for t in group]
+        seconds = max(self.world.max(self.stage.seconds.get(Phase.ROLLOUT, 0.0)), 1e-9)
+        sums = [self._tokens, sum(len(t) for t in answers), sum(t.stale for t in answers)]
+        fresh, tokens, stale = self.world.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+        oldest = min((float(t.weight_version) for t in answers), default=float(self.engine.weight_version))
+        metrics = {
+            "rollout/tokens_per_second": fresh / seconds,
+            "weights/version": -self.world.max(-oldest),
+        }
+        self._tokens = 0
+        if self.config.rollout.partial_tokens or self.config.rollout.overlap:
+            metrics["rollout/stale_share"] = stale / max(tokens, 1.0)
+            metrics["rollout/groups_paused"] = float(
+                self.world.sum(torch.tensor(len(self.experience.paused)))
+            )
+        return metrics
 
     def _judge_greedy(self, step: int, groups: list[list[Trajectory]]) -> None:
         """Tells each answer the reward of the most likely one, unless that reward fails.
@@ -240,14 +327,15 @@ class RLTrainer:
         """
         new = [group for group in groups if not _knows_greedy(group)]
         sampling = training_sampling(self.config.rollout, seed=0)
-        with self.sampling():
-            greedy = rollout(
+        greedy = self.ask(
+            lambda: rollout(
                 self.engine,
                 [group[0].prompt for group in new],
                 replace(sampling, n=1, temperature=0.0),
                 self.processor,
                 progress=self._sampled,
             )
+        )
         with self.stage(Phase.SCORE), self.world.apart():
             judged = self.judge([t for (t,) in greedy]).kept
         self._penalise_length([judged])
@@ -273,6 +361,8 @@ class RLTrainer:
                 new = [t for t in [*trajectories, *waiting] if "old" not in t.columns]
                 filled += ["old", "entropy"]
                 self._fill(new, self._sampled_at, *filled)
+                for t in new:  # what older weights sampled has the log-probs it had then
+                    t.columns["old"][: t.stale] = torch.tensor(t.behavior[: t.stale])
             for name, model in (("ref", self.reference), ("teacher", self.teacher)):
                 if model is not None:
                     self._fill(trajectories, partial(self._judged_by, model), name)
@@ -438,8 +528,7 @@ class RLTrainer:
     def evaluate(self, label: str) -> dict[str, float]:
         """Held-out scores by task, kept under `label` and logged."""
         self.progress.phase("evaluate")
-        with self.sampling():
-            answers = self.evaluator.sample(self.engine, progress=self._sampled)
+        answers = self.ask(lambda: self.evaluator.sample(self.engine, progress=self._sampled))
         with self.stage(Phase.SCORE):
             scores = self.evaluator.judge(answers, label)
         self.stage.reset_seconds()

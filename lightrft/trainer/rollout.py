@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import torch
 from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
@@ -12,7 +14,8 @@ from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.base import Engine
 from lightrft.strategy.world import World
-from lightrft.types import Batch, Prompt, Sampling, Trajectory
+from lightrft.trainer.replay import response_positions
+from lightrft.types import Batch, Begun, Completion, Prompt, Sampling, Trajectory
 
 
 def rollout(
@@ -22,31 +25,81 @@ def rollout(
     processor: Processor,
     *,
     first_group: int = 0,
+    unfinished: Sequence[Trajectory] = (),
+    most_now: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Trajectory]]:
     """`sampling.n` answers to each prompt; each prompt's answers are one group, numbered from `first_group` by place.
 
-    `progress` is told how many answers are finished, and of how many. Sampled tokens are kept as sampled; the decoded answer is for rewards and readers only.
+    `unfinished` answers of earlier calls go on, and are changed in place. With `most_now` no answer gets more tokens than that
+    in this call; what is cut by it is paused. `progress` is told how many answers are finished, and of how many. Sampled tokens
+    are kept as sampled; the decoded answer is for rewards and readers only.
     """
-    total = len(prompts) * sampling.n
+    limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
+    total = len(prompts) * sampling.n + len(unfinished)
     tell = None if progress is None else lambda finished, tokens: progress(finished, total)
-    completions = engine.generate(prompts, sampling, tell)
-    return [
+    asked = [*prompts, *(_going_on(t, sampling, limit) for t in unfinished)]
+    completions = engine.generate(asked, replace(sampling, max_tokens=limit), tell)
+    _check(engine, asked, completions, sampling.n)
+    groups = [
         [
             Trajectory(
                 prompt=prompt,
                 group=first_group + sampling.place + place * sampling.stride,
-                token_ids=list(c.token_ids),
-                mask=[True] * len(c.token_ids),
-                behavior=list(c.logprobs),
-                finish=c.finish,
-                answer=processor.text(c.token_ids),
+                token_ids=[],
+                mask=[],
+                behavior=[],
+                finish="paused",
                 weight_version=c.weight_version,
+                stream=c.stream,
             )
             for c in answers
         ]
-        for place, (prompt, answers) in enumerate(zip(prompts, completions, strict=True))
+        for place, (prompt, answers) in enumerate(zip(prompts, completions[: len(prompts)], strict=True))
     ]
+    every = [t for group in groups for t in group] + list(unfinished)
+    for t, c in zip(every, (c for answers in completions for c in answers), strict=True):
+        _extend(t, c, sampling.max_tokens, processor)
+    return groups
+
+
+def _going_on(t: Trajectory, sampling: Sampling, limit: int) -> Prompt:
+    """The question with what has been answered, for the engine to go on."""
+    t.stale = len(t)
+    tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
+    if positions is not None:
+        positions = torch.cat([positions, response_positions(t)], -1)
+    begun = Begun(len(t), t.stream, min(limit, sampling.max_tokens - len(t)))
+    return replace(t.prompt, token_ids=tokens, positions=positions, begun=begun)
+
+
+def _extend(t: Trajectory, c: Completion, max_tokens: int, processor: Processor) -> None:
+    """Adds what the engine gave."""
+    t.token_ids += c.token_ids
+    t.mask += [True] * len(c.token_ids)
+    t.behavior += c.logprobs
+    paused = c.finish == "length" and len(t) < max_tokens
+    t.finish = "paused" if paused else c.finish
+    t.answer = processor.text(t.token_ids)
+
+
+def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Completion]], n: int) -> None:
+    """RuntimeError if an engine gave something else than was asked for."""
+    told = ""
+    if len(found) != len(asked):
+        told = f"answers to {len(found)} questions instead of {len(asked)}"
+    for prompt, answers in zip(asked, found, strict=False):
+        wanted = n if prompt.begun is None else 1
+        if len(answers) != wanted:
+            told = told or f"{len(answers)} answers to a question instead of {wanted}"
+        for c in answers:
+            if len(c.logprobs) != len(c.token_ids):
+                told = told or f"{len(c.logprobs)} log-probs for {len(c.token_ids)} tokens"
+    if told:
+        name = f"{type(engine).__module__}:{type(engine).__name__}"
+        raise RuntimeError(
+            f"the engine {name} gave {told}. Learning needs all of them; lightrft.testing.check_engine says what an engine lacks."
+        )
 
 
 def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogProbs:
@@ -67,8 +120,9 @@ def needs_old(config: Config, algorithm: Algorithm) -> bool:
     With a single update per step of new answers they are the new ones, bit for bit, and the pass is left out.
     """
     several = config.update.epochs * config.update.minibatches > 1
-    reused = config.replay.groups > 0 or config.rollout.surplus == "keep"
-    return algorithm.needs_old or several or reused
+    roll = config.rollout
+    older = config.replay.groups > 0 or roll.surplus == "keep" or roll.partial_tokens > 0 or roll.overlap
+    return algorithm.needs_old or several or older
 
 
 def training_sampling(config: RolloutConfig, seed: int, world: World | None = None) -> Sampling:

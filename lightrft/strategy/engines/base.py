@@ -18,6 +18,14 @@ NONE = -1
 """The version of weights that are not there."""
 
 
+class EngineDiedError(RuntimeError):
+    """An engine cannot go on: `restart` makes it usable again, without weights, or raises if that cannot be."""
+
+    def __init__(self, told: str, restart: Callable[[], None]) -> None:
+        super().__init__(told)
+        self.restart = restart
+
+
 class Engine(Protocol):
     """Draws answers from the policy. Every process of a run calls it with its own prompts. It begins with its parts offloaded."""
 
@@ -28,7 +36,10 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """`sampling.n` answers to each prompt, in the order of the prompts."""
+        """`sampling.n` answers to each prompt, in the order of the prompts; one to a prompt that says `begun`.
+
+        ValueError for a prompt without tokens. EngineDiedError if it cannot go on but may after a restart.
+        """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -81,10 +81,7 @@ class NativeEngine:
                         progress(rollout.finished, rollout.tokens)
             finally:
                 self._cache.clear()
-        return [
-            [Completion(a.tokens, a.logprobs, a.finish or "length", self.weight_version) for a in answers]
-            for answers in rollout.answers
-        ]
+        return [[a.completion(self.weight_version) for a in answers] for answers in rollout.answers]
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -150,7 +147,7 @@ class _Question:
     place: int
     prompt: Prompt
     waiting: list[int]
-    """Numbers of the answers that have not begun, last first."""
+    """Numbers of the answers that have not entered, last first."""
     read: Stretch
     hidden: Tensor | None = None
     """(1, H), what predicts the first token of every answer."""
@@ -176,9 +173,18 @@ class _Answer:
     question: _Question
     stream: int
     own: Stretch
-    tokens: list[int] = field(default_factory=list)
+    most: int
+    """Tokens it may have in all."""
+    tokens: list[int]
+    """Those of earlier calls among them."""
     logprobs: list[float] = field(default_factory=list)
+    """Of the new ones."""
     finish: Finish | None = None
+
+    def completion(self, version: int) -> Completion:
+        """What is new."""
+        new = self.tokens[len(self.tokens) - len(self.logprobs) :]
+        return Completion(new, self.logprobs, self.finish or "length", version, self.stream)
 
 
 class _Rollout:
@@ -193,7 +199,7 @@ class _Rollout:
         )
         self._stop = () if sampling.ignore_eos else sampling.stop
         self._questions = deque(
-            _Question(place, prompt, list(range(sampling.n))[::-1], Stretch(self._cache.prompts, 0))
+            _Question(place, prompt, _numbers(prompt, sampling), Stretch(self._cache.prompts, 0))
             for place, prompt in enumerate(prompts)
         )
         self._running: list[_Answer] = []
@@ -238,8 +244,12 @@ class _Rollout:
         return entering
 
     def _begin(self, question: _Question, number: int) -> _Answer:
-        own = Stretch(self._cache.answers, len(question))
-        answer = _Answer(question, self._stream(question, number), own)
+        own, begun = Stretch(self._cache.answers, len(question)), question.prompt.begun
+        if begun is None:
+            answer = _Answer(question, self._stream(question, number), own, self._sampling.max_tokens, [])
+        else:
+            tokens = question.prompt.token_ids[len(question) - begun.tokens :]
+            answer = _Answer(question, begun.stream, own, begun.tokens + begun.max_tokens, list(tokens))
         self.answers[question.place].append(answer)
         question.running += 1
         return answer
@@ -296,8 +306,9 @@ class _Rollout:
             logits = self._engine._cap * torch.tanh(logits / self._engine._cap)
         if self._engine._never:
             logits[:, self._engine._never] = -math.inf
-        if self._sampling.temperature:
-            _sharpen_first(logits[len(self._running) :], self._sampling)  # rows behind the running answers
+        if self._sampling.temperature and (self._sampling.first_temperature or self._sampling.first_top_k):
+            first = sorted({row for a, row in zip(answers, which, strict=True) if not a.tokens})
+            logits[first] = _sharpened_first(logits[first], self._sampling)
         keys = torch.tensor([a.stream for a in answers], device=self._device)
         counters = torch.tensor([len(a.tokens) for a in answers], device=self._device)
         rows = None if which == list(range(len(logits))) else torch.tensor(which, device=self._device)
@@ -305,15 +316,16 @@ class _Rollout:
         for answer, token, logprob in zip(answers, tokens.tolist(), logprobs.tolist(), strict=True):
             answer.tokens.append(token)
             answer.logprobs.append(logprob)
-            answer.finish = self._finish(answer.tokens)
+            answer.finish = self._finish(answer)
         self.tokens += len(answers)
         self._running = [a for a in answers if a.finish is None]
         self._free([a for a in answers if a.finish is not None])
 
-    def _finish(self, tokens: Sequence[int]) -> Finish | None:
+    def _finish(self, answer: _Answer) -> Finish | None:
+        tokens = answer.tokens
         if tokens[-1] in self._stop_ids or (self._stop and self._ends_with_stop(tokens)):
             return "stop"
-        return "length" if len(tokens) >= self._sampling.max_tokens else None
+        return "length" if len(tokens) >= answer.most else None
 
     def _ends_with_stop(self, tokens: Sequence[int]) -> bool:
         """Whether a stop text lies in the end of the answer; earlier it would have ended it earlier.
@@ -337,6 +349,11 @@ class _Rollout:
         self._cache.prompts.give_back(page for question in over for page in question.read.pages)
 
 
+def _numbers(prompt: Prompt, sampling: Sampling) -> list[int]:
+    """Of the answers to draw, last first."""
+    return list(range(sampling.n if prompt.begun is None else 1))[::-1]
+
+
 def _names(fresh: Sequence[_Question]) -> set[str]:
     return {name for question in fresh for name in question.prompt.media}
 
@@ -354,13 +371,14 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def _sharpen_first(logits: Tensor, sampling: Sampling) -> None:
-    """Changes the rows that predict first tokens in place; `draw` divides all rows by the common temperature."""
+def _sharpened_first(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Rows that predict first tokens; `draw` divides all rows by the common temperature."""
     if sampling.first_temperature:
-        logits *= sampling.temperature / sampling.first_temperature
+        logits = logits * (sampling.temperature / sampling.first_temperature)
     if 0 < sampling.first_top_k < logits.shape[-1]:
         least = logits.topk(sampling.first_top_k, -1).values[:, -1:]
-        logits.masked_fill_(logits < least, -math.inf)
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return logits
 
 
 def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:

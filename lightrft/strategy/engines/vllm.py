@@ -7,10 +7,8 @@ and its sleep mode is for accelerators alone: on a CPU what sleeps keeps its mem
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,22 +16,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
-from lightrft.models.families import is_multimodal
-from lightrft.models.load import plain_parameters, plain_state
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
-from lightrft.strategy.engines.base import NONE, Progress
-from lightrft.strategy.engines.sampling import stream
+from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
+from lightrft.strategy.engines.foreign import (
+    CURE,
+    Asked,
+    Names,
+    SleepingPart,
+    asked,
+    folder_without_weights,
+    refuse,
+)
 from lightrft.strategy.world import World
-from lightrft.types import Completion, Prompt, Sampling
+from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
-
-CURE = "take rollout.engine=native"
-POSITIVE = 2**62 - 1
-"""Seeds that vLLM takes, with room to count siblings on."""
-Request = tuple[list[int], int]
-"""Tokens of a prompt, and the seed of its first answer."""
 
 
 class VllmEngine:
@@ -45,74 +43,71 @@ class VllmEngine:
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its configuration, type and device. ValueError for what vLLM cannot do here."""
-        if is_multimodal(causal_lm(module).config):
-            raise ValueError(f"rollout.engine=vllm does not read media here yet. Train on texts, or {CURE}.")
-        for option in ("first_temperature", "first_top_k"):
-            if getattr(config, option):
-                raise ValueError(
-                    f"rollout.{option}={getattr(config, option)}: vLLM draws all tokens alike. Set it to 0, or {CURE}."
-                )
+        refuse(module, config)
         weight = next(module.parameters())
         self.weight_version = NONE
-        parameters = plain_parameters(module)
-        self._names = set(plain_state(module)) | set(parameters)
-        first: dict[nn.Parameter, str] = {}
-        self._tied = {name for name, p in parameters.items() if first.setdefault(p, name) != name}
+        self._names = Names.of(module)
         self._stop_ids, self._sleeps = processor.stop_ids, weight.device.type != "cpu"
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._cache_nbytes = 0 if self._sleeps else int(config.vllm.cache_gib * 2**30)
         self._asleep = False
         check_shared(config.vllm.tensor_parallel, causal_lm(module).config)
         self._group = _group(config.vllm.tensor_parallel)
-        with tempfile.TemporaryDirectory() as folder:
-            causal_lm(module).config.save_pretrained(folder)
-            processor.tokenizer.save_pretrained(folder)
-            self._llm = _start(Path(folder), weight, config)
+        self._start = partial(_start, module, processor, config)
+        self._llm = self._start()
         self.sleep()
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine. ValueError for an empty prompt."""
-        asked: list[Request] = []
-        for n, prompt in enumerate(prompts):
-            if not prompt.token_ids:
-                raise ValueError(f"prompt '{prompt.id}' has no tokens, so nothing predicts its first token.")
-            seed = stream(sampling.seed, sampling.place + n * sampling.stride, 0) & POSITIVE
-            asked.append((list(prompt.token_ids), seed))
-        start, everything = self._with_others(asked)
-        found = self._llm.generate(
-            [{"prompt_token_ids": tokens} for tokens, _ in everything],
-            [self._options(seed, sampling) for _, seed in everything],
-            use_tqdm=False,
-        )[start : start + len(asked)]
+        mine = asked(prompts, sampling)
+        start, everything = self._with_others(mine)
+        questions = [{"prompt_token_ids": one.token_ids} for one in everything]
+        options = [self._options(one, sampling) for one in everything]
+        try:
+            found = self._llm.generate(questions, options, use_tqdm=False)[start : start + len(mine)]
+        except (
+            RuntimeError,
+            AssertionError,
+            OSError,
+        ) as error:  # what a broken engine raises; a wrong request is a ValueError
+            raise EngineDiedError(f"vLLM failed: {type(error).__name__}: {error}", self._restart) from error
         if progress is not None:
             tokens = sum(len(out.token_ids) for request in found for out in request.outputs)
-            progress(len(prompts) * sampling.n, tokens)
-        return [[self._completion(out) for out in request.outputs] for request in found]
+            progress(sum(one.n for one in mine), tokens)
+        return [
+            [self._completion(out, one) for out in request.outputs]
+            for one, request in zip(mine, found, strict=True)
+        ]
 
-    def _with_others(self, asked: list[Request]) -> tuple[int, list[Request]]:
+    def _with_others(self, mine: list[Asked]) -> tuple[int, list[Asked]]:
         """What all processes of one engine ask, and where this process's part begins: each must hand in all of it."""
         if self._group is None:
-            return 0, asked
-        parts: list[list[Request]] = [[] for _ in range(self._group.size())]
-        dist.all_gather_object(parts, asked, group=self._group)
+            return 0, mine
+        parts: list[list[Asked]] = [[] for _ in range(self._group.size())]
+        dist.all_gather_object(parts, mine, group=self._group)
         before = parts[: self._group.rank()]
         return sum(map(len, before)), [request for part in parts for request in part]
 
-    def _options(self, seed: int, sampling: Sampling) -> Any:
+    def _restart(self) -> None:
+        """Another engine in place of one that is broken, on the device and waiting for weights."""
+        del self._llm
+        self.weight_version = NONE
+        self._llm = self._start()
+
+    def _options(self, one: Asked, sampling: Sampling) -> Any:
         """vLLM's own settings for one prompt. It counts siblings on from the seed it is given."""
+        vllm = require("vllm", "vllm")
         ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
-        return require(
-            "vllm", "vllm"
-        ).SamplingParams(
-            n=sampling.n,
-            max_tokens=sampling.max_tokens,
+        return vllm.SamplingParams(
+            n=one.n,
+            max_tokens=one.max_tokens,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
-            seed=seed,
+            seed=one.seed,
             logprobs=0,
             ignore_eos=True,  # what ends an answer is told below: vLLM would take only one end token from the tokenizer
             stop_token_ids=ends,
@@ -121,32 +116,23 @@ class VllmEngine:
             skip_special_tokens=False,
         )
 
-    def _completion(self, out: Any) -> Completion:
+    def _completion(self, out: Any, one: Asked) -> Completion:
         tokens = list(out.token_ids)
         chosen = [step[token].logprob for step, token in zip(out.logprobs, tokens, strict=True)]
-        return Completion(
-            tokens, chosen, "stop" if out.finish_reason == "stop" else "length", self.weight_version
-        )
+        finish: Finish = "stop" if out.finish_reason == "stop" else "length"
+        return Completion(tokens, chosen, finish, self.weight_version, one.seed + out.index)
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine. One tensor is there at a time."""
-        self._llm.apply_model(lambda model: model.load_weights(self._usable(weights)))
+        self._llm.apply_model(lambda model: model.load_weights(self._names.usable(weights)))
         self._llm.reset_prefix_cache()
-
-    def _usable(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Those that vLLM's model has a place for: a head that is tied comes with the embeddings."""
-        for name, tensor in weights:
-            if name not in self._names:
-                raise ValueError(f"the model has no weight named {name!r}.")
-            if name not in self._tied:
-                yield name, tensor
 
     def parts(self) -> dict[str, Resident]:
         """See Engine."""
         return {
-            "weights": _Part(self, "weights", self._nbytes),
-            "cache": _Part(self, "kv_cache", self._cache_nbytes),
+            "weights": SleepingPart(self, "weights", self._nbytes),
+            "cache": SleepingPart(self, "kv_cache", self._cache_nbytes),
         }
 
     def sleep(self) -> None:
@@ -161,24 +147,6 @@ class VllmEngine:
         if self._sleeps and self._asleep:
             self._llm.wake_up(tags=[tag])
         self._asleep = self._asleep and tag == "weights"
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Weights or cache, as a resident. vLLM lets both go together and takes them back one by one, weights first."""
-
-    engine: VllmEngine
-    tag: str
-    size: int
-
-    def onload(self) -> None:
-        self.engine.wake(self.tag)
-
-    def offload(self) -> None:
-        self.engine.sleep()
-
-    def nbytes(self) -> int:
-        return self.size
 
 
 def check_shared(processes: int, shape: Any) -> None:
@@ -205,8 +173,8 @@ def _group(processes: int) -> Any:
     return group
 
 
-def _start(folder: Path, weight: Tensor, config: RolloutConfig) -> Any:
-    options = config.vllm
+def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
+    options, weight = config.vllm, next(module.parameters())
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer computes in the same process
@@ -227,17 +195,18 @@ def _start(folder: Path, weight: Tensor, config: RolloutConfig) -> Any:
         }
     if options.max_length:
         more["max_model_len"] = options.max_length
-    llm = vllm.LLM(
-        model=str(folder),
-        load_format="dummy",
-        dtype=str(weight.dtype).removeprefix("torch."),
-        logprobs_mode="processed_logprobs",
-        enable_prefix_caching=True,
-        enforce_eager=options.eager,
-        max_num_seqs=options.max_sequences,
-        disable_log_stats=True,
-        **more,
-    )
+    with folder_without_weights(module, processor) as folder:
+        llm = vllm.LLM(
+            model=str(folder),
+            load_format="dummy",
+            dtype=str(weight.dtype).removeprefix("torch."),
+            logprobs_mode="processed_logprobs",
+            enable_prefix_caching=True,
+            enforce_eager=options.eager,
+            max_num_seqs=options.max_sequences,
+            disable_log_stats=True,
+            **more,
+        )
     if dist.is_initialized():  # at its end it would take down torch's process group, which is the run's
         llm.llm_engine.engine_core._finalizer.detach()
     return llm

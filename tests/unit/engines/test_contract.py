@@ -25,7 +25,7 @@ def test_the_native_engine_does_all(tmp_path, family, own_weights):
         module = tiny_model(family, attention=ATTENTION)
     found = check_engine(NativeEngine(module, frozenset(), decode, NativeEngineConfig()), reference, decode)
     assert found.ok, str(found)
-    assert len(found.passed) == 11
+    assert len(found.passed) == 12
 
 
 class Lacking(NativeEngine):

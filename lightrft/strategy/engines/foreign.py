@@ -1,0 +1,139 @@
+"""What the engines of other projects have in common: the model as a folder, its names of weights, and what is asked of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from lightrft.config import RolloutConfig
+from lightrft.models.families import is_multimodal
+from lightrft.models.load import plain_parameters, plain_state
+from lightrft.models.logprobs import causal_lm
+from lightrft.models.processor import Processor
+from lightrft.strategy.engines.sampling import stream
+from lightrft.types import Prompt, Sampling
+
+CURE = "take rollout.engine=native"
+POSITIVE = 2**62 - 1
+"""Seeds that others take, with room to count siblings on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt, as other engines are asked it."""
+
+    token_ids: list[int]
+    seed: int
+    """Of its first answer; that of each sibling is one more."""
+    n: int
+    max_tokens: int
+    begun: int = 0
+    """How many of the tokens belong to the answer."""
+
+
+def asked(prompts: Sequence[Prompt], sampling: Sampling) -> list[Asked]:
+    """ValueError for a prompt without tokens."""
+    found: list[Asked] = []
+    for place, prompt in enumerate(prompts):
+        if not prompt.token_ids:
+            raise ValueError(f"prompt '{prompt.id}' has no tokens, so nothing predicts its first token.")
+        begun, tokens = prompt.begun, list(prompt.token_ids)
+        if begun is None:
+            seed = stream(sampling.seed, sampling.place + place * sampling.stride, 0) & POSITIVE
+            found.append(Asked(tokens, seed, sampling.n, sampling.max_tokens))
+        else:  # their draws do not go on where they stopped, so they begin anew with another seed
+            seed = stream(begun.stream, begun.tokens, 0) & POSITIVE
+            found.append(Asked(tokens, seed, 1, begun.max_tokens, begun.tokens))
+    return found
+
+
+@dataclass(frozen=True)
+class Names:
+    """The weights that a model has, by name; of tied ones only the first is passed on."""
+
+    known: frozenset[str]
+    tied: frozenset[str] = field(default_factory=frozenset)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Names:
+        """Those of a module, hollow or not."""
+        parameters = plain_parameters(module)
+        first: dict[nn.Parameter, str] = {}
+        tied = (name for name, p in parameters.items() if first.setdefault(p, name) != name)
+        return cls(frozenset(plain_state(module)) | frozenset(parameters), frozenset(tied))
+
+    def usable(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Those that another engine's model has a place for: a head that is tied comes with the embeddings. ValueError for a
+        name that is none."""
+        for name, tensor in weights:
+            if name not in self.known:
+                raise ValueError(f"the model has no weight named {name!r}.")
+            if name not in self.tied:
+                yield name, tensor
+
+
+def refuse(module: nn.Module, config: RolloutConfig, *options: str) -> None:
+    """ValueError for a model with media, and for the options that engine cannot do."""
+    engine = f"rollout.engine={config.engine}"
+    if is_multimodal(causal_lm(module).config):
+        raise ValueError(f"{engine} does not read media here yet. Train on texts, or {CURE}.")
+    for option in ("first_temperature", "first_top_k", *options):
+        default = RolloutConfig.__dataclass_fields__[option].default
+        if getattr(config, option) != default:
+            raise ValueError(
+                f"rollout.{option}={getattr(config, option)}: {engine} cannot draw so. Set it to {default}, or {CURE}."
+            )
+
+
+class Sleeper(Protocol):
+    """An engine that lets go of all it holds at once, and takes it back part by part."""
+
+    def sleep(self) -> None:
+        """Gives weights and cache back; a second call does nothing."""
+        ...
+
+    def wake(self, tag: str) -> None:
+        """Takes room for `weights` or `kv_cache`, in this order."""
+        ...
+
+
+@dataclass(frozen=True)
+class SleepingPart:
+    """Weights or cache of one, as a resident."""
+
+    engine: Sleeper
+    tag: str
+    size: int
+
+    def onload(self) -> None:
+        """See Resident."""
+        self.engine.wake(self.tag)
+
+    def offload(self) -> None:
+        """See Resident."""
+        self.engine.sleep()
+
+    def nbytes(self) -> int:
+        """See Resident."""
+        return self.size
+
+
+@contextmanager
+def folder_without_weights(module: nn.Module, processor: Processor) -> Iterator[Path]:
+    """Inside, a folder with the model's configuration and tokenizer, without weights.
+
+    It names no end token: what ends an answer is said with each question.
+    """
+    shape = deepcopy(causal_lm(module).config)
+    shape.eos_token_id = shape.get_text_config().eos_token_id = None
+    with tempfile.TemporaryDirectory() as folder:
+        shape.save_pretrained(folder)
+        processor.tokenizer.save_pretrained(folder)
+        yield Path(folder)

@@ -1,0 +1,48 @@
+"""What a vLLM server loads into its workers (--worker-extension-cls) to take new weights over HTTP, see server.py.
+
+On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach: importing this module switches that off.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load
+from vllm import _custom_ops
+from vllm.platforms import current_platform
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_worker import Worker
+else:
+    Worker = object
+
+if current_platform.is_cpu():
+    _custom_ops._supports_onednn = False
+
+NOTHING = ""
+"""The mark of weights that nobody has given."""
+
+
+class Receiver(Worker):
+    """Methods that a worker has besides its own. `mark`: which sync the present weights are from."""
+
+    lightrft_mark = NOTHING
+
+    def lightrft_begin(self) -> None:
+        """Weights are about to change: those that are there are nobody's."""
+        self.lightrft_mark = NOTHING
+
+    @torch.no_grad()
+    def lightrft_take(self, bucket: str) -> None:
+        """Some of the weights: a safetensors file as base64."""
+        self.model_runner.model.load_weights(load(base64.b64decode(bucket)).items())
+
+    def lightrft_finish(self, mark: str) -> None:
+        """All have come."""
+        self.lightrft_mark = mark
+
+    def lightrft_which(self) -> str:
+        """The mark of the present weights."""
+        return self.lightrft_mark

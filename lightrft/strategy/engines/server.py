@@ -1,0 +1,290 @@
+"""vLLM as a server, one or several, wherever they are: questions over its OpenAI-compatible API, weights over its RPC.
+
+Start them with `lightrft serve`: they need vLLM's development mode and receiver.py in their workers. Every request that fails is
+asked again, of another server where there is one; what has been answered is kept. A server that does not hold the weights of the
+last sync (it was started again, or another run uses it) is not asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import itertools
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lightrft.config import RolloutConfig, ServerConfig
+from lightrft.models.processor import Processor
+from lightrft.strategy.colocate import Resident
+from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
+from lightrft.strategy.engines.buckets import buckets
+from lightrft.strategy.engines.foreign import Asked, Names, asked, refuse
+from lightrft.strategy.world import World
+from lightrft.types import Completion, Finish, Prompt, Sampling
+
+log = logging.getLogger("lightrft")
+PIECE = 3 * 2**20
+"""Bytes of weights that are written as base64 at a time; a multiple of three."""
+FAILURES = (OSError, http.client.HTTPException, json.JSONDecodeError)
+"""What may go better at another time or place; a refused request (HTTP 4xx) is a ValueError."""
+
+
+class VllmServerEngine:
+    """An Engine; texts only. All processes of a run share the servers; the first one gives them the weights."""
+
+    def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
+        """`module`: for its names of weights. ValueError for what the servers cannot do, or if one does not answer."""
+        refuse(module, config)
+        if not config.server.urls:
+            raise ValueError(
+                "rollout.engine=vllm_server without rollout.server.urls. Start a server with `lightrft serve LAYERS...` and name it, "
+                "e.g. --rollout.server.urls http://localhost:8000"
+            )
+        self.weight_version = NONE
+        self._config, self._stop_ids, self._names = config.server, processor.stop_ids, Names.of(module)
+        self._servers = [Server(url.rstrip("/"), config.server) for url in config.server.urls]
+        for server in self._servers:
+            server.wait()
+        self._run = World.current().gather(uuid.uuid4().hex)[0]
+        self._syncs = 0
+        self._answered: dict[Any, dict[str, Any]] = {}
+        """What had been answered when the servers failed."""
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._run}-{self._syncs}"
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See Engine."""
+        questions = asked(prompts, sampling)
+        bodies = [self._body(one, sampling) for one in questions]
+        keys = [(self.weight_version, json.dumps(body)) for body in bodies]
+        replies = {n: self._answered[key] for n, key in enumerate(keys) if key in self._answered}
+        servers = self._holding()
+        wanted = [n for n in range(len(questions)) if n not in replies]
+        try:
+            for n, reply in self._ask_all({n: bodies[n] for n in wanted}, servers):
+                replies[n] = reply
+                if progress is not None:
+                    progress(sum(questions[n].n for n in replies), sum(map(_tokens, replies.values())))
+            servers = self._holding(servers)
+        except EngineDiedError:
+            self._answered = {keys[n]: reply for n, reply in replies.items()}
+            raise
+        self._answered = {}
+        return [self._completions(replies[n], one) for n, one in enumerate(questions)]
+
+    def _holding(self, expected: Sequence[Server] = ()) -> list[Server]:
+        """The servers that hold the weights of the last sync. EngineDiedError if there is none, or if one of `expected` does not."""
+        marks = {server: server.mark() for server in expected or self._servers}
+        found = [server for server, mark in marks.items() if mark == self._mark]
+        lost = [server.url for server in marks if server not in found]
+        if lost:
+            log.warning("%s: not there, or with other weights than those of the last sync", ", ".join(lost))
+        if not found or (expected and lost):
+            raise EngineDiedError(
+                f"no server holds the present weights ({', '.join(lost)} of rollout.server.urls). Was it started again?",
+                self._restart,
+            )
+        return found
+
+    def _ask_all(
+        self, bodies: dict[int, dict[str, Any]], servers: Sequence[Server]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number and reply of each, as they come."""
+        pool = ThreadPoolExecutor(max_workers=self._config.requests)
+        try:
+            under_way: dict[Future[dict[str, Any]], int] = {
+                pool.submit(self._ask, body, [*servers[n % len(servers) :], *servers[: n % len(servers)]]): n
+                for n, body in bodies.items()
+            }
+            for future in as_completed(under_way):
+                yield under_way[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, body: dict[str, Any], servers: Sequence[Server]) -> dict[str, Any]:
+        """One question, of the first server, or of the next if that fails."""
+        for attempt in range(self._config.retries + 1):
+            server = servers[attempt % len(servers)]
+            try:
+                return server.post("/v1/completions", {"model": server.model, **body})
+            except FAILURES as error:
+                failure = f"{server.url}: {error or type(error).__name__}"
+                log.warning("a question failed (%s), attempt %d", failure, attempt + 1)
+        raise EngineDiedError(
+            f"a question failed {self._config.retries + 1} times, at last at {failure}", self._restart
+        )
+
+    def _restart(self) -> None:
+        """Waits until the servers are there again; whoever supervises them starts them."""
+        for server in self._servers:
+            server.wait()
+
+    def _body(self, one: Asked, sampling: Sampling) -> dict[str, Any]:
+        return {
+            "prompt": one.token_ids,
+            "n": one.n,
+            "max_tokens": one.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "seed": one.seed,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "ignore_eos": True,  # what ends an answer is told below, as to vLLM in this process
+            "stop_token_ids": []
+            if sampling.ignore_eos
+            else sorted({*self._stop_ids, *sampling.stop_token_ids}),
+            "stop": None if sampling.ignore_eos else list(sampling.stop),
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+        }
+
+    def _completions(self, reply: dict[str, Any], one: Asked) -> list[Completion]:
+        found = []
+        for choice in sorted(reply["choices"], key=lambda choice: choice["index"]):
+            finish: Finish = "stop" if choice["finish_reason"] == "stop" else "length"
+            tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+            found.append(
+                Completion(tokens, logprobs, finish, self.weight_version, one.seed + choice["index"])
+            )
+        return found
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See Engine. A bucket goes to all servers at the same time; one that fails is left out until the next sync."""
+        world, failed = World.current(), set[Server]()
+        self._syncs += 1
+        failure: Exception | None = None
+        if world.is_first:
+            self._tell(failed, lambda server: server.call("lightrft_begin"))
+        try:
+            for bucket in buckets(self._names.usable(weights), self._config.bucket_mib * 2**20):
+                if world.is_first:  # the others take part in gathering them
+                    self._tell(failed, partial(Server.give, contents=_packed(bucket)))
+        except ValueError as error:
+            failure = error
+        if world.is_first and failure is None:
+            self._tell(failed, lambda server: server.call("lightrft_finish", self._mark))
+            self._tell(failed, lambda server: server.post("/reset_prefix_cache", {}))
+        with world.apart():
+            if failure is not None:
+                raise failure
+            if len(failed) == len(self._servers):
+                raise RuntimeError(
+                    f"none of rollout.server.urls={self._config.urls} took the new weights; the reasons are in RUN/log.txt."
+                )
+
+    def _tell(self, failed: set[Server], message: Callable[[Server], Any]) -> None:
+        """Sends it to all servers that have not failed yet."""
+        servers = [server for server in self._servers if server not in failed]
+        with ThreadPoolExecutor(max_workers=max(1, len(servers))) as pool:
+            sent = {server: pool.submit(message, server) for server in servers}
+        for server, future in sent.items():
+            if (error := future.exception()) is not None:
+                log.warning("%s does not take weights: %s", server.url, error)
+                failed.add(server)
+
+    def parts(self) -> dict[str, Resident]:
+        """Nothing of it is on this device."""
+        return {}
+
+
+class Server:
+    """One of them."""
+
+    def __init__(self, url: str, config: ServerConfig) -> None:
+        self.url, self._config = url, config
+        self.model = ""
+        self._headers = {"Content-Type": "application/json"}
+        if config.key:
+            if config.key not in os.environ:
+                raise ValueError(
+                    f"rollout.server.key={config.key}: there is no such environment variable. Set it, or leave the option out."
+                )
+            self._headers["Authorization"] = f"Bearer {os.environ[config.key]}"
+
+    def wait(self) -> None:
+        """Until it answers. ValueError if it does not in time, or if it cannot take weights."""
+        end = time.monotonic() + self._config.wait_seconds
+        while True:
+            try:
+                self.model = self._send("/v1/models", None, 5)["data"][0]["id"]
+                self.call("lightrft_which")
+                return
+            except FAILURES as error:
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"rollout.server.urls: {self.url} did not answer within rollout.server.wait_seconds={self._config.wait_seconds:g} "
+                        f"({error or type(error).__name__}). Start it with `lightrft serve LAYERS...`, or mend the address."
+                    ) from None
+                time.sleep(0.5)
+            except ValueError as error:
+                raise ValueError(
+                    f"rollout.server.urls: {self.url} answers, but takes no weights ({error}). Start it with `lightrft serve LAYERS...`."
+                ) from None
+
+    def mark(self) -> str | None:
+        """That of its weights; None if it does not answer."""
+        try:
+            return str(self.call("lightrft_which")[0])
+        except (*FAILURES, ValueError):
+            return None
+
+    def call(self, method: str, *args: str) -> list[Any]:
+        """Runs a method of receiver.py in its workers."""
+        found: list[Any] = self.post("/collective_rpc", {"method": method, "args": list(args)})["results"]
+        return found
+
+    def give(self, contents: bytes) -> None:
+        """Loads a bucket of weights, without a second copy of it on this side."""
+        before, after = b'{"method": "lightrft_take", "args": ["', b'"]}'
+        parts = (base64.b64encode(contents[n : n + PIECE]) for n in range(0, len(contents), PIECE))
+        length = len(before) + -(-len(contents) // 3) * 4 + len(after)
+        body = itertools.chain([before], parts, [after])
+        self._send("/collective_rpc", body, self._config.timeout_seconds, {"Content-Length": str(length)})
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What it replies. One of FAILURES if it does not; ValueError if it refuses."""
+        return self._send(path, json.dumps(body).encode(), self._config.timeout_seconds)
+
+    def _send(
+        self, path: str, data: Any, seconds: float, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        request = urllib.request.Request(self.url + path, data, {**self._headers, **(headers or {})})
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as reply:
+                text = reply.read()
+        except urllib.error.HTTPError as error:
+            told = error.read().decode("utf-8", "replace")[:500]
+            if error.code < 500:
+                raise ValueError(f"HTTP {error.code}: {told}") from None
+            raise OSError(f"HTTP {error.code}: {told}") from None
+        found: dict[str, Any] = json.loads(text) if text else {"results": []}
+        return found
+
+
+def _tokens(reply: dict[str, Any]) -> int:
+    return sum(len(choice["token_ids"]) for choice in reply["choices"])
+
+
+def _packed(bucket: dict[str, Tensor]) -> bytes:
+    """A safetensors file."""
+    return save({name: tensor.contiguous() for name, tensor in bucket.items()})

@@ -1,0 +1,255 @@
+"""SGLang beside the trainer: its scheduler is a process of its own, its weights are given at each sync (https://docs.sglang.io).
+
+Written for SGLang 0.5.23. It is driven from a thread: in the main one it would take over the signals that end a run, and kill the
+run when its scheduler dies.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from functools import partial
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import RolloutConfig
+from lightrft.models.logprobs import causal_lm
+from lightrft.models.processor import Processor
+from lightrft.strategy.colocate import Resident
+from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
+from lightrft.strategy.engines.buckets import buckets
+from lightrft.strategy.engines.foreign import CURE, Asked, Names, asked, folder_without_weights, refuse
+from lightrft.strategy.engines.sampling import stream, uniforms
+from lightrft.types import Completion, Finish, Prompt, Sampling
+from lightrft.utils.imports import require
+
+T = TypeVar("T")
+GLANCE_SECONDS = 0.5
+
+
+class SglangEngine:
+    """An Engine; texts only. Each process has one of its own.
+
+    Its log-probs are those of the whole distribution, so draws from a part of it are refused.
+    """
+
+    def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
+        """`module`: for its configuration, type and device. ValueError for what SGLang cannot do here."""
+        refuse(module, config, "top_k", "top_p", "min_p")
+        weight = next(module.parameters())
+        self.weight_version = NONE
+        self._names, self._stop_ids = Names.of(module), processor.stop_ids
+        self._bucket = config.sglang.bucket_mib * 2**20
+        self._sleeps = weight.device.type != "cpu"
+        self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
+        self._asleep: set[str] = set()
+        self._make = lambda: _start(module, processor, config)
+        self._begin()
+        self.sleep("weights")
+        self.sleep("kv_cache")
+
+    def _begin(self) -> None:
+        self._died = threading.Event()
+        _heed(self._died)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._engine = self._there(self._make)
+
+    def _there(self, call: Callable[[], T], progress: Progress | None = None) -> T:
+        """The result of a call in the engine's thread. EngineDiedError if the scheduler dies meanwhile."""
+        future: Future[T] = self._thread.submit(call)
+        while True:
+            try:
+                return future.result(timeout=GLANCE_SECONDS)
+            except NotYet:
+                if self._died.is_set():
+                    raise EngineDiedError(
+                        "SGLang's scheduler died; why, it has printed above.", self._restart
+                    ) from None
+                if progress is not None:
+                    progress(0, 0)
+
+    def _restart(self) -> None:
+        """Another engine in place of one that is broken, on the device and waiting for weights."""
+        self._thread.shutdown(wait=False)
+        children = self._engine.get_all_child_pids()
+        for child in children:
+            _kill(child)
+        self.weight_version = NONE
+        self._asleep.clear()
+        self._begin()
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See Engine."""
+        questions = asked(prompts, sampling)
+        tokens = [one.token_ids for one in questions for _ in range(one.n)]
+        options = [self._options(one, k, sampling) for one in questions for k in range(one.n)]
+        if not tokens:
+            return []
+        call = partial(self._engine.generate, input_ids=tokens, sampling_params=options, return_logprob=True)
+        found = iter(self._there(call, progress))
+        groups = [[self._completion(next(found), one.seed + k) for k in range(one.n)] for one in questions]
+        if progress is not None:
+            answers = [answer for group in groups for answer in group]
+            progress(len(answers), sum(len(answer.token_ids) for answer in answers))
+        return groups
+
+    def _options(self, one: Asked, sibling: int, sampling: Sampling) -> dict[str, Any]:
+        ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
+        return {
+            "max_new_tokens": one.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p,
+            "sampling_seed": one.seed + sibling,
+            "ignore_eos": sampling.ignore_eos,
+            "stop_token_ids": ends,
+            "stop": None if sampling.ignore_eos else list(sampling.stop),
+            "no_stop_trim": True,
+            "skip_special_tokens": False,
+        }
+
+    def _completion(self, out: dict[str, Any], seed: int) -> Completion:
+        kind = out["meta_info"]["finish_reason"]["type"]
+        finish: Finish = "stop" if kind == "stop" else "length"
+        chosen = out["meta_info"]["output_token_logprobs"]
+        tokens = [token for _, token, _ in chosen]
+        return Completion(tokens, [logprob for logprob, _, _ in chosen], finish, self.weight_version, seed)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See Engine. Outside begin and end SGLang takes no weights, and only says so in what it gives back."""
+        self._must(lambda: self._engine.begin_weight_update())
+        try:
+            for bucket in buckets(self._names.usable(weights), self._bucket):
+                pairs = [(name, tensor.contiguous()) for name, tensor in bucket.items()]
+                self._must(partial(self._engine.update_weights_from_tensor, pairs, flush_cache=False))
+        finally:
+            self._must(lambda: self._engine.end_weight_update())
+            self._there(lambda: self._engine.flush_cache())
+
+    def _must(self, call: Callable[[], Any]) -> None:
+        success, message = self._there(call)[:2]
+        if not success:
+            raise RuntimeError(f"SGLang did not take the new weights: {message}")
+
+    def parts(self) -> dict[str, Resident]:
+        """See Engine."""
+        return {"weights": _Part(self, "weights", self._nbytes), "cache": _Part(self, "kv_cache", 0)}
+
+    def sleep(self, tag: str) -> None:
+        """Gives weights or cache back; SGLang wants to be idle then, and is."""
+        if tag == "weights":
+            self.weight_version = NONE
+        if self._sleeps and tag not in self._asleep:
+            self._there(lambda: self._engine.release_memory_occupation(tags=[tag]))
+        self._asleep.add(tag)
+
+    def wake(self, tag: str) -> None:
+        """Takes room for them."""
+        if self._sleeps and tag in self._asleep:
+            self._there(lambda: self._engine.resume_memory_occupation(tags=[tag]))
+        self._asleep.discard(tag)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Weights or cache, as a resident."""
+
+    engine: SglangEngine
+    tag: str
+    size: int
+
+    def onload(self) -> None:
+        self.engine.wake(self.tag)
+
+    def offload(self) -> None:
+        self.engine.sleep(self.tag)
+
+    def nbytes(self) -> int:
+        return self.size
+
+
+def seeded_draw(logprobs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """(N, 1) a token for each row of (N, V), fixed by the row's seed and position: the largest of log p + Gumbel noise."""
+    pairs = zip(seeds.tolist(), positions.tolist(), strict=True)
+    keys = torch.tensor([stream(seed, position, 0) for seed, position in pairs])
+    noise = uniforms(keys[:, None], torch.arange(logprobs.shape[1]))
+    return (logprobs.double() - (-noise.log()).log()).argmax(1, keepdim=True)
+
+
+def schedule_on_cpu(*args: Any, **options: Any) -> Any:
+    """The scheduler's process on a CPU, where two of its kernels are missing: those by which a GPU computes alike in every batch,
+    and the noise that a seed gives."""
+    kernels: Any = require("sglang.srt.batch_invariant_ops", "sglang")
+    kernels.enable_batch_invariant_mode = lambda: None
+    sampler: Any = require("sglang.srt.layers.sampler", "sglang")
+    sampler.multinomial_with_seed = seeded_draw
+    scheduler: Any = require("sglang.srt.managers.scheduler", "sglang")
+    return scheduler.run_scheduler_process(*args, **options)
+
+
+def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
+    options, weight = config.sglang, next(module.parameters())
+    kind: Any = require("sglang.srt.entrypoints.engine", "sglang", CURE).Engine
+    more: dict[str, Any] = {}
+    if weight.device.type == "cpu":
+        kind = type("CpuEngine", (kind,), {"run_scheduler_process_func": staticmethod(schedule_on_cpu)})
+        choices: Any = require("sglang.srt.arg_groups.choices", "sglang")
+        if (
+            "torch_native" not in choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES
+        ):  # without it no draw has a seed
+            choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES.append("torch_native")
+        more |= {
+            "device": "cpu",
+            "attention_backend": "torch_native",
+            "sampling_backend": "pytorch",
+            "max_total_tokens": options.cache_tokens,
+            "disable_overlap_schedule": True,
+        }
+    else:
+        more |= {
+            "base_gpu_id": weight.device.index or 0,
+            "enable_memory_saver": True,
+        }
+    if options.max_length:
+        more["context_length"] = options.max_length
+    with folder_without_weights(module, processor) as folder:
+        return kind(
+            model_path=str(folder),
+            load_format="dummy",
+            dtype=str(weight.dtype).removeprefix("torch."),
+            grammar_backend="none",
+            max_running_requests=options.max_sequences,
+            mem_fraction_static=options.memory_share,
+            enable_deterministic_inference=True,
+            log_level="error",
+            **{**more, **options.options},
+        )
+
+
+def _heed(died: threading.Event) -> None:
+    """SGLang's processes tell of their death by SIGQUIT, which would end this process too."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        died.set()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGQUIT, note)
+
+
+def _kill(process: int) -> None:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return
