@@ -44,7 +44,11 @@ from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.colocate import PRESENT, Phase, Resident, Stage
 from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.engines.base import Engine, give
+from lightrft.strategy.engines.lmdeploy import LmdeployEngine
 from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.engines.serve import serve as serve_policy
+from lightrft.strategy.engines.server import VllmServerEngine
+from lightrft.strategy.engines.sglang import SglangEngine
 from lightrft.strategy.engines.vllm import VllmEngine
 from lightrft.strategy.filling import reader
 from lightrft.strategy.fsdp import Fsdp
@@ -84,7 +88,13 @@ STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {
     "fsdp": Fsdp,
     **dict.fromkeys(ZERO, Zero),
 }
-ENGINES: dict[str, MakeEngine] = {"native": native_engine, "vllm": VllmEngine}
+ENGINES: dict[str, MakeEngine] = {
+    "native": native_engine,
+    "vllm": VllmEngine,
+    "vllm_server": VllmServerEngine,
+    "sglang": SglangEngine,
+    "lmdeploy": LmdeployEngine,
+}
 TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
 
 
@@ -446,8 +456,9 @@ def build_stage(
         found |= {
             f"{owner} {name}": part for name, part in (held.parts() if held is not None else {}).items()
         }
+    samples_itself = isinstance(engine, NativeEngine) and "engine weights" not in found
     for name, part in found.items():
-        shared = name == "actor weights" and "engine weights" not in found
+        shared = name == "actor weights" and samples_itself
         stage.add(name, part, *PRESENT.get(name, (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else []))
     return stage
 
@@ -586,6 +597,15 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
     if world.is_first:
         print_estimates(estimates, config.model.path, folder)
     return estimates
+
+
+def serve(config: Config, host: str, port: int) -> int:
+    """Runs a server that a training run with these settings gives weights and asks questions."""
+    device = pick_device(config.strategy.device)
+    module = Source(config.model, learns=False).hollow(device)
+    processor = load_processor(config.model, config.media)
+    rollout = replace(config.rollout, engine="vllm_server")
+    return serve_policy(module, processor, rollout, host=host, port=port)
 
 
 def check_task(config: Config, name: str) -> int:

@@ -1,4 +1,4 @@
-"""The commands: train, sft, evaluate, check, plan, config, replay, view, export, doctor. Each builds a Config and calls the app.
+"""The commands: train, sft, evaluate, serve, check, plan, config, replay, view, export, doctor. Each builds a Config and calls the app.
 
 torch and transformers are imported inside the commands that need them, so that help and errors come at once.
 """
@@ -181,6 +181,22 @@ def evaluate(args: Sequence[str]) -> int:
     return 0
 
 
+def serve(args: Sequence[str]) -> int:
+    """Draw a run's answers elsewhere, with vLLM: lightrft serve LAYERS... FLAGS --host 0.0.0.0 --port 8000."""
+    if not args:
+        raise ValueError(
+            "which model? Give the layers and flags of the run, e.g. lightrft serve demo vllm_server --port 8000"
+        )
+    host, rest = take_option(args, "--host", "0.0.0.0")
+    text, rest = take_option(rest, "--port", "8000")
+    if text and not text.isdecimal():
+        raise ValueError(f"--port {text}: not a number. For example: --port 8000")
+    config = load("serve", rest)
+    from lightrft import app
+
+    return app.serve(config, host or "127.0.0.1", int(text or "8000"))
+
+
 def check(args: Sequence[str]) -> int:
     """Look before a run: token counts, a rendered prompt, rewards, engine against trainer, time and memory."""
     config = load("check", args)
@@ -332,6 +348,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "sft": sft,
     "evaluate": evaluate,
+    "serve": serve,
     "check": check,
     "plan": plan,
     "config": config,

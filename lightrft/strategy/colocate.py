@@ -39,6 +39,30 @@ PRESENT: dict[str, tuple[Phase, ...]] = {
 are then needed in the rollout too; what else an engine may hold, only there."""
 
 
+LEVERS: dict[str, str] = {
+    "actor weights": "shard them (strategy.backend=fsdp, more processes), or set model.dtype=bfloat16",
+    "actor optimizer": "keep it in host memory (strategy.fsdp.offload, strategy.deepspeed.offload_optimizer), or learn adapters "
+    "(model.lora.rank)",
+    "critic weights": "take a smaller critic.path, or an advantage without critic",
+    "critic optimizer": "as for the actor's",
+    "reference weights": "set algorithm.kl_coefficient=0, or model.lora.rank, with which the reference takes nothing",
+    "teacher weights": "take a smaller teacher.path",
+    "engine weights": "share them out (rollout.vllm.tensor_parallel)",
+    "engine cache": "lower rollout.native.max_sequences, or memory_share of rollout.vllm, sglang or lmdeploy",
+}
+"""Resident -> which setting makes it smaller."""
+WORKING: dict[Phase, str] = {
+    Phase.ROLLOUT: "lower rollout.native.max_sequences and prefill_tokens, or rollout.max_tokens",
+    Phase.SCORE: "lower update.tokens_per_batch, update.logits_per_chunk",
+    Phase.TRAIN: "lower update.tokens_per_batch, update.logits_per_chunk, or set model.activation_checkpointing",
+}
+"""Phase -> which setting makes what it computes smaller."""
+
+
+class NoRoomError(RuntimeError):
+    """Device memory is used up: says by whom, and what to lower."""
+
+
 class Resident(Protocol):
     """Something that takes device memory and can give it back."""
 
@@ -53,6 +77,15 @@ class Resident(Protocol):
     def nbytes(self) -> int:
         """Device memory it takes when loaded."""
         ...
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of the host, of torch or of an engine, found no room."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in str(error)
+    )
 
 
 @dataclass
@@ -90,6 +123,10 @@ class Stage:
         try:
             self._enter(phase)
             yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NoRoomError(self._full(phase, WORKING.get(phase, ""))) from error
         finally:
             self._inside = False
             HERE.enter("between phases") if sys.exc_info()[0] is None else None
@@ -105,11 +142,28 @@ class Stage:
         if before is not phase:
             self.release()
         for name in arriving:
-            self._rows[name][0].onload()
+            try:
+                self._rows[name][0].onload()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise NoRoomError(self._full(phase, LEVERS.get(name, ""), name)) from error
         self.phase = phase
         if leaving or arriving:
             signs = [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
             self.moves = [*signs, f"{here / 2**30:.2f} -> {self.measure() / 2**30:.2f} GiB"]
+
+    def _full(self, phase: Phase, lever: str, wanted: str = "") -> str:
+        """What to say when there is no room for `wanted`, or for what a phase computes."""
+        sizes = {n: r.nbytes() / 2**30 for n, (r, ps) in self._rows.items() if phase in ps}
+        held = ", ".join(f"{n} {size:.2f} GiB" for n, size in sizes.items() if n != wanted)
+        what = f"{wanted} ({sizes[wanted]:.2f} GiB)" if wanted else "what it computes"
+        cures = [lever, *(LEVERS[n] for n in sizes if n in LEVERS and n != wanted)]
+        return (
+            f"no room on the device for {what} in phase {phase.value}. Held in it: {held or 'nothing'}; allocated now: "
+            f"{self.measure() / 2**30:.2f} GiB. To lower it: {'; or '.join(filter(None, cures))}. Set strategy.offload=true to move out "
+            "what a phase does not need; `lightrft plan` says beforehand what fits."
+        )
 
     def reset_seconds(self) -> dict[str, float]:
         """Seconds per phase since the last call."""

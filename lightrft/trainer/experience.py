@@ -47,11 +47,14 @@ class Experience:
         return paused
 
     def take_ahead(self) -> list[Group]:
-        """The groups that were drawn for this step, by weights that are older now; none wait any more."""
+        """The groups that were drawn for this step; none wait any more."""
         ahead, self.ahead = self.ahead, []
-        for t in (t for group in ahead for t in group):
-            t.stale = len(t)
         return ahead
+
+    def age(self) -> None:
+        """The weights have changed: what has been sampled and not learnt from is of older ones now."""
+        for t in (t for group in [*self.ahead, *self.paused] for t in group):
+            t.stale = len(t)
 
     def again(self, step: int, draw: random.Random) -> list[Group]:
         """Groups of the last `max_age` steps to learn from again, at random and none twice; fewer if there are fewer."""

@@ -137,6 +137,7 @@ class RLTrainer:
         metrics |= self.update(step, balanced(chosen, self.world))
         self.compare(metrics)
         self.follow(step, metrics)
+        self.experience.age()
         self.done = step
         metrics |= self.stragglers.seconds(self.stage, time.perf_counter() - start)
         metrics |= {
@@ -198,7 +199,7 @@ class RLTrainer:
     def draw_groups(self, step: int, draws: int, count: int) -> list[list[Trajectory]]:
         """Whole groups for a step: those that waited to be answered to the end, and of `count` new questions."""
         config, paused = self.config.rollout, self.experience.take_paused()
-        prompts = self.prompts.draw(count)
+        prompts, before = self.prompts.draw(count), _tokens(paused)
         self.progress.phase("rollout")
         new = self.ask(
             lambda: rollout(
@@ -214,6 +215,7 @@ class RLTrainer:
             )
         )
         groups = paused + new
+        self._tokens += _tokens(groups) - before
         unfinished = [any(t.finish == "paused" for t in group) for group in groups]
         self.experience.paused = [g for g, waits in zip(groups, unfinished, strict=True) if waits]
         return [g for g, waits in zip(groups, unfinished, strict=True) if not waits]
@@ -242,7 +244,8 @@ class RLTrainer:
 
         With `algorithm.keep` other than all, questions are drawn again until there are enough groups, at most
         `rollout.max_draws` times; groups that were drawn too much wait for the next step if that is set. With
-        `rollout.partial_tokens` there are as many as have been answered to the end, a step's worth on average.
+        `rollout.partial_tokens` there are as many as have been answered to the end, at least one, a step's worth on average.
+        Where a reward failed there are fewer, and the step is a little smaller.
         """
         config, need = self.config.rollout, self.share
         kept = self.experience.take_waiting()
@@ -251,14 +254,17 @@ class RLTrainer:
         draws, left_out = 0, 0
         ahead = step + 1 if config.overlap and step < self.config.steps else 0
         keep_all = self.algorithm.config.keep == "all"
-        while draws < config.max_draws:
-            draws += 1
+        while True:
+            asking = draws == 0 or (draws < config.max_draws and not keep_all)
+            if not asking and (self.world.max(len(kept)) or not self.world.max(len(self.experience.paused))):
+                break
+            draws += asking
             groups = self.experience.take_ahead() if draws == 1 else []
             if not self.world.max(
                 len(groups)
-            ):  # where the others have drawn, this rank's answers are all paused
-                groups = self.draw_groups(step, draws, 0 if keep_all and draws > 1 else need)
-            judged = self.judged(groups, ahead if draws == 1 else 0)
+            ):  # else the others have drawn, and this rank's answers are all paused
+                groups = self.draw_groups(step, draws, need if asking else 0)
+            judged, ahead = self.judged(groups, ahead), 0
             counts = average([counts, {k: v for k, v in judged.metrics.items() if k.startswith("counts/")}])
             alive = by_group(judged.kept)
             drawn += alive
@@ -267,9 +273,6 @@ class RLTrainer:
             kept += worthy
             self._penalise_length(alive)
             if self.world.all(len(kept) >= need):
-                break
-            # Else answers were dropped because a reward failed, or are not at their end: the step is smaller, and says so.
-            if keep_all and self.world.max(len(kept)):
                 break
         counts = self.world.add(counts)
         if not self.world.max(len(kept)):
@@ -305,7 +308,7 @@ class RLTrainer:
         """How fast answers were drawn in this step, and by which weights those were that are judged now."""
         answers = [t for group in drawn for t in group]
         seconds = max(self.world.max(self.stage.seconds.get(Phase.ROLLOUT, 0.0)), 1e-9)
-        sums = [self._tokens, sum(len(t) for t in answers), sum(t.stale for t in answers)]
+        sums = [self._tokens, _tokens(drawn), sum(t.stale for t in answers)]
         fresh, tokens, stale = self.world.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
         oldest = min((float(t.weight_version) for t in answers), default=float(self.engine.weight_version))
         metrics = {
@@ -439,7 +442,10 @@ class RLTrainer:
             if captured:
                 self.capsules.record(step, updates, average(updates))
         of_critic = {k: x for k, x in average(criticism).items() if not k.startswith("update/")}
-        return average(updates) | {f"critic/{name}": x for name, x in of_critic.items()}
+        found = average(updates)
+        if updates:
+            found["mismatch/perplexity_ratio"] = math.exp(found.pop("mismatch/log_perplexity_ratio"))
+        return found | {f"critic/{name}": x for name, x in of_critic.items()}
 
     def compare(self, metrics: Metrics) -> None:
         """Warns, once, if the engine's log-probs are not those of the trainer. What only a part was drawn from differs anyway."""
@@ -507,7 +513,12 @@ class RLTrainer:
         terms = self.algorithm.loss(new.values, batch, new.entropy)
         sampled_at = new.values if batch.old is None else batch.old
         gap = mismatch(sampled_at, batch.behavior, batch.mask)
-        return Terms(terms.loss, {**terms.metrics, "mismatch/mean_abs": gap, "mismatch/max": gap})
+        found = {
+            "mismatch/mean_abs": gap,
+            "mismatch/max": gap,
+            "mismatch/log_perplexity_ratio": batch.behavior - sampled_at.detach(),
+        }
+        return Terms(terms.loss, terms.metrics | found)
 
     @cached_property
     def blank(self) -> Trajectory:
@@ -650,6 +661,10 @@ class RLTrainer:
         self.progress.answers(finished, total)
         self.world.glance()
         self.interrupt.glance()
+
+
+def _tokens(groups: Sequence[Sequence[Trajectory]]) -> int:
+    return sum(len(t) for group in groups for t in group)
 
 
 def _knows_greedy(group: Sequence[Trajectory]) -> bool:

@@ -65,7 +65,6 @@ def rollout(
 
 def _going_on(t: Trajectory, sampling: Sampling, limit: int) -> Prompt:
     """The question with what has been answered, for the engine to go on."""
-    t.stale = len(t)
     tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
     if positions is not None:
         positions = torch.cat([positions, response_positions(t)], -1)

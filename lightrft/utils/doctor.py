@@ -27,6 +27,8 @@ EXTRAS = {
     "reasoning": ["reasoning-gym"],
     "vllm": ["vllm"],
     "deepspeed": ["deepspeed"],
+    "sglang": ["sglang"],
+    "lmdeploy": ["lmdeploy"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "pre-commit"],
 }
 

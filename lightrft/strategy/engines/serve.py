@@ -1,0 +1,49 @@
+"""`lightrft serve`: a vLLM server that takes its weights from a training run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from torch import nn
+
+from lightrft.config import RolloutConfig
+from lightrft.models.processor import Processor
+from lightrft.strategy.engines.foreign import CURE, folder_without_weights, refuse
+from lightrft.utils.imports import require
+
+RECEIVER = "lightrft.strategy.engines.receiver.Receiver"
+
+
+def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, host: str, port: int) -> int:
+    """Runs it until it is stopped, and returns its exit status. `module`: for its configuration, type and device."""
+    refuse(module, config)
+    require("vllm", "vllm", CURE)
+    weight, options = next(module.parameters()), config.vllm
+    on_cpu = weight.device.type == "cpu"
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}  # for requests to its workers
+    if on_cpu:
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    with folder_without_weights(module, processor) as folder:
+        command = [
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(folder), "--served-model-name", "policy", "--host", host, "--port", str(port)),
+            *("--load-format", "dummy", "--dtype", str(weight.dtype).removeprefix("torch.")),
+            *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
+            *("--worker-extension-cls", RECEIVER, "--max-num-seqs", str(options.max_sequences)),
+            *("--tensor-parallel-size", str(options.tensor_parallel)),
+            *(["--enforce-eager"] if options.eager else []),
+            *(["--max-model-len", str(options.max_length)] if options.max_length else []),
+            *([] if on_cpu else ["--gpu-memory-utilization", str(options.memory_share)]),
+            *(
+                ["--api-key", os.environ[config.server.key]]
+                if config.server.key and config.server.key in os.environ
+                else []
+            ),
+        ]
+        try:
+            return subprocess.run(command, env=environment, check=False).returncode
+        except KeyboardInterrupt:
+            return 130
