@@ -23,7 +23,14 @@ SMALL = [
     "--checkpoint.every-steps",
     "0",
 ]
-UNEVEN = ["--rollout.stop", *"abcdefghijklmnopqrstuvwxyz", "--rollout.max-tokens", "24", "--rollout.group-size", "2"]
+UNEVEN = [
+    "--rollout.stop",
+    *"abcdefghijklmnopqrstuvwxyz",
+    "--rollout.max-tokens",
+    "24",
+    "--rollout.group-size",
+    "2",
+]
 """Some answers end early, some late."""
 
 

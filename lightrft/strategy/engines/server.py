@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
@@ -106,17 +106,27 @@ class VllmServerEngine:
     def _ask_all(
         self, bodies: dict[int, dict[str, Any]], servers: Sequence[Server]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and reply of each, as they come."""
+        """Number and reply of each, as they come. If one fails for good, those under way are waited for before that is raised."""
         pool = ThreadPoolExecutor(max_workers=self._config.requests)
+        died: EngineDiedError | None = None
         try:
             under_way: dict[Future[dict[str, Any]], int] = {
                 pool.submit(self._ask, body, [*servers[n % len(servers) :], *servers[: n % len(servers)]]): n
                 for n, body in bodies.items()
             }
             for future in as_completed(under_way):
-                yield under_way[future], future.result()
+                try:
+                    yield under_way[future], future.result()
+                except CancelledError:
+                    continue
+                except EngineDiedError as error:
+                    died = error
+                    for waiting in under_way:
+                        waiting.cancel()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+        if died is not None:
+            raise died
 
     def _ask(self, body: dict[str, Any], servers: Sequence[Server]) -> dict[str, Any]:
         """One question, of the first server, or of the next if that fails."""

@@ -1,6 +1,7 @@
 """The engines that run here, and one that lacks something, against the list of what every engine must do."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,9 @@ from lightrft.config import ModelConfig, NativeEngineConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.source import Source
 from lightrft.strategy.engines.native import NativeEngine
-from lightrft.testing import check_engine, tiny_folder, tiny_model
+from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_processor
+from lightrft.utils.imports import resolve
+from tests.unit.engines.stand_in import healthy, standing_in
 
 
 def decode(tokens):
@@ -52,3 +55,22 @@ def test_an_engine_is_told_exactly_what_it_lacks():
     assert "0 log-probs for 10 tokens" in str(found)
     assert "another seed gave the same answers" in str(found)
     assert not found.ok
+
+
+def test_an_engine_in_a_users_file_is_told_exactly_what_it_lacks(monkeypatch):
+    file = Path(__file__).parents[3] / "examples" / "openai_engine.py"
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 80
+    make = resolve({}, f"{file}:OpenAIEngine", "rollout engine")
+    with standing_in(healthy) as servers:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{servers[0].url}/v1")
+        engine = make(None, tiny_processor(), None)
+        found = check_engine(
+            engine, tiny_model("llama", attention="sdpa"), tiny_processor().text, requests=20
+        )
+    assert {
+        "each token has the logprob of the distribution it was drawn from",
+        "new weights are there at once and old ones gone",
+        "a weight of another name is refused",
+    } <= found.lacking.keys()
+    assert "0 log-probs for" in str(found)
+    assert {"a thousand requests come back in order", "an empty prompt is refused"} <= set(found.passed)

@@ -1,0 +1,186 @@
+"""vLLM servers that fail, hang, forget and come back, played by a stand-in; the real one is in tests/engines."""
+
+import socket
+
+import pytest
+
+from lightrft.config import RolloutConfig, ServerConfig
+from lightrft.models.attention import ATTENTION
+from lightrft.strategy.engines.base import EngineDiedError, give
+from lightrft.strategy.engines.buckets import buckets
+from lightrft.strategy.engines.server import VllmServerEngine
+from lightrft.testing import check_engine, tiny_model, tiny_processor, tiny_prompt
+from lightrft.types import Sampling
+from tests.unit.engines.stand_in import Trouble, healthy, slow, standing_in
+
+PROMPTS = [tiny_prompt(length, seed=length) for length in (3, 40, 7, 12, 5, 9)]
+SAMPLING = Sampling(n=2, max_tokens=6, ignore_eos=True, seed=4)
+
+
+def engine_of(servers, **settings):
+    config = ServerConfig(urls=[server.url for server in servers], **{"wait_seconds": 5.0, **settings})
+    module = tiny_model("llama", attention=ATTENTION)
+    return VllmServerEngine(module, tiny_processor(), RolloutConfig(engine="vllm_server", server=config))
+
+
+def weights():
+    return [(name, p.detach()) for name, p in tiny_model("llama").named_parameters()]
+
+
+def said(groups):
+    return [[answer.token_ids for answer in answers] for answers in groups]
+
+
+def test_it_does_all_that_an_engine_must():
+    with standing_in(healthy) as servers:
+        engine = engine_of(servers)
+        found = check_engine(
+            engine, tiny_model("llama", attention="sdpa"), tiny_processor().text, requests=50
+        )
+    assert found.ok, str(found)
+
+
+def test_two_servers_share_the_questions_and_both_have_the_weights():
+    with standing_in(healthy, healthy) as servers:
+        engine = engine_of(servers)
+        give(engine, weights())
+        both = said(engine.generate(PROMPTS, SAMPLING))
+        assert [server.asked for server in servers] == [3, 3]
+        alone = engine_of(servers[:1])
+        give(alone, weights())
+        assert said(alone.generate(PROMPTS, SAMPLING)) == both
+
+
+def test_a_question_that_fails_goes_to_another_server():
+    def refuse(path, body):
+        if path == "/v1/completions":
+            raise Trouble(503)
+
+    with standing_in(refuse, healthy) as servers:
+        engine = engine_of(servers)
+        give(engine, weights())
+        assert all(len(answers) == 2 for answers in engine.generate(PROMPTS, SAMPLING))
+        assert [server.asked for server in servers] == [0, 6]
+
+
+def test_a_server_that_hangs_is_given_up_after_the_time_limit():
+    with standing_in(slow(60), healthy) as servers:
+        engine = engine_of(servers, timeout_seconds=0.5)
+        give(engine, weights())
+        assert len(engine.generate(PROMPTS, SAMPLING)) == 6
+        assert servers[1].asked == 6
+
+
+def test_what_was_answered_before_the_servers_failed_is_not_asked_again():
+    left = [4]
+
+    def fail(path, body):
+        if path == "/v1/completions":
+            left[0] -= 1
+            if left[0] < 0:
+                raise Trouble(500)
+
+    with standing_in(fail) as servers:
+        engine = engine_of(servers, requests=1, retries=1)
+        give(engine, weights())
+        with pytest.raises(
+            EngineDiedError, match="a question failed 2 times, at last at http.*HTTP 500"
+        ) as died:
+            engine.generate(PROMPTS, SAMPLING)
+        assert servers[0].asked == 4
+        left[0] = 100
+        died.value.restart()
+        give(engine, weights())
+        again = said(engine.generate(PROMPTS, SAMPLING))
+        assert servers[0].asked == 6, "two were left"
+        assert said(engine.generate(PROMPTS, SAMPLING)) == again
+
+
+def test_a_server_without_the_present_weights_is_not_asked(caplog):
+    with standing_in(healthy, healthy) as servers:
+        engine = engine_of(servers)
+        give(engine, weights())
+        servers[0].mark = ""  # it was started again
+        engine.generate(PROMPTS, SAMPLING)
+        assert [server.asked for server in servers] == [0, 6]
+        assert f"{servers[0].url}: not there, or with other weights" in caplog.text
+        servers[1].mark = "another-run-7"
+        with pytest.raises(EngineDiedError, match="no server holds the present weights"):
+            engine.generate(PROMPTS, SAMPLING)
+
+
+def test_weights_that_change_while_questions_are_answered_are_noticed():
+    def sneak(path, body):
+        if path == "/v1/completions":
+            servers[0].mark = "another-run-7"
+
+    with standing_in(sneak) as servers:
+        engine = engine_of(servers)
+        give(engine, weights())
+        with pytest.raises(EngineDiedError, match="no server holds the present weights"):
+            engine.generate(PROMPTS, SAMPLING)
+
+
+def test_a_server_that_takes_no_weights_is_left_out_and_none_at_all_is_an_error():
+    def broken(path, body):
+        if body.get("method") == "lightrft_take":
+            raise Trouble(500)
+
+    with standing_in(broken, healthy) as servers:
+        engine = engine_of(servers)
+        give(engine, weights())
+        engine.generate(PROMPTS, SAMPLING)
+        assert [server.asked for server in servers] == [0, 6]
+        alone = engine_of(servers[:1])
+        with pytest.raises(RuntimeError, match=r"none of rollout.server.urls=.* took the new weights"):
+            give(alone, weights())
+
+
+def test_a_server_that_is_not_there_is_named_with_the_cure():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    config = ServerConfig(urls=[url], wait_seconds=0.2)
+    with pytest.raises(ValueError, match=rf"rollout.server.urls: {url} did not answer.*lightrft serve"):
+        VllmServerEngine(
+            tiny_model("llama", attention=ATTENTION),
+            tiny_processor(),
+            RolloutConfig(engine="vllm_server", server=config),
+        )
+
+
+def test_a_server_that_is_no_such_server_is_named():
+    def plain(path, body):
+        if path == "/collective_rpc":
+            raise Trouble(404)
+
+    with standing_in(plain) as servers, pytest.raises(ValueError, match="answers, but takes no weights"):
+        engine_of(servers)
+
+
+def test_a_key_is_sent_and_its_variable_must_exist(monkeypatch):
+    with standing_in(healthy) as servers:
+        servers[0].key = "secret"
+        with pytest.raises(ValueError, match="HTTP 401"):
+            engine_of(servers)
+        with pytest.raises(
+            ValueError, match="rollout.server.key=NO_SUCH: there is no such environment variable"
+        ):
+            engine_of(servers, key="NO_SUCH")
+        monkeypatch.setenv("OUR_KEY", "secret")
+        engine_of(servers, key="OUR_KEY")
+
+
+def test_without_urls_it_is_said_how_to_get_one():
+    with pytest.raises(ValueError, match=r"without rollout.server.urls. Start a server with `lightrft serve"):
+        engine_of([])
+
+
+def test_buckets_hold_what_fits_and_a_larger_weight_goes_alone():
+    tensors = {str(n): p for n, (_, p) in enumerate(weights())}
+    for most in (1, 4000, 10**9):
+        found = list(buckets(iter(tensors.items()), most))
+        assert [name for bucket in found for name in bucket] == list(tensors)
+        for bucket in found:
+            assert len(bucket) == 1 or sum(t.nbytes for t in bucket.values()) <= most
+    assert len(found) == 1
