@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightrft.config import ModelConfig, RolloutConfig, VllmConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
+from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.vllm import VllmEngine
 from lightrft.testing import check_engine, tiny_folder, tiny_prompt
 from lightrft.types import Sampling
@@ -25,12 +26,30 @@ SHAPE = {
 
 @needs_vllm
 @pytest.mark.timeout(300)
-def test_vllm_does_all(tmp_path):
+def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
     settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
     processor, module = load_processor(settings), load_model(settings, trainable=False)
     engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
-    found = check_engine(engine, tiny_model("llama", attention="sdpa", **SHAPE), processor.text)
+    reference = tiny_model("llama", attention="sdpa", **SHAPE)
+    found = check_engine(engine, reference, processor.text)
     assert found.ok, str(found)
+
+    prompts, sampling = (
+        [tiny_prompt(9, seed=n) for n in range(4)],
+        Sampling(n=2, max_tokens=8, ignore_eos=True),
+    )
+    before = [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)]
+
+    def broken(*args, **options):
+        raise RuntimeError("the card has fallen off the bus")
+
+    engine._llm.llm_engine.step = broken
+    with pytest.raises(EngineDiedError, match="vLLM failed: RuntimeError: the card has") as died:
+        engine.generate(prompts, sampling)
+    died.value.restart()
+    assert engine.weight_version == -1
+    give(engine, reference.named_parameters())
+    assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
 
 
 def answers_of_rank(path, shared_by):
@@ -87,7 +106,7 @@ def test_a_group_that_does_not_fit_is_refused_before_vllm_starts():
 def test_what_vllm_cannot_draw_is_refused_before_it_starts(option, value):
     settings = ModelConfig(path="random:llama")
     config = RolloutConfig(engine="vllm", **{option: value})
-    with pytest.raises(ValueError, match=f"rollout.{option}={value}: vLLM draws all tokens alike"):
+    with pytest.raises(ValueError, match=f"rollout.{option}={value}: rollout.engine=vllm cannot draw so"):
         VllmEngine(load_model(settings, trainable=False), load_processor(settings), config)
 
 

@@ -53,7 +53,8 @@ class VllmEngine:
         self._asleep = False
         check_shared(config.vllm.tensor_parallel, causal_lm(module).config)
         self._group = _group(config.vllm.tensor_parallel)
-        self._start = partial(_start, module, processor, config)
+        # Asked before vLLM makes a group of its own in this process.
+        self._start = partial(_start, module, processor, config, joined=dist.is_initialized())
         self._llm = self._start()
         self.sleep()
 
@@ -173,7 +174,7 @@ def _group(processes: int) -> Any:
     return group
 
 
-def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
+def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, joined: bool) -> Any:
     options, weight = config.vllm, next(module.parameters())
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -188,7 +189,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
         operators._supports_onednn = False
     else:
         more |= {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
-    if dist.is_initialized():
+    if joined:
         more |= {
             "distributed_executor_backend": "external_launcher",
             "tensor_parallel_size": options.tensor_parallel,
@@ -207,6 +208,6 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             disable_log_stats=True,
             **more,
         )
-    if dist.is_initialized():  # at its end it would take down torch's process group, which is the run's
+    if joined:  # at its end it would take down torch's process group, which is the run's
         llm.llm_engine.engine_core._finalizer.detach()
     return llm

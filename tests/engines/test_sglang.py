@@ -1,0 +1,84 @@
+"""Real SGLang on a CPU against the list of what every engine must do. It shares vLLM's environment, see .ci/run."""
+
+import multiprocessing
+import os
+import signal
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
+from lightrft.models.load import load_model, load_processor
+from lightrft.models.tiny import tiny_model
+from lightrft.strategy.engines.base import EngineDiedError, give
+from lightrft.strategy.engines.sglang import SglangEngine, seeded_draw
+from lightrft.testing import check_engine, tiny_folder, tiny_prompt
+from lightrft.types import Sampling
+
+needs_sglang = pytest.mark.skipif(
+    find_spec("sglang") is None, reason="SGLang is not installed: pip install 'lightrft[sglang]'"
+)
+SHAPE = {
+    "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+@needs_sglang
+@pytest.mark.timeout(600)
+def test_sglang_does_all_and_a_scheduler_that_dies_is_started_again(tmp_path):
+    settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
+    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    config = SglangConfig(cache_tokens=8192, bucket_mib=1)
+    engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
+    reference = tiny_model("llama", attention="sdpa", **SHAPE)
+    found = check_engine(engine, reference, processor.text)
+    assert found.ok, str(found)
+
+    prompts, sampling = (
+        [tiny_prompt(9, seed=n) for n in range(4)],
+        Sampling(n=2, max_tokens=8, ignore_eos=True),
+    )
+    before = [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)]
+    for child in engine._engine.get_all_child_pids():
+        os.kill(child, signal.SIGKILL)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGQUIT)  # as its watchdog does, sooner or later
+    with pytest.raises(EngineDiedError, match="SGLang's scheduler died") as died:
+        engine.generate(prompts, sampling)
+    died.value.restart()
+    assert engine.weight_version == -1
+    give(engine, reference.named_parameters())
+    assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
+    engine._engine.shutdown()
+    assert not multiprocessing.active_children()
+
+
+def test_a_seeded_draw_follows_its_distribution():
+    import torch
+
+    logprobs = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
+    tokens = seeded_draw(logprobs, torch.arange(4000), torch.full((4000,), 7))
+    shares = torch.bincount(tokens[:, 0], minlength=4) / 4000
+    torch.testing.assert_close(shares, logprobs[0].exp(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("top_k", 5), ("top_p", 0.9), ("min_p", 0.1), ("first_top_k", 3)]
+)
+def test_draws_whose_logprobs_sglang_does_not_tell_are_refused_before_it_starts(option, value):
+    settings = ModelConfig(path="random:llama")
+    config = RolloutConfig(engine="sglang", **{option: value})
+    with pytest.raises(ValueError, match=f"rollout.{option}={value}: rollout.engine=sglang cannot draw so"):
+        SglangEngine(load_model(settings, trainable=False), load_processor(settings), config)
+
+
+def test_lmdeploy_needs_an_accelerator_and_says_so():
+    from lightrft.strategy.engines.lmdeploy import LmdeployEngine
+
+    settings = ModelConfig(path="random:llama")
+    module, processor = load_model(settings, trainable=False), load_processor(settings)
+    with pytest.raises(ValueError, match="rollout.engine=lmdeploy needs an accelerator"):
+        LmdeployEngine(module, processor, RolloutConfig(engine="lmdeploy"))
+    with pytest.raises(ValueError, match="LMDeploy ends an answer at tokens only"):
+        LmdeployEngine(module, processor, RolloutConfig(engine="lmdeploy", stop=["x"]))
