@@ -95,7 +95,7 @@ class SharedPrompts:
             )
         elif query.device.type == "cpu":
             out = _Stretches.apply(query, key, value, self, scaling)
-        elif has_varlen_kernel(query.device):
+        elif has_varlen_kernel(query):
             out = _varlen(self, query, key, value, scaling)
         else:
             out = _one_call_per_sequence(self, query, key, value, scaling, None)
@@ -245,6 +245,7 @@ def _varlen(layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, sc
                 queries.append((c, d))
                 keys.append([(a, b), (c, d)])
     device = query.device
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     columns = torch.cat([torch.arange(*span) for spans in keys for span in spans]).to(device)
     q_lengths = [d - c for c, d in queries]
     k_lengths = [sum(d - c for c, d in spans) for spans in keys]
@@ -258,7 +259,7 @@ def _varlen(layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, sc
         max(k_lengths),
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     assert isinstance(out, Tensor)
     return out.transpose(0, 1).unsqueeze(0)

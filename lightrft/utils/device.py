@@ -49,9 +49,10 @@ def _own(kind: str) -> torch.device:
     return torch.device(kind, place)
 
 
-def has_varlen_kernel(device: torch.device) -> bool:
-    """Whether torch's attention over sequences of different lengths in one call (torch.nn.attention.varlen) runs there."""
-    return device.type == "cuda"  # NVIDIA, and AMD under the same name
+def has_varlen_kernel(tensor: torch.Tensor) -> bool:
+    """Whether torch's attention over sequences of different lengths in one call (torch.nn.attention.varlen) takes such tensors."""
+    halves = (torch.bfloat16, torch.float16)
+    return tensor.device.type == "cuda" and tensor.dtype in halves  # NVIDIA, and AMD under the same name
 
 
 def accelerators() -> dict[str, str]:

@@ -78,4 +78,4 @@ def folder(tmp_path_factory):
 def test_a_process_holds_its_share_and_what_computes(folder, backend, processes):
     share = HELD[backend] * WEIGHTS / processes
     for most in together(growth, processes, folder, backend):
-        assert share < most < 1.3 * share
+        assert share < most < 1.4 * share

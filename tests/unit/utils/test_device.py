@@ -57,7 +57,7 @@ print(json.dumps({
     "free": device.available_bytes(picked),
     "shown": device.accelerators(),
     "state": Module.state.tolist(),
-    "varlen": device.has_varlen_kernel(picked),
+    "varlen": device.has_varlen_kernel(torch.zeros(1, dtype=torch.bfloat16)),
 }))
 """
 has_accelerator = torch.accelerator.is_available()

@@ -1,0 +1,116 @@
+"""What is otherwise tested on a CPU, on whatever accelerator torch finds. Not part of CI, which has none."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightrft.app import build_stage
+from lightrft.config import ModelConfig, NativeEngineConfig, OptimizerConfig, StrategyConfig
+from lightrft.models.attention import ATTENTION
+from lightrft.models.logprobs import logprobs
+from lightrft.models.source import Source
+from lightrft.strategy.colocate import Phase
+from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.single import Single
+from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_prompt, tiny_trajectories
+from lightrft.trainer.replay import pack
+from lightrft.types import Sampling
+from lightrft.utils.device import device_bytes, pick_device
+from tests.e2e.runs import PLAIN, Lightrft, Server
+
+pytestmark = pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16,
+         "num_key_value_heads": 8, "head_dim": 64}  # fmt: skip
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def here():
+    return pick_device("auto")
+
+
+def decode(tokens):
+    return bytes(t % 256 for t in tokens).decode("latin-1")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("own_weights", [False, True], ids=["shared", "own"])
+def test_the_native_engine_does_all(tmp_path, here, family, own_weights):
+    if own_weights:
+        source = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", family))), learns=False)
+        module = source.hollow(here)
+    else:
+        module = tiny_model(family, attention=ATTENTION).to(here)
+    engine = NativeEngine(module, frozenset(), decode, NativeEngineConfig())
+    found = check_engine(engine, tiny_model(family, attention="sdpa"), decode)
+    assert found.ok, str(found)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-4), (torch.bfloat16, 0.15)])
+def test_log_probs_and_gradients_are_those_of_a_cpu(here, family, dtype, close):
+    answers = tiny_trajectories([(30, [12, 7, 1]), (200, [90]), (5, [33, 2])])
+    found = {}
+    for device, kind in ((torch.device("cpu"), torch.float32), (here, dtype)):
+        model = tiny_model(family, attention=ATTENTION).to(device, kind)
+        values = logprobs(model, pack(answers, device=device), temperature=0.7, max_logits=10_000).values
+        values.mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found[device.type] = values.detach().cpu().float(), gradient.cpu().float()
+    (right, slope), (values, gradient) = found["cpu"], found[here.type]
+    assert_close(values, right, atol=close, rtol=0)
+    assert float((gradient - slope).norm() / slope.norm()) < close
+
+
+def test_what_sleeps_gives_its_memory_back_and_wakes_as_it_was(tmp_path, here):
+    """An engine with weights of its own beside a trainer that is moved out while it is not needed."""
+    source = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **LARGE))))
+    actor = Single(StrategyConfig(offload=True), here).trainable(source, OptimizerConfig(), 1)
+    engine = NativeEngine(source.hollow(here), frozenset(), decode, NativeEngineConfig())
+    stage = build_stage(actor, None, {}, engine, here)
+    prompts = [tiny_prompt(40, seed=n) for n in range(4)]
+    sampling = Sampling(n=8, max_tokens=64, ignore_eos=True, seed=1)
+
+    def drawn():
+        with stage(Phase.SYNC):
+            engine.load_weights(actor.weights())
+        with stage(Phase.ROLLOUT):
+            answers = engine.generate(prompts, sampling)
+            return [[a.token_ids for a in group] for group in answers], device_bytes(here), _bytes(engine)
+
+    said, awake, held = drawn()
+    assert held > 500 * MIB
+    with stage(Phase.TRAIN):
+        training = _bytes(actor)
+        batch = pack(tiny_trajectories([(9, [4])]), device=here)
+        actor.backward(
+            actor.compute(lambda m: logprobs(m, batch, temperature=1.0, max_logits=9999).values.sum() * 0)
+        )
+        actor.step(actor.gradient_norm())
+    assert drawn()[0] == said
+    with stage(Phase.IDLE):
+        asleep = device_bytes(here)
+    assert awake - asleep > 0.9 * held
+    assert awake < held + 0.1 * training  # the trainer was out meanwhile
+
+
+def _bytes(owner):
+    return sum(part.nbytes() for part in owner.parts().values())
+
+
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("layers", [["bf16"], ["lora"], []], ids=["bf16", "lora", "float32"])
+def test_a_run_learns_there(tmp_path, layers, offload):
+    flags = ["--strategy.offload", str(offload).lower(), "--algorithm.kl-coefficient", "0.01", *PLAIN]
+    server = Server()
+    try:
+        Lightrft(server, tmp_path)("train", "tiny", "grpo", *layers, "--run", "a", "--steps", "3", *flags)
+    finally:
+        server.close()
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    apart = [line["mismatch/mean_abs"] for line in lines if "mismatch/mean_abs" in line]
+    assert len(apart) == 3
+    assert max(apart) < (0.1 if layers == ["bf16"] else 1e-4)
+    assert (tmp_path / "a" / "model" / "model.safetensors").exists()
