@@ -1,6 +1,8 @@
 """What is otherwise tested on a CPU, on whatever accelerator torch finds. Not part of CI, which has none."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_prompt,
 from lightrft.trainer.replay import pack
 from lightrft.types import Sampling
 from lightrft.utils.device import device_bytes, pick_device
-from tests.e2e.runs import PLAIN, Lightrft, Server
+from tests.e2e.runs import PLAIN
 
 pytestmark = pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16,
@@ -100,15 +102,15 @@ def _bytes(owner):
     return sum(part.nbytes() for part in owner.parts().values())
 
 
-@pytest.mark.parametrize("offload", [True, False])
-@pytest.mark.parametrize("layers", [["bf16"], ["lora"], []], ids=["bf16", "lora", "float32"])
-def test_a_run_learns_there(tmp_path, layers, offload):
-    flags = ["--strategy.offload", str(offload).lower(), "--algorithm.kl-coefficient", "0.01", *PLAIN]
-    server = Server()
-    try:
-        Lightrft(server, tmp_path)("train", "tiny", "grpo", *layers, "--run", "a", "--steps", "3", *flags)
-    finally:
-        server.close()
+@pytest.mark.parametrize(
+    ("layers", "offload"), [(["bf16"], True), (["lora"], True), ([], False)], ids=["bf16", "lora", "float32"]
+)
+def test_a_run_learns_there(tmp_path, here, layers, offload):
+    flags = ["--strategy.device", here.type, "--strategy.offload", str(offload).lower()]
+    flags += ["--algorithm.kl-coefficient", "0.01", "--run", "a", "--steps", "3", *PLAIN]
+    subprocess.run(
+        [sys.executable, "-m", "lightrft", "train", "tiny", "grpo", *layers, *flags], cwd=tmp_path, check=True
+    )
     lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     apart = [line["mismatch/mean_abs"] for line in lines if "mismatch/mean_abs" in line]
     assert len(apart) == 3
