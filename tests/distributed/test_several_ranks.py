@@ -58,6 +58,21 @@ def test_a_rank_with_nothing_to_learn_from_keeps_step_with_the_others(lightrft, 
         assert row["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("partial", [[], ["--rollout.partial-tokens", "3"]], ids=["overlap", "both"])
+def test_late_answers_of_two_ranks_are_those_of_one(lightrft, tmp_path, partial):
+    late = ["--rollout.overlap", "true", "--rewards.workers", "1", *partial]
+    flags = [*SMALL, *late, "--rollout.prompts-per-step", "4", "--steps", "4"]
+    run(lightrft, "train", "tiny", "grpo", *flags, "--strategy.backend", "fsdp", "--run", "two")
+    lightrft("train", "tiny", "grpo", *flags, "--run", "one")
+    two, one = (
+        [{k: row.get(k) for k in ("reward/mean", "rollout/groups_paused", "counts/answers", "grad_norm")} for row in steps(tmp_path / name)]
+        for name in ("two", "one")
+    )  # fmt: skip
+    assert len(one) == 4
+    for mine, right in zip(two, one, strict=True):
+        assert mine == pytest.approx(right, rel=1e-3)
+
+
 def test_fewer_held_out_questions_than_ranks_and_supervised_batches_that_do_not_come_out_even(
     lightrft, tmp_path
 ):

@@ -44,6 +44,10 @@ VARIANTS = {
         "--checkpoint.every-steps",
         "1",
     ],
+    "late": [
+        *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.partial-tokens", "5"),
+        *("--rollout.overlap", "true", "--rewards.workers", "1"),
+    ],
 }
 
 

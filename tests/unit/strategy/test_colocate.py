@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lightrft.strategy.colocate import Phase, Stage, Tensors
+from lightrft.strategy.colocate import NoRoomError, Phase, Stage, Tensors
 
 PHASES = [Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN]
 
@@ -164,3 +164,33 @@ def test_tensors_move_and_keep_their_identity():
     place.onload()
     assert str(parameter.device).startswith(device)
     assert parameter.tolist() == [1, 1, 1]
+
+
+class Full(Block):
+    """A resident for which there is no room."""
+
+    def onload(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_where_there_is_no_room_to_wake_it_says_who_holds_the_memory_and_what_to_lower():
+    device = Device()
+    stage = Stage(device.bytes)
+    stage.add("engine weights", Block(device, "engine weights", 3 * 2**30), Phase.ROLLOUT)
+    stage.add("engine cache", Full(device, "engine cache", 2 * 2**30), Phase.ROLLOUT)
+    with pytest.raises(NoRoomError) as error, stage(Phase.ROLLOUT):
+        raise AssertionError("not reached")
+    told = str(error.value)
+    assert "no room on the device for engine cache (2.00 GiB) in phase rollout" in told
+    assert "Held in it: engine weights 3.00 GiB" in told
+    assert "lower rollout.native.max_sequences" in told
+    assert "rollout.vllm.tensor_parallel" in told
+
+
+def test_where_a_phase_has_no_room_to_compute_it_says_what_to_lower():
+    stage, _ = stage_of([({Phase.TRAIN}, 2**30)])
+    told = "what it computes in phase train.*lower update.tokens_per_batch"
+    with pytest.raises(NoRoomError, match=told), stage(Phase.TRAIN):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(KeyError), stage(Phase.TRAIN):  # what is no lack of memory is told as it is
+        raise KeyError("x")
