@@ -245,7 +245,6 @@ def _varlen(layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, sc
                 queries.append((c, d))
                 keys.append([(a, b), (c, d)])
     device = query.device
-    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     columns = torch.cat([torch.arange(*span) for spans in keys for span in spans]).to(device)
     q_lengths = [d - c for c, d in queries]
     k_lengths = [sum(d - c for c, d in spans) for spans in keys]
@@ -259,7 +258,7 @@ def _varlen(layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, sc
         max(k_lengths),
         scale=scaling,
         window_size=(-1, 0),
-        **grouped,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(out, Tensor)
     return out.transpose(0, 1).unsqueeze(0)

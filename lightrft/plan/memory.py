@@ -179,23 +179,39 @@ def items(
             resident(f"{name} weights", part.weights)
             found.append(Item(f"{name}, gathered to compute", part.met, (Phase.SCORE,), name))
     actor = models.actor
-    weights = actor.width * actor.plain // config.rollout.vllm.tensor_parallel
-    if own:
-        resident("engine weights", weights)
+    if native and own:
+        resident("engine weights", actor.width * actor.plain)
     if native:
         resident("engine cache", cache(config, actor, lengths, devices))
         if on_cpu and config.rollout.native.pack_weights:
             copies = actor.linears if actor.learnt == actor.weights else actor.plain
             found.append(Item("engine's copy in another layout", actor.width * copies, (Phase.ROLLOUT,)))
-    if config.rollout.engine == "vllm":  # which takes all that it may
-        options = config.rollout.vllm
-        room = (
-            int(options.cache_gib * 2**30) if on_cpu else int(options.memory_share * device_bytes) - weights
-        )
-        resident("engine cache", max(0, room))
+    if not native:
+        weights, room = foreign(config, actor, on_cpu=on_cpu, device_bytes=device_bytes)
+        resident("engine weights", weights)
+        resident("engine cache", room)
     if config.model.lora.rank and not own:
         found.append(Item("adapters folded in", actor.width * actor.inside, (Phase.ROLLOUT, Phase.SYNC)))
     return [item for item in found if item.bytes]
+
+
+def foreign(config: Config, shape: Shape, *, on_cpu: bool, device_bytes: int) -> tuple[int, int]:
+    """Bytes of weights and of cache of an engine that is not ours; it takes all that it may. One of a user's is taken to have a
+    copy of the weights."""
+    roll, weights = config.rollout, shape.width * shape.plain
+    if roll.engine == "vllm_server":  # on other devices
+        return 0, 0
+    if roll.engine == "vllm":
+        weights //= roll.vllm.tensor_parallel
+        room = roll.vllm.cache_gib * 2**30 if on_cpu else roll.vllm.memory_share * device_bytes - weights
+    elif roll.engine == "sglang":
+        tokens = roll.sglang.cache_tokens * shape.cached * 2 * shape.width
+        room = tokens if on_cpu else roll.sglang.memory_share * device_bytes - weights
+    elif roll.engine == "lmdeploy":
+        room = roll.lmdeploy.memory_share * (device_bytes - weights)
+    else:
+        room = 0
+    return weights, max(0, int(room))
 
 
 def cache(config: Config, shape: Shape, lengths: Lengths, devices: int) -> int:

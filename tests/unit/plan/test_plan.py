@@ -24,7 +24,7 @@ from lightrft.models.logprobs import predicting_states
 from lightrft.models.sequence import Share
 from lightrft.models.source import Source
 from lightrft.plan import GIB, Hardware, Lengths, plan
-from lightrft.plan.memory import held, largest_batch, zero_share
+from lightrft.plan.memory import foreign, held, largest_batch, zero_share
 from lightrft.plan.shape import Shape
 from lightrft.plan.work import traffic, update_bytes
 from lightrft.strategy.colocate import Phase
@@ -228,6 +228,21 @@ def test_what_is_kept_in_host_memory_takes_none_of_the_device(model):
     options = DeepspeedConfig(offload_optimizer=True, offload_parameters=True)
     zero = held(StrategyConfig(backend="zero3", deepspeed=options), shape, 2)
     assert (zero.weights, zero.optimizer) == (0, 0)
+
+
+def test_what_other_engines_take(model):
+    """Qwen2-7B in bfloat16 (15,231,233,024 bytes) on a device of 80 GB, by hand."""
+    weights, device = 15_231_233_024, 80 * 10**9
+    found = {}
+    for engine in ("vllm_server", "sglang", "lmdeploy", "mine.py:Engine"):
+        config = settings(model(QWEN2_7B), rollout=RolloutConfig(engine=engine))
+        found[engine] = foreign(config, Shape(Source(config.model)), on_cpu=False, device_bytes=device)
+    assert found == {
+        "vllm_server": (0, 0),
+        "sglang": (weights, int(0.4 * device) - weights),
+        "lmdeploy": (weights, int(0.4 * (device - weights))),
+        "mine.py:Engine": (weights, 0),
+    }
 
 
 def test_vllm_has_weights_of_its_own_and_a_cache_that_fills_its_share(model):
