@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig, ServerConfig
@@ -36,8 +35,11 @@ from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
 
 log = logging.getLogger("lightrft")
-PIECE = 3 * 2**20
-"""Bytes of weights that are written as base64 at a time; a multiple of three."""
+PIECE = 2**20
+"""Bytes of weights that are written as base64 at a time."""
+TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+         torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+"""Names in safetensors files."""
 FAILURES = (OSError, http.client.HTTPException, json.JSONDecodeError)
 """What may go better at another time or place; a refused request (HTTP 4xx) is a ValueError."""
 
@@ -188,7 +190,7 @@ class VllmServerEngine:
         try:
             for bucket in buckets(self._names.usable(weights), self._config.bucket_mib * 2**20):
                 if world.is_first:  # the others take part in gathering them
-                    self._tell(failed, partial(Server.give, contents=_packed(bucket)))
+                    self._tell(failed, partial(Server.give, bucket=bucket))
         except ValueError as error:
             failure = error
         if world.is_first and failure is None:
@@ -263,13 +265,14 @@ class Server:
         found: list[Any] = self.post("/collective_rpc", {"method": method, "args": list(args)})["results"]
         return found
 
-    def give(self, contents: bytes) -> None:
-        """Loads a bucket of weights, without a second copy of it on this side."""
+    def give(self, bucket: Mapping[str, Tensor]) -> None:
+        """Loads weights, as a safetensors file that is written while it is sent: no copy of the bucket is made on this side."""
         before, after = b'{"method": "lightrft_take", "args": ["', b'"]}'
-        parts = (base64.b64encode(contents[n : n + PIECE]) for n in range(0, len(contents), PIECE))
-        length = len(before) + -(-len(contents) // 3) * 4 + len(after)
-        body = itertools.chain([before], parts, [after])
-        self._send("/collective_rpc", body, self._config.timeout_seconds, {"Content-Length": str(length)})
+        header = _header(bucket)
+        length = len(header) + sum(tensor.nbytes for tensor in bucket.values())
+        size = len(before) + -(-length // 3) * 4 + len(after)
+        body = itertools.chain([before], _base64(_pieces(header, bucket.values())), [after])
+        self._send("/collective_rpc", body, self._config.timeout_seconds, {"Content-Length": str(size)})
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What it replies. One of FAILURES if it does not; ValueError if it refuses."""
@@ -295,6 +298,33 @@ def _tokens(reply: dict[str, Any]) -> int:
     return sum(len(choice["token_ids"]) for choice in reply["choices"])
 
 
-def _packed(bucket: dict[str, Tensor]) -> bytes:
-    """A safetensors file."""
-    return save({name: tensor.contiguous() for name, tensor in bucket.items()})
+def _header(bucket: Mapping[str, Tensor]) -> bytes:
+    """The beginning of a safetensors file (https://github.com/huggingface/safetensors: format)."""
+    entries, end = {}, 0
+    for name, tensor in bucket.items():
+        place = [end, end + tensor.nbytes]
+        entries[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        end = place[1]
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _pieces(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes]:
+    """The file, a little at a time; of what is not in host memory one tensor is copied there."""
+    yield header
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
+        for start in range(0, len(flat), PIECE):
+            yield flat[start : start + PIECE].tobytes()
+
+
+def _base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The code of all of them as one."""
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        whole = len(rest) - len(rest) % 3
+        yield base64.b64encode(rest[:whole])
+        rest = rest[whole:]
+    yield base64.b64encode(rest)

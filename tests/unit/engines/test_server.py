@@ -1,11 +1,15 @@
 """vLLM servers that fail, hang, forget and come back, played by a stand-in; the real one is in tests/engines."""
 
+import base64
 import socket
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from lightrft.config import RolloutConfig, ServerConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.strategy.engines import server as sending
 from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.buckets import buckets
 from lightrft.strategy.engines.server import VllmServerEngine
@@ -184,3 +188,21 @@ def test_buckets_hold_what_fits_and_a_larger_weight_goes_alone():
         for bucket in found:
             assert len(bucket) == 1 or sum(t.nbytes for t in bucket.values()) <= most
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_sent_is_a_safetensors_file_however_it_is_cut(dtype, monkeypatch):
+    """Sizes that do not come out even, a transposed tensor, and an empty one."""
+    monkeypatch.setattr(sending, "PIECE", 7)
+    bucket = {
+        "a.weight": torch.randn(3, 5, dtype=dtype).T,
+        "b": torch.randn(1, dtype=dtype),
+        "c": torch.zeros(0, dtype=dtype),
+    }
+    header = sending._header(bucket)
+    text = b"".join(sending._base64(sending._pieces(header, bucket.values())))
+    size = len(header) + sum(t.nbytes for t in bucket.values())
+    assert len(text) == -(-size // 3) * 4
+    found = load(base64.b64decode(text))
+    assert found.keys() == bucket.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in bucket.items())
