@@ -51,6 +51,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--length", type=int, default=100, help="tokens of a question")
     parser.add_argument("--dtype", default="", help="bfloat16 on an accelerator, else float32")
+    parser.add_argument("--record", action="store_true", help="with recordings (CUDA graphs)")
     parser.add_argument("--profile", action="store_true", help="show where the native engine's time goes")
     given = parser.parse_args()
     device = pick_device("auto")
@@ -58,7 +59,8 @@ if __name__ == "__main__":
     config = LlamaConfig(**SHAPES[given.shape], tie_word_embeddings=True, max_position_embeddings=8192)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
-    engine = NativeEngine(model, frozenset(), str, NativeEngineConfig(max_sequences=4096))
+    config = NativeEngineConfig(max_sequences=4096, record=given.record)
+    engine = NativeEngine(model, frozenset(), str, config)
     prompts = [tiny_prompt(given.length, seed=n) for n in range(given.questions)]
     sampling = Sampling(n=given.answers, max_tokens=given.tokens, ignore_eos=True)
     ids = torch.tensor([p.token_ids for p in prompts], device=device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,48 @@ def has_varlen_kernel(tensor: torch.Tensor) -> bool:
     """Whether torch's attention over sequences of different lengths in one call (torch.nn.attention.varlen) takes such tensors."""
     halves = (torch.bfloat16, torch.float16)
     return tensor.device.type == "cuda" and tensor.dtype in halves  # NVIDIA, and AMD under the same name
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether work on the device can be recorded and repeated as a whole (CUDA graphs)."""
+    return device.type == "cuda"
+
+
+def recorded(
+    function: Callable[[], torch.Tensor], device: torch.device, pool: Any
+) -> Callable[[], torch.Tensor]:
+    """Does once what `function` does, and gives what repeats it: the same operations on the same memory, without Python between them.
+
+    `pool` is where recordings that are never repeated at the same time share memory (`recording_pool`). Where nothing can be
+    recorded it gives the function itself.
+    """
+    if not can_record(device):
+        return function
+    cuda, beside = torch.get_device_module(device), _beside(device)
+    beside.wait_stream(cuda.current_stream())
+    with cuda.stream(beside):  # what libraries set up at their first call is not to be recorded
+        function()
+    cuda.current_stream().wait_stream(beside)
+    graph = cuda.CUDAGraph()
+    with cuda.graph(graph, pool=pool, stream=beside):
+        result = function()
+
+    def repeat() -> torch.Tensor:
+        graph.replay()
+        return result
+
+    return repeat
+
+
+@cache
+def _beside(device: torch.device) -> Any:
+    """The one stream on which recordings are made: libraries keep room of their own for each stream that they see."""
+    return torch.get_device_module(device).Stream()
+
+
+def recording_pool(device: torch.device) -> Any:
+    """See `recorded`."""
+    return torch.cuda.graph_pool_handle() if can_record(device) else None
 
 
 def accelerators() -> dict[str, str]:

@@ -38,14 +38,15 @@ def decode(tokens):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("record", [False, True], ids=["plain", "recorded"])
 @pytest.mark.parametrize("own_weights", [False, True], ids=["shared", "own"])
-def test_the_native_engine_does_all(tmp_path, here, family, own_weights):
+def test_the_native_engine_does_all(tmp_path, here, family, own_weights, record):
     if own_weights:
         source = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", family))), learns=False)
         module = source.hollow(here)
     else:
         module = tiny_model(family, attention=ATTENTION).to(here)
-    engine = NativeEngine(module, frozenset(), decode, NativeEngineConfig())
+    engine = NativeEngine(module, frozenset(), decode, NativeEngineConfig(record=record))
     found = check_engine(engine, tiny_model(family, attention="sdpa"), decode)
     assert found.ok, str(found)
 

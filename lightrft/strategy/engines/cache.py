@@ -79,22 +79,39 @@ class Pool:
         keys[page, :, offset] = key.to(keys.dtype) * scaling
         values[page, :, offset] = value
 
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the live pages, (U, Hkv, C, D)."""
+    def read(self, layer: int, pages: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the live pages, or of the first so many, (U, Hkv, C, D)."""
         keys, values = self._layers[layer]
-        return keys[: len(self)], values[: len(self)]
+        count = len(self) if pages is None else pages
+        return keys[:count], values[:count]
+
+    def reserve(self, pages: int) -> bool:
+        """Room for so many pages in the layers there are. Whether any had to move for it."""
+        small = [layer for layer, (keys, _) in self._layers.items() if keys.shape[0] < pages]
+        for layer in small:
+            keys, values = self._layers[layer]
+            size = max(pages, keys.shape[0] * 3 // 2)
+            self._layers[layer] = _longer(keys, size), _longer(values, size)
+        return bool(small)
 
     def _room(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         have = self._layers.get(layer)
         if have is not None and have[0].shape[0] >= len(self):
             return have
         size = len(self) if have is None else max(len(self), have[0].shape[0] * 3 // 2)
-        keys = key.new_zeros(size, key.shape[1], self.size, key.shape[2], dtype=_accumulate(key))
-        values = value.new_zeros(size, value.shape[1], self.size, value.shape[2])
-        if have is not None:
-            keys[: have[0].shape[0]], values[: have[0].shape[0]] = have
+        if have is None:
+            have = (
+                key.new_zeros(0, key.shape[1], self.size, key.shape[2], dtype=_accumulate(key)),
+                value.new_zeros(0, value.shape[1], self.size, value.shape[2]),
+            )
+        keys, values = (_longer(t, size) for t in have)
         self._layers[layer] = keys, values
         return keys, values
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no layer has written to it yet."""
+        return not self._layers
 
     def clear(self) -> None:
         """Frees all pages and keeps the memory."""
@@ -160,6 +177,42 @@ class Stretch:
         return self.start + self.length
 
 
+class Decoding:
+    """The newest token of each running answer: written to its pages, and seeing what the answer sees."""
+
+    def __init__(self, shared: Reading, own: Reading, newest: Sequence[Tensor]) -> None:
+        """`newest`: page and offset of each new token in the answers' own pool."""
+        self._shared, self._own, self._newest = shared, own, newest
+
+    def attend(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """See models.attention.Layout."""
+        layer = module.layer_idx
+        k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        self._own.pool.write(layer, self._newest, k, v, scaling)
+        return self._decode(layer, query[0].transpose(0, 1), k.shape[1], sliding_window)
+
+    def _decode(self, layer: int, query: Tensor, key_heads: int, window: int | None) -> Tensor:
+        """(1, A, Hq, D) from query (A, Hq, D)."""
+        q = query.to(_accumulate(query)).unflatten(1, (key_heads, -1))
+        (shared_total, shared), (own_total, own) = (
+            r.attend(layer, q, window) for r in (self._shared, self._own)
+        )
+        shares = torch.softmax(torch.cat([shared_total, own_total], 1), 1).unsqueeze(-1).unbind(1)
+        outs = shared.unbind(1) + own.unbind(1)
+        out = outs[0] * shares[0]
+        for o, share in zip(outs[1:], shares[1:], strict=True):
+            out = out.addcmul_(o, share)
+        return out.to(query.dtype).flatten(1, 2).unsqueeze(0)
+
+
 class Step:
     """The layout of one pass: the newest token of every running answer, followed by whole new prompts.
 
@@ -177,10 +230,9 @@ class Step:
         self._count = len(running)
         if running:
             last = torch.tensor([own.end - 1 for _, own in running], device=device)
-            self._shared = _Reading([prompt for prompt, _ in running], last)
-            self._own = _Reading([own for _, own in running], last)
+            shared, own = (Reading.of(table([pair[i] for pair in running]), last) for i in (0, 1))
             newest = [(own.pages[-1].index, (own.length - 1) % own.pool.size) for _, own in running]
-            self._newest = torch.tensor(newest, device=device).unbind(1)
+            self._running = Decoding(shared, own, torch.tensor(newest, device=device).unbind(1))
         if fresh:
             size = fresh[0].pool.size
             places = [(p.pages[i // size].index, i % size) for p in fresh for i in range(p.length)]
@@ -205,57 +257,79 @@ class Step:
             self._fresh.write(layer, self._places, k[0].transpose(0, 1), v[0].transpose(0, 1), scaling)
             out.append(self._prefill.attend(module, q, k, v, scaling, sliding_window))
         if count:
-            k, v = key[0, :, :count].transpose(0, 1), value[0, :, :count].transpose(0, 1)
-            self._own.pool.write(layer, self._newest, k, v, scaling)
-            out.append(self._decode(layer, query[0, :, :count].transpose(0, 1), k.shape[1], sliding_window))
+            q, k, v = query[:, :, :count], key[:, :, :count], value[:, :, :count]
+            out.append(self._running.attend(module, q, k, v, scaling, sliding_window))
         return out[0] if len(out) == 1 else torch.cat(out[::-1], 1)
 
-    def _decode(self, layer: int, query: Tensor, key_heads: int, window: int | None) -> Tensor:
-        """(1, A, Hq, D) from query (A, Hq, D)."""
-        q = query.to(_accumulate(query)).unflatten(1, (key_heads, -1))
-        (shared_total, shared), (own_total, own) = (
-            r.attend(layer, q, window) for r in (self._shared, self._own)
-        )
-        shares = torch.softmax(torch.cat([shared_total, own_total], 1), 1).unsqueeze(-1).unbind(1)
-        outs = shared.unbind(1) + own.unbind(1)
-        out = outs[0] * shares[0]
-        for o, share in zip(outs[1:], shares[1:], strict=True):
-            out = out.addcmul_(o, share)
-        return out.to(query.dtype).flatten(1, 2).unsqueeze(0)
+
+@dataclass(frozen=True)
+class Table:
+    """Which answers read which pages of a pool, as lists."""
+
+    pool: Pool
+    readers: list[list[int]]
+    """(U, W) answers; where fewer read a page, one of them stands there again."""
+    filled: list[int]
+    """(U,) tokens of each page that count."""
+    starts: list[int]
+    """(U,) position of its first token."""
+    places: list[list[tuple[int, int, bool]]]
+    """(A, J, 3) page, place among its readers, and whether it is absent."""
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """U, W and J."""
+        return len(self.readers), len(self.readers[0]), len(self.places[0])
 
 
-class _Reading:
+def table(stretches: Sequence[Stretch]) -> Table:
+    """`stretches[a]` is read by answer a."""
+    readers: dict[Stretch, list[int]] = {}
+    for answer, stretch in enumerate(stretches):
+        readers.setdefault(stretch, []).append(answer)
+    pool = stretches[0].pool
+    width, depth = max(map(len, readers.values())), max(len(s.pages) for s in readers)
+    rows, filled, starts = [[0] * width] * len(pool), [0] * len(pool), [0] * len(pool)
+    places: list[list[tuple[int, int, bool]]] = [[] for _ in stretches]
+    for stretch, answers in readers.items():
+        row = answers + answers[:1] * (width - len(answers))
+        for i, page in enumerate(stretch.pages):
+            rows[page.index], starts[page.index] = row, stretch.start + i * pool.size
+            filled[page.index] = stretch.length - i * pool.size
+        absent = [(0, 0, True)] * (depth - len(stretch.pages))
+        for slot, answer in enumerate(answers):
+            places[answer] = [(page.index, slot, False) for page in stretch.pages] + absent
+    return Table(pool, rows, filled, starts, places)
+
+
+class Reading:
     """Which answers read which pages of a pool, and what of each page counts, as tensors made once per step."""
 
-    def __init__(self, stretches: Sequence[Stretch], last: Tensor) -> None:
-        """`stretches[a]` is read by answer a, whose newest token has position `last[a]`."""
-        readers: dict[Stretch, list[int]] = {}
-        for answer, stretch in enumerate(stretches):
-            readers.setdefault(stretch, []).append(answer)
-        self.pool = stretches[0].pool
-        width, depth = max(map(len, readers.values())), max(len(s.pages) for s in readers)
-        rows, filled, starts = [[0] * width] * len(self.pool), [0] * len(self.pool), [0] * len(self.pool)
-        places: list[list[tuple[int, int, bool]]] = [[] for _ in stretches]
-        for stretch, answers in readers.items():
-            row = answers + answers[:1] * (width - len(answers))
-            for i, page in enumerate(stretch.pages):
-                rows[page.index], starts[page.index] = row, stretch.start + i * self.pool.size
-                filled[page.index] = stretch.length - i * self.pool.size
-            absent = [(0, 0, True)] * (depth - len(stretch.pages))
-            for slot, answer in enumerate(answers):
-                places[answer] = [(page.index, slot, False) for page in stretch.pages] + absent
-        device = last.device
-        self._readers = torch.tensor(rows, device=device)  # (U, W)
-        self._places = torch.tensor(places, device=device)  # (A, J, 3)
-        self._is_ragged = any(p[-1][2] for p in places)
-        self._filled, self._starts = torch.tensor(filled, device=device), torch.tensor(starts, device=device)
-        self._last, self._reach = last, int(last.max()) + 1
+    def __init__(
+        self, pool: Pool, readers: Tensor, places: Tensor, filled: Tensor, starts: Tensor, last: Tensor,
+        *, is_ragged: bool, reach: int | None,
+    ) -> None:  # fmt: skip
+        """As in Table; answer a's newest token has position `last[a]`, and none has `reach` or more, if that is known."""
+        self.pool, self._readers, self._places = pool, readers, places
+        self._filled, self._starts, self._last = filled, starts, last
+        self._is_ragged, self._reach = is_ragged, reach
         self._masks: dict[int | None, Tensor] = {}
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def of(cls, found: Table, last: Tensor) -> Reading:
+        """From the lists."""
+        readers, places, filled, starts = (
+            torch.tensor(x, device=last.device)
+            for x in (found.readers, found.places, found.filled, found.starts)
+        )
+        ragged = any(places[-1][2] for places in found.places)
+        reach = int(last.max()) + 1
+        return cls(found.pool, readers, places, filled, starts, last, is_ragged=ragged, reach=reach)
+
     def attend(self, layer: int, query: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """l (A, J, Hkv, G) and o (A, J, Hkv, G, D) of every page each answer reads, from query (A, Hkv, G, D)."""
-        keys, values = (t.flatten(0, 1) for t in self.pool.read(layer))  # (U Hkv, C, D)
+        keys, values = (t.flatten(0, 1) for t in self.pool.read(layer, len(self._readers)))  # (U Hkv, C, D)
         answers, heads, group, size = query.shape
         asking, answering = self._index(heads)
         q = query.reshape(answers * heads, -1).index_select(0, asking)
@@ -282,7 +356,8 @@ class _Reading:
 
     def _mask(self, window: int | None) -> Tensor:
         """(U, 1, W or 1, 1, C), 0 where a token of a page counts for a reader, who sees window - 1 before its own."""
-        window = None if window is None or window >= self._reach else window
+        if window is not None and self._reach is not None and window >= self._reach:
+            window = None
         if window not in self._masks:
             column = torch.arange(self.pool.size, device=self._filled.device)
             seen = (column < self._filled[:, None])[:, None, None, None]
@@ -291,6 +366,12 @@ class _Reading:
                 seen = seen & (self._starts[:, None, None] + column > oldest)[:, None, :, None]
             self._masks[window] = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, _HIDDEN)
         return self._masks[window]
+
+
+def _longer(tensor: Tensor, size: int) -> Tensor:
+    out = tensor.new_zeros(size, *tensor.shape[1:])
+    out[: len(tensor)] = tensor
+    return out
 
 
 def _accumulate(tensor: Tensor) -> torch.dtype:

@@ -24,8 +24,10 @@ from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, Progress
 from lightrft.strategy.engines.cache import Cache, Step, Stretch
 from lightrft.strategy.engines.fast import fast
+from lightrft.strategy.engines.recorded import Recorder
 from lightrft.strategy.engines.sampling import draw, stream, uniforms
 from lightrft.types import Completion, Finish, Prompt, Sampling
+from lightrft.utils.device import can_record
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -203,6 +205,11 @@ class _Rollout:
             for place, prompt in enumerate(prompts)
         )
         self._running: list[_Answer] = []
+        self._recorder = (
+            Recorder(self._backbone, self._cache, self._device)
+            if engine._config.record and can_record(self._device)
+            else None
+        )
         self.answers: list[list[_Answer]] = [[] for _ in prompts]
         self.finished = 0
         self.tokens = 0
@@ -264,6 +271,10 @@ class _Rollout:
             answer.own.extend(1)
         for question in fresh:
             question.read.extend(len(question))
+        if self._recorder is not None and not fresh and self._running:
+            repeated = self._repeated(self._recorder)
+            if repeated is not None:
+                return repeated
         read = [t for q in fresh for t in q.prompt.token_ids]
         tokens = [a.tokens[-1] for a in self._running] + read
         if not tokens:
@@ -290,6 +301,16 @@ class _Rollout:
             end += len(question)
             question.hidden = hidden[end - 1 : end].clone()
         return hidden
+
+    def _repeated(self, recorder: Recorder) -> Tensor | None:
+        """The running answers' newest tokens by a recording; None where there is none for them: positions of several rows."""
+        if any(len(a.question.begin) > 1 for a in self._running):
+            return None
+        return recorder.hidden(
+            [(a.question.read, a.own) for a in self._running],
+            [a.tokens[-1] for a in self._running],
+            [a.question.begin[0] + a.own.length - 1 for a in self._running],
+        )
 
     def _positions(self, fresh: Sequence[_Question]) -> Tensor:
         """(1, N), or (R, 1, N) for a model with several rows."""
