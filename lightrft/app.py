@@ -669,7 +669,8 @@ def replay(run: Path, step: int) -> int:
         resolved = Path(scratch) / "config.yaml"
         resolved.write_text(capsule.config_yaml, encoding="utf-8")
         config = layers.load([str(resolved)], Config)
-        config = replace(config, log=replace(config.log, progress=False, tensorboard=False, capture_steps=[]))
+        quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
+        config = replace(config, log=quiet, rollout=ours(config.rollout))
         trainer = build_trainer(config, Path(scratch), stack, started=time.perf_counter())
         restore(trainer.actor, capsule.state)
         capsule.verify(trainer.actor.weights())
@@ -689,6 +690,19 @@ def replay(run: Path, step: int) -> int:
         else "the step came out differently: another machine, thread count or library?"
     )
     return 0 if same else 1
+
+
+def ours(config: RolloutConfig) -> RolloutConfig:
+    """The same with the native engine: what a step computes does not depend on who drew its answers, nor need that one be here."""
+    plain = RolloutConfig()
+    return replace(
+        config,
+        engine="native",
+        vllm=plain.vllm,
+        server=plain.server,
+        sglang=plain.sglang,
+        lmdeploy=plain.lmdeploy,
+    )
 
 
 def check(config: Config) -> int:
