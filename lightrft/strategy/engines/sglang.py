@@ -10,10 +10,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -59,8 +60,9 @@ class SglangEngine:
     def _begin(self) -> None:
         self._died = threading.Event()
         _heed(self._died)
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._engine = self._there(self._make)
+        self._thread = _Caller()
+        self._engine = self._thread.submit(self._make).result()  # says itself what fails
+        self._died.clear()  # word of an engine before this one may have come meanwhile
 
     def _there(self, call: Callable[[], T], progress: Progress | None = None) -> T:
         """The result of a call in the engine's thread. EngineDiedError if the scheduler dies meanwhile."""
@@ -78,7 +80,6 @@ class SglangEngine:
 
     def _restart(self) -> None:
         """Another engine in place of one that is broken, on the device and waiting for weights."""
-        self._thread.shutdown(wait=False)
         children = self._engine.get_all_child_pids()
         for child in children:
             _kill(child)
@@ -160,6 +161,28 @@ class SglangEngine:
         if self._sleeps and tag in self._asleep:
             self._there(lambda: self._engine.resume_memory_occupation(tags=[tag]))
         self._asleep.discard(tag)
+
+
+class _Caller:
+    """A thread that makes calls, one after the other. One that never comes back does not hold up the end of the program."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True, name="sglang").start()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Its result, or what it raised, once it is made."""
+        future: Future[T] = Future()
+        self._calls.put((call, future))
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            call, future = self._calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 @dataclass(frozen=True)
