@@ -96,7 +96,7 @@ def _beside(device: torch.device) -> Any:
 
 def recording_pool(device: torch.device) -> Any:
     """See `recorded`."""
-    return torch.cuda.graph_pool_handle() if can_record(device) else None
+    return torch.get_device_module(device).graph_pool_handle() if can_record(device) else None
 
 
 def accelerators() -> dict[str, str]:

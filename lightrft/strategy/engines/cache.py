@@ -176,6 +176,11 @@ class Stretch:
         """Position after the last one."""
         return self.start + self.length
 
+    @property
+    def newest(self) -> tuple[int, int]:
+        """Page and offset of the last one."""
+        return self.pages[-1].index, (self.length - 1) % self.pool.size
+
 
 class Decoding:
     """The newest token of each running answer: written to its pages, and seeing what the answer sees."""
@@ -231,7 +236,7 @@ class Step:
         if running:
             last = torch.tensor([own.end - 1 for _, own in running], device=device)
             shared, own = (Reading.of(table([pair[i] for pair in running]), last) for i in (0, 1))
-            newest = [(own.pages[-1].index, (own.length - 1) % own.pool.size) for _, own in running]
+            newest = [stretch.newest for _, stretch in running]
             self._running = Decoding(shared, own, torch.tensor(newest, device=device).unbind(1))
         if fresh:
             size = fresh[0].pool.size

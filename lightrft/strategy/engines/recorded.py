@@ -67,8 +67,8 @@ class Recorder:
         needed = Sizes(len(running), *shared.sizes, own.sizes[0], own.sizes[2])
         fitting = [r for r in self._recordings if r.sizes.holds(needed)]
         recording = min(fitting, key=lambda r: r.sizes.cost, default=None) or self._record(needed.rounded())
-        newest = [(own.pages[-1].index, (own.length - 1) % own.pool.size) for _, own in running]
-        last = [own.end - 1 for _, own in running]
+        newest = [stretch.newest for _, stretch in running]
+        last = [stretch.end - 1 for _, stretch in running]
         return recording.run(shared, own, newest, last, tokens, positions)
 
     def _record(self, sizes: Sizes) -> _Recording:
@@ -105,6 +105,7 @@ class _Recording:
         total = sum(torch.Size(shape).numel() for shape in self._shapes.values())
         self._host = torch.zeros(total, dtype=torch.int64, pin_memory=device.type != "cpu")
         self._data = torch.zeros(total, dtype=torch.int64, device=device)
+        self._asked = self._views(self._host)
         self._repeat: Callable[[], Tensor] | None = None
 
     def run(
@@ -112,7 +113,7 @@ class _Recording:
         tokens: Sequence[int], positions: Sequence[int],
     ) -> Tensor:  # fmt: skip
         """(A, H), good until the next call of any recording."""
-        host, count = self._views(self._host), len(tokens)
+        host, count = self._asked, len(tokens)
         self._host.zero_()
         host["tokens"][0, :count] = torch.tensor(tokens)
         host["positions"][0, :count] = torch.tensor(positions)
