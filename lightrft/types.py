@@ -70,6 +70,8 @@ class Prompt:
     """(R, P) for models with multi-axis rotary positions, else None."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
+    marked: Sequence[int] = ()
+    """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
     begun: Begun | None = None
     """Set where an answer goes on that was cut earlier: an engine then gives one answer, whatever `sampling.n`, and of it
     what is new."""

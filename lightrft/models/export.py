@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
     """The folder of a model whose weights are whole; adapters are merged into them."""
     with merged_adapters(model):
         write_folder(model, processor, plain_state(model).items(), folder)
+
+
+def published(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The weights named and cut as in the files that transformers writes, which is how other programs know them.
+
+    Of a model that transformers computes with other names or cuts than it writes (experts in one tensor, say), the weights of
+    a layer are in memory together; of any other, one at a time. `weights` are in the model's order.
+    """
+    plain: Any = causal_lm(model)
+    nothing: dict[str, Tensor] = {}
+    if revert_weight_conversion(plain, nothing) is nothing:  # what it does with what needs no change
+        yield from weights
+        return
+    for _, layer in groupby(weights, key=lambda named: _layer(named[0])):
+        yield from revert_weight_conversion(plain, dict(layer)).items()
 
 
 @dataclass

@@ -31,6 +31,8 @@ class Family:
     """Pictures come with a batch dimension before their own: (1, pictures, ...)."""
     both_ways: bool = False
     """Tokens of one picture see each other, later ones too."""
+    frames_together: bool = False
+    """All frames of a clip stand in one run of tokens, numbered through in time."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """Part -> section of the config, where that is not PART_config."""
 
@@ -40,6 +42,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family(both_ways=True),
     "granite_speech": Family(parts={"audio": "encoder_config"}),
     "idefics3": Family(batched=True),
+    "qwen2_5_vl": Family(frames_together=True),
+    "qwen2_vl": Family(frames_together=True),
     "smolvlm": Family(batched=True),
 }
 """model_type -> row. A family that is not here follows the rule."""
@@ -143,7 +147,26 @@ def position_rows(body: Any, token_ids: Sequence[int], encoded: Mapping[str, Any
     given["input_ids"] = torch.tensor([list(token_ids)])
     taken = inspect.signature(body.get_rope_index).parameters
     rows, _ = body.get_rope_index(**{name: value for name, value in given.items() if name in taken})
-    return torch.cat([place[None], rows[:, 0].long()])
+    axes = rows[:, 0].long()
+    if family(body.config).frames_together:
+        axes = _in_order(axes, _kinds(body.config, token_ids)[0].tolist())
+    return torch.cat([place[None], axes])
+
+
+def _in_order(axes: Tensor, kinds: Sequence[int]) -> Tensor:
+    """(R, P) with each run of text or of a medium beginning one after the largest place of the run before it.
+
+    Wang et al. 2024 (https://arxiv.org/abs/2409.12191), section 2.1; so the models were trained, and so other engines read
+    them. transformers 5 counts height and width alone, and puts the text after a long clip at places that the clip has.
+    """
+    runs: list[Tensor] = []
+    start, free = 0, 0
+    for _, same in groupby(kinds):
+        length = sum(1 for _ in same)
+        run = axes[:, start : start + length]
+        runs.append(run + (free - run.min()))
+        start, free = start + length, int(runs[-1].max()) + 1
+    return torch.cat(runs, 1)
 
 
 def _kinds(config: Any, token_ids: Sequence[int]) -> Tensor:

@@ -98,7 +98,8 @@ def causal_lm(module: nn.Module) -> Any:
 def backbone(module: nn.Module) -> Any:
     """The model without its output head."""
     inner = causal_lm(module)
-    return getattr(inner, inner.base_model_prefix)
+    name = inner.base_model_prefix
+    return getattr(inner, name if hasattr(inner, name) else "model")  # some versions name a part that is not there
 
 
 def output_head(module: nn.Module) -> nn.Linear:

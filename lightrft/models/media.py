@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightrft.config import MediaConfig
 from lightrft.models.families import has_position_rows, position_rows, stored_media
 from lightrft.models.logprobs import backbone
 from lightrft.types import Message
-from lightrft.utils.media import Media, MediaError, read_media
+from lightrft.utils.media import Clip, Media, MediaError, read_media
 
 SPEECH_RATE = 16_000
 """Samples per second of a family whose processor names no rate."""
@@ -56,21 +56,25 @@ class MediaEncoder:
         """Rendered text as tokens, media unread."""
         return list(self.processor.tokenizer(text, **self._special(text))["input_ids"])
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
-        """Reads the media and lays everything out for the model. MediaError for a medium that cannot be read."""
+    def read(self, messages: Sequence[Message]) -> Media:
+        """The media as the model's processor takes them. MediaError for one that cannot be read."""
         o = self._options
-        media = read_media(
+        return read_media(
             messages,
             max_pixels=o.max_pixels,
             fps=o.fps,
             max_frames=o.max_frames,
             max_seconds=o.max_seconds,
-            rate=self._rate(),
+            rate=self.rate,
         )
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Reads the media and lays everything out for the model. MediaError for a medium that cannot be read."""
+        media = self.read(messages)
         text = self.rendered(messages)
         try:
             found = self.processor(
-                text=[text], return_tensors="pt", **self._special(text), **_arguments(media, self._rate())
+                text=[text], return_tensors="pt", **self._special(text), **_arguments(media, self.rate)
             )
         except ValueError as error:
             raise MediaError(f"the model's processor refuses its media: {error}") from error
@@ -87,7 +91,9 @@ class MediaEncoder:
         """Position rows of a question without media, for models that have several."""
         return position_rows(self._body, token_ids, {}) if has_position_rows(self._body) else None
 
-    def _rate(self) -> int:
+    @property
+    def rate(self) -> int:
+        """Samples per second of sounds."""
         found = (getattr(self.processor, name, None) for name in _READ_BY["audio"])
         reader = next((part for part in found if part is not None), None)
         return int(getattr(reader, "sampling_rate", None) or SPEECH_RATE)
@@ -116,14 +122,15 @@ def _arguments(media: Media, rate: int) -> dict[str, Any]:
         given["videos"] = [[clip.frames for clip in media.videos]]
         given["videos_kwargs"] = {
             "do_sample_frames": False,
-            "video_metadata": [[_metadata(clip) for clip in media.videos]],
+            "video_metadata": [[frames_taken(clip) for clip in media.videos]],
         }
     if media.audios:
         given["audio"], given["sampling_rate"] = media.audios, rate
     return given
 
 
-def _metadata(clip: Any) -> Mapping[str, Any]:
+def frames_taken(clip: Clip) -> dict[str, Any]:
+    """What transformers' video processors are told of a clip whose frames have been chosen already."""
     count, height, width, _ = clip.frames.shape
     return {
         "total_num_frames": count,

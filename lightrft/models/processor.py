@@ -72,7 +72,9 @@ class Processor:
             read = self.media.encode(prompt.messages)
         except MediaError as error:
             raise MediaError(f"{prompt.id}: {error}") from error
-        return replace(prompt, token_ids=read.token_ids, positions=read.positions, media=read.media)
+        return replace(
+            prompt, token_ids=read.token_ids, positions=read.positions, media=read.media, marked=prompt.token_ids
+        )
 
     def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
         """Token ids of a conversation; with `answer_next` it ends where the assistant begins to speak. Media are not read."""

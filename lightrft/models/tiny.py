@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightrft.models.tiny_media import MARKS, MEDIA, tiny_processor
+from lightrft.models.tiny_media import CALLED, MARKS, MEDIA, tiny_processor
 
 END, USER, ASSISTANT, SYSTEM = "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
 TEMPLATE = (
@@ -52,21 +52,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_tokenizer(marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token per byte, four special tokens and then `marks`, a chat template that keeps prefixes."""
+def tiny_tokenizer(
+    marks: Sequence[str] = (), called: Mapping[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """One token per byte, four special tokens and then `marks`, a chat template that keeps prefixes.
+
+    `called`: names under which a processor finds marks on the tokenizer, saved with it.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(x, special=True) for x in (END, USER, ASSISTANT, SYSTEM, *marks)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END, extra_special_tokens=dict(called or {})
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
 def tiny_reader(family: str) -> Any:
     """The tokenizer of a tiny model, or its processor if it sees or hears."""
-    return tiny_processor(family, tiny_tokenizer(MARKS)) if family in MEDIA else tiny_tokenizer()
+    return tiny_processor(family, tiny_tokenizer(MARKS, CALLED)) if family in MEDIA else tiny_tokenizer()
 
 
 def tiny_config(family: str, **changes: Any) -> Any:

@@ -26,7 +26,7 @@ MARKS = (
 """Tokens that stand for media and around them, behind those of text."""
 FIRST = 260
 IMAGE, VIDEO, AUDIO, BEGIN, FINISH, LISTEN = range(FIRST, FIRST + 6)
-_CALLED = {
+CALLED = {
     "image_token": "<image>",
     "context_image_token": "<image>",
     "video_token": "<video>",
@@ -160,13 +160,10 @@ MEDIA: dict[str, dict[str, Any]] = {
 
 
 def tiny_processor(family: str, tokenizer: Any) -> Any:
-    """The processor of one of MEDIA around a tokenizer that has MARKS.
+    """The processor of one of MEDIA around a tokenizer that has MARKS, by the names of CALLED.
 
     Those of smolvlm, internvl and the Qwen models that see contain a video processor, which needs torchvision: ImportError.
     """
-    for name, mark in _CALLED.items():
-        setattr(tokenizer, name, mark)
-        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(mark))
     return _READERS[family](tokenizer)
 
 

@@ -6,19 +6,22 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
+from lightrft.models.export import published
 from lightrft.models.families import is_multimodal
 from lightrft.models.load import plain_parameters, plain_state
 from lightrft.models.logprobs import causal_lm
+from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.sampling import stream
 from lightrft.types import Prompt, Sampling
+from lightrft.utils.media import Media
 
 CURE = "take rollout.engine=native"
 POSITIVE = 2**62 - 1
@@ -30,16 +33,20 @@ class Asked:
     """One prompt, as other engines are asked it."""
 
     token_ids: list[int]
+    """As the model reads them."""
     seed: int
     """Of its first answer; that of each sibling is one more."""
     n: int
     max_tokens: int
     begun: int = 0
     """How many of the tokens belong to the answer."""
+    marked: list[int] = field(default_factory=list)
+    """The tokens with one mark for each medium; empty without media."""
+    media: Media | None = None
 
 
-def asked(prompts: Sequence[Prompt], sampling: Sampling) -> list[Asked]:
-    """ValueError for a prompt without tokens."""
+def asked(prompts: Sequence[Prompt], sampling: Sampling, reader: MediaEncoder | None = None) -> list[Asked]:
+    """ValueError for a prompt without tokens. With a reader, questions about media bring them decoded."""
     found: list[Asked] = []
     for place, prompt in enumerate(prompts):
         if not prompt.token_ids:
@@ -47,17 +54,31 @@ def asked(prompts: Sequence[Prompt], sampling: Sampling) -> list[Asked]:
         begun, tokens = prompt.begun, list(prompt.token_ids)
         if begun is None:
             seed = stream(sampling.seed, sampling.place + place * sampling.stride, 0) & POSITIVE
-            found.append(Asked(tokens, seed, sampling.n, sampling.max_tokens))
+            one = Asked(tokens, seed, sampling.n, sampling.max_tokens)
         else:  # their draws do not go on where they stopped, so they begin anew with another seed
             seed = stream(begun.stream, begun.tokens, 0) & POSITIVE
-            found.append(Asked(tokens, seed, 1, begun.max_tokens, begun.tokens))
+            one = Asked(tokens, seed, 1, begun.max_tokens, begun.tokens)
+        if reader is not None and prompt.marked:
+            marked = [*prompt.marked, *tokens[len(tokens) - one.begun :]]
+            one = replace(one, marked=marked, media=reader.read(prompt.messages))
+        found.append(one)
     return found
+
+
+def same_tokens(prompt: Prompt, one: Asked, read: Sequence[int]) -> None:
+    """ValueError if an engine that reads media by itself has put other tokens in their place than the trainer."""
+    if list(read) != one.token_ids:
+        raise ValueError(
+            f"prompt '{prompt.id}' has {len(read)} tokens for the engine and {len(one.token_ids)} for the trainer: they read its media "
+            f"differently. {CURE[0].upper()}{CURE[1:]}."
+        )
 
 
 @dataclass(frozen=True)
 class Names:
     """The weights that a model has, by name; of tied ones only the first is passed on."""
 
+    module: nn.Module
     known: frozenset[str]
     tied: frozenset[str] = field(default_factory=frozenset)
 
@@ -67,11 +88,14 @@ class Names:
         parameters = plain_parameters(module)
         first: dict[nn.Parameter, str] = {}
         tied = (name for name, p in parameters.items() if first.setdefault(p, name) != name)
-        return cls(frozenset(plain_state(module)) | frozenset(parameters), frozenset(tied))
+        return cls(module, frozenset(plain_state(module)) | frozenset(parameters), frozenset(tied))
 
     def usable(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Those that another engine's model has a place for: a head that is tied comes with the embeddings. ValueError for a
-        name that is none."""
+        """Those that another engine's model has a place for, as a checkpoint has them: a head that is tied comes with the
+        embeddings. ValueError for a name that is none."""
+        return published(self.module, self._once(weights))
+
+    def _once(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
             if name not in self.known:
                 raise ValueError(f"the model has no weight named {name!r}.")
@@ -79,10 +103,10 @@ class Names:
                 yield name, tensor
 
 
-def refuse(module: nn.Module, config: RolloutConfig, *options: str) -> None:
-    """ValueError for a model with media, and for the options that engine cannot do."""
+def refuse(module: nn.Module, config: RolloutConfig, *options: str, media: bool = False) -> None:
+    """ValueError for the options that engine cannot do, and for a model with media, unless it reads `media`."""
     engine = f"rollout.engine={config.engine}"
-    if is_multimodal(causal_lm(module).config):
+    if not media and is_multimodal(causal_lm(module).config):
         raise ValueError(f"{engine} does not read media here yet. Train on texts, or {CURE}.")
     for option in ("first_temperature", "first_top_k", *options):
         default = RolloutConfig.__dataclass_fields__[option].default
@@ -127,7 +151,7 @@ class SleepingPart:
 
 @contextmanager
 def folder_without_weights(module: nn.Module, processor: Processor) -> Iterator[Path]:
-    """Inside, a folder with the model's configuration and tokenizer, without weights.
+    """Inside, a folder with the model's configuration and tokenizer or processor, without weights.
 
     It names no end token: what ends an answer is said with each question.
     """
@@ -135,5 +159,5 @@ def folder_without_weights(module: nn.Module, processor: Processor) -> Iterator[
     shape.eos_token_id = shape.get_text_config().eos_token_id = None
     with tempfile.TemporaryDirectory() as folder:
         shape.save_pretrained(folder)
-        processor.tokenizer.save_pretrained(folder)
+        processor.save(Path(folder))
         yield Path(folder)

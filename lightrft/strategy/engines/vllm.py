@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
+from lightrft.models.families import placeholders
 from lightrft.models.logprobs import causal_lm
+from lightrft.models.media import frames_taken
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
@@ -28,6 +30,7 @@ from lightrft.strategy.engines.foreign import (
     asked,
     folder_without_weights,
     refuse,
+    same_tokens,
 )
 from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
@@ -43,11 +46,12 @@ class VllmEngine:
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its configuration, type and device. ValueError for what vLLM cannot do here."""
-        refuse(module, config)
+        refuse(module, config, media=True)
         weight = next(module.parameters())
         self.weight_version = NONE
         self._names = Names.of(module)
         self._stop_ids, self._sleeps = processor.stop_ids, weight.device.type != "cpu"
+        self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._cache_nbytes = 0 if self._sleeps else int(config.vllm.cache_gib * 2**30)
         self._asleep = False
@@ -62,9 +66,9 @@ class VllmEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine. ValueError for an empty prompt."""
-        mine = asked(prompts, sampling)
+        mine = asked(prompts, sampling, self._reader)
         start, everything = self._with_others(mine)
-        questions = [{"prompt_token_ids": one.token_ids} for one in everything]
+        questions = [self._question(one) for one in everything]
         options = [self._options(one, sampling) for one in everything]
         try:
             found = self._llm.generate(questions, options, use_tqdm=False)[start : start + len(mine)]
@@ -77,10 +81,26 @@ class VllmEngine:
         if progress is not None:
             tokens = sum(len(out.token_ids) for request in found for out in request.outputs)
             progress(sum(one.n for one in mine), tokens)
+        for prompt, one, request in zip(prompts, mine, found, strict=True):
+            same_tokens(prompt, one, request.prompt_token_ids)
         return [
             [self._completion(out, one) for out in request.outputs]
             for one, request in zip(mine, found, strict=True)
         ]
+
+    def _question(self, one: Asked) -> dict[str, Any]:
+        if one.media is None:
+            return {"prompt_token_ids": one.token_ids}
+        assert self._reader is not None
+        read = {
+            "image": one.media.images,
+            "video": [(clip.frames, frames_taken(clip)) for clip in one.media.videos],
+            "audio": [(sound, self._reader.rate) for sound in one.media.audios],
+        }
+        return {
+            "prompt_token_ids": one.marked,
+            "multi_modal_data": {kind: media for kind, media in read.items() if media},
+        }
 
     def _with_others(self, mine: list[Asked]) -> tuple[int, list[Asked]]:
         """What all processes of one engine ask, and where this process's part begins: each must hand in all of it."""
@@ -115,6 +135,7 @@ class VllmEngine:
             stop=None if sampling.ignore_eos else list(sampling.stop),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
+            logit_bias=dict.fromkeys(self._never, -100.0) or None,
         )
 
     def _completion(self, out: Any, one: Asked) -> Completion:
@@ -196,6 +217,8 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
         }
     if options.max_length:
         more["max_model_len"] = options.max_length
+    if processor.media is not None:  # else load_format=dummy would draw at random what pictures are scaled by
+        more["mm_device_do_normalize"] = False
     with folder_without_weights(module, processor) as folder:
         llm = vllm.LLM(
             model=str(folder),

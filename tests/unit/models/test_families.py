@@ -112,6 +112,17 @@ def test_a_picture_takes_places_in_space():
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
 
 
+def test_text_after_a_clip_comes_after_all_of_it():
+    """Three frame pairs of 2 x 2 patches, merged to one token each; seconds between them stretch time."""
+    tokens = [65, VIDEO, VIDEO, VIDEO, 66, 67]
+    clip = {"video_grid_thw": torch.tensor([[3, 2, 2]])}
+    rows = position_rows(tiny_model("qwen2_vl").model, tokens, clip)
+    assert rows.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 1, 1, 4, 5], [0, 1, 1, 1, 4, 5]]
+    timed = {**clip, "second_per_grid_ts": torch.tensor([0.5])}  # 4 places a second
+    rows = position_rows(tiny_model("qwen2_5_vl").model, tokens, timed)
+    assert rows.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 3, 5, 6, 7], [0, 1, 1, 1, 6, 7], [0, 1, 1, 1, 6, 7]]
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2_audio"])
 def test_a_picture_for_a_model_that_does_not_see_is_refused(family):
     """A processor for sounds would swallow it without a word."""
