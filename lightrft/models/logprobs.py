@@ -99,7 +99,9 @@ def backbone(module: nn.Module) -> Any:
     """The model without its output head."""
     inner = causal_lm(module)
     name = inner.base_model_prefix
-    return getattr(inner, name if hasattr(inner, name) else "model")  # some versions name a part that is not there
+    return getattr(
+        inner, name if hasattr(inner, name) else "model"
+    )  # some versions name a part that is not there
 
 
 def output_head(module: nn.Module) -> nn.Linear:

@@ -73,7 +73,11 @@ class Processor:
         except MediaError as error:
             raise MediaError(f"{prompt.id}: {error}") from error
         return replace(
-            prompt, token_ids=read.token_ids, positions=read.positions, media=read.media, marked=prompt.token_ids
+            prompt,
+            token_ids=read.token_ids,
+            positions=read.positions,
+            media=read.media,
+            marked=prompt.token_ids,
         )
 
     def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,14 @@ from lightrft.models.export import save_model
 from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_model, tiny_tokenizer
 from lightrft.testing.engines import check_engine
-from lightrft.types import Batch, Completion, Prompt, Trajectory
+from lightrft.types import Batch, Completion, Message, Prompt, Record, Trajectory
+from lightrft.utils.media import KINDS
 
 __all__ = [
     "check_engine",
     "keep_double",
     "make_batch",
+    "media_prompts",
     "tiny_folder",
     "tiny_model",
     "tiny_processor",
@@ -68,6 +71,33 @@ def tiny_prompt(length: int, *, seed: int = 0, source: str = "test") -> Prompt:
     draw = random.Random(seed)
     tokens = [draw.randrange(256) for _ in range(length)]
     return Prompt(id=f"prompt-{seed}", token_ids=tokens, messages=[], target=None, source=source)
+
+
+def media_prompts(processor: Processor, kinds: Sequence[str]) -> list[Prompt]:
+    """Questions about random pictures and clips, one medium after words and two around them for each kind; and one without."""
+    draw = np.random.default_rng(0)
+
+    def medium(kind: str) -> dict[str, Any]:
+        if kind == "audio":
+            return {kind: {"array": draw.normal(size=16_000).astype("float32"), "sampling_rate": 16_000}}
+        shape = (56, 56, 3) if kind == "image" else (4, 56, 56, 3)
+        return {kind: draw.integers(0, 255, shape, dtype=np.uint8)}
+
+    def question(name: str, *parts: str) -> Prompt:
+        content = [
+            {"type": part, **medium(part)} if part in KINDS else {"type": "text", "text": part}
+            for part in parts
+        ]
+        message: Message = {"role": "user", "content": content}
+        return processor.open(processor.prompt(Record(name, [message], None, "test")))
+
+    asked = [question("without", "what?")]
+    for kind in kinds:
+        asked += [
+            question(f"one {kind}", "what is ", kind),
+            question(f"two {kind}s", kind, " or ", kind, "?"),
+        ]
+    return asked
 
 
 def tiny_trajectories(shape: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0) -> list[Trajectory]:

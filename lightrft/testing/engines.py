@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightrft.models.families import placeholders
+from lightrft.models.logprobs import logprobs
 from lightrft.strategy.engines.base import NONE, Engine, give
-from lightrft.types import Begun, Completion, Prompt, Sampling
+from lightrft.trainer.replay import pack
+from lightrft.types import Begun, Completion, Prompt, Sampling, Trajectory
 
 LENGTHS = (1, 40, 3, 130, 17, 64)
 """Tokens of the questions."""
@@ -52,6 +55,13 @@ class Bench:
     decode: Callable[[list[int]], str]
     tolerance: float
     requests: int
+    media: Sequence[Prompt] = ()
+    """Questions about media, read."""
+
+    @property
+    def never(self) -> list[int]:
+        """Tokens that no answer may hold."""
+        return placeholders(self.reference.config)
 
     def prompts(self) -> list[Prompt]:
         """Of very unequal lengths."""
@@ -60,7 +70,7 @@ class Bench:
     def prompt(self, length: int, seed: int) -> Prompt:
         """So many random tokens."""
         draw = torch.Generator().manual_seed(seed)
-        most = min(200, self.reference.config.vocab_size)
+        most = min(200, self.reference.config.get_text_config().vocab_size)
         tokens = torch.randint(most, (length,), generator=draw).tolist()
         return Prompt(id=f"prompt-{seed}", token_ids=tokens, messages=[], target=None, source="check")
 
@@ -73,6 +83,7 @@ class Bench:
         """The same by transformers."""
         ids = torch.tensor([prompt.token_ids])
         options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        options |= {"suppress_tokens": self.never or None}
         out = self.reference.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **options
         )
@@ -84,6 +95,7 @@ class Bench:
         ids = torch.tensor([[*prompt.token_ids, *answer.token_ids]])
         with torch.no_grad():
             logits = self.reference(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / temperature
+        logits[:, self.never] = -torch.inf
         return logits.log_softmax(-1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
 
     def give(self) -> None:
@@ -275,6 +287,38 @@ def what_slept_and_woke_answers_as_before(bench: Bench) -> None:
     _lacks([answer.token_ids for answer in bench.greedy(prompts)] != before, "other answers after waking")
 
 
+def answers_about_media_have_the_logprobs_of_the_trainer(bench: Bench) -> None:
+    """Also of an answer that goes on; and other media give others."""
+    sampling = Sampling(n=2, max_tokens=8, ignore_eos=True)
+    for prompt, answers in zip(bench.media, bench.engine.generate(bench.media, sampling), strict=True):
+        for answer in answers:
+            _media_apart(bench, prompt, answer)
+            _lacks(
+                bool(set(answer.token_ids) & set(bench.never)),
+                "an answer holds a token that stands for media",
+            )
+        begun = Begun(tokens=8, stream=answers[0].stream, max_tokens=4)
+        more = replace(prompt, token_ids=[*prompt.token_ids, *answers[0].token_ids], begun=begun)
+        ((rest,),) = bench.engine.generate([more], sampling)
+        whole = [*answers[0].token_ids, *rest.token_ids], [*answers[0].logprobs, *rest.logprobs]
+        _media_apart(bench, prompt, replace(answers[0], token_ids=whole[0], logprobs=whole[1]))
+
+
+def _media_apart(bench: Bench, prompt: Prompt, answer: Completion) -> None:
+    def by_trainer(prompt: Prompt) -> Tensor:
+        one = Trajectory(prompt, 0, answer.token_ids, [True] * len(answer.token_ids), answer.logprobs, "stop")
+        with torch.no_grad():
+            return logprobs(bench.reference, pack([one]), temperature=1.0, max_logits=2000).values
+
+    right = by_trainer(prompt)
+    apart = float((torch.tensor(answer.logprobs) - right).abs().max())
+    _lacks(apart > bench.tolerance, f"{apart:.2g} off for '{prompt.id}'")
+    if prompt.media:
+        others = {n: -value if value.is_floating_point() else value for n, value in prompt.media.items()}
+        difference = float((by_trainer(replace(prompt, media=others)) - right).abs().max())
+        _lacks(difference < bench.tolerance, f"the reference does not look at the media of '{prompt.id}'")
+
+
 CHECKS: tuple[Check, ...] = (
     greedy_text_is_that_of_generate,
     each_token_has_the_logprob_of_the_distribution_it_was_drawn_from,
@@ -289,6 +333,7 @@ CHECKS: tuple[Check, ...] = (
     answers_carry_the_version_of_their_weights,
     what_slept_and_woke_answers_as_before,
 )
+MEDIA_CHECKS: tuple[Check, ...] = (answers_about_media_have_the_logprobs_of_the_trainer,)
 
 
 def check_engine(
@@ -298,15 +343,17 @@ def check_engine(
     *,
     tolerance: float = 1e-3,
     requests: int = 1000,
+    media: Sequence[Prompt] = (),
 ) -> Checked:
     """Every check of the contract, and what is lacking in words; print it, or assert its `ok`.
 
     `reference`: a causal transformers model in float32 with the weights that the engine should have; it is changed and put
-    back. `decode`: tokens to text, as the engine was told. `tolerance`: of log-probs, nats.
+    back. `decode`: tokens to text, as the engine was told. `tolerance`: of log-probs, nats. `media`: for models that
+    see or hear, questions whose media were read (Processor.open).
     """
-    bench, found = Bench(engine, reference.eval(), decode, tolerance, requests), Checked()
+    bench, found = Bench(engine, reference.eval(), decode, tolerance, requests, media), Checked()
     bench.give()
-    for name, check in _named():
+    for name, check in _named(CHECKS + (MEDIA_CHECKS if media else ())):
         try:
             check(bench)
             found.passed.append(name)
@@ -316,6 +363,6 @@ def check_engine(
     return found
 
 
-def _named() -> Iterator[tuple[str, Check]]:
-    for check in CHECKS:
+def _named(checks: Sequence[Check]) -> Iterator[tuple[str, Check]]:
+    for check in checks:
         yield str(check.__name__).replace("_", " "), check  # type: ignore[attr-defined]

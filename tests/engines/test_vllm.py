@@ -1,5 +1,6 @@
 """Real vLLM on a CPU against the list of what every engine must do. It lives in an environment of its own, see .ci/run."""
 
+import importlib
 import os
 from importlib.util import find_spec
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightrft.config import ModelConfig, RolloutConfig, VllmConfig
+from lightrft.config import MediaConfig, ModelConfig, RolloutConfig, VllmConfig
+from lightrft.models.export import save_model
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.vllm import VllmEngine
-from lightrft.testing import check_engine, tiny_folder, tiny_prompt
+from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
 from lightrft.types import Sampling
 from tests.distributed.launch import together
 
@@ -25,6 +27,7 @@ SHAPE = {
 
 
 @needs_vllm
+@pytest.mark.usefixtures("ended")
 @pytest.mark.timeout(300)
 def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
     settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
@@ -50,6 +53,44 @@ def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
     assert engine.weight_version == -1
     give(engine, reference.named_parameters())
     assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
+
+
+ROWS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+MEDIA = {
+    "qwen2_5_vl": (["image", "video"], {"rope_parameters": ROWS}),
+    "qwen3_vl": (["image"], {"rope_parameters": {**ROWS, "mrope_interleaved": True}}),
+    "internvl": (["image"], {}),
+    "idefics3": (["image"], {}),
+}
+"""Family -> kinds of media, and what its text part needs for heads of the width that vLLM takes."""
+
+
+def media_model(folder, family):
+    """Module, processor and reference of a tiny model that sees."""
+    changes = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, **MEDIA[family][1]}
+    reference = tiny_model(family, **changes)
+    save_model(reference, load_processor(ModelConfig(path=f"random:{family}"), MediaConfig()), folder)
+    settings = ModelConfig(path=str(folder))
+    return load_model(settings, trainable=False), load_processor(settings, MediaConfig()), reference
+
+
+@pytest.fixture
+def ended():
+    """Afterwards, another vLLM may start in this process."""
+    yield
+    importlib.import_module("vllm.distributed").cleanup_dist_env_and_memory()
+
+
+@needs_vllm
+@pytest.mark.usefixtures("ended")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("family", MEDIA)
+def test_vllm_reads_media_as_the_trainer(tmp_path, family):
+    module, processor, reference = media_model(tmp_path / "m", family)
+    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
+    media = media_prompts(processor, MEDIA[family][0])
+    found = check_engine(engine, reference, processor.text, requests=20, media=media)
+    assert found.ok, str(found)
 
 
 def answers_of_rank(path, shared_by):

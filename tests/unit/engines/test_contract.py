@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.config import ModelConfig, NativeEngineConfig
+from lightrft.app import native_engine
+from lightrft.config import MediaConfig, ModelConfig, NativeEngineConfig, RolloutConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
 from lightrft.strategy.engines.native import NativeEngine
-from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_processor
+from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_model, tiny_processor
 from lightrft.utils.imports import resolve
 from tests.unit.engines.stand_in import healthy, standing_in
 
@@ -29,6 +31,17 @@ def test_the_native_engine_does_all(tmp_path, family, own_weights):
     found = check_engine(NativeEngine(module, frozenset(), decode, NativeEngineConfig()), reference, decode)
     assert found.ok, str(found)
     assert len(found.passed) == 12
+
+
+@pytest.mark.parametrize("family", ["llava", "idefics3"])
+def test_the_native_engine_reads_media_as_the_trainer(family):
+    """Families whose processors need no torchvision; of the others the engine's logits are tested in oracles/test_media_models.py."""
+    settings = ModelConfig(path=f"random:{family}")
+    processor = load_processor(settings, MediaConfig())
+    engine = native_engine(load_model(settings, trainable=False), processor, RolloutConfig())
+    media = media_prompts(processor, ["image"])
+    found = check_engine(engine, tiny_model(family), processor.text, requests=20, media=media)
+    assert found.ok, str(found)
 
 
 class Lacking(NativeEngine):
