@@ -6,9 +6,10 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lightrft.types import Prompt
+from lightrft.types import Message, Prompt
 
 
 class PromptLoader:
@@ -48,6 +49,7 @@ class PromptLoader:
             _fingerprint(prompts, share) for prompts, share in zip(self.sources, self.shares, strict=True)
         ]
         self._orders: dict[int, tuple[int, list[int]]] = {}
+        self._messages: dict[tuple[str, str], list[Message]] | None = None
 
     def draw(self, n: int) -> list[Prompt]:
         """The next n prompts of this rank."""
@@ -64,6 +66,14 @@ class PromptLoader:
         raise ValueError(
             f"none of the {len(prompts)} questions of '{prompts[0].source}' has media that can be used; see the log."
         )
+
+    def completed(self, prompt: Prompt) -> Prompt:
+        """One of these prompts that came back from a checkpoint, its media as the data has them: some engines read them again."""
+        if not prompt.media:
+            return prompt
+        if self._messages is None:
+            self._messages = {(p.source, p.id): p.messages for prompts in self.sources for p in prompts}
+        return replace(prompt, messages=self._messages.get((prompt.source, prompt.id), prompt.messages))
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on exactly here; plain numbers and texts."""

@@ -82,8 +82,8 @@ class Bench:
     def expected(self, prompt: Prompt, tokens: int = 12) -> list[int]:
         """The same by transformers."""
         ids = torch.tensor([prompt.token_ids])
-        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        options |= {"suppress_tokens": self.never or None}
+        options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        options["suppress_tokens"] = self.never or None
         out = self.reference.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **options
         )

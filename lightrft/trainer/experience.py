@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightrft.config import ReplayConfig
 from lightrft.trainer.storage import restored, stored
-from lightrft.types import Trajectory
+from lightrft.types import Prompt, Trajectory
 
 Group = list[Trajectory]
 
@@ -94,9 +94,11 @@ class Experience:
             "answers": stored([t for group in groups for t in group]),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Takes a `state` back."""
-        answers = iter(restored(state["answers"]))
+    def load(
+        self, state: dict[str, Any], completed: Callable[[Prompt], Prompt] = lambda prompt: prompt
+    ) -> None:
+        """Takes a `state` back; `completed` gives prompts back the media that are stored by name only."""
+        answers = iter(restored(state["answers"], completed))
         groups = iter([[next(answers) for _ in range(size)] for size in state["sizes"]])
         for name in KINDS:
             setattr(self, name, [next(groups) for _ in range(state["counts"][name])])

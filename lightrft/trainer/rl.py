@@ -599,7 +599,7 @@ class RLTrainer:
         judged_alike = self.scores.cost in ("", state["scores"]["cost"])
         self.scores.load(state["scores"])
         if judged_alike and len(state["experience"]) == self.world.size:  # else it begins with no memory
-            self.experience.load(state["experience"][self.world.rank])
+            self.experience.load(state["experience"][self.world.rank], self.prompts.completed)
         self.prompts.load(state["prompts"])
         if len(state["generators"]) == self.world.size:
             restore_generators(state["generators"][self.world.rank])

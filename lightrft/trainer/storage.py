@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -56,9 +56,11 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     return content
 
 
-def restored(packed: dict[str, Any]) -> list[Trajectory]:
-    """The trajectories that `stored` was given."""
-    prompts = [Prompt(**content) for content in packed["prompts"]]
+def restored(
+    packed: dict[str, Any], completed: Callable[[Prompt], Prompt] = lambda prompt: prompt
+) -> list[Trajectory]:
+    """The trajectories that `stored` was given; `completed` may give a prompt back what was not stored of it."""
+    prompts = [completed(Prompt(**content)) for content in packed["prompts"]]
     lengths = packed["lengths"]
     lists = {
         name: [part.tolist() for part in values.split(lengths)] for name, values in packed["flat"].items()

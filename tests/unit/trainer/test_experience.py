@@ -1,10 +1,15 @@
 import random
+from dataclasses import replace
 
+import numpy
 import pytest
+import torch
 
 from lightrft.config import ReplayConfig
+from lightrft.datasets.loader import PromptLoader
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.experience import Experience
+from lightrft.types import Prompt
 from lightrft.utils.states import read_state, write_state
 
 
@@ -66,6 +71,23 @@ def test_a_snapshot_is_not_changed_by_later_steps_and_comes_back_whole(tmp_path)
     assert again.waiting == groups_of(7, count=2)
     assert again.earlier == [(step, group) for step in (1, 2) for group in groups_of(step)]
     assert again.waiting[0][0].prompt is again.waiting[0][1].prompt, "siblings go on sharing their prompt"
+
+
+def test_paused_answers_get_media_back_that_are_stored_by_name_only(tmp_path):
+    """An engine that reads media by itself needs them to go on."""
+    picture = numpy.zeros((2, 2, 3), dtype=numpy.uint8)
+    message = {"role": "user", "content": [{"type": "image", "image": picture}]}
+    asked = Prompt("q7", [1, 2], [message], None, "test", marked=[1])
+    opened = replace(asked, token_ids=[1, 5, 5, 2], media={"pixel_values": torch.zeros(2, 3)})
+    memory = Experience(ReplayConfig())
+    memory.paused = [[replace(t, prompt=opened) for t in group] for group in groups_of(1, count=1)]
+    write_state(tmp_path / "state.pt", Experience.state(memory.snapshot()))
+    loader = PromptLoader([([asked], 1.0)], seed=0)
+    memory.load(read_state(tmp_path / "state.pt"), loader.completed)
+    prompt = memory.paused[0][0].prompt
+    assert prompt.messages[0]["content"][0]["image"] is picture
+    assert (prompt.token_ids, list(prompt.marked)) == ([1, 5, 5, 2], [1])
+    assert memory.paused[0][1].prompt is prompt
 
 
 def test_ranks_share_what_comes_again():
