@@ -13,6 +13,7 @@ from lightrft.models.families import placeholders
 from lightrft.models.logprobs import logprobs
 from lightrft.strategy.engines.base import NONE, Engine, give
 from lightrft.trainer.replay import pack
+from lightrft.trainer.rollout import going_on
 from lightrft.types import Begun, Completion, Prompt, Sampling, Trajectory
 
 LENGTHS = (1, 40, 3, 130, 17, 64)
@@ -297,18 +298,33 @@ def answers_about_media_have_the_logprobs_of_the_trainer(bench: Bench) -> None:
                 bool(set(answer.token_ids) & set(bench.never)),
                 "an answer holds a token that stands for media",
             )
-        begun = Begun(tokens=8, stream=answers[0].stream, max_tokens=4)
-        more = replace(prompt, token_ids=[*prompt.token_ids, *answers[0].token_ids], begun=begun)
-        ((rest,),) = bench.engine.generate([more], sampling)
+        ((rest,),) = bench.engine.generate([going_on(_answer(prompt, answers[0]), 4)], sampling)
         whole = [*answers[0].token_ids, *rest.token_ids], [*answers[0].logprobs, *rest.logprobs]
         _media_apart(bench, prompt, replace(answers[0], token_ids=whole[0], logprobs=whole[1]))
 
 
+def new_weights_look_anew_at_media_seen_before(bench: Bench) -> None:
+    """What an engine keeps of a picture comes from the old weights."""
+    sampling = Sampling(max_tokens=8, ignore_eos=True)
+    bench.engine.generate(bench.media, sampling)
+    with _changed(bench):
+        bench.give()
+        for prompt, (answer,) in zip(bench.media, bench.engine.generate(bench.media, sampling), strict=True):
+            _media_apart(bench, prompt, answer)
+    bench.give()
+
+
+def _answer(prompt: Prompt, c: Completion) -> Trajectory:
+    return Trajectory(
+        prompt, 0, c.token_ids, [True] * len(c.token_ids), c.logprobs, c.finish, stream=c.stream
+    )
+
+
 def _media_apart(bench: Bench, prompt: Prompt, answer: Completion) -> None:
     def by_trainer(prompt: Prompt) -> Tensor:
-        one = Trajectory(prompt, 0, answer.token_ids, [True] * len(answer.token_ids), answer.logprobs, "stop")
         with torch.no_grad():
-            return logprobs(bench.reference, pack([one]), temperature=1.0, max_logits=2000).values
+            batch = pack([_answer(prompt, answer)])
+            return logprobs(bench.reference, batch, temperature=1.0, max_logits=2000).values
 
     right = by_trainer(prompt)
     apart = float((torch.tensor(answer.logprobs) - right).abs().max())
@@ -333,7 +349,10 @@ CHECKS: tuple[Check, ...] = (
     answers_carry_the_version_of_their_weights,
     what_slept_and_woke_answers_as_before,
 )
-MEDIA_CHECKS: tuple[Check, ...] = (answers_about_media_have_the_logprobs_of_the_trainer,)
+MEDIA_CHECKS: tuple[Check, ...] = (
+    answers_about_media_have_the_logprobs_of_the_trainer,
+    new_weights_look_anew_at_media_seen_before,
+)
 
 
 def check_engine(

@@ -38,7 +38,7 @@ def rollout(
     limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
     total = len(prompts) * sampling.n + len(unfinished)
     tell = None if progress is None else lambda finished, tokens: progress(finished, total)
-    asked = [*prompts, *(_going_on(t, sampling, limit) for t in unfinished)]
+    asked = [*prompts, *(going_on(t, min(limit, sampling.max_tokens - len(t))) for t in unfinished)]
     completions = engine.generate(asked, replace(sampling, max_tokens=limit), tell)
     _check(engine, asked, completions, sampling.n)
     groups = [
@@ -63,12 +63,12 @@ def rollout(
     return groups
 
 
-def _going_on(t: Trajectory, sampling: Sampling, limit: int) -> Prompt:
-    """The question with what has been answered, for the engine to go on."""
+def going_on(t: Trajectory, max_tokens: int) -> Prompt:
+    """The question with what has been answered, for the engine to go on by at most so many tokens."""
     tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
     if positions is not None:
         positions = torch.cat([positions, response_positions(t)], -1)
-    begun = Begun(len(t), t.stream, min(limit, sampling.max_tokens - len(t)))
+    begun = Begun(len(t), t.stream, max_tokens)
     return replace(t.prompt, token_ids=tokens, positions=positions, begun=begun)
 
 

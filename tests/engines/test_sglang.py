@@ -13,8 +13,9 @@ from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.sglang import SglangEngine, seeded_draw
-from lightrft.testing import check_engine, tiny_folder, tiny_prompt
+from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
 from lightrft.types import Sampling
+from tests.engines.models import media_model
 
 needs_sglang = pytest.mark.skipif(
     find_spec("sglang") is None, reason="SGLang is not installed: pip install 'lightrft[sglang]'"
@@ -52,6 +53,18 @@ def test_sglang_does_all_and_a_scheduler_that_dies_is_started_again(tmp_path):
     assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
     engine._engine.shutdown()
     assert not multiprocessing.active_children()
+
+
+@needs_sglang
+@pytest.mark.timeout(300)
+def test_sglang_reads_media_as_the_trainer(tmp_path):
+    module, processor, reference = media_model(tmp_path / "m", "qwen3_vl", head_dim=64)
+    config = SglangConfig(cache_tokens=8192)
+    engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
+    media = media_prompts(processor, ["image", "video"])
+    found = check_engine(engine, reference, processor.text, requests=20, media=media)
+    engine._engine.shutdown()
+    assert found.ok, str(found)
 
 
 def test_a_seeded_draw_follows_its_distribution():

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightrft.config import MediaConfig, ModelConfig, RolloutConfig, VllmConfig
-from lightrft.models.export import save_model
+from lightrft.config import ModelConfig, RolloutConfig, VllmConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import EngineDiedError, give
@@ -17,6 +16,7 @@ from lightrft.strategy.engines.vllm import VllmEngine
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
 from lightrft.types import Sampling
 from tests.distributed.launch import together
+from tests.engines.models import media_model
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed: pip install 'lightrft[vllm]'"
@@ -55,23 +55,12 @@ def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
     assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
 
 
-ROWS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 MEDIA = {
-    "qwen2_5_vl": (["image", "video"], {"rope_parameters": ROWS}),
-    "qwen3_vl": (["image"], {"rope_parameters": {**ROWS, "mrope_interleaved": True}}),
-    "internvl": (["image"], {}),
-    "idefics3": (["image"], {}),
+    "qwen2_5_vl": ["image", "video"],
+    "qwen3_vl": ["image"],
+    "internvl": ["image"],
+    "idefics3": ["image"],
 }
-"""Family -> kinds of media, and what its text part needs for heads of the width that vLLM takes."""
-
-
-def media_model(folder, family):
-    """Module, processor and reference of a tiny model that sees."""
-    changes = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, **MEDIA[family][1]}
-    reference = tiny_model(family, **changes)
-    save_model(reference, load_processor(ModelConfig(path=f"random:{family}"), MediaConfig()), folder)
-    settings = ModelConfig(path=str(folder))
-    return load_model(settings, trainable=False), load_processor(settings, MediaConfig()), reference
 
 
 @pytest.fixture
@@ -86,9 +75,9 @@ def ended():
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("family", MEDIA)
 def test_vllm_reads_media_as_the_trainer(tmp_path, family):
-    module, processor, reference = media_model(tmp_path / "m", family)
+    module, processor, reference = media_model(tmp_path / "m", family, head_dim=32)
     engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
-    media = media_prompts(processor, MEDIA[family][0])
+    media = media_prompts(processor, MEDIA[family])
     found = check_engine(engine, reference, processor.text, requests=20, media=media)
     assert found.ok, str(found)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
+from lightrft.models.families import placeholders
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
@@ -34,20 +35,23 @@ from lightrft.utils.imports import require
 
 T = TypeVar("T")
 GLANCE_SECONDS = 0.5
+NEVER = -100.0
+"""What is added to a logit that must not be drawn."""
 
 
 class SglangEngine:
-    """An Engine; texts only. Each process has one of its own.
+    """An Engine. Each process has one of its own. Media reach it as the trainer's processor has read them.
 
     Its log-probs are those of the whole distribution, so draws from a part of it are refused.
     """
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its configuration, type and device. ValueError for what SGLang cannot do here."""
-        refuse(module, config, "top_k", "top_p", "min_p")
+        refuse(module, config, "top_k", "top_p", "min_p", media=True)
         weight = next(module.parameters())
         self.weight_version = NONE
         self._names, self._stop_ids = Names.of(module), processor.stop_ids
+        self._never = placeholders(causal_lm(module).config)
         self._bucket = config.sglang.bucket_mib * 2**20
         self._sleeps = weight.device.type != "cpu"
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
@@ -94,9 +98,16 @@ class SglangEngine:
         questions = asked(prompts, sampling)
         tokens = [one.token_ids for one in questions for _ in range(one.n)]
         options = [self._options(one, k, sampling) for one in questions for k in range(one.n)]
+        media = [_read(prompt) for prompt, one in zip(prompts, questions, strict=True) for _ in range(one.n)]
         if not tokens:
             return []
-        call = partial(self._engine.generate, input_ids=tokens, sampling_params=options, return_logprob=True)
+        call = partial(
+            self._engine.generate,
+            input_ids=tokens,
+            sampling_params=options,
+            image_data=media if any(media) else None,
+            return_logprob=True,
+        )
         found = iter(self._there(call, progress))
         groups = [[self._completion(next(found), one.seed + k) for k in range(one.n)] for one in questions]
         if progress is not None:
@@ -118,6 +129,7 @@ class SglangEngine:
             "stop": None if sampling.ignore_eos else list(sampling.stop),
             "no_stop_trim": True,
             "skip_special_tokens": False,
+            "logit_bias": {str(token): NEVER for token in self._never} or None,
         }
 
     def _completion(self, out: dict[str, Any], seed: int) -> Completion:
@@ -161,6 +173,17 @@ class SglangEngine:
         if self._sleeps and tag in self._asleep:
             self._there(lambda: self._engine.resume_memory_occupation(tags=[tag]))
         self._asleep.discard(tag)
+
+
+def _read(prompt: Prompt) -> list[dict[str, Any]]:
+    """A prompt's media in one piece, whatever their kinds, with its places where they have several axes."""
+    if not prompt.media:
+        return []
+    read: dict[str, Any] = {"format": "processor_output", **prompt.media}
+    if prompt.positions is not None:
+        axes = prompt.positions[1:]
+        read |= {"mrope_positions": axes, "mrope_position_delta": axes.max() + 1 - axes.shape[1]}
+    return [read]
 
 
 class _Caller:
@@ -211,23 +234,38 @@ def seeded_draw(logprobs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     return (logprobs.double() - (-noise.log()).log()).argmax(1, keepdim=True)
 
 
+def schedule(*args: Any, **options: Any) -> Any:
+    """The scheduler's process, which with its cache forgets what old weights saw in pictures: SGLang keeps that."""
+    scheduler: Any = require("sglang.srt.managers.scheduler", "sglang")
+    seen: Any = require("sglang.srt.managers.mm_schedule", "sglang")
+    flush = scheduler.Scheduler.flush_cache
+
+    def flush_all(self: Any, *args: Any, **options: Any) -> Any:
+        if seen.embedding_cache is not None:
+            seen.embedding_cache.clear()
+        return flush(self, *args, **options)
+
+    scheduler.Scheduler.flush_cache = flush_all
+    return scheduler.run_scheduler_process(*args, **options)
+
+
 def schedule_on_cpu(*args: Any, **options: Any) -> Any:
-    """The scheduler's process on a CPU, where two of its kernels are missing: those by which a GPU computes alike in every batch,
-    and the noise that a seed gives."""
+    """The same on a CPU, where two of its kernels are missing: those by which a GPU computes alike in every batch, and the
+    noise that a seed gives."""
     kernels: Any = require("sglang.srt.batch_invariant_ops", "sglang")
     kernels.enable_batch_invariant_mode = lambda: None
     sampler: Any = require("sglang.srt.layers.sampler", "sglang")
     sampler.multinomial_with_seed = seeded_draw
-    scheduler: Any = require("sglang.srt.managers.scheduler", "sglang")
-    return scheduler.run_scheduler_process(*args, **options)
+    return schedule(*args, **options)
 
 
 def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
     options, weight = config.sglang, next(module.parameters())
     kind: Any = require("sglang.srt.entrypoints.engine", "sglang", CURE).Engine
+    scheduler = schedule_on_cpu if weight.device.type == "cpu" else schedule
+    kind = type("Engine", (kind,), {"run_scheduler_process_func": staticmethod(scheduler)})
     more: dict[str, Any] = {}
     if weight.device.type == "cpu":
-        kind = type("CpuEngine", (kind,), {"run_scheduler_process_func": staticmethod(schedule_on_cpu)})
         choices: Any = require("sglang.srt.arg_groups.choices", "sglang")
         if (
             "torch_native" not in choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES

@@ -149,6 +149,7 @@ class VllmEngine:
         """See Engine. One tensor is there at a time."""
         self._llm.apply_model(lambda model: model.load_weights(self._names.usable(weights)))
         self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_encoder_cache()  # of pictures that come again it would keep what the old weights saw
 
     def parts(self) -> dict[str, Resident]:
         """See Engine."""

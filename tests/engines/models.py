@@ -1,0 +1,25 @@
+"""Tiny models that see, in shapes that other engines take."""
+
+from typing import Any
+
+from lightrft.config import MediaConfig, ModelConfig
+from lightrft.models.export import save_model
+from lightrft.models.load import load_model, load_processor
+from lightrft.models.tiny import tiny_model
+
+WIDTH = 64
+SECTIONS = {32: [4, 6, 6], 64: [8, 12, 12]}
+"""Width of a head -> how the three axes of positions share half of it."""
+
+
+def media_model(folder, family, *, head_dim):
+    """Module, processor, and a transformers model with the same weights, its heads as wide as the engine wants them."""
+    heads = WIDTH // head_dim
+    changes: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": 1, "head_dim": head_dim}
+    if family.startswith("qwen"):
+        rows = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": SECTIONS[head_dim]}
+        changes["rope_parameters"] = {**rows, **({"mrope_interleaved": True} if family == "qwen3_vl" else {})}
+    reference = tiny_model(family, **changes)
+    save_model(reference, load_processor(ModelConfig(path=f"random:{family}"), MediaConfig()), folder)
+    settings = ModelConfig(path=str(folder))
+    return load_model(settings, trainable=False), load_processor(settings, MediaConfig()), reference
