@@ -167,7 +167,7 @@ class ServerConfig:
     requests: int = 64
     """Most questions under way at the same time."""
     bucket_mib: int = 256
-    """Most MiB of weights in one message; a server takes a few times that while it unpacks them, the trainer one tensor."""
+    """Most MiB of weights in one message; a server holds that beside its own, the trainer one tensor."""
     key: str = ""
     """Environment variable that holds the servers' key (vLLM's --api-key); empty: none."""
 

@@ -14,7 +14,9 @@ from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import give
 from lightrft.strategy.engines.server import VllmServerEngine
-from lightrft.testing import check_engine, tiny_folder
+from lightrft.testing import check_engine, media_prompts, tiny_folder
+from lightrft.types import Sampling
+from tests.engines.models import media_model
 from tests.engines.test_vllm import SHAPE, needs_vllm
 
 
@@ -50,7 +52,22 @@ def test_a_server_does_all_and_another_run_takes_it_over(tmp_path):
         engine = VllmServerEngine(module, processor, config)
         found = check_engine(engine, tiny_model("llama", attention="sdpa", **SHAPE), processor.text)
         assert found.ok, str(found)
+        assert engine._servers[0]._doors, "weights went through HTTP"
         other = VllmServerEngine(module, processor, config)
         give(other, module.named_parameters())
         with pytest.raises(RuntimeError, match="no server holds the present weights"):
             engine._holding()
+
+
+@needs_vllm
+@pytest.mark.timeout(600)
+def test_a_server_reads_pictures_as_the_trainer_and_refuses_clips(tmp_path):
+    module, processor, reference = media_model(tmp_path / "m", "qwen2_5_vl", head_dim=32)
+    with serving(str(tmp_path / "m"), tmp_path / "log") as url:
+        config = RolloutConfig(engine="vllm_server", server=ServerConfig(urls=[url], wait_seconds=400))
+        engine = VllmServerEngine(module, processor, config)
+        media = media_prompts(processor, ["image"])
+        found = check_engine(engine, reference, processor.text, requests=20, media=media)
+        assert found.ok, str(found)
+        with pytest.raises(ValueError, match="vllm_server takes pictures, and neither clips nor sounds"):
+            engine.generate(media_prompts(processor, ["video"]), Sampling(max_tokens=2))

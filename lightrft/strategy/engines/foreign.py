@@ -24,6 +24,8 @@ from lightrft.types import Prompt, Sampling
 from lightrft.utils.media import Media
 
 CURE = "take rollout.engine=native"
+NEVER = -100.0
+"""What is added to the logit of a token that must not be drawn."""
 POSITIVE = 2**62 - 1
 """Seeds that others take, with room to count siblings on."""
 

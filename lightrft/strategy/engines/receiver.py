@@ -1,4 +1,4 @@
-"""What a vLLM server loads into its workers (--worker-extension-cls) to take new weights over HTTP, see server.py.
+"""What a vLLM server loads into its workers (--worker-extension-cls) to take new weights, see server.py.
 
 On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach: importing this module switches that off.
 """
@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load
 from vllm import _custom_ops
 from vllm.platforms import current_platform
+
+from lightrft.strategy.engines.wire import Door
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_worker import Worker
@@ -29,10 +31,19 @@ class Receiver(Worker):
     """Methods that a worker has besides its own. `mark`: which sync the present weights are from."""
 
     lightrft_mark = NOTHING
+    lightrft_door: Door | None = None
 
-    def lightrft_begin(self) -> None:
-        """Weights are about to change: those that are there are nobody's."""
+    def lightrft_begin(self) -> str:
+        """Weights are about to change: those that are there are nobody's. Says where they can be sent without HTTP."""
         self.lightrft_mark = NOTHING
+        self.lightrft_door = self.lightrft_door or Door()
+        return self.lightrft_door.told
+
+    @torch.no_grad()
+    def lightrft_receive(self, seconds: str) -> None:
+        """Some of the weights, sent there within that time."""
+        assert self.lightrft_door is not None
+        self.model_runner.model.load_weights(self.lightrft_door.receive(float(seconds)).items())
 
     @torch.no_grad()
     def lightrft_take(self, bucket: str) -> None:

@@ -13,12 +13,14 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.engines.foreign import CURE, folder_without_weights, refuse
 from lightrft.utils.imports import require
 
+MEDIA = ("--enable-scale-out", "--no-mm-device-do-normalize")
+"""For questions whose media come with tokens; for the second see vllm.py."""
 RECEIVER = "lightrft.strategy.engines.receiver.Receiver"
 
 
 def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, host: str, port: int) -> int:
     """Runs it until it is stopped, and returns its exit status. `module`: for its configuration, type and device."""
-    refuse(module, config)
+    refuse(module, config, media=True)
     require("vllm", "vllm", CURE)
     weight, options = next(module.parameters()), config.vllm
     on_cpu = weight.device.type == "cpu"
@@ -35,6 +37,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             *("--worker-extension-cls", RECEIVER, "--max-num-seqs", str(options.max_sequences)),
             *("--tensor-parallel-size", str(options.tensor_parallel)),
             *(["--enforce-eager"] if options.eager else []),
+            *(MEDIA if processor.media is not None else []),
             *(["--max-model-len", str(options.max_length)] if options.max_length else []),
             *([] if on_cpu else ["--gpu-memory-utilization", str(options.memory_share)]),
             *(

@@ -1,4 +1,4 @@
-"""vLLM as a server, one or several, wherever they are: questions over its OpenAI-compatible API, weights over its RPC.
+"""vLLM as a server, one or several, wherever they are: questions over its OpenAI-compatible API, weights straight to its workers.
 
 Start them with `lightrft serve`: they need vLLM's development mode and receiver.py in their workers. Every request that fails is
 asked again, of another server where there is one; what has been answered is kept. A server that does not hold the weights of the
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import itertools
 import json
 import logging
 import os
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,30 +29,30 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig, ServerConfig
+from lightrft.models.families import placeholders
+from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
+from lightrft.strategy.engines import wire
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
 from lightrft.strategy.engines.buckets import buckets
-from lightrft.strategy.engines.foreign import Asked, Names, asked, refuse
+from lightrft.strategy.engines.foreign import CURE, NEVER, Asked, Names, asked, refuse, same_tokens
 from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
 
 log = logging.getLogger("lightrft")
-PIECE = 2**20
-"""Bytes of weights that are written as base64 at a time."""
-TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-         torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
-"""Names in safetensors files."""
+CACHES = ("prefix", "encoder")
+"""What servers keep of questions and of pictures, which old weights have made."""
 FAILURES = (OSError, http.client.HTTPException, json.JSONDecodeError)
 """What may go better at another time or place; a refused request (HTTP 4xx) is a ValueError."""
 
 
 class VllmServerEngine:
-    """An Engine; texts only. All processes of a run share the servers; the first one gives them the weights."""
+    """An Engine, for texts and pictures. All processes of a run share the servers; the first one gives them the weights."""
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its names of weights. ValueError for what the servers cannot do, or if one does not answer."""
-        refuse(module, config)
+        refuse(module, config, media=True)
         if not config.server.urls:
             raise ValueError(
                 "rollout.engine=vllm_server without rollout.server.urls. Start a server with `lightrft serve LAYERS...` and name it, "
@@ -57,6 +60,7 @@ class VllmServerEngine:
             )
         self.weight_version = NONE
         self._config, self._stop_ids, self._names = config.server, processor.stop_ids, Names.of(module)
+        self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._servers = [Server(url.rstrip("/"), config.server) for url in config.server.urls]
         for server in self._servers:
             server.wait()
@@ -73,7 +77,7 @@ class VllmServerEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
-        questions = asked(prompts, sampling)
+        questions = asked(prompts, sampling, self._reader)
         bodies = [self._body(one, sampling) for one in questions]
         keys = [(self.weight_version, json.dumps(body)) for body in bodies]
         replies = {n: self._answered[key] for n, key in enumerate(keys) if key in self._answered}
@@ -89,6 +93,9 @@ class VllmServerEngine:
             self._answered = {keys[n]: reply for n, reply in replies.items()}
             raise
         self._answered = {}
+        for n, (prompt, one) in enumerate(zip(prompts, questions, strict=True)):
+            if one.media is not None:
+                same_tokens(prompt, one, replies[n]["prompt_token_ids"])
         return [self._completions(replies[n], one) for n, one in enumerate(questions)]
 
     def _holding(self, expected: Sequence[Server] = ()) -> list[Server]:
@@ -135,7 +142,8 @@ class VllmServerEngine:
         for attempt in range(self._config.retries + 1):
             server = servers[attempt % len(servers)]
             try:
-                return server.post("/v1/completions", {"model": server.model, **body})
+                path = "/v1/completions" if "prompt" in body else "/inference/v1/generate"
+                return server.post(path, {"model": server.model, **body})
             except FAILURES as error:
                 failure = f"{server.url}: {error or type(error).__name__}"
                 log.warning("a question failed (%s), attempt %d", failure, attempt + 1)
@@ -149,8 +157,23 @@ class VllmServerEngine:
             server.wait()
 
     def _body(self, one: Asked, sampling: Sampling) -> dict[str, Any]:
+        """The OpenAI-compatible API takes no media with tokens, vLLM's own does."""
+        if one.media is None:
+            return {"prompt": one.token_ids, "return_token_ids": True, **self._drawing(one, sampling)}
+        if one.media.videos or one.media.audios:
+            raise ValueError(
+                f"rollout.engine=vllm_server takes pictures, and neither clips nor sounds. Set rollout.engine=vllm, or {CURE}."
+            )
         return {
-            "prompt": one.token_ids,
+            "token_ids": one.marked,
+            "content_parts": [{"type": "image_url", "url": _url(image)} for image in one.media.images],
+            "return_token_ids": True,
+            "sampling_params": self._drawing(one, sampling),
+        }
+
+    def _drawing(self, one: Asked, sampling: Sampling) -> dict[str, Any]:
+        ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
+        return {
             "n": one.n,
             "max_tokens": one.max_tokens,
             "temperature": sampling.temperature,
@@ -159,21 +182,24 @@ class VllmServerEngine:
             "min_p": sampling.min_p,
             "seed": one.seed,
             "logprobs": 0,
-            "return_token_ids": True,
             "ignore_eos": True,  # what ends an answer is told below, as to vLLM in this process
-            "stop_token_ids": []
-            if sampling.ignore_eos
-            else sorted({*self._stop_ids, *sampling.stop_token_ids}),
+            "stop_token_ids": ends,
             "stop": None if sampling.ignore_eos else list(sampling.stop),
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
+            "logit_bias": {str(token): NEVER for token in self._never} or None,
         }
 
     def _completions(self, reply: dict[str, Any], one: Asked) -> list[Completion]:
         found = []
         for choice in sorted(reply["choices"], key=lambda choice: choice["index"]):
             finish: Finish = "stop" if choice["finish_reason"] == "stop" else "length"
-            tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+            tokens, given = choice["token_ids"], choice["logprobs"]
+            logprobs = (
+                [token["logprob"] for token in given["content"]]
+                if "content" in given
+                else given["token_logprobs"]
+            )
             found.append(
                 Completion(tokens, logprobs, finish, self.weight_version, one.seed + choice["index"])
             )
@@ -186,7 +212,7 @@ class VllmServerEngine:
         self._syncs += 1
         failure: Exception | None = None
         if world.is_first:
-            self._tell(failed, lambda server: server.call("lightrft_begin"))
+            self._tell(failed, Server.begin)
         try:
             for bucket in buckets(self._names.usable(weights), self._config.bucket_mib * 2**20):
                 if world.is_first:  # the others take part in gathering them
@@ -195,7 +221,8 @@ class VllmServerEngine:
             failure = error
         if world.is_first and failure is None:
             self._tell(failed, lambda server: server.call("lightrft_finish", self._mark))
-            self._tell(failed, lambda server: server.post("/reset_prefix_cache", {}))
+            for kept in CACHES:
+                self._tell(failed, partial(Server.post, path=f"/reset_{kept}_cache", body={}))
         with world.apart():
             if failure is not None:
                 raise failure
@@ -225,6 +252,9 @@ class Server:
     def __init__(self, url: str, config: ServerConfig) -> None:
         self.url, self._config = url, config
         self.model = ""
+        self._doors: list[wire.Address] = []
+        """Where its workers wait for weights; empty: they go through HTTP."""
+        self._warned = False
         self._headers = {"Content-Type": "application/json"}
         if config.key:
             if config.key not in os.environ:
@@ -265,14 +295,41 @@ class Server:
         found: list[Any] = self.post("/collective_rpc", {"method": method, "args": list(args)})["results"]
         return found
 
-    def give(self, bucket: Mapping[str, Tensor]) -> None:
-        """Loads weights, as a safetensors file that is written while it is sent: no copy of the bucket is made on this side."""
+    def begin(self) -> None:
+        """New weights are about to come; finds out which way."""
+        host = str(urllib.parse.urlsplit(self.url).hostname)
+        doors = [wire.Address.of(host, told) for told in self.call("lightrft_begin")]
+        self._doors = doors if all(door.reachable() for door in doors) else []
+        if not self._doors and not self._warned:
+            log.warning(
+                "%s: its workers' ports (%s) are not to be reached from here, so weights go through HTTP, many times slower",
+                self.url,
+                ", ".join(str(door.port) for door in doors),
+            )
+            self._warned = True
+
+    def give(self, bucket: wire.Bucket) -> None:
+        """Loads weights; no copy of the bucket is made on this side."""
+        seconds = self._config.timeout_seconds
+        if not self._doors:
+            self._post_weights(bucket, seconds)
+            return
+        unwanted = threading.Event()
+        with ThreadPoolExecutor(max_workers=len(self._doors)) as pool:
+            sending = [pool.submit(door.send, bucket, seconds, unwanted) for door in self._doors]
+            try:
+                self.call("lightrft_receive", f"{seconds:g}")
+            finally:
+                unwanted.set()
+        for sent in sending:
+            sent.result()
+
+    def _post_weights(self, bucket: wire.Bucket, seconds: float) -> None:
         before, after = b'{"method": "lightrft_take", "args": ["', b'"]}'
-        header = _header(bucket)
-        length = len(header) + sum(tensor.nbytes for tensor in bucket.values())
-        size = len(before) + -(-length // 3) * 4 + len(after)
-        body = itertools.chain([before], _base64(_pieces(header, bucket.values())), [after])
-        self._send("/collective_rpc", body, self._config.timeout_seconds, {"Content-Length": str(size)})
+        start = wire.header(bucket)
+        size = len(before) + -(-wire.size(start, bucket) // 3) * 4 + len(after)
+        body = itertools.chain([before], wire.encoded(wire.pieces(start, bucket.values())), [after])
+        self._send("/collective_rpc", body, seconds, {"Content-Length": str(size)})
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What it replies. One of FAILURES if it does not; ValueError if it refuses."""
@@ -294,37 +351,12 @@ class Server:
         return found
 
 
+def _url(image: Any) -> str:
+    """A picture, whole and without loss."""
+    data = io.BytesIO()
+    image.save(data, format="PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
 def _tokens(reply: dict[str, Any]) -> int:
     return sum(len(choice["token_ids"]) for choice in reply["choices"])
-
-
-def _header(bucket: Mapping[str, Tensor]) -> bytes:
-    """The beginning of a safetensors file (https://github.com/huggingface/safetensors: format)."""
-    entries, end = {}, 0
-    for name, tensor in bucket.items():
-        place = [end, end + tensor.nbytes]
-        entries[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
-        end = place[1]
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _pieces(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes]:
-    """The file, a little at a time; of what is not in host memory one tensor is copied there."""
-    yield header
-    for tensor in tensors:
-        flat = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
-        for start in range(0, len(flat), PIECE):
-            yield flat[start : start + PIECE].tobytes()
-
-
-def _base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The code of all of them as one."""
-    rest = b""
-    for piece in pieces:
-        rest += piece
-        whole = len(rest) - len(rest) % 3
-        yield base64.b64encode(rest[:whole])
-        rest = rest[whole:]
-    yield base64.b64encode(rest)

@@ -28,15 +28,13 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
 from lightrft.strategy.engines.buckets import buckets
-from lightrft.strategy.engines.foreign import CURE, Asked, Names, asked, folder_without_weights, refuse
+from lightrft.strategy.engines.foreign import CURE, NEVER, Asked, Names, asked, folder_without_weights, refuse
 from lightrft.strategy.engines.sampling import stream, uniforms
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
 
 T = TypeVar("T")
 GLANCE_SECONDS = 0.5
-NEVER = -100.0
-"""What is added to a logit that must not be drawn."""
 
 
 class SglangEngine:

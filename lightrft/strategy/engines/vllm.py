@@ -24,6 +24,7 @@ from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
 from lightrft.strategy.engines.foreign import (
     CURE,
+    NEVER,
     Asked,
     Names,
     SleepingPart,
@@ -38,7 +39,7 @@ from lightrft.utils.imports import require
 
 
 class VllmEngine:
-    """An Engine; texts only. Each process has one of its own, or `rollout.vllm.tensor_parallel` neighbours have one together.
+    """An Engine. Each process has one of its own, or `rollout.vllm.tensor_parallel` neighbours have one together.
 
     What an answer says depends on the weights, its prompt, `sampling`, and the prompt's place; vLLM's sums may differ in the
     last digits with what else is generated.
@@ -135,7 +136,7 @@ class VllmEngine:
             stop=None if sampling.ignore_eos else list(sampling.stop),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
-            logit_bias=dict.fromkeys(self._never, -100.0) or None,
+            logit_bias=dict.fromkeys(self._never, NEVER) or None,
         )
 
     def _completion(self, out: Any, one: Asked) -> Completion:

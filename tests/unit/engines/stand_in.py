@@ -12,6 +12,7 @@ from safetensors.torch import load
 from lightrft.config import NativeEngineConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.engines.wire import Door
 from lightrft.testing import tiny_model, tiny_processor
 from lightrft.types import Prompt, Sampling
 
@@ -24,7 +25,7 @@ class StandIn(ThreadingHTTPServer):
     def __init__(self, trouble=lambda path, body: None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.trouble, self.asked, self.mark, self.key = trouble, 0, "", ""
-        self.turn = threading.Lock()
+        self.turn, self.door = threading.Lock(), Door()
         self.processor = tiny_processor()
         module = tiny_model("llama", attention=ATTENTION)
         self.engine = NativeEngine(module, self.processor.stop_ids, self.processor.text, NativeEngineConfig())
@@ -70,6 +71,10 @@ class StandIn(ThreadingHTTPServer):
 
     def lightrft_begin(self):
         self.mark = ""
+        return self.door.told
+
+    def lightrft_receive(self, seconds):
+        self.engine.load_weights(self.door.receive(float(seconds)).items())
 
     def lightrft_take(self, bucket):
         self.engine.load_weights(load(base64.b64decode(bucket)).items())

@@ -1,18 +1,15 @@
 """vLLM servers that fail, hang, forget and come back, played by a stand-in; the real one is in tests/engines."""
 
-import base64
 import socket
 
 import pytest
-import torch
-from safetensors.torch import load
 
 from lightrft.config import RolloutConfig, ServerConfig
 from lightrft.models.attention import ATTENTION
-from lightrft.strategy.engines import server as sending
 from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.buckets import buckets
 from lightrft.strategy.engines.server import VllmServerEngine
+from lightrft.strategy.engines.wire import Address
 from lightrft.testing import check_engine, tiny_model, tiny_processor, tiny_prompt
 from lightrft.types import Sampling
 from tests.unit.engines.stand_in import Trouble, healthy, slow, standing_in
@@ -127,7 +124,7 @@ def test_weights_that_change_while_questions_are_answered_are_noticed():
 
 def test_a_server_that_takes_no_weights_is_left_out_and_none_at_all_is_an_error():
     def broken(path, body):
-        if body.get("method") == "lightrft_take":
+        if body.get("method") == "lightrft_receive":
             raise Trouble(500)
 
     with standing_in(broken, healthy) as servers:
@@ -190,19 +187,18 @@ def test_buckets_hold_what_fits_and_a_larger_weight_goes_alone():
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_what_is_sent_is_a_safetensors_file_however_it_is_cut(dtype, monkeypatch):
-    """Sizes that do not come out even, a transposed tensor, and an empty one."""
-    monkeypatch.setattr(sending, "PIECE", 7)
-    bucket = {
-        "a.weight": torch.randn(3, 5, dtype=dtype).T,
-        "b": torch.randn(1, dtype=dtype),
-        "c": torch.zeros(0, dtype=dtype),
-    }
-    header = sending._header(bucket)
-    text = b"".join(sending._base64(sending._pieces(header, bucket.values())))
-    size = len(header) + sum(t.nbytes for t in bucket.values())
-    assert len(text) == -(-size // 3) * 4
-    found = load(base64.b64decode(text))
-    assert found.keys() == bucket.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in bucket.items())
+def test_weights_go_through_http_where_the_ports_of_the_workers_are_not_reached(caplog, monkeypatch):
+    monkeypatch.setattr(Address, "reachable", lambda self: False)
+    methods = []
+    with standing_in(lambda path, body: methods.append(body.get("method"))) as servers:
+        engine = engine_of(servers)
+        give(engine, weights())
+        give(engine, weights())
+        http = said(engine.generate(PROMPTS, SAMPLING))
+        assert caplog.text.count("are not to be reached from here") == 1
+        assert "lightrft_take" in methods
+        assert "lightrft_receive" not in methods
+        monkeypatch.undo()
+        give(engine, weights())
+        assert said(engine.generate(PROMPTS, SAMPLING)) == http
+        assert "lightrft_receive" in methods

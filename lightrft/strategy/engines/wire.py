@@ -1,0 +1,170 @@
+"""Weights on their way to another program, as the bytes of a safetensors file that are made while they are sent.
+
+The format: https://github.com/huggingface/safetensors (Format). Through a socket they go as they are, after a word that both sides
+know and their number in 8 bytes; through HTTP as base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from threading import Event
+
+import torch
+from torch import Tensor
+
+GLANCE_SECONDS = 5.0
+"""How long a connection may take, or stand still before it is asked whether that has a point."""
+PIECE = 2**20
+"""Bytes that are handed on at a time."""
+TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+         torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+"""Names in safetensors files."""
+Bucket = Mapping[str, Tensor]
+
+
+def header(bucket: Bucket) -> bytes:
+    """The beginning of the file."""
+    entries, end = {}, 0
+    for name, tensor in bucket.items():
+        place = [end, end + tensor.nbytes]
+        entries[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        end = place[1]
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def pieces(start: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    """The file, a little at a time; of what is not in host memory one tensor is copied there."""
+    yield memoryview(start)
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data
+        for place in range(0, len(flat), PIECE):
+            yield flat[place : place + PIECE]
+
+
+def size(start: bytes, bucket: Bucket) -> int:
+    """Bytes of the file."""
+    return len(start) + sum(tensor.nbytes for tensor in bucket.values())
+
+
+def encoded(parts: Iterable[memoryview]) -> Iterator[bytes]:
+    """The base64 of all of them as one."""
+    rest = b""
+    for part in parts:
+        rest += part
+        whole = len(rest) - len(rest) % 3
+        yield base64.b64encode(rest[:whole])
+        rest = rest[whole:]
+    yield base64.b64encode(rest)
+
+
+def unpacked(data: bytearray) -> dict[str, Tensor]:
+    """The tensors of a file; they lie in `data`."""
+    types = {name: dtype for dtype, name in TYPES.items()}
+    start = 8 + int.from_bytes(data[:8], "little")
+    found = {}
+    for name, entry in json.loads(data[8:start]).items():
+        dtype, shape, place = types[entry["dtype"]], entry["shape"], start + entry["data_offsets"][0]
+        count = prod(shape)
+        flat = (
+            torch.frombuffer(data, dtype=dtype, count=count, offset=place)
+            if count
+            else torch.empty(0, dtype=dtype)
+        )
+        found[name] = flat.reshape(shape)
+    return found
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where weights are waited for."""
+
+    host: str
+    port: int
+    word: str
+
+    @classmethod
+    def of(cls, host: str, told: str) -> Address:
+        """From what `Door.told` says."""
+        port, word = told.split()
+        return cls(host, int(port), word)
+
+    def reachable(self, seconds: float = GLANCE_SECONDS) -> bool:
+        """Whether anybody listens there."""
+        try:
+            socket.create_connection((self.host, self.port), timeout=seconds).close()
+        except OSError:
+            return False
+        return True
+
+    def send(self, bucket: Bucket, seconds: float, unwanted: Event) -> None:
+        """OSError if it does not get there in that time; it ends when it is `unwanted`."""
+        start, end = header(bucket), time.monotonic() + seconds
+        greeting = self.word.encode() + size(start, bucket).to_bytes(8, "little")
+        with socket.create_connection((self.host, self.port), timeout=GLANCE_SECONDS) as connection:
+            for piece in chain([memoryview(greeting)], pieces(start, bucket.values())):
+                left = piece
+                while left and not unwanted.is_set():
+                    try:
+                        left = left[connection.send(left) :]
+                    except TimeoutError:
+                        if time.monotonic() > end:
+                            raise
+
+
+class Door:
+    """A port at which weights are waited for, from those who know its word."""
+
+    def __init__(self) -> None:
+        double = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if double else socket.AF_INET
+        self._socket = socket.create_server(("", 0), family=family, dualstack_ipv6=double)
+        self._word = secrets.token_hex(16)
+
+    @property
+    def told(self) -> str:
+        """Port and word, for whoever is to send."""
+        return f"{self._socket.getsockname()[1]} {self._word}"
+
+    def receive(self, seconds: float) -> dict[str, Tensor]:
+        """What is sent next. OSError if nothing whole comes in that time; who does not know the word is not heard."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.settimeout(min(left, 10.0))  # to say the word
+                greeting = _read(connection, len(self._word) + 8)
+                if greeting is None or not hmac.compare_digest(bytes(greeting[:-8]), self._word.encode()):
+                    continue
+                connection.settimeout(left)
+                data = _read(connection, int.from_bytes(greeting[-8:], "little"))
+                if data is None:
+                    raise OSError("the weights broke off.")
+                return unpacked(data)
+        raise OSError(f"no weights came within {seconds:g} seconds.")
+
+
+def _read(connection: socket.socket, count: int) -> bytearray | None:
+    """So many bytes; None if they end before."""
+    data = bytearray(count)
+    view, place = memoryview(data), 0
+    while place < count:
+        try:
+            got = connection.recv_into(view[place:])
+        except OSError:
+            return None
+        if not got:
+            return None
+        place += got
+    return data

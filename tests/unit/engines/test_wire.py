@@ -1,0 +1,85 @@
+"""Weights on their way to another program."""
+
+import base64
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from lightrft.strategy.engines import wire
+
+
+def a_bucket(dtype=torch.float32):
+    """Sizes that do not come out even, a transposed tensor, a single number and an empty tensor."""
+    return {
+        "a.weight": torch.randn(3, 5).to(dtype).T,
+        "flags": torch.tensor([True, False, True]),
+        "b": torch.randn(1).to(dtype),
+        "c": torch.zeros(0, dtype=dtype),
+        "d": torch.tensor(2.0).to(dtype),
+    }
+
+
+def alike(found, bucket):
+    assert found.keys() == bucket.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in bucket.items())
+    assert all(found[name].dtype == tensor.dtype for name, tensor in bucket.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_sent_is_a_safetensors_file_however_it_is_cut(dtype, monkeypatch):
+    monkeypatch.setattr(wire, "PIECE", 7)
+    bucket = a_bucket(dtype)
+    start = wire.header(bucket)
+    data = b"".join(wire.pieces(start, bucket.values()))
+    assert len(data) == wire.size(start, bucket)
+    alike(load(data), bucket)
+    alike(wire.unpacked(bytearray(data)), bucket)
+    text = b"".join(wire.encoded(wire.pieces(start, bucket.values())))
+    assert base64.b64decode(text) == data
+
+
+def test_a_door_takes_what_is_sent_by_who_knows_its_word():
+    door, bucket, got = wire.Door(), a_bucket(), []
+    address = wire.Address.of("127.0.0.1", door.told)
+    assert address.reachable()
+    waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
+    waiting.start()
+    stranger = wire.Address(address.host, address.port, "0" * 32)
+    with contextlib.suppress(ConnectionError):  # it is hung up on
+        stranger.send({"evil": torch.ones(1)}, 5, threading.Event())
+    socket.create_connection((address.host, address.port)).close()
+    address.send(bucket, 5, threading.Event())
+    waiting.join(20)
+    alike(got[0], bucket)
+
+
+def test_what_breaks_off_or_does_not_come_is_an_error():
+    door = wire.Door()
+    with pytest.raises(OSError, match="timed out|no weights came within 0.1 seconds"):
+        door.receive(0.1)
+    address = wire.Address.of("127.0.0.1", door.told)
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(address.word.encode() + (1000).to_bytes(8, "little") + b"only this")
+    with pytest.raises(OSError, match="the weights broke off"):
+        door.receive(5)
+
+
+def test_sending_ends_when_nobody_wants_it_any_more(monkeypatch):
+    monkeypatch.setattr(wire, "GLANCE_SECONDS", 0.05)
+    door, unwanted = wire.Door(), threading.Event()
+    address = wire.Address.of("127.0.0.1", door.told)
+    much = {"much": torch.zeros(2**26, dtype=torch.uint8)}
+    sending = threading.Thread(target=address.send, args=(much, 60, unwanted))
+    sending.start()
+    time.sleep(0.3)
+    assert sending.is_alive(), "nobody reads"
+    unwanted.set()
+    sending.join(5)
+    assert not sending.is_alive()
+    with pytest.raises(OSError, match="timed out"):
+        address.send(much, 0.2, threading.Event())
