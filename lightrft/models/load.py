@@ -133,6 +133,7 @@ def hollow_model(
 
     import_all(config.imports)
     dtype = dtype or getattr(torch, config.dtype)
+    _convert(config)
     with init_empty_weights(include_buffers=False):
         model = _shaped(config)
     model.tie_weights()
@@ -192,6 +193,7 @@ def _prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
 
 def without_weights(config: ModelConfig) -> nn.Module:
     """The shapes of the model that `load_model` makes, on the meta device: nothing is read but its config.json."""
+    _convert(config)
     with torch.device("meta"):
         if is_tiny(config.path):
             return tiny_model(config.path.removeprefix(RANDOM))
@@ -203,6 +205,12 @@ def without_weights(config: ModelConfig) -> nn.Module:
 def auto_class(config: Any) -> Any:
     """The transformers class that makes a model of this config, with ears and eyes if it has them."""
     return AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+
+
+def _convert(config: ModelConfig) -> None:
+    """Makes the folder of a package model if that has not been done, which takes real tensors."""
+    if not is_tiny(config.path):
+        model_folder(config)
 
 
 def _shaped(config: ModelConfig) -> Any:

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightrft.config import ModelConfig
-from lightrft.models.load import model_folder
+from lightrft.models import load
+from lightrft.models.load import hollow_model, model_folder, without_weights
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.testing import tiny_folder
 
@@ -30,3 +32,18 @@ def test_a_package_without_a_model_in_it_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"package:pytest: expected one .gguf file in the package, found 0"):
         package_model("pytest", tmp_path)
     assert list((tmp_path / "models").iterdir()) == [], "nothing unfinished is left in the cache"
+
+
+@pytest.mark.parametrize("shapes_only", [hollow_model, without_weights])
+def test_a_package_is_converted_with_real_tensors_also_where_only_shapes_are_wanted(
+    tmp_path, monkeypatch, shapes_only
+):
+    folder, devices = tiny_folder(tmp_path / "m"), []
+
+    def converting(name, cache):
+        devices.append(torch.nn.Linear(1, 1).weight.device.type)
+        return folder
+
+    monkeypatch.setattr(load, "package_model", converting)
+    shapes_only(ModelConfig(path="package:some"))
+    assert devices[0] == "cpu"
