@@ -6,6 +6,7 @@ result. Nobody below app.py reads `Config` as a whole: each part receives its ow
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
@@ -539,6 +540,66 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """A language model that judges answers in words; only with the reward `judge`."""
+
+    path: str = ""
+    """Model, as in model.path, whole on every device while answers are judged; or `policy`: the policy itself, by rollout.engine."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+    engine: str = "native"
+    """What asks the model of judge.path: native, or the import path of an engine that has its weights, e.g.
+    examples/openai_engine.py:OpenAIEngine for a server; the model then gives the tokenizer alone."""
+    template: str = ""
+    """Text file with what the judge is asked; {question}, {answer} and {target} are filled in. Empty: a general one."""
+    score: str = r"(?i)score:\s*\**\s*(-?\d+(?:\.\d+)?)"
+    """Regular expression whose group is the score in the judge's reply; the last one counts."""
+    full_marks: float = 10.0
+    """The score of a perfect answer, for which the reward is 1."""
+    samples: int = 1
+    """Replies per answer, whose mean counts."""
+    temperature: float = 0.0
+    """Of the replies; 0: the likeliest."""
+    max_tokens: int = 256
+    """Most tokens of a reply."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "judge", samples=self.samples, max_tokens=self.max_tokens)
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"judge.samples={self.samples} with judge.temperature=0 gives the same reply {self.samples} times. Set "
+                "judge.temperature, e.g. 0.7."
+            )
+        if not self.full_marks > 0:
+            raise ValueError(f"judge.full_marks={self.full_marks:g}: must be above 0.")
+        try:
+            groups = re.compile(self.score).groups
+        except re.error as error:
+            raise ValueError(f"judge.score={self.score}: not a regular expression: {error}.") from None
+        if groups != 1:
+            raise ValueError(f"judge.score={self.score}: must have one group, the score, and has {groups}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig:
+    """A model that computes a number for a whole answer; only with the reward `reward_model`."""
+
+    path: str = ""
+    """Model with a trained head (transformers' ForSequenceClassification), as in model.path; whole on every device while answers
+    are judged, in model.dtype."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+    output: int = 0
+    """Which of its outputs, counted from 0."""
+    tokens_per_batch: int = 8192
+    """Most tokens computed at once; a longer conversation goes alone."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "reward_model", output=self.output)
+        at_least(1, "reward_model", tokens_per_batch=self.tokens_per_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
 
@@ -792,6 +853,8 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -856,6 +919,8 @@ class Config:
         for section, switch, cure in (
             ("constraint", "cost", "to a reward function, e.g. length"),
             ("teacher", "path", "to a model"),
+            ("judge", "path", "to a model"),
+            ("reward_model", "path", "to a model"),
             ("replay", "groups", "e.g. 4"),
         ):
             options = getattr(self, section)

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
+from lightrft import app
 from lightrft.config import Config
 from lightrft.models.logprobs import text_config
 from lightrft.models.source import Source
@@ -62,11 +63,14 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     with actor.merged():
         give(engine, actor.weights())
         answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
-    started = time.perf_counter()
-    try:
-        parts.judge(answers)
-    except RuntimeError as error:
-        section.problem(str(error))
+        models = app.add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
+        for resident in models.values():
+            resident.onload()
+        started = time.perf_counter()
+        try:
+            parts.judge(answers)
+        except RuntimeError as error:
+            section.problem(str(error))
     seconds = (time.perf_counter() - started) / len(answers)
     for t in answers:
         section.show(shown(t))

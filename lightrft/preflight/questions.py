@@ -103,6 +103,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
         {name: load_task(name) for name in (config.tasks.evaluate or config.tasks.train)} if evaluates else {}
     )
     judge, exam_judge = judges(config, tasks, exams)
+    app.check_judging(config, [one for one in (judge, exam_judge) if one is not None])
     for one in (judge, exam_judge):
         if one is not None:
             stack.enter_context(one)
@@ -364,6 +365,11 @@ def gold(
     known = [record for record in records if record.target is not None]
     if not known:
         section.fact(name, "no right answers are known, so the rewards are not tried on them")
+        return
+    if judge.models:
+        section.fact(
+            name, f"judged by models ({', '.join(judge.models)}), tried below on the policy's answers"
+        )
         return
     some = [known[i * len(known) // GOLDS] for i in range(GOLDS)] if len(known) > GOLDS else known
     report = check_gold(task.name, some, task.gold, judge)

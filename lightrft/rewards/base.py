@@ -11,6 +11,7 @@ from types import TracebackType
 
 from lightrft.config import RewardConfig
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
+from lightrft.rewards.models import MODEL_REWARDS, ModelReward
 from lightrft.rewards.table import REWARDS, load_reward
 from lightrft.rewards.workers import Call, Failure, Inline, Pool, Runner
 from lightrft.types import Trajectory
@@ -20,6 +21,10 @@ from lightrft.utils.media import described
 __all__ = ["REWARDS", "Judge", "Judged", "RewardFunction", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
+
+
+Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]
+"""(reward, place) -> value, and (reward, place) -> why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +63,16 @@ class Judge:
                 )
         names = sorted({name for weights in self.weights.values() for name in weights})
         self.labels = _labels(names)
+        self.models: dict[str, ModelReward | None] = {n: None for n in MODEL_REWARDS if n in names}
+        """Rewards that models give; whoever holds the models puts them in before anything is judged."""
+        self.by_policy = False
+        """Whether one of them is the policy, by the rollout engine."""
+        names = [name for name in names if name not in self.models]
         for name in names:
             if ":" not in name:
                 resolve(REWARDS, name, "reward")
         self._runner: Runner
-        if config.workers:
+        if config.workers and names:
             self._runner = Pool(names, config.workers, config.timeout_seconds)
         else:
             self._runner = Inline({name: load_reward(name) for name in names})
@@ -72,6 +82,8 @@ class Judge:
         then the failing answers are left out, and whole groups of which fewer than two answers are left."""
         views = [stripped(trajectory) for trajectory in trajectories]
         values, failures = self._values(self._parts(trajectories), views)
+        more = self._by_models(trajectories, views)
+        values, failures = values | more[0], failures | more[1]
         for place, trajectory in enumerate(trajectories):
             weights = self.weights[trajectory.prompt.source]
             trajectory.parts = {
@@ -113,12 +125,31 @@ class Judge:
             groups = _by_group(places, trajectories)
             share = -(-len(groups) // max(1, self.config.workers))
             chunks = [sum(groups[start : start + share], ()) for start in range(0, len(groups), share)]
-            parts += [Part(name, chunk) for name in self.weights[source] for chunk in chunks]
+            own = [name for name in self.weights[source] if name not in self.models]
+            parts += [Part(name, chunk) for name in own for chunk in chunks]
         return parts
 
-    def _values(
-        self, parts: Sequence[Part], views: Sequence[Answer]
-    ) -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]:
+    def _by_models(self, trajectories: Sequence[Trajectory], views: Sequence[Answer]) -> Found:
+        """As `_values`, of the rewards that models give: each is asked once, as an engine of several ranks wants it."""
+        values: dict[tuple[str, int], float] = {}
+        failures: dict[tuple[str, int], str] = {}
+        for name, ask in self.models.items():
+            assert ask is not None, f"{name} was not put in"
+            places = [n for n, t in enumerate(trajectories) if name in self.weights[t.prompt.source]]
+            for place, found in zip(places, ask([views[place] for place in places]), strict=True):
+                if isinstance(found, Failure) or not numbers.isfinite(found):
+                    told = found.reason if isinstance(found, Failure) else f"it returned {found}."
+                    failures[name, place] = told
+                else:
+                    values[name, place] = found
+        self._stop_at(failures, views)
+        return values, failures
+
+    def _stop_at(self, failures: Mapping[tuple[str, int], str], views: Sequence[Answer]) -> None:
+        if failures and self.config.on_failure == "raise":
+            raise RuntimeError(_failed(*next(iter(failures.items())), views))
+
+    def _values(self, parts: Sequence[Part], views: Sequence[Answer]) -> Found:
         """(reward, place) -> value, and (reward, place) -> why there is none."""
         values: dict[tuple[str, int], float] = {}
         failures: dict[tuple[str, int], str] = {}
@@ -135,8 +166,7 @@ class Judge:
                     values[part.name, place] = value
                 else:
                     failures[part.name, place] = f"it returned {value}."
-        if failures and self.config.on_failure == "raise":
-            raise RuntimeError(_failed(*next(iter(failures.items())), views))
+        self._stop_at(failures, views)
         if again:
             more_values, more_failures = self._values(again, views)
             return values | more_values, failures | more_failures

@@ -32,6 +32,9 @@ PRESENT: dict[str, tuple[Phase, ...]] = {
     "critic optimizer": (Phase.TRAIN,),
     "reference weights": (Phase.SCORE,),
     "teacher weights": (Phase.SCORE,),
+    "judge weights": (Phase.SCORE,),
+    "judge cache": (Phase.SCORE,),
+    "reward model weights": (Phase.SCORE,),
     "engine weights": (Phase.SYNC, Phase.ROLLOUT),
     "engine cache": (Phase.ROLLOUT,),
 }
@@ -47,6 +50,9 @@ LEVERS: dict[str, str] = {
     "critic optimizer": "as for the actor's",
     "reference weights": "set algorithm.kl_coefficient=0, or model.lora.rank, with which the reference takes nothing",
     "teacher weights": "take a smaller teacher.path",
+    "judge weights": "take a smaller judge.path, or ask a server (judge.engine)",
+    "judge cache": "lower rollout.native.max_sequences",
+    "reward model weights": "take a smaller reward_model.path",
     "engine weights": "share them out (rollout.vllm.tensor_parallel)",
     "engine cache": "lower rollout.native.max_sequences, or memory_share of rollout.vllm, sglang or lmdeploy",
 }

@@ -88,10 +88,9 @@ class Evaluator:
             groups += asked
         return groups
 
-    def judge(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
-        """Score by task and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all estimates)."""
-        with self.world.apart():
-            self.judge_answers([t for group in groups for t in group])
+    def report(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
+        """Score by task of judged answers, and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all
+        estimates)."""
         mine = [_row(t) for group in groups for t in group]
         rows = [row for rank in self.world.gather(mine) for row in rank]
         report = {exam.task.name: self._estimates(exam, rows) for exam in self.exams}

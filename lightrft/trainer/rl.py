@@ -229,10 +229,19 @@ class RLTrainer:
             if ahead:
                 self.experience.ahead = self.draw_groups(ahead, 1, self.share)
             self.progress.phase("score")
+            if judging is None:
+                return self.judged_by(self.judge, answers)
             with self.stage(Phase.SCORE), self.world.apart():
-                return self.judge(answers) if judging is None else judging.result()
+                return judging.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def judged_by(self, judge: Judge, answers: Sequence[Trajectory]) -> Judged:
+        """Where what judges is at hand: the models of the score phase, or the engine if the policy judges itself."""
+        if judge.by_policy:
+            return self.ask(lambda: judge(answers))
+        with self.stage(Phase.SCORE), self.world.apart():
+            return judge(answers)
 
     @property
     def share(self) -> int:
@@ -339,8 +348,7 @@ class RLTrainer:
                 progress=self._sampled,
             )
         )
-        with self.stage(Phase.SCORE), self.world.apart():
-            judged = self.judge([t for (t,) in greedy]).kept
+        judged = self.judged_by(self.judge, [t for (t,) in greedy]).kept
         self._penalise_length([judged])
         for likely in judged:
             for t in new[likely.group]:  # a group's number is its place here
@@ -540,8 +548,8 @@ class RLTrainer:
         """Held-out scores by task, kept under `label` and logged."""
         self.progress.phase("evaluate")
         answers = self.ask(lambda: self.evaluator.sample(self.engine, progress=self._sampled))
-        with self.stage(Phase.SCORE):
-            scores = self.evaluator.judge(answers, label)
+        self.judged_by(self.evaluator.judge_answers, [t for group in answers for t in group])
+        scores = self.evaluator.report(answers, label)
         self.stage.reset_seconds()
         self.evaluations[label] = scores
         self._position["evaluations"] = dict(self.evaluations)

@@ -1,0 +1,108 @@
+"""Reward models: a language model's body with a head that scores a whole conversation at its last token.
+
+As transformers' ForSequenceClassification classes have it, and the reward models on the hub with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import ModelConfig, RewardModelConfig
+from lightrft.models.attention import ATTENTION
+from lightrft.models.load import model_folder
+from lightrft.models.logprobs import backbone, predicting_states
+from lightrft.models.sequence import Share
+from lightrft.types import Inputs
+
+
+def load_reward_model(
+    config: ModelConfig, options: RewardModelConfig, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The model of reward_model.path with packed attention. ValueError if it has no head that was trained, or too few outputs."""
+    from transformers import AutoModelForSequenceClassification
+
+    name = f"reward_model.path={options.path}"
+    try:
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            model_folder(config),
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: transformers cannot load it as a reward model: {error}") from error
+    if told["missing_keys"]:
+        raise ValueError(
+            f"{name} holds no trained head for scores ({', '.join(sorted(told['missing_keys'])[:3])} is missing). Name a reward model, or "
+            "let a language model judge in words (judge.path)."
+        )
+    if options.output >= model.config.num_labels:
+        raise ValueError(
+            f"reward_model.output={options.output}: {options.path} has {model.config.num_labels} outputs, counted from 0."
+        )
+    ready: nn.Module = model.to(device).eval().requires_grad_(False)
+    return ready
+
+
+def scores(
+    module: Any, conversations: Sequence[Sequence[int]], output: int, tokens_per_batch: int
+) -> list[float]:
+    """One output of the head for each conversation (token ids), laid end to end and never padded."""
+    device = next(module.parameters()).device
+    order = sorted(range(len(conversations)), key=lambda place: len(conversations[place]))
+    found = [0.0] * len(conversations)
+    batch: list[int] = []
+    for place in order:
+        filled = sum(len(conversations[p]) for p in batch)
+        if batch and filled + len(conversations[place]) > tokens_per_batch:
+            _score(module, conversations, batch, output, device, found)
+            batch = []
+        batch.append(place)
+    if batch:
+        _score(module, conversations, batch, output, device, found)
+    return found
+
+
+@torch.no_grad()
+def _score(
+    module: Any,
+    conversations: Sequence[Sequence[int]],
+    places: Sequence[int],
+    output: int,
+    device: torch.device,
+    found: list[float],
+) -> None:
+    inputs = _packed([conversations[place] for place in places], device)
+    hidden = predicting_states(module, inputs, Share.of(inputs))
+    values: Tensor = _head(module)(hidden)[:, output].float()
+    for place, value in zip(places, values.tolist(), strict=True):
+        found[place] = value
+
+
+def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inputs:
+    """Each a prompt without response, whose last state is asked for."""
+    ends = torch.tensor([len(tokens) for tokens in conversations]).cumsum(0).tolist()
+    spans = tuple(zip([0, *ends[:-1]], ends, strict=True))
+    return Inputs(
+        token_ids=torch.tensor([t for tokens in conversations for t in tokens], device=device),
+        positions=torch.cat([torch.arange(len(tokens)) for tokens in conversations]).to(device),
+        prompt_spans=spans,
+        response_spans=tuple((end, end) for _, end in spans),
+        predict=torch.tensor(ends, device=device) - 1,
+    )
+
+
+def _head(module: Any) -> nn.Linear:
+    """The linear layer from the last state to the scores: the one that is not in the body."""
+    body = backbone(module)
+    heads = [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.Linear) and not any(m is inner for inner in body.modules())
+    ]
+    return heads[-1]

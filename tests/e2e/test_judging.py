@@ -1,0 +1,134 @@
+"""Runs whose answers are judged by models: a reward model, a judge of its own, the policy itself, an engine from a file."""
+
+import json
+
+import pytest
+
+from tests.e2e.runs import PLAIN
+from tests.unit.models.test_reward import reward_folder
+
+SHORT = ["tiny", *PLAIN, "--steps", "2", "--checkpoint.every-steps", "0", "--run", "run"]
+RATED = [
+    "--judge.max-tokens",
+    "64",
+    "--judge.samples",
+    "8",
+    "--judge.temperature",
+    "1",
+    "--judge.score",
+    "([0-9])",
+]
+"""Some of the bytes that a random model says are digits."""
+ENGINE = '''
+"""Says for every question how many letters e it holds."""
+from lightrft.types import Completion
+
+
+class Counting:
+    def __init__(self, module, processor, config):
+        self.processor = processor
+
+    def generate(self, prompts, sampling, progress=None):
+        return [[self.reply(prompt)] for prompt in prompts]
+
+    def reply(self, prompt):
+        said = self.processor.text(prompt.token_ids)
+        text = f"Score: {min(10, said.split('[Answer]')[1].split('[End')[0].count('e'))}"
+        tokens = self.processor.tokenizer.encode(text, add_special_tokens=False)
+        return Completion(tokens, [0.0] * len(tokens), "stop")
+'''
+
+
+def steps_of(folder):
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "reward/mean" in row]
+
+
+def answers_of(folder):
+    files = sorted((folder / "run" / "trajectories").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_a_reward_model_is_learnt_from_and_held_in_the_score_phase(lightrft, tmp_path):
+    reward_folder(tmp_path / "rm", "llama")
+    options = ["--reward_model.path", "rm", "--rewards.functions", "reward_model", "1", "length", "0"]
+    out = lightrft("train", *SHORT, *options)
+    (row,) = [line for line in out.splitlines() if "reward model weights" in line]
+    assert [cell.strip() for cell in row.split("│")[3:7]] == ["", "x", "", ""], "rollout, score, sync, train"
+    rewards = [row["reward/mean"] for row in steps_of(tmp_path)]
+    assert len(rewards) == 2
+    assert len({answer["reward"] for answer in answers_of(tmp_path)}) > 4
+
+
+@pytest.mark.parametrize("path", ["policy", "random:llama"])
+def test_a_model_judges_in_words(lightrft, tmp_path, path):
+    options = [
+        "--judge.path",
+        path,
+        *RATED,
+        "--rewards.functions",
+        "judge",
+        "1",
+        "--rewards.on-failure",
+        "drop",
+    ]
+    out = lightrft("train", *SHORT, *options)
+    assert ("judge weights" in out) == (path != "policy")
+    for row in steps_of(tmp_path):
+        assert 0 < row["reward/mean"] < 1
+        assert row["reward/judge"] == pytest.approx(row["reward/mean"])
+
+
+def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_path):
+    (tmp_path / "counting.py").write_text(ENGINE)
+    options = [
+        "--judge.path",
+        "random:llama",
+        "--judge.engine",
+        "counting.py:Counting",
+        "--rewards.functions",
+        "judge",
+        "1",
+    ]
+    lightrft("train", *SHORT, *options)
+    for answer in answers_of(tmp_path):
+        assert answer["reward"] == pytest.approx(min(10, answer["answer"].count("e")) / 10)
+    lightrft("train", "--resume", "run", "--steps", "3")
+    assert len(steps_of(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--rewards.functions", "judge", "1"], "reward 'judge' needs a model. Set judge.path"),
+        (
+            ["--reward_model.path", "rm"],
+            "reward_model.path=rm has no effect without the reward 'reward_model'",
+        ),
+        (
+            [
+                "--judge.path",
+                "policy",
+                "--rewards.functions",
+                "judge",
+                "1",
+                "--rollout.overlap",
+                "true",
+                "--rewards.workers",
+                "1",
+            ],
+            "rollout.overlap with the reward 'judge'",
+        ),
+        (
+            ["--judge.path", "x", "--judge.engine", "vllm", "--rewards.functions", "judge", "1"],
+            "judge.engine=vllm: a judge's engine is native, or the import path",
+        ),
+        (
+            ["--judge.samples", "2", "--judge.temperature", "1"],
+            "judge.samples=2 has no effect with judge.path=nothing",
+        ),
+    ],
+)
+def test_what_cannot_judge_is_named_before_weights_load(lightrft, options, told):
+    out = lightrft("train", *SHORT, *options, status=2)
+    assert told in " ".join(out.split())
