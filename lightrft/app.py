@@ -532,6 +532,16 @@ def reward_model(config: Config, device: torch.device) -> tuple[ModelReward, dic
     return ScalarReward(ask, own), {"reward model weights": frozen.parts()["weights"]}
 
 
+def judging(config: Config) -> tuple[ModelConfig | None, ModelConfig | None]:
+    """The judge and the reward model that every device holds, where there are any."""
+    judge, reward = config.judge, config.reward_model
+    held = judge.path not in ("", POLICY) and judge.engine == "native"
+    return (
+        other_model(config, judge.path, judge.revision) if held else None,
+        other_model(config, reward.path, reward.revision) if reward.path else None,
+    )
+
+
 def other_model(config: Config, path: str, revision: str) -> ModelConfig:
     """A model beside the policy, held in its type, without adapters."""
     return replace(config.model, path=path, revision=revision, lora=LoraConfig(), chat_template="")

@@ -150,7 +150,8 @@ def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
     apart = algorithm.needs_reference and not config.model.lora.rank
     reference = Shape(Source(config.model, learns=False)) if apart else None
     teacher = Shape(Source(app.teacher_model(config), learns=False)) if algorithm.needs_teacher else None
-    models = Models(Shape(Source(config.model)), critic, reference, teacher)
+    judge, reward = (None if m is None else Shape(Source(m, learns=False)) for m in app.judging(config))
+    models = Models(Shape(Source(config.model)), critic, reference, teacher, judge, reward)
     return Plan(config, hardware, lengths, models, algorithm)
 
 

@@ -137,6 +137,9 @@ class Models:
     reference: Shape | None = None
     """None too where it is the actor without its adapters."""
     teacher: Shape | None = None
+    judge: Shape | None = None
+    """None too where the policy judges, or a server."""
+    reward_model: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,9 @@ def items(
 
     def resident(name: str, size: int) -> None:
         needed = (*PRESENT[name], *([Phase.ROLLOUT] if name == "actor weights" and not own else []))
-        found.append(Item(name, size, needed if moves or name.startswith("engine") else SHOWN))
+        found.append(
+            Item(name, size, needed if moves or name.startswith(("engine", "judge cache")) else SHOWN)
+        )
 
     for name, shape in (("actor", models.actor), ("critic", models.critic)):
         if shape is not None:
@@ -178,6 +183,12 @@ def items(
             part = held(strategy, shape, devices, learns=False)
             resident(f"{name} weights", part.weights)
             found.append(Item(f"{name}, gathered to compute", part.met, (Phase.SCORE,), name))
+    if models.judge is not None:  # both are whole on every device
+        resident("judge weights", models.judge.width * models.judge.plain)
+        judged = Lengths(lengths.prompt + lengths.answer, config.judge.max_tokens)
+        resident("judge cache", cache(config, models.judge, judged, devices))
+    if models.reward_model is not None:
+        resident("reward model weights", models.reward_model.width * models.reward_model.body)
     actor = models.actor
     if native and own:
         resident("engine weights", actor.width * actor.plain)

@@ -49,6 +49,11 @@ class Shape:
         """Those of the model without adapters: what an engine is given."""
         return sum(p.numel() for name, p in self.module.named_parameters() if ".lora_" not in name)
 
+    @cached_property
+    def body(self) -> int:
+        """Those without an output head."""
+        return sum(p.numel() for p in backbone(self.module).parameters())
+
     @property
     def blocks(self) -> int:
         """Layers of the language part."""

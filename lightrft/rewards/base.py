@@ -134,7 +134,8 @@ class Judge:
         values: dict[tuple[str, int], float] = {}
         failures: dict[tuple[str, int], str] = {}
         for name, ask in self.models.items():
-            assert ask is not None, f"{name} was not put in"
+            if ask is None:
+                raise ValueError(f"reward '{name}' is given by a model, and none is loaded here.")
             places = [n for n, t in enumerate(trajectories) if name in self.weights[t.prompt.source]]
             for place, found in zip(places, ask([views[place] for place in places]), strict=True):
                 if isinstance(found, Failure) or not numbers.isfinite(found):

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification
 
 from lightrft import app
 from lightrft.cli import main
@@ -14,8 +15,11 @@ from lightrft.config import (
     Config,
     DeepspeedConfig,
     FsdpConfig,
+    JudgeConfig,
     LoraConfig,
     ModelConfig,
+    RewardConfig,
+    RewardModelConfig,
     RolloutConfig,
     StrategyConfig,
     UpdateConfig,
@@ -31,6 +35,7 @@ from lightrft.strategy.colocate import Phase
 from lightrft.testing import tiny_folder, tiny_trajectories
 from lightrft.trainer.replay import pack
 from lightrft.utils import layers
+from tests.unit.models.test_reward import reward_folder
 
 QWEN2_7B = {
     "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
@@ -362,3 +367,24 @@ def test_the_command_prints_tables_and_the_same_numbers_as_json(model, capsys):
 def test_a_flag_that_is_no_number_is_refused(flags, capsys):
     assert main(["plan", "tiny", *flags]) == 2
     assert f"{flags[0]} {flags[1]}: needs a number above 0" in capsys.readouterr().err
+
+
+def test_models_that_judge_are_counted_whole_where_they_judge(model, tmp_path):
+    path, other = model(SMALL), model({**SMALL, "num_hidden_layers": 2})
+    scorer = tmp_path / "scorer"
+    reward_folder(scorer, "llama")
+    judged = settings(
+        path,
+        "single",
+        judge=JudgeConfig(path=other),
+        reward_model=RewardModelConfig(path=str(scorer)),
+        rewards=RewardConfig(functions={"judge": 1.0, "reward_model": 1.0}),
+    )
+    found = {item.name: item for item in plan(judged, Hardware(1, 80.0), LENGTHS).items}
+    whole = sum(p.numel() for p in Source(ModelConfig(path=other)).hollow("meta").parameters())
+    assert found["judge weights"].bytes == 2 * whole
+    assert found["judge weights"].phases == (Phase.SCORE,)
+    body = AutoModelForSequenceClassification.from_pretrained(scorer).model
+    assert found["reward model weights"].bytes == 2 * sum(p.numel() for p in body.parameters())
+    asked = settings(path, "single", judge=JudgeConfig(path="policy"))
+    assert not [item for item in plan(asked, Hardware(1, 80.0), LENGTHS).items if "judge" in item.name]
