@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft import app
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
-from lightrft.models.export import save_model, write_folder
+from lightrft.models.export import published, save_model, write_folder
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.models.tiny import tiny_model
 from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.engines.foreign import Names
 from lightrft.strategy.single import SingleTrainable
 from lightrft.strategy.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
@@ -87,3 +90,40 @@ def test_an_export_goes_into_a_new_folder_only(tmp_path):
         app.export(Config(), run, tmp_path / "out", 7, 5.0)
     with pytest.raises(ValueError, match="no complete checkpoint"):
         app.export(Config(), tmp_path / "other", tmp_path / "out", None, 5.0)
+
+
+EXPERTS = {
+    "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 260, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1,
+}  # fmt: skip
+
+
+def of_kind(kind):
+    if kind in ("llama", "qwen2_vl"):
+        return tiny_model(kind)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **EXPERTS))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2_vl", "qwen3_moe"])
+def test_other_programs_are_given_weights_as_transformers_writes_them(tmp_path, kind):
+    """Experts, computed in one tensor, are written one by one; pictures' parts have other names."""
+    model = of_kind(kind)
+    model.save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    once = Names.of(model)
+    found = dict(once.usable((n, p.detach()) for n, p in model.state_dict().items()))
+    assert found.keys() == written.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in written.items())
+    assert (found.keys() <= model.state_dict().keys()) == (kind == "llama")
+
+
+def test_of_most_models_one_weight_is_in_memory_at_a_time():
+    held = []
+
+    def weights():
+        for name, parameter in tiny_model("llama").named_parameters():
+            held.append(name)
+            yield name, parameter.detach()
+
+    for count, _ in enumerate(published(tiny_model("llama"), weights()), 1):
+        assert len(held) == count
