@@ -65,9 +65,15 @@ def evaluator(tmp_path):
     return make
 
 
+def reported(evaluator, groups, label):
+    """The scores of answers, after they were judged."""
+    evaluator.judge_answers([t for group in groups for t in group])
+    return evaluator.report(groups, label)
+
+
 def test_scores_by_task_and_their_weighted_mean(engine, evaluator, tmp_path):
     found = evaluator([exam("a", 3), exam("b", 2, weight=3.0, first=9)], {"a": "length", "b": "half"})
-    scores = found.judge(found.sample(engine), "before")
+    scores = reported(found, found.sample(engine), "before")
     assert scores == {"a": 1.0, "b": 0.5, "mean": (1.0 * 1 + 0.5 * 3) / 4}
     report = json.loads((tmp_path / "evaluation" / "before.json").read_text())
     assert report["a"]["pass@1"]["mean"] == 1.0
@@ -78,7 +84,7 @@ def test_scores_by_task_and_their_weighted_mean(engine, evaluator, tmp_path):
 def test_every_answer_is_saved_with_its_question(engine, evaluator, tmp_path):
     found = evaluator([exam("a", 3)], {"a": "length"}, samples=2, temperature=1.0)
     groups = found.sample(engine)
-    found.judge(groups, "after")
+    reported(found, groups, "after")
     rows = [json.loads(line) for line in (tmp_path / "evaluation" / "after.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["prompt-0"] * 2 + ["prompt-1"] * 2 + ["prompt-2"] * 2
     assert [row["answer"] for row in rows] == [t.answer for group in groups for t in group]
@@ -109,7 +115,7 @@ def test_answers_that_cannot_be_judged_are_counted_and_not_scored(engine, evalua
     found = evaluator([exam("a", 3)], {"a": "fails_on_long"})
     groups = found.sample(engine)
     groups[0][0].token_ids, groups[0][0].mask = groups[0][0].token_ids[:2], [True] * 2
-    scores = found.judge(groups, "x")
+    scores = reported(found, groups, "x")
     report = json.loads((tmp_path / "evaluation" / "x.json").read_text())
     assert scores["a"] == 1.0
     assert report["a"]["questions"] == 1
@@ -129,7 +135,7 @@ def test_the_majority_counts_answers_that_mean_the_same(engine, evaluator, tmp_p
     found = evaluator(
         [exam("a", 2)], {"a": "length"}, samples=3, temperature=1.0, pass_k=[1, 3], majority_k=[3]
     )
-    found.judge(found.sample(engine), "x")
+    reported(found, found.sample(engine), "x")
     report = json.loads((tmp_path / "evaluation" / "x.json").read_text())["a"]
     assert set(report) >= {"score", "pass@1", "pass@3", "maj@3"}
     assert report["pass@3"]["mean"] >= report["pass@1"]["mean"]
@@ -142,4 +148,4 @@ def test_a_task_of_the_house_can_be_asked(engine, evaluator):
         for n, q in enumerate(["abc", "123"])
     ]
     found = evaluator([Exam(task, [PROCESSOR.prompt(r) for r in records], 1.0)], {"tiny": "half"})
-    assert found.judge(found.sample(engine), "x") == {"tiny": 0.5, "mean": 0.5}
+    assert reported(found, found.sample(engine), "x") == {"tiny": 0.5, "mean": 0.5}
