@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from lightrft import app
 from lightrft.algorithms.algorithm import Algorithm, build
 from lightrft.config import Config
+from lightrft.judging import judging_models
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
 from lightrft.plan.memory import (
@@ -150,7 +151,7 @@ def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
     apart = algorithm.needs_reference and not config.model.lora.rank
     reference = Shape(Source(config.model, learns=False)) if apart else None
     teacher = Shape(Source(app.teacher_model(config), learns=False)) if algorithm.needs_teacher else None
-    judge, reward = (None if m is None else Shape(Source(m, learns=False)) for m in app.judging(config))
+    judge, reward = (None if m is None else Shape(Source(m, learns=False)) for m in judging_models(config))
     models = Models(Shape(Source(config.model)), critic, reference, teacher, judge, reward)
     return Plan(config, hardware, lengths, models, algorithm)
 

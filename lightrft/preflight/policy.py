@@ -11,8 +11,8 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
-from lightrft import app
 from lightrft.config import Config
+from lightrft.judging import add_judging_models
 from lightrft.models.logprobs import text_config
 from lightrft.models.source import Source
 from lightrft.preflight.questions import Parts, Questions
@@ -63,7 +63,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     with actor.merged():
         give(engine, actor.weights())
         answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
-        models = app.add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
+        models = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
         for resident in models.values():
             resident.onload()
         started = time.perf_counter()

@@ -16,6 +16,7 @@ from lightrft.algorithms.algorithm import Algorithm, build
 from lightrft.config import AlgorithmConfig, Config, TaskConfig
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Split, Task, load_task
+from lightrft.judging import check_judging
 from lightrft.models.processor import Processor
 from lightrft.preflight.report import Section
 from lightrft.rewards.base import Judge
@@ -103,7 +104,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
         {name: load_task(name) for name in (config.tasks.evaluate or config.tasks.train)} if evaluates else {}
     )
     judge, exam_judge = judges(config, tasks, exams)
-    app.check_judging(config, [one for one in (judge, exam_judge) if one is not None])
+    check_judging(config, [one for one in (judge, exam_judge) if one is not None])
     for one in (judge, exam_judge):
         if one is not None:
             stack.enter_context(one)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightrft.config import RolloutConfig
+from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
 from lightrft.types import Completion, Prompt, Sampling
 
@@ -49,6 +51,10 @@ class Engine(Protocol):
     def parts(self) -> dict[str, Resident]:
         """Its residents, e.g. weights and cache."""
         ...
+
+
+MakeEngine = Callable[[nn.Module, Processor, RolloutConfig], Engine]
+"""What rollout.engine names."""
 
 
 def give(engine: Engine, weights: Iterable[tuple[str, Tensor]], version: int = 0) -> None:

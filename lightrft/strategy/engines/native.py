@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightrft.config import NativeEngineConfig
+from lightrft.config import NativeEngineConfig, RolloutConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import forward_media, joined, placeholders, seen_both_ways
 from lightrft.models.load import hollow, is_hollow, plain_parameters, plain_state
 from lightrft.models.logprobs import backbone, causal_lm, output_head, text_config
+from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
-from lightrft.strategy.engines.base import NONE, Progress
+from lightrft.strategy.engines.base import NONE, Engine, Progress
 from lightrft.strategy.engines.cache import Cache, Step, Stretch
 from lightrft.strategy.engines.fast import fast
 from lightrft.strategy.engines.recorded import Recorder
@@ -417,3 +418,8 @@ def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
     for prompt in prompts:
         if not prompt.token_ids:
             raise ValueError(f"prompt {prompt.id!r} has no tokens; there is nothing to answer.")
+
+
+def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> Engine:
+    """Samples with the module itself: new weights are there without being moved, unless it is hollow and waits for them."""
+    return NativeEngine(causal_lm(module), processor.stop_ids, processor.text, config.native)
