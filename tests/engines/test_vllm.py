@@ -7,13 +7,14 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.config import ModelConfig, RolloutConfig, VllmConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.vllm import VllmEngine
-from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
+from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_processor, tiny_prompt
 from lightrft.types import Sampling
 from tests.distributed.launch import together
 from tests.engines.models import media_model
@@ -24,6 +25,13 @@ needs_vllm = pytest.mark.skipif(
 SHAPE = {
     "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
 }  # fmt: skip
+
+
+@pytest.fixture
+def ended():
+    """Afterwards, another vLLM may start in this process."""
+    yield
+    importlib.import_module("vllm.distributed").cleanup_dist_env_and_memory()
 
 
 @needs_vllm
@@ -55,19 +63,38 @@ def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
     assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
 
 
+EXPERTS = {
+    **SHAPE, "intermediate_size": 96, "moe_intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 260, "num_experts": 4,
+    "num_experts_per_tok": 2, "decoder_sparse_step": 1, "eos_token_id": 256,
+}  # fmt: skip
+
+
+@needs_vllm
+@pytest.mark.usefixtures("ended")
+@pytest.mark.timeout(300)
+def test_new_weights_reach_the_experts(tmp_path):
+    """On a CPU vLLM packs them once, and its own way of giving new ones forgets that."""
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **EXPERTS))
+    with torch.no_grad():
+        for p in made.parameters():
+            p.mul_(3.0 if p.dim() > 1 else 1.0)
+    made.save_pretrained(tmp_path)
+    tiny_processor().save(tmp_path)
+    settings = ModelConfig(path=str(tmp_path))
+    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+    found = check_engine(engine, reference, processor.text, requests=20)
+    assert found.ok, str(found)
+
+
 MEDIA = {
     "qwen2_5_vl": ["image", "video"],
     "qwen3_vl": ["image"],
     "internvl": ["image"],
     "idefics3": ["image"],
 }
-
-
-@pytest.fixture
-def ended():
-    """Afterwards, another vLLM may start in this process."""
-    yield
-    importlib.import_module("vllm.distributed").cleanup_dist_env_and_memory()
 
 
 @needs_vllm

@@ -13,6 +13,7 @@ from safetensors.torch import load
 from vllm import _custom_ops
 from vllm.platforms import current_platform
 
+from lightrft.strategy.engines.experts import pack_again
 from lightrft.strategy.engines.wire import Door
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Receiver(Worker):
 
     def lightrft_finish(self, mark: str) -> None:
         """All have come."""
+        if current_platform.is_cpu():
+            pack_again(self.model_runner.model)
         self.lightrft_mark = mark
 
     def lightrft_which(self) -> str:

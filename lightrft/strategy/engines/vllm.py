@@ -1,7 +1,7 @@
 """vLLM in this very process, beside the trainer; its weights are given at each sync (https://docs.vllm.ai).
 
-Written for vLLM 0.32. On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach, so that is switched off;
-and its sleep mode is for accelerators alone: on a CPU what sleeps keeps its memory.
+Written for vLLM 0.32. On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach, so that is switched off (for
+experts see experts.py); and its sleep mode is for accelerators alone: on a CPU what sleeps keeps its memory.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lightrft.models.media import frames_taken
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
+from lightrft.strategy.engines.experts import pack_again
 from lightrft.strategy.engines.foreign import (
     CURE,
     NEVER,
@@ -51,10 +52,10 @@ class VllmEngine:
         weight = next(module.parameters())
         self.weight_version = NONE
         self._names = Names.of(module)
-        self._stop_ids, self._sleeps = processor.stop_ids, weight.device.type != "cpu"
+        self._stop_ids, self._on_cpu = processor.stop_ids, weight.device.type == "cpu"
         self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
-        self._cache_nbytes = 0 if self._sleeps else int(config.vllm.cache_gib * 2**30)
+        self._cache_nbytes = int(config.vllm.cache_gib * 2**30) if self._on_cpu else 0
         self._asleep = False
         check_shared(config.vllm.tensor_parallel, causal_lm(module).config)
         self._group = _group(config.vllm.tensor_parallel)
@@ -149,6 +150,8 @@ class VllmEngine:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine. One tensor is there at a time."""
         self._llm.apply_model(lambda model: model.load_weights(self._names.usable(weights)))
+        if self._on_cpu:
+            self._llm.apply_model(pack_again)
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()  # of pictures that come again it would keep what the old weights saw
 
@@ -162,13 +165,13 @@ class VllmEngine:
     def sleep(self) -> None:
         """Gives weights and cache back, once for both parts."""
         self.weight_version = NONE
-        if self._sleeps and not self._asleep:
+        if not self._on_cpu and not self._asleep:
             self._llm.sleep(level=2)
         self._asleep = True
 
     def wake(self, tag: str) -> None:
         """Takes room for one of them."""
-        if self._sleeps and self._asleep:
+        if not self._on_cpu and self._asleep:
             self._llm.wake_up(tags=[tag])
         self._asleep = self._asleep and tag == "weights"
 
