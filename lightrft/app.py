@@ -570,7 +570,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
     processor = load_processor(config.model, config.media)
     exams, judge = build_exams(config, processor)
-    check_judging(config, [judge])
+    check_judging(config, [judge], training=False)
     with judge:
         evaluator = Evaluator(
             exams=exams,

@@ -31,7 +31,7 @@ from lightrft.strategy.single import SingleFrozen
 from lightrft.utils.imports import resolve
 
 
-def check_judging(config: Config, judges: Sequence[Judge]) -> None:
+def check_judging(config: Config, judges: Sequence[Judge], *, training: bool = True) -> None:
     """ValueError if a reward that a model gives has no model, a model no use, or both want the device at the same time."""
     paths = {JUDGE: config.judge.path, REWARD_MODEL: config.reward_model.path}
     used = {name for judge in judges for name in judge.models}
@@ -40,12 +40,12 @@ def check_judging(config: Config, judges: Sequence[Judge]) -> None:
             raise ValueError(
                 f"reward '{name}' needs a model. Set {MODEL_REWARDS[name]}{', e.g. policy' * (name == JUDGE)}."
             )
-        if path and name not in used:
+        if training and path and name not in used:
             raise ValueError(
                 f"{MODEL_REWARDS[name]}={path} has no effect without the reward '{name}'. Add it to rewards.functions, e.g. "
                 f"--rewards.functions {name} 1"
             )
-    if used and config.rollout.overlap:
+    if training and used and config.rollout.overlap:
         raise ValueError(
             f"rollout.overlap with the reward '{min(used)}': the model that judges and the rollout would want the device at the "
             "same time. Leave rollout.overlap out."

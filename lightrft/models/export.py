@@ -61,7 +61,8 @@ def published(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterat
     """
     plain: Any = causal_lm(model)
     nothing: dict[str, Tensor] = {}
-    if revert_weight_conversion(plain, nothing) is nothing:  # what it does with what needs no change
+    changed = getattr(plain, "_weight_conversions", None)  # none of them where it was loaded without a change
+    if changed == [] or revert_weight_conversion(plain, nothing) is nothing:
         yield from weights
         return
     for _, layer in groupby(weights, key=lambda named: _layer(named[0])):

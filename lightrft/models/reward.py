@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightrft.config import ModelConfig, RewardModelConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import model_folder
-from lightrft.models.logprobs import backbone, predicting_states
+from lightrft.models.logprobs import backbone, predicting_states, text_config
 from lightrft.models.sequence import Share
 from lightrft.types import Inputs
 
@@ -44,6 +44,11 @@ def load_reward_model(
     if options.output >= model.config.num_labels:
         raise ValueError(
             f"reward_model.output={options.output}: {options.path} has {model.config.num_labels} outputs, counted from 0."
+        )
+    heads = _heads(model)
+    if len(heads) != 1 or heads[0].in_features != text_config(model).hidden_size:
+        raise ValueError(
+            f"{name}: a {type(model).__name__} computes more than one linear layer of its last state, and such models are not read here."
         )
     ready: nn.Module = model.to(device).eval().requires_grad_(False)
     return ready
@@ -79,7 +84,7 @@ def _score(
 ) -> None:
     inputs = _packed([conversations[place] for place in places], device)
     hidden = predicting_states(module, inputs, Share.of(inputs))
-    values: Tensor = _head(module)(hidden)[:, output].float()
+    values: Tensor = _heads(module)[0](hidden)[:, output].float()
     for place, value in zip(places, values.tolist(), strict=True):
         found[place] = value
 
@@ -97,12 +102,7 @@ def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inp
     )
 
 
-def _head(module: Any) -> nn.Linear:
-    """The linear layer from the last state to the scores: the one that is not in the body."""
-    body = backbone(module)
-    heads = [
-        m
-        for m in module.modules()
-        if isinstance(m, nn.Linear) and not any(m is inner for inner in body.modules())
-    ]
-    return heads[-1]
+def _heads(module: Any) -> list[nn.Linear]:
+    """The linear layers that are not in the body."""
+    inside = set(backbone(module).modules())
+    return [m for m in module.modules() if isinstance(m, nn.Linear) and m not in inside]

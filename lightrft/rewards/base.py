@@ -81,8 +81,9 @@ class Judge:
         """Judges in place. RuntimeError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:
         then the failing answers are left out, and whole groups of which fewer than two answers are left."""
         views = [stripped(trajectory) for trajectory in trajectories]
-        values, failures = self._values(self._parts(trajectories), views)
-        more = self._by_models(trajectories, views)
+        # Models first: ranks that share an engine are to ask it together, whatever fails on one of them.
+        values, failures = self._by_models(trajectories, views)
+        more = self._values(self._parts(trajectories), views)
         values, failures = values | more[0], failures | more[1]
         for place, trajectory in enumerate(trajectories):
             weights = self.weights[trajectory.prompt.source]

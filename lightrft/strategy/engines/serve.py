@@ -25,6 +25,12 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
     weight, options = next(module.parameters()), config.vllm
     on_cpu = weight.device.type == "cpu"
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}  # for requests to its workers
+    if config.server.key:
+        if config.server.key not in os.environ:
+            raise ValueError(
+                f"rollout.server.key={config.server.key}: there is no such environment variable. Set it, or leave the option out."
+            )
+        environment["VLLM_API_KEY"] = os.environ[config.server.key]
     if on_cpu:
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -40,11 +46,6 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             *(MEDIA if processor.media is not None else []),
             *(["--max-model-len", str(options.max_length)] if options.max_length else []),
             *([] if on_cpu else ["--gpu-memory-utilization", str(options.memory_share)]),
-            *(
-                ["--api-key", os.environ[config.server.key]]
-                if config.server.key and config.server.key in os.environ
-                else []
-            ),
         ]
         try:
             return subprocess.run(command, env=environment, check=False).returncode

@@ -117,13 +117,16 @@ def test_other_programs_are_given_weights_as_transformers_writes_them(tmp_path, 
     assert (found.keys() <= model.state_dict().keys()) == (kind == "llama")
 
 
-def test_of_most_models_one_weight_is_in_memory_at_a_time():
-    held = []
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_of_most_models_one_weight_is_in_memory_at_a_time(tmp_path, from_folder):
+    held, model = [], tiny_model("llama")
+    if from_folder:
+        model = load_model(ModelConfig(path=str(tiny_folder(tmp_path / "m"))), trainable=False)
 
     def weights():
-        for name, parameter in tiny_model("llama").named_parameters():
+        for name, parameter in model.named_parameters():
             held.append(name)
             yield name, parameter.detach()
 
-    for count, _ in enumerate(published(tiny_model("llama"), weights()), 1):
+    for count, _ in enumerate(published(model, weights()), 1):
         assert len(held) == count
