@@ -11,6 +11,7 @@ from torch import nn
 from lightrft.config import RolloutConfig
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.foreign import CURE, folder_without_weights, refuse
+from lightrft.strategy.engines.server import secret
 from lightrft.utils.imports import require
 
 MEDIA = ("--enable-scale-out", "--no-mm-device-do-normalize")
@@ -26,11 +27,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
     on_cpu = weight.device.type == "cpu"
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}  # for requests to its workers
     if config.server.key:
-        if config.server.key not in os.environ:
-            raise ValueError(
-                f"rollout.server.key={config.server.key}: there is no such environment variable. Set it, or leave the option out."
-            )
-        environment["VLLM_API_KEY"] = os.environ[config.server.key]
+        environment["VLLM_API_KEY"] = secret(config.server)
     if on_cpu:
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

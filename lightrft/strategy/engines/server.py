@@ -246,6 +246,15 @@ class VllmServerEngine:
         return {}
 
 
+def secret(config: ServerConfig) -> str:
+    """The key that `rollout.server.key` names. ValueError if there is none of that name."""
+    if config.key not in os.environ:
+        raise ValueError(
+            f"rollout.server.key={config.key}: there is no such environment variable. Set it, or leave the option out."
+        )
+    return os.environ[config.key]
+
+
 class Server:
     """One of them."""
 
@@ -257,11 +266,7 @@ class Server:
         self._warned = False
         self._headers = {"Content-Type": "application/json"}
         if config.key:
-            if config.key not in os.environ:
-                raise ValueError(
-                    f"rollout.server.key={config.key}: there is no such environment variable. Set it, or leave the option out."
-                )
-            self._headers["Authorization"] = f"Bearer {os.environ[config.key]}"
+            self._headers["Authorization"] = f"Bearer {secret(config)}"
 
     def wait(self) -> None:
         """Until it answers. ValueError if it does not in time, or if it cannot take weights."""
