@@ -67,6 +67,11 @@ def asked(prompts: Sequence[Prompt], sampling: Sampling, reader: MediaEncoder | 
     return found
 
 
+def ends(sampling: Sampling, stop_ids: Iterable[int]) -> list[int]:
+    """The tokens that end an answer: the model's own and those that are asked for; none if it is to go on to its limit."""
+    return [] if sampling.ignore_eos else sorted({*stop_ids, *sampling.stop_token_ids})
+
+
 def same_tokens(prompt: Prompt, one: Asked, read: Sequence[int]) -> None:
     """ValueError if an engine that reads media by itself has put other tokens in their place than the trainer."""
     if list(read) != one.token_ids:

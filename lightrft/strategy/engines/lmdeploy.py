@@ -24,6 +24,7 @@ from lightrft.strategy.engines.foreign import (
     Names,
     SleepingPart,
     asked,
+    ends,
     folder_without_weights,
     refuse,
 )
@@ -99,7 +100,6 @@ class LmdeployEngine:
         return Completion(tokens, logprobs, finish, self.weight_version, seed)
 
     def _options(self, one: Asked, seed: int, sampling: Sampling) -> Any:
-        ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
         return require("lmdeploy", "lmdeploy").GenerationConfig(
             max_new_tokens=one.max_tokens,
             do_sample=sampling.temperature > 0,
@@ -109,7 +109,7 @@ class LmdeployEngine:
             min_p=sampling.min_p,
             random_seed=seed,
             ignore_eos=sampling.ignore_eos,
-            stop_token_ids=ends,
+            stop_token_ids=ends(sampling, self._stop_ids),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
             logprobs=1,

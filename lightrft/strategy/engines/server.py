@@ -36,7 +36,7 @@ from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines import wire
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
 from lightrft.strategy.engines.buckets import buckets
-from lightrft.strategy.engines.foreign import CURE, NEVER, Asked, Names, asked, refuse, same_tokens
+from lightrft.strategy.engines.foreign import CURE, NEVER, Asked, Names, asked, ends, refuse, same_tokens
 from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
 
@@ -172,7 +172,6 @@ class VllmServerEngine:
         }
 
     def _drawing(self, one: Asked, sampling: Sampling) -> dict[str, Any]:
-        ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
         return {
             "n": one.n,
             "max_tokens": one.max_tokens,
@@ -183,7 +182,7 @@ class VllmServerEngine:
             "seed": one.seed,
             "logprobs": 0,
             "ignore_eos": True,  # what ends an answer is told below, as to vLLM in this process
-            "stop_token_ids": ends,
+            "stop_token_ids": ends(sampling, self._stop_ids),
             "stop": None if sampling.ignore_eos else list(sampling.stop),
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,

@@ -28,7 +28,16 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
 from lightrft.strategy.engines.buckets import buckets
-from lightrft.strategy.engines.foreign import CURE, NEVER, Asked, Names, asked, folder_without_weights, refuse
+from lightrft.strategy.engines.foreign import (
+    CURE,
+    NEVER,
+    Asked,
+    Names,
+    asked,
+    ends,
+    folder_without_weights,
+    refuse,
+)
 from lightrft.strategy.engines.sampling import stream, uniforms
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
@@ -114,7 +123,6 @@ class SglangEngine:
         return groups
 
     def _options(self, one: Asked, sibling: int, sampling: Sampling) -> dict[str, Any]:
-        ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
         return {
             "max_new_tokens": one.max_tokens,
             "temperature": sampling.temperature,
@@ -123,7 +131,7 @@ class SglangEngine:
             "min_p": sampling.min_p,
             "sampling_seed": one.seed + sibling,
             "ignore_eos": sampling.ignore_eos,
-            "stop_token_ids": ends,
+            "stop_token_ids": ends(sampling, self._stop_ids),
             "stop": None if sampling.ignore_eos else list(sampling.stop),
             "no_stop_trim": True,
             "skip_special_tokens": False,

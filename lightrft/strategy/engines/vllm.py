@@ -30,6 +30,7 @@ from lightrft.strategy.engines.foreign import (
     Names,
     SleepingPart,
     asked,
+    ends,
     folder_without_weights,
     refuse,
     same_tokens,
@@ -122,7 +123,6 @@ class VllmEngine:
     def _options(self, one: Asked, sampling: Sampling) -> Any:
         """vLLM's own settings for one prompt. It counts siblings on from the seed it is given."""
         vllm = require("vllm", "vllm")
-        ends = [] if sampling.ignore_eos else sorted({*self._stop_ids, *sampling.stop_token_ids})
         return vllm.SamplingParams(
             n=one.n,
             max_tokens=one.max_tokens,
@@ -133,7 +133,7 @@ class VllmEngine:
             seed=one.seed,
             logprobs=0,
             ignore_eos=True,  # what ends an answer is told below: vLLM would take only one end token from the tokenizer
-            stop_token_ids=ends,
+            stop_token_ids=ends(sampling, self._stop_ids),
             stop=None if sampling.ignore_eos else list(sampling.stop),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
