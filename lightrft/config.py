@@ -300,6 +300,12 @@ class RolloutConfig:
                 "0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0 and first_top_k >= 0."
             )
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a question with its answer for which the engine was set to keep room; 0: it was not set."""
+        section = getattr(self, "vllm" if self.engine == "vllm_server" else self.engine, None)
+        return int(getattr(section, "max_length", 0))
+
     def _check_engine(self) -> None:
         """Settings of engines that are not used, or what the one that is needs."""
         because = f"rollout.engine={self.engine}"
@@ -547,6 +553,10 @@ class JudgeConfig:
     """Model, as in model.path, whole on every device while answers are judged; or `policy`: the policy itself, by rollout.engine."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
+    chat_template: str = ""
+    """As model.chat_template, for a judge without one of its own."""
+    max_length: int = 0
+    """Most tokens of what the judge is asked with its reply; 0: what the model was made for. An answer that needs more has no score."""
     engine: str = "native"
     """What asks the model of judge.path: native, or the import path of an engine that has its weights, e.g.
     examples/openai_engine.py:OpenAIEngine for a server; the model then gives the tokenizer alone."""
@@ -565,6 +575,7 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         at_least(1, "judge", samples=self.samples, max_tokens=self.max_tokens)
+        at_least(0, "judge", max_length=self.max_length)
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
                 f"judge.samples={self.samples} with judge.temperature=0 gives the same reply {self.samples} times. Set "
@@ -589,13 +600,17 @@ class RewardModelConfig:
     are judged, in model.dtype."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
+    chat_template: str = ""
+    """As model.chat_template, for a model without one of its own."""
+    max_length: int = 0
+    """Most tokens of a question with its answer; 0: what the model was made for. A longer one has no reward."""
     output: int = 0
     """Which of its outputs, counted from 0."""
     tokens_per_batch: int = 8192
     """Most tokens computed at once; a longer conversation goes alone."""
 
     def __post_init__(self) -> None:
-        at_least(0, "reward_model", output=self.output)
+        at_least(0, "reward_model", output=self.output, max_length=self.max_length)
         at_least(1, "reward_model", tokens_per_batch=self.tokens_per_batch)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from lightrft.config import Config, LoraConfig, ModelConfig
-from lightrft.models.load import load_model, load_processor
+from lightrft.config import Config, JudgeConfig, LoraConfig, ModelConfig, RewardModelConfig
+from lightrft.models.load import load_model, load_processor, without_weights
+from lightrft.models.logprobs import made_for
 from lightrft.models.processor import Processor
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.models.source import Source
@@ -62,6 +65,9 @@ def check_judging(config: Config, judges: Sequence[Judge], *, training: bool = T
                 f"judge.engine={config.judge.engine}: a judge's engine is native, or the import path of one that has its weights, "
                 "e.g. examples/openai_engine.py:OpenAIEngine."
             )
+    for name in used:
+        if paths[name] != POLICY:
+            model_with_processor(config, name)
 
 
 def add_judging_models(
@@ -87,31 +93,36 @@ def model_judge(
     config: Config, engine: Engine, processor: Processor, device: torch.device
 ) -> tuple[ModelReward, dict[str, Resident]]:
     """The judge in words, and its residents: none where the policy judges, or a server."""
-    if config.judge.path == POLICY:
-        return GenerativeJudge(engine.generate, processor, config.judge), {}
-    model = other_model(config, config.judge.path, config.judge.revision)
-    own = load_processor(model)
-    if config.judge.engine != "native":
-        make: MakeEngine = resolve({}, config.judge.engine, "engine of the judge")
-        asked = make(Source(model, learns=False).hollow(), own, config.rollout)
-        return GenerativeJudge(asked.generate, own, config.judge), {}
-    frozen = held_whole(load_model(model, resting(config, device), trainable=False), config, device)
+    options = config.judge
+    if options.path == POLICY:
+        limits = options.max_length or made_for(without_weights(config.model)), config.rollout.longest
+        longest = min(filter(None, limits), default=None)
+        return GenerativeJudge(engine.generate, processor, options, longest), {}
+    model, own = model_with_processor(config, JUDGE)
+    if options.engine != "native":
+        make: MakeEngine = resolve({}, options.engine, "engine of the judge")
+        hollow = Source(model, learns=False).hollow()
+        asked = make(hollow, own, config.rollout)
+        return GenerativeJudge(asked.generate, own, options, options.max_length or made_for(hollow)), {}
+    with named(JUDGE):
+        frozen = held_whole(load_model(model, resting(config, device), trainable=False), config, device)
+    longest = options.max_length or made_for(frozen.module)
     native = native_engine(frozen.module, own, config.rollout)
     residents = {"judge weights": frozen.parts()["weights"], "judge cache": native.parts()["cache"]}
-    return GenerativeJudge(native.generate, own, config.judge), residents
+    return GenerativeJudge(native.generate, own, options, longest), residents
 
 
 def reward_model(config: Config, device: torch.device) -> tuple[ModelReward, dict[str, Resident]]:
     """The model that computes a number, and its residents."""
     options = config.reward_model
-    model = other_model(config, options.path, options.revision)
+    model, own = model_with_processor(config, REWARD_MODEL)
     frozen = held_whole(load_reward_model(model, options, resting(config, device)), config, device)
 
     def ask(conversations: Sequence[Sequence[int]]) -> list[float]:
         return scores(frozen.module, conversations, options.output, options.tokens_per_batch)
 
-    own = load_processor(model)
-    return ScalarReward(ask, own), {"reward model weights": frozen.parts()["weights"]}
+    rated = ScalarReward(ask, own, options.max_length or made_for(frozen.module))
+    return rated, {"reward model weights": frozen.parts()["weights"]}
 
 
 def judging_models(config: Config) -> tuple[ModelConfig | None, ModelConfig | None]:
@@ -119,14 +130,38 @@ def judging_models(config: Config) -> tuple[ModelConfig | None, ModelConfig | No
     judge, reward = config.judge, config.reward_model
     held = judge.path not in ("", POLICY) and judge.engine == "native"
     return (
-        other_model(config, judge.path, judge.revision) if held else None,
-        other_model(config, reward.path, reward.revision) if reward.path else None,
+        other_model(config, judge) if held else None,
+        other_model(config, reward) if reward.path else None,
     )
 
 
-def other_model(config: Config, path: str, revision: str) -> ModelConfig:
+def model_with_processor(config: Config, name: str) -> tuple[ModelConfig, Processor]:
+    """The model of a reward, and what turns texts into its tokens. ValueError naming its settings."""
+    model = other_model(config, config.judge if name == JUDGE else config.reward_model)
+    with named(name):
+        return model, load_processor(model)
+
+
+def other_model(config: Config, options: JudgeConfig | RewardModelConfig) -> ModelConfig:
     """A model beside the policy, held in its type, without adapters."""
-    return replace(config.model, path=path, revision=revision, lora=LoraConfig(), chat_template="")
+    return replace(
+        config.model,
+        path=options.path,
+        revision=options.revision,
+        chat_template=options.chat_template,
+        lora=LoraConfig(),
+    )
+
+
+@contextmanager
+def named(section: str) -> Iterator[None]:
+    """Errors inside name the settings of this section instead of the policy's."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            re.sub(r"\bmodel\.(path|revision|chat_template)\b", rf"{section}.\1", str(error))
+        ) from None
 
 
 def resting(config: Config, device: torch.device) -> torch.device:

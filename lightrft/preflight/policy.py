@@ -13,7 +13,7 @@ from torch import nn
 
 from lightrft.config import Config
 from lightrft.judging import add_judging_models
-from lightrft.models.logprobs import text_config
+from lightrft.models.logprobs import made_for
 from lightrft.models.source import Source
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
@@ -89,9 +89,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
 
 def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:
     """Warns if prompt and answer may together be longer than the model was made for."""
-    room: int | None = getattr(
-        text_config(module), "max_position_embeddings", None
-    )  # not every family has a limit
+    room = made_for(module)
     needed = questions.longest + config.rollout.max_tokens
     if room is not None and needed > room:
         section.warn(

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from lightrft.config import JudgeConfig
 from lightrft.models.processor import Processor
@@ -17,6 +18,7 @@ from lightrft.rewards.workers import Failure
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.media import readable
 
+T = TypeVar("T")
 ModelReward = Callable[[Sequence[Answer]], list[float | Failure]]
 """The value of each answer, or why it has none. Called by every rank equally often, also with no answers."""
 Ask = Callable[[Sequence[Prompt], Sampling], list[list[Completion]]]
@@ -44,19 +46,30 @@ Think briefly, then end with one line: Score: N, where N is a number from 0 (wro
 class GenerativeJudge:
     """Asks a model for a score in words, as in Zheng et al. 2023 (https://arxiv.org/abs/2306.05685), section 3.1, single answer grading."""
 
-    def __init__(self, ask: Ask, processor: Processor, config: JudgeConfig) -> None:
+    def __init__(self, ask: Ask, processor: Processor, config: JudgeConfig, longest: int | None) -> None:
+        """`longest`: tokens of a question with its reply; None: without limit."""
         self._ask, self._processor, self._config = ask, processor, config
+        if longest is not None and longest <= config.max_tokens:
+            raise ValueError(
+                f"judge.max_tokens={config.max_tokens} leaves no room for the question: the judge takes {longest} tokens in all. Lower it."
+            )
+        self._longest = None if longest is None else longest - config.max_tokens
         self._template = judge_template(config)
         self._score = re.compile(config.score)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """See ModelReward."""
         c = self._config
-        prompts = [self._prompt(place, answer) for place, answer in enumerate(answers)]
+        made = [_made(self._prompt, answer) for answer in answers]
         sampling = Sampling(n=c.samples, max_tokens=c.max_tokens, temperature=c.temperature)
-        return [self._verdict(replies) for replies in self._ask(prompts, sampling)]
+        prompts = [prompt for prompt in made if isinstance(prompt, Prompt)]
+        try:
+            replies = iter(self._ask(prompts, sampling))
+        except OSError as error:  # of a judge on another machine
+            return [Failure(f"the judge was not reached: {error or type(error).__name__}.")] * len(answers)
+        return [one if isinstance(one, Failure) else self._verdict(next(replies)) for one in made]
 
-    def _prompt(self, place: int, answer: Answer) -> Prompt:
+    def _prompt(self, answer: Answer) -> Prompt:
         filling = {
             "question": "\n".join(readable(m["content"]) for m in answer.prompt.messages),
             "answer": answer.answer,
@@ -65,7 +78,9 @@ class GenerativeJudge:
         # In one pass: what an answer says is never filled in again.
         text = re.sub(r"\{(question|answer|target)\}", lambda m: filling[m[1]], self._template)
         message: Message = {"role": "user", "content": text}
-        return self._processor.prompt(Record(f"judged-{place}", [message], None, "judge"))
+        prompt = self._processor.prompt(Record(f"{answer.prompt.id}, judged", [message], None, "judge"))
+        _check_room(prompt.token_ids, self._longest, JUDGE)
+        return prompt
 
     def _verdict(self, replies: Sequence[Completion]) -> float | Failure:
         """The mean of the scores that are named."""
@@ -106,18 +121,42 @@ class ScalarReward:
     """Asks a reward model, which computes one number for a question with its answer."""
 
     def __init__(
-        self, scores: Callable[[Sequence[Sequence[int]]], list[float]], processor: Processor
+        self,
+        scores: Callable[[Sequence[Sequence[int]]], list[float]],
+        processor: Processor,
+        longest: int | None,
     ) -> None:
-        """`scores`: of whole conversations in the reward model's own tokens (models/reward.py)."""
-        self._scores, self._processor = scores, processor
+        """`scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them."""
+        self._scores, self._processor, self._longest = scores, processor, longest
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """See ModelReward."""
-        return [*self._scores([self._conversation(answer) for answer in answers])]
+        made = [_made(self._conversation, answer) for answer in answers]
+        found = iter(self._scores([tokens for tokens in made if not isinstance(tokens, Failure)]))
+        return [one if isinstance(one, Failure) else next(found) for one in made]
 
     def _conversation(self, answer: Answer) -> list[int]:
         said: Message = {"role": "assistant", "content": answer.answer}
         asked: list[Message] = [
             {"role": m["role"], "content": readable(m["content"])} for m in answer.prompt.messages
         ]
-        return self._processor.tokens([*asked, said], answer_next=False)
+        tokens = self._processor.tokens([*asked, said], answer_next=False)
+        _check_room(tokens, self._longest, REWARD_MODEL)
+        return tokens
+
+
+def _made(make: Callable[[Answer], T], answer: Answer) -> T | Failure:
+    """What a model is to read about an answer, or why it cannot: a chat template may refuse it in its own way."""
+    try:
+        return make(answer)
+    except Exception as error:
+        return Failure(f"its model cannot be asked: {error or type(error).__name__}")
+
+
+def _check_room(tokens: Sequence[int], longest: int | None, section: str) -> None:
+    """ValueError if a model is to read more than it can."""
+    if longest is not None and len(tokens) > longest:
+        raise ValueError(
+            f"there are {len(tokens)} tokens to read and room for {longest}. Lower rollout.max_tokens, take a model for longer texts, or, "
+            f"if this one takes them, set {section}.max_length."
+        )

@@ -8,7 +8,10 @@ from tests.e2e.runs import PLAIN
 from tests.unit.models.test_reward import reward_folder
 
 SHORT = ["tiny", *PLAIN, "--steps", "2", "--checkpoint.every-steps", "0", "--run", "run"]
+LONG = ["--judge.max-length", "2000"]
+"""Tiny models are made for 256 tokens."""
 RATED = [
+    *LONG,
     "--judge.max-tokens",
     "64",
     "--judge.samples",
@@ -74,6 +77,7 @@ def test_a_model_judges_in_words(lightrft, tmp_path, path):
     ]
     out = lightrft("train", *SHORT, *options)
     assert ("judge weights" in out) == (path != "policy")
+    assert len(steps_of(tmp_path)) == 2
     for row in steps_of(tmp_path):
         assert 0 < row["reward/mean"] < 1
         assert row["reward/judge"] == pytest.approx(row["reward/mean"])
@@ -86,6 +90,7 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
         "random:llama",
         "--judge.engine",
         "counting.py:Counting",
+        *LONG,
         "--rewards.functions",
         "judge",
         "1",
@@ -122,6 +127,26 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
         (
             ["--judge.path", "x", "--judge.engine", "vllm", "--rewards.functions", "judge", "1"],
             "judge.engine=vllm: a judge's engine is native, or the import path",
+        ),
+        (
+            ["--judge.path", "nowhere", "--rewards.functions", "judge", "1"],
+            "judge.path=nowhere: there is no such folder",
+        ),
+        (
+            [
+                "--judge.path",
+                "random:llama",
+                "--judge.chat-template",
+                "no.jinja",
+                "--rewards.functions",
+                "judge",
+                "1",
+            ],
+            "judge.chat_template=no.jinja: there is no such file",
+        ),
+        (
+            ["--reward_model.path", "nowhere", "--rewards.functions", "reward_model", "1"],
+            "reward_model.path=nowhere: there is no such folder",
         ),
         (
             ["--judge.samples", "2", "--judge.temperature", "1"],

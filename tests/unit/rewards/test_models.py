@@ -1,8 +1,11 @@
 """Rewards that models give: what they are asked, what is made of their replies, and what happens where there is no score."""
 
+from copy import deepcopy
+
 import pytest
 
 from lightrft.config import JudgeConfig, RewardConfig
+from lightrft.models.processor import Processor
 from lightrft.rewards.base import Judge
 from lightrft.rewards.function import Answer, Question
 from lightrft.rewards.models import GenerativeJudge, ScalarReward
@@ -32,9 +35,10 @@ class Replying:
         return [done[n * sampling.n : (n + 1) * sampling.n] for n in range(len(prompts))]
 
 
-def judged(texts, answers, **settings):
+def judged(texts, answers, longest=None, **settings):
     ask = Replying(*texts)
-    return GenerativeJudge(ask, tiny_processor(), JudgeConfig(path="policy", **settings))(answers), ask
+    judge = GenerativeJudge(ask, tiny_processor(), JudgeConfig(path="policy", **settings), longest)
+    return judge(answers), ask
 
 
 def test_the_last_score_of_a_reply_counts_as_a_share_of_full_marks():
@@ -104,8 +108,60 @@ def test_a_reward_model_reads_the_question_and_the_answer_to_its_end():
         seen.extend(tiny_processor().text(tokens, special=True) for tokens in conversations)
         return [0.25 for _ in conversations]
 
-    assert ScalarReward(scores, tiny_processor())([answer("four")]) == [0.25]
+    assert ScalarReward(scores, tiny_processor(), None)([answer("four")]) == [0.25]
     assert seen == ["<|user|>2 + 2?<|end|><|assistant|>four<|end|>"]
+
+
+def test_what_is_longer_than_a_judge_can_read_has_no_score_and_the_others_keep_theirs():
+    _, ask = judged(["Score: 1"], [answer("4")])
+    room = len(tiny_processor().tokenizer.encode(ask.asked[0], add_special_tokens=False)) + 256
+    long = answer("4" * 9)
+    found, ask = judged(["Score: 8", "Score: 6"], [answer("4"), long, answer("5")], longest=room)
+    assert [found[0], found[2]] == [0.8, 0.6]
+    assert f"there are {room - 256 + 8} tokens to read and room for {room - 256}" in found[1].reason
+    assert "judge.max_length" in found[1].reason
+    assert len(ask.asked) == 2
+    with pytest.raises(ValueError, match="judge.max_tokens=256 leaves no room for the question"):
+        judged([], [], longest=256)
+
+
+def test_what_is_longer_than_a_reward_model_can_read_has_no_reward_and_the_others_keep_theirs():
+    lengths = []
+
+    def scores(conversations):
+        lengths.extend(map(len, conversations))
+        return [float(len(tokens)) for tokens in conversations]
+
+    rate = ScalarReward(scores, tiny_processor(), 12)
+    found = rate([answer("123"), answer("4"), answer("12")])
+    assert [type(f) for f in found] == [Failure, float, float]
+    assert lengths == [11, 12] == found[1:]
+    assert "there are 13 tokens to read and room for 12" in found[0].reason
+    assert "reward_model.max_length" in found[0].reason
+
+
+def test_a_conversation_that_a_chat_template_refuses_has_no_score():
+    processor = tiny_processor()
+    refusing = Processor(deepcopy(processor.tokenizer), processor.stop_ids, processor.vocab_size)
+    refusing.tokenizer.chat_template = (
+        "{% for m in messages %}{% if 'bad' in m['content'] %}{{ raise_exception('not that') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    found = GenerativeJudge(Replying("Score: 5"), refusing, JudgeConfig(path="policy"), None)(
+        [answer("bad"), answer("4")]
+    )
+    assert found[1] == 0.5
+    assert found[0].reason == "its model cannot be asked: not that"
+
+
+def test_a_judge_that_is_not_reached_costs_its_answers_their_score_and_not_the_run():
+    def ask(prompts, sampling):
+        raise ConnectionRefusedError("nobody there")
+
+    found = GenerativeJudge(ask, tiny_processor(), JudgeConfig(path="policy"), None)(
+        [answer("4"), answer("5")]
+    )
+    assert [f.reason for f in found] == ["the judge was not reached: nobody there."] * 2
 
 
 def with_models(weights, models, **settings):
