@@ -23,7 +23,7 @@ from lightrft.config import ZERO, Config, LoraConfig, ModelConfig, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Task, load_task
-from lightrft.judging import add_judging_models, check_judging
+from lightrft.judging import add_judging_models, check_judging, held_whole
 from lightrft.models.export import write_folder
 from lightrft.models.load import (
     full_weights,
@@ -43,7 +43,7 @@ from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.colocate import PRESENT, Phase, Resident, Stage
 from lightrft.strategy.deepspeed import Zero
-from lightrft.strategy.engines.base import Engine, MakeEngine, give
+from lightrft.strategy.engines.base import Engine, MakeEngine
 from lightrft.strategy.engines.lmdeploy import LmdeployEngine
 from lightrft.strategy.engines.native import NativeEngine, native_engine
 from lightrft.strategy.engines.serve import serve as serve_policy
@@ -172,7 +172,11 @@ def build_trainer(
     engine = make_engine(sampler, processor, config.rollout)
     judges = [curriculum.judge, curriculum.exam_judge]
     judging = add_judging_models(config, judges, engine, processor, device)
-    stage = build_stage(actor, critic, {"reference": reference, "teacher": teacher}, engine, judging, device)
+    owners = {"actor": actor, "critic": critic, "reference": reference, "teacher": teacher}
+    stage = build_stage(owners, engine, judging, device)
+    for model in filter(None, (reference, teacher)):
+        for part in model.parts().values():
+            part.offload()  # until the first score phase
     logger = (
         Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         if world.is_first
@@ -438,9 +442,7 @@ def build_scores(config: Config, judge: Judge, world: World) -> Scores:
 
 
 def build_stage(
-    actor: Trainable,
-    critic: Trainable | None,
-    frozen: Mapping[str, Frozen | None],
+    owners: Mapping[str, Trainable | Frozen | None],
     engine: Engine,
     judging: Mapping[str, Resident],
     device: torch.device,
@@ -448,14 +450,13 @@ def build_stage(
     """Who is in device memory in which phase: the whole memory plan, by the table colocate.PRESENT."""
     stage = Stage(lambda: device_bytes(device), lambda: release_memory(device))
     found: dict[str, Resident] = dict(judging)
-    owners = {"actor": actor, "critic": critic, **frozen, "engine": engine}
-    for owner, held in owners.items():
+    for owner, held in {**owners, "engine": engine}.items():
         found |= {
             f"{owner} {name}": part for name, part in (held.parts() if held is not None else {}).items()
         }
     samples_itself = isinstance(engine, NativeEngine) and "engine weights" not in found
     for name, part in found.items():
-        shared = name == "actor weights" and samples_itself
+        shared = name in ("actor weights", "policy weights") and samples_itself
         stage.add(name, part, *PRESENT.get(name, (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else []))
     return stage
 
@@ -586,12 +587,14 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
         )
         module = load_model(config.model, device, trainable=False)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
-        give(engine, module.state_dict().items())
-        for resident in add_judging_models(config, [judge], engine, processor, device).values():
-            resident.onload()
-        with sampling_bar() as bar, world.apart():
+        judging = add_judging_models(config, [judge], engine, processor, device)
+        stage = build_stage({"policy": held_whole(module, config, device)}, engine, judging, device)
+        with stage(Phase.SYNC):
+            engine.load_weights(module.state_dict().items())
+            engine.weight_version = 0
+        with stage(Phase.ROLLOUT), sampling_bar() as bar, world.apart():
             answers = evaluator.sample(engine, progress=bar)
-        with world.apart():
+        with stage(Phase.ROLLOUT if judge.by_policy else Phase.SCORE), world.apart():
             judge([t for group in answers for t in group])
         evaluator.report(answers, "answers")
         world.barrier()  # the first rank has written what all read

@@ -24,6 +24,7 @@ from lightrft.preflight.policy import LONGEST_SAMPLE, Policy
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
+from lightrft.strategy.colocate import Phase
 from lightrft.strategy.engines.cache import ANSWER_PAGE, PROMPT_PAGE
 from lightrft.trainer.replay import batch_tokens, pack, plan
 from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
@@ -72,7 +73,8 @@ def time_and_memory(
     typical = config.rollout.max_tokens if capped else max(1, round(policy.typical_length))
     usual = step_answers(config, questions, policy, typical)
     full = step_answers(config, questions, policy, config.rollout.max_tokens)
-    measured = measure_pass(config, parts, policy, usual)
+    with policy.stage(Phase.TRAIN):
+        measured = measure_pass(config, parts, policy, usual)
     section.fact(
         "engine",
         f"{speed.tokens_per_second:,.0f} tokens/s with {speed.concurrency} answers at a time (measured)",
@@ -94,18 +96,19 @@ def measure_engine(config: Config, questions: Questions, policy: Policy) -> Spee
     sampling = replace(
         training_sampling(roll, config.seed), max_tokens=min(roll.max_tokens, SPEED_TOKENS), ignore_eos=True
     )
-    seen: list[tuple[float, int]] = [(time.perf_counter(), 0)]
-    with policy.actor.merged():
+    with policy.sampling():
+        seen = [(time.perf_counter(), 0)]
         policy.engine.generate(
             prompts, sampling, lambda finished, tokens: seen.append((time.perf_counter(), tokens))
         )
-    total, tokens = time.perf_counter() - seen[0][0], len(prompts) * roll.group_size * sampling.max_tokens
+        total = time.perf_counter() - seen[0][0]
+        held = sum(part.nbytes() for part in policy.engine.parts().values())
+    tokens = len(prompts) * roll.group_size * sampling.max_tokens
     steps = [(later - earlier, new - old) for (earlier, old), (later, new) in pairwise(seen)]
     most = max((made for _, made in steps), default=0)
     steady = [seconds for seconds, made in steps[1:] if made == most]
     rate = most / median(steady) if steady else tokens / total
     start = max(0.0, total - tokens / rate) / len(prompts)
-    held = sum(part.nbytes() for part in policy.engine.parts().values())
     used = len(prompts) * roll.group_size * whole_pages(sampling.max_tokens, ANSWER_PAGE) + sum(
         whole_pages(len(p.token_ids), PROMPT_PAGE) for p in prompts
     )

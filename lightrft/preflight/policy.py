@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
+from lightrft.app import build_stage
 from lightrft.config import Config
 from lightrft.judging import add_judging_models
 from lightrft.models.logprobs import made_for
@@ -18,7 +20,8 @@ from lightrft.models.source import Source
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.engines.base import Engine, give
+from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.engines.base import Engine
 from lightrft.trainer.agreement import TOLERANCE, cuts, disagreement
 from lightrft.trainer.replay import pack
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
@@ -37,14 +40,24 @@ class Policy:
 
     actor: Trainable
     engine: Engine
-    samples: Sequence[Trajectory]
-    judge_seconds: float
+    stage: Stage
+    samples: Sequence[Trajectory] = ()
+    judge_seconds: float = 0.0
     """Time the rewards took for one answer."""
 
     @property
     def typical_length(self) -> float:
         """Mean tokens of the sampled answers."""
         return sum(len(t) for t in self.samples) / len(self.samples)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, the engine may draw answers."""
+        with self.stage(Phase.SYNC), self.actor.merged():
+            self.engine.load_weights(self.actor.weights())
+            self.engine.weight_version = self.actor.version
+        with self.stage(Phase.ROLLOUT), self.actor.merged():
+            yield
 
 
 def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
@@ -60,18 +73,11 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
     spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
-    with actor.merged():
-        give(engine, actor.weights())
+    judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
+    policy = Policy(actor, engine, build_stage({"actor": actor}, engine, judging, parts.device))
+    with policy.sampling():
         answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
-        models = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
-        for resident in models.values():
-            resident.onload()
-        started = time.perf_counter()
-        try:
-            parts.judge(answers)
-        except RuntimeError as error:
-            section.problem(str(error))
-    seconds = (time.perf_counter() - started) / len(answers)
+    seconds = judged(section, parts, policy, answers) / len(answers)
     for t in answers:
         section.show(shown(t))
     cut = sum(t.finish == "length" for t in answers)
@@ -84,7 +90,18 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
             "cut off",
             f"{cut} of {len(answers)} answers at {most} tokens (rollout.max_tokens={config.rollout.max_tokens})",
         )
-    return Policy(actor, engine, answers, seconds)
+    return replace(policy, samples=answers, judge_seconds=seconds)
+
+
+def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Trajectory]) -> float:
+    """Seconds that the rewards of these answers took."""
+    with policy.sampling() if parts.judge.by_policy else policy.stage(Phase.SCORE):
+        started = time.perf_counter()
+        try:
+            parts.judge(answers)
+        except RuntimeError as error:
+            section.problem(str(error))
+        return time.perf_counter() - started
 
 
 def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:
@@ -112,7 +129,7 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
     batch = pack(
         [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
     )
-    with torch.no_grad():
+    with policy.stage(Phase.SCORE), torch.no_grad():
         gap = (policy.actor.compute(training_logprobs, batch, config).values - batch.behavior).abs()
     mean, largest = float(gap.mean()), float(gap.max())
     section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")

@@ -30,6 +30,7 @@ PRESENT: dict[str, tuple[Phase, ...]] = {
     "actor optimizer": (Phase.TRAIN,),
     "critic weights": (Phase.TRAIN, Phase.SCORE),
     "critic optimizer": (Phase.TRAIN,),
+    "policy weights": (Phase.SYNC,),
     "reference weights": (Phase.SCORE,),
     "teacher weights": (Phase.SCORE,),
     "judge weights": (Phase.SCORE,),
@@ -39,7 +40,7 @@ PRESENT: dict[str, tuple[Phase, ...]] = {
     "engine cache": (Phase.ROLLOUT,),
 }
 """Resident -> the phases that need it in device memory. An engine without weights of its own samples with the actor's, which
-are then needed in the rollout too; what else an engine may hold, only there."""
+are then needed in the rollout too; what else an engine may hold, only there. `policy`: a model that is only asked."""
 
 
 LEVERS: dict[str, str] = {

@@ -108,8 +108,8 @@ class RLTrainer:
     _position: dict[str, Any] = field(default_factory=dict)
     _pushed: bool = False
     """Whether the engine was given any weights by this process."""
-    _tokens: int = 0
-    """Drawn since it was last asked for."""
+    _drawn: tuple[int, float] = (0, 0.0)
+    """Tokens, and seconds that they took, since it was last asked for."""
     _disagreed: bool = False
     """Whether it was told that engine and trainer do not agree."""
     _reference_moved: bool = False
@@ -200,6 +200,7 @@ class RLTrainer:
         """Whole groups for a step: those that waited to be answered to the end, and of `count` new questions."""
         config, paused = self.config.rollout, self.experience.take_paused()
         prompts, before = self.prompts.draw(count), _tokens(paused)
+        start = self.stage.seconds.get(Phase.ROLLOUT, 0.0)
         self.progress.phase("rollout")
         new = self.ask(
             lambda: rollout(
@@ -215,7 +216,9 @@ class RLTrainer:
             )
         )
         groups = paused + new
-        self._tokens += _tokens(groups) - before
+        tokens, seconds = self._drawn
+        seconds += self.stage.seconds.get(Phase.ROLLOUT, 0.0) - start
+        self._drawn = tokens + _tokens(groups) - before, seconds
         unfinished = [any(t.finish == "paused" for t in group) for group in groups]
         self.experience.paused = [g for g, waits in zip(groups, unfinished, strict=True) if waits]
         return [g for g, waits in zip(groups, unfinished, strict=True) if not waits]
@@ -316,15 +319,15 @@ class RLTrainer:
     def _of_rollout(self, drawn: Sequence[Sequence[Trajectory]]) -> Metrics:
         """How fast answers were drawn in this step, and by which weights those were that are judged now."""
         answers = [t for group in drawn for t in group]
-        seconds = max(self.world.max(self.stage.seconds.get(Phase.ROLLOUT, 0.0)), 1e-9)
-        sums = [self._tokens, _tokens(drawn), sum(t.stale for t in answers)]
+        seconds = max(self.world.max(self._drawn[1]), 1e-9)
+        sums = [self._drawn[0], _tokens(drawn), sum(t.stale for t in answers)]
         fresh, tokens, stale = self.world.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
         oldest = min((float(t.weight_version) for t in answers), default=float(self.engine.weight_version))
         metrics = {
             "rollout/tokens_per_second": fresh / seconds,
             "weights/version": -self.world.max(-oldest),
         }
-        self._tokens = 0
+        self._drawn = 0, 0.0
         if self.config.rollout.partial_tokens or self.config.rollout.overlap:
             metrics["rollout/stale_share"] = stale / max(tokens, 1.0)
             metrics["rollout/groups_paused"] = float(

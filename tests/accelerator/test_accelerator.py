@@ -72,7 +72,7 @@ def test_what_sleeps_gives_its_memory_back_and_wakes_as_it_was(tmp_path, here):
     source = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **LARGE))))
     actor = Single(StrategyConfig(offload=True), here).trainable(source, OptimizerConfig(), 1)
     engine = NativeEngine(source.hollow(here), frozenset(), decode, NativeEngineConfig())
-    stage = build_stage(actor, None, {}, engine, here)
+    stage = build_stage({"actor": actor}, engine, {}, here)
     prompts = [tiny_prompt(40, seed=n) for n in range(4)]
     sampling = Sampling(n=8, max_tokens=64, ignore_eos=True, seed=1)
 
