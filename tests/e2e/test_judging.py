@@ -81,6 +81,9 @@ def test_a_model_judges_in_words(lightrft, tmp_path, path):
     for row in steps_of(tmp_path):
         assert 0 < row["reward/mean"] < 1
         assert row["reward/judge"] == pytest.approx(row["reward/mean"])
+        drawn = row["length/mean"] * row["counts/answers"]
+        judging = row["rollout/tokens_per_second"] * row["seconds/rollout"] / drawn
+        assert (judging > 3) == (path == "policy"), "the rate of a rollout counts no replies of a judge"
 
 
 def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_path):
