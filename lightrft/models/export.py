@@ -54,15 +54,16 @@ def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
 
 
 def published(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The weights named and cut as in the files that transformers writes, which is how other programs know them.
+    """The weights named and cut as in the files that transformers writes, which is how other programs know them, whatever files
+    the model came from.
 
     Of a model that transformers computes with other names or cuts than it writes (experts in one tensor, say), the weights of
     a layer are in memory together; of any other, one at a time. `weights` are in the model's order.
     """
-    plain: Any = causal_lm(model)
+    plain: Any = copy.copy(causal_lm(model))
+    plain.__dict__.pop("_weight_conversions", None)  # those of the files that it came from
     nothing: dict[str, Tensor] = {}
-    changed = getattr(plain, "_weight_conversions", None)  # none of them where it was loaded without a change
-    if changed == [] or revert_weight_conversion(plain, nothing) is nothing:
+    if revert_weight_conversion(plain, nothing) is nothing:
         yield from weights
         return
     for _, layer in groupby(weights, key=lambda named: _layer(named[0])):

@@ -6,6 +6,7 @@ On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach:
 from __future__ import annotations
 
 import base64
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from vllm import _custom_ops
 from vllm.platforms import current_platform
 
 from lightrft.strategy.engines.experts import pack_again
-from lightrft.strategy.engines.wire import Door
+from lightrft.strategy.engines.wire import HOST, Door
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_worker import Worker
@@ -37,14 +38,19 @@ class Receiver(Worker):
     def lightrft_begin(self) -> str:
         """Weights are about to change: those that are there are nobody's. Says where they can be sent without HTTP."""
         self.lightrft_mark = NOTHING
-        self.lightrft_door = self.lightrft_door or Door()
+        self.lightrft_door = self.lightrft_door or Door(os.environ.get(HOST, ""))
         return self.lightrft_door.told
 
     @torch.no_grad()
-    def lightrft_receive(self, seconds: str) -> None:
-        """Some of the weights, sent there within that time."""
+    def lightrft_receive(self, seconds: str) -> str:
+        """Some of the weights, sent there within that time; says why they did not come if they did not."""
         assert self.lightrft_door is not None
-        self.model_runner.model.load_weights(self.lightrft_door.receive(float(seconds)).items())
+        try:
+            bucket = self.lightrft_door.receive(float(seconds))
+        except OSError as error:
+            return str(error)
+        self.model_runner.model.load_weights(bucket.items())
+        return ""
 
     @torch.no_grad()
     def lightrft_take(self, bucket: str) -> None:

@@ -12,6 +12,7 @@ from lightrft.config import RolloutConfig
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.foreign import CURE, folder_without_weights, refuse
 from lightrft.strategy.engines.server import secret
+from lightrft.strategy.engines.wire import HOST
 from lightrft.utils.imports import require
 
 MEDIA = ("--enable-scale-out", "--no-mm-device-do-normalize")
@@ -22,12 +23,12 @@ RECEIVER = "lightrft.strategy.engines.receiver.Receiver"
 def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, host: str, port: int) -> int:
     """Runs it until it is stopped, and returns its exit status. `module`: for its configuration, type and device."""
     refuse(module, config, media=True)
+    key = {"VLLM_API_KEY": secret(config.server)} if config.server.key else {}
     require("vllm", "vllm", CURE)
     weight, options = next(module.parameters()), config.vllm
     on_cpu = weight.device.type == "cpu"
-    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}  # for requests to its workers
-    if config.server.key:
-        environment["VLLM_API_KEY"] = secret(config.server)
+    environment = {**os.environ, **key, HOST: host}
+    environment["VLLM_SERVER_DEV_MODE"] = "1"  # for requests to its workers
     if on_cpu:
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

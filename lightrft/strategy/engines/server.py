@@ -303,30 +303,40 @@ class Server:
         """New weights are about to come; finds out which way."""
         host = str(urllib.parse.urlsplit(self.url).hostname)
         doors = [wire.Address.of(host, told) for told in self.call("lightrft_begin")]
-        self._doors = doors if all(door.reachable() for door in doors) else []
-        if not self._doors and not self._warned:
+        self._doors = doors
+        closed = [str(door.port) for door in doors if not door.reachable()]
+        if closed:
+            self._through_http(f"ports {', '.join(closed)} are not to be reached from here")
+
+    def _through_http(self, reason: str) -> None:
+        """From now on, until new weights begin to come."""
+        self._doors = []
+        if not self._warned:
             log.warning(
-                "%s: its workers' ports (%s) are not to be reached from here, so weights go through HTTP, many times slower",
+                "%s: its workers are not reached (%s), so weights go through HTTP, many times slower",
                 self.url,
-                ", ".join(str(door.port) for door in doors),
+                reason,
             )
             self._warned = True
 
     def give(self, bucket: wire.Bucket) -> None:
         """Loads weights; no copy of the bucket is made on this side."""
-        seconds = self._config.timeout_seconds
+        if self._doors and (reason := self._send_weights(bucket)):
+            self._through_http(reason)
         if not self._doors:
-            self._post_weights(bucket, seconds)
-            return
-        unwanted = threading.Event()
+            self._post_weights(bucket, self._config.timeout_seconds)
+
+    def _send_weights(self, bucket: wire.Bucket) -> str:
+        """Straight to the workers; why that did not go, if it did not."""
+        seconds, unwanted = self._config.timeout_seconds, threading.Event()
         with ThreadPoolExecutor(max_workers=len(self._doors)) as pool:
             sending = [pool.submit(door.send, bucket, seconds, unwanted) for door in self._doors]
             try:
-                self.call("lightrft_receive", f"{seconds:g}")
+                told = self.call("lightrft_receive", f"{seconds:g}")
             finally:
                 unwanted.set()
-        for sent in sending:
-            sent.result()
+        failed = [sent.exception() for sent in sending]
+        return "; ".join(str(reason) for reason in (*failed, *told) if reason)
 
     def _post_weights(self, bucket: wire.Bucket, seconds: float) -> None:
         before, after = b'{"method": "lightrft_take", "args": ["', b'"]}'

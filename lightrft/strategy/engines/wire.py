@@ -1,7 +1,7 @@
 """Weights on their way to another program, as the bytes of a safetensors file that are made while they are sent.
 
 The format: https://github.com/huggingface/safetensors (Format). Through a socket they go as they are, after a word that both sides
-know and their number in 8 bytes; through HTTP as base64.
+know and their number in 8 bytes, and when that has been heard; through HTTP as base64.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import takewhile
 from math import prod
 from threading import Event
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 GLANCE_SECONDS = 5.0
 """How long a connection may take, or stand still before it is asked whether that has a point."""
+WORD_SECONDS = 10.0
+"""How long weights that were announced are waited for to begin to come."""
+HEARD = b"!"
 PIECE = 2**20
 """Bytes that are handed on at a time."""
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
          torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
 """Names in safetensors files."""
 Bucket = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 def header(bucket: Bucket) -> bytes:
@@ -108,27 +114,43 @@ class Address:
         return True
 
     def send(self, bucket: Bucket, seconds: float, unwanted: Event) -> None:
-        """OSError if it does not get there in that time; it ends when it is `unwanted`."""
+        """OSError if it does not get there in that time, or if another answers; it ends when it is `unwanted`."""
         start, end = header(bucket), time.monotonic() + seconds
         greeting = self.word.encode() + size(start, bucket).to_bytes(8, "little")
+
+        def patiently(act: Callable[[], T], otherwise: T) -> T:
+            while not unwanted.is_set():
+                try:
+                    return act()
+                except TimeoutError:
+                    if time.monotonic() > end:
+                        raise
+            return otherwise
+
         with socket.create_connection((self.host, self.port), timeout=GLANCE_SECONDS) as connection:
-            for piece in chain([memoryview(greeting)], pieces(start, bucket.values())):
+            connection.sendall(greeting)
+            if patiently(lambda: connection.recv(1), HEARD) != HEARD:
+                raise ConnectionError(f"what answers at port {self.port} of {self.host} is no worker.")
+            for piece in takewhile(lambda _: not unwanted.is_set(), pieces(start, bucket.values())):
                 left = piece
                 while left and not unwanted.is_set():
-                    try:
-                        left = left[connection.send(left) :]
-                    except TimeoutError:
-                        if time.monotonic() > end:
-                            raise
+                    left = left[patiently(partial(connection.send, left), len(left)) :]
+
+
+HOST = "LIGHTRFT_SERVE_HOST"
+"""Environment variable with the address at which the workers of a server wait for weights."""
 
 
 class Door:
     """A port at which weights are waited for, from those who know its word."""
 
-    def __init__(self) -> None:
-        double = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if double else socket.AF_INET
-        self._socket = socket.create_server(("", 0), family=family, dualstack_ipv6=double)
+    def __init__(self, host: str = "") -> None:
+        """`host`: the address that it is to be reached at; empty: any of this machine's."""
+        everywhere = host in ("", "0.0.0.0", "::")
+        double = everywhere and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if double or ":" in host else socket.AF_INET
+        place = "" if everywhere else host
+        self._socket = socket.create_server((place, 0), family=family, dualstack_ipv6=double)
         self._word = secrets.token_hex(16)
 
     @property
@@ -137,22 +159,25 @@ class Door:
         return f"{self._socket.getsockname()[1]} {self._word}"
 
     def receive(self, seconds: float) -> dict[str, Tensor]:
-        """What is sent next. OSError if nothing whole comes in that time; who does not know the word is not heard."""
+        """What is sent next. OSError if nothing begins to come in WORD_SECONDS, or not all in `seconds`; who does not know the word is
+        not heard."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        soon = min(end, time.monotonic() + WORD_SECONDS)
+        while (left := soon - time.monotonic()) > 0:
             self._socket.settimeout(left)
             connection, _ = self._socket.accept()
             with connection:
-                connection.settimeout(min(left, 10.0))  # to say the word
+                connection.settimeout(left)
                 greeting = _read(connection, len(self._word) + 8)
                 if greeting is None or not hmac.compare_digest(bytes(greeting[:-8]), self._word.encode()):
                     continue
-                connection.settimeout(left)
+                connection.sendall(HEARD)
+                connection.settimeout(end - time.monotonic())
                 data = _read(connection, int.from_bytes(greeting[-8:], "little"))
                 if data is None:
                     raise OSError("the weights broke off.")
                 return unpacked(data)
-        raise OSError(f"no weights came within {seconds:g} seconds.")
+        raise OSError("no weights began to come.")
 
 
 def _read(connection: socket.socket, count: int) -> bytearray | None:

@@ -74,7 +74,12 @@ class StandIn(ThreadingHTTPServer):
         return self.door.told
 
     def lightrft_receive(self, seconds):
-        self.engine.load_weights(self.door.receive(float(seconds)).items())
+        try:
+            bucket = self.door.receive(float(seconds))
+        except OSError as error:
+            return str(error)
+        self.engine.load_weights(bucket.items())
+        return ""
 
     def lightrft_take(self, bucket):
         self.engine.load_weights(load(base64.b64decode(bucket)).items())

@@ -1,13 +1,18 @@
 """vLLM servers that fail, hang, forget and come back, played by a stand-in; the real one is in tests/engines."""
 
+import contextlib
 import socket
+import threading
+import time
 
 import pytest
 
 from lightrft.config import RolloutConfig, ServerConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.strategy.engines import wire
 from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.buckets import buckets
+from lightrft.strategy.engines.serve import serve
 from lightrft.strategy.engines.server import VllmServerEngine
 from lightrft.strategy.engines.wire import Address
 from lightrft.testing import check_engine, tiny_model, tiny_processor, tiny_prompt
@@ -170,6 +175,9 @@ def test_a_key_is_sent_and_its_variable_must_exist(monkeypatch):
             engine_of(servers, key="NO_SUCH")
         monkeypatch.setenv("OUR_KEY", "secret")
         engine_of(servers, key="OUR_KEY")
+    config = RolloutConfig(engine="vllm_server", server=ServerConfig(key="NO_SUCH"))
+    with pytest.raises(ValueError, match="rollout.server.key=NO_SUCH: there is no such environment variable"):
+        serve(tiny_model("llama", attention=ATTENTION), tiny_processor(), config, host="", port=0)
 
 
 def test_without_urls_it_is_said_how_to_get_one():
@@ -187,6 +195,41 @@ def test_buckets_hold_what_fits_and_a_larger_weight_goes_alone():
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_weights_go_through_http_where_another_program_answers_for_a_worker(caplog, monkeypatch, reply):
+    """Behind a port that is forwarded elsewhere, say: found out at the first bucket, whose weights are not lost."""
+    monkeypatch.setattr(wire, "WORD_SECONDS", 0.5)
+    heard = []
+
+    def serve(listening):
+        with contextlib.suppress(OSError):  # closed at the end
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    heard.append(connection.recv(2**20))
+                    connection.sendall(reply)
+                    time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as stranger, standing_in(healthy, healthy) as servers:
+        threading.Thread(target=serve, args=(stranger,), daemon=True).start()
+        right = servers[0].lightrft_begin
+        servers[0].lightrft_begin = lambda: f"{stranger.getsockname()[1]} {right().split()[1]}"
+        engine = engine_of(servers)
+        give(engine, weights())
+        assert all(server.mark for server in servers)
+        assert max(map(len, heard)) == 40, "it gets no weights"
+        both = said_by(engine)
+        assert [server.asked for server in servers] == [3, 3]
+        alone = engine_of(servers[1:])
+        give(alone, weights())
+        assert said_by(alone) == both
+    assert caplog.text.count("so weights go through HTTP, many times slower") == 1
+
+
+def said_by(engine):
+    return said(engine.generate(PROMPTS, SAMPLING))
+
+
 def test_weights_go_through_http_where_the_ports_of_the_workers_are_not_reached(caplog, monkeypatch):
     monkeypatch.setattr(Address, "reachable", lambda self: False)
     methods = []
@@ -195,7 +238,7 @@ def test_weights_go_through_http_where_the_ports_of_the_workers_are_not_reached(
         give(engine, weights())
         give(engine, weights())
         http = said(engine.generate(PROMPTS, SAMPLING))
-        assert caplog.text.count("are not to be reached from here") == 1
+        assert caplog.text.count("its workers are not reached (ports ") == 1
         assert "lightrft_take" in methods
         assert "lightrft_receive" not in methods
         monkeypatch.undo()

@@ -58,10 +58,26 @@ def test_a_door_takes_what_is_sent_by_who_knows_its_word():
     alike(got[0], bucket)
 
 
-def test_what_breaks_off_or_does_not_come_is_an_error():
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "", "0.0.0.0"])
+def test_a_door_is_open_where_its_server_is(host):
+    door, got = wire.Door(host), []
+    address = wire.Address.of("127.0.0.1", door.told)
+    waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
+    waiting.start()
+    address.send(a_bucket(), 5, threading.Event())
+    waiting.join(20)
+    assert len(got) == 1
+    elsewhere = wire.Address.of("127.0.0.2", door.told)  # this machine too, by another address
+    assert elsewhere.reachable() == (host in ("", "0.0.0.0"))
+
+
+def test_what_breaks_off_or_does_not_come_is_an_error(monkeypatch):
     door = wire.Door()
-    with pytest.raises(OSError, match="timed out|no weights came within 0.1 seconds"):
+    with pytest.raises(OSError, match="timed out|no weights began to come"):
         door.receive(0.1)
+    monkeypatch.setattr(wire, "WORD_SECONDS", 0.1)
+    with pytest.raises(OSError, match="timed out|no weights began to come"):
+        door.receive(3600)
     address = wire.Address.of("127.0.0.1", door.told)
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(address.word.encode() + (1000).to_bytes(8, "little") + b"only this")

@@ -1,19 +1,21 @@
 """Folders of weights that come one at a time: what plain transformers loads from them is the model."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft import app
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
 from lightrft.models.export import published, save_model, write_folder
-from lightrft.models.load import load_model
+from lightrft.models.load import load_model, plain_state
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
+from lightrft.models.tiny_media import MEDIA
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.engines.foreign import Names
 from lightrft.strategy.single import SingleTrainable
@@ -99,7 +101,7 @@ EXPERTS = {
 
 
 def of_kind(kind):
-    if kind in ("llama", "qwen2_vl"):
+    if kind != "qwen3_moe":
         return tiny_model(kind)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **EXPERTS))
 
@@ -115,6 +117,25 @@ def test_other_programs_are_given_weights_as_transformers_writes_them(tmp_path, 
     assert found.keys() == written.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in written.items())
     assert (found.keys() <= model.state_dict().keys()) == (kind == "llama")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", *MEDIA])
+def test_other_programs_are_given_the_same_names_whatever_files_a_model_came_from(tmp_path, kind):
+    """Files as transformers writes them, files under the names that it computes with, and none (a sharding backend's model)."""
+    model = of_kind(kind)
+    model.save_pretrained(tmp_path / "written")
+    shutil.copytree(tmp_path / "written", tmp_path / "computed")
+    usual = Names.of(model)
+    computed = {n: t.contiguous() for n, t in plain_state(model).items() if n not in usual.tied}
+    save_file(computed, tmp_path / "computed" / "model.safetensors", metadata={"format": "pt"})
+    names = []
+    for folder in ("written", "computed"):
+        source = Source(ModelConfig(path=str(tmp_path / folder)), learns=False)
+        for module in (source.full("cpu"), source.hollow()):
+            found = Names.of(module).usable(iter(plain_state(module).items()))
+            names.append([name for name, _ in found])
+    assert names[0] == names[1] == names[2] == names[3]
+    assert set(names[0]) == set(load_file(tmp_path / "written" / "model.safetensors"))
 
 
 @pytest.mark.parametrize("from_folder", [False, True])
