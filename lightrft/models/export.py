@@ -67,7 +67,11 @@ def published(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterat
         yield from weights
         return
     for _, layer in groupby(weights, key=lambda named: _layer(named[0])):
-        yield from revert_weight_conversion(plain, dict(layer)).items()
+        for name, weight in revert_weight_conversion(plain, dict(layer)).items():
+            yield (
+                name.replace("model.model.", "model."),
+                weight,
+            )  # which transformers 5.19 makes of models that hear
 
 
 @dataclass

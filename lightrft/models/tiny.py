@@ -77,17 +77,26 @@ def tiny_reader(family: str) -> Any:
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
-    """The config of a tiny model; `changes` override it, those of the text part in models that see or hear."""
+    """The config of a tiny model; `changes` override it, those of the text part in models that see or hear, but for whole parts of
+    that name (audio_config, say)."""
     if family not in {**FAMILIES, **MEDIA}:
         known = ", ".join([*FAMILIES, *MEDIA])
         raise ValueError(f"model.path=random:{family}: no such tiny model. There are: {known}.")
     shape = {**_SHAPE, "eos_token_id": 256, "bos_token_id": None, "pad_token_id": None}
     if family not in MEDIA:
         return AutoConfig.for_model(**{**shape, **FAMILIES[family], **changes})
-    options = dict(MEDIA[family])
+    options = {
+        name: {**part, **changes.pop(name, {})} if isinstance(part, dict) else part
+        for name, part in MEDIA[family].items()
+    }
     text = {**shape, "vocab_size": VOCABULARY + len(MARKS), **options.pop("text_config"), **changes}
     return AutoConfig.for_model(
-        **{"model_type": family, "text_config": text, "tie_word_embeddings": True, **options}
+        **{
+            "model_type": family,
+            "text_config": text,
+            "tie_word_embeddings": text["tie_word_embeddings"],
+            **options,
+        }
     )
 
 

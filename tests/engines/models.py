@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import WhisperFeatureExtractor
+
 from lightrft.config import MediaConfig, ModelConfig
 from lightrft.models.export import save_model
 from lightrft.models.load import load_model, load_processor
@@ -16,10 +18,14 @@ def media_model(folder, family, *, head_dim):
     """Module, processor, and a transformers model with the same weights, its heads as wide as the engine wants them."""
     heads = WIDTH // head_dim
     changes: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": 1, "head_dim": head_dim}
-    if family.startswith("qwen"):
+    if family.startswith("qwen") and family.endswith("vl"):
         rows = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": SECTIONS[head_dim]}
         changes["rope_parameters"] = {**rows, **({"mrope_interleaved": True} if family == "qwen3_vl" else {})}
+    reader = load_processor(ModelConfig(path=f"random:{family}"), MediaConfig())
+    if family == "qwen2_audio":  # vLLM pads its sounds to half a minute, whatever the config says
+        reader.media.processor.feature_extractor = WhisperFeatureExtractor(feature_size=32, chunk_length=30)
+        changes |= {"audio_config": {"max_source_positions": 1500}, "tie_word_embeddings": False}
     reference = tiny_model(family, **changes)
-    save_model(reference, load_processor(ModelConfig(path=f"random:{family}"), MediaConfig()), folder)
+    save_model(reference, reader, folder)
     settings = ModelConfig(path=str(folder))
     return load_model(settings, trainable=False), load_processor(settings, MediaConfig()), reference

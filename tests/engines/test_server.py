@@ -15,7 +15,6 @@ from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import give
 from lightrft.strategy.engines.server import VllmServerEngine
 from lightrft.testing import check_engine, media_prompts, tiny_folder
-from lightrft.types import Sampling
 from tests.engines.models import media_model
 from tests.engines.test_vllm import SHAPE, needs_vllm
 
@@ -61,13 +60,14 @@ def test_a_server_does_all_and_another_run_takes_it_over(tmp_path):
 
 @needs_vllm
 @pytest.mark.timeout(600)
-def test_a_server_reads_pictures_as_the_trainer_and_refuses_clips(tmp_path):
-    module, processor, reference = media_model(tmp_path / "m", "qwen2_5_vl", head_dim=32)
+@pytest.mark.parametrize(
+    ("family", "kinds"), [("qwen2_5_vl", ["image", "video"]), ("qwen2_audio", ["audio"])]
+)
+def test_a_server_reads_media_as_the_trainer(tmp_path, family, kinds):
+    module, processor, reference = media_model(tmp_path / "m", family, head_dim=32)
     with serving(str(tmp_path / "m"), tmp_path / "log") as url:
         config = RolloutConfig(engine="vllm_server", server=ServerConfig(urls=[url], wait_seconds=400))
         engine = VllmServerEngine(module, processor, config)
-        media = media_prompts(processor, ["image"])
+        media = media_prompts(processor, kinds)
         found = check_engine(engine, reference, processor.text, requests=20, media=media)
         assert found.ok, str(found)
-        with pytest.raises(ValueError, match="vllm_server takes pictures, and neither clips nor sounds"):
-            engine.generate(media_prompts(processor, ["video"]), Sampling(max_tokens=2))

@@ -94,6 +94,7 @@ MEDIA = {
     "qwen3_vl": ["image"],
     "internvl": ["image"],
     "idefics3": ["image"],
+    "qwen2_audio": ["audio"],
 }
 
 

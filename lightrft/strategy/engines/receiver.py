@@ -14,7 +14,7 @@ from safetensors.torch import load
 from vllm import _custom_ops
 from vllm.platforms import current_platform
 
-from lightrft.strategy.engines.experts import pack_again
+from lightrft.strategy.engines.inside import check_taken, pack_again
 from lightrft.strategy.engines.wire import HOST, Door
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ class Receiver(Worker):
 
     lightrft_mark = NOTHING
     lightrft_door: Door | None = None
+    lightrft_taken: set[str] | None
+    """Names of the new weights so far; None of a model that does not tell them."""
 
     def lightrft_begin(self) -> str:
         """Weights are about to change: those that are there are nobody's. Says where they can be sent without HTTP."""
-        self.lightrft_mark = NOTHING
+        self.lightrft_mark, self.lightrft_taken = NOTHING, set()
         self.lightrft_door = self.lightrft_door or Door(os.environ.get(HOST, ""))
         return self.lightrft_door.told
 
@@ -49,16 +51,24 @@ class Receiver(Worker):
             bucket = self.lightrft_door.receive(float(seconds))
         except OSError as error:
             return str(error)
-        self.model_runner.model.load_weights(bucket.items())
+        self._lightrft_load(bucket)
         return ""
 
     @torch.no_grad()
     def lightrft_take(self, bucket: str) -> None:
         """Some of the weights: a safetensors file as base64."""
-        self.model_runner.model.load_weights(load(base64.b64decode(bucket)).items())
+        self._lightrft_load(load(base64.b64decode(bucket)))
+
+    def _lightrft_load(self, bucket: dict[str, torch.Tensor]) -> None:
+        taken = self.model_runner.model.load_weights(bucket.items())
+        if taken is None or self.lightrft_taken is None:
+            self.lightrft_taken = None
+        else:
+            self.lightrft_taken |= taken
 
     def lightrft_finish(self, mark: str) -> None:
         """All have come."""
+        check_taken(self.model_runner.model, self.lightrft_taken)
         if current_platform.is_cpu():
             pack_again(self.model_runner.model)
         self.lightrft_mark = mark

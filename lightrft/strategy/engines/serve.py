@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,17 @@ from lightrft.config import RolloutConfig
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.foreign import CURE, folder_without_weights, refuse
 from lightrft.strategy.engines.server import secret
+from lightrft.strategy.engines.serving import READER
 from lightrft.strategy.engines.wire import HOST
 from lightrft.utils.imports import require
 
-MEDIA = ("--enable-scale-out", "--no-mm-device-do-normalize")
-"""For questions whose media come with tokens; for the second see vllm.py."""
+MEDIA = (
+    "--enable-scale-out",
+    "--no-mm-device-do-normalize",
+    "--media-io-kwargs",
+    json.dumps({"video": {"video_backend": READER}}),
+)
+"""For questions whose media come with tokens; for the second see vllm.py, for the last serving.py."""
 RECEIVER = "lightrft.strategy.engines.receiver.Receiver"
 
 
@@ -34,7 +41,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     with folder_without_weights(module, processor) as folder:
         command = [
-            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+            *(sys.executable, "-m", "lightrft.strategy.engines.serving"),
             *("--model", str(folder), "--served-model-name", "policy", "--host", host, "--port", str(port)),
             *("--load-format", "dummy", "--dtype", str(weight.dtype).removeprefix("torch.")),
             *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),

@@ -7,9 +7,7 @@ last sync (it was started again, or another run uses it) is not asked.
 
 from __future__ import annotations
 
-import base64
 import http.client
-import io
 import itertools
 import json
 import logging
@@ -36,7 +34,8 @@ from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines import wire
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
 from lightrft.strategy.engines.buckets import buckets
-from lightrft.strategy.engines.foreign import CURE, NEVER, Asked, Names, asked, ends, refuse, same_tokens
+from lightrft.strategy.engines.foreign import NEVER, Asked, Names, asked, ends, refuse, same_tokens
+from lightrft.strategy.engines.serving import clip_url, picture_url, sound_url
 from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
 
@@ -48,7 +47,7 @@ FAILURES = (OSError, http.client.HTTPException, json.JSONDecodeError)
 
 
 class VllmServerEngine:
-    """An Engine, for texts and pictures. All processes of a run share the servers; the first one gives them the weights."""
+    """An Engine. All processes of a run share the servers; the first one gives them the weights."""
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its names of weights. ValueError for what the servers cannot do, or if one does not answer."""
@@ -160,13 +159,15 @@ class VllmServerEngine:
         """The OpenAI-compatible API takes no media with tokens, vLLM's own does."""
         if one.media is None:
             return {"prompt": one.token_ids, "return_token_ids": True, **self._drawing(one, sampling)}
-        if one.media.videos or one.media.audios:
-            raise ValueError(
-                f"rollout.engine=vllm_server takes pictures, and neither clips nor sounds. Set rollout.engine=vllm, or {CURE}."
-            )
+        assert self._reader is not None
+        media = {
+            "image_url": [picture_url(image) for image in one.media.images],
+            "video_url": [clip_url(clip) for clip in one.media.videos],
+            "audio_url": [sound_url(sound, self._reader.rate) for sound in one.media.audios],
+        }
         return {
             "token_ids": one.marked,
-            "content_parts": [{"type": "image_url", "url": _url(image)} for image in one.media.images],
+            "content_parts": [{"type": kind, "url": url} for kind, urls in media.items() for url in urls],
             "return_token_ids": True,
             "sampling_params": self._drawing(one, sampling),
         }
@@ -363,13 +364,6 @@ class Server:
             raise OSError(f"HTTP {error.code}: {told}") from None
         found: dict[str, Any] = json.loads(text) if text else {"results": []}
         return found
-
-
-def _url(image: Any) -> str:
-    """A picture, whole and without loss."""
-    data = io.BytesIO()
-    image.save(data, format="PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _tokens(reply: dict[str, Any]) -> int:

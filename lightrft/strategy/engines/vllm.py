@@ -1,7 +1,7 @@
 """vLLM in this very process, beside the trainer; its weights are given at each sync (https://docs.vllm.ai).
 
 Written for vLLM 0.32. On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach, so that is switched off (for
-experts see experts.py); and its sleep mode is for accelerators alone: on a CPU what sleeps keeps its memory.
+experts see inside.py); and its sleep mode is for accelerators alone: on a CPU what sleeps keeps its memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from lightrft.models.media import frames_taken
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, EngineDiedError, Progress
-from lightrft.strategy.engines.experts import pack_again
 from lightrft.strategy.engines.foreign import (
     CURE,
     NEVER,
@@ -35,6 +34,7 @@ from lightrft.strategy.engines.foreign import (
     refuse,
     same_tokens,
 )
+from lightrft.strategy.engines.inside import check_taken, pack_again
 from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
@@ -149,9 +149,13 @@ class VllmEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine. One tensor is there at a time."""
-        self._llm.apply_model(lambda model: model.load_weights(self._names.usable(weights)))
-        if self._on_cpu:
-            self._llm.apply_model(pack_again)
+
+        def take(model: Any) -> None:
+            check_taken(model, model.load_weights(self._names.usable(weights)))
+            if self._on_cpu:
+                pack_again(model)
+
+        self._llm.apply_model(take)
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()  # of pictures that come again it would keep what the old weights saw
 
