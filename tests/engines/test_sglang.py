@@ -12,7 +12,7 @@ from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import EngineDiedError, give
-from lightrft.strategy.engines.sglang import SglangEngine, seeded_draw
+from lightrft.strategy.engines.sglang import SglangEngine, _read, seeded_draw
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
 from lightrft.types import Sampling
 from tests.engines.models import media_model
@@ -65,6 +65,15 @@ def test_sglang_reads_media_as_the_trainer(tmp_path):
     found = check_engine(engine, reference, processor.text, requests=20, media=media)
     engine._engine.shutdown()
     assert found.ok, str(found)
+
+
+def test_sounds_are_refused():
+    processor = load_processor(ModelConfig(path="random:qwen2_audio"))
+    (without, *heard) = media_prompts(processor, ["audio"])
+    assert _read(without) == []
+    for prompt in heard:
+        with pytest.raises(ValueError, match=f"prompt '{prompt.id}': rollout.engine=sglang takes no sounds"):
+            _read(prompt)
 
 
 def test_a_seeded_draw_follows_its_distribution():

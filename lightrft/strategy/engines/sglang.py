@@ -41,6 +41,7 @@ from lightrft.strategy.engines.foreign import (
 from lightrft.strategy.engines.sampling import stream, uniforms
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
+from lightrft.utils.media import parts
 
 T = TypeVar("T")
 GLANCE_SECONDS = 0.5
@@ -182,9 +183,14 @@ class SglangEngine:
 
 
 def _read(prompt: Prompt) -> list[dict[str, Any]]:
-    """A prompt's media in one piece, whatever their kinds, with its places where they have several axes."""
+    """A prompt's pictures and clips in one piece, with its places where they have several axes. ValueError for sounds: SGLang would
+    tokenize a question with them anew from its text."""
     if not prompt.media:
         return []
+    if "audio" in {kind for kind, _ in parts(prompt.messages)}:
+        raise ValueError(
+            f"prompt '{prompt.id}': rollout.engine=sglang takes no sounds. Set rollout.engine=vllm, or {CURE}."
+        )
     read: dict[str, Any] = {"format": "processor_output", **prompt.media}
     if prompt.positions is not None:
         axes = prompt.positions[1:]
