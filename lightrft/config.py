@@ -195,6 +195,8 @@ class SglangConfig:
     """Tokens for which there is room in the cache on a CPU."""
     bucket_mib: int = 256
     """Most MiB of weights in one message."""
+    start_seconds: float = 1800.0
+    """Longest that its start may take."""
     options: dict[str, str] = field(default_factory=dict)
     """Further arguments of SGLang's Engine by name, e.g. {attention_backend: fa3}."""
 

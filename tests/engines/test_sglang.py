@@ -12,6 +12,8 @@ from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import EngineDiedError, give
+from lightrft.strategy.engines.foreign import asked
+from lightrft.strategy.engines.lmdeploy import LmdeployEngine, question
 from lightrft.strategy.engines.sglang import SglangEngine, _read, seeded_draw
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
 from lightrft.types import Sampling
@@ -52,7 +54,26 @@ def test_sglang_does_all_and_a_scheduler_that_dies_is_started_again(tmp_path):
     give(engine, reference.named_parameters())
     assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
     engine._engine.shutdown()
-    assert not multiprocessing.active_children()
+    assert all_gone()
+
+
+def all_gone():
+    """Whether all processes of this one end soon."""
+    end = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.2)
+    return not multiprocessing.active_children()
+
+
+@needs_sglang
+@pytest.mark.timeout(120)
+def test_a_start_that_takes_too_long_is_ended(tmp_path):
+    settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
+    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    config = SglangConfig(cache_tokens=8192, start_seconds=3.0)
+    with pytest.raises(RuntimeError, match="SGLang did not start within rollout.sglang.start_seconds=3"):
+        SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
+    assert all_gone()
 
 
 @needs_sglang
@@ -95,8 +116,28 @@ def test_draws_whose_logprobs_sglang_does_not_tell_are_refused_before_it_starts(
         SglangEngine(load_model(settings, trainable=False), load_processor(settings), config)
 
 
+def test_lmdeploy_is_asked_about_pictures_in_marked_tokens():
+    processor = load_processor(ModelConfig(path="random:llava"))
+    (mark,) = processor.tokenizer.encode("<image>", add_special_tokens=False)
+    prompts = media_prompts(processor, ["image"])
+    for prompt, one, count in zip(
+        prompts, asked(prompts, Sampling(), processor.media), (0, 1, 2), strict=True
+    ):
+        told = question(prompt, one)
+        if not count:
+            assert told == {"messages": None, "input_ids": prompt.token_ids}
+            continue
+        text, *pictures = told["messages"][0]["content"]
+        assert text["text"].count(mark) == len(pictures) == count
+        assert all(picture["image_data"]["data"].size == (56, 56) for picture in pictures)
+    processor = load_processor(ModelConfig(path="random:qwen2_audio"))
+    prompts = media_prompts(processor, ["audio"])[1:]
+    for prompt, one in zip(prompts, asked(prompts, Sampling(), processor.media), strict=True):
+        with pytest.raises(ValueError, match=f"prompt '{prompt.id}': rollout.engine=lmdeploy takes pictures"):
+            question(prompt, one)
+
+
 def test_lmdeploy_needs_an_accelerator_and_says_so():
-    from lightrft.strategy.engines.lmdeploy import LmdeployEngine
 
     settings = ModelConfig(path="random:llama")
     module, processor = load_model(settings, trainable=False), load_processor(settings)

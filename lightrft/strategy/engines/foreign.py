@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
 from lightrft.models.export import published
-from lightrft.models.families import is_multimodal
 from lightrft.models.load import plain_parameters, plain_state
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.media import MediaEncoder
@@ -110,11 +109,9 @@ class Names:
                 yield name, tensor
 
 
-def refuse(module: nn.Module, config: RolloutConfig, *options: str, media: bool = False) -> None:
-    """ValueError for the options that engine cannot do, and for a model with media, unless it reads `media`."""
+def refuse(config: RolloutConfig, *options: str) -> None:
+    """ValueError for the options that engine cannot do."""
     engine = f"rollout.engine={config.engine}"
-    if not media and is_multimodal(causal_lm(module).config):
-        raise ValueError(f"{engine} does not read media here yet. Train on texts, or {CURE}.")
     for option in ("first_temperature", "first_top_k", *options):
         default = RolloutConfig.__dataclass_fields__[option].default
         if getattr(config, option) != default:

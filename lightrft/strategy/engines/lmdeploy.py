@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
+from lightrft.models.families import placeholders
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
@@ -27,6 +28,7 @@ from lightrft.strategy.engines.foreign import (
     ends,
     folder_without_weights,
     refuse,
+    same_tokens,
 )
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 
 class LmdeployEngine:
-    """An Engine; texts only. Each process has one of its own, on its own device.
+    """An Engine, for texts and pictures. Each process has one of its own, on its own device.
 
     Its log-probs are those of the whole distribution, so draws from a part of it are refused, and so are stop texts, of which it
     knows single tokens only.
@@ -43,7 +45,7 @@ class LmdeployEngine:
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its configuration, type and device. ValueError for what LMDeploy cannot do here."""
-        refuse(module, config, "top_k", "top_p", "min_p")
+        refuse(config, "top_k", "top_p", "min_p")
         if config.stop:
             raise ValueError(
                 f"rollout.stop={config.stop}: LMDeploy ends an answer at tokens only. Leave it out, or {CURE}."
@@ -53,6 +55,7 @@ class LmdeployEngine:
             raise ValueError(f"rollout.engine=lmdeploy needs an accelerator. Set strategy.device, or {CURE}.")
         self.weight_version = NONE
         self._names, self._stop_ids = Names.of(module), processor.stop_ids
+        self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._bucket, self._device = config.lmdeploy.bucket_mib * 2**20, weight.device
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._asleep = False
@@ -63,30 +66,30 @@ class LmdeployEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
-        questions = asked(prompts, sampling)
+        questions = [*zip(prompts, asked(prompts, sampling, self._reader), strict=True)]
         finished = [0, 0]
 
-        async def one_of(one: Asked, sibling: int) -> Completion:
-            answer = await self._answer(one, sibling, sampling)
+        async def one_of(prompt: Prompt, one: Asked, sibling: int) -> Completion:
+            answer = await self._answer(prompt, one, sibling, sampling)
             finished[0], finished[1] = finished[0] + 1, finished[1] + len(answer.token_ids)
             if progress is not None:
                 progress(*finished)
             return answer
 
         async def everything() -> list[list[Completion]]:
-            groups = [[one_of(one, k) for k in range(one.n)] for one in questions]
+            groups = [[one_of(prompt, one, k) for k in range(one.n)] for prompt, one in questions]
             return [list(group) for group in await asyncio.gather(*(asyncio.gather(*g) for g in groups))]
 
         return self._run(everything())
 
-    async def _answer(self, one: Asked, sibling: int, sampling: Sampling) -> Completion:
+    async def _answer(self, prompt: Prompt, one: Asked, sibling: int, sampling: Sampling) -> Completion:
         engine, seed = self._pipeline.async_engine, one.seed + sibling
         request = await engine.preprocess(
-            messages=None,
-            input_ids=one.token_ids,
+            **question(prompt, one),
             session_id=self._pipeline.session_mgr.get(),
             gen_config=self._options(one, seed, sampling),
         )
+        same_tokens(prompt, one, request.inputs["input_ids"])
         tokens: list[int] = []
         logprobs: list[float] = []
         finish: Finish = "length"
@@ -112,6 +115,7 @@ class LmdeployEngine:
             stop_token_ids=ends(sampling, self._stop_ids),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
+            bad_token_ids=self._never or None,
             logprobs=1,
         )
 
@@ -163,6 +167,22 @@ class LmdeployEngine:
         if self._asleep:
             self._pipeline.async_engine.wakeup([tag])
         self._asleep = self._asleep and tag == "weights"
+
+
+def question(prompt: Prompt, one: Asked) -> dict[str, Any]:
+    """What LMDeploy is asked: tokens, in which pictures have a mark each that it puts their own in the place of.
+
+    ValueError for clips and sounds, which it takes by their addresses only.
+    """
+    if one.media is None:
+        return {"messages": None, "input_ids": one.token_ids}
+    if one.media.videos or one.media.audios:
+        raise ValueError(
+            f"prompt '{prompt.id}': rollout.engine=lmdeploy takes pictures, and neither clips nor sounds. Set rollout.engine=vllm, or "
+            f"{CURE}."
+        )
+    pictures = [{"type": "image_data", "image_data": {"data": image}} for image in one.media.images]
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": one.marked}, *pictures]}]}
 
 
 def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:

@@ -29,7 +29,7 @@ RECEIVER = "lightrft.strategy.engines.receiver.Receiver"
 
 def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, host: str, port: int) -> int:
     """Runs it until it is stopped, and returns its exit status. `module`: for its configuration, type and device."""
-    refuse(module, config, media=True)
+    refuse(config)
     key = {"VLLM_API_KEY": secret(config.server)} if config.server.key else {}
     require("vllm", "vllm", CURE)
     weight, options = next(module.parameters()), config.vllm

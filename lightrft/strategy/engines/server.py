@@ -51,7 +51,7 @@ class VllmServerEngine:
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its names of weights. ValueError for what the servers cannot do, or if one does not answer."""
-        refuse(module, config, media=True)
+        refuse(config)
         if not config.server.urls:
             raise ValueError(
                 "rollout.engine=vllm_server without rollout.server.urls. Start a server with `lightrft serve LAYERS...` and name it, "

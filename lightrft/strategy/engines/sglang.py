@@ -6,6 +6,7 @@ run when its scheduler dies.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -55,12 +56,12 @@ class SglangEngine:
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its configuration, type and device. ValueError for what SGLang cannot do here."""
-        refuse(module, config, "top_k", "top_p", "min_p", media=True)
+        refuse(config, "top_k", "top_p", "min_p")
         weight = next(module.parameters())
         self.weight_version = NONE
         self._names, self._stop_ids = Names.of(module), processor.stop_ids
         self._never = placeholders(causal_lm(module).config)
-        self._bucket = config.sglang.bucket_mib * 2**20
+        self._bucket, self._start_seconds = config.sglang.bucket_mib * 2**20, config.sglang.start_seconds
         self._sleeps = weight.device.type != "cpu"
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._asleep: set[str] = set()
@@ -73,8 +74,25 @@ class SglangEngine:
         self._died = threading.Event()
         _heed(self._died)
         self._thread = _Caller()
-        self._engine = self._thread.submit(self._make).result()  # says itself what fails
+        self._engine = self._started()
         self._died.clear()  # word of an engine before this one may have come meanwhile
+
+    def _started(self) -> Any:
+        """The engine, which says itself what fails at its start. RuntimeError if it takes too long."""
+        others = multiprocessing.active_children()
+        future = self._thread.submit(self._make)
+        try:
+            return future.result(timeout=self._start_seconds)
+        except NotYet:
+            if future.done():
+                raise
+            for child in multiprocessing.active_children():
+                if child not in others and child.pid is not None:
+                    _kill(child.pid)
+            raise RuntimeError(
+                f"SGLang did not start within rollout.sglang.start_seconds={self._start_seconds:g}. Raise it, or see what its processes "
+                "have printed above."
+            ) from None
 
     def _there(self, call: Callable[[], T], progress: Progress | None = None) -> T:
         """The result of a call in the engine's thread. EngineDiedError if the scheduler dies meanwhile."""

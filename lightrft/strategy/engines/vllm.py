@@ -49,7 +49,7 @@ class VllmEngine:
 
     def __init__(self, module: nn.Module, processor: Processor, config: RolloutConfig) -> None:
         """`module`: for its configuration, type and device. ValueError for what vLLM cannot do here."""
-        refuse(module, config, media=True)
+        refuse(config)
         weight = next(module.parameters())
         self.weight_version = NONE
         self._names = Names.of(module)
