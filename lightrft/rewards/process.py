@@ -28,13 +28,13 @@ def main(descriptor: int) -> None:
         plain = isinstance(error, ValueError | RuntimeError)
         connection.send(("error", str(error) if plain else traceback.format_exc()))
         return
-    connection.send(("ready", None))
-    while True:
-        try:
+    try:
+        connection.send(("ready", None))
+        while True:
             name, trajectories = connection.recv()
-        except EOFError:
-            return
-        connection.send(attempt(functions[name], trajectories))
+            connection.send(attempt(functions[name], trajectories))
+    except (EOFError, ConnectionError):  # the parent has closed it, perhaps without reading what was sent
+        return
 
 
 def attempt(function: Any, trajectories: Any) -> tuple[str, Any]:

@@ -1,7 +1,10 @@
 import logging
 import os
+import subprocess
+import sys
 import time
 from math import isnan
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -217,3 +220,19 @@ def test_the_process_that_runs_rewards_starts_without_torch():
         answer = spoken("5")
         judge([answer])
     assert answer.parts == {"torch_loaded": 0.0, "math": 1.0}
+
+
+def test_a_worker_that_is_left_without_being_heard_ends_quietly():
+    """A command that judges nothing closes the connection with the worker's word that it is ready unread."""
+    connection, child = Pipe()
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "lightrft.rewards.process", str(child.fileno())],
+        pass_fds=[child.fileno()],
+        stderr=subprocess.PIPE,
+    )
+    child.close()
+    connection.send(["length"])
+    assert connection.poll(60)
+    connection.close()
+    _, said = worker.communicate(timeout=60)
+    assert (worker.returncode, said) == (0, b"")
