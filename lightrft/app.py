@@ -174,9 +174,6 @@ def build_trainer(
     judging = add_judging_models(config, judges, engine, processor, device)
     owners = {"actor": actor, "critic": critic, "reference": reference, "teacher": teacher}
     stage = build_stage(owners, engine, judging, device)
-    for model in filter(None, (reference, teacher)):
-        for part in model.parts().values():
-            part.offload()  # until the first score phase
     logger = (
         Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         if world.is_first
@@ -589,6 +586,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
         judging = add_judging_models(config, [judge], engine, processor, device)
         stage = build_stage({"policy": held_whole(module, config, device)}, engine, judging, device)
+        stage.begin()
         with stage(Phase.SYNC):
             engine.load_weights(module.state_dict().items())
             engine.weight_version = 0

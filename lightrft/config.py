@@ -205,6 +205,8 @@ class SglangConfig:
             1, "rollout.sglang", max_sequences=self.max_sequences, cache_tokens=self.cache_tokens, bucket_mib=self.bucket_mib
         )  # fmt: skip
         at_least(0, "rollout.sglang", max_length=self.max_length)
+        if self.start_seconds <= 0:
+            raise ValueError(f"rollout.sglang.start_seconds={self.start_seconds:g}: must be above 0.")
         if not 0 < self.memory_share <= 1:
             raise ValueError(
                 f"rollout.sglang.memory_share={self.memory_share}: must be above 0 and at most 1."
@@ -305,8 +307,13 @@ class RolloutConfig:
     @property
     def longest(self) -> int:
         """Tokens of a question with its answer for which the engine was set to keep room; 0: it was not set."""
-        section = getattr(self, "vllm" if self.engine == "vllm_server" else self.engine, None)
-        return int(getattr(section, "max_length", 0))
+        lengths = {
+            "vllm": self.vllm.max_length,
+            "vllm_server": self.vllm.max_length,
+            "sglang": self.sglang.max_length,
+            "lmdeploy": self.lmdeploy.max_length,
+        }
+        return lengths.get(self.engine, 0)
 
     def _check_engine(self) -> None:
         """Settings of engines that are not used, or what the one that is needs."""
@@ -333,6 +340,8 @@ class RolloutConfig:
             )
 
 
+POLICY = "policy"
+"""judge.path: the policy judges itself."""
 COMPARING = ("group_norm", "group_mean", "leave_one_out", "length_weighted_mean")
 """Advantages that compare whole answers to one prompt."""
 WITHOUT_CRITIC = (*COMPARING, "reinforce", "greedy_baseline", "none")
@@ -558,7 +567,8 @@ class JudgeConfig:
     chat_template: str = ""
     """As model.chat_template, for a judge without one of its own."""
     max_length: int = 0
-    """Most tokens of what the judge is asked with its reply; 0: what the model was made for. An answer that needs more has no score."""
+    """Most tokens of what the judge is asked with its reply; 0: what the model was made for. An answer that needs more has no score
+    (rewards.on_failure)."""
     engine: str = "native"
     """What asks the model of judge.path: native, or the import path of an engine that has its weights, e.g.
     examples/openai_engine.py:OpenAIEngine for a server; the model then gives the tokenizer alone."""
@@ -605,7 +615,8 @@ class RewardModelConfig:
     chat_template: str = ""
     """As model.chat_template, for a model without one of its own."""
     max_length: int = 0
-    """Most tokens of a question with its answer; 0: what the model was made for. A longer one has no reward."""
+    """Most tokens of a question with its answer; 0: what the model was made for. A longer one has no reward
+    (rewards.on_failure)."""
     output: int = 0
     """Which of its outputs, counted from 0."""
     tokens_per_batch: int = 8192
@@ -944,6 +955,15 @@ class Config:
             if not getattr(options, switch):
                 because = f"{section}.{switch}={getattr(options, switch) or 'nothing'}"
                 refuse_idle(section, options, because=because, cure=f"set {section}.{switch} {cure}")
+
+        if self.judge.path == POLICY:
+            refuse_idle(
+                "judge",
+                self.judge,
+                ["revision", "chat_template", "engine"],
+                because=f"judge.path={POLICY}",
+                cure="set judge.path to a model of its own",
+            )
 
     def _check_models(self) -> None:
         coefficient = self.algorithm.teacher_coefficient

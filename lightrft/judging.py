@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lightrft.config import Config, JudgeConfig, LoraConfig, ModelConfig, RewardModelConfig
-from lightrft.models.load import load_model, load_processor, without_weights
-from lightrft.models.logprobs import made_for
+from lightrft.config import POLICY, Config, JudgeConfig, LoraConfig, ModelConfig, RewardModelConfig
+from lightrft.models.families import made_for
+from lightrft.models.load import load_model, load_processor, text_shape
 from lightrft.models.processor import Processor
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.models.source import Source
@@ -20,7 +20,6 @@ from lightrft.rewards.base import Judge
 from lightrft.rewards.models import (
     JUDGE,
     MODEL_REWARDS,
-    POLICY,
     REWARD_MODEL,
     GenerativeJudge,
     ModelReward,
@@ -68,6 +67,7 @@ def check_judging(config: Config, judges: Sequence[Judge], *, training: bool = T
     for name in used:
         if paths[name] != POLICY:
             model_with_processor(config, name)
+        most_read(config, name)
 
 
 def add_judging_models(
@@ -93,36 +93,56 @@ def model_judge(
     config: Config, engine: Engine, processor: Processor, device: torch.device
 ) -> tuple[ModelReward, dict[str, Resident]]:
     """The judge in words, and its residents: none where the policy judges, or a server."""
-    options = config.judge
+    options, most = config.judge, most_read(config, JUDGE)
     if options.path == POLICY:
-        limits = options.max_length or made_for(without_weights(config.model)), config.rollout.longest
-        longest = min(filter(None, limits), default=None)
-        return GenerativeJudge(engine.generate, processor, options, longest), {}
+        return GenerativeJudge(engine.generate, processor, options, most), {}
     model, own = model_with_processor(config, JUDGE)
     if options.engine != "native":
         make: MakeEngine = resolve({}, options.engine, "engine of the judge")
-        hollow = Source(model, learns=False).hollow()
+        with named(JUDGE):
+            hollow = Source(model, learns=False).hollow()
         asked = make(hollow, own, config.rollout)
-        return GenerativeJudge(asked.generate, own, options, options.max_length or made_for(hollow)), {}
+        return GenerativeJudge(asked.generate, own, options, most), {}
     with named(JUDGE):
         frozen = held_whole(load_model(model, resting(config, device), trainable=False), config, device)
-    longest = options.max_length or made_for(frozen.module)
     native = native_engine(frozen.module, own, config.rollout)
     residents = {"judge weights": frozen.parts()["weights"], "judge cache": native.parts()["cache"]}
-    return GenerativeJudge(native.generate, own, options, longest), residents
+    return GenerativeJudge(native.generate, own, options, most), residents
 
 
 def reward_model(config: Config, device: torch.device) -> tuple[ModelReward, dict[str, Resident]]:
     """The model that computes a number, and its residents."""
     options = config.reward_model
     model, own = model_with_processor(config, REWARD_MODEL)
-    frozen = held_whole(load_reward_model(model, options, resting(config, device)), config, device)
+    with named(REWARD_MODEL):
+        frozen = held_whole(load_reward_model(model, options, resting(config, device)), config, device)
 
     def ask(conversations: Sequence[Sequence[int]]) -> list[float]:
         return scores(frozen.module, conversations, options.output, options.tokens_per_batch)
 
-    rated = ScalarReward(ask, own, options.max_length or made_for(frozen.module))
+    rated = ScalarReward(ask, own, most_read(config, REWARD_MODEL))
     return rated, {"reward model weights": frozen.parts()["weights"]}
+
+
+def most_read(config: Config, name: str) -> int | None:
+    """Most tokens that the model of a reward can be given to read; None without limit. ValueError if it can be given none."""
+    options = config.judge if name == JUDGE else config.reward_model
+    limits = [options.max_length]
+    if options.path == POLICY:
+        limits += [config.rollout.longest]
+    if not options.max_length:
+        with named(name):
+            model = config.model if options.path == POLICY else other_model(config, options)
+            limits += [made_for(text_shape(model)) or 0]
+    most = min(filter(None, limits), default=None)
+    if most is None or name != JUDGE:
+        return most
+    if most <= config.judge.max_tokens:
+        raise ValueError(
+            f"judge.max_tokens={config.judge.max_tokens} leaves no room for a question: the judge takes {most} tokens in all. Lower it, or "
+            "set judge.max_length if the judge takes more."
+        )
+    return most - config.judge.max_tokens
 
 
 def judging_models(config: Config) -> tuple[ModelConfig | None, ModelConfig | None]:

@@ -68,10 +68,8 @@ def published(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterat
         return
     for _, layer in groupby(weights, key=lambda named: _layer(named[0])):
         for name, weight in revert_weight_conversion(plain, dict(layer)).items():
-            yield (
-                name.replace("model.model.", "model."),
-                weight,
-            )  # which transformers 5.19 makes of models that hear
+            # What transformers 5.19 makes of models that hear, and no checkpoint has.
+            yield name.replace("language_model.model.model.", "language_model.model."), weight
 
 
 @dataclass

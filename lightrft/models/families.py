@@ -54,6 +54,20 @@ def family(config: Any) -> Family:
     return FAMILIES.get(config.model_type, RULE)
 
 
+def made_for(text: Any) -> int | None:
+    """Tokens of the longest text that a model was made for, from the configuration of its text part; None in a family without limit.
+
+    Positions that are stretched later (YaRN, Peng et al. 2023, https://arxiv.org/abs/2309.00071, and others) may or may not be
+    counted in max_position_embeddings.
+    """
+    room: int | None = getattr(text, "max_position_embeddings", None)
+    stretched = getattr(text, "rope_parameters", None) or {}
+    if room is None or stretched.get("rope_type") not in ("yarn", "linear", "dynamic", "longrope"):
+        return room
+    original = stretched.get("original_max_position_embeddings") or room
+    return max(room, int(original * (stretched.get("factor") or 1.0)))
+
+
 def is_multimodal(config: Any) -> bool:
     """Whether the model reads more than text."""
     return type(config) in AutoModelForMultimodalLM._model_mapping and config.get_text_config() is not config

@@ -202,6 +202,13 @@ def without_weights(config: ModelConfig) -> nn.Module:
         return model
 
 
+def text_shape(config: ModelConfig) -> Any:
+    """The configuration of the model's text part; nothing is read but its config.json."""
+    if is_tiny(config.path):
+        return tiny_config(config.path.removeprefix(RANDOM)).get_text_config()
+    return AutoConfig.from_pretrained(model_folder(config), revision=config.revision).get_text_config()
+
+
 def auto_class(config: Any) -> Any:
     """The transformers class that makes a model of this config, with ears and eyes if it has them."""
     return AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM

@@ -114,12 +114,6 @@ def text_config(module: nn.Module) -> Any:
     return causal_lm(module).config.get_text_config()
 
 
-def made_for(module: nn.Module) -> int | None:
-    """Tokens of the longest text that the model was made for; None in a family without a limit."""
-    room: int | None = getattr(text_config(module), "max_position_embeddings", None)
-    return room
-
-
 class _BlockedHead(torch.autograd.Function):
     """hidden (T, H) -> log-probs (T,) and entropy (T,); logits live for one block of the vocabulary at a time.
 

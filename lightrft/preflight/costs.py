@@ -298,6 +298,7 @@ def estimate_memory(
             bytes_each * teacher_parameters(config, parts.algorithm),
             "rst" if stays else "s",
         ),
+        *((name, part.nbytes(), "rst" if stays else "s") for name, part in policy.judging.items()),
         ("critic", bytes_each * critic, "rst" if stays else "st"),
         ("critic's optimizer", (8 + 4 * (bytes_each == 2)) * critic, "rst" if stays else "t"),
         ("critic's gradients", 4 * critic, "t"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,13 +14,14 @@ from torch import nn
 
 from lightrft.app import build_stage
 from lightrft.config import Config
-from lightrft.judging import add_judging_models
-from lightrft.models.logprobs import made_for
+from lightrft.judging import add_judging_models, most_read
+from lightrft.models.families import made_for
+from lightrft.models.logprobs import text_config
 from lightrft.models.source import Source
 from lightrft.preflight.questions import Parts, Questions
 from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.colocate import Phase, Stage
+from lightrft.strategy.colocate import Phase, Resident, Stage
 from lightrft.strategy.engines.base import Engine
 from lightrft.trainer.agreement import TOLERANCE, cuts, disagreement
 from lightrft.trainer.replay import pack
@@ -41,6 +42,8 @@ class Policy:
     actor: Trainable
     engine: Engine
     stage: Stage
+    judging: Mapping[str, Resident]
+    """What judges, in the score phase."""
     samples: Sequence[Trajectory] = ()
     judge_seconds: float = 0.0
     """Time the rewards took for one answer."""
@@ -70,11 +73,13 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
         "model", f"{numbers / 1e6:,.1f} million weights, loaded in {time.perf_counter() - started:.1f} s"
     )
     fits_context(section, config, actor.module, questions)
+    fits_judges(section, config, parts, questions)
     most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
     spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
     judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
-    policy = Policy(actor, engine, build_stage({"actor": actor}, engine, judging, parts.device))
+    policy = Policy(actor, engine, build_stage({"actor": actor}, engine, judging, parts.device), judging)
+    policy.stage.begin()
     with policy.sampling():
         answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
     seconds = judged(section, parts, policy, answers) / len(answers)
@@ -106,12 +111,25 @@ def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Tra
 
 def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:
     """Warns if prompt and answer may together be longer than the model was made for."""
-    room = made_for(module)
+    room = made_for(text_config(module))
     needed = questions.longest + config.rollout.max_tokens
     if room is not None and needed > room:
         section.warn(
             f"the longest prompt and a full answer are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or rollout.max_tokens."
         )
+
+
+def fits_judges(section: Section, config: Config, parts: Parts, questions: Questions) -> None:
+    """Warns if a prompt and an answer may be longer than the models that judge can read."""
+    needed = questions.longest + config.rollout.max_tokens
+    for name in parts.judge.models:
+        room = most_read(config, name)
+        if room is not None and needed > room:
+            section.warn(
+                f"the longest prompt and a full answer are {needed} tokens, without the judge's own words; the model of reward '{name}' "
+                f"can be given {room}. Longer ones have no reward (rewards.on_failure={config.rewards.on_failure}): lower "
+                f"rollout.max_tokens, or take a model for longer texts, or set {name}.max_length if this one takes them."
+            )
 
 
 def shown(t: Trajectory) -> Panel:

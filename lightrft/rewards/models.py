@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
+from urllib.error import HTTPError
+
+from jinja2 import TemplateError
 
 from lightrft.config import JudgeConfig
 from lightrft.models.processor import Processor
@@ -24,8 +28,6 @@ ModelReward = Callable[[Sequence[Answer]], list[float | Failure]]
 Ask = Callable[[Sequence[Prompt], Sampling], list[list[Completion]]]
 """An engine's `generate`."""
 JUDGE, REWARD_MODEL = "judge", "reward_model"
-POLICY = "policy"
-"""judge.path: the policy judges itself."""
 MODEL_REWARDS = {JUDGE: "judge.path", REWARD_MODEL: "reward_model.path"}
 """Name among rewards -> the setting that says which model."""
 
@@ -47,13 +49,8 @@ class GenerativeJudge:
     """Asks a model for a score in words, as in Zheng et al. 2023 (https://arxiv.org/abs/2306.05685), section 3.1, single answer grading."""
 
     def __init__(self, ask: Ask, processor: Processor, config: JudgeConfig, longest: int | None) -> None:
-        """`longest`: tokens of a question with its reply; None: without limit."""
-        self._ask, self._processor, self._config = ask, processor, config
-        if longest is not None and longest <= config.max_tokens:
-            raise ValueError(
-                f"judge.max_tokens={config.max_tokens} leaves no room for the question: the judge takes {longest} tokens in all. Lower it."
-            )
-        self._longest = None if longest is None else longest - config.max_tokens
+        """`longest`: tokens that can be asked; None: without limit."""
+        self._ask, self._processor, self._config, self._longest = ask, processor, config, longest
         self._template = judge_template(config)
         self._score = re.compile(config.score)
 
@@ -63,11 +60,20 @@ class GenerativeJudge:
         made = [_made(self._prompt, answer) for answer in answers]
         sampling = Sampling(n=c.samples, max_tokens=c.max_tokens, temperature=c.temperature)
         prompts = [prompt for prompt in made if isinstance(prompt, Prompt)]
+        verdicts = iter(self._verdicts(prompts, sampling))
+        return [one if isinstance(one, Failure) else next(verdicts) for one in made]
+
+    def _verdicts(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[float | Failure]:
+        """Of a judge on another machine that refuses, or is not reached, failures; where it refuses, each is asked by itself."""
         try:
-            replies = iter(self._ask(prompts, sampling))
-        except OSError as error:  # of a judge on another machine
-            return [Failure(f"the judge was not reached: {error or type(error).__name__}.")] * len(answers)
-        return [one if isinstance(one, Failure) else self._verdict(next(replies)) for one in made]
+            return [self._verdict(replies) for replies in self._ask(prompts, sampling)]
+        except HTTPError as error:
+            if len(prompts) > 1:
+                return [verdict for prompt in prompts for verdict in self._verdicts([prompt], sampling)]
+            said = error.read().decode("utf-8", "replace")[:300]
+            return [Failure(f"the judge refused the question: HTTP {error.code}: {said}")]
+        except (OSError, HTTPException) as error:
+            return [Failure(f"the judge was not reached: {error or type(error).__name__}.")] * len(prompts)
 
     def _prompt(self, answer: Answer) -> Prompt:
         filling = {
@@ -146,10 +152,10 @@ class ScalarReward:
 
 
 def _made(make: Callable[[Answer], T], answer: Answer) -> T | Failure:
-    """What a model is to read about an answer, or why it cannot: a chat template may refuse it in its own way."""
+    """What a model is to read about an answer, or why it cannot."""
     try:
         return make(answer)
-    except Exception as error:
+    except (ValueError, TemplateError) as error:  # too long, or refused by the chat template
         return Failure(f"its model cannot be asked: {error or type(error).__name__}")
 
 

@@ -49,6 +49,7 @@ LEVERS: dict[str, str] = {
     "(model.lora.rank)",
     "critic weights": "take a smaller critic.path, or an advantage without critic",
     "critic optimizer": "as for the actor's",
+    "policy weights": "set model.dtype=bfloat16",
     "reference weights": "set algorithm.kl_coefficient=0, or model.lora.rank, with which the reference takes nothing",
     "teacher weights": "take a smaller teacher.path",
     "judge weights": "take a smaller judge.path, or ask a server (judge.engine)",
@@ -114,8 +115,13 @@ class Stage:
     _inside: bool = False
 
     def add(self, name: str, resident: Resident, *phases: Phase) -> None:
-        """A resident and the phases that need it; it must be on the device now iff the current phase needs it."""
+        """A resident and the phases that need it; it must be on the device now iff the current phase needs it, see `begin`."""
         self._rows[name] = (resident, frozenset(phases))
+
+    def begin(self) -> None:
+        """Moves out what came to the device while it was built or loaded: in phase idle nothing is held."""
+        for resident, _ in self._rows.values():
+            resident.offload()
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:

@@ -120,6 +120,7 @@ class RLTrainer:
 
     def train(self) -> None:
         """Runs the steps that are left. Raises Stopped if asked to stop before the last; what was done is saved first."""
+        self.stage.begin()
         self._position = self._snapshot()
         take_steps(self, self.config.steps, "train")
 

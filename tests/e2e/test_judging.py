@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from lightrft.testing import tiny_processor
 from tests.e2e.runs import PLAIN
 from tests.unit.models.test_reward import reward_folder
 
@@ -86,6 +88,40 @@ def test_a_model_judges_in_words(lightrft, tmp_path, path):
         assert (judging > 3) == (path == "policy"), "the rate of a rollout counts no replies of a judge"
 
 
+TOGETHER = ["--processes", "2", "--strategy.backend", "fsdp"]
+
+
+def test_two_processes_rate_their_answers_as_transformers_does(lightrft, tmp_path):
+    model = reward_folder(tmp_path / "rm", "llama")
+    options = ["--reward_model.path", "rm", "--rewards.functions", "reward_model", "1"]
+    lightrft("train", *SHORT, *options, *TOGETHER)
+    assert len(steps_of(tmp_path)) == 2
+    tokenizer = tiny_processor().tokenizer
+    for answer in answers_of(tmp_path):
+        said = [*answer["messages"], {"role": "assistant", "content": answer["answer"]}]
+        tokens = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
+        with torch.no_grad():
+            right = float(model(torch.tensor([tokens])).logits[0, 0])
+        assert answer["reward"] == pytest.approx(right, abs=1e-4)
+    assert len(answers_of(tmp_path)) > 8
+
+
+@pytest.mark.parametrize("path", ["policy", "random:llama"])
+def test_two_processes_judge_in_words(lightrft, tmp_path, path):
+    options = [
+        "--judge.path",
+        path,
+        *RATED,
+        "--rewards.functions",
+        "judge",
+        "1",
+        "--rewards.on-failure",
+        "drop",
+    ]
+    lightrft("train", *SHORT, *options, *TOGETHER)
+    assert [0 < row["reward/judge"] < 1 for row in steps_of(tmp_path)] == [True, True]
+
+
 def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_path):
     (tmp_path / "counting.py").write_text(ENGINE)
     options = [
@@ -150,6 +186,22 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
         (
             ["--reward_model.path", "nowhere", "--rewards.functions", "reward_model", "1"],
             "reward_model.path=nowhere: there is no such folder",
+        ),
+        (
+            ["--judge.path", "policy", "--judge.chat-template", "x", "--rewards.functions", "judge", "1"],
+            "judge.chat_template=x has no effect with judge.path=policy",
+        ),
+        (
+            [
+                "--judge.path",
+                "random:llama",
+                "--judge.max-tokens",
+                "999",
+                "--rewards.functions",
+                "judge",
+                "1",
+            ],
+            "judge.max_tokens=999 leaves no room for a question: the judge takes",
         ),
         (
             ["--judge.samples", "2", "--judge.temperature", "1"],

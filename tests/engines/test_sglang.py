@@ -138,7 +138,6 @@ def test_lmdeploy_is_asked_about_pictures_in_marked_tokens():
 
 
 def test_lmdeploy_needs_an_accelerator_and_says_so():
-
     settings = ModelConfig(path="random:llama")
     module, processor = load_model(settings, trainable=False), load_processor(settings)
     with pytest.raises(ValueError, match="rollout.engine=lmdeploy needs an accelerator"):

@@ -61,6 +61,22 @@ def test_what_only_asks_holds_policy_and_judge_in_turn(native):
     assert there(stage, Phase.SCORE, parts) == {"judge", "judge cache"}
 
 
+def test_a_run_begins_with_nothing_on_the_device():
+    """A critic and the masters of an optimizer are made there, and not needed before they learn."""
+    parts = {name: Part(there=True) for name in ("actor", "optimizer", "critic", "reference")}
+    owners = {
+        "actor": Holding(weights=parts["actor"], optimizer=parts["optimizer"]),
+        "critic": Holding(weights=parts["critic"]),
+        "reference": Holding(weights=parts["reference"]),
+    }
+    stage = build_stage(owners, Holding(), {}, torch.device("cpu"))
+    stage.begin()
+    assert there(stage, Phase.SYNC, parts) == {"actor"}
+    assert there(stage, Phase.ROLLOUT, parts) == set()
+    assert there(stage, Phase.SCORE, parts) == {"actor", "critic", "reference"}
+    assert there(stage, Phase.TRAIN, parts) == {"actor", "critic", "optimizer"}
+
+
 def test_a_model_that_is_only_asked_moves_where_offloading_is_on():
     config = Config(strategy=StrategyConfig(offload=True))
     assert held_whole(tiny_model("llama"), config, torch.device("meta")).moves

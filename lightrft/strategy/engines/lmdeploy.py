@@ -66,26 +66,31 @@ class LmdeployEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
-        questions = [*zip(prompts, asked(prompts, sampling, self._reader), strict=True)]
+        questions = [
+            (prompt, one, question(prompt, one))
+            for prompt, one in zip(prompts, asked(prompts, sampling, self._reader), strict=True)
+        ]
         finished = [0, 0]
 
-        async def one_of(prompt: Prompt, one: Asked, sibling: int) -> Completion:
-            answer = await self._answer(prompt, one, sibling, sampling)
+        async def one_of(prompt: Prompt, one: Asked, told: dict[str, Any], sibling: int) -> Completion:
+            answer = await self._answer(prompt, one, told, sibling, sampling)
             finished[0], finished[1] = finished[0] + 1, finished[1] + len(answer.token_ids)
             if progress is not None:
                 progress(*finished)
             return answer
 
         async def everything() -> list[list[Completion]]:
-            groups = [[one_of(prompt, one, k) for k in range(one.n)] for prompt, one in questions]
+            groups = [[one_of(*parts, k) for k in range(parts[1].n)] for parts in questions]
             return [list(group) for group in await asyncio.gather(*(asyncio.gather(*g) for g in groups))]
 
         return self._run(everything())
 
-    async def _answer(self, prompt: Prompt, one: Asked, sibling: int, sampling: Sampling) -> Completion:
+    async def _answer(
+        self, prompt: Prompt, one: Asked, told: dict[str, Any], sibling: int, sampling: Sampling
+    ) -> Completion:
         engine, seed = self._pipeline.async_engine, one.seed + sibling
         request = await engine.preprocess(
-            **question(prompt, one),
+            **told,
             session_id=self._pipeline.session_mgr.get(),
             gen_config=self._options(one, seed, sampling),
         )

@@ -41,7 +41,7 @@ class Receiver(Worker):
         """Weights are about to change: those that are there are nobody's. Says where they can be sent without HTTP."""
         self.lightrft_mark, self.lightrft_taken = NOTHING, set()
         self.lightrft_door = self.lightrft_door or Door(os.environ.get(HOST, ""))
-        return self.lightrft_door.told
+        return self.lightrft_door.tell()
 
     @torch.no_grad()
     def lightrft_receive(self, seconds: str) -> str:

@@ -42,6 +42,8 @@ from lightrft.types import Completion, Finish, Prompt, Sampling
 log = logging.getLogger("lightrft")
 CACHES = ("prefix", "encoder")
 """What servers keep of questions and of pictures, which old weights have made."""
+MOST_MISSED = 3
+"""Syncs in a row that do not get straight to a server's workers before that is not tried any more."""
 FAILURES = (OSError, http.client.HTTPException, json.JSONDecodeError)
 """What may go better at another time or place; a refused request (HTTP 4xx) is a ValueError."""
 
@@ -77,13 +79,14 @@ class VllmServerEngine:
     ) -> list[list[Completion]]:
         """See Engine."""
         questions = asked(prompts, sampling, self._reader)
-        bodies = [self._body(one, sampling) for one in questions]
-        keys = [(self.weight_version, json.dumps(body)) for body in bodies]
+        keys = [(self.weight_version, sampling, one.seed, one.n, tuple(one.token_ids)) for one in questions]
         replies = {n: self._answered[key] for n, key in enumerate(keys) if key in self._answered}
         servers = self._holding()
         wanted = [n for n in range(len(questions)) if n not in replies]
         try:
-            for n, reply in self._ask_all({n: bodies[n] for n in wanted}, servers):
+            for n, reply in self._ask_all(
+                {n: partial(self._body, questions[n], sampling) for n in wanted}, servers
+            ):
                 replies[n] = reply
                 if progress is not None:
                     progress(sum(questions[n].n for n in replies), sum(map(_tokens, replies.values())))
@@ -112,7 +115,7 @@ class VllmServerEngine:
         return found
 
     def _ask_all(
-        self, bodies: dict[int, dict[str, Any]], servers: Sequence[Server]
+        self, bodies: dict[int, Callable[[], dict[str, Any]]], servers: Sequence[Server]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Number and reply of each, as they come. If one fails for good, those under way are waited for before that is raised."""
         pool = ThreadPoolExecutor(max_workers=self._config.requests)
@@ -136,8 +139,9 @@ class VllmServerEngine:
         if died is not None:
             raise died
 
-    def _ask(self, body: dict[str, Any], servers: Sequence[Server]) -> dict[str, Any]:
-        """One question, of the first server, or of the next if that fails."""
+    def _ask(self, make: Callable[[], dict[str, Any]], servers: Sequence[Server]) -> dict[str, Any]:
+        """One question, of the first server, or of the next if that fails. It is written down now: with media it takes much memory."""
+        body = make()
         for attempt in range(self._config.retries + 1):
             server = servers[attempt % len(servers)]
             try:
@@ -208,7 +212,7 @@ class VllmServerEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine. A bucket goes to all servers at the same time; one that fails is left out until the next sync."""
-        world, failed = World.current(), set[Server]()
+        world, failed = World.current(), dict[Server, str]()
         self._syncs += 1
         failure: Exception | None = None
         if world.is_first:
@@ -228,18 +232,18 @@ class VllmServerEngine:
                 raise failure
             if len(failed) == len(self._servers):
                 raise RuntimeError(
-                    f"none of rollout.server.urls={self._config.urls} took the new weights; the reasons are in RUN/log.txt."
+                    f"none of rollout.server.urls={self._config.urls} took the new weights: {'; '.join(failed.values())}"
                 )
 
-    def _tell(self, failed: set[Server], message: Callable[[Server], Any]) -> None:
+    def _tell(self, failed: dict[Server, str], message: Callable[[Server], Any]) -> None:
         """Sends it to all servers that have not failed yet."""
         servers = [server for server in self._servers if server not in failed]
         with ThreadPoolExecutor(max_workers=max(1, len(servers))) as pool:
             sent = {server: pool.submit(message, server) for server in servers}
         for server, future in sent.items():
             if (error := future.exception()) is not None:
-                log.warning("%s does not take weights: %s", server.url, error)
-                failed.add(server)
+                failed[server] = f"{server.url} does not take weights: {error or type(error).__name__}"
+                log.warning(failed[server])
 
     def parts(self) -> dict[str, Resident]:
         """Nothing of it is on this device."""
@@ -263,7 +267,8 @@ class Server:
         self.model = ""
         self._doors: list[wire.Address] = []
         """Where its workers wait for weights; empty: they go through HTTP."""
-        self._warned = False
+        self._missed = 0
+        """How many syncs in a row did not get to the workers that way."""
         self._headers = {"Content-Type": "application/json"}
         if config.key:
             self._headers["Authorization"] = f"Bearer {secret(config)}"
@@ -304,32 +309,41 @@ class Server:
         """New weights are about to come; finds out which way."""
         host = str(urllib.parse.urlsplit(self.url).hostname)
         doors = [wire.Address.of(host, told) for told in self.call("lightrft_begin")]
+        if self._missed == MOST_MISSED:
+            return
         self._doors = doors
         closed = [str(door.port) for door in doors if not door.reachable()]
         if closed:
             self._through_http(f"ports {', '.join(closed)} are not to be reached from here")
 
     def _through_http(self, reason: str) -> None:
-        """From now on, until new weights begin to come."""
+        """From now on until new weights begin to come, and for good after some such syncs in a row."""
         self._doors = []
-        if not self._warned:
+        self._missed += 1
+        if self._missed in (1, MOST_MISSED):
             log.warning(
-                "%s: its workers are not reached (%s), so weights go through HTTP, many times slower",
+                "%s: its workers are not reached (%s), so weights go through HTTP, many times slower%s",
                 self.url,
                 reason,
+                ", from now on" * (self._missed == MOST_MISSED),
             )
-            self._warned = True
 
     def give(self, bucket: wire.Bucket) -> None:
         """Loads weights; no copy of the bucket is made on this side."""
-        if self._doors and (reason := self._send_weights(bucket)):
-            self._through_http(reason)
+        if self._doors:
+            reason = self._send_weights(bucket)
+            if reason:
+                self._through_http(reason)
+            else:
+                self._missed = 0
         if not self._doors:
             self._post_weights(bucket, self._config.timeout_seconds)
 
     def _send_weights(self, bucket: wire.Bucket) -> str:
         """Straight to the workers; why that did not go, if it did not."""
         seconds, unwanted = self._config.timeout_seconds, threading.Event()
+        if len(self._doors) > 1:  # copied from the device once for all
+            bucket = {name: tensor.detach().cpu() for name, tensor in bucket.items()}
         with ThreadPoolExecutor(max_workers=len(self._doors)) as pool:
             sending = [pool.submit(door.send, bucket, seconds, unwanted) for door in self._doors]
             try:

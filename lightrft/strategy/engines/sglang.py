@@ -85,7 +85,7 @@ class SglangEngine:
             return future.result(timeout=self._start_seconds)
         except NotYet:
             if future.done():
-                raise
+                return future.result()
             for child in multiprocessing.active_children():
                 if child not in others and child.pid is not None:
                     _kill(child.pid)

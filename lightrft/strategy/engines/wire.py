@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -27,6 +28,8 @@ GLANCE_SECONDS = 5.0
 """How long a connection may take, or stand still before it is asked whether that has a point."""
 WORD_SECONDS = 10.0
 """How long weights that were announced are waited for to begin to come."""
+GREETING_SECONDS = 2.0
+"""How long somebody who has come to a port may take to say the word."""
 HEARD = b"!"
 PIECE = 2**20
 """Bytes that are handed on at a time."""
@@ -101,7 +104,7 @@ class Address:
 
     @classmethod
     def of(cls, host: str, told: str) -> Address:
-        """From what `Door.told` says."""
+        """From what `Door.tell` says."""
         port, word = told.split()
         return cls(host, int(port), word)
 
@@ -151,45 +154,50 @@ class Door:
         family = socket.AF_INET6 if double or ":" in host else socket.AF_INET
         place = "" if everywhere else host
         self._socket = socket.create_server((place, 0), family=family, dualstack_ipv6=double)
-        self._word = secrets.token_hex(16)
+        self._word = ""
 
-    @property
-    def told(self) -> str:
-        """Port and word, for whoever is to send."""
+    def tell(self) -> str:
+        """Port and a new word, for whoever is to send; who knows an old one is not heard any more."""
+        self._word = secrets.token_hex(16)
         return f"{self._socket.getsockname()[1]} {self._word}"
 
     def receive(self, seconds: float) -> dict[str, Tensor]:
-        """What is sent next. OSError if nothing begins to come in WORD_SECONDS, or not all in `seconds`; who does not know the word is
-        not heard."""
-        end = time.monotonic() + seconds
-        soon = min(end, time.monotonic() + WORD_SECONDS)
+        """What is sent next. OSError if nothing whole begins to come in WORD_SECONDS, or not all is there in `seconds`; who does not
+        know the word is not heard."""
+        start, told = time.monotonic(), "no weights began to come."
+        soon, end = start + min(seconds, WORD_SECONDS), start + seconds
         while (left := soon - time.monotonic()) > 0:
             self._socket.settimeout(left)
-            connection, _ = self._socket.accept()
+            try:
+                connection, _ = self._socket.accept()
+            except TimeoutError:
+                break
             with connection:
-                connection.settimeout(left)
-                greeting = _read(connection, len(self._word) + 8)
+                greeting = _read(
+                    connection, len(self._word) + 8, time.monotonic() + min(left, GREETING_SECONDS)
+                )
                 if greeting is None or not hmac.compare_digest(bytes(greeting[:-8]), self._word.encode()):
                     continue
-                connection.sendall(HEARD)
-                connection.settimeout(end - time.monotonic())
-                data = _read(connection, int.from_bytes(greeting[-8:], "little"))
-                if data is None:
-                    raise OSError("the weights broke off.")
-                return unpacked(data)
-        raise OSError("no weights began to come.")
+                with suppress(OSError):  # nor does it read then
+                    connection.sendall(HEARD)
+                data = _read(connection, int.from_bytes(greeting[-8:], "little"), end)
+                if data is not None:
+                    return unpacked(data)
+                told = "the weights broke off."  # another sender may wait behind one that gave up
+        raise OSError(told)
 
 
-def _read(connection: socket.socket, count: int) -> bytearray | None:
-    """So many bytes; None if they end before."""
+def _read(connection: socket.socket, count: int, end: float) -> bytearray | None:
+    """So many bytes; None if they are not there by then."""
     data = bytearray(count)
     view, place = memoryview(data), 0
     while place < count:
+        connection.settimeout(max(0.01, end - time.monotonic()))
         try:
             got = connection.recv_into(view[place:])
         except OSError:
             return None
-        if not got:
+        if not got or time.monotonic() > end:
             return None
         place += got
     return data

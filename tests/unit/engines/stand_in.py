@@ -71,7 +71,7 @@ class StandIn(ThreadingHTTPServer):
 
     def lightrft_begin(self):
         self.mark = ""
-        return self.door.told
+        return self.door.tell()
 
     def lightrft_receive(self, seconds):
         try:

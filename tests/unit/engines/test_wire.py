@@ -45,7 +45,7 @@ def test_what_is_sent_is_a_safetensors_file_however_it_is_cut(dtype, monkeypatch
 
 def test_a_door_takes_what_is_sent_by_who_knows_its_word():
     door, bucket, got = wire.Door(), a_bucket(), []
-    address = wire.Address.of("127.0.0.1", door.told)
+    address = wire.Address.of("127.0.0.1", door.tell())
     assert address.reachable()
     waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
     waiting.start()
@@ -61,13 +61,13 @@ def test_a_door_takes_what_is_sent_by_who_knows_its_word():
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "", "0.0.0.0"])
 def test_a_door_is_open_where_its_server_is(host):
     door, got = wire.Door(host), []
-    address = wire.Address.of("127.0.0.1", door.told)
+    address = wire.Address.of("127.0.0.1", door.tell())
     waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
     waiting.start()
     address.send(a_bucket(), 5, threading.Event())
     waiting.join(20)
     assert len(got) == 1
-    elsewhere = wire.Address.of("127.0.0.2", door.told)  # this machine too, by another address
+    elsewhere = wire.Address.of("127.0.0.2", door.tell())  # this machine too, by another address
     assert elsewhere.reachable() == (host in ("", "0.0.0.0"))
 
 
@@ -78,17 +78,43 @@ def test_what_breaks_off_or_does_not_come_is_an_error(monkeypatch):
     monkeypatch.setattr(wire, "WORD_SECONDS", 0.1)
     with pytest.raises(OSError, match="timed out|no weights began to come"):
         door.receive(3600)
-    address = wire.Address.of("127.0.0.1", door.told)
+    address = wire.Address.of("127.0.0.1", door.tell())
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(address.word.encode() + (1000).to_bytes(8, "little") + b"only this")
     with pytest.raises(OSError, match="the weights broke off"):
         door.receive(5)
 
 
+def test_who_gave_up_or_says_nothing_does_not_stand_in_the_way_of_who_comes_then(monkeypatch):
+    monkeypatch.setattr(wire, "GLANCE_SECONDS", 0.05)
+    monkeypatch.setattr(wire, "GREETING_SECONDS", 0.2)
+    door, got = wire.Door(), []
+    address = wire.Address.of("127.0.0.1", door.tell())
+    with pytest.raises(OSError, match="timed out"):
+        address.send(a_bucket(), 0.2, threading.Event())  # nobody listens, and its greeting stays
+    silent = socket.create_connection((address.host, address.port))
+    waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
+    waiting.start()
+    bucket = a_bucket()
+    address.send(bucket, 5, threading.Event())
+    waiting.join(20)
+    silent.close()
+    alike(got[0], bucket)
+    again = wire.Address.of("127.0.0.1", door.tell())
+    assert again.word != address.word
+    waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
+    waiting.start()
+    with pytest.raises(ConnectionError):
+        address.send({"old": torch.ones(1)}, 5, threading.Event())
+    again.send(bucket, 5, threading.Event())
+    waiting.join(20)
+    alike(got[1], bucket)
+
+
 def test_sending_ends_when_nobody_wants_it_any_more(monkeypatch):
     monkeypatch.setattr(wire, "GLANCE_SECONDS", 0.05)
     door, unwanted = wire.Door(), threading.Event()
-    address = wire.Address.of("127.0.0.1", door.told)
+    address = wire.Address.of("127.0.0.1", door.tell())
     much = {"much": torch.zeros(2**26, dtype=torch.uint8)}
     sending = threading.Thread(target=address.send, args=(much, 60, unwanted))
     sending.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from lightrft.config import LoraConfig, MediaConfig, ModelConfig
 from lightrft.models.attention import ATTENTION
@@ -12,12 +13,13 @@ from lightrft.models.families import (
     freeze,
     is_multimodal,
     joined,
+    made_for,
     part,
     placeholders,
     position_rows,
     seen_both_ways,
 )
-from lightrft.models.load import load_model, load_processor
+from lightrft.models.load import load_model, load_processor, text_shape
 from lightrft.models.tiny import FAMILIES, tiny_config, tiny_model
 from lightrft.models.tiny_media import AUDIO, IMAGE, MEDIA, VIDEO
 from lightrft.types import Record
@@ -132,3 +134,24 @@ def test_a_picture_for_a_model_that_does_not_see_is_refused(family):
         ValueError, match=r"r7: the question holds media of the kind 'image', .* does not read"
     ):
         processor.prompt(record)
+
+
+@pytest.mark.parametrize(
+    ("rope", "tokens"),
+    [
+        ({"rope_type": "default"}, 1000),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000}, 4000),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 250}, 1000),
+        ({"rope_type": "linear", "factor": 2.0}, 2000),
+    ],
+)
+def test_stretched_positions_are_counted_once(rope, tokens):
+    rope = {"rope_theta": 1e4, **rope}
+    assert (
+        made_for(AutoConfig.for_model("qwen2", max_position_embeddings=1000, rope_parameters=rope)) == tokens
+    )
+
+
+def test_a_family_without_limit_and_a_tiny_model():
+    assert made_for(AutoConfig.for_model("bloom")) is None
+    assert made_for(text_shape(ModelConfig(path="random:llava"))) == 512

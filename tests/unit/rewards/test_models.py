@@ -1,6 +1,9 @@
 """Rewards that models give: what they are asked, what is made of their replies, and what happens where there is no score."""
 
+import io
 from copy import deepcopy
+from email.message import Message
+from urllib.error import HTTPError
 
 import pytest
 
@@ -114,15 +117,13 @@ def test_a_reward_model_reads_the_question_and_the_answer_to_its_end():
 
 def test_what_is_longer_than_a_judge_can_read_has_no_score_and_the_others_keep_theirs():
     _, ask = judged(["Score: 1"], [answer("4")])
-    room = len(tiny_processor().tokenizer.encode(ask.asked[0], add_special_tokens=False)) + 256
+    room = len(tiny_processor().tokenizer.encode(ask.asked[0], add_special_tokens=False))
     long = answer("4" * 9)
     found, ask = judged(["Score: 8", "Score: 6"], [answer("4"), long, answer("5")], longest=room)
     assert [found[0], found[2]] == [0.8, 0.6]
-    assert f"there are {room - 256 + 8} tokens to read and room for {room - 256}" in found[1].reason
+    assert f"there are {room + 8} tokens to read and room for {room}" in found[1].reason
     assert "judge.max_length" in found[1].reason
     assert len(ask.asked) == 2
-    with pytest.raises(ValueError, match="judge.max_tokens=256 leaves no room for the question"):
-        judged([], [], longest=256)
 
 
 def test_what_is_longer_than_a_reward_model_can_read_has_no_reward_and_the_others_keep_theirs():
@@ -152,6 +153,32 @@ def test_a_conversation_that_a_chat_template_refuses_has_no_score():
     )
     assert found[1] == 0.5
     assert found[0].reason == "its model cannot be asked: not that"
+
+
+def test_a_judge_that_refuses_one_question_is_asked_the_others_again():
+    replying = Replying(*["Score: 5"] * 2)
+
+    def ask(prompts, sampling):
+        said = [tiny_processor().text(p.token_ids) for p in prompts]
+        if any("bad" in text for text in said):
+            raise HTTPError(
+                "http://judge", 400, "Bad Request", Message(), io.BytesIO(b"that one is too long")
+            )
+        return replying(prompts, sampling)
+
+    found = GenerativeJudge(ask, tiny_processor(), JudgeConfig(path="policy"), None)(
+        [answer("4"), answer("bad"), answer("5")]
+    )
+    assert [found[0], found[2]] == [0.5, 0.5]
+    assert found[1].reason == "the judge refused the question: HTTP 400: that one is too long"
+
+
+def test_a_mistake_of_ours_in_asking_is_no_failure_of_an_answer():
+    def score(conversations):
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError):
+        ScalarReward(score, tiny_processor(), None)([answer("4")])
 
 
 def test_a_judge_that_is_not_reached_costs_its_answers_their_score_and_not_the_run():
