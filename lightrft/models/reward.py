@@ -1,4 +1,4 @@
-"""Reward models: a language model's body with a head that scores a whole conversation at its last token.
+"""Reward models: a language model's body with a head that scores a whole conversation at its end.
 
 As transformers' ForSequenceClassification classes have it, and the reward models on the hub with them.
 """
@@ -57,8 +57,13 @@ def load_reward_model(
 def scores(
     module: Any, conversations: Sequence[Sequence[int]], output: int, tokens_per_batch: int
 ) -> list[float]:
-    """One output of the head for each conversation (token ids), laid end to end and never padded."""
-    device = next(module.parameters()).device
+    """One output of the head for each conversation (token ids), laid end to end and never padded.
+
+    It is that at the last token other than the model's padding token, as in transformers: where that is also what ends an
+    answer, models were trained to be asked before it.
+    """
+    device, padding = next(module.parameters()).device, text_config(module).pad_token_id
+    conversations = [_unpadded(tokens, padding) for tokens in conversations]
     order = sorted(range(len(conversations)), key=lambda place: len(conversations[place]))
     found = [0.0] * len(conversations)
     batch: list[int] = []
@@ -87,6 +92,13 @@ def _score(
     values: Tensor = _heads(module)[0](hidden)[:, output].float()
     for place, value in zip(places, values.tolist(), strict=True):
         found[place] = value
+
+
+def _unpadded(tokens: Sequence[int], padding: int | None) -> Sequence[int]:
+    end = len(tokens)
+    while end > 1 and tokens[end - 1] == padding:
+        end -= 1
+    return tokens[:end]
 
 
 def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inputs:

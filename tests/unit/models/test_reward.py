@@ -13,7 +13,7 @@ from lightrft.testing import tiny_folder, tiny_processor
 
 def reward_folder(folder, family, labels=1):
     """A random reward model with the byte tokenizer; and the model itself, with transformers' attention."""
-    config = tiny_config(family, num_labels=labels, pad_token_id=256)
+    config = tiny_config(family, num_labels=labels, pad_token_id=PADDING)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
@@ -25,6 +25,10 @@ def reward_folder(folder, family, labels=1):
     return model
 
 
+PADDING = 256
+"""Also what ends a turn: then transformers looks at the token before."""
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 10_000])
 def test_scores_are_those_of_transformers_however_conversations_are_packed(
@@ -33,6 +37,7 @@ def test_scores_are_those_of_transformers_however_conversations_are_packed(
     theirs = reward_folder(tmp_path, family, labels=2)
     draw = torch.Generator().manual_seed(1)
     conversations = [torch.randint(1, 250, (n,), generator=draw).tolist() for n in (9, 40, 1, 17, 30)]
+    conversations += [[7, PADDING, 9, 11, PADDING], [5, PADDING, PADDING], [PADDING]]
     options = RewardModelConfig(path=str(tmp_path), output=1)
     ours = load_reward_model(ModelConfig(path=str(tmp_path)), options)
     found = scores(ours, conversations, 1, tokens_per_batch)
