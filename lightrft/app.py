@@ -44,6 +44,7 @@ from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.colocate import PRESENT, Phase, Resident, Stage
 from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.engines.base import Engine, MakeEngine
+from lightrft.strategy.engines.foreign import check_kinds
 from lightrft.strategy.engines.lmdeploy import LmdeployEngine
 from lightrft.strategy.engines.native import NativeEngine, native_engine
 from lightrft.strategy.engines.serve import serve as serve_policy
@@ -140,6 +141,12 @@ class Curriculum:
     exams: list[Exam]
     exam_judge: Judge
 
+    @property
+    def asked(self) -> Iterator[Prompt]:
+        """All questions."""
+        for prompts in (*self.prompts.sources, *(exam.prompts for exam in self.exams)):
+            yield from prompts
+
 
 def build_trainer(
     config: Config, run: Path, stack: contextlib.ExitStack, *, started: float, resume: bool = False
@@ -160,6 +167,7 @@ def build_trainer(
     curriculum = build_curriculum(config, processor, world)
     stack.enter_context(curriculum.judge)
     stack.enter_context(curriculum.exam_judge)
+    check_kinds(config.rollout.engine, curriculum.asked)
     scores, experience = build_scores(config, curriculum.judge, world), Experience(config.replay, world.size)
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
@@ -569,6 +577,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
     processor = load_processor(config.model, config.media)
     exams, judge = build_exams(config, processor)
     check_judging(config, [judge], training=False)
+    check_kinds(config.rollout.engine, (prompt for exam in exams for prompt in exam.prompts))
     with judge:
         evaluator = Evaluator(
             exams=exams,

@@ -23,6 +23,7 @@ from lightrft.preflight.report import Section
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.colocate import Phase, Resident, Stage
 from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.engines.foreign import check_kinds
 from lightrft.trainer.agreement import TOLERANCE, cuts, disagreement
 from lightrft.trainer.replay import pack
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
@@ -65,6 +66,7 @@ class Policy:
 
 def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
     """Loads the model, and shows what it answers before any training and what the rewards make of that."""
+    check_kinds(config.rollout.engine, questions.read)
     started = time.perf_counter()
     actor = parts.strategy.trainable(Source(config.model), config.optimizer, 1)
     engine = parts.make_engine(actor.module, questions.processor, config.rollout)

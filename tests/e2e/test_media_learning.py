@@ -124,6 +124,16 @@ def test_a_run_about_pictures_goes_on_bit_for_bit_with_earlier_answers(lightrft,
     assert all(value.equal(halves[name]) for name, value in whole.items())
 
 
+def test_what_an_engine_does_not_read_is_refused_before_it_or_any_weight_is_there(lightrft, tmp_path):
+    (tmp_path / "rewards.py").write_text(REWARD)
+    rows(tmp_path, "train", 4, sound, "audio", ".wav")
+    rows(tmp_path, "held", 4, sound, "audio", ".wav")
+    flags = ["--model", "random:qwen2_audio", *FILES, "--rollout.engine", "sglang"]
+    for command in (["train", "tiny", *PLAIN, "--run", "run"], ["check", "tiny"]):
+        out = " ".join(lightrft(*command, *flags, status=2 if command[0] == "train" else 1).split())
+        assert "kind 'audio', and rollout.engine=sglang reads only: image, video" in out
+
+
 def test_the_check_reads_some_media_and_names_what_cannot_be_read(lightrft, tmp_path):
     (tmp_path / "rewards.py").write_text(REWARD)
     rows(tmp_path, "train", 10, picture, "image", ".png")

@@ -12,9 +12,9 @@ from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.strategy.engines.base import EngineDiedError, give
-from lightrft.strategy.engines.foreign import asked
+from lightrft.strategy.engines.foreign import asked, check_kinds
 from lightrft.strategy.engines.lmdeploy import LmdeployEngine, question
-from lightrft.strategy.engines.sglang import SglangEngine, _read, seeded_draw
+from lightrft.strategy.engines.sglang import SglangEngine, seeded_draw
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
 from lightrft.types import Sampling
 from tests.engines.models import media_model
@@ -88,13 +88,26 @@ def test_sglang_reads_media_as_the_trainer(tmp_path):
     assert found.ok, str(found)
 
 
-def test_sounds_are_refused():
-    processor = load_processor(ModelConfig(path="random:qwen2_audio"))
-    (without, *heard) = media_prompts(processor, ["audio"])
-    assert _read(without) == []
-    for prompt in heard:
-        with pytest.raises(ValueError, match=f"prompt '{prompt.id}': rollout.engine=sglang takes no sounds"):
-            _read(prompt)
+@pytest.mark.parametrize(
+    ("family", "kinds", "engine", "reads"),
+    [
+        ("qwen2_audio", ["audio"], "sglang", "image, video"),
+        ("qwen2_audio", ["audio"], "lmdeploy", "image"),
+        ("llava", ["image"], "sglang", ""),
+        ("llava", ["image"], "lmdeploy", ""),
+        ("qwen2_audio", ["audio"], "vllm", ""),
+    ],
+)
+def test_media_that_an_engine_does_not_read_are_refused(family, kinds, engine, reads):
+    prompts = media_prompts(load_processor(ModelConfig(path=f"random:{family}")), kinds)
+    check_kinds(engine, prompts[:1])
+    if not reads:
+        check_kinds(engine, prompts)
+        return
+    with pytest.raises(
+        ValueError, match=f"prompt 'one {kinds[0]}' holds .* rollout.engine={engine} reads only: {reads}"
+    ):
+        check_kinds(engine, prompts)
 
 
 def test_a_seeded_draw_follows_its_distribution():
@@ -123,18 +136,13 @@ def test_lmdeploy_is_asked_about_pictures_in_marked_tokens():
     for prompt, one, count in zip(
         prompts, asked(prompts, Sampling(), processor.media), (0, 1, 2), strict=True
     ):
-        told = question(prompt, one)
+        told = question(one)
         if not count:
             assert told == {"messages": None, "input_ids": prompt.token_ids}
             continue
         text, *pictures = told["messages"][0]["content"]
         assert text["text"].count(mark) == len(pictures) == count
         assert all(picture["image_data"]["data"].size == (56, 56) for picture in pictures)
-    processor = load_processor(ModelConfig(path="random:qwen2_audio"))
-    prompts = media_prompts(processor, ["audio"])[1:]
-    for prompt, one in zip(prompts, asked(prompts, Sampling(), processor.media), strict=True):
-        with pytest.raises(ValueError, match=f"prompt '{prompt.id}': rollout.engine=lmdeploy takes pictures"):
-            question(prompt, one)
 
 
 def test_lmdeploy_needs_an_accelerator_and_says_so():

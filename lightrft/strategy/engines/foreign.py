@@ -20,7 +20,7 @@ from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import Processor
 from lightrft.strategy.engines.sampling import stream
 from lightrft.types import Prompt, Sampling
-from lightrft.utils.media import Media
+from lightrft.utils.media import KINDS, Media, parts
 
 CURE = "take rollout.engine=native"
 NEVER = -100.0
@@ -69,6 +69,23 @@ def asked(prompts: Sequence[Prompt], sampling: Sampling, reader: MediaEncoder | 
 def ends(sampling: Sampling, stop_ids: Iterable[int]) -> list[int]:
     """The tokens that end an answer: the model's own and those that are asked for; none if it is to go on to its limit."""
     return [] if sampling.ignore_eos else sorted({*stop_ids, *sampling.stop_token_ids})
+
+
+READS = {"sglang": ("image", "video"), "lmdeploy": ("image",)}
+"""What engines read that do not read all kinds of media: SGLang would tokenize a question with sounds anew, LMDeploy takes clips and
+sounds by their addresses only."""
+
+
+def check_kinds(engine: str, prompts: Iterable[Prompt]) -> None:
+    """ValueError for a question with media that the engine of this name does not read."""
+    reads = READS.get(engine, KINDS)
+    for prompt in prompts:
+        deaf = {kind for kind, _ in parts(prompt.messages)}.difference(reads)
+        if deaf:
+            raise ValueError(
+                f"prompt '{prompt.id}' holds media of the kind '{min(deaf)}', and rollout.engine={engine} reads only: {', '.join(reads)}. "
+                "Set rollout.engine=vllm or native."
+            )
 
 
 def same_tokens(prompt: Prompt, one: Asked, read: Sequence[int]) -> None:

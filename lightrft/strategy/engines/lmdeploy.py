@@ -25,6 +25,7 @@ from lightrft.strategy.engines.foreign import (
     Names,
     SleepingPart,
     asked,
+    check_kinds,
     ends,
     folder_without_weights,
     refuse,
@@ -66,8 +67,9 @@ class LmdeployEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
+        check_kinds("lmdeploy", prompts)
         questions = [
-            (prompt, one, question(prompt, one))
+            (prompt, one, question(one))
             for prompt, one in zip(prompts, asked(prompts, sampling, self._reader), strict=True)
         ]
         finished = [0, 0]
@@ -174,18 +176,10 @@ class LmdeployEngine:
         self._asleep = self._asleep and tag == "weights"
 
 
-def question(prompt: Prompt, one: Asked) -> dict[str, Any]:
-    """What LMDeploy is asked: tokens, in which pictures have a mark each that it puts their own in the place of.
-
-    ValueError for clips and sounds, which it takes by their addresses only.
-    """
+def question(one: Asked) -> dict[str, Any]:
+    """What LMDeploy is asked: tokens, in which pictures have a mark each that it puts their own in the place of."""
     if one.media is None:
         return {"messages": None, "input_ids": one.token_ids}
-    if one.media.videos or one.media.audios:
-        raise ValueError(
-            f"prompt '{prompt.id}': rollout.engine=lmdeploy takes pictures, and neither clips nor sounds. Set rollout.engine=vllm, or "
-            f"{CURE}."
-        )
     pictures = [{"type": "image_data", "image_data": {"data": image}} for image in one.media.images]
     return {"messages": [{"role": "user", "content": [{"type": "text", "text": one.marked}, *pictures]}]}
 

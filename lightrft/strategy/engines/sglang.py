@@ -35,6 +35,7 @@ from lightrft.strategy.engines.foreign import (
     Asked,
     Names,
     asked,
+    check_kinds,
     ends,
     folder_without_weights,
     refuse,
@@ -42,7 +43,6 @@ from lightrft.strategy.engines.foreign import (
 from lightrft.strategy.engines.sampling import stream, uniforms
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
-from lightrft.utils.media import parts
 
 T = TypeVar("T")
 GLANCE_SECONDS = 0.5
@@ -121,6 +121,7 @@ class SglangEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
+        check_kinds("sglang", prompts)
         questions = asked(prompts, sampling)
         tokens = [one.token_ids for one in questions for _ in range(one.n)]
         options = [self._options(one, k, sampling) for one in questions for k in range(one.n)]
@@ -201,14 +202,9 @@ class SglangEngine:
 
 
 def _read(prompt: Prompt) -> list[dict[str, Any]]:
-    """A prompt's pictures and clips in one piece, with its places where they have several axes. ValueError for sounds: SGLang would
-    tokenize a question with them anew from its text."""
+    """A prompt's pictures and clips in one piece, with its places where they have several axes."""
     if not prompt.media:
         return []
-    if "audio" in {kind for kind, _ in parts(prompt.messages)}:
-        raise ValueError(
-            f"prompt '{prompt.id}': rollout.engine=sglang takes no sounds. Set rollout.engine=vllm, or {CURE}."
-        )
     read: dict[str, Any] = {"format": "processor_output", **prompt.media}
     if prompt.positions is not None:
         axes = prompt.positions[1:]
