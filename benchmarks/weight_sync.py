@@ -26,7 +26,7 @@ from lightrft.app import native_engine
 from lightrft.config import ModelConfig, RolloutConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
-from lightrft.strategy.engines.base import Engine
+from lightrft.strategy.engines.base import Engine, give
 from lightrft.strategy.engines.server import VllmServerEngine
 from lightrft.strategy.engines.sglang import SglangEngine
 from lightrft.strategy.engines.vllm import VllmEngine
@@ -56,7 +56,7 @@ def measure(kind: str, model: ModelConfig, url: str, bucket: int) -> None:
     engine = engine_of(kind, model, url, bucket)
     weights = {name: p.detach() for name, p in TRAINED.named_parameters()}
     size = sum(t.nbytes for t in weights.values()) / 1e9
-    engine.load_weights(weights.items())
+    give(engine, weights.items())
     mmap_threshold = -3  # what is freed goes back: only what is in use counts
     ctypes.CDLL(None).mallopt(mmap_threshold, 65536)
     spent, extra = [], []

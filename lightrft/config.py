@@ -142,6 +142,8 @@ class VllmConfig:
     """GiB for the cache on a CPU."""
     eager: bool = False
     """Do not compile the model: a quicker start and a slower rollout."""
+    sleep_level: Literal[1, 2] = 2
+    """What it keeps in host memory between rollouts: 1: the weights, so that another rollout with the same ones needs no sync; 2: nothing."""
 
     def __post_init__(self) -> None:
         at_least(1, "rollout.vllm", max_sequences=self.max_sequences, tensor_parallel=self.tensor_parallel)

@@ -9,11 +9,15 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightrft.config import ModelConfig, RolloutConfig, VllmConfig
+from lightrft.app import build_stage
+from lightrft.config import ModelConfig, RolloutConfig, StrategyConfig, VllmConfig
 from lightrft.models.load import load_model, load_processor
+from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
+from lightrft.strategy.colocate import Phase
 from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.vllm import VllmEngine
+from lightrft.strategy.single import Single
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_processor, tiny_prompt
 from lightrft.types import Sampling
 from tests.distributed.launch import together
@@ -61,6 +65,53 @@ def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
     assert engine.weight_version == -1
     give(engine, reference.named_parameters())
     assert [[a.token_ids for a in answers] for answers in engine.generate(prompts, sampling)] == before
+
+
+@needs_vllm
+@pytest.mark.usefixtures("ended")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("level", [1, 2])
+def test_it_sleeps_and_wakes_part_by_part_as_phases_come(tmp_path, level):
+    """A CPU frees nothing, but vLLM answers nothing until all it holds is awake again."""
+    settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
+    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    config = VllmConfig(eager=True, sleep_level=level)
+    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=config))
+    stage = build_stage(
+        {"actor": Single(StrategyConfig(), torch.device("cpu")).frozen(Source(settings))},
+        engine,
+        {},
+        torch.device("cpu"),
+    )
+    executor = engine._llm.llm_engine.model_executor
+    assert executor.is_sleeping
+    assert engine.weight_version == -1
+    calls, asked = [], ([tiny_prompt(9, seed=1)], Sampling(max_tokens=4, temperature=0, ignore_eos=True))
+    for name in ("sleep", "wake_up"):
+        real = getattr(engine._llm, name)
+        setattr(
+            engine._llm, name, lambda real=real, name=name, **how: (calls.append((name, how)), real(**how))
+        )
+    said = []
+    for _ in range(2):
+        if engine.weight_version == -1:
+            with stage(Phase.SYNC):
+                assert executor.sleeping_tags == {"kv_cache"}
+                engine.load_weights(module.named_parameters())
+                engine.weight_version = 7
+        with stage(Phase.ROLLOUT):
+            assert not executor.is_sleeping
+            said += [[answer.token_ids for (answer,) in engine.generate(*asked)]]
+        with stage(Phase.TRAIN):
+            assert executor.sleeping_tags == {"weights", "kv_cache"}
+    assert said[0] == said[1]
+    assert engine.weight_version == (7 if level == 1 else -1)
+    turn = [
+        ("wake_up", {"tags": ["weights"]}),
+        ("wake_up", {"tags": ["kv_cache"]}),
+        ("sleep", {"level": level}),
+    ]
+    assert calls == turn * 2
 
 
 EXPERTS = {
@@ -128,7 +179,7 @@ def answers_of_rank(path, shared_by):
         with torch.no_grad():
             for p in reference.parameters():
                 p.mul_(factor)
-        engine.load_weights(reference.state_dict().items())
+        give(engine, reference.state_dict().items())
         found = engine.generate(prompts, Sampling(max_tokens=8, temperature=0, ignore_eos=True))
         for prompt, (answer,) in zip(prompts, found, strict=True):
             ids = torch.tensor([prompt.token_ids])

@@ -32,8 +32,8 @@ class Engine(Protocol):
     """Draws answers from the policy. Every process of a run calls it with its own prompts. It begins with its parts offloaded."""
 
     weight_version: int
-    """Updates the present weights have seen; set by whoever loads weights, stamped on every completion. NONE after a part
-    that holds weights was offloaded: they must be loaded again."""
+    """Updates the present weights have seen; set by whoever loads weights, stamped on every completion. NONE after they
+    were dropped with a part that was offloaded: they must be loaded again."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None

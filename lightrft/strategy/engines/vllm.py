@@ -1,11 +1,12 @@
 """vLLM in this very process, beside the trainer; its weights are given at each sync (https://docs.vllm.ai).
 
 Written for vLLM 0.32. On a CPU vLLM packs weights into a layout of oneDNN's that no new weights reach, so that is switched off (for
-experts see inside.py); and its sleep mode is for accelerators alone: on a CPU what sleeps keeps its memory.
+experts see inside.py); and its sleep mode frees memory of accelerators alone.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -39,6 +40,8 @@ from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
 
+PARTS = frozenset(("weights", "kv_cache"))
+
 
 class VllmEngine:
     """An Engine. Each process has one of its own, or `rollout.vllm.tensor_parallel` neighbours have one together.
@@ -57,18 +60,24 @@ class VllmEngine:
         self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._cache_nbytes = int(config.vllm.cache_gib * 2**30) if self._on_cpu else 0
-        self._asleep = False
+        self._asleep: set[str] = set()
+        self._level = config.vllm.sleep_level
         check_shared(config.vllm.tensor_parallel, causal_lm(module).config)
         self._group = _group(config.vllm.tensor_parallel)
         # Asked before vLLM makes a group of its own in this process.
         self._start = partial(_start, module, processor, config, joined=dist.is_initialized())
         self._llm = self._start()
         self.sleep()
+        self.weight_version = NONE
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine. ValueError for an empty prompt."""
+        if self._asleep:  # vLLM would wait for ever
+            raise RuntimeError(
+                f"vLLM is asked while {', '.join(sorted(self._asleep))} are not there: call onload of its parts first."
+            )
         mine = asked(prompts, sampling, self._reader)
         start, everything = self._with_others(mine)
         questions = [self._question(one) for one in everything]
@@ -117,7 +126,7 @@ class VllmEngine:
     def _restart(self) -> None:
         """Another engine in place of one that is broken, on the device and waiting for weights."""
         del self._llm
-        self.weight_version = NONE
+        self.weight_version, self._asleep = NONE, set()
         self._llm = self._start()
 
     def _options(self, one: Asked, sampling: Sampling) -> Any:
@@ -168,16 +177,17 @@ class VllmEngine:
 
     def sleep(self) -> None:
         """Gives weights and cache back, once for both parts."""
-        self.weight_version = NONE
-        if not self._on_cpu and not self._asleep:
-            self._llm.sleep(level=2)
-        self._asleep = True
+        if self._level == 2:
+            self.weight_version = NONE
+        if self._asleep != PARTS:
+            self._llm.sleep(level=self._level)
+        self._asleep = set(PARTS)
 
     def wake(self, tag: str) -> None:
         """Takes room for one of them."""
-        if not self._on_cpu and self._asleep:
+        if tag in self._asleep:
             self._llm.wake_up(tags=[tag])
-        self._asleep = self._asleep and tag == "weights"
+            self._asleep.remove(tag)
 
 
 def check_shared(processes: int, shape: Any) -> None:
@@ -215,6 +225,9 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
     vllm = require("vllm", "vllm", CURE)
     more: dict[str, Any] = {}
     if on_cpu:
+        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(
+            logging.ERROR
+        )  # each time that nothing is freed
         operators: Any = require("vllm._custom_ops", "vllm")
         operators._supports_onednn = False
     else:
