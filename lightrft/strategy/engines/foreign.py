@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -137,16 +137,44 @@ def refuse(config: RolloutConfig, *options: str) -> None:
             )
 
 
-class Sleeper(Protocol):
-    """An engine that lets go of all it holds at once, and takes it back part by part."""
+TAGS = frozenset(("weights", "kv_cache"))
+"""What engines hold, by the names under which they let go of it."""
 
-    def sleep(self) -> None:
-        """Gives weights and cache back; a second call does nothing."""
-        ...
+
+class Sleeper(Protocol):
+    """What lets go of TAGS and takes room for them again, the weights first. A second call does nothing."""
+
+    def sleep(self, tag: str) -> None: ...
+
+    def wake(self, tag: str) -> None: ...
+
+
+class Together:
+    """A Sleeper for an engine that lets go of both at once, which happens when neither is wanted, and takes them one by one."""
+
+    def __init__(self, let_go: Callable[[], object], take: Callable[[str], object]) -> None:
+        self._let_go, self._take = let_go, take
+        self._unwanted: set[str] = set()
+        self.asleep: set[str] = set()
+
+    def anew(self) -> None:
+        """Another engine is there, awake."""
+        self._unwanted.clear()
+        self.asleep.clear()
+
+    def sleep(self, tag: str) -> None:
+        """See Sleeper."""
+        self._unwanted.add(tag)
+        if self._unwanted == TAGS and self.asleep != TAGS:
+            self._let_go()
+            self.asleep = set(TAGS)
 
     def wake(self, tag: str) -> None:
-        """Takes room for `weights` or `kv_cache`, in this order."""
-        ...
+        """See Sleeper."""
+        self._unwanted.discard(tag)
+        if tag in self.asleep:
+            self._take(tag)
+            self.asleep.remove(tag)
 
 
 @dataclass(frozen=True)
@@ -163,7 +191,7 @@ class SleepingPart:
 
     def offload(self) -> None:
         """See Resident."""
-        self.engine.sleep()
+        self.engine.sleep(self.tag)
 
     def nbytes(self) -> int:
         """See Resident."""

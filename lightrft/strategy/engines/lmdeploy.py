@@ -24,6 +24,7 @@ from lightrft.strategy.engines.foreign import (
     Asked,
     Names,
     SleepingPart,
+    Together,
     asked,
     check_kinds,
     ends,
@@ -59,9 +60,10 @@ class LmdeployEngine:
         self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._bucket, self._device = config.lmdeploy.bucket_mib * 2**20, weight.device
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
-        self._asleep = False
         self._pipeline = _start(module, processor, config)
-        self.sleep()
+        self._held = Together(self._sleep, lambda tag: self._pipeline.async_engine.wakeup([tag]))
+        for part in self.parts().values():
+            part.offload()
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
@@ -158,22 +160,13 @@ class LmdeployEngine:
     def parts(self) -> dict[str, Resident]:
         """See Engine."""
         return {
-            "weights": SleepingPart(self, "weights", self._nbytes),
-            "cache": SleepingPart(self, "kv_cache", 0),
+            "weights": SleepingPart(self._held, "weights", self._nbytes),
+            "cache": SleepingPart(self._held, "kv_cache", 0),
         }
 
-    def sleep(self) -> None:
-        """Gives weights and cache back, once for both parts."""
+    def _sleep(self) -> None:
         self.weight_version = NONE
-        if not self._asleep:
-            self._run(self._pipeline.async_engine.sleep(2))
-        self._asleep = True
-
-    def wake(self, tag: str) -> None:
-        """Takes room for one of them."""
-        if self._asleep:
-            self._pipeline.async_engine.wakeup([tag])
-        self._asleep = self._asleep and tag == "weights"
+        self._run(self._pipeline.async_engine.sleep(2))
 
 
 def question(one: Asked) -> dict[str, Any]:

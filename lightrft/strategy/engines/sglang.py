@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from types import FrameType
@@ -34,6 +33,7 @@ from lightrft.strategy.engines.foreign import (
     NEVER,
     Asked,
     Names,
+    SleepingPart,
     asked,
     check_kinds,
     ends,
@@ -184,7 +184,10 @@ class SglangEngine:
 
     def parts(self) -> dict[str, Resident]:
         """See Engine."""
-        return {"weights": _Part(self, "weights", self._nbytes), "cache": _Part(self, "kv_cache", 0)}
+        return {
+            "weights": SleepingPart(self, "weights", self._nbytes),
+            "cache": SleepingPart(self, "kv_cache", 0),
+        }
 
     def sleep(self, tag: str) -> None:
         """Gives weights or cache back; SGLang wants to be idle then, and is."""
@@ -232,24 +235,6 @@ class _Caller:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Weights or cache, as a resident."""
-
-    engine: SglangEngine
-    tag: str
-    size: int
-
-    def onload(self) -> None:
-        self.engine.wake(self.tag)
-
-    def offload(self) -> None:
-        self.engine.sleep(self.tag)
-
-    def nbytes(self) -> int:
-        return self.size
 
 
 def seeded_draw(logprobs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from lightrft.strategy.engines.foreign import (
     Asked,
     Names,
     SleepingPart,
+    Together,
     asked,
     ends,
     folder_without_weights,
@@ -39,8 +40,6 @@ from lightrft.strategy.engines.inside import check_taken, pack_again
 from lightrft.strategy.world import World
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
-
-PARTS = frozenset(("weights", "kv_cache"))
 
 
 class VllmEngine:
@@ -60,23 +59,24 @@ class VllmEngine:
         self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._cache_nbytes = int(config.vllm.cache_gib * 2**30) if self._on_cpu else 0
-        self._asleep: set[str] = set()
         self._level = config.vllm.sleep_level
         check_shared(config.vllm.tensor_parallel, causal_lm(module).config)
         self._group = _group(config.vllm.tensor_parallel)
         # Asked before vLLM makes a group of its own in this process.
         self._start = partial(_start, module, processor, config, joined=dist.is_initialized())
         self._llm = self._start()
-        self.sleep()
+        self._held = Together(self._let_go, lambda tag: self._llm.wake_up(tags=[tag]))
+        for part in self.parts().values():
+            part.offload()
         self.weight_version = NONE
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine. ValueError for an empty prompt."""
-        if self._asleep:  # vLLM would wait for ever
+        if self._held.asleep:  # vLLM would wait for ever
             raise RuntimeError(
-                f"vLLM is asked while {', '.join(sorted(self._asleep))} are not there: call onload of its parts first."
+                f"vLLM is asked while it sleeps ({', '.join(sorted(self._held.asleep))}): onload its parts first."
             )
         mine = asked(prompts, sampling, self._reader)
         start, everything = self._with_others(mine)
@@ -126,8 +126,9 @@ class VllmEngine:
     def _restart(self) -> None:
         """Another engine in place of one that is broken, on the device and waiting for weights."""
         del self._llm
-        self.weight_version, self._asleep = NONE, set()
+        self.weight_version = NONE
         self._llm = self._start()
+        self._held.anew()
 
     def _options(self, one: Asked, sampling: Sampling) -> Any:
         """vLLM's own settings for one prompt. It counts siblings on from the seed it is given."""
@@ -171,23 +172,14 @@ class VllmEngine:
     def parts(self) -> dict[str, Resident]:
         """See Engine."""
         return {
-            "weights": SleepingPart(self, "weights", self._nbytes),
-            "cache": SleepingPart(self, "kv_cache", self._cache_nbytes),
+            "weights": SleepingPart(self._held, "weights", self._nbytes),
+            "cache": SleepingPart(self._held, "kv_cache", self._cache_nbytes),
         }
 
-    def sleep(self) -> None:
-        """Gives weights and cache back, once for both parts."""
+    def _let_go(self) -> None:
+        self._llm.sleep(level=self._level)
         if self._level == 2:
             self.weight_version = NONE
-        if self._asleep != PARTS:
-            self._llm.sleep(level=self._level)
-        self._asleep = set(PARTS)
-
-    def wake(self, tag: str) -> None:
-        """Takes room for one of them."""
-        if tag in self._asleep:
-            self._llm.wake_up(tags=[tag])
-            self._asleep.remove(tag)
 
 
 def check_shared(processes: int, shape: Any) -> None:
