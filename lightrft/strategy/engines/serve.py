@@ -50,6 +50,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             *(["--enforce-eager"] if options.eager else []),
             *(MEDIA if processor.media is not None else []),
             *(["--max-model-len", str(options.max_length)] if options.max_length else []),
+            *(["--no-enable-chunked-prefill"] if on_cpu else []),  # see vllm.py
             *([] if on_cpu else ["--gpu-memory-utilization", str(options.memory_share)]),
         ]
         try:

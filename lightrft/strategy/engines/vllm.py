@@ -217,11 +217,12 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
     vllm = require("vllm", "vllm", CURE)
     more: dict[str, Any] = {}
     if on_cpu:
-        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(
-            logging.ERROR
-        )  # each time that nothing is freed
+        # It says each time that sleep frees nothing.
+        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
         operators: Any = require("vllm._custom_ops", "vllm")
         operators._supports_onednn = False
+        # Of an answer with a seed whose prompt was read in part, vLLM takes the draw back in a way that only CUDA knows.
+        more["enable_chunked_prefill"] = False
     else:
         more |= {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
     if joined:
