@@ -106,19 +106,9 @@ def test_two_processes_rate_their_answers_as_transformers_does(lightrft, tmp_pat
     assert len(answers_of(tmp_path)) > 8
 
 
-@pytest.mark.parametrize("path", ["policy", "random:llama"])
-def test_two_processes_judge_in_words(lightrft, tmp_path, path):
-    options = [
-        "--judge.path",
-        path,
-        *RATED,
-        "--rewards.functions",
-        "judge",
-        "1",
-        "--rewards.on-failure",
-        "drop",
-    ]
-    lightrft("train", *SHORT, *options, *TOGETHER)
+def test_two_processes_with_a_policy_in_pieces_let_it_judge_in_words(lightrft, tmp_path):
+    options = [*RATED, "--rewards.functions", "judge", "1", "--rewards.on-failure", "drop"]
+    lightrft("train", *SHORT, "--judge.path", "policy", *options, *TOGETHER)
     assert [0 < row["reward/judge"] < 1 for row in steps_of(tmp_path)] == [True, True]
 
 
