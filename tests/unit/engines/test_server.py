@@ -127,7 +127,9 @@ def test_weights_that_change_while_questions_are_answered_are_noticed():
             engine.generate(PROMPTS, SAMPLING)
 
 
-def test_a_server_that_takes_no_weights_is_left_out_and_none_at_all_is_an_error():
+def test_a_server_that_takes_no_weights_is_left_out_and_none_at_all_is_an_error(monkeypatch):
+    monkeypatch.setattr(wire, "GLANCE_SECONDS", 0.2)
+
     def broken(path, body):
         if body.get("method") == "lightrft_receive":
             raise Trouble(500)
