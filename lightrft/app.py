@@ -23,7 +23,7 @@ from lightrft.config import ZERO, Config, LoraConfig, ModelConfig, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.datasets.tasks import Task, load_task
-from lightrft.judging import add_judging_models, check_judging, held_whole
+from lightrft.judging import add_judging_models, check_judging, held_whole, named
 from lightrft.models.export import write_folder
 from lightrft.models.load import (
     full_weights,
@@ -402,10 +402,8 @@ def check_teacher(config: Config, processor: Processor) -> None:
     """ValueError if the teacher does not speak the policy's tokens: its log-probs would be of other words."""
     if not config.teacher.path:
         return
-    try:  # its chat template is not needed
+    with named("teacher"):  # its chat template is not needed
         teacher = load_processor(replace(teacher_model(config), chat_template="plain"))
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.path", "teacher.path")) from None
     mine, its = processor.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if mine != its:
         apart = len(mine.items() ^ its.items())

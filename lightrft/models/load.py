@@ -197,7 +197,7 @@ def without_weights(config: ModelConfig) -> nn.Module:
     with torch.device("meta"):
         if is_tiny(config.path):
             return tiny_model(config.path.removeprefix(RANDOM))
-        shape = AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
+        shape = _stored_shape(config)
         model: nn.Module = auto_class(shape).from_config(shape)
         return model
 
@@ -206,7 +206,12 @@ def text_shape(config: ModelConfig) -> Any:
     """The configuration of the model's text part; nothing is read but its config.json."""
     if is_tiny(config.path):
         return tiny_config(config.path.removeprefix(RANDOM)).get_text_config()
-    return AutoConfig.from_pretrained(model_folder(config), revision=config.revision).get_text_config()
+    return _stored_shape(config).get_text_config()
+
+
+def _stored_shape(config: ModelConfig) -> Any:
+    """What the config.json of a model that is not tiny says."""
+    return AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
 
 
 def auto_class(config: Any) -> Any:
@@ -225,7 +230,7 @@ def _shaped(config: ModelConfig) -> Any:
     if is_tiny(config.path):
         name = config.path.removeprefix(RANDOM)
         return tiny_model(name, attention=attention_of(tiny_config(name)))
-    shape = AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
+    shape = _stored_shape(config)
     return auto_class(shape).from_config(shape, attn_implementation=attention_of(shape), dtype=torch.float32)
 
 

@@ -57,11 +57,8 @@ class GenerativeJudge:
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """See ModelReward."""
         c = self._config
-        made = [_made(self._prompt, answer) for answer in answers]
         sampling = Sampling(n=c.samples, max_tokens=c.max_tokens, temperature=c.temperature)
-        prompts = [prompt for prompt in made if isinstance(prompt, Prompt)]
-        verdicts = iter(self._verdicts(prompts, sampling))
-        return [one if isinstance(one, Failure) else next(verdicts) for one in made]
+        return _asked(answers, self._prompt, lambda prompts: self._verdicts(prompts, sampling))
 
     def _verdicts(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[float | Failure]:
         """Of a judge on another machine that refuses, or is not reached, failures; where it refuses, each is asked by itself."""
@@ -137,9 +134,7 @@ class ScalarReward:
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """See ModelReward."""
-        made = [_made(self._conversation, answer) for answer in answers]
-        found = iter(self._scores([tokens for tokens in made if not isinstance(tokens, Failure)]))
-        return [one if isinstance(one, Failure) else next(found) for one in made]
+        return _asked(answers, self._conversation, self._scores)
 
     def _conversation(self, answer: Answer) -> list[int]:
         said: Message = {"role": "assistant", "content": answer.answer}
@@ -149,6 +144,17 @@ class ScalarReward:
         tokens = self._processor.tokens([*asked, said], answer_next=False)
         _check_room(tokens, self._longest, REWARD_MODEL)
         return tokens
+
+
+def _asked(
+    answers: Sequence[Answer],
+    make: Callable[[Answer], T],
+    ask: Callable[[Sequence[T]], Sequence[float | Failure]],
+) -> list[float | Failure]:
+    """What `ask` says to all that could be made of the answers, in one call; why not, where it could not."""
+    made = [_made(make, answer) for answer in answers]
+    found = iter(ask([one for one in made if not isinstance(one, Failure)]))
+    return [one if isinstance(one, Failure) else next(found) for one in made]
 
 
 def _made(make: Callable[[Answer], T], answer: Answer) -> T | Failure:

@@ -1,4 +1,4 @@
-"""Tiny models that see, in shapes that other engines take."""
+"""Tiny models, some that see or hear, in shapes that other engines take."""
 
 from typing import Any
 
@@ -8,10 +8,17 @@ from lightrft.config import MediaConfig, ModelConfig
 from lightrft.models.export import save_model
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
+from lightrft.testing import tiny_folder
 
 WIDTH = 64
 SECTIONS = {32: [4, 6, 6], 64: [8, 12, 12]}
 """Width of a head -> how the three axes of positions share half of it."""
+
+
+def text_model(folder, shape):
+    """Module and processor of a small Llama of this shape."""
+    settings = ModelConfig(path=str(tiny_folder(folder, "llama", **shape)))
+    return load_model(settings, trainable=False), load_processor(settings)
 
 
 def media_model(folder, family, *, head_dim):

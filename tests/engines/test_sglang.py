@@ -15,9 +15,9 @@ from lightrft.strategy.engines.base import EngineDiedError, give
 from lightrft.strategy.engines.foreign import asked, check_kinds
 from lightrft.strategy.engines.lmdeploy import LmdeployEngine, question
 from lightrft.strategy.engines.sglang import SglangEngine, seeded_draw
-from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_prompt
+from lightrft.testing import check_engine, media_prompts, tiny_prompt
 from lightrft.types import Sampling
-from tests.engines.models import media_model
+from tests.engines.models import media_model, text_model
 
 needs_sglang = pytest.mark.skipif(
     find_spec("sglang") is None, reason="SGLang is not installed: pip install 'lightrft[sglang]'"
@@ -30,8 +30,7 @@ SHAPE = {
 @needs_sglang
 @pytest.mark.timeout(600)
 def test_sglang_does_all_and_a_scheduler_that_dies_is_started_again(tmp_path):
-    settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
-    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    module, processor = text_model(tmp_path / "m", SHAPE)
     config = SglangConfig(cache_tokens=8192, bucket_mib=1)
     engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
     reference = tiny_model("llama", attention="sdpa", **SHAPE)
@@ -68,8 +67,7 @@ def all_gone():
 @needs_sglang
 @pytest.mark.timeout(120)
 def test_a_start_that_takes_too_long_is_ended(tmp_path):
-    settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
-    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    module, processor = text_model(tmp_path / "m", SHAPE)
     config = SglangConfig(cache_tokens=8192, start_seconds=3.0)
     with pytest.raises(RuntimeError, match="SGLang did not start within rollout.sglang.start_seconds=3"):
         SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))

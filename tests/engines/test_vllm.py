@@ -21,7 +21,7 @@ from lightrft.strategy.single import Single
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_processor, tiny_prompt
 from lightrft.types import Sampling
 from tests.distributed.launch import together
-from tests.engines.models import media_model
+from tests.engines.models import media_model, text_model
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed: pip install 'lightrft[vllm]'"
@@ -42,8 +42,7 @@ def ended():
 @pytest.mark.usefixtures("ended")
 @pytest.mark.timeout(300)
 def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
-    settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
-    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    module, processor = text_model(tmp_path / "m", SHAPE)
     engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
     reference = tiny_model("llama", attention="sdpa", **SHAPE)
     found = check_engine(engine, reference, processor.text)
@@ -77,12 +76,15 @@ def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
 @pytest.mark.parametrize("level", [1, 2])
 def test_it_sleeps_and_wakes_part_by_part_as_phases_come(tmp_path, level):
     """A CPU frees nothing, but vLLM answers nothing until all it holds is awake again."""
-    settings = ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **SHAPE)))
-    processor, module = load_processor(settings), load_model(settings, trainable=False)
+    module, processor = text_model(tmp_path / "m", SHAPE)
     config = VllmConfig(eager=True, sleep_level=level)
     engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=config))
     stage = build_stage(
-        {"actor": Single(StrategyConfig(), torch.device("cpu")).frozen(Source(settings))},
+        {
+            "actor": Single(StrategyConfig(), torch.device("cpu")).frozen(
+                Source(ModelConfig(path=str(tmp_path / "m")))
+            )
+        },
         engine,
         {},
         torch.device("cpu"),
