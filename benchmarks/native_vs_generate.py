@@ -4,7 +4,7 @@
 
 Both draw the same number of tokens at temperature 1 for questions of one length (where padding costs `generate` nothing), in
 turn, three times; the ratio of the medians is printed, with the most memory each took beside the weights. On an accelerator if
-there is one.
+there is one. `--compile` tries what the engine does not offer: passes of fixed sizes that torch.compile has made.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightrft.config import NativeEngineConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.strategy.engines import native as engines
+from lightrft.strategy.engines import recorded as recordings
 from lightrft.strategy.engines.native import NativeEngine
 from lightrft.testing import tiny_prompt
 from lightrft.types import Sampling
@@ -43,6 +47,22 @@ def wait(device: torch.device) -> None:
         torch.accelerator.synchronize()
 
 
+def compile_passes() -> None:
+    """Lets what would be recorded on a GPU be compiled, with weights as constants, which inductor then packs as `pack_weights` does."""
+
+    def compiled(function: Callable[[], torch.Tensor], *_: object) -> Callable[[], torch.Tensor]:
+        start = time.perf_counter()
+        made = torch.compile(lambda: function(), dynamic=False)
+        made()
+        print(f"a pass of new sizes: {time.perf_counter() - start:.1f} s to compile", flush=True)
+        return made
+
+    engines.can_record = lambda device: True
+    recordings.recorded = compiled
+    torch._inductor.config.freezing = True
+    torch._dynamo.config.recompile_limit = 64
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
@@ -52,6 +72,7 @@ if __name__ == "__main__":
     parser.add_argument("--length", type=int, default=100, help="tokens of a question")
     parser.add_argument("--dtype", default="", help="bfloat16 on an accelerator, else float32")
     parser.add_argument("--record", action="store_true", help="with recordings (CUDA graphs)")
+    parser.add_argument("--compile", action="store_true", help="with compiled passes of fixed sizes")
     parser.add_argument("--profile", action="store_true", help="show where the native engine's time goes")
     given = parser.parse_args()
     device = pick_device("auto")
@@ -59,7 +80,11 @@ if __name__ == "__main__":
     config = LlamaConfig(**SHAPES[given.shape], tie_word_embeddings=True, max_position_embeddings=8192)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
-    config = NativeEngineConfig(max_sequences=4096, record=given.record)
+    if given.compile:
+        compile_passes()
+    config = NativeEngineConfig(
+        max_sequences=4096, record=given.record or given.compile, pack_weights=not given.compile
+    )
     engine = NativeEngine(model, frozenset(), str, config)
     prompts = [tiny_prompt(given.length, seed=n) for n in range(given.questions)]
     sampling = Sampling(n=given.answers, max_tokens=given.tokens, ignore_eos=True)

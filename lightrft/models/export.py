@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, revert_weight_conversion
 
 from lightrft.models.load import causal_lm, merged_adapters, plain_parameters, plain_state, save_words
 from lightrft.models.processor import Processor
@@ -60,16 +61,33 @@ def published(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterat
     Of a model that transformers computes with other names or cuts than it writes (experts in one tensor, say), the weights of
     a layer are in memory together; of any other, one at a time. `weights` are in the model's order.
     """
-    plain: Any = copy.copy(causal_lm(model))
-    plain.__dict__.pop("_weight_conversions", None)  # those of the files that it came from
-    nothing: dict[str, Tensor] = {}
+    plain, nothing = _for_writing(model), dict[str, Tensor]()
     if revert_weight_conversion(plain, nothing) is nothing:
         yield from weights
         return
     for _, layer in groupby(weights, key=lambda named: _layer(named[0])):
-        for name, weight in revert_weight_conversion(plain, dict(layer)).items():
-            # What transformers 5.19 makes of models that hear, and no checkpoint has.
-            yield name.replace("language_model.model.model.", "language_model.model."), weight
+        yield from _written(plain, dict(layer)).items()
+
+
+def _for_writing(model: nn.Module) -> Any:
+    """The model as transformers' own writing of weights asks it for names, whatever files it came from.
+
+    Of a model that came from none, transformers leaves out what checkpoints have before the weights of towers that see
+    (`vision_tower.vision_model.` in LLaVA, Gemma 3, PaliGemma), and other programs look for.
+    """
+    plain: Any = copy.copy(causal_lm(model))
+    rules = get_model_conversion_mapping(plain, add_legacy=False)
+    kept = [r for r in rules if not isinstance(r, PrefixChange) or (r.scope_prefix and r.prefix_to_remove)]
+    plain.__dict__["_weight_conversions"] = kept or None
+    return plain
+
+
+def _written(plain: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The second part of the name is what transformers 5.19 makes of models that hear, and no checkpoint has."""
+    return {
+        name.replace("language_model.model.model.", "language_model.model."): weight
+        for name, weight in revert_weight_conversion(plain, weights).items()
+    }
 
 
 @dataclass
@@ -131,7 +149,7 @@ class Files:
         return sum(weight.nbytes for weight in self._held.values())
 
     def _write(self) -> None:
-        written = {n: w.contiguous() for n, w in revert_weight_conversion(self.model, self._held).items()}
+        written = {n: w.contiguous() for n, w in _written(_for_writing(self.model), self._held).items()}
         self._total += sum(weight.nbytes for weight in written.values())
         save_file(written, self._file(len(self._places)), metadata={"format": "pt"})
         self._places.append(list(written))

@@ -122,9 +122,14 @@ def joined(values: Sequence[Tensor]) -> Tensor:
     return whole
 
 
+def sees_both_ways(config: Any) -> bool:
+    """Whether all tokens of a picture see each other."""
+    return is_multimodal(config) and family(config).both_ways
+
+
 def seen_both_ways(config: Any, token_ids: Sequence[int]) -> tuple[Span, ...]:
     """Token ranges of pictures whose tokens all see each other; none for most families."""
-    if not is_multimodal(config) or not family(config).both_ways:
+    if not sees_both_ways(config):
         return ()
     marks, spans, start = set(placeholders(config)), [], 0
     for is_picture, run in groupby(token_ids, key=marks.__contains__):

@@ -70,7 +70,9 @@ MEDIA: dict[str, dict[str, Any]] = {
             "layer_types": ["sliding_attention", "full_attention"],
             "query_pre_attn_scalar": 16,
         },
-        "vision_config": {"model_type": "siglip_vision_model", **_SEEING, "image_size": 56, "patch_size": 14},
+        "vision_config": {
+            "model_type": "siglip_vision_model", **_SEEING, "image_size": 56, "patch_size": 14, "vision_use_head": False
+        },
         "mm_tokens_per_image": 4,
         "image_token_index": IMAGE,
         "boi_token_index": BEGIN,

@@ -32,6 +32,10 @@ def media_model(folder, family, *, head_dim):
     if family == "qwen2_audio":  # vLLM pads its sounds to half a minute, whatever the config says
         reader.media.processor.feature_extractor = WhisperFeatureExtractor(feature_size=32, chunk_length=30)
         changes |= {"audio_config": {"max_source_positions": 1500}, "tie_word_embeddings": False}
+    if family == "gemma3_vl":  # vLLM looks them up, whether a question has any or not
+        changes["vocab_size"] = len(reader.tokenizer) + reader.tokenizer.add_tokens(
+            ["\n" * n for n in (1, 2, 3, 4)]
+        )
     reference = tiny_model(family, **changes)
     save_model(reference, reader, folder)
     settings = ModelConfig(path=str(folder))

@@ -86,6 +86,20 @@ def test_sglang_reads_media_as_the_trainer(tmp_path):
     assert found.ok, str(found)
 
 
+@needs_sglang
+@pytest.mark.timeout(300)
+def test_pictures_whose_tokens_see_each_other_are_refused_on_a_cpu(tmp_path):
+    """SGLang computes so with one of its attention kernels only, which is not for CPUs."""
+    module, processor, reference = media_model(tmp_path / "m", "gemma3_vl", head_dim=64)
+    config = SglangConfig(cache_tokens=8192)
+    engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
+    found = check_engine(engine, reference, processor.text, requests=20)
+    with pytest.raises(ValueError, match="rollout.engine=sglang on a CPU hides from a picture's tokens"):
+        engine.generate(media_prompts(processor, ["image"]), Sampling(max_tokens=4))
+    engine._engine.shutdown()
+    assert found.ok, str(found)
+
+
 @pytest.mark.parametrize(
     ("family", "kinds", "engine", "reads"),
     [

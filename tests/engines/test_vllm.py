@@ -157,6 +157,8 @@ MEDIA = {
     "qwen3_vl": ["image"],
     "internvl": ["image"],
     "idefics3": ["image"],
+    "llava": ["image"],
+    "gemma3_vl": ["image"],
     "qwen2_audio": ["audio"],
 }
 
