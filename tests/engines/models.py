@@ -15,6 +15,13 @@ SECTIONS = {32: [4, 6, 6], 64: [8, 12, 12]}
 """Width of a head -> how the three axes of positions share half of it."""
 
 
+CALLED = {
+    "<begin>": "<|vision_start|>", "<finish>": "<|vision_end|>", "<image>": "<|image_pad|>", "<video>": "<|video_pad|>",
+    "<{{ p['type'] }}>": "<|{{ p['type'] }}_pad|>",
+}  # fmt: skip
+"""What vLLM calls the marks of Qwen3-VL, whatever its processor says."""
+
+
 def text_model(folder, shape):
     """Module and processor of a small Llama of this shape."""
     settings = ModelConfig(path=str(tiny_folder(folder, "llama", **shape)))
@@ -38,5 +45,16 @@ def media_model(folder, family, *, head_dim):
         )
     reference = tiny_model(family, **changes)
     save_model(reference, reader, folder)
+    if family == "qwen3_vl":
+        rename(folder, CALLED)
     settings = ModelConfig(path=str(folder))
     return load_model(settings, trainable=False), load_processor(settings, MediaConfig()), reference
+
+
+def rename(folder, words):
+    """Other words for marks in all that a processor was saved as."""
+    for file in [*folder.glob("*.json"), *folder.glob("*.jinja")]:
+        text = file.read_text(encoding="utf-8")
+        for word, other in words.items():
+            text = text.replace(word, other)
+        file.write_text(text, encoding="utf-8")

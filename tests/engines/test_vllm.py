@@ -154,7 +154,7 @@ def test_new_weights_reach_the_experts(tmp_path):
 
 MEDIA = {
     "qwen2_5_vl": ["image", "video"],
-    "qwen3_vl": ["image"],
+    "qwen3_vl": ["image", "video"],
     "internvl": ["image"],
     "idefics3": ["image"],
     "llava": ["image"],
