@@ -122,8 +122,8 @@ class NativeEngineConfig:
     pack_weights: bool = True
     """Copy the weights into a faster layout while generating on a CPU; costs their memory once more."""
     record: bool = False
-    """On a CUDA device, record what the device does in a decoding pass and repeat it (CUDA graphs). New, and not run to its end yet:
-    off unless asked for."""
+    """On a CUDA device, record what the device does in a decoding pass and repeat it (CUDA graphs). New, its last state not run on
+    a GPU yet: off unless asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
