@@ -78,7 +78,8 @@ def recorded(
         function()
     cuda.current_stream().wait_stream(beside)
     graph = cuda.CUDAGraph()
-    with cuda.graph(graph, pool=pool, stream=beside):
+    # Rewards may be computed in another thread (rollout.overlap), and what they do on the device is none of this.
+    with cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
         result = function()
 
     def repeat() -> torch.Tensor:

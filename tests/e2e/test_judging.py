@@ -92,11 +92,15 @@ TOGETHER = ["--processes", "2", "--strategy.backend", "fsdp"]
 
 
 def test_two_processes_rate_their_answers_as_transformers_does(lightrft, tmp_path):
+    """By a template of its own, other than the one in its folder."""
     model = reward_folder(tmp_path / "rm", "llama")
-    options = ["--reward_model.path", "rm", "--rewards.functions", "reward_model", "1"]
-    lightrft("train", *SHORT, *options, *TOGETHER)
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
+    (tmp_path / "plain.jinja").write_text(template)
+    options = ["--reward_model.path", "rm", "--reward_model.chat-template", "plain.jinja"]
+    lightrft("train", *SHORT, *options, "--rewards.functions", "reward_model", "1", *TOGETHER)
     assert len(steps_of(tmp_path)) == 2
     tokenizer = tiny_processor().tokenizer
+    tokenizer.chat_template = template
     for answer in answers_of(tmp_path):
         said = [*answer["messages"], {"role": "assistant", "content": answer["answer"]}]
         tokens = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
