@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch._inductor.config
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,6 +48,7 @@ def wait(device: torch.device) -> None:
 
 def compile_passes() -> None:
     """Lets what would be recorded on a GPU be compiled, with weights as constants, which inductor then packs as `pack_weights` does."""
+    import torch._inductor.config as inductor
 
     def compiled(function: Callable[[], torch.Tensor], *_: object) -> Callable[[], torch.Tensor]:
         start = time.perf_counter()
@@ -59,7 +59,7 @@ def compile_passes() -> None:
 
     engines.can_record = lambda device: True
     recordings.recorded = compiled
-    torch._inductor.config.freezing = True
+    inductor.freezing = True
     torch._dynamo.config.recompile_limit = 64
 
 

@@ -83,7 +83,7 @@ def _for_writing(model: nn.Module) -> Any:
 
 
 def _written(plain: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The second part of the name is what transformers 5.19 makes of models that hear, and no checkpoint has."""
+    """As in a file. transformers 5.19 doubles a part of the names of models that hear."""
     return {
         name.replace("language_model.model.model.", "language_model.model."): weight
         for name, weight in revert_weight_conversion(plain, weights).items()

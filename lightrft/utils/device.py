@@ -73,14 +73,14 @@ def recorded(
     if not can_record(device):
         return function
     cuda, beside = torch.get_device_module(device), _beside(device)
-    beside.wait_stream(cuda.current_stream())
-    with cuda.stream(beside):  # what libraries set up at their first call is not to be recorded
-        function()
-    cuda.current_stream().wait_stream(beside)
     graph = cuda.CUDAGraph()
-    # Rewards may be computed in another thread (rollout.overlap), and what they do on the device is none of this.
-    with cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
-        result = function()
+    beside.wait_stream(cuda.current_stream())
+    with cuda.stream(beside):  # around both: a recording that fails does not leave its stream by itself
+        function()  # what libraries set up at their first call is not to be recorded
+        # Other threads have work on the device too, such as what watches over collectives.
+        with cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
+            result = function()
+    cuda.current_stream().wait_stream(beside)
 
     def repeat() -> torch.Tensor:
         graph.replay()
@@ -92,7 +92,7 @@ def recorded(
 @cache
 def _beside(device: torch.device) -> Any:
     """The one stream on which recordings are made: libraries keep room of their own for each stream that they see."""
-    return torch.get_device_module(device).Stream()
+    return torch.get_device_module(device).Stream(device)
 
 
 def recording_pool(device: torch.device) -> Any:

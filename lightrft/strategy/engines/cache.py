@@ -47,6 +47,8 @@ class Pool:
         self.size = size
         self._live: list[Page] = []
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.moves = 0
+        """How often a layer got other tensors for more room; what holds on to the old ones reads and writes another's memory."""
 
     def __len__(self) -> int:
         return len(self._live)
@@ -85,28 +87,27 @@ class Pool:
         count = len(self) if pages is None else pages
         return keys[:count], values[:count]
 
-    def reserve(self, pages: int) -> bool:
-        """Room for so many pages in the layers there are. Whether any had to move for it."""
-        small = [layer for layer, (keys, _) in self._layers.items() if keys.shape[0] < pages]
-        for layer in small:
-            keys, values = self._layers[layer]
-            size = max(pages, keys.shape[0] * 3 // 2)
-            self._layers[layer] = _longer(keys, size), _longer(values, size)
-        return bool(small)
+    def reserve(self, pages: int) -> None:
+        """Room for so many pages in the layers there are."""
+        for layer in self._layers:
+            self._grow(layer, pages)
 
     def _room(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        have = self._layers.get(layer)
-        if have is not None and have[0].shape[0] >= len(self):
-            return have
-        size = len(self) if have is None else max(len(self), have[0].shape[0] * 3 // 2)
-        if have is None:
-            have = (
-                key.new_zeros(0, key.shape[1], self.size, key.shape[2], dtype=_accumulate(key)),
-                value.new_zeros(0, value.shape[1], self.size, value.shape[2]),
+        if layer in self._layers:
+            self._grow(layer, len(self))
+        else:
+            self._layers[layer] = (
+                key.new_zeros(len(self), key.shape[1], self.size, key.shape[2], dtype=_accumulate(key)),
+                value.new_zeros(len(self), value.shape[1], self.size, value.shape[2]),
             )
-        keys, values = (_longer(t, size) for t in have)
-        self._layers[layer] = keys, values
-        return keys, values
+        return self._layers[layer]
+
+    def _grow(self, layer: int, pages: int) -> None:
+        keys, values = self._layers[layer]
+        if keys.shape[0] < pages:
+            size = max(pages, keys.shape[0] * 3 // 2)
+            self._layers[layer] = _longer(keys, size), _longer(values, size)
+            self.moves += 1
 
     @property
     def is_empty(self) -> bool:

@@ -25,7 +25,7 @@ from lightrft.strategy.colocate import Resident
 from lightrft.strategy.engines.base import NONE, Engine, Progress
 from lightrft.strategy.engines.cache import Cache, Step, Stretch
 from lightrft.strategy.engines.fast import fast
-from lightrft.strategy.engines.recorded import Recorder
+from lightrft.strategy.engines.recorded import Recorder, check_recordable
 from lightrft.strategy.engines.sampling import draw, stream, uniforms
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.device import can_record
@@ -62,6 +62,8 @@ class NativeEngine:
                 f"rollout.native.max_sequences={config.max_sequences}, prefill_tokens={config.prefill_tokens}: "
                 "both must be at least 1."
             )
+        if config.record:
+            check_recordable(module, text)
         self.weight_version = 0
         self.device = next(module.parameters()).device
         self._module, self._stop_ids, self._decode, self._config = module, stop_ids, decode, config
@@ -82,6 +84,9 @@ class NativeEngine:
                 while rollout.step():
                     if progress is not None:
                         progress(rollout.finished, rollout.tokens)
+            except BaseException:  # a layer may have been given room and the next not
+                self._cache.offload()
+                raise
             finally:
                 self._cache.clear()
         return [[a.completion(self.weight_version) for a in answers] for answers in rollout.answers]

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightrft.strategy.engines.cache import Cache, Decoding, Reading, Stretch, Table, table
 from lightrft.utils.device import recorded, recording_pool
@@ -55,6 +55,7 @@ class Recorder:
     def __init__(self, backbone: Any, cache: Cache, device: torch.device) -> None:
         self._backbone, self._cache, self._device = backbone, cache, device
         self._recordings: list[_Recording] = []
+        self._moves = (0, 0)
         self._pool: Any = None
 
     def hidden(
@@ -63,6 +64,7 @@ class Recorder:
         """(A, H) of the newest token of each (prompt, own) of `running`; None where the pass must be made plainly, as the first is."""
         if self._cache.answers.is_empty:
             return None
+        self._forget_moved()
         shared, own = (table([pair[i] for pair in running]) for i in (0, 1))
         needed = Sizes(len(running), *shared.sizes, own.sizes[0], own.sizes[2])
         fitting = [r for r in self._recordings if r.sizes.holds(needed)]
@@ -72,14 +74,33 @@ class Recorder:
         return recording.run(shared, own, newest, last, tokens, positions)
 
     def _record(self, sizes: Sizes) -> _Recording:
-        moved = self._cache.prompts.reserve(sizes.shared_pages)
-        if self._cache.answers.reserve(sizes.own_pages + 1) or moved:
-            self._recordings.clear()
+        self._cache.prompts.reserve(sizes.shared_pages)
+        self._cache.answers.reserve(sizes.own_pages + 1)
+        self._forget_moved()
         if not self._recordings:  # a pool ends with its last recording
             self._pool = recording_pool(self._device)
         made = _Recording(self._backbone, self._cache, sizes, self._device, self._pool)
         self._recordings.append(made)
         return made
+
+    def _forget_moved(self) -> None:
+        """Recordings of a cache that lies elsewhere now, be it that a plain pass needed more room, are of no use."""
+        moves = self._cache.prompts.moves, self._cache.answers.moves
+        if moves != self._moves:
+            self._recordings.clear()
+            self._moves = moves
+
+
+def check_recordable(module: nn.Module, text: Any) -> None:
+    """ValueError for a model whose pass waits for numbers from the device, which no recording can."""
+    ropes = getattr(text, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
+    why = [f"{kind} rotary positions" for kind in ("dynamic", "longrope") if kind in kinds]
+    why += ["experts" for name, _ in module.named_modules() if name.endswith(".experts")][:1]
+    if why:
+        raise ValueError(
+            f"rollout.native.record=true cannot record a model with {why[0]}. Set it to false, or take rollout.engine=vllm."
+        )
 
 
 class _Recording:

@@ -300,7 +300,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             "base_gpu_id": weight.device.index or 0,
             "enable_memory_saver": True,
         }
-        if sees_both_ways(causal_lm(module).config):  # its other kernels hide later tokens of a picture
+        if sees_both_ways(causal_lm(module).config):  # the one that takes a mask of the model's own
             more["attention_backend"] = "triton"
     if options.max_length:
         more["context_length"] = options.max_length

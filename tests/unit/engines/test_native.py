@@ -260,7 +260,7 @@ def test_an_interrupted_call_leaves_nothing_behind() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         engine.generate(prompts_of(MIXED), Sampling(max_tokens=66), interrupt)
-    assert len(engine._cache.prompts) == len(engine._cache.answers) == 0
+    assert len(engine._cache.prompts) == len(engine._cache.answers) == engine._cache.nbytes() == 0
     assert not any("forward" in m.__dict__ for m in engine._module.modules())
     assert len(engine.generate(prompts_of([3]), Sampling(max_tokens=2))[0][0].token_ids) == 2
 
