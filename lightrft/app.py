@@ -167,7 +167,7 @@ def build_trainer(
     curriculum = build_curriculum(config, processor, world)
     stack.enter_context(curriculum.judge)
     stack.enter_context(curriculum.exam_judge)
-    check_kinds(config.rollout.engine, curriculum.asked)
+    check_kinds(config.rollout.engine, curriculum.asked, processor.media, device)
     scores, experience = build_scores(config, curriculum.judge, world), Experience(config.replay, world.size)
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
@@ -575,7 +575,8 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
     processor = load_processor(config.model, config.media)
     exams, judge = build_exams(config, processor)
     check_judging(config, [judge], training=False)
-    check_kinds(config.rollout.engine, (prompt for exam in exams for prompt in exam.prompts))
+    prompts = (prompt for exam in exams for prompt in exam.prompts)
+    check_kinds(config.rollout.engine, prompts, processor.media, device)
     with judge:
         evaluator = Evaluator(
             exams=exams,

@@ -61,8 +61,8 @@ def published(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterat
     Of a model that transformers computes with other names or cuts than it writes (experts in one tensor, say), the weights of
     a layer are in memory together; of any other, one at a time. `weights` are in the model's order.
     """
-    plain, nothing = _for_writing(model), dict[str, Tensor]()
-    if revert_weight_conversion(plain, nothing) is nothing:
+    plain = _for_writing(model)
+    if plain._weight_conversions is None:
         yield from weights
         return
     for _, layer in groupby(weights, key=lambda named: _layer(named[0])):
@@ -109,6 +109,7 @@ class Files:
         for name, parameter in plain_parameters(self.model).items():
             first.setdefault(parameter, name)
         self._second = plain_parameters(self.model).keys() - set(first.values())
+        self._plain = _for_writing(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, weight: Tensor) -> None:
@@ -149,7 +150,7 @@ class Files:
         return sum(weight.nbytes for weight in self._held.values())
 
     def _write(self) -> None:
-        written = {n: w.contiguous() for n, w in _written(_for_writing(self.model), self._held).items()}
+        written = {n: w.contiguous() for n, w in _written(self._plain, self._held).items()}
         self._total += sum(weight.nbytes for weight in written.values())
         save_file(written, self._file(len(self._places)), metadata={"format": "pt"})
         self._places.append(list(written))

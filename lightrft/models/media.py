@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightrft.config import MediaConfig
-from lightrft.models.families import has_position_rows, position_rows, stored_media
+from lightrft.models.families import has_position_rows, position_rows, sees_both_ways, stored_media
 from lightrft.models.logprobs import backbone
 from lightrft.types import Message
 from lightrft.utils.media import Clip, Media, MediaError, read_media
@@ -43,6 +43,11 @@ class MediaEncoder:
         if hasattr(self.processor, "reads"):
             return set(self.processor.reads)
         return {kind for kind, parts in _READ_BY.items() if any(hasattr(self.processor, p) for p in parts)}
+
+    @property
+    def sees_both_ways(self) -> bool:
+        """Whether the model lets all tokens of a picture see each other."""
+        return sees_both_ways(self._shapes.config)
 
     def rendered(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
         """The conversation as text, a mark in place of each medium."""

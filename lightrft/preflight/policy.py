@@ -66,7 +66,7 @@ class Policy:
 
 def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
     """Loads the model, and shows what it answers before any training and what the rewards make of that."""
-    check_kinds(config.rollout.engine, questions.read)
+    check_kinds(config.rollout.engine, questions.read, questions.processor.media, parts.device)
     started = time.perf_counter()
     actor = parts.strategy.trainable(Source(config.model), config.optimizer, 1)
     engine = parts.make_engine(actor.module, questions.processor, config.rollout)

@@ -15,7 +15,7 @@ SECTIONS = {32: [4, 6, 6], 64: [8, 12, 12]}
 """Width of a head -> how the three axes of positions share half of it."""
 
 
-CALLED = {
+QWEN_MARKS = {
     "<begin>": "<|vision_start|>", "<finish>": "<|vision_end|>", "<image>": "<|image_pad|>", "<video>": "<|video_pad|>",
     "<{{ p['type'] }}>": "<|{{ p['type'] }}_pad|>",
 }  # fmt: skip
@@ -46,7 +46,7 @@ def media_model(folder, family, *, head_dim):
     reference = tiny_model(family, **changes)
     save_model(reference, reader, folder)
     if family == "qwen3_vl":
-        rename(folder, CALLED)
+        rename(folder, QWEN_MARKS)
     settings = ModelConfig(path=str(folder))
     return load_model(settings, trainable=False), load_processor(settings, MediaConfig()), reference
 

@@ -4,9 +4,12 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
 from lightrft.models.load import load_model, load_processor
@@ -74,30 +77,36 @@ def test_a_start_that_takes_too_long_is_ended(tmp_path):
     assert all_gone()
 
 
+@contextmanager
+def seeing(folder, family):
+    """An engine with a small model that sees, its processor, and what transformers makes of the same weights."""
+    module, processor, reference = media_model(folder, family, head_dim=64)
+    config = SglangConfig(cache_tokens=8192)
+    engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
+    try:
+        yield engine, processor, reference
+    finally:
+        engine._engine.shutdown()
+
+
 @needs_sglang
 @pytest.mark.timeout(300)
 def test_sglang_reads_media_as_the_trainer(tmp_path):
-    module, processor, reference = media_model(tmp_path / "m", "qwen3_vl", head_dim=64)
-    config = SglangConfig(cache_tokens=8192)
-    engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
-    media = media_prompts(processor, ["image", "video"])
-    found = check_engine(engine, reference, processor.text, requests=20, media=media)
-    engine._engine.shutdown()
-    assert found.ok, str(found)
+    with seeing(tmp_path / "m", "qwen3_vl") as (engine, processor, reference):
+        media = media_prompts(processor, ["image", "video"])
+        found = check_engine(engine, reference, processor.text, requests=20, media=media)
+        assert found.ok, str(found)
 
 
 @needs_sglang
 @pytest.mark.timeout(300)
 def test_pictures_whose_tokens_see_each_other_are_refused_on_a_cpu(tmp_path):
     """SGLang computes so with one of its attention kernels only, which is not for CPUs."""
-    module, processor, reference = media_model(tmp_path / "m", "gemma3_vl", head_dim=64)
-    config = SglangConfig(cache_tokens=8192)
-    engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
-    found = check_engine(engine, reference, processor.text, requests=20)
-    with pytest.raises(ValueError, match="rollout.engine=sglang on a CPU hides from a picture's tokens"):
-        engine.generate(media_prompts(processor, ["image"]), Sampling(max_tokens=4))
-    engine._engine.shutdown()
-    assert found.ok, str(found)
+    with seeing(tmp_path / "m", "gemma3_vl") as (engine, processor, reference):
+        found = check_engine(engine, reference, processor.text, requests=20)
+        assert found.ok, str(found)
+        with pytest.raises(ValueError, match="rollout.engine=sglang on a CPU hides from a picture's tokens"):
+            engine.generate(media_prompts(processor, ["image"]), Sampling(max_tokens=4))
 
 
 @pytest.mark.parametrize(
@@ -111,20 +120,29 @@ def test_pictures_whose_tokens_see_each_other_are_refused_on_a_cpu(tmp_path):
     ],
 )
 def test_media_that_an_engine_does_not_read_are_refused(family, kinds, engine, reads):
-    prompts = media_prompts(load_processor(ModelConfig(path=f"random:{family}")), kinds)
-    check_kinds(engine, prompts[:1])
+    processor = load_processor(ModelConfig(path=f"random:{family}"))
+    prompts = media_prompts(processor, kinds)
+    check = partial(check_kinds, engine, reader=processor.media, device=torch.device("cpu"))
+    check(prompts[:1])
     if not reads:
-        check_kinds(engine, prompts)
+        check(prompts)
         return
     with pytest.raises(
         ValueError, match=f"prompt 'one {kinds[0]}' holds .* rollout.engine={engine} reads only: {reads}"
     ):
-        check_kinds(engine, prompts)
+        check(prompts)
+
+
+def test_pictures_that_sglang_would_see_otherwise_are_refused_before_it_starts():
+    processor = load_processor(ModelConfig(path="random:gemma3_vl"))
+    check = partial(check_kinds, prompts=media_prompts(processor, ["image"]), reader=processor.media)
+    check("vllm", device=torch.device("cpu"))
+    check("sglang", device=torch.device("cuda"))
+    with pytest.raises(ValueError, match="rollout.engine=sglang on a CPU hides from a picture's tokens"):
+        check("sglang", device=torch.device("cpu"))
 
 
 def test_a_seeded_draw_follows_its_distribution():
-    import torch
-
     logprobs = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
     tokens = seeded_draw(logprobs, torch.arange(4000), torch.full((4000,), 7))
     shares = torch.bincount(tokens[:, 0], minlength=4) / 4000

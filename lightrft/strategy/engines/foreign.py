@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
@@ -76,14 +77,24 @@ READS = {"sglang": ("image", "video"), "lmdeploy": ("image",)}
 sounds by their addresses only."""
 
 
-def check_kinds(engine: str, prompts: Iterable[Prompt]) -> None:
-    """ValueError for a question with media that the engine of this name does not read."""
+def check_kinds(
+    engine: str, prompts: Iterable[Prompt], reader: MediaEncoder | None, device: torch.device
+) -> None:
+    """ValueError for a question with media that the engine of this name does not read, or not as the model does."""
     reads = READS.get(engine, KINDS)
+    # Of SGLang's attention kernels one takes a mask of the model's own, and it is not for CPUs.
+    hides = engine == "sglang" and device.type == "cpu" and reader is not None and reader.sees_both_ways
     for prompt in prompts:
-        deaf = {kind for kind, _ in parts(prompt.messages)}.difference(reads)
+        kinds = {kind for kind, _ in parts(prompt.messages)}
+        deaf = kinds.difference(reads)
         if deaf:
             raise ValueError(
                 f"prompt '{prompt.id}' holds media of the kind '{min(deaf)}', and rollout.engine={engine} reads only: {', '.join(reads)}. "
+                "Set rollout.engine=vllm or native."
+            )
+        if kinds and hides:
+            raise ValueError(
+                "rollout.engine=sglang on a CPU hides from a picture's tokens those behind them, which this model lets them see. "
                 "Set rollout.engine=vllm or native."
             )
 

@@ -69,7 +69,7 @@ class LmdeployEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
-        check_kinds("lmdeploy", prompts)
+        check_kinds("lmdeploy", prompts, self._reader, self._device)
         questions = [
             (prompt, one, question(one))
             for prompt, one in zip(prompts, asked(prompts, sampling, self._reader), strict=True)

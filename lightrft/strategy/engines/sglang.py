@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
-from lightrft.models.families import placeholders, sees_both_ways
+from lightrft.models.families import placeholders
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.strategy.colocate import Resident
@@ -61,7 +61,7 @@ class SglangEngine:
         self.weight_version = NONE
         self._names, self._stop_ids = Names.of(module), processor.stop_ids
         self._never = placeholders(causal_lm(module).config)
-        self._sees_one_way = weight.device.type == "cpu" and sees_both_ways(causal_lm(module).config)
+        self._check = partial(check_kinds, "sglang", reader=processor.media, device=weight.device)
         self._bucket, self._start_seconds = config.sglang.bucket_mib * 2**20, config.sglang.start_seconds
         self._sleeps = weight.device.type != "cpu"
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
@@ -122,18 +122,13 @@ class SglangEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
-        check_kinds("sglang", prompts)
+        self._check(prompts)
         questions = asked(prompts, sampling)
         tokens = [one.token_ids for one in questions for _ in range(one.n)]
         options = [self._options(one, k, sampling) for one in questions for k in range(one.n)]
         media = [_read(prompt) for prompt, one in zip(prompts, questions, strict=True) for _ in range(one.n)]
         if not tokens:
             return []
-        if any(media) and self._sees_one_way:
-            raise ValueError(
-                "rollout.engine=sglang on a CPU hides from a picture's tokens those behind them, which this model lets them see. "
-                "Set rollout.engine=vllm or native."
-            )
         call = partial(
             self._engine.generate,
             input_ids=tokens,
@@ -300,7 +295,9 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             "base_gpu_id": weight.device.index or 0,
             "enable_memory_saver": True,
         }
-        if sees_both_ways(causal_lm(module).config):  # the one that takes a mask of the model's own
+        if (
+            processor.media is not None and processor.media.sees_both_ways
+        ):  # the one that takes a mask of the model's own
             more["attention_backend"] = "triton"
     if options.max_length:
         more["context_length"] = options.max_length

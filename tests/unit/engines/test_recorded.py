@@ -89,7 +89,7 @@ def taken_over(longer):
 ALL, FEW, ONE = (
     (256, (1, 90, 3, 200, 64), Sampling(n=3, max_tokens=75, seed=2)),
     (7, (1, 90, 3, 200, 64), Sampling(n=3, max_tokens=75, seed=2)),
-    (1, (10, 300, 12), Sampling(max_tokens=6, seed=2)),
+    (1, (10, 300, 12), Sampling(n=2, max_tokens=75, seed=2)),
 )
 """Answers at a time, and what is asked: in ONE the cache grows as a long question is read, and the next needs little of it."""
 
@@ -118,9 +118,9 @@ def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, leng
         monkeypatch.setattr(recordings, "recorded", taping())
         monkeypatch.setattr(cache, "_longer", taken_over(cache._longer))
     padded = said(NativeEngineConfig(max_sequences=most, record=True))
-    assert sum(made) > 10
+    assert sum(made) > 50
     assert [a.token_ids for a in padded] == [a.token_ids for a in plain]
-    assert len({len(a.token_ids) for a in plain}) > 1 or most == 1
+    assert len({len(a.token_ids) for a in plain}) > 1
     for mine, right in zip(padded, plain, strict=True):
         torch.testing.assert_close(mine.logprobs, right.logprobs, atol=1e-5, rtol=0)
     made.clear()
