@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
 from lightrft.models.source import Source
-from lightrft.strategy.colocate import Resident
-from lightrft.utils.whereabouts import HERE
+from lightrft.parallel.status import HERE
+from lightrft.strategy.memory import Resident
 
 T = TypeVar("T")
 
