@@ -141,6 +141,8 @@ class Inputs:
     """Per sequence, start and end in N of the prompt it continues; siblings share one span."""
     response_spans: tuple[tuple[int, int], ...]
     """Per sequence, start and end in N of its response."""
+    targets: Tensor
+    """(T,) int64: the response tokens, which are predicted."""
     predict: Tensor
     """(T,) int64: the position in N whose hidden state predicts response token t. The only shift by one there is."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
@@ -152,8 +154,6 @@ class Inputs:
 class Batch:
     """S answers laid end to end: T response tokens, no padding. Columns are (T,) float32 unless said otherwise."""
 
-    token_ids: Tensor
-    """(T,) int64, the response tokens."""
     segments: Tensor
     """(T,) int64, which sequence: 0..S-1, non-decreasing."""
     groups: Tensor
@@ -185,7 +185,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.token_ids.numel())
+        return int(self.segments.numel())
 
 
 @dataclass(frozen=True, slots=True)

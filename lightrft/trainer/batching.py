@@ -37,7 +37,6 @@ def pack(
     """
     lengths = torch.tensor([len(t) for t in trajectories], dtype=torch.int64)
     batch = Batch(
-        token_ids=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
         segments=torch.repeat_interleave(torch.arange(len(trajectories)), lengths),
         groups=torch.tensor([t.group for t in trajectories], dtype=torch.int64),
         mask=torch.tensor([x for t in trajectories for x in t.mask], dtype=torch.bool),
@@ -89,6 +88,7 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
         positions=torch.cat(positions, -1),
         prompt_spans=tuple(prompt_spans),
         response_spans=tuple(response_spans),
+        targets=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
         predict=torch.tensor(predict, dtype=torch.int64),
         media={name: joined(values) for name, values in media.items()},
     )
@@ -121,6 +121,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
             i,
             token_ids=i.token_ids.to(device),
             positions=i.positions.to(device),
+            targets=i.targets.to(device),
             predict=i.predict.to(device),
             media={name: value.to(device) for name, value in i.media.items()},
         )

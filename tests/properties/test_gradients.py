@@ -191,7 +191,7 @@ def test_what_is_packed_comes_back_unpacked(shape, share, name):
         assert torch.equal(copy.columns[name], t.columns[name])
         assert torch.equal(copy.columns["behavior"], torch.tensor(t.behavior, dtype=torch.float32))
     lengths = [len(t) for t in answers]
-    assert [x.tolist() for x in batch.token_ids.split(lengths)] == [t.token_ids for t in answers]
+    assert [x.tolist() for x in batch.inputs.targets.split(lengths)] == [t.token_ids for t in answers]
     assert [x.tolist() for x in batch.mask.split(lengths)] == [t.mask for t in answers]
     for t, prompt, response in zip(
         answers, batch.inputs.prompt_spans, batch.inputs.response_spans, strict=True
