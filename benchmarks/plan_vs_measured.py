@@ -82,17 +82,17 @@ def of_rank(args: list[str]) -> dict[str, float]:
     torch.ones(64, 64, requires_grad=True).mm(torch.ones(64, 64)).sum().backward()
     with tempfile.TemporaryDirectory() as run, contextlib.ExitStack() as stack:
         before = resident_gib()
-        trainer = app.build_trainer(config, Path(run), stack, started=time.perf_counter())
+        made = app.build_run(config, Path(run), stack, started=time.perf_counter())
         mmap_threshold = -3
         ctypes.CDLL(None).mallopt(mmap_threshold, 65536)
-        trainer.stage.__class__ = MeasuredStage
-        trainer.stage.peaks = {}  # type: ignore[attr-defined]
-        trainer._position = trainer._snapshot()
-        trainer.train_step(1)
-        trainer.stage.peaks.clear()  # type: ignore[attr-defined]
+        made.stage.__class__ = MeasuredStage
+        made.stage.peaks = {}  # type: ignore[attr-defined]
+        made.begin()
+        made.take(1)
+        made.stage.peaks.clear()  # type: ignore[attr-defined]
         for step in (2, 3):
-            trainer.train_step(step)
-        return {phase.value: peak - before for phase, peak in trainer.stage.peaks.items()}  # type: ignore[attr-defined]
+            made.take(step)
+        return {phase.value: peak - before for phase, peak in made.stage.peaks.items()}  # type: ignore[attr-defined]
 
 
 def predicted(args: list[str], devices: int) -> dict[str, float]:

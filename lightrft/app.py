@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.build.assemble import Models, Parts, assemble, left_in
 from lightrft.build.judges import add_judging_models, check_judging, held_whole, named
 from lightrft.config import (
     ZERO,
@@ -58,7 +60,6 @@ from lightrft.parallel.world import World
 from lightrft.rewards.base import Judge
 from lightrft.rewards.check import check_gold
 from lightrft.rewards.vote import VOTES
-from lightrft.runs.capsule import Capsules
 from lightrft.runs.curves import draw_curves
 from lightrft.runs.folder import check_backend, earlier, keep_settings, new_run
 from lightrft.runs.metrics import Logger
@@ -71,15 +72,15 @@ from lightrft.strategy.load_weights import reader
 from lightrft.strategy.memory import PRESENT, Phase, Resident, Stage
 from lightrft.strategy.single import Single, WithoutAdapters
 from lightrft.tasks.table import Task, load_task
-from lightrft.trainer.buffer import Experience
 from lightrft.trainer.evaluate import Evaluator, Exam
 from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.run import Run
+from lightrft.trainer.sampler import Sampler, Unchanging
 from lightrft.trainer.scaler import Scores
 from lightrft.types import Prompt
 from lightrft.utils.atomic import explained, folder, write_text
 from lightrft.utils.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.utils.imports import resolve
-from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.seeding import restore_generators, seed_everything
 
 log = logging.getLogger("lightrft")
@@ -111,14 +112,14 @@ def train(config: Config, resume: Path | None = None) -> Path:
         claimed(config, resume, world, "train") as (run, again, terminal),
         contextlib.ExitStack() as stack,
     ):
-        trainer = build_trainer(config, run, stack, started=started, resume=again)
-        terminal.show = trainer.progress.note
+        made = build_run(config, run, stack, started=started, resume=again)
+        terminal.show = made.journal.progress.note
         if again and world.is_first:
-            keep_settings(run, config, trainer.done)
-        trainer.train()
+            keep_settings(run, config, made.done)
+        made.train()
         if world.is_first:
             with explained(run):
-                finish(trainer, stack)
+                finish(config, made, stack)
     return run
 
 
@@ -156,9 +157,9 @@ class Curriculum:
             yield from prompts
 
 
-def build_trainer(
+def build_run(
     config: Config, run: Path, stack: contextlib.ExitStack, *, started: float, resume: bool = False
-) -> RLTrainer:
+) -> Run:
     """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world = World.current(config.strategy.sequence_parallel)
@@ -176,7 +177,6 @@ def build_trainer(
     stack.enter_context(curriculum.judge)
     stack.enter_context(curriculum.exam_judge)
     check_kinds(config.rollout.engine, curriculum.asked, processor.media, device)
-    scores, experience = build_scores(config, curriculum.judge, world), Experience(config.replay, world.size)
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
 
@@ -199,37 +199,33 @@ def build_trainer(
         stack.enter_context(logger)
     progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
     evaluator = build_evaluator(config, curriculum, processor, run / "evaluation", world)
-    trainer = trainer_class(
+    parts = Parts(
         config=config,
         run=run,
         world=world,
         device=device,
         stage=stage,
-        actor=actor,
-        critic=critic,
-        reference=reference,
-        teacher=teacher,
+        models=Models(actor, critic, reference, teacher),
         engine=engine,
         processor=processor,
         prompts=curriculum.prompts,
         judge=curriculum.judge,
-        scores=scores,
-        experience=experience,
+        scaler=build_scores(config, curriculum.judge, world),
         algorithm=algorithm,
         evaluator=evaluator,
         checkpoints=checkpoints,
-        capsules=Capsules(run, config.log),
-        logger=logger,
         progress=progress,
+        logger=logger,
         started=started,
-        interrupt=Interrupt(world.max),
+        left=left_in(state),
     )
+    made = assemble(trainer_class, parts)
     if state is not None:
-        trainer.load(state)
+        made.load(state)
     if world.is_first:
         progress.console.print(stage.table())
     stack.enter_context(progress)
-    return trainer
+    return made
 
 
 def shared(option: str, number: int, world: World) -> None:
@@ -504,16 +500,16 @@ def last_state(checkpoints: Checkpoints, command: str = "train") -> dict[str, An
     return None
 
 
-def finish(trainer: RLTrainer, stack: contextlib.ExitStack) -> None:
+def finish(config: Config, made: Run, stack: contextlib.ExitStack) -> None:
     """Summary, picture and report of a finished run."""
     stack.close()  # the live picture ends, files are complete
-    run = trainer.run
+    run = made.folder
     summary = {
-        "seconds": round(trainer.seconds, 1),
-        "steps": trainer.done,
-        "seed": trainer.config.seed,
-        "model": trainer.config.model.path,
-        "evaluation": evaluation_summary(run, trainer.evaluations),
+        "seconds": round(made.seconds, 1),
+        "steps": made.done,
+        "seed": config.seed,
+        "model": config.model.path,
+        "evaluation": evaluation_summary(run, made.evaluations),
     }
     write_text(run / "summary.json", json.dumps(summary, indent=2))
     draw_curves(run)
@@ -603,13 +599,10 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
         judging = add_judging_models(config, [judge], engine, processor, device)
         stage = build_stage({"policy": held_whole(module, config, device)}, engine, judging, device)
         stage.begin()
-        with stage(Phase.SYNC):
-            engine.load_weights(module.state_dict().items())
-            engine.weight_version = 0
-        with stage(Phase.ROLLOUT), sampling_bar() as bar, world.apart():
-            answers = evaluator.sample(engine, progress=bar)
-        with stage(Phase.ROLLOUT if judge.by_policy else Phase.SCORE), world.apart():
-            judge([t for group in answers for t in group])
+        sampler = Sampler(engine, Unchanging(module), stage, world, config.rollout.restarts)
+        with sampling_bar() as bar:
+            answers = sampler(partial(evaluator.sample, engine, progress=bar))
+        sampler.judged(judge, [t for group in answers for t in group])
         evaluator.report(answers, "answers")
         world.barrier()  # the first rank has written what all read
     estimates: dict[str, Any] = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
@@ -690,11 +683,12 @@ def replay(run: Path, step: int) -> int:
         config = layers.load([str(resolved)], Config)
         quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
         config = replace(config, log=quiet, rollout=ours(config.rollout))
-        trainer = build_trainer(config, Path(scratch), stack, started=time.perf_counter())
+        trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
+        assert isinstance(trainer, RLTrainer)
         restore(trainer.actor, capsule.state)
         capsule.verify(trainer.actor.weights())
         restore_generators(capsule.rng)
-        updates = list(trainer.learn(step, capsule.trajectories, first=capsule.start))
+        updates = list(trainer.learner.learn(step, capsule.trajectories, first=capsule.start))
     table = Table("update", "metric", "recorded", "replayed", "", title=f"step {step} of {run}")
     rows = compare(capsule.updates, updates)
     for update, name, recorded, replayed, equal in rows:

@@ -27,6 +27,8 @@ from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.memory import Phase, Stage
 from lightrft.tasks.table import Split, load_task
+from lightrft.trainer.batching import Batching, blank_answer
+from lightrft.trainer.run import Journal, Run
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
 from lightrft.utils.atomic import explained, write_text
@@ -48,20 +50,20 @@ def train(config: SFTConfig, resume: Path | None = None) -> Path:
         claimed(config, resume, world, "sft") as (run, again, terminal),
         contextlib.ExitStack() as stack,
     ):
-        trainer = build_trainer(config, run, stack, started=started, resume=again)
-        terminal.show = trainer.progress.note
+        made = build_run(config, run, stack, started=started, resume=again)
+        terminal.show = made.journal.progress.note
         if again and world.is_first:
-            keep_settings(run, config, trainer.done)
-        trainer.train()
+            keep_settings(run, config, made.done)
+        made.train()
         if world.is_first:
             with explained(run):
-                finish(trainer, stack)
+                finish(config, made, stack)
     return run
 
 
-def build_trainer(
+def build_run(
     config: SFTConfig, run: Path, stack: contextlib.ExitStack, *, started: float, resume: bool = False
-) -> SFTTrainer:
+) -> Run:
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world = World.current(config.strategy.sequence_parallel)
@@ -87,27 +89,28 @@ def build_trainer(
         logger = Logger(run, done if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
     progress = Progress(config, steps, done, run=run, show=world.is_first)
+    journal, interrupt = Journal(run, progress, logger), Interrupt(world.max)
+    batching = Batching(config.update, world, device, blank_answer(processor.blank()))
     trainer = SFTTrainer(
-        config=config,
+        config, world, stage, batching, model, prompts, held_out, journal=journal, interrupt=interrupt
+    )
+    made = Run(
+        command="sft",
         steps=steps,
-        run=run,
+        trainer=trainer,
+        journal=journal,
         world=world,
-        device=device,
         stage=stage,
-        model=model,
         processor=processor,
-        prompts=prompts,
-        held_out=held_out,
         checkpoints=checkpoints,
-        logger=logger,
-        progress=progress,
+        evaluates=config.evaluate,
+        interrupt=interrupt,
         started=started,
-        interrupt=Interrupt(world.max),
     )
     if state is not None:
-        trainer.load(state)
+        made.load(state)
     stack.enter_context(progress)
-    return trainer
+    return made
 
 
 def build_loader(config: SFTConfig, conversations: Conversations, world: World) -> PromptLoader:
@@ -157,17 +160,17 @@ def build_stage(model: Trainable, device: torch.device) -> Stage:
     return stage
 
 
-def finish(trainer: SFTTrainer, stack: contextlib.ExitStack) -> None:
+def finish(config: SFTConfig, made: Run, stack: contextlib.ExitStack) -> None:
     """Summary, picture and report of a finished run."""
     stack.close()  # the live picture ends, files are complete
-    run, config = trainer.run, trainer.config
+    run = made.folder
     summary = {
-        "seconds": round(trainer.seconds, 1),
-        "steps": trainer.done,
+        "seconds": round(made.seconds, 1),
+        "steps": made.done,
         "seed": config.seed,
         "model": config.model.path,
-        "held_out_nll": {k: v["mean"] for k, v in trainer.losses.items() if k in ("before", "after")},
-        "held_out_nll_by_task": {k: v for k, v in trainer.losses.items() if k in ("before", "after")},
+        "held_out_nll": {k: v["mean"] for k, v in made.evaluations.items() if k in ("before", "after")},
+        "held_out_nll_by_task": {k: v for k, v in made.evaluations.items() if k in ("before", "after")},
     }
     write_text(run / "summary.json", json.dumps(summary, indent=2))
     draw_curves(run)

@@ -53,6 +53,13 @@ class Begun:
     """What fixes its draws, as its first completion said."""
     max_tokens: int
     """Most tokens that may be added now."""
+    mask: Sequence[bool] = ()
+    """(tokens,) which of its tokens the policy chose; empty: all. Others came in between, as what a tool replied does."""
+
+    @property
+    def since(self) -> int:
+        """Place of its first token after the last one that the policy did not choose: only from there stop texts count."""
+        return max((place + 1 for place, chosen in enumerate(self.mask) if not chosen), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +119,10 @@ class Trajectory:
     reward: float = nan
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
-    greedy_reward: float = nan
-    """Reward of the most likely answer to the same prompt, where the algorithm asks for it."""
-    greedy_parts: dict[str, float] = field(default_factory=dict)
-    """Its reward by name."""
+    baseline: float = nan
+    """Reward of another answer to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
+    baseline_parts: dict[str, float] = field(default_factory=dict)
+    """The baseline's reward by name."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
     weight_version: int = 0
@@ -165,8 +172,8 @@ class Batch:
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor
-    greedy: Tensor | None = None
-    """(S,) float32, the score of the most likely answer to each answer's prompt."""
+    baselines: Tensor | None = None
+    """(S,) float32, the score that each answer is compared with, where the algorithm asks for one."""
     old: Tensor | None = None
     entropy: Tensor | None = None
     """Of the distribution each token was drawn from, nats."""

@@ -11,17 +11,64 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightrft.config import UpdateConfig
 from lightrft.models.families import joined
 from lightrft.parallel.world import World
 from lightrft.types import Batch, Inputs, Prompt, Trajectory, concatenate
+from lightrft.utils.seeding import derive_seed
 
 COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a rank packs its answers into micro-batches, in step with all others."""
+
+    config: UpdateConfig
+    world: World
+    device: torch.device
+    """Where a model reads them."""
+    blank: Trajectory | None = None
+    """Computed by ranks that have fewer batches than others, so that all call for the same weights equally often; nothing
+    is learnt from it, and one process needs none."""
+
+    def updates(
+        self, trajectories: Sequence[Trajectory], *, seed: int, first: int = 0
+    ) -> Iterator[tuple[int, list[Trajectory]]]:
+        """Number and answers of each optimizer update: `config.epochs` passes of `config.minibatches` updates each.
+
+        Which answers meet in which update depends on `seed` alone. `first` skips the updates before that number. Called by
+        all ranks, which all get equally many; a rank may have no answers in one.
+        """
+        for epoch in range(self.config.epochs):
+            parts = minibatches(
+                trajectories, self.config.minibatches, seed=derive_seed(seed, epoch), world=self.world
+            )
+            for place, part in enumerate(parts):
+                index = epoch * len(parts) + place
+                if index >= first:
+                    yield index, part
+
+    def rounds(
+        self, trajectories: Sequence[Trajectory], prepare: Callable[[Batch], None] = lambda batch: None
+    ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
+        """These answers in micro-batches of `config.tokens_per_batch` tokens at most; called by all ranks, see `rounds`."""
+        share_prompts = self.config.share_prompts
+        planned = plan(trajectories, self.config.tokens_per_batch, share_prompts=share_prompts)
+        return rounds(
+            planned,
+            self.blank,
+            self.world,
+            share_prompts=share_prompts,
+            device=self.device,
+            prepare=prepare,
+        )
 
 
 def pack(
@@ -43,7 +90,7 @@ def pack(
         scores=torch.tensor([t.reward for t in trajectories], dtype=torch.float32),
         weights=torch.zeros(int(lengths.sum())),
         behavior=concatenate([t.behavior for t in trajectories]),
-        greedy=torch.tensor([t.greedy_reward for t in trajectories], dtype=torch.float32),
+        baselines=torch.tensor([t.baseline for t in trajectories], dtype=torch.float32),
     )
     for name in COLUMNS:
         if trajectories and all(name in t.columns for t in trajectories):

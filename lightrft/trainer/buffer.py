@@ -12,100 +12,108 @@ from lightrft.runs.storage import restored, stored
 from lightrft.types import Prompt, Trajectory
 
 Group = list[Trajectory]
+KINDS = ("carried_over", "prefetched", "unfinished")
 
 
-class Experience:
+class RolloutBuffer:
     """What this rank remembers of earlier steps.
 
     Answers keep the log-probs they had under the weights that sampled them (columns old and entropy); everything else is
     computed anew in each step that learns from them.
     """
 
-    def __init__(self, config: ReplayConfig, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        config: ReplayConfig,
+        ranks: int = 1,
+        *,
+        cost: str = "",
+        completed: Callable[[Prompt], Prompt] = lambda prompt: prompt,
+    ) -> None:
+        """`cost`: the part of a reward that answers must know, where there is a constraint. `completed` gives prompts back the
+        media that are stored by name only. ValueError if `ranks` cannot share replay.groups."""
         if config.groups % ranks:
             raise ValueError(
                 f"replay.groups={config.groups} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
             )
         self.groups, self.max_age = config.groups // ranks, config.max_age
-        self.waiting: list[Group] = []
+        self.cost, self.completed = cost, completed
+        self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learnt from in the next."""
-        self.paused: list[Group] = []
+        self.unfinished: list[Group] = []
         """Not judged yet: some of their answers go on in the next step."""
-        self.ahead: list[Group] = []
+        self.prefetched: list[Group] = []
         """Drawn for the next step (rollout.overlap), not judged yet."""
-        self.earlier: list[tuple[int, Group]] = []
+        self.replayable: list[tuple[int, Group]] = []
         """Step in which a group was learnt from first, and the group; the oldest first."""
 
-    def take_waiting(self) -> list[Group]:
+    def take_carried_over(self) -> list[Group]:
         """The groups that waited for this step; none wait any more."""
-        waiting, self.waiting = self.waiting, []
-        return waiting
+        taken, self.carried_over = self.carried_over, []
+        return taken
 
-    def take_paused(self) -> list[Group]:
+    def take_unfinished(self) -> list[Group]:
         """The groups whose answers are to go on; none wait any more."""
-        paused, self.paused = self.paused, []
-        return paused
+        taken, self.unfinished = self.unfinished, []
+        return taken
 
-    def take_ahead(self) -> list[Group]:
+    def take_prefetched(self) -> list[Group]:
         """The groups that were drawn for this step; none wait any more."""
-        ahead, self.ahead = self.ahead, []
-        return ahead
+        taken, self.prefetched = self.prefetched, []
+        return taken
 
-    def age(self) -> None:
+    def mark_stale(self) -> None:
         """The weights have changed: what has been sampled and not learnt from is of older ones now."""
-        for t in (t for group in [*self.ahead, *self.paused] for t in group):
+        for t in (t for group in [*self.prefetched, *self.unfinished] for t in group):
             t.stale = len(t)
 
-    def again(self, step: int, draw: random.Random) -> list[Group]:
+    def sample(self, step: int, draw: random.Random) -> list[Group]:
         """Groups of the last `max_age` steps to learn from again, at random and none twice; fewer if there are fewer."""
-        self.earlier = [(born, group) for born, group in self.earlier if step - born <= self.max_age]
-        places = draw.sample(range(len(self.earlier)), min(self.groups, len(self.earlier)))
-        return [self.earlier[place][1] for place in sorted(places)]
+        self.replayable = [(born, group) for born, group in self.replayable if step - born <= self.max_age]
+        places = draw.sample(range(len(self.replayable)), min(self.groups, len(self.replayable)))
+        return [self.replayable[place][1] for place in sorted(places)]
 
-    def remember(self, step: int, groups: Sequence[Group]) -> None:
+    def add(self, step: int, groups: Sequence[Group]) -> None:
         """Keeps the new groups of a step, if any step is to learn from them again."""
         if self.groups:
-            self.earlier += [(step, group) for group in groups]
+            self.replayable += [(step, group) for group in groups]
 
-    def snapshot(self) -> dict[str, Any]:
-        """What is remembered now; later steps do not change it."""
-        ahead, paused = (
-            [[_apart(t) for t in group] for group in groups] for groups in (self.ahead, self.paused)
+    def state(self) -> dict[str, Any]:
+        """What is remembered now; later steps do not change it. See `packed`."""
+        prefetched, unfinished = (
+            [[_apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
         )
         return {
-            "waiting": list(self.waiting),
-            "ahead": ahead,
-            "paused": paused,
-            "earlier": list(self.earlier),
+            "carried_over": list(self.carried_over),
+            "prefetched": prefetched,
+            "unfinished": unfinished,
+            "replayable": list(self.replayable),
         }
 
-    @staticmethod
-    def state(snapshot: dict[str, Any]) -> dict[str, Any]:
-        """A snapshot as it is written into a checkpoint."""
-        kinds = {name: snapshot[name] for name in KINDS}
+    def packed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A `state` as it is written into a checkpoint; packing takes time, so only what is written is packed."""
+        kinds = {name: state[name] for name in KINDS}
         groups = [
             *(g for groups in kinds.values() for g in groups),
-            *(group for _, group in snapshot["earlier"]),
+            *(group for _, group in state["replayable"]),
         ]
         return {
+            "cost": self.cost,
             "counts": {name: len(groups) for name, groups in kinds.items()},
-            "born": [step for step, _ in snapshot["earlier"]],
+            "born": [step for step, _ in state["replayable"]],
             "sizes": [len(group) for group in groups],
             "answers": stored([t for group in groups for t in group]),
         }
 
-    def load(
-        self, state: dict[str, Any], completed: Callable[[Prompt], Prompt] = lambda prompt: prompt
-    ) -> None:
-        """Takes a `state` back; `completed` gives prompts back the media that are stored by name only."""
-        answers = iter(restored(state["answers"], completed))
-        groups = iter([[next(answers) for _ in range(size)] for size in state["sizes"]])
+    def load(self, packed: dict[str, Any]) -> None:
+        """Takes a `packed` state back, unless its answers do not know the cost of a constraint that was added since."""
+        if self.cost not in ("", packed["cost"]):
+            return
+        answers = iter(restored(packed["answers"], self.completed))
+        groups = iter([[next(answers) for _ in range(size)] for size in packed["sizes"]])
         for name in KINDS:
-            setattr(self, name, [next(groups) for _ in range(state["counts"][name])])
-        self.earlier = list(zip(state["born"], groups, strict=True))
-
-
-KINDS = ("waiting", "ahead", "paused")
+            setattr(self, name, [next(groups) for _ in range(packed["counts"][name])])
+        self.replayable = list(zip(packed["born"], groups, strict=True))
 
 
 def _apart(t: Trajectory) -> Trajectory:

@@ -24,7 +24,7 @@ from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import values
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.batching import blank_answer, by_group
+from lightrft.trainer.batching import Batching, blank_answer, by_group
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from tests.distributed.launch import together
@@ -81,20 +81,16 @@ def strategy_of(backend, **options):
 
 def learn(model, steps, loss, source):
     """What each update reports, for `steps`."""
-    blank = blank_answer(load_processor(source.config).blank())
-    world = World.current()
+    world, config = World.current(), UpdateConfig(minibatches=2, tokens_per_batch=TOKENS)
+    batching = Batching(config, world, CPU, blank_answer(load_processor(source.config).blank()))
     found = []
     for step in steps:
         found += optimize(
             model,
-            share(answers_of(step), world, step),
+            batching.updates(share(answers_of(step), world, step), seed=step),
             partial(loss, model),
-            config=UpdateConfig(minibatches=2, tokens_per_batch=TOKENS),
             averaging=Averaging("sequence", 16),
-            world=world,
-            device=CPU,
-            blank=blank,
-            seed=step,
+            batching=batching,
         )
     return found
 

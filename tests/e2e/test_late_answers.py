@@ -6,10 +6,11 @@ import time
 import pytest
 import torch
 
-from lightrft.app import build_trainer, native_engine
+from lightrft.app import build_run, native_engine
 from lightrft.config import Config, layers
-from lightrft.engines.base import EngineDiedError
+from lightrft.engines.base import EngineDiedError, EngineError
 from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.supply import Ahead
 from tests.e2e.runs import PLAIN
 
 SMALL = [
@@ -34,10 +35,16 @@ UNEVEN = [
 
 
 @contextlib.contextmanager
-def trainer_of(folder, *flags):
+def run_of(folder, *flags):
     config = layers.load([*SMALL, *flags], Config)
     with contextlib.ExitStack() as stack:
-        yield build_trainer(config, folder, stack, started=time.perf_counter())
+        yield build_run(config, folder, stack, started=time.perf_counter())
+
+
+@contextlib.contextmanager
+def trainer_of(folder, *flags):
+    with run_of(folder, *flags) as run:
+        yield run.trainer
 
 
 def said(group):
@@ -50,7 +57,7 @@ def drawn(trainer, steps):
     for step in range(1, steps + 1):
         groups, _ = trainer.collect(step)
         trainer.score([t for group in groups for t in group])
-        trainer.experience.age()
+        trainer.buffer.mark_stale()
         for group in groups:
             assert group[0].group not in found, "a group is learnt from once"
             found[group[0].group] = said(group)
@@ -62,7 +69,7 @@ def test_answers_that_are_cut_and_go_on_are_those_of_the_plain_order(tmp_path):
         whole = drawn(plain, 6)
     with trainer_of(tmp_path / "b", *UNEVEN, "--rollout.partial-tokens", "5") as partial:
         found = drawn(partial, 6)
-        waiting = partial.experience.paused
+        waiting = partial.buffer.unfinished
     assert len(waiting) > 2, "some of the last ones are not at their end"
     assert len(found) == 24 - len(waiting)
     for number, group in found.items():
@@ -85,8 +92,9 @@ def test_tokens_of_older_weights_keep_the_logprobs_they_had_and_the_others_have_
         def fresh(self, t):
             """Its log-probs under the present weights."""
             column = t.columns.pop("old")
-            self._fill([t], self._sampled_at, "old", "entropy")
-            present, t.columns["old"] = t.columns["old"], column
+            stale, t.stale = t.stale, 0
+            self.scorer.fill_old([t])
+            present, t.columns["old"], t.stale = t.columns["old"], column, stale
             return present
 
     flags = [*UNEVEN, "--rollout.partial-tokens", "5", "--optimizer.learning-rate", "0.01"]
@@ -114,18 +122,17 @@ OVERLAP = ["--rollout.overlap", "true", "--rewards.workers", "1", "--optimizer.l
 
 
 def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp_path):
-    class OneAfterTheOther(RLTrainer):
+    class OneAfterTheOther(Ahead):
         """Step k + 1 is drawn after step k and before its update; nothing happens at the same time."""
 
-        def judged(self, groups, ahead=0):
-            if ahead:
-                self.experience.ahead = self.draw_groups(ahead, 1, self.share)
-            return super().judged(groups)
+        def judged_meanwhile(self, groups, count):
+            self.buffer.prefetched = self.source.ask(self._asked, 1, count)
+            return self.source.judged(groups)
 
     with trainer_of(tmp_path / "a", *OVERLAP) as trainer:
         overlapped = weights_after(trainer, 6)
     with trainer_of(tmp_path / "b", *OVERLAP) as trainer:
-        trainer.__class__ = OneAfterTheOther
+        trainer.collector.supply.__class__ = OneAfterTheOther
         in_order = weights_after(trainer, 6)
     assert all(torch.equal(overlapped[name], in_order[name]) for name in in_order)
     with trainer_of(tmp_path / "c", *OVERLAP, "--rollout.overlap", "false") as trainer:
@@ -138,7 +145,7 @@ def test_overlap_draws_what_the_plain_order_draws_from_the_same_weights(tmp_path
         whole = drawn(plain, 6)
     with trainer_of(tmp_path / "b", "--rollout.overlap", "true", "--rewards.workers", "1") as overlapping:
         assert drawn(overlapping, 6) == whole
-        assert overlapping.experience.ahead == []
+        assert overlapping.buffer.prefetched == []
 
 
 def test_answers_drawn_ahead_are_one_update_old_and_say_so(tmp_path):
@@ -151,7 +158,7 @@ def test_answers_drawn_ahead_are_one_update_old_and_say_so(tmp_path):
             assert metrics["rollout/stale_share"] == (0.0 if step == 1 else 1.0)
             trainer.score([t for group in groups for t in group])
             trainer.update(step, [t for group in groups for t in group])
-            trainer.experience.age()
+            trainer.buffer.mark_stale()
 
 
 class Mortal:
@@ -199,22 +206,22 @@ MORTAL = ["--rollout.engine", f"{__file__}:make_mortal", "--optimizer.learning-r
 def test_an_engine_that_dies_is_started_again_with_the_present_weights_and_nothing_changes(tmp_path):
     with trainer_of(tmp_path / "a", *MORTAL) as trainer:
         healthy = weights_after(trainer, 4)
-        loads = trainer.engine.loads
+        loads = trainer.sampler.engine.loads
     with trainer_of(tmp_path / "b", *MORTAL) as trainer:
-        trainer.engine.deaths = (2, 4, 5)
+        trainer.sampler.engine.deaths = (2, 4, 5)
         mended = weights_after(trainer, 4)
-        assert trainer.engine.restarts == 3
-        assert trainer.engine.loads == loads + 3, "each restart is followed by a sync"
+        assert trainer.sampler.engine.restarts == 3
+        assert trainer.sampler.engine.loads == loads + 3, "each restart is followed by a sync"
     assert all(torch.equal(healthy[name], mended[name]) for name in healthy)
 
 
 def test_an_engine_that_goes_on_dying_stops_the_run_with_a_checkpoint(tmp_path):
-    with trainer_of(tmp_path, *MORTAL, "--rollout.restarts", "1") as trainer:
-        trainer.engine.deaths = (3, 4)
+    with run_of(tmp_path, *MORTAL, "--rollout.restarts", "1") as run:
+        run.trainer.sampler.engine.deaths = (3, 4)
         with pytest.raises(
-            RuntimeError, match=r"died 2 times in one rollout \(rollout.restarts=1\).*fallen off"
+            EngineError, match=r"died 2 times in one rollout \(rollout.restarts=1\).*fallen off"
         ):
-            trainer.train()
+            run.train()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("step")] == [
         "step-000002"
     ]

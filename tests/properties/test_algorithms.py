@@ -47,7 +47,7 @@ def random_batch(seed, *, grid=8):
         teacher=column(0.5) - 1,
         behavior=column(0.5) - 1,
         values=column(0.5),
-        greedy=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
+        baselines=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
         weights=torch.zeros(total, dtype=torch.float64),
     )
 
@@ -71,7 +71,7 @@ def pick(batch, answers):
     taken = {name: value[tokens] for name in names if (value := getattr(batch, name)) is not None}
     lengths = [len(tokens) for tokens in where]
     small = make_batch(lengths, groups=batch.groups[answers].tolist(), scores=batch.scores[answers], **taken)
-    small.greedy = batch.greedy[answers]
+    small.baselines = batch.baselines[answers]
     return small
 
 

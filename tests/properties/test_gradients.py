@@ -18,7 +18,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double, tiny_trajectories
-from lightrft.trainer.batching import COLUMNS, minibatches, pack, plan, unpack
+from lightrft.trainer.batching import COLUMNS, Batching, minibatches, pack, plan, unpack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.utils.imports import resolve
 
@@ -65,16 +65,14 @@ def gradient(answers, *, average="sequence", activations="kept", **update):
         )
         found["norm"] = norm
 
+    batching = Batching(UpdateConfig(**update), World(), torch.device("cpu"))
     with keep_double():
         steps = optimize(
             model,
-            answers,
+            batching.updates(answers, seed=0),
             loss,
-            config=UpdateConfig(**update),
             averaging=Averaging(average, 20),
-            world=World(),
-            device=torch.device("cpu"),
-            seed=0,
+            batching=batching,
             before_update=keep,
         )
         metrics = next(iter(steps))
