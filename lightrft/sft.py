@@ -25,9 +25,9 @@ from lightrft.runs.folder import keep_settings
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.tasks.table import Split, load_task
-from lightrft.trainer.batching import Batching, blank_answer
+from lightrft.trainer.batching import Batching, dummy_answer
 from lightrft.trainer.run import Journal, Run
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
@@ -83,16 +83,16 @@ def build_run(
     done = state["done"] if state else 0
 
     model = strategy.trainable(Source(config.model), config.optimizer, steps)
-    stage = build_stage(model, device)
+    memory_plan = build_memory_plan(model, device)
     logger = None
     if world.is_first:
         logger = Logger(run, done if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
     progress = Progress(config, steps, done, run=run, show=world.is_first)
     journal, interrupt = Journal(run, progress, logger), Interrupt(world.max)
-    batching = Batching(config.update, world, device, blank_answer(processor.blank()))
+    batching = Batching(config.update, world, device, dummy_answer(processor.blank()))
     trainer = SFTTrainer(
-        config, world, stage, batching, model, prompts, held_out, journal=journal, interrupt=interrupt
+        config, world, memory_plan, batching, model, prompts, held_out, journal=journal, interrupt=interrupt
     )
     made = Run(
         command="sft",
@@ -100,7 +100,7 @@ def build_run(
         trainer=trainer,
         journal=journal,
         world=world,
-        stage=stage,
+        memory_plan=memory_plan,
         processor=processor,
         checkpoints=checkpoints,
         evaluates=config.evaluate,
@@ -128,7 +128,7 @@ def build_loader(config: SFTConfig, conversations: Conversations, world: World) 
 
 
 def build_held_out(config: SFTConfig, conversations: Conversations) -> list[HeldOut]:
-    """The conversations whose loss is measured and never learnt from."""
+    """The conversations whose loss is measured and never learned from."""
     if not (config.evaluate.before_and_after or config.evaluate.every_steps):
         return []
     most = config.evaluate.limit or None
@@ -151,13 +151,13 @@ def prompts_of(config: SFTConfig, name: str, split: Split, conversations: Conver
     return prompts
 
 
-def build_stage(model: Trainable, device: torch.device) -> Stage:
+def build_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
     """Who is in device memory in which phase: held-out losses need no optimizer."""
-    stage = Stage(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
     parts = model.parts()
-    stage.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
-    stage.add("optimizer", parts["optimizer"], Phase.TRAIN)
-    return stage
+    memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
+    memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)
+    return memory_plan
 
 
 def finish(config: SFTConfig, made: Run, stack: contextlib.ExitStack) -> None:

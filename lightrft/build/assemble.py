@@ -17,14 +17,14 @@ from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.runs.capsule import Capsules
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.memory import Stage
+from lightrft.strategy.memory import MemoryPlan
 from lightrft.trainer.baseline import Greedy
-from lightrft.trainer.batching import Batching, blank_answer
+from lightrft.trainer.batching import Batching, dummy_answer
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
@@ -34,7 +34,7 @@ from lightrft.trainer.rl import RLTrainer
 from lightrft.trainer.rollout import needs_old
 from lightrft.trainer.run import Journal, Run
 from lightrft.trainer.sampler import Sampler
-from lightrft.trainer.scaler import Scores
+from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.score import Scorer
 from lightrft.trainer.supply import Ahead, Fresh, Partial, Supply
 from lightrft.utils.interrupt import Interrupt
@@ -59,13 +59,13 @@ class Parts:
     """Its folder."""
     world: World
     device: torch.device
-    stage: Stage
+    memory_plan: MemoryPlan
     models: Models
     engine: Engine
     processor: Processor
     prompts: PromptLoader
-    judge: Judge
-    scaler: Scores
+    judge: RewardRunner
+    scaler: RewardScaler
     algorithm: Algorithm
     evaluator: Evaluator
     checkpoints: Checkpoints
@@ -84,9 +84,9 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     buffer = RolloutBuffer(
         config.replay, world.size, cost=parts.scaler.cost, completed=parts.prompts.completed
     )
-    batching = Batching(config.update, world, parts.device, blank_answer(parts.processor.blank()))
+    batching = Batching(config.update, world, parts.device, dummy_answer(parts.processor.blank()))
     learner = Learner(
-        config, parts.stage, batching, parts.algorithm, models.actor, models.critic, models.reference
+        config, parts.memory_plan, batching, parts.algorithm, models.actor, models.critic, models.reference
     )
     capsules = Capsules(parts.run, config.log)
     journal = Journal(parts.run, parts.progress, parts.logger)
@@ -116,7 +116,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         trainer=made,
         journal=journal,
         world=world,
-        stage=parts.stage,
+        memory_plan=parts.memory_plan,
         processor=parts.processor,
         checkpoints=parts.checkpoints,
         evaluates=config.evaluate,
@@ -130,12 +130,12 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
 
     def sampled(finished: int, total: int) -> None:
         parts.progress.answers(finished, total)
-        parts.world.glance()
-        interrupt.glance()
+        parts.world.raise_if_failed()
+        interrupt.raise_if_stopped()
 
-    restarts = parts.config.rollout.restarts
+    restarts = parts.config.rollout.max_engine_restarts
     return Sampler(
-        parts.engine, parts.models.actor, parts.stage, parts.world, restarts=restarts, progress=sampled
+        parts.engine, parts.models.actor, parts.memory_plan, parts.world, restarts=restarts, progress=sampled
     )
 
 
@@ -144,10 +144,10 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
     config = parts.config
     given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.progress)
     source = Fresh(*given)
-    if config.rollout.partial_tokens or "unfinished" in parts.left:
+    if config.rollout.max_tokens_per_step or "unfinished" in parts.left:
         source = Partial(*given, buffer=buffer)
-    if config.rollout.overlap or "prefetched" in parts.left:
-        return Ahead(source, buffer, last=config.steps if config.rollout.overlap else 0)
+    if config.rollout.overlap_rewards or "prefetched" in parts.left:
+        return Ahead(source, buffer, last=config.steps if config.rollout.overlap_rewards else 0)
     return source
 
 
@@ -171,7 +171,7 @@ def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scor
     return Scorer(
         config=parts.config,
         world=parts.world,
-        stage=parts.stage,
+        memory_plan=parts.memory_plan,
         progress=parts.progress,
         batching=batching,
         actor=models.actor,

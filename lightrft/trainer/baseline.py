@@ -9,7 +9,7 @@ from typing import Protocol
 
 from lightrft.config import Config
 from lightrft.models.processor import Processor
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.trainer.buffer import Group
 from lightrft.trainer.length import penalise_length
 from lightrft.trainer.rollout import rollout, training_sampling
@@ -20,7 +20,7 @@ from lightrft.types import Trajectory
 class Baseline(Protocol):
     """Fills `Trajectory.baseline` and `baseline_parts` of a step's groups, in place; called by all ranks.
 
-    A group that has one already keeps it. One that has none afterwards is not learnt from.
+    A group that has one already keeps it. One that has none afterwards is not learned from.
     """
 
     def __call__(self, step: int, groups: Sequence[Group]) -> None: ...
@@ -32,7 +32,7 @@ class Greedy:
 
     config: Config
     sampler: Sampler
-    judge: Judge
+    judge: RewardRunner
     processor: Processor
 
     def __call__(self, step: int, groups: Sequence[Group]) -> None:

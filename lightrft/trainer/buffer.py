@@ -1,4 +1,4 @@
-"""Groups that outlive their step: drawn too much, drawn ahead, not answered to the end, or kept to be learnt from again."""
+"""Groups that outlive their step: drawn too much, drawn ahead, not answered to the end, or kept to be learned from again."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class RolloutBuffer:
         completed: Callable[[Prompt], Prompt] = lambda prompt: prompt,
     ) -> None:
         """`cost`: the part of a reward that answers must know, where there is a constraint. `completed` gives prompts back the
-        media that are stored by name only. ValueError if `ranks` cannot share replay.groups."""
-        if config.groups % ranks:
+        media that are stored by name only. ValueError if `ranks` cannot share replay.groups_per_step."""
+        if config.groups_per_step % ranks:
             raise ValueError(
-                f"replay.groups={config.groups} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
+                f"replay.groups_per_step={config.groups_per_step} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
             )
-        self.groups, self.max_age = config.groups // ranks, config.max_age
+        self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
         self.cost, self.completed = cost, completed
         self.carried_over: list[Group] = []
-        """Drawn and judged in this step, to be learnt from in the next."""
+        """Drawn and judged in this step, to be learned from in the next."""
         self.unfinished: list[Group] = []
         """Not judged yet: some of their answers go on in the next step."""
         self.prefetched: list[Group] = []
-        """Drawn for the next step (rollout.overlap), not judged yet."""
+        """Drawn for the next step (rollout.overlap_rewards), not judged yet."""
         self.replayable: list[tuple[int, Group]] = []
-        """Step in which a group was learnt from first, and the group; the oldest first."""
+        """Step in which a group was learned from first, and the group; the oldest first."""
 
     def take_carried_over(self) -> list[Group]:
         """The groups that waited for this step; none wait any more."""
@@ -63,7 +63,7 @@ class RolloutBuffer:
         return taken
 
     def mark_stale(self) -> None:
-        """The weights have changed: what has been sampled and not learnt from is of older ones now."""
+        """The weights have changed: what has been sampled and not learned from is of older ones now."""
         for t in (t for group in [*self.prefetched, *self.unfinished] for t in group):
             t.stale = len(t)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lightrft.config import Config, layers
 from lightrft.parallel.world import World
 from lightrft.runs.capsule import Capsules, weights_hash
-from lightrft.strategy.in_memory import kept
+from lightrft.strategy.in_memory import snapshot
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.metrics import average
 from lightrft.types import Trajectory
@@ -55,7 +55,7 @@ class Capture:
         self.capsules.write(
             step,
             trajectories=trajectories,
-            state=kept(actor),
+            state=snapshot(actor),
             config_yaml=layers.to_yaml(replace(self.config, algorithm=algorithm.config)),
             weights_hash=weights_hash(actor.weights()),
             rng=generator_states(),

@@ -10,13 +10,13 @@ import torch
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judged
+from lightrft.rewards.base import RewardResult
 from lightrft.trainer.baseline import Baseline, has_baseline
 from lightrft.trainer.batching import by_group
 from lightrft.trainer.buffer import Group, RolloutBuffer
 from lightrft.trainer.length import penalise_length
 from lightrft.trainer.metrics import average, describe
-from lightrft.trainer.scaler import Scores
+from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.supply import Supply
 
 Metrics = dict[str, float]
@@ -27,11 +27,11 @@ class Drawn:
     """What a step has drawn so far, on this rank."""
 
     groups: list[Group] = field(default_factory=list)
-    """All that have rewards, whether or not they are learnt from."""
+    """All that have rewards, whether or not they are learned from."""
     counts: Metrics = field(default_factory=dict)
     """What happened while they were judged, counts/..."""
     left_out: int = 0
-    """Groups with rewards that are not learnt from."""
+    """Groups with rewards that are not learned from."""
     attempts: int = 0
     """How often new questions were asked."""
 
@@ -46,7 +46,7 @@ class Collector:
     """For its choice of groups."""
     supply: Supply
     buffer: RolloutBuffer
-    scaler: Scores
+    scaler: RewardScaler
     baseline: Baseline | None = None
     """What answers are compared with besides their siblings, where the algorithm asks for it."""
 
@@ -58,9 +58,9 @@ class Collector:
     def collect(self, step: int) -> tuple[list[Group], Metrics]:
         """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
 
-        With `algorithm.keep` other than all, questions are drawn again until there are enough groups, at most
-        `rollout.max_draws` times; groups that were drawn too much wait for the next step if that is set. With
-        `rollout.partial_tokens` there are as many as have been answered to the end, at least one, a step's worth on average.
+        With `algorithm.group_filter` other than all, questions are drawn again until there are enough groups, at most
+        `rollout.max_sampling_rounds` times; groups that were drawn too much wait for the next step if that is set. With
+        `rollout.max_tokens_per_step` there are as many as have been answered to the end, at least one, a step's worth on average.
         Where a reward failed there are fewer, and the step is a little smaller.
         """
         kept, drawn = self.buffer.take_carried_over(), Drawn()
@@ -70,15 +70,15 @@ class Collector:
             kept += self._worthy(judged, drawn)
             if self.world.all(len(kept) >= self.share):
                 break
-        drawn.counts = self.world.add(drawn.counts)
+        drawn.counts = self.world.sum_by_name(drawn.counts)
         self._need_some(step, kept, drawn)
         metrics = describe(drawn.groups, self.world) | drawn.counts | self._of_rollout(drawn.groups)
-        metrics["rollout/draws"] = float(drawn.attempts)
+        metrics["rollout/sampling_rounds"] = float(drawn.attempts)
         kept, surplus = self._divided(step, kept, drawn)
-        if self.config.rollout.surplus == "keep":
+        if self.config.rollout.extra_groups == "carry_over":
             self.buffer.carried_over = surplus
-            metrics["rollout/groups_waiting"] = self._sum(len(surplus))
-        metrics["rollout/groups_left_out"] = self._sum(drawn.left_out)
+            metrics["rollout/groups_carried_over"] = self._sum(len(surplus))
+        metrics["rollout/groups_filtered_out"] = self._sum(drawn.left_out)
         metrics |= self.scaler.update([t for group in drawn.groups for t in group])
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
@@ -87,20 +87,20 @@ class Collector:
 
     def _asks(self, attempts: int) -> bool:
         """Whether new questions may be asked: once, and again only if some groups are not worth learning from."""
-        chooses = self.algorithm.config.keep != "all"
-        return attempts == 0 or (chooses and attempts < self.config.rollout.max_draws)
+        chooses = self.algorithm.config.group_filter != "all"
+        return attempts == 0 or (chooses and attempts < self.config.rollout.max_sampling_rounds)
 
     def _must_wait(self, kept: Sequence[Group]) -> bool:
         """Whether no rank has a group, but some have answers that are not at their end: a step needs at least one."""
         return not self.world.max(len(kept)) and bool(self.world.max(len(self.buffer.unfinished)))
 
-    def _worthy(self, judged: Judged, drawn: Drawn) -> list[Group]:
+    def _worthy(self, judged: RewardResult, drawn: Drawn) -> list[Group]:
         """The groups worth learning from, with the penalty on their length; all of them are added to `drawn`."""
         counts = {name: x for name, x in judged.metrics.items() if name.startswith("counts/")}
         drawn.counts = average([drawn.counts, counts])
         groups = by_group(judged.kept)
         drawn.groups += groups
-        worthy = [group for group in groups if self.algorithm.keep(group)]
+        worthy = [group for group in groups if self.algorithm.group_filter(group)]
         drawn.left_out += len(groups) - len(worthy)
         # Groups are chosen by what was right, so before the penalty.
         penalise_length(
@@ -115,17 +115,17 @@ class Collector:
         config = self.config.rollout
         raise RuntimeError(
             f"step {step}: no group of answers is left to learn from after {drawn.attempts} draws of {self.share} questions "
-            f"(algorithm.keep={self.algorithm.config.keep}, rollout.max_draws={config.max_draws}, "
-            f"{int(drawn.counts.get('counts/dropped_answers', 0))} answers dropped by failing rewards"
-            f"{f', rollout.partial_tokens={config.partial_tokens}' * bool(config.partial_tokens)}). "
-            "Raise rollout.max_draws or rollout.group_size, take easier or harder questions, or set algorithm.keep=all."
+            f"(algorithm.group_filter={self.algorithm.config.group_filter}, rollout.max_sampling_rounds={config.max_sampling_rounds}, "
+            f"{int(drawn.counts.get('counts/dropped_responses', 0))} answers dropped by failing rewards"
+            f"{f', rollout.max_tokens_per_step={config.max_tokens_per_step}' * bool(config.max_tokens_per_step)}). "
+            "Raise rollout.max_sampling_rounds or rollout.group_size, take easier or harder questions, or set algorithm.group_filter=all."
         )
 
     def _divided(self, step: int, kept: list[Group], drawn: Drawn) -> tuple[list[Group], list[Group]]:
         """The groups of this step and those that wait for the next one, each with its baseline if there is one."""
         before = len(kept)
-        carries = self.config.rollout.surplus == "keep"
-        most = before if self.algorithm.config.keep == "all" else self.share
+        carries = self.config.rollout.extra_groups == "carry_over"
+        most = before if self.algorithm.config.group_filter == "all" else self.share
         # No more wait than the next step needs, so that none is older than one step.
         kept, surplus = kept[:most], kept[most : most + self.share] if carries else []
         if self.baseline is not None:
@@ -144,11 +144,11 @@ class Collector:
         oldest = min((float(t.weight_version) for t in answers), default=float(self.supply.weight_version))
         metrics = {
             "rollout/tokens_per_second": fresh / seconds,
-            "weights/version": -self.world.max(-oldest),
+            "rollout/oldest_weight_version": -self.world.max(-oldest),
         }
-        if self.config.rollout.partial_tokens or self.config.rollout.overlap:
-            metrics["rollout/stale_share"] = stale / max(judged, 1.0)
-            metrics["rollout/groups_paused"] = self._sum(len(self.buffer.unfinished))
+        if self.config.rollout.max_tokens_per_step or self.config.rollout.overlap_rewards:
+            metrics["rollout/off_policy_fraction"] = stale / max(judged, 1.0)
+            metrics["rollout/groups_unfinished"] = self._sum(len(self.buffer.unfinished))
         return metrics
 
     def _sum(self, number: int) -> float:

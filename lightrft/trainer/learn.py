@@ -13,7 +13,7 @@ from lightrft.algorithms.losses import value_loss
 from lightrft.config import Config
 from lightrft.models.values import values
 from lightrft.strategy.base import Frozen, Trainable
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching
 from lightrft.trainer.metrics import average
 from lightrft.trainer.mismatch import Agreement
@@ -30,7 +30,7 @@ class Learner:
     """Teaches the critic and the actor from scored answers."""
 
     config: Config
-    stage: Stage
+    memory_plan: MemoryPlan
     batching: Batching
     algorithm: Algorithm
     """Its weight of the divergence from the reference moves with the run, if that is set."""
@@ -64,7 +64,7 @@ class Learner:
     ) -> Metrics:
         """Learns from the answers; what each update of the actor reports is added to `updates` as it comes. By all ranks."""
         criticism: list[Metrics] = []
-        with self.stage(Phase.TRAIN):
+        with self.memory_plan(Phase.TRAIN):
             if self.critic is not None:
                 criticism = list(self.learn_values(self.critic, step, trajectories))
             if step > self.config.critic.warmup_steps:
@@ -126,18 +126,18 @@ class Learner:
     def follow(self, step: int, metrics: Mapping[str, float]) -> Metrics:
         """Moves what moves after the update: the weight of the divergence from the reference, and the reference."""
         coefficient = self.algorithm.config.kl_coefficient
-        self.algorithm = self.algorithm.steered(metrics.get("kl"))
+        self.algorithm = self.algorithm.with_adapted_kl(metrics.get("kl"))
         if self.reference is None:
             return {}
-        every = self.algorithm.config.reference_steps
+        every = self.algorithm.config.reference_update_steps
         if every and step % every == 0:
-            with self.stage(Phase.SCORE):
-                self.reference.follow(self.actor.weights(), self.algorithm.config.reference_share)
+            with self.memory_plan(Phase.SCORE):
+                self.reference.follow(self.actor.weights(), self.algorithm.config.reference_update_rate)
             self.reference_moved = True
         return {"kl_coefficient": coefficient}
 
     def state(self) -> dict[str, Any]:
-        """What it has learnt besides the models, for the checkpoint."""
+        """What it has learned besides the models, for the checkpoint."""
         return {
             "kl_coefficient": self.algorithm.config.kl_coefficient,
             "reference_moved": self.reference_moved,
@@ -146,5 +146,5 @@ class Learner:
     def load(self, state: dict[str, Any]) -> None:
         """Takes a `state` back."""
         if self.config.algorithm.kl_target:
-            self.algorithm = self.algorithm.weighing(state["kl_coefficient"])
+            self.algorithm = self.algorithm.with_kl_coefficient(state["kl_coefficient"])
         self.reference_moved = state["reference_moved"]

@@ -29,13 +29,15 @@ class Agreement:
             return
         told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
         if told and self.world.is_first:
-            log.warning("%s It is logged as mismatch/*; algorithm.correction weighs against it.", told)
+            log.warning(
+                "%s It is logged as mismatch/*; algorithm.mismatch_correction weighs against it.", told
+            )
         self._told = bool(told)
 
 
 def cuts(roll: RolloutConfig) -> bool:
     """Whether tokens are drawn from a part of the distribution, so that part of the difference is meant."""
-    return bool(roll.top_k or roll.first_top_k or roll.top_p < 1 or roll.min_p)
+    return bool(roll.top_k or roll.first_token_top_k or roll.top_p < 1 or roll.min_p)
 
 
 def disagreement(config: Config, mean: float, largest: float) -> str:

@@ -46,15 +46,15 @@ def optimize(
         if not math.isfinite(total):
             norm = math.nan  # a loss that is no number makes a bad update, whatever its gradient
         before_update(index, norm)
-        rate = model.rate()
+        rate = model.learning_rate()
         updated = model.step(norm)
-        bad = {} if updated else {"counts/bad_updates": 1.0}
+        bad = {} if updated else {"counts/skipped_updates": 1.0}
         yield {
             "loss": total,
             "grad_norm": norm,
             "learning_rate": rate,
             **means.result(batching.world),
-            **layout.result(batching.config.tokens_per_batch, batching.world),
+            **layout.result(batching.config.tokens_per_micro_batch, batching.world),
             **bad,
         }
 

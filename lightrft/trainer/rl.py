@@ -73,7 +73,7 @@ class RLTrainer:
         metrics |= self.score(trajectories)
         self.buffer.add(step, fresh)
         # Advantages compare whole groups, so answers are chosen after they are scored.
-        chosen = [t for group in groups for t in self.learner.algorithm.filter(group, draw)]
+        chosen = [t for group in groups for t in self.learner.algorithm.response_filter(group, draw)]
         metrics |= self.update(step, balanced(chosen, self.world))
         metrics |= self.learner.follow(step, metrics)
         self.buffer.mark_stale()
@@ -110,7 +110,7 @@ class RLTrainer:
         """Held-out scores by task; every answer goes into the run folder under `label`."""
         engine, progress = self.sampler.engine, self.sampler.progress
         groups = self.sampler(lambda: self.evaluator.sample(engine, progress=progress))
-        self.sampler.judged(self.evaluator.judge_answers, [t for group in groups for t in group])
+        self.sampler.judged(self.evaluator.rewards, [t for group in groups for t in group])
         scores = self.evaluator.report(groups, label)
         shown = ", ".join(
             f"{name} {value:.1%}" for name, value in scores.items() if name != "mean" or len(scores) > 2

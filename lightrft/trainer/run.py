@@ -14,13 +14,13 @@ from lightrft.config import EvaluateConfig, HeldOutConfig
 from lightrft.console.progress import Progress
 from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs import trajectories as saved
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.memory import Stage
+from lightrft.strategy.memory import MemoryPlan
 from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Trajectory
 from lightrft.utils.atomic import explained, folder
@@ -174,7 +174,7 @@ class Run:
     trainer: Trainer
     journal: Journal
     world: World
-    stage: Stage
+    memory_plan: MemoryPlan
     processor: Processor
     checkpoints: Checkpoints
     evaluates: EvaluateConfig | HeldOutConfig
@@ -232,16 +232,16 @@ class Run:
 
     def begin(self) -> None:
         """From here on the phases of the memory plan hold; what was built or loaded is the state to go on from."""
-        self.stage.begin()
+        self.memory_plan.begin()
         self._position = self._snapshot()
 
     def take(self, step: int) -> None:
         """One step, and all that is written down of it."""
-        HERE.begin(step)
+        STATUS.set_step(step)
         start = time.perf_counter()
         metrics, trajectories = self.trainer.train_step(step)
         self.done = step
-        metrics |= self.stragglers.seconds(self.stage, time.perf_counter() - start)
+        metrics |= self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),
@@ -260,7 +260,7 @@ class Run:
             return
         self.journal.progress.phase("evaluate")
         found = self.trainer.evaluate(label)
-        self.stage.reset_seconds()  # no time of a step
+        self.memory_plan.reset_seconds()  # no time of a step
         self.evaluations[label] = found.values
         self.journal.log(self.done, {f"{found.name}/{task}": value for task, value in found.values.items()})
         self.journal.progress.note(found.shown)
@@ -268,7 +268,7 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint of the last whole step; called by all ranks."""
         self.journal.progress.phase("save")
-        HERE.enter("save")
+        STATUS.set_phase("save")
         learners, followers = self.trainer.learners, self.trainer.followers
         ranks = {
             name: self.world.gather(part.packed(self._position["ranks"][name]))
@@ -277,11 +277,11 @@ class Run:
         state = {
             **self._position,
             "ranks": ranks,
-            "numbers": {name: model.numbers() for name, model in learners.items()},
+            "numbers": {name: model.scalar_state() for name, model in learners.items()},
             "evaluations": dict(self.evaluations),
         }
-        models = {name: model.tensors() for name, model in learners.items()}
-        models |= {name: model.tensors() for name, model in followers.items()}
+        models = {name: model.tensor_state() for name, model in learners.items()}
+        models |= {name: model.tensor_state() for name, model in followers.items()}
         self.checkpoints.save(self._position["done"], state, models)
 
     def save_now(self) -> None:
@@ -322,7 +322,7 @@ class Run:
 
 def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
     """The Hugging Face folder of a model's present weights; called by all ranks."""
-    with model.merged():
+    with model.adapters_merged():
         if world.is_first:
             with folder(target) as unfinished:
                 write_folder(model.module, processor, model.weights(), unfinished)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightrft.engines.base import Engine, EngineDiedError, EngineError
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judge, Judged
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.rewards.base import RewardResult, RewardRunner
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.types import Trajectory
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Policy(Protocol):
         """Full tensors under Hugging Face names; called by all ranks."""
         ...
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """Inside, the model holds the weights that an engine should see (adapters folded in)."""
         ...
 
@@ -48,7 +48,7 @@ class Unchanging:
         """See Policy."""
         yield from self.module.state_dict().items()
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """See Policy."""
         return nullcontext()
 
@@ -62,7 +62,7 @@ class Sampler:
 
     engine: Engine
     policy: Policy
-    stage: Stage
+    memory_plan: MemoryPlan
     world: World
     restarts: int = 0
     """How often an engine that dies is started again in one call."""
@@ -80,7 +80,7 @@ class Sampler:
         """Gives the engine the policy's present weights, unless it has them; called by all ranks."""
         if self._pushed and self.engine.weight_version == self.policy.version:
             return
-        with self.stage(Phase.SYNC), self.policy.merged():
+        with self.memory_plan(Phase.SYNC), self.policy.adapters_merged():
             self.engine.load_weights(self.policy.weights())
             self.engine.weight_version = self.policy.version
             self._pushed = True
@@ -90,7 +90,7 @@ class Sampler:
         """Inside, the engine may sample; other ranks may be at another place meanwhile."""
         self.push()
         # An engine that shares the policy's module reads it while it samples, so adapters stay folded in.
-        with self.stage(Phase.ROLLOUT), self.policy.merged(), self.world.apart():
+        with self.memory_plan(Phase.ROLLOUT), self.policy.adapters_merged(), self.world.independent():
             yield
 
     def __call__(self, draw: Callable[[], T]) -> T:
@@ -111,25 +111,25 @@ class Sampler:
                 break
             if attempt == self.restarts:
                 continue
-            with self.world.apart():
+            with self.world.independent():
                 if died is not None:
                     log.warning("the engine died and is started again: %s", died)
                     died.restart()
             self._pushed = False
         else:
             raise EngineError(
-                f"the engine died {self.restarts + 1} times in one rollout (rollout.restarts={self.restarts}), "
+                f"the engine died {self.restarts + 1} times in one rollout (rollout.max_engine_restarts={self.restarts}), "
                 f"at last: {died or 'on another rank'}"
             )
         return found[0]
 
-    def judged(self, judge: Judge, answers: Sequence[Trajectory]) -> Judged:
+    def judged(self, judge: RewardRunner, answers: Sequence[Trajectory]) -> RewardResult:
         """The answers with their rewards; called by all ranks."""
         return self.where_it_judges(judge, lambda: judge(answers))
 
-    def where_it_judges(self, judge: Judge, call: Callable[[], T]) -> T:
+    def where_it_judges(self, judge: RewardRunner, call: Callable[[], T]) -> T:
         """What `call` gives where the models of a judge are at hand: in the score phase, or as for sampling if it asks the policy."""
         if judge.by_policy:
             return self(call)
-        with self.stage(Phase.SCORE), self.world.apart():
+        with self.memory_plan(Phase.SCORE), self.world.independent():
             return call()

@@ -1,4 +1,4 @@
-"""From rewards as judged to the scores that are learnt from: normalised and scaled by task, less the cost of a constraint."""
+"""From rewards as judged to the scores that are learned from: normalised and scaled by task, less the cost of a constraint."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.shaping import RunningMoments, ascended, constrained
+from lightrft.algorithms.shaping import RunningMoments, dual_ascent, lagrangian_reward
 from lightrft.config import ConstraintConfig, RewardConfig
 from lightrft.parallel.world import World
 from lightrft.types import Trajectory
 
 
-class Scores:
+class RewardScaler:
     """Sees every judged answer of training once, and knows what a reward is worth now. Evaluation never passes here."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Scores:
         total, count = self.world.sum(torch.stack([costs.sum(), torch.ones_like(costs).sum()])).tolist()
         if count:
             c = self.constraint
-            self.multiplier = ascended(
+            self.multiplier = dual_ascent(
                 self.multiplier, total / count, c.limit, c.learning_rate, c.max_multiplier
             )
         return {"constraint/multiplier": self.multiplier}
@@ -69,11 +69,11 @@ class Scores:
         scores *= torch.tensor([self.rewards.scale.get(source, 1.0) for source in sources])
         if self.cost:
             costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
-            scores = constrained(scores, costs, self.multiplier)
+            scores = lagrangian_reward(scores, costs, self.multiplier)
         return scores.float()
 
     def state(self) -> dict[str, Any]:
-        """Everything it has learnt, for the checkpoint."""
+        """Everything it has learned, for the checkpoint."""
         return {
             "moments": {task: asdict(moments) for task, moments in self.moments.items()},
             "multiplier": self.multiplier,

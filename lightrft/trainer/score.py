@@ -1,4 +1,4 @@
-"""What is known about answers before they are learnt from: log-probs of all models that look at them, values, advantages."""
+"""What is known about answers before they are learned from: log-probs of all models that look at them, values, advantages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lightrft.console.progress import Progress
 from lightrft.models.values import values
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching, pack, unpack
 from lightrft.trainer.rollout import training_logprobs
-from lightrft.trainer.scaler import Scores
+from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Batch, Trajectory
 from lightrft.utils.interrupt import Interrupt
 
@@ -30,14 +30,14 @@ class Scorer:
 
     config: Config
     world: World
-    stage: Stage
+    memory_plan: MemoryPlan
     progress: Progress
     batching: Batching
     actor: Trainable
     critic: Trainable | None
     reference: Frozen | None
     teacher: Frozen | None
-    scaler: Scores
+    scaler: RewardScaler
     interrupt: Interrupt
     needs_old: bool
     """Whether the log-probs at sampling must be computed by themselves, see trainer/rollout.py."""
@@ -48,7 +48,7 @@ class Scorer:
     ) -> dict[str, float]:
         """Fills the columns of `trajectories`; `waiting` ones get the log-probs that they have now, if any do. By all ranks."""
         self.progress.phase("score")
-        with self.stage(Phase.SCORE):
+        with self.memory_plan(Phase.SCORE):
             filled = self._by_models(trajectories, waiting)
             whole = pack(trajectories, inputs=False)
             for name in filled if not trajectories else ():  # all answers of this rank were dropped
@@ -56,7 +56,7 @@ class Scorer:
             whole.scores = self.scaler.transform(trajectories)
             if algorithm.needs_baseline:
                 whole.baselines = self.scaler.baselines(trajectories)
-            algorithm.judge(whole, self.world.sum)
+            algorithm.compute_advantages(whole, self.world.sum)
             for name in ("rewards", "advantages", "returns"):
                 unpack(getattr(whole, name), trajectories, name)
             if whole.values is None:
@@ -71,7 +71,7 @@ class Scorer:
         # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
         if self.needs_old or not self.world.all(all("old" not in t.columns for t in trajectories)):
             filled += ["old", "entropy"]
-            # What waits is learnt from after the weights have moved, so its log-probs are taken now.
+            # What waits is learned from after the weights have moved, so its log-probs are taken now.
             self.fill_old([t for t in [*trajectories, *waiting] if "old" not in t.columns])
         for name, model in (("ref", self.reference), ("teacher", self.teacher)):
             if model is not None:
@@ -104,7 +104,7 @@ class Scorer:
             if (
                 self.world.size == 1
             ):  # several stop together or not at all, and not in the middle of a sharded model
-                self.interrupt.glance()
+                self.interrupt.raise_if_stopped()
 
     def _sampled_at(self, batch: Batch) -> tuple[Tensor, Tensor]:
         found = self.actor.compute(training_logprobs, batch, self.config)

@@ -15,7 +15,7 @@ from lightrft.datasets.loader import PromptLoader
 from lightrft.models.logprobs import logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.batching import Batching, batch_tokens
 from lightrft.trainer.optimize import Averaging, optimize
@@ -42,7 +42,7 @@ class SFTTrainer:
 
     config: SFTConfig
     world: World
-    stage: Stage
+    memory_plan: MemoryPlan
     batching: Batching
     model: Trainable
     prompts: PromptLoader
@@ -58,7 +58,7 @@ class SFTTrainer:
         self.journal.progress.phase("train")
         drawn = self.draw(step)
         self.whole = False
-        with self.stage(Phase.TRAIN):
+        with self.memory_plan(Phase.TRAIN):
             metrics = self.learn(balanced(drawn, self.world))
         return metrics | self.describe(drawn), drawn
 
@@ -96,23 +96,23 @@ class SFTTrainer:
 
     def describe(self, drawn: Sequence[Trajectory]) -> Metrics:
         """What the conversations of a step are made of, over all ranks."""
-        learnt = sum(sum(t.mask) for t in drawn)
+        learned = sum(sum(t.mask) for t in drawn)
         cut = sum(t.finish == "length" for t in drawn)
-        local = [len(drawn), sum(len(t) for t in drawn), learnt, cut, batch_tokens(drawn)]
-        count, length, learnt, cut, read = self.world.sum(torch.tensor(local, dtype=torch.float64)).tolist()
-        seconds = self.world.max(self.stage.seconds[Phase.TRAIN])
+        local = [len(drawn), sum(len(t) for t in drawn), learned, cut, batch_tokens(drawn)]
+        count, length, learned, cut, read = self.world.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        seconds = self.world.max(self.memory_plan.seconds[Phase.TRAIN])
         return {
             "epoch": sum(self.prompts.drawn) / sum(len(prompts) for prompts in self.prompts.sources),
             "length/mean": length / count,
             "length/max": self.world.max(max(float(len(t)) for t in drawn)),
-            "truncated_share": cut / count,
-            "counts/tokens_learnt": learnt,
+            "length/truncated_fraction": cut / count,
+            "counts/tokens_learned": learned,
             "train/tokens_per_second": read / max(seconds, 1e-9),
         }
 
     def evaluate(self, label: str) -> Evaluation:
         """The held-out loss by task."""
-        with self.stage(Phase.SCORE):
+        with self.memory_plan(Phase.SCORE):
             losses = {one.task: self.held_out_loss(one.prompts) for one in self.held_out}
         total = sum(one.weight for one in self.held_out)
         losses["mean"] = sum(losses[one.task] * one.weight for one in self.held_out) / total
@@ -134,7 +134,7 @@ class SFTTrainer:
                 if counts:
                     sums += torch.stack([losses.sum(), batch.mask.sum().double()]).cpu()
                 if self.world.size == 1:
-                    self.interrupt.glance()
+                    self.interrupt.raise_if_stopped()
         loss, tokens = self.world.sum(sums).tolist()
         return loss / max(tokens, 1.0)
 

@@ -11,7 +11,7 @@ from lightrft.config import Config
 from lightrft.console.progress import Progress
 from lightrft.datasets.loader import PromptLoader
 from lightrft.models.processor import Processor
-from lightrft.rewards.base import Judge, Judged
+from lightrft.rewards.base import RewardResult, RewardRunner
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.buffer import Group, RolloutBuffer
 from lightrft.trainer.rollout import rollout, training_sampling
@@ -21,14 +21,14 @@ from lightrft.utils.seeding import derive_seed
 
 
 class Supply(Protocol):
-    """Judged answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
+    """RewardResult answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
 
     @property
     def weight_version(self) -> int:
         """Updates seen by the weights that sample now."""
         ...
 
-    def draw(self, step: int, attempt: int, count: int) -> Judged:
+    def draw(self, step: int, attempt: int, count: int) -> RewardResult:
         """The answers to `count` new questions of this rank, or what is there of them by now. `attempt` counts the questions
         asked in a step, from 1; with `count` 0 nothing new is asked. Called by all ranks."""
         ...
@@ -46,7 +46,7 @@ class Fresh:
     sampler: Sampler
     prompts: PromptLoader
     processor: Processor
-    judge: Judge
+    judge: RewardRunner
     progress: Progress
     _spent: tuple[int, float] = (0, 0.0)
 
@@ -55,7 +55,7 @@ class Fresh:
         """See Supply."""
         return self.sampler.engine.weight_version
 
-    def draw(self, step: int, attempt: int, count: int) -> Judged:
+    def draw(self, step: int, attempt: int, count: int) -> RewardResult:
         """See Supply."""
         return self.judged(self.ask(step, attempt, count))
 
@@ -63,7 +63,7 @@ class Fresh:
         """Whole groups, not judged yet."""
         return self.rollout(step, attempt, self.prompts.draw(count))
 
-    def judged(self, groups: Sequence[Group]) -> Judged:
+    def judged(self, groups: Sequence[Group]) -> RewardResult:
         """The answers of these groups with their rewards."""
         self.progress.phase("score")
         return self.sampler.judged(self.judge, [t for group in groups for t in group])
@@ -77,8 +77,8 @@ class Fresh:
         most_now: int = 0,
     ) -> list[Group]:
         """The groups of new prompts; `unfinished` answers go on in place. No answer gets more than `most_now` tokens, if set."""
-        config, stage = self.config.rollout, self.sampler.stage
-        before, start = sum(map(len, unfinished)), stage.seconds.get(Phase.ROLLOUT, 0.0)
+        config, memory_plan = self.config.rollout, self.sampler.memory_plan
+        before, start = sum(map(len, unfinished)), memory_plan.seconds.get(Phase.ROLLOUT, 0.0)
         self.progress.phase("rollout")
         groups = self.sampler(
             lambda: rollout(
@@ -89,14 +89,14 @@ class Fresh:
                 ),
                 self.processor,
                 # Numbered over the run and over ranks, so that no two groups are ever taken for one.
-                first_group=((step - 1) * config.max_draws + attempt - 1) * config.prompts_per_step,
+                first_group=((step - 1) * config.max_sampling_rounds + attempt - 1) * config.prompts_per_step,
                 unfinished=unfinished,
                 most_now=most_now,
                 progress=self.sampler.progress,
             )
         )
         tokens = sum(len(t) for group in groups for t in group) + sum(map(len, unfinished)) - before
-        seconds = stage.seconds.get(Phase.ROLLOUT, 0.0) - start
+        seconds = memory_plan.seconds.get(Phase.ROLLOUT, 0.0) - start
         self._spent = self._spent[0] + tokens, self._spent[1] + seconds
         return groups
 
@@ -108,7 +108,7 @@ class Fresh:
 
 @dataclass
 class Partial(Fresh):
-    """Lets no answer take more than rollout.partial_tokens in a step: longer ones go on in the next (partial rollout).
+    """Lets no answer take more than rollout.max_tokens_per_step in a step: longer ones go on in the next (partial rollout).
 
     So the longest answers do not hold up a step; they begin with tokens of older weights, which `stale` counts.
     """
@@ -120,7 +120,7 @@ class Partial(Fresh):
         """Those groups, waiting or new, that are whole now."""
         waiting = self.buffer.take_unfinished()
         going_on = [t for group in waiting for t in group if t.finish == "paused"]
-        most_now = self.config.rollout.partial_tokens
+        most_now = self.config.rollout.max_tokens_per_step
         groups = waiting + self.rollout(step, attempt, self.prompts.draw(count), going_on, most_now)
         cut = [any(t.finish == "paused" for t in group) for group in groups]
         self.buffer.unfinished = [group for group, waits in zip(groups, cut, strict=True) if waits]
@@ -147,7 +147,7 @@ class Ahead:
         """See Supply."""
         return self.source.weight_version
 
-    def draw(self, step: int, attempt: int, count: int) -> Judged:
+    def draw(self, step: int, attempt: int, count: int) -> RewardResult:
         """See Supply."""
         groups = self.buffer.take_prefetched() if attempt == 1 else []
         if not self.source.sampler.world.max(len(groups)):
@@ -158,14 +158,14 @@ class Ahead:
         self._asked = step + 1
         return self.judged_meanwhile(groups, count)
 
-    def judged_meanwhile(self, groups: Sequence[Group], count: int) -> Judged:
+    def judged_meanwhile(self, groups: Sequence[Group], count: int) -> RewardResult:
         """The answers with their rewards, which are computed while as many questions of the next step are asked."""
         source, pool = self.source, ThreadPoolExecutor(max_workers=1)
         try:
             judging = pool.submit(source.judge, [t for group in groups for t in group])
             self.buffer.prefetched = source.ask(self._asked, 1, count)
             source.progress.phase("score")
-            with source.sampler.stage(Phase.SCORE), source.sampler.world.apart():
+            with source.sampler.memory_plan(Phase.SCORE), source.sampler.world.independent():
                 return judging.result()
         finally:
             # Where sampling failed nobody waits for rewards: the run ends.

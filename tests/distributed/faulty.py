@@ -25,7 +25,7 @@ class Faulty(RLTrainer):
         self.done = 0
         self.sampler.progress = self.before("rollout", self.sampler.progress)
         self.learner.policy_loss = self.before("train", self.learner.policy_loss)
-        self.actor.numbers = self.before("save", self.actor.numbers)
+        self.actor.scalar_state = self.before("save", self.actor.scalar_state)
 
     def before(self, phase, call):
         def hit_first(*given):
@@ -49,6 +49,6 @@ class Faulty(RLTrainer):
         return found
 
     def score(self, trajectories):
-        with self.sampler.stage(Phase.SCORE):
+        with self.sampler.memory_plan(Phase.SCORE):
             self.hit("score")
         return super().score(trajectories)

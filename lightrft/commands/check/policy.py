@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
-from lightrft.app import build_stage
+from lightrft.app import build_memory_plan
 from lightrft.build.judges import add_judging_models, most_read
 from lightrft.commands.check.questions import Parts, Questions
 from lightrft.commands.check.report import Section
@@ -25,7 +25,7 @@ from lightrft.models.logprobs import text_config
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.memory import Phase, Resident, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
 from lightrft.trainer.mismatch import TOLERANCE, cuts, disagreement
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
@@ -43,7 +43,7 @@ class Policy:
 
     actor: Trainable
     sampler: Sampler
-    stage: Stage
+    memory_plan: MemoryPlan
     judging: Mapping[str, Resident]
     """What judges, in the score phase."""
     samples: Sequence[Trajectory] = ()
@@ -72,10 +72,10 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
     spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
     judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
-    stage = build_stage({"actor": actor}, engine, judging, parts.device)
-    sampler = Sampler(engine, actor, stage, World.current(), config.rollout.restarts)
-    policy = Policy(actor, sampler, stage, judging)
-    stage.begin()
+    memory_plan = build_memory_plan({"actor": actor}, engine, judging, parts.device)
+    sampler = Sampler(engine, actor, memory_plan, World.current(), config.rollout.max_engine_restarts)
+    policy = Policy(actor, sampler, memory_plan, judging)
+    memory_plan.begin()
     groups = sampler(lambda: rollout(engine, spread, sampling, questions.processor))
     answers = [t for group in groups for t in group]
     seconds = judged(section, parts, policy, answers) / len(answers)
@@ -148,7 +148,7 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
     batch = pack(
         [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
     )
-    with policy.stage(Phase.SCORE), torch.no_grad():
+    with policy.memory_plan(Phase.SCORE), torch.no_grad():
         gap = (policy.actor.compute(training_logprobs, batch, config).values - batch.behavior).abs()
     mean, largest = float(gap.mean()), float(gap.max())
     section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
@@ -160,7 +160,7 @@ def judge_mismatch(section: Section, config: Config, mean: float, largest: float
     if cuts(config.rollout):
         section.fact(
             "",
-            "the engine's log-probs are of the tokens that top_k, first_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
+            "the engine's log-probs are of the tokens that top_k, first_token_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
         )
     told = disagreement(config, mean, largest)
     if told:
