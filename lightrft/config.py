@@ -1108,7 +1108,7 @@ class SFTConfig:
     """Passes over the training conversations, all tasks together; the last step may begin another to be full."""
     batch_size: int = 16
     """Conversations per step, over all ranks."""
-    learn: Literal["all", "last"] = "all"
+    train_on: Literal["all_turns", "last_turn"] = "all_turns"
     """Which turns of the assistant to learn from: all of a conversation, or its last one only."""
     average: Literal["token", "sequence"] = "token"
     """token: all tokens weigh the same. sequence: all conversations do."""

@@ -195,7 +195,7 @@ class Conversations:
         spoken = [place for place, turn in enumerate(talk) if turn["role"] == "assistant"]
         if not spoken:
             raise ValueError("no message is the assistant's, so there is nothing to learn.")
-        turns = spoken if self.config.learn == "all" else spoken[-1:]
+        turns = spoken if self.config.train_on == "all_turns" else spoken[-1:]
         return Record(record.id, list(talk[: turns[0]]), self._answer(talk, turns), record.source)
 
     def _answer(self, talk: Sequence[Message], turns: Sequence[int]) -> Answer:
@@ -222,7 +222,7 @@ class Conversations:
         if opened[: len(before)] != before:
             raise ValueError(
                 f"the chat template does not keep prefixes: it writes turns before message {turn} otherwise once more follow. "
-                "Set learn=last, or model.chat_template to one that keeps them."
+                "Set train_on=last_turn, or model.chat_template to one that keeps them."
             )
         if closed[: len(opened)] != opened:
             raise ValueError(
@@ -258,7 +258,7 @@ def refuse_media(talk: Sequence[Message], *, first: int, last: int) -> None:
         if parts:
             raise ValueError(
                 f"message {place} holds a medium ({parts[0]}) after an answer that is learned from; media may stand only before it. "
-                "Set learn=last."
+                "Set train_on=last_turn."
             )
 
 

@@ -338,7 +338,7 @@ def test_real_rows_are_read_and_learned_from(lightrft, tmp_path, file):
 
 def test_the_settings_of_a_run_are_all_there(learned):
     saved = yaml.safe_load((learned / "config.yaml").read_text())
-    assert (saved["batch_size"], saved["learn"], saved["name"]) == (16, "all", "sft_tiny")
+    assert (saved["batch_size"], saved["train_on"], saved["name"]) == (16, "all_turns", "sft_tiny")
 
 
 def wait_for_step(running, run, step):

@@ -73,7 +73,7 @@ def test_every_turn_of_the_assistant_is_learned_and_no_later_turn_of_the_user():
 
 
 def test_or_only_the_last_one():
-    (prompt,), _ = prompts(TALK, learn="last")
+    (prompt,), _ = prompts(TALK, train_on="last_turn")
     assert (
         shown(prompt)
         == "<|system|>S<|end|><|user|>hi<|end|><|assistant|>yes<|end|><|user|>and<|end|><|assistant|>|[no<|end|>]"
@@ -145,9 +145,9 @@ def test_a_long_prompt_is_treated_as_in_reinforcement_learning():
 
 
 def test_a_template_that_forgets_what_was_thought_names_the_row_and_the_cure():
-    with pytest.raises(ValueError, match="t/0: the chat template does not keep prefixes.*learn=last"):
+    with pytest.raises(ValueError, match="t/0: the chat template does not keep prefixes.*train_on=last_turn"):
         prompts(TALK[1:], template=FORGETFUL)
-    (prompt,), _ = prompts(TALK[1:], template=FORGETFUL, learn="last")
+    (prompt,), _ = prompts(TALK[1:], template=FORGETFUL, train_on="last_turn")
     assert shown(prompt).endswith("|[(thought)no<|end|>]")
 
 
@@ -194,7 +194,7 @@ def test_media_may_stand_in_the_prompt_only():
     picture = {"role": "user", "content": [{"type": "image", "image": "a.png"}]}
     talk = [*says(("user", "hi"), ("assistant", "yes")), picture, *says(("assistant", "a cat"))]
     reader = Conversations.of(processor(), SFTConfig())
-    with pytest.raises(ValueError, match="t/0: message 2 holds a medium.*learn=last"):
+    with pytest.raises(ValueError, match="t/0: message 2 holds a medium.*train_on=last_turn"):
         reader.prompts([Record("t/0", talk[:1], talk[1:], "t")], str)
 
 
