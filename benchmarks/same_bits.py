@@ -58,11 +58,17 @@ METRICS = {
 }
 """Key of a metric or of a saved response before it was renamed -> its present name."""
 
-MEASURED = ("seconds/", "straggler/", "memory/", "rollout/tokens_per_second", "train/tokens_per_second", "time")
+MEASURED = (
+    "seconds/",
+    "straggler/",
+    "memory/",
+    "rollout/tokens_per_second",
+    "train/tokens_per_second",
+    "time",
+)
 """Beginnings of metrics that differ between two runs that are otherwise the same."""
 PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=false"]
-ALGORITHMS = """grpo dr_grpo rloo reinforce reinforce_pp reinforce_pp_baseline remax gspo gmpo cispo sapo cpgd opo dapo
-pf_ppo entropy_tokens fire lagrangian ppo ttrl bf16 lora""".split()  # fmt: skip
+ALGORITHMS = ["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax", "gspo", "gmpo", "cispo", "sapo", "cpgd", "opo", "dapo", "pf_ppo", "entropy_tokens", "fire", "lagrangian", "ppo", "ttrl", "bf16", "lora"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -210,12 +216,16 @@ def result(tree: Path, work: Work, keep: Path | None) -> dict[str, Any]:
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What to say of one work; empty if both checkouts gave the same."""
-    failed = [f"{side}: {found['failed']}" for side, found in (("old", old), ("new", new)) if "failed" in found]
+    failed = [
+        f"{side}: {found['failed']}" for side, found in (("old", old), ("new", new)) if "failed" in found
+    ]
     return failed or list(differences(old, new))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--only", default="", help="names of runs, with commas")
