@@ -268,7 +268,7 @@ class RolloutConfig:
     """Texts that end an answer."""
     max_sampling_rounds: int = 4
     """With algorithm.group_filter other than all: most rounds of drawing per step before training on what there is."""
-    extra_groups: Literal["drop", "keep"] = "drop"
+    extra_groups: Literal["drop", "carry_over"] = "drop"
     """Groups drawn too much, with algorithm.group_filter other than all: drop them, or learn from them in the next step."""
     max_tokens_per_step: int = 0
     """Most tokens that an answer gets in one step (partial rollout): a longer one waits and goes on in the next step, with newer
