@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightrft.config import NativeEngineConfig
+from lightrft.engines import cuda_graphs as recordings
+from lightrft.engines import native as engines
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
-from lightrft.strategy.engines import native as engines
-from lightrft.strategy.engines import recorded as recordings
-from lightrft.strategy.engines.native import NativeEngine
 from lightrft.testing import tiny_prompt
 from lightrft.types import Sampling
 from lightrft.utils.device import pick_device

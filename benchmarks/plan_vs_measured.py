@@ -26,12 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from lightrft import app
-from lightrft.config import Config
-from lightrft.datasets.tasks import load_task
-from lightrft.plan import GIB, Hardware, Lengths, plan
-from lightrft.strategy.colocate import MemoryPlan, Phase
+from lightrft.commands.plan import GIB, Hardware, Lengths, plan
+from lightrft.config import Config, layers
+from lightrft.strategy.memory import MemoryPlan, Phase
+from lightrft.tasks.table import load_task
 from lightrft.testing import tiny_folder
-from lightrft.utils import layers
 from lightrft.utils.device import peak_gib, resident_gib
 from tests.distributed.launch import together
 

@@ -34,7 +34,7 @@ from lightrft import Config, Prompt, Sampling, Trajectory, app
 from lightrft.config import ModelConfig, RolloutConfig
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs, output_head, text_config
-from lightrft.trainer.replay import pack, plan
+from lightrft.trainer.batching import pack, plan
 from lightrft.types import Batch
 
 TARGET = 0.6

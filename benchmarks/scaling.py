@@ -29,6 +29,10 @@ import torch
 import torch.distributed as dist
 
 from lightrft.app import STRATEGIES
+from lightrft.commands.plan import GIB, Hardware, Lengths
+from lightrft.commands.plan import plan as plan_of
+from lightrft.commands.plan.shape import Shape
+from lightrft.commands.plan.work import update_bytes
 from lightrft.config import (
     Config,
     DeepspeedConfig,
@@ -41,15 +45,11 @@ from lightrft.config import (
 )
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
-from lightrft.plan import GIB, Hardware, Lengths
-from lightrft.plan import plan as plan_of
-from lightrft.plan.shape import Shape
-from lightrft.plan.work import update_bytes
-from lightrft.strategy.colocate import Phase
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
+from lightrft.strategy.memory import Phase
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
+from lightrft.trainer.batching import by_group, dummy_answer, plan
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import by_group, dummy_answer, plan
 from lightrft.types import Batch, Terms, Trajectory
 from tests.distributed.launch import together
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from lightrft.models.attention import ATTENTION
 from lightrft.models.logprobs import logprobs
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import tiny_model, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 
 SHAPE = {
     "hidden_size": 256,

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightrft.app import native_engine
 from lightrft.config import ModelConfig, RolloutConfig, ServerConfig, SglangConfig, VllmConfig
+from lightrft.engines.base import Engine, give
+from lightrft.engines.sglang import SglangEngine
+from lightrft.engines.vllm import VllmEngine
+from lightrft.engines.vllm_server import VllmServerEngine
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
-from lightrft.strategy.engines.base import Engine, give
-from lightrft.strategy.engines.server import VllmServerEngine
-from lightrft.strategy.engines.sglang import SglangEngine
-from lightrft.strategy.engines.vllm import VllmEngine
 from lightrft.utils.device import peak_gib, resident_gib
 
 REPEATS = 5

@@ -15,9 +15,8 @@ from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import LOSSES
 from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
-from lightrft.config import AlgorithmConfig, Config, SFTConfig
+from lightrft.config import AlgorithmConfig, Config, SFTConfig, layers
 from lightrft.trainer.metrics import METRICS
-from lightrft.utils import layers
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
 HEAD = """# Configuration

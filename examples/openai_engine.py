@@ -16,7 +16,7 @@ from lightrft.types import Completion
 
 
 class OpenAIEngine:
-    """See lightrft.strategy.engines.base.Engine."""
+    """See lightrft.engines.base.Engine."""
 
     weight_version = 0
 

@@ -19,11 +19,29 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.algorithms.algorithm import Algorithm, build
-from lightrft.config import ZERO, Config, LoraConfig, ModelConfig, RolloutConfig, SFTConfig, StrategyConfig
+from lightrft.build.judges import add_judging_models, check_judging, held_whole, named
+from lightrft.config import (
+    ZERO,
+    Config,
+    LoraConfig,
+    ModelConfig,
+    RolloutConfig,
+    SFTConfig,
+    StrategyConfig,
+    layers,
+)
+from lightrft.console.progress import Progress, report
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
-from lightrft.datasets.tasks import Task, load_task
-from lightrft.judging import add_judging_models, check_judging, held_whole, named
+from lightrft.engines.base import Engine, MakeEngine
+from lightrft.engines.external import check_kinds
+from lightrft.engines.lmdeploy import LmdeployEngine
+from lightrft.engines.native import NativeEngine, native_engine
+from lightrft.engines.sglang import SglangEngine
+from lightrft.engines.vllm import VllmEngine
+from lightrft.engines.vllm_serve import serve as serve_policy
+from lightrft.engines.vllm_server import VllmServerEngine
+from lightrft.media.parts import readable
 from lightrft.models.export import write_folder
 from lightrft.models.load import (
     full_weights,
@@ -36,42 +54,32 @@ from lightrft.models.processor import Processor
 from lightrft.models.sequence import check_shared
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
+from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.rewards.vote import VOTES
+from lightrft.runs.capsule import Capsules
+from lightrft.runs.curves import draw_curves
+from lightrft.runs.folder import check_backend, earlier, keep_settings, new_run
+from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints, problem
-from lightrft.strategy.colocate import RESIDENCY, MemoryPlan, Phase, Resident
 from lightrft.strategy.deepspeed import Zero
-from lightrft.strategy.engines.base import Engine, MakeEngine
-from lightrft.strategy.engines.foreign import check_kinds
-from lightrft.strategy.engines.lmdeploy import LmdeployEngine
-from lightrft.strategy.engines.native import NativeEngine, native_engine
-from lightrft.strategy.engines.serve import serve as serve_policy
-from lightrft.strategy.engines.server import VllmServerEngine
-from lightrft.strategy.engines.sglang import SglangEngine
-from lightrft.strategy.engines.vllm import VllmEngine
-from lightrft.strategy.filling import reader
 from lightrft.strategy.fsdp import Fsdp
-from lightrft.strategy.saved import restore
+from lightrft.strategy.in_memory import restore
+from lightrft.strategy.load_weights import reader
+from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident
 from lightrft.strategy.single import Single, WithoutAdapters
-from lightrft.strategy.world import World
-from lightrft.trainer.capsule import Capsules
+from lightrft.tasks.table import Task, load_task
+from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.evaluate import EvalSet, Evaluator
-from lightrft.trainer.experience import RolloutBuffer
 from lightrft.trainer.rl import RLTrainer
-from lightrft.trainer.runs import check_backend, earlier, keep_settings, new_run
-from lightrft.trainer.scores import RewardScaler
+from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Prompt
-from lightrft.utils import layers
 from lightrft.utils.atomic import explained, folder, write_text
-from lightrft.utils.curves import draw_curves
 from lightrft.utils.device import device_bytes, pick_device, release_memory, reuse_host_memory
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
-from lightrft.utils.log import Logger
-from lightrft.utils.media import readable
-from lightrft.utils.progress import Progress, report
 from lightrft.utils.seeding import restore_generators, seed_everything
 
 log = logging.getLogger("lightrft")
@@ -679,7 +687,7 @@ def replay(run: Path, step: int) -> int:
     """Computes a captured step again and prints each metric beside the recorded one; 0 if all are equal, else 1."""
     from rich.table import Table
 
-    from lightrft.trainer.capsule import compare, read
+    from lightrft.runs.capsule import compare, read
 
     capsule = read(run, step)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
@@ -720,13 +728,6 @@ def with_native_engine(config: RolloutConfig) -> RolloutConfig:
         sglang=plain.sglang,
         lmdeploy=plain.lmdeploy,
     )
-
-
-def check(config: Config) -> int:
-    """The pre-flight, see preflight.py."""
-    from lightrft.preflight import preflight
-
-    return preflight(config)
 
 
 class Terminal(logging.Handler):

@@ -18,10 +18,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from lightrft import __version__
-from lightrft.config import Config, SFTConfig
-from lightrft.launch import Launch, start
-from lightrft.trainer.runs import check_backend, new_run
-from lightrft.utils import layers
+from lightrft.commands.launch import Launch, start
+from lightrft.config import Config, SFTConfig, layers
+from lightrft.runs.folder import check_backend, new_run
 from lightrft.utils.failures import is_explained, leave_verdict
 from lightrft.utils.interrupt import Stopped
 
@@ -200,9 +199,9 @@ def serve(args: Sequence[str]) -> int:
 def check(args: Sequence[str]) -> int:
     """Look before a run: token counts, a rendered prompt, rewards, engine against trainer, time and memory."""
     config = load("check", args)
-    from lightrft import app
+    from lightrft.commands.check import preflight
 
-    return app.check(config)
+    return preflight(config)
 
 
 def plan(args: Sequence[str]) -> int:
@@ -215,8 +214,8 @@ def plan(args: Sequence[str]) -> int:
         text, rest = take_option(rest, flag, f"{default:g}")
         given[flag] = number(flag, text) if text else default
     config = load("plan", rest)
-    from lightrft import plan as planning
-    from lightrft.plan import report
+    from lightrft.commands import plan as planning
+    from lightrft.commands.plan import report
 
     rates = planning.Rates(
         given["--teraflops"],
@@ -281,7 +280,7 @@ def replay(args: Sequence[str]) -> int:
 
 def view(args: Sequence[str]) -> int:
     """Read a run's answers in the terminal: lightrft view RUN --step 7 --best 3."""
-    from lightrft import view as viewer
+    from lightrft.console import view as viewer
 
     def show(
         run: tyro.conf.Positional[Path],
@@ -337,7 +336,7 @@ def export(args: Sequence[str]) -> int:
 
 def doctor(args: Sequence[str]) -> int:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
-    from lightrft.utils.doctor import report
+    from lightrft.console.doctor import report
 
     report(__version__)
     return 0

@@ -13,26 +13,26 @@ import torch
 
 from lightrft.app import STRATEGIES, check_team, claimed, last_state, prepare_process, shared
 from lightrft.config import SFTConfig
+from lightrft.console.progress import Progress, report_losses
 from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
-from lightrft.datasets.tasks import Split, load_task
 from lightrft.models.load import load_processor
 from lightrft.models.source import Source
+from lightrft.parallel.world import World
+from lightrft.runs.curves import draw_curves
+from lightrft.runs.folder import keep_settings
+from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.colocate import MemoryPlan, Phase
-from lightrft.strategy.world import World
-from lightrft.trainer.runs import keep_settings
+from lightrft.strategy.memory import MemoryPlan, Phase
+from lightrft.tasks.table import Split, load_task
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
 from lightrft.utils.atomic import explained, write_text
-from lightrft.utils.curves import draw_curves
 from lightrft.utils.device import device_bytes, pick_device, release_memory
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
-from lightrft.utils.log import Logger
-from lightrft.utils.progress import Progress, report_losses
 
 log = logging.getLogger("lightrft")
 

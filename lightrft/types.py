@@ -161,7 +161,7 @@ class Batch:
     mask: Tensor
     """(T,) bool, True where the policy chose the token; only these enter a policy loss."""
     scores: Tensor
-    """(S,) float32, what each whole answer is worth: its reward, processed (trainer/scores.py)."""
+    """(S,) float32, what each whole answer is worth: its reward, processed (trainer/scaler.py)."""
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor

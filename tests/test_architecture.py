@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.config import Config, SFTConfig
-from lightrft.utils import layers
+from lightrft.config import Config, SFTConfig, layers
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lightrft"

@@ -32,9 +32,9 @@ from lightrft.config import (
     TaskConfig,
     UpdateConfig,
 )
+from lightrft.engines.native import NativeEngine
 from lightrft.models.load import causal_lm, load_processor
 from lightrft.models.processor import Processor
-from lightrft.strategy.engines.native import NativeEngine
 
 
 def endless_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> NativeEngine:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightrft.datasets.sources import Row
+from lightrft.media.parts import KINDS
 from lightrft.types import Message
-from lightrft.utils.media import KINDS
 
 MARK = re.compile("<(image|video|audio)>")
 """Where a medium belongs in a text."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.sources import BadRecords
+from lightrft.media.parts import MediaError
 from lightrft.types import Prompt, Record
-from lightrft.utils.media import MediaError
 
 if TYPE_CHECKING:
     from lightrft.models.processor import Processor

@@ -126,7 +126,7 @@ def empty_model(
 ) -> nn.Module:
     """The model that `load_model` makes before its weights are read, at hardly any memory: see `empty`.
 
-    Buffers and adapters are real. For sharding backends, which read the weights shard by shard (strategy/filling.py),
+    Buffers and adapters are real. For sharding backends, which read the weights shard by shard (strategy/load_weights.py),
     and for engines that are given all weights anyway. Parameters are in `dtype`, by default `model.dtype`.
     """
     from accelerate import init_empty_weights

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from lightrft.config import MediaConfig
+from lightrft.media.parts import Clip, Media, MediaError, read_media
 from lightrft.models.families import has_position_rows, position_rows, sees_both_ways, stored_media
 from lightrft.models.logprobs import backbone
 from lightrft.types import Message
-from lightrft.utils.media import Clip, Media, MediaError, read_media
 
 SPEECH_RATE = 16_000
 """Samples per second of a family whose processor names no rate."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightrft.media.parts import MediaError, has_media, parts
 from lightrft.models.media import MediaEncoder
 from lightrft.types import Message, Prompt, Record
-from lightrft.utils.media import MediaError, has_media, parts
 
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 

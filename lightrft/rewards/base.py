@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from lightrft.config import RewardConfig
+from lightrft.media.parts import described
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import MODEL_REWARDS, ModelReward
 from lightrft.rewards.table import REWARDS, load_reward
-from lightrft.rewards.workers import Call, Failure, Inline, Pool, Runner
 from lightrft.types import Trajectory
 from lightrft.utils.imports import resolve
-from lightrft.utils.media import described
+from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner
 
 __all__ = ["REWARDS", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
 

@@ -16,11 +16,11 @@ from urllib.error import HTTPError
 from jinja2 import TemplateError
 
 from lightrft.config import JudgeConfig
+from lightrft.media.parts import readable
 from lightrft.models.processor import Processor
 from lightrft.rewards.function import Answer
-from lightrft.rewards.workers import Failure
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
-from lightrft.utils.media import readable
+from lightrft.workers.pool import Failure
 
 T = TypeVar("T")
 ModelReward = Callable[[Sequence[Answer]], list[float | Failure]]

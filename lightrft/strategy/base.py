@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
 from lightrft.models.source import Source
-from lightrft.strategy.colocate import Resident
-from lightrft.utils.whereabouts import STATUS
+from lightrft.parallel.status import STATUS
+from lightrft.strategy.memory import Resident
 
 T = TypeVar("T")
 

@@ -29,9 +29,9 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from lightrft.config import CheckpointConfig
-from lightrft.strategy.filling import placed, rows
-from lightrft.strategy.watch import PeerError
-from lightrft.strategy.world import World
+from lightrft.parallel.watch import PeerError
+from lightrft.parallel.world import World
+from lightrft.strategy.load_weights import placed, rows
 from lightrft.utils.atomic import explained, folder, recover, remove_folder
 from lightrft.utils.states import file_crc, plain, read_state, write_state
 

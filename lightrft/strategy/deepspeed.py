@@ -22,9 +22,10 @@ from lightrft.models.families import is_multimodal
 from lightrft.models.load import without_weights
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.source import Source
+from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
-from lightrft.strategy.colocate import Resident, Tensors
-from lightrft.strategy.following import follow
+from lightrft.strategy.ema import follow
+from lightrft.strategy.memory import Resident, Tensors
 from lightrft.strategy.optimizer import (
     MOMENTS,
     Progress,
@@ -36,8 +37,7 @@ from lightrft.strategy.optimizer import (
     steps_taken,
 )
 from lightrft.strategy.single import SingleFrozen
-from lightrft.strategy.world import World
-from lightrft.strategy.zero import (
+from lightrft.strategy.zero_engine import (
     GatedAdamW,
     Layout,
     Partitioned,

@@ -20,12 +20,12 @@ from lightrft.models.families import is_multimodal
 from lightrft.models.load import full_weights, remake
 from lightrft.models.logprobs import backbone
 from lightrft.models.source import Source
+from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
-from lightrft.strategy.colocate import Resident
-from lightrft.strategy.filling import fill, placed, rows
-from lightrft.strategy.following import follow
+from lightrft.strategy.ema import follow
+from lightrft.strategy.load_weights import fill, placed, rows
+from lightrft.strategy.memory import Resident
 from lightrft.strategy.optimizer import Learner, learning
-from lightrft.strategy.world import World
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from lightrft.config import OptimizerConfig, StrategyConfig
 from lightrft.models.load import is_adapted, merged_adapters, plain_state
 from lightrft.models.source import Source
 from lightrft.strategy.base import Saved, Trainable
-from lightrft.strategy.colocate import Resident, Tensors
-from lightrft.strategy.following import follow
+from lightrft.strategy.ema import follow
+from lightrft.strategy.memory import Resident, Tensors
 from lightrft.strategy.optimizer import Learner, learning
 
 T = TypeVar("T")

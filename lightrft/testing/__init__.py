@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightrft.media.parts import KINDS
 from lightrft.models.export import save_model
 from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_model, tiny_tokenizer
 from lightrft.testing.engines import check_engine
 from lightrft.types import Batch, Completion, Message, Prompt, Record, Trajectory
-from lightrft.utils.media import KINDS
 
 __all__ = [
     "check_engine",

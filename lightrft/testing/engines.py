@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightrft.engines.base import NONE, Engine, give
 from lightrft.models.families import placeholders
 from lightrft.models.logprobs import logprobs
-from lightrft.strategy.engines.base import NONE, Engine, give
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import going_on
 from lightrft.types import Completion, Continuation, Prompt, Sampling, Trajectory
 

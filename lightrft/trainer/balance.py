@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightrft.strategy.world import World
-from lightrft.trainer.replay import batch_tokens, by_group, least_loaded
-from lightrft.trainer.storage import restored, stored
+from lightrft.parallel.world import World
+from lightrft.runs.storage import restored, stored
+from lightrft.trainer.batching import batch_tokens, by_group, least_loaded
 from lightrft.types import Trajectory
 
 

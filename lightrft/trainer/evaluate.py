@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.config import EvaluateConfig
-from lightrft.datasets.tasks import Task
+from lightrft.engines.base import Engine
+from lightrft.media.parts import described, has_media
 from lightrft.models.processor import Processor
+from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
-from lightrft.strategy.engines.base import Engine
-from lightrft.strategy.world import World
+from lightrft.tasks.table import Task
 from lightrft.trainer.estimates import Estimate, majority_at_k, mean_estimate, pass_at_k
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Prompt, Sampling, Trajectory
 from lightrft.utils.atomic import write_text
-from lightrft.utils.media import described, has_media
 from lightrft.utils.seeding import derive_seed
 
 OPEN_AT_ONCE = 32

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 from lightrft.config import EvaluateConfig, HeldOutConfig
+from lightrft.console.progress import Progress
 from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
+from lightrft.parallel.status import STATUS
+from lightrft.parallel.world import World
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.world import World
 from lightrft.utils.atomic import folder
 from lightrft.utils.interrupt import Interrupt, Stopped
-from lightrft.utils.progress import Progress
-from lightrft.utils.whereabouts import STATUS
 
 
 class Stepwise(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.types import Batch, Trajectory
 
 METRICS: dict[str, str] = {

@@ -11,10 +11,10 @@ import torch
 
 from lightrft.algorithms.averaging import denominators, token_weights
 from lightrft.config import UpdateConfig
+from lightrft.parallel.world import World
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.world import World
+from lightrft.trainer.batching import minibatches, pack, plan, rounds
 from lightrft.trainer.metrics import Layout, TokenMeans
-from lightrft.trainer.replay import minibatches, pack, plan, rounds
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.seeding import derive_seed
 

@@ -21,40 +21,39 @@ from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
 from lightrft.algorithms.shaping import overlong_penalty
-from lightrft.config import Config
+from lightrft.config import Config, layers
+from lightrft.console.progress import Progress
 from lightrft.datasets.loader import PromptLoader
+from lightrft.engines.base import Engine, EngineDiedError
 from lightrft.models.logprobs import LogProbs
 from lightrft.models.processor import Processor
 from lightrft.models.values import values
+from lightrft.parallel.status import STATUS
+from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardResult, RewardRunner
+from lightrft.runs import trajectories as saved
+from lightrft.runs.capsule import Capsules, weights_hash
+from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.colocate import MemoryPlan, Phase
-from lightrft.strategy.engines.base import Engine, EngineDiedError
-from lightrft.strategy.saved import snapshot
-from lightrft.strategy.world import World
-from lightrft.trainer.agreement import cuts, disagreement
+from lightrft.strategy.in_memory import snapshot
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
-from lightrft.trainer.capsule import Capsules, weights_hash
+from lightrft.trainer.batching import by_group, dummy_answer, pack, plan, rounds, unpack
+from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.evaluate import Evaluator
-from lightrft.trainer.experience import RolloutBuffer
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.metrics import average, describe
+from lightrft.trainer.mismatch import cuts, disagreement
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import by_group, dummy_answer, pack, plan, rounds, unpack
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
-from lightrft.trainer.scores import RewardScaler
+from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Batch, Terms, Trajectory
-from lightrft.utils import layers
-from lightrft.utils import trajectories as saved
 from lightrft.utils.atomic import explained
 from lightrft.utils.device import peak_gib, resident_gib
 from lightrft.utils.interrupt import Interrupt
-from lightrft.utils.log import Logger
-from lightrft.utils.progress import Progress
 from lightrft.utils.seeding import derive_seed, generator_states, restore_generators
-from lightrft.utils.whereabouts import STATUS
 
 T = TypeVar("T")
 Metrics = dict[str, float]

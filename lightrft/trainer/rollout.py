@@ -10,11 +10,11 @@ from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config, RolloutConfig
+from lightrft.engines.base import Engine
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
-from lightrft.strategy.engines.base import Engine
-from lightrft.strategy.world import World
-from lightrft.trainer.replay import response_positions
+from lightrft.parallel.world import World
+from lightrft.trainer.batching import response_positions
 from lightrft.types import Batch, Completion, Continuation, Prompt, Sampling, Trajectory
 
 

@@ -13,27 +13,27 @@ import torch
 
 from lightrft.algorithms.losses import negative_log_likelihood
 from lightrft.config import SFTConfig
+from lightrft.console.progress import Progress
 from lightrft.datasets.conversations import demonstration
 from lightrft.datasets.loader import PromptLoader
 from lightrft.models.logprobs import logprobs
 from lightrft.models.processor import Processor
+from lightrft.parallel.status import STATUS
+from lightrft.parallel.world import World
+from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.colocate import MemoryPlan, Phase
-from lightrft.strategy.world import World
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
+from lightrft.trainer.batching import batch_tokens, dummy_answer, plan, rounds
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import batch_tokens, dummy_answer, plan, rounds
 from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 from lightrft.utils.atomic import explained
 from lightrft.utils.device import peak_gib, resident_gib
 from lightrft.utils.interrupt import Interrupt
-from lightrft.utils.log import Logger
-from lightrft.utils.progress import Progress
 from lightrft.utils.seeding import generator_states, restore_generators
-from lightrft.utils.whereabouts import STATUS
 
 Metrics = dict[str, float]
 OPEN_AT_ONCE = 64

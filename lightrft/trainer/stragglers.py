@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from lightrft.strategy.colocate import MemoryPlan
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
+from lightrft.strategy.memory import MemoryPlan
 
 log = logging.getLogger("lightrft")
 

@@ -10,14 +10,14 @@ from torch.testing import assert_close
 
 from lightrft.app import build_memory_plan
 from lightrft.config import ModelConfig, NativeEngineConfig, OptimizerConfig, StrategyConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
-from lightrft.strategy.colocate import Phase
-from lightrft.strategy.engines.native import NativeEngine
+from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import Single
 from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_prompt, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.types import Sampling
 from lightrft.utils.device import device_bytes, pick_device
 from tests.e2e.runs import PLAIN

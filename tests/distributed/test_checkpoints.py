@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lightrft.config import CheckpointConfig, FsdpConfig
+from lightrft.parallel.world import World
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.world import World
 from tests.distributed.launch import together
 from tests.distributed.test_strategies import (
     ACTOR,

@@ -11,10 +11,10 @@ from lightrft.config import FsdpConfig, ModelConfig, StrategyConfig, UpdateConfi
 from lightrft.models.load import is_empty, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_folder, tiny_trajectories
+from lightrft.trainer.batching import by_group, dummy_answer, pack
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import by_group, dummy_answer, pack
 from lightrft.types import Trajectory
 from tests.distributed.launch import together
 from tests.distributed.test_strategies import ACTOR, CPU, OPTIONS, full, learn, policy_loss, strategy_of

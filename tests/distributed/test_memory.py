@@ -12,10 +12,10 @@ from lightrft.app import STRATEGIES
 from lightrft.config import DeepspeedConfig, ModelConfig, OptimizerConfig, StrategyConfig, UpdateConfig
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
+from lightrft.trainer.batching import dummy_answer
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import dummy_answer
 from lightrft.types import Terms
 from lightrft.utils.device import peak_gib, resident_gib
 from tests.distributed.launch import together

@@ -23,7 +23,15 @@ from torch.testing import assert_close
 
 from lightrft import app, sft
 from lightrft.algorithms.segments import segment_mean
-from lightrft.config import Config, ModelConfig, OptimizerConfig, SFTConfig, StrategyConfig, UpdateConfig
+from lightrft.config import (
+    Config,
+    ModelConfig,
+    OptimizerConfig,
+    SFTConfig,
+    StrategyConfig,
+    UpdateConfig,
+    layers,
+)
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs, text_config
@@ -31,12 +39,11 @@ from lightrft.models.sequence import check_shared
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.values import ValueModel, values
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_trajectories
+from lightrft.trainer.batching import by_group, dummy_answer, pack
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import by_group, dummy_answer, pack
 from lightrft.types import Batch, Terms
-from lightrft.utils import layers
 from tests.distributed.launch import together
 from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import MEASURED

@@ -22,10 +22,10 @@ from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import values
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
+from lightrft.trainer.batching import by_group, dummy_answer
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import by_group, dummy_answer
 from lightrft.types import Terms
 from tests.distributed.launch import together
 

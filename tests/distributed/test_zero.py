@@ -12,11 +12,11 @@ from torch.testing import assert_close
 from lightrft.config import DeepspeedConfig, ModelConfig, StrategyConfig
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.parallel.world import World
 from lightrft.strategy.deepspeed import Zero
-from lightrft.strategy.saved import InMemory
-from lightrft.strategy.world import World
+from lightrft.strategy.in_memory import InMemory
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.types import Terms
 from tests.distributed.launch import together
 from tests.distributed.test_strategies import (

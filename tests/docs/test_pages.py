@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightrft.config import Config, SFTConfig
+from lightrft.config import Config, SFTConfig, layers
 from lightrft.trainer.metrics import METRICS
-from lightrft.utils import layers
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

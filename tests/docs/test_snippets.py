@@ -14,8 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from lightrft import cli
-from lightrft.config import Config, SFTConfig
-from lightrft.utils import layers
+from lightrft.config import Config, SFTConfig, layers
 from lightrft.utils.imports import load_file
 
 ROOT = Path(__file__).resolve().parents[2]

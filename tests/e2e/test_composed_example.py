@@ -14,14 +14,14 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, WhisperConfig
 
 from lightrft.config import LoraConfig, ModelConfig, NativeEngineConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.export import save_model
 from lightrft.models.families import is_multimodal, part, placeholders
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import tiny_config, tiny_tokenizer
 from lightrft.models.tiny_media import AUDIO, IMAGE, MARKS, MEDIA_TEMPLATE
-from lightrft.strategy.engines.native import NativeEngine
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.types import Record, Sampling, Trajectory
 from lightrft.utils.imports import load_file
 

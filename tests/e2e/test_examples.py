@@ -12,10 +12,10 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import ModelConfig, NativeEngineConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
-from lightrft.strategy.engines.native import NativeEngine
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.types import Record, Sampling, Trajectory
 from tests.e2e.runs import PLAIN, environment, steps
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from lightrft.app import build_trainer, native_engine
-from lightrft.config import Config
-from lightrft.strategy.engines.base import EngineDiedError
+from lightrft.config import Config, layers
+from lightrft.engines.base import EngineDiedError
 from lightrft.trainer.rl import RLTrainer
-from lightrft.utils import layers
 from tests.e2e.runs import PLAIN
 
 SMALL = [

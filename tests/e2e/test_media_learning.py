@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM
 
 from lightrft.models.tiny import tiny_model
-from lightrft.utils import trajectories
+from lightrft.runs import trajectories
 from tests.e2e.runs import PLAIN, steps, summary
 
 Image = pytest.importorskip("PIL.Image")

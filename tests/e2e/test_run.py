@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.algorithms.kl import adaptive_kl
+from lightrft.runs import trajectories
+from lightrft.runs.capsule import read
 from lightrft.strategy.checkpoint import Stored
-from lightrft.trainer.capsule import read
-from lightrft.utils import trajectories
 from tests.e2e.runs import PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
 
 

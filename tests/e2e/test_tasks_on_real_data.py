@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lightrft.config import RewardConfig, TaskConfig
-from lightrft.datasets.tasks import load_task
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.rewards.math import math
+from lightrft.tasks.table import load_task
 
 DATA = os.environ.get("LIGHTRFT_DATA", "")
 pytestmark = pytest.mark.skipif(not DATA, reason="set LIGHTRFT_DATA to the folder with gsm8k/, math500/, ...")

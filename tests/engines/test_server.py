@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 
 from lightrft.config import ModelConfig, RolloutConfig, ServerConfig
+from lightrft.engines.base import give
+from lightrft.engines.vllm_server import VllmServerEngine
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
-from lightrft.strategy.engines.base import give
-from lightrft.strategy.engines.server import VllmServerEngine
 from lightrft.testing import check_engine, media_prompts, tiny_folder
 from tests.engines.models import media_model
 from tests.engines.test_vllm import SHAPE, needs_vllm

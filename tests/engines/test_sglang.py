@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
+from lightrft.engines.base import EngineDiedError, give
+from lightrft.engines.external import check_kinds, engine_requests
+from lightrft.engines.lmdeploy import LmdeployEngine, question
+from lightrft.engines.sglang import SglangEngine, seeded_draw
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
-from lightrft.strategy.engines.base import EngineDiedError, give
-from lightrft.strategy.engines.foreign import check_kinds, engine_requests
-from lightrft.strategy.engines.lmdeploy import LmdeployEngine, question
-from lightrft.strategy.engines.sglang import SglangEngine, seeded_draw
 from lightrft.testing import check_engine, media_prompts, tiny_prompt
 from lightrft.types import Sampling
 from tests.engines.models import media_model, text_model

@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.app import build_memory_plan
 from lightrft.config import ModelConfig, RolloutConfig, StrategyConfig, VllmConfig
+from lightrft.engines.base import EngineDiedError, give
+from lightrft.engines.vllm import VllmEngine
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
-from lightrft.strategy.colocate import Phase
-from lightrft.strategy.engines.base import EngineDiedError, give
-from lightrft.strategy.engines.vllm import VllmEngine
+from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import Single
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_processor, tiny_prompt
 from lightrft.types import Sampling

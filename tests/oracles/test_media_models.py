@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import NativeEngineConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import (
     attention_of,
@@ -21,8 +22,7 @@ from lightrft.models.families import (
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.tiny_media import AUDIO, BEGIN, FINISH, IMAGE, MEDIA
-from lightrft.strategy.engines.native import NativeEngine
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.types import Prompt, Sampling, Trajectory
 
 SOUND = {"input_features": (32, 200), "feature_attention_mask": (200,)}

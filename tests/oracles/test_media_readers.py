@@ -8,13 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import MediaConfig, ModelConfig, NativeEngineConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.families import placeholders
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import tiny_model
 from lightrft.models.tiny_media import MEDIA
-from lightrft.strategy.engines.native import NativeEngine
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.types import Record, Sampling, Trajectory
 
 Image = pytest.importorskip("PIL.Image")

@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import NativeEngineConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.tiny import FAMILIES
-from lightrft.strategy.engines.native import NativeEngine
 from lightrft.testing import tiny_model, tiny_prompt
 from lightrft.types import Completion, Prompt, Sampling
 

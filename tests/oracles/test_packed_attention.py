@@ -8,13 +8,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightrft.config import ModelConfig, NativeEngineConfig, RolloutConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import FAMILIES
-from lightrft.strategy.engines.native import NativeEngine
 from lightrft.testing import keep_double, tiny_model, tiny_prompt, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.types import Sampling
 

@@ -11,8 +11,8 @@ from lightrft.config import ModelConfig, OptimizerConfig, SFTConfig, UpdateConfi
 from lightrft.datasets.conversations import Conversations, demonstration
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
+from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
-from lightrft.strategy.world import World
 from lightrft.testing import keep_double, tiny_model, tiny_processor
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Record

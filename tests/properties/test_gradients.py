@@ -15,11 +15,11 @@ from lightrft.algorithms.algorithm import build
 from lightrft.config import AlgorithmConfig, ModelConfig, OptimizerConfig, UpdateConfig
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
+from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
-from lightrft.strategy.world import World
 from lightrft.testing import keep_double, tiny_trajectories
+from lightrft.trainer.batching import COLUMNS, minibatches, pack, plan, unpack
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.replay import COLUMNS, minibatches, pack, plan, unpack
 from lightrft.utils.imports import resolve
 
 TEMPERATURE = 0.9

@@ -11,8 +11,8 @@ from lightrft.algorithms.losses import negative_log_likelihood
 from lightrft.config import ModelConfig, OptimizerConfig, UpdateConfig
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
+from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
-from lightrft.strategy.world import World
 from lightrft.testing import keep_double, tiny_trajectories
 from lightrft.trainer.optimize import Averaging, optimize
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from lightrft import cli
-from lightrft.config import Config, SFTConfig
-from lightrft.utils import layers
+from lightrft.config import Config, SFTConfig, layers
 
 
 class App(ModuleType):

@@ -9,8 +9,8 @@ from tokenizers import models, pre_tokenizers
 
 from lightrft.config import SFTConfig, TaskConfig
 from lightrft.datasets.conversations import Conversations, conversation, demonstration
-from lightrft.datasets.tasks import load_task
 from lightrft.models.processor import PLAIN_TEMPLATE, Processor
+from lightrft.tasks.table import load_task
 from lightrft.testing import tiny_tokenizer
 from lightrft.types import Record
 

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from safetensors.torch import load
 
 from lightrft.config import NativeEngineConfig
+from lightrft.engines.native import NativeEngine
+from lightrft.engines.transport import WeightListener
 from lightrft.models.attention import ATTENTION
-from lightrft.strategy.engines.native import NativeEngine
-from lightrft.strategy.engines.wire import WeightListener
 from lightrft.testing import tiny_model, tiny_processor
 from lightrft.types import Prompt, Sampling
 

@@ -7,7 +7,7 @@ import random
 import torch
 from torch.testing import assert_close
 
-from lightrft.strategy.engines.cache import Cache, Page, Pool, Step, Stretch
+from lightrft.engines.cache import Cache, Page, Pool, Step, Stretch
 
 
 class Layer:

@@ -7,10 +7,10 @@ import pytest
 
 from lightrft.app import native_engine
 from lightrft.config import MediaConfig, ModelConfig, NativeEngineConfig, RolloutConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
-from lightrft.strategy.engines.native import NativeEngine
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_model, tiny_processor
 from lightrft.utils.imports import resolve
 from tests.unit.engines.stand_in import healthy, standing_in

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lightrft.config import NativeEngineConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
-from lightrft.strategy.engines.native import NativeEngine
 from lightrft.testing import tiny_model, tiny_processor, tiny_prompt
 from lightrft.types import Completion, Prompt, Sampling
 

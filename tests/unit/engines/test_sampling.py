@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightrft.strategy.engines.sampling import draw, stream, uniforms
+from lightrft.engines.sampling import draw, stream, uniforms
 from lightrft.types import Sampling
 
 

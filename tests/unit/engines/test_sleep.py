@@ -3,10 +3,10 @@
 import gc
 
 from lightrft.config import ModelConfig, NativeEngineConfig
+from lightrft.engines.base import give
+from lightrft.engines.native import NativeEngine
 from lightrft.models.load import load_model
 from lightrft.models.source import Source
-from lightrft.strategy.engines.base import give
-from lightrft.strategy.engines.native import NativeEngine
 from lightrft.testing import tiny_folder, tiny_processor, tiny_prompt
 from lightrft.types import Sampling
 from lightrft.utils.device import release_memory, resident_gib

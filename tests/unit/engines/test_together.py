@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrft.strategy.engines.foreign import TAGS, JointSleeper
+from lightrft.engines.external import TAGS, JointSleeper
 
 
 class Holding:

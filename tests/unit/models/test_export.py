@@ -10,18 +10,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft import app
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
+from lightrft.engines.external import WeightNames
 from lightrft.models.export import published, save_model, write_folder
 from lightrft.models.load import load_model, load_processor, plain_state
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
 from lightrft.models.tiny_media import MEDIA
+from lightrft.parallel.world import World
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.engines.foreign import WeightNames
 from lightrft.strategy.single import SingleTrainable
-from lightrft.strategy.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 
 TOKENS = torch.tensor([[1, 2, 3, 4]])
 

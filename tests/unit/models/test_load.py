@@ -13,7 +13,7 @@ from lightrft.models.load import load_model, load_processor, model_folder, witho
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import FAMILIES
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 
 TOKENS = torch.tensor([[1, 2, 3, 4]])
 

@@ -15,7 +15,7 @@ from lightrft.models.logprobs import (
 )
 from lightrft.models.sequence import Share
 from lightrft.testing import tiny_model, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 
 ANSWERS = tiny_trajectories([(6, [5, 3]), (4, [1])])
 

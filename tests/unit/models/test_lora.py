@@ -8,13 +8,13 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from lightrft.config import LoraConfig, ModelConfig, NativeEngineConfig, OptimizerConfig, RolloutConfig
+from lightrft.engines.native import NativeEngine
 from lightrft.models.export import save_model
 from lightrft.models.load import causal_lm, is_adapted, load_model, merged_adapters, plain_state
 from lightrft.models.logprobs import logprobs
-from lightrft.strategy.engines.native import NativeEngine
 from lightrft.strategy.single import SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_processor, tiny_prompt, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout, training_sampling
 
 ANSWERS = tiny_trajectories([(6, [5, 3]), (4, [1, 8])])

@@ -8,7 +8,7 @@ from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.source import CriticSource
 from lightrft.models.values import critic_config, critic_size, values
 from lightrft.testing import tiny_folder, tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 
 ANSWERS = tiny_trajectories([(6, [5, 3]), (4, [1])])
 TINY = ModelConfig(path="random:llama")

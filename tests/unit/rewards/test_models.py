@@ -12,9 +12,9 @@ from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.function import Answer, Question
 from lightrft.rewards.models import GenerativeJudge, ScalarReward
-from lightrft.rewards.workers import Failure
 from lightrft.testing import tiny_processor, tiny_trajectories
 from lightrft.types import Completion
+from lightrft.workers.pool import Failure
 
 
 def answer(text, question="2 + 2?", target="4"):

@@ -11,8 +11,8 @@ import torch
 
 import lightrft
 from lightrft.config import CheckpointConfig
+from lightrft.parallel.world import World
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.world import World
 
 
 def checkpoints(run: Path, every_steps: int = 5, keep: int = 2) -> Checkpoints:
@@ -284,7 +284,7 @@ from pathlib import Path
 import torch
 from lightrft.config import CheckpointConfig
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 
 run, draw = Path(sys.argv[1]), random.Random(0)
 saved = Checkpoints(run, CheckpointConfig(keep_last=2), World())

@@ -9,11 +9,11 @@ from lightrft.config import LoraConfig, ModelConfig, OptimizerConfig, StrategyCo
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.strategy.in_memory import InMemory, restore, snapshot
 from lightrft.strategy.optimizer import schedule
-from lightrft.strategy.saved import InMemory, restore, snapshot
 from lightrft.strategy.single import Single, SingleFrozen, SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.replay import pack
+from lightrft.trainer.batching import pack
 
 
 def rates(total, **options):

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.balance import assign, balanced
 
 RANKS = """
 import json, sys
 import torch, torch.distributed as dist
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.balance import balanced
 

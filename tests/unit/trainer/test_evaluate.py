@@ -5,11 +5,11 @@ import json
 import pytest
 
 from lightrft.config import EvaluateConfig, ModelConfig, NativeEngineConfig, RewardConfig
-from lightrft.datasets.tasks import Records, Task, load_task
+from lightrft.engines.native import NativeEngine
 from lightrft.models.load import load_model
+from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
-from lightrft.strategy.engines.native import NativeEngine
-from lightrft.strategy.world import World
+from lightrft.tasks.table import Records, Task, load_task
 from lightrft.testing import tiny_processor, tiny_prompt
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.types import Record

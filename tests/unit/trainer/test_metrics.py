@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from lightrft.strategy.world import World
+from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
+from lightrft.trainer.batching import pack
 from lightrft.trainer.metrics import Layout, TokenMeans, average, describe
-from lightrft.trainer.replay import pack
 
 
 def judged(rewards, lengths=None, finish=None):

@@ -9,8 +9,8 @@ from torch import nn
 from lightrft.config import ModelConfig, OptimizerConfig, UpdateConfig
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
+from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
-from lightrft.strategy.world import World
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms

@@ -1,0 +1,52 @@
+"""`lightrft check`: looks at everything a run depends on before the run costs anything."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from lightrft import app
+from lightrft.commands.check import costs, policy, questions, template
+from lightrft.commands.check.questions import Parts
+from lightrft.commands.check.report import Report
+from lightrft.config import Config
+from lightrft.models.load import load_processor
+from lightrft.models.processor import Processor
+
+__all__ = ["preflight"]
+
+
+def preflight(config: Config) -> int:
+    """Prints one section per question and a verdict; 0 if no problem was found, else 1. Writes no file."""
+    app.prepare_process(config)
+    report = Report(Console(highlight=False))
+    with ExitStack() as stack:
+        _look(report, config, stack)
+    return report.verdict()
+
+
+def processor(config: Config, parts: Parts) -> Processor:
+    """The policy's, after a look at whether a teacher speaks its tokens and a team of processes can share the models."""
+    found = load_processor(config.model, config.media)
+    app.check_teacher(config, found)
+    app.check_teams(config, parts.algorithm)
+    return found
+
+
+def _look(report: Report, config: Config, stack: ExitStack) -> None:
+    """The sections in order, from cheap to dear, as far as one can get."""
+    parts = report.run("settings", lambda s: questions.settings(s, config, stack))
+    if parts is None:
+        return
+    found = report.run("data", lambda s: questions.data(s, config, parts, processor(config, parts)))
+    if found is None or not found.read:
+        return
+    report.run("chat template", lambda s: template.chat_template(s, found))
+    report.run("rewards on right answers", lambda s: questions.rewards(s, config, parts, found))
+    start = report.run("sampled answers", lambda s: policy.samples(s, config, parts, found))
+    if start is None:
+        return
+    report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))
+    report.run("time and memory", lambda s: costs.time_and_memory(s, config, parts, found, start))
+    report.run("disk", lambda s: costs.disk(s, config, parts, start))

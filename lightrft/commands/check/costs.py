@@ -1,0 +1,392 @@
+"""What a run costs: time and memory from a short measurement, and disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightrft import app
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.commands.check.policy import LONGEST_SAMPLE, Policy
+from lightrft.commands.check.questions import Parts, Questions
+from lightrft.commands.check.report import Section
+from lightrft.config import Config
+from lightrft.console.progress import clock
+from lightrft.engines.cache import ANSWER_PAGE, PROMPT_PAGE
+from lightrft.models.load import without_weights
+from lightrft.models.values import critic_size
+from lightrft.strategy.base import Trainable
+from lightrft.strategy.memory import Phase
+from lightrft.trainer.batching import batch_tokens, pack, plan
+from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
+from lightrft.types import Batch, Prompt, Trajectory
+from lightrft.utils.device import device_bytes, release_memory
+
+SPEED_TOKENS = 16
+"""Tokens of each answer sampled to measure the speed of the engine."""
+CPU_BATCH = 512
+"""Most tokens of the measured training batch on a CPU, so that the check stays quick; time and memory are scaled up."""
+NEARLY_FULL = 0.85
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the engine did in a short burst at the concurrency of a step."""
+
+    tokens_per_second: float
+    start_seconds: float
+    """Time to read one prompt."""
+    concurrency: int
+    cache_bytes: int
+    """What the engine's cache would hold with every answer at full length."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass over a training batch."""
+
+    tokens: int
+    """Read by the model."""
+    forward_seconds: float
+    backward_seconds: float
+    activation_bytes: int
+    """Held between the two."""
+
+
+def time_and_memory(
+    section: Section, config: Config, parts: Parts, questions: Questions, policy: Policy
+) -> None:
+    """Measures a burst of the engine and one training batch; estimates the time of the run and the memory of its phases."""
+    speed = measure_engine(config, questions, policy)
+    capped = config.rollout.max_tokens > LONGEST_SAMPLE and all(t.finish == "length" for t in policy.samples)
+    typical = config.rollout.max_tokens if capped else max(1, round(policy.typical_length))
+    usual = step_answers(config, questions, policy, typical)
+    full = step_answers(config, questions, policy, config.rollout.max_tokens)
+    with policy.memory_plan(Phase.TRAIN):
+        measured = measure_pass(config, parts, policy, usual)
+    section.fact(
+        "engine",
+        f"{speed.tokens_per_second:,.0f} tokens/s with {speed.concurrency} answers at a time (measured)",
+    )
+    rate = measured.tokens / (measured.forward_seconds + measured.backward_seconds)
+    section.fact(
+        "training pass", f"{rate:,.0f} tokens/s, prompts included (measured on {measured.tokens} tokens)"
+    )
+    lengths = [usual] if typical == config.rollout.max_tokens else [usual, full]
+    estimate_time(section, config, parts, questions, policy, speed, measured, lengths)
+    estimate_memory(section, config, parts, policy, speed, measured, full)
+
+
+def measure_engine(config: Config, questions: Questions, policy: Policy) -> Speed:
+    """A burst of as many answers as a step decodes at a time."""
+    roll = config.rollout
+    concurrency = min(roll.prompts_per_step * roll.group_size, roll.native.max_sequences)
+    prompts = list(islice(cycle(questions.read), -(-concurrency // roll.group_size)))
+    sampling = replace(
+        training_sampling(roll, config.seed), max_tokens=min(roll.max_tokens, SPEED_TOKENS), ignore_eos=True
+    )
+    with policy.sampling():
+        seen = [(time.perf_counter(), 0)]
+        policy.engine.generate(
+            prompts, sampling, lambda finished, tokens: seen.append((time.perf_counter(), tokens))
+        )
+        total = time.perf_counter() - seen[0][0]
+        held = sum(part.nbytes() for part in policy.engine.parts().values())
+    tokens = len(prompts) * roll.group_size * sampling.max_tokens
+    steps = [(later - earlier, new - old) for (earlier, old), (later, new) in pairwise(seen)]
+    most = max((made for _, made in steps), default=0)
+    steady = [seconds for seconds, made in steps[1:] if made == most]
+    rate = most / median(steady) if steady else tokens / total
+    start = max(0.0, total - tokens / rate) / len(prompts)
+    used = len(prompts) * roll.group_size * whole_pages(sampling.max_tokens, ANSWER_PAGE) + sum(
+        whole_pages(len(p.token_ids), PROMPT_PAGE) for p in prompts
+    )
+    longest = whole_pages(questions.longest, PROMPT_PAGE)
+    full = concurrency * whole_pages(roll.max_tokens, ANSWER_PAGE) + len(prompts) * longest
+    return Speed(rate, start, concurrency, held * full // used)
+
+
+def whole_pages(tokens: int, page: int) -> int:
+    """Tokens rounded up to whole pages of the native engine's cache, which is what they take."""
+    return -(-tokens // page) * page
+
+
+def step_answers(config: Config, questions: Questions, policy: Policy, length: int) -> list[Trajectory]:
+    """The answers of one step, made up: real prompts, every answer `length` sampled tokens long."""
+    tokens = list(islice(cycle([x for t in policy.samples for x in t.token_ids]), length))
+    prompts = list(
+        islice(
+            cycle(spread(questions.read, config.rollout.prompts_per_step)), config.rollout.prompts_per_step
+        )
+    )
+    return [
+        Trajectory(
+            prompt=p, group=g, token_ids=tokens, mask=[True] * length, behavior=[0.0] * length, finish="stop"
+        )
+        for g, p in enumerate(prompts)
+        for _ in range(config.rollout.group_size)
+    ]
+
+
+def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """About `count` of them, evenly from the whole list."""
+    return list(prompts[:: max(1, len(prompts) // count)])
+
+
+def measure_pass(config: Config, parts: Parts, policy: Policy, answers: Sequence[Trajectory]) -> Pass:
+    """One training batch forward and backward; no update follows. A first pass over it warms up and shows its memory."""
+    budget = (
+        min(config.update.tokens_per_micro_batch, CPU_BATCH)
+        if parts.device.type == "cpu"
+        else config.update.tokens_per_micro_batch
+    )
+    share = config.update.share_prompts
+    batch = pack(plan(answers, budget, share_prompts=share)[0], share_prompts=share, device=parts.device)
+    assert batch.inputs is not None
+    before = settled_bytes(parts.device)
+    loss = forward(config, policy.actor, batch)
+    held = max(0, settled_bytes(parts.device) - before)
+    backward(policy.actor, loss)
+    times = [time.perf_counter()]
+    loss = forward(config, policy.actor, batch)
+    times.append(time.perf_counter())
+    backward(policy.actor, loss)
+    times.append(time.perf_counter())
+    return Pass(batch.inputs.token_ids.numel(), times[1] - times[0], times[2] - times[1], held)
+
+
+def forward(config: Config, actor: Trainable, batch: Batch) -> Tensor:
+    """A loss with everything behind it that a backward pass needs; the device is done with it."""
+    loss = -actor.compute(training_logprobs, batch, config).values.mean()
+    float(loss.detach())
+    return loss
+
+
+def backward(actor: Trainable, loss: Tensor) -> None:
+    """Gradients, and the device is done with them."""
+    actor.backward(loss)
+    actor.gradient_norm()
+
+
+def settled_bytes(device: torch.device) -> int:
+    """Memory in use, after freed blocks went back."""
+    release_memory(device)
+    return device_bytes(device)
+
+
+def tokens_read(answers: Sequence[Trajectory], config: Config) -> list[int]:
+    """Tokens the model reads in each batch of these answers."""
+    share = config.update.share_prompts
+    return [
+        batch_tokens(batch, share_prompts=share)
+        for batch in plan(answers, config.update.tokens_per_micro_batch, share_prompts=share)
+    ]
+
+
+def estimate_time(
+    section: Section,
+    config: Config,
+    parts: Parts,
+    questions: Questions,
+    policy: Policy,
+    speed: Speed,
+    measured: Pass,
+    lengths: Sequence[Sequence[Trajectory]],
+) -> None:
+    """Seconds per phase and for the run, for answers as long as the sampled ones and for the longest."""
+    algorithm = parts.algorithm
+    critics = int(algorithm.needs_critic)  # taken to be as large as the actor
+    again = (
+        1 + config.replay.groups_per_step / config.rollout.prompts_per_step
+    )  # answers learned from, per new one
+    once = int(needs_old(config, algorithm))
+    passes = once + again * (int(algorithm.needs_reference) + critics)
+    passes += (
+        again
+        * teacher_parameters(config, algorithm)
+        / sum(p.numel() for p in policy.actor.module.parameters())
+    )
+    table = Table(
+        "about", "rollout", "score", "train", "a step", "an evaluation", "the run", box=None, pad_edge=False
+    )
+    evaluations = 2 * config.evaluate.before_and_after
+    evaluations += (config.steps - 1) // config.evaluate.every_steps if config.evaluate.every_steps else 0
+    asked = len(questions.evaluate) * config.evaluate.samples
+    for answers in lengths:
+        length, read = len(answers[0]), sum(tokens_read(answers, config))
+        generate = (
+            len(answers) * length / speed.tokens_per_second
+            + config.rollout.prompts_per_step * speed.start_seconds
+        )
+        score = read / measured.tokens * measured.forward_seconds * passes + policy.judge_seconds * len(
+            answers
+        )
+        train = (
+            read
+            / measured.tokens
+            * (measured.forward_seconds + measured.backward_seconds)
+            * config.update.epochs
+            * (1 + critics)
+            * again
+        )
+        most = min(length, config.evaluate.max_tokens or config.rollout.max_tokens)
+        evaluation = asked * (most / speed.tokens_per_second + speed.start_seconds + policy.judge_seconds)
+        step = generate + score + train
+        run = config.steps * step + evaluations * evaluation
+        words = f"{length} tokens an answer"
+        table.add_row(
+            words,
+            *(duration(s) for s in (generate, score, train, step)),
+            duration(evaluation) if evaluations else "-",
+            duration(run),
+        )
+    section.show(table)
+
+
+def duration(seconds: float) -> str:
+    """0.04 s, 5.2 s, 3:20, 2:05:00."""
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else clock(seconds)
+
+
+def estimate_memory(
+    section: Section,
+    config: Config,
+    parts: Parts,
+    policy: Policy,
+    speed: Speed,
+    measured: Pass,
+    full: Sequence[Trajectory],
+) -> None:
+    """Who holds how much in which phase, against what was free before the model was loaded."""
+    module = policy.actor.module
+    weights = nbytes(module.parameters())
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    masters = 4 * learned if config.model.dtype == "bfloat16" else 0
+    linears = nbytes(m.weight for m in module.modules() if type(m) is nn.Linear)
+    on_cpu = parts.device.type == "cpu"
+    copies = (
+        linears if on_cpu and config.rollout.engine == "native" and config.rollout.native.pack_weights else 0
+    )
+    critic = critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
+    bytes_each = 2 if config.model.dtype == "bfloat16" else 4
+    largest = -(-max(tokens_read(full, config)) // config.strategy.sequence_parallel)
+    stays = on_cpu or not config.strategy.offload
+    rows: list[tuple[str, int, str]] = [
+        ("weights", weights, "rst"),
+        (
+            "optimizer" + (" and float32 weights" if masters else ""),
+            8 * learned + masters,
+            "rst" if stays else "t",
+        ),
+        ("gradients", 4 * learned, "t"),
+        (
+            "reference",
+            weights if parts.algorithm.needs_reference and not config.model.lora.rank else 0,
+            "rst" if stays else "s",
+        ),
+        (
+            "teacher",
+            bytes_each * teacher_parameters(config, parts.algorithm),
+            "rst" if stays else "s",
+        ),
+        *((name, part.nbytes(), "rst" if stays else "s") for name, part in policy.judging.items()),
+        ("critic", bytes_each * critic, "rst" if stays else "st"),
+        ("critic's optimizer", (8 + 4 * (bytes_each == 2)) * critic, "rst" if stays else "t"),
+        ("critic's gradients", 4 * critic, "t"),
+        (f"activations of {largest} tokens", measured.activation_bytes * largest // measured.tokens, "t"),
+        ("engine's cache", speed.cache_bytes, "r"),
+        ("engine's copy of the weights", copies, "r"),
+        ("merged adapters", linears if config.model.lora.rank else 0, "r"),
+    ]
+    table = Table("about", "rollout", "score", "train", box=None, pad_edge=False)
+    for name, count, phases in rows:
+        if count:
+            table.add_row(name, *(size(count) if phase in phases else "" for phase in "rst"))
+    sums = [sum(count for _, count, phases in rows if phase in phases) for phase in "rst"]
+    table.add_row("sum", *map(size, sums), style="bold")
+    section.show(table)
+    judge_memory(section, needed=max(sums), available=parts.available, place=str(parts.device))
+
+
+def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
+    """Size of the teacher, 0 without one."""
+    if not algorithm.needs_teacher:
+        return 0
+    return sum(p.numel() for p in without_weights(app.teacher_model(config)).parameters())
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def judge_memory(section: Section, *, needed: int, available: int, place: str) -> None:
+    """Whether the largest phase fits into what is free."""
+    told = f"the largest phase needs about {size(needed)}; {size(available)} are free on {place}"
+    if needed > available:
+        section.problem(
+            f"{told}. Lower update.tokens_per_micro_batch or rollout.native.max_sequences, set model.gradient_checkpointing=true, "
+            "or train adapters (layer lora)."
+        )
+    elif needed > NEARLY_FULL * available:
+        section.warn(f"{told}: nearly all of it.")
+    else:
+        section.ok(f"{told}.")
+
+
+def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None:
+    """Whether the run folder can be made and holds the checkpoints."""
+    module = policy.actor.module
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    learned += critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
+    model = nbytes(module.parameters())
+    moved = 0
+    if config.algorithm.reference_update_steps:  # the reference, in float32 where it follows slowly
+        exact = config.algorithm.reference_update_rate < 1
+        moved = sum(p.numel() * (4 if exact else p.element_size()) for p in module.parameters())
+    checkpoint = 12 * learned + moved  # weights and both moments of AdamW, in float32
+    at_once = config.checkpoint.keep_last + 1 + len(config.log.capture_steps)
+    section.fact(
+        "a checkpoint",
+        f"{size(checkpoint)}; at most {config.checkpoint.keep_last} are kept, and one more while it is written",
+    )
+    run = Path(config.run or "runs").expanduser()
+    if config.run and (run / "metrics.jsonl").exists():
+        section.problem(
+            f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
+        )
+    there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        section.problem(f"run={run}: {there} is not a folder that can be written to. Set run to another one.")
+        return
+    judge_disk(
+        section, needed=checkpoint * at_once + model, free=shutil.disk_usage(there).free, place=str(there)
+    )
+
+
+def judge_disk(section: Section, *, needed: int, free: int, place: str) -> None:
+    """Whether checkpoints, capsules that are asked for, and the final model fit."""
+    told = f"checkpoints, capsules and the model take about {size(needed)}; {size(free)} are free in {place}"
+    if needed > free:
+        section.problem(
+            f"{told}. Free some, set run to a folder on another disk, or lower checkpoint.keep_last."
+        )
+    elif needed > NEARLY_FULL * free:
+        section.warn(f"{told}: nearly all of it.")
+    else:
+        section.ok(f"{told}.")
+
+
+def size(count: int) -> str:
+    """Bytes for people: 12 MiB, 3.4 GiB."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

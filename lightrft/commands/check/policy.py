@@ -1,0 +1,175 @@
+"""The model at step 0: what it answers, and whether engine and trainer agree about those answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from rich.panel import Panel
+from rich.text import Text
+from torch import nn
+
+from lightrft.app import build_memory_plan
+from lightrft.build.judges import add_judging_models, most_read
+from lightrft.commands.check.questions import Parts, Questions
+from lightrft.commands.check.report import Section
+from lightrft.config import Config
+from lightrft.console.progress import shorten
+from lightrft.engines.base import Engine
+from lightrft.engines.external import check_kinds
+from lightrft.media.parts import readable
+from lightrft.models.families import made_for
+from lightrft.models.logprobs import text_config
+from lightrft.models.source import Source
+from lightrft.strategy.base import Trainable
+from lightrft.strategy.memory import MemoryPlan, Phase, Resident
+from lightrft.trainer.batching import pack
+from lightrft.trainer.mismatch import TOLERANCE, cuts, disagreement
+from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
+from lightrft.types import Trajectory
+
+PROMPTS, SAMPLES = 2, 2
+LONGEST_SAMPLE = 128
+"""Most tokens of an answer sampled for show."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model as the run would have it at step 0."""
+
+    actor: Trainable
+    engine: Engine
+    memory_plan: MemoryPlan
+    judging: Mapping[str, Resident]
+    """What judges, in the score phase."""
+    samples: Sequence[Trajectory] = ()
+    judge_seconds: float = 0.0
+    """Time the rewards took for one answer."""
+
+    @property
+    def typical_length(self) -> float:
+        """Mean tokens of the sampled answers."""
+        return sum(len(t) for t in self.samples) / len(self.samples)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, the engine may draw answers."""
+        with self.memory_plan(Phase.SYNC), self.actor.adapters_merged():
+            self.engine.load_weights(self.actor.weights())
+            self.engine.weight_version = self.actor.version
+        with self.memory_plan(Phase.ROLLOUT), self.actor.adapters_merged():
+            yield
+
+
+def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
+    """Loads the model, and shows what it answers before any training and what the rewards make of that."""
+    check_kinds(config.rollout.engine, questions.read, questions.processor.media, parts.device)
+    started = time.perf_counter()
+    actor = parts.strategy.trainable(Source(config.model), config.optimizer, 1)
+    engine = parts.make_engine(actor.module, questions.processor, config.rollout)
+    numbers = sum(p.numel() for p in actor.module.parameters())
+    section.fact(
+        "model", f"{numbers / 1e6:,.1f} million weights, loaded in {time.perf_counter() - started:.1f} s"
+    )
+    fits_context(section, config, actor.module, questions)
+    fits_judges(section, config, parts, questions)
+    most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
+    sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
+    spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
+    judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
+    policy = Policy(
+        actor, engine, build_memory_plan({"actor": actor}, engine, judging, parts.device), judging
+    )
+    policy.memory_plan.begin()
+    with policy.sampling():
+        answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
+    seconds = judged(section, parts, policy, answers) / len(answers)
+    for t in answers:
+        section.show(shown(t))
+    cut = sum(t.finish == "length" for t in answers)
+    if cut == len(answers) and most == config.rollout.max_tokens:
+        section.warn(
+            f"all {cut} answers were cut at rollout.max_tokens={most}. Rewards that look at the end of an answer see none: raise it?"
+        )
+    elif cut:
+        section.fact(
+            "cut off",
+            f"{cut} of {len(answers)} answers at {most} tokens (rollout.max_tokens={config.rollout.max_tokens})",
+        )
+    return replace(policy, samples=answers, judge_seconds=seconds)
+
+
+def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Trajectory]) -> float:
+    """Seconds that the rewards of these answers took."""
+    with policy.sampling() if parts.judge.by_policy else policy.memory_plan(Phase.SCORE):
+        started = time.perf_counter()
+        try:
+            parts.judge(answers)
+        except RuntimeError as error:
+            section.problem(str(error))
+        return time.perf_counter() - started
+
+
+def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:
+    """Warns if prompt and answer may together be longer than the model was made for."""
+    room = made_for(text_config(module))
+    needed = questions.longest + config.rollout.max_tokens
+    if room is not None and needed > room:
+        section.warn(
+            f"the longest prompt and a full answer are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or rollout.max_tokens."
+        )
+
+
+def fits_judges(section: Section, config: Config, parts: Parts, questions: Questions) -> None:
+    """Warns if a prompt and an answer may be longer than the models that judge can read."""
+    needed = questions.longest + config.rollout.max_tokens
+    for name in parts.judge.models:
+        room = most_read(config, name)
+        if room is not None and needed > room:
+            section.warn(
+                f"the longest prompt and a full answer are {needed} tokens, without the judge's own words; the model of reward '{name}' "
+                f"can be given {room}. Longer ones have no reward (rewards.on_failure={config.rewards.on_failure}): lower "
+                f"rollout.max_tokens, or take a model for longer texts, or set {name}.max_length if this one takes them."
+            )
+
+
+def shown(t: Trajectory) -> Panel:
+    """One answer with its question, reward and parts."""
+    question = t.prompt.messages[-1]["content"]
+    parts = ", ".join(f"{name} {value:g}" for name, value in t.parts.items())
+    text = Text.assemble((shorten(readable(question), 300), "dim"), "\n", shorten(t.answer, 600))
+    return Panel(
+        text, title=f"reward {t.reward:g} ({parts})  {len(t)} tokens, {t.finish}", title_align="left"
+    )
+
+
+def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> None:
+    """Compares the log-probs of the sampled tokens: the engine's, and the trainer's for the same weights."""
+    batch = pack(
+        [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
+    )
+    with policy.memory_plan(Phase.SCORE), torch.no_grad():
+        gap = (policy.actor.compute(training_logprobs, batch, config).values - batch.behavior).abs()
+    mean, largest = float(gap.mean()), float(gap.max())
+    section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
+    judge_mismatch(section, config, mean, largest)
+
+
+def judge_mismatch(section: Section, config: Config, mean: float, largest: float) -> None:
+    """Whether engine and trainer agree as far as their arithmetic allows."""
+    if cuts(config.rollout):
+        section.fact(
+            "",
+            "the engine's log-probs are of the tokens that top_k, first_token_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
+        )
+    told = disagreement(config, mean, largest)
+    if told:
+        section.warn(told)
+        return
+    dtype, name = config.model.dtype, "largest" if config.model.dtype == "float32" else "mean"
+    section.ok(
+        f"engine and trainer agree: the {name} difference is at most {TOLERANCE[dtype]:g}, the limit for {dtype}."
+    )

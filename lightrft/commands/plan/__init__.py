@@ -1,0 +1,221 @@
+"""What a run would need on so many devices, found without weights, data or devices: `lightrft plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+from lightrft import app
+from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.build.judges import judging_models
+from lightrft.commands.plan.memory import (
+    Item,
+    Lengths,
+    Models,
+    activations,
+    batch_tokens,
+    items,
+    largest_batch,
+    scoring,
+    sums,
+)
+from lightrft.commands.plan.shape import Shape
+from lightrft.commands.plan.work import Rates, Work, work
+from lightrft.config import Config
+from lightrft.models.source import CriticSource, Source
+from lightrft.models.values import critic_config
+from lightrft.parallel.world import World, check_team_size
+from lightrft.runs.folder import check_backend
+from lightrft.strategy.fsdp import check_replicas
+from lightrft.strategy.memory import Phase
+from lightrft.utils.imports import resolve
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What there is."""
+
+    devices: int
+    memory_gib: float
+    """Of each device."""
+    per_node: int = 8
+    reserve: float = 0.1
+    """Share of the memory that is left free: the device's own programs, and gaps between blocks."""
+    rates: Rates = field(default_factory=Rates)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `lightrft plan` shows."""
+
+    config: Config
+    hardware: Hardware
+    lengths: Lengths
+    models: Models
+    algorithm: Algorithm
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are processes on a CPU."""
+        return self.config.strategy.device == "cpu"
+
+    @cached_property
+    def resident(self) -> list[Item]:
+        """What takes memory however long a batch is."""
+        return items(
+            self.config,
+            self.models,
+            self.lengths,
+            self.hardware.devices,
+            on_cpu=self.on_cpu,
+            device_bytes=int(self.hardware.memory_gib * GIB),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Of the largest batch."""
+        return batch_tokens(self.config, self.lengths)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """All that takes memory."""
+        found = list(self.resident)
+        for name, shape in (("actor", self.models.actor), ("critic", self.models.critic)):
+            if shape is not None:
+                words = f"{name}'s activations, {self.tokens:,} tokens"
+                found.append(Item(words, activations(self.config, shape, self.tokens), (Phase.TRAIN,), name))
+        if self.work.score.flops:
+            found.append(
+                Item(
+                    "activations, no gradient",
+                    scoring(self.config, self.models.actor, self.tokens),
+                    (Phase.SCORE,),
+                )
+            )
+        return found
+
+    @property
+    def sums(self) -> dict[Phase, int]:
+        """Bytes of a device in each phase."""
+        return sums(self.items)
+
+    @property
+    def usable(self) -> int:
+        """Bytes of a device that may be filled."""
+        return int(self.hardware.memory_gib * GIB * (1 - self.hardware.reserve))
+
+    @property
+    def largest_batch(self) -> int:
+        """Most tokens of a batch that fit; 0 if the rest is too much already."""
+        room = {phase: self.usable - count for phase, count in sums(self.resident).items()}
+        shapes = [m for m in (self.models.actor, self.models.critic) if m is not None]
+        found = [largest_batch(room[Phase.TRAIN], partial(activations, self.config, s)) for s in shapes]
+        found.append(largest_batch(room[Phase.SCORE], partial(scoring, self.config, self.models.actor)))
+        return min(found)
+
+    @cached_property
+    def work(self) -> Work:
+        """What a step computes, sends and takes."""
+        hardware = self.hardware
+        return work(
+            self.config,
+            self.algorithm,
+            self.models,
+            self.lengths,
+            hardware.devices,
+            hardware.rates,
+            hardware.per_node,
+        )
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What would stop the run, or waste it."""
+        return [
+            *_refused(self.config, self.algorithm, self.hardware.devices),
+            *_wasted(self),
+            *_too_large(self),
+        ]
+
+
+def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
+    """The plan of a run. ValueError for a model that is not there."""
+    algorithm = build(config.algorithm, resolve)
+    critic = (
+        Shape(CriticSource(critic_config(config.model, config.critic.path)))
+        if algorithm.needs_critic
+        else None
+    )
+    apart = algorithm.needs_reference and not config.model.lora.rank
+    reference = Shape(Source(config.model, learns=False)) if apart else None
+    teacher = Shape(Source(app.teacher_model(config), learns=False)) if algorithm.needs_teacher else None
+    judge, reward = (None if m is None else Shape(Source(m, learns=False)) for m in judging_models(config))
+    models = Models(Shape(Source(config.model)), critic, reference, teacher, judge, reward)
+    return Plan(config, hardware, lengths, models, algorithm)
+
+
+def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
+    """What the run itself would refuse, by the same checks."""
+    strategy, asked = config.strategy, config.rollout.prompts_per_step
+    checks: list[Callable[[], None]] = [
+        lambda: check_backend(config, devices),
+        lambda: app.shared("rollout.prompts_per_step", asked, World(0, devices)),
+        lambda: check_replicas(strategy.fsdp.replicas, devices),
+        lambda: check_team_size(devices, strategy.sequence_parallel),
+        lambda: app.check_teams(config, algorithm),
+    ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def _wasted(plan: Plan) -> list[str]:
+    config, devices, found = plan.config, plan.hardware.devices, []
+    answers = config.rollout.prompts_per_step * config.rollout.group_size
+    each = answers / devices / config.update.num_minibatches
+    if each < 1:
+        found.append(
+            f"update.num_minibatches={config.update.num_minibatches}: {answers} answers on {devices} devices leave some without any in an "
+            "update. Raise rollout.prompts_per_step, or lower update.num_minibatches."
+        )
+    budget, whole = config.update.tokens_per_micro_batch, plan.lengths.prompt + plan.lengths.answer
+    if budget < whole:
+        found.append(
+            f"update.tokens_per_micro_batch={budget}: a question with one answer may have {whole} tokens, and is then computed alone. "
+            f"Set it to {whole} or more."
+        )
+    elif plan.largest_batch > 2 * budget and plan.work.micro_batches > 1:
+        found.append(
+            f"update.tokens_per_micro_batch={budget}: there is room for {plan.largest_batch:,}, and {plan.work.micro_batches} batches an update "
+            "are slower than fewer large ones."
+        )
+    return found
+
+
+def _too_large(plan: Plan) -> list[str]:
+    phase, most = max(plan.sums.items(), key=lambda pair: pair[1])
+    if most <= plan.usable:
+        return []
+    told = f"{phase.value} needs {most / GIB:.1f} GiB of a device, and {plan.usable / GIB:.1f} may be used."
+    if plan.largest_batch >= plan.lengths.prompt + plan.lengths.answer and phase is Phase.TRAIN:
+        return [f"{told} Set update.tokens_per_micro_batch={plan.largest_batch}."]
+    return [f"{told} {_cure(plan, phase)}"]
+
+
+def _cure(plan: Plan, phase: Phase) -> str:
+    config = plan.config
+    if config.strategy.backend in ("single", "zero1", "zero2"):
+        return "Share the weights out: strategy.backend=fsdp, on more devices."
+    if phase is Phase.ROLLOUT:
+        return "Set strategy.offload=true, or lower rollout.native.max_sequences."
+    if not config.model.gradient_checkpointing:
+        return "Set model.gradient_checkpointing=true."
+    if config.strategy.backend == "fsdp" and not config.strategy.fsdp.offload:
+        return "Take more devices, set strategy.fsdp.offload=true, or train adapters (layer lora)."
+    return "Take more devices, or train adapters (layer lora)."

@@ -1,0 +1,197 @@
+"""What a step computes, sends and takes, from the sizes of models and given peak rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.commands.plan.memory import EXACT, Lengths, Models, batch_tokens, shards
+from lightrft.commands.plan.shape import Shape
+from lightrft.config import ZERO, Config
+from lightrft.trainer.rollout import needs_old
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do at best. The defaults are those of an H100 SXM, and half of its products reached."""
+
+    teraflops: float = 989.0
+    """Matrix products in the type of the model, 10^12 operations a second."""
+    memory: float = 3350.0
+    """Reading its own memory, 10^9 bytes a second."""
+    link: float = 450.0
+    """Sending to other devices of its machine, 10^9 bytes a second."""
+    network: float = 50.0
+    """Sending to other machines, 10^9 bytes a second."""
+    efficiency: float = 0.5
+    """Share of all these that is reached."""
+
+    def between(self, devices: int, per_node: int) -> float:
+        """Bytes a second that each of so many neighbouring devices can send to the others."""
+        return 1e9 * self.efficiency * (self.link if devices <= per_node else self.network)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Of one device in one step."""
+
+    tokens: float
+    """That the actor reads or draws."""
+    flops: float
+    sent: float
+    """Bytes."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step."""
+
+    rollout: Amounts
+    score: Amounts
+    sync: Amounts
+    train: Amounts
+    updates: int
+    micro_batches: int
+    """Of a device in each update."""
+
+    def phases(self) -> dict[str, Amounts]:
+        """By name, in the order of a step."""
+        return {"sync": self.sync, "rollout": self.rollout, "score": self.score, "train": self.train}
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return sum(phase.seconds for phase in self.phases().values())
+
+
+def work(
+    config: Config,
+    algorithm: Algorithm,
+    models: Models,
+    lengths: Lengths,
+    devices: int,
+    rates: Rates,
+    per_node: int,
+) -> Work:
+    """All answers at full length. What is sent while blocks compute is taken to hide behind that, or the other way round."""
+    roll, update, actor = config.rollout, config.update, models.actor
+    products, reading = 1e12 * rates.efficiency * rates.teraflops, 1e9 * rates.efficiency * rates.memory
+    questions = roll.prompts_per_step / devices
+    answers = questions * roll.group_size
+    read = (questions if update.share_prompts else answers) * lengths.prompt + answers * lengths.answer
+
+    running = min(answers, roll.native.max_sequences) if roll.engine == "native" else answers
+    drawn = forward_flops(actor, lengths, questions, answers)
+    seen = lengths.prompt + lengths.answer / 2
+    each = actor.width * actor.plain + running * seen * actor.cached * (EXACT + actor.width)
+    decoding = lengths.answer * ceil(answers / max(running, 1)) * each / reading
+    rollout = Amounts(answers * lengths.answer, drawn, 0.0, max(drawn / products, decoding))
+
+    passes: list[Shape] = [actor] if needs_old(config, algorithm) else []
+    passes += [m for m in (models.reference, models.teacher, models.critic) if m is not None]
+    if algorithm.needs_reference and models.reference is None:
+        passes.append(actor)  # without its adapters
+    asked = questions if update.share_prompts else answers
+    judged = sum(forward_flops(model, lengths, asked, answers) for model in passes)
+    gathered = sum(_gathers(config, model, read, lengths, devices) for model in passes)
+    copies = config.strategy.fsdp.replicas if config.strategy.backend == "fsdp" else 1
+
+    def sending(inside: float, among: float = 0.0) -> float:
+        """Seconds for bytes to the devices that share a copy of the model, and to those of other copies."""
+        return (inside / rates.between(devices // copies, per_node)) + among / rates.between(
+            devices, per_node
+        )
+
+    score = Amounts(read * len(passes), judged, gathered, max(judged / products, sending(gathered)))
+
+    updates = update.epochs * update.num_minibatches
+    micro_batches = max(1, ceil(read / update.num_minibatches / batch_tokens(config, lengths)))
+    times = 4 if config.model.gradient_checkpointing else 3  # a backward pass is two forward passes
+    learning = [actor] + ([models.critic] if models.critic is not None else [])
+    learned = update.epochs * times * sum(forward_flops(m, lengths, asked, answers) for m in learning)
+    inside, among = (
+        updates * sum(column)
+        for column in zip(*(traffic(config, m, micro_batches, devices) for m in learning), strict=True)
+    )
+    train = Amounts(
+        read * update.epochs, learned, inside + among, max(learned / products, sending(inside, among))
+    )
+
+    group = devices // copies
+    pushed = actor.width * actor.plain * (group - 1) / group if shards(config.strategy) else 0.0
+    sync = Amounts(0.0, 0.0, pushed, sending(pushed))
+    return Work(rollout, score, sync, train, updates, micro_batches)
+
+
+def forward_flops(shape: Shape, lengths: Lengths, questions: float, answers: float) -> float:
+    """Operations of a forward pass: two for each weight that a token meets, and attention to what came before it.
+
+    Only places that predict a token of an answer meet the head. Drawing answers takes as many: each question is read once.
+    """
+    prompt, answer = lengths.prompt, lengths.answer
+    tokens = questions * prompt + answers * answer
+    scores = questions * prompt**2 / 2 + answers * (answer * prompt + answer**2 / 2)
+    return 2 * shape.products * tokens + 4 * shape.attention * scores + 2 * shape.head * answers * answer
+
+
+def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> tuple[float, float]:
+    """Bytes that a device sends in one update of a model: among those that share a copy of it, and to the other copies."""
+    strategy = config.strategy
+    if devices == 1 or strategy.backend not in ("fsdp", *ZERO):
+        return 0.0, 0.0
+    kept, copies = strategy.deepspeed.max_live_parameters >= shape.weights, 1
+    if strategy.backend == "fsdp":
+        kept, copies = not strategy.fsdp.reshard_after_forward, strategy.fsdp.replicas
+    group = devices // copies
+    inside = update_bytes(
+        shape.inside,
+        shape.weights - shape.inside,
+        strategy.backend,
+        micro_batches=micro_batches,
+        devices=group,
+        kept=kept,
+        width=shape.width,
+        learned=shape.learned / shape.weights,
+    )
+    return inside, 2 * micro_batches * EXACT * shape.learned / group * (copies - 1) / copies
+
+
+def update_bytes(
+    inside: int,
+    rest: int,
+    backend: str,
+    *,
+    micro_batches: int,
+    devices: int,
+    kept: bool = False,
+    width: int = 4,
+    learned: float = 1.0,
+) -> float:
+    """Bytes a device sends in one update of `inside` weights in blocks and `rest` others, `width` bytes each; gradients are float32.
+
+    Of each tensor that meets, (N - 1) / N are another device's. With P weights, L of them learning, and M micro-batches
+    (Rajbhandari et al. 2020, section 7, where M = 1): zero1 sums the gradients once, 2 L, and hands the weights out, L; zero2
+    sums them into pieces after each micro-batch, M L, and hands out L; zero3 gathers the weights for each forward and each
+    backward pass and sums into pieces, M (P + P + L), or M (P + L) with weights `kept` from the forward to the backward pass.
+    FSDP2 does as zero3, but always keeps embeddings and head. (DeepSpeed's ZeRO 2 sums by all-reduce and drops what is not
+    its own: it sends 2 M L + L.)
+    """
+    whole = inside + rest
+    sums = learned * whole * {"zero1": 2}.get(backend, micro_batches)
+    gathers = {
+        "zero1": learned * whole,
+        "zero2": learned * whole,
+        "zero3": (1 if kept else 2) * micro_batches * whole,
+        "fsdp": micro_batches * (inside * (1 if kept else 2) + rest),
+    }[backend]
+    return (EXACT * sums + width * gathers) * (devices - 1) / devices
+
+
+def _gathers(config: Config, shape: Shape, read: float, lengths: Lengths, devices: int) -> float:
+    """Bytes of the weights that a device gets from others for passes that only answer."""
+    if not shards(config.strategy):
+        return 0.0
+    batches = max(1, ceil(read / batch_tokens(config, lengths)))
+    return batches * shape.width * shape.weights * (devices - 1) / devices

@@ -1,0 +1,188 @@
+"""`lightrft view`: a run's steps, groups and answers in the terminal, from the files of its run folder alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from lightrft.media.parts import readable
+from lightrft.runs import trajectories
+from lightrft.runs.metrics import read_metrics
+
+Color = Literal["none", "logprob", "advantage"]
+Row = dict[str, Any]
+LEGENDS = {
+    "logprob": "tokens: plain = the model was sure of it, [yellow]yellow[/] = below 50 %, [red]red[/] = below 10 %, [magenta]magenta[/] = below 1 %",
+    "advantage": "tokens: [green]green[/] = made likelier, [red]red[/] = made less likely; strong colour = large advantage",
+}
+
+
+def view(
+    run: Path,
+    *,
+    step: int | None = None,
+    group: int | None = None,
+    best: int = 0,
+    worst: int = 0,
+    color: Color = "none",
+    console: Console | None = None,
+) -> None:
+    """Prints the steps of a run; with `step` its groups; with `group`, `best` or `worst` whole answers.
+
+    Raises ValueError for a step or group that was not saved.
+    """
+    console = console or Console(highlight=False)
+    whole_answers = best > 0 or worst > 0 or group is not None
+    if step is None and not whole_answers:
+        console.print(steps_table(run))
+        console.print(
+            f"[dim]lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob[/]",
+            soft_wrap=True,
+        )
+        return
+    rows = load_step(run, -1 if step is None else step)
+    if not whole_answers:
+        console.print(groups_table(rows))
+        return
+    if color != "none":
+        console.print(LEGENDS[color])
+    for row in chosen(rows, group=group, best=best, worst=worst):
+        console.print(answer_panel(row, color))
+
+
+def load_step(run: Path, step: int) -> list[Row]:
+    """Saved answers of a step; a negative step counts from the last one."""
+    saved = trajectories.steps(run)
+    if step < 0 and -step <= len(saved):
+        step = saved[step]
+    return trajectories.load(run, step)
+
+
+def steps_table(run: Path) -> Table:
+    """One line per logged step: reward, spread, length, and whether its answers were saved."""
+    saved = set(trajectories.steps(run))
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    for heading in ("step", "reward", "spread", "no signal", "length", "cut off", "answers"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in read_metrics(run):
+        mean = row.get("reward/mean")
+        if mean is not None:
+            table.add_row(
+                str(row["step"]),
+                f"{mean:.3f}",
+                number(row.get("reward/std"), "{:.3f}"),
+                number(row.get("reward/zero_std_fraction"), "{:.0%}"),
+                number(row.get("length/mean"), "{:.0f}"),
+                number(row.get("length/truncated_fraction"), "{:.0%}"),
+                "saved" if row["step"] in saved else "-",
+                Text("█" * round(20 * min(max(mean, 0.0), 1.0)), "green"),
+            )
+    return table
+
+
+def groups_table(rows: Sequence[Row]) -> Table:
+    """One line per group: its question, and the reward of each answer."""
+    table = Table(box=None, header_style="dim", padding=(0, 2))
+    table.add_column("group", justify="right")
+    table.add_column("task", no_wrap=True)
+    table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("right answer", max_width=24, no_wrap=True, overflow="ellipsis")
+    table.add_column("mean", justify="right")
+    table.add_column("rewards")
+    for group in dict.fromkeys(row["group"] for row in rows):
+        members = [row for row in rows if row["group"] == group]
+        rewards = [row["reward"] for row in members if row["reward"] is not None]
+        mean = f"{sum(rewards) / len(rewards):.2f}" if rewards else "-"
+        first = members[0]
+        marks = " ".join(number(row["reward"], "{:.2g}") for row in members)
+        table.add_row(
+            str(group), first["source"], Text(question(first)), Text(str(first["target"])), mean, marks
+        )
+    return table
+
+
+def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> list[Row]:
+    """The answers asked for: of one group or of all; the highest and the lowest rewards, or all of the group."""
+    pool = [row for row in rows if group is None or row["group"] == group]
+    if not pool:
+        raise ValueError(
+            f"no group {group} in this step; there are: {', '.join(map(str, sorted({r['group'] for r in rows})))}."
+        )
+    if not best and not worst:
+        return pool
+    ranked = sorted((row for row in pool if row["reward"] is not None), key=lambda row: -row["reward"])
+    return ranked[:best] + (ranked[-worst:] if worst else [])
+
+
+def answer_panel(row: Row, color: Color) -> Panel:
+    """One answer with its question, its reward and parts, and its tokens in colour."""
+    parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
+    facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'cut off'}, weights of version {row['weight_version']}"
+    body: list[RenderableType] = [
+        Text(question(row), "italic"),
+        Text(f"right answer: {row['target']}", "dim"),
+        Text(),
+        coloured(row, color),
+        Text(),
+        Text(f"{parts}   {facts}" if parts else facts, "dim"),
+    ]
+    title = f"group {row['group']}   reward {number(row['reward'], '{:.3g}')}"
+    return Panel(Group(*body), title=title, title_align="left", border_style="dim")
+
+
+def question(row: Row) -> str:
+    """The last thing a user said in the prompt."""
+    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    return readable(asked[-1] if asked else row["messages"][-1]["content"]).strip()
+
+
+def coloured(row: Row, color: Color) -> Text:
+    """The answer; with a colour, token by token. ValueError if the tokens were not saved."""
+    if color == "none":
+        return Text(row["response"].strip())
+    tokens = row.get("tokens", {})
+    column = tokens.get("behavior" if color == "logprob" else "advantages")
+    if column is None or "pieces" not in tokens:
+        raise ValueError(
+            f"--color {color}: this run saved no tokens with its answers. Set log.token_columns=true in the next run."
+        )
+    largest = max((abs(value) for value in column if value is not None), default=0.0) or 1.0
+    text = Text()
+    for piece, value in zip(tokens["pieces"], column, strict=True):
+        text.append(piece, logprob_style(value) if color == "logprob" else advantage_style(value, largest))
+    return text
+
+
+def logprob_style(value: float | None) -> str:
+    if value is None:
+        return "reverse"
+    probability = math.exp(value)
+    return (
+        "magenta"
+        if probability < 0.01
+        else "red"
+        if probability < 0.1
+        else "yellow"
+        if probability < 0.5
+        else ""
+    )
+
+
+def advantage_style(value: float | None, largest: float) -> str:
+    """Green above 0, red below, the stronger the nearer to the largest of the answer's step."""
+    if not value:
+        return ""
+    strength = round(110 + 145 * min(abs(value) / largest, 1.0))
+    return f"rgb(90,{strength},90)" if value > 0 else f"rgb({strength},90,90)"
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -1,0 +1,59 @@
+"""`lightrft serve`: a vLLM server that takes its weights from a training run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from torch import nn
+
+from lightrft.config import RolloutConfig
+from lightrft.engines.external import CURE, folder_without_weights, refuse
+from lightrft.engines.transport import HOST
+from lightrft.engines.vllm_program import READER
+from lightrft.engines.vllm_server import secret
+from lightrft.models.processor import Processor
+from lightrft.utils.imports import require
+
+MEDIA = (
+    "--enable-scale-out",
+    "--no-mm-device-do-normalize",
+    "--media-io-kwargs",
+    json.dumps({"video": {"video_backend": READER}}),
+)
+"""For questions whose media come with tokens; for the second see vllm.py, for the last vllm_program.py."""
+RECEIVER = "lightrft.engines.vllm_worker.Receiver"
+
+
+def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, host: str, port: int) -> int:
+    """Runs it until it is stopped, and returns its exit status. `module`: for its configuration, type and device."""
+    refuse(config)
+    key = {"VLLM_API_KEY": secret(config.server)} if config.server.key else {}
+    require("vllm", "vllm", CURE)
+    weight, options = next(module.parameters()), config.vllm
+    on_cpu = weight.device.type == "cpu"
+    environment = {**os.environ, **key, HOST: host}
+    environment["VLLM_SERVER_DEV_MODE"] = "1"  # for requests to its workers
+    if on_cpu:
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    with folder_without_weights(module, processor) as folder:
+        command = [
+            *(sys.executable, "-m", "lightrft.engines.vllm_program"),
+            *("--model", str(folder), "--served-model-name", "policy", "--host", host, "--port", str(port)),
+            *("--load-format", "dummy", "--dtype", str(weight.dtype).removeprefix("torch.")),
+            *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
+            *("--worker-extension-cls", RECEIVER, "--max-num-seqs", str(options.max_num_seqs)),
+            *("--tensor-parallel-size", str(options.tensor_parallel_size)),
+            *(["--enforce-eager"] if options.enforce_eager else []),
+            *(MEDIA if processor.media is not None else []),
+            *(["--max-model-len", str(options.max_model_len)] if options.max_model_len else []),
+            *(["--no-enable-chunked-prefill"] if on_cpu else []),  # see vllm.py
+            *([] if on_cpu else ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]),
+        ]
+        try:
+            return subprocess.run(command, env=environment, check=False).returncode
+        except KeyboardInterrupt:
+            return 130

@@ -1,0 +1,98 @@
+"""RUN/curves.png: how a run went, as one picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightrft.runs.metrics import read_metrics, series
+
+INK, GRID, BLUE, ORANGE = "#333333", "#e6e6e6", "#2b6cb0", "#dd6b20"
+PANELS = [  # metrics drawn where they exist, title, unit
+    (["reward/mean"], "reward", ""),
+    (["nll"], "loss", "nats per token"),
+    (["length/mean"], "answer length", "tokens"),
+    (
+        ["length/truncated_fraction", "reward/zero_std_fraction"],
+        "cut off, and groups without signal",
+        "share",
+    ),
+    (["entropy"], "entropy", "nats per token"),
+    (["grad_norm"], "gradient norm", ""),
+    (["kl", "mismatch/mean_abs"], "KL to the start, engine-trainer mismatch", "nats per token"),
+]
+
+
+def draw_curves(run: Path) -> Path | None:
+    """Draws RUN/curves.png from RUN/metrics.jsonl, titled with the scores in RUN/summary.json. None if no step was logged."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(run)
+    panels = [
+        (names, title, unit) for names, title, unit in PANELS if any(series(rows, name)[0] for name in names)
+    ]
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * lines + 0.5), dpi=130, layout="constrained")
+    figure.suptitle(title_of(run), fontsize=10, color=INK)
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, (names, title, unit) in zip(axes, panels, strict=False):
+        _panel(axis, rows, names, title, unit)
+    _held_out(axes[0], rows)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    path = run / "curves.png"
+    figure.savefig(path, facecolor="white")
+    return path
+
+
+def title_of(run: Path) -> str:
+    summary = _summary(run)
+    losses, scores = summary.get("held_out_nll", {}), summary.get("evaluation", {})
+    if losses.keys() >= {"before", "after"}:
+        return f"{run.name}: held-out loss {losses['before']:.3f} before, {losses['after']:.3f} after {summary['steps']} steps"
+    if scores.get("before") is None or scores.get("after") is None:
+        return run.name
+    return f"{run.name}: held-out score {scores['before']:.1%} before, {scores['after']:.1%} after {summary['steps']} steps"
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Mean over the last `window` values, fewer at the start."""
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]
+
+
+def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], title: str, unit: str) -> None:
+    drawn = [name for name in names if series(rows, name)[0]]
+    for name, color in zip(drawn, (BLUE, ORANGE), strict=False):
+        steps, values = series(rows, name)
+        trend = smooth(values, max(1, len(values) // 10))
+        axis.plot(steps, values, color=color, alpha=0.3, linewidth=1)
+        axis.plot(
+            steps, trend, color=color, linewidth=1.8, label=name, marker="." if len(steps) == 1 else None
+        )
+    axis.set_title(title, fontsize=9, color=INK, loc="left")
+    axis.set_ylabel(unit, fontsize=8, color=INK)
+    axis.tick_params(labelsize=8, colors=INK, length=0)
+    axis.grid(color=GRID, linewidth=0.8)
+    axis.spines[:].set_visible(False)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if len(names) > 1:
+        axis.legend(fontsize=7, frameon=False)
+
+
+def _held_out(axis: Any, rows: list[dict[str, Any]]) -> None:
+    """Held-out scores or losses as points on the first panel; before the first step at 0."""
+    for name, label in (("evaluation/mean", "held-out score"), ("held_out_nll/mean", "held-out loss")):
+        steps, values = series(rows, name)
+        if steps:
+            axis.plot(steps, values, "o--", color=ORANGE, linewidth=1, markersize=5, label=label)
+            axis.legend(fontsize=7, frameon=False)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    path = run / "summary.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

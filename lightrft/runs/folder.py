@@ -1,0 +1,65 @@
+"""Run folders: a new one, one to go on with, and the settings in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from lightrft.config import Config, SFTConfig, layers
+from lightrft.utils.atomic import write_text
+
+log = logging.getLogger("lightrft")
+NEW_RUN = "LIGHTRFT_NEW_RUN"
+"""Environment variable: set by our launcher for the processes of a run whose folder holds nothing but its settings yet."""
+
+
+def new_run(config: Config | SFTConfig, command: str = "train") -> Path:
+    """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
+    run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    if (
+        run / "metrics.jsonl"
+    ).exists():  # not config.yaml: a run whose settings were refused has that already
+        raise ValueError(
+            f"run={run}: there is a run already. Go on with `lightrft {command} --resume {run}`, or set run to a new folder."
+        )
+    write_text(run / "config.yaml", layers.to_yaml(replace(config, run="")))
+    return run
+
+
+def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
+    """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
+    file = run / "config.yaml"
+    before, now = file.read_text(encoding="utf-8"), layers.to_yaml(replace(config, run=""))
+    if before != now:
+        write_text(run / f"config-until-step-{done:06d}.yaml", before)
+        write_text(file, now)
+        log.info(
+            "settings changed after step %d; those before are in config-until-step-%06d.yaml", done, done
+        )
+
+
+def check_backend(config: Config | SFTConfig, processes: int) -> None:
+    """ValueError for a backend that would let several processes learn each by itself."""
+    if processes > 1 and config.strategy.backend == "single":
+        raise ValueError(
+            f"strategy.backend=single is for one process, and there are {processes}. Set --strategy.backend fsdp (or the layer fsdp)."
+        )
+
+
+def earlier(config: Config | SFTConfig, resume: Path | None) -> Path | None:
+    """The run folder to go on with: that of --resume, or that of the processes which a launcher starts again; else None.
+
+    ValueError if a launcher other than ours may start processes again and the run has no folder that they would find.
+    """
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if resume is not None:
+        return resume if restarted or NEW_RUN not in os.environ else None
+    if not config.run and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise ValueError(
+            "the launcher may start the processes again (--max-restarts), and they must find the run: set --run runs/NAME."
+        )
+    run = Path(config.run).expanduser()
+    return run if restarted and (run / "config.yaml").is_file() else None

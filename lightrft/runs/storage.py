@@ -1,0 +1,75 @@
+"""Trajectories as few large tensors and plain values, for capsules and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightrft.media.parts import described
+from lightrft.types import Prompt, Trajectory
+from lightrft.utils.states import plain
+
+_FLAT = {"token_ids": torch.int64, "mask": torch.bool, "behavior": torch.float64}
+"""Per-token lists of a Trajectory, laid end to end; float64 is what a Python float is."""
+
+
+def stored(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """What `restored` makes the same trajectories from. Answers to one prompt go on sharing it."""
+    prompts = {id(t.prompt): t.prompt for t in trajectories}
+    places = {key: place for place, key in enumerate(prompts)}
+    apart = {"prompt", "columns", *_FLAT}
+    columns: dict[str, tuple[list[int], list[Tensor]]] = {}
+    for place, t in enumerate(trajectories):
+        for name, values in t.columns.items():
+            members, parts = columns.setdefault(name, ([], []))
+            members.append(place)
+            parts.append(values)
+    flat = {name: [x for t in trajectories for x in getattr(t, name)] for name in _FLAT}
+    return {
+        "prompts": [_prompt(prompt) for prompt in prompts.values()],
+        "prompt_of": [places[id(t.prompt)] for t in trajectories],
+        "lengths": [len(t) for t in trajectories],
+        "flat": {name: torch.tensor(values, dtype=_FLAT[name]) for name, values in flat.items()},
+        "columns": {name: (members, torch.cat(parts)) for name, (members, parts) in columns.items()},
+        "rest": [
+            {f.name: getattr(t, f.name) for f in fields(Trajectory) if f.name not in apart}
+            for t in trajectories
+        ],
+    }
+
+
+def _prompt(prompt: Prompt) -> dict[str, Any]:
+    """The fields of a prompt; media that were read stay, their sources by name only.
+
+    A target that holds objects of a task's own is kept as text: no update reads it.
+    """
+    content = {f.name: getattr(prompt, f.name) for f in fields(Prompt)}
+    content |= {"media": dict(prompt.media), "messages": described(prompt.messages)}
+    try:
+        plain(content["target"])
+    except ValueError:
+        content["target"] = repr(content["target"])
+    return content
+
+
+def restored(
+    packed: dict[str, Any], completed: Callable[[Prompt], Prompt] = lambda prompt: prompt
+) -> list[Trajectory]:
+    """The trajectories that `stored` was given; `completed` may give a prompt back what was not stored of it."""
+    prompts = [completed(Prompt(**content)) for content in packed["prompts"]]
+    lengths = packed["lengths"]
+    lists = {
+        name: [part.tolist() for part in values.split(lengths)] for name, values in packed["flat"].items()
+    }
+    trajectories = [
+        Trajectory(prompt=prompts[prompt], **{name: parts[i] for name, parts in lists.items()}, **rest)
+        for i, (prompt, rest) in enumerate(zip(packed["prompt_of"], packed["rest"], strict=True))
+    ]
+    for name, (members, values) in packed["columns"].items():
+        for place, part in zip(members, values.split([lengths[m] for m in members]), strict=True):
+            trajectories[place].columns[name] = part
+    return trajectories

@@ -1,0 +1,111 @@
+"""A step's answers as one JSON line each: RUN/trajectories/step-000007.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightrft.media.parts import described
+
+if TYPE_CHECKING:
+    from lightrft.types import Trajectory
+
+DIGITS = 5  # of saved log-probs and advantages: enough to read and to plot, a third of the size
+
+
+def save(
+    run: Path,
+    step: int,
+    trajectories: Sequence[Trajectory],
+    *,
+    pieces: Callable[[Sequence[int]], list[str]] | None = None,
+    columns: bool = True,
+) -> Path:
+    """Writes one step's answers, replacing an earlier file of that step, and returns the file.
+
+    `pieces` turns token ids into one text each, for viewers; `columns` adds per-token log-probs and advantages.
+    """
+    path = file_of(run, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".writing")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for trajectory in trajectories:
+            row = _row(step, trajectory) | (_tokens(trajectory, pieces) if columns else {})
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    os.replace(unfinished, path)
+    return path
+
+
+def load(run: Path, step: int) -> list[dict[str, Any]]:
+    """The saved answers of a step, in the order they were trained on. ValueError naming the steps that are there."""
+    path = file_of(run, step)
+    if not path.exists():
+        there = steps(run)
+        known = (
+            f"saved steps: {_ranges(there)}"
+            if there
+            else "none are saved: set log.trajectories_every_steps above 0"
+        )
+        raise ValueError(f"no answers of step {step} in {run}; {known}.")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def steps(run: Path) -> list[int]:
+    """The steps whose answers are saved, in order."""
+    return sorted(
+        int(path.stem.removeprefix("step-")) for path in (run / "trajectories").glob("step-*.jsonl")
+    )
+
+
+def file_of(run: Path, step: int) -> Path:
+    return run / "trajectories" / f"step-{step:06d}.jsonl"
+
+
+def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        "step": step,
+        "prompt_id": trajectory.prompt.id,
+        "source": trajectory.prompt.source,
+        "messages": described(trajectory.prompt.messages),
+        "target": trajectory.prompt.target,
+        "response": trajectory.answer,
+        "length": len(trajectory),
+        "finish": trajectory.finish,
+        "reward": _finite(trajectory.reward),
+        "parts": {name: _finite(value) for name, value in trajectory.parts.items()},
+        "group": trajectory.group,
+        "weight_version": trajectory.weight_version,
+    }
+
+
+def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]] | None) -> dict[str, Any]:
+    """Per-token lists, each (L,)."""
+    tokens: dict[str, Any] = {
+        "ids": trajectory.token_ids,
+        "mask": trajectory.mask,
+        "behavior": [_finite(value) for value in trajectory.behavior],
+    }
+    for name, column in trajectory.columns.items():
+        tokens[name] = [_finite(value) for value in column.tolist()]
+    if pieces is not None:
+        tokens["pieces"] = pieces(trajectory.token_ids)
+    return {"tokens": tokens}
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), DIGITS) if math.isfinite(value) else None
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1-4, 6, 8-9"""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

@@ -1,0 +1,236 @@
+"""Who holds device memory when: one table, and moving only the difference."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from rich.table import Table
+
+from lightrft.parallel.status import STATUS
+
+
+class Phase(Enum):
+    """What the program is doing. Phases take turns and do not nest."""
+
+    IDLE = "idle"
+    ROLLOUT = "rollout"
+    SCORE = "score"
+    SYNC = "sync"
+    TRAIN = "train"
+
+
+RESIDENCY: dict[str, tuple[Phase, ...]] = {
+    "actor weights": (Phase.TRAIN, Phase.SCORE, Phase.SYNC),
+    "actor optimizer": (Phase.TRAIN,),
+    "critic weights": (Phase.TRAIN, Phase.SCORE),
+    "critic optimizer": (Phase.TRAIN,),
+    "policy weights": (Phase.SYNC,),
+    "reference weights": (Phase.SCORE,),
+    "teacher weights": (Phase.SCORE,),
+    "judge weights": (Phase.SCORE,),
+    "judge cache": (Phase.SCORE,),
+    "reward model weights": (Phase.SCORE,),
+    "engine weights": (Phase.SYNC, Phase.ROLLOUT),
+    "engine cache": (Phase.ROLLOUT,),
+}
+"""Resident -> the phases that need it in device memory. An engine without weights of its own samples with the actor's, which
+are then needed in the rollout too; what else an engine may hold, only there. `policy`: a model that is only asked."""
+
+
+REMEDIES: dict[str, str] = {
+    "actor weights": "shard them (strategy.backend=fsdp, more processes), or set model.dtype=bfloat16",
+    "actor optimizer": "keep it in host memory (strategy.fsdp.offload, strategy.deepspeed.offload_optimizer), or learn adapters "
+    "(model.lora.rank)",
+    "critic weights": "take a smaller critic.path, or an advantage without critic",
+    "critic optimizer": "as for the actor's",
+    "policy weights": "set model.dtype=bfloat16",
+    "reference weights": "set algorithm.kl_coefficient=0, or model.lora.rank, with which the reference takes nothing",
+    "teacher weights": "take a smaller teacher.path",
+    "judge weights": "take a smaller judge.path, or ask a server (judge.engine)",
+    "judge cache": "lower rollout.native.max_sequences",
+    "reward model weights": "take a smaller reward_model.path",
+    "engine weights": "share them out (rollout.vllm.tensor_parallel_size)",
+    "engine cache": "lower rollout.native.max_sequences, or memory_share of rollout.vllm, sglang or lmdeploy",
+}
+"""Resident -> which setting makes it smaller."""
+WORKING: dict[Phase, str] = {
+    Phase.ROLLOUT: "lower rollout.native.max_sequences and prefill_tokens, or rollout.max_tokens",
+    Phase.SCORE: "lower update.tokens_per_micro_batch, update.logits_per_chunk",
+    Phase.TRAIN: "lower update.tokens_per_micro_batch, update.logits_per_chunk, or set model.gradient_checkpointing",
+}
+"""Phase -> which setting makes what it computes smaller."""
+
+
+class NoRoomError(RuntimeError):
+    """Device memory is used up: says by whom, and what to lower."""
+
+
+class Resident(Protocol):
+    """Something that takes device memory and can give it back."""
+
+    def onload(self) -> None:
+        """Brings it to the device."""
+        ...
+
+    def offload(self) -> None:
+        """Frees its device memory; what it holds is not lost."""
+        ...
+
+    def nbytes(self) -> int:
+        """Device memory it takes when loaded."""
+        ...
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of the host, of torch or of an engine, found no room."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in str(error)
+    )
+
+
+@dataclass
+class MemoryPlan:
+    """Entering a phase moves only the difference to the last one; leaving moves nothing."""
+
+    measure: Callable[[], int]
+    """Bytes allocated on the device now."""
+    release: Callable[[], None] = lambda: None
+    """Gives freed memory back to whoever lent it, between two phases."""
+    phase: Phase = Phase.IDLE
+    seconds: dict[Phase, float] = field(default_factory=dict)
+    """Time spent inside each phase since `reset_seconds`."""
+    waited: dict[Phase, float] = field(default_factory=dict)
+    """The part of it in which other ranks were waited for, in exchanges of World."""
+    moves: list[str] = field(default_factory=list)
+    """What the last entry moved: '-optimizer', '+engine cache', and bytes before and after."""
+    _rows: dict[str, tuple[Resident, frozenset[Phase]]] = field(default_factory=dict)
+    _inside: bool = False
+
+    def add(self, name: str, resident: Resident, *phases: Phase) -> None:
+        """A resident and the phases that need it; it must be on the device now iff the current phase needs it, see `begin`."""
+        self._rows[name] = (resident, frozenset(phases))
+
+    def begin(self) -> None:
+        """Moves out what came to the device while it was built or loaded: in phase idle nothing is held."""
+        for resident, _ in self._rows.values():
+            resident.offload()
+
+    @contextmanager
+    def __call__(self, phase: Phase) -> Iterator[None]:
+        """Inside, exactly the residents of `phase` hold device memory."""
+        if self._inside:
+            raise RuntimeError(
+                f"cannot enter {phase.value}: still inside {self.phase.value}; phases do not nest"
+            )
+        self._inside = True
+        STATUS.set_phase(phase.value)
+        start, waited = time.perf_counter(), STATUS.waited
+        try:
+            self._enter(phase)
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NoRoomError(self._full(phase, WORKING.get(phase, ""))) from error
+        finally:
+            self._inside = False
+            STATUS.set_phase("between phases") if sys.exc_info()[0] is None else None
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.waited[phase] = self.waited.get(phase, 0.0) + STATUS.waited - waited
+
+    def _enter(self, phase: Phase) -> None:
+        before, here = self.phase, self.measure()
+        leaving = [n for n, (_, ps) in self._rows.items() if before in ps and phase not in ps]
+        arriving = [n for n, (_, ps) in self._rows.items() if phase in ps and before not in ps]
+        for name in leaving:  # free first, then fill: the peak stays low
+            self._rows[name][0].offload()
+        if before is not phase:
+            self.release()
+        for name in arriving:
+            try:
+                self._rows[name][0].onload()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise NoRoomError(self._full(phase, REMEDIES.get(name, ""), name)) from error
+        self.phase = phase
+        if leaving or arriving:
+            signs = [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
+            self.moves = [*signs, f"{here / 2**30:.2f} -> {self.measure() / 2**30:.2f} GiB"]
+
+    def _full(self, phase: Phase, lever: str, wanted: str = "") -> str:
+        """What to say when there is no room for `wanted`, or for what a phase computes."""
+        sizes = {n: r.nbytes() / 2**30 for n, (r, ps) in self._rows.items() if phase in ps}
+        held = ", ".join(f"{n} {size:.2f} GiB" for n, size in sizes.items() if n != wanted)
+        what = f"{wanted} ({sizes[wanted]:.2f} GiB)" if wanted else "what it computes"
+        cures = [lever, *(REMEDIES[n] for n in sizes if n in REMEDIES and n != wanted)]
+        return (
+            f"no room on the device for {what} in phase {phase.value}. Held in it: {held or 'nothing'}; allocated now: "
+            f"{self.measure() / 2**30:.2f} GiB. To lower it: {'; or '.join(filter(None, cures))}. Set strategy.offload=true to move out "
+            "what a phase does not need; `lightrft plan` says beforehand what fits."
+        )
+
+    def reset_seconds(self) -> dict[str, float]:
+        """Seconds per phase since the last call."""
+        seconds = {phase.value: s for phase, s in self.seconds.items()}
+        self.seconds.clear()
+        self.waited.clear()
+        return seconds
+
+    def working_seconds(self) -> dict[str, float]:
+        """Seconds per phase since the last `reset_seconds`, without those of waiting for other ranks."""
+        return {phase.value: s - self.waited[phase] for phase, s in self.seconds.items()}
+
+    def table(self) -> Table:
+        """The memory plan, for people."""
+        shown = [Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN]
+        table = Table("resident", "GiB", *(p.value for p in shown), title="who holds memory when")
+        for name, (resident, phases) in self._rows.items():
+            table.add_row(
+                name, f"{resident.nbytes() / 2**30:.2f}", *("x" if p in phases else "" for p in shown)
+            )
+        used = ["", "", *(self._sum(p) for p in shown)]
+        table.add_section()
+        table.add_row("sum, GiB", *used[1:])
+        return table
+
+    def _sum(self, phase: Phase) -> str:
+        return f"{sum(r.nbytes() for r, phases in self._rows.values() if phase in phases) / 2**30:.2f}"
+
+
+@dataclass
+class Tensors:
+    """A resident made of tensors: a model's weights, an optimizer's state. They keep their identity when they move."""
+
+    list: Callable[[], list]  # type: ignore[type-arg]  # torch.Tensor, kept out of this file's imports
+    device: str
+    host: str = "cpu"
+    moves: bool = True
+    """False where offloading is switched off, or device and host are the same."""
+    planned_bytes: int = 0
+    """What it will take once it exists: an optimizer has no state before its first step."""
+
+    def onload(self) -> None:
+        """See Resident."""
+        self._move(self.device)
+
+    def offload(self) -> None:
+        """See Resident."""
+        self._move(self.host)
+
+    def nbytes(self) -> int:
+        """See Resident."""
+        return max(self.planned_bytes, sum(t.numel() * t.element_size() for t in self.list()))
+
+    def _move(self, place: str) -> None:
+        if self.moves:
+            for tensor in self.list():
+                tensor.data = tensor.data.to(place)

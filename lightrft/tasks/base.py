@@ -1,0 +1,196 @@
+"""What a task is: where its data lies, how a row becomes a question, which reward judges the answers, and what a perfect
+answer looks like. The built-in ones are in table.py and media_tasks.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightrft.config import TaskConfig
+from lightrft.datasets.formats import FORMATS, Example, Format
+from lightrft.datasets.sources import BadRecords, Row, read
+from lightrft.media.parts import located
+from lightrft.types import Message, Record
+from lightrft.utils.answers import vote
+
+Split = Literal["train", "evaluate"]
+BOXED = "Think step by step, and write the final answer inside \\boxed{}."
+TAGGED = "Put nothing but your final answer between <answer> and </answer>."
+
+log = logging.getLogger("lightrft")
+
+
+class Records(list[Record]):
+    """Records, and how many rows had to be skipped on the way."""
+
+    def __init__(self, records: Sequence[Record] = (), skipped: int = 0) -> None:
+        super().__init__(records)
+        self.skipped = skipped
+
+
+Load = Callable[[Split, TaskConfig, str, int], Records]
+"""(split, options, data folder or "", seed) -> records. Raises ValueError for missing files and broken rows."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, format, reward and self-check under one name."""
+
+    name: str
+    load: Load
+    rewards: Mapping[str, float]
+    """Reward name or import path -> weight; empty: the user must give rewards.functions."""
+    gold: Callable[[Record], str]
+    """The whole text of an answer that a perfect model could give; the rewards must give it full marks."""
+    extract: Callable[[str], str] = vote
+    """What a majority vote counts of an answer: answers that agree must give the same text."""
+    max_tokens: int = 512
+    """Room that answers usually need; a hint for configurations."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One file or hub split with rows of a built-in task."""
+
+    file: str
+    """Path below the data folder."""
+    hub: str
+    """Hub name, with ":subset" where there are subsets; empty: none there."""
+    split: str
+    format: str | Format
+    hub_format: str | Format = ""
+    """Format of the hub's rows; empty: the same."""
+    keep: Callable[[Row], bool] = lambda row: True
+    """False for rows that are known to be unusable or to belong elsewhere; they are left out, and counted in the log."""
+
+
+def records(
+    rows: Sequence[tuple[str, Row]],
+    form: Format,
+    config: TaskConfig,
+    bad: BadRecords,
+    *,
+    source: str,
+    instruction: str,
+    folder: Path = Path(),
+) -> Records:
+    """Rows through a format: system message before, instruction after the question; broken rows go to `bad`.
+
+    Relative paths of pictures, clips and sounds are put below `folder`; none is read.
+    """
+    found = Records()
+    for where, row in rows:
+        try:
+            example = form(row, config)
+            messages = conversation(
+                example, system=config.system, instruction=config.instruction or instruction
+            )
+            messages = [Message(role=m["role"], content=m["content"]) for m in located(messages, folder)]
+        except ValueError as error:
+            bad(f"{where}: {error}")
+            continue
+        found.append(Record(id=f"{source}/{where}", messages=messages, target=example.target, source=source))
+    found.skipped = bad.skipped
+    return found
+
+
+def conversation(example: Example, *, system: str, instruction: str) -> list[Message]:
+    """The messages of one question; the instruction goes on a line of its own after the last user message."""
+    if isinstance(example.prompt, str):
+        messages = [Message(role="user", content=example.prompt)]
+    else:
+        messages = list(example.prompt)
+    if instruction:
+        last = messages[-1]
+        messages[-1] = Message(role=last["role"], content=_with_line(last["content"], instruction))
+    if system and messages[0]["role"] == "system":
+        raise ValueError(
+            "the row has a system message of its own, and tasks.system is set too. Leave tasks.system empty."
+        )
+    return [Message(role="system", content=system), *messages] if system else messages
+
+
+def _with_line(content: Any, line: str) -> Any:
+    if isinstance(content, str):
+        return f"{content}\n{line}"
+    if content and isinstance(content[-1], dict) and content[-1].get("type") == "text":
+        return [*content[:-1], {"type": "text", "text": f"{content[-1].get('text')}\n{line}"}]
+    return [*content, {"type": "text", "text": f"\n{line}"}]
+
+
+def from_places(
+    name: str,
+    train: Sequence[Place],
+    evaluate: Sequence[Place],
+    *,
+    instruction: str = BOXED,
+    no_train: str = "",
+) -> Load:
+    """A loader that reads the task's files below the data folder or, without one, its hub data sets."""
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        if split == "train" and not train:
+            raise ValueError(f"task '{name}' has no training rows: {no_train}")
+        bad = BadRecords(config.on_bad_record)
+        found = Records()
+        for place in train if split == "train" else evaluate:
+            if not data and not place.hub:
+                raise ValueError(
+                    f"task '{name}' has no hub data set. Set data=FOLDER with {place.file} in it."
+                )
+            where = str(needed(name, data, place)) if data else place.hub
+            rows = list(read(where, place.split, bad))
+            kept = [row for row in rows if place.keep(row[1])]
+            if len(kept) < len(rows):
+                log.info(
+                    "%s: %d of %d rows left out (no answer, or of another split)",
+                    where,
+                    len(rows) - len(kept),
+                    len(rows),
+                )
+            chosen = place.format if data or not place.hub_format else place.hub_format
+            form = FORMATS[chosen] if isinstance(chosen, str) else chosen
+            folder = Path(where).parent if data else Path()
+            found.extend(
+                records(kept, form, config, bad, source=name, instruction=instruction, folder=folder)
+            )
+        found.skipped = bad.skipped
+        return limited(found, split, config)
+
+    return load
+
+
+def needed(name: str, data: str, place: Place) -> Path:
+    """The place's file below the data folder; ValueError with the cure if it is not there."""
+    path = Path(data).expanduser() / place.file
+    if not path.is_file():
+        instead = f", or leave data empty for the hub's {place.hub}" if place.hub else ""
+        raise ValueError(
+            f"task '{name}' needs {path}, which is not there. Set data=FOLDER with {place.file} in it{instead}."
+        )
+    return path
+
+
+def limited(found: Records, split: Split, config: TaskConfig) -> Records:
+    """The first tasks.train_limit training records, or all."""
+    if split == "train" and config.train_limit:
+        return Records(found[: config.train_limit], found.skipped)
+    return found
+
+
+def boxed_gold(record: Record) -> str:
+    return f"The answer is \\boxed{{{record.target}}}."
+
+
+def bare_gold(record: Record) -> str:
+    return str(record.target)
+
+
+def no_option(name: str, option: str) -> None:
+    """ValueError for an option of a task that has none."""
+    if option:
+        raise ValueError(f"task '{name}:{option}': {name} has no options. Write {name}.")

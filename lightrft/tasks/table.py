@@ -1,0 +1,258 @@
+"""The tasks there are, by name.
+
+A task of your own is a `Task` in a module or file, named by import path ("acme.tasks:riddles"), or the built-in task
+`file` over your rows. `Task.rewards` holds names, so that rewards can be resolved in their own processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightrft.config import TaskConfig
+from lightrft.datasets.formats import FORMATS, Example
+from lightrft.datasets.sources import BadRecords, is_file, read
+from lightrft.tasks import media_tasks, sentences, tiny
+from lightrft.tasks.base import (
+    TAGGED,
+    Load,
+    Place,
+    Records,
+    Split,
+    Task,
+    bare_gold,
+    boxed_gold,
+    conversation,
+    from_places,
+    limited,
+    no_option,
+    records,
+)
+from lightrft.types import Record
+from lightrft.utils.answers import concluded
+from lightrft.utils.imports import require, resolve
+
+__all__ = ["TASKS", "Load", "Place", "Records", "Split", "Task", "load_task"]
+
+
+def gsm8k(option: str) -> Task:
+    """Grade-school word problems (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168)."""
+    no_option("gsm8k", option)
+    train = Place("gsm8k/train.jsonl", "openai/gsm8k:main", "train", "gsm8k")
+    return Task(
+        "gsm8k",
+        from_places("gsm8k", [train], [replace(train, file="gsm8k/test.jsonl", split="test")]),
+        {"math": 1.0},
+        boxed_gold,
+    )
+
+
+def math(option: str) -> Task:
+    """Competition mathematics: MATH to train on, MATH-500 to evaluate (Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874)."""
+    no_option("math", option)
+    train = Place(
+        "math_train/train.jsonl.gz",
+        "nlile/hendrycks-MATH-benchmark",
+        "train",
+        "math",
+        keep=lambda row: bool(row.get("answer")),
+    )
+    evaluate = Place("math500/test.jsonl", "HuggingFaceH4/MATH-500", "test", "math")
+    return Task("math", from_places("math", [train], [evaluate]), {"math": 1.0}, boxed_gold, max_tokens=2048)
+
+
+def aime(option: str) -> Task:
+    """American Invitational Mathematics Examination: 1983-2023 to train on; 2024 and 2025, or the year in the option, to evaluate."""
+    years = {
+        "2024": Place("aime/aime_2024.jsonl", "HuggingFaceH4/aime_2024", "train", "math"),
+        "2025": Place("aime/aime_2025.jsonl", "math-ai/aime25", "test", "math"),
+    }
+    if option and option not in years:
+        raise ValueError(f"task 'aime:{option}': there are aime:2024, aime:2025, and aime for both.")
+    train = Place(
+        "aime/aime_1983_2023.jsonl", "di-zhang-fdu/AIME_1983_2024", "train", "math", "aime_archive",
+        keep=lambda row: int(row.get("year") or row.get("Year") or 0) <= 2023,
+    )  # fmt: skip
+    name = f"aime:{option}" if option else "aime"
+    chosen = [years[option]] if option else list(years.values())
+    return Task(name, from_places(name, [train], chosen), {"math": 1.0}, boxed_gold, max_tokens=4096)
+
+
+def svamp(option: str) -> Task:
+    """One- and two-step word problems, for evaluation only (Patel et al. 2021, https://arxiv.org/abs/2103.07191)."""
+    no_option("svamp", option)
+    place = Place("svamp/svamp.jsonl", "ChilleD/SVAMP", "train+test", "svamp")
+    load = from_places(
+        "svamp", [], [place], no_train="it is a test set. Train on gsm8k, and name svamp in tasks.evaluate."
+    )
+    return Task("svamp", load, {"math": 1.0}, boxed_gold, max_tokens=256)
+
+
+def file(option: str) -> Task:
+    """One's own rows: tasks.train_file and tasks.evaluate_file, read through tasks.format, judged by tasks.rewards or
+    rewards.functions."""
+    no_option("file", option)
+    return Task("file", _load_file, {}, bare_gold)
+
+
+def demo(option: str) -> Task:
+    """Turn a sentence into JSON; see sentences.py."""
+    no_option("demo", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        return limited(generated("demo", sentences.questions(split, seed), config), split, config)
+
+    return Task(
+        "demo", load, {"json": 1.0}, sentences.gold, extract=str.strip, max_tokens=sentences.MAX_TOKENS
+    )
+
+
+def tiny_task(option: str) -> Task:
+    """Answer in the kind of characters the question has; what a tiny random model can learn in seconds; see tiny.py."""
+    no_option("tiny", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        return limited(generated("tiny", tiny.questions(split, seed), config), split, config)
+
+    return Task("tiny", load, {"same_kind": 1.0}, tiny.gold, extract=str, max_tokens=tiny.MAX_TOKENS)
+
+
+GYM_TRAIN, GYM_EVALUATE = 4096, 256
+GYM_SEED = 2_000_000_000
+"""Seed of every evaluation split: the same questions whatever the run's seed, so that scores can be compared.
+reasoning-gym makes item i from seed + i, so training seeds lie far from it and from each other."""
+
+
+def reasoning_gym(option: str) -> Task:
+    """A generated task of the package reasoning-gym, named after the colon, with that package's own scorer.
+
+    The two splits come from different seeds, and questions of the evaluation split are taken out of training.
+    """
+    if not option:
+        raise ValueError(
+            "task 'reasoning_gym' needs the name of one of its data sets: reasoning_gym:chain_sum."
+        )
+    gym = require("reasoning_gym", "reasoning")
+    known = require("reasoning_gym.factory", "reasoning").DATASETS
+    if option not in known:
+        resolve(known, option, "reasoning_gym data set")
+    name = f"reasoning_gym:{option}"
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        held_out = gym.create_dataset(option, seed=GYM_SEED, size=GYM_EVALUATE)
+        if split == "evaluate":
+            return _gym_records(name, option, list(held_out), config)
+        seen = {entry["question"] for entry in held_out}
+        size = config.train_limit or GYM_TRAIN
+        entries = [
+            e
+            for e in gym.create_dataset(option, seed=1_000_000 * seed, size=size)
+            if e["question"] not in seen
+        ]
+        if not entries:
+            raise ValueError(
+                f"task '{name}' has so few questions that none is left for training beside the evaluation."
+            )
+        return _gym_records(name, option, entries, config)
+
+    return Task(name, load, {"reasoning_gym": 1.0}, gym_gold, extract=concluded)
+
+
+def gym_gold(record: Record) -> str:
+    """ValueError for the few reasoning-gym data sets that score answers but state none."""
+    if record.target["answer"] is None:
+        raise ValueError(
+            f"{record.id}: reasoning-gym states no answer to this question, so there is no gold answer to check."
+        )
+    return f"<answer>{record.target['answer']}</answer>"
+
+
+def _gym_records(
+    name: str, data_set: str, entries: Sequence[Mapping[str, Any]], config: TaskConfig
+) -> Records:
+    found = Records()
+    for number, entry in enumerate(entries):
+        messages = conversation(
+            Example(entry["question"], None), system=config.system, instruction=config.instruction or TAGGED
+        )
+        target = {"data_set": data_set, "answer": entry["answer"], "entry": dict(entry)}
+        found.append(Record(id=f"{name}/{number}", messages=messages, target=target, source=name))
+    return found
+
+
+def generated(name: str, questions: Sequence[tuple[str, Any]], config: TaskConfig) -> Records:
+    """Records of questions and answers made by a program."""
+    rows = [
+        (str(n), {"question": question, "answer": answer}) for n, (question, answer) in enumerate(questions)
+    ]
+    own = replace(config, prompt_field="question", target_field="answer")
+    return records(rows, FORMATS["columns"], own, BadRecords(), source=name, instruction="")
+
+
+def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+    _check_split(split, config)
+    place = config.train_file if split == "train" else config.evaluate_file
+    part = config.train_split if split == "train" else config.evaluate_split
+    if data and is_file(place) and not Path(place).expanduser().exists():
+        place = str(Path(data) / place)
+    bad = BadRecords(config.on_bad_record)
+    form = resolve(FORMATS, config.format, "format")
+    folder = Path(place).expanduser().parent if is_file(place) else Path()
+    rows = list(read(place, part, bad))
+    found = records(rows, form, config, bad, source="file", instruction="", folder=folder)
+    if not found:
+        raise ValueError(f"{place} holds no usable rows ({bad.skipped} skipped).")
+    return limited(found, split, config)
+
+
+def _check_split(split: Split, config: TaskConfig) -> None:
+    """Raises ValueError unless both files are named where needed and are not the same data: a split is never guessed."""
+    train, evaluate = config.train_file, config.evaluate_file
+    if split == "train" and not train:
+        raise ValueError(
+            "task 'file' needs tasks.train_file: a json, jsonl, csv or parquet file, or a hub name."
+        )
+    if split == "evaluate" and not evaluate:
+        raise ValueError(
+            "task 'file' has no evaluation rows, and none are split off by guess. Set tasks.evaluate_file, or evaluate.before_and_after=false."
+        )
+    if not train or not evaluate:
+        return
+    if is_file(train) and is_file(evaluate):
+        if Path(train).expanduser().resolve() == Path(evaluate).expanduser().resolve():
+            raise ValueError(
+                f"tasks.train_file and tasks.evaluate_file are the same file, {train}: the score would be that of memorised rows. Split it in two."
+            )
+    elif train == evaluate and config.train_split == config.evaluate_split:
+        raise ValueError(
+            f"tasks.train_split and tasks.evaluate_split are both '{config.train_split}' of {train}. Set tasks.evaluate_split to another split."
+        )
+
+
+def load_task(name: str) -> Task:
+    """The task called NAME or NAME:OPTION, or the Task that an import path names.
+
+    Raises ValueError for an unknown name with what was perhaps meant, and for a path that names no Task.
+    """
+    builtin, _, option = name.partition(":")
+    if builtin in TASKS:
+        return TASKS[builtin](option)
+    found: Any = resolve(TASKS, name, "task")
+    if not isinstance(found, Task):
+        raise ValueError(f"task '{name}' is a {type(found).__name__}; it must be a lightrft.datasets.Task.")
+    return found
+
+
+TASKS: dict[str, Callable[[str], Task]] = {
+    "aime": aime,
+    "demo": demo,
+    "file": file,
+    "gsm8k": gsm8k,
+    "math": math,
+    "reasoning_gym": reasoning_gym,
+    "svamp": svamp,
+    "tiny": tiny_task,
+    **media_tasks.TASKS,
+}

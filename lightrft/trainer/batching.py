@@ -1,0 +1,294 @@
+"""From trajectories to packed batches and back: plan who goes with whom, lay out, fill in.
+
+A prompt is laid down once per batch and followed by all its answers there; see `Inputs`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightrft.models.families import joined
+from lightrft.parallel.world import World
+from lightrft.types import Batch, Inputs, Prompt, Trajectory, concatenate
+
+COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
+
+
+def pack(
+    trajectories: Sequence[Trajectory],
+    *,
+    inputs: bool = True,
+    share_prompts: bool = True,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """One batch of all these answers, in this order; `inputs=False` leaves out what only a model reads.
+
+    `weights` are zero until the trainer has set them. Siblings must be adjacent to share their prompt.
+    """
+    lengths = torch.tensor([len(t) for t in trajectories], dtype=torch.int64)
+    batch = Batch(
+        token_ids=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
+        segments=torch.repeat_interleave(torch.arange(len(trajectories)), lengths),
+        groups=torch.tensor([t.group for t in trajectories], dtype=torch.int64),
+        mask=torch.tensor([x for t in trajectories for x in t.mask], dtype=torch.bool),
+        scores=torch.tensor([t.reward for t in trajectories], dtype=torch.float32),
+        weights=torch.zeros(int(lengths.sum())),
+        behavior=concatenate([t.behavior for t in trajectories]),
+        greedy=torch.tensor([t.greedy_reward for t in trajectories], dtype=torch.float32),
+    )
+    for name in COLUMNS:
+        if trajectories and all(name in t.columns for t in trajectories):
+            setattr(batch, name, torch.cat([t.columns[name] for t in trajectories]))
+    if inputs:
+        batch.inputs = _inputs(trajectories, share_prompts)
+    return to_device(batch, device)
+
+
+def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
+    tokens: list[int] = []
+    positions: list[Tensor] = []
+    prompt_spans: list[tuple[int, int]] = []
+    response_spans: list[tuple[int, int]] = []
+    predict: list[int] = []
+    media: dict[str, list[Tensor]] = {}
+    previous: Trajectory | None = None
+    for t in trajectories:
+        if not t.prompt.token_ids:
+            raise ValueError(
+                f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its answer."
+            )
+        siblings = previous is not None and previous.group == t.group and previous.prompt is t.prompt
+        if siblings and share_prompts:
+            prompt_spans.append(prompt_spans[-1])
+        else:
+            start = len(tokens)
+            tokens += t.prompt.token_ids
+            prompt_spans.append((start, len(tokens)))
+            positions.append(_prompt_positions(t))
+            for name, value in t.prompt.media.items():
+                media.setdefault(name, []).append(value)
+        start = len(tokens)
+        tokens += t.token_ids
+        response_spans.append((start, len(tokens)))
+        if t.token_ids:
+            predict += [prompt_spans[-1][1] - 1, *range(start, len(tokens) - 1)]
+            positions.append(response_positions(t))
+        previous = t
+    return Inputs(
+        token_ids=torch.tensor(tokens, dtype=torch.int64),
+        positions=torch.cat(positions, -1),
+        prompt_spans=tuple(prompt_spans),
+        response_spans=tuple(response_spans),
+        predict=torch.tensor(predict, dtype=torch.int64),
+        media={name: joined(values) for name, values in media.items()},
+    )
+
+
+def _prompt_positions(t: Trajectory) -> Tensor:
+    return torch.arange(len(t.prompt.token_ids)) if t.prompt.positions is None else t.prompt.positions
+
+
+def response_positions(t: Trajectory) -> Tensor:
+    """Text goes on counting after the prompt, in each position row from its last place (M-RoPE).
+
+    A question ends with text, so that this is one number for all axes; a clip before it may reach further in time.
+    """
+    if t.prompt.positions is None:
+        return torch.arange(len(t.prompt.token_ids), len(t.prompt.token_ids) + len(t))
+    steps = torch.arange(len(t))
+    return t.prompt.positions[:, -1:] + 1 + steps
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The same batch with every tensor on `device`."""
+    moved: dict[str, Any] = {
+        name: value.to(device) if isinstance(value := getattr(batch, name), Tensor) else value
+        for name in Batch.__dataclass_fields__
+    }
+    if batch.inputs is not None:
+        i = batch.inputs
+        moved["inputs"] = replace(
+            i,
+            token_ids=i.token_ids.to(device),
+            positions=i.positions.to(device),
+            predict=i.predict.to(device),
+            media={name: value.to(device) for name, value in i.media.items()},
+        )
+    return Batch(**moved)
+
+
+def team_batches(batch: Batch, world: World, device: torch.device | str) -> Iterator[tuple[Batch, bool]]:
+    """The batch of each rank of this rank's team in turn, on `device`, and whether it is this rank's own.
+
+    All ranks of a team compute each of these together (models/sequence.py); what it is worth belongs to the one whose
+    own it is: only that rank counts it, and fills in its answers. Without teams this rank's batch is the only one.
+    """
+    for shared, is_own in world.broadcast_in_turn(batch):
+        assert shared.inputs is not None
+        together = replace(shared, inputs=replace(shared.inputs, team=world.team))
+        yield to_device(together, device), is_own
+
+
+def rounds(
+    planned: Sequence[list[Trajectory]],
+    blank: Trajectory | None,
+    world: World,
+    *,
+    share_prompts: bool,
+    device: torch.device | str,
+    prepare: Callable[[Batch], None] = lambda batch: None,
+) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
+    """All that this rank computes of what every rank has planned, so that all compute equally often; called by all ranks.
+
+    Gives the answers, a batch, and whether the batch is of these answers and counts: not if it is blank, or of another
+    rank of the team. `prepare` completes a batch of this rank before it goes to its team.
+    """
+    for answers in pad_count(planned, blank, world):
+        packed = pack(answers, share_prompts=share_prompts)
+        prepare(packed)
+        for batch, is_own in team_batches(packed, world, device):
+            yield answers, batch, is_own and answers[0] is not blank
+
+
+def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> None:
+    """Gives each trajectory its part of a (T,) column, as float32 on the CPU."""
+    parts = values.detach().to("cpu", torch.float32).split([len(t) for t in trajectories])
+    for t, part in zip(trajectories, parts, strict=True):
+        t.columns[name] = part
+
+
+def plan(
+    trajectories: Sequence[Trajectory], tokens_per_micro_batch: int, *, share_prompts: bool = True
+) -> list[list[Trajectory]]:
+    """Answers shared out over as few batches as first-fit finds, filled evenly where that goes; each reads at most
+    `tokens_per_micro_batch` tokens.
+
+    A group stays together where it fits, so that its prompt is read once; a single answer that is longer than the
+    budget gets a batch of its own. Every answer with at least one token is in exactly one batch.
+    """
+    pieces: list[tuple[int, list[Trajectory]]] = []
+    for siblings in by_group(trajectories):
+        piece: list[Trajectory] = []
+        size = 0
+        for t in siblings:
+            if not len(t):
+                continue
+            extra = len(t) + (len(t.prompt.token_ids) if not piece or not share_prompts else 0)
+            if piece and size + extra > tokens_per_micro_batch:
+                pieces.append((size, piece))
+                piece, size = [], 0
+                extra = len(t) + len(t.prompt.token_ids)
+            piece.append(t)
+            size += extra
+        if piece:
+            pieces.append((size, piece))
+    pieces.sort(key=lambda p: -p[0])  # stable: the order among equals is the order given
+    sizes = [size for size, _ in pieces]
+    places = first_fit(sizes, tokens_per_micro_batch)
+    even = least_loaded(sizes, len(set(places)))
+    loads, alone = _loads(sizes, even), Counter(even)
+    if all(load <= tokens_per_micro_batch or alone[place] == 1 for place, load in loads.items()):
+        places = even
+    batches: list[list[Trajectory]] = [[] for _ in set(places)]
+    for (_, piece), place in zip(pieces, places, strict=True):
+        batches[place] += piece
+    return batches
+
+
+def dummy_answer(prompt: Prompt) -> Trajectory:
+    """An answer of one token to a prompt, from which nothing is learned."""
+    columns = {name: torch.zeros(1) for name in COLUMNS}
+    return Trajectory(prompt, -1, prompt.token_ids[:1], [False], [0.0], "length", reward=0.0, columns=columns)
+
+
+def pad_count(
+    batches: Sequence[list[Trajectory]], blank: Trajectory | None, world: World
+) -> list[list[Trajectory]]:
+    """These batches, and as many of `blank` as it takes for every rank to have the same number; called by all ranks."""
+    lacking = int(world.max(len(batches))) - len(batches)
+    assert blank is not None or not lacking
+    return [*batches, *([blank] for _ in range(lacking) if blank is not None)]
+
+
+def batch_tokens(answers: Sequence[Trajectory], *, share_prompts: bool = True) -> int:
+    """Tokens the model reads for these answers in one batch."""
+    prompts = {t.group: t.prompt for t in answers}.values() if share_prompts else [t.prompt for t in answers]
+    return sum(len(t) for t in answers) + sum(len(p.token_ids) for p in prompts)
+
+
+def first_fit(sizes: Sequence[int], capacity: int) -> list[int]:
+    """The bin of each item: the first that has room, or a new one."""
+    used: list[int] = []
+    places = []
+    for size in sizes:
+        place = next((i for i, load in enumerate(used) if load + size <= capacity), len(used))
+        if place == len(used):
+            used.append(0)
+        used[place] += size
+        places.append(place)
+    return places
+
+
+def least_loaded(sizes: Sequence[int], count: int) -> list[int]:
+    """The bin of each item: the one of `count` that has least so far. Even, if the items come largest first (Graham 1969)."""
+    loads = [(0, place) for place in range(count)]
+    places = []
+    for size in sizes:
+        load, place = heapq.heappop(loads)
+        heapq.heappush(loads, (load + size, place))
+        places.append(place)
+    return places
+
+
+def _loads(sizes: Sequence[int], places: Sequence[int]) -> dict[int, int]:
+    loads: dict[int, int] = {}
+    for size, place in zip(sizes, places, strict=True):
+        loads[place] = loads.get(place, 0) + size
+    return loads
+
+
+def minibatches(
+    trajectories: Sequence[Trajectory], count: int, *, seed: int, world: World | None = None
+) -> list[list[Trajectory]]:
+    """This rank's answers in the `count` parts into which those of all ranks are divided; called by all ranks.
+
+    Parts are of equal size over all ranks (within one), of whole groups in random order, split only where they must be.
+    So which answers meet does not depend on who has them, and a rank may have none in a part. One part keeps the order.
+    """
+    world = World() if world is None else world
+    if count == 1:
+        return [list(trajectories)] if world.max(len(trajectories)) else []
+    groups = {group[0].group: group for group in by_group(trajectories)}
+    sizes = {
+        name: size
+        for rank in world.gather({n: len(g) for n, g in groups.items()})
+        for name, size in rank.items()
+    }
+    order = sorted(sizes)
+    random.Random(seed).shuffle(order)
+    ends = list(itertools.accumulate(sizes[name] for name in order))
+    total = sum(sizes.values())
+    cuts = [total * i // count for i in range(count + 1)]
+    parts: list[list[Trajectory]] = [[] for _ in range(count)]
+    for name, end in zip(order, ends, strict=True):
+        for place, t in enumerate(groups.get(name, ()), end - sizes[name]):
+            parts[bisect.bisect_right(cuts, place) - 1].append(t)
+    return [part for part, (a, b) in zip(parts, itertools.pairwise(cuts), strict=True) if b > a]
+
+
+def by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """Answers to one draw of a prompt together, groups in the order of their first answers."""
+    groups: dict[int, list[Trajectory]] = {}
+    for t in trajectories:
+        groups.setdefault(t.group, []).append(t)
+    return list(groups.values())

@@ -1,0 +1,80 @@
+"""From rewards as judged to the scores that are learned from: normalised and scaled by task, less the cost of a constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightrft.algorithms.shaping import RunningMoments, dual_ascent, lagrangian_reward
+from lightrft.config import ConstraintConfig, RewardConfig
+from lightrft.parallel.world import World
+from lightrft.types import Trajectory
+
+
+class RewardScaler:
+    """Sees every judged answer of training once, and knows what a reward is worth now. Evaluation never passes here."""
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        rewards: RewardConfig,
+        constraint: ConstraintConfig,
+        cost: str,
+        world: World,
+    ) -> None:
+        """`cost`: name of the constraint's part in Trajectory.parts; empty without a constraint."""
+        self.rewards, self.constraint, self.cost, self.world = rewards, constraint, cost, world
+        self.moments = {task: RunningMoments() for task in sorted(tasks)}  # every rank in the same order
+        self.multiplier = constraint.multiplier
+
+    def update(self, answers: Sequence[Trajectory]) -> dict[str, float]:
+        """Takes the judged answers of a step, all ranks, into account; returns what is worth logging."""
+        if self.rewards.normalise != "none":
+            for task, moments in self.moments.items():
+                rewards = [t.reward for t in answers if t.prompt.source == task]
+                moments.see(torch.tensor(rewards, dtype=torch.float64), self.world.sum)
+        if not self.cost:
+            return {}
+        costs = torch.tensor([t.parts[self.cost] for t in answers], dtype=torch.float64)
+        total, count = self.world.sum(torch.stack([costs.sum(), torch.ones_like(costs).sum()])).tolist()
+        if count:
+            c = self.constraint
+            self.multiplier = dual_ascent(
+                self.multiplier, total / count, c.limit, c.learning_rate, c.max_multiplier
+            )
+        return {"constraint/multiplier": self.multiplier}
+
+    def transform(self, answers: Sequence[Trajectory], *, greedy: bool = False) -> Tensor:
+        """The score of each answer, or of the most likely answer to its prompt; (S,) float32."""
+        rewards = [t.greedy_reward if greedy else t.reward for t in answers]
+        scores = torch.tensor(rewards, dtype=torch.float64)
+        sources = [t.prompt.source for t in answers]
+        if self.rewards.normalise != "none":
+            for task, moments in self.moments.items():
+                here = torch.tensor([source == task for source in sources], dtype=torch.bool)
+                shift = self.rewards.normalise == "shift_and_scale"
+                scores[here] = moments.normalise(scores[here], shift=shift)
+        scores *= torch.tensor([self.rewards.scale.get(source, 1.0) for source in sources])
+        if self.cost:
+            parts = [t.greedy_parts if greedy else t.parts for t in answers]
+            costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
+            scores = lagrangian_reward(scores, costs, self.multiplier)
+        return scores.float()
+
+    def state(self) -> dict[str, Any]:
+        """Everything it has learned, for the checkpoint."""
+        return {
+            "moments": {task: asdict(moments) for task, moments in self.moments.items()},
+            "multiplier": self.multiplier,
+            "cost": self.cost,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes a `state` back."""
+        self.moments = {task: RunningMoments(**numbers) for task, numbers in state["moments"].items()}
+        if state["cost"] == self.cost:  # a constraint that was added since begins with its own
+            self.multiplier = state["multiplier"]

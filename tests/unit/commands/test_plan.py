@@ -1,0 +1,396 @@
+"""The plan against closed forms, the trainer's own parts, and what others have published."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification
+
+from lightrft import app
+from lightrft.cli import main
+from lightrft.commands.plan import GIB, Hardware, Lengths, plan
+from lightrft.commands.plan.memory import foreign, held, largest_batch, zero_share
+from lightrft.commands.plan.shape import Shape
+from lightrft.commands.plan.work import traffic, update_bytes
+from lightrft.config import (
+    Config,
+    DeepspeedConfig,
+    FsdpConfig,
+    JudgeConfig,
+    LoraConfig,
+    ModelConfig,
+    RewardConfig,
+    RewardModelConfig,
+    RolloutConfig,
+    StrategyConfig,
+    UpdateConfig,
+    layers,
+)
+from lightrft.models.logprobs import predicting_states
+from lightrft.models.sequence import Share
+from lightrft.models.source import Source
+from lightrft.strategy.memory import Phase
+from lightrft.testing import tiny_folder, tiny_trajectories
+from lightrft.trainer.batching import pack
+from tests.unit.models.test_reward import reward_folder
+
+QWEN2_7B = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "vocab_size": 152064,
+}  # fmt: skip
+QWEN2_14B = {
+    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40,
+    "num_key_value_heads": 8, "vocab_size": 152064,
+}  # fmt: skip
+LLAMA3_8B = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256,
+}  # fmt: skip
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 512,
+}  # fmt: skip
+LENGTHS = Lengths(512, 1024)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with nothing but the config.json of a model."""
+
+    def write(sizes, family="qwen2", **more):
+        folder = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        whole = {"model_type": family, "tie_word_embeddings": False, **sizes, **more}
+        (folder / "config.json").write_text(json.dumps(whole))
+        return str(folder)
+
+    return write
+
+
+def settings(path, backend="fsdp", dtype="bfloat16", **changes):
+    config = Config(
+        model=ModelConfig(path=path, dtype=dtype, gradient_checkpointing=True),
+        strategy=StrategyConfig(backend=backend, offload=backend in ("fsdp", "single")),
+        rollout=RolloutConfig(prompts_per_step=64, max_tokens=1024),
+        update=UpdateConfig(tokens_per_micro_batch=4096),
+    )
+    return replace(config, **changes)
+
+
+def test_zero_shares_as_its_paper_says():
+    """7.5 billion weights, 64 devices, mixed precision: 120, 31.4, 16.6 and 1.9 GB (figure 1)."""
+    bytes_of = {"weights": 2 * 7.5, "gradients": 2 * 7.5, "optimizer": 12 * 7.5}
+    assert sum(bytes_of.values()) == 120
+    found = [sum(zero_share(stage, 64, **bytes_of)) for stage in (1, 2, 3)]
+    assert found == pytest.approx([31.4, 16.6, 1.9], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "billions"),
+    [(QWEN2_7B, 7.616), (QWEN2_14B, 14.770), (LLAMA3_8B, 8.030)],
+    ids=["7B", "14B", "8B"],
+)
+def test_a_model_is_counted_from_its_config_alone(model, sizes, billions):
+    family = "llama" if sizes is LLAMA3_8B else "qwen2"
+    assert Shape(Source(ModelConfig(path=model(sizes, family)))).weights / 1e9 == pytest.approx(
+        billions, abs=1e-3
+    )
+
+
+def test_numbers_of_a_small_model(model):
+    shape = Shape(Source(ModelConfig(path=model(SMALL, "llama"))))
+    block = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 128 + 2 * 64
+    assert shape.blocks == 3
+    assert shape.inside == 3 * block
+    assert shape.largest_block == block
+    assert shape.weights == 3 * block + 2 * 512 * 64 + 64
+    assert shape.products == 3 * (block - 2 * 64)
+    assert shape.head == 512 * 64
+    assert shape.attention == 3 * 64
+    assert shape.cached == 3 * 32
+
+
+def test_experts_count_as_often_as_a_token_is_sent_to_them(model):
+    sizes = {**SMALL, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 16}
+    shape = Shape(Source(ModelConfig(path=model(sizes, "qwen3_moe", decoder_sparse_step=1))))
+    attention, router, expert = 64 * (64 + 32 + 32 + 64), 8 * 64, 3 * 64 * 96
+    assert shape.products == pytest.approx(3 * (attention + router + 2 * expert))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [0, 4])
+def test_what_a_token_leaves_behind_is_what_the_trainers_pass_keeps(tmp_path, dtype, lora):
+    path = str(tiny_folder(tmp_path / "m", "llama", hidden_size=128, num_hidden_layers=4))
+    source = Source(ModelConfig(path=path, dtype=dtype, lora=LoraConfig(rank=lora)))
+    module, kept = source.full(), {}
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch = pack(tiny_trajectories([(100, [60])]))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = predicting_states(module, batch.inputs, Share.of(batch.inputs))
+    found = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
+    del out
+    assert Shape(source).kept * 160 == pytest.approx(found, rel=0.05)
+
+
+def test_a_forward_pass_takes_as_many_operations_as_torch_counts(tmp_path):
+    path = str(tiny_folder(tmp_path / "m", "llama"))
+    shape, batch = Shape(Source(ModelConfig(path=path))), pack(tiny_trajectories([(40, [24])]))
+    module = shape.source.full().double()  # whose products are torch's own, which it counts
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        predicting_states(module, batch.inputs, Share.of(batch.inputs), exact_attention=True)
+    products = {str(op): n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op)}
+    assert 2 * shape.products * 64 == pytest.approx(sum(products.values()), rel=0.01)
+
+
+def test_bytes_sent_in_an_update():
+    """100 weights in blocks and 20 others, 3 micro-batches, 4 devices: three quarters of each tensor are others'."""
+    sent = partial(update_bytes, 100, 20, micro_batches=3, devices=4)
+    assert sent("zero1") == 4 * (2 * 120 + 120) * 3 / 4
+    assert sent("zero2") == 4 * (3 * 120 + 120) * 3 / 4
+    assert sent("zero3") == 4 * 3 * (120 + 120 + 120) * 3 / 4
+    assert sent("zero3", kept=True) == 4 * 3 * (120 + 120) * 3 / 4
+    assert sent("fsdp") == 4 * 3 * (220 + 120) * 3 / 4
+    assert sent("fsdp", width=2) == (4 * 3 * 120 + 2 * 3 * 220) * 3 / 4
+    assert sent("fsdp", kept=True) == sent("zero3", kept=True)
+
+
+def test_the_plan_has_the_bytes_of_the_parts_that_a_run_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = layers.load(
+        ["tiny", "ppo", "--algorithm.kl-coefficient", "0.1", "--strategy.device", "cpu"], Config
+    )
+    found = plan(config, Hardware(1, 8.0), Lengths(32, 8))
+    planned = {item.name: item.bytes for item in found.items}
+    strategy = app.STRATEGIES["single"](config.strategy, torch.device("cpu"))
+    actor = strategy.trainable(Source(config.model), config.optimizer, 1)
+    critic = app.build_critic(config, found.algorithm, strategy)
+    reference = app.build_reference(config, found.algorithm, actor, strategy)
+    for name, model in (("actor", actor), ("critic", critic), ("reference", reference)):
+        for part, resident in model.parts().items():
+            assert planned[f"{name} {part}"] == resident.nbytes(), f"{name} {part}"
+    assert {"actor gradients", "critic gradients", "engine cache"} <= planned.keys()
+
+
+def test_models_that_take_turns_do_not_add_up():
+    config = layers.load(["tiny", "ppo", "--strategy.device", "cpu"], Config)
+    found = plan(config, Hardware(1, 8.0), Lengths(32, 8))
+    stay = sum(i.bytes for i in found.items if Phase.TRAIN in i.phases and not i.turn)
+    turns = {who: sum(i.bytes for i in found.items if i.turn == who) for who in ("actor", "critic")}
+    assert found.sums[Phase.TRAIN] == stay + max(turns.values())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fits", "does_not"), [(QWEN2_7B, 2, 1), (QWEN2_14B, 4, 2)], ids=["Qwen2-7B", "Qwen2-14B"]
+)
+def test_what_verl_calls_the_least_that_grpo_needs(model, sizes, fits, does_not):
+    """Full GRPO with FSDP, offload and recomputed activations: Qwen2-7B on two H800 of 80 GB, Qwen2-14B on four
+    (https://github.com/volcengine/verl/blob/main/docs/perf/device_tuning.rst)."""
+    path = model(sizes)
+    enough = plan(settings(path), Hardware(fits, 80.0), LENGTHS)
+    assert max(enough.sums.values()) < enough.usable, {p.value: n / GIB for p, n in enough.sums.items()}
+    backend = "single" if does_not == 1 else "fsdp"
+    too_few = plan(settings(path, backend), Hardware(does_not, 80.0), LENGTHS)
+    assert too_few.sums[Phase.TRAIN] > 80 * GIB
+
+
+def test_what_sixteen_times_the_devices_save_is_what_torchtitan_measured(model):
+    """Llama 3.1 8B, FSDP in bfloat16 with float32 weights and moments: 82.4 GiB on 8 GPUs, 67.0 on 128
+    (https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3)."""
+    shape = Shape(Source(ModelConfig(path=model(LLAMA3_8B, "llama"), dtype="bfloat16")))
+
+    def state(devices):
+        part = held(StrategyConfig(backend="fsdp"), shape, devices)
+        return (part.weights + part.optimizer + part.gradients) / GIB
+
+    assert state(8) - state(128) == pytest.approx(82.4 - 67.0, rel=0.15)
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "zero3"])
+def test_twice_the_devices_hold_half_of_the_pieces(model, backend):
+    shape = Shape(Source(ModelConfig(path=model(SMALL, "llama"))))
+    strategy = StrategyConfig(backend=backend)
+    two, four = held(strategy, shape, 2), held(strategy, shape, 4)
+    assert two.weights == pytest.approx(2 * four.weights, abs=4)
+    assert two.optimizer == pytest.approx(2 * four.optimizer, abs=4)
+    copies = replace(strategy, fsdp=FsdpConfig(replicas=2)) if backend == "fsdp" else strategy
+    if backend == "fsdp":
+        assert held(copies, shape, 4).weights == two.weights
+
+
+def test_what_is_kept_in_host_memory_takes_none_of_the_device(model):
+    shape = Shape(Source(ModelConfig(path=model(SMALL, "llama"))))
+    fsdp = held(StrategyConfig(backend="fsdp", fsdp=FsdpConfig(offload=True)), shape, 2)
+    assert (fsdp.weights, fsdp.optimizer, fsdp.gradients) == (0, 0, 0)
+    assert fsdp.met > 0
+    options = DeepspeedConfig(offload_optimizer=True, offload_param=True)
+    zero = held(StrategyConfig(backend="zero3", deepspeed=options), shape, 2)
+    assert (zero.weights, zero.optimizer) == (0, 0)
+
+
+def test_what_other_engines_take(model):
+    """Qwen2-7B in bfloat16 (15,231,233,024 bytes) on a device of 80 GB, by hand."""
+    weights, device = 15_231_233_024, 80 * 10**9
+    found = {}
+    for engine in ("vllm_server", "sglang", "lmdeploy", "mine.py:Engine"):
+        config = settings(model(QWEN2_7B), rollout=RolloutConfig(engine=engine))
+        found[engine] = foreign(config, Shape(Source(config.model)), on_cpu=False, device_bytes=device)
+    assert found == {
+        "vllm_server": (0, 0),
+        "sglang": (weights, int(0.4 * device) - weights),
+        "lmdeploy": (weights, int(0.4 * (device - weights))),
+        "mine.py:Engine": (weights, 0),
+    }
+
+
+def test_vllm_has_weights_of_its_own_and_a_cache_that_fills_its_share(model):
+    config = settings(model(QWEN2_7B), rollout=RolloutConfig(engine="vllm", prompts_per_step=64))
+    planned = {item.name: item for item in plan(config, Hardware(8, 80.0), LENGTHS).items}
+    engine = planned["engine weights"].bytes + planned["engine cache"].bytes
+    assert engine == pytest.approx(0.4 * 80 * GIB, rel=1e-6)
+    assert planned["engine weights"].phases == (Phase.SYNC, Phase.ROLLOUT)
+    assert Phase.ROLLOUT not in planned["actor weights"].phases
+
+
+def test_adapters_have_a_small_optimizer(model):
+    path = model(SMALL, "llama")
+    full = held(StrategyConfig(), Shape(Source(ModelConfig(path=path))), 1)
+    adapted = held(StrategyConfig(), Shape(Source(ModelConfig(path=path, lora=LoraConfig(rank=2)))), 1)
+    assert adapted.optimizer < full.optimizer / 10
+
+
+def test_the_largest_batch_is_the_last_that_fits():
+    assert largest_batch(100, lambda tokens: 7 * tokens + 9) == 13
+    assert largest_batch(5, lambda tokens: 7 * tokens) == 0
+
+
+def test_what_does_not_fit_is_told_with_its_cure(model):
+    config = settings(model(QWEN2_7B))
+    told = plan(config, Hardware(2, 40.0), LENGTHS).problems
+    assert any("train needs" in line and "Take more devices" in line for line in told)
+    roomy = replace(config, update=UpdateConfig(tokens_per_micro_batch=10**7))
+    told = plan(roomy, Hardware(8, 80.0), LENGTHS)
+    assert any(f"Set update.tokens_per_micro_batch={told.largest_batch}" in line for line in told.problems)
+    mended = replace(config, update=UpdateConfig(tokens_per_micro_batch=told.largest_batch))
+    assert not plan(mended, Hardware(8, 80.0), LENGTHS).problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"rollout": RolloutConfig(prompts_per_step=10)},
+            "rollout.prompts_per_step=10 cannot be shared by 4",
+        ),
+        ({"strategy": StrategyConfig()}, "strategy.backend=single is for one process, and there are 4"),
+        (
+            {"strategy": StrategyConfig(backend="fsdp", fsdp=FsdpConfig(replicas=3))},
+            "replicas=3 does not divide",
+        ),
+        (
+            {"strategy": StrategyConfig(backend="fsdp", sequence_parallel=3)},
+            "sequence_parallel=3: 4 processes",
+        ),
+        (
+            {"update": UpdateConfig(num_minibatches=300, tokens_per_micro_batch=4096)},
+            "update.num_minibatches=300",
+        ),
+        (
+            {"update": UpdateConfig(tokens_per_micro_batch=1000)},
+            "a question with one answer may have 1536 tokens",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_sizes_is_told(model, changes, told):
+    found = plan(settings(model(SMALL, "llama"), **changes), Hardware(4, 80.0), LENGTHS).problems
+    assert any(told in line for line in found), found
+
+
+def test_a_backend_of_ones_own_cannot_be_planned(model):
+    with pytest.raises(ValueError, match="strategy.backend=mine:Backend: what it holds is not known"):
+        held(
+            StrategyConfig(backend="mine:Backend"), Shape(Source(ModelConfig(path=model(SMALL, "llama")))), 2
+        )
+
+
+def test_more_devices_take_less_time_and_the_sync_is_paid(model):
+    config = settings(model(QWEN2_7B))
+    few, many = (plan(config, Hardware(n, 80.0), LENGTHS).work for n in (8, 64))
+    assert many.train.flops == pytest.approx(few.train.flops / 8)
+    assert many.rollout.seconds < few.rollout.seconds
+    assert few.sync.sent == pytest.approx(2 * 7.6156e9 * 7 / 8, rel=1e-3)
+
+
+def test_copies_of_a_model_send_less_between_machines(model):
+    config = settings(model(QWEN2_7B))
+    copies = replace(
+        config, strategy=StrategyConfig(backend="fsdp", offload=True, fsdp=FsdpConfig(replicas=8))
+    )
+    one, eight = (plan(c, Hardware(64, 80.0), LENGTHS) for c in (config, copies))
+    inside, among = traffic(copies, eight.models.actor, 1, 64)
+    assert among == pytest.approx(2 * 4 * 7.6156e9 / 8 * 7 / 8, rel=1e-3)
+    assert inside == pytest.approx(traffic(config, one.models.actor, 1, 64)[0] / (63 / 64) * 7 / 8)
+    assert eight.work.train.seconds <= one.work.train.seconds
+    assert traffic(config, one.models.actor, 1, 1) == (0, 0)
+
+
+def test_the_command_prints_tables_and_the_same_numbers_as_json(model, capsys):
+    path = model(SMALL, "llama")
+    args = [
+        "plan",
+        "grpo",
+        "fsdp",
+        "--model.path",
+        path,
+        "--gpus",
+        "4",
+        "--gpu-memory",
+        "24",
+        "--prompt-tokens",
+        "100",
+    ]
+    assert main([*args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"] == 4
+    assert found["tokens"] == {"prompt": 100, "answer": 256}
+    sums = dict.fromkeys(found["memory"]["sums"], 0)
+    assert sums.keys() == {"rollout", "score", "sync", "train"}
+    assert main(args) == 0
+    shown = capsys.readouterr().out
+    for name in ("actor weights", "engine weights", "engine cache", "reference weights"):
+        assert name in shown
+    assert f"{found['memory']['sums']['train'] / GIB:.2f}" in shown
+
+
+@pytest.mark.parametrize("flags", [["--gpus", "none"], ["--gpu-memory", "-3"]])
+def test_a_flag_that_is_no_number_is_refused(flags, capsys):
+    assert main(["plan", "tiny", *flags]) == 2
+    assert f"{flags[0]} {flags[1]}: needs a number above 0" in capsys.readouterr().err
+
+
+def test_models_that_judge_are_counted_whole_where_they_judge(model, tmp_path):
+    path, other = model(SMALL), model({**SMALL, "num_hidden_layers": 2})
+    scorer = tmp_path / "scorer"
+    reward_folder(scorer, "llama")
+    judged = settings(
+        path,
+        "single",
+        judge=JudgeConfig(path=other),
+        reward_model=RewardModelConfig(path=str(scorer)),
+        rewards=RewardConfig(functions={"judge": 1.0, "reward_model": 1.0}),
+    )
+    found = {item.name: item for item in plan(judged, Hardware(1, 80.0), LENGTHS).items}
+    whole = sum(p.numel() for p in Source(ModelConfig(path=other)).empty("meta").parameters())
+    assert found["judge weights"].bytes == 2 * whole
+    assert found["judge weights"].phases == (Phase.SCORE,)
+    body = AutoModelForSequenceClassification.from_pretrained(scorer).model
+    assert found["reward model weights"].bytes == 2 * sum(p.numel() for p in body.parameters())
+    asked = settings(path, "single", judge=JudgeConfig(path="policy"))
+    assert not [item for item in plan(asked, Hardware(1, 80.0), LENGTHS).items if "judge" in item.name]

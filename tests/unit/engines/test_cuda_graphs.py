@@ -1,0 +1,155 @@
+"""Passes of padded sizes, as recordings need them, against plain ones.
+
+CUDA graphs need a GPU. What they ask of a pass does not: here its operations are written down once and repeated on the memory they
+had, so that a number that Python put in, or a tensor that has moved since, gives wrong answers here too.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightrft.config import NativeEngineConfig
+from lightrft.engines import cache, native
+from lightrft.engines import cuda_graphs as recordings
+from lightrft.engines.cuda_graphs import GraphRunner, Sizes
+from lightrft.engines.native import NativeEngine
+from lightrft.models.attention import ATTENTION
+from lightrft.testing import tiny_model, tiny_prompt
+from lightrft.types import Sampling
+
+
+class Tape(TorchDispatchMode):
+    """Writes down every operation inside, to be done again on the same memory. `beside`: tapes whose memory it shares."""
+
+    REFUSED = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select")
+    """What a graph cannot hold: it would wait for a number, take one from Python's memory, or have a size that depends on one."""
+
+    def __init__(self, beside):
+        super().__init__()
+        self._steps, self._made, self._beside = [], [], beside
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in func.name() for name in self.REFUSED), f"{func} cannot be recorded"
+        out = func(*args, **(kwargs or {}))
+        self._steps.append((func, args, kwargs or {}, out))
+        given = {memory(x) for x in tensors((args, kwargs))}
+        self._made += [x for x in tensors(out) if memory(x) not in given and x.is_floating_point()]
+        return out
+
+    def play(self):
+        for made in (x for tape in self._beside for x in tape._made):
+            made.fill_(torch.nan)
+        for func, args, kwargs, out in self._steps:
+            for old, new in zip(tensors(out), tensors(func(*args, **kwargs)), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def tensors(found):
+    """But for weights in a layout of oneDNN's own, which have no address."""
+    return [x for x in tree_leaves(found) if isinstance(x, torch.Tensor) and not x.is_mkldnn]
+
+
+def memory(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def taping():
+    """As utils.device.recorded on a GPU."""
+    tapes = []
+
+    def taped(function, device, pool):
+        tape = Tape(tapes)
+        tapes.append(tape)
+        with tape:
+            result = function()
+
+        def repeat():
+            tape.play()
+            return result
+
+        return repeat
+
+    return taped
+
+
+def taken_over(longer):
+    """Of cache.py: what a larger tensor replaces is soon another's memory."""
+
+    def longer_and_gone(tensor, size):
+        out = longer(tensor, size)
+        tensor.fill_(torch.nan)
+        return out
+
+    return longer_and_gone
+
+
+ALL, FEW, ONE = (
+    (256, (1, 90, 3, 200, 64), Sampling(n=3, max_tokens=75, seed=2)),
+    (7, (1, 90, 3, 200, 64), Sampling(n=3, max_tokens=75, seed=2)),
+    (1, (10, 300, 12), Sampling(n=2, max_tokens=75, seed=2)),
+)
+"""Answers at a time, and what is asked: in ONE the cache grows as a long question is read, and the next needs little of it."""
+
+
+@pytest.mark.parametrize("repeated", [False, True], ids=["computed", "repeated"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize(("most", "lengths", "sampling"), [ALL, FEW, ONE], ids=["all", "few", "one"])
+def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, lengths, sampling, repeated):
+    made = []
+
+    class Counted(GraphRunner):
+        def hidden(self, *args):
+            found = super().hidden(*args)
+            made.append(found is not None)
+            return found
+
+    def said(config):
+        engine = NativeEngine(tiny_model(family, attention=ATTENTION), frozenset({7}), str, config)
+        prompts = [tiny_prompt(length, seed=length) for length in lengths]
+        return [a for g in engine.generate(prompts, sampling) for a in g]
+
+    plain = said(NativeEngineConfig(max_sequences=most))
+    monkeypatch.setattr(native, "can_record", lambda device: True)
+    monkeypatch.setattr(native, "GraphRunner", Counted)
+    if repeated:
+        monkeypatch.setattr(recordings, "recorded", taping())
+        monkeypatch.setattr(cache, "_longer", taken_over(cache._longer))
+    padded = said(NativeEngineConfig(max_sequences=most, cuda_graphs=True))
+    assert sum(made) > 50
+    assert [a.token_ids for a in padded] == [a.token_ids for a in plain]
+    assert len({len(a.token_ids) for a in plain}) > 1
+    for mine, right in zip(padded, plain, strict=True):
+        torch.testing.assert_close(mine.logprobs, right.logprobs, atol=1e-5, rtol=0)
+    made.clear()
+    said(NativeEngineConfig(max_sequences=most))
+    assert not made
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic rotary positions"),
+        ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 32}, "experts"),
+    ],
+)  # fmt: skip
+def test_models_that_wait_for_the_device_are_refused(kind, changes, told):
+    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 260}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **shape, **changes), attn_implementation=ATTENTION
+    )
+    NativeEngine(model, frozenset(), str, NativeEngineConfig())
+    with pytest.raises(
+        ValueError, match=f"rollout.native.cuda_graphs=true cannot record a model with {told}"
+    ):
+        NativeEngine(model, frozenset(), str, NativeEngineConfig(cuda_graphs=True))
+
+
+def test_a_recording_serves_what_fits_and_does_not_waste_much():
+    needed = Sizes(100, 20, 8, 2, 300, 3)
+    assert needed.rounded() == Sizes(112, 20, 8, 2, 320, 3)
+    assert needed.rounded().holds(needed)
+    assert not needed.holds(needed.rounded())
+    assert not Sizes(1000, 20, 8, 2, 3000, 3).holds(needed)

@@ -1,0 +1,186 @@
+"""metrics.jsonl, the timer, the terminal progress and the picture of the curves."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from lightrft.config import Config, LogConfig, ModelConfig, SFTConfig, TaskConfig
+from lightrft.console.progress import (
+    Progress,
+    clock,
+    phase_seconds,
+    report,
+    report_losses,
+    shorten,
+    sparkline,
+)
+from lightrft.runs.curves import draw_curves, smooth, title_of
+from lightrft.runs.metrics import Logger, read_metrics, series
+from lightrft.utils.intervals import wilson
+
+CONFIG = Config(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0}))
+METRICS = {
+    "reward/mean": 0.5,
+    "length/mean": 41.0,
+    "seconds/rollout": 3.0,
+    "seconds/train": 1.0,
+    "seconds/step": 4.0,
+}
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.log(1, {"loss": 0.5, "kl": float("nan")})
+        row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert row["step"] == 1
+    assert row["loss"] == 0.5
+    assert row["kl"] is None
+    assert row["time"] > 0
+
+
+def test_a_resumed_run_drops_the_lines_of_steps_it_will_take_again(tmp_path: Path) -> None:
+    with Logger(tmp_path, tensorboard=False) as logger:
+        for step in (1, 2, 3):
+            logger.log(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    with Logger(tmp_path, start_step=2, tensorboard=False) as logger:
+        logger.log(3, {"loss": 30.0})
+    assert series(read_metrics(tmp_path), "loss") == ([1, 2, 3], [1.0, 2.0, 30.0])
+
+
+def test_tensorboard_events_are_written(tmp_path: Path) -> None:
+    with Logger(tmp_path) as logger:
+        logger.log(1, {"loss": 0.5})
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_outside_a_terminal_each_step_is_one_line() -> None:
+    out = io.StringIO()
+    with Progress(CONFIG, 10, console=Console(file=out, width=80)) as progress:
+        progress.phase("rollout")
+        progress.answers(3, 16)
+        progress.step(1, METRICS)
+        progress.note("[saved]")
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "random:llama · tiny · run",
+        "step 1/10  reward 0.500  answer length 41 tokens  4.0 s  0:36 left",
+        "[saved]",
+    ]
+
+
+def test_in_a_terminal_the_picture_shows_step_phase_and_answers() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    progress = Progress(CONFIG, 10, console=console)
+    assert progress.live
+    progress.step(1, METRICS)
+    progress.phase("rollout")
+    progress.answers(3, 16)
+    with console.capture() as captured:
+        console.print(progress.render())
+    picture = captured.get()
+    for text in ("step 1 of 10", "0:36 left", "reward", "rollout 3.0 s", "3/16 answers"):
+        assert text in picture
+
+
+def test_a_step_of_supervised_fine_tuning_is_told_by_its_loss() -> None:
+    out = io.StringIO()
+    config = SFTConfig(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0}))
+    with Progress(config, 10, console=Console(file=out, width=200)) as progress:
+        progress.step(1, {"nll": 2.5, "length/mean": 41.0, "seconds/step": 4.0})
+    assert (
+        out.getvalue().splitlines()[1]
+        == "step 1/10  loss per token 2.500  answer length 41 tokens  4.0 s  0:36 left"
+    )
+
+
+def test_the_curves_of_supervised_fine_tuning_are_titled_with_its_losses(tmp_path: Path) -> None:
+    summary = {"steps": 4, "held_out_nll": {"before": 2.5, "after": 1.25}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert title_of(tmp_path) == f"{tmp_path.name}: held-out loss 2.500 before, 1.250 after 4 steps"
+
+
+def test_the_picture_can_be_switched_off_and_other_ranks_are_silent() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    config = Config(log=LogConfig(progress=False))
+    assert not Progress(config, 10, console=console).live
+    assert Progress(CONFIG, 10, show=False).console.quiet
+
+
+def test_time_left_starts_from_the_step_a_run_was_resumed_at() -> None:
+    progress = Progress(CONFIG, 10, start_step=6, show=False)
+    assert progress.seconds_left() is None
+    progress.step(7, {"seconds/step": 2.0})
+    assert progress.seconds_left() == 6.0
+
+
+def test_small_things_that_are_shown() -> None:
+    assert sparkline([0, 1, 2], 10) == "▁▅█"
+    assert sparkline([1, 1], 10) == "▄▄"
+    assert sparkline([0, 0, 2, 2], 2) == "▁█"
+    assert (clock(65), clock(3725)) == ("1:05", "1:02:05")
+    assert list(phase_seconds({"seconds/train": 1.0, "seconds/step": 3.0, "seconds/rollout": 2.0})) == [
+        "rollout",
+        "train",
+    ]
+    assert shorten("x" * 700).startswith("x" * 300 + "\n[... 100 characters ...]")
+
+
+def test_wilson_interval_of_half_of_a_hundred() -> None:
+    low, high = wilson(0.5, 100)
+    assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
+    assert wilson(0.0, 10)[0] == 0.0
+
+
+def test_the_report_of_supervised_fine_tuning_shows_losses_and_what_comes_next(tmp_path: Path) -> None:
+    out = io.StringIO()
+    summary = {"seconds": 65.0, "steps": 4, "held_out_nll": {"before": 2.5, "after": 1.25}}
+    report_losses(summary, tmp_path, console=Console(file=out, width=200))
+    text = out.getvalue()
+    assert "4 steps in 1:05" in text
+    assert "held-out loss before: 2.5000 nats per token" in text
+    assert "held-out loss after: 1.2500 nats per token" in text
+    assert f"lightrft train LAYERS... --model {tmp_path / 'model'}" in text
+
+
+def test_the_report_shows_scores_answers_and_what_comes_next(tmp_path: Path) -> None:
+    out = io.StringIO()
+    summary = {"seconds": 65.0, "steps": 4, "evaluation": {"before": 0.25, "after": 0.5, "questions": 100}}
+    sample = {
+        "question": "1 + 1?",
+        "before": "three",
+        "after": "two",
+        "before_reward": 0.0,
+        "after_reward": 1.0,
+    }
+    report(summary, [sample], tmp_path, console=Console(file=out, width=200))
+    for text in ("4 steps in 1:05", "25.0%", "50.0%", "40.4% to 59.6%", "three", "two", "lightrft view"):
+        assert text in out.getvalue()
+
+
+def test_a_run_without_evaluation_has_a_report_too(tmp_path: Path) -> None:
+    out = io.StringIO()
+    report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
+    assert "4 steps in 0:05" in out.getvalue()
+
+
+def test_curves_are_drawn_from_the_log_alone(tmp_path: Path) -> None:
+    assert draw_curves(tmp_path) is None
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.log(0, {"evaluation/mean": 0.2})
+        for step in (1, 2):
+            logger.log(
+                step, {"reward/mean": 0.1 * step, "entropy": 1.0, "kl": 0.0, "mismatch/mean_abs": 1e-4}
+            )
+    picture = draw_curves(tmp_path)
+    assert picture == tmp_path / "curves.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_smoothing_takes_the_mean_of_what_came_before() -> None:
+    assert smooth([2.0, 4.0, 6.0], 2) == [2.0, 3.0, 5.0]

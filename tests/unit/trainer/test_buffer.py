@@ -1,0 +1,98 @@
+import random
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+
+from lightrft.config import ReplayConfig
+from lightrft.datasets.loader import PromptLoader
+from lightrft.testing import tiny_trajectories
+from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.types import Prompt
+from lightrft.utils.states import read_state, write_state
+
+
+def groups_of(step, count=3):
+    groups = [[] for _ in range(count)]
+    for t in tiny_trajectories([(2, [1, 2])] * count, seed=step):
+        t.greedy_reward = 0.5  # NaN equals nothing
+        groups[t.group].append(t)
+    return groups
+
+
+def remembering(config, steps):
+    memory = RolloutBuffer(config)
+    for step in range(1, steps + 1):
+        memory.add(step, groups_of(step))
+    return memory
+
+
+def test_groups_come_again_at_random_none_twice_and_none_too_old():
+    memory = remembering(ReplayConfig(groups_per_step=2, max_age=2), steps=4)
+    young = [group for born, group in memory.replayable if born >= 3]
+    seen = set()
+    for seed in range(40):
+        taken = memory.sample(5, random.Random(seed))
+        assert len(taken) == 2
+        places = [young.index(group) for group in taken]
+        assert places == sorted(set(places))
+        seen |= set(places)
+    assert seen == set(range(6))
+
+
+def test_there_are_fewer_at_the_start():
+    memory = RolloutBuffer(ReplayConfig(groups_per_step=5))
+    assert memory.sample(1, random.Random(0)) == []
+    memory.add(1, groups_of(1))
+    assert len(memory.sample(2, random.Random(0))) == 3
+
+
+def test_without_replay_nothing_is_remembered():
+    assert remembering(ReplayConfig(), steps=3).replayable == []
+
+
+def test_what_waits_waits_for_one_step():
+    memory = RolloutBuffer(ReplayConfig())
+    memory.carried_over = groups_of(1)
+    assert len(memory.take_carried_over()) == 3
+    assert memory.take_carried_over() == []
+
+
+def test_a_snapshot_is_not_changed_by_later_steps_and_comes_back_whole(tmp_path):
+    memory = remembering(ReplayConfig(groups_per_step=1, max_age=9), steps=2)
+    memory.carried_over = groups_of(7, count=2)
+    snapshot = memory.snapshot()
+    memory.take_carried_over()
+    memory.add(3, groups_of(3))
+    write_state(tmp_path / "state.pt", RolloutBuffer.state(snapshot))
+    again = RolloutBuffer(ReplayConfig(groups_per_step=1, max_age=9))
+    again.load(read_state(tmp_path / "state.pt"))
+    assert again.carried_over == groups_of(7, count=2)
+    assert again.replayable == [(step, group) for step in (1, 2) for group in groups_of(step)]
+    assert again.carried_over[0][0].prompt is again.carried_over[0][1].prompt, (
+        "siblings go on sharing their prompt"
+    )
+
+
+def test_paused_answers_get_media_back_that_are_stored_by_name_only(tmp_path):
+    """An engine that reads media by itself needs them to go on."""
+    picture = numpy.zeros((2, 2, 3), dtype=numpy.uint8)
+    message = {"role": "user", "content": [{"type": "image", "image": picture}]}
+    asked = Prompt("q7", [1, 2], [message], None, "test", unexpanded_token_ids=[1])
+    opened = replace(asked, token_ids=[1, 5, 5, 2], media={"pixel_values": torch.zeros(2, 3)})
+    memory = RolloutBuffer(ReplayConfig())
+    memory.unfinished = [[replace(t, prompt=opened) for t in group] for group in groups_of(1, count=1)]
+    write_state(tmp_path / "state.pt", RolloutBuffer.state(memory.snapshot()))
+    loader = PromptLoader([([asked], 1.0)], seed=0)
+    memory.load(read_state(tmp_path / "state.pt"), loader.completed)
+    prompt = memory.unfinished[0][0].prompt
+    assert prompt.messages[0]["content"][0]["image"] is picture
+    assert (prompt.token_ids, list(prompt.unexpanded_token_ids)) == ([1, 5, 5, 2], [1])
+    assert memory.unfinished[0][1].prompt is prompt
+
+
+def test_ranks_share_what_comes_again():
+    assert RolloutBuffer(ReplayConfig(groups_per_step=4), ranks=2).groups == 2
+    with pytest.raises(ValueError, match="replay.groups_per_step=3 cannot be shared by 2 processes"):
+        RolloutBuffer(ReplayConfig(groups_per_step=3), ranks=2)
