@@ -1,7 +1,7 @@
 """Every option of every command: frozen dataclasses with a docstring per field, and cross-checks that name the cure.
 
 Standard library only. A YAML layer is a list of these flags (see config/layers.py); `lightrft config ...` prints the
-result. Nobody below app.py reads `Config` as a whole: each part receives its own section.
+result. Only build/, commands/ and the trainers read `Config` as a whole: other parts receive their own section.
 """
 
 from __future__ import annotations
