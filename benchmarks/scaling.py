@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 
-from lightrft.app import STRATEGIES
+from lightrft.build.tables import STRATEGIES
 from lightrft.commands.plan import GIB, Hardware, Lengths
 from lightrft.commands.plan import plan as plan_of
 from lightrft.commands.plan.shape import Shape

@@ -20,7 +20,8 @@ import work
 from torch import nn
 
 import lightrft
-from lightrft import Config, RLTrainer, Trajectory, app
+from lightrft import Config, RLTrainer, Trajectory
+from lightrft.build.rl import build_run
 from lightrft.config import (
     CheckpointConfig,
     EvaluateConfig,
@@ -35,6 +36,7 @@ from lightrft.config import (
 from lightrft.engines.native import NativeEngine
 from lightrft.models.load import causal_lm, load_processor
 from lightrft.models.processor import Processor
+from lightrft.runs.folder import new_run
 
 
 def endless_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> NativeEngine:
@@ -111,7 +113,7 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         config = configure(options, Path(scratch))
-        made = app.build_run(config, app.new_run(config, "train"), stack, started=time.perf_counter())
+        made = build_run(config, new_run(config), stack, started=time.perf_counter())
         trainer = made.trainer
         made.begin()
         for step in range(1, config.steps + 1):  # without the end of a run: neither side saves

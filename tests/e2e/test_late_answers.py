@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
-from lightrft.app import build_run, native_engine
+from lightrft.build.rl import build_run
 from lightrft.config import Config, layers
 from lightrft.engines.base import EngineDiedError, EngineError
+from lightrft.engines.native import native_engine
 from lightrft.trainer.rl import RLTrainer
 from lightrft.trainer.supply import Ahead
 from tests.e2e.runs import PLAIN
