@@ -120,7 +120,7 @@ def weights_after(trainer, steps):
 
 
 OVERLAP = [
-    "--rollout.overlap_rewards-rewards",
+    "--rollout.overlap-rewards",
     "true",
     "--rewards.workers",
     "1",
@@ -143,7 +143,7 @@ def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp
         trainer.collector.supply.__class__ = OneAfterTheOther
         in_order = weights_after(trainer, 6)
     assert all(torch.equal(overlapped[name], in_order[name]) for name in in_order)
-    with trainer_of(tmp_path / "c", *OVERLAP, "--rollout.overlap_rewards-rewards", "false") as trainer:
+    with trainer_of(tmp_path / "c", *OVERLAP, "--rollout.overlap-rewards", "false") as trainer:
         plain = weights_after(trainer, 6)
     assert not all(torch.equal(overlapped[name], plain[name]) for name in plain), "answers are a step older"
 
@@ -152,7 +152,7 @@ def test_overlap_draws_what_the_plain_order_draws_from_the_same_weights(tmp_path
     with trainer_of(tmp_path / "a") as plain:
         whole = drawn(plain, 6)
     with trainer_of(
-        tmp_path / "b", "--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1"
+        tmp_path / "b", "--rollout.overlap-rewards", "true", "--rewards.workers", "1"
     ) as overlapping:
         assert drawn(overlapping, 6) == whole
         assert overlapping.buffer.prefetched == []
@@ -264,7 +264,7 @@ def test_an_engine_without_logprobs_is_told_so_at_its_first_answers(tmp_path):
     ("flags", "told"),
     [
         (["--rollout.max-tokens-per-step", "8"], "rollout.max_tokens_per_step=8 has no effect with rollout.max_tokens=8"),
-        (["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "0"], "rollout.overlap_rewards with rewards.workers=0"),
+        (["--rollout.overlap-rewards", "true", "--rewards.workers", "0"], "rollout.overlap_rewards with rewards.workers=0"),
         (
             ["--rollout.max-tokens-per-step", "2", "--algorithm.advantage", "greedy_baseline"],
             "rollout.max_tokens_per_step with algorithm.advantage=greedy_baseline",
@@ -274,7 +274,7 @@ def test_an_engine_without_logprobs_is_told_so_at_its_first_answers(tmp_path):
             "a stop text that lies across a cut",
         ),
         (
-            ["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1", "--algorithm.loss", "policy_gradient"],
+            ["--rollout.overlap-rewards", "true", "--rewards.workers", "1", "--algorithm.loss", "policy_gradient"],
             "rollout.overlap_rewards learns from answers of earlier weights",
         ),
         (["--rollout.server.retries", "3"], "rollout.server.retries=3 has no effect with rollout.engine=native"),
