@@ -117,7 +117,7 @@ class Partial(Fresh):
     """Where groups wait that are not answered to the end."""
 
     def ask(self, step: int, attempt: int, count: int) -> list[Group]:
-        """Those groups, waiting or new, that are whole now."""
+        """The groups, waiting or new, that are whole now."""
         waiting = self.buffer.take_unfinished()
         going_on = [t for group in waiting for t in group if t.finish == "paused"]
         most_now = self.config.rollout.max_tokens_per_step
