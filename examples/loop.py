@@ -29,6 +29,7 @@ from lightrft.datasets.prompts import prepare
 from lightrft.engines.native import native_engine
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import LogProbs, logprobs
+from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
@@ -58,18 +59,22 @@ def logprobs_of(model: Trainable | Frozen, batch: Batch) -> LogProbs:
     return model.compute(partial(logprobs, temperature=1.0, max_logits=4_194_304), batch)
 
 
+def task_of(processor: Processor) -> tuple[PromptLoader, RewardRunner]:
+    """Prompts in the model's tokens, drawn endlessly, and the rewards that judge their responses."""
+    task = load_task("tiny")
+    prompts, _ = prepare(task.load("train", TaskConfig(), "", 0), processor, TaskConfig())
+    judge = RewardRunner({task.name: task.rewards}, RewardConfig(workers=0))
+    return PromptLoader([(prompts, 1.0)], seed=0), judge
+
+
 def grpo(steps: int, group_size: int = 8, prompts_per_step: int = 8) -> list[float]:
     """Trains the tiny model on its task, and gives the mean reward of each step."""
     torch.manual_seed(0)
     device, world = torch.device("cpu"), World()
 
-    # The task: prompts in the model's tokens, drawn endlessly, and the rewards that judge their responses.
-    model_config, task = ModelConfig(path="random:llama"), load_task("tiny")
+    model_config = ModelConfig(path="random:llama")
     processor = load_processor(model_config)
-    records = task.load("train", TaskConfig(), "", 0)
-    prompts, _ = prepare(records, processor, TaskConfig())
-    loader = PromptLoader([(prompts, 1.0)], seed=0)
-    judge = RewardRunner({task.name: task.rewards}, RewardConfig(workers=0))
+    loader, judge = task_of(processor)
 
     # The models: an actor that learns, a reference that does not, and an engine that samples with the actor's weights.
     strategy = Single(StrategyConfig(), device)

@@ -21,7 +21,7 @@ from lightrft.utils.seeding import derive_seed
 
 
 class Supply(Protocol):
-    """RewardResult answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
+    """A source of judged answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
 
     @property
     def weight_version(self) -> int:
