@@ -42,14 +42,10 @@ from lightrft.engines.vllm import VllmEngine
 from lightrft.engines.vllm_serve import serve as serve_policy
 from lightrft.engines.vllm_server import VllmServerEngine
 from lightrft.media.parts import readable
+from lightrft.models.describe import without_weights
 from lightrft.models.export import write_folder
-from lightrft.models.load import (
-    full_weights,
-    is_adapted,
-    load_model,
-    load_processor,
-    without_weights,
-)
+from lightrft.models.load import load_model, load_processor
+from lightrft.models.lora import full_weights, is_adapted
 from lightrft.models.processor import Processor
 from lightrft.models.sequence import check_shared
 from lightrft.models.source import CriticSource, Source

@@ -17,8 +17,8 @@ from lightrft.config import RolloutConfig
 from lightrft.engines.sampling import stream
 from lightrft.media.parts import KINDS, Media, parts
 from lightrft.models.export import published
-from lightrft.models.load import plain_parameters, plain_state
 from lightrft.models.logprobs import causal_lm
+from lightrft.models.lora import plain_parameters, plain_state
 from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import Processor
 from lightrft.types import Prompt, Sampling
