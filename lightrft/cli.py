@@ -1,4 +1,4 @@
-"""The commands: train, sft, evaluate, serve, check, plan, config, replay, view, export, doctor. Each builds a Config and calls the app.
+"""The commands: train, sft, evaluate, serve, check, plan, config, replay, view, export, doctor, init. Each builds a Config and calls the app.
 
 torch and transformers are imported inside the commands that need them, so that help and errors come at once.
 """
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from lightrft import __version__
+from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import Config, SFTConfig, layers
 from lightrft.runs.folder import check_backend, new_run
@@ -355,6 +356,7 @@ COMMANDS: dict[str, Command] = {
     "view": view,
     "export": export,
     "doctor": doctor,
+    "init": init,
 }
 
 
