@@ -14,14 +14,14 @@ from lightrft.models.lora import plain_parameters
 from lightrft.utils.imports import import_all
 
 
-def hollow_model(
+def empty_model(
     config: ModelConfig,
     device: torch.device | str = "cpu",
     *,
     trainable: bool = True,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """The model that `load_model` makes before its weights are read, at hardly any memory: see `hollow`.
+    """The model that `load_model` makes before its weights are read, at hardly any memory: see `empty`.
 
     Buffers and adapters are real. For sharding backends, which read the weights shard by shard (strategy/load_weights.py),
     and for engines that are given all weights anyway. Parameters are in `dtype`, by default `model.dtype`.
@@ -34,14 +34,14 @@ def hollow_model(
     with init_empty_weights(include_buffers=False):
         model = shaped(config)
     model.tie_weights()
-    hollow(model, dtype, device)
+    empty(model, dtype, device)
     for inner in model.modules():
         for name, buffer in inner._buffers.items():
             inner._buffers[name] = None if buffer is None else buffer.to(device)
     return prepared(model, config, trainable)
 
 
-def hollow(
+def empty(
     model: nn.Module, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> None:
     """Replaces each parameter by a view of one number with stride zero: right shape, no memory. Tied ones stay tied."""
@@ -66,6 +66,6 @@ def spread(dtype: torch.dtype, shape: torch.Size, device: torch.device | str = "
     return torch.zeros((), dtype=dtype, device=device).expand(shape)
 
 
-def is_hollow(model: nn.Module) -> bool:
+def is_empty(model: nn.Module) -> bool:
     """Whether a model's weights are still to come."""
     return all(not any(p.stride()) for p in plain_parameters(model).values() if p.numel() > 1)

@@ -85,7 +85,7 @@ def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
         return model.requires_grad_(False)  # type: ignore[no-any-return]
     freeze(model, config.freeze)
     model = add_adapters(model, config.lora) if config.lora.rank else model
-    if config.activation_checkpointing:
+    if config.gradient_checkpointing:
         causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
         if config.lora.rank:
             causal_lm(model).enable_input_require_grads()

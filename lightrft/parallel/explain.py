@@ -16,7 +16,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.watch import BrokenError, PeerError, Watch
 
 PATIENCE_SECONDS = 4.0
@@ -29,20 +29,20 @@ BACKENDS = ("lightrft.strategy.", "lightrft.engines.", "lightrft.parallel.")
 def collective(name: str, rank: int) -> Iterator[None]:
     """Inside, ranks meet in the method `name` of the world. BrokenError, with what is known of the others, if that fails."""
     call, start = f"world.{name} ({_place()})", time.monotonic()
-    HERE.come(call)
+    STATUS.enter_collective(call)
     try:
         yield
     except RuntimeError as error:
         waited = time.monotonic() - start
         raise BrokenError(_missed(rank, call, waited, str(error))) from error
     finally:
-        HERE.go(time.monotonic() - start)
+        STATUS.exit_collective(time.monotonic() - start)
 
 
 def _missed(rank: int, call: str, waited: float, error: str) -> str:
     """What to say of an exchange that failed: the cause, if another rank has told one; else who did not come."""
-    watch = HERE.watch
-    here = f"rank {rank} waited {waited:.0f} s in {call}, phase {HERE.phase}, step {HERE.step}"
+    watch = STATUS.watch
+    here = f"rank {rank} waited {waited:.0f} s in {call}, phase {STATUS.phase}, step {STATUS.step}"
     if watch is None:
         return f"{here}: {error}"
     reason = _reason(watch, in_time=waited < watch.timeout_seconds)
@@ -58,7 +58,7 @@ def _reason(watch: Watch, *, in_time: bool) -> str:
     if cause := watch.cause(PATIENCE_SECONDS if in_time else 0):
         return str(cause["message"]).removeprefix("lightrft: ")
     late = {
-        r: w["where"] for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < HERE.calls
+        r: w["where"] for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < STATUS.calls
     }
     if in_time or not late:
         return ""
@@ -85,7 +85,7 @@ def understood(watch: Watch, error: Exception) -> Exception:
     reason = _reason(watch, in_time="imed out" not in first)
     try:
         raise PeerError(
-            f"rank {watch.rank} failed in a collective of the backend ({_at(frame, line)}), phase {HERE.phase}, step {HERE.step}: "
+            f"rank {watch.rank} failed in a collective of the backend ({_at(frame, line)}), phase {STATUS.phase}, step {STATUS.step}: "
             f"{reason or f'{first}. {watch.others()}Stacks are in RUN/logs.'}"
         ) from error
     except PeerError as explained:

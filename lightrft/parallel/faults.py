@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from lightrft.parallel.explain import PATIENCE_SECONDS, understood
 from lightrft.parallel.group import Group
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.watch import BrokenError, PeerError, Watch
 from lightrft.utils.failures import told
 from lightrft.utils.interrupt import Stopped
@@ -17,7 +17,7 @@ from lightrft.utils.interrupt import Stopped
 
 @contextmanager
 def independent(group: Group) -> Iterator[None]:
-    """Inside, the ranks of a group work without collectives; they meet at the end, see World.apart."""
+    """Inside, the ranks of a group work without collectives; they meet at the end, see World.independent."""
     failure: Exception | None = None
     try:
         yield
@@ -46,9 +46,9 @@ def independent(group: Group) -> Iterator[None]:
 
 def raise_if_failed() -> None:
     """Raises what was heard of other ranks: a failure, or a stop."""
-    HERE.move()
-    if HERE.watch is not None and HERE.watch.news is not None:
-        raise HERE.watch.news
+    STATUS.heartbeat()
+    if STATUS.watch is not None and STATUS.watch.news is not None:
+        raise STATUS.watch.news
 
 
 def can_save(group: Group, done: int, error: Exception) -> bool:
@@ -56,8 +56,8 @@ def can_save(group: Group, done: int, error: Exception) -> bool:
     if group.size == 1:
         return True
     _spread(error)
-    alive = HERE.watch is not None and not isinstance(error, BrokenError)
-    return alive and HERE.watch is not None and HERE.watch.meet(str(done))
+    alive = STATUS.watch is not None and not isinstance(error, BrokenError)
+    return alive and STATUS.watch is not None and STATUS.watch.meet(str(done))
 
 
 def blame(watch: Watch, error: Exception) -> int:
@@ -73,7 +73,7 @@ def blame(watch: Watch, error: Exception) -> int:
 
 
 def _spread(error: Exception) -> None:
-    watch = HERE.watch
+    watch = STATUS.watch
     if watch is None or isinstance(error, PeerError):
         return
     if isinstance(error, Stopped):

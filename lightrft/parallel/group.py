@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightrft.parallel.explain import collective
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Group:
             return values
         return [value]
 
-    def add(self, numbers: Mapping[str, float]) -> dict[str, float]:
+    def sum_by_name(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Sums over ranks by name; a rank need not have every name."""
         totals: dict[str, float] = {}
         for one in self.gather(dict(numbers)):
@@ -66,7 +66,7 @@ class Group:
                 totals[name] = totals.get(name, 0.0) + value
         return dict(sorted(totals.items()))
 
-    def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
+    def max_by_name(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Maxima over ranks by name; a rank need not have every name."""
         maxima: dict[str, float] = {}
         for one in self.gather(dict(numbers)):
@@ -74,7 +74,7 @@ class Group:
                 maxima[name] = max(maxima.get(name, value), value)
         return dict(sorted(maxima.items()))
 
-    def exchange(self, outgoing: Sequence[Any]) -> list[Any]:
+    def all_to_all(self, outgoing: Sequence[Any]) -> list[Any]:
         """outgoing[r] goes to rank r; returns what came, by the rank it came from. Anything that pickles; None is not sent."""
         if self.size == 1:
             return list(outgoing)
@@ -101,7 +101,7 @@ class Group:
         if (limit := time_limit()) is not None:
             dist.distributed_c10d._set_pg_timeout(limit, group)
 
-    def another_group(self) -> Any:
+    def new_group(self) -> Any:
         """All ranks once more, over gloo, for a thread that exchanges while the program goes on; None for a world of one."""
         return dist.new_group(backend="gloo", timeout=time_limit()) if self.size > 1 else None
 
@@ -114,5 +114,5 @@ class Group:
 
 def time_limit() -> timedelta | None:
     """The longest that a collective may take; None for processes that were not joined by a run."""
-    watch = HERE.watch
+    watch = STATUS.watch
     return None if watch is None else timedelta(seconds=watch.timeout_seconds)

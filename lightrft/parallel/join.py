@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightrft.parallel.explain import understood
 from lightrft.parallel.faults import blame
 from lightrft.parallel.group import Group
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.watch import Watch
 from lightrft.utils.device import collective_backend, use
 from lightrft.utils.interrupt import Stopped
@@ -30,7 +30,7 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Group]:
         yield Group()
         return
     use(device)
-    watch = HERE.watch = _meet(device, timeout_seconds)
+    watch = STATUS.watch = _meet(device, timeout_seconds)
     before = signal.signal(signal.SIGTERM, partial(_asked_to_end, watch))
     try:
         yield Group(watch.rank, watch.size)
@@ -45,7 +45,7 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Group]:
         raise SystemExit(status) from error
     finally:
         watch.stop()
-        HERE.watch = None
+        STATUS.watch = None
         signal.signal(signal.SIGTERM, before)
 
 

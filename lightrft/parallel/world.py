@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from lightrft.parallel import faults, join, team
 from lightrft.parallel.group import Group
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 
 T = TypeVar("T")
 
@@ -60,11 +60,11 @@ class World(Group):
         """Sum over the ranks of this rank's team."""
         return team.team_sum(self.team, value, self.rank)
 
-    def turns(self, value: T) -> Iterator[tuple[T, bool]]:
+    def broadcast_in_turn(self, value: T) -> Iterator[tuple[T, bool]]:
         """The value of each rank of this rank's team in turn, and whether it is its own. Anything that pickles."""
         return team.broadcast_in_turn(self.team, value, self.rank)
 
-    def apart(self) -> AbstractContextManager[None]:
+    def independent(self) -> AbstractContextManager[None]:
         """Ranks run independently inside, without collectives, and meet at the end.
 
         If it raises on one rank it raises on all: Stopped if that is what it was, else PeerError on the others. So all are
@@ -72,8 +72,8 @@ class World(Group):
         """
         return faults.independent(self)
 
-    def glance(self) -> None:
-        """Raises what was heard of other ranks, a failure or a stop. Call it often in long work inside `apart`."""
+    def raise_if_failed(self) -> None:
+        """Raises what was heard of other ranks, a failure or a stop. Call it often in long work inside `independent`."""
         faults.raise_if_failed()
 
     def can_save(self, done: int, error: Exception) -> bool:
@@ -84,8 +84,8 @@ class World(Group):
         """The file for what this rank prints."""
         return join.output_file(run, self.rank)
 
-    def settle(self, run: Path) -> None:
+    def redirect_output(self, run: Path) -> None:
         """Takes the run folder into use: what ranks other than the first print goes to RUN/logs/rank-N.txt from now on, and
         the first failure, of whichever rank, to RUN/log.txt."""
-        if HERE.watch is not None:
-            join.redirect_output(HERE.watch, run)
+        if STATUS.watch is not None:
+            join.redirect_output(STATUS.watch, run)

@@ -25,7 +25,7 @@ from lightrft.testing.batches import tiny_trajectories
 from lightrft.testing.checks import Checked, lacks, run_checks
 from lightrft.trainer.batching import pack, to_device
 
-OPTIONS = OptimizerConfig(learning_rate=1e-3, clip_norm=0.5, eps=1e-4)
+OPTIONS = OptimizerConfig(learning_rate=1e-3, max_grad_norm=0.5, eps=1e-4)
 """eps: AdamW divides by the gradient, so that rounding in one of nearly 0 would become a whole step."""
 UPDATES = 4
 
@@ -76,7 +76,7 @@ def _device(model: Trainable) -> torch.device:
 
 
 def _weights(model: Trainable) -> dict[str, Tensor]:
-    with model.merged():
+    with model.adapters_merged():
         return {name: tensor.detach().clone() for name, tensor in model.weights()}
 
 
@@ -124,11 +124,11 @@ def a_norm_that_is_not_finite_changes_nothing(bench: StrategyBench) -> None:
 def a_state_goes_back_and_learning_goes_on_from_it(bench: StrategyBench) -> None:
     mine, again = bench.trainable(), bench.trainable()
     _learn(mine, 1)
-    held = World.current().gather({name: _whole(tensor) for name, tensor in mine.tensors().items()})
+    held = World.current().gather({name: _whole(tensor) for name, tensor in mine.tensor_state().items()})
     whole = {name: tensor for part in held for name, tensor in part.items()}
     kinds = {name.partition("/")[0] for name in whole}
     lacks(not {"weights", "exp_avg", "exp_avg_sq"} <= kinds, f"its state holds {sorted(kinds)}")
-    restore(again, {"tensors": whole, "numbers": mine.numbers()})
+    restore(again, {"tensors": whole, "numbers": mine.scalar_state()})
     lacks(again.version != 1, f"version {again.version} of a model that had learned once")
     for model in (mine, again):
         _learn(model, 2)
@@ -140,7 +140,7 @@ def a_frozen_model_computes_and_follows(bench: StrategyBench) -> None:
     batch = to_device(pack(tiny_trajectories([(4, [3])])), _device(mine))
     bench.close(frozen.compute(_logprobs, batch), mine.compute(_logprobs, batch), "its log-probs")
     _learn(mine, 1)
-    with mine.merged():
+    with mine.adapters_merged():
         frozen.follow(mine.weights(), 1.0)
     bench.close(frozen.compute(_logprobs, batch), mine.compute(_logprobs, batch), "after following")
 

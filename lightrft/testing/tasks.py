@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lightrft.config import RewardConfig, TaskConfig
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.tasks.base import Records, Split, Task
 from lightrft.testing.checks import Checked, lacks, run_checks
@@ -86,7 +86,7 @@ def no_question_is_in_both_splits(bench: TaskBench) -> None:
 
 def gold_answers_get_full_marks_and_those_to_other_questions_do_not(bench: TaskBench) -> None:
     lacks(not bench.rewards, "it has no rewards; give check_task those that rewards.functions will name")
-    with Judge({bench.task.name: bench.rewards}, RewardConfig(workers=0)) as judge:
+    with RewardRunner({bench.task.name: bench.rewards}, RewardConfig(workers=0)) as judge:
         report = check_gold(bench.task.name, bench.all(), bench.task.gold, judge)
     lacks(not report.ok, str(report))
     lacks(report.wrong_score > MOST_WRONG, str(report))

@@ -109,9 +109,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_cure():
     counting = "{% for m in messages %}{{ messages|length }}{{ m['content'] }}{% endfor %}"
     processor = with_template(counting)
     with pytest.raises(
-        ValueError, match="before message 3 otherwise .* Set learn=last, or model.chat_template"
+        ValueError, match="before message 3 otherwise .* Set train_on=last_turn, or model.chat_template"
     ):
-        processor.between(processor.tokens(TALK[:1]), TALK[:3], instead="learn=last, or ")
+        processor.between(processor.tokens(TALK[:1]), TALK[:3], instead="train_on=last_turn, or ")
 
 
 def test_an_answer_that_the_template_swallows_or_merges_is_refused():
