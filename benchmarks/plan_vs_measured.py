@@ -25,10 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from lightrft import app
+from lightrft.build.data import prompts_of
+from lightrft.build.rl import build_trainer
 from lightrft.commands.plan import GIB, Hardware, Lengths, plan
 from lightrft.config import Config, layers
-from lightrft.strategy.memory import Phase, MemoryPlan
+from lightrft.models.load import load_processor
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.tasks.table import load_task
 from lightrft.testing import tiny_folder
 from lightrft.utils.device import peak_gib, resident_gib
@@ -85,7 +87,7 @@ def of_rank(args: list[str]) -> dict[str, float]:
     torch.ones(64, 64, requires_grad=True).mm(torch.ones(64, 64)).sum().backward()
     with tempfile.TemporaryDirectory() as run, contextlib.ExitStack() as stack:
         before = resident_gib()
-        trainer = app.build_trainer(config, Path(run), stack, started=time.perf_counter())
+        trainer = build_trainer(config, Path(run), stack, started=time.perf_counter())
         mmap_threshold = -3
         ctypes.CDLL(None).mallopt(mmap_threshold, 65536)
         trainer.memory_plan.__class__ = MeasuredStage
@@ -101,8 +103,8 @@ def of_rank(args: list[str]) -> dict[str, float]:
 def predicted(args: list[str], devices: int) -> dict[str, float]:
     """GiB by phase of the plan, for the longest question there is."""
     config = layers.load(args, Config)
-    processor = app.load_processor(config.model)
-    asked = app.prompts_of(config, load_task("tiny"), "train", processor)
+    processor = load_processor(config.model)
+    asked = prompts_of(config, load_task("tiny"), "train", processor)
     lengths = Lengths(max(len(p.token_ids) for p in asked), config.rollout.max_tokens)
     found = plan(config, Hardware(devices, 64.0), lengths)
     return {phase.value: count / GIB for phase, count in found.sums.items()}

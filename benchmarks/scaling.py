@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 
-from lightrft.app import STRATEGIES
+from lightrft.build.tables import STRATEGIES
 from lightrft.commands.plan import GIB, Hardware, Lengths
 from lightrft.commands.plan import plan as plan_of
 from lightrft.commands.plan.shape import Shape
@@ -48,7 +48,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import dummy_answer, by_group, plan
+from lightrft.trainer.batching import by_group, dummy_answer, plan
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms, Trajectory
 from tests.distributed.launch import together

@@ -14,7 +14,7 @@ import yaml
 from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import LOSSES
-from lightrft.algorithms.selection import RESPONSE_FILTERS, GROUP_FILTERS
+from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
 from lightrft.config import AlgorithmConfig, Config, SFTConfig, layers
 from lightrft.trainer.metrics import METRICS
 

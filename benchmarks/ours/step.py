@@ -20,7 +20,8 @@ import work
 from torch import nn
 
 import lightrft
-from lightrft import Config, RLTrainer, Trajectory, app
+from lightrft import Config, RLTrainer, Trajectory
+from lightrft.build.rl import build_trainer
 from lightrft.config import (
     CheckpointConfig,
     EvaluateConfig,
@@ -36,6 +37,7 @@ from lightrft.engines.native import NativeEngine
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
+from lightrft.runs.folder import new_run
 
 
 def endless_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> NativeEngine:
@@ -117,7 +119,7 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         config = configure(options, Path(scratch))
-        trainer = app.build_trainer(config, app.new_run(config), stack, started=time.perf_counter())
+        trainer = build_trainer(config, new_run(config), stack, started=time.perf_counter())
         trainer.train()
     measured: Sequence[dict[str, float]] = trainer.steps[1:]
     mean = {name: sum(m[name] for m in measured) / len(measured) for name in measured[0]}

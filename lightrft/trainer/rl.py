@@ -65,7 +65,7 @@ class RLTrainer:
     """Sample, judge, learn, repeat.
 
     Every rank runs this same program on its own prompts (SPMD). Ranks meet where gradients are summed, where weights
-    are gathered for the engine, and in `world`. Built by app.py; a subclass may override any of the five short methods
+    are gathered for the engine, and in `world`. Built by build/rl.py; a subclass may override any of the five short methods
     that `train_step` calls.
     """
 

@@ -51,7 +51,7 @@ class HeldOut:
 
 @dataclass
 class SFTTrainer:
-    """Draw conversations, learn, repeat. Every rank runs this same program on its own conversations (SPMD). Built by sft.py."""
+    """Draw conversations, learn, repeat. Every rank runs this same program on its own conversations (SPMD). Built by build/sft.py."""
 
     config: SFTConfig
     steps: int

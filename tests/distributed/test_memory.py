@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightrft.app import STRATEGIES
+from lightrft.build.tables import STRATEGIES
 from lightrft.config import DeepspeedConfig, ModelConfig, OptimizerConfig, StrategyConfig, UpdateConfig
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source

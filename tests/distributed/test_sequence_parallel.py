@@ -21,8 +21,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lightrft import app, sft
+from lightrft.algorithms.algorithm import build
 from lightrft.algorithms.segments import segment_mean
+from lightrft.build import sft
+from lightrft.build.models import check_teams
+from lightrft.build.rl import build_trainer
+from lightrft.build.tables import STRATEGIES
 from lightrft.config import (
     Config,
     ModelConfig,
@@ -44,6 +48,7 @@ from lightrft.testing import keep_double, tiny_trajectories
 from lightrft.trainer.batching import by_group, dummy_answer, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms
+from lightrft.utils.imports import resolve
 from tests.distributed.launch import together
 from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import MEASURED
@@ -227,7 +232,7 @@ def learned(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor]
     """Weights and reports after two steps of two updates each; answers are uneven, one rank has none in a step."""
     torch.manual_seed(0)
     world, model_config = World.current(sequence_parallel), ModelConfig(path="random:qwen3")
-    strategy = app.STRATEGIES[backend](StrategyConfig(backend=backend), torch.device("cpu"))
+    strategy = STRATEGIES[backend](StrategyConfig(backend=backend), torch.device("cpu"))
     model = strategy.trainable(Source(model_config), OPTIONS, 4)
     reports = []
     for step in range(2):
@@ -296,7 +301,7 @@ def steps_of(build: Any, kind: Any, flags: list[str], team: int) -> list[dict[st
 
 def whole_steps(team: int) -> list[dict[str, float]]:
     """PPO with a reference and a critic, then supervised fine-tuning with a held-out loss."""
-    found = steps_of(app.build_trainer, Config, PPO, team)
+    found = steps_of(build_trainer, Config, PPO, team)
     return found + steps_of(sft.build_trainer, SFTConfig, SFT, team)
 
 
@@ -335,4 +340,4 @@ def test_a_run_says_that_heads_cannot_be_shared_before_weights_load(tmp_path):
         ["tiny", "--model.path", "random:smollm", "--strategy.sequence-parallel", "2"], Config
     )
     with pytest.raises(ValueError, match="3 attention heads of model.path"):
-        app.check_teams(config, app.build(config.algorithm, app.resolve))
+        check_teams(config, build(config.algorithm, resolve))

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.algorithms.losses import value_loss
-from lightrft.app import STRATEGIES
+from lightrft.build.tables import STRATEGIES
 from lightrft.config import (
     ZERO,
     DeepspeedConfig,

@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
-from lightrft.app import build_trainer, native_engine
+from lightrft.build.rl import build_trainer
 from lightrft.config import Config, layers
 from lightrft.engines.base import EngineDiedError
+from lightrft.engines.native import native_engine
 from lightrft.trainer.rl import RLTrainer
 from tests.e2e.runs import PLAIN
 

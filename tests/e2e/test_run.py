@@ -325,7 +325,7 @@ def test_an_answer_that_waits_keeps_the_baseline_of_the_weights_that_sampled_it(
 
 
 COUNTING_ENGINE = '''
-from lightrft.app import native_engine
+from lightrft.engines.native import native_engine
 
 def counting(module, processor, config):
     """The native engine; writes down how many greedy answers each call for training asks for."""
@@ -419,7 +419,7 @@ def test_an_engine_that_does_not_agree_with_the_trainer_is_told_once_with_likely
 
 DISAGREEING_ENGINE = '''
 from dataclasses import replace
-from lightrft.app import native_engine
+from lightrft.engines.native import native_engine
 
 def shifted(module, processor, config):
     """The native engine, all of whose log-probs are half a nat too low."""

@@ -15,8 +15,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightrft import app
 from lightrft.algorithms.algorithm import Algorithm
+from lightrft.build.models import teacher_model
 from lightrft.commands.check.policy import LONGEST_SAMPLE, Policy
 from lightrft.commands.check.questions import Parts, Questions
 from lightrft.commands.check.report import Section
@@ -323,7 +323,7 @@ def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
     """Size of the teacher, 0 without one."""
     if not algorithm.needs_teacher:
         return 0
-    return sum(p.numel() for p in without_weights(app.teacher_model(config)).parameters())
+    return sum(p.numel() for p in without_weights(teacher_model(config)).parameters())
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

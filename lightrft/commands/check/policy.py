@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
-from lightrft.app import build_memory_plan
 from lightrft.build.judges import add_judging_models, most_read
+from lightrft.build.memory import build_memory_plan
 from lightrft.commands.check.questions import Parts, Questions
 from lightrft.commands.check.report import Section
 from lightrft.config import Config
