@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call gave no result."""
+    """Why a call gave no result; who may not go on without them raises a RolloutError with this reason."""
 
     reason: str
 
