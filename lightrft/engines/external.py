@@ -120,7 +120,7 @@ class WeightNames:
 
     @classmethod
     def of(cls, module: nn.Module) -> WeightNames:
-        """Those of a module, empty or not."""
+        """The names of a module's weights, empty or not."""
         parameters = plain_parameters(module)
         first: dict[nn.Parameter, str] = {}
         tied = (name for name, p in parameters.items() if first.setdefault(p, name) != name)

@@ -22,7 +22,7 @@ from lightrft.models.lora import merged_adapters, plain_parameters, plain_state
 from lightrft.models.processor import Processor
 
 FILE_BYTES = 5 * 10**9
-"""Of a file of weights, as transformers has it."""
+"""The most bytes of a file of weights, as transformers has it."""
 
 
 def write_folder(

@@ -63,4 +63,4 @@ class RankStatus:
 
 
 STATUS = RankStatus()
-"""Those of this process."""
+"""The status of this process."""

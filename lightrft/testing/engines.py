@@ -43,7 +43,7 @@ class Bench:
         return placeholders(self.reference.config)
 
     def prompts(self) -> list[Prompt]:
-        """Of very unequal lengths."""
+        """Prompts of very unequal lengths."""
         return [self.prompt(length, seed) for seed, length in enumerate(LENGTHS)]
 
     def prompt(self, length: int, seed: int) -> Prompt:
