@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from lightrft import __version__
+from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import Config, SFTConfig, layers
 from lightrft.runs.folder import check_backend, new_run
@@ -355,6 +356,7 @@ COMMANDS: dict[str, Command] = {
     "view": view,
     "export": export,
     "doctor": doctor,
+    "init": init,
 }
 
 
