@@ -18,7 +18,8 @@ from rich.console import Console
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
-from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import add_judging_models, check_judging, held_whole, named
 from lightrft.config import (
     ZERO,
@@ -165,7 +166,7 @@ def build_trainer(
     device = pick_device(config.strategy.device)
     shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
     refuse_capsules(config, world)
-    algorithm = build(config.algorithm, resolve)
+    algorithm = build_for(config, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)

@@ -335,4 +335,4 @@ def test_a_run_says_that_heads_cannot_be_shared_before_weights_load(tmp_path):
         ["tiny", "--model.path", "random:smollm", "--strategy.sequence-parallel", "2"], Config
     )
     with pytest.raises(ValueError, match="3 attention heads of model.path"):
-        app.check_teams(config, app.build(config.algorithm, app.resolve))
+        app.check_teams(config, app.build_for(config, app.resolve))

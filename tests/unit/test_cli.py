@@ -135,7 +135,7 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["evaluate", "--model", "m"], "which task?"),
         (["view", "nowhere"], "'nowhere' is no run folder"),
         (["train", "tiny", "--rollout.grup-size", "4"], "--rollout.group-size"),
-        (["train", "tiny", "--rollout.group-size", "1"], "needs at least 2"),
+        (["train", "tiny", "--update.num-minibatches", "17"], "a step has only 16 answers"),
         (["train", "sft_tiny"], "'sft_tiny' holds settings of `lightrft sft`"),
         (["sft"], "lightrft sft sft_tiny"),
         (["sft", "grpo"], "'grpo' holds settings of `lightrft train`"),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from lightrft import app
-from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import judging_models
 from lightrft.commands.plan.memory import (
     Item,
@@ -142,7 +143,7 @@ class Plan:
 
 def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
     """The plan of a run. ValueError for a model that is not there."""
-    algorithm = build(config.algorithm, resolve)
+    algorithm = build_for(config, resolve)
     critic = (
         Shape(CriticSource(critic_config(config.model, config.critic.path)))
         if algorithm.needs_critic

@@ -193,10 +193,10 @@ def test_an_impossible_combination_is_one_message_and_no_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        layers.load(["--rollout.group-size", "1"], Config)
+        layers.load(["--update.num-minibatches", "99"], Config)
     assert stop.value.code == 2
     printed = capsys.readouterr().err
-    assert "needs at least 2" in printed
+    assert "a step has only 64 answers" in printed
     assert "Traceback" not in printed
 
 
