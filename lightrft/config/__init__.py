@@ -5,6 +5,7 @@ room of options; this one is their common name: `from lightrft.config import Alg
 """
 
 from lightrft.config.algorithm import AlgorithmConfig
+from lightrft.config.answers import keywords_answer, sections
 from lightrft.config.data import TaskConfig
 from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
@@ -57,3 +58,10 @@ __all__ = [
     "UpdateConfig",
     "VllmConfig",
 ]
+
+_seen: set[type] = set()
+for _command in (Config, SFTConfig):
+    for _name, _section in sections(_command):
+        if _section not in _seen:
+            keywords_answer(_section, _name)
+            _seen.add(_section)
