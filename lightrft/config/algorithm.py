@@ -10,13 +10,13 @@ from lightrft.config.checks import at_least, refuse_idle
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    """A row of settings over pure functions. The defaults are GRPO without KL."""
+    """The algorithm: advantage, loss, clipping, KL and filters. Defaults: GRPO without KL."""
 
     advantage: str = "group_norm"
     """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline, gae (with a critic), none (with a
     teacher); or an import path."""
     gamma: float = 1.0
-    """For advantages reinforce and gae: what a reward is worth one chosen token earlier, from 0 to 1."""
+    """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
     gae_lambda: float = 1.0
     """For advantage gae: 0 trusts the critic, 1 the rewards that came."""
     advantage_clip: float = 0.0
@@ -26,16 +26,17 @@ class AlgorithmConfig:
     clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
     """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""
     average: Literal["token", "sequence", "fixed"] = "sequence"
-    """token: all tokens weigh the same. sequence: all answers do. fixed: divide by rollout.max_tokens (Dr.GRPO)."""
+    """token: all tokens weigh the same. sequence: all responses do. fixed: divide by rollout.max_tokens (Dr.GRPO)."""
     group_filter: str = "all"
-    """Which groups to learn from: all, mixed_outcomes (rewards differ; others are redrawn), or an import path."""
+    """Which groups to learn from: all, mixed_outcomes (dynamic sampling of DAPO: zero-variance groups, whose rewards are all equal, are
+    sampled anew), or an import path."""
     response_filter: str = "all"
-    """Which answers of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
+    """Which responses of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
     random_responses, or an import path."""
     high_entropy_fraction: float = 1.0
-    """Learn only from this share of the tokens, those with the highest entropy at sampling. 1: all."""
+    """Learn only from this fraction of the tokens, those with the highest entropy at sampling; 1 minus the quantile of other trainers. 1: all."""
     high_entropy_scope: Literal["batch", "sequence"] = "batch"
-    """What high_entropy_fraction is a share of: the tokens of a step on all ranks, or those of each answer."""
+    """What high_entropy_fraction is a fraction of: the tokens of a step on all ranks, or those of each response."""
     kl: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
     """Estimator of the divergence from the reference model; + means with the gradient of k2."""
     kl_coefficient: float = 0.0
@@ -43,9 +44,9 @@ class AlgorithmConfig:
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the divergence enters."""
     kl_target: float = 0.0
-    """Divergence per token that kl_coefficient is steered towards, step by step; 0: the coefficient is fixed."""
+    """Target of the divergence per token, to which kl_coefficient adapts step by step; 0: the coefficient is fixed."""
     kl_gain: float = 0.1
-    """With kl_target: kl_coefficient changes by at most a fifth of this share per step."""
+    """With kl_target: per step, kl_coefficient *= 1 + kl_gain * clip(kl / kl_target - 1, -0.2, 0.2)."""
     reference_update_steps: int = 0
     """The reference follows the policy every so many steps; 0: it stays the model the run began with."""
     reference_update_rate: float = 1.0
@@ -57,20 +58,20 @@ class AlgorithmConfig:
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus in the loss."""
     truncated: Literal["keep", "mask"] = "keep"
-    """Answers cut at rollout.max_tokens: learn from them as from others, or leave their tokens out of the loss."""
+    """Responses truncated at rollout.max_tokens: learn from them as from others, or mask their tokens in the loss."""
     whiten: bool = False
-    """Shift and scale advantages to mean 0, deviation 1 over all tokens of all ranks."""
+    """Normalise advantages over the batch: mean 0, deviation 1 over all tokens of all ranks."""
     reward_clip: float = 0.0
     """Rewards are clipped to [-x, x] before advantages; 0: not."""
     overlong_buffer: int = 0
     """The last so many tokens before rollout.max_tokens cost more and more of overlong_penalty; 0: no penalty for length."""
     overlong_penalty: float = 1.0
-    """What an answer of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
+    """What a response of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
     mismatch_correction: Literal["none", "truncate", "mask"] = "none"
-    """Weights against the mismatch of engine and trainer: none, p_trainer / p_engine cut at mismatch_limit, or the same
-    with 0 for tokens beyond the limit either way."""
+    """Importance weights against the mismatch of engine and trainer: none; truncate: p_trainer / p_engine, at most mismatch_limit (TIS);
+    mask: the same with 0 beyond the limit either way (IcePop per token, MIS per sequence)."""
     mismatch_level: Literal["token", "sequence"] = "token"
-    """A weight per token, or the product over the answer for all its tokens."""
+    """A weight per token, or the product over the response for all its tokens."""
     mismatch_limit: float = 2.0
     """Largest weight; mask also leaves out what is below its inverse."""
     options: dict[str, float] = field(default_factory=dict)

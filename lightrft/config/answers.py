@@ -51,11 +51,10 @@ def near(name: str, names: Sequence[str]) -> list[str]:
     if same:
         return sorted(same, key=_rank)[:MOST]
     inside = [known for known in names if known.rpartition(".")[0] == section] if section else []
-    close = difflib.get_close_matches(name, inside or names, n=1)
-    if close:
-        return close
-    lasts = difflib.get_close_matches(last, [known.rpartition(".")[2] for known in names], n=1, cutoff=0.75)
-    return sorted((known for known in names if known.rpartition(".")[2] in lasts), key=_rank)[:MOST]
+    lasts = sorted({known.rpartition(".")[2] for known in inside or names})
+    found = difflib.get_close_matches(last, lasts, n=1, cutoff=0.65)
+    close = sorted((known for known in inside or names if known.rpartition(".")[2] in found), key=_rank)
+    return close[:MOST] or difflib.get_close_matches(name, names, n=1, cutoff=0.75)
 
 
 def keywords_answer(cls: type[Any], section: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What is learned: tasks (data + format + reward), mixed by weight."""
+    """The tasks to learn (data, format and reward), mixed by weight."""
 
     train: dict[str, float] = field(default_factory=dict)
     """Task name -> share of the draws, e.g. {gsm8k: 1.0}. A name, NAME:OPTION, or an import path."""
@@ -28,13 +28,13 @@ class TaskConfig:
     format: str = "columns"
     """For task `file`: how a row becomes messages and target: a name or an import path."""
     prompt_field: str = "prompt"
-    """For format `columns`: the field with the question, or with a list of messages."""
+    """For format `columns`: the field with the prompt, or with a list of messages."""
     target_field: str = "target"
-    """For format `columns`: the field with the right answer; may be absent from the rows if left empty."""
+    """For format `columns`: the field with the reference answer; may be absent from the rows if left empty."""
     system: str = ""
     """System message put before each prompt; empty: none."""
     instruction: str = ""
-    """Text added after each question; empty: the task's own."""
+    """Text added after each prompt; empty: the task's own."""
     on_bad_record: Literal["raise", "skip"] = "raise"
     """A row that is broken or lacks a field: stop with file and line, or skip, count and log it."""
     on_long_prompt: Literal["raise", "skip", "truncate_left"] = "skip"

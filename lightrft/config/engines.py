@@ -17,7 +17,7 @@ class NativeEngineConfig:
     finds_stops_across_steps = True
 
     max_sequences: int = 256
-    """Most answers decoded at the same time; more wait and enter as others finish."""
+    """Maximum concurrent sequences; the rest queue."""
     prefill_tokens: int = 2048
     """Most prompt tokens that enter in one pass of the model; a longer prompt enters alone."""
     pack_weights: bool = True
@@ -34,9 +34,9 @@ class VllmConfig:
     serves = ("vllm", "vllm_server")
 
     max_num_seqs: int = 256
-    """Most answers decoded at the same time."""
+    """Maximum concurrent sequences."""
     max_model_len: int = 0
-    """Most tokens of a question with its answer, for which vLLM keeps room; 0: what the model was made for."""
+    """Maximum tokens of a prompt with its response, for which vLLM keeps room; 0: what the model was made for."""
     tensor_parallel_size: int = 1
     """Neighbouring processes that have one engine together, each a part of its weights and cache."""
     gpu_memory_utilization: float = 0.4
@@ -67,21 +67,21 @@ class VllmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Servers that draw the answers (`lightrft serve`), on other machines or this one; only with rollout.engine=vllm_server."""
+    """Servers that generate the responses (`lightrft serve`), on other machines or this one; only with rollout.engine=vllm_server."""
 
     serves = ("vllm_server",)
     longest = 0
 
     urls: list[str] = field(default_factory=list)
-    """Where they are, e.g. http://node7:8000; questions are shared out among them, and each is given all weights at a sync."""
+    """Where they are, e.g. http://node7:8000; prompts are shared out among them, and each is given all weights at a sync."""
     wait_seconds: float = 120.0
     """Longest to wait for a server that does not answer yet, at the start and after it died."""
     timeout_seconds: float = 600.0
-    """Longest for one question with all its answers, or for one bucket of weights."""
+    """Longest time for one prompt with all its responses, or for one bucket of weights."""
     retries: int = 2
-    """How often a question that failed is asked again, of another server if there is one."""
+    """How often a prompt that failed is sent again, to another server if there is one."""
     requests: int = 64
-    """Most questions under way at the same time."""
+    """Maximum concurrent requests."""
     bucket_mib: int = 256
     """Most MiB of weights in one message; a server holds that beside its own, the trainer one tensor."""
     key: str = ""
@@ -103,9 +103,9 @@ class SglangConfig:
     serves = ("sglang",)
 
     max_running_requests: int = 256
-    """Most answers decoded at the same time."""
+    """Maximum concurrent sequences."""
     context_length: int = 0
-    """Most tokens of a question with its answer; 0: what the model was made for."""
+    """Maximum tokens of a prompt with its response; 0: what the model was made for."""
     mem_fraction_static: float = 0.4
     """Share of the device's memory for weights and cache together; of a CPU's only as much as max_total_tokens need."""
     max_total_tokens: int = 65536
@@ -142,9 +142,9 @@ class LmdeployConfig:
     serves = ("lmdeploy",)
 
     max_batch_size: int = 256
-    """Most answers decoded at the same time."""
+    """Maximum concurrent sequences."""
     session_len: int = 0
-    """Most tokens of a question with its answer; 0: what the model was made for."""
+    """Maximum tokens of a prompt with its response; 0: what the model was made for."""
     cache_max_entry_count: float = 0.4
     """Share of the free memory of an accelerator for the cache."""
     bucket_mib: int = 256

@@ -22,7 +22,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model, and how it is held."""
+    """The model and its precision, adapters and frozen parts."""
 
     path: str = ""
     """Folder, hub name, package:NAME (a GGUF model inside a Python package), random:NAME (a tiny untrained model), or
@@ -34,7 +34,7 @@ class ModelConfig:
     attention: Literal["packed", "separate"] = "packed"
     """packed: prefix-sharing kernels. separate: one plain sdpa call per sequence; slow, for checking."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass (activation checkpointing): less memory, about a third more time."""
     chat_template: str = ""
     """Path to a Jinja chat template that replaces the tokenizer's. 'plain' joins the contents with newlines."""
     cache: str = ""
@@ -70,7 +70,7 @@ class MediaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """A better model whose word-by-word judgement the policy follows; only with algorithm.teacher_coefficient."""
+    """Teacher model for on-policy distillation (token-level); only with algorithm.teacher_coefficient."""
 
     path: str = ""
     """Model, as in model.path; its tokenizer must be the policy's."""

@@ -14,18 +14,18 @@ POLICY = "policy"
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """How answers are judged. Empty functions: each task's own reward."""
+    """The rewards of responses. Empty functions: each task's own reward."""
 
     functions: dict[str, float] = field(default_factory=dict)
     """Reward name or import path -> weight, added up; replaces the tasks' own reward in training. E.g. {math: 1.0, format: 0.2}."""
     timeout_seconds: float = 30.0
     """Longest time one call may take for one step's answers of one task; it runs in a child process that is then killed."""
     on_failure: Literal["raise", "drop"] = "raise"
-    """A reward that raises, hangs, or returns NaN or infinity: stop the run, or drop those answers, counted and logged."""
+    """A reward that raises, hangs, or returns NaN or infinity: stop the run, or drop those responses, counted and logged."""
     workers: int = 1
     """Child processes that compute rewards; 0 computes them in the main process, without time limit."""
     scale: dict[str, float] = field(default_factory=dict)
-    """Task -> factor on the rewards of its answers before they are learned from; 1 where a task is not named."""
+    """Task -> factor on the rewards of its responses before they are learned from; 1 where a task is not named."""
     normalise: Literal["none", "scale", "shift_and_scale"] = "none"
     """Divide rewards by the deviation of all rewards of their task so far in the run, on all ranks; or subtract the mean first."""
 
@@ -35,15 +35,15 @@ class ConstraintConfig:
     """A cost that must stay low while the reward rises (PPO-Lagrangian). Off without cost."""
 
     cost: str = ""
-    """Reward function (name or import path) that gives the cost of an answer; it need not be among rewards.functions."""
+    """Reward function (name or import path) that gives the cost of a response; it need not be among rewards.functions."""
     limit: float = 0.0
     """Mean cost that is allowed."""
     multiplier: float = 1.0
-    """What a unit of cost takes off the reward, at the start."""
+    """Initial Lagrange multiplier."""
     learning_rate: float = 0.1
     """Per step the multiplier rises by this times (mean cost - limit), never below 0."""
     max_multiplier: float = 100.0
-    """Where it stops."""
+    """Upper bound of the multiplier."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.multiplier <= self.max_multiplier or self.learning_rate < 0:
@@ -55,7 +55,7 @@ class ConstraintConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """A language model that judges answers in words; only with the reward `judge`."""
+    """A language model that judges responses in words; only with the reward `judge`."""
 
     path: str = ""
     """Model, as in model.path, whole on every device while answers are judged; or `policy`: the policy itself, by rollout.engine."""
@@ -74,13 +74,13 @@ class JudgeConfig:
     score_pattern: str = r"(?i)score:\s*\**\s*(-?\d+(?:\.\d+)?)"
     """Regular expression whose group is the score in the judge's reply; the last one counts."""
     max_score: float = 10.0
-    """The score of a perfect answer, for which the reward is 1."""
+    """The score of a perfect response, for which the reward is 1."""
     samples: int = 1
-    """Replies per answer, whose mean counts."""
+    """Replies per response, whose mean counts."""
     temperature: float = 0.0
-    """Of the replies; 0: the likeliest."""
+    """Sampling temperature of the judge; 0 is greedy."""
     max_tokens: int = 256
-    """Most tokens of a reply."""
+    """Maximum tokens of a reply."""
 
     def __post_init__(self) -> None:
         at_least(1, "judge", samples=self.samples, max_tokens=self.max_tokens)
@@ -106,7 +106,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelConfig:
-    """A model that computes a number for a whole answer; only with the reward `reward_model`."""
+    """A model that computes a number for a whole response; only with the reward `reward_model`."""
 
     path: str = ""
     """Model with a trained head (transformers' ForSequenceClassification), as in model.path; whole on every device while answers
@@ -116,7 +116,7 @@ class RewardModelConfig:
     chat_template: str = ""
     """As model.chat_template, for a model without one of its own."""
     max_length: int = 0
-    """Most tokens of a question with its answer; 0: what the model was made for. A longer one has no reward
+    """Maximum tokens of a prompt with its response; 0: what the model was made for. A longer one has no reward
     (rewards.on_failure)."""
     output_index: int = 0
     """Which of its outputs, counted from 0."""

@@ -32,7 +32,7 @@ class Config:
     seed: int = 0
     """Seed of every random choice."""
     steps: int = 100
-    """Training steps: each draws answers and learns from them."""
+    """Training steps: each samples responses and learns from them."""
     data: str = ""
     """Folder with the tasks' data sets (DATA/gsm8k/train.jsonl, ...). Empty: each task's hub data set."""
     trainer: str = "rl"

@@ -13,22 +13,22 @@ EngineSection = NativeEngineConfig | VllmConfig | ServerConfig | SglangConfig | 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """How answers are drawn for training."""
+    """How responses are sampled for training."""
 
     engine: str = "native"
     """native, vllm, vllm_server, sglang, lmdeploy, or the import path of an Engine class."""
     prompts_per_step: int = 8
-    """Questions per training step, over all ranks."""
+    """Prompts per training step, over all ranks."""
     group_size: int = 8
-    """Answers per question."""
+    """Responses per prompt (the G of GRPO)."""
     max_tokens: int = 256
-    """Most tokens of an answer; a longer one is cut and counts as truncated."""
+    """Maximum tokens per response; longer ones are truncated."""
     temperature: float = 1.0
     """Sampling temperature; trainer log-probs are taken at the same."""
     first_token_temperature: float = 0.0
-    """Another temperature, usually a high one, for the first token of each answer (FIRE); 0: the same as for the others."""
+    """Another temperature, usually a high one, for the first token of each response (FIRE); 0: the same as for the others."""
     first_token_top_k: int = 0
-    """Draw the first token of each answer among the k likeliest only; 0: like the others."""
+    """Sample the first token of each response among the k likeliest only; 0: like the others."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0: all. Restricting the draw (top_k, top_p, min_p) leaves the ratio as it is, but
     the mismatch metrics then hold the log of the kept probability as well."""
@@ -37,16 +37,16 @@ class RolloutConfig:
     min_p: float = 0.0
     """Drop tokens less likely than this share of the likeliest; 0: none."""
     stop: list[str] = field(default_factory=list)
-    """Texts that end an answer."""
+    """Texts that end a response."""
     max_sampling_rounds: int = 4
-    """With algorithm.group_filter other than all: most rounds of drawing per step before training on what there is."""
+    """With algorithm.group_filter other than all (dynamic sampling): maximum rounds of sampling per step before training on what there is."""
     extra_groups: Literal["drop", "carry_over"] = "drop"
-    """Groups drawn too much, with algorithm.group_filter other than all: drop them, or learn from them in the next step."""
+    """Extra groups left over after dynamic sampling: drop them, or carry them over to the next step (off-policy by one step)."""
     max_tokens_per_step: int = 0
-    """Most tokens that an answer gets in one step (partial rollout): a longer one waits and goes on in the next step, with newer
-    weights; groups are learned from when all their answers have ended. 0: answers end in the step they begin in."""
+    """Partial rollout: maximum tokens that a response gets in one step. A longer one goes on in the next step with newer weights (off-policy in
+    part); groups are trained on when all their responses have ended. 0: responses end in the step they begin in."""
     overlap_rewards: bool = False
-    """Draw the answers of the next step while those of this one are judged; they come from weights one step older."""
+    """Sample the next step while the rewards of this one are computed (asynchronous, one step off-policy)."""
     max_engine_restarts: int = 2
     """How often in one rollout an engine that died is started again before the run stops."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
@@ -119,12 +119,12 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Answers of earlier steps, learned from again beside the new ones, with the log-probs of the policy that sampled them."""
+    """Experience replay: responses of earlier steps, trained on again (off-policy) with the log-probs of the policy that sampled them."""
 
     groups_per_step: int = 0
     """Groups of earlier steps that each step learns from again, over all ranks; 0: none."""
     max_age: int = 4
-    """Steps after which an answer is not used any more."""
+    """Steps after which a response is not used any more."""
 
     def __post_init__(self) -> None:
         at_least(0, "replay", groups_per_step=self.groups_per_step)

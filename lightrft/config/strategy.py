@@ -14,7 +14,7 @@ class FsdpConfig:
     serves = ("fsdp",)
 
     reshard_after_forward: bool = True
-    """Forget a block's weights after its forward pass and gather them again for the backward pass; false: less traffic, more memory."""
+    """Reshard a block after its forward pass and all-gather again for backward; false: less traffic, more memory."""
     offload: bool = False
     """Keep weights, gradients and optimizer in host memory; a block's weights come to the device when it computes."""
     replicas: int = 1
@@ -37,12 +37,11 @@ class DeepspeedConfig:
     offload_param: bool = False
     """With zero3: keep the pieces of the weights in host memory too; a block's weights come to the device when it computes."""
     bucket_mib: int = 256
-    """Most MiB of gradients that are summed, or of weights that are gathered, in one message; each process holds a few of them."""
+    """Maximum MiB of one reduce or all-gather of gradients or weights; each process holds a few of them."""
     param_persistence_threshold: int = 100_000
     """With zero3: a weight of fewer numbers (biases, norms) is whole on every process, which saves small messages."""
     max_live_parameters: int = 1_000_000_000
-    """With zero3: as many weights may stay whole on a process from the forward to the backward pass, which saves gathering them
-    again; 0: none but those that compute."""
+    """With zero3: maximum parameters kept unsharded at once (stage3_max_live_parameters); 0: none but those that compute."""
 
     def __post_init__(self) -> None:
         at_least(1, "strategy.deepspeed", bucket_mib=self.bucket_mib)
@@ -60,7 +59,7 @@ ZERO = tuple(sorted(DeepspeedConfig.serves))
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyConfig:
-    """Where and how the model is trained."""
+    """Device, backend and processes of the training."""
 
     backend: str = "single"
     """single: one process. fsdp: any number of processes, each with a piece of the model. zero1, zero2, zero3: the same
@@ -70,11 +69,12 @@ class StrategyConfig:
     threads: int = 0
     """CPU threads for torch; 0: torch's choice ($OMP_NUM_THREADS)."""
     timeout_seconds: float = 1800.0
-    """Longest that a process waits for the others, or does not get on itself, before the run ends with what it waited for."""
+    """Maximum time a process may wait in an all-reduce or another collective, or make no progress, before the run aborts and reports what it
+    was waiting for."""
     offload: bool = False
     """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""
     sequence_parallel: int = 1
-    """Processes that compute each micro-batch together, each a part of its tokens: for answers too long for one (Ulysses)."""
+    """Processes that compute each micro-batch together, each a part of its tokens: for responses too long for one (Ulysses)."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
 

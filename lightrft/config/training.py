@@ -59,18 +59,18 @@ class CriticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
-    """How one step's answers become gradient steps."""
+    """How one step's responses become gradient steps."""
 
     epochs: int = 1
-    """Passes over the answers of a step."""
+    """Passes over the responses of a step."""
     num_minibatches: int = 1
-    """Optimizer steps per pass; answers are shared out evenly, groups split only where they must be."""
+    """Optimizer steps per pass, a count and not a size; responses are shared out evenly, groups split only where they must be."""
     tokens_per_micro_batch: int = 1024
-    """Most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
+    """Size of a micro-batch: most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
     logits_per_chunk: int = 4_194_304
     """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. What fits the cache is fastest."""
     share_prompts: bool = True
-    """Compute a prompt once for all answers to it. false lays it before each answer; slow, for checking."""
+    """Compute a prompt once for all responses to it. false lays it before each response; slow, for checking."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -108,15 +108,15 @@ class EvaluateConfig:
     before_and_after: bool = True
     """Evaluate before the first and after the last step."""
     limit: int = 256
-    """Most questions per task; 0: all."""
+    """Maximum prompts per task; 0: all."""
     samples: int = 1
-    """Answers per question."""
+    """Responses per prompt."""
     temperature: float = 0.0
     """Sampling temperature; 0: the most likely token."""
     top_p: float = 1.0
     """Sample among the likeliest tokens with this total probability."""
     max_tokens: int = 0
-    """Most tokens of an answer; 0: rollout.max_tokens."""
+    """Maximum tokens per response; 0: rollout.max_tokens."""
     pass_k: list[int] = field(default_factory=lambda: [1])
     """k of pass@k; each at most samples."""
     majority_k: list[int] = field(default_factory=list)
@@ -143,7 +143,7 @@ class LogConfig:
     tensorboard: bool = True
     """Write TensorBoard events."""
     trajectories_every_steps: int = 1
-    """Save the answers of every n-th step for `lightrft view`; 0: none."""
+    """Save the responses of every n-th step for `lightrft view`; 0: none."""
     token_columns: bool = True
     """Save per-token log-probs and advantages with the trajectories."""
     capture_steps: list[int] = field(default_factory=list)
