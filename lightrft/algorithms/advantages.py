@@ -215,6 +215,23 @@ def _at_chosen(values: Tensor, batch: Batch) -> Tensor:
 Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
 """-> advantages (T,), returns (T,)"""
 
+for _comparing in (group_norm, group_mean, leave_one_out, length_weighted_mean):
+    _comparing.compares_responses = True  # type: ignore[attr-defined]
+    _comparing.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
+greedy_baseline.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
+reinforce.unused_settings = ("gae_lambda",)  # type: ignore[attr-defined]
+none.needs_teacher = none.ignores_rewards = True  # type: ignore[attr-defined]
+none.unused_settings = (  # type: ignore[attr-defined]
+    "gae_lambda",
+    "gamma",
+    "whiten",
+    "advantage_clip",
+    "reward_clip",
+    "overlong_buffer",
+    "high_entropy_fraction",
+    "kl_in",
+)
+
 ADVANTAGES: dict[str, Advantage] = {
     "group_norm": group_norm,
     "group_mean": group_mean,

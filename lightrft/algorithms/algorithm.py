@@ -53,6 +53,9 @@ class Algorithm:
     needs_baseline: bool
     """Whether it looks at batch.baselines; a function says so by an attribute `needs_baseline = True`."""
 
+    functions: Mapping[str, Any]
+    """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
+
     @property
     def needs_reference(self) -> bool:
         """Whether batch.ref must be filled."""
@@ -191,6 +194,7 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         bound_response_filter,
         needs_critic,
         needs_baseline,
+        {role.kind: role.function for role in roles},
     )
 
 

@@ -6,7 +6,8 @@ import contextlib
 import logging
 from pathlib import Path
 
-from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, left_in
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
@@ -52,7 +53,7 @@ def build_run(
     shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
     shared("replay.groups_per_step", config.replay.groups_per_step, world)
     refuse_capsules(config, world)
-    algorithm = build(config.algorithm, resolve)
+    algorithm = build_for(config, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lightrft.algorithms.algorithm import build
+from lightrft.algorithms.requirements import build_for
 from lightrft.algorithms.segments import segment_mean
 from lightrft.build import sft
 from lightrft.build.models import check_teams
@@ -339,4 +339,4 @@ def test_a_run_says_that_heads_cannot_be_shared_before_weights_load(tmp_path):
         ["tiny", "--model.path", "random:smollm", "--strategy.sequence-parallel", "2"], Config
     )
     with pytest.raises(ValueError, match="3 attention heads of model.path"):
-        check_teams(config, build(config.algorithm, resolve))
+        check_teams(config, build_for(config, resolve))

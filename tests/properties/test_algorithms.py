@@ -14,11 +14,12 @@ from lightrft.algorithms.averaging import denominators, token_weights
 from lightrft.algorithms.losses import LOSSES, add_regularisers
 from lightrft.algorithms.segments import reverse_scan
 from lightrft.algorithms.shaping import token_rewards
-from lightrft.config import COMPARING, AlgorithmConfig
+from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 
 AVERAGES = ["token", "sequence", "fixed"]
 MAX_TOKENS = 9
+COMPARING = [name for name, of in ADVANTAGES.items() if getattr(of, "compares_responses", False)]
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=25, deadline=None)
 
