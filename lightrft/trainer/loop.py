@@ -14,7 +14,7 @@ from lightrft.strategy.world import World
 from lightrft.utils.atomic import folder
 from lightrft.utils.interrupt import Interrupt, Stopped
 from lightrft.utils.progress import Progress
-from lightrft.utils.whereabouts import HERE
+from lightrft.utils.whereabouts import STATUS
 
 
 class Stepwise(Protocol):
@@ -55,7 +55,7 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
         try:
             trainer.examine()
             for step in range(trainer.done + 1, total + 1):
-                HERE.begin(step)
+                STATUS.set_step(step)
                 trainer.train_step(step)
         except Stopped as signal:
             save_now(trainer)
@@ -80,7 +80,7 @@ def save_now(trainer: Stepwise) -> None:
 
 def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
     """The Hugging Face folder of a model's present weights; called by all ranks."""
-    with model.merged():
+    with model.adapters_merged():
         if world.is_first:
             with folder(target) as unfinished:
                 write_folder(model.module, processor, model.weights(), unfinished)

@@ -8,7 +8,7 @@ from lightrft.config import RewardConfig, TaskConfig
 from lightrft.datasets import scenes
 from lightrft.datasets.media_tasks import TASKS, mathvision_row
 from lightrft.datasets.tasks import load_task
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.utils.media import Made, parts, read_media
 
@@ -44,7 +44,7 @@ def asked(record):
 
 def checked(name, records):
     task = load_task(name)
-    with Judge({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
+    with RewardRunner({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
         return check_gold(name, records, task.gold, judge)
 
 
