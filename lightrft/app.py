@@ -66,7 +66,14 @@ from lightrft.types import Prompt
 from lightrft.utils import layers
 from lightrft.utils.atomic import explained, folder, write_text
 from lightrft.utils.curves import draw_curves
-from lightrft.utils.device import device_bytes, pick_device, release_memory, reuse_host_memory
+from lightrft.utils.device import (
+    device_bytes,
+    most_device_bytes,
+    pick_device,
+    release_memory,
+    reuse_host_memory,
+    use_tf32,
+)
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
@@ -270,6 +277,7 @@ def prepare_process(config: Config | SFTConfig) -> None:
     """Seeds, threads and memory habits of this process."""
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
+    use_tf32(pick_device(config.strategy.device), config.strategy.tf32)
     reuse_host_memory()
     disable_progress_bar()  # transformers' own bars would tear the live picture
     seed_everything(config.seed)
@@ -453,7 +461,9 @@ def build_memory_plan(
     device: torch.device,
 ) -> MemoryPlan:
     """Who is in device memory in which phase: the whole memory plan, by the table colocate.RESIDENCY."""
-    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(
+        lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
+    )
     found: dict[str, Resident] = dict(judging)
     for owner, held in {**owners, "engine": engine}.items():
         found |= {

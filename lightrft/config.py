@@ -721,8 +721,9 @@ class UpdateConfig:
     """Optimizer steps per pass; answers are shared out evenly, groups split only where they must be."""
     tokens_per_micro_batch: int = 1024
     """Most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
-    logits_per_chunk: int = 4_194_304
-    """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. What fits the cache is fastest."""
+    logits_per_chunk: int = 0
+    """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. 0: 4,194,304 on a CPU, where what fits the
+    cache is fastest, 67,108,864 elsewhere."""
     share_prompts: bool = True
     """Compute a prompt once for all answers to it. false lays it before each answer; slow, for checking."""
 
@@ -733,8 +734,8 @@ class UpdateConfig:
             epochs=self.epochs,
             num_minibatches=self.num_minibatches,
             tokens_per_micro_batch=self.tokens_per_micro_batch,
-            logits_per_chunk=self.logits_per_chunk,
         )
+        at_least(0, "update", logits_per_chunk=self.logits_per_chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -797,6 +798,9 @@ class StrategyConfig:
     """Longest that a process waits for the others, or does not get on itself, before the run ends with what it waited for."""
     offload: bool = False
     """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""
+    tf32: bool = False
+    """On NVIDIA devices, multiply float32 matrices with 10 bits instead of 23 (TensorFloat-32), several times as fast and exact to
+    1e-3; false: as they are. bfloat16 models multiply in bfloat16 either way."""
     sequence_parallel: int = 1
     """Processes that compute each micro-batch together, each a part of its tokens: for answers too long for one (Ulysses)."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)

@@ -28,7 +28,7 @@ from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.curves import draw_curves
-from lightrft.utils.device import device_bytes, pick_device, release_memory
+from lightrft.utils.device import device_bytes, most_device_bytes, pick_device, release_memory
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
 from lightrft.utils.log import Logger
@@ -150,7 +150,9 @@ def prompts_of(config: SFTConfig, name: str, split: Split, conversations: Conver
 
 def build_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
     """Who is in device memory in which phase: held-out losses need no optimizer."""
-    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(
+        lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
+    )
     parts = model.parts()
     memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
     memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)

@@ -74,7 +74,7 @@ def _update(
     whole = pack(part, inputs=False)
     local = denominators(whole.mask, whole.segments, whole.num_sequences)
     tokens, sequences = (int(x) for x in world.sum(torch.tensor(local)))
-    means, total = TokenMeans(), 0.0
+    means, total = TokenMeans(), torch.zeros((), dtype=torch.float64, device=device)
     layout = Layout()
     planned = plan(part, config.tokens_per_micro_batch, share_prompts=config.share_prompts)
 
@@ -90,18 +90,18 @@ def _update(
         model.backward(weighted)
         if counts:
             layout.add(batch)
-            total += float(weighted.detach())
+            total += weighted.detach()
             means.add(terms.metrics, batch.mask)
     norm = model.gradient_norm()
-    total = float(world.sum(torch.tensor(total, dtype=torch.float64)))
-    if not math.isfinite(total):
+    loss_sum = float(world.sum(total.cpu()))
+    if not math.isfinite(loss_sum):
         norm = math.nan
     before_update(index, norm)
     rate = model.learning_rate()
     updated = model.step(norm)
     bad = {} if updated else {"counts/skipped_updates": 1.0}
     return {
-        "loss": total,
+        "loss": loss_sum,
         "grad_norm": norm,
         "learning_rate": rate,
         **means.result(world),

@@ -39,7 +39,7 @@ from lightrft.trainer.capsule import Capsules, weights_hash
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.experience import RolloutBuffer
 from lightrft.trainer.loop import examination, take_steps, write_model
-from lightrft.trainer.metrics import average, describe
+from lightrft.trainer.metrics import average, describe, read_rate
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import by_group, dummy_answer, pack, plan, rounds, unpack
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
@@ -141,6 +141,7 @@ class RLTrainer:
         self.buffer.mark_stale()
         self.done = step
         metrics |= self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
+        metrics |= read_rate(metrics, self.world)
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),
@@ -326,6 +327,7 @@ class RLTrainer:
         oldest = min((float(t.weight_version) for t in answers), default=float(self.engine.weight_version))
         metrics = {
             "rollout/tokens_per_second": fresh / seconds,
+            "rollout/tokens_per_second_per_device": fresh / seconds / self.world.size,
             "rollout/oldest_weight_version": -self.world.max(-oldest),
         }
         self._drawn = 0, 0.0
@@ -453,7 +455,9 @@ class RLTrainer:
         finally:
             if captured:
                 self.capsules.record(step, updates, average(updates))
-        of_critic = {k: x for k, x in average(criticism).items() if not k.startswith("update/")}
+        of_critic = {
+            k: x for k, x in average(criticism).items() if not k.startswith(("update/", "counts/tokens_read"))
+        }
         found = average(updates)
         if updates:
             found["mismatch/perplexity_ratio"] = math.exp(found.pop("mismatch/log_perplexity_ratio"))

@@ -23,6 +23,7 @@ from lightrft.strategy.colocate import MemoryPlan, Phase
 from lightrft.strategy.world import World
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.loop import examination, take_steps, write_model
+from lightrft.trainer.metrics import read_rate
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.replay import batch_tokens, dummy_answer, plan, rounds
 from lightrft.trainer.stragglers import Stragglers
@@ -102,6 +103,7 @@ class SFTTrainer:
         self.done = step
         seconds = self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
         metrics |= self.describe(drawn, seconds["seconds/train"]) | seconds
+        metrics |= read_rate(metrics, self.world)
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),
