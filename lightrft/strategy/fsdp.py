@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -27,6 +28,7 @@ from lightrft.strategy.ema import follow
 from lightrft.strategy.load_weights import fill, placed, rows
 from lightrft.strategy.memory import Resident
 from lightrft.strategy.optimizer import Learner, learning
+from lightrft.utils.compat import sum_unused, touching
 
 T = TypeVar("T")
 
@@ -115,10 +117,6 @@ def shard(
 
     So a rank whose answers have no picture calls for the same pieces in the same order as one whose answers have.
     """
-    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        raise RuntimeError(
-            f"strategy.backend=fsdp needs a newer torch than {torch.__version__}. pip install 'torch>=2.13'"
-        )
     options: dict[str, Any] = {"mesh": mesh}
     if offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
@@ -131,7 +129,7 @@ def shard(
         fully_shard(root.model.get_submodule(name), mp_policy=exact, **options)
     fully_shard(root, mp_policy=policy, reshard_after_forward=False, **options)
     whole = cast(FSDPModule, root)
-    whole.set_reduce_scatter_unused_params(True)
+    sum_unused(whole)
     for part in root.modules():
         if isinstance(part, FSDPModule):  # gradients are summed: the losses carry weights of the whole batch
             part.set_gradient_divide_factor(1.0)
@@ -175,7 +173,7 @@ class FsdpTrainable:
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Trainable."""
-        return computed(self._root, function, *args)
+        return computed(self._root, partial(touching, function) if self._may_rest else function, *args)
 
     def backward(self, loss: Tensor) -> None:
         """See Trainable."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import ZERO, Config, StrategyConfig
 from lightrft.engines.cache import ANSWER_PAGE, PROMPT_PAGE
+from lightrft.models.products import logits_at_once
 from lightrft.strategy.memory import RESIDENCY, Phase
 
 SHOWN = (Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN)
@@ -248,15 +249,20 @@ def activations(config: Config, shape: Shape, tokens: int) -> int:
     own = -(-tokens // config.strategy.sequence_parallel)
     recomputed = shape.working if config.model.gradient_checkpointing else 0.0
     states = 3 * EXACT * shape.hidden  # in float32 for the head: states, their gradient, and a block's
-    chunk = 2 * EXACT * min(config.update.logits_per_chunk, own * shape.head // shape.hidden)
+    chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
     return int(own * (shape.kept + recomputed + states)) + chunk
 
 
 def scoring(config: Config, shape: Shape, tokens: int) -> int:
     """The same of a pass without gradients: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
-    chunk = 2 * EXACT * min(config.update.logits_per_chunk, own * shape.head // shape.hidden)
+    chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
     return int(own * (shape.working + EXACT * shape.hidden)) + chunk
+
+
+def _chunk(config: Config) -> int:
+    """Logits that exist at once."""
+    return logits_at_once(config.update.logits_per_chunk, on_cpu=config.strategy.device == "cpu")
 
 
 def batch_tokens(config: Config, lengths: Lengths) -> int:
