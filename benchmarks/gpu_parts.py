@@ -17,16 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightrft.commands.plan import GIB, Hardware, Lengths, Plan, plan
-from lightrft.strategy.memory import Phase
-from lightrft.engines.native import NativeEngine
-from lightrft.parallel.world import World
-from lightrft.trainer.batching import batch_tokens, pack, unpack
-from lightrft.trainer.batching import plan as micro_batches
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from lightrft.algorithms.algorithm import build
+from lightrft.commands.plan import GIB, Hardware, Lengths, Plan, plan
 from lightrft.config import (
     Config,
     ModelConfig,
@@ -36,11 +31,16 @@ from lightrft.config import (
     StrategyConfig,
     UpdateConfig,
 )
+from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.logprobs import _BlockedHead
 from lightrft.models.tiny import tiny_tokenizer
+from lightrft.parallel.world import World
+from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_folder, tiny_prompt
+from lightrft.trainer.batching import Batching, batch_tokens, pack, unpack
+from lightrft.trainer.batching import plan as micro_batches
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.rollout import training_logprobs
 from lightrft.types import Batch, Sampling, Terms, Trajectory
@@ -299,15 +299,9 @@ class Learning:
     def learn(self, answers: list[Trajectory]) -> dict[str, float]:
         """One update."""
         averaging = Averaging(self.algorithm.config.average, self.sizes.tokens)
+        batching = Batching(self.config.update, World(), DEVICE)
         updates = optimize(
-            self.actor,
-            answers,
-            self.loss,
-            config=self.config.update,
-            averaging=averaging,
-            world=World(),
-            device=DEVICE,
-            seed=0,
+            self.actor, batching.updates(answers, seed=0), self.loss, averaging=averaging, batching=batching
         )
         return list(updates)[-1]
 
