@@ -81,7 +81,7 @@ def _check_late_answers(config: Config, algorithm: Algorithm) -> None:
         "rollout.overlap_rewards": rollout.overlap_rewards,
     }
     name = next((name for name, used in late.items() if used), "")
-    if name and algorithm.needs_greedy:
+    if name and algorithm.needs_baseline:
         raise ValueError(
             f"{name} with algorithm.advantage={row.advantage}: the likeliest answer would come from other weights than those "
             f"it is compared with. Leave {name} out, or set algorithm.advantage=reinforce."

@@ -110,6 +110,7 @@ def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inp
         positions=torch.cat([torch.arange(len(tokens)) for tokens in conversations]).to(device),
         prompt_spans=spans,
         response_spans=tuple((end, end) for _, end in spans),
+        targets=torch.zeros(0, dtype=torch.int64, device=device),
         predict=torch.tensor(ends, device=device) - 1,
     )
 

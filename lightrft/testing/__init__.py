@@ -139,7 +139,6 @@ def make_batch(
     num_tokens, num_sequences = sum(lengths), len(lengths)
     given: dict[str, Any] = {name: torch.as_tensor(value) for name, value in columns.items()}
     return Batch(
-        token_ids=torch.arange(num_tokens),
         segments=torch.repeat_interleave(
             torch.arange(num_sequences), torch.tensor(lengths, dtype=torch.int64)
         ),

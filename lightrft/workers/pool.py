@@ -32,7 +32,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call gave no values."""
+    """Why a call gave no values; who may not go on without them raises a RolloutError with this reason."""
 
     reason: str
 
