@@ -132,7 +132,7 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["train", "tiny", "--lr=1"], "no option --lr. In LightRFT this is --optimizer.learning-rate."),
         (["train", "tiny", "--report_to", "wandb"], "In LightRFT this is --log.tensorboard."),
         (
-            ["train", "tiny", "--rollout.max-sampling-rounds", "1"],
+            ["train", "tiny", "--rollout.max-draws", "1"],
             "is called --rollout.max-sampling-rounds now.",
         ),
         (["train", "tiny", "steps=3"], "An option is written as a flag: --steps 3"),
