@@ -69,7 +69,7 @@ def steps_table(run: Path) -> Table:
     """One line per logged step: reward, spread, length, and whether its answers were saved."""
     saved = set(trajectories.steps(run))
     table = Table(box=None, header_style="dim", padding=(0, 1))
-    for heading in ("step", "reward", "spread", "no signal", "length", "cut off", "answers"):
+    for heading in ("step", "reward", "spread", "zero variance", "length", "truncated", "responses"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in read_metrics(run):
@@ -94,7 +94,7 @@ def groups_table(rows: Sequence[Row]) -> Table:
     table.add_column("group", justify="right")
     table.add_column("task", no_wrap=True)
     table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("right answer", max_width=24, no_wrap=True, overflow="ellipsis")
+    table.add_column("reference answer", max_width=24, no_wrap=True, overflow="ellipsis")
     table.add_column("mean", justify="right")
     table.add_column("rewards")
     for group in dict.fromkeys(row["group"] for row in rows):
@@ -125,10 +125,10 @@ def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> 
 def answer_panel(row: Row, color: Color) -> Panel:
     """One answer with its question, its reward and parts, and its tokens in colour."""
     parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
-    facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'cut off'}, weights of version {row['weight_version']}"
+    facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'truncated'}, sampled with weights v{row['weight_version']}"
     body: list[RenderableType] = [
         Text(question(row), "italic"),
-        Text(f"right answer: {row['target']}", "dim"),
+        Text(f"reference answer: {row['target']}", "dim"),
         Text(),
         coloured(row, color),
         Text(),

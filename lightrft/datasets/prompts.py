@@ -99,7 +99,7 @@ def _nonempty(record: Record, processor: Processor, config: TaskConfig, counts: 
             return prompt
     if config.on_bad_record == "raise":
         raise ValueError(
-            f"{record.id}: the prompt is empty. Mend the row, or set tasks.on_bad_record=skip to leave such rows out, counted."
+            f"{record.id}: the prompt is empty. Fix the row, or set tasks.on_bad_record=skip to skip such rows (skips are counted)."
         )
     counts.empty += 1
     return None

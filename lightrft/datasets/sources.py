@@ -34,7 +34,7 @@ class BadRecords:
         """Raises ValueError with the problem and the cure, or counts it."""
         if self.policy == "raise":
             raise ValueError(
-                f"{problem}\n  Mend the row, or set tasks.on_bad_record=skip to leave such rows out, counted."
+                f"{problem}\n  Fix the row, or set tasks.on_bad_record=skip to skip such rows (skips are counted)."
             )
         self.skipped += 1
         if self.skipped <= self.SHOWN:

@@ -243,7 +243,7 @@ def _failed(key: tuple[str, int], reason: str, views: Sequence[Answer]) -> str:
     return (
         f"reward '{name}' failed on answers of task '{view.prompt.source}': {reason.strip()}\n"
         f"  one of these answers, to {view.prompt.id}: {view.answer[:500]!r}\n"
-        "  Mend the reward, or set rewards.on_failure=drop to leave such answers out, counted."
+        "  Fix the reward, or set rewards.on_failure=drop to skip such responses (skips are counted)."
     )
 
 

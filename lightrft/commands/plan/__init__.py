@@ -180,7 +180,7 @@ def _wasted(plan: Plan) -> list[str]:
     budget, whole = config.update.tokens_per_micro_batch, plan.lengths.prompt + plan.lengths.answer
     if budget < whole:
         found.append(
-            f"update.tokens_per_micro_batch={budget}: a question with one answer may have {whole} tokens, and is then computed alone. "
+            f"update.tokens_per_micro_batch={budget}: one prompt with its response can be {whole} tokens, more than the micro-batch; such sequences get a batch of their own. "
             f"Set it to {whole} or more."
         )
     elif plan.largest_batch > 2 * budget and plan.work.micro_batches > 1:

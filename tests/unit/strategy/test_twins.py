@@ -2,9 +2,9 @@ import gc
 
 import pytest
 import torch
-from lightrft.strategy.memory import Tensors
 from torch.testing import assert_close
 
+from lightrft.strategy.memory import Tensors
 from lightrft.strategy.twins import Twins
 from lightrft.utils.device import resident_gib
 
