@@ -21,6 +21,8 @@ from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner
 __all__ = ["REWARDS", "Judge", "Judged", "RewardFunction", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
+OUR_METRICS = ("mean", "std", "no_signal_share", "zero_std_fraction", "overlong")
+"""What stands under reward/ beside the rewards by name."""
 
 
 Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]
@@ -240,6 +242,6 @@ def _failed(key: tuple[str, int], reason: str, views: Sequence[Answer]) -> str:
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Short names for metrics: 'acme.rewards:tidy' is 'tidy', unless another reward is called that too."""
-    short = Counter(name.rsplit(":", 1)[-1] for name in names)
+    """Short names for metrics: 'acme.rewards:tidy' is 'tidy', unless another reward, or a metric of ours, is called that too."""
+    short = Counter(name.rsplit(":", 1)[-1] for name in names) + Counter(dict.fromkeys(OUR_METRICS, 2))
     return {name: name.rsplit(":", 1)[-1] if short[name.rsplit(":", 1)[-1]] == 1 else name for name in names}

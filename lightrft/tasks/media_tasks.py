@@ -35,7 +35,8 @@ from lightrft.tasks.base import (
     records,
 )
 from lightrft.types import Record
-from lightrft.utils.answers import letter, plain_words
+from lightrft.utils.answers import plain_words
+from lightrft.utils.choices import letter
 
 THOUGHT = (
     "Put your thoughts between <think> and </think>, then your final answer between <answer> and </answer>."
