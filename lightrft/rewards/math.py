@@ -25,6 +25,7 @@ from lightrft.utils.answers import LAST_NUMBER, boxed, concluded, conclusion, pl
 LONGEST = 500
 """Characters; what is longer is no answer, and could keep the parser busy for minutes."""
 UNDECIDED_SECONDS = 2.0
+"""Of processor time, so that a busy machine decides as an idle one does."""
 HIGHEST_POWER = 50
 """Of what is not plain arithmetic: larger ones are expanded term by term."""
 MOST_TERMS = 20_000
@@ -37,6 +38,8 @@ TOWER = re.compile(
 """Towers of powers, factorials of large numbers, sums and limits: computing them exactly may take for ever."""
 POWER = re.compile(r"\^\s*\{?\s*\(?\s*-?(\d+)")
 RAISED = re.compile(r"\(([^()]*)\)\s*\^\s*\{?\s*(\d+)")
+OF_WHOLE = re.compile(r"(?:[)}]|\\[a-z]+)\s*\^\s*\{?\s*(\d+)")
+"""Powers of brackets and functions, which multiply each other's terms."""
 BASE = re.compile(r"(\w+)_\{?(\d{1,2})\}?")
 RELATIVE = 1e-6
 
@@ -91,6 +94,8 @@ def affordable(text: str) -> bool:
     if TOWER.search(text) or text.count(",") >= MOST_ELEMENTS:
         return False
     if any(int(power) > HIGHEST_POWER for power in POWER.findall(text)):
+        return False
+    if sum(int(power) > 10 for power in OF_WHOLE.findall(text)) > 1:
         return False
     depth = deepest = 0
     for character in text:
@@ -159,20 +164,20 @@ class _Undecided(BaseException):
 def _limited() -> Iterator[None]:
     """Raises _Undecided inside after UNDECIDED_SECONDS; in a thread that can have no alarm, or where one is set, only `affordable`
     guards."""
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
+    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
         yield
         return
 
     def stop(number: int, frame: types.FrameType | None) -> None:
         raise _Undecided
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, UNDECIDED_SECONDS)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, UNDECIDED_SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @lru_cache(maxsize=4096)
