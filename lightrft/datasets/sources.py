@@ -180,7 +180,9 @@ def _parquet(path: Path, bad: BadRecords) -> Iterator[Located]:
                 yield from _sound(f"{path.name}[{number}]", row, bad)
                 number += 1
     except (OSError, ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as parquet from row {number} on ({_told(error)}).") from None
+        raise ValueError(
+            f"{path}: cannot be read as parquet from row {number} on ({_told(error)})."
+        ) from None
 
 
 def _parsed(text: str) -> Any:
@@ -205,7 +207,9 @@ def _sound(where: str, row: Row, bad: BadRecords) -> Iterator[Located]:
     if lone is None:
         yield where, row
     else:
-        bad(f"{where}: the text of a field is not Unicode, {_shown(lone)}: a lone half of a character, or bytes that are no UTF-8.")
+        bad(
+            f"{where}: the text of a field is not Unicode, {_shown(lone)}: a lone half of a character, or bytes that are no UTF-8."
+        )
 
 
 def _surrogate(value: Any) -> str | None:

@@ -164,7 +164,10 @@ class _Undecided(BaseException):
 def _limited() -> Iterator[None]:
     """Raises _Undecided inside after UNDECIDED_SECONDS; in a thread that can have no alarm, or where one is set, only `affordable`
     guards."""
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getitimer(signal.ITIMER_VIRTUAL)[0]
+    ):
         yield
         return
 

@@ -123,8 +123,9 @@ def records(
                 example, system=config.system, instruction=config.instruction or instruction
             )
             messages = [Message(role=m["role"], content=m["content"]) for m in located(messages, folder)]
-        except ValueError as error:
-            bad(f"{where}: {error}")
+        except Exception as error:  # a row of any shape is that row's fault, and is named
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            bad(f"{where}: {kind}{error}")
             continue
         found.append(Record(id=f"{source}/{where}", messages=messages, target=example.target, source=source))
     found.skipped = bad.skipped
