@@ -20,6 +20,7 @@ from transformers import (
 
 from lightrft.config import LoraConfig, MediaConfig, ModelConfig
 from lightrft.models.families import attention_of, freeze, is_multimodal, part
+from lightrft.models.folder import check_folder
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.media import MediaEncoder
@@ -46,6 +47,7 @@ def model_folder(config: ModelConfig) -> str:
             raise ValueError(
                 f"model.path={path}: the folder has no config.json, so it is not a Hugging Face model."
             )
+        check_folder(folder)
         return str(folder)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local:
@@ -267,6 +269,11 @@ def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
         raise ValueError(
             f"model.path={config.path}: its files lack {len(missing)} weights of the model, among them {missing[0]}, "
             "which would be left random. Is the download complete, and does config.json belong to the weights?"
+        )
+    broken = next((n for n, p in model.named_parameters() if not p.sum(dtype=torch.float64).isfinite()), None)
+    if broken is not None:
+        raise ValueError(
+            f"model.path={config.path}: {broken} holds NaN or infinite numbers. Take an earlier save of the model."
         )
     return model
 

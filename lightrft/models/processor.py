@@ -13,7 +13,7 @@ from lightrft.types import Message, Prompt, Record
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
-    "{{ part['text'] if part['type'] == 'text' else '<' ~ part['type'] ~ '>' }}{% endfor %}{% endif %}\n{% endfor %}"
+    "{{ part['text'] if part['type'] == 'text' else '<' ~ part['type'] ~ '>' }}{% endfor %}{% endif %}{{ '\n' }}{% endfor %}"
 )
 
 
@@ -43,6 +43,8 @@ class Processor:
 
         Until then a mark stands for each medium among the tokens.
         """
+        if self.media is not None:
+            self.media.check_texts(record.messages)
         token_ids = self.tokens(record.messages)
         kinds = {kind for kind, _ in parts(record.messages)}
         deaf = kinds - (set() if self.media is None else self.media.kinds)

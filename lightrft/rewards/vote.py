@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from lightrft.rewards.function import Answer
-from lightrft.rewards.text import first_json_object
 from lightrft.utils.answers import boxed, concluded, conclusion, label
 from lightrft.utils.choices import letter
+from lightrft.utils.objects import first_json_object
 
 VOTES = ("majority", "majority_right")
 """The rewards of this file: they compare the answers of a group, so a single answer is always with the majority."""

@@ -15,10 +15,10 @@ from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.sources import BadRecords, Row, read
 from lightrft.media.parts import located
-from lightrft.rewards.text import first_json_object
 from lightrft.types import Message, Record
 from lightrft.utils.answers import concluded, plain_words, vote
 from lightrft.utils.choices import letter
+from lightrft.utils.objects import first_json_object
 
 Split = Literal["train", "evaluate"]
 BOXED = "Think step by step, and write the final answer inside \\boxed{}."
