@@ -30,10 +30,10 @@ ROWS: dict[str, list[str]] = {
     "dr_grpo": GROUPS,
     "dapo": GROUPS,
     "gspo": [*GROUPS, "--algorithm.clip", "0.003", "0.004"],
-    "gmpo": [*GROUPS, "--update.minibatches", "2"],
-    "cispo": [*GROUPS, "--update.minibatches", "2"],
-    "sapo": [*GROUPS, "--update.minibatches", "2"],
-    "cpgd": [*GROUPS, "--update.minibatches", "2"],
+    "gmpo": [*GROUPS, "--update.num-minibatches", "2"],
+    "cispo": [*GROUPS, "--update.num-minibatches", "2"],
+    "sapo": [*GROUPS, "--update.num-minibatches", "2"],
+    "cpgd": [*GROUPS, "--update.num-minibatches", "2"],
     "rloo": GROUPS,
     "opo": GROUPS,
     "pf_ppo": GROUPS,
@@ -43,8 +43,8 @@ ROWS: dict[str, list[str]] = {
     "reinforce_pp_baseline": GROUPS,
     "ppo": [*SINGLE, "--critic.optimizer.learning-rate", "3e-3"],
     "distil": GROUPS,
-    "grpo fire": [*GROUPS, "--rollout.first-temperature", "2", "--rollout.first-top-k", "0"],
-    "grpo entropy_tokens": [*GROUPS, "--algorithm.entropy-share", "0.5"],
+    "grpo fire": [*GROUPS, "--rollout.first-token-temperature", "2", "--rollout.first-token-top-k", "0"],
+    "grpo entropy_tokens": [*GROUPS, "--algorithm.high-entropy-fraction", "0.5"],
     "grpo lagrangian": [*GROUPS, "--constraint.limit", "0.004", "--constraint.learning-rate", "500"],
 }
 """Layers -> what they need here: 64 answers per step for all; bounds and rates that suit so small a model.
@@ -68,7 +68,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common = [
             *("--steps", str(options.steps), "--optimizer.learning-rate", options.learning_rate),
-            *("--update.tokens-per-batch", "2048", "--checkpoint.every-steps", "0", "--rewards.workers", "0"),
+            *(
+                "--update.tokens-per-micro-batch",
+                "2048",
+                "--checkpoint.every-steps",
+                "0",
+                "--rewards.workers",
+                "0",
+            ),
             *("--log.progress", "false", "--log.tensorboard", "false", "--log.trajectories-every-steps", "0"),
             *("--evaluate.before-and-after", "false"),
         ]

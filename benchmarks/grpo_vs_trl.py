@@ -55,7 +55,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--micro-batches", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="tried for TRL"
     )
-    parser.add_argument("--tokens-per-batch", type=int, nargs="+", default=[1024], help="tried for LightRFT")
+    parser.add_argument(
+        "--tokens-per-micro-batch", type=int, nargs="+", default=[1024], help="tried for LightRFT"
+    )
     parser.add_argument(
         "--trl",
         nargs="*",
@@ -114,7 +116,9 @@ def best_ours(side: Side, case: Case, options: argparse.Namespace) -> tuple[Side
     tried: list[Result] = []
     if case.fastest:
         side = fastest(side, [{"precision": "float32"}, {"precision": "bfloat16"}], options.threads, tried)
-    sizes: list[Mapping[str, str | int]] = [{"tokens-per-batch": size} for size in options.tokens_per_batch]
+    sizes: list[Mapping[str, str | int]] = [
+        {"tokens-per-batch": size} for size in options.tokens_per_micro_batch
+    ]
     return fastest(side, sizes, options.threads, tried), tried
 
 
@@ -183,7 +187,7 @@ def lines(case: Case, summary: Mapping[str, Any], *sides: Side) -> list[list[str
         chosen = s["settings"]
         setting = ", ".join(
             f"{k} {chosen[k]}"
-            for k in ("precision", "micro_batch", "cache", "tokens_per_batch")
+            for k in ("precision", "micro_batch", "cache", "tokens_per_micro_batch")
             if k in chosen
         )
         rows.append(

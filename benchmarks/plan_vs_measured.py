@@ -28,7 +28,7 @@ import torch
 from lightrft import app
 from lightrft.commands.plan import GIB, Hardware, Lengths, plan
 from lightrft.config import Config, layers
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.tasks.table import load_task
 from lightrft.testing import tiny_folder
 from lightrft.utils.device import peak_gib, resident_gib
@@ -39,14 +39,14 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
 }  # fmt: skip
 FLAGS = (
-    "--steps 3 --rollout.prompts-per-step 4 --rollout.group-size 4 --rollout.max-tokens 64 --update.tokens-per-batch 256 "
+    "--steps 3 --rollout.prompts-per-step 4 --rollout.group-size 4 --rollout.max-tokens 64 --update.tokens-per-micro-batch 256 "
     "--strategy.device cpu --evaluate.before-and-after false --checkpoint.every-steps 0 --log.progress false --rewards.workers 0"
 )
 CASES: dict[str, tuple[int, str]] = {
     "single": (1, "dr_grpo"),
     "single, with a reference": (1, "dr_grpo --algorithm.kl-coefficient 0.01"),
     "single, PPO": (1, "ppo"),
-    "single, recomputed": (1, "dr_grpo --model.activation-checkpointing true"),
+    "single, recomputed": (1, "dr_grpo --model.gradient-checkpointing true"),
     "single, bfloat16": (1, "dr_grpo bf16"),
     "single, LoRA": (1, "dr_grpo lora"),
     "FSDP2": (2, "dr_grpo fsdp"),
@@ -54,19 +54,22 @@ CASES: dict[str, tuple[int, str]] = {
     "FSDP2, weights kept": (2, "dr_grpo fsdp --strategy.fsdp.reshard-after-forward false"),
     "ZeRO 1": (2, "dr_grpo zero1 --strategy.deepspeed.bucket-mib 32"),
     "ZeRO 2": (2, "dr_grpo zero2 --strategy.deepspeed.bucket-mib 32"),
-    "ZeRO 3": (2, "dr_grpo zero3 --strategy.deepspeed.bucket-mib 32 --strategy.deepspeed.live-weights 0"),
+    "ZeRO 3": (
+        2,
+        "dr_grpo zero3 --strategy.deepspeed.bucket-mib 32 --strategy.deepspeed.max-live-parameters 0",
+    ),
 }
 """Name -> processes, and layers and flags."""
 
 
-class MeasuredStage(Stage):
+class MeasuredStage(MemoryPlan):
     """Keeps the most that the process held in each phase."""
 
     peaks: dict[Phase, float]
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
-        """See Stage."""
+        """See MemoryPlan."""
         with super().__call__(phase):
             yield
         self.peaks[phase] = max(self.peaks.get(phase, 0.0), peak_gib())
@@ -85,14 +88,14 @@ def of_rank(args: list[str]) -> dict[str, float]:
         trainer = app.build_trainer(config, Path(run), stack, started=time.perf_counter())
         mmap_threshold = -3
         ctypes.CDLL(None).mallopt(mmap_threshold, 65536)
-        trainer.stage.__class__ = MeasuredStage
-        trainer.stage.peaks = {}  # type: ignore[attr-defined]
+        trainer.memory_plan.__class__ = MeasuredStage
+        trainer.memory_plan.peaks = {}  # type: ignore[attr-defined]
         trainer._position = trainer._snapshot()
         trainer.train_step(1)
-        trainer.stage.peaks.clear()  # type: ignore[attr-defined]
+        trainer.memory_plan.peaks.clear()  # type: ignore[attr-defined]
         for step in (2, 3):
             trainer.train_step(step)
-        return {phase.value: peak - before for phase, peak in trainer.stage.peaks.items()}  # type: ignore[attr-defined]
+        return {phase.value: peak - before for phase, peak in trainer.memory_plan.peaks.items()}  # type: ignore[attr-defined]
 
 
 def predicted(args: list[str], devices: int) -> dict[str, float]:

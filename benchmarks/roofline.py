@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
         "--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
     )
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[40, 300])
-    parser.add_argument("--tokens-per-batch", type=int, default=1024)
+    parser.add_argument("--tokens-per-micro-batch", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
     return parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
         app.prepare_process(config)
         module, processor = load_model(config.model), load_processor(config.model)
         for length in options.prompt_tokens:
-            trajectories = random_answers(
+            trajectories = random_responses(
                 8, 8, prompt_tokens=length, new_tokens=48, vocabulary=processor.vocab_size
             )
             kept.append({"precision": precision, **training(module, trajectories, config, options)})
@@ -119,7 +119,7 @@ def main() -> None:
     compare.write_results("roofline", {"threads": options.threads, "target": TARGET, "measurements": kept})
 
 
-def random_answers(
+def random_responses(
     prompts: int, group_size: int, *, prompt_tokens: int, new_tokens: int, vocabulary: int
 ) -> list[Trajectory]:
     """Trajectories of the benchmark's sizes; what the tokens are does not change the time."""
@@ -142,7 +142,7 @@ def training(
     module: nn.Module, trajectories: list[Trajectory], config: Config, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Forward and backward over all answers, packed as the trainer packs them."""
-    batches = [pack(part) for part in plan(trajectories, options.tokens_per_batch)]
+    batches = [pack(part) for part in plan(trajectories, options.tokens_per_micro_batch)]
 
     def step() -> None:
         for batch in batches:
@@ -170,7 +170,7 @@ def decoding(module: nn.Module, engine: Any, vocabulary: int, options: argparse.
     """64 tokens for each of 64 answers to 16 prompts, reading the prompts included."""
     prompts = {
         t.prompt.id: t.prompt
-        for t in random_answers(16, 1, prompt_tokens=40, new_tokens=1, vocabulary=vocabulary)
+        for t in random_responses(16, 1, prompt_tokens=40, new_tokens=1, vocabulary=vocabulary)
     }
     sampling = Sampling(n=4, max_tokens=64, ignore_eos=True)
     layers, head = linear_shapes(module)

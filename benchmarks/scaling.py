@@ -48,7 +48,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import blank_answer, by_group, plan
+from lightrft.trainer.batching import by_group, dummy_answer, plan
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms, Trajectory
 from tests.distributed.launch import together
@@ -82,12 +82,12 @@ def updater(folder: str, backend: str, **options: Any) -> Callable[[Sequence[Tra
     strategy = STRATEGIES[backend](StrategyConfig(backend=backend, **options), CPU)
     model = strategy.trainable(Source(ModelConfig(path=folder)), OptimizerConfig(), 100)
 
-    def update(answers: Sequence[Trajectory], tokens_per_batch: int) -> None:
+    def update(answers: Sequence[Trajectory], tokens_per_micro_batch: int) -> None:
         list(
             optimize(
-                model, answers, partial(policy_loss, model), config=UpdateConfig(tokens_per_batch=tokens_per_batch),
+                model, answers, partial(policy_loss, model), config=UpdateConfig(tokens_per_micro_batch=tokens_per_micro_batch),
                 averaging=Averaging("token", 1024), world=World.current(), device=CPU, seed=0,
-                blank=blank_answer(tiny_processor().blank()),
+                blank=dummy_answer(tiny_processor().blank()),
             )
         )  # fmt: skip
 
@@ -126,9 +126,9 @@ def of_rank(
     update(answers, MICRO_BATCH)
     spent = []
     for _ in range(REPEATS):
-        begun, wall = time.process_time(), time.perf_counter()
+        continuation, wall = time.process_time(), time.perf_counter()
         update(answers, MICRO_BATCH)
-        spent.append((time.process_time() - begun, time.perf_counter() - wall))
+        spent.append((time.process_time() - continuation, time.perf_counter() - wall))
     traffic.sent.clear()
     update(answers, MICRO_BATCH)
     cpu, wall = (statistics.median(column) for column in zip(*spent, strict=True))
@@ -175,8 +175,12 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "FSDP2, weights kept": ("fsdp", 2, {"fsdp": FsdpConfig(reshard_after_forward=False)}),
     "ZeRO 1": ("zero1", 2, {}),
     "ZeRO 2": ("zero2", 2, {}),
-    "ZeRO 3": ("zero3", 2, {"deepspeed": DeepspeedConfig(keep_whole_below=0, live_weights=0)}),
-    "ZeRO 3, weights kept": ("zero3", 2, {"deepspeed": DeepspeedConfig(keep_whole_below=0)}),
+    "ZeRO 3": (
+        "zero3",
+        2,
+        {"deepspeed": DeepspeedConfig(param_persistence_threshold=0, max_live_parameters=0)},
+    ),
+    "ZeRO 3, weights kept": ("zero3", 2, {"deepspeed": DeepspeedConfig(param_persistence_threshold=0)}),
 }
 """Name -> backend, processes, settings. The cores are shared out among the processes."""
 
@@ -255,14 +259,14 @@ LARGE: dict[str, Callable[[int], StrategyConfig]] = {
     ),
     "ZeRO 1": lambda n: StrategyConfig(backend="zero1"),
     "ZeRO 2": lambda n: StrategyConfig(backend="zero2"),
-    "ZeRO 3": lambda n: StrategyConfig(backend="zero3", deepspeed=DeepspeedConfig(live_weights=0)),
+    "ZeRO 3": lambda n: StrategyConfig(backend="zero3", deepspeed=DeepspeedConfig(max_live_parameters=0)),
 }
 
 
 def extrapolate(folder: Path) -> None:
     """What `lightrft plan` expects of Qwen2-7B on more ranks: 16 answers a rank, 512 and 2048 tokens, H100 of 80 GB."""
     (folder / "config.json").write_text(json.dumps(QWEN2_7B))
-    model = ModelConfig(path=str(folder), dtype="bfloat16", activation_checkpointing=True)
+    model = ModelConfig(path=str(folder), dtype="bfloat16", gradient_checkpointing=True)
     print(
         "\nQwen2-7B, per rank and step: GB sent in training and at the sync; s of training, of it products; GiB in training"
     )
@@ -272,7 +276,7 @@ def extrapolate(folder: Path) -> None:
                 model=model,
                 strategy=strategy(ranks),
                 rollout=RolloutConfig(prompts_per_step=2 * ranks, max_tokens=2048),
-                update=UpdateConfig(tokens_per_batch=16384),
+                update=UpdateConfig(tokens_per_micro_batch=16384),
             )
             found = plan_of(config, Hardware(ranks, 80.0), Lengths(512, 2048))
             work, rates = found.work, found.hardware.rates

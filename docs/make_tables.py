@@ -14,7 +14,7 @@ import yaml
 from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import LOSSES
-from lightrft.algorithms.selection import FILTERS, KEEP
+from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
 from lightrft.config import AlgorithmConfig, Config, SFTConfig, layers
 from lightrft.trainer.metrics import METRICS
 
@@ -82,8 +82,8 @@ def algorithms_page(text: str) -> str:
         "advantages": function_table(ADVANTAGES),
         "losses": function_table(LOSSES),
         "kl": function_table(KL),
-        "keep": function_table(KEEP),
-        "filters": function_table(FILTERS),
+        "group_filters": function_table(GROUP_FILTERS),
+        "response_filters": function_table(RESPONSE_FILTERS),
     }
     for name, table in tables.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -94,7 +94,7 @@ def algorithms_page(text: str) -> str:
 
 def row_table() -> str:
     """What each shipped layer that is an algorithm sets; an empty place is the default."""
-    columns = ["advantage", "loss", "clip", "average", "keep", "filter"]
+    columns = ["advantage", "loss", "clip", "average", "group_filter", "response_filter"]
     lines = [f"| layer | {' | '.join(columns)} | KL | more |", "|---" * (len(columns) + 3) + "|"]
     for name, file in layers.shipped().items():
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -45,12 +45,14 @@ class OpenAIEngine:
         body = {
             "model": self.model,
             "prompt": self.processor.tokenizer.decode(prompt.token_ids),
-            "n": sampling.n if prompt.begun is None else 1,
-            "max_tokens": sampling.max_tokens if prompt.begun is None else prompt.begun.max_tokens,
+            "n": sampling.n if prompt.continuation is None else 1,
+            "max_tokens": sampling.max_tokens
+            if prompt.continuation is None
+            else prompt.continuation.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stop": None if sampling.ignore_eos else list(sampling.stop) or None,
-            "seed": (sampling.seed + sampling.place + place * sampling.stride) % 2**31,
+            "seed": (sampling.seed + sampling.first_index + place * sampling.index_stride) % 2**31,
         }
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         request = urllib.request.Request(f"{self.url}/completions", json.dumps(body).encode(), headers)

@@ -55,7 +55,7 @@ from lightrft.models.sequence import check_shared
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.rewards.vote import VOTES
 from lightrft.runs.capsule import Capsules
@@ -68,13 +68,13 @@ from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.fsdp import Fsdp
 from lightrft.strategy.in_memory import restore
 from lightrft.strategy.load_weights import reader
-from lightrft.strategy.memory import PRESENT, Phase, Resident, Stage
+from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident
 from lightrft.strategy.single import Single, WithoutAdapters
 from lightrft.tasks.table import Task, load_task
-from lightrft.trainer.buffer import Experience
-from lightrft.trainer.evaluate import Evaluator, Exam
+from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.rl import RLTrainer
-from lightrft.trainer.scaler import Scores
+from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Prompt
 from lightrft.utils.atomic import explained, folder, write_text
 from lightrft.utils.device import device_bytes, pick_device, release_memory, reuse_host_memory
@@ -131,28 +131,28 @@ def claimed(
     before = earlier(config, resume)
     run = before or resume
     if run is None:
-        with world.apart():
+        with world.independent():
             run = new_run(config, command) if world.is_first else None
         run = world.gather(run)[0]
         assert run is not None
-    world.settle(run)
+    world.redirect_output(run)
     with logging_to(run / "log.txt" if world.is_first else world.output(run)) as terminal:
         yield run, before is not None, terminal
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class TaskData:
     """What is asked and how it is judged: tasks, their prompts, the rewards."""
 
     prompts: PromptLoader
-    judge: Judge
-    exams: list[Exam]
-    exam_judge: Judge
+    judge: RewardRunner
+    eval_sets: list[EvalSet]
+    eval_judge: RewardRunner
 
     @property
     def asked(self) -> Iterator[Prompt]:
         """All questions."""
-        for prompts in (*self.prompts.sources, *(exam.prompts for exam in self.exams)):
+        for prompts in (*self.prompts.sources, *(eval_set.prompts for eval_set in self.eval_sets)):
             yield from prompts
 
 
@@ -172,11 +172,11 @@ def build_trainer(
     processor = load_processor(config.model, config.media)
     check_teacher(config, processor)
     check_teams(config, algorithm)
-    curriculum = build_curriculum(config, processor, world)
-    stack.enter_context(curriculum.judge)
-    stack.enter_context(curriculum.exam_judge)
-    check_kinds(config.rollout.engine, curriculum.asked, processor.media, device)
-    scores, experience = build_scores(config, curriculum.judge, world), Experience(config.replay, world.size)
+    task_data = build_task_data(config, processor, world)
+    stack.enter_context(task_data.judge)
+    stack.enter_context(task_data.eval_judge)
+    check_kinds(config.rollout.engine, task_data.asked, processor.media, device)
+    scaler, buffer = build_scaler(config, task_data.judge, world), RolloutBuffer(config.replay, world.size)
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
 
@@ -186,10 +186,10 @@ def build_trainer(
     teacher = build_teacher(config, algorithm, strategy)
     sampler = engine_module(config, strategy, actor)
     engine = make_engine(sampler, processor, config.rollout)
-    judges = [curriculum.judge, curriculum.exam_judge]
+    judges = [task_data.judge, task_data.eval_judge]
     judging = add_judging_models(config, judges, engine, processor, device)
     owners = {"actor": actor, "critic": critic, "reference": reference, "teacher": teacher}
-    stage = build_stage(owners, engine, judging, device)
+    memory_plan = build_memory_plan(owners, engine, judging, device)
     logger = (
         Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         if world.is_first
@@ -198,23 +198,23 @@ def build_trainer(
     if logger is not None:
         stack.enter_context(logger)
     progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
-    evaluator = build_evaluator(config, curriculum, processor, run / "evaluation", world)
+    evaluator = build_evaluator(config, task_data, processor, run / "evaluation", world)
     trainer = trainer_class(
         config=config,
         run=run,
         world=world,
         device=device,
-        stage=stage,
+        memory_plan=memory_plan,
         actor=actor,
         critic=critic,
         reference=reference,
         teacher=teacher,
         engine=engine,
         processor=processor,
-        prompts=curriculum.prompts,
-        judge=curriculum.judge,
-        scores=scores,
-        experience=experience,
+        prompts=task_data.prompts,
+        judge=task_data.judge,
+        scaler=scaler,
+        buffer=buffer,
         algorithm=algorithm,
         evaluator=evaluator,
         checkpoints=checkpoints,
@@ -227,7 +227,7 @@ def build_trainer(
     if state is not None:
         trainer.load(state)
     if world.is_first:
-        progress.console.print(stage.table())
+        progress.console.print(memory_plan.table())
     stack.enter_context(progress)
     return trainer
 
@@ -266,7 +266,7 @@ def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None
     stored = models["actor"] if "actor" in models else models["model"]  # of train, of sft
     processor = load_processor(config.model, config.media)
     source = Source(config.model)
-    module = source.hollow()
+    module = source.empty()
     weights = full_weights(module, reader(module, source, stored), source.dtype)
     with explained(target.parent), folder(target) as unfinished:
         write_folder(module, processor, weights, unfinished, file_bytes=int(file_gb * 1e9))
@@ -283,38 +283,38 @@ def prepare_process(config: Config | SFTConfig) -> None:
     seed_everything(config.seed)
 
 
-def build_curriculum(config: Config, processor: Processor, world: World) -> Curriculum:
+def build_task_data(config: Config, processor: Processor, world: World) -> TaskData:
     """Loads the tasks' data, both splits, and the rewards."""
     if not config.tasks.train:
         raise ValueError(
             "tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
         )
     tasks = {name: load_task(name) for name in config.tasks.train}
-    judge = Judge(training_rewards(config, tasks.values()), config.rewards)
+    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards)
     sources = [
         (prompts_of(config, task, "train", processor), config.tasks.train[name])
         for name, task in tasks.items()
     ]
     opener = Opener(processor, config.tasks)
     loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
-    exams, exam_judge = build_exams(config, processor)
-    check_judging(config, [judge, exam_judge])
-    return Curriculum(loader, judge, exams, exam_judge)
+    eval_sets, eval_judge = build_eval_sets(config, processor)
+    check_judging(config, [judge, eval_judge])
+    return TaskData(loader, judge, eval_sets, eval_judge)
 
 
-def build_exams(config: Config, processor: Processor) -> tuple[list[Exam], Judge]:
+def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
     """The held-out questions, the same whatever the training settings, and their judge."""
     wanted = config.tasks.evaluate or config.tasks.train
     if not (config.evaluate.before_and_after or config.evaluate.every_steps):
         wanted = {}
-    exams = []
+    eval_sets = []
     for name, weight in wanted.items():
         task = load_task(name)
         prompts = prompts_of(config, task, "evaluate", processor)
-        exams.append(Exam(task, prompts[: config.evaluate.limit or None], weight))
-    rewards = {exam.task.name: exam_rewards(config, exam.task) for exam in exams}
+        eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weight))
+    rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
     # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
-    return exams, Judge(rewards, replace(config.rewards, on_failure="drop"))
+    return eval_sets, RewardRunner(rewards, replace(config.rewards, on_failure="drop"))
 
 
 def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[str, float]]:
@@ -323,7 +323,7 @@ def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[st
     return {task.name: cost | task_rewards(config, task) for task in tasks}
 
 
-def exam_rewards(config: Config, task: Task) -> dict[str, float]:
+def eval_rewards(config: Config, task: Task) -> dict[str, float]:
     """What a task's held-out answers are scored by: its own rewards, or those of training if it has none."""
     found = own_rewards(config, task) or task_rewards(config, task)
     votes = [name for name in found if name in VOTES]
@@ -366,7 +366,7 @@ def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> 
 
 def optimizer_steps(config: Config, steps: int) -> int:
     """Optimizer steps of so many training steps."""
-    return steps * config.update.epochs * config.update.minibatches
+    return steps * config.update.epochs * config.update.num_minibatches
 
 
 def actor_updates(config: Config) -> int:
@@ -378,7 +378,7 @@ def engine_module(config: Config, strategy: Strategy, actor: Trainable) -> nn.Mo
     """What the native engine samples with: the actor itself or, where that is in pieces, a model that is given its weights."""
     if not strategy.shards:
         return actor.module
-    return Source(config.model, learns=False).hollow(strategy.device)
+    return Source(config.model, learns=False).empty(strategy.device)
 
 
 def build_critic(config: Config, algorithm: Algorithm, strategy: Strategy) -> Trainable | None:
@@ -445,21 +445,23 @@ def build_teacher(config: Config, algorithm: Algorithm, strategy: Strategy) -> F
     return strategy.frozen(Source(teacher_model(config), learns=False))
 
 
-def build_scores(config: Config, judge: Judge, world: World) -> Scores:
-    """What becomes of rewards before they are learnt from."""
+def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardScaler:
+    """What becomes of rewards before they are learned from."""
     cost = judge.labels[config.constraint.cost] if config.constraint.cost else ""
     scale = {load_task(name).name: factor for name, factor in config.rewards.scale.items()}
-    return Scores(list(judge.weights), replace(config.rewards, scale=scale), config.constraint, cost, world)
+    return RewardScaler(
+        list(judge.weights), replace(config.rewards, scale=scale), config.constraint, cost, world
+    )
 
 
-def build_stage(
+def build_memory_plan(
     owners: Mapping[str, Trainable | Frozen | None],
     engine: Engine,
     judging: Mapping[str, Resident],
     device: torch.device,
-) -> Stage:
-    """Who is in device memory in which phase: the whole memory plan, by the table colocate.PRESENT."""
-    stage = Stage(lambda: device_bytes(device), lambda: release_memory(device))
+) -> MemoryPlan:
+    """Who is in device memory in which phase: the whole memory plan, by the table colocate.RESIDENCY."""
+    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
     found: dict[str, Resident] = dict(judging)
     for owner, held in {**owners, "engine": engine}.items():
         found |= {
@@ -468,17 +470,19 @@ def build_stage(
     samples_itself = isinstance(engine, NativeEngine) and "engine weights" not in found
     for name, part in found.items():
         shared = name in ("actor weights", "policy weights") and samples_itself
-        stage.add(name, part, *PRESENT.get(name, (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else []))
-    return stage
+        memory_plan.add(
+            name, part, *RESIDENCY.get(name, (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else [])
+        )
+    return memory_plan
 
 
 def build_evaluator(
-    config: Config, curriculum: Curriculum, processor: Processor, folder: Path, world: World
+    config: Config, task_data: TaskData, processor: Processor, folder: Path, world: World
 ) -> Evaluator:
     """Asks the curriculum's held-out questions."""
     return Evaluator(
-        exams=curriculum.exams,
-        judge_answers=curriculum.exam_judge,
+        eval_sets=task_data.eval_sets,
+        rewards=task_data.eval_judge,
         processor=processor,
         config=config.evaluate,
         max_tokens=config.evaluate.max_tokens or config.rollout.max_tokens,
@@ -553,8 +557,8 @@ def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
     return [
         {
             "question": readable(a["messages"][-1]["content"]),
-            "before": a["answer"],
-            "after": b["answer"],
+            "before": a["response"],
+            "after": b["response"],
             "before_reward": a["reward"],
             "after_reward": b["reward"],
         }
@@ -567,7 +571,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     device = pick_device(config.strategy.device)
     with World.joined(device, config.strategy.timeout_seconds) as world:
         folder = world.gather(evaluation_folder(config))[0]
-        world.settle(folder)
+        world.redirect_output(folder)
         return evaluate_in(config, folder, device, world)
 
 
@@ -581,17 +585,17 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
     processor = load_processor(config.model, config.media)
-    exams, judge = build_exams(config, processor)
+    eval_sets, judge = build_eval_sets(config, processor)
     check_judging(config, [judge], training=False)
-    prompts = (prompt for exam in exams for prompt in exam.prompts)
+    prompts = (prompt for eval_set in eval_sets for prompt in eval_set.prompts)
     check_kinds(config.rollout.engine, prompts, processor.media, device)
     with judge:
         evaluator = Evaluator(
-            exams=exams,
-            judge_answers=judge,
+            eval_sets=eval_sets,
+            rewards=judge,
             processor=processor,
             config=config.evaluate,
-            max_tokens=config.evaluate.max_tokens or max(exam.task.max_tokens for exam in exams),
+            max_tokens=config.evaluate.max_tokens or max(eval_set.task.max_tokens for eval_set in eval_sets),
             stop=tuple(config.rollout.stop),
             seed=config.seed,
             folder=folder,
@@ -601,18 +605,20 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
         module = load_model(config.model, device, trainable=False)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
         judging = add_judging_models(config, [judge], engine, processor, device)
-        stage = build_stage({"policy": held_whole(module, config, device)}, engine, judging, device)
-        stage.begin()
-        with stage(Phase.SYNC):
+        memory_plan = build_memory_plan(
+            {"policy": held_whole(module, config, device)}, engine, judging, device
+        )
+        memory_plan.begin()
+        with memory_plan(Phase.SYNC):
             engine.load_weights(module.state_dict().items())
             engine.weight_version = 0
-        with stage(Phase.ROLLOUT), sampling_bar() as bar, world.apart():
+        with memory_plan(Phase.ROLLOUT), sampling_bar() as bar, world.independent():
             answers = evaluator.sample(engine, progress=bar)
-        with stage(Phase.ROLLOUT if judge.by_policy else Phase.SCORE), world.apart():
+        with memory_plan(Phase.ROLLOUT if judge.by_policy else Phase.SCORE), world.independent():
             judge([t for group in answers for t in group])
-        evaluator.report(answers, "answers")
+        evaluator.report(answers, "responses")
         world.barrier()  # the first rank has written what all read
-    estimates: dict[str, Any] = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    estimates: dict[str, Any] = json.loads((folder / "responses.json").read_text(encoding="utf-8"))
     if world.is_first:
         print_estimates(estimates, config.model.path, folder)
     return estimates
@@ -621,7 +627,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
 def serve(config: Config, host: str, port: int) -> int:
     """Runs a server that a training run with these settings gives weights and asks questions."""
     device = pick_device(config.strategy.device)
-    module = Source(config.model, learns=False).hollow(device)
+    module = Source(config.model, learns=False).empty(device)
     processor = load_processor(config.model, config.media)
     rollout = replace(config.rollout, engine="vllm_server")
     return serve_policy(module, processor, rollout, host=host, port=port)
@@ -632,7 +638,7 @@ def check_task(config: Config, name: str) -> int:
     task = load_task(name)
     rewards = {task.name: task_rewards(config, task)}
     sound = True
-    with Judge(rewards, config.rewards) as judge:
+    with RewardRunner(rewards, config.rewards) as judge:
         for split in ("train", "evaluate"):
             try:
                 records = task.load(split, config.tasks, config.data, config.seed)
@@ -668,13 +674,13 @@ def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> N
                 table.add_row(
                     task, name, f"{value['mean']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"
                 )
-        facts = f"{report_['questions']} questions, {report_['answers']} answers, {report_['mean_length']:.0f} tokens each"
+        facts = f"{report_['questions']} questions, {report_['responses']} answers, {report_['mean_length']:.0f} tokens each"
         failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
-        table.add_row("", "", f"{facts}, {report_['truncated_share']:.0%} cut off{failed}")
+        table.add_row("", "", f"{facts}, {report_['truncated_fraction']:.0%} cut off{failed}")
         table.add_section()
     console = Console()
     console.print(table)
-    console.print(f"every answer: {folder}/answers.jsonl", soft_wrap=True, highlight=False)
+    console.print(f"every answer: {folder}/responses.jsonl", soft_wrap=True, highlight=False)
 
 
 def replay(run: Path, step: int) -> int:
@@ -689,7 +695,7 @@ def replay(run: Path, step: int) -> int:
         resolved.write_text(capsule.config_yaml, encoding="utf-8")
         config = layers.load([str(resolved)], Config)
         quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
-        config = replace(config, log=quiet, rollout=ours(config.rollout))
+        config = replace(config, log=quiet, rollout=with_native_engine(config.rollout))
         trainer = build_trainer(config, Path(scratch), stack, started=time.perf_counter())
         restore(trainer.actor, capsule.state)
         capsule.verify(trainer.actor.weights())
@@ -711,7 +717,7 @@ def replay(run: Path, step: int) -> int:
     return 0 if same else 1
 
 
-def ours(config: RolloutConfig) -> RolloutConfig:
+def with_native_engine(config: RolloutConfig) -> RolloutConfig:
     """The same with the native engine: what a step computes does not depend on who drew its answers, nor need that one be here."""
     plain = RolloutConfig()
     return replace(

@@ -25,7 +25,7 @@ from lightrft.runs.folder import keep_settings
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.tasks.table import Split, load_task
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
@@ -81,7 +81,7 @@ def build_trainer(
     done = state["done"] if state else 0
 
     model = strategy.trainable(Source(config.model), config.optimizer, steps)
-    stage = build_stage(model, device)
+    memory_plan = build_memory_plan(model, device)
     logger = None
     if world.is_first:
         logger = Logger(run, done if state else -1, tensorboard=config.log.tensorboard)
@@ -93,7 +93,7 @@ def build_trainer(
         run=run,
         world=world,
         device=device,
-        stage=stage,
+        memory_plan=memory_plan,
         model=model,
         processor=processor,
         prompts=prompts,
@@ -125,7 +125,7 @@ def build_loader(config: SFTConfig, conversations: Conversations, world: World) 
 
 
 def build_held_out(config: SFTConfig, conversations: Conversations) -> list[HeldOut]:
-    """The conversations whose loss is measured and never learnt from."""
+    """The conversations whose loss is measured and never learned from."""
     if not (config.evaluate.before_and_after or config.evaluate.every_steps):
         return []
     most = config.evaluate.limit or None
@@ -148,13 +148,13 @@ def prompts_of(config: SFTConfig, name: str, split: Split, conversations: Conver
     return prompts
 
 
-def build_stage(model: Trainable, device: torch.device) -> Stage:
+def build_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
     """Who is in device memory in which phase: held-out losses need no optimizer."""
-    stage = Stage(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
     parts = model.parts()
-    stage.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
-    stage.add("optimizer", parts["optimizer"], Phase.TRAIN)
-    return stage
+    memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
+    memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)
+    return memory_plan
 
 
 def finish(trainer: SFTTrainer, stack: contextlib.ExitStack) -> None:

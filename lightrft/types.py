@@ -44,7 +44,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class Continuation:
     """The answer whose beginning a prompt ends with, to go on with it."""
 
     tokens: int
@@ -70,9 +70,9 @@ class Prompt:
     """(R, P) for models with multi-axis rotary positions, else None."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
-    marked: Sequence[int] = ()
+    unexpanded_token_ids: Sequence[int] = ()
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
-    begun: Begun | None = None
+    continuation: Continuation | None = None
     """Set where an answer goes on that was cut earlier: an engine then gives one answer, whatever `sampling.n`, and of it
     what is new."""
 
@@ -106,7 +106,7 @@ class Trajectory:
     behavior: list[float]
     """(L,) log-probs at sampling; 0 where mask is False."""
     finish: Literal["stop", "length", "paused"]
-    """paused: cut at rollout.partial_tokens, to go on in the next step; nobody learns from it before."""
+    """paused: cut at rollout.max_tokens_per_step, to go on in the next step; nobody learns from it before."""
     answer: str = ""
     """The response decoded, special tokens left out. The only text a reward may look at."""
     reward: float = nan
@@ -123,7 +123,7 @@ class Trajectory:
     stream: int = 0
     """See Completion."""
     stale: int = 0
-    """How many of its first tokens were sampled by weights older than those it is learnt from."""
+    """How many of its first tokens were sampled by weights older than those it is learned from."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -198,9 +198,9 @@ class Sampling:
     """Most tokens of a response."""
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the most likely token."""
-    first_temperature: float = 0.0
+    first_token_temperature: float = 0.0
     """Another temperature for the first token of each answer (FIRE); 0: the same as for the others. Has no effect at temperature 0."""
-    first_top_k: int = 0
+    first_token_top_k: int = 0
     """Keep only so many tokens for the first one of each answer; 0: as for the others. Has no effect at temperature 0."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
@@ -216,9 +216,9 @@ class Sampling:
     """Go on to max_tokens whatever is sampled (benchmarks)."""
     seed: int = 0
     """With the prompt's place and the sample's number it fixes every random draw."""
-    place: int = 0
+    first_index: int = 0
     """Place of the call's first prompt among those of all ranks, so that what is drawn does not depend on who draws it."""
-    stride: int = 1
+    index_stride: int = 1
     """How far apart the call's prompts stand there."""
 
 

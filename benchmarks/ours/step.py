@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=40)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--steps", type=int, default=1, help="measured steps, after one that is not")
-    parser.add_argument("--tokens-per-batch", type=int, default=1024)
+    parser.add_argument("--tokens-per-micro-batch", type=int, default=1024)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     return parser.parse_args()
 
@@ -104,7 +104,7 @@ def configure(options: argparse.Namespace, folder: Path) -> Config:
         ),
         rewards=RewardConfig(functions={"work:score": 1.0}),
         optimizer=OptimizerConfig(learning_rate=1e-6),
-        update=UpdateConfig(tokens_per_batch=options.tokens_per_batch),
+        update=UpdateConfig(tokens_per_micro_batch=options.tokens_per_micro_batch),
         checkpoint=CheckpointConfig(every_steps=0),
         evaluate=EvaluateConfig(before_and_after=False),
         log=LogConfig(progress=False, tensorboard=False, trajectories_every_steps=0),

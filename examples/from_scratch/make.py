@@ -1,7 +1,7 @@
 """A folder with the architecture of a small model that hears or sees, without weights: python make.py hearing OUT.
 
 Stock transformers classes (Qwen2-Audio, LLaVA) at a few million parameters with one token per byte, for tasks that are small
-enough to be learnt from nothing. Train it with `--model random:OUT`.
+enough to be learned from nothing. Train it with `--model random:OUT`.
 """
 
 from __future__ import annotations

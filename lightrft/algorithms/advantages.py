@@ -67,11 +67,11 @@ def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 def reinforce(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The reward still to come, without a baseline.
 
-    A_t = sum_{u >= t} discount^(u - t) * r_u, counted in chosen tokens. Williams 1992
+    A_t = sum_{u >= t} gamma^(u - t) * r_u, counted in chosen tokens. Williams 1992
     (https://doi.org/10.1007/BF00992696). Needs no group; noisy unless the rewards are centred, see algorithm.whiten: whitened
     over all ranks it is the estimator of REINFORCE++ (Hu 2025, https://arxiv.org/abs/2501.03262).
     """
-    returns = _returns(batch, algo.discount)
+    returns = _returns(batch, algo.gamma)
     return returns, returns
 
 
@@ -96,7 +96,7 @@ def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor
     """The reward still to come, minus the reward of the most likely answer to the prompt.
 
     A_t = sum_{u >= t} r_u - r(greedy answer). ReMax, Li et al. 2023 (https://arxiv.org/abs/2310.10505), algorithm 2. Needs no group; a
-    greedy answer to each prompt is drawn and judged besides, and is not learnt from. With a KL penalty in the reward the
+    greedy answer to each prompt is drawn and judged besides, and is not learned from. With a KL penalty in the reward the
     baseline has none, as in verl.
     """
     assert batch.greedy is not None, "algorithm.advantage=greedy_baseline needs the rewards of greedy answers"
@@ -111,7 +111,7 @@ greedy_baseline.needs_greedy = True  # type: ignore[attr-defined]
 def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation, from a critic's values of the states before each token.
 
-    delta_t = r_t + discount * V_{t+1} - V_t;  A_t = sum_n (discount * gae_lambda)^n delta_{t+n};  return_t = A_t + V_t.
+    delta_t = r_t + gamma * V_{t+1} - V_t;  A_t = sum_n (gamma * gae_lambda)^n delta_{t+n};  return_t = A_t + V_t.
     Schulman et al. 2015 (https://arxiv.org/abs/1506.02438), eqs. 11 and 16. Steps are the chosen tokens of an answer; after its
     last one the value is 0, also for an answer that was cut for its length.
     """
@@ -120,8 +120,8 @@ def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     rewards, values, answer = (x[batch.mask] for x in (batch.rewards, batch.values, batch.segments))
     following = torch.zeros_like(values)
     following[:-1] = torch.where(answer[1:] == answer[:-1], values[1:], 0.0)
-    surprise = rewards + algo.discount * following - values
-    advantages = reverse_scan(surprise, answer, algo.discount * algo.gae_lambda)
+    surprise = rewards + algo.gamma * following - values
+    advantages = reverse_scan(surprise, answer, algo.gamma * algo.gae_lambda)
     return _at_chosen(advantages, batch), _at_chosen(advantages + values, batch)
 
 
@@ -129,7 +129,7 @@ gae.needs_values = True  # type: ignore[attr-defined]
 
 
 def none(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """No advantage from rewards: what is learnt comes from a teacher alone (algorithm.teacher_coefficient)."""
+    """No advantage from rewards: what is learned comes from a teacher alone (algorithm.teacher_coefficient)."""
     returns = _returns(batch)
     return torch.zeros_like(returns), returns
 

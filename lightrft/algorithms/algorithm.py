@@ -13,9 +13,15 @@ from torch import Tensor
 
 from lightrft.algorithms.advantages import ADVANTAGES, whiten
 from lightrft.algorithms.correction import importance
-from lightrft.algorithms.kl import adapted
-from lightrft.algorithms.losses import LOSSES, regularise
-from lightrft.algorithms.selection import FILTERS, KEEP, Filter, Keep, high_entropy
+from lightrft.algorithms.kl import adaptive_kl
+from lightrft.algorithms.losses import LOSSES, add_regularisers
+from lightrft.algorithms.selection import (
+    GROUP_FILTERS,
+    RESPONSE_FILTERS,
+    GroupFilter,
+    ResponseFilter,
+    high_entropy,
+)
 from lightrft.algorithms.shaping import teacher_advantage, token_rewards
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, GroupOfTrajectories, Terms, Trajectory
@@ -36,9 +42,9 @@ class Algorithm:
     """Batch with rewards and whole groups, settings -> advantages (T,), returns (T,)."""
     policy_loss: Callable[[Tensor, Batch, AlgorithmConfig], Terms]
     """New log-probs (T,), batch with advantages, settings -> loss per token, without KL and entropy."""
-    keep: Keep
+    group_filter: GroupFilter
     """Whether to learn from a group of judged trajectories."""
-    filter: Filter
+    response_filter: ResponseFilter
     """Which answers of a group to learn from."""
 
     needs_critic: bool
@@ -56,7 +62,7 @@ class Algorithm:
     def needs_old(self) -> bool:
         """Whether batch.old and batch.entropy must be filled before the update, however few updates follow."""
         return (
-            self.config.entropy_share < 1
+            self.config.high_entropy_fraction < 1
             or (self.needs_reference and self.config.kl_in == "reward")
             or (self.needs_teacher and self.config.teacher_in == "advantage")
         )
@@ -66,7 +72,7 @@ class Algorithm:
         """Whether batch.teacher must be filled."""
         return self.config.teacher_coefficient != 0
 
-    def judge(self, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> None:
+    def compute_advantages(self, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> None:
         """Fills rewards, advantages and returns, each (T,), of a batch with whole groups.
 
         From the scores: rewards per token, the estimator, whitening, clipping, the choice of uncertain tokens, and the
@@ -79,32 +85,34 @@ class Algorithm:
             advantages = whiten(advantages, batch.mask, reduce)
         if config.advantage_clip:
             advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
-        if config.entropy_share < 1:
+        if config.high_entropy_fraction < 1:
             advantages = (advantages * self._uncertain(batch, reduce)).to(advantages.dtype)
         if self.needs_teacher and config.teacher_in == "advantage":
             advantages = advantages + config.teacher_coefficient * teacher_advantage(batch)
         batch.advantages = advantages
 
     def _uncertain(self, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        assert batch.entropy is not None, "algorithm.entropy_share needs the entropy at sampling"
+        assert batch.entropy is not None, "algorithm.high_entropy_fraction needs the entropy at sampling"
         return high_entropy(
             batch.entropy,
             batch.mask,
             batch.segments,
             batch.num_sequences,
-            share=self.config.entropy_share,
-            over=self.config.entropy_over,
+            share=self.config.high_entropy_fraction,
+            over=self.config.high_entropy_scope,
             reduce=reduce,
         )
 
-    def steered(self, divergence: float | None) -> Algorithm:
+    def with_adapted_kl(self, divergence: float | None) -> Algorithm:
         """The algorithm of the next step, after one in which the divergence from the reference was this, per token."""
         if not self.config.kl_target or divergence is None:
             return self
         now = self.config.kl_coefficient
-        return self.weighing(adapted(now, divergence, self.config.kl_target, self.config.kl_gain))
+        return self.with_kl_coefficient(
+            adaptive_kl(now, divergence, self.config.kl_target, self.config.kl_gain)
+        )
 
-    def weighing(self, kl_coefficient: float) -> Algorithm:
+    def with_kl_coefficient(self, kl_coefficient: float) -> Algorithm:
         """The same with another weight of the divergence from the reference."""
         return replace(self, config=replace(self.config, kl_coefficient=kl_coefficient))
 
@@ -116,7 +124,7 @@ class Algorithm:
         terms = self.policy_loss(new, batch, self.config)
         weights, metrics = importance(new if batch.old is None else batch.old, batch, self.config)
         weighted = Terms(terms.loss * weights, {**terms.metrics, **metrics})
-        return regularise(weighted, new, batch, self.config, entropy=entropy)
+        return add_regularisers(weighted, new, batch, self.config, entropy=entropy)
 
 
 def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
@@ -134,8 +142,18 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         "advantage", config.advantage, resolve(ADVANTAGES, config.advantage, "advantage"), ("batch", "algo")
     )
     loss = _Role("loss", config.loss, resolve(LOSSES, config.loss, "loss"), ("new", "batch", "algo"))
-    keep = _Role("keep", config.keep, resolve(KEEP, config.keep, "keep"), ("group",))
-    choose = _Role("filter", config.filter, resolve(FILTERS, config.filter, "filter"), ("group", "draw"))
+    keep = _Role(
+        "group_filter",
+        config.group_filter,
+        resolve(GROUP_FILTERS, config.group_filter, "group_filter"),
+        ("group",),
+    )
+    choose = _Role(
+        "response_filter",
+        config.response_filter,
+        resolve(RESPONSE_FILTERS, config.response_filter, "response_filter"),
+        ("group", "draw"),
+    )
     roles = (advantage, loss, keep, choose)
     _refuse_unused(config.options, roles)
     options = {role.kind: role.take(config.options) for role in roles}
@@ -156,17 +174,23 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
             )
         return result
 
-    def bound_keep(group: Any) -> bool:
-        return bool(keep.function(group, **options["keep"]))
+    def bound_group_filter(group: Any) -> bool:
+        return bool(keep.function(group, **options["group_filter"]))
 
-    def bound_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
-        return list(choose.function(group, draw, **options["filter"]))
+    def bound_response_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
+        return list(choose.function(group, draw, **options["response_filter"]))
 
     needs_critic, needs_greedy = (
         bool(getattr(advantage.function, name, False)) for name in ("needs_values", "needs_greedy")
     )
     return Algorithm(
-        config, bound_advantage, bound_loss, bound_keep, bound_filter, needs_critic, needs_greedy
+        config,
+        bound_advantage,
+        bound_loss,
+        bound_group_filter,
+        bound_response_filter,
+        needs_critic,
+        needs_greedy,
     )
 
 

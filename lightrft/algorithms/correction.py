@@ -27,14 +27,14 @@ def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[T
 
     With p the trainer's and q the engine's probability of a token under the weights that sampled (`logprobs` and
     batch.behavior), rho = p / q per token, or the product of these over the chosen tokens of the answer
-    (correction_level="sequence", which is unbiased but varies more), and C = correction_limit:
+    (mismatch_level="sequence", which is unbiased but varies more), and C = mismatch_limit:
 
         none        1
         truncate    min(rho, C)                    TIS, Yao et al. 2025, Your Efficient RL Framework Secretly Brings You
                                                    Off-Policy RL Training (https://fengyao.notion.site/off-policy-rl);
                                                    V-trace's truncation (Espeholt et al. 2018,
                                                    https://arxiv.org/abs/1802.01561)
-        mask        rho if 1/C <= rho <= C else 0  what the two disagree about too much is not learnt from
+        mask        rho if 1/C <= rho <= C else 0  what the two disagree about too much is not learned from
 
     Logged whatever is set: rho per token (mismatch/ratio) and the share of tokens whose weight the limit changes or
     would change (mismatch/beyond_limit).
@@ -42,15 +42,17 @@ def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[T
     difference = torch.where(batch.mask, logprobs.detach() - batch.behavior, 0.0)
     token_ratio = difference.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()
     ratio = token_ratio
-    if algo.correction_level == "sequence":
+    if algo.mismatch_level == "sequence":
         total = segment_sum(difference, batch.segments, batch.num_sequences)
         ratio = total.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()[batch.segments]
-    limit = algo.correction_limit
+    limit = algo.mismatch_limit
     beyond = ratio > limit
-    if algo.correction == "mask":
+    if algo.mismatch_correction == "mask":
         beyond = beyond | (ratio < 1 / limit)
     metrics = {"mismatch/ratio": token_ratio, "mismatch/beyond_limit": beyond.to(ratio.dtype)}
-    if algo.correction == "none":
+    if algo.mismatch_correction == "none":
         return torch.ones_like(ratio), metrics
-    cut = ratio.clamp(max=limit) if algo.correction == "truncate" else torch.where(beyond, 0.0, ratio)
+    cut = (
+        ratio.clamp(max=limit) if algo.mismatch_correction == "truncate" else torch.where(beyond, 0.0, ratio)
+    )
     return cut, metrics

@@ -61,7 +61,7 @@ def _with_gradient_of_k2(value: Tensor, policy: Tensor, reference: Tensor) -> Te
     return value.detach() + (gradient - gradient.detach())
 
 
-def adapted(coefficient: float, divergence: float, target: float, gain: float) -> float:
+def adaptive_kl(coefficient: float, divergence: float, target: float, gain: float) -> float:
     """The coefficient of the next step: larger where the policy is further from the reference than the target, else smaller.
 
     coefficient * (1 + gain * clip(divergence / target - 1, -0.2, 0.2)). Ziegler et al. 2019

@@ -32,7 +32,7 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
     `dual_clip` = c > 1 the loss of such a token is at most c * |A_t|, and has no gradient there (dual clip, Ye et al.
     2020, https://arxiv.org/abs/1912.09729, eq. 5; they use c = 3). 0: not.
 
-    clip_share counts the tokens whose gradient a clip stops, not all those outside the bounds.
+    clip/fraction counts the tokens whose gradient a clip stops, not all those outside the bounds.
     """
     if dual_clip != 0 and dual_clip <= 1:
         raise ValueError(
@@ -101,7 +101,7 @@ def cispo(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     loss_t = -sg(clip(ratio_t, 1 - clip[0], 1 + clip[1])) * A_t * log p_t, where sg has no gradient. CISPO, MiniMax-M1
     2025 (https://arxiv.org/abs/2506.13585), eqs. 4 and 5. They set no lower bound (clip[0] = 1) and leave the upper one open.
 
-    clip_share counts the tokens whose weight was cut.
+    clip/fraction counts the tokens whose weight was cut.
     """
     difference = log_ratio(new, batch)
     ratio = difference.detach().exp()
@@ -159,7 +159,7 @@ def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     """loss_t = -A_t * log p_t: its gradient is the plain policy gradient.
 
     Williams 1992 (https://doi.org/10.1007/BF00992696). Right for answers drawn from the weights being
-    trained: use it with update.epochs=1 and update.minibatches=1.
+    trained: use it with update.epochs=1 and update.num_minibatches=1.
     """
     loss = -_advantages(batch) * torch.where(batch.mask, new, 0.0)
     return Terms(loss, _drift(log_ratio(new, batch)))
@@ -186,10 +186,10 @@ def value_loss(values: Tensor, batch: Batch, clip: float) -> Terms:
         bounded = (old + (values - old).clamp(-clip, clip) - returns).square()
         held = bounded > loss
         loss = torch.maximum(loss, bounded)
-    return Terms(loss / 2, {"value": values.detach(), "clip_share": held.to(loss.dtype)})
+    return Terms(loss / 2, {"value": values.detach(), "clip_fraction": held.to(loss.dtype)})
 
 
-def regularise(
+def add_regularisers(
     terms: Terms, new: Tensor, batch: Batch, algo: AlgorithmConfig, *, entropy: Tensor | None
 ) -> Terms:
     """Any policy loss plus the pull towards reference (kl_in="loss") and teacher (teacher_in="loss"), and entropy.
@@ -239,7 +239,7 @@ def _pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tu
 
 def _clipped_terms(loss: Tensor, difference: Tensor, stopped: Tensor) -> Terms:
     """A loss with its diagnostics, from the log-ratio and where a clip acts, all (T,)."""
-    return Terms(loss, {**_drift(difference), "clip_share": stopped.to(loss.dtype)})
+    return Terms(loss, {**_drift(difference), "clip/fraction": stopped.to(loss.dtype)})
 
 
 def _answer_mean(values: Tensor, batch: Batch) -> Tensor:
@@ -255,7 +255,7 @@ def _advantages(batch: Batch) -> Tensor:
 def _drift(difference: Tensor) -> dict[str, Tensor]:
     """How far the policy has moved since sampling: the ratio, and the k3 estimate of KL(old || new)."""
     difference = difference.detach()
-    return {"ratio/mean": difference.exp(), "kl_old": k3(-difference, torch.zeros_like(difference))}
+    return {"ratio/mean": difference.exp(), "approx_kl": k3(-difference, torch.zeros_like(difference))}
 
 
 PolicyLoss = Callable[[Tensor, Batch, AlgorithmConfig], Terms]

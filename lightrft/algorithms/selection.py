@@ -1,6 +1,6 @@
 """Which groups to learn from, which of their answers, and which tokens.
 
-Groups that are not kept are drawn again, see rollout.max_draws. Answers that are filtered out have counted in the
+Groups that are not kept are drawn again, see rollout.max_sampling_rounds. Answers that are filtered out have counted in the
 baseline of their group.
 """
 
@@ -34,9 +34,9 @@ def mixed_outcomes(group: GroupOfTrajectories) -> bool:
     return max(rewards) - min(rewards) > EQUAL_WITHIN * max(abs(reward) for reward in rewards)
 
 
-Keep = Callable[[GroupOfTrajectories], bool]
+GroupFilter = Callable[[GroupOfTrajectories], bool]
 
-KEEP: dict[str, Keep] = {"all": all_groups, "mixed_outcomes": mixed_outcomes}
+GROUP_FILTERS: dict[str, GroupFilter] = {"all": all_groups, "mixed_outcomes": mixed_outcomes}
 
 
 def all_answers(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
@@ -68,31 +68,31 @@ def _best_and_others(group: GroupOfTrajectories) -> tuple[Trajectory, list[Traje
     return group[place], [*group[:place], *group[place + 1 :]]
 
 
-def random_answers(
-    group: GroupOfTrajectories, draw: random.Random, *, answers_to_learn_from: float
+def random_responses(
+    group: GroupOfTrajectories, draw: random.Random, *, responses_to_learn_from: float
 ) -> list[Trajectory]:
     """So many answers of the group at random, in their order; all if there are fewer.
 
     For rewards that need many answers, such as a majority vote, where learning from a part of them is enough: TTRL, Zuo
     et al. 2025 (https://arxiv.org/abs/2504.16084), votes among 64 and learns from 32.
     """
-    count = int(answers_to_learn_from)
-    if count < 1 or count != answers_to_learn_from:
+    count = int(responses_to_learn_from)
+    if count < 1 or count != responses_to_learn_from:
         raise ValueError(
-            f"algorithm.options.answers_to_learn_from={answers_to_learn_from}: must be a whole number, at least 1."
+            f"algorithm.options.responses_to_learn_from={responses_to_learn_from}: must be a whole number, at least 1."
         )
     chosen = draw.sample(range(len(group)), min(count, len(group)))
     return [group[i] for i in sorted(chosen)]
 
 
-Filter = Callable[[GroupOfTrajectories, random.Random], list[Trajectory]]
+ResponseFilter = Callable[[GroupOfTrajectories, random.Random], list[Trajectory]]
 """A group with rewards and advantages, a source of chance -> the answers to learn from."""
 
-FILTERS: dict[str, Callable[..., list[Trajectory]]] = {
+RESPONSE_FILTERS: dict[str, Callable[..., list[Trajectory]]] = {
     "all": all_answers,
     "best_random": best_random,
     "best_worst": best_worst,
-    "random_answers": random_answers,
+    "random_responses": random_responses,
 }
 
 

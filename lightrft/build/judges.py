@@ -18,7 +18,7 @@ from lightrft.models.load import load_model, load_processor, text_shape
 from lightrft.models.processor import Processor
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.models.source import Source
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.models import (
     JUDGE,
     MODEL_REWARDS,
@@ -33,7 +33,7 @@ from lightrft.strategy.single import SingleFrozen
 from lightrft.utils.imports import resolve
 
 
-def check_judging(config: Config, judges: Sequence[Judge], *, training: bool = True) -> None:
+def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: bool = True) -> None:
     """ValueError if a reward that a model gives has no model, a model no use, or both want the device at the same time."""
     paths = {JUDGE: config.judge.path, REWARD_MODEL: config.reward_model.path}
     used = {name for judge in judges for name in judge.models}
@@ -47,10 +47,10 @@ def check_judging(config: Config, judges: Sequence[Judge], *, training: bool = T
                 f"{MODEL_REWARDS[name]}={path} has no effect without the reward '{name}'. Add it to rewards.functions, e.g. "
                 f"--rewards.functions {name} 1"
             )
-    if training and used and config.rollout.overlap:
+    if training and used and config.rollout.overlap_rewards:
         raise ValueError(
-            f"rollout.overlap with the reward '{min(used)}': the model that judges and the rollout would want the device at the "
-            "same time. Leave rollout.overlap out."
+            f"rollout.overlap_rewards with the reward '{min(used)}': the model that judges and the rollout would want the device at the "
+            "same time. Leave rollout.overlap_rewards out."
         )
     if len(used) > 1 and config.judge.path == POLICY:
         raise ValueError(
@@ -71,9 +71,9 @@ def check_judging(config: Config, judges: Sequence[Judge], *, training: bool = T
 
 
 def add_judging_models(
-    config: Config, judges: Sequence[Judge], engine: Engine, processor: Processor, device: torch.device
+    config: Config, judges: Sequence[RewardRunner], engine: Engine, processor: Processor, device: torch.device
 ) -> dict[str, Resident]:
-    """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in colocate.PRESENT."""
+    """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in colocate.RESIDENCY."""
     used = {name for judge in judges for name in judge.models}
     found: dict[str, ModelReward] = {}
     residents: dict[str, Resident] = {}
@@ -100,8 +100,8 @@ def model_judge(
     if options.engine != "native":
         make: MakeEngine = resolve({}, options.engine, "engine of the judge")
         with named(JUDGE):
-            hollow = Source(model, learns=False).hollow()
-        asked = make(hollow, own, config.rollout)
+            empty = Source(model, learns=False).empty()
+        asked = make(empty, own, config.rollout)
         return GenerativeJudge(asked.generate, own, options, most), {}
     with named(JUDGE):
         frozen = held_whole(load_model(model, resting(config, device), trainable=False), config, device)
@@ -118,7 +118,7 @@ def reward_model(config: Config, device: torch.device) -> tuple[ModelReward, dic
         frozen = held_whole(load_reward_model(model, options, resting(config, device)), config, device)
 
     def ask(conversations: Sequence[Sequence[int]]) -> list[float]:
-        return scores(frozen.module, conversations, options.output, options.tokens_per_batch)
+        return scores(frozen.module, conversations, options.output_index, options.tokens_per_micro_batch)
 
     rated = ScalarReward(ask, own, most_read(config, REWARD_MODEL))
     return rated, {"reward model weights": frozen.parts()["weights"]}

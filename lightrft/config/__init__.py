@@ -37,7 +37,7 @@ class ModelConfig:
     """Type the forward and backward pass compute in. With bfloat16 the optimizer keeps float32 master weights."""
     attention: Literal["packed", "separate"] = "packed"
     """packed: prefix-sharing kernels. separate: one plain sdpa call per sequence; slow, for checking."""
-    activation_checkpointing: bool = False
+    gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     chat_template: str = ""
     """Path to a Jinja chat template that replaces the tokenizer's. 'plain' joins the contents with newlines."""
@@ -121,7 +121,7 @@ class NativeEngineConfig:
     """Most prompt tokens that enter in one pass of the model; a longer prompt enters alone."""
     pack_weights: bool = True
     """Copy the weights into a faster layout while generating on a CPU; costs their memory once more."""
-    record: bool = False
+    cuda_graphs: bool = False
     """On a CUDA device, record what the device does in a decoding pass and repeat it (CUDA graphs). New, its last state not run on
     a GPU yet: off unless asked for."""
 
@@ -130,27 +130,29 @@ class NativeEngineConfig:
 class VllmConfig:
     """vLLM in the trainer's process; only with rollout.engine=vllm."""
 
-    max_sequences: int = 256
+    max_num_seqs: int = 256
     """Most answers decoded at the same time."""
-    max_length: int = 0
+    max_model_len: int = 0
     """Most tokens of a question with its answer, for which vLLM keeps room; 0: what the model was made for."""
-    tensor_parallel: int = 1
+    tensor_parallel_size: int = 1
     """Neighbouring processes that have one engine together, each a part of its weights and cache."""
-    memory_share: float = 0.4
+    gpu_memory_utilization: float = 0.4
     """Share of an accelerator's memory for weights and cache together."""
     cache_gib: float = 1.0
     """GiB for the cache on a CPU."""
-    eager: bool = False
+    enforce_eager: bool = False
     """Do not compile the model: a quicker start and a slower rollout."""
     sleep_level: Literal[1, 2] = 2
     """What it keeps in host memory between rollouts: 1: the weights, so that another rollout with the same ones needs no sync; 2: nothing."""
 
     def __post_init__(self) -> None:
-        at_least(1, "rollout.vllm", max_sequences=self.max_sequences, tensor_parallel=self.tensor_parallel)
-        at_least(0, "rollout.vllm", max_length=self.max_length)
-        if not 0 < self.memory_share <= 1 or self.cache_gib <= 0:
+        at_least(
+            1, "rollout.vllm", max_num_seqs=self.max_num_seqs, tensor_parallel_size=self.tensor_parallel_size
+        )
+        at_least(0, "rollout.vllm", max_model_len=self.max_model_len)
+        if not 0 < self.gpu_memory_utilization <= 1 or self.cache_gib <= 0:
             raise ValueError(
-                f"rollout.vllm.memory_share={self.memory_share}, cache_gib={self.cache_gib}: need 0 < memory_share <= 1 and "
+                f"rollout.vllm.gpu_memory_utilization={self.gpu_memory_utilization}, cache_gib={self.cache_gib}: need 0 < gpu_memory_utilization <= 1 and "
                 "cache_gib above 0."
             )
 
@@ -187,13 +189,13 @@ class ServerConfig:
 class SglangConfig:
     """SGLang in processes of its own beside the trainer; only with rollout.engine=sglang."""
 
-    max_sequences: int = 256
+    max_running_requests: int = 256
     """Most answers decoded at the same time."""
-    max_length: int = 0
+    context_length: int = 0
     """Most tokens of a question with its answer; 0: what the model was made for."""
-    memory_share: float = 0.4
-    """Share of the device's memory for weights and cache together; of a CPU's only as much as cache_tokens need."""
-    cache_tokens: int = 65536
+    mem_fraction_static: float = 0.4
+    """Share of the device's memory for weights and cache together; of a CPU's only as much as max_total_tokens need."""
+    max_total_tokens: int = 65536
     """Tokens for which there is room in the cache on a CPU."""
     bucket_mib: int = 256
     """Most MiB of weights in one message."""
@@ -204,14 +206,14 @@ class SglangConfig:
 
     def __post_init__(self) -> None:
         at_least(
-            1, "rollout.sglang", max_sequences=self.max_sequences, cache_tokens=self.cache_tokens, bucket_mib=self.bucket_mib
+            1, "rollout.sglang", max_running_requests=self.max_running_requests, max_total_tokens=self.max_total_tokens, bucket_mib=self.bucket_mib
         )  # fmt: skip
-        at_least(0, "rollout.sglang", max_length=self.max_length)
+        at_least(0, "rollout.sglang", context_length=self.context_length)
         if self.start_seconds <= 0:
             raise ValueError(f"rollout.sglang.start_seconds={self.start_seconds:g}: must be above 0.")
-        if not 0 < self.memory_share <= 1:
+        if not 0 < self.mem_fraction_static <= 1:
             raise ValueError(
-                f"rollout.sglang.memory_share={self.memory_share}: must be above 0 and at most 1."
+                f"rollout.sglang.mem_fraction_static={self.mem_fraction_static}: must be above 0 and at most 1."
             )
 
 
@@ -219,21 +221,21 @@ class SglangConfig:
 class LmdeployConfig:
     """LMDeploy's PyTorch engine beside the trainer; only with rollout.engine=lmdeploy."""
 
-    max_sequences: int = 256
+    max_batch_size: int = 256
     """Most answers decoded at the same time."""
-    max_length: int = 0
+    session_len: int = 0
     """Most tokens of a question with its answer; 0: what the model was made for."""
-    memory_share: float = 0.4
+    cache_max_entry_count: float = 0.4
     """Share of the free memory of an accelerator for the cache."""
     bucket_mib: int = 256
     """Most MiB of weights in one message."""
 
     def __post_init__(self) -> None:
-        at_least(1, "rollout.lmdeploy", max_sequences=self.max_sequences, bucket_mib=self.bucket_mib)
-        at_least(0, "rollout.lmdeploy", max_length=self.max_length)
-        if not 0 < self.memory_share <= 1:
+        at_least(1, "rollout.lmdeploy", max_batch_size=self.max_batch_size, bucket_mib=self.bucket_mib)
+        at_least(0, "rollout.lmdeploy", session_len=self.session_len)
+        if not 0 < self.cache_max_entry_count <= 1:
             raise ValueError(
-                f"rollout.lmdeploy.memory_share={self.memory_share}: must be above 0 and at most 1."
+                f"rollout.lmdeploy.cache_max_entry_count={self.cache_max_entry_count}: must be above 0 and at most 1."
             )
 
 
@@ -251,9 +253,9 @@ class RolloutConfig:
     """Most tokens of an answer; a longer one is cut and counts as truncated."""
     temperature: float = 1.0
     """Sampling temperature; trainer log-probs are taken at the same."""
-    first_temperature: float = 0.0
+    first_token_temperature: float = 0.0
     """Another temperature, usually a high one, for the first token of each answer (FIRE); 0: the same as for the others."""
-    first_top_k: int = 0
+    first_token_top_k: int = 0
     """Draw the first token of each answer among the k likeliest only; 0: like the others."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0: all. Restricting the draw (top_k, top_p, min_p) leaves the ratio as it is, but
@@ -264,16 +266,16 @@ class RolloutConfig:
     """Drop tokens less likely than this share of the likeliest; 0: none."""
     stop: list[str] = field(default_factory=list)
     """Texts that end an answer."""
-    max_draws: int = 4
-    """With algorithm.keep other than all: most rounds of drawing per step before training on what there is."""
-    surplus: Literal["drop", "keep"] = "drop"
-    """Groups drawn too much, with algorithm.keep other than all: drop them, or learn from them in the next step."""
-    partial_tokens: int = 0
+    max_sampling_rounds: int = 4
+    """With algorithm.group_filter other than all: most rounds of drawing per step before training on what there is."""
+    extra_groups: Literal["drop", "keep"] = "drop"
+    """Groups drawn too much, with algorithm.group_filter other than all: drop them, or learn from them in the next step."""
+    max_tokens_per_step: int = 0
     """Most tokens that an answer gets in one step (partial rollout): a longer one waits and goes on in the next step, with newer
-    weights; groups are learnt from when all their answers have ended. 0: answers end in the step they begin in."""
-    overlap: bool = False
+    weights; groups are learned from when all their answers have ended. 0: answers end in the step they begin in."""
+    overlap_rewards: bool = False
     """Draw the answers of the next step while those of this one are judged; they come from weights one step older."""
-    restarts: int = 2
+    max_engine_restarts: int = 2
     """How often in one rollout an engine that died is started again before the run stops."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
@@ -283,37 +285,42 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         self._check_engine()
-        at_least(0, "rollout", partial_tokens=self.partial_tokens, restarts=self.restarts)
+        at_least(
+            0,
+            "rollout",
+            max_tokens_per_step=self.max_tokens_per_step,
+            max_engine_restarts=self.max_engine_restarts,
+        )
         at_least(
             1,
             "rollout",
             prompts_per_step=self.prompts_per_step,
             group_size=self.group_size,
             max_tokens=self.max_tokens,
-            max_draws=self.max_draws,
+            max_sampling_rounds=self.max_sampling_rounds,
         )
         if self.temperature <= 0:
             raise ValueError(
                 f"rollout.temperature={self.temperature}: training needs sampled answers. Set it above 0, e.g. 1.0."
             )
-        if self.first_temperature < 0:
+        if self.first_token_temperature < 0:
             raise ValueError(
-                f"rollout.first_temperature={self.first_temperature}: must be above 0, e.g. 10, or 0 for rollout.temperature."
+                f"rollout.first_token_temperature={self.first_token_temperature}: must be above 0, e.g. 10, or 0 for rollout.temperature."
             )
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or min(self.top_k, self.first_top_k) < 0:
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or min(self.top_k, self.first_token_top_k) < 0:
             raise ValueError(
-                f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, first_top_k={self.first_top_k}: need "
-                "0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0 and first_top_k >= 0."
+                f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, first_token_top_k={self.first_token_top_k}: need "
+                "0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0 and first_token_top_k >= 0."
             )
 
     @property
     def longest(self) -> int:
         """Tokens of a question with its answer for which the engine was set to keep room; 0: it was not set."""
         lengths = {
-            "vllm": self.vllm.max_length,
-            "vllm_server": self.vllm.max_length,
-            "sglang": self.sglang.max_length,
-            "lmdeploy": self.lmdeploy.max_length,
+            "vllm": self.vllm.max_model_len,
+            "vllm_server": self.vllm.max_model_len,
+            "sglang": self.sglang.context_length,
+            "lmdeploy": self.lmdeploy.session_len,
         }
         return lengths.get(self.engine, 0)
 
@@ -330,14 +337,14 @@ class RolloutConfig:
             if self.engine not in engines and ":" not in self.engine:
                 cure = f"set rollout.engine={engines[0]}"
                 refuse_idle(f"rollout.{section}", getattr(self, section), because=because, cure=cure)
-        if self.partial_tokens >= self.max_tokens:
+        if self.max_tokens_per_step >= self.max_tokens:
             raise ValueError(
-                f"rollout.partial_tokens={self.partial_tokens} has no effect with rollout.max_tokens={self.max_tokens}. Set it below, e.g. "
+                f"rollout.max_tokens_per_step={self.max_tokens_per_step} has no effect with rollout.max_tokens={self.max_tokens}. Set it below, e.g. "
                 "to a quarter, or to 0."
             )
-        if self.partial_tokens and self.stop and self.engine != "native":
+        if self.max_tokens_per_step and self.stop and self.engine != "native":
             raise ValueError(
-                f"rollout.partial_tokens={self.partial_tokens} with rollout.stop and {because}: a stop text that lies across a cut would be "
+                f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across a cut would be "
                 "missed. Leave one of them out, or set rollout.engine=native."
             )
 
@@ -357,7 +364,7 @@ class AlgorithmConfig:
     advantage: str = "group_norm"
     """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline, gae (with a critic), none (with a
     teacher); or an import path."""
-    discount: float = 1.0
+    gamma: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier, from 0 to 1."""
     gae_lambda: float = 1.0
     """For advantage gae: 0 trusts the critic, 1 the rewards that came."""
@@ -369,15 +376,15 @@ class AlgorithmConfig:
     """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""
     average: Literal["token", "sequence", "fixed"] = "sequence"
     """token: all tokens weigh the same. sequence: all answers do. fixed: divide by rollout.max_tokens (Dr.GRPO)."""
-    keep: str = "all"
+    group_filter: str = "all"
     """Which groups to learn from: all, mixed_outcomes (rewards differ; others are redrawn), or an import path."""
-    filter: str = "all"
+    response_filter: str = "all"
     """Which answers of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
-    random_answers, or an import path."""
-    entropy_share: float = 1.0
+    random_responses, or an import path."""
+    high_entropy_fraction: float = 1.0
     """Learn only from this share of the tokens, those with the highest entropy at sampling. 1: all."""
-    entropy_over: Literal["batch", "sequence"] = "batch"
-    """What entropy_share is a share of: the tokens of a step on all ranks, or those of each answer."""
+    high_entropy_scope: Literal["batch", "sequence"] = "batch"
+    """What high_entropy_fraction is a share of: the tokens of a step on all ranks, or those of each answer."""
     kl: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
     """Estimator of the divergence from the reference model; + means with the gradient of k2."""
     kl_coefficient: float = 0.0
@@ -388,10 +395,10 @@ class AlgorithmConfig:
     """Divergence per token that kl_coefficient is steered towards, step by step; 0: the coefficient is fixed."""
     kl_gain: float = 0.1
     """With kl_target: kl_coefficient changes by at most a fifth of this share per step."""
-    reference_steps: int = 0
+    reference_update_steps: int = 0
     """The reference follows the policy every so many steps; 0: it stays the model the run began with."""
-    reference_share: float = 1.0
-    """How far it follows: 1 becomes the policy; small, with reference_steps=1, is a moving average."""
+    reference_update_rate: float = 1.0
+    """How far it follows: 1 becomes the policy; small, with reference_update_steps=1, is a moving average."""
     teacher_coefficient: float = 0.0
     """Weight of the divergence from teacher.path, per token (on-policy distillation); 0 loads no teacher."""
     teacher_in: Literal["advantage", "loss"] = "advantage"
@@ -408,15 +415,15 @@ class AlgorithmConfig:
     """The last so many tokens before rollout.max_tokens cost more and more of overlong_penalty; 0: no penalty for length."""
     overlong_penalty: float = 1.0
     """What an answer of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
-    correction: Literal["none", "truncate", "mask"] = "none"
-    """Weights against the mismatch of engine and trainer: none, p_trainer / p_engine cut at correction_limit, or the same
+    mismatch_correction: Literal["none", "truncate", "mask"] = "none"
+    """Weights against the mismatch of engine and trainer: none, p_trainer / p_engine cut at mismatch_limit, or the same
     with 0 for tokens beyond the limit either way."""
-    correction_level: Literal["token", "sequence"] = "token"
+    mismatch_level: Literal["token", "sequence"] = "token"
     """A weight per token, or the product over the answer for all its tokens."""
-    correction_limit: float = 2.0
+    mismatch_limit: float = 2.0
     """Largest weight; mask also leaves out what is below its inverse."""
     options: dict[str, float] = field(default_factory=dict)
-    """Keyword arguments of the advantage, loss, keep or filter function (dual_clip, tau_positive, drift, answers_to_learn_from, or
+    """Keyword arguments of the advantage, loss, keep or filter function (dual_clip, tau_positive, drift, responses_to_learn_from, or
     your own function's), checked against its signature at start-up."""
 
     def __post_init__(self) -> None:
@@ -424,22 +431,27 @@ class AlgorithmConfig:
             raise ValueError(
                 f"algorithm.clip={self.clip}: give two numbers >= 0, below and above, e.g. [0.2, 0.28]."
             )
-        if not 0 < self.entropy_share <= 1:
+        if not 0 < self.high_entropy_fraction <= 1:
             raise ValueError(
-                f"algorithm.entropy_share={self.entropy_share}: a share above 0 and at most 1, e.g. 0.2."
+                f"algorithm.high_entropy_fraction={self.high_entropy_fraction}: a share above 0 and at most 1, e.g. 0.2."
             )
-        if self.correction_limit <= 1:
+        if self.mismatch_limit <= 1:
             raise ValueError(
-                f"algorithm.correction_limit={self.correction_limit}: the weight of a token both agree about is 1, so set it above 1, e.g. 2."
+                f"algorithm.mismatch_limit={self.mismatch_limit}: the weight of a token both agree about is 1, so set it above 1, e.g. 2."
             )
-        at_least(0, "algorithm", overlong_buffer=self.overlong_buffer, reference_steps=self.reference_steps)
+        at_least(
+            0,
+            "algorithm",
+            overlong_buffer=self.overlong_buffer,
+            reference_update_steps=self.reference_update_steps,
+        )
         self._check_reference()
         if self.advantage == "none" and (self.teacher_coefficient == 0 or self.teacher_in != "advantage"):
             raise ValueError(
                 "algorithm.advantage=none leaves everything to a teacher, and none enters the advantage. Set teacher.path, "
                 "algorithm.teacher_coefficient=1 and algorithm.teacher_in=advantage, or another algorithm.advantage."
             )
-        for name, number in (("discount", self.discount), ("gae_lambda", self.gae_lambda)):
+        for name, number in (("gamma", self.gamma), ("gae_lambda", self.gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
         self._refuse_idle()
@@ -450,24 +462,36 @@ class AlgorithmConfig:
             (self.advantage in WITHOUT_CRITIC, ["gae_lambda"], "advantage", "advantage=gae"),
             (
                 self.advantage in (*COMPARING, "greedy_baseline", "none"),
-                ["discount"],
+                ["gamma"],
                 "advantage",
                 "advantage=reinforce",
             ),
             (
                 self.advantage == "none",
-                ["whiten", "advantage_clip", "reward_clip", "overlong_buffer", "entropy_share", "kl_in"],
+                [
+                    "whiten",
+                    "advantage_clip",
+                    "reward_clip",
+                    "overlong_buffer",
+                    "high_entropy_fraction",
+                    "kl_in",
+                ],
                 "advantage",
                 "advantage=group_norm",
             ),
             (
                 self.kl_coefficient == 0,
-                ["kl_target", "reference_steps"],
+                ["kl_target", "reference_update_steps"],
                 "kl_coefficient",
                 "kl_coefficient, e.g. 0.01",
             ),
             (self.kl_target == 0, ["kl_gain"], "kl_target", "kl_target, e.g. 0.05"),
-            (self.reference_steps == 0, ["reference_share"], "reference_steps", "reference_steps=1"),
+            (
+                self.reference_update_steps == 0,
+                ["reference_update_rate"],
+                "reference_update_steps",
+                "reference_update_steps=1",
+            ),
             (self.teacher_coefficient == 0, ["teacher_in"], "teacher_coefficient", "teacher_coefficient=1"),
             (
                 self.overlong_buffer == 0,
@@ -475,7 +499,12 @@ class AlgorithmConfig:
                 "overlong_buffer",
                 "overlong_buffer to some tokens",
             ),
-            (self.entropy_share == 1, ["entropy_over"], "entropy_share", "entropy_share=0.2"),
+            (
+                self.high_entropy_fraction == 1,
+                ["high_entropy_scope"],
+                "high_entropy_fraction",
+                "high_entropy_fraction=0.2",
+            ),
         ):
             if off:
                 reason = f"algorithm.{because}={getattr(self, because)}"
@@ -487,9 +516,9 @@ class AlgorithmConfig:
                 f"algorithm.kl_target={self.kl_target}, kl_gain={self.kl_gain}: the target must be at least 0 (0: fixed "
                 "kl_coefficient), the gain above 0, e.g. 0.1."
             )
-        if not 0 < self.reference_share <= 1:
+        if not 0 < self.reference_update_rate <= 1:
             raise ValueError(
-                f"algorithm.reference_share={self.reference_share}: a share above 0 and at most 1 (1: becomes the policy)."
+                f"algorithm.reference_update_rate={self.reference_update_rate}: a share above 0 and at most 1 (1: becomes the policy)."
             )
 
 
@@ -528,15 +557,15 @@ class ConstraintConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Answers of earlier steps, learnt from again beside the new ones, with the log-probs of the policy that sampled them."""
+    """Answers of earlier steps, learned from again beside the new ones, with the log-probs of the policy that sampled them."""
 
-    groups: int = 0
+    groups_per_step: int = 0
     """Groups of earlier steps that each step learns from again, over all ranks; 0: none."""
     max_age: int = 4
     """Steps after which an answer is not used any more."""
 
     def __post_init__(self) -> None:
-        at_least(0, "replay", groups=self.groups)
+        at_least(0, "replay", groups_per_step=self.groups_per_step)
         at_least(1, "replay", max_age=self.max_age)
 
 
@@ -553,7 +582,7 @@ class RewardConfig:
     workers: int = 1
     """Child processes that compute rewards; 0 computes them in the main process, without time limit."""
     scale: dict[str, float] = field(default_factory=dict)
-    """Task -> factor on the rewards of its answers before they are learnt from; 1 where a task is not named."""
+    """Task -> factor on the rewards of its answers before they are learned from; 1 where a task is not named."""
     normalise: Literal["none", "scale", "shift_and_scale"] = "none"
     """Divide rewards by the deviation of all rewards of their task so far in the run, on all ranks; or subtract the mean first."""
 
@@ -576,9 +605,9 @@ class JudgeConfig:
     examples/openai_engine.py:OpenAIEngine for a server; the model then gives the tokenizer alone."""
     template: str = ""
     """Text file with what the judge is asked; {question}, {answer} and {target} are filled in. Empty: a general one."""
-    score: str = r"(?i)score:\s*\**\s*(-?\d+(?:\.\d+)?)"
+    score_pattern: str = r"(?i)score:\s*\**\s*(-?\d+(?:\.\d+)?)"
     """Regular expression whose group is the score in the judge's reply; the last one counts."""
-    full_marks: float = 10.0
+    max_score: float = 10.0
     """The score of a perfect answer, for which the reward is 1."""
     samples: int = 1
     """Replies per answer, whose mean counts."""
@@ -595,14 +624,18 @@ class JudgeConfig:
                 f"judge.samples={self.samples} with judge.temperature=0 gives the same reply {self.samples} times. Set "
                 "judge.temperature, e.g. 0.7."
             )
-        if not self.full_marks > 0:
-            raise ValueError(f"judge.full_marks={self.full_marks:g}: must be above 0.")
+        if not self.max_score > 0:
+            raise ValueError(f"judge.max_score={self.max_score:g}: must be above 0.")
         try:
-            groups = re.compile(self.score).groups
+            groups = re.compile(self.score_pattern).groups
         except re.error as error:
-            raise ValueError(f"judge.score={self.score}: not a regular expression: {error}.") from None
+            raise ValueError(
+                f"judge.score_pattern={self.score_pattern}: not a regular expression: {error}."
+            ) from None
         if groups != 1:
-            raise ValueError(f"judge.score={self.score}: must have one group, the score, and has {groups}.")
+            raise ValueError(
+                f"judge.score_pattern={self.score_pattern}: must have one group, the score, and has {groups}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -619,14 +652,14 @@ class RewardModelConfig:
     max_length: int = 0
     """Most tokens of a question with its answer; 0: what the model was made for. A longer one has no reward
     (rewards.on_failure)."""
-    output: int = 0
+    output_index: int = 0
     """Which of its outputs, counted from 0."""
-    tokens_per_batch: int = 8192
+    tokens_per_micro_batch: int = 8192
     """Most tokens computed at once; a longer conversation goes alone."""
 
     def __post_init__(self) -> None:
-        at_least(0, "reward_model", output=self.output, max_length=self.max_length)
-        at_least(1, "reward_model", tokens_per_batch=self.tokens_per_batch)
+        at_least(0, "reward_model", output_index=self.output_index, max_length=self.max_length)
+        at_least(1, "reward_model", tokens_per_micro_batch=self.tokens_per_micro_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -641,7 +674,7 @@ class OptimizerConfig:
     """Added to the root of the running square."""
     weight_decay: float = 0.0
     """Decoupled weight decay; not applied to biases and norms."""
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: never."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate goes on after the warm-up."""
@@ -684,9 +717,9 @@ class UpdateConfig:
 
     epochs: int = 1
     """Passes over the answers of a step."""
-    minibatches: int = 1
+    num_minibatches: int = 1
     """Optimizer steps per pass; answers are shared out evenly, groups split only where they must be."""
-    tokens_per_batch: int = 1024
+    tokens_per_micro_batch: int = 1024
     """Most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
     logits_per_chunk: int = 4_194_304
     """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. What fits the cache is fastest."""
@@ -698,8 +731,8 @@ class UpdateConfig:
             1,
             "update",
             epochs=self.epochs,
-            minibatches=self.minibatches,
-            tokens_per_batch=self.tokens_per_batch,
+            num_minibatches=self.num_minibatches,
+            tokens_per_micro_batch=self.tokens_per_micro_batch,
             logits_per_chunk=self.logits_per_chunk,
         )
 
@@ -725,20 +758,23 @@ class DeepspeedConfig:
 
     offload_optimizer: bool = False
     """Keep optimizer and float32 weights in host memory, and update them there."""
-    offload_parameters: bool = False
+    offload_param: bool = False
     """With zero3: keep the pieces of the weights in host memory too; a block's weights come to the device when it computes."""
     bucket_mib: int = 256
     """Most MiB of gradients that are summed, or of weights that are gathered, in one message; each process holds a few of them."""
-    keep_whole_below: int = 100_000
+    param_persistence_threshold: int = 100_000
     """With zero3: a weight of fewer numbers (biases, norms) is whole on every process, which saves small messages."""
-    live_weights: int = 1_000_000_000
+    max_live_parameters: int = 1_000_000_000
     """With zero3: as many weights may stay whole on a process from the forward to the backward pass, which saves gathering them
     again; 0: none but those that compute."""
 
     def __post_init__(self) -> None:
         at_least(1, "strategy.deepspeed", bucket_mib=self.bucket_mib)
         at_least(
-            0, "strategy.deepspeed", keep_whole_below=self.keep_whole_below, live_weights=self.live_weights
+            0,
+            "strategy.deepspeed",
+            param_persistence_threshold=self.param_persistence_threshold,
+            max_live_parameters=self.max_live_parameters,
         )
 
 
@@ -773,7 +809,7 @@ class StrategyConfig:
             cure = "set strategy.backend=zero2"
             refuse_idle("strategy.deepspeed", self.deepspeed, because=because, cure=cure)
         elif self.backend != "zero3":
-            weights = ["offload_parameters", "keep_whole_below", "live_weights"]
+            weights = ["offload_param", "param_persistence_threshold", "max_live_parameters"]
             cure = "set strategy.backend=zero3"
             refuse_idle("strategy.deepspeed", self.deepspeed, weights, because=because, cure=cure)
         if self.backend != "fsdp":
@@ -791,14 +827,14 @@ class CheckpointConfig:
 
     every_steps: int = 50
     """Save everything needed to go on, every so many steps; 0: only at the end or when stopped."""
-    keep: int = 2
+    keep_last: int = 2
     """Newest checkpoints to keep."""
     background: bool = False
     """Copy to host memory and write while training goes on; the next checkpoint, or the end, waits for it."""
 
     def __post_init__(self) -> None:
         at_least(0, "checkpoint", every_steps=self.every_steps)
-        at_least(1, "checkpoint", keep=self.keep)
+        at_least(1, "checkpoint", keep_last=self.keep_last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -909,10 +945,10 @@ class Config:
                 f"critic.warmup_steps={self.critic.warmup_steps} but steps={self.steps}: the policy would never learn. "
                 "Lower critic.warmup_steps."
             )
-        if self.algorithm.keep == "mixed_outcomes" and self.rollout.group_size < 2:
+        if self.algorithm.group_filter == "mixed_outcomes" and self.rollout.group_size < 2:
             raise ValueError(
-                "algorithm.keep=mixed_outcomes keeps groups in which rewards differ, and with rollout.group_size=1 there are none. "
-                "Set rollout.group_size=8, or algorithm.keep=all."
+                "algorithm.group_filter=mixed_outcomes keeps groups in which rewards differ, and with rollout.group_size=1 there are none. "
+                "Set rollout.group_size=8, or algorithm.group_filter=all."
             )
         self._check_models()
         self._check_reuse()
@@ -928,10 +964,10 @@ class Config:
                 "that every answer would be punished for its length. Lower algorithm.overlong_buffer, e.g. to a fifth of it."
             )
         answers = self.rollout.prompts_per_step * self.rollout.group_size
-        if self.update.minibatches > answers:
+        if self.update.num_minibatches > answers:
             raise ValueError(
-                f"update.minibatches={self.update.minibatches} but a step has only {answers} answers (rollout.prompts_per_step="
-                f"{self.rollout.prompts_per_step} x rollout.group_size={self.rollout.group_size}). Lower update.minibatches."
+                f"update.num_minibatches={self.update.num_minibatches} but a step has only {answers} answers (rollout.prompts_per_step="
+                f"{self.rollout.prompts_per_step} x rollout.group_size={self.rollout.group_size}). Lower update.num_minibatches."
             )
 
     def _refuse_idle(self) -> None:
@@ -943,15 +979,17 @@ class Config:
             cure = "set algorithm.advantage=group_norm"
             refuse_idle("rewards", self.rewards, ["scale", "normalise"], because=advantage, cure=cure)
             refuse_idle("constraint", self.constraint, because=advantage, cure=cure)
-        if self.algorithm.keep == "all":
-            cure = "set algorithm.keep=mixed_outcomes"
-            refuse_idle("rollout", self.rollout, ["surplus"], because="algorithm.keep=all", cure=cure)
+        if self.algorithm.group_filter == "all":
+            cure = "set algorithm.group_filter=mixed_outcomes"
+            refuse_idle(
+                "rollout", self.rollout, ["extra_groups"], because="algorithm.group_filter=all", cure=cure
+            )
         for section, switch, cure in (
             ("constraint", "cost", "to a reward function, e.g. length"),
             ("teacher", "path", "to a model"),
             ("judge", "path", "to a model"),
             ("reward_model", "path", "to a model"),
-            ("replay", "groups", "e.g. 4"),
+            ("replay", "groups_per_step", "e.g. 4"),
         ):
             options = getattr(self, section)
             if not getattr(options, switch):
@@ -983,19 +1021,25 @@ class Config:
             raise ValueError(
                 "tasks.rewards is the reward of task file, which is not among tasks.train or tasks.evaluate. Set rewards.functions."
             )
-        if self.algorithm.reference_steps and self.model.lora.rank:
+        if self.algorithm.reference_update_steps and self.model.lora.rank:
             raise ValueError(
-                f"algorithm.reference_steps={self.algorithm.reference_steps} with model.lora.rank={self.model.lora.rank}: there the "
+                f"algorithm.reference_update_steps={self.algorithm.reference_update_steps} with model.lora.rank={self.model.lora.rank}: there the "
                 "reference is the model without its adapters, which cannot follow. Set one of them to 0."
             )
 
     def _check_overlap(self) -> None:
         """The next step is drawn while rewards are computed elsewhere, and nothing else is asked meanwhile."""
-        if self.rollout.overlap and not self.rewards.workers:
+        if self.rollout.overlap_rewards and not self.rewards.workers:
             raise ValueError(
-                "rollout.overlap with rewards.workers=0: rewards in the main process would hold up the rollout. Set rewards.workers=1."
+                "rollout.overlap_rewards with rewards.workers=0: rewards in the main process would hold up the rollout. Set rewards.workers=1."
             )
-        late = "partial_tokens" if self.rollout.partial_tokens else "overlap" if self.rollout.overlap else ""
+        late = (
+            "max_tokens_per_step"
+            if self.rollout.max_tokens_per_step
+            else "overlap_rewards"
+            if self.rollout.overlap_rewards
+            else ""
+        )
         if late and self.algorithm.advantage == "greedy_baseline":
             raise ValueError(
                 f"rollout.{late} with algorithm.advantage=greedy_baseline: the likeliest answer would come from other weights than those "
@@ -1007,10 +1051,10 @@ class Config:
         if self.algorithm.loss != "policy_gradient":
             return
         for name, reused in (
-            ("replay.groups", self.replay.groups > 0),
-            ("rollout.surplus", self.rollout.surplus == "keep"),
-            ("rollout.partial_tokens", self.rollout.partial_tokens > 0),
-            ("rollout.overlap", self.rollout.overlap),
+            ("replay.groups_per_step", self.replay.groups_per_step > 0),
+            ("rollout.extra_groups", self.rollout.extra_groups == "carry_over"),
+            ("rollout.max_tokens_per_step", self.rollout.max_tokens_per_step > 0),
+            ("rollout.overlap_rewards", self.rollout.overlap_rewards),
         ):
             if reused:
                 raise ValueError(
@@ -1064,13 +1108,13 @@ class SFTConfig:
     """Passes over the training conversations, all tasks together; the last step may begin another to be full."""
     batch_size: int = 16
     """Conversations per step, over all ranks."""
-    learn: Literal["all", "last"] = "all"
+    train_on: Literal["all_turns", "last_turn"] = "all_turns"
     """Which turns of the assistant to learn from: all of a conversation, or its last one only."""
     average: Literal["token", "sequence"] = "token"
     """token: all tokens weigh the same. sequence: all conversations do."""
     max_tokens: int = 1024
-    """Most tokens of what follows the prompt: the first answer that is learnt from, and the turns after it."""
-    on_long_answer: Literal["raise", "skip", "truncate"] = "skip"
+    """Most tokens of what follows the prompt: the first answer that is learned from, and the turns after it."""
+    on_long_response: Literal["raise", "skip", "truncate"] = "skip"
     """More than max_tokens: stop, skip and count, or cut tokens from the end, which then has no end token."""
     data: str = ""
     """Folder with the tasks' data sets (DATA/gsm8k/train.jsonl, ...). Empty: each task's hub data set."""
@@ -1095,7 +1139,11 @@ class SFTConfig:
             )
         because = "lightrft sft, which takes one update per step"
         refuse_idle(
-            "update", self.update, ["epochs", "minibatches"], because=because, cure="set batch_size or epochs"
+            "update",
+            self.update,
+            ["epochs", "num_minibatches"],
+            because=because,
+            cure="set batch_size or epochs",
         )
         because = "lightrft sft, which measures the held-out loss"
         cure = "score the finished model with `lightrft evaluate`"

@@ -31,8 +31,8 @@ ROWS = [  # metric, what it is called here, how its number is written
     ("reward/mean", "reward", "{:.3f}"),
     ("nll", "loss per token", "{:.3f}"),
     ("length/mean", "answer length", "{:.0f} tokens"),
-    ("truncated_share", "cut off", "{:.0%}"),
-    ("reward/no_signal_share", "groups without signal", "{:.0%}"),
+    ("length/truncated_fraction", "cut off", "{:.0%}"),
+    ("reward/zero_std_fraction", "groups without signal", "{:.0%}"),
     ("entropy", "entropy", "{:.3f}"),
     ("grad_norm", "gradient norm", "{:.3g}"),
     ("kl", "KL to the start", "{:.2g}"),
@@ -41,7 +41,7 @@ ROWS = [  # metric, what it is called here, how its number is written
 ]
 MAIN = ("reward/mean", "nll")
 PLAIN = [
-    *MAIN, "length/mean", "truncated_share", "entropy", "grad_norm", "rollout/tokens_per_second", "train/tokens_per_second",
+    *MAIN, "length/mean", "length/truncated_fraction", "entropy", "grad_norm", "rollout/tokens_per_second", "train/tokens_per_second",
 ]  # fmt: skip
 
 

@@ -78,9 +78,9 @@ def steps_table(run: Path) -> Table:
                 str(row["step"]),
                 f"{mean:.3f}",
                 number(row.get("reward/std"), "{:.3f}"),
-                number(row.get("reward/no_signal_share"), "{:.0%}"),
+                number(row.get("reward/zero_std_fraction"), "{:.0%}"),
                 number(row.get("length/mean"), "{:.0f}"),
-                number(row.get("truncated_share"), "{:.0%}"),
+                number(row.get("length/truncated_fraction"), "{:.0%}"),
                 "saved" if row["step"] in saved else "-",
                 Text("█" * round(20 * min(max(mean, 0.0), 1.0)), "green"),
             )
@@ -151,7 +151,7 @@ def question(row: Row) -> str:
 def coloured(row: Row, color: Color) -> Text:
     """The answer; with a colour, token by token. ValueError if the tokens were not saved."""
     if color == "none":
-        return Text(shown(row["answer"].strip()))
+        return Text(shown(row["response"].strip()))
     tokens = row.get("tokens", {})
     column = tokens.get("behavior" if color == "logprob" else "advantages")
     if column is None or "pieces" not in tokens:

@@ -1,4 +1,4 @@
-"""Conversations to learn from: rows to turns, turns to a prompt and the tokens that follow it, marked where they are learnt."""
+"""Conversations to learn from: rows to turns, turns to a prompt and the tokens that follow it, marked where they are learned."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Conversations:
         opened, closed = _probe(processor)
         if closed[: len(opened)] != opened:
             raise ValueError(
-                "the chat template opens an answer otherwise than it writes one, so that a model would not be asked the way it learnt. "
+                "the chat template opens an answer otherwise than it writes one, so that a model would not be asked the way it learned. "
                 "Set model.chat_template to one that does both alike."
             )
         ending = end_of_answer(processor)
@@ -203,16 +203,16 @@ class Conversations:
         if not asked:
             raise ValueError(
                 f"no conversation is left: {kept.too_long} have answers over max_tokens={self.config.max_tokens}, {kept.broken} are broken. "
-                "Raise max_tokens, or set on_long_answer=truncate."
+                "Raise max_tokens, or set on_long_response=truncate."
             )
         return prepare(asked, self.processor, self.config.tasks)[0], kept
 
     def _asked(self, talk: Sequence[Message], record: Record) -> Record:
-        """The record cut before the first turn that is learnt; its target is the answer."""
+        """The record cut before the first turn that is learned; its target is the answer."""
         spoken = [place for place, turn in enumerate(talk) if turn["role"] == "assistant"]
         if not spoken:
             raise ValueError("no message is the assistant's, so there is nothing to learn.")
-        turns = spoken if self.config.learn == "all" else spoken[-1:]
+        turns = spoken if self.config.train_on == "all_turns" else spoken[-1:]
         return Record(record.id, list(talk[: turns[0]]), self._answer(talk, turns), record.source)
 
     def _answer(self, talk: Sequence[Message], turns: Sequence[int]) -> Answer:
@@ -239,7 +239,7 @@ class Conversations:
         if opened[: len(before)] != before:
             raise ValueError(
                 f"the chat template does not keep prefixes: it writes turns before message {turn} otherwise once more follow. "
-                "Set learn=last, or model.chat_template to one that keeps them."
+                "Set train_on=last_turn, or model.chat_template to one that keeps them."
             )
         if closed[: len(opened)] != opened:
             raise ValueError(
@@ -253,12 +253,12 @@ class Conversations:
         length, most = len(answer.token_ids), self.config.max_tokens
         if length <= most:
             return answer
-        if self.config.on_long_answer == "raise":
+        if self.config.on_long_response == "raise":
             raise ValueError(
-                f"{name}: what follows the prompt has {length} tokens, max_tokens={most}. Raise that, or set on_long_answer to skip or "
+                f"{name}: what follows the prompt has {length} tokens, max_tokens={most}. Raise that, or set on_long_response to skip or "
                 "truncate."
             )
-        if self.config.on_long_answer == "skip":
+        if self.config.on_long_response == "skip":
             kept.too_long += 1
             return None
         kept.truncated += 1
@@ -274,8 +274,8 @@ def refuse_media(talk: Sequence[Message], *, first: int, last: int) -> None:
         )
         if parts:
             raise ValueError(
-                f"message {place} holds a medium ({parts[0]}) after an answer that is learnt from; media may stand only before it. "
-                "Set learn=last."
+                f"message {place} holds a medium ({parts[0]}) after an answer that is learned from; media may stand only before it. "
+                "Set train_on=last_turn."
             )
 
 
@@ -293,7 +293,7 @@ def _probe(processor: Processor) -> tuple[list[int], list[int]]:
 
 
 def demonstration(prompt: Prompt, group: int) -> Trajectory:
-    """A prompt of `Conversations` as a trajectory: what was said, and which tokens are learnt."""
+    """A prompt of `Conversations` as a trajectory: what was said, and which tokens are learned."""
     answer: Answer = prompt.target
     return Trajectory(
         prompt=prompt,

@@ -172,7 +172,7 @@ def joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
 
 
 def refuse_unread(holder: Mapping[str, Any], names: Sequence[str], what: str) -> None:
-    """ValueError if a row or message holds one of `names` with something in it that would change what is asked or learnt."""
+    """ValueError if a row or message holds one of `names` with something in it that would change what is asked or learned."""
     for name in names:
         entry = holder.get(name)
         if entry is None or entry in ([], {}, "") or (name in ("loss", "train") and entry is True):

@@ -56,7 +56,7 @@ def pair(row: Row, config: TaskConfig) -> Pair:
 
 
 def chosen(row: Row, config: TaskConfig) -> Example:
-    """A format for `lightrft sft`: what was preferred is what is learnt."""
+    """A format for `lightrft sft`: what was preferred is what is learned."""
     found = pair(row, config)
     return Example(found.prompt, found.chosen)
 

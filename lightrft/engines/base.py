@@ -38,7 +38,7 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """`sampling.n` answers to each prompt, in the order of the prompts; one to a prompt that says `begun`.
+        """`sampling.n` answers to each prompt, in the order of the prompts; one to a prompt that says `continuation`.
 
         ValueError for a prompt without tokens. EngineDiedError if it cannot go on but may after a restart.
         """

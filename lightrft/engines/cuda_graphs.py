@@ -49,7 +49,7 @@ def _rounded(count: int) -> int:
     return -(-count // step) * step
 
 
-class Recorder:
+class GraphRunner:
     """The recordings of one rollout: they hold while weights and cache stay where they are."""
 
     def __init__(self, backbone: Any, cache: Cache, device: torch.device) -> None:
@@ -91,7 +91,7 @@ class Recorder:
             self._moves = moves
 
 
-def check_recordable(module: nn.Module, text: Any) -> None:
+def check_capturable(module: nn.Module, text: Any) -> None:
     """ValueError for a model whose pass waits for numbers from the device, which no recording can."""
     ropes = getattr(text, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
@@ -99,7 +99,7 @@ def check_recordable(module: nn.Module, text: Any) -> None:
     why += ["experts" for name, _ in module.named_modules() if name.endswith(".experts")][:1]
     if why:
         raise ValueError(
-            f"rollout.native.record=true cannot record a model with {why[0]}. Set it to false, or take rollout.engine=vllm."
+            f"rollout.native.cuda_graphs=true cannot record a model with {why[0]}. Set it to false, or take rollout.engine=vllm."
         )
 
 

@@ -31,7 +31,7 @@ POSITIVE = 2**62 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EngineRequest:
     """One prompt, as other engines are asked it."""
 
     token_ids: list[int]
@@ -40,29 +40,31 @@ class Asked:
     """Of its first answer; that of each sibling is one more."""
     n: int
     max_tokens: int
-    begun: int = 0
+    continued: int = 0
     """How many of the tokens belong to the answer."""
-    marked: list[int] = field(default_factory=list)
+    unexpanded_token_ids: list[int] = field(default_factory=list)
     """The tokens with one mark for each medium; empty without media."""
     media: Media | None = None
 
 
-def asked(prompts: Sequence[Prompt], sampling: Sampling, reader: MediaEncoder | None = None) -> list[Asked]:
+def engine_requests(
+    prompts: Sequence[Prompt], sampling: Sampling, reader: MediaEncoder | None = None
+) -> list[EngineRequest]:
     """ValueError for a prompt without tokens. With a reader, questions about media bring them decoded."""
-    found: list[Asked] = []
+    found: list[EngineRequest] = []
     for place, prompt in enumerate(prompts):
         if not prompt.token_ids:
             raise ValueError(f"prompt '{prompt.id}' has no tokens, so nothing predicts its first token.")
-        begun, tokens = prompt.begun, list(prompt.token_ids)
-        if begun is None:
-            seed = stream(sampling.seed, sampling.place + place * sampling.stride, 0) & POSITIVE
-            one = Asked(tokens, seed, sampling.n, sampling.max_tokens)
+        continuation, tokens = prompt.continuation, list(prompt.token_ids)
+        if continuation is None:
+            seed = stream(sampling.seed, sampling.first_index + place * sampling.index_stride, 0) & POSITIVE
+            one = EngineRequest(tokens, seed, sampling.n, sampling.max_tokens)
         else:  # their draws do not go on where they stopped, so they begin anew with another seed
-            seed = stream(begun.stream, begun.tokens, 0) & POSITIVE
-            one = Asked(tokens, seed, 1, begun.max_tokens, begun.tokens)
-        if reader is not None and prompt.marked:
-            marked = [*prompt.marked, *tokens[len(tokens) - one.begun :]]
-            one = replace(one, marked=marked, media=reader.read(prompt.messages))
+            seed = stream(continuation.stream, continuation.tokens, 0) & POSITIVE
+            one = EngineRequest(tokens, seed, 1, continuation.max_tokens, continuation.tokens)
+        if reader is not None and prompt.unexpanded_token_ids:
+            unexpanded_token_ids = [*prompt.unexpanded_token_ids, *tokens[len(tokens) - one.continued :]]
+            one = replace(one, unexpanded_token_ids=unexpanded_token_ids, media=reader.read(prompt.messages))
         found.append(one)
     return found
 
@@ -99,7 +101,7 @@ def check_kinds(
             )
 
 
-def same_tokens(prompt: Prompt, one: Asked, read: Sequence[int]) -> None:
+def same_tokens(prompt: Prompt, one: EngineRequest, read: Sequence[int]) -> None:
     """ValueError if an engine that reads media by itself has put other tokens in their place than the trainer."""
     if list(read) != one.token_ids:
         raise ValueError(
@@ -109,7 +111,7 @@ def same_tokens(prompt: Prompt, one: Asked, read: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
-class Names:
+class WeightNames:
     """The weights that a model has, by name; of tied ones only the first is passed on."""
 
     module: nn.Module
@@ -117,14 +119,14 @@ class Names:
     tied: frozenset[str] = field(default_factory=frozenset)
 
     @classmethod
-    def of(cls, module: nn.Module) -> Names:
-        """Those of a module, hollow or not."""
+    def of(cls, module: nn.Module) -> WeightNames:
+        """Those of a module, empty or not."""
         parameters = plain_parameters(module)
         first: dict[nn.Parameter, str] = {}
         tied = (name for name, p in parameters.items() if first.setdefault(p, name) != name)
         return cls(module, frozenset(plain_state(module)) | frozenset(parameters), frozenset(tied))
 
-    def usable(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def for_checkpoint(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Those that another engine's model has a place for, as a checkpoint has them: a head that is tied comes with the
         embeddings. ValueError for a name that is none."""
         return published(self.module, self._once(weights))
@@ -140,7 +142,7 @@ class Names:
 def refuse(config: RolloutConfig, *options: str) -> None:
     """ValueError for the options that engine cannot do."""
     engine = f"rollout.engine={config.engine}"
-    for option in ("first_temperature", "first_top_k", *options):
+    for option in ("first_token_temperature", "first_token_top_k", *options):
         default = RolloutConfig.__dataclass_fields__[option].default
         if getattr(config, option) != default:
             raise ValueError(
@@ -160,7 +162,7 @@ class Sleeper(Protocol):
     def wake(self, tag: str) -> None: ...
 
 
-class Together:
+class JointSleeper:
     """A Sleeper for an engine that lets go of both at once, which happens when neither is wanted, and takes them one by one."""
 
     def __init__(self, let_go: Callable[[], object], take: Callable[[str], object]) -> None:

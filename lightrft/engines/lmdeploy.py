@@ -17,13 +17,13 @@ from lightrft.engines.base import NONE, EngineDiedError, Progress
 from lightrft.engines.buckets import buckets
 from lightrft.engines.external import (
     CURE,
-    Asked,
-    Names,
+    EngineRequest,
+    JointSleeper,
     SleepingPart,
-    Together,
-    asked,
+    WeightNames,
     check_kinds,
     ends,
+    engine_requests,
     folder_without_weights,
     refuse,
     same_tokens,
@@ -56,12 +56,12 @@ class LmdeployEngine:
         if weight.device.type == "cpu":
             raise ValueError(f"rollout.engine=lmdeploy needs an accelerator. Set strategy.device, or {CURE}.")
         self.weight_version = NONE
-        self._names, self._stop_ids = Names.of(module), processor.stop_ids
+        self._names, self._stop_ids = WeightNames.of(module), processor.stop_ids
         self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._bucket, self._device = config.lmdeploy.bucket_mib * 2**20, weight.device
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._pipeline = _start(module, processor, config)
-        self._held = Together(self._sleep, lambda tag: self._pipeline.async_engine.wakeup([tag]))
+        self._held = JointSleeper(self._sleep, lambda tag: self._pipeline.async_engine.wakeup([tag]))
         for part in self.parts().values():
             part.offload()
 
@@ -72,11 +72,13 @@ class LmdeployEngine:
         check_kinds("lmdeploy", prompts, self._reader, self._device)
         questions = [
             (prompt, one, question(one))
-            for prompt, one in zip(prompts, asked(prompts, sampling, self._reader), strict=True)
+            for prompt, one in zip(prompts, engine_requests(prompts, sampling, self._reader), strict=True)
         ]
         finished = [0, 0]
 
-        async def one_of(prompt: Prompt, one: Asked, told: dict[str, Any], sibling: int) -> Completion:
+        async def one_of(
+            prompt: Prompt, one: EngineRequest, told: dict[str, Any], sibling: int
+        ) -> Completion:
             answer = await self._answer(prompt, one, told, sibling, sampling)
             finished[0], finished[1] = finished[0] + 1, finished[1] + len(answer.token_ids)
             if progress is not None:
@@ -90,7 +92,7 @@ class LmdeployEngine:
         return self._run(everything())
 
     async def _answer(
-        self, prompt: Prompt, one: Asked, told: dict[str, Any], sibling: int, sampling: Sampling
+        self, prompt: Prompt, one: EngineRequest, told: dict[str, Any], sibling: int, sampling: Sampling
     ) -> Completion:
         engine, seed = self._pipeline.async_engine, one.seed + sibling
         request = await engine.preprocess(
@@ -111,7 +113,7 @@ class LmdeployEngine:
             finish = "stop" if out.finish_reason == "stop" else "length"
         return Completion(tokens, logprobs, finish, self.weight_version, seed)
 
-    def _options(self, one: Asked, seed: int, sampling: Sampling) -> Any:
+    def _options(self, one: EngineRequest, seed: int, sampling: Sampling) -> Any:
         return require("lmdeploy", "lmdeploy").GenerationConfig(
             max_new_tokens=one.max_tokens,
             do_sample=sampling.temperature > 0,
@@ -152,7 +154,7 @@ class LmdeployEngine:
                 protocol.UpdateParamsRequest(serialized_named_tensors=text, finished=finished)
             )
 
-        for bucket in buckets(self._names.usable(weights), self._bucket):
+        for bucket in buckets(self._names.for_checkpoint(weights), self._bucket):
             give({name: t.detach().to(self._device) for name, t in bucket.items()}, finished=False)
         give({}, finished=True)
         engine.complete_weights_update()
@@ -169,12 +171,16 @@ class LmdeployEngine:
         self._run(self._pipeline.async_engine.sleep(2))
 
 
-def question(one: Asked) -> dict[str, Any]:
+def question(one: EngineRequest) -> dict[str, Any]:
     """What LMDeploy is asked: tokens, in which pictures have a mark each that it puts their own in the place of."""
     if one.media is None:
         return {"messages": None, "input_ids": one.token_ids}
     pictures = [{"type": "image_data", "image_data": {"data": image}} for image in one.media.images]
-    return {"messages": [{"role": "user", "content": [{"type": "text", "text": one.marked}, *pictures]}]}
+    return {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": one.unexpanded_token_ids}, *pictures]}
+        ]
+    }
 
 
 def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
@@ -183,9 +189,9 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
     backend = lmdeploy.PytorchEngineConfig(
         dtype=str(weight.dtype).removeprefix("torch."),
         device_type=weight.device.type,
-        session_len=options.max_length or None,
-        max_batch_size=options.max_sequences,
-        cache_max_entry_count=options.memory_share,
+        session_len=options.session_len or None,
+        max_batch_size=options.max_batch_size,
+        cache_max_entry_count=options.cache_max_entry_count,
         enable_prefix_caching=True,
         empty_init=True,
     )

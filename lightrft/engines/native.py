@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from lightrft.config import NativeEngineConfig, RolloutConfig
 from lightrft.engines.base import NONE, Engine, Progress
 from lightrft.engines.cache import Cache, Step, Stretch
-from lightrft.engines.cuda_graphs import Recorder, check_recordable
+from lightrft.engines.cuda_graphs import GraphRunner, check_capturable
 from lightrft.engines.packed_linear import fast
 from lightrft.engines.sampling import draw, stream, uniforms
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import forward_media, joined, placeholders, seen_both_ways
-from lightrft.models.load import hollow, is_hollow, plain_parameters, plain_state
+from lightrft.models.load import empty, is_empty, plain_parameters, plain_state
 from lightrft.models.logprobs import backbone, causal_lm, output_head, text_config
 from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
@@ -49,7 +49,7 @@ class NativeEngine:
     ) -> None:
         """`stop_ids` end an answer; `decode` turns tokens into text, for stop texts. ValueError for a model it cannot run.
 
-        A hollow module becomes the engine's own; any other is shared with whoever trains it.
+        A empty module becomes the engine's own; any other is shared with whoever trains it.
         """
         text = text_config(module)
         if text._attn_implementation != ATTENTION:
@@ -62,15 +62,15 @@ class NativeEngine:
                 f"rollout.native.max_sequences={config.max_sequences}, prefill_tokens={config.prefill_tokens}: "
                 "both must be at least 1."
             )
-        if config.record:
-            check_recordable(module, text)
+        if config.cuda_graphs:
+            check_capturable(module, text)
         self.weight_version = 0
         self.device = next(module.parameters()).device
         self._module, self._stop_ids, self._decode, self._config = module, stop_ids, decode, config
         self._cap: float | None = getattr(text, "final_logit_softcapping", None)
         self._never = placeholders(causal_lm(module).config)
         self._cache = Cache()
-        self._own = OwnWeights(self) if is_hollow(module) else None
+        self._own = OwnWeights(self) if is_empty(module) else None
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
@@ -110,7 +110,7 @@ class NativeEngine:
 
 
 class OwnWeights:
-    """The weights of a module that was hollow when the engine got it, as a resident: given at each sync, dropped after use.
+    """The weights of a module that was empty when the engine got it, as a resident: given at each sync, dropped after use.
 
     They are never moved to host memory: who offloads them has them elsewhere.
     """
@@ -140,7 +140,7 @@ class OwnWeights:
 
     def offload(self) -> None:
         """See Resident."""
-        hollow(self._module)
+        empty(self._module)
         self._engine.weight_version = NONE
 
     def nbytes(self) -> int:
@@ -212,8 +212,8 @@ class _Rollout:
         )
         self._running: list[_Answer] = []
         self._recorder = (
-            Recorder(self._backbone, self._cache, self._device)
-            if engine._config.record and can_record(self._device)
+            GraphRunner(self._backbone, self._cache, self._device)
+            if engine._config.cuda_graphs and can_record(self._device)
             else None
         )
         self.answers: list[list[_Answer]] = [[] for _ in prompts]
@@ -257,18 +257,24 @@ class _Rollout:
         return entering
 
     def _begin(self, question: _Question, number: int) -> _Answer:
-        own, begun = Stretch(self._cache.answers, len(question)), question.prompt.begun
-        if begun is None:
+        own, continuation = Stretch(self._cache.answers, len(question)), question.prompt.continuation
+        if continuation is None:
             answer = _Answer(question, self._stream(question, number), own, self._sampling.max_tokens, [])
         else:
-            tokens = question.prompt.token_ids[len(question) - begun.tokens :]
-            answer = _Answer(question, begun.stream, own, begun.tokens + begun.max_tokens, list(tokens))
+            tokens = question.prompt.token_ids[len(question) - continuation.tokens :]
+            answer = _Answer(
+                question,
+                continuation.stream,
+                own,
+                continuation.tokens + continuation.max_tokens,
+                list(tokens),
+            )
         self.answers[question.place].append(answer)
         question.running += 1
         return answer
 
     def _stream(self, question: _Question, number: int) -> int:
-        place = self._sampling.place + question.place * self._sampling.stride
+        place = self._sampling.first_index + question.place * self._sampling.index_stride
         return stream(self._sampling.seed, place, number)
 
     def _forward(self, fresh: Sequence[_Question]) -> Tensor:
@@ -308,7 +314,7 @@ class _Rollout:
             question.hidden = hidden[end - 1 : end].clone()
         return hidden
 
-    def _repeated(self, recorder: Recorder) -> Tensor | None:
+    def _repeated(self, recorder: GraphRunner) -> Tensor | None:
         """The running answers' newest tokens by a recording; None where there is none for them: positions of several rows."""
         if any(len(a.question.begin) > 1 for a in self._running):
             return None
@@ -333,7 +339,9 @@ class _Rollout:
             logits = self._engine._cap * torch.tanh(logits / self._engine._cap)
         if self._engine._never:
             logits[:, self._engine._never] = -math.inf
-        if self._sampling.temperature and (self._sampling.first_temperature or self._sampling.first_top_k):
+        if self._sampling.temperature and (
+            self._sampling.first_token_temperature or self._sampling.first_token_top_k
+        ):
             first = sorted({row for a, row in zip(answers, which, strict=True) if not a.tokens})
             logits[first] = _sharpened_first(logits[first], self._sampling)
         keys = torch.tensor([a.stream for a in answers], device=self._device)
@@ -378,7 +386,7 @@ class _Rollout:
 
 def _numbers(prompt: Prompt, sampling: Sampling) -> list[int]:
     """Of the answers to draw, last first."""
-    return list(range(sampling.n if prompt.begun is None else 1))[::-1]
+    return list(range(sampling.n if prompt.continuation is None else 1))[::-1]
 
 
 def _names(fresh: Sequence[_Question]) -> set[str]:
@@ -400,10 +408,10 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _sharpened_first(logits: Tensor, sampling: Sampling) -> Tensor:
     """Rows that predict first tokens; `draw` divides all rows by the common temperature."""
-    if sampling.first_temperature:
-        logits = logits * (sampling.temperature / sampling.first_temperature)
-    if 0 < sampling.first_top_k < logits.shape[-1]:
-        least = logits.topk(sampling.first_top_k, -1).values[:, -1:]
+    if sampling.first_token_temperature:
+        logits = logits * (sampling.temperature / sampling.first_token_temperature)
+    if 0 < sampling.first_token_top_k < logits.shape[-1]:
+        least = logits.topk(sampling.first_token_top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
     return logits
 
@@ -412,13 +420,13 @@ def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
     if sampling.n < 1 or sampling.max_tokens < 1:
         raise ValueError(f"n={sampling.n}, max_tokens={sampling.max_tokens}: both must be at least 1.")
     if (
-        min(sampling.temperature, sampling.first_temperature) < 0
-        or min(sampling.top_k, sampling.first_top_k) < 0
+        min(sampling.temperature, sampling.first_token_temperature) < 0
+        or min(sampling.top_k, sampling.first_token_top_k) < 0
         or not 0 < sampling.top_p <= 1
         or not 0 <= sampling.min_p <= 1
     ):
         raise ValueError(
-            f"{sampling}: need temperature, first_temperature, top_k and first_top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1."
+            f"{sampling}: need temperature, first_token_temperature, top_k and first_token_top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1."
         )
     for prompt in prompts:
         if not prompt.token_ids:
@@ -426,5 +434,5 @@ def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
 
 
 def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> Engine:
-    """Samples with the module itself: new weights are there without being moved, unless it is hollow and waits for them."""
+    """Samples with the module itself: new weights are there without being moved, unless it is empty and waits for them."""
     return NativeEngine(causal_lm(module), processor.stop_ids, processor.text, config.native)

@@ -27,12 +27,12 @@ from lightrft.engines.buckets import buckets
 from lightrft.engines.external import (
     CURE,
     NEVER,
-    Asked,
-    Names,
+    EngineRequest,
     SleepingPart,
-    asked,
+    WeightNames,
     check_kinds,
     ends,
+    engine_requests,
     folder_without_weights,
     refuse,
 )
@@ -59,7 +59,7 @@ class SglangEngine:
         refuse(config, "top_k", "top_p", "min_p")
         weight = next(module.parameters())
         self.weight_version = NONE
-        self._names, self._stop_ids = Names.of(module), processor.stop_ids
+        self._names, self._stop_ids = WeightNames.of(module), processor.stop_ids
         self._never = placeholders(causal_lm(module).config)
         self._check = partial(check_kinds, "sglang", reader=processor.media, device=weight.device)
         self._bucket, self._start_seconds = config.sglang.bucket_mib * 2**20, config.sglang.start_seconds
@@ -123,7 +123,7 @@ class SglangEngine:
     ) -> list[list[Completion]]:
         """See Engine."""
         self._check(prompts)
-        questions = asked(prompts, sampling)
+        questions = engine_requests(prompts, sampling)
         tokens = [one.token_ids for one in questions for _ in range(one.n)]
         options = [self._options(one, k, sampling) for one in questions for k in range(one.n)]
         media = [_read(prompt) for prompt, one in zip(prompts, questions, strict=True) for _ in range(one.n)]
@@ -143,7 +143,7 @@ class SglangEngine:
             progress(len(answers), sum(len(answer.token_ids) for answer in answers))
         return groups
 
-    def _options(self, one: Asked, sibling: int, sampling: Sampling) -> dict[str, Any]:
+    def _options(self, one: EngineRequest, sibling: int, sampling: Sampling) -> dict[str, Any]:
         return {
             "max_new_tokens": one.max_tokens,
             "temperature": sampling.temperature,
@@ -171,7 +171,7 @@ class SglangEngine:
         """See Engine. Outside begin and end SGLang takes no weights, and only says so in what it gives back."""
         self._must(lambda: self._engine.begin_weight_update())
         try:
-            for bucket in buckets(self._names.usable(weights), self._bucket):
+            for bucket in buckets(self._names.for_checkpoint(weights), self._bucket):
                 pairs = [(name, tensor.contiguous()) for name, tensor in bucket.items()]
                 self._must(partial(self._engine.update_weights_from_tensor, pairs, flush_cache=False))
         finally:
@@ -287,7 +287,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             "device": "cpu",
             "attention_backend": "torch_native",
             "sampling_backend": "pytorch",
-            "max_total_tokens": options.cache_tokens,
+            "max_total_tokens": options.max_total_tokens,
             "disable_overlap_schedule": True,
         }
     else:
@@ -299,16 +299,16 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             processor.media is not None and processor.media.sees_both_ways
         ):  # the one that takes a mask of the model's own
             more["attention_backend"] = "triton"
-    if options.max_length:
-        more["context_length"] = options.max_length
+    if options.context_length:
+        more["context_length"] = options.context_length
     with folder_without_weights(module, processor) as folder:
         return kind(
             model_path=str(folder),
             load_format="dummy",
             dtype=str(weight.dtype).removeprefix("torch."),
             grammar_backend="none",
-            max_running_requests=options.max_sequences,
-            mem_fraction_static=options.memory_share,
+            max_running_requests=options.max_running_requests,
+            mem_fraction_static=options.mem_fraction_static,
             enable_deterministic_inference=True,
             log_level="error",
             **{**more, **options.options},

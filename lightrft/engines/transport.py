@@ -104,7 +104,7 @@ class Address:
 
     @classmethod
     def of(cls, host: str, told: str) -> Address:
-        """From what `Door.tell` says."""
+        """From what `WeightListener.tell` says."""
         port, word = told.split()
         return cls(host, int(port), word)
 
@@ -144,7 +144,7 @@ HOST = "LIGHTRFT_SERVE_HOST"
 """Environment variable with the address at which the workers of a server wait for weights."""
 
 
-class Door:
+class WeightListener:
     """A port at which weights are waited for, from those who know its word."""
 
     def __init__(self, host: str = "") -> None:

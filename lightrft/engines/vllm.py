@@ -21,12 +21,12 @@ from lightrft.engines.base import NONE, EngineDiedError, Progress
 from lightrft.engines.external import (
     CURE,
     NEVER,
-    Asked,
-    Names,
+    EngineRequest,
+    JointSleeper,
     SleepingPart,
-    Together,
-    asked,
+    WeightNames,
     ends,
+    engine_requests,
     folder_without_weights,
     refuse,
     same_tokens,
@@ -43,7 +43,7 @@ from lightrft.utils.imports import require
 
 
 class VllmEngine:
-    """An Engine. Each process has one of its own, or `rollout.vllm.tensor_parallel` neighbours have one together.
+    """An Engine. Each process has one of its own, or `rollout.vllm.tensor_parallel_size` neighbours have one together.
 
     What an answer says depends on the weights, its prompt, `sampling`, and the prompt's place; vLLM's sums may differ in the
     last digits with what else is generated.
@@ -54,18 +54,18 @@ class VllmEngine:
         refuse(config)
         weight = next(module.parameters())
         self.weight_version = NONE
-        self._names = Names.of(module)
+        self._names = WeightNames.of(module)
         self._stop_ids, self._on_cpu = processor.stop_ids, weight.device.type == "cpu"
         self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._cache_nbytes = int(config.vllm.cache_gib * 2**30) if self._on_cpu else 0
         self._level = config.vllm.sleep_level
-        check_shared(config.vllm.tensor_parallel, causal_lm(module).config)
-        self._group = _group(config.vllm.tensor_parallel)
+        check_shared(config.vllm.tensor_parallel_size, causal_lm(module).config)
+        self._group = _group(config.vllm.tensor_parallel_size)
         # Asked before vLLM makes a group of its own in this process.
         self._start = partial(_start, module, processor, config, joined=dist.is_initialized())
         self._llm = self._start()
-        self._held = Together(self._let_go, lambda tag: self._llm.wake_up(tags=[tag]))
+        self._held = JointSleeper(self._let_go, lambda tag: self._llm.wake_up(tags=[tag]))
         for part in self.parts().values():
             part.offload()
         self.weight_version = NONE
@@ -78,7 +78,7 @@ class VllmEngine:
             raise RuntimeError(
                 f"vLLM is asked while it sleeps ({', '.join(sorted(self._held.asleep))}): onload its parts first."
             )
-        mine = asked(prompts, sampling, self._reader)
+        mine = engine_requests(prompts, sampling, self._reader)
         start, everything = self._with_others(mine)
         questions = [self._question(one) for one in everything]
         options = [self._options(one, sampling) for one in everything]
@@ -100,7 +100,7 @@ class VllmEngine:
             for one, request in zip(mine, found, strict=True)
         ]
 
-    def _question(self, one: Asked) -> dict[str, Any]:
+    def _question(self, one: EngineRequest) -> dict[str, Any]:
         if one.media is None:
             return {"prompt_token_ids": one.token_ids}
         assert self._reader is not None
@@ -110,15 +110,15 @@ class VllmEngine:
             "audio": [(sound, self._reader.rate) for sound in one.media.audios],
         }
         return {
-            "prompt_token_ids": one.marked,
+            "prompt_token_ids": one.unexpanded_token_ids,
             "multi_modal_data": {kind: media for kind, media in read.items() if media},
         }
 
-    def _with_others(self, mine: list[Asked]) -> tuple[int, list[Asked]]:
+    def _with_others(self, mine: list[EngineRequest]) -> tuple[int, list[EngineRequest]]:
         """What all processes of one engine ask, and where this process's part begins: each must hand in all of it."""
         if self._group is None:
             return 0, mine
-        parts: list[list[Asked]] = [[] for _ in range(self._group.size())]
+        parts: list[list[EngineRequest]] = [[] for _ in range(self._group.size())]
         dist.all_gather_object(parts, mine, group=self._group)
         before = parts[: self._group.rank()]
         return sum(map(len, before)), [request for part in parts for request in part]
@@ -130,7 +130,7 @@ class VllmEngine:
         self._llm = self._start()
         self._held.anew()
 
-    def _options(self, one: Asked, sampling: Sampling) -> Any:
+    def _options(self, one: EngineRequest, sampling: Sampling) -> Any:
         """vLLM's own settings for one prompt. It counts siblings on from the seed it is given."""
         vllm = require("vllm", "vllm")
         return vllm.SamplingParams(
@@ -150,7 +150,7 @@ class VllmEngine:
             logit_bias=dict.fromkeys(self._never, NEVER) or None,
         )
 
-    def _completion(self, out: Any, one: Asked) -> Completion:
+    def _completion(self, out: Any, one: EngineRequest) -> Completion:
         tokens = list(out.token_ids)
         chosen = [step[token].logprob for step, token in zip(out.logprobs, tokens, strict=True)]
         finish: Finish = "stop" if out.finish_reason == "stop" else "length"
@@ -161,7 +161,7 @@ class VllmEngine:
         """See Engine. One tensor is there at a time."""
 
         def take(model: Any) -> None:
-            check_taken(model, model.load_weights(self._names.usable(weights)))
+            check_taken(model, model.load_weights(self._names.for_checkpoint(weights)))
             if self._on_cpu:
                 pack_again(model)
 
@@ -187,7 +187,7 @@ def check_shared(processes: int, shape: Any) -> None:
     heads = shape.get_text_config().num_attention_heads
     if heads % processes:
         raise ValueError(
-            f"rollout.vllm.tensor_parallel={processes} does not divide the model's {heads} attention heads. Set it to a divisor, or 1."
+            f"rollout.vllm.tensor_parallel_size={processes} does not divide the model's {heads} attention heads. Set it to a divisor, or 1."
         )
 
 
@@ -198,7 +198,7 @@ def _group(processes: int) -> Any:
     size = dist.get_world_size() if dist.is_initialized() else 1
     if size % processes:
         raise ValueError(
-            f"rollout.vllm.tensor_parallel={processes}: {size} processes cannot be shared out in groups of {processes}. Start a "
+            f"rollout.vllm.tensor_parallel_size={processes}: {size} processes cannot be shared out in groups of {processes}. Start a "
             "multiple of it (--gpus), or set it to 1."
         )
     group, _ = dist.new_subgroups(processes)
@@ -224,14 +224,14 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
         # Of an answer with a seed whose prompt was read in part, vLLM takes the draw back in a way that only CUDA knows.
         more["enable_chunked_prefill"] = False
     else:
-        more |= {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": True}
+        more |= {"gpu_memory_utilization": options.gpu_memory_utilization, "enable_sleep_mode": True}
     if joined:
         more |= {
             "distributed_executor_backend": "external_launcher",
-            "tensor_parallel_size": options.tensor_parallel,
+            "tensor_parallel_size": options.tensor_parallel_size,
         }
-    if options.max_length:
-        more["max_model_len"] = options.max_length
+    if options.max_model_len:
+        more["max_model_len"] = options.max_model_len
     if processor.media is not None:  # else load_format=dummy would draw at random what pictures are scaled by
         more["mm_device_do_normalize"] = False
     with folder_without_weights(module, processor) as folder:
@@ -241,8 +241,8 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
             dtype=str(weight.dtype).removeprefix("torch."),
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
-            enforce_eager=options.eager,
-            max_num_seqs=options.max_sequences,
+            enforce_eager=options.enforce_eager,
+            max_num_seqs=options.max_num_seqs,
             disable_log_stats=True,
             **more,
         )

@@ -45,13 +45,13 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             *("--model", str(folder), "--served-model-name", "policy", "--host", host, "--port", str(port)),
             *("--load-format", "dummy", "--dtype", str(weight.dtype).removeprefix("torch.")),
             *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
-            *("--worker-extension-cls", RECEIVER, "--max-num-seqs", str(options.max_sequences)),
-            *("--tensor-parallel-size", str(options.tensor_parallel)),
-            *(["--enforce-eager"] if options.eager else []),
+            *("--worker-extension-cls", RECEIVER, "--max-num-seqs", str(options.max_num_seqs)),
+            *("--tensor-parallel-size", str(options.tensor_parallel_size)),
+            *(["--enforce-eager"] if options.enforce_eager else []),
             *(MEDIA if processor.media is not None else []),
-            *(["--max-model-len", str(options.max_length)] if options.max_length else []),
+            *(["--max-model-len", str(options.max_model_len)] if options.max_model_len else []),
             *(["--no-enable-chunked-prefill"] if on_cpu else []),  # see vllm.py
-            *([] if on_cpu else ["--gpu-memory-utilization", str(options.memory_share)]),
+            *([] if on_cpu else ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]),
         ]
         try:
             return subprocess.run(command, env=environment, check=False).returncode

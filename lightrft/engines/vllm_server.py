@@ -30,7 +30,15 @@ from lightrft.config import RolloutConfig, ServerConfig
 from lightrft.engines import transport as wire
 from lightrft.engines.base import NONE, EngineDiedError, Progress
 from lightrft.engines.buckets import buckets
-from lightrft.engines.external import NEVER, Asked, Names, asked, ends, refuse, same_tokens
+from lightrft.engines.external import (
+    NEVER,
+    EngineRequest,
+    WeightNames,
+    ends,
+    engine_requests,
+    refuse,
+    same_tokens,
+)
 from lightrft.engines.vllm_program import clip_url, picture_url, sound_url
 from lightrft.models.families import placeholders
 from lightrft.models.logprobs import causal_lm
@@ -60,7 +68,7 @@ class VllmServerEngine:
                 "e.g. --rollout.server.urls http://localhost:8000"
             )
         self.weight_version = NONE
-        self._config, self._stop_ids, self._names = config.server, processor.stop_ids, Names.of(module)
+        self._config, self._stop_ids, self._names = config.server, processor.stop_ids, WeightNames.of(module)
         self._reader, self._never = processor.media, placeholders(causal_lm(module).config)
         self._servers = [Server(url.rstrip("/"), config.server) for url in config.server.urls]
         for server in self._servers:
@@ -78,7 +86,7 @@ class VllmServerEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """See Engine."""
-        questions = asked(prompts, sampling, self._reader)
+        questions = engine_requests(prompts, sampling, self._reader)
         keys = [(self.weight_version, sampling, one.seed, one.n, tuple(one.token_ids)) for one in questions]
         replies = {n: self._answered[key] for n, key in enumerate(keys) if key in self._answered}
         servers = self._holding()
@@ -159,7 +167,7 @@ class VllmServerEngine:
         for server in self._servers:
             server.wait()
 
-    def _body(self, one: Asked, sampling: Sampling) -> dict[str, Any]:
+    def _body(self, one: EngineRequest, sampling: Sampling) -> dict[str, Any]:
         """The OpenAI-compatible API takes no media with tokens, vLLM's own does."""
         if one.media is None:
             return {"prompt": one.token_ids, "return_token_ids": True, **self._drawing(one, sampling)}
@@ -170,13 +178,13 @@ class VllmServerEngine:
             "audio_url": [sound_url(sound, self._reader.rate) for sound in one.media.audios],
         }
         return {
-            "token_ids": one.marked,
+            "token_ids": one.unexpanded_token_ids,
             "content_parts": [{"type": kind, "url": url} for kind, urls in media.items() for url in urls],
             "return_token_ids": True,
             "sampling_params": self._drawing(one, sampling),
         }
 
-    def _drawing(self, one: Asked, sampling: Sampling) -> dict[str, Any]:
+    def _drawing(self, one: EngineRequest, sampling: Sampling) -> dict[str, Any]:
         return {
             "n": one.n,
             "max_tokens": one.max_tokens,
@@ -194,7 +202,7 @@ class VllmServerEngine:
             "logit_bias": {str(token): NEVER for token in self._never} or None,
         }
 
-    def _completions(self, reply: dict[str, Any], one: Asked) -> list[Completion]:
+    def _completions(self, reply: dict[str, Any], one: EngineRequest) -> list[Completion]:
         found = []
         for choice in sorted(reply["choices"], key=lambda choice: choice["index"]):
             finish: Finish = "stop" if choice["finish_reason"] == "stop" else "length"
@@ -218,7 +226,7 @@ class VllmServerEngine:
         if world.is_first:
             self._tell(failed, Server.begin)
         try:
-            for bucket in buckets(self._names.usable(weights), self._config.bucket_mib * 2**20):
+            for bucket in buckets(self._names.for_checkpoint(weights), self._config.bucket_mib * 2**20):
                 if world.is_first:  # the others take part in gathering them
                     self._tell(failed, partial(Server.give, bucket=bucket))
         except ValueError as error:
@@ -227,7 +235,7 @@ class VllmServerEngine:
             self._tell(failed, lambda server: server.call("lightrft_finish", self._mark))
             for kept in CACHES:
                 self._tell(failed, partial(Server.post, path=f"/reset_{kept}_cache", body={}))
-        with world.apart():
+        with world.independent():
             if failure is not None:
                 raise failure
             if len(failed) == len(self._servers):

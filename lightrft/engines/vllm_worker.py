@@ -14,7 +14,7 @@ from safetensors.torch import load
 from vllm import _custom_ops
 from vllm.platforms import current_platform
 
-from lightrft.engines.transport import HOST, Door
+from lightrft.engines.transport import HOST, WeightListener
 from lightrft.engines.vllm_weights import check_taken, pack_again
 
 if TYPE_CHECKING:
@@ -33,22 +33,22 @@ class Receiver(Worker):
     """Methods that a worker has besides its own. `mark`: which sync the present weights are from."""
 
     lightrft_mark = NOTHING
-    lightrft_door: Door | None = None
+    lightrft_listener: WeightListener | None = None
     lightrft_taken: set[str] | None
     """Names of the new weights so far; None of a model that does not tell them."""
 
     def lightrft_begin(self) -> str:
         """Weights are about to change: those that are there are nobody's. Says where they can be sent without HTTP."""
         self.lightrft_mark, self.lightrft_taken = NOTHING, set()
-        self.lightrft_door = self.lightrft_door or Door(os.environ.get(HOST, ""))
-        return self.lightrft_door.tell()
+        self.lightrft_listener = self.lightrft_listener or WeightListener(os.environ.get(HOST, ""))
+        return self.lightrft_listener.tell()
 
     @torch.no_grad()
     def lightrft_receive(self, seconds: str) -> str:
         """Some of the weights, sent there within that time; says why they did not come if they did not."""
-        assert self.lightrft_door is not None
+        assert self.lightrft_listener is not None
         try:
-            bucket = self.lightrft_door.receive(float(seconds))
+            bucket = self.lightrft_listener.receive(float(seconds))
         except OSError as error:
             return str(error)
         self._lightrft_load(bucket)

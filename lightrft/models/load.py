@@ -119,14 +119,14 @@ def load_model(
     return _prepared(model.to(device), config, trainable)
 
 
-def hollow_model(
+def empty_model(
     config: ModelConfig,
     device: torch.device | str = "cpu",
     *,
     trainable: bool = True,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """The model that `load_model` makes before its weights are read, at hardly any memory: see `hollow`.
+    """The model that `load_model` makes before its weights are read, at hardly any memory: see `empty`.
 
     Buffers and adapters are real. For sharding backends, which read the weights shard by shard (strategy/load_weights.py),
     and for engines that are given all weights anyway. Parameters are in `dtype`, by default `model.dtype`.
@@ -139,14 +139,14 @@ def hollow_model(
     with init_empty_weights(include_buffers=False):
         model = _shaped(config)
     model.tie_weights()
-    hollow(model, dtype, device)
+    empty(model, dtype, device)
     for inner in model.modules():
         for name, buffer in inner._buffers.items():
             inner._buffers[name] = None if buffer is None else buffer.to(device)
     return _prepared(model, config, trainable)
 
 
-def hollow(
+def empty(
     model: nn.Module, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> None:
     """Leaves of each parameter a single number, seen everywhere in its shape; tied parameters stay tied."""
@@ -171,7 +171,7 @@ def spread(dtype: torch.dtype, shape: torch.Size, device: torch.device | str = "
     return torch.zeros((), dtype=dtype, device=device).expand(shape)
 
 
-def is_hollow(model: nn.Module) -> bool:
+def is_empty(model: nn.Module) -> bool:
     """Whether a model's weights are still to come."""
     return all(not any(p.stride()) for p in plain_parameters(model).values() if p.numel() > 1)
 
@@ -184,7 +184,7 @@ def _prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
         return model.requires_grad_(False)  # type: ignore[no-any-return]
     freeze(model, config.freeze)
     model = _adapt(model, config.lora) if config.lora.rank else model
-    if config.activation_checkpointing:
+    if config.gradient_checkpointing:
         causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
         if config.lora.rank:
             causal_lm(model).enable_input_require_grads()

@@ -37,12 +37,12 @@ def logprobs(
     *,
     temperature: float,
     max_logits: int,
-    first_temperature: float = 0.0,
+    first_token_temperature: float = 0.0,
     exact_attention: bool = False,
 ) -> LogProbs:
     """Log-probs and entropy of every response token of a batch under `module`.
 
-    `temperature` divides the logits, as in sampling; the first token of each response has `first_temperature` if that is
+    `temperature` divides the logits, as in sampling; the first token of each response has `first_token_temperature` if that is
     not 0. `max_logits` bounds how many logits exist at once. Gradients
     flow through both outputs when they are enabled. A batch of a team (`Inputs.team`) is for all its ranks to call with,
     and all of them get all log-probs; see models/sequence.py for whose gradients are whose.
@@ -53,11 +53,11 @@ def logprobs(
     head = output_head(module)
     cap = getattr(text_config(module), "final_logit_softcapping", None)
     divisor: float | Tensor = temperature
-    if first_temperature:
+    if first_token_temperature:
         first = torch.ones_like(batch.segments, dtype=torch.bool)
         first[1:] = batch.segments[1:] != batch.segments[:-1]
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_temperature)
+        divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_token_temperature)
         divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     values, entropy = _BlockedHead.apply(

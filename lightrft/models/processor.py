@@ -63,7 +63,7 @@ class Processor:
         )
 
     def blank(self) -> Prompt:
-        """A question of one token, to be computed and not learnt from."""
+        """A question of one token, to be computed and not learned from."""
         token_ids = [min(self.stop_ids)]
         rows = None if self.media is None else self.media.text_positions(token_ids)
         return Prompt("blank", token_ids, [], None, "", positions=rows)
@@ -82,7 +82,7 @@ class Processor:
             token_ids=read.token_ids,
             positions=read.positions,
             media=read.media,
-            marked=prompt.token_ids,
+            unexpanded_token_ids=prompt.token_ids,
         )
 
     def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:

@@ -41,9 +41,9 @@ def load_reward_model(
             f"{name} holds no trained head for scores ({', '.join(sorted(told['missing_keys'])[:3])} is missing). Name a reward model, or "
             "let a language model judge in words (judge.path)."
         )
-    if options.output >= model.config.num_labels:
+    if options.output_index >= model.config.num_labels:
         raise ValueError(
-            f"reward_model.output={options.output}: {options.path} has {model.config.num_labels} outputs, counted from 0."
+            f"reward_model.output_index={options.output_index}: {options.path} has {model.config.num_labels} outputs, counted from 0."
         )
     heads = _heads(model)
     if len(heads) != 1 or heads[0].in_features != text_config(model).hidden_size:
@@ -55,7 +55,7 @@ def load_reward_model(
 
 
 def scores(
-    module: Any, conversations: Sequence[Sequence[int]], output: int, tokens_per_batch: int
+    module: Any, conversations: Sequence[Sequence[int]], output: int, tokens_per_micro_batch: int
 ) -> list[float]:
     """One output of the head for each conversation (token ids), laid end to end and never padded.
 
@@ -69,7 +69,7 @@ def scores(
     batch: list[int] = []
     for place in order:
         filled = sum(len(conversations[p]) for p in batch)
-        if batch and filled + len(conversations[place]) > tokens_per_batch:
+        if batch and filled + len(conversations[place]) > tokens_per_micro_batch:
             _score(module, conversations, batch, output, device, found)
             batch = []
         batch.append(place)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.load import hollow_model, load_model, plain_parameters
+from lightrft.models.load import empty_model, load_model, plain_parameters
 from lightrft.models.logprobs import backbone, causal_lm, text_config
 from lightrft.models.values import ValueModel
 from lightrft.models.weights import Weights
@@ -32,12 +32,12 @@ class Source:
         """The model with all its weights."""
         return load_model(self.config, device, trainable=self.learns)
 
-    def hollow(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """The same module before its weights are read (models/load.py: hollow); what is not in a checkpoint is real."""
-        return hollow_model(self.config, device, trainable=self.learns, dtype=dtype)
+    def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+        """The same module before its weights are read (models/load.py: empty); what is not in a checkpoint is real."""
+        return empty_model(self.config, device, trainable=self.learns, dtype=dtype)
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """What a hollow module is to be given, under its names in a checkpoint; tied parameters once."""
+        """What a empty module is to be given, under its names in a checkpoint; tied parameters once."""
         found: dict[nn.Parameter, str] = {}
         for name, parameter in plain_parameters(module).items():
             found.setdefault(parameter, name)
@@ -62,9 +62,9 @@ class CriticSource(Source):
         """See Source."""
         return _critic(load_model(self._bare(), device))
 
-    def hollow(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+    def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """See Source."""
-        return _critic(hollow_model(self._bare(), device, dtype=dtype))
+        return _critic(empty_model(self._bare(), device, dtype=dtype))
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """See Source."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Whereabouts:
+class RankStatus:
     """Step, phase and collective of this process. Written by its main thread, read by the thread that watches it."""
 
     step: int = 0
@@ -25,35 +25,35 @@ class Whereabouts:
     changed: threading.Event = field(default_factory=threading.Event)
     """Set when a phase begins, so that others know at once."""
 
-    def move(self) -> None:
+    def heartbeat(self) -> None:
         """It has got on: the clock of those who look for a stall starts anew."""
         self.moved = time.monotonic()
 
-    def enter(self, phase: str) -> None:
+    def set_phase(self, phase: str) -> None:
         """A phase begins."""
         self.phase = phase
-        self.move()
+        self.heartbeat()
         self.changed.set()
 
-    def begin(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """A step begins."""
         self.step = step
-        self.move()
+        self.heartbeat()
 
-    def come(self, call: str) -> None:
+    def enter_collective(self, call: str) -> None:
         """It meets other ranks."""
         self.call, self.calls = call, self.calls + 1
-        self.move()
+        self.heartbeat()
 
-    def go(self, seconds: float) -> None:
+    def exit_collective(self, seconds: float) -> None:
         """It has met them, after so long."""
         self.call, self.waited = "", self.waited + seconds
-        self.move()
+        self.heartbeat()
 
     def __str__(self) -> str:
         where = f"phase {self.phase}, step {self.step}" if self.step else f"phase {self.phase}"
         return f"{where}, in {self.call}" if self.call else where
 
 
-HERE = Whereabouts()
+STATUS = RankStatus()
 """Those of this process."""

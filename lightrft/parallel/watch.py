@@ -27,7 +27,7 @@ from typing import Any, TextIO, TypeVar
 import psutil
 import torch.distributed as dist
 
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.utils.failures import tell
 from lightrft.utils.interrupt import Stopped
 
@@ -83,14 +83,14 @@ class Watch:
             theirs, number = json.loads(self.store.get(f"machine/{rank}"))
             if rank != self.rank and machine and theirs == machine:
                 self._peers[rank] = _process(number)
-        HERE.move()
+        STATUS.heartbeat()
         for work in (self._talk, self._guard):
             self._start(work)
 
     def stop(self) -> bool:
         """Nothing is watched any more; False if a thread is stuck in a dead connection, so that Python cannot end in order."""
         self._over.set()
-        HERE.changed.set()
+        STATUS.changed.set()
         for thread in self._threads:
             thread.join(POLL_SECONDS)
         return not any(thread.is_alive() for thread in self._threads)
@@ -110,7 +110,7 @@ class Watch:
         rank that cannot reach the others tells its failure too, for it may be the only one to know.
         """
         blamed = self.rank if rank is None else rank
-        mine = json.dumps({"rank": blamed, "message": message, "where": str(HERE)})
+        mine = json.dumps({"rank": blamed, "message": message, "where": str(STATUS)})
         first = self._ask(lambda: self.store.compare_set("failure", "", mine).decode(), mine) == mine
         if first and not self._told:
             self._told = True
@@ -178,10 +178,10 @@ class Watch:
         """Tells others where this rank is, and hears of them."""
         told, heard = "", 0.0
         while not self._over.is_set():
-            HERE.changed.wait(POLL_SECONDS)
-            HERE.changed.clear()
+            STATUS.changed.wait(POLL_SECONDS)
+            STATUS.changed.clear()
             try:
-                here = json.dumps({"where": str(HERE), "calls": HERE.calls})
+                here = json.dumps({"where": str(STATUS), "calls": STATUS.calls})
                 if here != told:
                     self.store.set(f"here/{self.rank}", here)
                     told = here
@@ -224,14 +224,14 @@ class Watch:
             now = time.monotonic()
             if self._noticed and not self.failing and now - self._noticed > GRACE_SECONDS:
                 self._end(f"another rank has failed: {self.news}")
-            if now - HERE.moved > most or now - self._heard > most:
+            if now - STATUS.moved > most or now - self._heard > most:
                 what = (
-                    f"did not get on for {now - HERE.moved:.0f} s"
-                    if now - HERE.moved > most
+                    f"did not get on for {now - STATUS.moved:.0f} s"
+                    if now - STATUS.moved > most
                     else "is cut off from the others"
                 )
                 message = (
-                    f"rank {self.rank} {what} ({HERE}). {self.others()}Its stack is in RUN/logs. "
+                    f"rank {self.rank} {what} ({STATUS}). {self.others()}Its stack is in RUN/logs. "
                     f"If it only needs longer, raise strategy.timeout_seconds={self.timeout_seconds:g}."
                 )
                 self.blame(f"lightrft: {message}")

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.watch import BrokenError, PeerError, Watch
 from lightrft.utils.device import collective_backend, use
 from lightrft.utils.failures import told
@@ -124,7 +124,7 @@ class World:
             return values
         return [value]
 
-    def add(self, numbers: Mapping[str, float]) -> dict[str, float]:
+    def sum_by_name(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Sums over ranks by name; a rank need not have every name."""
         totals: dict[str, float] = {}
         for one in self.gather(dict(numbers)):
@@ -132,7 +132,7 @@ class World:
                 totals[name] = totals.get(name, 0.0) + value
         return dict(sorted(totals.items()))
 
-    def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
+    def max_by_name(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Maxima over ranks by name; a rank need not have every name."""
         maxima: dict[str, float] = {}
         for one in self.gather(dict(numbers)):
@@ -140,7 +140,7 @@ class World:
                 maxima[name] = max(maxima.get(name, value), value)
         return dict(sorted(maxima.items()))
 
-    def exchange(self, outgoing: Sequence[Any]) -> list[Any]:
+    def all_to_all(self, outgoing: Sequence[Any]) -> list[Any]:
         """outgoing[r] goes to rank r; returns what came, by the rank it came from. Anything that pickles; None is not sent."""
         if self.size == 1:
             return list(outgoing)
@@ -151,7 +151,7 @@ class World:
         sizes = self.gather([0 if p is None else p.numel() for p in parcels])
         incoming = [torch.empty(sizes[r][self.rank], dtype=torch.uint8) for r in range(self.size)]
         others = [r for r in range(self.size) if r != self.rank]
-        with self._exchange("exchange"):
+        with self._exchange("all_to_all"):
             work = [dist.irecv(incoming[r], r) for r in others if incoming[r].numel()]
             work += [dist.isend(p, r) for r in others if (p := parcels[r]) is not None]
             for one in work:
@@ -167,7 +167,7 @@ class World:
         if (limit := _time_limit()) is not None:
             dist.distributed_c10d._set_pg_timeout(limit, group)
 
-    def another_group(self) -> Any:
+    def new_group(self) -> Any:
         """All ranks once more, over gloo, for a thread that exchanges while the program goes on; None for a world of one."""
         return dist.new_group(backend="gloo", timeout=_time_limit()) if self.size > 1 else None
 
@@ -185,7 +185,7 @@ class World:
             dist.all_reduce(tensor, group=self.team)
         return float(tensor)
 
-    def turns(self, value: T) -> Iterator[tuple[T, bool]]:
+    def broadcast_in_turn(self, value: T) -> Iterator[tuple[T, bool]]:
         """The value of each rank of this rank's team in turn, and whether it is its own. Anything that pickles."""
         if self.team is None:
             yield value, True
@@ -193,7 +193,7 @@ class World:
         for member in range(self.team_size):
             is_own = member == self.team.rank()
             parcel = [value if is_own else None]
-            with self._exchange("turns"):
+            with self._exchange("broadcast_in_turn"):
                 dist.broadcast_object_list(parcel, group=self.team, group_src=member)
             yield (value if is_own else parcel[0]), is_own  # type: ignore[misc]  # it came from a rank that has one
 
@@ -204,7 +204,7 @@ class World:
                 dist.barrier()
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
+    def independent(self) -> Iterator[None]:
         """A part in which every rank works by itself, without collectives; ranks meet at its end.
 
         If it raises on one rank it raises on all: Stopped if that is what it was, else PeerError on the others. So all are
@@ -235,10 +235,10 @@ class World:
                         else PeerError(f"rank {rank} failed: {report[1]}")
                     )
 
-    def glance(self) -> None:
-        """Raises what was heard of other ranks: a failure, or a stop. For long work inside `apart`."""
+    def raise_if_failed(self) -> None:
+        """Raises what was heard of other ranks: a failure, or a stop. For long work inside `independent`."""
         watch = World._watch
-        HERE.move()
+        STATUS.heartbeat()
         if watch is not None and watch.news is not None:
             raise watch.news
 
@@ -254,7 +254,7 @@ class World:
         """The file for what this rank prints."""
         return run / "logs" / f"rank-{self.rank}.txt"
 
-    def settle(self, run: Path) -> None:
+    def redirect_output(self, run: Path) -> None:
         """Takes the run folder into use: what ranks other than the first print goes to RUN/logs/rank-N.txt from now on, and
         the first failure, of whichever rank, to RUN/log.txt."""
         watch = World._watch
@@ -281,19 +281,19 @@ class World:
     @contextmanager
     def _exchange(self, name: str) -> Iterator[None]:
         call, start = f"world.{name} ({_place()})", time.monotonic()
-        HERE.come(call)
+        STATUS.enter_collective(call)
         try:
             yield
         except RuntimeError as error:
             waited = time.monotonic() - start
             raise BrokenError(self._missed(call, waited, str(error))) from error
         finally:
-            HERE.go(time.monotonic() - start)
+            STATUS.exit_collective(time.monotonic() - start)
 
     def _missed(self, call: str, waited: float, error: str) -> str:
         """What to say of an exchange that failed: the cause, if another rank has told one; else who did not come."""
         watch = World._watch
-        here = f"rank {self.rank} waited {waited:.0f} s in {call}, phase {HERE.phase}, step {HERE.step}"
+        here = f"rank {self.rank} waited {waited:.0f} s in {call}, phase {STATUS.phase}, step {STATUS.step}"
         if watch is None:
             return f"{here}: {error}"
         reason = _reason(watch, in_time=waited < watch.timeout_seconds)
@@ -309,7 +309,7 @@ def _reason(watch: Watch, *, in_time: bool) -> str:
     if cause := watch.cause(PATIENCE_SECONDS if in_time else 0):
         return str(cause["message"]).removeprefix("lightrft: ")
     late = {
-        r: w["where"] for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < HERE.calls
+        r: w["where"] for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < STATUS.calls
     }
     if in_time or not late:
         return ""
@@ -332,7 +332,7 @@ def _understood(watch: Watch, error: Exception) -> Exception:
     reason = _reason(watch, in_time="imed out" not in first)
     try:
         raise PeerError(
-            f"rank {watch.rank} failed in a collective of the backend ({_at(frame, line)}), phase {HERE.phase}, step {HERE.step}: "
+            f"rank {watch.rank} failed in a collective of the backend ({_at(frame, line)}), phase {STATUS.phase}, step {STATUS.step}: "
             f"{reason or f'{first}. {watch.others()}Stacks are in RUN/logs.'}"
         ) from error
     except PeerError as explained:

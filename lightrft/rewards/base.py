@@ -18,7 +18,7 @@ from lightrft.types import Trajectory
 from lightrft.utils.imports import resolve
 from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner
 
-__all__ = ["REWARDS", "Judge", "Judged", "RewardFunction", "each", "load_reward"]
+__all__ = ["REWARDS", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
 OUR_METRICS = ("mean", "std", "no_signal_share", "zero_std_fraction", "overlong")
@@ -30,12 +30,12 @@ Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class RewardResult:
     """The answers that have a reward, in their order, and what happened on the way."""
 
     kept: list[Trajectory]
     metrics: dict[str, float]
-    """counts/dropped_answers, and counts/failed/NAME for each reward that failed."""
+    """counts/dropped_responses, and counts/failed/NAME for each reward that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Part:
     places: tuple[int, ...]
 
 
-class Judge:
+class RewardRunner:
     """Fills `reward` and `parts` of trajectories.
 
     per_source: task -> {reward name or import path: weight}.
@@ -79,7 +79,7 @@ class Judge:
         else:
             self._runner = Inline({name: load_reward(name) for name in names})
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> Judged:
+    def __call__(self, trajectories: Sequence[Trajectory]) -> RewardResult:
         """Judges in place. RuntimeError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:
         then the failing answers are left out, and whole groups of which fewer than two answers are left."""
         views = [stripped(trajectory) for trajectory in trajectories]
@@ -95,18 +95,18 @@ class Judge:
             if len(trajectory.parts) == len(weights):
                 trajectory.reward = sum(weight * values[name, place] for name, weight in weights.items())
         kept = _kept(trajectories, {place for _, place in failures})
-        metrics = {"counts/dropped_answers": float(len(trajectories) - len(kept))}
+        metrics = {"counts/dropped_responses": float(len(trajectories) - len(kept))}
         for name, count in Counter(name for name, _ in failures).items():
             metrics[f"counts/failed/{self.labels[name]}"] = float(count)
         if failures:
             _report(failures, views, len(trajectories) - len(kept))
-        return Judged(kept, metrics)
+        return RewardResult(kept, metrics)
 
     def close(self) -> None:
         """Ends the worker processes."""
         self._runner.close()
 
-    def __enter__(self) -> Judge:
+    def __enter__(self) -> RewardRunner:
         return self
 
     def __exit__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.types import Message, Prompt, Record, Trajectory
 
 SLICE = 64
@@ -51,7 +51,7 @@ class GoldReport:
 
 
 def check_gold(
-    task: str, records: Sequence[Record], gold: Callable[[Record], str], judge: Judge
+    task: str, records: Sequence[Record], gold: Callable[[Record], str], judge: RewardRunner
 ) -> GoldReport:
     """Judges each record's gold answer, and beside it the gold answer of a record with another target.
 
@@ -79,7 +79,7 @@ def check_gold(
     return GoldReport(task, len(records), failures, sum(shares) / len(shares) if shares else 0.0)
 
 
-def _judged(records: Sequence[Record], answers: Sequence[str], judge: Judge) -> list[Trajectory]:
+def _judged(records: Sequence[Record], answers: Sequence[str], judge: RewardRunner) -> list[Trajectory]:
     trajectories = [
         _spoken(n, record, answer) for n, (record, answer) in enumerate(zip(records, answers, strict=True))
     ]

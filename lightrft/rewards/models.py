@@ -52,7 +52,7 @@ class GenerativeJudge:
         """`longest`: tokens that can be asked; None: without limit."""
         self._ask, self._processor, self._config, self._longest = ask, processor, config, longest
         self._template = judge_template(config)
-        self._score = re.compile(config.score)
+        self._score = re.compile(config.score_pattern)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """See ModelReward."""
@@ -89,11 +89,11 @@ class GenerativeJudge:
         """The mean of the scores that are named."""
         texts = [self._processor.text(reply.token_ids) for reply in replies]
         named = [_number(found[-1]) for text in texts if (found := self._score.findall(text))]
-        shares = [score / self._config.full_marks for score in named]
+        shares = [score / self._config.max_score for score in named]
         usable = [share for share in shares if 0 <= share <= 1]
         if not usable:
             return Failure(
-                f"the judge named no score between 0 and judge.full_marks={self._config.full_marks:g} that judge.score finds; it said "
+                f"the judge named no score between 0 and judge.max_score={self._config.max_score:g} that judge.score_pattern finds; it said "
                 f"{texts[0][-300:]!r}."
             )
         return sum(usable) / len(usable)

@@ -168,7 +168,7 @@ def read(run: Path, step: int) -> Capsule:
     written = (place / "capsule.crc32").read_text(encoding="utf-8")
     if file_crc(place / "capsule.pt") != written:
         raise ValueError(
-            f"{place / 'capsule.pt'} is not what was written (its CRC-32 differs), so nothing can be learnt from it."
+            f"{place / 'capsule.pt'} is not what was written (its CRC-32 differs), so nothing can be learned from it."
         )
     content = read_state(place / "capsule.pt")
     updates, metrics = _recorded(place / "recorded.json")

@@ -14,7 +14,11 @@ PANELS = [  # metrics drawn where they exist, title, unit
     (["reward/mean"], "reward", ""),
     (["nll"], "loss", "nats per token"),
     (["length/mean"], "answer length", "tokens"),
-    (["truncated_share", "reward/no_signal_share"], "cut off, and groups without signal", "share"),
+    (
+        ["length/truncated_fraction", "reward/zero_std_fraction"],
+        "cut off, and groups without signal",
+        "share",
+    ),
     (["entropy"], "entropy", "nats per token"),
     (["grad_norm"], "gradient norm", ""),
     (["kl", "mismatch/mean_abs"], "KL to the start, engine-trainer mismatch", "nats per token"),

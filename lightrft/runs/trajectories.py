@@ -83,7 +83,7 @@ def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
         "source": trajectory.prompt.source,
         "messages": described(trajectory.prompt.messages),
         "target": trajectory.prompt.target,
-        "answer": trajectory.answer,
+        "response": trajectory.answer,
         "length": len(trajectory),
         "finish": trajectory.finish,
         "reward": _finite(trajectory.reward),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
 from lightrft.models.source import Source
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.strategy.memory import Resident
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Trainable(Protocol):
         """Clips, updates, moves the schedule on, clears the gradient. False, and no update, if `norm` is not finite."""
         ...
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """Learning rate of the next update."""
         ...
 
@@ -65,7 +65,7 @@ class Trainable(Protocol):
         """Full tensors under Hugging Face names, one at a time; called by all ranks."""
         ...
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """Inside, `module` holds the weights that an engine should see (adapters folded in)."""
         ...
 
@@ -73,7 +73,7 @@ class Trainable(Protocol):
         """Its residents: weights, optimizer."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: weights/NAME, exp_avg/NAME and exp_avg_sq/NAME of all that learns, live.
 
         Plain tensors or, sharded, DTensors; a rank may leave out what another one has whole. float32 whatever the model
@@ -81,7 +81,7 @@ class Trainable(Protocol):
         """
         ...
 
-    def numbers(self) -> dict[str, Any]:
+    def scalar_state(self) -> dict[str, Any]:
         """The rest of its state, the same on all ranks."""
         ...
 
@@ -105,8 +105,8 @@ class Frozen(Protocol):
         """Each weight w becomes w + share * (given - w); 1 takes the given ones. Names as in Trainable.weights."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Its weights as weights/NAME, to go on from where it has followed another; see Trainable.tensors."""
+    def tensor_state(self) -> dict[str, Tensor]:
+        """Its weights as weights/NAME, to go on from where it has followed another; see Trainable.tensor_state."""
         ...
 
     def load(self, saved: Saved) -> None:
@@ -148,5 +148,5 @@ class Root(nn.Module):
 
     def forward(self, function: Callable[..., T], *args: Any) -> T:
         """function(model, *args)."""
-        HERE.move()
+        STATUS.heartbeat()
         return function(self.model, *args)

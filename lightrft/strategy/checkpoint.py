@@ -103,9 +103,9 @@ class Checkpoints:
     def save(
         self, step: int, state: dict[str, Any], models: Mapping[str, Mapping[str, Tensor]] | None = None
     ) -> Path:
-        """Writes the state after `step` steps, then removes all but the newest `checkpoint.keep`; called by all ranks.
+        """Writes the state after `step` steps, then removes all but the newest `checkpoint.keep_last`; called by all ranks.
 
-        `state` is the first rank's; `models`: name of a model -> this rank's tensors (Trainable.tensors). Returns the
+        `state` is the first rank's; `models`: name of a model -> this rank's tensors (Trainable.tensor_state). Returns the
         checkpoint's folder. RuntimeError, on every rank, if the disk is full or not writable: then the checkpoints from
         before are still there. With checkpoint.background the files are written while the program goes on, and such an
         error comes with the next call of `save` or `wait`.
@@ -163,7 +163,7 @@ class Checkpoints:
     @cached_property
     def _group(self) -> Any:
         """For what the writing thread tells the others, beside what the program does meanwhile."""
-        return self.world.another_group()
+        return self.world.new_group()
 
     def _watched(self, work: Callable[[], None]) -> None:
         try:
@@ -211,7 +211,7 @@ class Checkpoints:
                 number,
                 step,
             )
-        for _, path in older[self.config.keep :] + later:
+        for _, path in older[self.config.keep_last :] + later:
             remove_folder(path)
 
 

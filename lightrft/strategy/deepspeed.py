@@ -72,7 +72,7 @@ class Zero:
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> ZeroTrainable:
         """See Strategy. The optimizer changes float32 weights; the model computes in `source.dtype`."""
         self._refuse_media(source)
-        module = source.hollow(self.device) if self.stage == 3 else source.full(self.device)
+        module = source.empty(self.device) if self.stage == 3 else source.full(self.device)
         for name in getattr(module, "exact", ()):  # all weights of an engine are of one type
             module.get_submodule(name).to(source.dtype)
         named = dict(learning(module))
@@ -90,7 +90,7 @@ class Zero:
         if self.stage < 3:
             return SingleFrozen(source.full(self.device).requires_grad_(False), self.device)
         self._refuse_media(source)
-        module = source.hollow(self.device).requires_grad_(False)
+        module = source.empty(self.device).requires_grad_(False)
         shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         settings = engine_settings(3, self.config.deepspeed, source.dtype, self.device)
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # only pieces to follow with
@@ -109,7 +109,7 @@ class Zero:
 
     @torch.no_grad()
     def _fill(self, module: nn.Module, source: Source, settings: dict[str, Any]) -> None:
-        """Gives a hollow module its weights: the first rank reads one at a time, and each rank keeps its piece of it."""
+        """Gives a empty module its weights: the first rank reads one at a time, and each rank keeps its piece of it."""
         splitter = self._deepspeed.zero.Init(config_dict_or_path=settings)
         missing = source.missing(module)
         read = _reader(source, missing) if World.current().is_first else None
@@ -156,10 +156,10 @@ def engine_settings(
         zero["offload_optimizer"] = host
     if stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
-        zero["stage3_param_persistence_threshold"] = config.keep_whole_below
-        zero["stage3_max_live_parameters"] = config.live_weights
-        zero["stage3_max_reuse_distance"] = config.live_weights
-        if config.offload_parameters:
+        zero["stage3_param_persistence_threshold"] = config.param_persistence_threshold
+        zero["stage3_max_live_parameters"] = config.max_live_parameters
+        zero["stage3_max_reuse_distance"] = config.max_live_parameters
+        if config.offload_param:
             zero["offload_param"] = host
     return {
         "train_micro_batch_size_per_gpu": 1,  # means nothing here: how many there are is told by `settle`
@@ -227,13 +227,13 @@ class ZeroTrainable:
         own = float(torch.nn.utils.get_total_norm(self._layout.gradients()))
         return float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """See Trainable."""
-        return self._progress.rate()
+        return self._progress.learning_rate()
 
     def step(self, norm: float) -> bool:
         """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
-        rate, limit = self.rate(), self._progress.config.clip_norm
+        rate, limit = self.learning_rate(), self._progress.config.max_grad_norm
         usable = self._progress.admits(norm)
         clipped = limit / norm if limit and norm > limit else 1.0
         self._optimizer.share = clipped if usable else 0.0
@@ -250,9 +250,9 @@ class ZeroTrainable:
         """See Trainable."""
         return self._layout.weights()
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """See Trainable."""
-        return self._layout.merged()
+        return self._layout.adapters_merged()
 
     def parts(self) -> dict[str, Resident]:
         """See Trainable. They stay where they are."""
@@ -267,7 +267,7 @@ class ZeroTrainable:
         }
 
     @torch.no_grad()
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """See Trainable. Called by all ranks; copies in host memory, each tensor on one rank."""
         fragments = require("deepspeed.utils", "deepspeed")
         found = {}
@@ -281,7 +281,7 @@ class ZeroTrainable:
                     found[f"{moment}/{name}"] = whole.cpu().clone()
         return found
 
-    def numbers(self) -> dict[str, Any]:
+    def scalar_state(self) -> dict[str, Any]:
         """See Trainable."""
         return {**self._progress.state(), "step": steps_taken(self._optimizer, self._layout.masters())}
 
@@ -328,7 +328,7 @@ class Zero3Frozen:
         follow(own, weights, share, self._exact, part=lambda n, whole: piece_of(whole, own[n].numel()))
 
     @torch.no_grad()
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """See Frozen. Called by all ranks; copies in host memory, each tensor on one rank."""
         world, found = World.current(), {}
         for index, (name, piece) in enumerate(self._pieces().items()):

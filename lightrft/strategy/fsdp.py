@@ -53,7 +53,7 @@ class Fsdp:
         return FsdpFrozen(module, root, self._moves())
 
     def _sharded(self, source: Source, held_in: torch.dtype) -> tuple[nn.Module, FSDPModule]:
-        module = source.hollow(self.device, held_in)
+        module = source.empty(self.device, held_in)
         missing = {id(parameter) for parameter in source.missing(module).values()}
 
         def on_meta(parameter: nn.Parameter) -> Tensor | None:
@@ -201,9 +201,9 @@ class FsdpTrainable:
             if not count:
                 parameter.grad = None
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """See Trainable."""
-        return self._learner.progress.rate()
+        return self._learner.progress.learning_rate()
 
     def step(self, norm: float) -> bool:
         """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
@@ -213,7 +213,7 @@ class FsdpTrainable:
         """See Trainable. In the type the model computes in, adapters folded in."""
         return full_weights(self.module, gathered, self._dtype)
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """See Trainable. `weights` folds adapters in by itself."""
         return nullcontext()
 
@@ -224,13 +224,13 @@ class FsdpTrainable:
             "optimizer": Moments(self._learner.optimizer, self._learner.parameters, self._moves),
         }
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """See Trainable. The pieces of this rank."""
-        return self._learner.tensors()
+        return self._learner.tensor_state()
 
-    def numbers(self) -> dict[str, Any]:
+    def scalar_state(self) -> dict[str, Any]:
         """See Trainable."""
-        return self._learner.numbers()
+        return self._learner.scalar_state()
 
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
         """See Trainable."""
@@ -266,7 +266,7 @@ class FsdpFrozen:
         own = {name: mine for name, (mine, _, _) in held.items()}
         follow(own, weights, share, self._exact, part=part)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """See Frozen. The pieces of this rank."""
         return {f"weights/{name}": self._precise(name, p) for name, p in self.module.named_parameters()}
 

@@ -14,7 +14,7 @@ from lightrft.strategy.load_weights import rows
 
 
 @dataclass(frozen=True)
-class Held:
+class InMemory:
     """Whole tensors by name. See Saved."""
 
     tensors: Mapping[str, Tensor]
@@ -31,11 +31,11 @@ class Held:
             mine.copy_(self.tensors[name][start:stop] if tensor.dim() else self.tensors[name])
 
 
-def kept(model: Trainable) -> dict[str, Any]:
+def snapshot(model: Trainable) -> dict[str, Any]:
     """All of a model's state as one nested state; its tensors are the live ones."""
-    return {"tensors": model.tensors(), "numbers": model.numbers()}
+    return {"tensors": model.tensor_state(), "numbers": model.scalar_state()}
 
 
 def restore(model: Trainable, state: dict[str, Any]) -> None:
-    """Takes `kept` back."""
-    model.load(Held(state["tensors"]), state["numbers"])
+    """Takes a `snapshot` back."""
+    model.load(InMemory(state["tensors"]), state["numbers"])

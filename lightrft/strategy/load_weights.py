@@ -18,7 +18,7 @@ from lightrft.strategy.base import Saved
 
 @torch.no_grad()
 def fill(module: nn.Module, source: Source) -> None:
-    """Gives a hollow module, sharded or not, its weights; called by all ranks.
+    """Gives a empty module, sharded or not, its weights; called by all ranks.
 
     From safetensors files every rank reads its own rows. Where weights stand there under other names than in the model
     (older layouts that transformers converts), the first rank reads them all into host memory and sends one at a time.
@@ -33,19 +33,19 @@ def fill(module: nn.Module, source: Source) -> None:
 
 
 def reader(module: nn.Module, source: Source, saved: Saved) -> Gather:
-    """What gives each weight of a hollow module whole, when it is asked for: from a checkpoint what was learnt, from the model's
+    """What gives each weight of a empty module whole, when it is asked for: from a checkpoint what was learned, from the model's
     own files the rest."""
-    learnt = {p: f"weights/{name}" for name, p in module.named_parameters() if p.requires_grad}
+    learned = {p: f"weights/{name}" for name, p in module.named_parameters() if p.requires_grad}
     own = {parameter: name for name, parameter in source.missing(module).items()}
-    rest = [own[parameter] for parameter in own if parameter not in learnt]
+    rest = [own[parameter] for parameter in own if parameter not in learned]
     files = source.weights(rest)
     whole = source.whole() if rest and files is None else {}
 
     def read(parameter: Tensor, dtype: torch.dtype) -> Tensor:
         assert isinstance(parameter, nn.Parameter)
-        if parameter in learnt:
+        if parameter in learned:
             found = torch.empty(parameter.shape, dtype=torch.float32)
-            saved.into({learnt[parameter]: found})
+            saved.into({learned[parameter]: found})
         elif files is not None:
             found = files.whole(own[parameter])
         else:

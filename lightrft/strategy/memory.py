@@ -12,7 +12,7 @@ from typing import Protocol
 
 from rich.table import Table
 
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 
 
 class Phase(Enum):
@@ -25,7 +25,7 @@ class Phase(Enum):
     TRAIN = "train"
 
 
-PRESENT: dict[str, tuple[Phase, ...]] = {
+RESIDENCY: dict[str, tuple[Phase, ...]] = {
     "actor weights": (Phase.TRAIN, Phase.SCORE, Phase.SYNC),
     "actor optimizer": (Phase.TRAIN,),
     "critic weights": (Phase.TRAIN, Phase.SCORE),
@@ -43,7 +43,7 @@ PRESENT: dict[str, tuple[Phase, ...]] = {
 are then needed in the rollout too; what else an engine may hold, only there. `policy`: a model that is only asked."""
 
 
-LEVERS: dict[str, str] = {
+REMEDIES: dict[str, str] = {
     "actor weights": "shard them (strategy.backend=fsdp, more processes), or set model.dtype=bfloat16",
     "actor optimizer": "keep it in host memory (strategy.fsdp.offload, strategy.deepspeed.offload_optimizer), or learn adapters "
     "(model.lora.rank)",
@@ -55,14 +55,14 @@ LEVERS: dict[str, str] = {
     "judge weights": "take a smaller judge.path, or ask a server (judge.engine)",
     "judge cache": "lower rollout.native.max_sequences",
     "reward model weights": "take a smaller reward_model.path",
-    "engine weights": "share them out (rollout.vllm.tensor_parallel)",
+    "engine weights": "share them out (rollout.vllm.tensor_parallel_size)",
     "engine cache": "lower rollout.native.max_sequences, or memory_share of rollout.vllm, sglang or lmdeploy",
 }
 """Resident -> which setting makes it smaller."""
 WORKING: dict[Phase, str] = {
     Phase.ROLLOUT: "lower rollout.native.max_sequences and prefill_tokens, or rollout.max_tokens",
-    Phase.SCORE: "lower update.tokens_per_batch, update.logits_per_chunk",
-    Phase.TRAIN: "lower update.tokens_per_batch, update.logits_per_chunk, or set model.activation_checkpointing",
+    Phase.SCORE: "lower update.tokens_per_micro_batch, update.logits_per_chunk",
+    Phase.TRAIN: "lower update.tokens_per_micro_batch, update.logits_per_chunk, or set model.gradient_checkpointing",
 }
 """Phase -> which setting makes what it computes smaller."""
 
@@ -97,7 +97,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass
-class Stage:
+class MemoryPlan:
     """Entering a phase moves only the difference to the last one; leaving moves nothing."""
 
     measure: Callable[[], int]
@@ -131,8 +131,8 @@ class Stage:
                 f"cannot enter {phase.value}: still inside {self.phase.value}; phases do not nest"
             )
         self._inside = True
-        HERE.enter(phase.value)
-        start, waited = time.perf_counter(), HERE.waited
+        STATUS.set_phase(phase.value)
+        start, waited = time.perf_counter(), STATUS.waited
         try:
             self._enter(phase)
             yield
@@ -142,9 +142,9 @@ class Stage:
             raise NoRoomError(self._full(phase, WORKING.get(phase, ""))) from error
         finally:
             self._inside = False
-            HERE.enter("between phases") if sys.exc_info()[0] is None else None
+            STATUS.set_phase("between phases") if sys.exc_info()[0] is None else None
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-            self.waited[phase] = self.waited.get(phase, 0.0) + HERE.waited - waited
+            self.waited[phase] = self.waited.get(phase, 0.0) + STATUS.waited - waited
 
     def _enter(self, phase: Phase) -> None:
         before, here = self.phase, self.measure()
@@ -160,7 +160,7 @@ class Stage:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                raise NoRoomError(self._full(phase, LEVERS.get(name, ""), name)) from error
+                raise NoRoomError(self._full(phase, REMEDIES.get(name, ""), name)) from error
         self.phase = phase
         if leaving or arriving:
             signs = [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
@@ -171,7 +171,7 @@ class Stage:
         sizes = {n: r.nbytes() / 2**30 for n, (r, ps) in self._rows.items() if phase in ps}
         held = ", ".join(f"{n} {size:.2f} GiB" for n, size in sizes.items() if n != wanted)
         what = f"{wanted} ({sizes[wanted]:.2f} GiB)" if wanted else "what it computes"
-        cures = [lever, *(LEVERS[n] for n in sizes if n in LEVERS and n != wanted)]
+        cures = [lever, *(REMEDIES[n] for n in sizes if n in REMEDIES and n != wanted)]
         return (
             f"no room on the device for {what} in phase {phase.value}. Held in it: {held or 'nothing'}; allocated now: "
             f"{self.measure() / 2**30:.2f} GiB. To lower it: {'; or '.join(filter(None, cures))}. Set strategy.offload=true to move out "

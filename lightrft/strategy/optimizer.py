@@ -96,7 +96,7 @@ class Learner:
 
     def step(self, norm: float) -> bool:
         """See Trainable.step."""
-        rate, limit = self.progress.rate(), self.progress.config.clip_norm
+        rate, limit = self.progress.learning_rate(), self.progress.config.max_grad_norm
         usable = self.progress.admits(norm)
         if usable:
             if limit and norm > limit:
@@ -107,22 +107,22 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return usable
 
-    def tensors(self) -> dict[str, Tensor]:
-        """See Trainable.tensors."""
+    def tensor_state(self) -> dict[str, Tensor]:
+        """See Trainable.tensor_state."""
         found = {f"weights/{name}": parameter.detach() for name, parameter in self._named}
         for name, parameter in self._named:
             state = moments(self.optimizer, parameter)
             found |= {f"{moment}/{name}": state[moment] for moment in MOMENTS}
         return found
 
-    def numbers(self) -> dict[str, Any]:
-        """See Trainable.numbers."""
+    def scalar_state(self) -> dict[str, Any]:
+        """See Trainable.scalar_state."""
         return {**self.progress.state(), "step": steps_taken(self.optimizer, self.parameters)}
 
     @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
         """See Trainable.load."""
-        tensors = self.tensors()
+        tensors = self.tensor_state()
         check_shapes(saved.shapes(), tensors)
         saved.into(tensors)
         set_steps(self.optimizer, self.parameters, numbers["step"])
@@ -142,7 +142,7 @@ class Progress:
     """Made so far."""
     bad_in_a_row: int = 0
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """Learning rate of the next update."""
         return self.config.learning_rate * schedule(self.config, self.total)(self.updates)
 

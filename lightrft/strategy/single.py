@@ -86,9 +86,9 @@ class SingleTrainable:
         grads = self._learner.gradients()
         return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """See Trainable."""
-        return self._learner.progress.rate()
+        return self._learner.progress.learning_rate()
 
     def step(self, norm: float) -> bool:
         """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
@@ -107,7 +107,7 @@ class SingleTrainable:
         """See Trainable."""
         yield from plain_state(self.module).items()
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """See Trainable."""
         return merged_adapters(self.module)
 
@@ -126,13 +126,13 @@ class SingleTrainable:
             "optimizer": Tensors(optimizer, device, moves=self._moves, planned_bytes=planned),
         }
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """See Trainable."""
-        return self._learner.tensors()
+        return self._learner.tensor_state()
 
-    def numbers(self) -> dict[str, Any]:
+    def scalar_state(self) -> dict[str, Any]:
         """See Trainable."""
-        return self._learner.numbers()
+        return self._learner.scalar_state()
 
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
         """See Trainable."""
@@ -164,7 +164,7 @@ class SingleFrozen:
         """See Frozen."""
         follow(dict(self.module.named_parameters()), weights, share, self._exact, exact_on="cpu")
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """See Frozen."""
         return {f"weights/{n}": self._exact.get(n, p.detach()) for n, p in self.module.named_parameters()}
 
@@ -203,7 +203,7 @@ class WithoutAdapters:
         """See Frozen. It cannot: ValueError, which the configuration raises first."""
         raise ValueError("a reference that is the model without its adapters cannot follow the policy")
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_state(self) -> dict[str, Tensor]:
         """See Frozen. Nothing of its own."""
         return {}
 

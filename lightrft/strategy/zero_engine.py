@@ -69,7 +69,7 @@ class Layout(Protocol):
         """See Trainable."""
         ...
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """See Trainable."""
         ...
 
@@ -149,7 +149,7 @@ class Replicated:
         """See Layout."""
         yield from plain_state(self.module).items()
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """See Layout."""
         return merged_adapters(self.module)
 
@@ -208,7 +208,7 @@ class Partitioned:
         """See Layout. Adapters folded in."""
         return full_weights(self.module, gathered, self.dtype)
 
-    def merged(self) -> AbstractContextManager[None]:
+    def adapters_merged(self) -> AbstractContextManager[None]:
         """See Layout. `weights` folds adapters in by itself."""
         return nullcontext()
 

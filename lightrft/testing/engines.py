@@ -14,7 +14,7 @@ from lightrft.models.families import placeholders
 from lightrft.models.logprobs import logprobs
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import going_on
-from lightrft.types import Begun, Completion, Prompt, Sampling, Trajectory
+from lightrft.types import Completion, Continuation, Prompt, Sampling, Trajectory
 
 LENGTHS = (1, 40, 3, 130, 17, 64)
 """Tokens of the questions."""
@@ -173,11 +173,11 @@ def an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit(bench: Bench) -> N
 def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
     prompts = bench.prompts()
     for prompt, whole in zip(prompts, bench.greedy(prompts), strict=True):
-        begun, end = whole.token_ids[:5], whole.token_ids[5:]
+        continuation, end = whole.token_ids[:5], whole.token_ids[5:]
         going_on = replace(
             prompt,
-            token_ids=[*prompt.token_ids, *begun],
-            begun=Begun(tokens=5, stream=whole.stream, max_tokens=7),
+            token_ids=[*prompt.token_ids, *continuation],
+            continuation=Continuation(tokens=5, stream=whole.stream, max_tokens=7),
         )
         found = bench.engine.generate(
             [going_on], Sampling(n=3, max_tokens=12, temperature=0, ignore_eos=True)

@@ -24,7 +24,7 @@ def balanced(answers: Sequence[Trajectory], world: World) -> list[Trajectory]:
         for rank in range(world.size)
     ]
     parcels = [stored(part) if part and rank != world.rank else None for rank, part in enumerate(outgoing)]
-    arrived = [restored(parcel) for parcel in world.exchange(parcels) if parcel is not None]
+    arrived = [restored(parcel) for parcel in world.all_to_all(parcels) if parcel is not None]
     return outgoing[world.rank] + [t for part in arrived for t in part]
 
 

@@ -127,13 +127,13 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return Batch(**moved)
 
 
-def in_turns(batch: Batch, world: World, device: torch.device | str) -> Iterator[tuple[Batch, bool]]:
+def team_batches(batch: Batch, world: World, device: torch.device | str) -> Iterator[tuple[Batch, bool]]:
     """The batch of each rank of this rank's team in turn, on `device`, and whether it is this rank's own.
 
     All ranks of a team compute each of these together (models/sequence.py); what it is worth belongs to the one whose
     own it is: only that rank counts it, and fills in its answers. Without teams this rank's batch is the only one.
     """
-    for shared, is_own in world.turns(batch):
+    for shared, is_own in world.broadcast_in_turn(batch):
         assert shared.inputs is not None
         together = replace(shared, inputs=replace(shared.inputs, team=world.team))
         yield to_device(together, device), is_own
@@ -153,10 +153,10 @@ def rounds(
     Gives the answers, a batch, and whether the batch is of these answers and counts: not if it is blank, or of another
     rank of the team. `prepare` completes a batch of this rank before it goes to its team.
     """
-    for answers in evened(planned, blank, world):
+    for answers in pad_count(planned, blank, world):
         packed = pack(answers, share_prompts=share_prompts)
         prepare(packed)
-        for batch, is_own in in_turns(packed, world, device):
+        for batch, is_own in team_batches(packed, world, device):
             yield answers, batch, is_own and answers[0] is not blank
 
 
@@ -168,10 +168,10 @@ def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> Non
 
 
 def plan(
-    trajectories: Sequence[Trajectory], tokens_per_batch: int, *, share_prompts: bool = True
+    trajectories: Sequence[Trajectory], tokens_per_micro_batch: int, *, share_prompts: bool = True
 ) -> list[list[Trajectory]]:
     """Answers shared out over as few batches as first-fit finds, filled evenly where that goes; each reads at most
-    `tokens_per_batch` tokens.
+    `tokens_per_micro_batch` tokens.
 
     A group stays together where it fits, so that its prompt is read once; a single answer that is longer than the
     budget gets a batch of its own. Every answer with at least one token is in exactly one batch.
@@ -184,7 +184,7 @@ def plan(
             if not len(t):
                 continue
             extra = len(t) + (len(t.prompt.token_ids) if not piece or not share_prompts else 0)
-            if piece and size + extra > tokens_per_batch:
+            if piece and size + extra > tokens_per_micro_batch:
                 pieces.append((size, piece))
                 piece, size = [], 0
                 extra = len(t) + len(t.prompt.token_ids)
@@ -194,10 +194,10 @@ def plan(
             pieces.append((size, piece))
     pieces.sort(key=lambda p: -p[0])  # stable: the order among equals is the order given
     sizes = [size for size, _ in pieces]
-    places = first_fit(sizes, tokens_per_batch)
+    places = first_fit(sizes, tokens_per_micro_batch)
     even = least_loaded(sizes, len(set(places)))
     loads, alone = _loads(sizes, even), Counter(even)
-    if all(load <= tokens_per_batch or alone[place] == 1 for place, load in loads.items()):
+    if all(load <= tokens_per_micro_batch or alone[place] == 1 for place, load in loads.items()):
         places = even
     batches: list[list[Trajectory]] = [[] for _ in set(places)]
     for (_, piece), place in zip(pieces, places, strict=True):
@@ -205,13 +205,13 @@ def plan(
     return batches
 
 
-def blank_answer(prompt: Prompt) -> Trajectory:
-    """An answer of one token to a prompt, from which nothing is learnt."""
+def dummy_answer(prompt: Prompt) -> Trajectory:
+    """An answer of one token to a prompt, from which nothing is learned."""
     columns = {name: torch.zeros(1) for name in COLUMNS}
     return Trajectory(prompt, -1, prompt.token_ids[:1], [False], [0.0], "length", reward=0.0, columns=columns)
 
 
-def evened(
+def pad_count(
     batches: Sequence[list[Trajectory]], blank: Trajectory | None, world: World
 ) -> list[list[Trajectory]]:
     """These batches, and as many of `blank` as it takes for every rank to have the same number; called by all ranks."""

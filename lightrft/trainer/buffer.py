@@ -1,4 +1,4 @@
-"""Groups that outlive their step: drawn too much, drawn ahead, not answered to the end, or kept to be learnt from again."""
+"""Groups that outlive their step: drawn too much, drawn ahead, not answered to the end, or kept to be learned from again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightrft.types import Prompt, Trajectory
 Group = list[Trajectory]
 
 
-class Experience:
+class RolloutBuffer:
     """What this rank remembers of earlier steps.
 
     Answers keep the log-probs they had under the weights that sampled them (columns old and entropy); everything else is
@@ -22,61 +22,61 @@ class Experience:
     """
 
     def __init__(self, config: ReplayConfig, ranks: int = 1) -> None:
-        if config.groups % ranks:
+        if config.groups_per_step % ranks:
             raise ValueError(
-                f"replay.groups={config.groups} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
+                f"replay.groups_per_step={config.groups_per_step} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
             )
-        self.groups, self.max_age = config.groups // ranks, config.max_age
-        self.waiting: list[Group] = []
-        """Drawn and judged in this step, to be learnt from in the next."""
-        self.paused: list[Group] = []
+        self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
+        self.carried_over: list[Group] = []
+        """Drawn and judged in this step, to be learned from in the next."""
+        self.unfinished: list[Group] = []
         """Not judged yet: some of their answers go on in the next step."""
-        self.ahead: list[Group] = []
-        """Drawn for the next step (rollout.overlap), not judged yet."""
-        self.earlier: list[tuple[int, Group]] = []
-        """Step in which a group was learnt from first, and the group; the oldest first."""
+        self.prefetched: list[Group] = []
+        """Drawn for the next step (rollout.overlap_rewards), not judged yet."""
+        self.replayable: list[tuple[int, Group]] = []
+        """Step in which a group was learned from first, and the group; the oldest first."""
 
-    def take_waiting(self) -> list[Group]:
+    def take_carried_over(self) -> list[Group]:
         """The groups that waited for this step; none wait any more."""
-        waiting, self.waiting = self.waiting, []
+        waiting, self.carried_over = self.carried_over, []
         return waiting
 
-    def take_paused(self) -> list[Group]:
+    def take_unfinished(self) -> list[Group]:
         """The groups whose answers are to go on; none wait any more."""
-        paused, self.paused = self.paused, []
+        paused, self.unfinished = self.unfinished, []
         return paused
 
-    def take_ahead(self) -> list[Group]:
+    def take_prefetched(self) -> list[Group]:
         """The groups that were drawn for this step; none wait any more."""
-        ahead, self.ahead = self.ahead, []
+        ahead, self.prefetched = self.prefetched, []
         return ahead
 
-    def age(self) -> None:
-        """The weights have changed: what has been sampled and not learnt from is of older ones now."""
-        for t in (t for group in [*self.ahead, *self.paused] for t in group):
+    def mark_stale(self) -> None:
+        """The weights have changed: what has been sampled and not learned from is of older ones now."""
+        for t in (t for group in [*self.prefetched, *self.unfinished] for t in group):
             t.stale = len(t)
 
-    def again(self, step: int, draw: random.Random) -> list[Group]:
+    def sample(self, step: int, draw: random.Random) -> list[Group]:
         """Groups of the last `max_age` steps to learn from again, at random and none twice; fewer if there are fewer."""
-        self.earlier = [(born, group) for born, group in self.earlier if step - born <= self.max_age]
-        places = draw.sample(range(len(self.earlier)), min(self.groups, len(self.earlier)))
-        return [self.earlier[place][1] for place in sorted(places)]
+        self.replayable = [(born, group) for born, group in self.replayable if step - born <= self.max_age]
+        places = draw.sample(range(len(self.replayable)), min(self.groups, len(self.replayable)))
+        return [self.replayable[place][1] for place in sorted(places)]
 
-    def remember(self, step: int, groups: Sequence[Group]) -> None:
+    def add(self, step: int, groups: Sequence[Group]) -> None:
         """Keeps the new groups of a step, if any step is to learn from them again."""
         if self.groups:
-            self.earlier += [(step, group) for group in groups]
+            self.replayable += [(step, group) for group in groups]
 
     def snapshot(self) -> dict[str, Any]:
         """What is remembered now; later steps do not change it."""
         ahead, paused = (
-            [[_apart(t) for t in group] for group in groups] for groups in (self.ahead, self.paused)
+            [[_apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
         )
         return {
-            "waiting": list(self.waiting),
-            "ahead": ahead,
-            "paused": paused,
-            "earlier": list(self.earlier),
+            "carried_over": list(self.carried_over),
+            "prefetched": ahead,
+            "unfinished": paused,
+            "replayable": list(self.replayable),
         }
 
     @staticmethod
@@ -85,11 +85,11 @@ class Experience:
         kinds = {name: snapshot[name] for name in KINDS}
         groups = [
             *(g for groups in kinds.values() for g in groups),
-            *(group for _, group in snapshot["earlier"]),
+            *(group for _, group in snapshot["replayable"]),
         ]
         return {
             "counts": {name: len(groups) for name, groups in kinds.items()},
-            "born": [step for step, _ in snapshot["earlier"]],
+            "born": [step for step, _ in snapshot["replayable"]],
             "sizes": [len(group) for group in groups],
             "answers": stored([t for group in groups for t in group]),
         }
@@ -102,10 +102,10 @@ class Experience:
         groups = iter([[next(answers) for _ in range(size)] for size in state["sizes"]])
         for name in KINDS:
             setattr(self, name, [next(groups) for _ in range(state["counts"][name])])
-        self.earlier = list(zip(state["born"], groups, strict=True))
+        self.replayable = list(zip(state["born"], groups, strict=True))
 
 
-KINDS = ("waiting", "ahead", "paused")
+KINDS = ("carried_over", "prefetched", "unfinished")
 
 
 def _apart(t: Trajectory) -> Trajectory:

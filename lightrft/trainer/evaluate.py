@@ -13,7 +13,7 @@ from lightrft.engines.base import Engine
 from lightrft.media.parts import described, has_media
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.tasks.base import Task, extractor
 from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estimate, pass_at_k
 from lightrft.trainer.rollout import rollout
@@ -31,7 +31,7 @@ FULL_MARKS = 1.0 - 1e-6
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSet:
     """The held-out questions of one task."""
 
     task: Task
@@ -43,8 +43,8 @@ class Exam:
 class Evaluator:
     """Asks the held-out questions, always the same and with the same seeds; untouched by training's random numbers."""
 
-    exams: Sequence[Exam]
-    judge_answers: Judge
+    eval_sets: Sequence[EvalSet]
+    rewards: RewardRunner
     """Built from the tasks' own rewards, not from the training rewards."""
     processor: Processor
     config: EvaluateConfig
@@ -59,7 +59,7 @@ class Evaluator:
     def sample(
         self, engine: Engine, *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Trajectory]]:
-        """Answers to this rank's share of the questions of all exams, one group per question.
+        """Answers to this rank's share of the questions of all evaluation sets, one group per question.
 
         Questions with media are asked a few at a time and forget them afterwards.
         """
@@ -70,14 +70,16 @@ class Evaluator:
             top_p=self.config.top_p,
             stop=self.stop,
             seed=derive_seed(self.seed, "evaluate", 0),
-            stride=self.world.size,
+            index_stride=self.world.size,
         )
-        prompts = [p for exam in self.exams for p in exam.prompts][self.world.rank :: self.world.size]
+        prompts = [p for eval_set in self.eval_sets for p in eval_set.prompts][
+            self.world.rank :: self.world.size
+        ]
         size = OPEN_AT_ONCE if any(has_media(p.messages) for p in prompts) else max(1, len(prompts))
         groups: list[list[Trajectory]] = []
         for start in range(0, max(1, len(prompts)), size):  # an engine of several ranks wants a call of each
             pairs = [(p, o) for p in prompts[start : start + size] if (o := self.open(p)) is not None]
-            part = replace(sampling, place=self.world.rank + start * self.world.size)
+            part = replace(sampling, first_index=self.world.rank + start * self.world.size)
             asked = rollout(
                 engine,
                 [opened for _, opened in pairs],
@@ -96,21 +98,21 @@ class Evaluator:
         estimates)."""
         mine = [self._row(t) for group in groups for t in group]
         rows = [row for rank in self.world.gather(mine) for row in rank]
-        report = {exam.task.name: self._estimates(exam, rows) for exam in self.exams}
+        report = {eval_set.task.name: self._estimates(eval_set, rows) for eval_set in self.eval_sets}
         if self.world.is_first:
             lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
             write_text(self.folder / f"{label}.jsonl", lines)
             write_text(self.folder / f"{label}.json", json.dumps(report, indent=2))
         scores = {name: float(estimates["score"]["mean"]) for name, estimates in report.items()}
-        total = sum(exam.weight for exam in self.exams)
-        mean = sum(scores[exam.task.name] * exam.weight for exam in self.exams) / total
+        total = sum(eval_set.weight for eval_set in self.eval_sets)
+        mean = sum(scores[eval_set.task.name] * eval_set.weight for eval_set in self.eval_sets) / total
         return {**scores, "mean": mean}
 
-    def _estimates(self, exam: Exam, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Every estimate of one exam, with 95 % confidence intervals over questions."""
+    def _estimates(self, eval_set: EvalSet, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Every estimate of one evaluation set, with 95 % confidence intervals over questions."""
         by_question: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            if row["source"] == exam.task.name and row["reward"] is not None:
+            if row["source"] == eval_set.task.name and row["reward"] is not None:
                 by_question.setdefault(row["id"], []).append(row)
         groups = list(by_question.values())
         counts = [(len(g), sum(row["correct"] for row in g)) for g in groups]
@@ -119,19 +121,19 @@ class Evaluator:
         for k in self.config.pass_k:
             estimates[f"pass@{k}"] = pass_at_k([c for c in counts if c[0] >= k], k)
         for k in self.config.majority_k:
-            extract = exam.task.extract or extractor(self.judge_answers.weights.get(exam.task.name, {}))
+            extract = eval_set.task.extract or extractor(self.rewards.weights.get(eval_set.task.name, {}))
             votes = [_votes(g, extract) for g in groups if len(g) >= k]
             estimates[f"maj@{k}"] = majority_at_k(votes, k)
         judged = sum(len(g) for g in groups)
-        asked = sum(row["source"] == exam.task.name for row in rows)
+        asked = sum(row["source"] == eval_set.task.name for row in rows)
         cut = sum(row["finish"] == "length" for g in groups for row in g)
         length = sum(row["length"] for g in groups for row in g)
         return {
             **{name: {"mean": e.mean, "low": e.low, "high": e.high} for name, e in estimates.items()},
             "questions": len(groups),
-            "answers": judged,
+            "responses": judged,
             "failed_rewards": asked - judged,
-            "truncated_share": cut / max(judged, 1),
+            "truncated_fraction": cut / max(judged, 1),
             "mean_length": length / max(judged, 1),
         }
 
@@ -144,7 +146,7 @@ class Evaluator:
             "source": t.prompt.source,
             "messages": described(t.prompt.messages),
             "target": t.prompt.target,
-            "answer": t.answer,
+            "response": t.answer,
             "finish": t.finish,
             "length": len(t),
             "reward": None if failed else t.reward,
@@ -154,8 +156,8 @@ class Evaluator:
 
     def _right(self, t: Trajectory) -> bool:
         """Whether all that is rewarded has full marks; what a negative weight takes off makes no answer wrong."""
-        weights = self.judge_answers.weights.get(t.prompt.source, {})
-        labels = [self.judge_answers.labels[name] for name, weight in weights.items() if weight > 0]
+        weights = self.rewards.weights.get(t.prompt.source, {})
+        labels = [self.rewards.labels[name] for name, weight in weights.items() if weight > 0]
         if not labels:
             return t.reward >= FULL_MARKS
         return all(t.parts[label] >= FULL_MARKS for label in labels)
@@ -174,7 +176,7 @@ def _votes(rows: Sequence[dict[str, Any]], extract: Callable[[str], str]) -> lis
     Of mathematics, answers of one wording with one that was judged right are the same vote: what equals the target in
     two ways of writing agrees.
     """
-    found = [(extract(row["answer"]) or None, bool(row["correct"])) for row in rows]
+    found = [(extract(row["response"]) or None, bool(row["correct"])) for row in rows]
     if extract is not vote:
         return list(found)
     right = {said for said, correct in found if correct}

@@ -9,7 +9,7 @@ from lightrft.config import EvaluateConfig, HeldOutConfig
 from lightrft.console.progress import Progress
 from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
@@ -55,7 +55,7 @@ def take_steps(trainer: Stepwise, total: int, command: str) -> None:
         try:
             trainer.examine()
             for step in range(trainer.done + 1, total + 1):
-                HERE.begin(step)
+                STATUS.set_step(step)
                 trainer.train_step(step)
         except Stopped as signal:
             save_now(trainer)
@@ -80,7 +80,7 @@ def save_now(trainer: Stepwise) -> None:
 
 def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
     """The Hugging Face folder of a model's present weights; called by all ranks."""
-    with model.merged():
+    with model.adapters_merged():
         if world.is_first:
             with folder(target) as unfinished:
                 write_folder(model.module, processor, model.weights(), unfinished)

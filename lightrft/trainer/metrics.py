@@ -16,20 +16,20 @@ METRICS: dict[str, str] = {
     "reward/std": "population standard deviation of those rewards",
     "reward/PART": "mean of one reward function over the answers of tasks that have it, unweighted",
     "reward/overlong": "mean share of algorithm.overlong_penalty that an answer pays for its length; only with algorithm.overlong_buffer",
-    "reward/no_signal_share": "share of groups whose rewards are all equal, so that nothing can be learnt from them",
+    "reward/zero_std_fraction": "share of groups whose rewards are all equal, so that nothing can be learned from them",
     "length/mean": "mean tokens of an answer",
     "length/max": "most tokens of an answer",
-    "truncated_share": "share of answers cut at rollout.max_tokens",
-    "entropy": "mean entropy of the next-token distribution over the learnt tokens, nats, at the sampling temperature",
+    "length/truncated_fraction": "share of answers cut at rollout.max_tokens",
+    "entropy": "mean entropy of the next-token distribution over the learned tokens, nats, at the sampling temperature",
     "kl": "mean estimated divergence from the reference model (algorithm.kl); only with a reference",
     "kl_coefficient": "algorithm.kl_coefficient in this step, which algorithm.kl_target moves; only with a reference",
     "teacher_kl": "mean estimated divergence from the teacher (k3); only with a teacher",
     "constraint/multiplier": "what a unit of constraint.cost takes off the reward in this step; its mean is reward/PART",
-    "kl_old": "mean estimated divergence of the policy from the one that sampled (k3)",
+    "approx_kl": "mean estimated divergence of the policy from the one that sampled (k3)",
     "ratio/mean": "mean of new / old probability of a token; 1 at the first update of a step",
-    "clip_share": "share of tokens whose gradient the clip stops",
+    "clip/fraction": "share of tokens whose gradient the clip stops",
     "loss": "the weighted loss, averaged over the updates of the step",
-    "update/filled": "share of update.tokens_per_batch that micro-batches fill on average, in tokens read",
+    "update/token_budget_used": "share of update.tokens_per_micro_batch that micro-batches fill on average, in tokens read",
     "update/padding_avoided": "share of padding if the answers of an update were laid out as a rectangle, prompts and answers each as long as the longest",
     "update/rank_balance": "tokens read by a rank on average / by the busiest rank; 1 is even; only with several ranks",
     "grad_norm": "global gradient norm before clipping, averaged over the updates of the step",
@@ -38,21 +38,21 @@ METRICS: dict[str, str] = {
     "mismatch/max": "its maximum; far above 0.1 in float32 points to a wrong temperature, template or stale weights",
     "mismatch/perplexity_ratio": "perplexity of the sampled tokens by the trainer / by the engine, same weights; 1 is no mismatch",
     "mismatch/ratio": "mean of p by trainer / p by engine of the sampled tokens, same weights",
-    "mismatch/beyond_limit": "share of tokens whose weight algorithm.correction_limit cuts, or would if algorithm.correction were set",
+    "mismatch/beyond_limit": "share of tokens whose weight algorithm.mismatch_limit cuts, or would if algorithm.mismatch_correction were set",
     "critic/explained_variance": "1 - Var(return - value) / Var(return) before the update; 1 is a perfect critic, 0 knows the mean only",
     "critic/value": "mean value of the critic, averaged over its updates; only with a critic, as all of critic/",
     "critic/loss": "its loss, averaged over its updates of the step",
     "critic/grad_norm": "its gradient norm before clipping",
     "critic/learning_rate": "its learning rate, averaged over its updates of the step",
-    "critic/clip_share": "share of tokens at which critic.value_clip holds it back",
-    "critic/counts/bad_updates": "its updates skipped for a NaN or infinite loss or gradient, in this step",
-    "weights/version": "updates the weights had seen that sampled this step's answers, or the oldest token among them",
+    "critic/clip_fraction": "share of tokens at which critic.value_clip holds it back",
+    "critic/counts/skipped_updates": "its updates skipped for a NaN or infinite loss or gradient, in this step",
+    "rollout/oldest_weight_version": "updates the weights had seen that sampled this step's answers, or the oldest token among them",
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
-    "rollout/draws": "rounds of drawing questions; more than one only with algorithm.keep",
-    "rollout/stale_share": "share of the step's tokens that older weights sampled; only with rollout.partial_tokens or rollout.overlap",
-    "rollout/groups_paused": "groups whose answers go on in the next step, all ranks; only with the same",
-    "rollout/groups_left_out": "groups drawn and not learnt from (algorithm.keep), all ranks",
-    "rollout/groups_waiting": "groups drawn too much that wait for the next step, all ranks; only with rollout.surplus=keep",
+    "rollout/sampling_rounds": "rounds of drawing questions; more than one only with algorithm.group_filter",
+    "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards",
+    "rollout/groups_unfinished": "groups whose answers go on in the next step, all ranks; only with the same",
+    "rollout/groups_filtered_out": "groups drawn and not learned from (algorithm.group_filter), all ranks",
+    "rollout/groups_carried_over": "groups drawn too much that wait for the next step, all ranks; only with rollout.extra_groups=carry_over",
     "seconds/rollout": "time sampling answers, on the rank where it took longest, as all seconds/",
     "seconds/score": "time for rewards, old and reference log-probs, advantages",
     "seconds/sync": "time bringing new weights to the engine",
@@ -62,15 +62,15 @@ METRICS: dict[str, str] = {
     "straggler/rank/PHASE": "which rank that is",
     "memory/rss_gib": "host memory held at the end of the step, largest rank, GiB",
     "memory/peak_gib": "most host memory ever held, largest rank, GiB",
-    "counts/dropped_answers": "answers dropped because a reward failed (rewards.on_failure=drop)",
+    "counts/dropped_responses": "answers dropped because a reward failed (rewards.on_failure=drop)",
     "counts/failed/PART": "failures of one reward function",
-    "counts/bad_updates": "updates skipped for a NaN or infinite loss or gradient, in this step",
-    "counts/answers": "answers drawn and judged in this step, all ranks, whether or not they are learnt from",
+    "counts/skipped_updates": "updates skipped for a NaN or infinite loss or gradient, in this step",
+    "counts/responses": "answers drawn and judged in this step, all ranks, whether or not they are learned from",
     "evaluation/TASK": "held-out score of a task: mean reward of the task's own reward function",
     "evaluation/mean": "the scores of all evaluation tasks, weighted",
-    "nll": "mean of -log p over the tokens that are learnt, nats; this and what follows only in supervised fine-tuning",
+    "nll": "mean of -log p over the tokens that are learned, nats; this and what follows only in supervised fine-tuning",
     "epoch": "passes over the training conversations so far",
-    "counts/tokens_learnt": "tokens the assistant says in this step's conversations, all ranks",
+    "counts/tokens_learned": "tokens the assistant says in this step's conversations, all ranks",
     "train/tokens_per_second": "tokens read per second of the train phase, forward and backward, all ranks",
     "held_out_nll/TASK": "nll on the held-out conversations of a task",
     "held_out_nll/mean": "the same of all tasks, weighted",
@@ -100,8 +100,8 @@ class TokenMeans:
         """Name -> number, the same on all ranks."""
         tokens = max(1.0, float(world.sum(torch.tensor(self.tokens, dtype=torch.float64))))
         # A rank without tokens has no names.
-        means = {name: total / tokens for name, total in world.add(self.totals).items()}
-        return means | world.largest(self.largest)
+        means = {name: total / tokens for name, total in world.sum_by_name(self.totals).items()}
+        return means | world.max_by_name(self.largest)
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Layout:
             self.longest_prompt = max(self.longest_prompt, b - a)
             self.longest_answer = max(self.longest_answer, d - c)
 
-    def result(self, tokens_per_batch: int, world: World) -> dict[str, float]:
+    def result(self, tokens_per_micro_batch: int, world: World) -> dict[str, float]:
         """Metrics update/..., over all ranks."""
         sums = world.sum(
             torch.tensor([self.batches, self.tokens, self.answers, self.whole], dtype=torch.float64)
@@ -136,7 +136,7 @@ class Layout:
         batches, tokens, answers, whole = sums.tolist()
         rectangle = answers * (world.max(self.longest_prompt) + world.max(self.longest_answer))
         found = {
-            "update/filled": tokens / max(1.0, batches * tokens_per_batch),
+            "update/token_budget_used": tokens / max(1.0, batches * tokens_per_micro_batch),
             "update/padding_avoided": (rectangle - whole) / max(1.0, rectangle),
         }
         if world.size > 1:  # the ranks of a team share the work of each
@@ -154,7 +154,7 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
         parts[f"{name}\0"] = (
             parts.get(f"{name}\0", 0.0) + 1
         )  # how many answers were given it: tasks have their own
-    by_part = world.add(parts)
+    by_part = world.sum_by_name(parts)
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
     counts = [len(ts), len(groups), silent]
@@ -171,11 +171,11 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
             for name, value in by_part.items()
             if not name.endswith("\0")
         },
-        "reward/no_signal_share": silent_sum / max(drawn, 1),
+        "reward/zero_std_fraction": silent_sum / max(drawn, 1),
         "length/mean": length / max(answers, 1),
         "length/max": world.max(max((float(len(t)) for t in ts), default=0.0)),
-        "truncated_share": cut / max(answers, 1),
-        "counts/answers": answers,
+        "length/truncated_fraction": cut / max(answers, 1),
+        "counts/responses": answers,
     }
 
 

@@ -10,7 +10,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 def cuts(roll: RolloutConfig) -> bool:
     """Whether tokens are drawn from a part of the distribution, so that part of the difference is meant."""
-    return bool(roll.top_k or roll.first_top_k or roll.top_p < 1 or roll.min_p)
+    return bool(roll.top_k or roll.first_token_top_k or roll.top_p < 1 or roll.min_p)
 
 
 def disagreement(config: Config, mean: float, largest: float) -> str:

@@ -43,14 +43,14 @@ def optimize(
     first: int = 0,
     before_update: Callable[[int, float], None] = lambda index, norm: None,
 ) -> Iterator[dict[str, float]]:
-    """`config.epochs` passes of `config.minibatches` updates each; yields the metrics of every update.
+    """`config.epochs` passes of `config.num_minibatches` updates each; yields the metrics of every update.
 
     Which answers meet in which update depends on `seed` alone. `blank` is computed by ranks that have fewer batches than
-    others, so that all call for the same weights equally often; nothing is learnt from it, and one process needs none. `first` skips updates before that index (`lightrft
+    others, so that all call for the same weights equally often; nothing is learned from it, and one process needs none. `first` skips updates before that index (`lightrft
     replay`). `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
     """
     for epoch in range(config.epochs):
-        parts = minibatches(trajectories, config.minibatches, seed=derive_seed(seed, epoch), world=world)
+        parts = minibatches(trajectories, config.num_minibatches, seed=derive_seed(seed, epoch), world=world)
         for place, part in enumerate(parts):
             index = epoch * len(parts) + place
             if index >= first:
@@ -76,7 +76,7 @@ def _update(
     tokens, sequences = (int(x) for x in world.sum(torch.tensor(local)))
     means, total = TokenMeans(), 0.0
     layout = Layout()
-    planned = plan(part, config.tokens_per_batch, share_prompts=config.share_prompts)
+    planned = plan(part, config.tokens_per_micro_batch, share_prompts=config.share_prompts)
 
     def weigh(batch: Batch) -> None:
         batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, sequences)
@@ -97,14 +97,14 @@ def _update(
     if not math.isfinite(total):
         norm = math.nan
     before_update(index, norm)
-    rate = model.rate()
+    rate = model.learning_rate()
     updated = model.step(norm)
-    bad = {} if updated else {"counts/bad_updates": 1.0}
+    bad = {} if updated else {"counts/skipped_updates": 1.0}
     return {
         "loss": total,
         "grad_norm": norm,
         "learning_rate": rate,
         **means.result(world),
-        **layout.result(config.tokens_per_batch, world),
+        **layout.result(config.tokens_per_micro_batch, world),
         **bad,
     }

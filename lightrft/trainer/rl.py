@@ -28,26 +28,26 @@ from lightrft.engines.base import Engine, EngineDiedError
 from lightrft.models.logprobs import LogProbs
 from lightrft.models.processor import Processor
 from lightrft.models.values import values
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judge, Judged
+from lightrft.rewards.base import RewardResult, RewardRunner
 from lightrft.runs import trajectories as saved
 from lightrft.runs.capsule import Capsules, weights_hash
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.in_memory import kept
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.in_memory import snapshot
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
-from lightrft.trainer.batching import blank_answer, by_group, pack, plan, rounds, unpack
-from lightrft.trainer.buffer import Experience
+from lightrft.trainer.batching import by_group, dummy_answer, pack, plan, rounds, unpack
+from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.mismatch import cuts, disagreement
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.rollout import needs_old, rollout, training_logprobs, training_sampling
-from lightrft.trainer.scaler import Scores
+from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.atomic import explained
@@ -73,7 +73,7 @@ class RLTrainer:
     run: Path
     world: World
     device: torch.device
-    stage: Stage
+    memory_plan: MemoryPlan
     actor: Trainable
     critic: Trainable | None
     reference: Frozen | None
@@ -81,9 +81,9 @@ class RLTrainer:
     engine: Engine
     processor: Processor
     prompts: PromptLoader
-    judge: Judge
-    scores: Scores
-    experience: Experience
+    judge: RewardRunner
+    scaler: RewardScaler
+    buffer: RolloutBuffer
     algorithm: Algorithm
     """Its weight of the divergence from the reference moves with the run, if that is set."""
     evaluator: Evaluator
@@ -119,7 +119,7 @@ class RLTrainer:
 
     def train(self) -> None:
         """Runs the steps that are left. Raises Stopped if asked to stop before the last; what was done is saved first."""
-        self.stage.begin()
+        self.memory_plan.begin()
         self._position = self._snapshot()
         take_steps(self, self.config.steps, "train")
 
@@ -129,17 +129,17 @@ class RLTrainer:
         self.push_weights()
         fresh, metrics = self.collect(step)
         draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))
-        groups = fresh + self.experience.again(step, draw)
+        groups = fresh + self.buffer.sample(step, draw)
         trajectories = [t for group in groups for t in group]
         metrics |= self.score(trajectories)
-        self.experience.remember(step, fresh)
-        chosen = [t for group in groups for t in self.algorithm.filter(group, draw)]
+        self.buffer.add(step, fresh)
+        chosen = [t for group in groups for t in self.algorithm.response_filter(group, draw)]
         metrics |= self.update(step, balanced(chosen, self.world))
         self.compare(metrics)
         self.follow(step, metrics)
-        self.experience.age()
+        self.buffer.mark_stale()
         self.done = step
-        metrics |= self.stragglers.seconds(self.stage, time.perf_counter() - start)
+        metrics |= self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),
@@ -155,7 +155,7 @@ class RLTrainer:
         """The engine samples from the actor's present weights; called by all ranks."""
         if self._pushed and self.engine.weight_version == self.actor.version:
             return
-        with self.stage(Phase.SYNC), self.actor.merged():
+        with self.memory_plan(Phase.SYNC), self.actor.adapters_merged():
             self.engine.load_weights(self.actor.weights())
             self.engine.weight_version = self.actor.version
             self._pushed = True
@@ -164,16 +164,16 @@ class RLTrainer:
     def sampling(self) -> Iterator[None]:
         """Inside, the engine may draw answers, from the actor's present weights."""
         self.push_weights()
-        with self.stage(Phase.ROLLOUT), self.actor.merged(), self.world.apart():
+        with self.memory_plan(Phase.ROLLOUT), self.actor.adapters_merged(), self.world.independent():
             yield
 
     def ask(self, draw: Callable[[], T]) -> T:
         """What `draw` gives, called where the engine may draw answers; again if the engine died and was started anew.
 
-        RuntimeError, with all work saved, if it has died more than rollout.restarts times.
+        RuntimeError, with all work saved, if it has died more than rollout.max_engine_restarts times.
         """
         found: list[T] = []
-        for attempt in range(self.config.rollout.restarts + 1):
+        for attempt in range(self.config.rollout.max_engine_restarts + 1):
             died: EngineDiedError | None = None
             with self.sampling():
                 try:
@@ -182,25 +182,25 @@ class RLTrainer:
                     died = error
             if not self.world.max(died is not None):
                 break
-            if attempt == self.config.rollout.restarts:
+            if attempt == self.config.rollout.max_engine_restarts:
                 continue
-            with self.world.apart():
+            with self.world.independent():
                 if died is not None:
                     log.warning("the engine died and is started again: %s", died)
                     died.restart()
             self._pushed = False
         else:
             raise RuntimeError(
-                f"the engine died {self.config.rollout.restarts + 1} times in one rollout (rollout.restarts={self.config.rollout.restarts}), "
+                f"the engine died {self.config.rollout.max_engine_restarts + 1} times in one rollout (rollout.max_engine_restarts={self.config.rollout.max_engine_restarts}), "
                 f"at last: {died or 'on another rank'}"
             )
         return found[0]
 
     def draw_groups(self, step: int, draws: int, count: int) -> list[list[Trajectory]]:
         """Whole groups for a step: those that waited to be answered to the end, and of `count` new questions."""
-        config, paused = self.config.rollout, self.experience.take_paused()
+        config, paused = self.config.rollout, self.buffer.take_unfinished()
         prompts, before = self.prompts.draw(count), _tokens(paused)
-        start = self.stage.seconds.get(Phase.ROLLOUT, 0.0)
+        start = self.memory_plan.seconds.get(Phase.ROLLOUT, 0.0)
         self.progress.phase("rollout")
         new = self.ask(
             lambda: rollout(
@@ -209,41 +209,41 @@ class RLTrainer:
                 training_sampling(config, derive_seed(self.config.seed, step, draws, 0), self.world),
                 self.processor,
                 # Numbered over the run and over ranks, so that no two groups are ever taken for one.
-                first_group=((step - 1) * config.max_draws + draws - 1) * config.prompts_per_step,
+                first_group=((step - 1) * config.max_sampling_rounds + draws - 1) * config.prompts_per_step,
                 unfinished=[t for group in paused for t in group if t.finish == "paused"],
-                most_now=config.partial_tokens,
+                most_now=config.max_tokens_per_step,
                 progress=self._sampled,
             )
         )
         groups = paused + new
         tokens, seconds = self._drawn
-        seconds += self.stage.seconds.get(Phase.ROLLOUT, 0.0) - start
+        seconds += self.memory_plan.seconds.get(Phase.ROLLOUT, 0.0) - start
         self._drawn = tokens + _tokens(groups) - before, seconds
         unfinished = [any(t.finish == "paused" for t in group) for group in groups]
-        self.experience.paused = [g for g, waits in zip(groups, unfinished, strict=True) if waits]
+        self.buffer.unfinished = [g for g, waits in zip(groups, unfinished, strict=True) if waits]
         return [g for g, waits in zip(groups, unfinished, strict=True) if not waits]
 
-    def judged(self, groups: list[list[Trajectory]], ahead: int = 0) -> Judged:
+    def judged(self, groups: list[list[Trajectory]], ahead: int = 0) -> RewardResult:
         """The groups with their rewards; meanwhile, the answers of step `ahead` are drawn, unless it is 0."""
         answers = [t for group in groups for t in group]
         pool = ThreadPoolExecutor(max_workers=1)
         try:
             judging = pool.submit(self.judge, answers) if ahead else None
             if ahead:
-                self.experience.ahead = self.draw_groups(ahead, 1, self.share)
+                self.buffer.prefetched = self.draw_groups(ahead, 1, self.share)
             self.progress.phase("score")
             if judging is None:
                 return self.judged_by(self.judge, answers)
-            with self.stage(Phase.SCORE), self.world.apart():
+            with self.memory_plan(Phase.SCORE), self.world.independent():
                 return judging.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def judged_by(self, judge: Judge, answers: Sequence[Trajectory]) -> Judged:
+    def judged_by(self, judge: RewardRunner, answers: Sequence[Trajectory]) -> RewardResult:
         """Where what judges is at hand: the models of the score phase, or the engine if the policy judges itself."""
         if judge.by_policy:
             return self.ask(lambda: judge(answers))
-        with self.stage(Phase.SCORE), self.world.apart():
+        with self.memory_plan(Phase.SCORE), self.world.independent():
             return judge(answers)
 
     @property
@@ -254,24 +254,24 @@ class RLTrainer:
     def collect(self, step: int) -> tuple[list[list[Trajectory]], Metrics]:
         """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
 
-        With `algorithm.keep` other than all, questions are drawn again until there are enough groups, at most
-        `rollout.max_draws` times; groups that were drawn too much wait for the next step if that is set. With
-        `rollout.partial_tokens` there are as many as have been answered to the end, at least one, a step's worth on average.
+        With `algorithm.group_filter` other than all, questions are drawn again until there are enough groups, at most
+        `rollout.max_sampling_rounds` times; groups that were drawn too much wait for the next step if that is set. With
+        `rollout.max_tokens_per_step` there are as many as have been answered to the end, at least one, a step's worth on average.
         Where a reward failed there are fewer, and the step is a little smaller.
         """
         config, need = self.config.rollout, self.share
-        kept = self.experience.take_waiting()
+        kept = self.buffer.take_carried_over()
         drawn: list[list[Trajectory]] = []
         counts: Metrics = {}
         draws, left_out = 0, 0
-        ahead = step + 1 if config.overlap and step < self.config.steps else 0
-        keep_all = self.algorithm.config.keep == "all"
+        ahead = step + 1 if config.overlap_rewards and step < self.config.steps else 0
+        keep_all = self.algorithm.config.group_filter == "all"
         while True:
-            asking = draws == 0 or (draws < config.max_draws and not keep_all)
-            if not asking and (self.world.max(len(kept)) or not self.world.max(len(self.experience.paused))):
+            asking = draws == 0 or (draws < config.max_sampling_rounds and not keep_all)
+            if not asking and (self.world.max(len(kept)) or not self.world.max(len(self.buffer.unfinished))):
                 break
             draws += asking
-            groups = self.experience.take_ahead() if draws == 1 else []
+            groups = self.buffer.take_prefetched() if draws == 1 else []
             if not self.world.max(
                 len(groups)
             ):  # else the others have drawn, and this rank's answers are all paused
@@ -280,37 +280,37 @@ class RLTrainer:
             counts = average([counts, {k: v for k, v in judged.metrics.items() if k.startswith("counts/")}])
             alive = by_group(judged.kept)
             drawn += alive
-            worthy = [group for group in alive if self.algorithm.keep(group)]
+            worthy = [group for group in alive if self.algorithm.group_filter(group)]
             left_out += len(alive) - len(worthy)
             kept += worthy
             self._penalise_length(alive)
             if self.world.all(len(kept) >= need):
                 break
-        counts = self.world.add(counts)
+        counts = self.world.sum_by_name(counts)
         if not self.world.max(len(kept)):
             raise RuntimeError(
                 f"step {step}: no group of answers is left to learn from after {draws} draws of {need} questions "
-                f"(algorithm.keep={self.algorithm.config.keep}, rollout.max_draws={config.max_draws}, "
-                f"{int(counts.get('counts/dropped_answers', 0))} answers dropped by failing rewards"
-                f"{f', rollout.partial_tokens={config.partial_tokens}' * bool(config.partial_tokens)}). "
-                "Raise rollout.max_draws or rollout.group_size, take easier or harder questions, or set algorithm.keep=all."
+                f"(algorithm.group_filter={self.algorithm.config.group_filter}, rollout.max_sampling_rounds={config.max_sampling_rounds}, "
+                f"{int(counts.get('counts/dropped_responses', 0))} answers dropped by failing rewards"
+                f"{f', rollout.max_tokens_per_step={config.max_tokens_per_step}' * bool(config.max_tokens_per_step)}). "
+                "Raise rollout.max_sampling_rounds or rollout.group_size, take easier or harder questions, or set algorithm.group_filter=all."
             )
         metrics = describe(drawn, self.world) | counts
         metrics |= self._of_rollout(drawn)
-        metrics["rollout/draws"] = float(draws)
+        metrics["rollout/sampling_rounds"] = float(draws)
         num_kept = len(kept)
         # No more wait than the next step needs, so that none is older than one step.
         most = len(kept) if keep_all else need
-        kept, surplus = kept[:most], kept[most : most + need] if config.surplus == "keep" else []
+        kept, surplus = kept[:most], kept[most : most + need] if config.extra_groups == "carry_over" else []
         if self.algorithm.needs_greedy:
             self._judge_greedy(step, [*kept, *surplus])
             kept, surplus = ([g for g in groups if _knows_greedy(g)] for groups in (kept, surplus))
         left_out += num_kept - len(kept) - len(surplus)
-        if config.surplus == "keep":
-            self.experience.waiting = surplus
-            metrics["rollout/groups_waiting"] = float(self.world.sum(torch.tensor(len(surplus))))
-        metrics["rollout/groups_left_out"] = float(self.world.sum(torch.tensor(left_out)))
-        metrics |= self.scores.see([t for group in drawn for t in group])
+        if config.extra_groups == "carry_over":
+            self.buffer.carried_over = surplus
+            metrics["rollout/groups_carried_over"] = float(self.world.sum(torch.tensor(len(surplus))))
+        metrics["rollout/groups_filtered_out"] = float(self.world.sum(torch.tensor(left_out)))
+        metrics |= self.scaler.update([t for group in drawn for t in group])
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
                 t.mask = [False] * len(t)
@@ -325,13 +325,13 @@ class RLTrainer:
         oldest = min((float(t.weight_version) for t in answers), default=float(self.engine.weight_version))
         metrics = {
             "rollout/tokens_per_second": fresh / seconds,
-            "weights/version": -self.world.max(-oldest),
+            "rollout/oldest_weight_version": -self.world.max(-oldest),
         }
         self._drawn = 0, 0.0
-        if self.config.rollout.partial_tokens or self.config.rollout.overlap:
-            metrics["rollout/stale_share"] = stale / max(tokens, 1.0)
-            metrics["rollout/groups_paused"] = float(
-                self.world.sum(torch.tensor(len(self.experience.paused)))
+        if self.config.rollout.max_tokens_per_step or self.config.rollout.overlap_rewards:
+            metrics["rollout/off_policy_fraction"] = stale / max(tokens, 1.0)
+            metrics["rollout/groups_unfinished"] = float(
+                self.world.sum(torch.tensor(len(self.buffer.unfinished)))
             )
         return metrics
 
@@ -368,10 +368,10 @@ class RLTrainer:
         metrics: Metrics = {}
         filled: list[str] = []
         self.progress.phase("score")
-        with self.stage(Phase.SCORE):
+        with self.memory_plan(Phase.SCORE):
             # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
             if self.needs_old or not self.world.all(all("old" not in t.columns for t in trajectories)):
-                waiting = [t for group in self.experience.waiting for t in group]
+                waiting = [t for group in self.buffer.carried_over for t in group]
                 new = [t for t in [*trajectories, *waiting] if "old" not in t.columns]
                 filled += ["old", "entropy"]
                 self._fill(new, self._sampled_at, *filled)
@@ -387,10 +387,10 @@ class RLTrainer:
             whole = pack(trajectories, inputs=False)
             for name in filled if not trajectories else ():  # all answers of this rank were dropped
                 setattr(whole, name, torch.zeros(0))
-            whole.scores = self.scores.of(trajectories)
+            whole.scores = self.scaler.transform(trajectories)
             if self.algorithm.needs_greedy:
-                whole.greedy = self.scores.of(trajectories, greedy=True)
-            self.algorithm.judge(whole, self.world.sum)
+                whole.greedy = self.scaler.transform(trajectories, greedy=True)
+            self.algorithm.compute_advantages(whole, self.world.sum)
             if whole.values is not None:
                 assert whole.returns is not None
                 metrics["critic/explained_variance"] = explained_variance(
@@ -414,7 +414,7 @@ class RLTrainer:
                 if counts:
                     unpack(column, part, name)
             if self.world.size == 1:
-                self.interrupt.glance()
+                self.interrupt.raise_if_stopped()
 
     def _sampled_at(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         found = self._logprobs(self.actor, batch)
@@ -443,7 +443,7 @@ class RLTrainer:
                 self._capture(step, index, trajectories)
 
         try:
-            with self.stage(Phase.TRAIN):
+            with self.memory_plan(Phase.TRAIN):
                 if self.critic is not None:
                     criticism = list(self.learn_values(self.critic, step, trajectories))
                 if step > self.config.critic.warmup_steps:
@@ -464,18 +464,20 @@ class RLTrainer:
             return
         told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
         if told and self.world.is_first:
-            log.warning("%s It is logged as mismatch/*; algorithm.correction weighs against it.", told)
+            log.warning(
+                "%s It is logged as mismatch/*; algorithm.mismatch_correction weighs against it.", told
+            )
         self._disagreed = bool(told)
 
     def follow(self, step: int, metrics: Metrics) -> None:
         """What moves after the update: the weight of the divergence from the reference, and the reference."""
         if self.reference is not None:
             metrics["kl_coefficient"] = self.algorithm.config.kl_coefficient
-        self.algorithm = self.algorithm.steered(metrics.get("kl"))
-        every = self.algorithm.config.reference_steps
+        self.algorithm = self.algorithm.with_adapted_kl(metrics.get("kl"))
+        every = self.algorithm.config.reference_update_steps
         if self.reference is not None and every and step % every == 0:
-            with self.stage(Phase.SCORE):
-                self.reference.follow(self.actor.weights(), self.algorithm.config.reference_share)
+            with self.memory_plan(Phase.SCORE):
+                self.reference.follow(self.actor.weights(), self.algorithm.config.reference_update_rate)
             self._reference_moved = True
 
     def learn_values(
@@ -534,7 +536,7 @@ class RLTrainer:
     @cached_property
     def blank(self) -> Trajectory:
         """What this rank computes while others still have answers to compute."""
-        return blank_answer(self.processor.blank())
+        return dummy_answer(self.processor.blank())
 
     @property
     def needs_old(self) -> bool:
@@ -551,9 +553,9 @@ class RLTrainer:
         """Held-out scores by task, kept under `label` and logged."""
         self.progress.phase("evaluate")
         answers = self.ask(lambda: self.evaluator.sample(self.engine, progress=self._sampled))
-        self.judged_by(self.evaluator.judge_answers, [t for group in answers for t in group])
+        self.judged_by(self.evaluator.rewards, [t for group in answers for t in group])
         scores = self.evaluator.report(answers, label)
-        self.stage.reset_seconds()
+        self.memory_plan.reset_seconds()
         self.evaluations[label] = scores
         self._position["evaluations"] = dict(self.evaluations)
         if self.logger is not None:
@@ -580,16 +582,16 @@ class RLTrainer:
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
-        HERE.enter("save")
+        STATUS.set_phase("save")
         learners = {"actor": self.actor} | ({} if self.critic is None else {"critic": self.critic})
-        models = {name: model.tensors() for name, model in learners.items()}
+        models = {name: model.tensor_state() for name, model in learners.items()}
         if self.reference is not None and self._reference_moved:
-            models["reference"] = self.reference.tensors()
+            models["reference"] = self.reference.tensor_state()
         state = {
             **self._position,
-            "numbers": {name: model.numbers() for name, model in learners.items()},
+            "numbers": {name: model.scalar_state() for name, model in learners.items()},
             "generators": self.world.gather(self._position["generators"]),
-            "experience": self.world.gather(self.experience.state(self._position["experience"])),
+            "buffer": self.world.gather(self.buffer.state(self._position["buffer"])),
         }
         self.checkpoints.save(self._position["done"], state, models)
 
@@ -606,11 +608,11 @@ class RLTrainer:
             self.reference.load(state["models"]["reference"])
             self._reference_moved = True
         if self.config.algorithm.kl_target:
-            self.algorithm = self.algorithm.weighing(state["kl_coefficient"])
-        judged_alike = self.scores.cost in ("", state["scores"]["cost"])
-        self.scores.load(state["scores"])
-        if judged_alike and len(state["experience"]) == self.world.size:  # else it begins with no memory
-            self.experience.load(state["experience"][self.world.rank], self.prompts.completed)
+            self.algorithm = self.algorithm.with_kl_coefficient(state["kl_coefficient"])
+        judged_alike = self.scaler.cost in ("", state["scaler"]["cost"])
+        self.scaler.load(state["scaler"])
+        if judged_alike and len(state["buffer"]) == self.world.size:  # else it begins with no memory
+            self.buffer.load(state["buffer"][self.world.rank], self.prompts.completed)
         self.prompts.load(state["prompts"])
         if len(state["generators"]) == self.world.size:
             restore_generators(state["generators"][self.world.rank])
@@ -632,8 +634,8 @@ class RLTrainer:
             "generators": generator_states(),
             "capsules": self.capsules.state(),
             "kl_coefficient": self.algorithm.config.kl_coefficient,
-            "scores": self.scores.state(),
-            "experience": self.experience.snapshot(),
+            "scaler": self.scaler.state(),
+            "buffer": self.buffer.snapshot(),
             "evaluations": dict(self.evaluations),
             "seconds": self.seconds,
         }
@@ -642,7 +644,7 @@ class RLTrainer:
         self.capsules.write(
             step,
             trajectories=trajectories,
-            state=kept(self.actor),
+            state=snapshot(self.actor),
             config_yaml=layers.to_yaml(replace(self.config, algorithm=self.algorithm.config)),
             weights_hash=weights_hash(self.actor.weights()),
             rng=generator_states(),
@@ -660,7 +662,7 @@ class RLTrainer:
 
     def _plan(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
         update = self.config.update
-        return plan(trajectories, update.tokens_per_batch, share_prompts=update.share_prompts)
+        return plan(trajectories, update.tokens_per_micro_batch, share_prompts=update.share_prompts)
 
     def _logprobs(self, model: Trainable | Frozen, batch: Batch) -> LogProbs:
         return model.compute(training_logprobs, batch, self.config)
@@ -670,8 +672,8 @@ class RLTrainer:
 
     def _sampled(self, finished: int, total: int) -> None:
         self.progress.answers(finished, total)
-        self.world.glance()
-        self.interrupt.glance()
+        self.world.raise_if_failed()
+        self.interrupt.raise_if_stopped()
 
 
 def _tokens(groups: Sequence[Sequence[Trajectory]]) -> int:

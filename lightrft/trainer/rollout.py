@@ -15,7 +15,7 @@ from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.trainer.batching import response_positions
-from lightrft.types import Batch, Begun, Completion, Prompt, Sampling, Trajectory
+from lightrft.types import Batch, Completion, Continuation, Prompt, Sampling, Trajectory
 
 
 def rollout(
@@ -45,7 +45,7 @@ def rollout(
         [
             Trajectory(
                 prompt=prompt,
-                group=first_group + sampling.place + place * sampling.stride,
+                group=first_group + sampling.first_index + place * sampling.index_stride,
                 token_ids=[],
                 mask=[],
                 behavior=[],
@@ -68,8 +68,8 @@ def going_on(t: Trajectory, max_tokens: int) -> Prompt:
     tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
     if positions is not None:
         positions = torch.cat([positions, response_positions(t)], -1)
-    begun = Begun(len(t), t.stream, max_tokens)
-    return replace(t.prompt, token_ids=tokens, positions=positions, begun=begun)
+    continuation = Continuation(len(t), t.stream, max_tokens)
+    return replace(t.prompt, token_ids=tokens, positions=positions, continuation=continuation)
 
 
 def _extend(t: Trajectory, c: Completion, max_tokens: int, processor: Processor) -> None:
@@ -88,7 +88,7 @@ def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Com
     if len(found) != len(asked):
         told = f"answers to {len(found)} questions instead of {len(asked)}"
     for prompt, answers in zip(asked, found, strict=False):
-        wanted = n if prompt.begun is None else 1
+        wanted = n if prompt.continuation is None else 1
         if len(answers) != wanted:
             told = told or f"{len(answers)} answers to a question instead of {wanted}"
         for c in answers:
@@ -107,7 +107,7 @@ def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogPro
         module,
         batch,
         temperature=config.rollout.temperature,
-        first_temperature=config.rollout.first_temperature,
+        first_token_temperature=config.rollout.first_token_temperature,
         max_logits=config.update.logits_per_chunk,
         exact_attention=config.model.attention == "separate",
     )
@@ -118,9 +118,14 @@ def needs_old(config: Config, algorithm: Algorithm) -> bool:
 
     With a single update per step of new answers they are the new ones, bit for bit, and the pass is left out.
     """
-    several = config.update.epochs * config.update.minibatches > 1
+    several = config.update.epochs * config.update.num_minibatches > 1
     roll = config.rollout
-    older = config.replay.groups > 0 or roll.surplus == "keep" or roll.partial_tokens > 0 or roll.overlap
+    older = (
+        config.replay.groups_per_step > 0
+        or roll.extra_groups == "carry_over"
+        or roll.max_tokens_per_step > 0
+        or roll.overlap_rewards
+    )
     return algorithm.needs_old or several or older
 
 
@@ -128,13 +133,13 @@ def training_sampling(config: RolloutConfig, seed: int, world: World | None = No
     """How answers to learn from are drawn; with `world`, by every rank of it to its share of the questions."""
     world = World() if world is None else world
     return Sampling(
-        place=world.rank,
-        stride=world.size,
+        first_index=world.rank,
+        index_stride=world.size,
         n=config.group_size,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
-        first_temperature=config.first_temperature,
-        first_top_k=config.first_top_k,
+        first_token_temperature=config.first_token_temperature,
+        first_token_top_k=config.first_token_top_k,
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,

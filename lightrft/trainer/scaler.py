@@ -1,4 +1,4 @@
-"""From rewards as judged to the scores that are learnt from: normalised and scaled by task, less the cost of a constraint."""
+"""From rewards as judged to the scores that are learned from: normalised and scaled by task, less the cost of a constraint."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.shaping import RunningMoments, ascended, constrained
+from lightrft.algorithms.shaping import RunningMoments, dual_ascent, lagrangian_reward
 from lightrft.config import ConstraintConfig, RewardConfig
 from lightrft.parallel.world import World
 from lightrft.types import Trajectory
 
 
-class Scores:
+class RewardScaler:
     """Sees every judged answer of training once, and knows what a reward is worth now. Evaluation never passes here."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Scores:
         self.moments = {task: RunningMoments() for task in sorted(tasks)}  # every rank in the same order
         self.multiplier = constraint.multiplier
 
-    def see(self, answers: Sequence[Trajectory]) -> dict[str, float]:
+    def update(self, answers: Sequence[Trajectory]) -> dict[str, float]:
         """Takes the judged answers of a step, all ranks, into account; returns what is worth logging."""
         if self.rewards.normalise != "none":
             for task, moments in self.moments.items():
@@ -43,12 +43,12 @@ class Scores:
         total, count = self.world.sum(torch.stack([costs.sum(), torch.ones_like(costs).sum()])).tolist()
         if count:
             c = self.constraint
-            self.multiplier = ascended(
+            self.multiplier = dual_ascent(
                 self.multiplier, total / count, c.limit, c.learning_rate, c.max_multiplier
             )
         return {"constraint/multiplier": self.multiplier}
 
-    def of(self, answers: Sequence[Trajectory], *, greedy: bool = False) -> Tensor:
+    def transform(self, answers: Sequence[Trajectory], *, greedy: bool = False) -> Tensor:
         """The score of each answer, or of the most likely answer to its prompt; (S,) float32."""
         rewards = [t.greedy_reward if greedy else t.reward for t in answers]
         scores = torch.tensor(rewards, dtype=torch.float64)
@@ -62,11 +62,11 @@ class Scores:
         if self.cost:
             parts = [t.greedy_parts if greedy else t.parts for t in answers]
             costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
-            scores = constrained(scores, costs, self.multiplier)
+            scores = lagrangian_reward(scores, costs, self.multiplier)
         return scores.float()
 
     def state(self) -> dict[str, Any]:
-        """Everything it has learnt, for the checkpoint."""
+        """Everything it has learned, for the checkpoint."""
         return {
             "moments": {task: asdict(moments) for task, moments in self.moments.items()},
             "multiplier": self.multiplier,

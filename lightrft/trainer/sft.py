@@ -18,14 +18,14 @@ from lightrft.datasets.conversations import demonstration
 from lightrft.datasets.loader import PromptLoader
 from lightrft.models.logprobs import logprobs
 from lightrft.models.processor import Processor
-from lightrft.parallel.status import HERE
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.memory import Phase, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
-from lightrft.trainer.batching import batch_tokens, blank_answer, plan, rounds
+from lightrft.trainer.batching import batch_tokens, dummy_answer, plan, rounds
 from lightrft.trainer.loop import examination, take_steps, write_model
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.stragglers import Stragglers
@@ -59,7 +59,7 @@ class SFTTrainer:
     run: Path
     world: World
     device: torch.device
-    stage: Stage
+    memory_plan: MemoryPlan
     model: Trainable
     processor: Processor
     prompts: PromptLoader
@@ -97,10 +97,10 @@ class SFTTrainer:
         self.progress.phase("train")
         drawn = self.draw(step)
         self.whole = False
-        with self.stage(Phase.TRAIN):
+        with self.memory_plan(Phase.TRAIN):
             metrics = self.learn(balanced(drawn, self.world))
         self.done = step
-        seconds = self.stragglers.seconds(self.stage, time.perf_counter() - start)
+        seconds = self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
         metrics |= self.describe(drawn, seconds["seconds/train"]) | seconds
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
@@ -139,7 +139,7 @@ class SFTTrainer:
     @cached_property
     def blank(self) -> Trajectory:
         """What this rank computes while others still have conversations to compute."""
-        return blank_answer(self.processor.blank())
+        return dummy_answer(self.processor.blank())
 
     def loss(self, batch: Batch) -> Terms:
         """-log p of each token the assistant said, (T,), under the present weights at temperature 1."""
@@ -156,16 +156,16 @@ class SFTTrainer:
 
     def describe(self, drawn: Sequence[Trajectory], seconds: float) -> Metrics:
         """What the conversations of a step are made of, over all ranks."""
-        learnt = sum(sum(t.mask) for t in drawn)
+        learned = sum(sum(t.mask) for t in drawn)
         cut = sum(t.finish == "length" for t in drawn)
-        local = [len(drawn), sum(len(t) for t in drawn), learnt, cut, batch_tokens(drawn)]
-        count, length, learnt, cut, read = self.world.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        local = [len(drawn), sum(len(t) for t in drawn), learned, cut, batch_tokens(drawn)]
+        count, length, learned, cut, read = self.world.sum(torch.tensor(local, dtype=torch.float64)).tolist()
         return {
             "epoch": sum(self.prompts.drawn) / sum(len(prompts) for prompts in self.prompts.sources),
             "length/mean": length / count,
             "length/max": self.world.max(max(float(len(t)) for t in drawn)),
-            "truncated_share": cut / count,
-            "counts/tokens_learnt": learnt,
+            "length/truncated_fraction": cut / count,
+            "counts/tokens_learned": learned,
             "train/tokens_per_second": read / max(seconds, 1e-9),
         }
 
@@ -175,11 +175,11 @@ class SFTTrainer:
         if label is None or label in self.losses or not self.held_out:
             return
         self.progress.phase("evaluate")
-        with self.stage(Phase.SCORE):
-            losses = {exam.task: self.held_out_loss(exam.prompts) for exam in self.held_out}
-        self.stage.reset_seconds()
-        total = sum(exam.weight for exam in self.held_out)
-        losses["mean"] = sum(losses[exam.task] * exam.weight for exam in self.held_out) / total
+        with self.memory_plan(Phase.SCORE):
+            losses = {eval_set.task: self.held_out_loss(eval_set.prompts) for eval_set in self.held_out}
+        self.memory_plan.reset_seconds()
+        total = sum(eval_set.weight for eval_set in self.held_out)
+        losses["mean"] = sum(losses[eval_set.task] * eval_set.weight for eval_set in self.held_out) / total
         self.losses[label] = losses
         self._position["losses"] = dict(self.losses)
         self._log({f"held_out_nll/{name}": value for name, value in losses.items()})
@@ -195,7 +195,7 @@ class SFTTrainer:
                 o for p in mine[start : start + OPEN_AT_ONCE] if (o := self.prompts.open(p)) is not None
             ]
             answers = [demonstration(p, place) for place, p in enumerate(opened)]
-            planned = plan(answers, update.tokens_per_batch, share_prompts=update.share_prompts)
+            planned = plan(answers, update.tokens_per_micro_batch, share_prompts=update.share_prompts)
             for _, batch, counts in rounds(
                 planned, self.blank, self.world, share_prompts=update.share_prompts, device=self.device
             ):
@@ -203,20 +203,20 @@ class SFTTrainer:
                 if counts:
                     sums += torch.stack([losses.sum(), batch.mask.sum().double()]).cpu()
                 if self.world.size == 1:
-                    self.interrupt.glance()
+                    self.interrupt.raise_if_stopped()
         loss, tokens = self.world.sum(sums).tolist()
         return loss / max(tokens, 1.0)
 
     def save(self) -> None:
         """Everything needed to go on from the last whole step."""
         self.progress.phase("save")
-        HERE.enter("save")
+        STATUS.set_phase("save")
         state = {
             **self._position,
-            "numbers": self.model.numbers(),
+            "numbers": self.model.scalar_state(),
             "generators": self.world.gather(self._position["generators"]),
         }
-        self.checkpoints.save(self._position["done"], state, {"model": self.model.tensors()})
+        self.checkpoints.save(self._position["done"], state, {"model": self.model.tensor_state()})
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run."""

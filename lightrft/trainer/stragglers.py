@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from lightrft.parallel.world import World
-from lightrft.strategy.memory import Stage
+from lightrft.strategy.memory import MemoryPlan
 
 log = logging.getLogger("lightrft")
 
@@ -27,16 +27,16 @@ class Stragglers:
     _slow: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Phase -> rank that was slow in the last steps, and in how many."""
 
-    def seconds(self, stage: Stage, step_seconds: float) -> dict[str, float]:
+    def seconds(self, memory_plan: MemoryPlan, step_seconds: float) -> dict[str, float]:
         """Metrics seconds/... of a step, over all ranks, and straggler/... with several; called by all ranks.
 
-        Forgets the times of the stage. A phase takes as long as on the rank where it took longest; compared is what a rank
+        Forgets the times of the memory_plan. A phase takes as long as on the rank where it took longest; compared is what a rank
         worked, without what it waited for others in World's exchanges. Waiting inside a backend's own exchanges counts
         as work, so that a sharded model evens out the ranks of `train`.
         """
-        working = stage.working_seconds()
-        whole = stage.reset_seconds() | {"step": step_seconds}
-        found = {f"seconds/{phase}": s for phase, s in self.world.largest(whole).items()}
+        working = memory_plan.working_seconds()
+        whole = memory_plan.reset_seconds() | {"step": step_seconds}
+        found = {f"seconds/{phase}": s for phase, s in self.world.max_by_name(whole).items()}
         if self.world.size == 1:
             return found
         ranks = self.world.gather(working)

@@ -68,8 +68,8 @@ def conclusion(answer: str) -> str | None:
     found = boxed(text)
     if found is not None:
         return found
-    marked = HASHES.findall(text)
-    said = stated(marked[-1], whole=True) if marked else stated(text)
+    unexpanded_token_ids = HASHES.findall(text)
+    said = stated(unexpanded_token_ids[-1], whole=True) if unexpanded_token_ids else stated(text)
     if said is not None:
         return said
     if "<answer>" in answer and "</answer>" in answer:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _UNFINISHED, _REPLACED = ".tmp-", ".old-"
-_SPACE = "Delete files there, or choose another disk with --run; fewer and smaller checkpoints: checkpoint.keep, checkpoint.every_steps."
+_SPACE = "Delete files there, or choose another disk with --run; fewer and smaller checkpoints: checkpoint.keep_last, checkpoint.every_steps."
 _RIGHTS = "Make it writable for this user, or choose another place with --run."
 _TROUBLE = {
     errno.ENOSPC: ("the disk is full", _SPACE),

@@ -35,8 +35,8 @@ class Interrupt:
         if number:
             raise Stopped(signal.Signals(number).name)
 
-    def glance(self) -> None:
-        """Raises Stopped if a signal has come to this process. Called where it works by itself (see World.apart)."""
+    def raise_if_stopped(self) -> None:
+        """Raises Stopped if a signal has come to this process. Called where it works by itself (see World.independent)."""
         if self._number:
             raise Stopped(signal.Signals(self._number).name)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightrft.app import build_stage
+from lightrft.app import build_memory_plan
 from lightrft.config import ModelConfig, NativeEngineConfig, OptimizerConfig, StrategyConfig
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
@@ -43,10 +43,10 @@ def decode(tokens):
 def test_the_native_engine_does_all(tmp_path, here, family, own_weights, record):
     if own_weights:
         source = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", family))), learns=False)
-        module = source.hollow(here)
+        module = source.empty(here)
     else:
         module = tiny_model(family, attention=ATTENTION).to(here)
-    engine = NativeEngine(module, frozenset(), decode, NativeEngineConfig(record=record))
+    engine = NativeEngine(module, frozenset(), decode, NativeEngineConfig(cuda_graphs=record))
     found = check_engine(engine, tiny_model(family, attention="sdpa"), decode)
     assert found.ok, str(found)
 
@@ -71,21 +71,21 @@ def test_what_sleeps_gives_its_memory_back_and_wakes_as_it_was(tmp_path, here):
     """An engine with weights of its own beside a trainer that is moved out while it is not needed."""
     source = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", "llama", **LARGE))))
     actor = Single(StrategyConfig(offload=True), here).trainable(source, OptimizerConfig(), 1)
-    engine = NativeEngine(source.hollow(here), frozenset(), decode, NativeEngineConfig())
-    stage = build_stage({"actor": actor}, engine, {}, here)
+    engine = NativeEngine(source.empty(here), frozenset(), decode, NativeEngineConfig())
+    memory_plan = build_memory_plan({"actor": actor}, engine, {}, here)
     prompts = [tiny_prompt(40, seed=n) for n in range(4)]
     sampling = Sampling(n=8, max_tokens=64, ignore_eos=True, seed=1)
 
     def drawn():
-        with stage(Phase.SYNC):
+        with memory_plan(Phase.SYNC):
             engine.load_weights(actor.weights())
-        with stage(Phase.ROLLOUT):
+        with memory_plan(Phase.ROLLOUT):
             answers = engine.generate(prompts, sampling)
             return [[a.token_ids for a in group] for group in answers], device_bytes(here), _bytes(engine)
 
     said, awake, held = drawn()
     assert held > 500 * MIB
-    with stage(Phase.TRAIN):
+    with memory_plan(Phase.TRAIN):
         training = _bytes(actor)
         batch = pack(tiny_trajectories([(9, [4])]), device=here)
         actor.backward(
@@ -93,7 +93,7 @@ def test_what_sleeps_gives_its_memory_back_and_wakes_as_it_was(tmp_path, here):
         )
         actor.step(actor.gradient_norm())
     assert drawn()[0] == said
-    with stage(Phase.IDLE):
+    with memory_plan(Phase.IDLE):
         asleep = device_bytes(here)
     assert awake - asleep > 0.9 * held
     assert awake < held + 0.1 * training  # the trainer was out meanwhile

@@ -33,7 +33,7 @@ class Faulty(RLTrainer):
         super()._sampled(finished, total)
 
     def score(self, trajectories):
-        with self.stage(self.stage.phase.SCORE):
+        with self.memory_plan(self.memory_plan.phase.SCORE):
             self.hit("score")
         return super().score(trajectories)
 
@@ -42,12 +42,12 @@ class Faulty(RLTrainer):
         return super().policy_loss(batch)
 
     def save(self):
-        numbers = self.actor.numbers
+        numbers = self.actor.scalar_state
 
         def hit_before():
             self.hit("save")
             return numbers()
 
-        self.actor.numbers = hit_before
+        self.actor.scalar_state = hit_before
         super().save()
-        self.actor.numbers = numbers
+        self.actor.scalar_state = numbers

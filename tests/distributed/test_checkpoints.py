@@ -34,7 +34,7 @@ def until_the_end(backend, run, **options):
     model = strategy_of(backend, **options).trainable(ACTOR, OPTIONS, 6)
     learn(model, [0, 1], policy_loss, ACTOR)
     saved = checkpoints(run, background=True)
-    saved.save(2, {"numbers": model.numbers()}, {"actor": model.tensors()})
+    saved.save(2, {"numbers": model.scalar_state()}, {"actor": model.tensor_state()})
     learn(model, [2], policy_loss, ACTOR)
     saved.wait()
     return full(model)

@@ -17,7 +17,7 @@ from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, environment, steps,
 
 pytestmark = pytest.mark.timeout(150)
 SMALL = [*PLAIN, "--evaluate.before-and-after=false", "--rollout.max-tokens", "5", "--strategy.device", "cpu"]
-EVERY_STEP = ["--checkpoint.every-steps", "1", "--checkpoint.keep", "9", "--steps", "4"]
+EVERY_STEP = ["--checkpoint.every-steps", "1", "--checkpoint.keep-last", "9", "--steps", "4"]
 FAULTY = ["--trainer", "faulty.py:Faulty", "--strategy.backend", "fsdp"]
 RUN = ["train", "tiny", *SMALL, *EVERY_STEP, *FAULTY]
 QUICK = 30

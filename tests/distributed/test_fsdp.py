@@ -8,12 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import FsdpConfig, ModelConfig, StrategyConfig, UpdateConfig
-from lightrft.models.load import is_hollow, load_processor
+from lightrft.models.load import is_empty, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_folder, tiny_trajectories
-from lightrft.trainer.batching import blank_answer, by_group, pack
+from lightrft.trainer.batching import by_group, dummy_answer, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Trajectory
 from tests.distributed.launch import together
@@ -32,8 +32,8 @@ class Double(Source):
     def full(self, device="cpu"):
         return super().full(device).double()
 
-    def hollow(self, device="cpu", dtype=None):
-        return super().hollow(device, dtype or torch.float64)
+    def empty(self, device="cpu", dtype=None):
+        return super().empty(device, dtype or torch.float64)
 
 
 DOUBLE = Double(ModelConfig(path="random:llama"))
@@ -62,9 +62,9 @@ def look(backend):
         mine = [t for owner, group in owned for t in group if owner % world.size == world.rank]
         list(
             optimize(
-                model, mine, partial(policy_loss, model), config=UpdateConfig(tokens_per_batch=60),
+                model, mine, partial(policy_loss, model), config=UpdateConfig(tokens_per_micro_batch=60),
                 averaging=Averaging("token", 16), world=world, device=CPU, seed=0,
-                blank=blank_answer(load_processor(SEEING.config).blank()),
+                blank=dummy_answer(load_processor(SEEING.config).blank()),
             )
         )  # fmt: skip
     return full(model)
@@ -103,7 +103,7 @@ def everything(folder):
         "told": told,
         "before": before,
         "after": full(actor),
-        "followed": {n: t.full_tensor().clone() for n, t in reference.tensors().items()},
+        "followed": {n: t.full_tensor().clone() for n, t in reference.tensor_state().items()},
     }
 
 
@@ -163,10 +163,10 @@ def test_a_reference_in_pieces_follows(ranks, stored):
 
 
 def test_a_hollow_model_takes_hardly_any_memory():
-    model = Source(ModelConfig(path="random:llama")).hollow()
-    assert is_hollow(model)
+    model = Source(ModelConfig(path="random:llama")).empty()
+    assert is_empty(model)
     assert {p.untyped_storage().nbytes() for p in model.parameters()} == {4}
-    assert not is_hollow(Source(ModelConfig(path="random:llama")).full())
+    assert not is_empty(Source(ModelConfig(path="random:llama")).full())
 
 
 def test_one_process_by_itself_is_refused_with_the_cure():

@@ -14,7 +14,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import blank_answer
+from lightrft.trainer.batching import dummy_answer
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from lightrft.utils.device import peak_gib, resident_gib
@@ -29,7 +29,11 @@ WEIGHTS = 12 * (4 * 512 * 512 + 3 * 512 * 1536)
 HELD = {"single": 16, "fsdp": 16, "zero3": 24}
 """Bytes for each weight: itself, its gradient, both moments of AdamW. DeepSpeed has one more float32 copy of the
 weights, and for its step one of the gradients."""
-OPTIONS = {"zero3": {"deepspeed": DeepspeedConfig(keep_whole_below=0, live_weights=0, bucket_mib=8)}}
+OPTIONS = {
+    "zero3": {
+        "deepspeed": DeepspeedConfig(param_persistence_threshold=0, max_live_parameters=0, bucket_mib=8)
+    }
+}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads a process's own peak from /proc")
 
@@ -60,7 +64,7 @@ def growth(folder, backend):
                 world=World.current(),
                 device=CPU,
                 seed=0,
-                blank=blank_answer(tiny_processor().blank()),
+                blank=dummy_answer(tiny_processor().blank()),
             )
         )
     return (peak_gib() - before) * 2**30

@@ -41,7 +41,7 @@ from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.values import ValueModel, values
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_trajectories
-from lightrft.trainer.batching import blank_answer, by_group, pack
+from lightrft.trainer.batching import by_group, dummy_answer, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms
 from tests.distributed.launch import together
@@ -113,7 +113,7 @@ CASES = {
     ),
     "prompts not shared": Case("qwen3", share_prompts=False),
     "separate attention": Case("llama", options={"exact_attention": True}),
-    "a first token with another temperature": Case("llama", options={"first_temperature": 0.3}),
+    "a first token with another temperature": Case("llama", options={"first_token_temperature": 0.3}),
     "a small part of the vocabulary at a time": Case("llama", options={"max_logits": 300}),
     "adapters": Case("qwen3", prepare=adapted),
     "adapters, layers computed again": Case("llama", prepare=lambda m: checkpointed(adapted(m))),
@@ -208,7 +208,9 @@ def test_two_ranks_together_get_the_logprobs_and_gradients_of_one(differences, n
 
 
 SHAPE = [(6, [5, 3, 9, 1]), (4, [2, 7]), (9, [1]), (3, [12, 4, 4])]
-OPTIONS = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, schedule="linear", eps=1e-4)
+OPTIONS = OptimizerConfig(
+    learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.5, schedule="linear", eps=1e-4
+)
 """eps: AdamW divides by the gradient, so that rounding in one of nearly 0 would become a whole step."""
 
 
@@ -221,7 +223,7 @@ def policy_loss(model: Any, batch: Batch) -> Terms:
     )
 
 
-def learnt(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+def learned(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Weights and reports after two steps of two updates each; answers are uneven, one rank has none in a step."""
     torch.manual_seed(0)
     world, model_config = World.current(sequence_parallel), ModelConfig(path="random:qwen3")
@@ -240,20 +242,20 @@ def learnt(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor],
             model,
             own,
             partial(policy_loss, model),
-            config=UpdateConfig(minibatches=2, tokens_per_batch=24),
+            config=UpdateConfig(num_minibatches=2, tokens_per_micro_batch=24),
             averaging=Averaging("sequence", 16),
             world=world,
             device=torch.device("cpu"),
-            blank=blank_answer(load_processor(model_config).blank()),
+            blank=dummy_answer(load_processor(model_config).blank()),
             seed=step,
         )
-    with model.merged():
+    with model.adapters_merged():
         return {name: weight.detach().clone() for name, weight in model.weights()}, reports
 
 
 def same_as_one_process(ranks: list[Any]) -> None:
     """The weights and reports of each rank are those of one process."""
-    weights, reports = learnt("single")
+    weights, reports = learned("single")
     for theirs, their_reports in ranks:
         assert theirs.keys() == weights.keys()
         for name, weight in weights.items():
@@ -264,17 +266,17 @@ def same_as_one_process(ranks: list[Any]) -> None:
 
 
 def test_two_teams_of_two_learn_what_one_process_learns():
-    same_as_one_process(together(learnt, 4, "fsdp", 2, seconds=240))
+    same_as_one_process(together(learned, 4, "fsdp", 2, seconds=240))
 
 
 @needs_deepspeed
 @pytest.mark.parametrize("backend", ["zero1", "zero3"])
 def test_a_team_learns_what_one_process_learns_under_deepspeed(backend):
-    same_as_one_process(together(learnt, 2, backend, 2, seconds=240))
+    same_as_one_process(together(learned, 2, backend, 2, seconds=240))
 
 
-PPO = ["tiny", "ppo", "--rollout.prompts-per-step", "8", "--rewards.workers", "0", "--update.minibatches", "2",
-       "--update.tokens-per-batch", "48", "--steps", "2", "--evaluate.before-and-after=false"]  # fmt: skip
+PPO = ["tiny", "ppo", "--rollout.prompts-per-step", "8", "--rewards.workers", "0", "--update.num-minibatches", "2",
+       "--update.tokens-per-micro-batch", "48", "--steps", "2", "--evaluate.before-and-after=false"]  # fmt: skip
 SFT = ["sft_tiny", "--steps", "2", "--evaluate.limit", "5"]
 QUIET = ["--log.tensorboard=false", "--log.progress=false", "--strategy.backend", "fsdp"]
 

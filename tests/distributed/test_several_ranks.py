@@ -37,8 +37,8 @@ def test_ranks_write_one_run_and_count_together_and_name_the_slowest(lightrft, t
     run(lightrft, "train", "tiny", *SMALL, *flags, "--rewards.functions", "rewards.py:third", "1")
     (folder,) = (tmp_path / "runs").iterdir()
     for row in steps(folder):
-        assert row["counts/answers"] + row["counts/dropped_answers"] == 16
-        assert row["counts/dropped_answers"] == row["counts/failed/third"] == 4
+        assert row["counts/responses"] + row["counts/dropped_responses"] == 16
+        assert row["counts/dropped_responses"] == row["counts/failed/third"] == 4
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in (line for line in lines if "reward/mean" in line):
         for phase in ("rollout", "score", "train"):
@@ -54,18 +54,18 @@ def test_a_rank_with_nothing_to_learn_from_keeps_step_with_the_others(lightrft, 
     layers = ["tiny", layer, "--rollout.prompts-per-step", "4"]
     run(lightrft, "train", *layers, *SMALL, *flags, "--rewards.functions", "rewards.py:on_one_rank", "1")
     for row in steps(tmp_path / "run"):
-        assert row["counts/answers"] == row["counts/dropped_answers"]
+        assert row["counts/responses"] == row["counts/dropped_responses"]
         assert row["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("partial", [[], ["--rollout.partial-tokens", "3"]], ids=["overlap", "both"])
+@pytest.mark.parametrize("partial", [[], ["--rollout.max-tokens-per-step", "3"]], ids=["overlap", "both"])
 def test_late_answers_of_two_ranks_are_those_of_one(lightrft, tmp_path, partial):
-    late = ["--rollout.overlap", "true", "--rewards.workers", "1", *partial]
+    late = ["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1", *partial]
     flags = [*SMALL, *late, "--rollout.prompts-per-step", "4", "--steps", "4"]
     run(lightrft, "train", "tiny", "grpo", *flags, "--strategy.backend", "fsdp", "--run", "two")
     lightrft("train", "tiny", "grpo", *flags, "--run", "one")
     two, one = (
-        [{k: row.get(k) for k in ("reward/mean", "rollout/groups_paused", "counts/answers", "grad_norm")} for row in steps(tmp_path / name)]
+        [{k: row.get(k) for k in ("reward/mean", "rollout/groups_unfinished", "counts/responses", "grad_norm")} for row in steps(tmp_path / name)]
         for name in ("two", "one")
     )  # fmt: skip
     assert len(one) == 4

@@ -24,14 +24,16 @@ from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import values
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.batching import blank_answer, by_group
+from lightrft.trainer.batching import by_group, dummy_answer
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from tests.distributed.launch import together
 
 SHAPE = [(6, [5, 3, 9, 1]), (4, [2, 7]), (9, [1]), (3, [12, 4, 4])]
 CPU = torch.device("cpu")
-OPTIONS = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, schedule="linear", eps=1e-4)
+OPTIONS = OptimizerConfig(
+    learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.5, schedule="linear", eps=1e-4
+)
 """eps: AdamW divides by the gradient, so that rounding in one of nearly 0 would become a whole step."""
 TOKENS = 24
 """Of a micro-batch: several per update, and not the same number on each rank."""
@@ -65,7 +67,7 @@ def critic_loss(model, batch):
     return value_loss(model.compute(values, batch), batch, 0.2)
 
 
-PIECES = DeepspeedConfig(keep_whole_below=0)
+PIECES = DeepspeedConfig(param_persistence_threshold=0)
 """All weights of a tiny model would be small enough to stay whole."""
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'lightrft[deepspeed]'"
@@ -81,7 +83,7 @@ def strategy_of(backend, **options):
 
 def learn(model, steps, loss, source):
     """What each update reports, for `steps`."""
-    blank = blank_answer(load_processor(source.config).blank())
+    blank = dummy_answer(load_processor(source.config).blank())
     world = World.current()
     found = []
     for step in steps:
@@ -89,7 +91,7 @@ def learn(model, steps, loss, source):
             model,
             share(answers_of(step), world, step),
             partial(loss, model),
-            config=UpdateConfig(minibatches=2, tokens_per_batch=TOKENS),
+            config=UpdateConfig(num_minibatches=2, tokens_per_micro_batch=TOKENS),
             averaging=Averaging("sequence", 16),
             world=world,
             device=CPU,
@@ -100,7 +102,7 @@ def learn(model, steps, loss, source):
 
 
 def full(model):
-    with model.merged():
+    with model.adapters_merged():
         return {name: weight.detach().clone() for name, weight in model.weights()}
 
 
@@ -108,13 +110,13 @@ def trained(backend, source, loss, options):
     """Weights and reports after three steps, and the state."""
     model = strategy_of(backend, **options).trainable(source, OPTIONS, 6)
     reports = learn(model, range(3), loss, source)
-    return full(model), reports, model.numbers()
+    return full(model), reports, model.scalar_state()
 
 
 ACTOR = Source(ModelConfig(path="random:llama"))
 KINDS = {
     "plain": (ACTOR, policy_loss, {}),
-    "recomputed": (Source(ModelConfig(path="random:qwen3", activation_checkpointing=True)), policy_loss, {}),
+    "recomputed": (Source(ModelConfig(path="random:qwen3", gradient_checkpointing=True)), policy_loss, {}),
     "adapters": (Source(ModelConfig(path="random:llama", lora=LoraConfig(rank=2))), policy_loss, {}),
     "critic": (CriticSource(ModelConfig(path="random:qwen2")), critic_loss, {}),
 }

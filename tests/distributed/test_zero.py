@@ -14,7 +14,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.deepspeed import Zero
-from lightrft.strategy.in_memory import Held
+from lightrft.strategy.in_memory import InMemory
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.batching import pack
 from lightrft.types import Terms
@@ -31,8 +31,8 @@ from tests.distributed.test_strategies import (
 
 ANSWERS = tiny_trajectories([(5, [4, 2])], seed=9)
 HOST = DeepspeedConfig(offload_optimizer=True)
-PIECES = DeepspeedConfig(keep_whole_below=0)
-ALL_ON_HOST = DeepspeedConfig(keep_whole_below=100, offload_optimizer=True, offload_parameters=True)
+PIECES = DeepspeedConfig(param_persistence_threshold=0)
+ALL_ON_HOST = DeepspeedConfig(param_persistence_threshold=100, offload_optimizer=True, offload_param=True)
 """With some weights in pieces and some whole."""
 
 
@@ -44,10 +44,10 @@ def broken_loss(model, batch):
 def whole_state(model):
     """The tensors of all ranks together, and the numbers."""
     found = {}
-    for part in World.current().gather(model.tensors()):
+    for part in World.current().gather(model.tensor_state()):
         assert not found.keys() & part.keys(), "each tensor lies on one rank"
         found |= part
-    return found, model.numbers()
+    return found, model.scalar_state()
 
 
 def life(backend, options, dtype, given):
@@ -67,13 +67,13 @@ def life(backend, options, dtype, given):
         "went on": full(model),
     }
     other = strategy.trainable(source, OPTIONS, 6)
-    other.load(Held(given[0] if given else state), given[1] if given else numbers)
+    other.load(InMemory(given[0] if given else state), given[1] if given else numbers)
     learn(other, [2], policy_loss, source)
     found["resumed"] = full(other)
     reference = strategy.frozen(replace(source, learns=False))
     found["follows"] = follow(reference, model)
     again = strategy.frozen(replace(source, learns=False))
-    again.load(Held(found["follows"]))
+    again.load(InMemory(found["follows"]))
     with torch.no_grad():
         ask = partial(logprobs, temperature=1.0, max_logits=1000)
         found["asked"] = [frozen.compute(ask, pack(ANSWERS)).values for frozen in (reference, again)]
@@ -81,10 +81,10 @@ def life(backend, options, dtype, given):
 
 
 def follow(reference, model):
-    with model.merged():
+    with model.adapters_merged():
         reference.follow(model.weights(), 0.25)
     found = {}
-    for part in World.current().gather(reference.tensors()):
+    for part in World.current().gather(reference.tensor_state()):
         found |= {name: tensor.clone() for name, tensor in part.items()}
     return found
 
@@ -144,7 +144,7 @@ def back_alone(found, dtype):
     """One process goes on from what two have saved."""
     source = Source(ModelConfig(path="random:llama", dtype=dtype))
     model = strategy_of("single").trainable(source, OPTIONS, 6)
-    model.load(Held(found["state"]), found["numbers"])
+    model.load(InMemory(found["state"]), found["numbers"])
     learn(model, [2], policy_loss, source)
     return full(model)
 
@@ -221,8 +221,8 @@ def test_without_deepspeed_its_backends_name_what_to_install():
     ("backend", "options", "cure"),
     [
         ("fsdp", {"offload_optimizer": True}, "strategy.backend=zero2"),
-        ("zero2", {"offload_parameters": True}, "strategy.backend=zero3"),
-        ("zero1", {"keep_whole_below": 0}, "strategy.backend=zero3"),
+        ("zero2", {"offload_param": True}, "strategy.backend=zero3"),
+        ("zero1", {"param_persistence_threshold": 0}, "strategy.backend=zero3"),
     ],
 )
 def test_a_setting_of_another_stage_is_refused(backend, options, cure):

@@ -49,7 +49,7 @@ def task(tmp_path):
 # -- the data ----------------------------------------------------------------------------------------------------------
 
 
-def test_ones_own_rows_can_be_learnt(lightrft, tmp_path, task):
+def test_ones_own_rows_can_be_learned(lightrft, tmp_path, task):
     lightrft("train", "tiny", *SMALL, *task)
     assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1, 1]
 
@@ -224,7 +224,10 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
                 "algorithm.advantage=reinforce",
             ],
         ),
-        (["--update.minibatches", "17"], ["update.minibatches=17", "16 answers", "Lower update.minibatches"]),
+        (
+            ["--update.num-minibatches", "17"],
+            ["update.num_minibatches=17", "16 answers", "Lower update.num_minibatches"],
+        ),
         (["--rollout.temperature", "0"], ["rollout.temperature=0", "above 0"]),
         (["--rollout.top-p", "0"], ["rollout.top_p=0"]),
         (["--evaluate.pass-k", "4"], ["evaluate.samples=4"]),
@@ -244,20 +247,20 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
         (["--tasks.train", "tiny", "0"], ["tiny", "above 0"]),
         (["--steps", "0"], ["steps=0", "at least 1"]),
         (["--optimizer.learning-rate", "-1"], ["optimizer.learning_rate=-1"]),
-        (["--checkpoint.keep", "0"], ["checkpoint.keep=0"]),
+        (["--checkpoint.keep-last", "0"], ["checkpoint.keep_last=0"]),
         (["--log.capture-spikes", "0.5"], ["log.capture_spikes=0.5"]),
-        (["--rollout.first-temperature", "-1"], ["rollout.first_temperature=-1", "e.g. 10"]),
+        (["--rollout.first-token-temperature", "-1"], ["rollout.first_token_temperature=-1", "e.g. 10"]),
         (
-            ["--algorithm.discount", "0.9"],
-            ["algorithm.discount=0.9", "group_norm", "algorithm.advantage=reinforce"],
+            ["--algorithm.gamma", "0.9"],
+            ["algorithm.gamma=0.9", "group_norm", "algorithm.advantage=reinforce"],
         ),
-        (["--algorithm.discount", "1.5", "--algorithm.advantage", "gae"], ["algorithm.discount=1.5"]),
+        (["--algorithm.gamma", "1.5", "--algorithm.advantage", "gae"], ["algorithm.gamma=1.5"]),
         (["--algorithm.gae-lambda", "0.9"], ["algorithm.gae_lambda=0.9", "algorithm.advantage=gae"]),
-        (["--algorithm.entropy-share", "0"], ["algorithm.entropy_share=0", "e.g. 0.2"]),
-        (["--algorithm.correction-limit", "1"], ["algorithm.correction_limit=1", "above 1"]),
+        (["--algorithm.high-entropy-fraction", "0"], ["algorithm.high_entropy_fraction=0", "e.g. 0.2"]),
+        (["--algorithm.mismatch-limit", "1"], ["algorithm.mismatch_limit=1", "above 1"]),
         (["--algorithm.overlong-buffer", "5"], ["algorithm.overlong_buffer=5", "rollout.max_tokens=4"]),
-        (["--algorithm.filter", "best_wurst"], ["best_wurst", "best_worst"]),
-        (["--algorithm.filter", "random_answers"], ["answers_to_learn_from"]),
+        (["--algorithm.response-filter", "best_wurst"], ["best_wurst", "best_worst"]),
+        (["--algorithm.response-filter", "random_responses"], ["responses_to_learn_from"]),
         (["--critic.value-clip", "0.5"], ["critic.value_clip=0.5", "algorithm.advantage=gae"]),
         (["--critic.optimizer.learning-rate", "1"], ["critic.optimizer has no effect", "Leave it out"]),
         (
@@ -265,17 +268,20 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
             ["critic.warmup_steps=1", "steps=1", "Lower critic.warmup_steps"],
         ),
         (["--algorithm.kl-target", "0.1"], ["algorithm.kl_target=0.1", "algorithm.kl_coefficient"]),
-        (["--algorithm.reference-steps", "5"], ["algorithm.reference_steps=5", "algorithm.kl_coefficient"]),
         (
-            ["--algorithm.kl-coefficient", "0.1", "--algorithm.reference-share", "0.5"],
-            ["algorithm.reference_share=0.5", "algorithm.reference_steps=1"],
+            ["--algorithm.reference-update-steps", "5"],
+            ["algorithm.reference_update_steps=5", "algorithm.kl_coefficient"],
+        ),
+        (
+            ["--algorithm.kl-coefficient", "0.1", "--algorithm.reference-update-rate", "0.5"],
+            ["algorithm.reference_update_rate=0.5", "algorithm.reference_update_steps=1"],
         ),
         (
             [
-                *("--algorithm.kl-coefficient", "0.1", "--algorithm.reference-steps", "1"),
+                *("--algorithm.kl-coefficient", "0.1", "--algorithm.reference-update-steps", "1"),
                 *("--model.lora.rank", "2"),
             ],
-            ["algorithm.reference_steps=1", "model.lora.rank=2"],
+            ["algorithm.reference_update_steps=1", "model.lora.rank=2"],
         ),
         (["--algorithm.advantage", "none"], ["algorithm.advantage=none", "teacher.path"]),
         (["--algorithm.teacher-coefficient", "1"], ["algorithm.teacher_coefficient=1", "teacher.path"]),
@@ -311,27 +317,33 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
             ["--algorithm.overlong-penalty", "2"],
             ["algorithm.overlong_penalty=2", "algorithm.overlong_buffer"],
         ),
-        (["--algorithm.entropy-over", "sequence"], ["algorithm.entropy_over=sequence", "entropy_share=0.2"]),
+        (
+            ["--algorithm.high-entropy-scope", "sequence"],
+            ["algorithm.high_entropy_scope=sequence", "high_entropy_fraction=0.2"],
+        ),
         (["--teacher.revision", "v2"], ["teacher.revision=v2", "teacher.path"]),
-        (["--replay.max-age", "2"], ["replay.max_age=2", "replay.groups=nothing"]),
+        (["--replay.max-age", "2"], ["replay.max_age=2", "replay.groups_per_step=nothing"]),
         (["--constraint.cost", "lenght"], ["lenght", "length"]),
         (
             ["--constraint.cost", "length", "--constraint.multiplier", "-1"],
             ["constraint.multiplier=-1", "0 <= multiplier"],
         ),
         (["--rewards.scale", "tny", "2"], ["rewards.scale", "tny", "tiny"]),
-        (["--rollout.surplus", "keep"], ["rollout.surplus=keep", "algorithm.keep=mixed_outcomes"]),
         (
-            ["--replay.groups", "1", "--algorithm.loss", "policy_gradient"],
-            ["replay.groups", "algorithm.loss=policy_gradient", "algorithm.loss=clipped"],
+            ["--rollout.extra-groups", "carry_over"],
+            ["rollout.extra_groups=carry_over", "algorithm.group_filter=mixed_outcomes"],
+        ),
+        (
+            ["--replay.groups-per-step", "1", "--algorithm.loss", "policy_gradient"],
+            ["replay.groups_per_step", "algorithm.loss=policy_gradient", "algorithm.loss=clipped"],
         ),
         (["--replay.max-age", "0"], ["replay.max_age=0"]),
         (
             [
-                *("--algorithm.keep", "mixed_outcomes", "--rollout.group-size", "1"),
+                *("--algorithm.group-filter", "mixed_outcomes", "--rollout.group-size", "1"),
                 *("--algorithm.advantage", "reinforce"),
             ],
-            ["algorithm.keep=mixed_outcomes", "rollout.group_size=1", "algorithm.keep=all"],
+            ["algorithm.group_filter=mixed_outcomes", "rollout.group_size=1", "algorithm.group_filter=all"],
         ),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
@@ -402,11 +414,11 @@ def silent(module, processor, config):
 
 
 @pytest.mark.parametrize("layers", [["grpo", "entropy_tokens"], ["ppo"], ["rloo"]], ids=" ".join)
-def test_answers_of_zero_tokens_are_judged_and_not_learnt_from(lightrft, tmp_path, layers):
+def test_answers_of_zero_tokens_are_judged_and_not_learned_from(lightrft, tmp_path, layers):
     (tmp_path / "engines.py").write_text(SILENT_ENGINE)
     flags = ["--rollout.engine", "engines.py:silent", "--rollout.prompts-per-step", "4"]
     groups = ["--rollout.group-size", "4", "--steps", "2", "--run", "run"]
     lightrft("train", "tiny", *layers, *PLAIN, *flags, *groups)
     for row in steps(tmp_path / "run"):
-        assert row["counts/answers"] == 16
+        assert row["counts/responses"] == 16
         assert row["grad_norm"] > 0

@@ -40,7 +40,7 @@ def losses(tmp_path):
 VARIANTS = {
     "plain": [],
     "updates": [
-        "--update.minibatches",
+        "--update.num-minibatches",
         "2",
         "--update.epochs",
         "2",
@@ -131,8 +131,10 @@ def test_a_step_without_capsule_says_which_there_are(lightrft, tmp_path):
 def test_a_bad_step_is_skipped_counted_and_captured(lightrft, tmp_path, loss):
     lightrft("train", "tiny", *SMALL, "--run", "run", "--steps", "4", "--algorithm.loss", f"losses.py:{loss}")
     taken = steps(tmp_path / "run")
-    assert [row.get("counts/bad_updates", 0) for row in taken] == [0, 0, 1, 0]
-    assert [row["weights/version"] for row in taken] == [0, 1, 2, 2], "weights are those of before"
+    assert [row.get("counts/skipped_updates", 0) for row in taken] == [0, 0, 1, 0]
+    assert [row["rollout/oldest_weight_version"] for row in taken] == [0, 1, 2, 2], (
+        "weights are those of before"
+    )
     assert [row["grad_norm"] is None for row in taken] == [False, False, True, False]
     assert [p.name for p in (tmp_path / "run" / "capsules").iterdir()] == ["step-000003"]
     output = lightrft("replay", "run", "--step", "3")

@@ -266,7 +266,7 @@ def test_frozen_towers_stay_while_projectors_learn(folder):
 
 def test_checkpointing_and_adapters_reach_the_language_model(folder):
     settings = ModelConfig(
-        path=str(folder), imports=[FILE], activation_checkpointing=True, lora=LoraConfig(rank=2)
+        path=str(folder), imports=[FILE], gradient_checkpointing=True, lora=LoraConfig(rank=2)
     )
     _, moved = learn(settings)
     assert moved
@@ -275,7 +275,7 @@ def test_checkpointing_and_adapters_reach_the_language_model(folder):
 
 def test_checkpointing_changes_no_gradient(folder, settings):
     gradients = []
-    for s in (settings, ModelConfig(path=str(folder), imports=[FILE], activation_checkpointing=True)):
+    for s in (settings, ModelConfig(path=str(folder), imports=[FILE], gradient_checkpointing=True)):
         model = load_model(s)
         logprobs(model, pack(answers(s)), temperature=1.0, max_logits=1000).values.sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])

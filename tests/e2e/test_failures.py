@@ -116,16 +116,16 @@ def test_after_the_reward_is_mended_the_run_goes_on_to_the_same_end(lightrft, tm
 def test_with_drop_answers_without_a_reward_are_left_out_and_counted(lightrft, tmp_path, name):
     output = lightrft("train", "tiny", *SMALL, "--run", "run", *reward(name), "--rewards.on-failure", "drop")
     assert "answers without a value" in output
-    dropped = {row["step"]: row["counts/dropped_answers"] for row in steps(tmp_path / "run")}
-    learnt = {row["step"]: row["counts/answers"] for row in steps(tmp_path / "run")}
-    assert all(learnt[step] == 16 - dropped[step] for step in (1, 2, 3, 4))
+    dropped = {row["step"]: row["counts/dropped_responses"] for row in steps(tmp_path / "run")}
+    learned = {row["step"]: row["counts/responses"] for row in steps(tmp_path / "run")}
+    assert all(learned[step] == 16 - dropped[step] for step in (1, 2, 3, 4))
     if name == "nan":
         assert dropped == {1: 0, 2: 4, 3: 0, 4: 0}
         assert steps(tmp_path / "run")[1]["counts/failed/nan"] == 4
     else:
         assert sum(dropped.values()) > 4
     saved = (tmp_path / "run" / "trajectories" / "step-000002.jsonl").read_text().splitlines()
-    assert len(saved) == learnt[2]
+    assert len(saved) == learned[2]
     assert all(json.loads(line)["reward"] is not None for line in saved)
 
 
@@ -184,10 +184,10 @@ def test_when_all_rewards_are_equal_advantages_are_zero_and_no_weight_moves(ligh
     for row in steps(tmp_path / "run"):
         assert row["reward/mean"] == pytest.approx(0.1)
         assert row["reward/std"] == pytest.approx(0, abs=1e-12)
-        assert row["reward/no_signal_share"] == 1
+        assert row["reward/zero_std_fraction"] == 1
         assert row["grad_norm"] == 0
         assert row["loss"] == 0
-        assert "counts/bad_updates" not in row
+        assert "counts/skipped_updates" not in row
     for content in answers(tmp_path / "run").values():
         for line in content.splitlines():
             assert set(json.loads(line)["tokens"]["advantages"]) == {0.0}
@@ -201,25 +201,25 @@ def test_with_mixed_outcomes_and_no_difference_the_run_says_what_to_do(lightrft)
         "--run",
         "run",
         *reward("equal"),
-        "--algorithm.keep",
+        "--algorithm.group-filter",
         "mixed_outcomes",
         status=2,
     )
     assert "no group of answers is left to learn from after 4 draws of 4 questions" in output
-    assert "algorithm.keep=all" in output
+    assert "algorithm.group_filter=all" in output
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_answers_that_stop_at_once_can_be_learnt_from(lightrft, tmp_path, updates):
+def test_answers_that_stop_at_once_can_be_learned_from(lightrft, tmp_path, updates):
     """A model for which every token ends the answer."""
     folder = tiny_folder(tmp_path / "model")
     settings = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": list(range(260))}))
-    flags = ["--model", "model", "--steps", "2", "--update.minibatches", updates, "--capture-steps", "1"]
+    flags = ["--model", "model", "--steps", "2", "--update.num-minibatches", updates, "--capture-steps", "1"]
     lightrft("train", "tiny", *SMALL, "--run", "run", *flags)
     for row in steps(tmp_path / "run"):
         assert row["length/mean"] == 1
-        assert row["truncated_share"] == 0
+        assert row["length/truncated_fraction"] == 0
     lightrft("replay", "run", "--step", "1")
 
 
@@ -235,16 +235,16 @@ def test_answers_without_text_get_a_reward_like_any_other(lightrft, tmp_path):
         assert row["length/max"] == 1
         assert row["reward/mean"] == row["grad_norm"] == 0
     saved = (tmp_path / "run" / "trajectories" / "step-000001.jsonl").read_text().splitlines()
-    assert {json.loads(line)["answer"] for line in saved} == {""}
+    assert {json.loads(line)["response"] for line in saved} == {""}
 
 
 def test_truncated_answers_can_be_left_out_of_the_loss(lightrft, tmp_path):
     """Nearly all are cut at 5 tokens; what is left is little or nothing, and no NaN."""
     lightrft("train", "tiny", *SMALL, "--run", "run", "--algorithm.truncated", "mask", "--steps", "3")
     for row in steps(tmp_path / "run"):
-        assert row["truncated_share"] > 0.5
+        assert row["length/truncated_fraction"] > 0.5
         assert row["loss"] == row["loss"]
-        assert "counts/bad_updates" not in row
+        assert "counts/skipped_updates" not in row
 
 
 # -- the disk ----------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_the_last_checkpoint_to_go_on_fr
         *SMALL,
         "--checkpoint.every-steps",
         "1",
-        "--checkpoint.keep",
+        "--checkpoint.keep-last",
         "9",
         "--steps",
         "6",

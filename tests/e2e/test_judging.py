@@ -20,7 +20,7 @@ RATED = [
     "8",
     "--judge.temperature",
     "1",
-    "--judge.score",
+    "--judge.score-pattern",
     "([0-9])",
 ]
 """Some of the bytes that a random model says are digits."""
@@ -54,7 +54,7 @@ def answers_of(folder):
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def test_a_reward_model_is_learnt_from_and_held_in_the_score_phase(lightrft, tmp_path):
+def test_a_reward_model_is_learned_from_and_held_in_the_score_phase(lightrft, tmp_path):
     reward_folder(tmp_path / "rm", "llama")
     options = ["--reward_model.path", "rm", "--rewards.functions", "reward_model", "1", "length", "0"]
     out = lightrft("train", *SHORT, *options)
@@ -83,7 +83,7 @@ def test_a_model_judges_in_words(lightrft, tmp_path, path):
     for row in steps_of(tmp_path):
         assert 0 < row["reward/mean"] < 1
         assert row["reward/judge"] == pytest.approx(row["reward/mean"])
-        drawn = row["length/mean"] * row["counts/answers"]
+        drawn = row["length/mean"] * row["counts/responses"]
         judging = row["rollout/tokens_per_second"] * row["seconds/rollout"] / drawn
         assert (judging > 3) == (path == "policy"), "the rate of a rollout counts no replies of a judge"
 
@@ -102,7 +102,7 @@ def test_two_processes_rate_their_answers_as_transformers_does(lightrft, tmp_pat
     tokenizer = tiny_processor().tokenizer
     tokenizer.chat_template = template
     for answer in answers_of(tmp_path):
-        said = [*answer["messages"], {"role": "assistant", "content": answer["answer"]}]
+        said = [*answer["messages"], {"role": "assistant", "content": answer["response"]}]
         tokens = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
         with torch.no_grad():
             right = float(model(torch.tensor([tokens])).logits[0, 0])
@@ -130,7 +130,7 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
     ]
     lightrft("train", *SHORT, *options)
     for answer in answers_of(tmp_path):
-        assert answer["reward"] == pytest.approx(min(10, answer["answer"].count("e")) / 10)
+        assert answer["reward"] == pytest.approx(min(10, answer["response"].count("e")) / 10)
     lightrft("train", "--resume", "run", "--steps", "3")
     assert len(steps_of(tmp_path)) == 3
 
@@ -150,12 +150,12 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
                 "--rewards.functions",
                 "judge",
                 "1",
-                "--rollout.overlap",
+                "--rollout.overlap_rewards-rewards",
                 "true",
                 "--rewards.workers",
                 "1",
             ],
-            "rollout.overlap with the reward 'judge'",
+            "rollout.overlap_rewards with the reward 'judge'",
         ),
         (
             ["--judge.path", "x", "--judge.engine", "vllm", "--rewards.functions", "judge", "1"],

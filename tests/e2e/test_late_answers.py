@@ -50,9 +50,9 @@ def drawn(trainer, steps):
     for step in range(1, steps + 1):
         groups, _ = trainer.collect(step)
         trainer.score([t for group in groups for t in group])
-        trainer.experience.age()
+        trainer.buffer.mark_stale()
         for group in groups:
-            assert group[0].group not in found, "a group is learnt from once"
+            assert group[0].group not in found, "a group is learned from once"
             found[group[0].group] = said(group)
     return found
 
@@ -60,9 +60,9 @@ def drawn(trainer, steps):
 def test_answers_that_are_cut_and_go_on_are_those_of_the_plain_order(tmp_path):
     with trainer_of(tmp_path / "a", *UNEVEN) as plain:
         whole = drawn(plain, 6)
-    with trainer_of(tmp_path / "b", *UNEVEN, "--rollout.partial-tokens", "5") as partial:
+    with trainer_of(tmp_path / "b", *UNEVEN, "--rollout.max-tokens-per-step", "5") as partial:
         found = drawn(partial, 6)
-        waiting = partial.experience.paused
+        waiting = partial.buffer.unfinished
     assert len(waiting) > 2, "some of the last ones are not at their end"
     assert len(found) == 24 - len(waiting)
     for number, group in found.items():
@@ -89,7 +89,7 @@ def test_tokens_of_older_weights_keep_the_logprobs_they_had_and_the_others_have_
             present, t.columns["old"] = t.columns["old"], column
             return present
 
-    flags = [*UNEVEN, "--rollout.partial-tokens", "5", "--optimizer.learning-rate", "0.01"]
+    flags = [*UNEVEN, "--rollout.max-tokens-per-step", "5", "--optimizer.learning-rate", "0.01"]
     with trainer_of(tmp_path, *flags) as trainer:
         trainer.__class__ = Looking
         for step in range(1, 7):
@@ -110,7 +110,14 @@ def weights_after(trainer, steps):
     return {name: p.detach().clone() for name, p in trainer.actor.weights()}
 
 
-OVERLAP = ["--rollout.overlap", "true", "--rewards.workers", "1", "--optimizer.learning-rate", "0.01"]
+OVERLAP = [
+    "--rollout.overlap_rewards-rewards",
+    "true",
+    "--rewards.workers",
+    "1",
+    "--optimizer.learning-rate",
+    "0.01",
+]
 
 
 def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp_path):
@@ -119,7 +126,7 @@ def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp
 
         def judged(self, groups, ahead=0):
             if ahead:
-                self.experience.ahead = self.draw_groups(ahead, 1, self.share)
+                self.buffer.prefetched = self.draw_groups(ahead, 1, self.share)
             return super().judged(groups)
 
     with trainer_of(tmp_path / "a", *OVERLAP) as trainer:
@@ -128,7 +135,7 @@ def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp
         trainer.__class__ = OneAfterTheOther
         in_order = weights_after(trainer, 6)
     assert all(torch.equal(overlapped[name], in_order[name]) for name in in_order)
-    with trainer_of(tmp_path / "c", *OVERLAP, "--rollout.overlap", "false") as trainer:
+    with trainer_of(tmp_path / "c", *OVERLAP, "--rollout.overlap_rewards-rewards", "false") as trainer:
         plain = weights_after(trainer, 6)
     assert not all(torch.equal(overlapped[name], plain[name]) for name in plain), "answers are a step older"
 
@@ -136,9 +143,11 @@ def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp
 def test_overlap_draws_what_the_plain_order_draws_from_the_same_weights(tmp_path):
     with trainer_of(tmp_path / "a") as plain:
         whole = drawn(plain, 6)
-    with trainer_of(tmp_path / "b", "--rollout.overlap", "true", "--rewards.workers", "1") as overlapping:
+    with trainer_of(
+        tmp_path / "b", "--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1"
+    ) as overlapping:
         assert drawn(overlapping, 6) == whole
-        assert overlapping.experience.ahead == []
+        assert overlapping.buffer.prefetched == []
 
 
 def test_answers_drawn_ahead_are_one_update_old_and_say_so(tmp_path):
@@ -147,11 +156,11 @@ def test_answers_drawn_ahead_are_one_update_old_and_say_so(tmp_path):
             groups, metrics = trainer.collect(step)
             versions = {t.weight_version for group in groups for t in group}
             assert versions == {max(0, step - 2)}
-            assert metrics["weights/version"] == max(0, step - 2)
-            assert metrics["rollout/stale_share"] == (0.0 if step == 1 else 1.0)
+            assert metrics["rollout/oldest_weight_version"] == max(0, step - 2)
+            assert metrics["rollout/off_policy_fraction"] == (0.0 if step == 1 else 1.0)
             trainer.score([t for group in groups for t in group])
             trainer.update(step, [t for group in groups for t in group])
-            trainer.experience.age()
+            trainer.buffer.mark_stale()
 
 
 class Mortal:
@@ -209,10 +218,10 @@ def test_an_engine_that_dies_is_started_again_with_the_present_weights_and_nothi
 
 
 def test_an_engine_that_goes_on_dying_stops_the_run_with_a_checkpoint(tmp_path):
-    with trainer_of(tmp_path, *MORTAL, "--rollout.restarts", "1") as trainer:
+    with trainer_of(tmp_path, *MORTAL, "--rollout.max-engine-restarts", "1") as trainer:
         trainer.engine.deaths = (3, 4)
         with pytest.raises(
-            RuntimeError, match=r"died 2 times in one rollout \(rollout.restarts=1\).*fallen off"
+            RuntimeError, match=r"died 2 times in one rollout \(rollout.max_engine_restarts=1\).*fallen off"
         ):
             trainer.train()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("step")] == [
@@ -246,19 +255,19 @@ def test_an_engine_without_logprobs_is_told_so_at_its_first_answers(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--rollout.partial-tokens", "8"], "rollout.partial_tokens=8 has no effect with rollout.max_tokens=8"),
-        (["--rollout.overlap", "true", "--rewards.workers", "0"], "rollout.overlap with rewards.workers=0"),
+        (["--rollout.max-tokens-per-step", "8"], "rollout.max_tokens_per_step=8 has no effect with rollout.max_tokens=8"),
+        (["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "0"], "rollout.overlap_rewards with rewards.workers=0"),
         (
-            ["--rollout.partial-tokens", "2", "--algorithm.advantage", "greedy_baseline"],
-            "rollout.partial_tokens with algorithm.advantage=greedy_baseline",
+            ["--rollout.max-tokens-per-step", "2", "--algorithm.advantage", "greedy_baseline"],
+            "rollout.max_tokens_per_step with algorithm.advantage=greedy_baseline",
         ),
         (
-            [*("--rollout.engine", "vllm", "--rollout.partial-tokens", "2", "--rollout.stop", "x")],
+            [*("--rollout.engine", "vllm", "--rollout.max-tokens-per-step", "2", "--rollout.stop", "x")],
             "a stop text that lies across a cut",
         ),
         (
-            ["--rollout.overlap", "true", "--rewards.workers", "1", "--algorithm.loss", "policy_gradient"],
-            "rollout.overlap learns from answers of earlier weights",
+            ["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1", "--algorithm.loss", "policy_gradient"],
+            "rollout.overlap_rewards learns from answers of earlier weights",
         ),
         (["--rollout.server.retries", "3"], "rollout.server.retries=3 has no effect with rollout.engine=native"),
     ],

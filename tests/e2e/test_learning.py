@@ -12,7 +12,7 @@ from lightrft.testing import tiny_model, tiny_processor
 from tests.e2e.runs import PLAIN, Lightrft, steps, summary
 
 FORTY_STEPS = [
-    *("--steps", "40", "--optimizer.learning-rate", "3e-3", "--update.tokens-per-batch", "2048"),
+    *("--steps", "40", "--optimizer.learning-rate", "3e-3", "--update.tokens-per-micro-batch", "2048"),
     *("--rollout.prompts-per-step", "8", "--rollout.group-size", "8", "--evaluate.limit", "60"),
     *("--checkpoint.every-steps", "0", "--log.trajectories-every-steps", "0"),
 ]
@@ -23,14 +23,14 @@ FORTY_STEPS = [
     [
         (["grpo"], []),
         (["dr_grpo"], []),
-        (["dapo"], ["--algorithm.overlong-buffer", "2", "--update.minibatches", "2", "--steps", "56"]),
+        (["dapo"], ["--algorithm.overlong-buffer", "2", "--update.num-minibatches", "2", "--steps", "56"]),
         (["rloo"], []),
         (["opo"], []),
         (["gspo"], ["--algorithm.clip", "0.003", "0.004"]),
-        (["gmpo"], ["--update.minibatches", "2"]),
-        (["cispo"], ["--update.minibatches", "2"]),
-        (["sapo"], ["--update.minibatches", "2"]),
-        (["cpgd"], ["--update.minibatches", "2"]),
+        (["gmpo"], ["--update.num-minibatches", "2"]),
+        (["cispo"], ["--update.num-minibatches", "2"]),
+        (["sapo"], ["--update.num-minibatches", "2"]),
+        (["cpgd"], ["--update.num-minibatches", "2"]),
         (["reinforce_pp_baseline"], []),
         (["reinforce_pp"], ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1"]),
         (
@@ -62,19 +62,19 @@ FORTY_STEPS = [
         ),
         (
             ["grpo", "entropy_tokens"],
-            ["--algorithm.entropy-share", "0.5", "--rollout.prompts-per-step", "16", "--steps", "70"],
+            ["--algorithm.high-entropy-fraction", "0.5", "--rollout.prompts-per-step", "16", "--steps", "70"],
         ),
-        (["grpo", "fire"], ["--rollout.first-temperature", "2", "--rollout.first-top-k", "0"]),
-        (["grpo"], ["--algorithm.correction", "truncate", "--algorithm.correction-level", "sequence"]),
+        (["grpo", "fire"], ["--rollout.first-token-temperature", "2", "--rollout.first-token-top-k", "0"]),
+        (["grpo"], ["--algorithm.mismatch-correction", "truncate", "--algorithm.mismatch-level", "sequence"]),
         (["reinforce"], ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1"]),
         (["grpo", "bf16"], []),
-        (["dr_grpo"], ["--update.minibatches", "2", "--algorithm.keep", "mixed_outcomes"]),
+        (["dr_grpo"], ["--update.num-minibatches", "2", "--algorithm.group-filter", "mixed_outcomes"]),
     ],
     ids=lambda value: " ".join(value),
 )
 def test_it_learns_to_answer_in_the_kind_of_the_question(lightrft, tmp_path, layers, flags):
     lightrft("train", "tiny", *layers, *PLAIN, *FORTY_STEPS, "--run", "run", *flags)
-    assert_learnt(tmp_path / "run")
+    assert_learned(tmp_path / "run")
 
 
 def test_adapters_learn_it_too(lightrft, tmp_path):
@@ -84,10 +84,10 @@ def test_adapters_learn_it_too(lightrft, tmp_path):
         model.model.embed_tokens.weight.mul_(2)
     save_model(model, tiny_processor(), tmp_path / "model")
     lightrft("train", "tiny", "grpo", "lora", *PLAIN, *FORTY_STEPS, "--model", "./model", "--run", "run")
-    assert_learnt(tmp_path / "run")
+    assert_learned(tmp_path / "run")
 
 
-def assert_learnt(run):
+def assert_learned(run):
     score = summary(run)["evaluation"]
     assert score["before"] < 0.2
     assert score["after"] > score["before"] + 0.3
@@ -100,7 +100,7 @@ def assert_learnt(run):
 
 
 def test_with_learning_rate_zero_nothing_changes_and_the_engine_goes_on_agreeing(lightrft, tmp_path):
-    """A difference between engine and trainer that grows although nothing is learnt would be a bug."""
+    """A difference between engine and trainer that grows although nothing is learned would be a bug."""
     flags = ["--optimizer.learning-rate", "0", "--steps", "4", "--optimizer.weight-decay", "0"]
     lightrft("train", "tiny", *PLAIN, "--run", "run", *flags)
     score = summary(tmp_path / "run")["evaluation"]
@@ -110,7 +110,7 @@ def test_with_learning_rate_zero_nothing_changes_and_the_engine_goes_on_agreeing
 
 @pytest.fixture(scope="module")
 def teacher(server, tmp_path_factory):
-    """The folder of a model that has learnt the task."""
+    """The folder of a model that has learned the task."""
     folder = tmp_path_factory.mktemp("teacher")
     Lightrft(server, folder)(
         "train", "tiny", "dr_grpo", *PLAIN, *FORTY_STEPS, "--steps", "60", "--run", "run"
@@ -120,12 +120,12 @@ def teacher(server, tmp_path_factory):
 
 @pytest.mark.parametrize("enters", ["advantage", "loss"])
 def test_from_a_teacher_alone_it_learns_what_the_teacher_knows(lightrft, tmp_path, teacher, enters):
-    """No reward is learnt from: the advantage is the teacher's alone, or that of rewards scaled to 0."""
+    """No reward is learned from: the advantage is the teacher's alone, or that of rewards scaled to 0."""
     base = ["--algorithm.advantage", "group_mean", "--rewards.scale", "tiny", "0"]
     base = [] if enters == "advantage" else base
     flags = ["--teacher.path", teacher, "--algorithm.teacher-in", enters]
     lightrft("train", "tiny", "distil", *PLAIN, *FORTY_STEPS, *flags, *base, "--run", "run")
-    assert_learnt(tmp_path / "run")
+    assert_learned(tmp_path / "run")
     gap = [row["teacher_kl"] for row in steps(tmp_path / "run")]
     assert sum(gap[-3:]) / 3 < 0.2 * gap[0]
 
@@ -192,7 +192,7 @@ def test_from_votes_alone_it_learns_to_say_what_it_mostly_says(lightrft, tmp_pat
         "1",
     ]
     drawn = ["--evaluate.samples", "4", "--evaluate.temperature", "1", "--tasks.evaluate-file", "held.jsonl"]
-    votes = ["--rollout.group-size", "16", "--algorithm.options", "answers_to_learn_from", "8"]
+    votes = ["--rollout.group-size", "16", "--algorithm.options", "responses_to_learn_from", "8"]
     few = ["--rollout.max-tokens", "3", "--optimizer.learning-rate", "1e-3", "--steps", "20", "--run", "run"]
     lightrft(
         "train", "tiny", "ttrl", *PLAIN, *FORTY_STEPS, "--model", "./model", *files, *drawn, *votes, *few

@@ -19,7 +19,7 @@ RATE, SECONDS = 16_000, 0.5
 KINDS = {"7": ("0123456789", 0), "a": ("abcdefghijklmnopqrstuvwxyz", 1)}
 """A right answer -> the characters that are as right, and the light or tone that asks for them."""
 STEPS = [
-    *("--steps", "40", "--optimizer.learning-rate", "3e-3", "--update.tokens-per-batch", "4096"),
+    *("--steps", "40", "--optimizer.learning-rate", "3e-3", "--update.tokens-per-micro-batch", "4096"),
     *("--rollout.prompts-per-step", "8", "--rollout.group-size", "8", "--rollout.max-tokens", "4"),
     *("--checkpoint.every-steps", "20", "--evaluate.limit", "40"),
 ]
@@ -112,11 +112,19 @@ def test_a_frozen_tower_stays_as_it_was_and_plain_transformers_loads_the_rest_ch
 
 
 def test_a_run_about_pictures_goes_on_bit_for_bit_with_earlier_answers(lightrft, tmp_path):
-    """Answers that are learnt from again keep their pictures in the checkpoint."""
+    """Answers that are learned from again keep their pictures in the checkpoint."""
     (tmp_path / "rewards.py").write_text(REWARD)
     rows(tmp_path, "train", 12, picture, "image", ".png")
     rows(tmp_path, "held", 4, picture, "image", ".png")
-    flags = ["--model", "random:llava", *FILES, "--replay.groups", "2", "--checkpoint.every-steps", "2"]
+    flags = [
+        "--model",
+        "random:llava",
+        *FILES,
+        "--replay.groups-per-step",
+        "2",
+        "--checkpoint.every-steps",
+        "2",
+    ]
     lightrft("train", "tiny", *PLAIN, *flags, "--steps", "4", "--run", "whole")
     lightrft("train", "tiny", *PLAIN, *flags, "--steps", "2", "--run", "halves")
     lightrft("train", "--resume", "halves", "--steps", "4")

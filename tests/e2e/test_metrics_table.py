@@ -68,8 +68,15 @@ def critical_run(server, tmp_path_factory):
     flags = [
         *("--critic.optimizer.learning-rate", "1e38", "--algorithm.overlong-buffer", "2"),
         *("--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--steps", "2"),
-        *("--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--constraint.cost", "length"),
-        *("--rollout.partial-tokens", "6"),
+        *(
+            "--algorithm.group-filter",
+            "mixed_outcomes",
+            "--rollout.extra-groups",
+            "carry_over",
+            "--constraint.cost",
+            "length",
+        ),
+        *("--rollout.max-tokens-per-step", "6"),
         *("--algorithm.teacher-coefficient", "0.1", "--teacher.path", "random:llama"),
     ]
     Lightrft(server, folder)("train", "tiny", "ppo", *PLAIN, "--run", "run", *flags)

@@ -16,7 +16,7 @@ VARIANTS = {
     "updates": [
         "--steps",
         "6",
-        "--update.minibatches",
+        "--update.num-minibatches",
         "2",
         "--update.epochs",
         "2",
@@ -30,23 +30,30 @@ VARIANTS = {
     "bf16": ["bf16", "--steps", "5"],
     "memory": [
         *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.prompts-per-step", "3"),
-        *("--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--replay.groups", "2"),
-        *("--algorithm.kl-target", "0.001", "--algorithm.reference-steps", "2"),
-        *("--algorithm.reference-share", "0.5", "--rewards.normalise", "shift_and_scale"),
+        *(
+            "--algorithm.group-filter",
+            "mixed_outcomes",
+            "--rollout.extra-groups",
+            "carry_over",
+            "--replay.groups-per-step",
+            "2",
+        ),
+        *("--algorithm.kl-target", "0.001", "--algorithm.reference-update-steps", "2"),
+        *("--algorithm.reference-update-rate", "0.5", "--rewards.normalise", "shift_and_scale"),
         *("--constraint.cost", "length", "--constraint.limit", "0.001"),
     ],
     "reference": [
         "grpo",
         "--steps",
         "5",
-        "--algorithm.keep",
+        "--algorithm.group-filter",
         "mixed_outcomes",
         "--checkpoint.every-steps",
         "1",
     ],
     "late": [
-        *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.partial-tokens", "5"),
-        *("--rollout.overlap", "true", "--rewards.workers", "1"),
+        *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.max-tokens-per-step", "5"),
+        *("--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1"),
     ],
 }
 

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightrft.algorithms.kl import adapted
+from lightrft.algorithms.kl import adaptive_kl
 from lightrft.runs import trajectories
 from lightrft.runs.capsule import read
 from lightrft.strategy.checkpoint import Stored
@@ -68,7 +68,7 @@ def test_plain_transformers_loads_the_model_that_was_trained(tiny_run):
     written = model.generate(**tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
     answer = tokenizer.decode(written[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
     lines = (tiny_run / "evaluation" / "after.jsonl").read_text(encoding="utf-8").splitlines()
-    saved = {row["messages"][-1]["content"]: row["answer"] for row in map(json.loads, lines)}
+    saved = {row["messages"][-1]["content"]: row["response"] for row in map(json.loads, lines)}
     assert answer == saved["kfi"]
 
 
@@ -103,11 +103,11 @@ def test_leaving_out_the_pass_over_old_log_probs_changes_no_bit(lightrft, tiny_r
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--update.tokens-per-batch", "20"],
+        ["--update.tokens-per-micro-batch", "20"],
         ["--update.share-prompts", "false"],
         ["--update.logits-per-chunk", "500"],
         ["--model.attention", "separate"],
-        ["--model.activation-checkpointing", "true"],
+        ["--model.gradient-checkpointing", "true"],
         ["--rollout.native.max-sequences", "3"],
         ["--rollout.native.prefill-tokens", "1"],
     ],
@@ -138,7 +138,7 @@ def test_the_finished_model_scores_on_its_own_what_the_run_said(lightrft, tiny_r
         "--rewards.workers",
         "0",
     )
-    report = json.loads((tmp_path / "scored" / "answers.json").read_text())
+    report = json.loads((tmp_path / "scored" / "responses.json").read_text())
     assert report["tiny"]["score"]["mean"] == summary(tiny_run)["evaluation"]["after"]
     assert "pass@1" in output
 
@@ -218,7 +218,7 @@ def test_in_its_warm_up_only_the_critic_learns(lightrft, tmp_path):
     flags = ["--rollout.prompts-per-step", "8", "--critic.warmup-steps", "2", "--steps", "4"]
     lightrft("train", "tiny", "ppo", *PLAIN, *flags, "--run", "run")
     taken = steps(tmp_path / "run")
-    assert [row["weights/version"] for row in taken] == [0, 0, 0, 1]
+    assert [row["rollout/oldest_weight_version"] for row in taken] == [0, 0, 0, 1]
     assert ["grad_norm" in row for row in taken] == [False, False, True, True]
     assert all(row["critic/grad_norm"] > 0 for row in taken)
 
@@ -240,7 +240,7 @@ def test_long_answers_lose_as_much_of_their_reward_as_is_set(lightrft, tmp_path)
     assert {row["parts"]["overlong"] for row in rows_of} != {0.0}
 
 
-def test_only_the_answers_that_a_filter_leaves_are_learnt_from(lightrft, tmp_path):
+def test_only_the_answers_that_a_filter_leaves_are_learned_from(lightrft, tmp_path):
     lightrft("train", "tiny", "pf_ppo", *PLAIN, "--steps", "1", "--capture-steps", "1", "--run", "run")
     assert len(trajectories.load(tmp_path / "run", 1)) == 16, "all are recorded"
     assert len(read(tmp_path / "run", 1).trajectories) == 8, "of four groups two each"
@@ -255,38 +255,45 @@ def test_the_weight_of_the_divergence_is_steered_and_replayed(lightrft, tmp_path
     assert len({row["kl_coefficient"] for row in taken}) > 2
     for row, following in itertools.pairwise(taken):
         assert following["kl_coefficient"] == pytest.approx(
-            adapted(row["kl_coefficient"], row["kl"], target=0.0001, gain=0.5)
+            adaptive_kl(row["kl_coefficient"], row["kl"], target=0.0001, gain=0.5)
         )
     assert "equal bit for bit" in lightrft("replay", "run", "--step", "4")
 
 
 def test_a_reference_that_follows_each_step_is_where_the_policy_is(lightrft, tmp_path):
-    lightrft("train", "tiny", "grpo", *PLAIN, "--algorithm.reference-steps", "1", "--run", "follows")
-    lightrft("train", "tiny", "grpo", *PLAIN, "--algorithm.reference-steps", "3", "--run", "late")
+    lightrft("train", "tiny", "grpo", *PLAIN, "--algorithm.reference-update-steps", "1", "--run", "follows")
+    lightrft("train", "tiny", "grpo", *PLAIN, "--algorithm.reference-update-steps", "3", "--run", "late")
     assert [row["kl"] for row in steps(tmp_path / "follows")] == [0.0] * 4
     assert [row["kl"] > 0 for row in steps(tmp_path / "late")] == [False, True, True, False]
 
 
-def test_answers_of_earlier_steps_are_learnt_from_again(lightrft, tmp_path):
-    flags = ["--replay.groups", "2", "--replay.max-age", "1", "--capture-steps", "3"]
+def test_answers_of_earlier_steps_are_learned_from_again(lightrft, tmp_path):
+    flags = ["--replay.groups-per-step", "2", "--replay.max-age", "1", "--capture-steps", "3"]
     lightrft("train", "tiny", *PLAIN, *flags, "--run", "run")
-    learnt = [
+    learned = [
         Counter(row["weight_version"] for row in trajectories.load(tmp_path / "run", step))
         for step in (1, 2, 3)
     ]
-    assert learnt == [{0: 16}, {1: 16, 0: 8}, {2: 16, 1: 8}]
+    assert learned == [{0: 16}, {1: 16, 0: 8}, {2: 16, 1: 8}]
     ratios = [row["ratio/mean"] for row in steps(tmp_path / "run")]
     assert ratios[0] == 1.0
     assert all(ratio != 1.0 for ratio in ratios[1:]), "by the log-probs of the policy that sampled them"
-    assert all(row["counts/answers"] == 16 for row in steps(tmp_path / "run"))
+    assert all(row["counts/responses"] == 16 for row in steps(tmp_path / "run"))
     assert "equal bit for bit" in lightrft("replay", "run", "--step", "3")
 
 
-def test_groups_drawn_too_much_are_learnt_from_in_the_next_step(lightrft, tmp_path):
-    flags = ["--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--rollout.group-size", "2"]
-    lightrft("train", "tiny", *PLAIN, *flags, "--rollout.max-draws", "9", "--run", "run")
+def test_groups_drawn_too_much_are_learned_from_in_the_next_step(lightrft, tmp_path):
+    flags = [
+        "--algorithm.group-filter",
+        "mixed_outcomes",
+        "--rollout.extra-groups",
+        "carry_over",
+        "--rollout.group-size",
+        "2",
+    ]
+    lightrft("train", "tiny", *PLAIN, *flags, "--rollout.max-sampling-rounds", "9", "--run", "run")
     taken = steps(tmp_path / "run")
-    waiting = [int(row["rollout/groups_waiting"]) for row in taken]
+    waiting = [int(row["rollout/groups_carried_over"]) for row in taken]
     assert any(waiting[:-1])
     for before, step in itertools.pairwise((1, 2, 3, 4)):
         rows_of = trajectories.load(tmp_path / "run", step)
@@ -298,16 +305,23 @@ def test_groups_drawn_too_much_are_learnt_from_in_the_next_step(lightrft, tmp_pa
 def test_an_answer_that_waits_keeps_the_baseline_of_the_weights_that_sampled_it(lightrft, tmp_path):
     """Its greedy answer is drawn beside it, not in the step that learns from it: that one draws for its new groups only."""
     (tmp_path / "engines.py").write_text(COUNTING_ENGINE)
-    flags = ["--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--rollout.group-size", "2"]
-    flags += ["--rollout.max-draws", "9", "--rollout.engine", "engines.py:counting"]
+    flags = [
+        "--algorithm.group-filter",
+        "mixed_outcomes",
+        "--rollout.extra-groups",
+        "carry_over",
+        "--rollout.group-size",
+        "2",
+    ]
+    flags += ["--rollout.max-sampling-rounds", "9", "--rollout.engine", "engines.py:counting"]
     flags += ["--evaluate.before-and-after=false"]
     lightrft("train", "tiny", *PLAIN, "--algorithm.advantage", "greedy_baseline", *flags, "--run", "run")
     taken = steps(tmp_path / "run")
-    waiting = [int(row["rollout/groups_waiting"]) for row in taken]
+    waiting = [int(row["rollout/groups_carried_over"]) for row in taken]
     assert any(waiting[:-1])
     drawn = [int(line) for line in (tmp_path / "greedy").read_text().split()]
-    learnt = 4  # groups per step
-    assert drawn == [learnt - before + now for before, now in zip([0, *waiting], waiting, strict=False)]
+    learned = 4  # groups per step
+    assert drawn == [learned - before + now for before, now in zip([0, *waiting], waiting, strict=False)]
 
 
 COUNTING_ENGINE = '''
@@ -330,11 +344,11 @@ def counting(module, processor, config):
 
 
 def test_a_constraint_that_is_added_later_begins_with_answers_that_know_their_cost(lightrft, tmp_path):
-    flags = ["--replay.groups", "2", "--checkpoint.every-steps", "1", "--run", "run", "--steps", "1"]
+    flags = ["--replay.groups-per-step", "2", "--checkpoint.every-steps", "1", "--run", "run", "--steps", "1"]
     lightrft("train", "tiny", *PLAIN, *flags)
     lightrft("train", "--resume", "run", "--constraint.cost", "length", "--steps", "3")
-    learnt = [Counter(r["weight_version"] for r in trajectories.load(tmp_path / "run", s)) for s in (2, 3)]
-    assert learnt == [{1: 16}, {2: 16, 1: 8}]
+    learned = [Counter(r["weight_version"] for r in trajectories.load(tmp_path / "run", s)) for s in (2, 3)]
+    assert learned == [{1: 16}, {2: 16, 1: 8}]
 
 
 def test_a_constraint_holds_its_cost_down_and_rewards_are_normalised(lightrft, tmp_path):
@@ -366,12 +380,28 @@ def test_the_check_and_the_run_agree_about_a_constraint_and_a_teacher(lightrft, 
 
 
 def test_going_on_without_a_surplus_answers_that_waited_keep_their_ratio(lightrft, tmp_path):
-    flags = ["--algorithm.keep", "mixed_outcomes", "--rollout.surplus", "keep", "--rollout.group-size", "2"]
-    flags += ["--rollout.max-draws", "9", "--checkpoint.every-steps", "1", "--run", "run", "--steps", "1"]
+    flags = [
+        "--algorithm.group-filter",
+        "mixed_outcomes",
+        "--rollout.extra-groups",
+        "carry_over",
+        "--rollout.group-size",
+        "2",
+    ]
+    flags += [
+        "--rollout.max-sampling-rounds",
+        "9",
+        "--checkpoint.every-steps",
+        "1",
+        "--run",
+        "run",
+        "--steps",
+        "1",
+    ]
     lightrft("train", "tiny", *PLAIN, *flags)
-    waited = steps(tmp_path / "run")[-1]["rollout/groups_waiting"]
+    waited = steps(tmp_path / "run")[-1]["rollout/groups_carried_over"]
     assert waited > 0
-    lightrft("train", "--resume", "run", "--rollout.surplus", "drop", "--steps", "2")
+    lightrft("train", "--resume", "run", "--rollout.extra-groups", "drop", "--steps", "2")
     assert steps(tmp_path / "run")[-1]["ratio/mean"] != 1.0
 
 

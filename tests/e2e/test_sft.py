@@ -34,7 +34,7 @@ def arguments(variant):
 
 
 @pytest.fixture(scope="session")
-def learnt(server, tmp_path_factory):
+def learned(server, tmp_path_factory):
     """The folder of one finished run of the layer `sft_tiny` that tests read and never change."""
     folder = tmp_path_factory.mktemp("sft")
     Lightrft(server, folder)("sft", "sft_tiny", "--log.progress=false", "--run", "run")
@@ -66,7 +66,7 @@ def test_a_run_whose_loss_is_no_number_stops_and_says_so(lightrft, tmp_path):
     flags = ["--optimizer.learning-rate", "1e38", "--optimizer.max-bad-steps", "3"]
     output = lightrft("sft", "sft_tiny", *QUIET, *flags, "--run", "run", status=2)
     assert "3 optimizer steps in a row had a NaN or infinite loss" in output
-    assert [row["counts/bad_updates"] for row in updates(tmp_path / "run")[1:]] == [1.0, 1.0]
+    assert [row["counts/skipped_updates"] for row in updates(tmp_path / "run")[1:]] == [1.0, 1.0]
 
 
 def updates(run):
@@ -78,25 +78,25 @@ def score(lightrft, model, name):
     return json.loads((lightrft.cwd / name / "answers.json").read_text())["tiny"]["score"]["mean"]
 
 
-def test_it_learns_the_gold_answers_of_a_task_for_questions_it_never_saw(lightrft, learnt):
-    losses = summary(learnt)["held_out_nll"]
+def test_it_learns_the_gold_answers_of_a_task_for_questions_it_never_saw(lightrft, learned):
+    losses = summary(learned)["held_out_nll"]
     assert losses["before"] > 5.0
     assert losses["after"] < 1.0
-    before, after = score(lightrft, "random:llama", "before"), score(lightrft, learnt / "model", "after")
+    before, after = score(lightrft, "random:llama", "before"), score(lightrft, learned / "model", "after")
     assert before < 0.2
     assert after > 0.9
 
 
-def test_the_run_folder_holds_what_a_run_leaves_behind(learnt):
+def test_the_run_folder_holds_what_a_run_leaves_behind(learned):
     for name in ("config.yaml", "metrics.jsonl", "summary.json", "curves.png", "log.txt", "tensorboard"):
-        assert (learnt / name).exists(), name
-    assert [row["step"] for row in updates(learnt)] == list(range(1, 61))
-    measured = [row["step"] for row in rows(learnt) if "held_out_nll/mean" in row]
+        assert (learned / name).exists(), name
+    assert [row["step"] for row in updates(learned)] == list(range(1, 61))
+    measured = [row["step"] for row in rows(learned) if "held_out_nll/mean" in row]
     assert measured == [0, 20, 40, 60]
-    last = rows(learnt)[-2]
+    last = rows(learned)[-2]
     assert last["loss"] == pytest.approx(last["nll"], abs=1e-6)
     assert last["epoch"] == 60 * 16 / 600
-    assert last["counts/tokens_learnt"] == 16 * 4
+    assert last["counts/tokens_learned"] == 16 * 4
 
 
 def test_the_configuration_in_the_run_folder_alone_repeats_the_run(lightrft, whole, tmp_path):
@@ -105,9 +105,9 @@ def test_the_configuration_in_the_run_folder_alone_repeats_the_run(lightrft, who
     assert_same_run(tmp_path / "again", expected)
 
 
-def test_plain_transformers_loads_the_finished_model_and_it_answers(learnt):
-    model = AutoModelForCausalLM.from_pretrained(learnt / "model")
-    tokenizer = AutoTokenizer.from_pretrained(learnt / "model")
+def test_plain_transformers_loads_the_finished_model_and_it_answers(learned):
+    model = AutoModelForCausalLM.from_pretrained(learned / "model")
+    tokenizer = AutoTokenizer.from_pretrained(learned / "model")
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "472"}],
         add_generation_prompt=True,
@@ -121,9 +121,9 @@ def test_plain_transformers_loads_the_finished_model_and_it_answers(learnt):
     assert tokenizer.decode(answer[:-1]).isdigit()
 
 
-def test_reinforcement_learning_goes_on_from_it(lightrft, learnt, tmp_path):
+def test_reinforcement_learning_goes_on_from_it(lightrft, learned, tmp_path):
     few = ["--steps", "2", "--optimizer.learning-rate", "1e-4"]
-    lightrft("train", "tiny", *PLAIN, "--model", learnt / "model", *few, "--run", "run")
+    lightrft("train", "tiny", *PLAIN, "--model", learned / "model", *few, "--run", "run")
     assert summary(tmp_path / "run")["evaluation"]["before"] > 0.9
 
 
@@ -192,7 +192,7 @@ def rows_of(file, pairs):
     file.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in pairs))
 
 
-def test_ones_own_conversations_are_learnt_turn_by_turn(lightrft, tmp_path):
+def test_ones_own_conversations_are_learned_turn_by_turn(lightrft, tmp_path):
     """Of two turns each, in a file of a user's own; the held-out file is named by itself."""
     for file, names in (("train.jsonl", "abcdefghijklmnop"), ("held.jsonl", "qrst")):
         talks = [
@@ -211,10 +211,10 @@ def test_ones_own_conversations_are_learnt_turn_by_turn(lightrft, tmp_path):
     ]
     lightrft("sft", "sft_tiny", *QUIET, *files, "--max-tokens", "32", "--run", "run")
     assert summary(tmp_path / "run")["held_out_nll"]["after"] < 0.2
-    assert updates(tmp_path / "run")[0]["counts/tokens_learnt"] == 16 * 8
+    assert updates(tmp_path / "run")[0]["counts/tokens_learned"] == 16 * 8
 
 
-def test_what_is_said_about_pictures_is_learnt(lightrft, tmp_path):
+def test_what_is_said_about_pictures_is_learned(lightrft, tmp_path):
     """The question is always the same: only the picture tells the answer."""
     colours = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
     for name, colour in colours.items():
@@ -274,11 +274,11 @@ def test_long_answers_are_cut_or_left_out_and_the_run_says_so(lightrft, tmp_path
     more = [*file, "--steps", "1"]
     output = lightrft("sft", "sft_tiny", *QUIET, *more, "--run", "skip")
     assert "answers over max_tokens=8: 1 skipped, 0 cut" in output
-    output = lightrft("sft", "sft_tiny", *QUIET, *more, "--on-long-answer", "truncate", "--run", "cut")
+    output = lightrft("sft", "sft_tiny", *QUIET, *more, "--on-long-response", "truncate", "--run", "cut")
     assert "0 skipped, 1 cut" in output
-    assert updates(tmp_path / "cut")[0]["truncated_share"] == 0.5
+    assert updates(tmp_path / "cut")[0]["length/truncated_fraction"] == 0.5
     output = lightrft(
-        "sft", "sft_tiny", *QUIET, *more, "--on-long-answer", "raise", "--run", "raise", status=2
+        "sft", "sft_tiny", *QUIET, *more, "--on-long-response", "raise", "--run", "raise", status=2
     )
     assert "rows.jsonl:2: what follows the prompt has 15 tokens, max_tokens=8" in output
 
@@ -304,8 +304,8 @@ def test_held_out_rows_are_never_split_off_by_guess(lightrft, tmp_path):
     assert "none are split off by guess" in output
 
 
-def test_a_run_is_resumed_by_the_command_that_began_it(lightrft, learnt):
-    assert "settings of `lightrft sft`" in lightrft("train", "--resume", learnt, status=2)
+def test_a_run_is_resumed_by_the_command_that_began_it(lightrft, learned):
+    assert "settings of `lightrft sft`" in lightrft("train", "--resume", learned, status=2)
 
 
 def test_a_fresh_interpreter_does_the_same(whole, tmp_path):
@@ -317,7 +317,7 @@ def test_a_fresh_interpreter_does_the_same(whole, tmp_path):
 
 @pytest.mark.skipif(not DEMO_DATA.is_dir(), reason=f"needs {DEMO_DATA}")
 @pytest.mark.parametrize("file", ["alpaca_en_demo.jsonl", "kto_en_demo.jsonl"])
-def test_real_rows_are_read_and_learnt_from(lightrft, tmp_path, file):
+def test_real_rows_are_read_and_learned_from(lightrft, tmp_path, file):
     lines = (DEMO_DATA / file).read_text(encoding="utf-8").splitlines()
     (tmp_path / "train.jsonl").write_text("\n".join(lines[:60]))
     (tmp_path / "held.jsonl").write_text("\n".join(lines[60:72]))
@@ -330,15 +330,15 @@ def test_real_rows_are_read_and_learnt_from(lightrft, tmp_path, file):
         "--tasks.evaluate-file",
         "held.jsonl",
     ]
-    room = ["--max-tokens", "128", "--on-long-answer", "truncate", "--tasks.max-prompt-tokens", "300"]
+    room = ["--max-tokens", "128", "--on-long-response", "truncate", "--tasks.max-prompt-tokens", "300"]
     lightrft("sft", "sft_tiny", *QUIET, *files, *room, "--batch-size", "8", "--steps", "20", "--run", "run")
     losses = summary(tmp_path / "run")["held_out_nll"]
     assert losses["after"] < losses["before"] - 1.5
 
 
-def test_the_settings_of_a_run_are_all_there(learnt):
-    saved = yaml.safe_load((learnt / "config.yaml").read_text())
-    assert (saved["batch_size"], saved["learn"], saved["name"]) == (16, "all", "sft_tiny")
+def test_the_settings_of_a_run_are_all_there(learned):
+    saved = yaml.safe_load((learned / "config.yaml").read_text())
+    assert (saved["batch_size"], saved["train_on"], saved["name"]) == (16, "all_turns", "sft_tiny")
 
 
 def wait_for_step(running, run, step):

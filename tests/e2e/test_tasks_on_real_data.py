@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightrft.config import RewardConfig, TaskConfig
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.rewards.math import math
 from lightrft.tasks.table import load_task
@@ -31,7 +31,7 @@ MATH_TRAIN = ("math", "train", 7470)
 def check(name, split):
     task = load_task(name)
     records = task.load(split, TaskConfig(), DATA, 0)
-    with Judge({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
+    with RewardRunner({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
         return check_gold(name, records, task.gold, judge)
 
 

@@ -27,7 +27,7 @@ def serving(path, log):
         port = free.getsockname()[1]
     command = [
         *(sys.executable, "-m", "lightrft", "serve", "vllm_server", "--model.path", path),
-        *("--rollout.vllm.eager", "true", "--port", str(port)),
+        *("--rollout.vllm.enforce-eager", "true", "--port", str(port)),
     ]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)

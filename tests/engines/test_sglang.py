@@ -13,7 +13,7 @@ import torch
 
 from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
 from lightrft.engines.base import EngineDiedError, give
-from lightrft.engines.external import asked, check_kinds
+from lightrft.engines.external import check_kinds, engine_requests
 from lightrft.engines.lmdeploy import LmdeployEngine, question
 from lightrft.engines.sglang import SglangEngine, seeded_draw
 from lightrft.models.load import load_model, load_processor
@@ -34,7 +34,7 @@ SHAPE = {
 @pytest.mark.timeout(600)
 def test_sglang_does_all_and_a_scheduler_that_dies_is_started_again(tmp_path):
     module, processor = text_model(tmp_path / "m", SHAPE)
-    config = SglangConfig(cache_tokens=8192, bucket_mib=1)
+    config = SglangConfig(max_total_tokens=8192, bucket_mib=1)
     engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
     reference = tiny_model("llama", attention="sdpa", **SHAPE)
     found = check_engine(engine, reference, processor.text)
@@ -71,7 +71,7 @@ def all_gone():
 @pytest.mark.timeout(120)
 def test_a_start_that_takes_too_long_is_ended(tmp_path):
     module, processor = text_model(tmp_path / "m", SHAPE)
-    config = SglangConfig(cache_tokens=8192, start_seconds=3.0)
+    config = SglangConfig(max_total_tokens=8192, start_seconds=3.0)
     with pytest.raises(RuntimeError, match="SGLang did not start within rollout.sglang.start_seconds=3"):
         SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
     assert all_gone()
@@ -81,7 +81,7 @@ def test_a_start_that_takes_too_long_is_ended(tmp_path):
 def seeing(folder, family):
     """An engine with a small model that sees, its processor, and what transformers makes of the same weights."""
     module, processor, reference = media_model(folder, family, head_dim=64)
-    config = SglangConfig(cache_tokens=8192)
+    config = SglangConfig(max_total_tokens=8192)
     engine = SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
     try:
         yield engine, processor, reference
@@ -150,7 +150,7 @@ def test_a_seeded_draw_follows_its_distribution():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("top_k", 5), ("top_p", 0.9), ("min_p", 0.1), ("first_top_k", 3)]
+    ("option", "value"), [("top_k", 5), ("top_p", 0.9), ("min_p", 0.1), ("first_token_top_k", 3)]
 )
 def test_draws_whose_logprobs_sglang_does_not_tell_are_refused_before_it_starts(option, value):
     settings = ModelConfig(path="random:llama")
@@ -164,7 +164,7 @@ def test_lmdeploy_is_asked_about_pictures_in_marked_tokens():
     (mark,) = processor.tokenizer.encode("<image>", add_special_tokens=False)
     prompts = media_prompts(processor, ["image"])
     for prompt, one, count in zip(
-        prompts, asked(prompts, Sampling(), processor.media), (0, 1, 2), strict=True
+        prompts, engine_requests(prompts, Sampling(), processor.media), (0, 1, 2), strict=True
     ):
         told = question(one)
         if not count:

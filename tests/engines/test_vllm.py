@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightrft.app import build_stage
+from lightrft.app import build_memory_plan
 from lightrft.config import ModelConfig, RolloutConfig, StrategyConfig, VllmConfig
 from lightrft.engines.base import EngineDiedError, give
 from lightrft.engines.vllm import VllmEngine
@@ -43,7 +43,7 @@ def ended():
 @pytest.mark.timeout(300)
 def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
     module, processor = text_model(tmp_path / "m", SHAPE)
-    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
+    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(enforce_eager=True)))
     reference = tiny_model("llama", attention="sdpa", **SHAPE)
     found = check_engine(engine, reference, processor.text)
     assert found.ok, str(found)
@@ -77,9 +77,9 @@ def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
 def test_it_sleeps_and_wakes_part_by_part_as_phases_come(tmp_path, level):
     """A CPU frees nothing, but vLLM answers nothing until all it holds is awake again."""
     module, processor = text_model(tmp_path / "m", SHAPE)
-    config = VllmConfig(eager=True, sleep_level=level)
+    config = VllmConfig(enforce_eager=True, sleep_level=level)
     engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=config))
-    stage = build_stage(
+    memory_plan = build_memory_plan(
         {
             "actor": Single(StrategyConfig(), torch.device("cpu")).frozen(
                 Source(ModelConfig(path=str(tmp_path / "m")))
@@ -101,18 +101,20 @@ def test_it_sleeps_and_wakes_part_by_part_as_phases_come(tmp_path, level):
     said = []
     for _ in range(2):
         if engine.weight_version == -1:
-            with stage(Phase.SYNC):
+            with memory_plan(Phase.SYNC):
                 assert executor.sleeping_tags == {"kv_cache"}
                 engine.load_weights(module.named_parameters())
                 engine.weight_version = 7
-        with stage(Phase.ROLLOUT):
+        with memory_plan(Phase.ROLLOUT):
             assert not executor.is_sleeping
             said += [[answer.token_ids for (answer,) in engine.generate(*asked)]]
-        with stage(Phase.SYNC):  # as after a restart: the weights stay, so it cannot let go of the cache
+        with memory_plan(
+            Phase.SYNC
+        ):  # as after a restart: the weights stay, so it cannot let go of the cache
             assert not executor.is_sleeping
-        with stage(Phase.ROLLOUT):
+        with memory_plan(Phase.ROLLOUT):
             said += [[answer.token_ids for (answer,) in engine.generate(*asked)]]
-        with stage(Phase.TRAIN):
+        with memory_plan(Phase.TRAIN):
             with pytest.raises(RuntimeError, match="vLLM is asked while it sleeps \\(kv_cache, weights\\)"):
                 engine.generate(*asked)
             assert executor.sleeping_tags == {"weights", "kv_cache"}
@@ -146,7 +148,7 @@ def test_new_weights_reach_the_experts(tmp_path):
     tiny_processor().save(tmp_path)
     settings = ModelConfig(path=str(tmp_path))
     processor, module = load_processor(settings), load_model(settings, trainable=False)
-    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
+    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(enforce_eager=True)))
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
     found = check_engine(engine, reference, processor.text, requests=20)
     assert found.ok, str(found)
@@ -169,7 +171,7 @@ MEDIA = {
 @pytest.mark.parametrize("family", MEDIA)
 def test_vllm_reads_media_as_the_trainer(tmp_path, family):
     module, processor, reference = media_model(tmp_path / "m", family, head_dim=32)
-    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True)))
+    engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=VllmConfig(enforce_eager=True)))
     media = media_prompts(processor, MEDIA[family])
     found = check_engine(engine, reference, processor.text, requests=20, media=media)
     assert found.ok, str(found)
@@ -185,7 +187,7 @@ def answers_of_rank(path, shared_by):
         "MASTER_PORT": "0",
     }  # as torchrun
     processor, module = load_processor(settings), load_model(settings, trainable=False)
-    config = RolloutConfig(engine="vllm", vllm=VllmConfig(eager=True, tensor_parallel=shared_by))
+    config = RolloutConfig(engine="vllm", vllm=VllmConfig(enforce_eager=True, tensor_parallel_size=shared_by))
     engine = VllmEngine(module, processor, config)
     prompts = [tiny_prompt(length, seed=10 * rank + length) for length in ((5, 30, 9) if rank else (40, 2))]
     reference, rows = tiny_model("llama", attention="sdpa", **SHAPE), []
@@ -220,12 +222,12 @@ def test_a_group_that_does_not_fit_is_refused_before_vllm_starts():
         (3, "does not divide the model's 4 attention heads"),
         (2, "1 processes cannot be shared out"),
     ):
-        config = RolloutConfig(engine="vllm", vllm=VllmConfig(tensor_parallel=share))
+        config = RolloutConfig(engine="vllm", vllm=VllmConfig(tensor_parallel_size=share))
         with pytest.raises(ValueError, match=told):
             VllmEngine(load_model(settings, trainable=False), load_processor(settings), config)
 
 
-@pytest.mark.parametrize(("option", "value"), [("first_temperature", 2.0), ("first_top_k", 5)])
+@pytest.mark.parametrize(("option", "value"), [("first_token_temperature", 2.0), ("first_token_top_k", 5)])
 def test_what_vllm_cannot_draw_is_refused_before_it_starts(option, value):
     settings = ModelConfig(path="random:llama")
     config = RolloutConfig(engine="vllm", **{option: value})
@@ -234,5 +236,7 @@ def test_what_vllm_cannot_draw_is_refused_before_it_starts(option, value):
 
 
 def test_settings_of_vllm_without_vllm_are_refused():
-    with pytest.raises(ValueError, match="rollout.vllm.eager=True has no effect with rollout.engine=native"):
-        RolloutConfig(vllm=VllmConfig(eager=True))
+    with pytest.raises(
+        ValueError, match="rollout.vllm.enforce_eager=True has no effect with rollout.engine=native"
+    ):
+        RolloutConfig(vllm=VllmConfig(enforce_eager=True))

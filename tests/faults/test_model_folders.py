@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightrft.config import ModelConfig
-from lightrft.models.load import hollow_model, load_model, load_processor, model_folder
+from lightrft.models.load import empty_model, load_model, load_processor, model_folder
 from lightrft.models.packages import package_model
 from lightrft.models.weights import Weights
 from lightrft.testing import tiny_folder
@@ -74,7 +74,7 @@ def test_every_reader_refuses_an_odd_folder_by_the_same_words(copy, spoil, chang
     if spoil is not None:
         spoil(folder)
     config = ModelConfig(path=str(folder))
-    for reader in (model_folder, load_processor, load_model, hollow_model, Weights.of):
+    for reader in (model_folder, load_processor, load_model, empty_model, Weights.of):
         with pytest.raises(ValueError, match=told):
             reader(config)
 

@@ -4,10 +4,10 @@ import pytest
 
 from lightrft.config import EvaluateConfig, RewardConfig
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.tasks.table import Records, Task
 from lightrft.testing import tiny_processor
-from lightrft.trainer.evaluate import Evaluator, Exam
+from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.metrics import describe
 from lightrft.types import Prompt, Trajectory
 
@@ -19,10 +19,10 @@ def answered(*texts, target, source="t", group=0):
 
 def estimates(folder, rewards, *groups, majority_k=(), extract=None):
     task = Task("t", lambda *_: Records(), rewards, lambda record: "", extract=extract)
-    judge = Judge({"t": rewards}, RewardConfig(workers=0))
+    judge = RewardRunner({"t": rewards}, RewardConfig(workers=0))
     config = EvaluateConfig(samples=len(groups[0]), majority_k=list(majority_k), temperature=1.0)
     found = Evaluator(
-        exams=[Exam(task, [], 1.0)], judge_answers=judge, processor=tiny_processor(), config=config, max_tokens=4,
+        eval_sets=[EvalSet(task, [], 1.0)], rewards=judge, processor=tiny_processor(), config=config, max_tokens=4,
         stop=(), seed=0, folder=folder, world=World(),
     )  # fmt: skip
     judge([t for group in groups for t in group])

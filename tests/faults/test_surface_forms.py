@@ -6,7 +6,7 @@ from math import nan
 import pytest
 
 from lightrft.config import RewardConfig
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.function import Answer, Question
 from lightrft.rewards.math import last_number, math
 from lightrft.rewards.table import REWARDS
@@ -233,7 +233,7 @@ def test_a_unit_does_not_hide_that_the_majority_is_right():
 def test_a_reward_named_like_a_metric_keeps_its_whole_name(tmp_path):
     (tmp_path / "odd.py").write_text("def mean(answer):\n    return 7.0\n")
     name = f"{tmp_path}/odd.py:mean"
-    judge = Judge({"t": {name: 1.0}}, RewardConfig(workers=0))
+    judge = RewardRunner({"t": {name: 1.0}}, RewardConfig(workers=0))
     answer = Trajectory(Prompt("q", [1], [], "", "t"), 0, [1], [True], [0.0], "stop", answer="x")
     judge([answer])
     assert answer.parts == {name: 7.0}

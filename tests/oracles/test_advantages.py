@@ -134,7 +134,7 @@ def test_estimators_agree_with_their_papers(name, penalised, seed):
 def test_discounted_returns_agree_with_a_plain_sum(discount, seed):
     answers = draw_answers(seed)
     algo = AlgorithmConfig(
-        advantage="reinforce", discount=discount, kl="k1", kl_in="reward", kl_coefficient=PENALTY
+        advantage="reinforce", gamma=discount, kl="k1", kl_in="reward", kl_coefficient=PENALTY
     )
     advantages, _ = ADVANTAGES["reinforce"](laid_end_to_end(answers, algo), algo)
     expected = [x for a in answers for x in to_come(a, True, discount)]
@@ -158,7 +158,7 @@ def gae(answer, discount, trace):
 def test_gae_agrees_with_its_paper(discount, trace, seed):
     answers = draw_answers(seed)
     algo = AlgorithmConfig(
-        advantage="gae", discount=discount, gae_lambda=trace, kl="k1", kl_in="reward", kl_coefficient=PENALTY
+        advantage="gae", gamma=discount, gae_lambda=trace, kl="k1", kl_in="reward", kl_coefficient=PENALTY
     )
     advantages, returns = ADVANTAGES["gae"](laid_end_to_end(answers, algo), algo)
     expected = [x for a in answers for x in gae(a, discount, trace)]

@@ -51,7 +51,7 @@ def test_weights_agree_with_a_loop(kind, level, seed):
     batch = make_batch(
         list(map(len, answers)), mask=list(chosen), behavior=torch.tensor(engine, dtype=torch.float64)
     )
-    algo = AlgorithmConfig(correction=kind, correction_level=level, correction_limit=LIMIT)
+    algo = AlgorithmConfig(mismatch_correction=kind, mismatch_level=level, mismatch_limit=LIMIT)
     logprobs = torch.tensor(trainer, dtype=torch.float64, requires_grad=True)
     weights, metrics = importance(logprobs, batch, algo)
     assert not weights.requires_grad
@@ -68,7 +68,7 @@ def test_an_engine_that_agrees_gives_weights_of_one():
     batch = make_batch([3, 2], behavior=[-1.0, -2.0, -0.5, -0.1, -3.0])
     for kind in ("none", "truncate", "mask"):
         for level in ("token", "sequence"):
-            algo = AlgorithmConfig(correction=kind, correction_level=level)
+            algo = AlgorithmConfig(mismatch_correction=kind, mismatch_level=level)
             weights, metrics = importance(batch.behavior, batch, algo)
             assert weights.tolist() == [1.0] * 5
             assert metrics["mismatch/beyond_limit"].tolist() == [0.0] * 5
@@ -77,7 +77,7 @@ def test_an_engine_that_agrees_gives_weights_of_one():
 def test_what_lies_beyond_the_limit_is_told_even_if_nothing_is_done_about_it():
     batch = make_batch([3], behavior=[-1.0, -2.0, -0.5])
     weights, metrics = importance(
-        torch.tensor([-1.0, -0.5, -0.5]), batch, AlgorithmConfig(correction_limit=2.0)
+        torch.tensor([-1.0, -0.5, -0.5]), batch, AlgorithmConfig(mismatch_limit=2.0)
     )
     assert weights.tolist() == [1.0, 1.0, 1.0]
     assert metrics["mismatch/beyond_limit"].tolist() == [0.0, 1.0, 0.0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightrft.algorithms.averaging import denominators, token_weights
-from lightrft.algorithms.losses import LOSSES, regularise, value_loss
+from lightrft.algorithms.losses import LOSSES, add_regularisers, value_loss
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 
@@ -165,7 +165,7 @@ def ours(answers, average, loss, **options):
     algo = AlgorithmConfig(clip=[LOW, HIGH], kl="k3", kl_coefficient=BETA, entropy_coefficient=ENTROPY)
     counts = denominators(batch.mask, batch.segments, batch.num_sequences)
     weights = token_weights(batch, average, MAX_TOKENS, *counts)
-    terms = regularise(LOSSES[loss](new, batch, algo, **options), new, batch, algo, entropy=entropy)
+    terms = add_regularisers(LOSSES[loss](new, batch, algo, **options), new, batch, algo, entropy=entropy)
     total = (weights * terms.loss).sum()
     total.backward()
     assert new.grad is not None

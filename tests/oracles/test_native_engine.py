@@ -68,7 +68,7 @@ def test_a_hot_first_token_has_the_logprob_of_the_distribution_it_was_drawn_from
         tiny_model("gemma3", attention="eager", **options),
     )
     prompts = prompts_of(LENGTHS)
-    sampling = Sampling(n=3, max_tokens=6, temperature=0.7, first_temperature=4.0, ignore_eos=True)
+    sampling = Sampling(n=3, max_tokens=6, temperature=0.7, first_token_temperature=4.0, ignore_eos=True)
     for prompt, answers in zip(prompts, engine.generate(prompts, sampling), strict=True):
         for answer in answers:
             hot, usual = (expected(reference, prompt, answer, t) for t in (4.0, 0.7))

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from lightrft.algorithms.kl import KL, adapted
+from lightrft.algorithms.kl import KL, adaptive_kl
 from lightrft.algorithms.losses import value_loss
 from lightrft.algorithms.shaping import token_rewards
 from lightrft.config import AlgorithmConfig
@@ -70,7 +70,7 @@ def test_gspo_is_equal(seed):
 def test_importance_weights_per_token_are_equal(mine, other, low, seed):
     """Per answer theirs is a filter by the geometric mean; ours is the product, which is the unbiased weight."""
     answers = Answers(seed)
-    found = ours("clipped", answers, "token", correction=mine, correction_limit=1.3)
+    found = ours("clipped", answers, "token", correction=mine, mismatch_limit=1.3)
     assert_equal(
         found,
         theirs(
@@ -126,4 +126,4 @@ def test_the_adaptive_coefficient_is_equal(divergence):
     """Their number of steps over the horizon is our gain."""
     one = controller.AdaptiveKLController(0.5, target=0.1, horizon=640)
     one.update(divergence, n_steps=64)
-    assert adapted(0.5, divergence, target=0.1, gain=0.1) == pytest.approx(one.value)
+    assert adaptive_kl(0.5, divergence, target=0.1, gain=0.1) == pytest.approx(one.value)

@@ -201,7 +201,7 @@ def test_no_matrix_of_tokens_by_vocabulary_nor_of_tokens_by_tokens_ever_exists(c
         model.gradient_checkpointing_enable({"use_reentrant": False})
     answers = tiny_trajectories([(300, [200] * 3), (100, [250, 250])])
     batch = pack(answers)
-    read, learnt = batch.inputs.token_ids.numel(), batch.num_tokens
+    read, learned = batch.inputs.token_ids.numel(), batch.num_tokens
     with Largest() as largest:
         result = logprobs(model, batch, temperature=1.0, max_logits=40_000)
         objective(result.values, result.entropy).backward()
@@ -209,7 +209,7 @@ def test_no_matrix_of_tokens_by_vocabulary_nor_of_tokens_by_tokens_ever_exists(c
         vocabulary * hidden, read * widest
     )  # the embedding's gradient; the activations of the widest layer
     assert largest.numel <= allowed, f"{largest.by} gave {largest.shape}"
-    assert allowed < learnt * vocabulary / 10
+    assert allowed < learned * vocabulary / 10
     assert allowed < read * read / 6
 
 

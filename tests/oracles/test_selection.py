@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lightrft.algorithms.selection import FILTERS, KEEP, high_entropy
+from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS, high_entropy
 from lightrft.algorithms.shaping import overlong_penalty
 from lightrft.testing import make_batch
 from lightrft.types import Prompt, Trajectory
@@ -24,7 +24,7 @@ def group(*rewards):
 
 
 def chosen(name, rewards, seed=0, **options):
-    return [t.token_ids[0] for t in FILTERS[name](group(*rewards), random.Random(seed), **options)]
+    return [t.token_ids[0] for t in RESPONSE_FILTERS[name](group(*rewards), random.Random(seed), **options)]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -32,8 +32,8 @@ def test_groups_are_kept_as_dapo_says(seed):
     """DAPO eq. 11: 0 < number of right answers < G."""
     draw = random.Random(seed)
     rewards = [float(draw.random() < 0.4) for _ in range(4)]
-    assert KEEP["mixed_outcomes"](group(*rewards)) == (0 < sum(rewards) < len(rewards))
-    assert KEEP["all"](group(*rewards))
+    assert GROUP_FILTERS["mixed_outcomes"](group(*rewards)) == (0 < sum(rewards) < len(rewards))
+    assert GROUP_FILTERS["all"](group(*rewards))
 
 
 def test_best_worst_takes_the_ends_and_the_first_of_equals():
@@ -52,12 +52,12 @@ def test_best_random_takes_the_best_and_every_other_equally_often():
 
 def test_random_answers_takes_so_many_in_their_order():
     for seed in range(50):
-        taken = chosen("random_answers", [0.0] * 6, seed, answers_to_learn_from=3)
+        taken = chosen("random_responses", [0.0] * 6, seed, responses_to_learn_from=3)
         assert taken == sorted(set(taken))
         assert len(taken) == 3
-    assert chosen("random_answers", [0.0] * 2, answers_to_learn_from=3) == [0, 1]
-    with pytest.raises(ValueError, match="answers_to_learn_from=2.5"):
-        chosen("random_answers", [0.0] * 6, answers_to_learn_from=2.5)
+    assert chosen("random_responses", [0.0] * 2, responses_to_learn_from=3) == [0, 1]
+    with pytest.raises(ValueError, match="responses_to_learn_from=2.5"):
+        chosen("random_responses", [0.0] * 6, responses_to_learn_from=2.5)
 
 
 @pytest.mark.parametrize("length", range(0, 130))

@@ -64,7 +64,7 @@ def expected(model, average):
     return float(loss.detach()), {name: p.grad for name, p in model.named_parameters()}
 
 
-def found(model, average, tokens_per_batch):
+def found(model, average, tokens_per_micro_batch):
     """The same by our trainer's parts. The gradient is looked at before the update."""
     gradients = {}
 
@@ -79,7 +79,7 @@ def found(model, average, tokens_per_batch):
         SingleTrainable(model, OptimizerConfig(learning_rate=0.0), 1),
         conversations(),
         loss,
-        config=UpdateConfig(tokens_per_batch=tokens_per_batch),
+        config=UpdateConfig(tokens_per_micro_batch=tokens_per_micro_batch),
         averaging=Averaging(average, 100),
         world=World(),
         device=torch.device("cpu"),
@@ -91,12 +91,12 @@ def found(model, average, tokens_per_batch):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("average", ["token", "sequence"])
-@pytest.mark.parametrize("tokens_per_batch", [1, 64, 10_000])
-def test_loss_and_gradient_are_those_of_transformers_with_labels(family, average, tokens_per_batch):
+@pytest.mark.parametrize("tokens_per_micro_batch", [1, 64, 10_000])
+def test_loss_and_gradient_are_those_of_transformers_with_labels(family, average, tokens_per_micro_batch):
     with keep_double():
         theirs = tiny_model(family, attention="eager").double()
         ours = load_model(ModelConfig(path=f"random:{family}")).double()
-        loss, gradients = found(ours, average, tokens_per_batch)
+        loss, gradients = found(ours, average, tokens_per_micro_batch)
         right, wanted = expected(theirs, average)
     assert loss == pytest.approx(right, abs=1e-6)  # transformers takes the loss itself in float32
     assert gradients.keys() == wanted.keys()

@@ -106,7 +106,7 @@ def test_gae_is_equal_before_whitening(discount, trace, seed):
     _, returns = verl.compute_gae_advantage_return(
         answers.rewards, answers.values, answers.mask.double(), discount, trace
     )
-    algo = AlgorithmConfig(advantage="gae", discount=discount, gae_lambda=trace)
+    algo = AlgorithmConfig(advantage="gae", gamma=discount, gae_lambda=trace)
     found = ADVANTAGES["gae"](answers.packed(), algo)[1]
     torch.testing.assert_close(found, returns[answers.mask], atol=1e-9, rtol=0)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightrft.algorithms.advantages import ADVANTAGES, whiten
 from lightrft.algorithms.averaging import denominators, token_weights
-from lightrft.algorithms.losses import LOSSES, regularise
+from lightrft.algorithms.losses import LOSSES, add_regularisers
 from lightrft.algorithms.segments import reverse_scan
 from lightrft.algorithms.shaping import token_rewards
 from lightrft.config import COMPARING, AlgorithmConfig
@@ -106,7 +106,7 @@ def gradient(batch, algo, loss, *, parts):
     for answers in parts:
         small = pick(batch, answers)
         new = log_probs(parameters, small)
-        terms = regularise(LOSSES[loss](new, small, algo), new, small, algo, entropy=new.square())
+        terms = add_regularisers(LOSSES[loss](new, small, algo), new, small, algo, entropy=new.square())
         total = total + torch.autograd.grad((small.weights * terms.loss).sum(), parameters)[0]
     return total
 
@@ -251,10 +251,15 @@ def test_nothing_outside_the_mask_has_any_influence(advantage, loss, seed, kl_in
         batch.token_ids = torch.where(outside, 0, batch.token_ids)
         score(batch, algo, advantage)
         batch.advantages = torch.where(outside, noise, batch.advantages)
-        terms = regularise(LOSSES[loss](new, batch, algo), new, batch, algo, entropy=entropy)
+        terms = add_regularisers(LOSSES[loss](new, batch, algo), new, batch, algo, entropy=entropy)
         terms.loss.sum().backward()
         results.append(
-            [terms.loss.tolist(), new.grad.tolist(), batch.returns.tolist(), terms.metrics["kl_old"].tolist()]
+            [
+                terms.loss.tolist(),
+                new.grad.tolist(),
+                batch.returns.tolist(),
+                terms.metrics["approx_kl"].tolist(),
+            ]
         )
     assert results[0] == results[1]
 

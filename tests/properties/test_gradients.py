@@ -24,7 +24,7 @@ from lightrft.utils.imports import resolve
 
 TEMPERATURE = 0.9
 MODELS = {
-    kept: load_model(ModelConfig(path="random:qwen3", activation_checkpointing=recomputed)).double()
+    kept: load_model(ModelConfig(path="random:qwen3", gradient_checkpointing=recomputed)).double()
     for kept, recomputed in (("kept", False), ("recomputed", True))
 }
 ALGORITHM = build(AlgorithmConfig(entropy_coefficient=0.01, kl_coefficient=0.1), resolve)
@@ -35,7 +35,7 @@ shapes = st.lists(
 
 
 def judged(shape, seed=0):
-    """Answers with every column that the loss reads, and some tokens that are not to be learnt."""
+    """Answers with every column that the loss reads, and some tokens that are not to be learned."""
     answers = tiny_trajectories(shape, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     for t in answers:
@@ -99,11 +99,11 @@ def test_packing_order_and_recomputation_do_not_change_the_gradient(
     shape, budget, share, average, activations, shuffle
 ):
     answers = judged(shape)
-    expected, recorded = gradient(answers, average=average, tokens_per_batch=10**6)
+    expected, recorded = gradient(answers, average=average, tokens_per_micro_batch=10**6)
     mixed = list(answers)
     shuffle.shuffle(mixed)
     found, metrics = gradient(
-        mixed, average=average, activations=activations, tokens_per_batch=budget, share_prompts=share
+        mixed, average=average, activations=activations, tokens_per_micro_batch=budget, share_prompts=share
     )
     assert same(found, expected)
     assert metrics.keys() == recorded.keys()

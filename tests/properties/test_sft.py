@@ -20,7 +20,7 @@ SHAPE = [(5, [7]), (1, [1]), (9, [12]), (3, [4]), (2, [30]), (6, [6])]
 
 
 def conversations(seed):
-    """Random ones, each with a turn in the middle that is not learnt."""
+    """Random ones, each with a turn in the middle that is not learned."""
     answers = tiny_trajectories(SHAPE, seed=seed)
     for t in answers:
         third = len(t) // 3
@@ -65,11 +65,11 @@ def update(answers, average, **options):
 )
 def test_micro_batches_packing_and_order_change_nothing(seed, order, average, tokens, chunk, share):
     answers = conversations(seed)
-    loss, gradients = update(answers, average, tokens_per_batch=10**4)
+    loss, gradients = update(answers, average, tokens_per_micro_batch=10**4)
     other_loss, others = update(
         [answers[place] for place in order],
         average,
-        tokens_per_batch=tokens,
+        tokens_per_micro_batch=tokens,
         logits_per_chunk=chunk,
         share_prompts=share,
     )

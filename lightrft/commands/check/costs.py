@@ -73,7 +73,7 @@ def time_and_memory(
     typical = config.rollout.max_tokens if capped else max(1, round(policy.typical_length))
     usual = step_answers(config, questions, policy, typical)
     full = step_answers(config, questions, policy, config.rollout.max_tokens)
-    with policy.stage(Phase.TRAIN):
+    with policy.memory_plan(Phase.TRAIN):
         measured = measure_pass(config, parts, policy, usual)
     section.fact(
         "engine",
@@ -147,9 +147,9 @@ def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 def measure_pass(config: Config, parts: Parts, policy: Policy, answers: Sequence[Trajectory]) -> Pass:
     """One training batch forward and backward; no update follows. A first pass over it warms up and shows its memory."""
     budget = (
-        min(config.update.tokens_per_batch, CPU_BATCH)
+        min(config.update.tokens_per_micro_batch, CPU_BATCH)
         if parts.device.type == "cpu"
-        else config.update.tokens_per_batch
+        else config.update.tokens_per_micro_batch
     )
     share = config.update.share_prompts
     batch = pack(plan(answers, budget, share_prompts=share)[0], share_prompts=share, device=parts.device)
@@ -190,7 +190,7 @@ def tokens_read(answers: Sequence[Trajectory], config: Config) -> list[int]:
     share = config.update.share_prompts
     return [
         batch_tokens(batch, share_prompts=share)
-        for batch in plan(answers, config.update.tokens_per_batch, share_prompts=share)
+        for batch in plan(answers, config.update.tokens_per_micro_batch, share_prompts=share)
     ]
 
 
@@ -207,7 +207,9 @@ def estimate_time(
     """Seconds per phase and for the run, for answers as long as the sampled ones and for the longest."""
     algorithm = parts.algorithm
     critics = int(algorithm.needs_critic)  # taken to be as large as the actor
-    again = 1 + config.replay.groups / config.rollout.prompts_per_step  # answers learnt from, per new one
+    again = (
+        1 + config.replay.groups_per_step / config.rollout.prompts_per_step
+    )  # answers learned from, per new one
     once = int(needs_old(config, algorithm))
     passes = once + again * (int(algorithm.needs_reference) + critics)
     passes += (
@@ -239,14 +241,14 @@ def estimate_time(
             * again
         )
         most = min(length, config.evaluate.max_tokens or config.rollout.max_tokens)
-        exam = asked * (most / speed.tokens_per_second + speed.start_seconds + policy.judge_seconds)
+        evaluation = asked * (most / speed.tokens_per_second + speed.start_seconds + policy.judge_seconds)
         step = generate + score + train
-        run = config.steps * step + evaluations * exam
+        run = config.steps * step + evaluations * evaluation
         words = f"{length} tokens an answer"
         table.add_row(
             words,
             *(duration(s) for s in (generate, score, train, step)),
-            duration(exam) if evaluations else "-",
+            duration(evaluation) if evaluations else "-",
             duration(run),
         )
     section.show(table)
@@ -269,8 +271,8 @@ def estimate_memory(
     """Who holds how much in which phase, against what was free before the model was loaded."""
     module = policy.actor.module
     weights = nbytes(module.parameters())
-    learnt = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    masters = 4 * learnt if config.model.dtype == "bfloat16" else 0
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    masters = 4 * learned if config.model.dtype == "bfloat16" else 0
     linears = nbytes(m.weight for m in module.modules() if type(m) is nn.Linear)
     on_cpu = parts.device.type == "cpu"
     copies = (
@@ -284,10 +286,10 @@ def estimate_memory(
         ("weights", weights, "rst"),
         (
             "optimizer" + (" and float32 weights" if masters else ""),
-            8 * learnt + masters,
+            8 * learned + masters,
             "rst" if stays else "t",
         ),
-        ("gradients", 4 * learnt, "t"),
+        ("gradients", 4 * learned, "t"),
         (
             "reference",
             weights if parts.algorithm.needs_reference and not config.model.lora.rank else 0,
@@ -333,7 +335,7 @@ def judge_memory(section: Section, *, needed: int, available: int, place: str) -
     told = f"the largest phase needs about {size(needed)}; {size(available)} are free on {place}"
     if needed > available:
         section.problem(
-            f"{told}. Lower update.tokens_per_batch or rollout.native.max_sequences, set model.activation_checkpointing=true, "
+            f"{told}. Lower update.tokens_per_micro_batch or rollout.native.max_sequences, set model.gradient_checkpointing=true, "
             "or train adapters (layer lora)."
         )
     elif needed > NEARLY_FULL * available:
@@ -345,18 +347,18 @@ def judge_memory(section: Section, *, needed: int, available: int, place: str) -
 def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None:
     """Whether the run folder can be made and holds the checkpoints."""
     module = policy.actor.module
-    learnt = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    learnt += critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    learned += critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
     model = nbytes(module.parameters())
     moved = 0
-    if config.algorithm.reference_steps:  # the reference, in float32 where it follows slowly
-        exact = config.algorithm.reference_share < 1
+    if config.algorithm.reference_update_steps:  # the reference, in float32 where it follows slowly
+        exact = config.algorithm.reference_update_rate < 1
         moved = sum(p.numel() * (4 if exact else p.element_size()) for p in module.parameters())
-    checkpoint = 12 * learnt + moved  # weights and both moments of AdamW, in float32
-    at_once = config.checkpoint.keep + 1 + len(config.log.capture_steps)
+    checkpoint = 12 * learned + moved  # weights and both moments of AdamW, in float32
+    at_once = config.checkpoint.keep_last + 1 + len(config.log.capture_steps)
     section.fact(
         "a checkpoint",
-        f"{size(checkpoint)}; at most {config.checkpoint.keep} are kept, and one more while it is written",
+        f"{size(checkpoint)}; at most {config.checkpoint.keep_last} are kept, and one more while it is written",
     )
     run = Path(config.run or "runs").expanduser()
     if config.run and (run / "metrics.jsonl").exists():
@@ -376,7 +378,9 @@ def judge_disk(section: Section, *, needed: int, free: int, place: str) -> None:
     """Whether checkpoints, capsules that are asked for, and the final model fit."""
     told = f"checkpoints, capsules and the model take about {size(needed)}; {size(free)} are free in {place}"
     if needed > free:
-        section.problem(f"{told}. Free some, set run to a folder on another disk, or lower checkpoint.keep.")
+        section.problem(
+            f"{told}. Free some, set run to a folder on another disk, or lower checkpoint.keep_last."
+        )
     elif needed > NEARLY_FULL * free:
         section.warn(f"{told}: nearly all of it.")
     else:

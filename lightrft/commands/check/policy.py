@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
-from lightrft.app import build_stage
+from lightrft.app import build_memory_plan
 from lightrft.build.judges import add_judging_models, most_read
 from lightrft.commands.check.questions import Parts, Questions
 from lightrft.commands.check.report import Section
@@ -25,7 +25,7 @@ from lightrft.models.families import made_for
 from lightrft.models.logprobs import text_config
 from lightrft.models.source import Source
 from lightrft.strategy.base import Trainable
-from lightrft.strategy.memory import Phase, Resident, Stage
+from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
 from lightrft.trainer.mismatch import TOLERANCE, cuts, disagreement
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
@@ -42,7 +42,7 @@ class Policy:
 
     actor: Trainable
     engine: Engine
-    stage: Stage
+    memory_plan: MemoryPlan
     judging: Mapping[str, Resident]
     """What judges, in the score phase."""
     samples: Sequence[Trajectory] = ()
@@ -57,10 +57,10 @@ class Policy:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Inside, the engine may draw answers."""
-        with self.stage(Phase.SYNC), self.actor.merged():
+        with self.memory_plan(Phase.SYNC), self.actor.adapters_merged():
             self.engine.load_weights(self.actor.weights())
             self.engine.weight_version = self.actor.version
-        with self.stage(Phase.ROLLOUT), self.actor.merged():
+        with self.memory_plan(Phase.ROLLOUT), self.actor.adapters_merged():
             yield
 
 
@@ -80,8 +80,10 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
     spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
     judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
-    policy = Policy(actor, engine, build_stage({"actor": actor}, engine, judging, parts.device), judging)
-    policy.stage.begin()
+    policy = Policy(
+        actor, engine, build_memory_plan({"actor": actor}, engine, judging, parts.device), judging
+    )
+    policy.memory_plan.begin()
     with policy.sampling():
         answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
     seconds = judged(section, parts, policy, answers) / len(answers)
@@ -102,7 +104,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
 
 def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Trajectory]) -> float:
     """Seconds that the rewards of these answers took."""
-    with policy.sampling() if parts.judge.by_policy else policy.stage(Phase.SCORE):
+    with policy.sampling() if parts.judge.by_policy else policy.memory_plan(Phase.SCORE):
         started = time.perf_counter()
         try:
             parts.judge(answers)
@@ -149,7 +151,7 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
     batch = pack(
         [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
     )
-    with policy.stage(Phase.SCORE), torch.no_grad():
+    with policy.memory_plan(Phase.SCORE), torch.no_grad():
         gap = (policy.actor.compute(training_logprobs, batch, config).values - batch.behavior).abs()
     mean, largest = float(gap.mean()), float(gap.max())
     section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
@@ -161,7 +163,7 @@ def judge_mismatch(section: Section, config: Config, mean: float, largest: float
     if cuts(config.rollout):
         section.fact(
             "",
-            "the engine's log-probs are of the tokens that top_k, first_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
+            "the engine's log-probs are of the tokens that top_k, first_token_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
         )
     told = disagreement(config, mean, largest)
     if told:

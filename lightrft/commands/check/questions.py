@@ -20,7 +20,7 @@ from lightrft.console.progress import sparkline
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.media import parts as media
 from lightrft.models.processor import Processor
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import GoldReport, check_gold
 from lightrft.strategy.base import Strategy
 from lightrft.strategy.single import Single
@@ -53,10 +53,10 @@ class Parts:
     make_engine: app.MakeEngine
     tasks: Mapping[str, Task]
     """Those of training."""
-    exams: Mapping[str, Task]
+    eval_sets: Mapping[str, Task]
     """Those of evaluation; none if there is none."""
-    judge: Judge
-    exam_judge: Judge | None
+    judge: RewardRunner
+    eval_judge: RewardRunner | None
     """None where evaluation judges as training does."""
 
 
@@ -100,12 +100,12 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
     resolve(app.TRAINERS, config.trainer, "trainer")
     tasks = {name: load_task(name) for name in config.tasks.train}
     evaluates = config.evaluate.before_and_after or config.evaluate.every_steps
-    exams = (
+    eval_sets = (
         {name: load_task(name) for name in (config.tasks.evaluate or config.tasks.train)} if evaluates else {}
     )
-    judge, exam_judge = judges(config, tasks, exams)
-    check_judging(config, [one for one in (judge, exam_judge) if one is not None])
-    for one in (judge, exam_judge):
+    judge, eval_judge = judges(config, tasks, eval_sets)
+    check_judging(config, [one for one in (judge, eval_judge) if one is not None])
+    for one in (judge, eval_judge):
         if one is not None:
             stack.enter_context(one)
     parts = Parts(
@@ -115,33 +115,33 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
         strategy=looked_with(config, device),
         make_engine=resolve(app.ENGINES, config.rollout.engine, "rollout engine"),
         tasks=tasks,
-        exams=exams,
+        eval_sets=eval_sets,
         judge=judge,
-        exam_judge=exam_judge,
+        eval_judge=eval_judge,
     )
     show_settings(section, config, parts)
     return parts
 
 
 def judges(
-    config: Config, tasks: Mapping[str, Task], exams: Mapping[str, Task]
-) -> tuple[Judge, Judge | None]:
+    config: Config, tasks: Mapping[str, Task], eval_sets: Mapping[str, Task]
+) -> tuple[RewardRunner, RewardRunner | None]:
     """The judge of training, and that of evaluation where it is another one."""
     train = app.training_rewards(config, tasks.values())
-    evaluate = {task.name: app.exam_rewards(config, task) for task in exams.values()}
+    evaluate = {task.name: app.eval_rewards(config, task) for task in eval_sets.values()}
     # What has no weight, such as the cost of a constraint, changes no score.
     same = all(
         {part: weight for part, weight in train.get(name, {}).items() if weight} == weights
         for name, weights in evaluate.items()
     )
-    exam_judge = None if same else Judge(evaluate, config.rewards)
-    return Judge(train, config.rewards), exam_judge
+    eval_judge = None if same else RewardRunner(evaluate, config.rewards)
+    return RewardRunner(train, config.rewards), eval_judge
 
 
 def show_settings(section: Section, config: Config, parts: Parts) -> None:
     """The run in a few lines, and the arithmetic of a step."""
     roll, update = config.rollout, config.update
-    answers, updates = roll.prompts_per_step * roll.group_size, update.epochs * update.minibatches
+    answers, updates = roll.prompts_per_step * roll.group_size, update.epochs * update.num_minibatches
     lora = f", LoRA rank {config.model.lora.rank}" if config.model.lora.rank else ""
     section.fact("model", f"{config.model.path}, {config.model.dtype}{lora}, on {parts.device}")
     section.fact("tasks", ", ".join(f"{name} ({weight:g})" for name, weight in config.tasks.train.items()))
@@ -151,7 +151,7 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
     algo = config.algorithm
     section.fact(
         "algorithm",
-        f"advantage {algo.advantage}, loss {algo.loss}, averaged by {algo.average}, groups kept: {algo.keep}",
+        f"advantage {algo.advantage}, loss {algo.loss}, averaged by {algo.average}, groups kept: {algo.group_filter}",
     )
     section.fact(
         "a step",
@@ -159,7 +159,7 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
     )
     section.fact(
         "",
-        f"= at most {answers * roll.max_tokens:,} answer tokens, in {updates} update{'s' * (updates > 1)} of {answers // update.minibatches} answers",
+        f"= at most {answers * roll.max_tokens:,} answer tokens, in {updates} update{'s' * (updates > 1)} of {answers // update.num_minibatches} answers",
     )
     section.fact(
         "the run",
@@ -178,11 +178,11 @@ def besides(config: Config, algorithm: Algorithm) -> list[str]:
         found.append(f"the teacher {config.teacher.path}")
     if config.constraint.cost:
         found.append(f"{config.constraint.cost} kept at most {config.constraint.limit:g} on average")
-    if config.rollout.surplus == "keep":
-        found.append("groups drawn too much learnt from in the next step")
-    if config.replay.groups:
+    if config.rollout.extra_groups == "carry_over":
+        found.append("groups drawn too much learned from in the next step")
+    if config.replay.groups_per_step:
         found.append(
-            f"{config.replay.groups} groups of the last {config.replay.max_age} steps learnt from again"
+            f"{config.replay.groups_per_step} groups of the last {config.replay.max_age} steps learned from again"
         )
     return found
 
@@ -190,13 +190,13 @@ def besides(config: Config, algorithm: Algorithm) -> list[str]:
 def following(config: AlgorithmConfig) -> str:
     """How the reference moves, and its weight."""
     told = f", steered towards {config.kl_target:g} per token" if config.kl_target else ""
-    if config.reference_steps:
+    if config.reference_update_steps:
         far = (
             "becomes the policy"
-            if config.reference_share == 1
-            else f"moves {config.reference_share:g} of the way"
+            if config.reference_update_rate == 1
+            else f"moves {config.reference_update_rate:g} of the way"
         )
-        told += f", which {far} every {config.reference_steps} steps"
+        told += f", which {far} every {config.reference_update_steps} steps"
     return told
 
 
@@ -211,7 +211,7 @@ def data(section: Section, config: Config, parts: Parts, processor: Processor) -
     )
     records: dict[Split, dict[str, Sequence[Record]]] = {"train": {}, "evaluate": {}}
     found: dict[Split, list[Prompt]] = {"train": [], "evaluate": []}
-    splits: list[tuple[Split, Mapping[str, Task]]] = [("train", parts.tasks), ("evaluate", parts.exams)]
+    splits: list[tuple[Split, Mapping[str, Task]]] = [("train", parts.tasks), ("evaluate", parts.eval_sets)]
     for split, tasks in splits:
         for name, task in tasks.items():
             loaded = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
@@ -321,9 +321,9 @@ def judge_data(section: Section, config: Config, questions: Questions) -> None:
     elif questions.evaluate:
         section.ok("no evaluation prompt is also a training prompt.")
     room = max(high, questions.longest) + config.rollout.max_tokens
-    if room > config.update.tokens_per_batch:
+    if room > config.update.tokens_per_micro_batch:
         section.warn(
-            f"the longest prompt and a full answer are {room} tokens, more than update.tokens_per_batch={config.update.tokens_per_batch}: "
+            f"the longest prompt and a full answer are {room} tokens, more than update.tokens_per_micro_batch={config.update.tokens_per_micro_batch}: "
             "such an answer makes a larger batch of its own, and more memory is needed than the budget says."
         )
 
@@ -347,20 +347,20 @@ def rewards(section: Section, config: Config, parts: Parts, questions: Questions
     chosen = bool(config.rewards.functions)
     for name, task in parts.tasks.items():
         gold(section, name, task, questions.records[name], parts.judge, chosen=chosen)
-    if parts.exam_judge is not None:
-        for name, task in parts.exams.items():
+    if parts.eval_judge is not None:
+        for name, task in parts.eval_sets.items():
             gold(
                 section,
                 f"{name} (evaluation)",
                 task,
                 questions.exam_records[name],
-                parts.exam_judge,
+                parts.eval_judge,
                 chosen=chosen and not app.own_rewards(config, task),
             )
 
 
 def gold(
-    section: Section, name: str, task: Task, records: Sequence[Record], judge: Judge, *, chosen: bool
+    section: Section, name: str, task: Task, records: Sequence[Record], judge: RewardRunner, *, chosen: bool
 ) -> None:
     """The marks of some gold answers of one task; `chosen`: the rewards are the user's choice, not the task's own."""
     known = [record for record in records if record.target is not None]

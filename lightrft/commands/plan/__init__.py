@@ -178,21 +178,21 @@ def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
 def _wasted(plan: Plan) -> list[str]:
     config, devices, found = plan.config, plan.hardware.devices, []
     answers = config.rollout.prompts_per_step * config.rollout.group_size
-    each = answers / devices / config.update.minibatches
+    each = answers / devices / config.update.num_minibatches
     if each < 1:
         found.append(
-            f"update.minibatches={config.update.minibatches}: {answers} answers on {devices} devices leave some without any in an "
-            "update. Raise rollout.prompts_per_step, or lower update.minibatches."
+            f"update.num_minibatches={config.update.num_minibatches}: {answers} answers on {devices} devices leave some without any in an "
+            "update. Raise rollout.prompts_per_step, or lower update.num_minibatches."
         )
-    budget, whole = config.update.tokens_per_batch, plan.lengths.prompt + plan.lengths.answer
+    budget, whole = config.update.tokens_per_micro_batch, plan.lengths.prompt + plan.lengths.answer
     if budget < whole:
         found.append(
-            f"update.tokens_per_batch={budget}: a question with one answer may have {whole} tokens, and is then computed alone. "
+            f"update.tokens_per_micro_batch={budget}: a question with one answer may have {whole} tokens, and is then computed alone. "
             f"Set it to {whole} or more."
         )
     elif plan.largest_batch > 2 * budget and plan.work.micro_batches > 1:
         found.append(
-            f"update.tokens_per_batch={budget}: there is room for {plan.largest_batch:,}, and {plan.work.micro_batches} batches an update "
+            f"update.tokens_per_micro_batch={budget}: there is room for {plan.largest_batch:,}, and {plan.work.micro_batches} batches an update "
             "are slower than fewer large ones."
         )
     return found
@@ -204,7 +204,7 @@ def _too_large(plan: Plan) -> list[str]:
         return []
     told = f"{phase.value} needs {most / GIB:.1f} GiB of a device, and {plan.usable / GIB:.1f} may be used."
     if plan.largest_batch >= plan.lengths.prompt + plan.lengths.answer and phase is Phase.TRAIN:
-        return [f"{told} Set update.tokens_per_batch={plan.largest_batch}."]
+        return [f"{told} Set update.tokens_per_micro_batch={plan.largest_batch}."]
     return [f"{told} {_cure(plan, phase)}"]
 
 
@@ -214,8 +214,8 @@ def _cure(plan: Plan, phase: Phase) -> str:
         return "Share the weights out: strategy.backend=fsdp, on more devices."
     if phase is Phase.ROLLOUT:
         return "Set strategy.offload=true, or lower rollout.native.max_sequences."
-    if not config.model.activation_checkpointing:
-        return "Set model.activation_checkpointing=true."
+    if not config.model.gradient_checkpointing:
+        return "Set model.gradient_checkpointing=true."
     if config.strategy.backend == "fsdp" and not config.strategy.fsdp.offload:
         return "Take more devices, set strategy.fsdp.offload=true, or train adapters (layer lora)."
     return "Take more devices, or train adapters (layer lora)."

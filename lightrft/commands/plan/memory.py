@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import ZERO, Config, StrategyConfig
 from lightrft.engines.cache import ANSWER_PAGE, PROMPT_PAGE
-from lightrft.strategy.memory import PRESENT, Phase
+from lightrft.strategy.memory import RESIDENCY, Phase
 
 SHOWN = (Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN)
 MOMENTS = 8
@@ -57,25 +57,25 @@ def held(strategy: StrategyConfig, shape: Shape, devices: int, *, learns: bool =
 
 
 def _single(shape: Shape, learns: bool) -> Held:
-    weights, learnt = shape.width * shape.weights, shape.learnt if learns else 0
-    masters = EXACT * learnt if shape.width < EXACT else 0
-    return Held(weights, MOMENTS * learnt + masters, EXACT * learnt)
+    weights, learned = shape.width * shape.weights, shape.learned if learns else 0
+    masters = EXACT * learned if shape.width < EXACT else 0
+    return Held(weights, MOMENTS * learned + masters, EXACT * learned)
 
 
 def _fsdp(strategy: StrategyConfig, shape: Shape, devices: int, learns: bool) -> Held:
     """Weights that learn are float32; embeddings and head stay whole from the forward to the backward pass."""
     pieces = devices // strategy.fsdp.replicas
-    learnt = shape.learnt if learns else 0
-    weights = (EXACT * learnt + shape.width * (shape.weights - learnt)) // pieces
+    learned = shape.learned if learns else 0
+    weights = (EXACT * learned + shape.width * (shape.weights - learned)) // pieces
     rest = shape.weights - shape.inside
     whole = shape.inside if not strategy.fsdp.reshard_after_forward else 2 * shape.largest_block
     met = shape.width * (rest + whole)
     if (
-        learnt
+        learned
     ):  # those of the rest are summed last, from a float32 copy; a block's are summed while the next computes
-        share = learnt / shape.weights
+        share = learned / shape.weights
         met += int(share * max((shape.width + EXACT) * rest, 2 * (shape.width + EXACT) * shape.largest_block))
-    found = Held(weights, MOMENTS * learnt // pieces, EXACT * learnt // pieces, met)
+    found = Held(weights, MOMENTS * learned // pieces, EXACT * learned // pieces, met)
     return replace(found, weights=0, optimizer=0, gradients=0) if strategy.fsdp.offload else found
 
 
@@ -96,29 +96,29 @@ def zero_share(
 def _zero(strategy: StrategyConfig, shape: Shape, devices: int, learns: bool) -> Held:
     """DeepSpeed keeps a float32 copy of its piece of the weights whatever the model computes in."""
     options, stage = strategy.deepspeed, int(strategy.backend[-1])
-    learnt = shape.learnt if learns else 0
+    learned = shape.learned if learns else 0
     weights, gradients, optimizer = map(
         int,
         zero_share(
             stage,
             devices,
             weights=shape.width * shape.weights,
-            gradients=EXACT * learnt,
-            optimizer=(EXACT + MOMENTS) * learnt,
+            gradients=EXACT * learned,
+            optimizer=(EXACT + MOMENTS) * learned,
         ),
     )
-    piece, met = EXACT * learnt // devices, 0
+    piece, met = EXACT * learned // devices, 0
     gradients += piece  # for its step: those of its piece once more
     if stage > 1:
-        gradients += 2 * min(options.bucket_mib * 2**20, EXACT * learnt)
+        gradients += 2 * min(options.bucket_mib * 2**20, EXACT * learned)
     if stage == 3:
-        met = shape.width * min(shape.weights, max(options.live_weights, 2 * shape.largest_block))
-        if learnt:  # a block's gradients before they are summed, and weights that are fetched ahead
+        met = shape.width * min(shape.weights, max(options.max_live_parameters, 2 * shape.largest_block))
+        if learned:  # a block's gradients before they are summed, and weights that are fetched ahead
             met += (shape.width + EXACT) * shape.largest_block
             met += min(options.bucket_mib * 2**20, shape.width * shape.weights)
     if options.offload_optimizer:
         optimizer, gradients = 0, gradients - piece
-    if options.offload_parameters:
+    if options.offload_param:
         weights = 0
     return Held(weights, optimizer, gradients if learns else 0, met, stay=stage == 3)
 
@@ -165,7 +165,7 @@ def items(
     train = (Phase.TRAIN,)
 
     def resident(name: str, size: int) -> None:
-        needed = (*PRESENT[name], *([Phase.ROLLOUT] if name == "actor weights" and not own else []))
+        needed = (*RESIDENCY[name], *([Phase.ROLLOUT] if name == "actor weights" and not own else []))
         found.append(
             Item(name, size, needed if moves or name.startswith(("engine", "judge cache")) else SHOWN)
         )
@@ -195,7 +195,7 @@ def items(
     if native:
         resident("engine cache", cache(config, actor, lengths, devices))
         if on_cpu and config.rollout.native.pack_weights:
-            copies = actor.linears if actor.learnt == actor.weights else actor.plain
+            copies = actor.linears if actor.learned == actor.weights else actor.plain
             found.append(Item("engine's copy in another layout", actor.width * copies, (Phase.ROLLOUT,)))
     if not native:
         weights, room = foreign(config, actor, on_cpu=on_cpu, device_bytes=device_bytes)
@@ -213,13 +213,17 @@ def foreign(config: Config, shape: Shape, *, on_cpu: bool, device_bytes: int) ->
     if roll.engine == "vllm_server":  # on other devices
         return 0, 0
     if roll.engine == "vllm":
-        weights //= roll.vllm.tensor_parallel
-        room = roll.vllm.cache_gib * 2**30 if on_cpu else roll.vllm.memory_share * device_bytes - weights
+        weights //= roll.vllm.tensor_parallel_size
+        room = (
+            roll.vllm.cache_gib * 2**30
+            if on_cpu
+            else roll.vllm.gpu_memory_utilization * device_bytes - weights
+        )
     elif roll.engine == "sglang":
-        tokens = roll.sglang.cache_tokens * shape.cached * 2 * shape.width
-        room = tokens if on_cpu else roll.sglang.memory_share * device_bytes - weights
+        tokens = roll.sglang.max_total_tokens * shape.cached * 2 * shape.width
+        room = tokens if on_cpu else roll.sglang.mem_fraction_static * device_bytes - weights
     elif roll.engine == "lmdeploy":
-        room = roll.lmdeploy.memory_share * (device_bytes - weights)
+        room = roll.lmdeploy.cache_max_entry_count * (device_bytes - weights)
     else:
         room = 0
     return weights, max(0, int(room))
@@ -242,7 +246,7 @@ def _pages(tokens: int, page: int) -> int:
 def activations(config: Config, shape: Shape, tokens: int) -> int:
     """Bytes of a training pass over so many tokens: what the forward pass keeps, one block at work, and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
-    recomputed = shape.working if config.model.activation_checkpointing else 0.0
+    recomputed = shape.working if config.model.gradient_checkpointing else 0.0
     states = 3 * EXACT * shape.hidden  # in float32 for the head: states, their gradient, and a block's
     chunk = 2 * EXACT * min(config.update.logits_per_chunk, own * shape.head // shape.hidden)
     return int(own * (shape.kept + recomputed + states)) + chunk
@@ -257,7 +261,7 @@ def scoring(config: Config, shape: Shape, tokens: int) -> int:
 
 def batch_tokens(config: Config, lengths: Lengths) -> int:
     """Most tokens in one pass: the budget, or a single question with its answer where that is longer."""
-    return max(config.update.tokens_per_batch, lengths.prompt + lengths.answer)
+    return max(config.update.tokens_per_micro_batch, lengths.prompt + lengths.answer)
 
 
 def sums(found: list[Item]) -> dict[Phase, int]:

@@ -19,7 +19,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "model": plan.config.model.path,
         "weights": plan.models.actor.weights,
-        "learnt": plan.models.actor.learnt,
+        "learned": plan.models.actor.learned,
         "backend": plan.config.strategy.backend,
         "devices": plan.hardware.devices,
         "tokens": asdict(plan.lengths),
@@ -56,7 +56,7 @@ def show(plan: Plan) -> None:
         console.print(f"[red]![/red] {told}", highlight=False)
     if not plan.problems:
         console.print(
-            f"[green]fits[/green]: up to {plan.largest_batch:,} tokens a batch (update.tokens_per_batch)",
+            f"[green]fits[/green]: up to {plan.largest_batch:,} tokens a batch (update.tokens_per_micro_batch)",
             highlight=False,
         )
 
@@ -64,7 +64,7 @@ def show(plan: Plan) -> None:
 def _memory(plan: Plan) -> Table:
     actor, strategy, devices = plan.models.actor, plan.config.strategy, plan.hardware.devices
     title = (
-        f"{plan.config.model.path}: {actor.weights / 1e9:.2f} billion weights, {actor.learnt / actor.weights:.0%} learn; "
+        f"{plan.config.model.path}: {actor.weights / 1e9:.2f} billion weights, {actor.learned / actor.weights:.0%} learn; "
         f"{strategy.backend} on {devices} device{'s'[: devices > 1]}"
     )
     table = Table("GiB of a device", *(phase.value for phase in SHOWN), title=title)

@@ -27,7 +27,7 @@ class Shape:
     @cached_property
     def module(self) -> nn.Module:
         """On the meta device, in the type it computes in; made from config.json alone."""
-        return self.source.hollow("meta")
+        return self.source.empty("meta")
 
     @property
     def width(self) -> int:
@@ -40,7 +40,7 @@ class Shape:
         return sum(p.numel() for p in self.module.parameters())
 
     @cached_property
-    def learnt(self) -> int:
+    def learned(self) -> int:
         """Those that learn."""
         return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
 
@@ -121,7 +121,7 @@ class Shape:
     @cached_property
     def working(self) -> float:
         """Bytes that one token takes in one block while it is computed."""
-        plain = replace(self.source.config, activation_checkpointing=False)
+        plain = replace(self.source.config, gradient_checkpointing=False)
         return Shape(replace(self.source, config=plain)).kept / self.blocks
 
 

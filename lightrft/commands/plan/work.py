@@ -106,17 +106,17 @@ def work(
 
     score = Amounts(read * len(passes), judged, gathered, max(judged / products, sending(gathered)))
 
-    updates = update.epochs * update.minibatches
-    micro_batches = max(1, ceil(read / update.minibatches / batch_tokens(config, lengths)))
-    times = 4 if config.model.activation_checkpointing else 3  # a backward pass is two forward passes
+    updates = update.epochs * update.num_minibatches
+    micro_batches = max(1, ceil(read / update.num_minibatches / batch_tokens(config, lengths)))
+    times = 4 if config.model.gradient_checkpointing else 3  # a backward pass is two forward passes
     learning = [actor] + ([models.critic] if models.critic is not None else [])
-    learnt = update.epochs * times * sum(forward_flops(m, lengths, asked, answers) for m in learning)
+    learned = update.epochs * times * sum(forward_flops(m, lengths, asked, answers) for m in learning)
     inside, among = (
         updates * sum(column)
         for column in zip(*(traffic(config, m, micro_batches, devices) for m in learning), strict=True)
     )
     train = Amounts(
-        read * update.epochs, learnt, inside + among, max(learnt / products, sending(inside, among))
+        read * update.epochs, learned, inside + among, max(learned / products, sending(inside, among))
     )
 
     group = devices // copies
@@ -141,7 +141,7 @@ def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> t
     strategy = config.strategy
     if devices == 1 or strategy.backend not in ("fsdp", *ZERO):
         return 0.0, 0.0
-    kept, copies = strategy.deepspeed.live_weights >= shape.weights, 1
+    kept, copies = strategy.deepspeed.max_live_parameters >= shape.weights, 1
     if strategy.backend == "fsdp":
         kept, copies = not strategy.fsdp.reshard_after_forward, strategy.fsdp.replicas
     group = devices // copies
@@ -153,9 +153,9 @@ def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> t
         devices=group,
         kept=kept,
         width=shape.width,
-        learnt=shape.learnt / shape.weights,
+        learned=shape.learned / shape.weights,
     )
-    return inside, 2 * micro_batches * EXACT * shape.learnt / group * (copies - 1) / copies
+    return inside, 2 * micro_batches * EXACT * shape.learned / group * (copies - 1) / copies
 
 
 def update_bytes(
@@ -167,7 +167,7 @@ def update_bytes(
     devices: int,
     kept: bool = False,
     width: int = 4,
-    learnt: float = 1.0,
+    learned: float = 1.0,
 ) -> float:
     """Bytes a device sends in one update of `inside` weights in blocks and `rest` others, `width` bytes each; gradients are float32.
 
@@ -179,10 +179,10 @@ def update_bytes(
     its own: it sends 2 M L + L.)
     """
     whole = inside + rest
-    sums = learnt * whole * {"zero1": 2}.get(backend, micro_batches)
+    sums = learned * whole * {"zero1": 2}.get(backend, micro_batches)
     gathers = {
-        "zero1": learnt * whole,
-        "zero2": learnt * whole,
+        "zero1": learned * whole,
+        "zero2": learned * whole,
         "zero3": (1 if kept else 2) * micro_batches * whole,
         "fsdp": micro_batches * (inside * (1 if kept else 2) + rest),
     }[backend]

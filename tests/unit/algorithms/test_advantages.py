@@ -60,7 +60,7 @@ def test_every_token_of_an_answer_gets_its_advantage_and_none_outside_the_mask_d
 def test_gae_by_hand():
     """Discount 1/2, lambda 1/2; the third token was not chosen, so the second is followed by the fourth."""
     batch = answers([8.0], lengths=[4], mask=[True, True, False, True], values=[1.0, 2.0, 50.0, 4.0])
-    algo = AlgorithmConfig(advantage="gae", discount=0.5, gae_lambda=0.5)
+    algo = AlgorithmConfig(advantage="gae", gamma=0.5, gae_lambda=0.5)
     advantages, returns = ADVANTAGES["gae"](batch, algo)
     # delta: 0 + 2/2 - 1 = 0, 0 + 4/2 - 2 = 0, 8 - 4 = 4; each step back a quarter of it
     assert advantages.tolist() == [0.25, 1.0, 0.0, 4.0]

@@ -52,10 +52,10 @@ def algorithm(**settings):
 def test_the_default_row_runs_from_scores_to_a_loss():
     grpo = algorithm()
     batch = make_batch([1, 1], scores=[1.0, 0.0])
-    grpo.judge(batch, lambda x: x)
+    grpo.compute_advantages(batch, lambda x: x)
     terms = grpo.loss(torch.tensor([-1.0, -2.0]), batch)
     torch.testing.assert_close(terms.loss, torch.tensor([-(0.5**0.5), 0.5**0.5]), atol=1e-5, rtol=0)
-    assert grpo.keep(tiny_trajectories([(2, [1, 1])]))
+    assert grpo.group_filter(tiny_trajectories([(2, [1, 1])]))
 
 
 def test_penalties_are_part_of_the_loss():
@@ -76,14 +76,14 @@ def test_own_functions_get_the_options_they_take(own):
     row = algorithm(
         advantage=own("score"),
         loss=own("scaled"),
-        keep=own("above"),
+        group_filter=own("above"),
         options={"scale": 2.0, "shift": 1.0, "least": 2.0},
     )
     batch = make_batch([2], scores=[3.0])
     batch.advantages, _ = row.advantage(batch, row.config)
     assert batch.advantages.tolist() == [4.0, 4.0]
     assert row.loss(torch.tensor([-1.0, -0.5]), batch).loss.tolist() == [8.0, 4.0]
-    assert not row.keep(tiny_trajectories([(2, [1, 1])]))
+    assert not row.group_filter(tiny_trajectories([(2, [1, 1])]))
 
 
 def test_a_function_that_takes_any_keyword_gets_all_options(own):
@@ -145,7 +145,7 @@ def test_an_averaged_loss_is_refused(own):
 
 def test_an_advantage_without_returns_is_refused(own):
     with pytest.raises(ValueError, match=r"own.py:alone must return two tensors of shape \(2,\)"):
-        algorithm(advantage=own("alone")).judge(make_batch([2]), lambda x: x)
+        algorithm(advantage=own("alone")).compute_advantages(make_batch([2]), lambda x: x)
 
 
 def test_k1_in_the_loss_is_refused_because_it_pulls_nowhere():
@@ -159,7 +159,7 @@ def test_advantages_are_whitened_then_clipped_then_picked_then_taught():
         advantage="reinforce",
         whiten=True,
         advantage_clip=0.5,
-        entropy_share=0.5,
+        high_entropy_fraction=0.5,
         teacher_coefficient=2.0,
     )
     assert row.needs_old
@@ -171,7 +171,7 @@ def test_advantages_are_whitened_then_clipped_then_picked_then_taught():
         old=[-1.0] * 4,
         teacher=[-1.0, -1.0, -1.0, -4.0],
     )
-    row.judge(batch, lambda x: x)
+    row.compute_advantages(batch, lambda x: x)
     # Whitened to -1 and 1, clipped to -0.5 and 0.5, the two uncertain ones count double, the last is 3 too likely.
     assert batch.advantages.tolist() == [0.0, -1.0, 0.0, 1.0 - 6.0]
 
@@ -187,9 +187,11 @@ def test_a_teacher_in_the_loss_is_a_divergence_with_its_own_weight():
 
 def test_the_weight_of_the_divergence_is_steered_only_where_a_target_is_set():
     fixed, steered = algorithm(kl_coefficient=0.5), algorithm(kl_coefficient=0.5, kl_target=0.1)
-    assert fixed.steered(0.9) is fixed
-    assert steered.steered(None) is steered
-    assert steered.steered(0.9).config.kl_coefficient == pytest.approx(0.51)
+    assert fixed.with_adapted_kl(0.9) is fixed
+    assert steered.with_adapted_kl(None) is steered
+    assert steered.with_adapted_kl(0.9).config.kl_coefficient == pytest.approx(0.51)
     batch = make_batch([1], advantages=[0.0], ref=[-3.0])
-    loss = [row.loss(torch.tensor([-1.0]), batch).loss.item() for row in (steered, steered.steered(0.9))]
+    loss = [
+        row.loss(torch.tensor([-1.0]), batch).loss.item() for row in (steered, steered.with_adapted_kl(0.9))
+    ]
     assert loss[1] == pytest.approx(1.02 * loss[0])

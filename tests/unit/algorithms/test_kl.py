@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightrft.algorithms.kl import KL, adapted, k1, k2, k3
+from lightrft.algorithms.kl import KL, adaptive_kl, k1, k2, k3
 
 POLICY = torch.tensor([0.9, 0.5, 0.1]).log()
 REFERENCE = torch.tensor([0.45, 0.5, 0.2]).log()
@@ -59,4 +59,4 @@ def test_k3_keeps_its_sign_for_tiny_differences():
 )
 def test_the_coefficient_follows_the_divergence_by_at_most_a_fifth_of_the_gain(divergence, expected):
     """Ziegler et al. with a gain of 0.1 and a target of 0.1."""
-    assert adapted(0.5, divergence, target=0.1, gain=0.1) == pytest.approx(expected)
+    assert adaptive_kl(0.5, divergence, target=0.1, gain=0.1) == pytest.approx(expected)

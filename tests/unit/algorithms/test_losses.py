@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightrft.algorithms.losses import LOSSES, clipped, log_ratio, policy_gradient, regularise
+from lightrft.algorithms.losses import LOSSES, add_regularisers, clipped, log_ratio, policy_gradient
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 from lightrft.types import Terms
@@ -34,7 +34,7 @@ def test_clipped_is_the_smaller_gain():
 def test_clip_share_counts_only_tokens_whose_gradient_is_stopped():
     batch = make_batch([5], old=logs(0.2, 0.4, 0.4, 0.2, 0.2), advantages=[1.0, -1.0, 1.0, -1.0, 0.0])
     terms = clipped(logs(0.4, 0.2, 0.4, 0.4, 0.4), batch, PPO)
-    assert terms.metrics["clip_share"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert terms.metrics["clip/fraction"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_without_old_log_probs_the_ratio_is_one_and_has_a_gradient():
@@ -42,7 +42,7 @@ def test_without_old_log_probs_the_ratio_is_one_and_has_a_gradient():
     terms = clipped(logs(0.3, 0.6), batch, PPO)
     assert terms.loss.tolist() == [-1.0, 3.0]
     assert terms.metrics["ratio/mean"].tolist() == [1.0, 1.0]
-    assert terms.metrics["kl_old"].tolist() == [0.0, 0.0]
+    assert terms.metrics["approx_kl"].tolist() == [0.0, 0.0]
     assert gradient(clipped, logs(0.3, 0.6), batch).tolist() == [-1.0, 3.0]
 
 
@@ -85,7 +85,7 @@ def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
     batch = make_batch([3], old=logs(0.1, 0.1, 0.4), advantages=[-1.0, 1.0, -1.0])
     terms = clipped(logs(0.8, 0.8, 0.4), batch, PPO, dual_clip=3.0)
     torch.testing.assert_close(terms.loss, torch.tensor([3.0, -1.3, 1.0]))
-    assert terms.metrics["clip_share"].tolist() == [1.0, 1.0, 0.0]
+    assert terms.metrics["clip/fraction"].tolist() == [1.0, 1.0, 0.0]
     with pytest.raises(ValueError, match="dual_clip=0.9"):
         clipped(logs(0.8, 0.8, 0.4), batch, PPO, dual_clip=0.9)
 
@@ -94,7 +94,7 @@ def test_metrics_tell_how_far_the_policy_has_moved():
     batch = make_batch([2], old=logs(0.2, 0.4), advantages=[1.0, 1.0])
     metrics = policy_gradient(logs(0.4, 0.2).requires_grad_(), batch, PPO).metrics
     torch.testing.assert_close(metrics["ratio/mean"], torch.tensor([2.0, 0.5]))
-    torch.testing.assert_close(metrics["kl_old"], torch.tensor([1 - math.log(2), math.log(2) - 0.5]))
+    torch.testing.assert_close(metrics["approx_kl"], torch.tensor([1 - math.log(2), math.log(2) - 0.5]))
     assert not any(metric.requires_grad for metric in metrics.values())
 
 
@@ -123,7 +123,7 @@ def nothing(length=2):
 def test_the_divergence_from_the_reference_is_added_with_its_coefficient():
     batch = make_batch([2], ref=logs(0.45, 0.2))
     algo = AlgorithmConfig(kl="k3", kl_coefficient=0.1)
-    terms = regularise(nothing(), logs(0.9, 0.1), batch, algo, entropy=None)
+    terms = add_regularisers(nothing(), logs(0.9, 0.1), batch, algo, entropy=None)
     torch.testing.assert_close(terms.loss, torch.tensor([0.0193147, 0.0306853]))
     torch.testing.assert_close(terms.metrics["kl"], torch.tensor([0.193147, 0.306853]))
 
@@ -131,7 +131,7 @@ def test_the_divergence_from_the_reference_is_added_with_its_coefficient():
 def test_a_divergence_in_the_reward_is_logged_but_not_in_the_loss():
     batch = make_batch([2], ref=logs(0.45, 0.2))
     algo = AlgorithmConfig(kl="k3", kl_coefficient=0.1, kl_in="reward")
-    terms = regularise(nothing(), logs(0.9, 0.1), batch, algo, entropy=None)
+    terms = add_regularisers(nothing(), logs(0.9, 0.1), batch, algo, entropy=None)
     assert terms.loss.tolist() == [0.0, 0.0]
     assert terms.metrics["kl"].sum() > 0
 
@@ -139,15 +139,17 @@ def test_a_divergence_in_the_reward_is_logged_but_not_in_the_loss():
 def test_entropy_is_rewarded_with_its_coefficient_and_always_logged():
     entropy = torch.tensor([1.0, 2.0], requires_grad=True)
     algo = AlgorithmConfig(entropy_coefficient=0.5)
-    terms = regularise(nothing(), torch.zeros(2), make_batch([2]), algo, entropy=entropy)
+    terms = add_regularisers(nothing(), torch.zeros(2), make_batch([2]), algo, entropy=entropy)
     assert terms.loss.tolist() == [-0.5, -1.0]
     assert terms.metrics["entropy"].tolist() == [1.0, 2.0]
     assert not terms.metrics["entropy"].requires_grad
-    free = regularise(nothing(), torch.zeros(2), make_batch([2]), PPO, entropy=entropy)
+    free = add_regularisers(nothing(), torch.zeros(2), make_batch([2]), PPO, entropy=entropy)
     assert not free.loss.requires_grad
 
 
 @pytest.mark.parametrize("option", ["kl_coefficient", "entropy_coefficient"])
 def test_a_coefficient_without_what_it_weighs_is_a_broken_trainer(option):
     with pytest.raises(AssertionError, match="needs the"):
-        regularise(nothing(), torch.zeros(2), make_batch([2]), AlgorithmConfig(**{option: 0.1}), entropy=None)
+        add_regularisers(
+            nothing(), torch.zeros(2), make_batch([2]), AlgorithmConfig(**{option: 0.1}), entropy=None
+        )

@@ -1,6 +1,6 @@
 import pytest
 
-from lightrft.algorithms.selection import KEEP, mixed_outcomes
+from lightrft.algorithms.selection import GROUP_FILTERS, mixed_outcomes
 from lightrft.testing import tiny_trajectories
 
 
@@ -12,7 +12,7 @@ def group(rewards):
 
 
 def test_all_keeps_a_group_that_teaches_nothing():
-    assert KEEP["all"](group([1.0, 1.0]))
+    assert GROUP_FILTERS["all"](group([1.0, 1.0]))
 
 
 @pytest.mark.parametrize("rewards", [[1.0, 0.0, 0.0], [0.5, 0.51], [-1.0, 1.0], [1e-9, 0.0]])

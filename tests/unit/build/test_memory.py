@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightrft.app import build_stage
+from lightrft.app import build_memory_plan
 from lightrft.build.judges import held_whole
 from lightrft.config import Config, NativeEngineConfig, StrategyConfig
 from lightrft.engines.native import NativeEngine
@@ -38,8 +38,8 @@ class Holding:
         return self.held
 
 
-def there(stage, phase, parts):
-    with stage(phase):
+def there(memory_plan, phase, parts):
+    with memory_plan(phase):
         return {name for name, part in parts.items() if part.there}
 
 
@@ -55,10 +55,10 @@ def test_what_only_asks_holds_policy_and_judge_in_turn(native):
     else:
         parts |= {"weights": Part(), "cache": Part()}
         engine = Holding(weights=parts["weights"], cache=parts["cache"])
-    stage = build_stage({"policy": Holding(weights=policy)}, engine, judging, torch.device("cpu"))
-    assert there(stage, Phase.SYNC, parts) == {"policy"} | ({"weights"} if not native else set())
-    assert there(stage, Phase.ROLLOUT, parts) == ({"policy"} if native else {"weights", "cache"})
-    assert there(stage, Phase.SCORE, parts) == {"judge", "judge cache"}
+    memory_plan = build_memory_plan({"policy": Holding(weights=policy)}, engine, judging, torch.device("cpu"))
+    assert there(memory_plan, Phase.SYNC, parts) == {"policy"} | ({"weights"} if not native else set())
+    assert there(memory_plan, Phase.ROLLOUT, parts) == ({"policy"} if native else {"weights", "cache"})
+    assert there(memory_plan, Phase.SCORE, parts) == {"judge", "judge cache"}
 
 
 def test_a_run_begins_with_nothing_on_the_device():
@@ -69,12 +69,12 @@ def test_a_run_begins_with_nothing_on_the_device():
         "critic": Holding(weights=parts["critic"]),
         "reference": Holding(weights=parts["reference"]),
     }
-    stage = build_stage(owners, Holding(), {}, torch.device("cpu"))
-    stage.begin()
-    assert there(stage, Phase.SYNC, parts) == {"actor"}
-    assert there(stage, Phase.ROLLOUT, parts) == set()
-    assert there(stage, Phase.SCORE, parts) == {"actor", "critic", "reference"}
-    assert there(stage, Phase.TRAIN, parts) == {"actor", "critic", "optimizer"}
+    memory_plan = build_memory_plan(owners, Holding(), {}, torch.device("cpu"))
+    memory_plan.begin()
+    assert there(memory_plan, Phase.SYNC, parts) == {"actor"}
+    assert there(memory_plan, Phase.ROLLOUT, parts) == set()
+    assert there(memory_plan, Phase.SCORE, parts) == {"actor", "critic", "reference"}
+    assert there(memory_plan, Phase.TRAIN, parts) == {"actor", "critic", "optimizer"}
 
 
 def test_a_model_that_is_only_asked_moves_where_offloading_is_on():

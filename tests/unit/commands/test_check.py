@@ -88,7 +88,9 @@ def test_a_sound_run_is_found_ready_with_every_section_in_order(check: Check) ->
 
 
 def test_the_arithmetic_of_a_step_is_written_out(check: Check) -> None:
-    _, told = check("--rollout.prompts-per-step", "6", "--update.minibatches", "2", "--update.epochs", "3")
+    _, told = check(
+        "--rollout.prompts-per-step", "6", "--update.num-minibatches", "2", "--update.epochs", "3"
+    )
     assert "6 questions x 4 answers = 24 answers of at most 8 tokens" in told
     assert "= at most 192 answer tokens, in 6 updates of 12 answers" in told
     assert "4 steps = 96 answers, 24 updates" in told
@@ -176,8 +178,11 @@ def test_skipped_rows_are_a_warning(check: Check, own: Callable[..., list[str]],
 
 
 def test_an_answer_longer_than_a_batch_is_a_warning(check: Check) -> None:
-    _, told = check("--update.tokens-per-batch", "10")
-    assert "the longest prompt and a full answer are 14 tokens, more than update.tokens_per_batch=10" in told
+    _, told = check("--update.tokens-per-micro-batch", "10")
+    assert (
+        "the longest prompt and a full answer are 14 tokens, more than update.tokens_per_micro_batch=10"
+        in told
+    )
 
 
 def reward(tmp_path: Path, body: str) -> list[str]:

@@ -72,10 +72,10 @@ def model(tmp_path):
 
 def settings(path, backend="fsdp", dtype="bfloat16", **changes):
     config = Config(
-        model=ModelConfig(path=path, dtype=dtype, activation_checkpointing=True),
+        model=ModelConfig(path=path, dtype=dtype, gradient_checkpointing=True),
         strategy=StrategyConfig(backend=backend, offload=backend in ("fsdp", "single")),
         rollout=RolloutConfig(prompts_per_step=64, max_tokens=1024),
-        update=UpdateConfig(tokens_per_batch=4096),
+        update=UpdateConfig(tokens_per_micro_batch=4096),
     )
     return replace(config, **changes)
 
@@ -230,7 +230,7 @@ def test_what_is_kept_in_host_memory_takes_none_of_the_device(model):
     fsdp = held(StrategyConfig(backend="fsdp", fsdp=FsdpConfig(offload=True)), shape, 2)
     assert (fsdp.weights, fsdp.optimizer, fsdp.gradients) == (0, 0, 0)
     assert fsdp.met > 0
-    options = DeepspeedConfig(offload_optimizer=True, offload_parameters=True)
+    options = DeepspeedConfig(offload_optimizer=True, offload_param=True)
     zero = held(StrategyConfig(backend="zero3", deepspeed=options), shape, 2)
     assert (zero.weights, zero.optimizer) == (0, 0)
 
@@ -275,10 +275,10 @@ def test_what_does_not_fit_is_told_with_its_cure(model):
     config = settings(model(QWEN2_7B))
     told = plan(config, Hardware(2, 40.0), LENGTHS).problems
     assert any("train needs" in line and "Take more devices" in line for line in told)
-    roomy = replace(config, update=UpdateConfig(tokens_per_batch=10**7))
+    roomy = replace(config, update=UpdateConfig(tokens_per_micro_batch=10**7))
     told = plan(roomy, Hardware(8, 80.0), LENGTHS)
-    assert any(f"Set update.tokens_per_batch={told.largest_batch}" in line for line in told.problems)
-    mended = replace(config, update=UpdateConfig(tokens_per_batch=told.largest_batch))
+    assert any(f"Set update.tokens_per_micro_batch={told.largest_batch}" in line for line in told.problems)
+    mended = replace(config, update=UpdateConfig(tokens_per_micro_batch=told.largest_batch))
     assert not plan(mended, Hardware(8, 80.0), LENGTHS).problems
 
 
@@ -298,8 +298,14 @@ def test_what_does_not_fit_is_told_with_its_cure(model):
             {"strategy": StrategyConfig(backend="fsdp", sequence_parallel=3)},
             "sequence_parallel=3: 4 processes",
         ),
-        ({"update": UpdateConfig(minibatches=300, tokens_per_batch=4096)}, "update.minibatches=300"),
-        ({"update": UpdateConfig(tokens_per_batch=1000)}, "a question with one answer may have 1536 tokens"),
+        (
+            {"update": UpdateConfig(num_minibatches=300, tokens_per_micro_batch=4096)},
+            "update.num_minibatches=300",
+        ),
+        (
+            {"update": UpdateConfig(tokens_per_micro_batch=1000)},
+            "a question with one answer may have 1536 tokens",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_sizes_is_told(model, changes, told):
@@ -381,7 +387,7 @@ def test_models_that_judge_are_counted_whole_where_they_judge(model, tmp_path):
         rewards=RewardConfig(functions={"judge": 1.0, "reward_model": 1.0}),
     )
     found = {item.name: item for item in plan(judged, Hardware(1, 80.0), LENGTHS).items}
-    whole = sum(p.numel() for p in Source(ModelConfig(path=other)).hollow("meta").parameters())
+    whole = sum(p.numel() for p in Source(ModelConfig(path=other)).empty("meta").parameters())
     assert found["judge weights"].bytes == 2 * whole
     assert found["judge weights"].phases == (Phase.SCORE,)
     body = AutoModelForSequenceClassification.from_pretrained(scorer).model

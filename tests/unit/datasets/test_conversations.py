@@ -1,4 +1,4 @@
-"""Rows to conversations, and conversations to tokens with a mark on each that is learnt."""
+"""Rows to conversations, and conversations to tokens with a mark on each that is learned."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def prompts(*talks, template=None, **settings):
 
 
 def shown(prompt, template=None):
-    """The prompt, a bar, and what follows it, with what is learnt in brackets."""
+    """The prompt, a bar, and what follows it, with what is learned in brackets."""
     text = processor(template).text(prompt.token_ids, special=True) + "|"
     inside = False
-    for token, learnt in zip(prompt.target.token_ids, prompt.target.mask, strict=True):
-        text += ("[" if learnt and not inside else "]" if inside and not learnt else "") + processor().text(
+    for token, learned in zip(prompt.target.token_ids, prompt.target.mask, strict=True):
+        text += ("[" if learned and not inside else "]" if inside and not learned else "") + processor().text(
             [token], special=True
         )
-        inside = learnt
+        inside = learned
     return text + ("]" if inside else "")
 
 
-def test_the_answer_and_its_end_token_are_learnt_and_nothing_of_the_prompt():
+def test_the_answer_and_its_end_token_are_learned_and_nothing_of_the_prompt():
     (prompt,), _ = prompts([("user", "hi"), ("assistant", "yes")])
     assert prompt.token_ids == [257, *processor().tokenizer.encode("hi"), 256, 258]
     assert prompt.target.token_ids == [*processor().tokenizer.encode("yes"), 256]
@@ -64,7 +64,7 @@ def test_the_answer_and_its_end_token_are_learnt_and_nothing_of_the_prompt():
     assert prompt.target.finish == "stop"
 
 
-def test_every_turn_of_the_assistant_is_learnt_and_no_later_turn_of_the_user():
+def test_every_turn_of_the_assistant_is_learned_and_no_later_turn_of_the_user():
     (prompt,), _ = prompts(TALK)
     assert (
         shown(prompt)
@@ -73,14 +73,14 @@ def test_every_turn_of_the_assistant_is_learnt_and_no_later_turn_of_the_user():
 
 
 def test_or_only_the_last_one():
-    (prompt,), _ = prompts(TALK, learn="last")
+    (prompt,), _ = prompts(TALK, train_on="last_turn")
     assert (
         shown(prompt)
         == "<|system|>S<|end|><|user|>hi<|end|><|assistant|>yes<|end|><|user|>and<|end|><|assistant|>|[no<|end|>]"
     )
 
 
-def test_what_the_template_puts_after_the_end_token_is_not_learnt():
+def test_what_the_template_puts_after_the_end_token_is_not_learned():
     (prompt,), _ = prompts(TALK[1:], template=NEWLINES)
     assert (
         shown(prompt)
@@ -113,7 +113,7 @@ def test_a_trajectory_carries_the_mask_and_shares_the_prompt():
 
 def test_a_truncated_answer_gets_no_end_token():
     long = [("user", "hi"), ("assistant", "abcdef")]
-    (prompt,), kept = prompts(long, max_tokens=4, on_long_answer="truncate")
+    (prompt,), kept = prompts(long, max_tokens=4, on_long_response="truncate")
     assert shown(prompt) == "<|user|>hi<|end|><|assistant|>|[abcd]"
     assert prompt.target.finish == "length"
     assert (kept.truncated, kept.too_long) == (1, 0)
@@ -128,7 +128,7 @@ def test_a_long_answer_is_skipped_and_counted():
 
 def test_a_long_answer_can_stop_the_run():
     with pytest.raises(ValueError, match="t/0: what follows the prompt has 7 tokens, max_tokens=4"):
-        prompts([("user", "hi"), ("assistant", "abcdef")], max_tokens=4, on_long_answer="raise")
+        prompts([("user", "hi"), ("assistant", "abcdef")], max_tokens=4, on_long_response="raise")
 
 
 def test_if_every_answer_is_too_long_the_setting_is_named():
@@ -145,9 +145,9 @@ def test_a_long_prompt_is_treated_as_in_reinforcement_learning():
 
 
 def test_a_template_that_forgets_what_was_thought_names_the_row_and_the_cure():
-    with pytest.raises(ValueError, match="t/0: the chat template does not keep prefixes.*learn=last"):
+    with pytest.raises(ValueError, match="t/0: the chat template does not keep prefixes.*train_on=last_turn"):
         prompts(TALK[1:], template=FORGETFUL)
-    (prompt,), _ = prompts(TALK[1:], template=FORGETFUL, learn="last")
+    (prompt,), _ = prompts(TALK[1:], template=FORGETFUL, train_on="last_turn")
     assert shown(prompt).endswith("|[(thought)no<|end|>]")
 
 
@@ -194,7 +194,7 @@ def test_media_may_stand_in_the_prompt_only():
     picture = {"role": "user", "content": [{"type": "image", "image": "a.png"}]}
     talk = [*says(("user", "hi"), ("assistant", "yes")), picture, *says(("assistant", "a cat"))]
     reader = Conversations.of(processor(), SFTConfig())
-    with pytest.raises(ValueError, match="t/0: message 2 holds a medium.*learn=last"):
+    with pytest.raises(ValueError, match="t/0: message 2 holds a medium.*train_on=last_turn"):
         reader.prompts([Record("t/0", talk[:1], talk[1:], "t")], str)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from lightrft.config import NativeEngineConfig
 from lightrft.engines.native import NativeEngine
-from lightrft.engines.transport import Door
+from lightrft.engines.transport import WeightListener
 from lightrft.models.attention import ATTENTION
 from lightrft.testing import tiny_model, tiny_processor
 from lightrft.types import Prompt, Sampling
@@ -25,7 +25,7 @@ class StandIn(ThreadingHTTPServer):
     def __init__(self, trouble=lambda path, body: None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.trouble, self.asked, self.mark, self.key = trouble, 0, "", ""
-        self.turn, self.door = threading.Lock(), Door()
+        self.turn, self.door = threading.Lock(), WeightListener()
         self.processor = tiny_processor()
         module = tiny_model("llama", attention=ATTENTION)
         self.engine = NativeEngine(module, self.processor.stop_ids, self.processor.text, NativeEngineConfig())

@@ -25,7 +25,7 @@ def decode(tokens):
 def test_the_native_engine_does_all(tmp_path, family, own_weights):
     reference = tiny_model(family, attention="sdpa")
     if own_weights:
-        module = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", family))), learns=False).hollow()
+        module = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", family))), learns=False).empty()
     else:
         module = tiny_model(family, attention=ATTENTION)
     found = check_engine(NativeEngine(module, frozenset(), decode, NativeEngineConfig()), reference, decode)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lightrft.config import NativeEngineConfig
 from lightrft.engines import cache, native
 from lightrft.engines import cuda_graphs as recordings
-from lightrft.engines.cuda_graphs import Recorder, Sizes
+from lightrft.engines.cuda_graphs import GraphRunner, Sizes
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.testing import tiny_model, tiny_prompt
@@ -100,7 +100,7 @@ ALL, FEW, ONE = (
 def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, lengths, sampling, repeated):
     made = []
 
-    class Counted(Recorder):
+    class Counted(GraphRunner):
         def hidden(self, *args):
             found = super().hidden(*args)
             made.append(found is not None)
@@ -113,11 +113,11 @@ def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, leng
 
     plain = said(NativeEngineConfig(max_sequences=most))
     monkeypatch.setattr(native, "can_record", lambda device: True)
-    monkeypatch.setattr(native, "Recorder", Counted)
+    monkeypatch.setattr(native, "GraphRunner", Counted)
     if repeated:
         monkeypatch.setattr(recordings, "recorded", taping())
         monkeypatch.setattr(cache, "_longer", taken_over(cache._longer))
-    padded = said(NativeEngineConfig(max_sequences=most, record=True))
+    padded = said(NativeEngineConfig(max_sequences=most, cuda_graphs=True))
     assert sum(made) > 50
     assert [a.token_ids for a in padded] == [a.token_ids for a in plain]
     assert len({len(a.token_ids) for a in plain}) > 1
@@ -141,8 +141,10 @@ def test_models_that_wait_for_the_device_are_refused(kind, changes, told):
         AutoConfig.for_model(kind, **shape, **changes), attn_implementation=ATTENTION
     )
     NativeEngine(model, frozenset(), str, NativeEngineConfig())
-    with pytest.raises(ValueError, match=f"rollout.native.record=true cannot record a model with {told}"):
-        NativeEngine(model, frozenset(), str, NativeEngineConfig(record=True))
+    with pytest.raises(
+        ValueError, match=f"rollout.native.cuda_graphs=true cannot record a model with {told}"
+    ):
+        NativeEngine(model, frozenset(), str, NativeEngineConfig(cuda_graphs=True))
 
 
 def test_a_recording_serves_what_fits_and_does_not_waste_much():

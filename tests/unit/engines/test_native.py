@@ -117,7 +117,7 @@ def test_an_answer_ends_with_the_stop_token_it_sampled() -> None:
 def test_an_end_token_drawn_first_ends_the_answer_however_hot_it_was_drawn() -> None:
     """FIRE: at a temperature this high all 260 tokens are equally likely, and half of them end the answer."""
     engine = engine_with(stop_ids=range(0, 260, 2))
-    (answers,) = engine.generate(prompts_of([5]), Sampling(n=64, max_tokens=4, first_temperature=1e6))
+    (answers,) = engine.generate(prompts_of([5]), Sampling(n=64, max_tokens=4, first_token_temperature=1e6))
     ended = [a for a in answers if a.token_ids[0] % 2 == 0]
     assert 16 < len(ended) < 48
     assert all(a.finish == "stop" and len(a.token_ids) == 1 for a in ended)
@@ -127,7 +127,7 @@ def test_the_first_token_can_be_drawn_among_the_likeliest_only() -> None:
     """FIRE: hot, but among 4 of 260 tokens; the second token is drawn as if nothing had happened."""
     engine = engine_with(stop_ids=[])
     (answers,) = engine.generate(
-        prompts_of([5]), Sampling(n=200, max_tokens=2, first_temperature=1e6, first_top_k=4)
+        prompts_of([5]), Sampling(n=200, max_tokens=2, first_token_temperature=1e6, first_token_top_k=4)
     )
     first = Counter(a.token_ids[0] for a in answers)
     assert len(first) == 4
@@ -279,7 +279,7 @@ def test_a_bfloat16_model_gives_float32_logprobs_near_those_of_float32() -> None
     [
         (Prompt("empty", [], [], None, "t"), Sampling(), "prompt 'empty' has no tokens"),
         (tiny_prompt(3), Sampling(max_tokens=0), "max_tokens=0: both must be at least 1"),
-        (tiny_prompt(3), Sampling(temperature=-1.0), "need temperature, first_temperature"),
+        (tiny_prompt(3), Sampling(temperature=-1.0), "need temperature, first_token_temperature"),
         (tiny_prompt(3), Sampling(top_p=0.0), "0 < top_p <= 1"),
     ],
 )

@@ -28,7 +28,7 @@ def nap(folder):
     trained = load_model(settings, trainable=False)
     processor = tiny_processor()
     engine = NativeEngine(
-        Source(settings, learns=False).hollow(), processor.stop_ids, processor.text, NativeEngineConfig()
+        Source(settings, learns=False).empty(), processor.stop_ids, processor.text, NativeEngineConfig()
     )
     prompts = [tiny_prompt(200, seed=n) for n in range(8)]
     sampling = Sampling(n=4, max_tokens=60, ignore_eos=True, seed=1)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrft.engines.external import TAGS, Together
+from lightrft.engines.external import TAGS, JointSleeper
 
 
 class Holding:
@@ -25,7 +25,7 @@ class Holding:
 
 def test_phases_of_a_run_move_each_part_once():
     engine = Holding()
-    both = Together(engine.let_go, engine.take)
+    both = JointSleeper(engine.let_go, engine.take)
     both.sleep("weights")
     both.sleep("kv_cache")
     both.wake("weights")  # sync
@@ -41,7 +41,7 @@ def test_phases_of_a_run_move_each_part_once():
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(sorted(TAGS)))))
 def test_what_is_wanted_is_there_and_nothing_is_when_neither_is(calls):
     engine, wanted = Holding(), set(TAGS)
-    both = Together(engine.let_go, engine.take)
+    both = JointSleeper(engine.let_go, engine.take)
     for wakes, tag in calls:
         (both.wake if wakes else both.sleep)(tag)
         (wanted.add if wakes else wanted.discard)(tag)

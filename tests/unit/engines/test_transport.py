@@ -44,7 +44,7 @@ def test_what_is_sent_is_a_safetensors_file_however_it_is_cut(dtype, monkeypatch
 
 
 def test_a_door_takes_what_is_sent_by_who_knows_its_word():
-    door, bucket, got = wire.Door(), a_bucket(), []
+    door, bucket, got = wire.WeightListener(), a_bucket(), []
     address = wire.Address.of("127.0.0.1", door.tell())
     assert address.reachable()
     waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
@@ -60,7 +60,7 @@ def test_a_door_takes_what_is_sent_by_who_knows_its_word():
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "", "0.0.0.0"])
 def test_a_door_is_open_where_its_server_is(host):
-    door, got = wire.Door(host), []
+    door, got = wire.WeightListener(host), []
     address = wire.Address.of("127.0.0.1", door.tell())
     waiting = threading.Thread(target=lambda: got.append(door.receive(20)))
     waiting.start()
@@ -72,7 +72,7 @@ def test_a_door_is_open_where_its_server_is(host):
 
 
 def test_what_breaks_off_or_does_not_come_is_an_error(monkeypatch):
-    door = wire.Door()
+    door = wire.WeightListener()
     with pytest.raises(OSError, match="timed out|no weights began to come"):
         door.receive(0.1)
     monkeypatch.setattr(wire, "WORD_SECONDS", 0.1)
@@ -88,7 +88,7 @@ def test_what_breaks_off_or_does_not_come_is_an_error(monkeypatch):
 def test_who_gave_up_or_says_nothing_does_not_stand_in_the_way_of_who_comes_then(monkeypatch):
     monkeypatch.setattr(wire, "GLANCE_SECONDS", 0.05)
     monkeypatch.setattr(wire, "GREETING_SECONDS", 0.2)
-    door, got = wire.Door(), []
+    door, got = wire.WeightListener(), []
     address = wire.Address.of("127.0.0.1", door.tell())
     with pytest.raises(OSError, match="timed out"):
         address.send(a_bucket(), 0.2, threading.Event())  # nobody listens, and its greeting stays
@@ -113,7 +113,7 @@ def test_who_gave_up_or_says_nothing_does_not_stand_in_the_way_of_who_comes_then
 
 def test_sending_ends_when_nobody_wants_it_any_more(monkeypatch):
     monkeypatch.setattr(wire, "GLANCE_SECONDS", 0.05)
-    door, unwanted = wire.Door(), threading.Event()
+    door, unwanted = wire.WeightListener(), threading.Event()
     address = wire.Address.of("127.0.0.1", door.tell())
     much = {"much": torch.zeros(2**26, dtype=torch.uint8)}
     sending = threading.Thread(target=address.send, args=(much, 60, unwanted))

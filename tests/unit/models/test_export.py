@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft import app
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
-from lightrft.engines.external import Names
+from lightrft.engines.external import WeightNames
 from lightrft.models.export import published, save_model, write_folder
 from lightrft.models.load import load_model, load_processor, plain_state
 from lightrft.models.logprobs import logprobs
@@ -71,7 +71,7 @@ def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
         actor.backward(-logprobs(actor.module, batch, temperature=1.0, max_logits=10**6).values.sum())
         actor.step(actor.gradient_norm())
     run = tmp_path / "run"
-    Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": actor.tensors()})
+    Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": actor.tensor_state()})
     save_model(actor.module, tiny_processor(), tmp_path / "live")
     being_written = run / "checkpoints" / ".tmp-step-000004-1"
     being_written.mkdir()
@@ -112,8 +112,8 @@ def test_other_programs_are_given_weights_as_transformers_writes_them(tmp_path, 
     model = of_kind(kind)
     model.save_pretrained(tmp_path)
     written = load_file(tmp_path / "model.safetensors")
-    once = Names.of(model)
-    found = dict(once.usable((n, p.detach()) for n, p in model.state_dict().items()))
+    once = WeightNames.of(model)
+    found = dict(once.for_checkpoint((n, p.detach()) for n, p in model.state_dict().items()))
     assert found.keys() == written.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in written.items())
     assert (found.keys() <= model.state_dict().keys()) == (kind == "llama")
@@ -125,14 +125,14 @@ def test_other_programs_are_given_the_same_names_whatever_files_a_model_came_fro
     model = of_kind(kind)
     model.save_pretrained(tmp_path / "written")
     shutil.copytree(tmp_path / "written", tmp_path / "computed")
-    usual = Names.of(model)
+    usual = WeightNames.of(model)
     computed = {n: t.contiguous() for n, t in plain_state(model).items() if n not in usual.tied}
     save_file(computed, tmp_path / "computed" / "model.safetensors", metadata={"format": "pt"})
     names = []
     for folder in ("written", "computed"):
         source = Source(ModelConfig(path=str(tmp_path / folder)), learns=False)
-        for module in (source.full("cpu"), source.hollow()):
-            found = Names.of(module).usable(iter(plain_state(module).items()))
+        for module in (source.full("cpu"), source.empty()):
+            found = WeightNames.of(module).for_checkpoint(iter(plain_state(module).items()))
             names.append([name for name, _ in found])
     assert names[0] == names[1] == names[2] == names[3]
     written = set(load_file(tmp_path / "written" / "model.safetensors"))
@@ -147,7 +147,7 @@ def test_towers_that_see_are_named_as_in_checkpoints_that_people_publish(tmp_pat
     model = tiny_model(kind)
     save_model(model, load_processor(ModelConfig(path=f"random:{kind}")), tmp_path)
     written = load_file(tmp_path / "model.safetensors")
-    given = dict(Names.of(model).usable(plain_state(model).items()))
+    given = dict(WeightNames.of(model).for_checkpoint(plain_state(model).items()))
     assert written.keys() == given.keys()
     assert "vision_tower.vision_model.embeddings.patch_embedding.weight" in given
     assert "language_model.model.embed_tokens.weight" in given

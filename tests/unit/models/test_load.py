@@ -71,7 +71,7 @@ def test_activation_checkpointing_changes_no_number():
     batch = pack(tiny_trajectories([(6, [5, 3])]))
     found = []
     for again in (False, True):
-        model = load_model(ModelConfig(path="random:qwen3", activation_checkpointing=again))
+        model = load_model(ModelConfig(path="random:qwen3", gradient_checkpointing=again))
         result = logprobs(model, batch, temperature=1.0, max_logits=10**9).values
         result.sum().backward()
         found.append([result.detach(), *(p.grad for p in model.parameters())])

@@ -55,7 +55,7 @@ def test_the_first_token_of_an_answer_may_have_its_own_temperature(max_logits):
             return logprobs(model, pack(ANSWERS), temperature=temperature, max_logits=max_logits, **more)
 
         if result is found:
-            both = at(0.7, first_temperature=5.0)
+            both = at(0.7, first_token_temperature=5.0)
             values, entropy = both.values, both.entropy
         else:
             hot, usual = at(5.0), at(0.7)

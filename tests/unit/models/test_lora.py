@@ -22,7 +22,7 @@ SETTINGS = LoraConfig(rank=4, alpha=8)
 
 
 def adapted(family="llama", dtype="float32", lora=SETTINGS, **changes):
-    """A model whose adapters have learnt something: fresh ones change nothing."""
+    """A model whose adapters have learned something: fresh ones change nothing."""
     torch.manual_seed(0)
     model = load_model(ModelConfig(path=f"random:{family}", dtype=dtype, lora=lora, **changes))
     draw = torch.Generator().manual_seed(0)
@@ -60,7 +60,7 @@ def test_only_adapters_train(dtype):
     before = base_weights(model)
     old = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
     actor = SingleTrainable(model, OptimizerConfig(learning_rate=0.01), 3)
-    learning = {n for n in actor.tensors() if n.startswith("weights/")}
+    learning = {n for n in actor.tensor_state() if n.startswith("weights/")}
     assert learning == {f"weights/{name}" for name in old}
     for _ in range(3):
         actor.backward(logprobs(model, pack(ANSWERS), temperature=1.0, max_logits=10**9).values.sum())
@@ -145,7 +145,7 @@ def test_the_reference_of_an_adapted_model_is_the_model_it_started_from():
 def test_recomputed_activations_give_the_same_gradients():
     gradients = []
     for again in (False, True):
-        model = adapted(activation_checkpointing=again)
+        model = adapted(gradient_checkpointing=again)
         logprobs(model, pack(ANSWERS), temperature=1.0, max_logits=10**9).values.sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     assert gradients[0].keys() == gradients[1].keys()

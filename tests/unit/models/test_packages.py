@@ -5,7 +5,7 @@ import torch
 
 from lightrft.config import ModelConfig
 from lightrft.models import load
-from lightrft.models.load import hollow_model, model_folder, without_weights
+from lightrft.models.load import empty_model, model_folder, without_weights
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.testing import tiny_folder
 
@@ -34,7 +34,7 @@ def test_a_package_without_a_model_in_it_is_named(tmp_path):
     assert list((tmp_path / "models").iterdir()) == [], "nothing unfinished is left in the cache"
 
 
-@pytest.mark.parametrize("shapes_only", [hollow_model, without_weights])
+@pytest.mark.parametrize("shapes_only", [empty_model, without_weights])
 def test_a_package_is_converted_with_real_tensors_also_where_only_shapes_are_wanted(
     tmp_path, monkeypatch, shapes_only
 ):

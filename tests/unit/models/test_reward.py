@@ -30,17 +30,17 @@ PADDING = 256
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("tokens_per_batch", [1, 60, 10_000])
+@pytest.mark.parametrize("tokens_per_micro_batch", [1, 60, 10_000])
 def test_scores_are_those_of_transformers_however_conversations_are_packed(
-    tmp_path, family, tokens_per_batch
+    tmp_path, family, tokens_per_micro_batch
 ):
     theirs = reward_folder(tmp_path, family, labels=2)
     draw = torch.Generator().manual_seed(1)
     conversations = [torch.randint(1, 250, (n,), generator=draw).tolist() for n in (9, 40, 1, 17, 30)]
     conversations += [[7, PADDING, 9, 11, PADDING], [5, PADDING, PADDING], [PADDING]]
-    options = RewardModelConfig(path=str(tmp_path), output=1)
+    options = RewardModelConfig(path=str(tmp_path), output_index=1)
     ours = load_reward_model(ModelConfig(path=str(tmp_path)), options)
-    found = scores(ours, conversations, 1, tokens_per_batch)
+    found = scores(ours, conversations, 1, tokens_per_micro_batch)
     with torch.no_grad():
         right = [float(theirs(torch.tensor([tokens])).logits[0, 1]) for tokens in conversations]
     assert max(right) - min(right) > 0.1
@@ -58,6 +58,8 @@ def test_a_language_model_is_no_reward_model(tmp_path):
 
 def test_an_output_that_is_not_there_is_named(tmp_path):
     reward_folder(tmp_path, "llama")
-    with pytest.raises(ValueError, match="reward_model.output=3: .* has 1 outputs, counted from 0"):
-        load_reward_model(ModelConfig(path=str(tmp_path)), RewardModelConfig(path=str(tmp_path), output=3))
+    with pytest.raises(ValueError, match="reward_model.output_index=3: .* has 1 outputs, counted from 0"):
+        load_reward_model(
+            ModelConfig(path=str(tmp_path)), RewardModelConfig(path=str(tmp_path), output_index=3)
+        )
     assert load_processor(ModelConfig(path=str(tmp_path))).stop_ids

@@ -34,10 +34,10 @@ print(json.dumps({
     "max": world.max(rank * 2.5),
     "all": [world.all(True), world.all(rank == 0)],
     "gather": world.gather({"rank": rank}),
-    "exchanged": [x and len(x) for x in world.exchange([[rank], None if rank else "big" * 100000])],
+    "exchanged": [x and len(x) for x in world.all_to_all([[rank], None if rank else "big" * 100000])],
     "means": means.result(world),
     "layout": layout.result(10, world),
-    "described": {k: v for k, v in describe([answers], world).items() if k in ("reward/mean", "reward/std", "length/max", "counts/answers")},
+    "described": {k: v for k, v in describe([answers], world).items() if k in ("reward/mean", "reward/std", "length/max", "counts/responses")},
 }))
 world.barrier()
 dist.destroy_process_group()
@@ -81,8 +81,8 @@ def test_two_ranks_agree_on_sums_maxima_and_means(tmp_path):
     assert one["means"] == {"x": 2 / 3, "x/max": 5}
     # A prompt of 2 with answers of 1 and 3 on one rank (6 read), with 2 and 3 on the other (7 read); 17 tokens of a rectangle of 4 x 5.
     assert one["layout"] == {
-        "update/filled": 13 / 20,
+        "update/token_budget_used": 13 / 20,
         "update/padding_avoided": (20 - 17) / 20,
         "update/rank_balance": 6.5 / 7,
     }
-    assert one["described"] == {"reward/mean": 0.5, "reward/std": 0.5, "length/max": 3, "counts/answers": 4}
+    assert one["described"] == {"reward/mean": 0.5, "reward/std": 0.5, "length/max": 3, "counts/responses": 4}

@@ -1,5 +1,5 @@
 from lightrft.config import RewardConfig
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.types import Record
 
@@ -12,7 +12,7 @@ def sums(*targets):
 
 
 def judge(**rewards):
-    return Judge({"sums": rewards}, RewardConfig(workers=0))
+    return RewardRunner({"sums": rewards}, RewardConfig(workers=0))
 
 
 def test_right_answers_pass_and_answers_to_other_questions_do_not():

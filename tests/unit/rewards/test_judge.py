@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightrft.config import RewardConfig
-from lightrft.rewards.base import Judge, each, stripped
+from lightrft.rewards.base import RewardRunner, each, stripped
 from lightrft.types import Prompt, Trajectory
 
 FAILING = str(Path(__file__).parent / "failing_rewards.py")
@@ -34,13 +34,15 @@ def spoken(answer, group=0, source="sums", target="5"):
 
 
 def inline(rewards, **options):
-    return Judge({"sums": rewards}, RewardConfig(workers=0, **options))
+    return RewardRunner({"sums": rewards}, RewardConfig(workers=0, **options))
 
 
 @pytest.fixture(scope="module")
 def dropping():
     """One worker for many tests; it is replaced whenever a test kills it."""
-    with Judge({"sums": {FRAGILE: 1.0}}, RewardConfig(on_failure="drop", timeout_seconds=1.0)) as judge:
+    with RewardRunner(
+        {"sums": {FRAGILE: 1.0}}, RewardConfig(on_failure="drop", timeout_seconds=1.0)
+    ) as judge:
         yield judge
 
 
@@ -53,7 +55,7 @@ def test_rewards_are_weighted_and_added_and_their_parts_kept_unweighted():
 
 def test_each_task_is_judged_by_its_own_rewards():
     sums, letters = spoken("5"), spoken("B", group=1, source="quiz", target="B")
-    Judge({"sums": {"math": 1.0}, "quiz": {"choice": 3.0}}, RewardConfig(workers=0))([sums, letters])
+    RewardRunner({"sums": {"math": 1.0}, "quiz": {"choice": 3.0}}, RewardConfig(workers=0))([sums, letters])
     assert (sums.parts, letters.parts) == ({"math": 1.0}, {"choice": 1.0})
     assert letters.reward == 3.0
 
@@ -72,7 +74,7 @@ def test_a_task_without_reward_is_refused_at_the_start():
 
 def test_a_misspelt_reward_is_refused_before_any_process_starts():
     with pytest.raises(ValueError, match="no reward named 'mth'. Did you mean 'math'"):
-        Judge({"sums": {"mth": 1.0}}, RewardConfig())
+        RewardRunner({"sums": {"mth": 1.0}}, RewardConfig())
 
 
 def test_an_answer_of_an_unknown_task_is_refused():
@@ -81,7 +83,7 @@ def test_an_answer_of_an_unknown_task_is_refused():
 
 
 def test_a_reward_sees_only_answers_of_its_own_task_in_one_call():
-    judge = Judge(
+    judge = RewardRunner(
         {"sums": {f"{FAILING}:call_size": 1.0}, "quiz": {f"{FAILING}:call_size": 1.0}},
         RewardConfig(workers=0),
     )
@@ -124,7 +126,7 @@ def test_only_failing_answers_are_dropped_and_never_become_zeros(caplog):
     with caplog.at_level(logging.WARNING, "lightrft"):
         judged = inline({FRAGILE: 1.0}, on_failure="drop")(answers)
     assert [(t.answer, t.reward) for t in judged.kept] == [("a", 1.0), ("abc", 3.0), ("b", 1.0), ("c", 1.0)]
-    assert judged.metrics == {"counts/dropped_answers": 2.0, "counts/failed/fragile": 2.0}
+    assert judged.metrics == {"counts/dropped_responses": 2.0, "counts/failed/fragile": 2.0}
     assert isnan(answers[1].reward)
     assert "2 answers without a value (2 of 6 answers are dropped in all)" in caplog.text
 
@@ -134,7 +136,7 @@ def test_a_group_with_one_answer_left_is_dropped_whole():
         [spoken("raise"), spoken("alone"), spoken("single", 1)]
     )
     assert [t.answer for t in judged.kept] == ["single"]
-    assert judged.metrics["counts/dropped_answers"] == 2.0
+    assert judged.metrics["counts/dropped_responses"] == 2.0
     assert judged.metrics["counts/failed/fragile"] == 1.0
 
 
@@ -142,11 +144,11 @@ def test_a_reward_over_groups_is_tried_again_by_whole_groups_only():
     answers = [spoken("a"), spoken("b"), spoken("c", 1), spoken("raise", 1), spoken("d", 2)]
     judged = inline({f"{FAILING}:group_size": 1.0}, on_failure="drop")(answers)
     assert [(t.answer, t.reward) for t in judged.kept] == [("a", 2.0), ("b", 2.0), ("d", 1.0)]
-    assert judged.metrics["counts/dropped_answers"] == 2.0
+    assert judged.metrics["counts/dropped_responses"] == 2.0
 
 
 def test_nothing_dropped_is_counted_as_zero():
-    assert inline({"math": 1.0})([spoken("5")]).metrics == {"counts/dropped_answers": 0.0}
+    assert inline({"math": 1.0})([spoken("5")]).metrics == {"counts/dropped_responses": 0.0}
 
 
 def test_no_answers_give_no_answers():
@@ -154,7 +156,7 @@ def test_no_answers_give_no_answers():
 
 
 def test_rewards_run_in_another_process(tmp_path):
-    with Judge({"sums": {f"{FAILING}:process_id": 1.0, "math": 0.0}}, RewardConfig()) as judge:
+    with RewardRunner({"sums": {f"{FAILING}:process_id": 1.0, "math": 0.0}}, RewardConfig()) as judge:
         answer = spoken("\\boxed{2\\sqrt{3}}", target="\\sqrt{12}")
         judge([answer])
         assert answer.parts["math"] == 1.0
@@ -165,7 +167,7 @@ def test_rewards_run_in_another_process(tmp_path):
 
 
 def test_several_workers_share_the_groups_and_keep_them_whole():
-    with Judge({"sums": {f"{FAILING}:process_id": 1.0}}, RewardConfig(workers=2)) as judge:
+    with RewardRunner({"sums": {f"{FAILING}:process_id": 1.0}}, RewardConfig(workers=2)) as judge:
         answers = [spoken("a", group=n // 3) for n in range(12)]
         judge(answers)
     first, second = answers[0].reward, answers[-1].reward
@@ -177,7 +179,7 @@ def test_a_reward_that_hangs_is_killed_and_only_its_answer_dropped(dropping):
     start = time.monotonic()
     judged = dropping([spoken("a"), spoken("hang"), spoken("abc"), spoken("b", 1), spoken("c", 1)])
     assert [(t.answer, t.reward) for t in judged.kept] == [("a", 1.0), ("abc", 3.0), ("b", 1.0), ("c", 1.0)]
-    assert judged.metrics == {"counts/dropped_answers": 1.0, "counts/failed/fragile": 1.0}
+    assert judged.metrics == {"counts/dropped_responses": 1.0, "counts/failed/fragile": 1.0}
     assert time.monotonic() - start < 50
 
 
@@ -189,14 +191,14 @@ def test_a_reward_whose_process_dies_is_replaced(dropping):
 
 def test_a_hang_stops_the_run_unless_told_to_drop():
     with (
-        Judge({"sums": {FRAGILE: 1.0}}, RewardConfig(timeout_seconds=0.5)) as judge,
+        RewardRunner({"sums": {FRAGILE: 1.0}}, RewardConfig(timeout_seconds=0.5)) as judge,
         pytest.raises(RuntimeError, match="it took longer than rewards.timeout_seconds=0.5 and was killed"),
     ):
         judge([spoken("hang")])
 
 
 def test_a_reward_that_cannot_be_loaded_is_named():
-    judge = Judge({"sums": {f"{FAILING}:fragle": 1.0}}, RewardConfig())
+    judge = RewardRunner({"sums": {f"{FAILING}:fragle": 1.0}}, RewardConfig())
     with judge, pytest.raises(ValueError, match="has no 'fragle'. Did you mean 'fragile'"):
         judge([spoken("a")])
 
@@ -216,7 +218,7 @@ def test_a_lifted_reward_can_still_be_called_on_one_answer():
 
 
 def test_the_process_that_runs_rewards_starts_without_torch():
-    with Judge({"sums": {f"{FAILING}:torch_loaded": 1.0, "math": 1.0}}, RewardConfig()) as judge:
+    with RewardRunner({"sums": {f"{FAILING}:torch_loaded": 1.0, "math": 1.0}}, RewardConfig()) as judge:
         answer = spoken("5")
         judge([answer])
     assert answer.parts == {"torch_loaded": 0.0, "math": 1.0}

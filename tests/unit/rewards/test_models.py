@@ -9,7 +9,7 @@ import pytest
 
 from lightrft.config import JudgeConfig, RewardConfig
 from lightrft.models.processor import Processor
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.function import Answer, Question
 from lightrft.rewards.models import GenerativeJudge, ScalarReward
 from lightrft.testing import tiny_processor, tiny_trajectories
@@ -66,9 +66,9 @@ def test_several_replies_are_averaged_and_those_without_a_score_left_out():
     )
     assert found[0] == pytest.approx(0.3)
     assert isinstance(found[1], Failure)
-    assert "named no score between 0 and judge.full_marks=10" in found[1].reason
+    assert "named no score between 0 and judge.max_score=10" in found[1].reason
     assert ask.sampling.n == 3
-    (found,), _ = judged(["mark: many"], [answer("4")], score=r"mark: (\w+)")
+    (found,), _ = judged(["mark: many"], [answer("4")], score_pattern=r"mark: (\w+)")
     assert isinstance(found, Failure)
 
 
@@ -76,7 +76,7 @@ def test_what_an_answer_says_is_not_filled_in_again(tmp_path):
     file = tmp_path / "ask.txt"
     file.write_text("Is {answer} right for {question}? It should be {target}. Say mark=N.")
     found, ask = judged(
-        ["mark=1"], [answer("{target}")], template=str(file), score=r"mark=(\d)", full_marks=1.0
+        ["mark=1"], [answer("{target}")], template=str(file), score_pattern=r"mark=(\d)", max_score=1.0
     )
     assert "Is {target} right for 2 + 2?? It should be 4." in ask.asked[0]
     assert found == [1.0]
@@ -85,10 +85,10 @@ def test_what_an_answer_says_is_not_filled_in_again(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"score": "Score: 1"}, "must have one group"),
-        ({"score": "(("}, "not a regular expression"),
+        ({"score_pattern": "Score: 1"}, "must have one group"),
+        ({"score_pattern": "(("}, "not a regular expression"),
         ({"samples": 2}, "gives the same reply 2 times"),
-        ({"full_marks": 0.0}, "must be above 0"),
+        ({"max_score": 0.0}, "must be above 0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings, told):
@@ -192,7 +192,7 @@ def test_a_judge_that_is_not_reached_costs_its_answers_their_score_and_not_the_r
 
 
 def with_models(weights, models, **settings):
-    judge = Judge({"test": weights}, RewardConfig(**{"workers": 0, **settings}))
+    judge = RewardRunner({"test": weights}, RewardConfig(**{"workers": 0, **settings}))
     judge.models = models
     return judge
 
@@ -215,7 +215,7 @@ def test_an_answer_without_a_score_stops_the_run_or_is_left_out_as_set():
     with with_models({"judge": 1.0}, models, on_failure="drop") as judge:
         judged = judge(tiny_trajectories([(3, [4, 5, 6])]))
     assert len(judged.kept) == 2
-    assert judged.metrics == {"counts/dropped_answers": 1.0, "counts/failed/judge": 1.0}
+    assert judged.metrics == {"counts/dropped_responses": 1.0, "counts/failed/judge": 1.0}
 
 
 def test_a_model_is_asked_also_without_answers():

@@ -52,7 +52,7 @@ def shown(run: Path, *, color: Color = "none", **options: int) -> str:
 
 def test_what_is_saved_comes_back(run: Path) -> None:
     row = trajectories.load(run, 7)[0]
-    assert (row["answer"], row["reward"], row["parts"], row["group"]) == ("seven", 1.0, {"math": 1.0}, 4)
+    assert (row["response"], row["reward"], row["parts"], row["group"]) == ("seven", 1.0, {"math": 1.0}, 4)
     assert row["messages"][1]["content"] == "What is 3 + 4?"
     assert row["tokens"] == {
         "ids": [1, 2, 3],
@@ -68,7 +68,7 @@ def test_columns_are_left_out_when_not_wanted_and_a_missing_reward_is_null(tmp_p
     trajectories.save(tmp_path, 1, [trajectory(1, nan, "\u2028 line")], columns=False)
     row = trajectories.load(tmp_path, 1)[0]
     assert row["reward"] is None
-    assert row["answer"] == "\u2028 line"
+    assert row["response"] == "\u2028 line"
     assert "tokens" not in row
 
 

@@ -16,7 +16,7 @@ from lightrft.strategy.checkpoint import Checkpoints
 
 
 def checkpoints(run: Path, every_steps: int = 5, keep: int = 2) -> Checkpoints:
-    return Checkpoints(run, CheckpointConfig(every_steps=every_steps, keep=keep), World())
+    return Checkpoints(run, CheckpointConfig(every_steps=every_steps, keep_last=keep), World())
 
 
 def state(step: int, size: int = 1000) -> dict:
@@ -110,7 +110,7 @@ def test_tensors_of_models_come_back_into_whatever_is_given(tmp_path):
 
 
 def test_what_is_written_in_the_background_is_what_was_there_when_it_was_saved(tmp_path):
-    config = CheckpointConfig(keep=2, background=True)
+    config = CheckpointConfig(keep_last=2, background=True)
     saved, models, plain = Checkpoints(tmp_path, config, World()), tensors(1.0), state(5)
     path = saved.save(5, plain, models)
     models["actor"]["weights/a.b"].fill_(9.0)
@@ -127,7 +127,7 @@ def test_what_is_written_in_the_background_is_what_was_there_when_it_was_saved(t
 
 
 def test_an_error_in_the_background_is_told_by_the_next_save(small_disk):
-    saved = Checkpoints(small_disk, CheckpointConfig(keep=2, background=True), World())
+    saved = Checkpoints(small_disk, CheckpointConfig(keep_last=2, background=True), World())
     saved.save(5, state(5))
     saved.save(10, state(10), {"actor": {"w": torch.zeros(800_000)}})
     with pytest.raises(RuntimeError, match="the disk is full.*checkpoint is intact"):
@@ -208,8 +208,8 @@ def test_a_state_that_cannot_be_saved_leaves_the_last_checkpoint(tmp_path):
 
 
 def test_keeping_no_checkpoint_at_all_is_refused():
-    with pytest.raises(ValueError, match=r"checkpoint.keep=0"):
-        CheckpointConfig(keep=0)
+    with pytest.raises(ValueError, match=r"checkpoint.keep_last=0"):
+        CheckpointConfig(keep_last=0)
 
 
 def test_a_file_size_limit_gives_a_clear_error_and_spares_the_last_checkpoint(tmp_path):
@@ -287,7 +287,7 @@ from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.parallel.world import World
 
 run, draw = Path(sys.argv[1]), random.Random(0)
-saved = Checkpoints(run, CheckpointConfig(keep=2), World())
+saved = Checkpoints(run, CheckpointConfig(keep_last=2), World())
 tensors = [torch.full((500_000,), float(n)) for n in range(4)]
 
 def save_forever(step):

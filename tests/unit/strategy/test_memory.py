@@ -1,4 +1,4 @@
-"""The stage: who holds memory when."""
+"""The memory_plan: who holds memory when."""
 
 import io
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lightrft.strategy.memory import NoRoomError, Phase, Stage, Tensors
+from lightrft.strategy.memory import MemoryPlan, NoRoomError, Phase, Tensors
 
 PHASES = [Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN]
 
@@ -49,12 +49,12 @@ class Block:
 
 
 def stage_of(needs):
-    """A stage with one resident per entry: the phases that need it, and its size. Nothing is loaded in IDLE."""
+    """A memory_plan with one resident per entry: the phases that need it, and its size. Nothing is loaded in IDLE."""
     device = Device()
-    stage = Stage(device.bytes)
+    memory_plan = MemoryPlan(device.bytes)
     for place, (phases, size) in enumerate(needs):
-        stage.add(f"r{place}", Block(device, f"r{place}", size), *phases)
-    return stage, device
+        memory_plan.add(f"r{place}", Block(device, f"r{place}", size), *phases)
+    return memory_plan, device
 
 
 residents = st.lists(st.tuples(st.sets(st.sampled_from(PHASES)), st.integers(1, 9)), max_size=5)
@@ -63,9 +63,9 @@ walks = st.lists(st.sampled_from([*PHASES, Phase.IDLE]), max_size=12)
 
 @given(residents, walks)
 def test_inside_a_phase_exactly_its_residents_are_loaded(needs, walk):
-    stage, device = stage_of(needs)
+    memory_plan, device = stage_of(needs)
     for phase in walk:
-        with stage(phase):
+        with memory_plan(phase):
             assert device.loaded == {
                 f"r{i}": size for i, (phases, size) in enumerate(needs) if phase in phases
             }
@@ -73,11 +73,11 @@ def test_inside_a_phase_exactly_its_residents_are_loaded(needs, walk):
 
 @given(residents, walks)
 def test_entering_moves_only_the_difference_and_frees_before_it_fills(needs, walk):
-    stage, device = stage_of(needs)
+    memory_plan, device = stage_of(needs)
     before = Phase.IDLE
     for phase in walk:
         device.moves.clear()
-        with stage(phase):
+        with memory_plan(phase):
             leaving = [
                 f"-r{i}" for i, (phases, _) in enumerate(needs) if before in phases and phase not in phases
             ]
@@ -91,55 +91,55 @@ def test_entering_moves_only_the_difference_and_frees_before_it_fills(needs, wal
 
 @given(residents, walks)
 def test_the_peak_is_never_more_than_the_fullest_phase(needs, walk):
-    stage, device = stage_of(needs)
+    memory_plan, device = stage_of(needs)
     for phase in walk:
-        with stage(phase):
+        with memory_plan(phase):
             pass
     assert device.peak <= max(sum(size for phases, size in needs if phase in phases) for phase in PHASES)
 
 
 @given(residents, st.sampled_from(PHASES), st.sampled_from(PHASES))
 def test_phases_do_not_nest(needs, outer, inner):
-    stage, device = stage_of(needs)
-    with stage(outer):
+    memory_plan, device = stage_of(needs)
+    with memory_plan(outer):
         loaded = dict(device.loaded)
-        with pytest.raises(RuntimeError, match="do not nest"), stage(inner):
+        with pytest.raises(RuntimeError, match="do not nest"), memory_plan(inner):
             pass
         assert device.loaded == loaded
-        assert stage.phase is outer
+        assert memory_plan.phase is outer
 
 
 def test_a_phase_that_raises_can_be_left_and_entered_again():
-    stage, device = stage_of([({Phase.TRAIN}, 3)])
-    with pytest.raises(KeyError), stage(Phase.TRAIN):
+    memory_plan, device = stage_of([({Phase.TRAIN}, 3)])
+    with pytest.raises(KeyError), memory_plan(Phase.TRAIN):
         raise KeyError
-    with stage(Phase.ROLLOUT):
+    with memory_plan(Phase.ROLLOUT):
         assert device.loaded == {}
 
 
 def test_seconds_are_counted_by_phase_until_they_are_reset():
-    stage, _ = stage_of([])
+    memory_plan, _ = stage_of([])
     for phase in (Phase.TRAIN, Phase.TRAIN, Phase.SCORE):
-        with stage(phase):
+        with memory_plan(phase):
             pass
-    seconds = stage.reset_seconds()
+    seconds = memory_plan.reset_seconds()
     assert sorted(seconds) == ["score", "train"]
     assert all(s >= 0 for s in seconds.values())
-    assert stage.reset_seconds() == {}
+    assert memory_plan.reset_seconds() == {}
 
 
 def test_the_last_entry_says_what_moved():
-    stage, _ = stage_of([({Phase.ROLLOUT}, 2**30), ({Phase.TRAIN}, 2**31)])
-    with stage(Phase.ROLLOUT):
+    memory_plan, _ = stage_of([({Phase.ROLLOUT}, 2**30), ({Phase.TRAIN}, 2**31)])
+    with memory_plan(Phase.ROLLOUT):
         pass
-    with stage(Phase.TRAIN):
-        assert stage.moves == ["-r0", "+r1", "1.00 -> 2.00 GiB"]
+    with memory_plan(Phase.TRAIN):
+        assert memory_plan.moves == ["-r0", "+r1", "1.00 -> 2.00 GiB"]
 
 
 def test_the_table_shows_each_resident_in_its_phases_and_the_sums():
-    stage, _ = stage_of([({Phase.ROLLOUT, Phase.TRAIN}, 2**30), ({Phase.TRAIN}, 2**29)])
+    memory_plan, _ = stage_of([({Phase.ROLLOUT, Phase.TRAIN}, 2**30), ({Phase.TRAIN}, 2**29)])
     out = io.StringIO()
-    Console(file=out, width=100).print(stage.table())
+    Console(file=out, width=100).print(memory_plan.table())
     sums = next(line for line in out.getvalue().splitlines() if "sum" in line)
     assert [x for x in sums.replace("│", " ").split() if x[0].isdigit()] == ["1.00", "0.00", "0.00", "1.50"]
 
@@ -175,22 +175,22 @@ class Full(Block):
 
 def test_where_there_is_no_room_to_wake_it_says_who_holds_the_memory_and_what_to_lower():
     device = Device()
-    stage = Stage(device.bytes)
-    stage.add("engine weights", Block(device, "engine weights", 3 * 2**30), Phase.ROLLOUT)
-    stage.add("engine cache", Full(device, "engine cache", 2 * 2**30), Phase.ROLLOUT)
-    with pytest.raises(NoRoomError) as error, stage(Phase.ROLLOUT):
+    memory_plan = MemoryPlan(device.bytes)
+    memory_plan.add("engine weights", Block(device, "engine weights", 3 * 2**30), Phase.ROLLOUT)
+    memory_plan.add("engine cache", Full(device, "engine cache", 2 * 2**30), Phase.ROLLOUT)
+    with pytest.raises(NoRoomError) as error, memory_plan(Phase.ROLLOUT):
         raise AssertionError("not reached")
     told = str(error.value)
     assert "no room on the device for engine cache (2.00 GiB) in phase rollout" in told
     assert "Held in it: engine weights 3.00 GiB" in told
     assert "lower rollout.native.max_sequences" in told
-    assert "rollout.vllm.tensor_parallel" in told
+    assert "rollout.vllm.tensor_parallel_size" in told
 
 
 def test_where_a_phase_has_no_room_to_compute_it_says_what_to_lower():
-    stage, _ = stage_of([({Phase.TRAIN}, 2**30)])
-    told = "what it computes in phase train.*lower update.tokens_per_batch"
-    with pytest.raises(NoRoomError, match=told), stage(Phase.TRAIN):
+    memory_plan, _ = stage_of([({Phase.TRAIN}, 2**30)])
+    told = "what it computes in phase train.*lower update.tokens_per_micro_batch"
+    with pytest.raises(NoRoomError, match=told), memory_plan(Phase.TRAIN):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(KeyError), stage(Phase.TRAIN):  # what is no lack of memory is told as it is
+    with pytest.raises(KeyError), memory_plan(Phase.TRAIN):  # what is no lack of memory is told as it is
         raise KeyError("x")

@@ -9,7 +9,7 @@ from lightrft.config import LoraConfig, ModelConfig, OptimizerConfig, StrategyCo
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
-from lightrft.strategy.in_memory import Held, kept, restore
+from lightrft.strategy.in_memory import InMemory, restore, snapshot
 from lightrft.strategy.optimizer import schedule
 from lightrft.strategy.single import Single, SingleFrozen, SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_trajectories
@@ -30,7 +30,7 @@ def two_weights(dtype=torch.float32):
 
 
 def trainable(module, **options):
-    return SingleTrainable(module, OptimizerConfig(**{"clip_norm": 0.0, **options}), total_updates=10)
+    return SingleTrainable(module, OptimizerConfig(**{"max_grad_norm": 0.0, **options}), total_updates=10)
 
 
 def give_gradients(module, weight, bias=0.0):
@@ -81,7 +81,7 @@ def test_the_rate_of_each_update_is_the_schedules():
     model = trainable(two_weights(), learning_rate=0.5, warmup_steps=2)
     seen = []
     for _ in range(3):
-        seen.append(model.rate())
+        seen.append(model.learning_rate())
         give_gradients(model.module, 1.0)
         model.step(model.gradient_norm())
     assert seen == [0.25, 0.5, 0.5]
@@ -113,7 +113,7 @@ def test_weight_decay_leaves_biases_and_norms_alone():
 
 
 def test_a_long_gradient_is_scaled_down_to_the_clip_norm():
-    model = trainable(two_weights(), learning_rate=0.1, clip_norm=1.0, betas=[0.0, 0.0])
+    model = trainable(two_weights(), learning_rate=0.1, max_grad_norm=1.0, betas=[0.0, 0.0])
     give_gradients(model.module, 4.0, 0.0)
     norm = model.gradient_norm()
     assert norm == 8.0
@@ -122,7 +122,7 @@ def test_a_long_gradient_is_scaled_down_to_the_clip_norm():
 
 
 def test_a_short_gradient_is_not_scaled_up():
-    model = trainable(two_weights(), learning_rate=0.1, clip_norm=100.0, betas=[0.0, 0.0])
+    model = trainable(two_weights(), learning_rate=0.1, max_grad_norm=100.0, betas=[0.0, 0.0])
     give_gradients(model.module, 4.0, 0.0)
     model.step(model.gradient_norm())
     assert_close(model.optimizer.state[model.module.weight]["exp_avg"], torch.full((2, 2), 4.0))
@@ -152,7 +152,7 @@ def test_a_module_with_nothing_to_train_is_refused():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_gradient_is_skipped_and_leaves_weights_and_optimizer_alone(bad):
-    model = trainable(two_weights(), learning_rate=0.1, clip_norm=1.0)
+    model = trainable(two_weights(), learning_rate=0.1, max_grad_norm=1.0)
     give_gradients(model.module, 1.0)
     model.step(model.gradient_norm())
     weight, average = (
@@ -189,7 +189,7 @@ def test_bfloat16_weights_learn_through_float32_masters():
     for _ in range(40):
         model.backward(model.module(torch.ones(1, 2, dtype=torch.bfloat16)).sum())
         model.step(model.gradient_norm())
-    master = model.tensors()["weights/weight"]
+    master = model.tensor_state()["weights/weight"]
     assert master.dtype == torch.float32
     assert_close(master, torch.full((2, 2), 1 - 40e-4), atol=1e-5, rtol=0)
     assert model.module.weight.dtype == torch.bfloat16
@@ -251,10 +251,10 @@ def test_a_loaded_state_goes_on_bit_for_bit(dtype, rank):
     learn(first, range(3))
     torch.manual_seed(1)
     second = SingleTrainable(load_model(settings), options, 6)
-    restore(second, kept(first))
+    restore(second, snapshot(first))
     learn(second, range(3, 6))
     assert second.version == whole.version == 6
-    assert second.rate() == whole.rate()
+    assert second.learning_rate() == whole.learning_rate()
     for (name, mine), (_, other) in zip(
         second.module.state_dict().items(), whole.module.state_dict().items(), strict=True
     ):
@@ -262,13 +262,13 @@ def test_a_loaded_state_goes_on_bit_for_bit(dtype, rank):
 
 
 def test_a_state_of_another_model_is_refused():
-    state = kept(trainable(two_weights()))
+    state = snapshot(trainable(two_weights()))
     with pytest.raises(ValueError, match="another model"):
         restore(trainable(nn.Linear(2, 2, bias=False)), state)
 
 
 def test_a_state_of_another_size_is_refused():
-    state = kept(trainable(two_weights()))
+    state = snapshot(trainable(two_weights()))
     with pytest.raises(ValueError, match="another model"):
         restore(trainable(nn.Linear(3, 2)), state)
 
@@ -324,14 +324,14 @@ def test_many_small_steps_are_not_lost_in_bfloat16_nor_by_a_checkpoint():
     for step in range(500):
         reference.follow(iter(policy.state_dict().items()), 0.001)
         if step == 250:
-            state = {name: weight.clone() for name, weight in reference.tensors().items()}
+            state = {name: weight.clone() for name, weight in reference.tensor_state().items()}
             reference = frozen(two_weights(torch.bfloat16))
-            reference.load(Held(state))
+            reference.load(InMemory(state))
     expected = 2 - 0.999**500
     assert abs(float(reference.module.weight[0, 0]) - expected) < 0.005, (
         "its own type has steps of 0.008 here"
     )
-    assert float(reference.tensors()["weights/weight"][0, 0]) == pytest.approx(expected, abs=1e-4)
+    assert float(reference.tensor_state()["weights/weight"][0, 0]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_reference_that_became_the_policy_forgets_its_average():
@@ -340,7 +340,7 @@ def test_a_reference_that_became_the_policy_forgets_its_average():
     with torch.no_grad():
         policy.weight.fill_(3.0)
     reference.follow(iter(policy.state_dict().items()), 1.0)
-    assert reference.tensors()["weights/weight"].unique().tolist() == [3.0]
+    assert reference.tensor_state()["weights/weight"].unique().tolist() == [3.0]
 
 
 def test_a_reference_with_a_weight_that_the_policy_lacks_cannot_follow():

@@ -6,7 +6,7 @@ import pytest
 
 from lightrft.config import RewardConfig, TaskConfig
 from lightrft.media.parts import Made, parts, read_media
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.tasks import scenes
 from lightrft.tasks.media_tasks import TASKS, mathvision_row
@@ -44,7 +44,7 @@ def asked(record):
 
 def checked(name, records):
     task = load_task(name)
-    with Judge({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
+    with RewardRunner({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
         return check_gold(name, records, task.gold, judge)
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from lightrft.config import RewardConfig, TaskConfig
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.tasks.table import TASKS, Task, load_task
 
@@ -280,7 +280,7 @@ def test_reasoning_gym_keeps_evaluation_questions_out_of_training():
 def test_gold_answers_of_generated_tasks_score_full_marks(name):
     need(name)
     task = load_task(name)
-    with Judge({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
+    with RewardRunner({task.name: task.rewards}, RewardConfig(workers=0)) as judge:
         for split in ("train", "evaluate"):
             report = check_gold(name, load(name, split, train_limit=60)[:60], task.gold, judge)
             assert report.ok, str(report)

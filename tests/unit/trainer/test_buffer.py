@@ -8,7 +8,7 @@ import torch
 from lightrft.config import ReplayConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.buffer import Experience
+from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.types import Prompt
 from lightrft.utils.states import read_state, write_state
 
@@ -22,18 +22,18 @@ def groups_of(step, count=3):
 
 
 def remembering(config, steps):
-    memory = Experience(config)
+    memory = RolloutBuffer(config)
     for step in range(1, steps + 1):
-        memory.remember(step, groups_of(step))
+        memory.add(step, groups_of(step))
     return memory
 
 
 def test_groups_come_again_at_random_none_twice_and_none_too_old():
-    memory = remembering(ReplayConfig(groups=2, max_age=2), steps=4)
-    young = [group for born, group in memory.earlier if born >= 3]
+    memory = remembering(ReplayConfig(groups_per_step=2, max_age=2), steps=4)
+    young = [group for born, group in memory.replayable if born >= 3]
     seen = set()
     for seed in range(40):
-        taken = memory.again(5, random.Random(seed))
+        taken = memory.sample(5, random.Random(seed))
         assert len(taken) == 2
         places = [young.index(group) for group in taken]
         assert places == sorted(set(places))
@@ -42,55 +42,57 @@ def test_groups_come_again_at_random_none_twice_and_none_too_old():
 
 
 def test_there_are_fewer_at_the_start():
-    memory = Experience(ReplayConfig(groups=5))
-    assert memory.again(1, random.Random(0)) == []
-    memory.remember(1, groups_of(1))
-    assert len(memory.again(2, random.Random(0))) == 3
+    memory = RolloutBuffer(ReplayConfig(groups_per_step=5))
+    assert memory.sample(1, random.Random(0)) == []
+    memory.add(1, groups_of(1))
+    assert len(memory.sample(2, random.Random(0))) == 3
 
 
 def test_without_replay_nothing_is_remembered():
-    assert remembering(ReplayConfig(), steps=3).earlier == []
+    assert remembering(ReplayConfig(), steps=3).replayable == []
 
 
 def test_what_waits_waits_for_one_step():
-    memory = Experience(ReplayConfig())
-    memory.waiting = groups_of(1)
-    assert len(memory.take_waiting()) == 3
-    assert memory.take_waiting() == []
+    memory = RolloutBuffer(ReplayConfig())
+    memory.carried_over = groups_of(1)
+    assert len(memory.take_carried_over()) == 3
+    assert memory.take_carried_over() == []
 
 
 def test_a_snapshot_is_not_changed_by_later_steps_and_comes_back_whole(tmp_path):
-    memory = remembering(ReplayConfig(groups=1, max_age=9), steps=2)
-    memory.waiting = groups_of(7, count=2)
+    memory = remembering(ReplayConfig(groups_per_step=1, max_age=9), steps=2)
+    memory.carried_over = groups_of(7, count=2)
     snapshot = memory.snapshot()
-    memory.take_waiting()
-    memory.remember(3, groups_of(3))
-    write_state(tmp_path / "state.pt", Experience.state(snapshot))
-    again = Experience(ReplayConfig(groups=1, max_age=9))
+    memory.take_carried_over()
+    memory.add(3, groups_of(3))
+    write_state(tmp_path / "state.pt", RolloutBuffer.state(snapshot))
+    again = RolloutBuffer(ReplayConfig(groups_per_step=1, max_age=9))
     again.load(read_state(tmp_path / "state.pt"))
-    assert again.waiting == groups_of(7, count=2)
-    assert again.earlier == [(step, group) for step in (1, 2) for group in groups_of(step)]
-    assert again.waiting[0][0].prompt is again.waiting[0][1].prompt, "siblings go on sharing their prompt"
+    assert again.carried_over == groups_of(7, count=2)
+    assert again.replayable == [(step, group) for step in (1, 2) for group in groups_of(step)]
+    assert again.carried_over[0][0].prompt is again.carried_over[0][1].prompt, (
+        "siblings go on sharing their prompt"
+    )
 
 
 def test_paused_answers_get_media_back_that_are_stored_by_name_only(tmp_path):
     """An engine that reads media by itself needs them to go on."""
     picture = numpy.zeros((2, 2, 3), dtype=numpy.uint8)
     message = {"role": "user", "content": [{"type": "image", "image": picture}]}
-    asked = Prompt("q7", [1, 2], [message], None, "test", marked=[1])
+    asked = Prompt("q7", [1, 2], [message], None, "test", unexpanded_token_ids=[1])
     opened = replace(asked, token_ids=[1, 5, 5, 2], media={"pixel_values": torch.zeros(2, 3)})
-    memory = Experience(ReplayConfig())
-    memory.paused = [[replace(t, prompt=opened) for t in group] for group in groups_of(1, count=1)]
-    write_state(tmp_path / "state.pt", Experience.state(memory.snapshot()))
+    memory = RolloutBuffer(ReplayConfig())
+    memory.unfinished = [[replace(t, prompt=opened) for t in group] for group in groups_of(1, count=1)]
+    write_state(tmp_path / "state.pt", RolloutBuffer.state(memory.snapshot()))
     loader = PromptLoader([([asked], 1.0)], seed=0)
     memory.load(read_state(tmp_path / "state.pt"), loader.completed)
-    prompt = memory.paused[0][0].prompt
+    prompt = memory.unfinished[0][0].prompt
     assert prompt.messages[0]["content"][0]["image"] is picture
-    assert (prompt.token_ids, list(prompt.marked)) == ([1, 5, 5, 2], [1])
-    assert memory.paused[0][1].prompt is prompt
+    assert (prompt.token_ids, list(prompt.unexpanded_token_ids)) == ([1, 5, 5, 2], [1])
+    assert memory.unfinished[0][1].prompt is prompt
 
 
 def test_ranks_share_what_comes_again():
-    assert Experience(ReplayConfig(groups=4), ranks=2).groups == 2
-    with pytest.raises(ValueError, match="replay.groups=3 cannot be shared by 2 processes"):
-        Experience(ReplayConfig(groups=3), ranks=2)
+    assert RolloutBuffer(ReplayConfig(groups_per_step=4), ranks=2).groups == 2
+    with pytest.raises(ValueError, match="replay.groups_per_step=3 cannot be shared by 2 processes"):
+        RolloutBuffer(ReplayConfig(groups_per_step=3), ranks=2)

@@ -8,10 +8,10 @@ from lightrft.config import EvaluateConfig, ModelConfig, NativeEngineConfig, Rew
 from lightrft.engines.native import NativeEngine
 from lightrft.models.load import load_model
 from lightrft.parallel.world import World
-from lightrft.rewards.base import Judge
+from lightrft.rewards.base import RewardRunner
 from lightrft.tasks.table import Records, Task, load_task
 from lightrft.testing import tiny_processor, tiny_prompt
-from lightrft.trainer.evaluate import Evaluator, Exam
+from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.types import Record
 
 PROCESSOR = tiny_processor()
@@ -29,9 +29,9 @@ def fails_on_long(answer: str, num_tokens: int) -> float:
 """
 
 
-def exam(name, questions, weight=1.0, first=0):
+def eval_set(name, questions, weight=1.0, first=0):
     prompts = [tiny_prompt(5 + n, seed=first + n, source=name) for n in range(questions)]
-    return Exam(Task(name, lambda *_: Records(), {}, lambda record: ""), prompts, weight)
+    return EvalSet(Task(name, lambda *_: Records(), {}, lambda record: ""), prompts, weight)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def engine():
 def evaluator(tmp_path):
     (tmp_path / "rewards.py").write_text(REWARDS)
 
-    def make(exams, rewards, world=None, **options):
-        judge = Judge(
+    def make(eval_sets, rewards, world=None, **options):
+        judge = RewardRunner(
             {name: {f"{tmp_path}/rewards.py:{reward}": 1.0} for name, reward in rewards.items()},
             RewardConfig(workers=0, on_failure="drop"),
         )
         return Evaluator(
-            exams=exams,
-            judge_answers=judge,
+            eval_sets=eval_sets,
+            rewards=judge,
             processor=PROCESSOR,
             config=EvaluateConfig(**options),
             max_tokens=4,
@@ -67,12 +67,12 @@ def evaluator(tmp_path):
 
 def reported(evaluator, groups, label):
     """The scores of answers, after they were judged."""
-    evaluator.judge_answers([t for group in groups for t in group])
+    evaluator.rewards([t for group in groups for t in group])
     return evaluator.report(groups, label)
 
 
 def test_scores_by_task_and_their_weighted_mean(engine, evaluator, tmp_path):
-    found = evaluator([exam("a", 3), exam("b", 2, weight=3.0, first=9)], {"a": "length", "b": "half"})
+    found = evaluator([eval_set("a", 3), eval_set("b", 2, weight=3.0, first=9)], {"a": "length", "b": "half"})
     scores = reported(found, found.sample(engine), "before")
     assert scores == {"a": 1.0, "b": 0.5, "mean": (1.0 * 1 + 0.5 * 3) / 4}
     report = json.loads((tmp_path / "evaluation" / "before.json").read_text())
@@ -82,18 +82,18 @@ def test_scores_by_task_and_their_weighted_mean(engine, evaluator, tmp_path):
 
 
 def test_every_answer_is_saved_with_its_question(engine, evaluator, tmp_path):
-    found = evaluator([exam("a", 3)], {"a": "length"}, samples=2, temperature=1.0)
+    found = evaluator([eval_set("a", 3)], {"a": "length"}, samples=2, temperature=1.0)
     groups = found.sample(engine)
     reported(found, groups, "after")
     rows = [json.loads(line) for line in (tmp_path / "evaluation" / "after.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["prompt-0"] * 2 + ["prompt-1"] * 2 + ["prompt-2"] * 2
-    assert [row["answer"] for row in rows] == [t.answer for group in groups for t in group]
+    assert [row["response"] for row in rows] == [t.answer for group in groups for t in group]
     assert set(rows[0]) == {
         "id",
         "source",
         "messages",
         "target",
-        "answer",
+        "response",
         "finish",
         "length",
         "reward",
@@ -103,7 +103,7 @@ def test_every_answer_is_saved_with_its_question(engine, evaluator, tmp_path):
 
 
 def test_the_same_questions_get_the_same_answers_each_time(engine, evaluator):
-    found = evaluator([exam("a", 3)], {"a": "length"}, samples=2, temperature=1.0)
+    found = evaluator([eval_set("a", 3)], {"a": "length"}, samples=2, temperature=1.0)
     one, other = found.sample(engine), found.sample(engine)
     assert [[t.token_ids for t in group] for group in one] == [
         [t.token_ids for t in group] for group in other
@@ -112,7 +112,7 @@ def test_the_same_questions_get_the_same_answers_each_time(engine, evaluator):
 
 
 def test_answers_that_cannot_be_judged_are_counted_and_not_scored(engine, evaluator, tmp_path):
-    found = evaluator([exam("a", 3)], {"a": "fails_on_long"})
+    found = evaluator([eval_set("a", 3)], {"a": "fails_on_long"})
     groups = found.sample(engine)
     groups[0][0].token_ids, groups[0][0].mask = groups[0][0].token_ids[:2], [True] * 2
     scores = reported(found, groups, "x")
@@ -125,15 +125,15 @@ def test_answers_that_cannot_be_judged_are_counted_and_not_scored(engine, evalua
 
 
 def test_each_rank_asks_its_own_share(engine, evaluator):
-    exams = [exam("a", 5)]
-    shares = [evaluator(exams, {"a": "length"}, world=World(rank, 2)).sample(engine) for rank in (0, 1)]
+    eval_sets = [eval_set("a", 5)]
+    shares = [evaluator(eval_sets, {"a": "length"}, world=World(rank, 2)).sample(engine) for rank in (0, 1)]
     asked = [[group[0].prompt.id for group in groups] for groups in shares]
     assert asked == [["prompt-0", "prompt-2", "prompt-4"], ["prompt-1", "prompt-3"]]
 
 
 def test_the_majority_counts_answers_that_mean_the_same(engine, evaluator, tmp_path):
     found = evaluator(
-        [exam("a", 2)], {"a": "length"}, samples=3, temperature=1.0, pass_k=[1, 3], majority_k=[3]
+        [eval_set("a", 2)], {"a": "length"}, samples=3, temperature=1.0, pass_k=[1, 3], majority_k=[3]
     )
     reported(found, found.sample(engine), "x")
     report = json.loads((tmp_path / "evaluation" / "x.json").read_text())["a"]
@@ -147,5 +147,5 @@ def test_a_task_of_the_house_can_be_asked(engine, evaluator):
         Record(id=str(n), messages=[{"role": "user", "content": q}], target=q, source="tiny")
         for n, q in enumerate(["abc", "123"])
     ]
-    found = evaluator([Exam(task, [PROCESSOR.prompt(r) for r in records], 1.0)], {"tiny": "half"})
+    found = evaluator([EvalSet(task, [PROCESSOR.prompt(r) for r in records], 1.0)], {"tiny": "half"})
     assert reported(found, found.sample(engine), "x") == {"tiny": 0.5, "mean": 0.5}

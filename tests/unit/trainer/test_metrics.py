@@ -31,23 +31,23 @@ def test_rewards_are_described_by_mean_and_population_deviation():
     assert found["reward/std"] == pytest.approx(math.sqrt(3) / 4)
     assert found["reward/right"] == 0.75
     assert found["reward/short"] == 1
-    assert found["counts/answers"] == 4
+    assert found["counts/responses"] == 4
 
 
 def test_a_group_whose_rewards_are_equal_has_no_signal():
-    assert describe(judged([[1, 0], [1, 1], [0, 0], [0.1, 0.1]]), World())["reward/no_signal_share"] == 0.75
+    assert describe(judged([[1, 0], [1, 1], [0, 0], [0.1, 0.1]]), World())["reward/zero_std_fraction"] == 0.75
 
 
 def test_lengths_and_cut_answers_are_described():
     found = describe(judged([[1, 0, 0]], lengths=[[2, 4, 0]], finish=["stop", "length", "stop"]), World())
     assert found["length/mean"] == 2
     assert found["length/max"] == 4
-    assert found["truncated_share"] == pytest.approx(1 / 3)
+    assert found["length/truncated_fraction"] == pytest.approx(1 / 3)
 
 
 def test_nothing_is_described_without_dividing_by_zero():
     found = describe([], World())
-    assert found["reward/mean"] == found["length/max"] == found["counts/answers"] == 0
+    assert found["reward/mean"] == found["length/max"] == found["counts/responses"] == 0
 
 
 def test_token_means_weigh_tokens_not_batches():
@@ -60,7 +60,7 @@ def test_token_means_weigh_tokens_not_batches():
     assert means.result(World()) == {"x": pytest.approx(14 / 3), "x/max": 4}
 
 
-def test_a_batch_without_learnt_tokens_adds_nothing():
+def test_a_batch_without_learned_tokens_adds_nothing():
     means = TokenMeans()
     means.add({"x": torch.tensor([5.0]), "x/max": torch.tensor([5.0])}, torch.tensor([False]))
     assert means.result(World()) == {"x": 0, "x/max": 0}
@@ -75,14 +75,14 @@ def test_many_small_numbers_are_summed_without_loss():
 
 def test_updates_are_averaged_maxima_kept_counts_added_and_the_last_rate_taken():
     rows = [
-        {"loss": 1.0, "mismatch/max": 0.5, "learning_rate": 0.1, "counts/bad_updates": 1.0},
+        {"loss": 1.0, "mismatch/max": 0.5, "learning_rate": 0.1, "counts/skipped_updates": 1.0},
         {"loss": 3.0, "mismatch/max": 0.2, "learning_rate": 0.2},
     ]
     assert average(rows) == {
         "loss": 2.0,
         "mismatch/max": 0.5,
         "learning_rate": 0.2,
-        "counts/bad_updates": 1.0,
+        "counts/skipped_updates": 1.0,
     }
 
 
@@ -100,5 +100,8 @@ def test_a_layout_is_compared_with_its_budget_and_with_a_rectangle():
     one, other, third = tiny_trajectories([(4, [3, 1]), (2, [6])])
     layout.add(pack([one, other]))
     layout.add(pack([third]))
-    found = layout.result(tokens_per_batch=16, world=World())
-    assert found == {"update/filled": (8 + 8) / 32, "update/padding_avoided": pytest.approx(1 - 20 / 30)}
+    found = layout.result(tokens_per_micro_batch=16, world=World())
+    assert found == {
+        "update/token_budget_used": (8 + 8) / 32,
+        "update/padding_avoided": pytest.approx(1 - 20 / 30),
+    }

@@ -26,7 +26,7 @@ class One(nn.Module):
 
 def trainable(**options):
     return SingleTrainable(
-        One(), OptimizerConfig(**{"learning_rate": 0.1, "clip_norm": 0.0, **options}), total_updates=8
+        One(), OptimizerConfig(**{"learning_rate": 0.1, "max_grad_norm": 0.0, **options}), total_updates=8
     )
 
 
@@ -78,7 +78,7 @@ def test_the_weights_of_an_update_sum_to_one():
                 tiny_trajectories([(2, [3, 1]), (2, [5])]),
                 token_losses(model),
                 average=average,
-                tokens_per_batch=budget,
+                tokens_per_micro_batch=budget,
             )
             assert row["loss"] == pytest.approx(1.0)
             assert row["grad_norm"] == pytest.approx(1.0)
@@ -119,7 +119,7 @@ def test_an_update_of_empty_answers_changes_nothing_and_reports_zero():
 
 def test_epochs_and_minibatches_multiply():
     model = trainable()
-    rows = run(model, tiny_trajectories([(2, [1, 1])] * 3), token_losses(model), epochs=2, minibatches=3)
+    rows = run(model, tiny_trajectories([(2, [1, 1])] * 3), token_losses(model), epochs=2, num_minibatches=3)
     assert len(rows) == 6
     assert model.version == 6
 
@@ -132,7 +132,7 @@ def test_each_epoch_sees_every_answer_once_in_an_order_of_its_own():
         seen.extend(batch.groups.tolist())
         return token_losses(model)(batch)
 
-    run(model, tiny_trajectories([(2, [1])] * 8), loss, epochs=2, minibatches=8)
+    run(model, tiny_trajectories([(2, [1])] * 8), loss, epochs=2, num_minibatches=8)
     assert sorted(seen[:8]) == sorted(seen[8:]) == list(range(8))
     assert seen[:8] != seen[8:]
 
@@ -145,7 +145,7 @@ def test_the_seed_alone_decides_who_meets():
             seen.append(sorted(batch.groups.tolist()))
             return token_losses(model)(batch)
 
-        run(model, tiny_trajectories([(2, [1])] * 8), loss, minibatches=4, seed=seed)
+        run(model, tiny_trajectories([(2, [1])] * 8), loss, num_minibatches=4, seed=seed)
         return seen
 
     assert order(1) == order(1)
@@ -155,8 +155,8 @@ def test_the_seed_alone_decides_who_meets():
 def test_updates_before_the_first_wanted_are_left_out():
     model, whole = trainable(), trainable()
     answers = tiny_trajectories([(2, [n]) for n in range(1, 7)])
-    expected = run(whole, answers, token_losses(whole), epochs=2, minibatches=2)
-    rows = run(model, answers, token_losses(model), epochs=2, minibatches=2, first=3)
+    expected = run(whole, answers, token_losses(whole), epochs=2, num_minibatches=2)
+    rows = run(model, answers, token_losses(model), epochs=2, num_minibatches=2, first=3)
     assert len(rows) == 1
     assert rows[0]["number"] == expected[3]["number"]
 
@@ -176,7 +176,7 @@ def test_diagnostics_are_means_over_the_mask_of_all_micro_batches():
     model = trainable()
     answers = tiny_trajectories([(2, [3]), (2, [2])])
     answers[0].mask = [False, True, True]
-    (row,) = run(model, answers, token_losses(model), tokens_per_batch=1)
+    (row,) = run(model, answers, token_losses(model), tokens_per_micro_batch=1)
     assert row["number"] == pytest.approx((1 + 2 + 0 + 1) / 4)
     assert row["number/max"] == 2
     assert row["learning_rate"] == 0.1
@@ -191,7 +191,7 @@ def test_a_bad_loss_skips_the_update_and_is_counted(bad):
 
     norms = []
     rows = run(model, tiny_trajectories([(2, [2])]), loss, epochs=2, before=lambda i, n: norms.append(n))
-    assert [row["counts/bad_updates"] for row in rows] == [1, 1]
+    assert [row["counts/skipped_updates"] for row in rows] == [1, 1]
     assert all(math.isnan(n) for n in norms)
     assert float(model.module.w.detach()) == 1.0
     assert model.version == 0
@@ -205,7 +205,7 @@ def test_a_bad_gradient_under_a_good_loss_skips_the_update_too():
 
     (row,) = run(model, tiny_trajectories([(2, [2])]), loss)
     assert row["loss"] == 0
-    assert row["counts/bad_updates"] == 1
+    assert row["counts/skipped_updates"] == 1
     assert float(model.module.w.detach()) == 1.0
 
 

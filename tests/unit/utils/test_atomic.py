@@ -105,7 +105,7 @@ def test_a_full_disk_is_explained_with_place_space_left_and_cure(tmp_path):
     assert str(tmp_path / "not" / "yet") in message
     assert "disk is full" in message
     assert "MiB free" in message
-    assert "checkpoint.keep" in message
+    assert "checkpoint.keep_last" in message
     assert "last complete checkpoint is intact" in message
 
 
