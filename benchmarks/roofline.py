@@ -30,8 +30,10 @@ import compare
 import torch
 from torch import Tensor, nn
 
-from lightrft import Config, Prompt, Sampling, Trajectory, app
+from lightrft import Config, Prompt, Sampling, Trajectory
+from lightrft.build.process import prepare_process
 from lightrft.config import ModelConfig, RolloutConfig
+from lightrft.engines.native import native_engine
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs, output_head, text_config
 from lightrft.trainer.batching import pack, plan
@@ -89,7 +91,7 @@ def main() -> None:
     kept: list[dict[str, Any]] = []
     for precision in options.precisions:
         config = Config(model=ModelConfig(path=options.model, dtype=precision))
-        app.prepare_process(config)
+        prepare_process(config)
         module, processor = load_model(config.model), load_processor(config.model)
         for length in options.prompt_tokens:
             trajectories = random_responses(
@@ -97,7 +99,7 @@ def main() -> None:
             )
             kept.append({"precision": precision, **training(module, trajectories, config, options)})
             rows.append(line(f"training, prompts of {length}, {precision}", kept[-1]))
-        engine = app.native_engine(module, processor, RolloutConfig())
+        engine = native_engine(module, processor, RolloutConfig())
         kept.append({"precision": precision, **decoding(module, engine, processor.vocab_size, options)})
         rows.append(line(f"decoding 64 answers, {precision}", kept[-1]))
     header = [

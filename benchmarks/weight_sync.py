@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lightrft.app import native_engine
 from lightrft.config import ModelConfig, RolloutConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.engines.base import Engine, give
+from lightrft.engines.native import native_engine
 from lightrft.engines.sglang import SglangEngine
 from lightrft.engines.vllm import VllmEngine
 from lightrft.engines.vllm_server import VllmServerEngine

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightrft.app import evaluate, train
+    from lightrft.commands.evaluate import evaluate
+    from lightrft.commands.train import train
     from lightrft.config import Config
     from lightrft.rewards.base import each
     from lightrft.trainer.rl import RLTrainer
@@ -33,8 +34,8 @@ _HOMES = {
     "Config": "lightrft.config",
     "RLTrainer": "lightrft.trainer.rl",
     "each": "lightrft.rewards.base",
-    "evaluate": "lightrft.app",
-    "train": "lightrft.app",
+    "evaluate": "lightrft.commands.evaluate",
+    "train": "lightrft.commands.train",
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands: train, sft, evaluate, serve, check, plan, config, replay, view, export, doctor. Each builds a Config and calls the app.
+"""The commands: train, sft, evaluate, serve, check, plan, config, replay, view, export, doctor. Each builds a Config and calls its file in commands/.
 
 torch and transformers are imported inside the commands that need them, so that help and errors come at once.
 """
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from lightrft import __version__
+from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import Config, SFTConfig, layers
 from lightrft.runs.folder import check_backend, new_run
@@ -98,9 +99,9 @@ def train(args: Sequence[str]) -> int:
     config, run = load_run(Config, "train", args)
     if wanted.is_wanted:
         return launch_run(wanted, "train", config, run, args)
-    from lightrft import app
+    from lightrft.commands import train as command
 
-    app.train(config, run)
+    command.train(config, run)
     return 0
 
 
@@ -114,9 +115,9 @@ def sft(args: Sequence[str]) -> int:
     config, run = load_run(SFTConfig, "sft", args)
     if wanted.is_wanted:
         return launch_run(wanted, "sft", config, run, args)
-    from lightrft import sft as supervised
+    from lightrft.commands import sft as command
 
-    supervised.train(config, run)
+    command.train(config, run)
     return 0
 
 
@@ -172,11 +173,11 @@ def evaluate(args: Sequence[str]) -> int:
         return start(
             wanted, ["evaluate", task, *rest, "--strategy.device", config.strategy.device, "--run", folder]
         )
-    from lightrft import app
+    from lightrft.commands import evaluate as command
 
     if only_check:
-        return app.check_task(config, task)
-    app.evaluate(config)
+        return command.check_task(config, task)
+    command.evaluate(config)
     return 0
 
 
@@ -191,9 +192,9 @@ def serve(args: Sequence[str]) -> int:
     if text and not text.isdecimal():
         raise ValueError(f"--port {text}: not a number. For example: --port 8000")
     config = load("serve", rest)
-    from lightrft import app
+    from lightrft.commands import serve as command
 
-    return app.serve(config, host or "127.0.0.1", int(text or "8000"))
+    return command.serve(config, host or "127.0.0.1", int(text or "8000"))
 
 
 def check(args: Sequence[str]) -> int:
@@ -273,9 +274,9 @@ def replay(args: Sequence[str]) -> int:
         return run, step
 
     folder, step = tyro.cli(run, prog="lightrft replay", args=list(args))
-    from lightrft import app
+    from lightrft.commands import replay as command
 
-    return app.replay(run_folder(str(folder)), step)
+    return command.replay(run_folder(str(folder)), step)
 
 
 def view(args: Sequence[str]) -> int:
@@ -327,11 +328,11 @@ def export(args: Sequence[str]) -> int:
 
     folder, out, step, file_gb = tyro.cli(export, prog="lightrft export", args=list(args))
     run = run_folder(str(folder))
-    from lightrft import app
+    from lightrft.commands import export as command
 
     file = run / "config.yaml"
     kind: type[Any] = Config if layers.fits(file, Config) else SFTConfig
-    return app.export(load_as(kind, "export", [str(file)]), run, out, step, file_gb)
+    return command.export(load_as(kind, "export", [str(file)]), run, out, step, file_gb)
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -355,6 +356,7 @@ COMMANDS: dict[str, Command] = {
     "view": view,
     "export": export,
     "doctor": doctor,
+    "init": init,
 }
 
 

@@ -11,8 +11,10 @@ import torch
 import transformers
 import work
 
-from lightrft import Config, Prompt, Sampling, app
+from lightrft import Config, Prompt, Sampling
+from lightrft.build.process import prepare_process
 from lightrft.config import ModelConfig, RolloutConfig
+from lightrft.engines.native import native_engine
 from lightrft.models.load import load_model, load_processor
 
 
@@ -33,9 +35,9 @@ def main() -> None:
     """Generates `1 + runs` times and reports every measured call."""
     options = parse()
     config = Config(model=ModelConfig(path=options.model, dtype=options.precision))
-    app.prepare_process(config)
+    prepare_process(config)
     processor = load_processor(config.model)
-    engine = app.native_engine(load_model(config.model, trainable=False), processor, RolloutConfig())
+    engine = native_engine(load_model(config.model, trainable=False), processor, RolloutConfig())
     calls = []
     for call in range(1 + options.runs):
         prompts = [

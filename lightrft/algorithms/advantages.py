@@ -99,13 +99,15 @@ def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor
     greedy answer to each prompt is drawn and judged besides, and is not learned from. With a KL penalty in the reward the
     baseline has none, as in verl.
     """
-    assert batch.greedy is not None, "algorithm.advantage=greedy_baseline needs the rewards of greedy answers"
+    assert batch.baselines is not None, (
+        "algorithm.advantage=greedy_baseline needs the rewards of greedy answers"
+    )
     returns = _returns(batch)
-    baseline = clip_scores(batch.greedy, algo.reward_clip).to(returns.dtype)
+    baseline = clip_scores(batch.baselines, algo.reward_clip).to(returns.dtype)
     return torch.where(batch.mask, returns - baseline[batch.segments], 0.0), returns
 
 
-greedy_baseline.needs_greedy = True  # type: ignore[attr-defined]
+greedy_baseline.needs_baseline = True  # type: ignore[attr-defined]
 
 
 def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:

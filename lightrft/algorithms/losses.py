@@ -239,7 +239,9 @@ def _pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tu
 
 def _clipped_terms(loss: Tensor, difference: Tensor, stopped: Tensor) -> Terms:
     """A loss with its diagnostics, from the log-ratio and where a clip acts, all (T,)."""
-    return Terms(loss, {**_drift(difference), "clip/fraction": stopped.to(loss.dtype)})
+    low, high = (stopped & side for side in (difference < 0, difference > 0))
+    acts = {"clip/fraction": stopped, "clip/low": low, "clip/high": high}
+    return Terms(loss, {**_drift(difference), **{name: where.to(loss.dtype) for name, where in acts.items()}})
 
 
 def _answer_mean(values: Tensor, batch: Batch) -> Tensor:

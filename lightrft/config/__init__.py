@@ -1,7 +1,7 @@
 """Every option of every command: frozen dataclasses with a docstring per field, and cross-checks that name the cure.
 
 Standard library only. A YAML layer is a list of these flags (see config/layers.py); `lightrft config ...` prints the
-result. Nobody below app.py reads `Config` as a whole: each part receives its own section.
+result. Only build/, commands/ and the trainers read `Config` as a whole: other parts receive their own section.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class RolloutConfig:
     """Texts that end an answer."""
     max_sampling_rounds: int = 4
     """With algorithm.group_filter other than all: most rounds of drawing per step before training on what there is."""
-    extra_groups: Literal["drop", "keep"] = "drop"
+    extra_groups: Literal["drop", "carry_over"] = "drop"
     """Groups drawn too much, with algorithm.group_filter other than all: drop them, or learn from them in the next step."""
     max_tokens_per_step: int = 0
     """Most tokens that an answer gets in one step (partial rollout): a longer one waits and goes on in the next step, with newer

@@ -23,8 +23,9 @@ from lightrft.engines.packed_linear import fast
 from lightrft.engines.sampling import draw, stream, uniforms
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import forward_media, joined, placeholders, seen_both_ways
-from lightrft.models.load import empty, is_empty, plain_parameters, plain_state
+from lightrft.models.lazy import empty, is_empty
 from lightrft.models.logprobs import backbone, causal_lm, output_head, text_config
+from lightrft.models.lora import plain_parameters, plain_state
 from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Finish, Prompt, Sampling
@@ -188,6 +189,8 @@ class _Answer:
     logprobs: list[float] = field(default_factory=list)
     """Of the new ones."""
     finish: Finish | None = None
+    since: int = 0
+    """Place of the first token in which a stop text counts."""
 
     def completion(self, version: int) -> Completion:
         """What is new."""
@@ -262,13 +265,8 @@ class _Rollout:
             answer = _Answer(question, self._stream(question, number), own, self._sampling.max_tokens, [])
         else:
             tokens = question.prompt.token_ids[len(question) - continuation.tokens :]
-            answer = _Answer(
-                question,
-                continuation.stream,
-                own,
-                continuation.tokens + continuation.max_tokens,
-                list(tokens),
-            )
+            most = continuation.tokens + continuation.max_tokens
+            answer = _Answer(question, continuation.stream, own, most, list(tokens), since=continuation.since)
         self.answers[question.place].append(answer)
         question.running += 1
         return answer
@@ -358,7 +356,7 @@ class _Rollout:
 
     def _finish(self, answer: _Answer) -> Finish | None:
         tokens = answer.tokens
-        if tokens[-1] in self._stop_ids or (self._stop and self._ends_with_stop(tokens)):
+        if tokens[-1] in self._stop_ids or (self._stop and self._ends_with_stop(tokens[answer.since :])):
             return "stop"
         return "length" if len(tokens) >= answer.most else None
 

@@ -21,6 +21,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 
+from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import require
 
 URLS = ("http://", "https://", "data:")
@@ -53,8 +54,10 @@ PICTURES = (
 """What PIL may take a file for: others run programs (PostScript) or are rarely meant."""
 
 
-class MediaError(ValueError):
+class MediaError(RolloutError, ValueError):
     """A picture, clip or sound that cannot be used; the text names it and says why."""
+
+    boundary = "media"
 
 
 @dataclass(frozen=True)

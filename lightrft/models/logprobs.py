@@ -61,7 +61,7 @@ def logprobs(
         divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     values, entropy = _BlockedHead.apply(
-        hidden, head.weight, head.bias, share.own(batch.token_ids), divisor, cap, max_logits, never
+        hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
     )
     return LogProbs(share.whole(values), share.whole(entropy))
 

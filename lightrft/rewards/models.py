@@ -1,6 +1,6 @@
 """Rewards that models give: a generative judge that says a score, a reward model that computes one.
 
-They run in the process itself, with what app.py hands them; the judge of base.py asks each once for all answers.
+They run in the process itself, with what build/judges.py hands them; the judge of base.py asks each once for all answers.
 """
 
 from __future__ import annotations

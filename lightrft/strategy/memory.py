@@ -13,6 +13,7 @@ from typing import Protocol
 from rich.table import Table
 
 from lightrft.parallel.status import STATUS
+from lightrft.utils.errors import RolloutError
 
 
 class Phase(Enum):
@@ -67,8 +68,10 @@ WORKING: dict[Phase, str] = {
 """Phase -> which setting makes what it computes smaller."""
 
 
-class NoRoomError(RuntimeError):
+class NoRoomError(RolloutError, RuntimeError):
     """Device memory is used up: says by whom, and what to lower."""
+
+    boundary = "memory"
 
 
 class Resident(Protocol):

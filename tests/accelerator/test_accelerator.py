@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightrft.app import build_memory_plan
+from lightrft.build.memory import build_memory_plan
 from lightrft.config import ModelConfig, NativeEngineConfig, OptimizerConfig, StrategyConfig
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION

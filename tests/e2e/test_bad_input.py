@@ -394,7 +394,7 @@ def test_a_teacher_of_other_tokens_is_refused_before_any_weight_loads(lightrft, 
 
 
 SILENT_ENGINE = '''
-from lightrft.app import native_engine
+from lightrft.engines.native import native_engine
 from lightrft.types import Completion
 
 def silent(module, processor, config):

@@ -69,7 +69,7 @@ def test_a_captured_step_comes_out_the_same_bit_for_bit(lightrft, tmp_path, vari
 
 
 def test_a_replay_does_without_the_engine_that_drew_the_answers(lightrft, tmp_path):
-    (tmp_path / "mine.py").write_text("from lightrft.app import native_engine as engine")
+    (tmp_path / "mine.py").write_text("from lightrft.engines.native import native_engine as engine")
     flags = ["--run", "run", "--steps", "1", "--capture-steps", "1", "--rollout.engine", "mine.py:engine"]
     lightrft("train", "tiny", *SMALL, *flags)
     (tmp_path / "mine.py").unlink()

@@ -93,7 +93,8 @@ def test_the_runs_own_config_reproduces_it(lightrft, tiny_run, tmp_path):
 def test_leaving_out_the_pass_over_old_log_probs_changes_no_bit(lightrft, tiny_run, tmp_path):
     """With one update per step the new log-probs are the old ones."""
     (tmp_path / "careful.py").write_text(
-        "from lightrft.trainer.rl import RLTrainer\n\nclass Careful(RLTrainer):\n    needs_old = True\n"
+        "from lightrft.trainer.rl import RLTrainer\n\nclass Careful(RLTrainer):\n"
+        "    def score(self, trajectories):\n        self.scorer.needs_old = True\n        return super().score(trajectories)\n"
     )
     lightrft("train", "tiny", *PLAIN, "--run", "run", "--trainer", "careful.py:Careful")
     assert model_bytes(tmp_path / "run") == model_bytes(tiny_run)
@@ -325,7 +326,7 @@ def test_an_answer_that_waits_keeps_the_baseline_of_the_weights_that_sampled_it(
 
 
 COUNTING_ENGINE = '''
-from lightrft.app import native_engine
+from lightrft.engines.native import native_engine
 
 def counting(module, processor, config):
     """The native engine; writes down how many greedy answers each call for training asks for."""
@@ -419,7 +420,7 @@ def test_an_engine_that_does_not_agree_with_the_trainer_is_told_once_with_likely
 
 DISAGREEING_ENGINE = '''
 from dataclasses import replace
-from lightrft.app import native_engine
+from lightrft.engines.native import native_engine
 
 def shifted(module, processor, config):
     """The native engine, all of whose log-probs are half a nat too low."""

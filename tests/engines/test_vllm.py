@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightrft.app import build_memory_plan
+from lightrft.build.memory import build_memory_plan
 from lightrft.config import ModelConfig, RolloutConfig, StrategyConfig, VllmConfig
 from lightrft.engines.base import EngineDiedError, give
 from lightrft.engines.vllm import VllmEngine

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightrft.config import ModelConfig
-from lightrft.models.load import empty_model, load_model, load_processor, model_folder
+from lightrft.models.describe import model_folder
+from lightrft.models.lazy import empty_model
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.packages import package_model
 from lightrft.models.weights import Weights
 from lightrft.testing import tiny_folder

@@ -1,4 +1,4 @@
-"""The command line: what each command hands to the app, what a mistake looks like, and how fast help comes."""
+"""The command line: what each command is handed, what a mistake looks like, and how fast help comes."""
 
 from __future__ import annotations
 
@@ -11,45 +11,35 @@ from typing import Any
 import pytest
 
 from lightrft import cli
+from lightrft.commands import check, evaluate, replay, train
 from lightrft.config import Config, SFTConfig, layers
 
 
-class App(ModuleType):
-    """Stands where lightrft.app stands and remembers what it was asked."""
+class App:
+    """Remembers what a command was handed instead of running it: these tests are about words becoming settings."""
 
-    def __init__(self) -> None:
-        super().__init__("lightrft.app")
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Any] = []
+        self._monkeypatch = monkeypatch
+        self.watch(train, "train", Path("run"))
+        self.watch(evaluate, "evaluate", {})
+        self.watch(evaluate, "check_task", 0)
+        self.watch(check, "preflight", 1)
+        self.watch(replay, "replay", 0)
 
-    def train(self, config: Config, resume: Path | None) -> Path:
-        self.asked = ["train", config, resume]
-        return Path("run")
+    def watch(self, module: ModuleType, name: str, outcome: Any) -> None:
+        """Puts a recorder in the place of a command."""
 
-    def evaluate(self, config: Config) -> dict[str, float]:
-        self.asked = ["evaluate", config]
-        return {}
+        def recorder(*handed: Any) -> Any:
+            self.asked = [name, *handed]
+            return outcome
 
-    def check_task(self, config: Config, name: str) -> int:
-        self.asked = ["check_task", config, name]
-        return 0
-
-    def check(self, config: Config) -> int:
-        self.asked = ["check", config]
-        return 1
-
-    def replay(self, run: Path, step: int) -> int:
-        self.asked = ["replay", run, step]
-        return 0
+        self._monkeypatch.setattr(module, name, recorder)
 
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> App:
-    import lightrft
-
-    stand_in = App()
-    monkeypatch.setitem(sys.modules, "lightrft.app", stand_in)
-    monkeypatch.setattr(lightrft, "app", stand_in, raising=False)
-    return stand_in
+    return App(monkeypatch)
 
 
 @pytest.fixture
@@ -162,7 +152,7 @@ def test_an_error_that_we_did_not_raise_keeps_its_traceback(
     def broken(config: Config, resume: Path | None) -> Path:
         raise ValueError("from somewhere else")
 
-    monkeypatch.setattr(app, "train", broken)
+    monkeypatch.setattr(train, "train", broken)
     with pytest.raises(ValueError, match="from somewhere else"):
         cli.main(["train", "tiny"])
 

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from lightrft import app
+from lightrft.build.models import check_teacher, check_teams
+from lightrft.build.process import prepare_process
 from lightrft.commands.check import costs, policy, questions, template
 from lightrft.commands.check.questions import Parts
 from lightrft.commands.check.report import Report
@@ -19,7 +20,7 @@ __all__ = ["preflight"]
 
 def preflight(config: Config) -> int:
     """Prints one section per question and a verdict; 0 if no problem was found, else 1. Writes no file."""
-    app.prepare_process(config)
+    prepare_process(config)
     report = Report(Console(highlight=False))
     with ExitStack() as stack:
         _look(report, config, stack)
@@ -29,8 +30,8 @@ def preflight(config: Config) -> int:
 def processor(config: Config, parts: Parts) -> Processor:
     """The policy's, after a look at whether a teacher speaks its tokens and a team of processes can share the models."""
     found = load_processor(config.model, config.media)
-    app.check_teacher(config, found)
-    app.check_teams(config, parts.algorithm)
+    check_teacher(config, found)
+    check_teams(config, parts.algorithm)
     return found
 
 

@@ -15,15 +15,15 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightrft import app
 from lightrft.algorithms.algorithm import Algorithm
+from lightrft.build.models import teacher_model
 from lightrft.commands.check.policy import LONGEST_SAMPLE, Policy
 from lightrft.commands.check.questions import Parts, Questions
 from lightrft.commands.check.report import Section
 from lightrft.config import Config
 from lightrft.console.progress import clock
 from lightrft.engines.cache import ANSWER_PAGE, PROMPT_PAGE
-from lightrft.models.load import without_weights
+from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
@@ -96,13 +96,17 @@ def measure_engine(config: Config, questions: Questions, policy: Policy) -> Spee
     sampling = replace(
         training_sampling(roll, config.seed), max_tokens=min(roll.max_tokens, SPEED_TOKENS), ignore_eos=True
     )
-    with policy.sampling():
-        seen = [(time.perf_counter(), 0)]
-        policy.engine.generate(
+    engine, seen = policy.sampler.engine, [(time.perf_counter(), 0)]
+
+    def burst() -> float:
+        seen[:] = [(time.perf_counter(), 0)]  # anew if the engine died and was started again
+        engine.generate(
             prompts, sampling, lambda finished, tokens: seen.append((time.perf_counter(), tokens))
         )
-        total = time.perf_counter() - seen[0][0]
-        held = sum(part.nbytes() for part in policy.engine.parts().values())
+        return time.perf_counter() - seen[0][0]
+
+    total = policy.sampler(burst)
+    held = sum(part.nbytes() for part in engine.parts().values())
     tokens = len(prompts) * roll.group_size * sampling.max_tokens
     steps = [(later - earlier, new - old) for (earlier, old), (later, new) in pairwise(seen)]
     most = max((made for _, made in steps), default=0)
@@ -323,7 +327,7 @@ def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
     """Size of the teacher, 0 without one."""
     if not algorithm.needs_teacher:
         return 0
-    return sum(p.numel() for p in without_weights(app.teacher_model(config)).parameters())
+    return sum(p.numel() for p in without_weights(teacher_model(config)).parameters())
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

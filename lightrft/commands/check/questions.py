@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 import torch
 from rich.table import Table
 
-from lightrft import app
 from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.build.data import eval_rewards, own_rewards, training_rewards
 from lightrft.build.judges import check_judging
+from lightrft.build.models import actor_updates
+from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
 from lightrft.commands.check.report import Section
 from lightrft.config import AlgorithmConfig, Config, TaskConfig
 from lightrft.console.progress import sparkline
 from lightrft.datasets.prompts import Opener, prepare
+from lightrft.engines.base import MakeEngine
 from lightrft.media import parts as media
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
@@ -50,7 +53,7 @@ class Parts:
     """Bytes free on the device before anything was loaded."""
     algorithm: Algorithm
     strategy: Strategy
-    make_engine: app.MakeEngine
+    make_engine: MakeEngine
     tasks: Mapping[str, Task]
     """Those of training."""
     eval_sets: Mapping[str, Task]
@@ -62,9 +65,9 @@ class Parts:
 
 def looked_with(config: Config, device: torch.device) -> Strategy:
     """One process, which computes what any built-in backend computes on many; or the user's own backend."""
-    if config.strategy.backend in app.STRATEGIES:
+    if config.strategy.backend in STRATEGIES:
         return Single(config.strategy, device)
-    make = resolve(app.STRATEGIES, config.strategy.backend, "strategy backend")
+    make = resolve(STRATEGIES, config.strategy.backend, "strategy backend")
     return make(config.strategy, device)
 
 
@@ -97,7 +100,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
         )
     device = pick_device(config.strategy.device)
     algorithm = build(config.algorithm, resolve)
-    resolve(app.TRAINERS, config.trainer, "trainer")
+    resolve(TRAINERS, config.trainer, "trainer")
     tasks = {name: load_task(name) for name in config.tasks.train}
     evaluates = config.evaluate.before_and_after or config.evaluate.every_steps
     eval_sets = (
@@ -113,7 +116,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
         available=available_bytes(device),
         algorithm=algorithm,
         strategy=looked_with(config, device),
-        make_engine=resolve(app.ENGINES, config.rollout.engine, "rollout engine"),
+        make_engine=resolve(ENGINES, config.rollout.engine, "rollout engine"),
         tasks=tasks,
         eval_sets=eval_sets,
         judge=judge,
@@ -127,8 +130,8 @@ def judges(
     config: Config, tasks: Mapping[str, Task], eval_sets: Mapping[str, Task]
 ) -> tuple[RewardRunner, RewardRunner | None]:
     """The judge of training, and that of evaluation where it is another one."""
-    train = app.training_rewards(config, tasks.values())
-    evaluate = {task.name: app.eval_rewards(config, task) for task in eval_sets.values()}
+    train = training_rewards(config, tasks.values())
+    evaluate = {task.name: eval_rewards(config, task) for task in eval_sets.values()}
     # What has no weight, such as the cost of a constraint, changes no score.
     same = all(
         {part: weight for part, weight in train.get(name, {}).items() if weight} == weights
@@ -163,7 +166,7 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
     )
     section.fact(
         "the run",
-        f"{config.steps} steps = {config.steps * answers:,} answers, {app.actor_updates(config):,} updates",
+        f"{config.steps} steps = {config.steps * answers:,} answers, {actor_updates(config):,} updates",
     )
     section.fact("besides", ", ".join(besides(config, parts.algorithm)))
 
@@ -355,7 +358,7 @@ def rewards(section: Section, config: Config, parts: Parts, questions: Questions
                 task,
                 questions.exam_records[name],
                 parts.eval_judge,
-                chosen=chosen and not app.own_rewards(config, task),
+                chosen=chosen and not own_rewards(config, task),
             )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-from lightrft import app
 from lightrft.algorithms.algorithm import Algorithm, build
 from lightrft.build.judges import judging_models
+from lightrft.build.models import check_teams, teacher_model
+from lightrft.build.process import shared
 from lightrft.commands.plan.memory import (
     Item,
     Lengths,
@@ -25,7 +26,8 @@ from lightrft.commands.plan.work import Rates, Work, work
 from lightrft.config import Config
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
-from lightrft.parallel.world import World, check_team_size
+from lightrft.parallel.team import check_team_size
+from lightrft.parallel.world import World
 from lightrft.runs.folder import check_backend
 from lightrft.strategy.fsdp import check_replicas
 from lightrft.strategy.memory import Phase
@@ -150,7 +152,7 @@ def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
     )
     apart = algorithm.needs_reference and not config.model.lora.rank
     reference = Shape(Source(config.model, learns=False)) if apart else None
-    teacher = Shape(Source(app.teacher_model(config), learns=False)) if algorithm.needs_teacher else None
+    teacher = Shape(Source(teacher_model(config), learns=False)) if algorithm.needs_teacher else None
     judge, reward = (None if m is None else Shape(Source(m, learns=False)) for m in judging_models(config))
     models = Models(Shape(Source(config.model)), critic, reference, teacher, judge, reward)
     return Plan(config, hardware, lengths, models, algorithm)
@@ -161,10 +163,10 @@ def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
     strategy, asked = config.strategy, config.rollout.prompts_per_step
     checks: list[Callable[[], None]] = [
         lambda: check_backend(config, devices),
-        lambda: app.shared("rollout.prompts_per_step", asked, World(0, devices)),
+        lambda: shared("rollout.prompts_per_step", asked, World(0, devices)),
         lambda: check_replicas(strategy.fsdp.replicas, devices),
         lambda: check_team_size(devices, strategy.sequence_parallel),
-        lambda: app.check_teams(config, algorithm),
+        lambda: check_teams(config, algorithm),
     ]
     found = []
     for check in checks:

@@ -31,10 +31,12 @@ def test_clipped_is_the_smaller_gain():
     torch.testing.assert_close(gradient(clipped, new, batch), torch.tensor([0.0, 0.0, -2.5, 2.0]))
 
 
-def test_clip_share_counts_only_tokens_whose_gradient_is_stopped():
+def test_the_clip_fraction_counts_only_tokens_whose_gradient_is_stopped():
     batch = make_batch([5], old=logs(0.2, 0.4, 0.4, 0.2, 0.2), advantages=[1.0, -1.0, 1.0, -1.0, 0.0])
     terms = clipped(logs(0.4, 0.2, 0.4, 0.4, 0.4), batch, PPO)
     assert terms.metrics["clip/fraction"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert terms.metrics["clip/high"].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert terms.metrics["clip/low"].tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_without_old_log_probs_the_ratio_is_one_and_has_a_gradient():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lightrft.app import build_memory_plan
 from lightrft.build.judges import held_whole
+from lightrft.build.memory import build_memory_plan
 from lightrft.config import Config, NativeEngineConfig, StrategyConfig
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION

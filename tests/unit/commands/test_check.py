@@ -245,7 +245,7 @@ def test_a_model_that_is_not_there_is_a_problem(check: Check) -> None:
 
 ENGINE = """
 from dataclasses import replace
-from lightrft.app import native_engine
+from lightrft.engines.native import native_engine
 
 class Off:
     def __init__(self, module, processor, config):

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from lightrft import app
+from lightrft.build.models import build_critic, build_reference
+from lightrft.build.tables import STRATEGIES
 from lightrft.cli import main
 from lightrft.commands.plan import GIB, Hardware, Lengths, plan
 from lightrft.commands.plan.memory import foreign, held, largest_batch, zero_share
@@ -169,10 +170,10 @@ def test_the_plan_has_the_bytes_of_the_parts_that_a_run_makes(tmp_path, monkeypa
     )
     found = plan(config, Hardware(1, 8.0), Lengths(32, 8))
     planned = {item.name: item.bytes for item in found.items}
-    strategy = app.STRATEGIES["single"](config.strategy, torch.device("cpu"))
+    strategy = STRATEGIES["single"](config.strategy, torch.device("cpu"))
     actor = strategy.trainable(Source(config.model), config.optimizer, 1)
-    critic = app.build_critic(config, found.algorithm, strategy)
-    reference = app.build_reference(config, found.algorithm, actor, strategy)
+    critic = build_critic(config, found.algorithm, strategy)
+    reference = build_reference(config, found.algorithm, actor, strategy)
     for name, model in (("actor", actor), ("critic", critic), ("reference", reference)):
         for part, resident in model.parts().items():
             assert planned[f"{name} {part}"] == resident.nbytes(), f"{name} {part}"

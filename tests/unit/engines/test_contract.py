@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.app import native_engine
 from lightrft.config import MediaConfig, ModelConfig, NativeEngineConfig, RolloutConfig
-from lightrft.engines.native import NativeEngine
+from lightrft.engines.native import NativeEngine, native_engine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightrft import app
+from lightrft.commands.export import export
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
 from lightrft.engines.external import WeightNames
 from lightrft.models.export import published, save_model, write_folder
-from lightrft.models.load import load_model, load_processor, plain_state
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
+from lightrft.models.lora import plain_state
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
 from lightrft.models.tiny_media import MEDIA
@@ -75,7 +76,7 @@ def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
     save_model(actor.module, tiny_processor(), tmp_path / "live")
     being_written = run / "checkpoints" / ".tmp-step-000004-1"
     being_written.mkdir()
-    app.export(config, run, tmp_path / "out", None, 5.0)
+    export(config, run, tmp_path / "out", None, 5.0)
     assert being_written.is_dir(), "a live run may be writing there"
     with torch.no_grad():
         found, expected = (loaded(tmp_path / name)(TOKENS).logits for name in ("out", "live"))
@@ -87,11 +88,11 @@ def test_an_export_goes_into_a_new_folder_only(tmp_path):
     run = tmp_path / "run"
     Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": {"w": torch.zeros(2)}})
     with pytest.raises(ValueError, match="is not empty"):
-        app.export(Config(), run, run, None, 5.0)
+        export(Config(), run, run, None, 5.0)
     with pytest.raises(ValueError, match="step-000007 cannot be used: meta.json"):
-        app.export(Config(), run, tmp_path / "out", 7, 5.0)
+        export(Config(), run, tmp_path / "out", 7, 5.0)
     with pytest.raises(ValueError, match="no complete checkpoint"):
-        app.export(Config(), tmp_path / "other", tmp_path / "out", None, 5.0)
+        export(Config(), tmp_path / "other", tmp_path / "out", None, 5.0)
 
 
 EXPERTS = {

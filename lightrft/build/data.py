@@ -1,0 +1,150 @@
+"""From settings to data: tasks, their prompts and rewards, held-out questions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightrft.build.judges import check_judging
+from lightrft.config import (
+    Config,
+)
+from lightrft.datasets.loader import PromptLoader
+from lightrft.datasets.prompts import Opener, prepare
+from lightrft.models.processor import Processor
+from lightrft.parallel.world import World
+from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.vote import VOTES
+from lightrft.tasks.table import Task, load_task
+from lightrft.trainer.evaluate import EvalSet, Evaluator
+from lightrft.trainer.scaler import RewardScaler
+from lightrft.types import Prompt
+
+log = logging.getLogger("lightrft")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What is asked and how it is judged: tasks, their prompts, the rewards."""
+
+    prompts: PromptLoader
+    judge: RewardRunner
+    eval_sets: list[EvalSet]
+    eval_judge: RewardRunner
+
+    @property
+    def asked(self) -> Iterator[Prompt]:
+        """All questions."""
+        for prompts in (*self.prompts.sources, *(eval_set.prompts for eval_set in self.eval_sets)):
+            yield from prompts
+
+
+def build_task_data(config: Config, processor: Processor, world: World) -> TaskData:
+    """Loads the tasks' data, both splits, and the rewards."""
+    if not config.tasks.train:
+        raise ValueError(
+            "tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
+        )
+    tasks = {name: load_task(name) for name in config.tasks.train}
+    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards)
+    sources = [
+        (prompts_of(config, task, "train", processor), config.tasks.train[name])
+        for name, task in tasks.items()
+    ]
+    opener = Opener(processor, config.tasks)
+    loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
+    eval_sets, eval_judge = build_eval_sets(config, processor)
+    check_judging(config, [judge, eval_judge])
+    return TaskData(loader, judge, eval_sets, eval_judge)
+
+
+def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
+    """The held-out questions, the same whatever the training settings, and their judge."""
+    wanted = config.tasks.evaluate or config.tasks.train
+    if not (config.evaluate.before_and_after or config.evaluate.every_steps):
+        wanted = {}
+    eval_sets = []
+    for name, weight in wanted.items():
+        task = load_task(name)
+        prompts = prompts_of(config, task, "evaluate", processor)
+        eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weight))
+    rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
+    # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
+    return eval_sets, RewardRunner(rewards, replace(config.rewards, on_failure="drop"))
+
+
+def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[str, float]]:
+    """Task -> its rewards in training, with the cost of a constraint among them, which adds nothing to the reward."""
+    cost = {config.constraint.cost: 0.0} if config.constraint.cost else {}
+    return {task.name: cost | task_rewards(config, task) for task in tasks}
+
+
+def eval_rewards(config: Config, task: Task) -> dict[str, float]:
+    """What a task's held-out answers are scored by: its own rewards, or those of training if it has none."""
+    found = own_rewards(config, task) or task_rewards(config, task)
+    votes = [name for name in found if name in VOTES]
+    if votes:
+        own = (
+            "Set its own reward, e.g. --tasks.rewards math 1"
+            if task.name == "file"
+            else "Give the task rewards"
+        )
+        raise ValueError(
+            f"task '{task.name}' would be evaluated by '{votes[0]}' of rewards.functions, which compares answers with each other and "
+            f"not with what is right. {own}, or switch evaluation off with evaluate.before_and_after=false and "
+            "evaluate.every_steps=0."
+        )
+    return found
+
+
+def own_rewards(config: Config, task: Task) -> dict[str, float]:
+    """The rewards that a task brings: for one's own rows those of tasks.rewards."""
+    return dict(config.tasks.rewards if task.name == "file" else task.rewards)
+
+
+def task_rewards(config: Config, task: Task) -> dict[str, float]:
+    """The rewards of a task in training: rewards.functions, else its own."""
+    chosen = dict(config.rewards.functions) or own_rewards(config, task)
+    if not chosen:
+        raise ValueError(
+            f"task '{task.name}' has no reward of its own. Set rewards.functions, e.g. --rewards.functions rewards.py:mine 1"
+        )
+    return chosen
+
+
+def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> list[Prompt]:
+    """The prompts of one split of a task."""
+    records = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
+    prompts, counts = prepare(records, processor, config.tasks)
+    log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
+    return prompts
+
+
+def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardScaler:
+    """What becomes of rewards before they are learned from."""
+    cost = judge.labels[config.constraint.cost] if config.constraint.cost else ""
+    scale = {load_task(name).name: factor for name, factor in config.rewards.scale.items()}
+    return RewardScaler(
+        list(judge.weights), replace(config.rewards, scale=scale), config.constraint, cost, world
+    )
+
+
+def build_evaluator(
+    config: Config, task_data: TaskData, processor: Processor, folder: Path, world: World
+) -> Evaluator:
+    """Asks the curriculum's held-out questions."""
+    return Evaluator(
+        eval_sets=task_data.eval_sets,
+        rewards=task_data.eval_judge,
+        processor=processor,
+        config=config.evaluate,
+        max_tokens=config.evaluate.max_tokens or config.rollout.max_tokens,
+        stop=tuple(config.rollout.stop),
+        seed=0,
+        folder=folder,
+        world=world,
+        open=Opener(processor, config.tasks),
+    )

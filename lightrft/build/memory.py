@@ -1,0 +1,44 @@
+"""Who is in device memory in which phase, for every kind of run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from lightrft.engines.base import Engine
+from lightrft.engines.native import NativeEngine
+from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident
+from lightrft.utils.device import device_bytes, release_memory
+
+
+def build_memory_plan(
+    owners: Mapping[str, Trainable | Frozen | None],
+    engine: Engine,
+    judging: Mapping[str, Resident],
+    device: torch.device,
+) -> MemoryPlan:
+    """Who is in device memory in which phase: the whole memory plan, by the table colocate.RESIDENCY."""
+    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    found: dict[str, Resident] = dict(judging)
+    for owner, held in {**owners, "engine": engine}.items():
+        found |= {
+            f"{owner} {name}": part for name, part in (held.parts() if held is not None else {}).items()
+        }
+    samples_itself = isinstance(engine, NativeEngine) and "engine weights" not in found
+    for name, part in found.items():
+        shared = name in ("actor weights", "policy weights") and samples_itself
+        memory_plan.add(
+            name, part, *RESIDENCY.get(name, (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else [])
+        )
+    return memory_plan
+
+
+def build_sft_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
+    """Who is in device memory in which phase: held-out losses need no optimizer."""
+    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    parts = model.parts()
+    memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
+    memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)
+    return memory_plan

@@ -1,0 +1,107 @@
+"""From settings to models: critic, reference, teacher, what the engine samples with, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.build.judges import named
+from lightrft.config import (
+    Config,
+    LoraConfig,
+    ModelConfig,
+    StrategyConfig,
+)
+from lightrft.models.describe import without_weights
+from lightrft.models.load import load_processor
+from lightrft.models.lora import is_adapted
+from lightrft.models.processor import Processor
+from lightrft.models.sequence import check_shared
+from lightrft.models.source import CriticSource, Source
+from lightrft.models.values import critic_config
+from lightrft.strategy.base import Frozen, Strategy, Trainable
+from lightrft.strategy.single import WithoutAdapters
+
+
+def optimizer_steps(config: Config, steps: int) -> int:
+    """Optimizer steps of so many training steps."""
+    return steps * config.update.epochs * config.update.num_minibatches
+
+
+def actor_updates(config: Config) -> int:
+    """Optimizer steps of the actor in the whole run."""
+    return optimizer_steps(config, config.steps - config.critic.warmup_steps)
+
+
+def engine_module(config: Config, strategy: Strategy, actor: Trainable) -> nn.Module:
+    """What the native engine samples with: the actor itself or, where that is in pieces, a model that is given its weights."""
+    if not strategy.shards:
+        return actor.module
+    return Source(config.model, learns=False).empty(strategy.device)
+
+
+def build_critic(config: Config, algorithm: Algorithm, strategy: Strategy) -> Trainable | None:
+    """The model that predicts rewards, if the advantage asks for one."""
+    if not algorithm.needs_critic:
+        return None
+    source = CriticSource(critic_config(config.model, config.critic.path))
+    return strategy.trainable(source, config.critic.optimizer, optimizer_steps(config, config.steps))
+
+
+def build_reference(
+    config: Config, algorithm: Algorithm, actor: Trainable, strategy: Strategy
+) -> Frozen | None:
+    """The model the actor started from, if the algorithm compares with it."""
+    if not algorithm.needs_reference:
+        return None
+    if is_adapted(actor.module):
+        return WithoutAdapters(actor)
+    return strategy.frozen(Source(config.model, learns=False))
+
+
+def teacher_model(config: Config) -> ModelConfig:
+    """The teacher as a model: held as the actor is, without adapters."""
+    teacher = config.teacher
+    return replace(config.model, path=teacher.path, revision=teacher.revision, lora=LoraConfig())
+
+
+def check_teacher(config: Config, processor: Processor) -> None:
+    """ValueError if the teacher does not speak the policy's tokens: its log-probs would be of other words."""
+    if not config.teacher.path:
+        return
+    with named("teacher"):  # its chat template is not needed
+        teacher = load_processor(replace(teacher_model(config), chat_template="plain"))
+    mine, its = processor.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if mine != its:
+        apart = len(mine.items() ^ its.items())
+        raise ValueError(
+            f"teacher.path={config.teacher.path}: {apart} tokens differ from those of model.path={config.model.path}, and a teacher "
+            "judges token by token. Take a teacher with the same tokenizer, e.g. a larger model of the same family."
+        )
+
+
+def check_teams(config: Config, algorithm: Algorithm) -> None:
+    """ValueError if the processes of strategy.sequence_parallel cannot compute one of the models together."""
+    models = {"model.path": config.model}
+    if algorithm.needs_critic and config.critic.path:
+        models["critic.path"] = critic_config(config.model, config.critic.path)
+    if algorithm.needs_teacher:
+        models["teacher.path"] = teacher_model(config)
+    check_team(config.strategy, models)
+
+
+def check_team(strategy: StrategyConfig, models: Mapping[str, ModelConfig]) -> None:
+    """ValueError if a team of strategy.sequence_parallel cannot compute one of these together: setting -> model it names."""
+    if strategy.sequence_parallel > 1:
+        shapes = {setting: without_weights(model).config for setting, model in models.items()}
+        check_shared(strategy.sequence_parallel, shapes)
+
+
+def build_teacher(config: Config, algorithm: Algorithm, strategy: Strategy) -> Frozen | None:
+    """The model whose log-probs the policy follows, if there is one."""
+    if not algorithm.needs_teacher:
+        return None
+    return strategy.frozen(Source(teacher_model(config), learns=False))

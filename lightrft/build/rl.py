@@ -1,0 +1,126 @@
+"""From a Config to a run of reinforcement learning."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.build.assemble import Models, Parts, assemble, left_in
+from lightrft.build.data import build_evaluator, build_scaler, build_task_data
+from lightrft.build.judges import add_judging_models
+from lightrft.build.memory import build_memory_plan
+from lightrft.build.models import (
+    actor_updates,
+    build_critic,
+    build_reference,
+    build_teacher,
+    check_teacher,
+    check_teams,
+    engine_module,
+)
+from lightrft.build.process import last_state, prepare_process, shared
+from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
+from lightrft.config import (
+    Config,
+)
+from lightrft.console.progress import Progress
+from lightrft.engines.external import check_kinds
+from lightrft.models.load import (
+    load_processor,
+)
+from lightrft.models.source import Source
+from lightrft.parallel.world import World
+from lightrft.runs.metrics import Logger
+from lightrft.strategy.base import Strategy
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.trainer.run import Run
+from lightrft.utils.device import pick_device
+from lightrft.utils.imports import resolve
+
+log = logging.getLogger("lightrft")
+
+
+def build_run(
+    config: Config, run: Path, stack: contextlib.ExitStack, *, started: float, resume: bool = False
+) -> Run:
+    """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
+    prepare_process(config)
+    world = World.current(config.strategy.sequence_parallel)
+    device = pick_device(config.strategy.device)
+    shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
+    shared("replay.groups_per_step", config.replay.groups_per_step, world)
+    refuse_capsules(config, world)
+    algorithm = build(config.algorithm, resolve)
+    trainer_class = resolve(TRAINERS, config.trainer, "trainer")
+    make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
+    strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
+    processor = load_processor(config.model, config.media)
+    check_teacher(config, processor)
+    check_teams(config, algorithm)
+    task_data = build_task_data(config, processor, world)
+    stack.enter_context(task_data.judge)
+    stack.enter_context(task_data.eval_judge)
+    check_kinds(config.rollout.engine, task_data.asked, processor.media, device)
+    scaler = build_scaler(config, task_data.judge, world)
+    checkpoints = Checkpoints(run, config.checkpoint, world)
+    state = last_state(checkpoints) if resume else None
+
+    models = build_models(config, algorithm, strategy)
+    engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
+    judges = [task_data.judge, task_data.eval_judge]
+    judging = add_judging_models(config, judges, engine, processor, device)
+    memory_plan = build_memory_plan(vars(models), engine, judging, device)
+    logger = None
+    if world.is_first:
+        logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
+        stack.enter_context(logger)
+    progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
+    evaluator = build_evaluator(config, task_data, processor, run / "evaluation", world)
+    parts = Parts(
+        config=config,
+        run=run,
+        world=world,
+        device=device,
+        memory_plan=memory_plan,
+        models=models,
+        engine=engine,
+        processor=processor,
+        prompts=task_data.prompts,
+        judge=task_data.judge,
+        scaler=scaler,
+        algorithm=algorithm,
+        evaluator=evaluator,
+        checkpoints=checkpoints,
+        progress=progress,
+        logger=logger,
+        started=started,
+        left=left_in(state),
+    )
+    made = assemble(trainer_class, parts)
+    if state is not None:
+        made.load(state)
+    if world.is_first:
+        progress.console.print(memory_plan.table())
+    stack.enter_context(progress)
+    return made
+
+
+def build_models(config: Config, algorithm: Algorithm, strategy: Strategy) -> Models:
+    """The models that a step computes with: loads their weights."""
+    actor = strategy.trainable(Source(config.model), config.optimizer, actor_updates(config))
+    critic = build_critic(config, algorithm, strategy)
+    reference = build_reference(config, algorithm, actor, strategy)
+    return Models(actor, critic, reference, build_teacher(config, algorithm, strategy))
+
+
+def refuse_capsules(config: Config, world: World) -> None:
+    """ValueError if steps are to be captured that several processes take."""
+    asked = {"log.capture_steps": config.log.capture_steps, "log.capture_spikes": config.log.capture_spikes}
+    for option, value in asked.items():
+        if value and world.size > 1:
+            raise ValueError(
+                f"{option}={value}: a capsule holds a step of one process, and this run has {world.size}. Leave it out, or "
+                "capture the step in a run of one process from the same checkpoint."
+            )

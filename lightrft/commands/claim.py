@@ -1,0 +1,36 @@
+"""A run folder in use by this run: new or to go on with, with its log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightrft.config import (
+    Config,
+    SFTConfig,
+)
+from lightrft.parallel.world import World
+from lightrft.runs.folder import check_backend, earlier, new_run
+from lightrft.runs.log import Terminal, logging_to
+
+log = logging.getLogger("lightrft")
+
+
+@contextlib.contextmanager
+def claimed(
+    config: Config | SFTConfig, resume: Path | None, world: World, command: str
+) -> Iterator[tuple[Path, bool, Terminal]]:
+    """Inside, the run folder is in use. Gives the folder, whether to go on from its checkpoints, and its log's terminal."""
+    check_backend(config, world.size)
+    before = earlier(config, resume)
+    run = before or resume
+    if run is None:
+        with world.independent():
+            run = new_run(config, command) if world.is_first else None
+        run = world.gather(run)[0]
+        assert run is not None
+    world.redirect_output(run)
+    with logging_to(run / "log.txt" if world.is_first else world.output(run)) as terminal:
+        yield run, before is not None, terminal

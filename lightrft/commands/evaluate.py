@@ -1,0 +1,144 @@
+"""`lightrft evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from lightrft.build.data import build_eval_sets, task_rewards
+from lightrft.build.judges import add_judging_models, check_judging, held_whole
+from lightrft.build.memory import build_memory_plan
+from lightrft.build.process import prepare_process
+from lightrft.build.tables import ENGINES
+from lightrft.config import (
+    Config,
+)
+from lightrft.datasets.prompts import Opener
+from lightrft.engines.external import check_kinds
+from lightrft.models.load import (
+    load_model,
+    load_processor,
+)
+from lightrft.parallel.world import World
+from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.check import check_gold
+from lightrft.tasks.table import load_task
+from lightrft.trainer.evaluate import Evaluator
+from lightrft.trainer.sampler import Sampler, Unchanging
+from lightrft.utils.device import pick_device
+from lightrft.utils.imports import resolve
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Scores a model on tasks.evaluate, prints and saves it; returns the estimates by task."""
+    device = pick_device(config.strategy.device)
+    with World.joined(device, config.strategy.timeout_seconds) as world:
+        folder = world.gather(evaluation_folder(config))[0]
+        world.redirect_output(folder)
+        return evaluate_in(config, folder, device, world)
+
+
+def evaluation_folder(config: Config) -> Path:
+    """Where an evaluation writes."""
+    return Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+
+
+def evaluate_in(config: Config, folder: Path, device: torch.device, world: World) -> dict[str, Any]:
+    """Scores a model on tasks.evaluate, every rank a part of the questions; returns the estimates by task."""
+    prepare_process(config)
+    config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
+    processor = load_processor(config.model, config.media)
+    eval_sets, judge = build_eval_sets(config, processor)
+    check_judging(config, [judge], training=False)
+    prompts = (prompt for eval_set in eval_sets for prompt in eval_set.prompts)
+    check_kinds(config.rollout.engine, prompts, processor.media, device)
+    with judge:
+        evaluator = Evaluator(
+            eval_sets=eval_sets,
+            rewards=judge,
+            processor=processor,
+            config=config.evaluate,
+            max_tokens=config.evaluate.max_tokens or max(eval_set.task.max_tokens for eval_set in eval_sets),
+            stop=tuple(config.rollout.stop),
+            seed=config.seed,
+            folder=folder,
+            world=world,
+            open=Opener(processor, config.tasks),
+        )
+        module = load_model(config.model, device, trainable=False)
+        engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
+        judging = add_judging_models(config, [judge], engine, processor, device)
+        memory_plan = build_memory_plan(
+            {"policy": held_whole(module, config, device)}, engine, judging, device
+        )
+        memory_plan.begin()
+        restarts = config.rollout.max_engine_restarts
+        sampler = Sampler(engine, Unchanging(module), memory_plan, world, restarts)
+        with sampling_bar() as bar:
+            answers = sampler(partial(evaluator.sample, engine, progress=bar))
+        sampler.judged(judge, [t for group in answers for t in group])
+        evaluator.report(answers, "responses")
+        world.barrier()  # the first rank has written what all read
+    estimates: dict[str, Any] = json.loads((folder / "responses.json").read_text(encoding="utf-8"))
+    if world.is_first:
+        print_estimates(estimates, config.model.path, folder)
+    return estimates
+
+
+def check_task(config: Config, name: str) -> int:
+    """Proves that a task's gold answers score full marks, in each split there is; 0 if they do, else 1."""
+    task = load_task(name)
+    rewards = {task.name: task_rewards(config, task)}
+    sound = True
+    with RewardRunner(rewards, config.rewards) as judge:
+        for split in ("train", "evaluate"):
+            try:
+                records = task.load(split, config.tasks, config.data, config.seed)
+            except ValueError as error:
+                Console().print(f"{split}: not checked: {error}", soft_wrap=True, markup=False)
+                continue
+            found = check_gold(task.name, records, task.gold, judge)
+            Console().print(f"{split}: {found}", soft_wrap=True, markup=False, highlight=False)
+            sound = sound and found.ok
+    return 0 if sound else 1
+
+
+@contextlib.contextmanager
+def sampling_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for answers."""
+    from rich import progress
+
+    done = progress.MofNCompleteColumn()
+    bar, left = progress.BarColumn(), progress.TimeRemainingColumn()
+    with progress.Progress("sampling", bar, done, left, console=Console(stderr=True)) as bars:
+        task = bars.add_task("answers", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> None:
+    """A table of every estimate with its interval."""
+    from rich.table import Table
+
+    table = Table("task", "measure", "estimate", "95 % interval", title=f"{model}")
+    for task, report_ in estimates.items():
+        for name, value in report_.items():
+            if isinstance(value, dict):
+                table.add_row(
+                    task, name, f"{value['mean']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"
+                )
+        facts = f"{report_['questions']} questions, {report_['responses']} answers, {report_['mean_length']:.0f} tokens each"
+        failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
+        table.add_row("", "", f"{facts}, {report_['truncated_fraction']:.0%} cut off{failed}")
+        table.add_section()
+    console = Console()
+    console.print(table)
+    console.print(f"every answer: {folder}/responses.jsonl", soft_wrap=True, highlight=False)

@@ -1,0 +1,69 @@
+"""`lightrft replay`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from lightrft.build.rl import build_run
+from lightrft.config import (
+    Config,
+    RolloutConfig,
+    layers,
+)
+from lightrft.strategy.in_memory import restore
+from lightrft.trainer.rl import RLTrainer
+from lightrft.utils.seeding import restore_generators
+
+
+def replay(run: Path, step: int) -> int:
+    """Computes a captured step again and prints each metric beside the recorded one; 0 if all are equal, else 1."""
+    from rich.table import Table
+
+    from lightrft.runs.capsule import compare, read
+
+    capsule = read(run, step)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        resolved = Path(scratch) / "config.yaml"
+        resolved.write_text(capsule.config_yaml, encoding="utf-8")
+        config = layers.load([str(resolved)], Config)
+        quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
+        config = replace(config, log=quiet, rollout=with_native_engine(config.rollout))
+        trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
+        assert isinstance(trainer, RLTrainer)
+        restore(trainer.actor, capsule.state)
+        capsule.verify(trainer.actor.weights())
+        restore_generators(capsule.rng)
+        updates = list(trainer.learner.learn(step, capsule.trajectories, first=capsule.start))
+    table = Table("update", "metric", "recorded", "replayed", "", title=f"step {step} of {run}")
+    rows = compare(capsule.updates, updates)
+    for update, name, recorded, replayed, equal in rows:
+        table.add_row(
+            str(update + capsule.start), name, repr(recorded), repr(replayed), "=" if equal else "DIFFERS"
+        )
+    Console().print(table)
+    same = all(row[-1] for row in rows)
+    Console().print(
+        "equal bit for bit"
+        if same
+        else "the step came out differently: another machine, thread count or library?"
+    )
+    return 0 if same else 1
+
+
+def with_native_engine(config: RolloutConfig) -> RolloutConfig:
+    """The same with the native engine: what a step computes does not depend on who drew its answers, nor need that one be here."""
+    plain = RolloutConfig()
+    return replace(
+        config,
+        engine="native",
+        vllm=plain.vllm,
+        server=plain.server,
+        sglang=plain.sglang,
+        lmdeploy=plain.lmdeploy,
+    )

@@ -1,0 +1,24 @@
+"""`lightrft serve`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightrft.config import (
+    Config,
+)
+from lightrft.engines.vllm_serve import serve as serve_policy
+from lightrft.models.load import (
+    load_processor,
+)
+from lightrft.models.source import Source
+from lightrft.utils.device import pick_device
+
+
+def serve(config: Config, host: str, port: int) -> int:
+    """Runs a server that a training run with these settings gives weights and asks questions."""
+    device = pick_device(config.strategy.device)
+    module = Source(config.model, learns=False).empty(device)
+    processor = load_processor(config.model, config.media)
+    rollout = replace(config.rollout, engine="vllm_server")
+    return serve_policy(module, processor, rollout, host=host, port=port)

@@ -1,0 +1,39 @@
+"""The log of a run: everything into a file, warnings to the terminal as well."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+log = logging.getLogger("lightrft")
+
+
+class Terminal(logging.Handler):
+    """Shows warnings on the terminal: above the live picture once there is one, on stderr before."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.show: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        self.show(self.format(record))
+
+
+@contextlib.contextmanager
+def logging_to(file: Path) -> Iterator[Terminal]:
+    """The log of a run: everything into a file, warnings to the terminal as well."""
+    written, shown = logging.FileHandler(file, encoding="utf-8"), Terminal()
+    written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(written)
+    log.addHandler(shown)
+    try:
+        yield shown
+    finally:
+        log.removeHandler(written)
+        log.removeHandler(shown)
+        written.close()

@@ -1,0 +1,52 @@
+"""What a finished run says of itself: held-out scores, and samples before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightrft.media.parts import readable
+
+
+def evaluation_summary(run: Path, evaluations: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Held-out scores before and after, with intervals where there is a single task."""
+    result: dict[str, Any] = {}
+    for label in ("before", "after"):
+        if label not in evaluations:
+            continue
+        result[label] = evaluations[label]["mean"]
+        estimates = json.loads((run / "evaluation" / f"{label}.json").read_text(encoding="utf-8"))
+        result["questions"] = sum(e["questions"] for e in estimates.values())
+        if len(estimates) == 1:
+            score = next(iter(estimates.values()))["score"]
+            result[f"{label}_interval"] = [score["low"], score["high"]]
+        result[f"{label}_by_task"] = estimates
+    return result
+
+
+def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
+    """Held-out questions whose answers changed the most for the better, before and after side by side."""
+    files = [run / "evaluation" / f"{label}.jsonl" for label in ("before", "after")]
+    if not all(file.is_file() for file in files):
+        return []
+    before, after = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files
+    )
+    pairs = [
+        (a, b)
+        for a, b in zip(before, after, strict=True)
+        if a["reward"] is not None and b["reward"] is not None
+    ]
+    pairs.sort(key=lambda pair: pair[0]["reward"] - pair[1]["reward"])
+    return [
+        {
+            "question": readable(a["messages"][-1]["content"]),
+            "before": a["response"],
+            "after": b["response"],
+            "before_reward": a["reward"],
+            "after_reward": b["reward"],
+        }
+        for a, b in pairs[:most]
+    ]
