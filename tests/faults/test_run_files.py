@@ -82,4 +82,4 @@ def test_a_report_shows_answers_as_they_are(tmp_path):
 
 def test_half_a_character_stops_no_step_from_being_kept(tmp_path):
     saved(tmp_path, "a\ud83d")
-    assert json.loads(trajectories.file_of(tmp_path, 1).read_text().splitlines()[0])["answer"] == "a\ud83d"
+    assert "a\ud83d" in json.loads(trajectories.file_of(tmp_path, 1).read_text().splitlines()[0]).values()
