@@ -17,6 +17,7 @@ from lightrft.engines.lmdeploy import LmdeployEngine
 from lightrft.engines.native import native_engine
 from lightrft.engines.sglang import SglangEngine
 from lightrft.engines.vllm import VllmEngine
+from lightrft.engines.vllm_serve import serve
 from lightrft.engines.vllm_server import VllmServerEngine
 from lightrft.strategy.base import Strategy
 from lightrft.strategy.deepspeed import Zero
@@ -53,8 +54,8 @@ ENGINE_FOOTPRINTS: dict[str, engines.StateFootprint] = {
     "sglang": engines.sglang,
     "lmdeploy": engines.lmdeploy,
 }
-SERVED = "vllm_server"
-"""The engine that asks servers, which `lightrft serve` starts."""
+SERVED, SERVE = "vllm_server", serve
+"""The engine that asks servers, and what `lightrft serve` starts one with."""
 
 
 TRAINERS: dict[str, type[RLTrainer]] = {"rl": RLTrainer}
