@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from lightrft.build.data import prompts_of
-from lightrft.build.rl import build_trainer
+from lightrft.build.rl import build_run
 from lightrft.commands.plan import GIB, Hardware, Lengths, plan
 from lightrft.config import Config, layers
 from lightrft.models.load import load_processor
@@ -87,17 +87,17 @@ def of_rank(args: list[str]) -> dict[str, float]:
     torch.ones(64, 64, requires_grad=True).mm(torch.ones(64, 64)).sum().backward()
     with tempfile.TemporaryDirectory() as run, contextlib.ExitStack() as stack:
         before = resident_gib()
-        trainer = build_trainer(config, Path(run), stack, started=time.perf_counter())
+        made = build_run(config, Path(run), stack, started=time.perf_counter())
         mmap_threshold = -3
         ctypes.CDLL(None).mallopt(mmap_threshold, 65536)
-        trainer.memory_plan.__class__ = MeasuredStage
-        trainer.memory_plan.peaks = {}  # type: ignore[attr-defined]
-        trainer._position = trainer._snapshot()
-        trainer.train_step(1)
-        trainer.memory_plan.peaks.clear()  # type: ignore[attr-defined]
+        made.memory_plan.__class__ = MeasuredStage
+        made.memory_plan.peaks = {}  # type: ignore[attr-defined]
+        made.begin()
+        made.take(1)
+        made.memory_plan.peaks.clear()  # type: ignore[attr-defined]
         for step in (2, 3):
-            trainer.train_step(step)
-        return {phase.value: peak - before for phase, peak in trainer.memory_plan.peaks.items()}  # type: ignore[attr-defined]
+            made.take(step)
+        return {phase.value: peak - before for phase, peak in made.memory_plan.peaks.items()}  # type: ignore[attr-defined]
 
 
 def predicted(args: list[str], devices: int) -> dict[str, float]:

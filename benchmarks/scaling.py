@@ -47,7 +47,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import by_group, dummy_answer, plan
+from lightrft.trainer.batching import Batching, by_group, dummy_answer, plan
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms, Trajectory
 from tests.distributed.launch import together
@@ -82,13 +82,13 @@ def updater(folder: str, backend: str, **options: Any) -> Callable[[Sequence[Tra
     model = strategy.trainable(Source(ModelConfig(path=folder)), OptimizerConfig(), 100)
 
     def update(answers: Sequence[Trajectory], tokens_per_micro_batch: int) -> None:
-        list(
-            optimize(
-                model, answers, partial(policy_loss, model), config=UpdateConfig(tokens_per_micro_batch=tokens_per_micro_batch),
-                averaging=Averaging("token", 1024), world=World.current(), device=CPU, seed=0,
-                blank=dummy_answer(tiny_processor().blank()),
-            )
-        )  # fmt: skip
+        config, blank = (
+            UpdateConfig(tokens_per_micro_batch=tokens_per_micro_batch),
+            dummy_answer(tiny_processor().blank()),
+        )
+        batching = Batching(config, World.current(), CPU, blank)
+        updates, loss = batching.updates(answers, seed=0), partial(policy_loss, model)
+        list(optimize(model, updates, loss, averaging=Averaging("token", 1024), batching=batching))
 
     return update
 

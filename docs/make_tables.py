@@ -21,7 +21,7 @@ from lightrft.trainer.metrics import METRICS
 PAGE = Path(__file__).resolve().parent / "configuration.md"
 HEAD = """# Configuration
 
-<!-- Written by `make docs-tables` from lightrft/config.py and lightrft/configs/. Edit those. -->
+<!-- Written by `make docs-tables` from lightrft/config/ and lightrft/configs/. Edit those. -->
 
 A run is described by **layers from left to right, then flags**. A layer is the name of a shipped YAML file or a path
 to your own; a YAML file is nothing but a list of flags, written as sections. The last one to set an option wins.

@@ -53,6 +53,13 @@ class Continuation:
     """What fixes its draws, as its first completion said."""
     max_tokens: int
     """Most tokens that may be added now."""
+    mask: Sequence[bool] = ()
+    """(tokens,) which of its tokens the policy chose; empty: all. Others came in between, as what a tool replied does."""
+
+    @property
+    def since(self) -> int:
+        """Place of its first token after the last one that the policy did not choose: only from there stop texts count."""
+        return max((place + 1 for place, chosen in enumerate(self.mask) if not chosen), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +119,10 @@ class Trajectory:
     reward: float = nan
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
-    greedy_reward: float = nan
-    """Reward of the most likely answer to the same prompt, where the algorithm asks for it."""
-    greedy_parts: dict[str, float] = field(default_factory=dict)
-    """Its reward by name."""
+    baseline: float = nan
+    """Reward of another answer to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
+    baseline_parts: dict[str, float] = field(default_factory=dict)
+    """The baseline's reward by name."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
     weight_version: int = 0
@@ -141,6 +148,8 @@ class Inputs:
     """Per sequence, start and end in N of the prompt it continues; siblings share one span."""
     response_spans: tuple[tuple[int, int], ...]
     """Per sequence, start and end in N of its response."""
+    targets: Tensor
+    """(T,) int64: the response tokens, which are predicted."""
     predict: Tensor
     """(T,) int64: the position in N whose hidden state predicts response token t. The only shift by one there is."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
@@ -152,8 +161,6 @@ class Inputs:
 class Batch:
     """S answers laid end to end: T response tokens, no padding. Columns are (T,) float32 unless said otherwise."""
 
-    token_ids: Tensor
-    """(T,) int64, the response tokens."""
     segments: Tensor
     """(T,) int64, which sequence: 0..S-1, non-decreasing."""
     groups: Tensor
@@ -165,8 +172,8 @@ class Batch:
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor
-    greedy: Tensor | None = None
-    """(S,) float32, the score of the most likely answer to each answer's prompt."""
+    baselines: Tensor | None = None
+    """(S,) float32, the score that each answer is compared with, where the algorithm asks for one."""
     old: Tensor | None = None
     entropy: Tensor | None = None
     """Of the distribution each token was drawn from, nats."""
@@ -185,7 +192,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.token_ids.numel())
+        return int(self.segments.numel())
 
 
 @dataclass(frozen=True, slots=True)

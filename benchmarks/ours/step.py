@@ -21,7 +21,7 @@ from torch import nn
 
 import lightrft
 from lightrft import Config, RLTrainer, Trajectory
-from lightrft.build.rl import build_trainer
+from lightrft.build.rl import build_run
 from lightrft.config import (
     CheckpointConfig,
     EvaluateConfig,
@@ -34,7 +34,8 @@ from lightrft.config import (
     UpdateConfig,
 )
 from lightrft.engines.native import NativeEngine
-from lightrft.models.load import causal_lm, load_processor
+from lightrft.models.load import load_processor
+from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.runs.folder import new_run
 
@@ -46,26 +47,21 @@ def endless_engine(module: nn.Module, processor: Processor, config: RolloutConfi
 
 @dataclass
 class MeasuredTrainer(RLTrainer):
-    """The trainer as it is, with every step's metrics kept and nothing saved."""
+    """The trainer as it is, with every step's metrics kept."""
 
     steps: list[dict[str, float]] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
 
-    def train_step(self, step: int) -> None:
+    def train_step(self, step: int) -> tuple[dict[str, float], list[Trajectory]]:
         started = time.process_time()
-        super().train_step(step)
+        found = super().train_step(step)
         self.cpu_seconds.append(time.process_time() - started)
+        return found
 
     def record(self, step: int, metrics: dict[str, float], trajectories: list[Trajectory]) -> None:
         tokens = float(sum(map(len, trajectories)))
         differ = float(len({t.reward for t in trajectories}) > 1)
         self.steps.append({**metrics, "tokens": tokens, "rewards_differ": differ})
-
-    def save(self) -> None:
-        """Nothing: neither side saves."""
-
-    def save_model(self) -> None:
-        """Nothing: neither side saves."""
 
 
 def parse() -> argparse.Namespace:
@@ -118,8 +114,11 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         config = configure(options, Path(scratch))
-        trainer = build_trainer(config, new_run(config), stack, started=time.perf_counter())
-        trainer.train()
+        made = build_run(config, new_run(config), stack, started=time.perf_counter())
+        trainer = made.trainer
+        made.begin()
+        for step in range(1, config.steps + 1):  # without the end of a run: neither side saves
+            made.take(step)
     measured: Sequence[dict[str, float]] = trainer.steps[1:]
     mean = {name: sum(m[name] for m in measured) / len(measured) for name in measured[0]}
     seconds = {

@@ -99,13 +99,15 @@ def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor
     greedy answer to each prompt is drawn and judged besides, and is not learned from. With a KL penalty in the reward the
     baseline has none, as in verl.
     """
-    assert batch.greedy is not None, "algorithm.advantage=greedy_baseline needs the rewards of greedy answers"
+    assert batch.baselines is not None, (
+        "algorithm.advantage=greedy_baseline needs the rewards of greedy answers"
+    )
     returns = _returns(batch)
-    baseline = clip_scores(batch.greedy, algo.reward_clip).to(returns.dtype)
+    baseline = clip_scores(batch.baselines, algo.reward_clip).to(returns.dtype)
     return torch.where(batch.mask, returns - baseline[batch.segments], 0.0), returns
 
 
-greedy_baseline.needs_greedy = True  # type: ignore[attr-defined]
+greedy_baseline.needs_baseline = True  # type: ignore[attr-defined]
 
 
 def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -212,6 +214,23 @@ def _at_chosen(values: Tensor, batch: Batch) -> Tensor:
 
 Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
 """-> advantages (T,), returns (T,)"""
+
+for _comparing in (group_norm, group_mean, leave_one_out, length_weighted_mean):
+    _comparing.compares_responses = True  # type: ignore[attr-defined]
+    _comparing.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
+greedy_baseline.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
+reinforce.unused_settings = ("gae_lambda",)  # type: ignore[attr-defined]
+none.needs_teacher = none.ignores_rewards = True  # type: ignore[attr-defined]
+none.unused_settings = (  # type: ignore[attr-defined]
+    "gae_lambda",
+    "gamma",
+    "whiten",
+    "advantage_clip",
+    "reward_clip",
+    "overlong_buffer",
+    "high_entropy_fraction",
+    "kl_in",
+)
 
 ADVANTAGES: dict[str, Advantage] = {
     "group_norm": group_norm,

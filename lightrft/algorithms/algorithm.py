@@ -50,8 +50,11 @@ class Algorithm:
     needs_critic: bool
     """Whether the advantage looks at batch.values; a function says so by an attribute `needs_values = True`."""
 
-    needs_greedy: bool
-    """Whether it looks at batch.greedy; a function says so by an attribute `needs_greedy = True`."""
+    needs_baseline: bool
+    """Whether it looks at batch.baselines; a function says so by an attribute `needs_baseline = True`."""
+
+    functions: Mapping[str, Any]
+    """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
 
     @property
     def needs_reference(self) -> bool:
@@ -180,8 +183,8 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     def bound_response_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
         return list(choose.function(group, draw, **options["response_filter"]))
 
-    needs_critic, needs_greedy = (
-        bool(getattr(advantage.function, name, False)) for name in ("needs_values", "needs_greedy")
+    needs_critic, needs_baseline = (
+        bool(getattr(advantage.function, name, False)) for name in ("needs_values", "needs_baseline")
     )
     return Algorithm(
         config,
@@ -190,7 +193,8 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         bound_group_filter,
         bound_response_filter,
         needs_critic,
-        needs_greedy,
+        needs_baseline,
+        {role.kind: role.function for role in roles},
     )
 
 

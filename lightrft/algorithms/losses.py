@@ -260,6 +260,9 @@ def _drift(difference: Tensor) -> dict[str, Tensor]:
     return {"ratio/mean": difference.exp(), "approx_kl": k3(-difference, torch.zeros_like(difference))}
 
 
+policy_gradient.on_policy_only = True  # type: ignore[attr-defined]
+
+
 PolicyLoss = Callable[[Tensor, Batch, AlgorithmConfig], Terms]
 """New log-probs (T,), batch, settings -> loss and diagnostics per token."""
 

@@ -34,6 +34,9 @@ def mixed_outcomes(group: GroupOfTrajectories) -> bool:
     return max(rewards) - min(rewards) > EQUAL_WITHIN * max(abs(reward) for reward in rewards)
 
 
+all_groups.keeps_all = True  # type: ignore[attr-defined]
+mixed_outcomes.compares_responses = True  # type: ignore[attr-defined]
+
 GroupFilter = Callable[[GroupOfTrajectories], bool]
 
 GROUP_FILTERS: dict[str, GroupFilter] = {"all": all_groups, "mixed_outcomes": mixed_outcomes}

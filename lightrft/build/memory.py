@@ -9,7 +9,7 @@ import torch
 from lightrft.engines.base import Engine, Sharing
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident
-from lightrft.utils.device import device_bytes, release_memory
+from lightrft.utils.device import device_bytes, most_device_bytes, release_memory
 
 
 def build_memory_plan(
@@ -19,7 +19,9 @@ def build_memory_plan(
     device: torch.device,
 ) -> MemoryPlan:
     """Who is in device memory in which phase: the whole memory plan, by the table colocate.RESIDENCY."""
-    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(
+        lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
+    )
     found: dict[str, Resident] = dict(judging)
     for owner, held in {**owners, "engine": engine}.items():
         found |= {
@@ -36,7 +38,9 @@ def build_memory_plan(
 
 def build_sft_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
     """Who is in device memory in which phase: held-out losses need no optimizer."""
-    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(
+        lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
+    )
     parts = model.parts()
     memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
     memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)

@@ -1,4 +1,4 @@
-"""From a Config to an RLTrainer."""
+"""From a Config to a run of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import logging
 from pathlib import Path
 
-from lightrft.algorithms.algorithm import build
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.requirements import build_for
+from lightrft.build.assemble import Models, Parts, assemble, left_in
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
 from lightrft.build.memory import build_memory_plan
@@ -31,28 +33,27 @@ from lightrft.models.load import (
 )
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
-from lightrft.runs.capsule import Capsules
 from lightrft.runs.metrics import Logger
+from lightrft.strategy.base import Strategy
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.trainer.buffer import RolloutBuffer
-from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.run import Run
 from lightrft.utils.device import pick_device
 from lightrft.utils.imports import resolve
-from lightrft.utils.interrupt import Interrupt
 
 log = logging.getLogger("lightrft")
 
 
-def build_trainer(
+def build_run(
     config: Config, run: Path, stack: contextlib.ExitStack, *, started: float, resume: bool = False
-) -> RLTrainer:
+) -> Run:
     """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world = World.current(config.strategy.sequence_parallel)
     device = pick_device(config.strategy.device)
     shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
+    shared("replay.groups_per_step", config.replay.groups_per_step, world)
     refuse_capsules(config, world)
-    algorithm = build(config.algorithm, resolve)
+    algorithm = build_for(config, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
@@ -63,60 +64,56 @@ def build_trainer(
     stack.enter_context(task_data.judge)
     stack.enter_context(task_data.eval_judge)
     check_kinds(config.rollout.engine, task_data.asked, processor.media, device)
-    scaler, buffer = build_scaler(config, task_data.judge, world), RolloutBuffer(config.replay, world.size)
+    scaler = build_scaler(config, task_data.judge, world)
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
 
-    actor = strategy.trainable(Source(config.model), config.optimizer, actor_updates(config))
-    critic = build_critic(config, algorithm, strategy)
-    reference = build_reference(config, algorithm, actor, strategy)
-    teacher = build_teacher(config, algorithm, strategy)
-    sampler = engine_module(config, strategy, actor)
-    engine = make_engine(sampler, processor, config.rollout)
+    models = build_models(config, algorithm, strategy)
+    engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
     judges = [task_data.judge, task_data.eval_judge]
     judging = add_judging_models(config, judges, engine, processor, device)
-    owners = {"actor": actor, "critic": critic, "reference": reference, "teacher": teacher}
-    memory_plan = build_memory_plan(owners, engine, judging, device)
-    logger = (
-        Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
-        if world.is_first
-        else None
-    )
-    if logger is not None:
+    memory_plan = build_memory_plan(vars(models), engine, judging, device)
+    logger = None
+    if world.is_first:
+        logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
     progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
     evaluator = build_evaluator(config, task_data, processor, run / "evaluation", world)
-    trainer = trainer_class(
+    parts = Parts(
         config=config,
         run=run,
         world=world,
         device=device,
         memory_plan=memory_plan,
-        actor=actor,
-        critic=critic,
-        reference=reference,
-        teacher=teacher,
+        models=models,
         engine=engine,
         processor=processor,
         prompts=task_data.prompts,
         judge=task_data.judge,
         scaler=scaler,
-        buffer=buffer,
         algorithm=algorithm,
         evaluator=evaluator,
         checkpoints=checkpoints,
-        capsules=Capsules(run, config.log),
-        logger=logger,
         progress=progress,
+        logger=logger,
         started=started,
-        interrupt=Interrupt(world.max),
+        left=left_in(state),
     )
+    made = assemble(trainer_class, parts)
     if state is not None:
-        trainer.load(state)
+        made.load(state)
     if world.is_first:
         progress.console.print(memory_plan.table())
     stack.enter_context(progress)
-    return trainer
+    return made
+
+
+def build_models(config: Config, algorithm: Algorithm, strategy: Strategy) -> Models:
+    """The models that a step computes with: loads their weights."""
+    actor = strategy.trainable(Source(config.model), config.optimizer, actor_updates(config))
+    critic = build_critic(config, algorithm, strategy)
+    reference = build_reference(config, algorithm, actor, strategy)
+    return Models(actor, critic, reference, build_teacher(config, algorithm, strategy))
 
 
 def refuse_capsules(config: Config, world: World) -> None:

@@ -1,4 +1,4 @@
-"""From an SFTConfig to an SFTTrainer."""
+"""From an SFTConfig to a run of supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from lightrft.parallel.world import World
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.tasks.table import Split, load_task
+from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.run import Journal, Run
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
 from lightrft.utils.device import pick_device
@@ -31,9 +33,9 @@ from lightrft.utils.interrupt import Interrupt
 log = logging.getLogger("lightrft")
 
 
-def build_trainer(
+def build_run(
     config: SFTConfig, run: Path, stack: contextlib.ExitStack, *, started: float, resume: bool = False
-) -> SFTTrainer:
+) -> Run:
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world = World.current(config.strategy.sequence_parallel)
@@ -59,27 +61,36 @@ def build_trainer(
         logger = Logger(run, done if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
     progress = Progress(config, steps, done, run=run, show=world.is_first)
+    journal, interrupt = Journal(run, progress, logger), Interrupt(world.max)
+    batching = Batching(config.update, world, device, dummy_answer(processor.blank()))
     trainer = SFTTrainer(
         config=config,
-        steps=steps,
-        run=run,
         world=world,
-        device=device,
         memory_plan=memory_plan,
+        batching=batching,
         model=model,
-        processor=processor,
         prompts=prompts,
         held_out=held_out,
+        journal=journal,
+        interrupt=interrupt,
+    )
+    made = Run(
+        command="sft",
+        steps=steps,
+        trainer=trainer,
+        journal=journal,
+        world=world,
+        memory_plan=memory_plan,
+        processor=processor,
         checkpoints=checkpoints,
-        logger=logger,
-        progress=progress,
+        evaluates=config.evaluate,
+        interrupt=interrupt,
         started=started,
-        interrupt=Interrupt(world.max),
     )
     if state is not None:
-        trainer.load(state)
+        made.load(state)
     stack.enter_context(progress)
-    return trainer
+    return made
 
 
 def build_loader(config: SFTConfig, conversations: Conversations, world: World) -> PromptLoader:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from lightrft.models.load import (
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
-from lightrft.strategy.memory import Phase
 from lightrft.tasks.table import load_task
 from lightrft.trainer.evaluate import Evaluator
+from lightrft.trainer.sampler import Sampler, Unchanging
 from lightrft.utils.device import pick_device
 from lightrft.utils.imports import resolve
 
@@ -80,13 +81,11 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
             {"policy": held_whole(module, config, device)}, engine, judging, device
         )
         memory_plan.begin()
-        with memory_plan(Phase.SYNC):
-            engine.load_weights(module.state_dict().items())
-            engine.weight_version = 0
-        with memory_plan(Phase.ROLLOUT), sampling_bar() as bar, world.independent():
-            answers = evaluator.sample(engine, progress=bar)
-        with memory_plan(Phase.ROLLOUT if judge.by_policy else Phase.SCORE), world.independent():
-            judge([t for group in answers for t in group])
+        restarts = config.rollout.max_engine_restarts
+        sampler = Sampler(engine, Unchanging(module), memory_plan, world, restarts)
+        with sampling_bar() as bar:
+            answers = sampler(partial(evaluator.sample, engine, progress=bar))
+        sampler.judged(judge, [t for group in answers for t in group])
         evaluator.report(answers, "responses")
         world.barrier()  # the first rank has written what all read
     estimates: dict[str, Any] = json.loads((folder / "responses.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lightrft.build.rl import build_trainer
+from lightrft.build.rl import build_run
 from lightrft.build.tables import OWN
 from lightrft.config import (
     Config,
@@ -19,6 +19,7 @@ from lightrft.config import (
     layers,
 )
 from lightrft.strategy.in_memory import restore
+from lightrft.trainer.rl import RLTrainer
 from lightrft.utils.seeding import restore_generators
 
 
@@ -35,11 +36,12 @@ def replay(run: Path, step: int) -> int:
         config = layers.load([str(resolved)], Config)
         quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
         config = replace(config, log=quiet, rollout=with_own_engine(config.rollout))
-        trainer = build_trainer(config, Path(scratch), stack, started=time.perf_counter())
+        trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
+        assert isinstance(trainer, RLTrainer)
         restore(trainer.actor, capsule.state)
         capsule.verify(trainer.actor.weights())
         restore_generators(capsule.rng)
-        updates = list(trainer.learn(step, capsule.trajectories, first=capsule.start))
+        updates = list(trainer.learner.learn(step, capsule.trajectories, first=capsule.start))
     table = Table("update", "metric", "recorded", "replayed", "", title=f"step {step} of {run}")
     rows = compare(capsule.updates, updates)
     for update, name, recorded, replayed, equal in rows:

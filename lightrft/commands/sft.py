@@ -7,14 +7,14 @@ import json
 import time
 from pathlib import Path
 
-from lightrft.build.sft import build_trainer
+from lightrft.build.sft import build_run
 from lightrft.commands.claim import claimed
 from lightrft.config import SFTConfig
 from lightrft.console.progress import report_losses
 from lightrft.parallel.world import World
 from lightrft.runs.curves import draw_curves
 from lightrft.runs.folder import keep_settings
-from lightrft.trainer.sft import SFTTrainer
+from lightrft.trainer.run import Run
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.device import pick_device
 
@@ -30,28 +30,28 @@ def train(config: SFTConfig, resume: Path | None = None) -> Path:
         claimed(config, resume, world, "sft") as (run, again, terminal),
         contextlib.ExitStack() as stack,
     ):
-        trainer = build_trainer(config, run, stack, started=started, resume=again)
-        terminal.show = trainer.progress.note
+        made = build_run(config, run, stack, started=started, resume=again)
+        terminal.show = made.journal.progress.note
         if again and world.is_first:
-            keep_settings(run, config, trainer.done)
-        trainer.train()
+            keep_settings(run, config, made.done)
+        made.train()
         if world.is_first:
             with explained(run):
-                finish(trainer, stack)
+                finish(config, made, stack)
     return run
 
 
-def finish(trainer: SFTTrainer, stack: contextlib.ExitStack) -> None:
+def finish(config: SFTConfig, made: Run, stack: contextlib.ExitStack) -> None:
     """Summary, picture and report of a finished run."""
     stack.close()  # the live picture ends, files are complete
-    run, config = trainer.run, trainer.config
+    run = made.folder
     summary = {
-        "seconds": round(trainer.seconds, 1),
-        "steps": trainer.done,
+        "seconds": round(made.seconds, 1),
+        "steps": made.done,
         "seed": config.seed,
         "model": config.model.path,
-        "held_out_nll": {k: v["mean"] for k, v in trainer.losses.items() if k in ("before", "after")},
-        "held_out_nll_by_task": {k: v for k, v in trainer.losses.items() if k in ("before", "after")},
+        "held_out_nll": {k: v["mean"] for k, v in made.evaluations.items() if k in ("before", "after")},
+        "held_out_nll_by_task": {k: v for k, v in made.evaluations.items() if k in ("before", "after")},
     }
     write_text(run / "summary.json", json.dumps(summary, indent=2))
     draw_curves(run)

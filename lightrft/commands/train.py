@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from lightrft.build.rl import build_trainer
+from lightrft.build.rl import build_run
 from lightrft.commands.claim import claimed
 from lightrft.config import (
     Config,
@@ -17,7 +17,7 @@ from lightrft.parallel.world import World
 from lightrft.runs.curves import draw_curves
 from lightrft.runs.folder import keep_settings
 from lightrft.runs.summary import evaluation_summary, samples
-from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.run import Run
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.device import pick_device
 
@@ -33,27 +33,27 @@ def train(config: Config, resume: Path | None = None) -> Path:
         claimed(config, resume, world, "train") as (run, again, terminal),
         contextlib.ExitStack() as stack,
     ):
-        trainer = build_trainer(config, run, stack, started=started, resume=again)
-        terminal.show = trainer.progress.note
+        made = build_run(config, run, stack, started=started, resume=again)
+        terminal.show = made.journal.progress.note
         if again and world.is_first:
-            keep_settings(run, config, trainer.done)
-        trainer.train()
+            keep_settings(run, config, made.done)
+        made.train()
         if world.is_first:
             with explained(run):
-                finish(trainer, stack)
+                finish(config, made, stack)
     return run
 
 
-def finish(trainer: RLTrainer, stack: contextlib.ExitStack) -> None:
+def finish(config: Config, made: Run, stack: contextlib.ExitStack) -> None:
     """Summary, picture and report of a finished run."""
     stack.close()  # the live picture ends, files are complete
-    run = trainer.run
+    run = made.folder
     summary = {
-        "seconds": round(trainer.seconds, 1),
-        "steps": trainer.done,
-        "seed": trainer.config.seed,
-        "model": trainer.config.model.path,
-        "evaluation": evaluation_summary(run, trainer.evaluations),
+        "seconds": round(made.seconds, 1),
+        "steps": made.done,
+        "seed": config.seed,
+        "model": config.model.path,
+        "evaluation": evaluation_summary(run, made.evaluations),
     }
     write_text(run / "summary.json", json.dumps(summary, indent=2))
     draw_curves(run)

@@ -24,8 +24,13 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from lightrft.config.answers import answer
+from lightrft.config.parser import Impossible, parse
+
 C = TypeVar("C")
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
+EXTENDS = "extends"
+"""Key of a file whose value names the layers that it stands on."""
 YAML_FLOATS = {".inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 
 
@@ -35,16 +40,65 @@ def load(args: Sequence[str], cls: type[C], *, prog: str = "lightrft train", des
     `args` is what stands after the command: layers first, then flags. A layer that does not exist or sets an unknown
     option raises ValueError naming the file; a bad flag or an impossible combination is printed and exits with 2.
     """
-    layers, flags = split(args)
-    files = [find_layer(layer) for layer in layers]
+    words, flags = split(args)
+    files = [file for word in words for file in chain(word)]
     parsed = [file_flags(file, cls) for file in files]
+    refuse_unknown(flags, cls, words)
     merged = [flag for part in parsed for flag in part]
     try:
-        return _parse([*merged, *flags], cls, prog=prog, description=description)
+        return parse([*merged, *flags], cls, prog=prog, description=description)
+    except Impossible as told:
+        where = _file_at_fault(files, parsed, cls)
+        raise ValueError(f"{told} The value stands in {where}." if where else str(told)) from None
     except SystemExit as stop:
-        if stop.code:
-            _name_the_file(files, parsed, cls)
+        if stop.code and (where := _file_at_fault(files, parsed, cls)):
+            print(f"The value stands in {where}", file=sys.stderr)
         raise
+
+
+def refuse_unknown(flags: Sequence[str], cls: type[Any], words: Sequence[str] = ()) -> None:
+    """ValueError for the first flag that is no option, with the name it may be meant to have; or for a layer behind flags."""
+    names = [name for name, *_ in options(cls)]
+    given = [flag.partition("=")[0] for flag in flags if re.match(r"--[A-Za-z]", flag)]
+    for flag in given:
+        if flag not in ("--help",) and flag.removeprefix("--").replace("-", "_") not in names:
+            told = answer(flag, names, flags=True) or "--help-all lists all options."
+            raise ValueError(f"no option {flag}. {told}")
+    behind = [word for word in flags if word in shipped()]
+    if flags and not words and behind and flags[-1] == behind[-1]:
+        raise ValueError(
+            f"the layer '{behind[-1]}' stands behind flags. Layers come first: {behind[-1]} {' '.join(flags[:-1])}"
+        )
+
+
+def chain(word: str) -> list[Path]:
+    """The file of a layer behind the files that it extends, each once. ValueError for a circle."""
+    found: list[Path] = []
+
+    def visit(file: Path, behind: tuple[Path, ...]) -> None:
+        if file in behind:
+            circle = " -> ".join(str(one) for one in (*behind, file))
+            raise ValueError(f"{file}: extends itself: {circle}. Remove one of the names.")
+        for name in extended(file):
+            near = file.parent / name
+            visit(near if near.is_file() else find_layer(name), (*behind, file))
+        if file not in found:
+            found.append(file)
+
+    visit(find_layer(word), ())
+    return found
+
+
+def extended(file: Path) -> list[str]:
+    """The layers that a file names under `extends`, in their order."""
+    named = read(file).get(EXTENDS, [])
+    if isinstance(named, str):
+        named = [named] if named else []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ValueError(
+            f"{file}: {EXTENDS}={named}: expected names of layers, e.g. {EXTENDS}: [grpo, fsdp]."
+        )
+    return named
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -69,6 +123,11 @@ def find_layer(layer: str) -> Path:
     names = shipped()
     if layer in names:
         return names[layer]
+    if "=" in layer and not Path(layer).exists():
+        name, _, value = layer.partition("=")
+        raise ValueError(
+            f"'{layer}' is no layer. An option is written as a flag: --{name.replace('_', '-')} {value}"
+        )
     path = Path(layer).expanduser()
     if path.is_dir():
         raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path / 'config.yaml'}.")
@@ -85,21 +144,51 @@ def find_layer(layer: str) -> Path:
 
 def file_flags(file: Path, cls: type[Any]) -> list[str]:
     """A YAML file as flags of the dataclass `cls`. ValueError naming file and option for what does not fit."""
+    tree = {key: value for key, value in read(file).items() if key != EXTENDS}
+    return list(_flatten(tree, cls, file))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What a YAML file says, every value a text. ValueError for what is not `option: value`."""
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not a YAML file: {error}") from None
     if tree in (None, ""):
-        return []
+        return {}
     if not isinstance(tree, dict):
         raise ValueError(f"{file}: expected 'option: value' lines, found a {type(tree).__name__}.")
-    return list(_flatten(tree, cls, file))
+    return tree
+
+
+def undone(words: Sequence[str], cls: type[Any]) -> list[str]:
+    """One sentence for each option that a layer sets to another value than a layer before it."""
+    settings: dict[str, tuple[str, tuple[str, ...]]] = {}
+    found = []
+    for file in (file for word in words for file in chain(word)):
+        for name, value in _settings(file_flags(file, cls)):
+            before = settings.get(name)
+            if before is not None and before[1] != value:
+                found.append(
+                    f"{file.stem} sets {name} to {' '.join(value)}, which {before[0]} had set to {' '.join(before[1])}."
+                )
+            settings[name] = file.stem, value
+    return found
+
+
+def _settings(flags: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Flags of a file as name and value."""
+    starts = [n for n, flag in enumerate(flags) if flag.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(flags)], strict=True):
+        name, equals, value = flags[start].removeprefix("--").partition("=")
+        yield name, (value,) if equals else tuple(flags[start + 1 : end])
 
 
 def fits(file: Path, cls: type[Any]) -> bool:
     """Whether every option that a YAML file sets is one of `cls`."""
     try:
-        file_flags(file, cls)
+        for one in chain(str(file)):
+            file_flags(one, cls)
     except ValueError:
         return False
     return True
@@ -153,16 +242,18 @@ class _TextLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _flatten(tree: dict[str, Any], cls: type[Any], file: Path, prefix: str = "") -> Iterator[str]:
+def _flatten(
+    tree: dict[str, Any], cls: type[Any], file: Path, prefix: str = "", top: type[Any] | None = None
+) -> Iterator[str]:
     hints = get_type_hints(cls)
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise ValueError(f"{file}: no option '{name}'.{_perhaps(key, cls, prefix)}")
+            raise ValueError(f"{file}: no option '{name}'.{_perhaps(name, prefix, cls, top or cls)}")
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             if isinstance(value, dict):
-                yield from _flatten(value, hint, file, f"{name}.")  # type: ignore[arg-type]  # a class, by the type hint
+                yield from _flatten(value, hint, file, f"{name}.", top or cls)  # type: ignore[arg-type]  # a class, by the type hint
             elif value != "":
                 raise ValueError(f"{file}: '{name}' is a section: write its options below it, indented.")
         elif get_origin(hint) is dict:
@@ -194,81 +285,22 @@ def _word(value: Any, kind: Any, name: str, file: Path) -> str:
     return YAML_FLOATS.get(value, value) if kind is float else value
 
 
-def _unescape(word: str) -> str:
-    return word[1:] if re.match(r"\\+-", word) else word
+def _perhaps(name: str, prefix: str, cls: type[Any], top: type[Any]) -> str:
+    """A suggestion: what a foreign or an earlier name is called here, the closest name, or all of the section."""
+    told = answer(name, [known for known, *_ in options(top)])
+    here = [prefix + f.name for f in dataclasses.fields(cls)]
+    return f" {told}" if told else f" There are: {', '.join(here)}."
 
 
-def _perhaps(key: str, cls: type[Any], prefix: str) -> str:
-    """A suggestion: the closest name in the section, or all of them."""
-    here = [f.name for f in dataclasses.fields(cls)]
-    close = difflib.get_close_matches(key.replace("-", "_"), here, n=1)
-    return (
-        f" Perhaps you meant: {prefix}{close[0]}."
-        if close
-        else f" There are: {', '.join(prefix + name for name in here)}."
-    )
-
-
-def _parse(args: Sequence[str], cls: type[C], *, prog: str, description: str) -> C:
-    import tyro
-
-    return tyro.cli(
-        cls,
-        args=list(args),
-        prog=prog,
-        description=description or None,
-        config=(tyro.conf.FlagConversionOff,),
-        registry=_registry(),
-    )
-
-
-def _registry() -> Any:
-    """tyro's rules for words: true and false as YAML writes them, and a backslash before a leading '-'."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-    registry = ConstructorRegistry()
-
-    def boolean(word: str) -> bool:
-        if word.lower() not in ("true", "false"):
-            raise ValueError(f"expected true or false, not '{word}'")
-        return word.lower() == "true"
-
-    @registry.primitive_rule
-    def bool_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
-        if info.type is not bool:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="true|false",
-            instance_from_str=lambda words: boolean(words[0]),
-            is_instance=lambda value: isinstance(value, bool),
-            str_from_instance=lambda value: [str(value).lower()],
-        )
-
-    @registry.primitive_rule
-    def text_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
-        if info.type is not str:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="TEXT",
-            instance_from_str=lambda words: _unescape(words[0]),
-            is_instance=lambda value: isinstance(value, str),
-            str_from_instance=lambda value: [value],
-        )
-
-    return registry
-
-
-def _name_the_file(files: Sequence[Path], parsed: Sequence[Sequence[str]], cls: type[Any]) -> None:
-    """After an error was printed: which of the files, if any, has it all by itself."""
+def _file_at_fault(files: Sequence[Path], parsed: Sequence[Sequence[str]], cls: type[Any]) -> Path | None:
+    """Which of the files, if any, has an error all by itself."""
     for file, flags in zip(files, parsed, strict=True):
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                _parse(flags, cls, prog="lightrft", description="")
-        except SystemExit:
-            print(f"The value stands in {file}", file=sys.stderr)
-            return
+                parse(flags, cls, prog="lightrft", description="")
+        except (SystemExit, Impossible):
+            return file
+    return None
 
 
 def _lines(config: Any, indent: str) -> Iterator[str]:

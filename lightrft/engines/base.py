@@ -11,6 +11,7 @@ from lightrft.config import RolloutConfig
 from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Prompt, Sampling
+from lightrft.utils.errors import RolloutError
 
 Progress = Callable[[int, int], None]
 """Called while generating with the answers finished and the tokens sampled so far."""
@@ -20,7 +21,13 @@ NONE = -1
 """The version of weights that are not there."""
 
 
-class EngineDiedError(RuntimeError):
+class EngineError(RolloutError, RuntimeError):
+    """An engine does not do what it is asked for."""
+
+    boundary = "engine"
+
+
+class EngineDiedError(EngineError):
     """An engine cannot go on: `restart` makes it usable again, without weights, or raises if that cannot be."""
 
     def __init__(self, told: str, restart: Callable[[], None]) -> None:

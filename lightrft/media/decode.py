@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 
+from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import require
 
 URLS = ("http://", "https://", "data:")
@@ -27,8 +28,10 @@ LARGEST_PIXELS = 178_956_970
 """Pixels of a picture or frame beyond which it is taken for a bomb, twice what PIL warns at."""
 
 
-class MediaError(ValueError):
+class MediaError(RolloutError, ValueError):
     """A picture, clip or sound that cannot be used; the text names it and says why."""
+
+    boundary = "media"
 
 
 @dataclass(frozen=True)

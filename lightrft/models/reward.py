@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightrft.config import ModelConfig, RewardModelConfig
 from lightrft.models.attention import ATTENTION
-from lightrft.models.load import model_folder
+from lightrft.models.describe import model_folder
 from lightrft.models.logprobs import backbone, predicting_states, text_config
 from lightrft.models.sequence import Share
 from lightrft.types import Inputs
@@ -110,6 +110,7 @@ def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inp
         positions=torch.cat([torch.arange(len(tokens)) for tokens in conversations]).to(device),
         prompt_spans=spans,
         response_spans=tuple((end, end) for _, end in spans),
+        targets=torch.zeros(0, dtype=torch.int64, device=device),
         predict=torch.tensor(ends, device=device) - 1,
     )
 

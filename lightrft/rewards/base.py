@@ -13,18 +13,26 @@ from lightrft.config import RewardConfig
 from lightrft.media.parts import described
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import MODEL_REWARDS, ModelReward
-from lightrft.rewards.table import REWARDS, load_reward
+from lightrft.rewards.table import REWARDS, load_reward, load_values
 from lightrft.types import Trajectory
+from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import resolve
-from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner
+from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner, Work
 
-__all__ = ["REWARDS", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
+__all__ = ["REWARDS", "RewardError", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
-
+WORK = Work("lightrft.rewards.table:load_values", noun="reward", limit="rewards.timeout_seconds")
+"""Reward functions, as worker processes load and name them."""
 
 Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]
 """(reward, place) -> value, and (reward, place) -> why there is none."""
+
+
+class RewardError(RolloutError, RuntimeError):
+    """A reward failed on an answer, and rewards.on_failure does not allow that."""
+
+    boundary = "reward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +79,14 @@ class RewardRunner:
         for name in names:
             if ":" not in name:
                 resolve(REWARDS, name, "reward")
-        self._runner: Runner
+        self._runner: Runner[list[float]]
         if config.workers and names:
-            self._runner = Pool(names, config.workers, config.timeout_seconds)
+            self._runner = Pool(WORK, names, config.workers, config.timeout_seconds)
         else:
-            self._runner = Inline({name: load_reward(name) for name in names})
+            self._runner = Inline({name: load_values(name) for name in names})
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> RewardResult:
-        """Judges in place. RuntimeError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:
+        """Judges in place. RewardError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:
         then the failing answers are left out, and whole groups of which fewer than two answers are left."""
         views = [stripped(trajectory) for trajectory in trajectories]
         # Models first: ranks that share an engine are to ask it together, whatever fails on one of them.
@@ -149,7 +157,7 @@ class RewardRunner:
 
     def _stop_at(self, failures: Mapping[tuple[str, int], str], views: Sequence[Answer]) -> None:
         if failures and self.config.on_failure == "raise":
-            raise RuntimeError(_failed(*next(iter(failures.items())), views))
+            raise RewardError(_failed(*next(iter(failures.items())), views))
 
     def _values(self, parts: Sequence[Part], views: Sequence[Answer]) -> Found:
         """(reward, place) -> value, and (reward, place) -> why there is none."""

@@ -137,7 +137,7 @@ class Capsule:
     start: int
     trajectories: list[Trajectory]
     state: dict[str, Any]
-    """What Trainable.state gave."""
+    """What strategy/in_memory.py `snapshot` gave of the actor."""
     config_yaml: str
     weights_hash: str
     weight_version: int

@@ -11,17 +11,65 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightrft.config import UpdateConfig
 from lightrft.models.families import joined
 from lightrft.parallel.world import World
 from lightrft.types import Batch, Inputs, Prompt, Trajectory, concatenate
+from lightrft.utils.device import sent
+from lightrft.utils.seeding import derive_seed
 
 COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a rank packs its answers into micro-batches, in step with all others."""
+
+    config: UpdateConfig
+    world: World
+    device: torch.device
+    """Where a model reads them."""
+    blank: Trajectory | None = None
+    """Computed by ranks that have fewer batches than others, so that all call for the same weights equally often; nothing
+    is learned from it, and one process needs none."""
+
+    def updates(
+        self, trajectories: Sequence[Trajectory], *, seed: int, first: int = 0
+    ) -> Iterator[tuple[int, list[Trajectory]]]:
+        """Number and answers of each optimizer update: `config.epochs` passes of `config.num_minibatches` updates each.
+
+        Which answers meet in which update depends on `seed` alone. `first` skips the updates before that number. Called by
+        all ranks, which all get equally many; a rank may have no answers in one.
+        """
+        for epoch in range(self.config.epochs):
+            parts = minibatches(
+                trajectories, self.config.num_minibatches, seed=derive_seed(seed, epoch), world=self.world
+            )
+            for place, part in enumerate(parts):
+                index = epoch * len(parts) + place
+                if index >= first:
+                    yield index, part
+
+    def rounds(
+        self, trajectories: Sequence[Trajectory], prepare: Callable[[Batch], None] = lambda batch: None
+    ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
+        """These answers in micro-batches of `config.tokens_per_micro_batch` tokens at most; called by all ranks, see `rounds`."""
+        share_prompts = self.config.share_prompts
+        planned = plan(trajectories, self.config.tokens_per_micro_batch, share_prompts=share_prompts)
+        return rounds(
+            planned,
+            self.blank,
+            self.world,
+            share_prompts=share_prompts,
+            device=self.device,
+            prepare=prepare,
+        )
 
 
 def pack(
@@ -37,14 +85,13 @@ def pack(
     """
     lengths = torch.tensor([len(t) for t in trajectories], dtype=torch.int64)
     batch = Batch(
-        token_ids=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
         segments=torch.repeat_interleave(torch.arange(len(trajectories)), lengths),
         groups=torch.tensor([t.group for t in trajectories], dtype=torch.int64),
         mask=torch.tensor([x for t in trajectories for x in t.mask], dtype=torch.bool),
         scores=torch.tensor([t.reward for t in trajectories], dtype=torch.float32),
         weights=torch.zeros(int(lengths.sum())),
         behavior=concatenate([t.behavior for t in trajectories]),
-        greedy=torch.tensor([t.greedy_reward for t in trajectories], dtype=torch.float32),
+        baselines=torch.tensor([t.baseline for t in trajectories], dtype=torch.float32),
     )
     for name in COLUMNS:
         if trajectories and all(name in t.columns for t in trajectories):
@@ -89,6 +136,7 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
         positions=torch.cat(positions, -1),
         prompt_spans=tuple(prompt_spans),
         response_spans=tuple(response_spans),
+        targets=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
         predict=torch.tensor(predict, dtype=torch.int64),
         media={name: joined(values) for name, values in media.items()},
     )
@@ -110,19 +158,21 @@ def response_positions(t: Trajectory) -> Tensor:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The same batch with every tensor on `device`."""
+    """The same batch with every tensor on `device`, without waiting for it."""
+    device = torch.device(device)
     moved: dict[str, Any] = {
-        name: value.to(device) if isinstance(value := getattr(batch, name), Tensor) else value
+        name: sent(value, device) if isinstance(value := getattr(batch, name), Tensor) else value
         for name in Batch.__dataclass_fields__
     }
     if batch.inputs is not None:
         i = batch.inputs
         moved["inputs"] = replace(
             i,
-            token_ids=i.token_ids.to(device),
-            positions=i.positions.to(device),
-            predict=i.predict.to(device),
-            media={name: value.to(device) for name, value in i.media.items()},
+            token_ids=sent(i.token_ids, device),
+            positions=sent(i.positions, device),
+            targets=sent(i.targets, device),
+            predict=sent(i.predict, device),
+            media={name: sent(value, device) for name, value in i.media.items()},
         )
     return Batch(**moved)
 

@@ -12,21 +12,32 @@ from lightrft.runs.storage import restored, stored
 from lightrft.types import Prompt, Trajectory
 
 Group = list[Trajectory]
+KINDS = ("carried_over", "prefetched", "unfinished")
 
 
 class RolloutBuffer:
-    """What this rank remembers of earlier steps.
+    """Remembers groups of earlier steps, on this rank.
 
     Answers keep the log-probs they had under the weights that sampled them (columns old and entropy); everything else is
     computed anew in each step that learns from them.
     """
 
-    def __init__(self, config: ReplayConfig, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        config: ReplayConfig,
+        ranks: int = 1,
+        *,
+        cost: str = "",
+        completed: Callable[[Prompt], Prompt] = lambda prompt: prompt,
+    ) -> None:
+        """`cost`: the part of a reward that answers must know, where there is a constraint. `completed` gives prompts back the
+        media that are stored by name only. ValueError if `ranks` cannot share replay.groups_per_step."""
         if config.groups_per_step % ranks:
             raise ValueError(
                 f"replay.groups_per_step={config.groups_per_step} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
             )
         self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
+        self.cost, self.completed = cost, completed
         self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learned from in the next."""
         self.unfinished: list[Group] = []
@@ -38,18 +49,18 @@ class RolloutBuffer:
 
     def take_carried_over(self) -> list[Group]:
         """The groups that waited for this step; none wait any more."""
-        waiting, self.carried_over = self.carried_over, []
-        return waiting
+        taken, self.carried_over = self.carried_over, []
+        return taken
 
     def take_unfinished(self) -> list[Group]:
         """The groups whose answers are to go on; none wait any more."""
-        paused, self.unfinished = self.unfinished, []
-        return paused
+        taken, self.unfinished = self.unfinished, []
+        return taken
 
     def take_prefetched(self) -> list[Group]:
         """The groups that were drawn for this step; none wait any more."""
-        ahead, self.prefetched = self.prefetched, []
-        return ahead
+        taken, self.prefetched = self.prefetched, []
+        return taken
 
     def mark_stale(self) -> None:
         """The weights have changed: what has been sampled and not learned from is of older ones now."""
@@ -67,45 +78,42 @@ class RolloutBuffer:
         if self.groups:
             self.replayable += [(step, group) for group in groups]
 
-    def snapshot(self) -> dict[str, Any]:
-        """What is remembered now; later steps do not change it."""
-        ahead, paused = (
+    def state(self) -> dict[str, Any]:
+        """The groups remembered now; later steps do not change it. See `packed`."""
+        prefetched, unfinished = (
             [[_apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
         )
         return {
             "carried_over": list(self.carried_over),
-            "prefetched": ahead,
-            "unfinished": paused,
+            "prefetched": prefetched,
+            "unfinished": unfinished,
             "replayable": list(self.replayable),
         }
 
-    @staticmethod
-    def state(snapshot: dict[str, Any]) -> dict[str, Any]:
-        """A snapshot as it is written into a checkpoint."""
-        kinds = {name: snapshot[name] for name in KINDS}
+    def packed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A `state` as it is written into a checkpoint; packing takes time, so only what is written is packed."""
+        kinds = {name: state[name] for name in KINDS}
         groups = [
             *(g for groups in kinds.values() for g in groups),
-            *(group for _, group in snapshot["replayable"]),
+            *(group for _, group in state["replayable"]),
         ]
         return {
+            "cost": self.cost,
             "counts": {name: len(groups) for name, groups in kinds.items()},
-            "born": [step for step, _ in snapshot["replayable"]],
+            "born": [step for step, _ in state["replayable"]],
             "sizes": [len(group) for group in groups],
             "answers": stored([t for group in groups for t in group]),
         }
 
-    def load(
-        self, state: dict[str, Any], completed: Callable[[Prompt], Prompt] = lambda prompt: prompt
-    ) -> None:
-        """Takes a `state` back; `completed` gives prompts back the media that are stored by name only."""
-        answers = iter(restored(state["answers"], completed))
-        groups = iter([[next(answers) for _ in range(size)] for size in state["sizes"]])
+    def load(self, packed: dict[str, Any]) -> None:
+        """Takes a `packed` state back, unless its answers do not know the cost of a constraint that was added since."""
+        if self.cost not in ("", packed["cost"]):
+            return
+        answers = iter(restored(packed["answers"], self.completed))
+        groups = iter([[next(answers) for _ in range(size)] for size in packed["sizes"]])
         for name in KINDS:
-            setattr(self, name, [next(groups) for _ in range(state["counts"][name])])
-        self.replayable = list(zip(state["born"], groups, strict=True))
-
-
-KINDS = ("carried_over", "prefetched", "unfinished")
+            setattr(self, name, [next(groups) for _ in range(packed["counts"][name])])
+        self.replayable = list(zip(packed["born"], groups, strict=True))
 
 
 def _apart(t: Trajectory) -> Trajectory:

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from lightrft.config import Config, RolloutConfig
+from lightrft.parallel.world import World
+
+log = logging.getLogger("lightrft")
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Engine and trainer may differ by this much in a token's log-prob: the largest in float32, the mean in bfloat16."""
+
+
+@dataclass
+class Agreement:
+    """Warns, once in a run, if the engine's log-probs are not those of the trainer."""
+
+    config: Config
+    world: World
+    _told: bool = False
+
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Looks at mismatch/... of one step. What only a part was drawn from differs anyway."""
+        if self._told or "mismatch/max" not in metrics or cuts(self.config.rollout):
+            return
+        told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
+        if told and self.world.is_first:
+            log.warning(
+                "%s It is logged as mismatch/*; algorithm.mismatch_correction weighs against it.", told
+            )
+        self._told = bool(told)
 
 
 def cuts(roll: RolloutConfig) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config, RolloutConfig
-from lightrft.engines.base import Engine
+from lightrft.engines.base import Engine, EngineError
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
@@ -59,7 +59,9 @@ def rollout(
     ]
     every = [t for group in groups for t in group] + list(unfinished)
     for t, c in zip(every, (c for answers in completions for c in answers), strict=True):
-        _extend(t, c, sampling.max_tokens, processor)
+        _extend(t, c, processor)
+        if most_now and t.finish == "length" and len(t) < sampling.max_tokens:
+            t.finish = "paused"
     return groups
 
 
@@ -68,22 +70,21 @@ def going_on(t: Trajectory, max_tokens: int) -> Prompt:
     tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
     if positions is not None:
         positions = torch.cat([positions, response_positions(t)], -1)
-    continuation = Continuation(len(t), t.stream, max_tokens)
+    continuation = Continuation(len(t), t.stream, max_tokens, tuple(t.mask))
     return replace(t.prompt, token_ids=tokens, positions=positions, continuation=continuation)
 
 
-def _extend(t: Trajectory, c: Completion, max_tokens: int, processor: Processor) -> None:
+def _extend(t: Trajectory, c: Completion, processor: Processor) -> None:
     """Adds what the engine gave."""
     t.token_ids += c.token_ids
     t.mask += [True] * len(c.token_ids)
     t.behavior += c.logprobs
-    paused = c.finish == "length" and len(t) < max_tokens
-    t.finish = "paused" if paused else c.finish
+    t.finish = c.finish
     t.answer = processor.text(t.token_ids)
 
 
 def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Completion]], n: int) -> None:
-    """RuntimeError if an engine gave something else than was asked for."""
+    """EngineError if an engine gave something else than was asked for."""
     told = ""
     if len(found) != len(asked):
         told = f"answers to {len(found)} questions instead of {len(asked)}"
@@ -96,7 +97,7 @@ def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Com
                 told = told or f"{len(c.logprobs)} log-probs for {len(c.token_ids)} tokens"
     if told:
         name = f"{type(engine).__module__}:{type(engine).__name__}"
-        raise RuntimeError(
+        raise EngineError(
             f"the engine {name} gave {told}. Learning needs all of them; lightrft.testing.check_engine says what an engine lacks."
         )
 

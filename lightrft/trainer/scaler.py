@@ -48,9 +48,17 @@ class RewardScaler:
             )
         return {"constraint/multiplier": self.multiplier}
 
-    def transform(self, answers: Sequence[Trajectory], *, greedy: bool = False) -> Tensor:
-        """The score of each answer, or of the most likely answer to its prompt; (S,) float32."""
-        rewards = [t.greedy_reward if greedy else t.reward for t in answers]
+    def transform(self, answers: Sequence[Trajectory]) -> Tensor:
+        """The score of each answer, (S,) float32."""
+        return self._scores(answers, [t.reward for t in answers], [t.parts for t in answers])
+
+    def baselines(self, answers: Sequence[Trajectory]) -> Tensor:
+        """The score of what each answer is compared with, (S,) float32; NaN where none is known."""
+        return self._scores(answers, [t.baseline for t in answers], [t.baseline_parts for t in answers])
+
+    def _scores(
+        self, answers: Sequence[Trajectory], rewards: list[float], parts: list[dict[str, float]]
+    ) -> Tensor:
         scores = torch.tensor(rewards, dtype=torch.float64)
         sources = [t.prompt.source for t in answers]
         if self.rewards.normalise != "none":
@@ -60,7 +68,6 @@ class RewardScaler:
                 scores[here] = moments.normalise(scores[here], shift=shift)
         scores *= torch.tensor([self.rewards.scale.get(source, 1.0) for source in sources])
         if self.cost:
-            parts = [t.greedy_parts if greedy else t.parts for t in answers]
             costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
             scores = lagrangian_reward(scores, costs, self.multiplier)
         return scores.float()

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+from lightrft.strategy.memory import Phase
 from lightrft.trainer.rl import RLTrainer
 
 KINDS = {
@@ -19,6 +20,20 @@ KINDS = {
 
 
 class Faulty(RLTrainer):
+    def __post_init__(self):
+        super().__post_init__()
+        self.done = 0
+        self.sampler.progress = self.before("rollout", self.sampler.progress)
+        self.learner.policy_loss = self.before("train", self.learner.policy_loss)
+        self.actor.scalar_state = self.before("save", self.actor.scalar_state)
+
+    def before(self, phase, call):
+        def hit_first(*given):
+            self.hit(phase)
+            return call(*given)
+
+        return hit_first
+
     def hit(self, phase):
         kind, where, rank = os.environ.get("FAULT", "none:none:0").split(":")
         if (where, int(rank), 1) == (phase, self.world.rank, self.done) and not Path("happened").exists():
@@ -28,26 +43,12 @@ class Faulty(RLTrainer):
             )  # what happens is rarely the first thing in a phase, and others hear of a phase a moment later
             KINDS[kind]()
 
-    def _sampled(self, finished, total):
-        self.hit("rollout")
-        super()._sampled(finished, total)
+    def train_step(self, step):
+        found = super().train_step(step)
+        self.done = step
+        return found
 
     def score(self, trajectories):
-        with self.memory_plan(self.memory_plan.phase.SCORE):
+        with self.sampler.memory_plan(Phase.SCORE):
             self.hit("score")
         return super().score(trajectories)
-
-    def policy_loss(self, batch):
-        self.hit("train")
-        return super().policy_loss(batch)
-
-    def save(self):
-        numbers = self.actor.scalar_state
-
-        def hit_before():
-            self.hit("save")
-            return numbers()
-
-        self.actor.scalar_state = hit_before
-        super().save()
-        self.actor.scalar_state = numbers

@@ -8,12 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import FsdpConfig, ModelConfig, StrategyConfig, UpdateConfig
-from lightrft.models.load import is_empty, load_processor
+from lightrft.models.lazy import is_empty
+from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_folder, tiny_trajectories
-from lightrft.trainer.batching import by_group, dummy_answer, pack
+from lightrft.trainer.batching import Batching, by_group, dummy_answer, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Trajectory
 from tests.distributed.launch import together
@@ -57,16 +58,20 @@ def seen(step):
 def look(backend):
     """Weights of a model that sees after two steps in which only the first rank has pictures."""
     model, world = strategy_of(backend).trainable(SEEING, OPTIONS, 2), World.current()
+    blank = dummy_answer(load_processor(SEEING.config).blank())
+    batching = Batching(UpdateConfig(tokens_per_micro_batch=60), world, CPU, blank)
     for step in range(2):
         owned = enumerate(by_group(seen(step)))
         mine = [t for owner, group in owned for t in group if owner % world.size == world.rank]
         list(
             optimize(
-                model, mine, partial(policy_loss, model), config=UpdateConfig(tokens_per_micro_batch=60),
-                averaging=Averaging("token", 16), world=world, device=CPU, seed=0,
-                blank=dummy_answer(load_processor(SEEING.config).blank()),
+                model,
+                batching.updates(mine, seed=0),
+                partial(policy_loss, model),
+                averaging=Averaging("token", 16),
+                batching=batching,
             )
-        )  # fmt: skip
+        )
     return full(model)
 
 

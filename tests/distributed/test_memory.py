@@ -14,7 +14,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import dummy_answer
+from lightrft.trainer.batching import Batching, dummy_answer
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from lightrft.utils.device import peak_gib, resident_gib
@@ -53,20 +53,10 @@ def growth(folder, backend):
     def loss(batch):
         return Terms(-model.compute(partial(logprobs, temperature=1.0, max_logits=2000), batch).values)
 
+    batching = Batching(UpdateConfig(), World.current(), CPU, dummy_answer(tiny_processor().blank()))
     for seed in (0, 1):
-        list(
-            optimize(
-                model,
-                tiny_trajectories([(6, [5, 3])], seed=seed),
-                loss,
-                config=UpdateConfig(),
-                averaging=Averaging("token", 8),
-                world=World.current(),
-                device=CPU,
-                seed=0,
-                blank=dummy_answer(tiny_processor().blank()),
-            )
-        )
+        updates = batching.updates(tiny_trajectories([(6, [5, 3])], seed=seed), seed=0)
+        list(optimize(model, updates, loss, averaging=Averaging("token", 8), batching=batching))
     return (peak_gib() - before) * 2**30
 
 

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lightrft.algorithms.algorithm import build
+from lightrft.algorithms.requirements import build_for
 from lightrft.algorithms.segments import segment_mean
 from lightrft.build import sft
 from lightrft.build.models import check_teams
-from lightrft.build.rl import build_trainer
+from lightrft.build.rl import build_run
 from lightrft.build.tables import STRATEGIES
 from lightrft.config import (
     Config,
@@ -45,7 +45,7 @@ from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.values import ValueModel, values
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_trajectories
-from lightrft.trainer.batching import by_group, dummy_answer, pack
+from lightrft.trainer.batching import Batching, by_group, dummy_answer, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms
 from lightrft.utils.imports import resolve
@@ -234,7 +234,9 @@ def learned(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor]
     world, model_config = World.current(sequence_parallel), ModelConfig(path="random:qwen3")
     strategy = STRATEGIES[backend](StrategyConfig(backend=backend), torch.device("cpu"))
     model = strategy.trainable(Source(model_config), OPTIONS, 4)
-    reports = []
+    config = UpdateConfig(num_minibatches=2, tokens_per_micro_batch=24)
+    blank = dummy_answer(load_processor(model_config).blank())
+    batching, reports = Batching(config, world, torch.device("cpu"), blank), []
     for step in range(2):
         answers = tiny_trajectories(SHAPE, seed=step)
         draw = torch.Generator().manual_seed(step)
@@ -245,14 +247,10 @@ def learned(backend: str, sequence_parallel: int = 1) -> tuple[dict[str, Tensor]
         own = [t for group, owner in groups if owner % world.size == world.rank for t in group]
         reports += optimize(
             model,
-            own,
+            batching.updates(own, seed=step),
             partial(policy_loss, model),
-            config=UpdateConfig(num_minibatches=2, tokens_per_micro_batch=24),
             averaging=Averaging("sequence", 16),
-            world=world,
-            device=torch.device("cpu"),
-            blank=dummy_answer(load_processor(model_config).blank()),
-            seed=step,
+            batching=batching,
         )
     with model.adapters_merged():
         return {name: weight.detach().clone() for name, weight in model.weights()}, reports
@@ -290,9 +288,10 @@ def steps_of(build: Any, kind: Any, flags: list[str], team: int) -> list[dict[st
     """What the first rank writes down of two steps in a team of this size."""
     config = layers.load([*flags, *QUIET, "--strategy.sequence-parallel", str(team)], kind)
     with tempfile.TemporaryDirectory() as run, contextlib.ExitStack() as stack:
-        trainer = build(config, Path(run), stack, started=time.perf_counter())
+        made = build(config, Path(run), stack, started=time.perf_counter())
+        made.begin()
         for step in (1, 2):
-            trainer.train_step(step)
+            made.take(step)
         file = Path(run, "metrics.jsonl")
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     rows = [json.loads(line) for line in lines]
@@ -301,8 +300,8 @@ def steps_of(build: Any, kind: Any, flags: list[str], team: int) -> list[dict[st
 
 def whole_steps(team: int) -> list[dict[str, float]]:
     """PPO with a reference and a critic, then supervised fine-tuning with a held-out loss."""
-    found = steps_of(build_trainer, Config, PPO, team)
-    return found + steps_of(sft.build_trainer, SFTConfig, SFT, team)
+    found = steps_of(build_run, Config, PPO, team)
+    return found + steps_of(sft.build_run, SFTConfig, SFT, team)
 
 
 def both() -> tuple[list[dict[str, float]], ...]:
@@ -340,4 +339,4 @@ def test_a_run_says_that_heads_cannot_be_shared_before_weights_load(tmp_path):
         ["tiny", "--model.path", "random:smollm", "--strategy.sequence-parallel", "2"], Config
     )
     with pytest.raises(ValueError, match="3 attention heads of model.path"):
-        check_teams(config, build(config.algorithm, resolve))
+        check_teams(config, build_for(config, resolve))

@@ -60,7 +60,7 @@ def test_a_rank_with_nothing_to_learn_from_keeps_step_with_the_others(lightrft, 
 
 @pytest.mark.parametrize("partial", [[], ["--rollout.max-tokens-per-step", "3"]], ids=["overlap", "both"])
 def test_late_answers_of_two_ranks_are_those_of_one(lightrft, tmp_path, partial):
-    late = ["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1", *partial]
+    late = ["--rollout.overlap-rewards", "true", "--rewards.workers", "1", *partial]
     flags = [*SMALL, *late, "--rollout.prompts-per-step", "4", "--steps", "4"]
     run(lightrft, "train", "tiny", "grpo", *flags, "--strategy.backend", "fsdp", "--run", "two")
     lightrft("train", "tiny", "grpo", *flags, "--run", "one")

@@ -24,7 +24,7 @@ from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import values
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.batching import by_group, dummy_answer
+from lightrft.trainer.batching import Batching, by_group, dummy_answer
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from tests.distributed.launch import together
@@ -83,20 +83,16 @@ def strategy_of(backend, **options):
 
 def learn(model, steps, loss, source):
     """What each update reports, for `steps`."""
-    blank = dummy_answer(load_processor(source.config).blank())
-    world = World.current()
+    world, config = World.current(), UpdateConfig(num_minibatches=2, tokens_per_micro_batch=TOKENS)
+    batching = Batching(config, world, CPU, dummy_answer(load_processor(source.config).blank()))
     found = []
     for step in steps:
         found += optimize(
             model,
-            share(answers_of(step), world, step),
+            batching.updates(share(answers_of(step), world, step), seed=step),
             partial(loss, model),
-            config=UpdateConfig(num_minibatches=2, tokens_per_micro_batch=TOKENS),
             averaging=Averaging("sequence", 16),
-            world=world,
-            device=CPU,
-            blank=blank,
-            seed=step,
+            batching=batching,
         )
     return found
 

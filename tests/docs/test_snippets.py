@@ -14,6 +14,8 @@ from typing import NamedTuple
 import pytest
 
 from lightrft import cli
+from lightrft.cli import loading
+from lightrft.cli.options import TrainOptions, taken
 from lightrft.config import Config, SFTConfig, layers
 from lightrft.utils.imports import load_file
 
@@ -109,8 +111,8 @@ def test_command_lines_are_understood(page: Path, line: str, folder: Path) -> No
         args = args[1:]
     supervised = name == "sft" or args[:1] == ["sft"]
     args = args[1:] if args[:1] == ["sft"] else args
-    _, args = cli.launch_of(args)
-    cli.load_as(SFTConfig if supervised else Config, name, args)
+    _, args = taken(TrainOptions, name, args)
+    loading.load_as(SFTConfig if supervised else Config, name, args)
 
 
 RUN = [c for c in COMMANDS if c[1] == RUN_PAGE]

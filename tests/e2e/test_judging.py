@@ -150,7 +150,7 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
                 "--rewards.functions",
                 "judge",
                 "1",
-                "--rollout.overlap_rewards-rewards",
+                "--rollout.overlap-rewards",
                 "true",
                 "--rewards.workers",
                 "1",

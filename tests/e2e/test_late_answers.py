@@ -6,11 +6,12 @@ import time
 import pytest
 import torch
 
-from lightrft.build.rl import build_trainer
+from lightrft.build.rl import build_run
 from lightrft.config import Config, layers
-from lightrft.engines.base import EngineDiedError
+from lightrft.engines.base import EngineDiedError, EngineError
 from lightrft.engines.native import native_engine
 from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.supply import Ahead
 from tests.e2e.runs import PLAIN
 
 SMALL = [
@@ -35,10 +36,16 @@ UNEVEN = [
 
 
 @contextlib.contextmanager
-def trainer_of(folder, *flags):
+def run_of(folder, *flags):
     config = layers.load([*SMALL, *flags], Config)
     with contextlib.ExitStack() as stack:
-        yield build_trainer(config, folder, stack, started=time.perf_counter())
+        yield build_run(config, folder, stack, started=time.perf_counter())
+
+
+@contextlib.contextmanager
+def trainer_of(folder, *flags):
+    with run_of(folder, *flags) as run:
+        yield run.trainer
 
 
 def said(group):
@@ -86,8 +93,9 @@ def test_tokens_of_older_weights_keep_the_logprobs_they_had_and_the_others_have_
         def fresh(self, t):
             """Its log-probs under the present weights."""
             column = t.columns.pop("old")
-            self._fill([t], self._sampled_at, "old", "entropy")
-            present, t.columns["old"] = t.columns["old"], column
+            stale, t.stale = t.stale, 0
+            self.scorer.fill_old([t])
+            present, t.columns["old"], t.stale = t.columns["old"], column, stale
             return present
 
     flags = [*UNEVEN, "--rollout.max-tokens-per-step", "5", "--optimizer.learning-rate", "0.01"]
@@ -112,7 +120,7 @@ def weights_after(trainer, steps):
 
 
 OVERLAP = [
-    "--rollout.overlap_rewards-rewards",
+    "--rollout.overlap-rewards",
     "true",
     "--rewards.workers",
     "1",
@@ -122,21 +130,20 @@ OVERLAP = [
 
 
 def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp_path):
-    class OneAfterTheOther(RLTrainer):
+    class OneAfterTheOther(Ahead):
         """Step k + 1 is drawn after step k and before its update; nothing happens at the same time."""
 
-        def judged(self, groups, ahead=0):
-            if ahead:
-                self.buffer.prefetched = self.draw_groups(ahead, 1, self.share)
-            return super().judged(groups)
+        def judged_meanwhile(self, groups, count):
+            self.buffer.prefetched = self.source.ask(self._asked, 1, count)
+            return self.source.judged(groups)
 
     with trainer_of(tmp_path / "a", *OVERLAP) as trainer:
         overlapped = weights_after(trainer, 6)
     with trainer_of(tmp_path / "b", *OVERLAP) as trainer:
-        trainer.__class__ = OneAfterTheOther
+        trainer.collector.supply.__class__ = OneAfterTheOther
         in_order = weights_after(trainer, 6)
     assert all(torch.equal(overlapped[name], in_order[name]) for name in in_order)
-    with trainer_of(tmp_path / "c", *OVERLAP, "--rollout.overlap_rewards-rewards", "false") as trainer:
+    with trainer_of(tmp_path / "c", *OVERLAP, "--rollout.overlap-rewards", "false") as trainer:
         plain = weights_after(trainer, 6)
     assert not all(torch.equal(overlapped[name], plain[name]) for name in plain), "answers are a step older"
 
@@ -145,7 +152,7 @@ def test_overlap_draws_what_the_plain_order_draws_from_the_same_weights(tmp_path
     with trainer_of(tmp_path / "a") as plain:
         whole = drawn(plain, 6)
     with trainer_of(
-        tmp_path / "b", "--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1"
+        tmp_path / "b", "--rollout.overlap-rewards", "true", "--rewards.workers", "1"
     ) as overlapping:
         assert drawn(overlapping, 6) == whole
         assert overlapping.buffer.prefetched == []
@@ -209,22 +216,22 @@ MORTAL = ["--rollout.engine", f"{__file__}:make_mortal", "--optimizer.learning-r
 def test_an_engine_that_dies_is_started_again_with_the_present_weights_and_nothing_changes(tmp_path):
     with trainer_of(tmp_path / "a", *MORTAL) as trainer:
         healthy = weights_after(trainer, 4)
-        loads = trainer.engine.loads
+        loads = trainer.sampler.engine.loads
     with trainer_of(tmp_path / "b", *MORTAL) as trainer:
-        trainer.engine.deaths = (2, 4, 5)
+        trainer.sampler.engine.deaths = (2, 4, 5)
         mended = weights_after(trainer, 4)
-        assert trainer.engine.restarts == 3
-        assert trainer.engine.loads == loads + 3, "each restart is followed by a sync"
+        assert trainer.sampler.engine.restarts == 3
+        assert trainer.sampler.engine.loads == loads + 3, "each restart is followed by a sync"
     assert all(torch.equal(healthy[name], mended[name]) for name in healthy)
 
 
 def test_an_engine_that_goes_on_dying_stops_the_run_with_a_checkpoint(tmp_path):
-    with trainer_of(tmp_path, *MORTAL, "--rollout.max-engine-restarts", "1") as trainer:
-        trainer.engine.deaths = (3, 4)
+    with run_of(tmp_path, *MORTAL, "--rollout.max-engine-restarts", "1") as run:
+        run.trainer.sampler.engine.deaths = (3, 4)
         with pytest.raises(
-            RuntimeError, match=r"died 2 times in one rollout \(rollout.max_engine_restarts=1\).*fallen off"
+            EngineError, match=r"died 2 times in one rollout \(rollout.max_engine_restarts=1\).*fallen off"
         ):
-            trainer.train()
+            run.train()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("step")] == [
         "step-000002"
     ]
@@ -257,7 +264,7 @@ def test_an_engine_without_logprobs_is_told_so_at_its_first_answers(tmp_path):
     ("flags", "told"),
     [
         (["--rollout.max-tokens-per-step", "8"], "rollout.max_tokens_per_step=8 has no effect with rollout.max_tokens=8"),
-        (["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "0"], "rollout.overlap_rewards with rewards.workers=0"),
+        (["--rollout.overlap-rewards", "true", "--rewards.workers", "0"], "rollout.overlap_rewards with rewards.workers=0"),
         (
             ["--rollout.max-tokens-per-step", "2", "--algorithm.advantage", "greedy_baseline"],
             "rollout.max_tokens_per_step with algorithm.advantage=greedy_baseline",
@@ -267,7 +274,7 @@ def test_an_engine_without_logprobs_is_told_so_at_its_first_answers(tmp_path):
             "a stop text that lies across a cut",
         ),
         (
-            ["--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1", "--algorithm.loss", "policy_gradient"],
+            ["--rollout.overlap-rewards", "true", "--rewards.workers", "1", "--algorithm.loss", "policy_gradient"],
             "rollout.overlap_rewards learns from answers of earlier weights",
         ),
         (["--rollout.server.retries", "3"], "rollout.server.retries=3 has no effect with rollout.engine=native"),

@@ -53,7 +53,7 @@ VARIANTS = {
     ],
     "late": [
         *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.max-tokens-per-step", "5"),
-        *("--rollout.overlap_rewards-rewards", "true", "--rewards.workers", "1"),
+        *("--rollout.overlap-rewards", "true", "--rewards.workers", "1"),
     ],
 }
 

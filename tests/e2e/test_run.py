@@ -93,7 +93,8 @@ def test_the_runs_own_config_reproduces_it(lightrft, tiny_run, tmp_path):
 def test_leaving_out_the_pass_over_old_log_probs_changes_no_bit(lightrft, tiny_run, tmp_path):
     """With one update per step the new log-probs are the old ones."""
     (tmp_path / "careful.py").write_text(
-        "from lightrft.trainer.rl import RLTrainer\n\nclass Careful(RLTrainer):\n    needs_old = True\n"
+        "from lightrft.trainer.rl import RLTrainer\n\nclass Careful(RLTrainer):\n"
+        "    def score(self, trajectories):\n        self.scorer.needs_old = True\n        return super().score(trajectories)\n"
     )
     lightrft("train", "tiny", *PLAIN, "--run", "run", "--trainer", "careful.py:Careful")
     assert model_bytes(tmp_path / "run") == model_bytes(tiny_run)

@@ -85,7 +85,7 @@ def laid_end_to_end(answers, algo):
         old=column("old"),
         ref=column("ref"),
         values=column("values"),
-        greedy=torch.tensor([a.greedy for a in answers], dtype=torch.float64),
+        baselines=torch.tensor([a.greedy for a in answers], dtype=torch.float64),
     )
     batch.rewards = token_rewards(batch, algo)
     return batch

@@ -14,6 +14,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double, tiny_model, tiny_processor
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Record
 
@@ -75,15 +76,15 @@ def found(model, average, tokens_per_micro_batch):
     def keep(index, norm):
         gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
 
+    batching = Batching(
+        UpdateConfig(tokens_per_micro_batch=tokens_per_micro_batch), World(), torch.device("cpu")
+    )
     (metrics,) = optimize(
         SingleTrainable(model, OptimizerConfig(learning_rate=0.0), 1),
-        conversations(),
+        batching.updates(conversations(), seed=0),
         loss,
-        config=UpdateConfig(tokens_per_micro_batch=tokens_per_micro_batch),
         averaging=Averaging(average, 100),
-        world=World(),
-        device=torch.device("cpu"),
-        seed=0,
+        batching=batching,
         before_update=keep,
     )
     return metrics["loss"], gradients

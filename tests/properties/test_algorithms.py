@@ -14,11 +14,12 @@ from lightrft.algorithms.averaging import denominators, token_weights
 from lightrft.algorithms.losses import LOSSES, add_regularisers
 from lightrft.algorithms.segments import reverse_scan
 from lightrft.algorithms.shaping import token_rewards
-from lightrft.config import COMPARING, AlgorithmConfig
+from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 
 AVERAGES = ["token", "sequence", "fixed"]
 MAX_TOKENS = 9
+COMPARING = [name for name, of in ADVANTAGES.items() if getattr(of, "compares_responses", False)]
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=25, deadline=None)
 
@@ -47,7 +48,7 @@ def random_batch(seed, *, grid=8):
         teacher=column(0.5) - 1,
         behavior=column(0.5) - 1,
         values=column(0.5),
-        greedy=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
+        baselines=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
         weights=torch.zeros(total, dtype=torch.float64),
     )
 
@@ -71,8 +72,7 @@ def pick(batch, answers):
     taken = {name: value[tokens] for name in names if (value := getattr(batch, name)) is not None}
     lengths = [len(tokens) for tokens in where]
     small = make_batch(lengths, groups=batch.groups[answers].tolist(), scores=batch.scores[answers], **taken)
-    small.token_ids = batch.token_ids[tokens]
-    small.greedy = batch.greedy[answers]
+    small.baselines = batch.baselines[answers]
     return small
 
 
@@ -95,7 +95,7 @@ def score(batch, algo, advantage):
 
 def log_probs(parameters, batch):
     """Every token depends on all parameters, as in a model."""
-    features = torch.sin(torch.outer(batch.token_ids.double() + 1, torch.arange(1, 6).double()))
+    features = torch.sin(torch.outer(10 * batch.behavior, torch.arange(1, 6).double()))
     return batch.old + 0.3 * features @ parameters
 
 
@@ -213,7 +213,7 @@ def test_the_token_form_of_the_sequence_ratio_has_the_same_gradient(seed):
     counts = denominators(batch.mask, batch.segments, batch.num_sequences)
     weights, gradients = token_weights(batch, "sequence", MAX_TOKENS, *counts), []
     for name in ("sequence_clipped", "sequence_clipped_token"):
-        new = (batch.old + 0.3 * torch.sin(batch.token_ids.double())).requires_grad_()
+        new = (batch.old + 0.3 * torch.sin(10 * batch.behavior)).requires_grad_()
         (weights * LOSSES[name](new, batch, algo).loss).sum().backward()
         gradients.append(new.grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-14)
@@ -248,7 +248,6 @@ def test_nothing_outside_the_mask_has_any_influence(advantage, loss, seed, kl_in
         entropy = torch.where(outside, noise, 1.0).double()
         for name in ("old", "ref", "behavior"):
             setattr(batch, name, torch.where(outside, -noise, getattr(batch, name)))
-        batch.token_ids = torch.where(outside, 0, batch.token_ids)
         score(batch, algo, advantage)
         batch.advantages = torch.where(outside, noise, batch.advantages)
         terms = add_regularisers(LOSSES[loss](new, batch, algo), new, batch, algo, entropy=entropy)
@@ -316,4 +315,4 @@ def test_the_scan_of_an_answer_does_not_depend_on_its_neighbours_bit_for_bit(see
     packed = reverse_scan(batch.old, batch.segments, 0.97)
     for a in range(batch.num_sequences):
         alone = pick(batch, [a])
-        assert reverse_scan(alone.old, alone.segments, 0.97).tolist() == packed[alone.token_ids].tolist()
+        assert reverse_scan(alone.old, alone.segments, 0.97).tolist() == packed[batch.segments == a].tolist()

@@ -18,7 +18,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double, tiny_trajectories
-from lightrft.trainer.batching import COLUMNS, minibatches, pack, plan, unpack
+from lightrft.trainer.batching import COLUMNS, Batching, minibatches, pack, plan, unpack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.utils.imports import resolve
 
@@ -65,16 +65,14 @@ def gradient(answers, *, average="sequence", activations="kept", **update):
         )
         found["norm"] = norm
 
+    batching = Batching(UpdateConfig(**update), World(), torch.device("cpu"))
     with keep_double():
         steps = optimize(
             model,
-            answers,
+            batching.updates(answers, seed=0),
             loss,
-            config=UpdateConfig(**update),
             averaging=Averaging(average, 20),
-            world=World(),
-            device=torch.device("cpu"),
-            seed=0,
+            batching=batching,
             before_update=keep,
         )
         metrics = next(iter(steps))
@@ -191,7 +189,7 @@ def test_what_is_packed_comes_back_unpacked(shape, share, name):
         assert torch.equal(copy.columns[name], t.columns[name])
         assert torch.equal(copy.columns["behavior"], torch.tensor(t.behavior, dtype=torch.float32))
     lengths = [len(t) for t in answers]
-    assert [x.tolist() for x in batch.token_ids.split(lengths)] == [t.token_ids for t in answers]
+    assert [x.tolist() for x in batch.inputs.targets.split(lengths)] == [t.token_ids for t in answers]
     assert [x.tolist() for x in batch.mask.split(lengths)] == [t.mask for t in answers]
     for t, prompt, response in zip(
         answers, batch.inputs.prompt_spans, batch.inputs.response_spans, strict=True

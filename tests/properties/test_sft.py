@@ -14,6 +14,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double, tiny_trajectories
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.optimize import Averaging, optimize
 
 SHAPE = [(5, [7]), (1, [1]), (9, [12]), (3, [4]), (2, [30]), (6, [6])]
@@ -38,15 +39,13 @@ def update(answers, average, **options):
             new = logprobs(model, batch, temperature=1.0, max_logits=options.get("logits_per_chunk", 10**6))
             return negative_log_likelihood(new.values, batch, new.entropy)
 
+        batching = Batching(UpdateConfig(**options), World(), torch.device("cpu"))
         (metrics,) = optimize(
             SingleTrainable(model, OptimizerConfig(), 1),
-            answers,
+            batching.updates(answers, seed=0),
             loss,
-            config=UpdateConfig(**options),
             averaging=Averaging(average, 100),
-            world=World(),
-            device=torch.device("cpu"),
-            seed=0,
+            batching=batching,
             before_update=lambda index, norm: gradients.update(
                 {name: p.grad.clone() for name, p in model.named_parameters()}
             ),

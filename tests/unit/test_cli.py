@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,8 +98,9 @@ def test_evaluate_takes_a_task_then_layers_then_flags(app: App) -> None:
     assert app.asked[2] == "gsm8k"
 
 
-def test_check_returns_the_status_of_the_pre_flight(app: App) -> None:
-    assert cli.main(["check", "tiny"]) == 1
+def test_check_returns_the_status_of_the_pre_flight(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "tiny", "--model", "nowhere/at/all"]) == 1
+    assert "nowhere/at/all" in capsys.readouterr().out
 
 
 def test_replay_wants_a_run_and_a_step(app: App, run: Path) -> None:
@@ -120,12 +122,21 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["trian"], "no command 'trian'. Perhaps you meant: train."),
         (["train"], "lightrft train tiny"),
         (["train", "tniy"], "no layer named 'tniy'. Perhaps you meant: tiny."),
-        (["train", "--resume", "nowhere"], "'nowhere' is no run folder"),
+        (["train", "--resume", "nowhere"], "'nowhere' is not a run folder"),
         (["train", "--resume"], "--resume needs a value"),
         (["evaluate", "--model", "m"], "which task?"),
-        (["view", "nowhere"], "'nowhere' is no run folder"),
-        (["train", "tiny", "--rollout.grup-size", "4"], "--rollout.group-size"),
-        (["train", "tiny", "--rollout.group-size", "1"], "needs at least 2"),
+        (["view", "nowhere"], "'nowhere' is not a run folder"),
+        (["train", "tiny", "--rollout.grup-size", "4"], "Perhaps you meant: --rollout.group-size."),
+        (["train", "tiny", "--learning-rate", "1"], "Perhaps you meant: --optimizer.learning-rate, "),
+        (["train", "tiny", "--num_generations", "4"], "In LightRFT this is --rollout.group-size."),
+        (["train", "tiny", "--lr=1"], "no option --lr. In LightRFT this is --optimizer.learning-rate."),
+        (["train", "tiny", "--report_to", "wandb"], "In LightRFT this is --log.tensorboard."),
+        (["train", "tiny", "--rollout.max-draws", "1"], "is called --rollout.max-sampling-rounds now."),
+        (["train", "tiny", "steps=3"], "An option is written as a flag: --steps 3"),
+        (["train", "--steps", "3", "tiny"], "Layers come first: tiny --steps 3"),
+        (["train", "tiny", "--nothing.like.it", "3"], "--help-all lists all options"),
+        (["plan", "tiny", "--gpus", "0"], "--gpus 0: needs a number above 0"),
+        (["train", "tiny", "--update.num-minibatches", "17"], "a step has only 16 answers"),
         (["train", "sft_tiny"], "'sft_tiny' holds settings of `lightrft sft`"),
         (["sft"], "lightrft sft sft_tiny"),
         (["sft", "grpo"], "'grpo' holds settings of `lightrft train`"),
@@ -143,6 +154,7 @@ def test_a_mistake_is_one_message_and_status_2(
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
+    assert "─" not in printed
     assert app.asked == []
 
 
@@ -165,7 +177,16 @@ def test_help_lists_commands_and_shipped_layers(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert all(f"\n  {name} " in printed for name in layers.shipped() if name != "sft_tiny")
     assert "sft_tiny" not in printed
-    assert "--rollout.group-size INT" in printed
+    assert len(printed.splitlines()) < 75
+    assert all(
+        f"\n  {field.name} " in printed
+        for field in fields(Config)
+        if is_dataclass(getattr(Config(), field.name))
+    )
+    assert "--gpus" in printed
+    assert "--rollout.group-size" not in printed
+    assert cli.main(["train", "--help-all"]) == 0
+    assert "--rollout.group-size INT" in capsys.readouterr().out
     assert cli.main(["evaluate", "--help"]) == 0
     assert "lightrft evaluate TASK" in capsys.readouterr().out
 
@@ -176,8 +197,74 @@ def test_help_of_sft_lists_its_own_layers_and_options(capsys: pytest.CaptureFixt
     assert "lightrft sft --resume RUN" in printed
     assert "\n  sft_tiny " in printed
     assert "\n  grpo " not in printed
-    assert "--batch-size INT" in printed
+    assert "--batch-size" in printed
     assert "--samples" not in printed
+
+
+def test_help_of_a_section_lists_its_options_with_type_default_and_meaning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", "--help", "rollout"]) == 0
+    printed = capsys.readouterr().out
+    assert "--rollout.group-size INT  [8]\n" in printed
+    assert "--rollout.extra-groups drop|carry_over  [drop]\n" in printed
+    assert "--rollout.vllm.max-num-seqs" in printed
+    assert "--algorithm." not in printed
+    assert cli.main(["train", "tiny", "--help", "rollout.vllm"]) == 0
+    assert "--rollout.group-size" not in capsys.readouterr().out
+    assert cli.main(["train", "--help", "rolout"]) == 2
+    assert "no section 'rolout'. There are: model, tasks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("export", "--file-gb"),
+        ("doctor", "optional packages"),
+        ("plan", "--gpus-per-node"),
+        ("serve", "--port"),
+    ],
+)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str, told: str) -> None:
+    assert cli.main([command, "--help"]) == 0
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("dynamic sampling", "algorithm"),
+        ("TIS", "algorithm"),
+        ("IcePop", "algorithm"),
+        ("MIS", "algorithm"),
+        ("zero-variance", "algorithm"),
+        ("micro-batch", "update"),
+        ("off-policy", "rollout"),
+        ("all-reduce", "strategy"),
+    ],
+)
+def test_the_words_of_the_field_are_found_in_help(
+    capsys: pytest.CaptureFixture[str], word: str, found: str
+) -> None:
+    assert cli.main(["train", "--help", found]) == 0
+    assert word in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_layer_that_undoes_another_one_is_told(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "dapo", "tiny", "--steps", "2"]) == 0
+    assert "tiny sets rollout.group_size to 4, which dapo had set to 16." in capsys.readouterr().err
+    assert cli.main(["train", "grpo", "lora"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("algorithm", ["dapo", "ppo", "ttrl", "grpo"])
+def test_a_task_leaves_the_algorithm_alone(app: App, algorithm: str) -> None:
+    for task in ("gsm8k_qwen", "demo"):
+        assert cli.main(["train", algorithm, task]) == 0
+        ours, theirs = app.asked[1], layers.load([algorithm], Config)
+        assert ours.algorithm == theirs.algorithm
+        assert ours.rollout.group_size == theirs.rollout.group_size
+        assert ours.update.num_minibatches == theirs.update.num_minibatches
 
 
 def test_config_of_sft_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

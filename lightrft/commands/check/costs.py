@@ -25,7 +25,7 @@ from lightrft.commands.plan import models_of
 from lightrft.commands.plan.memory import SHOWN, Lengths, items, passes, sums
 from lightrft.config import Config
 from lightrft.console.progress import clock
-from lightrft.models.load import without_weights
+from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
@@ -96,12 +96,16 @@ def measure_engine(config: Config, questions: Questions, policy: Policy) -> Spee
     sampling = replace(
         training_sampling(roll, config.seed), max_tokens=min(roll.max_tokens, SPEED_TOKENS), ignore_eos=True
     )
-    with policy.sampling():
-        seen = [(time.perf_counter(), 0)]
-        policy.engine.generate(
+    engine, seen = policy.sampler.engine, [(time.perf_counter(), 0)]
+
+    def burst() -> float:
+        seen[:] = [(time.perf_counter(), 0)]  # anew if the engine died and was started again
+        engine.generate(
             prompts, sampling, lambda finished, tokens: seen.append((time.perf_counter(), tokens))
         )
-        total = time.perf_counter() - seen[0][0]
+        return time.perf_counter() - seen[0][0]
+
+    total = policy.sampler(burst)
     tokens = len(prompts) * roll.group_size * sampling.max_tokens
     steps = [(later - earlier, new - old) for (earlier, old), (later, new) in pairwise(seen)]
     most = max((made for _, made in steps), default=0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,17 +17,19 @@ from lightrft.commands.check.questions import Parts, Questions
 from lightrft.commands.check.report import Section
 from lightrft.config import Config
 from lightrft.console.progress import shorten
-from lightrft.engines.base import Engine
+from lightrft.engines.base import EngineDiedError
 from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
 from lightrft.models.families import made_for
 from lightrft.models.logprobs import text_config
 from lightrft.models.source import Source
+from lightrft.parallel.world import World
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
 from lightrft.trainer.mismatch import TOLERANCE, cuts, disagreement
 from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
+from lightrft.trainer.sampler import Sampler
 from lightrft.types import Trajectory
 
 PROMPTS, SAMPLES = 2, 2
@@ -41,7 +42,7 @@ class Policy:
     """The model as the run would have it at step 0."""
 
     actor: Trainable
-    engine: Engine
+    sampler: Sampler
     memory_plan: MemoryPlan
     judging: Mapping[str, Resident]
     """What judges, in the score phase."""
@@ -53,15 +54,6 @@ class Policy:
     def typical_length(self) -> float:
         """Mean tokens of the sampled answers."""
         return sum(len(t) for t in self.samples) / len(self.samples)
-
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Inside, the engine may draw answers."""
-        with self.memory_plan(Phase.SYNC), self.actor.adapters_merged():
-            self.engine.load_weights(self.actor.weights())
-            self.engine.weight_version = self.actor.version
-        with self.memory_plan(Phase.ROLLOUT), self.actor.adapters_merged():
-            yield
 
 
 def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
@@ -80,12 +72,12 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
     spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
     judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
-    policy = Policy(
-        actor, engine, build_memory_plan({"actor": actor}, engine, judging, parts.device), judging
-    )
-    policy.memory_plan.begin()
-    with policy.sampling():
-        answers = [t for group in rollout(engine, spread, sampling, questions.processor) for t in group]
+    memory_plan = build_memory_plan({"actor": actor}, engine, judging, parts.device)
+    sampler = Sampler(engine, actor, memory_plan, World.current(), config.rollout.max_engine_restarts)
+    policy = Policy(actor, sampler, memory_plan, judging)
+    memory_plan.begin()
+    groups = sampler(lambda: rollout(engine, spread, sampling, questions.processor))
+    answers = [t for group in groups for t in group]
     seconds = judged(section, parts, policy, answers) / len(answers)
     for t in answers:
         section.show(shown(t))
@@ -104,13 +96,18 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
 
 def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Trajectory]) -> float:
     """Seconds that the rewards of these answers took."""
-    with policy.sampling() if parts.judge.by_policy else policy.memory_plan(Phase.SCORE):
+
+    def timed() -> float:
         started = time.perf_counter()
         try:
             parts.judge(answers)
+        except EngineDiedError:
+            raise  # the sampler starts it again
         except RuntimeError as error:
             section.problem(str(error))
         return time.perf_counter() - started
+
+    return policy.sampler.where_it_judges(parts.judge, timed)
 
 
 def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:

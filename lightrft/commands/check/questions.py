@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from rich.table import Table
 
-from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.requirements import build_for
 from lightrft.build.data import eval_rewards, own_rewards, training_rewards
 from lightrft.build.judges import check_judging
 from lightrft.build.models import actor_updates
@@ -98,7 +99,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
             "tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
         )
     device = pick_device(config.strategy.device)
-    algorithm = build(config.algorithm, resolve)
+    algorithm = build_for(config, resolve)
     resolve(TRAINERS, config.trainer, "trainer")
     tasks = {name: load_task(name) for name in config.tasks.train}
     evaluates = config.evaluate.before_and_after or config.evaluate.every_steps

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 
-from lightrft.algorithms.algorithm import Algorithm, build
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import judging_models
 from lightrft.build.models import check_teams, teacher_model
 from lightrft.build.process import shared
@@ -25,31 +26,22 @@ from lightrft.commands.plan.memory import (
     sums,
 )
 from lightrft.commands.plan.shape import Shape
-from lightrft.commands.plan.work import Rates, Work, work
+from lightrft.commands.plan.work import Work, work
 from lightrft.config import Config
+from lightrft.config.plan import Hardware, Rates
 from lightrft.engines.footprint import EngineFootprint
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
-from lightrft.parallel.world import World, check_team_size
+from lightrft.parallel.team import check_team_size
+from lightrft.parallel.world import World
 from lightrft.runs.folder import check_backend
 from lightrft.strategy.footprint import Footprint
 from lightrft.strategy.memory import Phase
 from lightrft.utils.imports import resolve
 
+__all__ = ["Hardware", "Lengths", "Plan", "Rates", "plan"]
+
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What there is."""
-
-    devices: int
-    memory_gib: float
-    """Of each device."""
-    per_node: int = 8
-    reserve: float = 0.1
-    """Share of the memory that is left free: the device's own programs, and gaps between blocks."""
-    rates: Rates = field(default_factory=Rates)
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ class Plan:
 
 def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
     """The plan of a run. ValueError for a model that is not there."""
-    algorithm = build(config.algorithm, resolve)
+    algorithm = build_for(config, resolve)
     return Plan(config, hardware, lengths, models_of(config, algorithm), algorithm)
 
 

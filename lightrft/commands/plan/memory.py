@@ -10,6 +10,7 @@ from lightrft.build.tables import engine_footprint, footprint
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import Config, StrategyConfig
 from lightrft.engines.footprint import Demand, EngineFootprint, paged_cache
+from lightrft.models.products import logits_at_once
 from lightrft.strategy.footprint import EXACT, Footprint
 from lightrft.strategy.memory import RESIDENCY, Phase
 
@@ -148,15 +149,20 @@ def activations(config: Config, shape: Shape, tokens: int) -> int:
     own = -(-tokens // config.strategy.sequence_parallel)
     recomputed = shape.working if config.model.gradient_checkpointing else 0.0
     states = 3 * EXACT * shape.hidden  # in float32 for the head: states, their gradient, and a block's
-    chunk = 2 * EXACT * min(config.update.logits_per_chunk, own * shape.head // shape.hidden)
+    chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
     return int(own * (shape.kept + recomputed + states)) + chunk
 
 
 def scoring(config: Config, shape: Shape, tokens: int) -> int:
     """The same of a pass without gradients: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
-    chunk = 2 * EXACT * min(config.update.logits_per_chunk, own * shape.head // shape.hidden)
+    chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
     return int(own * (shape.working + EXACT * shape.hidden)) + chunk
+
+
+def _chunk(config: Config) -> int:
+    """Logits that exist at once."""
+    return logits_at_once(config.update.logits_per_chunk, on_cpu=config.strategy.device == "cpu")
 
 
 def batch_tokens(config: Config, lengths: Lengths) -> int:

@@ -10,28 +10,9 @@ from lightrft.build.tables import footprint
 from lightrft.commands.plan.memory import Lengths, Models, batch_tokens
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import Config
+from lightrft.config.plan import Rates
 from lightrft.strategy.footprint import EXACT
 from lightrft.trainer.rollout import needs_old
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a device can do at best. The defaults are those of an H100 SXM, and half of its products reached."""
-
-    teraflops: float = 989.0
-    """Matrix products in the type of the model, 10^12 operations a second."""
-    memory: float = 3350.0
-    """Reading its own memory, 10^9 bytes a second."""
-    link: float = 450.0
-    """Sending to other devices of its machine, 10^9 bytes a second."""
-    network: float = 50.0
-    """Sending to other machines, 10^9 bytes a second."""
-    efficiency: float = 0.5
-    """Share of all these that is reached."""
-
-    def between(self, devices: int, per_node: int) -> float:
-        """Bytes a second that each of so many neighbouring devices can send to the others."""
-        return 1e9 * self.efficiency * (self.link if devices <= per_node else self.network)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lightrft.cli import load, main
+from lightrft.cli import main
+from lightrft.cli.loading import load
 from lightrft.commands.check import preflight
 from lightrft.commands.check.costs import judge_disk, judge_memory
 from lightrft.commands.check.policy import judge_mismatch

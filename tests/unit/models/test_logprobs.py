@@ -82,7 +82,7 @@ def test_bfloat16_log_probs_are_normalised_in_float32():
     with torch.no_grad():
         hidden = predicting_states(model, batch.inputs, Share.of(batch.inputs)).float()
         z = hidden @ output_head(model).weight.float().t()
-        expected = z.log_softmax(-1).gather(1, batch.token_ids[:, None])[:, 0]
+        expected = z.log_softmax(-1).gather(1, batch.inputs.targets[:, None])[:, 0]
         found = logprobs(model, batch, temperature=1.0, max_logits=10**9).values
     assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -106,7 +106,7 @@ def test_a_head_with_a_bias_uses_it_and_learns_it():
     model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 260, dtype=torch.float64))
     batch = pack(ANSWERS)
     hidden = predicting_states(model, batch.inputs, Share.of(batch.inputs))
-    expected = model.lm_head(hidden).log_softmax(-1).gather(1, batch.token_ids[:, None])[:, 0]
+    expected = model.lm_head(hidden).log_softmax(-1).gather(1, batch.inputs.targets[:, None])[:, 0]
     (wanted,) = torch.autograd.grad(expected.sum(), model.lm_head.bias)
     found = logprobs(model, batch, temperature=1.0, max_logits=1000).values
     (got,) = torch.autograd.grad(found.sum(), model.lm_head.bias)

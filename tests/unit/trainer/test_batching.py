@@ -30,7 +30,7 @@ THREE = [answer(A, [1, 2], reward=0.25), answer(A, [3], mask=[False]), answer(B,
 
 def test_a_batch_lays_answers_end_to_end():
     batch = pack(THREE)
-    assert batch.token_ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.inputs.targets.tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.segments.tolist() == [0, 0, 1, 2, 2, 2]
     assert batch.groups.tolist() == [0, 0, 1]
     assert batch.mask.tolist() == [True, True, False, True, True, True]
@@ -120,7 +120,7 @@ def test_unpacked_columns_are_float32_and_detached():
 def test_every_tensor_goes_to_the_device():
     batch = to_device(pack(THREE), "meta")
     tensors = [getattr(batch, name) for name in batch.__dataclass_fields__]
-    tensors += [batch.inputs.token_ids, batch.inputs.positions, batch.inputs.predict]
+    tensors += [batch.inputs.token_ids, batch.inputs.positions, batch.inputs.targets, batch.inputs.predict]
     assert {x.device.type for x in tensors if isinstance(x, torch.Tensor)} == {"meta"}
 
 

@@ -16,7 +16,7 @@ from lightrft.utils.states import read_state, write_state
 def groups_of(step, count=3):
     groups = [[] for _ in range(count)]
     for t in tiny_trajectories([(2, [1, 2])] * count, seed=step):
-        t.greedy_reward = 0.5  # NaN equals nothing
+        t.baseline = 0.5  # NaN equals nothing
         groups[t.group].append(t)
     return groups
 
@@ -62,10 +62,10 @@ def test_what_waits_waits_for_one_step():
 def test_a_snapshot_is_not_changed_by_later_steps_and_comes_back_whole(tmp_path):
     memory = remembering(ReplayConfig(groups_per_step=1, max_age=9), steps=2)
     memory.carried_over = groups_of(7, count=2)
-    snapshot = memory.snapshot()
+    snapshot = memory.state()
     memory.take_carried_over()
     memory.add(3, groups_of(3))
-    write_state(tmp_path / "state.pt", RolloutBuffer.state(snapshot))
+    write_state(tmp_path / "state.pt", memory.packed(snapshot))
     again = RolloutBuffer(ReplayConfig(groups_per_step=1, max_age=9))
     again.load(read_state(tmp_path / "state.pt"))
     assert again.carried_over == groups_of(7, count=2)
@@ -83,9 +83,10 @@ def test_paused_answers_get_media_back_that_are_stored_by_name_only(tmp_path):
     opened = replace(asked, token_ids=[1, 5, 5, 2], media={"pixel_values": torch.zeros(2, 3)})
     memory = RolloutBuffer(ReplayConfig())
     memory.unfinished = [[replace(t, prompt=opened) for t in group] for group in groups_of(1, count=1)]
-    write_state(tmp_path / "state.pt", RolloutBuffer.state(memory.snapshot()))
+    write_state(tmp_path / "state.pt", memory.packed(memory.state()))
     loader = PromptLoader([([asked], 1.0)], seed=0)
-    memory.load(read_state(tmp_path / "state.pt"), loader.completed)
+    memory = RolloutBuffer(ReplayConfig(), completed=loader.completed)
+    memory.load(read_state(tmp_path / "state.pt"))
     prompt = memory.unfinished[0][0].prompt
     assert prompt.messages[0]["content"][0]["image"] is picture
     assert (prompt.token_ids, list(prompt.unexpanded_token_ids)) == ([1, 5, 5, 2], [1])
@@ -96,3 +97,13 @@ def test_ranks_share_what_comes_again():
     assert RolloutBuffer(ReplayConfig(groups_per_step=4), ranks=2).groups == 2
     with pytest.raises(ValueError, match="replay.groups_per_step=3 cannot be shared by 2 processes"):
         RolloutBuffer(ReplayConfig(groups_per_step=3), ranks=2)
+
+
+def test_answers_that_do_not_know_a_cost_that_was_added_since_are_forgotten():
+    memory = RolloutBuffer(ReplayConfig())
+    memory.carried_over = groups_of(1)
+    packed = memory.packed(memory.state())
+    for cost, kept in [("", 3), ("length", 0)]:
+        again = RolloutBuffer(ReplayConfig(), cost=cost)
+        again.load(packed)
+        assert len(again.carried_over) == kept

@@ -12,6 +12,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_trajectories
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 
@@ -42,17 +43,14 @@ def run(
     before=lambda i, n: None,
     **update,
 ):
+    batching = Batching(UpdateConfig(**update), World(), torch.device("cpu"))
     return list(
         optimize(
             model,
-            answers,
+            batching.updates(answers, seed=seed, first=first),
             loss,
-            config=UpdateConfig(**update),
             averaging=Averaging(average, max_tokens),
-            world=World(),
-            device=torch.device("cpu"),
-            seed=seed,
-            first=first,
+            batching=batching,
             before_update=before,
         )
     )

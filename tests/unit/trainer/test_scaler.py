@@ -61,9 +61,9 @@ def test_the_likeliest_answer_is_scored_as_the_others_are():
     """So an answer that is as good as the likeliest has advantage 0, in whatever step it is learned from."""
     made = scaler(scale={"sums": 3.0}, constraint=ConstraintConfig(cost="length"), cost="length")
     one = answer(0.5, length=0.25)
-    one.greedy_reward, one.greedy_parts = 0.5, {"length": 0.25}
+    one.baseline, one.baseline_parts = 0.5, {"length": 0.25}
     made.update([one])
-    assert made.transform([one], greedy=True).tolist() == made.transform([one]).tolist()
+    assert made.baselines([one]).tolist() == made.transform([one]).tolist()
 
 
 def test_a_constraint_added_at_a_resume_begins_with_its_own_price():

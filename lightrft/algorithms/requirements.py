@@ -1,0 +1,101 @@
+"""What the functions of an algorithm need of the other settings of a run, checked before weights load.
+
+A function says so by attributes, a built-in one as well as one of a user's own file; see docs/algorithms.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightrft.algorithms.algorithm import Algorithm, Resolve, build
+from lightrft.config import Config
+from lightrft.config.checks import refuse_idle
+
+CURES = {"gae_lambda": "advantage=gae", "gamma": "advantage=reinforce"}
+"""Setting -> the choice that reads it, where that is not a comparing advantage."""
+
+
+def build_for(config: Config, resolve: Resolve) -> Algorithm:
+    """The algorithm of a whole run: `build`, and its needs checked against the other sections of `config`.
+
+    ValueError, naming setting, value and cure, for settings that cannot work with the functions that were chosen, or have no effect.
+    """
+    algorithm = build(config.algorithm, resolve)
+    _check_groups(config, algorithm)
+    _check_advantage(config, algorithm)
+    _check_late_answers(config, algorithm)
+    return algorithm
+
+
+def _says(algorithm: Algorithm, kind: str, attribute: str) -> Any:
+    return getattr(algorithm.functions[kind], attribute, None)
+
+
+def _check_groups(config: Config, algorithm: Algorithm) -> None:
+    """Functions that compare responses need several to a prompt; groups that are all kept leave none over."""
+    row, size = config.algorithm, config.rollout.group_size
+    if size < 2 and _says(algorithm, "advantage", "compares_responses"):
+        raise ValueError(
+            f"rollout.group_size={size}: algorithm.advantage={row.advantage} compares answers to one "
+            "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
+        )
+    if size < 2 and _says(algorithm, "group_filter", "compares_responses"):
+        raise ValueError(
+            f"algorithm.group_filter={row.group_filter} keeps groups in which rewards differ, and with rollout.group_size={size} there are "
+            "none. Set rollout.group_size=8, or algorithm.group_filter=all."
+        )
+    if _says(algorithm, "group_filter", "keeps_all"):
+        because, cure = (
+            f"algorithm.group_filter={row.group_filter}",
+            "set algorithm.group_filter=mixed_outcomes",
+        )
+        refuse_idle("rollout", config.rollout, ["extra_groups"], because=because, cure=cure)
+
+
+def _check_advantage(config: Config, algorithm: Algorithm) -> None:
+    """Settings that the advantage does not read, and a critic or a teacher that it needs or has no use for."""
+    row = config.algorithm
+    because = f"algorithm.advantage={row.advantage}"
+    taught = row.teacher_coefficient != 0 and row.teacher_in == "advantage"
+    if _says(algorithm, "advantage", "needs_teacher") and not taught:
+        raise ValueError(
+            f"{because} leaves everything to a teacher, and none enters the advantage. Set teacher.path, "
+            "algorithm.teacher_coefficient=1 and algorithm.teacher_in=advantage, or another algorithm.advantage."
+        )
+    for name in _says(algorithm, "advantage", "unused_settings") or ():
+        cure = f"set algorithm.{CURES.get(name, 'advantage=group_norm')}"
+        refuse_idle("algorithm", row, [name], because=because, cure=cure)
+    if not algorithm.needs_critic:
+        refuse_idle("critic", config.critic, because=because, cure="set algorithm.advantage=gae")
+    if _says(algorithm, "advantage", "ignores_rewards"):
+        cure = "set algorithm.advantage=group_norm"
+        refuse_idle("rewards", config.rewards, ["scale", "normalise"], because=because, cure=cure)
+        refuse_idle("constraint", config.constraint, because=because, cure=cure)
+
+
+def _check_late_answers(config: Config, algorithm: Algorithm) -> None:
+    """Responses of older weights need a loss that knows their ratio, and a baseline of the same weights."""
+    rollout, row = config.rollout, config.algorithm
+    late = {
+        "rollout.max_tokens_per_step": rollout.max_tokens_per_step > 0,
+        "rollout.overlap_rewards": rollout.overlap_rewards,
+    }
+    name = next((name for name, used in late.items() if used), "")
+    if name and algorithm.needs_baseline:
+        raise ValueError(
+            f"{name} with algorithm.advantage={row.advantage}: the likeliest answer would come from other weights than those "
+            f"it is compared with. Leave {name} out, or set algorithm.advantage=reinforce."
+        )
+    if not _says(algorithm, "loss", "on_policy_only"):
+        return
+    reused = {
+        "replay.groups_per_step": config.replay.groups_per_step > 0,
+        "rollout.extra_groups": rollout.extra_groups == "carry_over",
+        **late,
+    }
+    name = next((name for name, used in reused.items() if used), "")
+    if name:
+        raise ValueError(
+            f"{name} learns from answers of earlier weights (off-policy), and algorithm.loss={row.loss} takes all answers for new ones. "
+            "Set algorithm.loss=clipped."
+        )

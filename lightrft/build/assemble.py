@@ -1,0 +1,190 @@
+"""A run of reinforcement learning from its parts: who gets which. What the parts are is decided elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.config import Config
+from lightrft.console.progress import Progress
+from lightrft.datasets.loader import PromptLoader
+from lightrft.engines.base import Engine
+from lightrft.models.processor import Processor
+from lightrft.parallel.world import World
+from lightrft.rewards.base import RewardRunner
+from lightrft.runs.capsule import Capsules
+from lightrft.runs.metrics import Logger
+from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.memory import MemoryPlan
+from lightrft.trainer.baseline import Greedy
+from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.capture import Capture
+from lightrft.trainer.collect import Collector
+from lightrft.trainer.evaluate import Evaluator
+from lightrft.trainer.learn import Learner
+from lightrft.trainer.rl import RLTrainer
+from lightrft.trainer.rollout import needs_old
+from lightrft.trainer.run import Journal, Run
+from lightrft.trainer.sampler import Sampler
+from lightrft.trainer.scaler import RewardScaler
+from lightrft.trainer.score import Scorer
+from lightrft.trainer.supply import Ahead, Fresh, Partial, Supply
+from lightrft.utils.interrupt import Interrupt
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that a step computes with."""
+
+    actor: Trainable
+    critic: Trainable | None = None
+    reference: Frozen | None = None
+    teacher: Frozen | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run of reinforcement learning."""
+
+    config: Config
+    run: Path
+    """Its folder."""
+    world: World
+    device: torch.device
+    memory_plan: MemoryPlan
+    models: Models
+    engine: Engine
+    processor: Processor
+    prompts: PromptLoader
+    judge: RewardRunner
+    scaler: RewardScaler
+    algorithm: Algorithm
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    progress: Progress
+    logger: Logger | None
+    started: float = field(default_factory=time.perf_counter)
+    left: Collection[str] = ()
+    """Kinds of groups that wait in the checkpoint to go on from."""
+
+
+def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
+    """The run, before its first step."""
+    config, world, models = parts.config, parts.world, parts.models
+    interrupt = Interrupt(world.max)
+    sampler = build_sampler(parts, interrupt)
+    buffer = RolloutBuffer(
+        config.replay, world.size, cost=parts.scaler.cost, completed=parts.prompts.completed
+    )
+    batching = Batching(config.update, world, parts.device, dummy_answer(parts.processor.blank()))
+    learner = Learner(
+        config, parts.memory_plan, batching, parts.algorithm, models.actor, models.critic, models.reference
+    )
+    capsules = Capsules(parts.run, config.log)
+    journal = Journal(parts.run, parts.progress, parts.logger)
+    made = trainer(
+        config=config,
+        world=world,
+        sampler=sampler,
+        collector=build_collector(parts, sampler, buffer),
+        buffer=buffer,
+        scorer=build_scorer(parts, batching, interrupt),
+        learner=learner,
+        capture=Capture(capsules, config, world, learner),
+        evaluator=parts.evaluator,
+        journal=journal,
+        processor=parts.processor,
+        parts={
+            "prompts": parts.prompts,
+            "scaler": parts.scaler,
+            "learner": learner,
+            "capsules": capsules,
+        },
+        rank_parts={"buffer": buffer},
+    )
+    return Run(
+        command="train",
+        steps=config.steps,
+        trainer=made,
+        journal=journal,
+        world=world,
+        memory_plan=parts.memory_plan,
+        processor=parts.processor,
+        checkpoints=parts.checkpoints,
+        evaluates=config.evaluate,
+        interrupt=interrupt,
+        started=parts.started,
+    )
+
+
+def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
+    """The engine with the actor's weights; between two answers it looks whether the run was asked to stop."""
+
+    def sampled(finished: int, total: int) -> None:
+        parts.progress.answers(finished, total)
+        parts.world.raise_if_failed()
+        interrupt.raise_if_stopped()
+
+    restarts = parts.config.rollout.max_engine_restarts
+    return Sampler(
+        parts.engine, parts.models.actor, parts.memory_plan, parts.world, restarts=restarts, progress=sampled
+    )
+
+
+def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Supply:
+    """How answers come to a step: as the settings say, and so that none is lost that a checkpoint holds (`parts.left`)."""
+    config = parts.config
+    given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.progress)
+    source = Fresh(*given)
+    if config.rollout.max_tokens_per_step or "unfinished" in parts.left:
+        source = Partial(*given, buffer=buffer)
+    if config.rollout.overlap_rewards or "prefetched" in parts.left:
+        return Ahead(source, buffer, last=config.steps if config.rollout.overlap_rewards else 0)
+    return source
+
+
+def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
+    """The part that draws, judges and chooses the groups of a step."""
+    greedy = Greedy(parts.config, sampler, parts.judge, parts.processor)
+    return Collector(
+        config=parts.config,
+        world=parts.world,
+        algorithm=parts.algorithm,
+        supply=build_supply(parts, sampler, buffer),
+        buffer=buffer,
+        scaler=parts.scaler,
+        baseline=greedy if parts.algorithm.needs_baseline else None,
+    )
+
+
+def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scorer:
+    """The part that fills the columns of answers."""
+    models = parts.models
+    return Scorer(
+        config=parts.config,
+        world=parts.world,
+        memory_plan=parts.memory_plan,
+        progress=parts.progress,
+        batching=batching,
+        actor=models.actor,
+        critic=models.critic,
+        reference=models.reference,
+        teacher=models.teacher,
+        scaler=parts.scaler,
+        interrupt=interrupt,
+        needs_old=needs_old(parts.config, parts.algorithm),
+    )
+
+
+def left_in(state: Mapping[str, Any] | None) -> set[str]:
+    """The kinds of groups that wait in a checkpoint, on any rank."""
+    packed = state["ranks"]["buffer"] if state else []
+    return {name for rank in packed for name, count in rank["counts"].items() if count}

@@ -1,0 +1,212 @@
+"""The commands: what each does with the words behind it. torch and transformers are imported inside those that need them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightrft import __version__
+from lightrft.cli import help as helping
+from lightrft.cli.loading import load, load_as, load_run, run_folder
+from lightrft.cli.options import (
+    DoctorOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PlanOptions,
+    ReplayOptions,
+    ServeOptions,
+    TrainOptions,
+    ViewOptions,
+    parsed,
+    taken,
+)
+from lightrft.commands.init import init
+from lightrft.commands.launch import Launch, start
+from lightrft.config import Config, SFTConfig, layers
+from lightrft.runs.folder import check_backend, new_run
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a model by reinforcement learning: lightrft train LAYERS... FLAGS, or --resume RUN."""
+    if not args:
+        raise ValueError(
+            "nothing to train. Try: lightrft train tiny. All layers and sections of options: lightrft train --help"
+        )
+    own, rest = taken(TrainOptions, "train", args)
+    config, run = load_run(Config, "train", own.resume, rest)
+    wanted = Launch(own.gpus, own.processes, own.max_restarts)
+    if wanted.is_wanted:
+        return launch_run(wanted, "train", config, run, rest_of(own, rest))
+    from lightrft import app
+
+    app.train(config, run)
+    return 0
+
+
+def sft(args: Sequence[str]) -> int:
+    """Supervised fine-tuning on given conversations: lightrft sft LAYERS... FLAGS, or --resume RUN."""
+    if not args:
+        raise ValueError(
+            "nothing to learn from. Try: lightrft sft sft_tiny. All layers and sections of options: lightrft sft --help"
+        )
+    own, rest = taken(TrainOptions, "sft", args)
+    config, run = load_run(SFTConfig, "sft", own.resume, rest)
+    wanted = Launch(own.gpus, own.processes, own.max_restarts)
+    if wanted.is_wanted:
+        return launch_run(wanted, "sft", config, run, rest_of(own, rest))
+    from lightrft import sft as supervised
+
+    supervised.train(config, run)
+    return 0
+
+
+def rest_of(own: TrainOptions, rest: Sequence[str]) -> list[str]:
+    """The words that the processes of a run are started with, behind the command."""
+    return ["--resume", own.resume, *rest] if own.resume else list(rest)
+
+
+def launch_run(wanted: Launch, command: str, config: Any, run: Path | None, args: Sequence[str]) -> int:
+    """Starts the processes of a training run, whose folder is decided here, once for all."""
+    config = wanted.placed(config)
+    check_backend(config, wanted.size)
+    flags = ["--strategy.device", config.strategy.device]
+    if run is not None:
+        return start(wanted, [command, *args, *flags])
+    run = new_run(config, command)
+    return start(wanted, [command, "--resume", str(run)], new_run=True)
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Score a model on a task: lightrft evaluate TASK [LAYERS...] FLAGS; --check proves the task's gold answers."""
+    own, rest = taken(EvaluateOptions, "evaluate", args)
+    if rest and rest[0] in ("-h", "--help", "--help-all"):
+        rest = ["TASK", *rest]
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(
+            "which task? lightrft evaluate TASK --model MODEL, e.g. lightrft evaluate gsm8k --model runs/demo/model"
+        )
+    task, *rest = rest
+    words, flags = layers.split(rest)
+    config = load("evaluate", [*words, "--tasks.evaluate", task, "1", *flags])
+    wanted = Launch(own.gpus, own.processes)
+    if wanted.is_wanted and not own.check:
+        config = wanted.placed(config)
+        folder = config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
+        return start(
+            wanted, ["evaluate", task, *rest, "--strategy.device", config.strategy.device, "--run", folder]
+        )
+    from lightrft import app
+
+    if own.check:
+        return app.check_task(config, task)
+    app.evaluate(config)
+    return 0
+
+
+def serve(args: Sequence[str]) -> int:
+    """Start a vLLM server that generates rollouts for a training run: lightrft serve LAYERS... FLAGS --port 8000."""
+    if not args:
+        raise ValueError(
+            "which model? Give the layers and flags of the run, e.g. lightrft serve demo vllm_server --port 8000"
+        )
+    own, rest = taken(ServeOptions, "serve", args)
+    config = load("serve", rest)
+    from lightrft import app
+
+    return app.serve(config, own.host, own.port)
+
+
+def check(args: Sequence[str]) -> int:
+    """Pre-flight check: token counts, a rendered prompt, rewards, engine against trainer, time and memory."""
+    config = load("check", args)
+    from lightrft.commands.check import preflight
+
+    return preflight(config)
+
+
+def plan(args: Sequence[str]) -> int:
+    """Estimate memory and time on N GPUs, without using one: lightrft plan LAYERS... --gpus 64."""
+    if not args:
+        raise ValueError("what to plan? For example: lightrft plan gsm8k_qwen fsdp --gpus 64 --gpu-memory 80")
+    own, rest = taken(PlanOptions, "plan", args)
+    config = load("plan", rest)
+    from lightrft.commands import plan as planning
+    from lightrft.commands.plan import report
+
+    lengths = planning.Lengths(
+        own.prompt_tokens or config.tasks.max_prompt_tokens, own.response_tokens or config.rollout.max_tokens
+    )
+    found = planning.plan(config, own.hardware, lengths)
+    if own.json:
+        print(json.dumps(report.as_json(found), indent=2))
+    else:
+        report.show(found)
+    return 0
+
+
+def config(args: Sequence[str]) -> int:
+    """Print what would run, as one YAML file with each option's meaning: lightrft config [sft] LAYERS... FLAGS."""
+    of_sft = list(args[:1]) == ["sft"]
+    loaded = load_as(SFTConfig, "config sft", args[1:]) if of_sft else load("config", args)
+    print(layers.to_yaml(loaded), end="")
+    return 0
+
+
+def replay(args: Sequence[str]) -> int:
+    """Compute a captured step again and compare it with the record: lightrft replay RUN --step 7."""
+    own = parsed(ReplayOptions, "replay", args)
+    run = run_folder(str(own.run))
+    from lightrft import app
+
+    return app.replay(run, own.step)
+
+
+def view(args: Sequence[str]) -> int:
+    """Read a run's responses in the terminal: lightrft view RUN --step 7 --best 3."""
+    own = parsed(ViewOptions, "view", args)
+    run = run_folder(str(own.run))
+    from lightrft.console import view as viewer
+
+    viewer.view(run, step=own.step, group=own.group, best=own.best, worst=own.worst, color=own.color)
+    return 0
+
+
+def export(args: Sequence[str]) -> int:
+    """Export a checkpoint from any backend as a Hugging Face model: lightrft export RUN OUT."""
+    own = parsed(ExportOptions, "export", args)
+    run = run_folder(str(own.run))
+    from lightrft import app
+
+    file = run / "config.yaml"
+    kind: type[Any] = Config if layers.fits(file, Config) else SFTConfig
+    return app.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
+
+
+def doctor(args: Sequence[str]) -> int:
+    """Print versions, devices, cores and memory, and which optional packages are missing."""
+    parsed(DoctorOptions, "doctor", args)
+    from lightrft.console.doctor import report
+
+    report(__version__)
+    return 0
+
+
+Command = Callable[[Sequence[str]], int]
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "sft": sft,
+    "evaluate": evaluate,
+    "serve": serve,
+    "check": check,
+    "plan": plan,
+    "config": config,
+    "replay": replay,
+    "view": view,
+    "export": export,
+    "doctor": doctor,
+    "init": init,
+}
+helping.ABOUT.update((name, (run.__doc__ or "").splitlines()[0]) for name, run in COMMANDS.items())

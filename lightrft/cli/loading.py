@@ -1,0 +1,81 @@
+"""From the words behind a layered command to its settings: short flags, layers, a run to go on with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightrft.cli import help as helping
+from lightrft.config import Config, SFTConfig, layers
+
+C = TypeVar("C")
+
+
+def load(command: str, args: Sequence[str]) -> Config:
+    """The Config of a layered command."""
+    return load_as(Config, command, args)
+
+
+def load_as(cls: type[C], command: str, args: Sequence[str]) -> C:
+    """The settings of a layered command, named after its layers unless it names itself.
+
+    SystemExit after help was asked for and printed.
+    """
+    args = expand(args)
+    helping.show_if_asked(command, cls, args)
+    words, flags = layers.split(args)
+    refuse_others(words, cls)
+    name = "-".join(layer for layer in words if layer in layers.shipped())
+    loaded: Any = layers.load([*words, *flags], cls, prog=f"lightrft {command}")
+    for told in layers.undone(words, cls):
+        print(f"lightrft: {told}", file=sys.stderr)
+    named: C = loaded if loaded.name != "run" or not name else replace(loaded, name=name)
+    return named
+
+
+def load_run(cls: type[C], command: str, resumed: str, args: Sequence[str]) -> tuple[C, Path | None]:
+    """The settings of a new run, or of the one that is to go on, and then its folder."""
+    if not resumed:
+        return load_as(cls, command, args), None
+    run = run_folder(resumed)
+    return load_as(cls, command, [str(run / "config.yaml"), *args]), run
+
+
+def refuse_others(words: Sequence[str], cls: type[Any]) -> None:
+    """ValueError for a layer that is made for the other kind of training."""
+    others = {"train": Config, "sft": SFTConfig}
+    for word in words:
+        file = layers.find_layer(word)
+        belongs = [name for name, other in others.items() if layers.fits(file, other)]
+        if belongs and not layers.fits(file, cls):
+            raise ValueError(
+                f"'{word}' holds settings of `lightrft {belongs[0]}` that mean nothing here. Take another layer, or that command."
+            )
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Short flags written out: --model X is --model.path X, --capture-steps 3,7 is --log.capture-steps 3 7."""
+    short = helping.SHORT_FLAGS
+    expanded: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag in short:
+            expanded += [short[flag], *([value] if equals else [])]
+        else:
+            expanded.append(arg)
+        if len(expanded) > 1 and expanded[-2] == short["--capture-steps"]:
+            expanded[-1:] = expanded[-1].split(",")
+    return expanded
+
+
+def run_folder(name: str) -> Path:
+    """The run folder called so. ValueError if it is none, naming the newest runs beside it."""
+    run = Path(name).expanduser()
+    if (run / "config.yaml").is_file():
+        return run
+    beside = sorted(run.parent.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
+    newest = f" Newest runs there: {', '.join(str(file.parent) for file in beside[:3])}." if beside else ""
+    raise ValueError(f"'{name}' is not a run folder: {run / 'config.yaml'} does not exist.{newest}")

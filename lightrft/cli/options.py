@@ -1,0 +1,192 @@
+"""The flags of each command that are no options of a run: one dataclass per command, with a docstring per flag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from lightrft.config.layers import field_docs
+from lightrft.config.parser import parse
+from lightrft.config.plan import Hardware, Rates
+
+C = TypeVar("C")
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Processes to start on this machine, and a run to go on with."""
+
+    resume: str = ""
+    """Run folder to go on with, after its last checkpoint."""
+    gpus: int | None = None
+    """Processes on this machine, each on a GPU of its own."""
+    processes: int | None = None
+    """Processes on this machine, on the CPU."""
+    max_restarts: int = 0
+    """Start the processes again after a crash, up to so many times, from the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Processes to start on this machine, or a check of the task alone."""
+
+    check: bool = False
+    """Prove that the task's gold answers score full marks, without a model."""
+    gpus: int | None = None
+    """Processes on this machine, each on a GPU of its own."""
+    processes: int | None = None
+    """Processes on this machine, on the CPU."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0: all of this machine's."""
+    port: int = 8000
+    """Port to listen at."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Hardware to plan for (peaks: of an H100), the lengths to expect, and the form of the answer."""
+
+    gpus: int = Hardware.devices
+    """Devices."""
+    gpu_memory: float = Hardware.memory_gib
+    """GiB of each device."""
+    gpus_per_node: int = Hardware.per_node
+    """Devices of one machine."""
+    reserve: float = Hardware.reserve
+    """Share of the memory that is left free."""
+    prompt_tokens: int | None = None
+    """Tokens of a prompt; left out: tasks.max_prompt_tokens."""
+    response_tokens: int | None = None
+    """Tokens of a response; left out: rollout.max_tokens, the longest."""
+    teraflops: float = Rates.teraflops
+    """Peak of a device in the model's type, 10^12 operations a second."""
+    memory_rate: float = Rates.memory
+    """Peak of reading a device's memory, GB/s."""
+    link_rate: float = Rates.link
+    """Peak between devices of a machine, GB/s."""
+    network_rate: float = Rates.network
+    """Peak between machines, GB/s for each device."""
+    efficiency: float = Rates.efficiency
+    """Share of these peaks that is reached."""
+    json: bool = False
+    """Print every number, for programs."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not isinstance(value, bool) and value <= 0:
+                example = field.default if isinstance(field.default, int | float) else 512
+                name = flag_of(field.name)
+                raise ValueError(f"{name} {value:g}: needs a number above 0. For example: {name} {example:g}")
+
+    @property
+    def hardware(self) -> Hardware:
+        """The devices with their rates."""
+        rates = Rates(self.teraflops, self.memory_rate, self.link_rate, self.network_rate, self.efficiency)
+        return Hardware(self.gpus, self.gpu_memory, self.gpus_per_node, self.reserve, rates)
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Compute a captured step again in this process, and show every metric beside the recorded one."""
+
+    run: Folder
+    """The run folder."""
+    step: int
+    """The step, one of RUN/capsules/step-*.pt (see --log.capture-steps)."""
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Steps of a run; with --step its groups; with --group, --best or --worst whole responses."""
+
+    run: Folder
+    """The run folder."""
+    step: int | None = None
+    """Which step; -1 is the last one."""
+    group: int | None = None
+    """Show every response of this group."""
+    best: int = 0
+    """Show so many responses with the highest reward."""
+    worst: int = 0
+    """Show so many responses with the lowest reward."""
+    color: Literal["none", "logprob", "advantage"] = "none"
+    """Colour tokens by how sure the model was, or by their advantage."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the policy of a checkpoint as plain transformers loads it; adapters are merged into the weights."""
+
+    run: Folder
+    """The run folder."""
+    out: Folder
+    """The folder to make."""
+    step: int | None = None
+    """After which step; the newest complete checkpoint if left out."""
+    file_gb: float = 5.0
+    """Most gigabytes of weights in a file, and so in memory."""
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Print versions, devices, cores and memory, and which optional packages are missing."""
+
+
+def parsed(cls: type[C], command: str, args: Sequence[str]) -> C:
+    """The options of a command that reads no layers."""
+    return parse(args, cls, prog=f"lightrft {command}", description="")
+
+
+def taken(cls: type[C], command: str, args: Sequence[str]) -> tuple[C, list[str]]:
+    """A command's own options, and the words that are not theirs. ValueError for a flag without its value."""
+    own: list[str] = []
+    rest: list[str] = []
+    switches = {flag_of(f.name): isinstance(f.default, bool) for f in fields(cls)}  # type: ignore[arg-type]  # a dataclass
+    left = list(args)
+    while left:
+        word = left.pop(0)
+        flag, equals, _ = word.partition("=")
+        if flag.replace("_", "-") not in switches or not flag.startswith("--"):
+            rest.append(word)
+        elif equals:
+            own.append(word)
+        elif switches[flag.replace("_", "-")]:
+            own += [word, "true"]
+        elif not left or left[0].startswith("--"):
+            raise ValueError(f"{flag} needs a value: {flag} {example(cls, flag)}")
+        else:
+            own += [word, left.pop(0)]
+    return parse(own, cls, prog=f"lightrft {command}", description=""), rest
+
+
+def example(cls: type[Any], flag: str) -> str:
+    """A value that a flag could have."""
+    default = {flag_of(f.name): f.default for f in fields(cls)}[flag.replace("_", "-")]
+    return "runs/NAME" if default == "" else str(default or 2)
+
+
+def described(cls: type[Any]) -> str:
+    """One line for each flag of a command's own: name, meaning, default."""
+    docs = field_docs(cls)
+    lines = []
+    for field in fields(cls):
+        default = "" if field.default in (None, "", False) else f" [{field.default}]"
+        lines.append(f"  {flag_of(field.name):<18} {docs[field.name].rstrip('.')}{default}")
+    return "\n".join(lines)
+
+
+def flag_of(name: str) -> str:
+    """How a field is written on the command line."""
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,149 @@
+"""The algorithm: a row of settings over the functions of lightrft/algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightrft.config.checks import at_least, refuse_idle
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """The algorithm: advantage, loss, clipping, KL and filters. Defaults: GRPO without KL."""
+
+    advantage: str = "group_norm"
+    """group_norm, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline, gae (with a critic), none (with a
+    teacher); or an import path."""
+    gamma: float = 1.0
+    """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
+    gae_lambda: float = 1.0
+    """For advantage gae: 0 trusts the critic, 1 the rewards that came."""
+    advantage_clip: float = 0.0
+    """Advantages are clipped to [-x, x], after whitening; 0: not."""
+    loss: str = "clipped"
+    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd; or an import path."""
+    clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
+    """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""
+    average: Literal["token", "sequence", "fixed"] = "sequence"
+    """token: all tokens weigh the same. sequence: all responses do. fixed: divide by rollout.max_tokens (Dr.GRPO)."""
+    group_filter: str = "all"
+    """Which groups to learn from: all, mixed_outcomes (dynamic sampling of DAPO: zero-variance groups, whose rewards are all equal, are
+    sampled anew), or an import path."""
+    response_filter: str = "all"
+    """Which responses of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
+    random_responses, or an import path."""
+    high_entropy_fraction: float = 1.0
+    """Learn only from this fraction of the tokens, those with the highest entropy at sampling; 1 minus the quantile of other trainers. 1: all."""
+    high_entropy_scope: Literal["batch", "sequence"] = "batch"
+    """What high_entropy_fraction is a fraction of: the tokens of a step on all ranks, or those of each response."""
+    kl: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
+    """Estimator of the divergence from the reference model; + means with the gradient of k2."""
+    kl_coefficient: float = 0.0
+    """Weight of the divergence from the reference; 0 loads no reference model."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the divergence enters."""
+    kl_target: float = 0.0
+    """Target of the divergence per token, to which kl_coefficient adapts step by step; 0: the coefficient is fixed."""
+    kl_gain: float = 0.1
+    """With kl_target: per step, kl_coefficient *= 1 + kl_gain * clip(kl / kl_target - 1, -0.2, 0.2)."""
+    reference_update_steps: int = 0
+    """The reference follows the policy every so many steps; 0: it stays the model the run began with."""
+    reference_update_rate: float = 1.0
+    """How far it follows: 1 becomes the policy; small, with reference_update_steps=1, is a moving average."""
+    teacher_coefficient: float = 0.0
+    """Weight of the divergence from teacher.path, per token (on-policy distillation); 0 loads no teacher."""
+    teacher_in: Literal["advantage", "loss"] = "advantage"
+    """Where the teacher enters: log teacher - log policy is added to the advantage, or its divergence (k3+) to the loss."""
+    entropy_coefficient: float = 0.0
+    """Weight of an entropy bonus in the loss."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Responses truncated at rollout.max_tokens: learn from them as from others, or mask their tokens in the loss."""
+    whiten: bool = False
+    """Normalise advantages over the batch: mean 0, deviation 1 over all tokens of all ranks."""
+    reward_clip: float = 0.0
+    """Rewards are clipped to [-x, x] before advantages; 0: not."""
+    overlong_buffer: int = 0
+    """The last so many tokens before rollout.max_tokens cost more and more of overlong_penalty; 0: no penalty for length."""
+    overlong_penalty: float = 1.0
+    """What a response of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
+    mismatch_correction: Literal["none", "truncate", "mask"] = "none"
+    """Importance weights against the mismatch of engine and trainer: none; truncate: p_trainer / p_engine, at most mismatch_limit (TIS);
+    mask: the same with 0 beyond the limit either way (IcePop per token, MIS per sequence)."""
+    mismatch_level: Literal["token", "sequence"] = "token"
+    """A weight per token, or the product over the response for all its tokens."""
+    mismatch_limit: float = 2.0
+    """Largest weight; mask also leaves out what is below its inverse."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Keyword arguments of the advantage, loss, keep or filter function (dual_clip, tau_positive, drift, responses_to_learn_from, or
+    your own function's), checked against its signature at start-up."""
+
+    def __post_init__(self) -> None:
+        if len(self.clip) != 2 or min(self.clip) < 0:
+            raise ValueError(
+                f"algorithm.clip={self.clip}: give two numbers >= 0, below and above, e.g. [0.2, 0.28]."
+            )
+        if not 0 < self.high_entropy_fraction <= 1:
+            raise ValueError(
+                f"algorithm.high_entropy_fraction={self.high_entropy_fraction}: a share above 0 and at most 1, e.g. 0.2."
+            )
+        if self.mismatch_limit <= 1:
+            raise ValueError(
+                f"algorithm.mismatch_limit={self.mismatch_limit}: the weight of a token both agree about is 1, so set it above 1, e.g. 2."
+            )
+        at_least(
+            0,
+            "algorithm",
+            overlong_buffer=self.overlong_buffer,
+            reference_update_steps=self.reference_update_steps,
+        )
+        self._check_reference()
+        for name, number in (("gamma", self.gamma), ("gae_lambda", self.gae_lambda)):
+            if not 0 <= number <= 1:
+                raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Settings that belong to something that is off."""
+        for off, names, because, cure in (
+            (
+                self.kl_coefficient == 0,
+                ["kl_target", "reference_update_steps"],
+                "kl_coefficient",
+                "kl_coefficient, e.g. 0.01",
+            ),
+            (self.kl_target == 0, ["kl_gain"], "kl_target", "kl_target, e.g. 0.05"),
+            (
+                self.reference_update_steps == 0,
+                ["reference_update_rate"],
+                "reference_update_steps",
+                "reference_update_steps=1",
+            ),
+            (self.teacher_coefficient == 0, ["teacher_in"], "teacher_coefficient", "teacher_coefficient=1"),
+            (
+                self.overlong_buffer == 0,
+                ["overlong_penalty"],
+                "overlong_buffer",
+                "overlong_buffer to some tokens",
+            ),
+            (
+                self.high_entropy_fraction == 1,
+                ["high_entropy_scope"],
+                "high_entropy_fraction",
+                "high_entropy_fraction=0.2",
+            ),
+        ):
+            if off:
+                reason = f"algorithm.{because}={getattr(self, because)}"
+                refuse_idle("algorithm", self, names, because=reason, cure=f"set algorithm.{cure}")
+
+    def _check_reference(self) -> None:
+        if self.kl_target < 0 or self.kl_gain <= 0:
+            raise ValueError(
+                f"algorithm.kl_target={self.kl_target}, kl_gain={self.kl_gain}: the target must be at least 0 (0: fixed "
+                "kl_coefficient), the gain above 0, e.g. 0.1."
+            )
+        if not 0 < self.reference_update_rate <= 1:
+            raise ValueError(
+                f"algorithm.reference_update_rate={self.reference_update_rate}: a share above 0 and at most 1 (1: becomes the policy)."
+            )

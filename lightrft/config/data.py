@@ -1,0 +1,45 @@
+"""The tasks of a run: data, format and reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The tasks to learn (data, format and reward), mixed by weight."""
+
+    train: dict[str, float] = field(default_factory=dict)
+    """Task name -> share of the draws, e.g. {gsm8k: 1.0}. A name, NAME:OPTION, or an import path."""
+    evaluate: dict[str, float] = field(default_factory=dict)
+    """Task name -> weight in the mean evaluation score. Empty: the tasks of train, on their evaluation split."""
+    train_file: str = ""
+    """For task `file`: json/jsonl/csv/parquet file or hub name with the training rows."""
+    evaluate_file: str = ""
+    """For task `file`: the same for evaluation. Must not be the training file."""
+    train_split: str = "train"
+    """For task `file` from a hub name: split to train on."""
+    evaluate_split: str = "test"
+    """For task `file` from a hub name: split to evaluate on."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """For task `file`: its own reward, name or import path -> weight, by which evaluation is scored whatever is trained on. Empty:
+    rewards.functions."""
+    format: str = "columns"
+    """For task `file`: how a row becomes messages and target: a name or an import path."""
+    prompt_field: str = "prompt"
+    """For format `columns`: the field with the prompt, or with a list of messages."""
+    target_field: str = "target"
+    """For format `columns`: the field with the reference answer; may be absent from the rows if left empty."""
+    system: str = ""
+    """System message put before each prompt; empty: none."""
+    instruction: str = ""
+    """Text added after each prompt; empty: the task's own."""
+    on_bad_record: Literal["raise", "skip"] = "raise"
+    """A row that is broken or lacks a field: stop with file and line, or skip, count and log it."""
+    on_long_prompt: Literal["raise", "skip", "truncate_left"] = "skip"
+    """A prompt over max_prompt_tokens: stop, skip and count, or cut tokens from the left."""
+    max_prompt_tokens: int = 1024
+    """Longest prompt, in tokens."""
+    train_limit: int = 0
+    """Use only the first so many training rows; 0: all."""

@@ -1,0 +1,78 @@
+"""The model of a run, its teacher, and how media are read for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightrft.config.checks import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (peft). Off unless rank > 0."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the full model."""
+    alpha: int = 32
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Names of the linear layers to adapt, or all-linear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model and its precision, adapters and frozen parts."""
+
+    path: str = ""
+    """Folder, hub name, package:NAME (a GGUF model inside a Python package), random:NAME (a tiny untrained model), or
+    random:FOLDER (the architecture of a folder, untrained)."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the forward and backward pass compute in. With bfloat16 the optimizer keeps float32 master weights."""
+    attention: Literal["packed", "separate"] = "packed"
+    """packed: prefix-sharing kernels. separate: one plain sdpa call per sequence; slow, for checking."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass (activation checkpointing): less memory, about a third more time."""
+    chat_template: str = ""
+    """Path to a Jinja chat template that replaces the tokenizer's. 'plain' joins the contents with newlines."""
+    cache: str = ""
+    """Folder for converted package models. Empty: $LIGHTRFT_CACHE, else ~/.cache/lightrft."""
+    imports: list[str] = field(default_factory=list)
+    """Modules or files to import first, such as one that registers a model class of your own with transformers."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts that do not learn: vision, audio, projector, language, or the beginning of parameter names."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaConfig:
+    """How pictures, clips and sounds are read before the model's own processor sees them."""
+
+    max_pixels: int = 1_048_576
+    """A picture or frame with more pixels is scaled down, keeping its shape; 0: never."""
+    fps: float = 1.0
+    """Frames per second that are taken of a clip."""
+    max_frames: int = 16
+    """Most frames of a clip; a longer one gives so many, evenly spaced."""
+    max_seconds: float = 30.0
+    """Longest sound; a longer one counts as a bad record (tasks.on_bad_record). 0: any."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "media", max_pixels=self.max_pixels)
+        at_least(1, "media", max_frames=self.max_frames)
+        if self.fps <= 0 or self.max_seconds < 0:
+            raise ValueError(
+                f"media.fps={self.fps}, max_seconds={self.max_seconds}: fps must be above 0, max_seconds at least 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Teacher model for on-policy distillation (token-level); only with algorithm.teacher_coefficient."""
+
+    path: str = ""
+    """Model, as in model.path; its tokenizer must be the policy's."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""

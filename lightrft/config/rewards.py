@@ -1,0 +1,128 @@
+"""Rewards, the models that give some of them, and a constraint on their cost."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightrft.config.checks import at_least
+
+POLICY = "policy"
+"""judge.path: the policy judges itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The rewards of responses. Empty functions: each task's own reward."""
+
+    functions: dict[str, float] = field(default_factory=dict)
+    """Reward name or import path -> weight, added up; replaces the tasks' own reward in training. E.g. {math: 1.0, format: 0.2}."""
+    timeout_seconds: float = 30.0
+    """Longest time one call may take for one step's answers of one task; it runs in a child process that is then killed."""
+    on_failure: Literal["raise", "drop"] = "raise"
+    """A reward that raises, hangs, or returns NaN or infinity: stop the run, or drop those responses, counted and logged."""
+    workers: int = 1
+    """Child processes that compute rewards; 0 computes them in the main process, without time limit."""
+    scale: dict[str, float] = field(default_factory=dict)
+    """Task -> factor on the rewards of its responses before they are learned from; 1 where a task is not named."""
+    normalise: Literal["none", "scale", "shift_and_scale"] = "none"
+    """Divide rewards by the deviation of all rewards of their task so far in the run, on all ranks; or subtract the mean first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstraintConfig:
+    """A cost that must stay low while the reward rises (PPO-Lagrangian). Off without cost."""
+
+    cost: str = ""
+    """Reward function (name or import path) that gives the cost of a response; it need not be among rewards.functions."""
+    limit: float = 0.0
+    """Mean cost that is allowed."""
+    multiplier: float = 1.0
+    """Initial Lagrange multiplier."""
+    learning_rate: float = 0.1
+    """Per step the multiplier rises by this times (mean cost - limit), never below 0."""
+    max_multiplier: float = 100.0
+    """Upper bound of the multiplier."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.multiplier <= self.max_multiplier or self.learning_rate < 0:
+            raise ValueError(
+                f"constraint.multiplier={self.multiplier}, max_multiplier={self.max_multiplier}, learning_rate={self.learning_rate}: "
+                "need 0 <= multiplier <= max_multiplier and learning_rate >= 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """A language model that judges responses in words; only with the reward `judge`."""
+
+    path: str = ""
+    """Model, as in model.path, whole on every device while answers are judged; or `policy`: the policy itself, by rollout.engine."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+    chat_template: str = ""
+    """As model.chat_template, for a judge without one of its own."""
+    max_length: int = 0
+    """Most tokens of what the judge is asked with its reply; 0: what the model was made for. An answer that needs more has no score
+    (rewards.on_failure)."""
+    engine: str = "native"
+    """What asks the model of judge.path: native, or the import path of an engine that has its weights, e.g.
+    examples/openai_engine.py:OpenAIEngine for a server; the model then gives the tokenizer alone."""
+    template: str = ""
+    """Text file with what the judge is asked; {question}, {answer} and {target} are filled in. Empty: a general one."""
+    score_pattern: str = r"(?i)score:\s*\**\s*(-?\d+(?:\.\d+)?)"
+    """Regular expression whose group is the score in the judge's reply; the last one counts."""
+    max_score: float = 10.0
+    """The score of a perfect response, for which the reward is 1."""
+    samples: int = 1
+    """Replies per response, whose mean counts."""
+    temperature: float = 0.0
+    """Sampling temperature of the judge; 0 is greedy."""
+    max_tokens: int = 256
+    """Maximum tokens of a reply."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "judge", samples=self.samples, max_tokens=self.max_tokens)
+        at_least(0, "judge", max_length=self.max_length)
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"judge.samples={self.samples} with judge.temperature=0 gives the same reply {self.samples} times. Set "
+                "judge.temperature, e.g. 0.7."
+            )
+        if not self.max_score > 0:
+            raise ValueError(f"judge.max_score={self.max_score:g}: must be above 0.")
+        try:
+            groups = re.compile(self.score_pattern).groups
+        except re.error as error:
+            raise ValueError(
+                f"judge.score_pattern={self.score_pattern}: not a regular expression: {error}."
+            ) from None
+        if groups != 1:
+            raise ValueError(
+                f"judge.score_pattern={self.score_pattern}: must have one group, the score, and has {groups}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig:
+    """A model that computes a number for a whole response; only with the reward `reward_model`."""
+
+    path: str = ""
+    """Model with a trained head (transformers' ForSequenceClassification), as in model.path; whole on every device while answers
+    are judged, in model.dtype."""
+    revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+    chat_template: str = ""
+    """As model.chat_template, for a model without one of its own."""
+    max_length: int = 0
+    """Maximum tokens of a prompt with its response; 0: what the model was made for. A longer one has no reward
+    (rewards.on_failure)."""
+    output_index: int = 0
+    """Which of its outputs, counted from 0."""
+    tokens_per_micro_batch: int = 8192
+    """Most tokens computed at once; a longer conversation goes alone."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "reward_model", output_index=self.output_index, max_length=self.max_length)
+        at_least(1, "reward_model", tokens_per_micro_batch=self.tokens_per_micro_batch)

@@ -1,0 +1,131 @@
+"""How responses are sampled for training, and which of earlier steps are used again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightrft.config.checks import at_least, refuse_idle
+from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
+
+EngineSection = NativeEngineConfig | VllmConfig | ServerConfig | SglangConfig | LmdeployConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How responses are sampled for training."""
+
+    engine: str = "native"
+    """native, vllm, vllm_server, sglang, lmdeploy, or the import path of an Engine class."""
+    prompts_per_step: int = 8
+    """Prompts per training step, over all ranks."""
+    group_size: int = 8
+    """Responses per prompt (the G of GRPO)."""
+    max_tokens: int = 256
+    """Maximum tokens per response; longer ones are truncated."""
+    temperature: float = 1.0
+    """Sampling temperature; trainer log-probs are taken at the same."""
+    first_token_temperature: float = 0.0
+    """Another temperature, usually a high one, for the first token of each response (FIRE); 0: the same as for the others."""
+    first_token_top_k: int = 0
+    """Sample the first token of each response among the k likeliest only; 0: like the others."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0: all. Restricting the draw (top_k, top_p, min_p) leaves the ratio as it is, but
+    the mismatch metrics then hold the log of the kept probability as well."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens with this total probability; 1: all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest; 0: none."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a response."""
+    max_sampling_rounds: int = 4
+    """With algorithm.group_filter other than all (dynamic sampling): maximum rounds of sampling per step before training on what there is."""
+    extra_groups: Literal["drop", "carry_over"] = "drop"
+    """Extra groups left over after dynamic sampling: drop them, or carry them over to the next step (off-policy by one step)."""
+    max_tokens_per_step: int = 0
+    """Partial rollout: maximum tokens that a response gets in one step. A longer one goes on in the next step with newer weights (off-policy in
+    part); groups are trained on when all their responses have ended. 0: responses end in the step they begin in."""
+    overlap_rewards: bool = False
+    """Sample the next step while the rewards of this one are computed (asynchronous, one step off-policy)."""
+    max_engine_restarts: int = 2
+    """How often in one rollout an engine that died is started again before the run stops."""
+    native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    sglang: SglangConfig = field(default_factory=SglangConfig)
+    lmdeploy: LmdeployConfig = field(default_factory=LmdeployConfig)
+
+    def __post_init__(self) -> None:
+        self._check_engine()
+        at_least(
+            0,
+            "rollout",
+            max_tokens_per_step=self.max_tokens_per_step,
+            max_engine_restarts=self.max_engine_restarts,
+        )
+        at_least(
+            1,
+            "rollout",
+            prompts_per_step=self.prompts_per_step,
+            group_size=self.group_size,
+            max_tokens=self.max_tokens,
+            max_sampling_rounds=self.max_sampling_rounds,
+        )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"rollout.temperature={self.temperature}: training needs sampled answers. Set it above 0, e.g. 1.0."
+            )
+        if self.first_token_temperature < 0:
+            raise ValueError(
+                f"rollout.first_token_temperature={self.first_token_temperature}: must be above 0, e.g. 10, or 0 for rollout.temperature."
+            )
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or min(self.top_k, self.first_token_top_k) < 0:
+            raise ValueError(
+                f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, first_token_top_k={self.first_token_top_k}: need "
+                "0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0 and first_token_top_k >= 0."
+            )
+
+    @property
+    def sections(self) -> dict[str, EngineSection]:
+        """The engines' own sections by name."""
+        return {name: getattr(self, name) for name in ("native", "vllm", "server", "sglang", "lmdeploy")}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a question with its answer for which the engine was set to keep room; 0: it was not set."""
+        return max((part.longest for part in self.sections.values() if self.engine in part.serves), default=0)
+
+    def _check_engine(self) -> None:
+        """Settings of engines that are not used, or what the one that is needs."""
+        because = f"rollout.engine={self.engine}"
+        for name, section in self.sections.items():
+            if self.engine not in section.serves and ":" not in self.engine:
+                cure = f"set rollout.engine={section.serves[0]}"
+                refuse_idle(f"rollout.{name}", section, because=because, cure=cure)
+        if self.max_tokens_per_step >= self.max_tokens:
+            raise ValueError(
+                f"rollout.max_tokens_per_step={self.max_tokens_per_step} has no effect with rollout.max_tokens={self.max_tokens}. Set it below, e.g. "
+                "to a quarter, or to 0."
+            )
+        able = [
+            name for name, part in self.sections.items() if getattr(part, "finds_stops_across_steps", False)
+        ]
+        if self.max_tokens_per_step and self.stop and self.engine not in able:
+            raise ValueError(
+                f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across a cut would be "
+                f"missed. Leave one of them out, or set rollout.engine={able[0]}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Experience replay: responses of earlier steps, trained on again (off-policy) with the log-probs of the policy that sampled them."""
+
+    groups_per_step: int = 0
+    """Groups of earlier steps that each step learns from again, over all ranks; 0: none."""
+    max_age: int = 4
+    """Steps after which a response is not used any more."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "replay", groups_per_step=self.groups_per_step)
+        at_least(1, "replay", max_age=self.max_age)

@@ -1,0 +1,160 @@
+"""Gradient steps, and what a run saves, evaluates and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightrft.config.checks import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay of the running mean and of the running square of the gradient."""
+    eps: float = 1e-8
+    """Added to the root of the running square."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; not applied to biases and norms."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0: never."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises from 0 linearly."""
+    final_fraction: float = 0.0
+    """Share of the peak learning rate at the last step of linear and cosine."""
+    max_bad_steps: int = 5
+    """Optimizer steps in a row with a NaN or infinite loss or gradient, each skipped and counted, before the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0:
+            raise ValueError(f"optimizer.learning_rate={self.learning_rate}: must be >= 0.")
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas={self.betas}: give two numbers, e.g. [0.9, 0.999].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """The model that predicts rewards still to come; only where an advantage needs it, such as gae."""
+
+    path: str = ""
+    """Model it starts from, as in model.path, with a new head; empty: the model the actor starts from."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    """Its own optimizer."""
+    value_clip: float = 0.2
+    """How far a value may move from that at sampling before its gradient stops; 0: any distance."""
+    warmup_steps: int = 0
+    """Steps at the start of the run in which only the critic learns."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "critic", warmup_steps=self.warmup_steps)
+        if self.value_clip < 0:
+            raise ValueError(f"critic.value_clip={self.value_clip}: must be at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """How one step's responses become gradient steps."""
+
+    epochs: int = 1
+    """Passes over the responses of a step."""
+    num_minibatches: int = 1
+    """Optimizer steps per pass, a count and not a size; responses are shared out evenly, groups split only where they must be."""
+    tokens_per_micro_batch: int = 1024
+    """Size of a micro-batch: most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
+    logits_per_chunk: int = 0
+    """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. 0: 4,194,304 on a CPU, where what fits the
+    cache is fastest, 67,108,864 elsewhere."""
+    share_prompts: bool = True
+    """Compute a prompt once for all responses to it. false lays it before each response; slow, for checking."""
+
+    def __post_init__(self) -> None:
+        at_least(
+            1,
+            "update",
+            epochs=self.epochs,
+            num_minibatches=self.num_minibatches,
+            tokens_per_micro_batch=self.tokens_per_micro_batch,
+        )
+        at_least(0, "update", logits_per_chunk=self.logits_per_chunk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved, and when."""
+
+    every_steps: int = 50
+    """Save everything needed to go on, every so many steps; 0: only at the end or when stopped."""
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    background: bool = False
+    """Copy to host memory and write while training goes on; the next checkpoint, or the end, waits for it."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "checkpoint", every_steps=self.every_steps)
+        at_least(1, "checkpoint", keep_last=self.keep_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Held-out evaluation, in training and in `lightrft evaluate`."""
+
+    every_steps: int = 0
+    """Evaluate every so many steps; 0: only before and after."""
+    before_and_after: bool = True
+    """Evaluate before the first and after the last step."""
+    limit: int = 256
+    """Maximum prompts per task; 0: all."""
+    samples: int = 1
+    """Responses per prompt."""
+    temperature: float = 0.0
+    """Sampling temperature; 0: the most likely token."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens with this total probability."""
+    max_tokens: int = 0
+    """Maximum tokens per response; 0: rollout.max_tokens."""
+    pass_k: list[int] = field(default_factory=lambda: [1])
+    """k of pass@k; each at most samples."""
+    majority_k: list[int] = field(default_factory=list)
+    """k of maj@k; each at most samples."""
+
+    def __post_init__(self) -> None:
+        too_large = [k for k in [*self.pass_k, *self.majority_k] if k > self.samples]
+        if too_large:
+            raise ValueError(
+                f"evaluate.pass_k / majority_k={too_large}: need at least as many answers. Set evaluate.samples={max(too_large)} or more."
+            )
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"evaluate.samples={self.samples} with evaluate.temperature=0 gives the same answer {self.samples} times. Set evaluate.temperature, e.g. 0.7."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes down."""
+
+    progress: bool = True
+    """Live progress in the terminal; false prints one line per step."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    trajectories_every_steps: int = 1
+    """Save the responses of every n-th step for `lightrft view`; 0: none."""
+    token_columns: bool = True
+    """Save per-token log-probs and advantages with the trajectories."""
+    capture_steps: list[int] = field(default_factory=list)
+    """Steps whose whole input is written as a capsule for `lightrft replay`."""
+    capture_spikes: float = 0.0
+    """Capture a step whose gradient norm exceeds this many times its running median; 0: never. NaN steps always are."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "log", trajectories_every_steps=self.trajectories_every_steps)
+        if self.capture_spikes != 0 and not self.capture_spikes > 1:
+            raise ValueError(
+                f"log.capture_spikes={self.capture_spikes}: a spike is a gradient norm above its median. Set it above 1, e.g. 5, or to 0."
+            )

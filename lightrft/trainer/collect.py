@@ -1,0 +1,157 @@
+"""Judged groups worth learning from: asked for again until a step has enough of them (dynamic sampling)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.config import Config
+from lightrft.parallel.world import World
+from lightrft.rewards.base import RewardResult
+from lightrft.trainer.baseline import Baseline, has_baseline
+from lightrft.trainer.batching import by_group
+from lightrft.trainer.buffer import Group, RolloutBuffer
+from lightrft.trainer.length import penalise_length
+from lightrft.trainer.metrics import average, describe
+from lightrft.trainer.scaler import RewardScaler
+from lightrft.trainer.supply import Supply
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Drawn:
+    """Everything that a step has drawn so far, on this rank."""
+
+    groups: list[Group] = field(default_factory=list)
+    """All that have rewards, whether or not they are learned from."""
+    counts: Metrics = field(default_factory=dict)
+    """Metrics of judging them, counts/..."""
+    left_out: int = 0
+    """Groups with rewards that are not learned from."""
+    attempts: int = 0
+    """How often new questions were asked."""
+
+
+@dataclass
+class Collector:
+    """Draws, judges and chooses the groups of a step. Every rank collects its share; all of them go on until each has enough."""
+
+    config: Config
+    world: World
+    algorithm: Algorithm
+    """For its choice of groups."""
+    supply: Supply
+    buffer: RolloutBuffer
+    scaler: RewardScaler
+    baseline: Baseline | None = None
+    """Finds the answers to compare with besides the siblings, where the algorithm asks for it."""
+
+    @property
+    def share(self) -> int:
+        """Questions of a step on this rank."""
+        return self.config.rollout.prompts_per_step // self.world.size
+
+    def collect(self, step: int) -> tuple[list[Group], Metrics]:
+        """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
+
+        With `algorithm.group_filter` other than all, questions are drawn again until there are enough groups, at most
+        `rollout.max_sampling_rounds` times; groups that were drawn too much wait for the next step if that is set. With
+        `rollout.max_tokens_per_step` there are as many as have been answered to the end, at least one, a step's worth on average.
+        Where a reward failed there are fewer, and the step is a little smaller.
+        """
+        kept, drawn = self.buffer.take_carried_over(), Drawn()
+        while (asks := self._asks(drawn.attempts)) or self._must_wait(kept):
+            drawn.attempts += asks
+            judged = self.supply.draw(step, drawn.attempts, self.share if asks else 0)
+            kept += self._worthy(judged, drawn)
+            if self.world.all(len(kept) >= self.share):
+                break
+        drawn.counts = self.world.sum_by_name(drawn.counts)
+        self._need_some(step, kept, drawn)
+        metrics = describe(drawn.groups, self.world) | drawn.counts | self._of_rollout(drawn.groups)
+        metrics["rollout/sampling_rounds"] = float(drawn.attempts)
+        kept, surplus = self._divided(step, kept, drawn)
+        if self.config.rollout.extra_groups == "carry_over":
+            self.buffer.carried_over = surplus
+            metrics["rollout/groups_carried_over"] = self._sum(len(surplus))
+        metrics["rollout/groups_filtered_out"] = self._sum(drawn.left_out)
+        metrics |= self.scaler.update([t for group in drawn.groups for t in group])
+        if self.algorithm.config.truncated == "mask":
+            for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
+                t.mask = [False] * len(t)
+        return kept, metrics
+
+    def _asks(self, attempts: int) -> bool:
+        """Whether new questions may be asked: once, and again only if some groups are not worth learning from."""
+        chooses = self.algorithm.config.group_filter != "all"
+        return attempts == 0 or (chooses and attempts < self.config.rollout.max_sampling_rounds)
+
+    def _must_wait(self, kept: Sequence[Group]) -> bool:
+        """Whether no rank has a group, but some have answers that are not at their end: a step needs at least one."""
+        return not self.world.max(len(kept)) and bool(self.world.max(len(self.buffer.unfinished)))
+
+    def _worthy(self, judged: RewardResult, drawn: Drawn) -> list[Group]:
+        """The groups worth learning from, with the penalty on their length; all of them are added to `drawn`."""
+        counts = {name: x for name, x in judged.metrics.items() if name.startswith("counts/")}
+        drawn.counts = average([drawn.counts, counts])
+        groups = by_group(judged.kept)
+        drawn.groups += groups
+        worthy = [group for group in groups if self.algorithm.group_filter(group)]
+        drawn.left_out += len(groups) - len(worthy)
+        # Groups are chosen by what was right, so before the penalty.
+        penalise_length(
+            (t for group in groups for t in group), self.algorithm.config, self.config.rollout.max_tokens
+        )
+        return worthy
+
+    def _need_some(self, step: int, kept: Sequence[Group], drawn: Drawn) -> None:
+        """RuntimeError if no rank has a group to learn from."""
+        if self.world.max(len(kept)):
+            return
+        config = self.config.rollout
+        raise RuntimeError(
+            f"step {step}: no group of answers is left to learn from after {drawn.attempts} draws of {self.share} questions "
+            f"(algorithm.group_filter={self.algorithm.config.group_filter}, rollout.max_sampling_rounds={config.max_sampling_rounds}, "
+            f"{int(drawn.counts.get('counts/dropped_responses', 0))} answers dropped by failing rewards"
+            f"{f', rollout.max_tokens_per_step={config.max_tokens_per_step}' * bool(config.max_tokens_per_step)}). "
+            "Raise rollout.max_sampling_rounds or rollout.group_size, take easier or harder questions, or set algorithm.group_filter=all."
+        )
+
+    def _divided(self, step: int, kept: list[Group], drawn: Drawn) -> tuple[list[Group], list[Group]]:
+        """The groups of this step and those that wait for the next one, each with its baseline if there is one."""
+        before = len(kept)
+        carries = self.config.rollout.extra_groups == "carry_over"
+        most = before if self.algorithm.config.group_filter == "all" else self.share
+        # No more wait than the next step needs, so that none is older than one step.
+        kept, surplus = kept[:most], kept[most : most + self.share] if carries else []
+        if self.baseline is not None:
+            self.baseline(step, [*kept, *surplus])
+            kept, surplus = ([g for g in groups if has_baseline(g)] for groups in (kept, surplus))
+        drawn.left_out += before - len(kept) - len(surplus)
+        return kept, surplus
+
+    def _of_rollout(self, groups: Sequence[Group]) -> Metrics:
+        """How fast answers were drawn in this step, and by which weights those were that are judged now."""
+        answers = [t for group in groups for t in group]
+        tokens, seconds = self.supply.spent()
+        seconds = max(self.world.max(seconds), 1e-9)
+        sums = [tokens, sum(map(len, answers)), sum(t.stale for t in answers)]
+        fresh, judged, stale = self.world.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+        oldest = min((float(t.weight_version) for t in answers), default=float(self.supply.weight_version))
+        metrics = {
+            "rollout/tokens_per_second": fresh / seconds,
+            "rollout/tokens_per_second_per_device": fresh / seconds / self.world.size,
+            "rollout/oldest_weight_version": -self.world.max(-oldest),
+        }
+        if self.config.rollout.max_tokens_per_step or self.config.rollout.overlap_rewards:
+            metrics["rollout/off_policy_fraction"] = stale / max(judged, 1.0)
+            metrics["rollout/groups_unfinished"] = self._sum(len(self.buffer.unfinished))
+        return metrics
+
+    def _sum(self, number: int) -> float:
+        """Over all ranks."""
+        return float(self.world.sum(torch.tensor(number)))

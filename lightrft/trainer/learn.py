@@ -1,0 +1,152 @@
+"""The gradient steps of one training step, and what moves after them: the weight of the KL term, and the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.correction import mismatch
+from lightrft.algorithms.losses import value_loss
+from lightrft.config import Config
+from lightrft.models.values import values
+from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.memory import MemoryPlan, Phase
+from lightrft.trainer.batching import Batching
+from lightrft.trainer.metrics import average
+from lightrft.trainer.mismatch import Agreement
+from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.rollout import training_logprobs
+from lightrft.types import Batch, Terms, Trajectory
+from lightrft.utils.seeding import derive_seed
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Learner:
+    """Teaches the critic and the actor from scored answers."""
+
+    config: Config
+    memory_plan: MemoryPlan
+    batching: Batching
+    algorithm: Algorithm
+    """The present one: its weight of the divergence from the reference moves with the run, if that is set."""
+    actor: Trainable
+    critic: Trainable | None
+    reference: Frozen | None
+    reference_moved: bool = False
+    """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
+    agreement: Agreement = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.agreement = Agreement(self.config, self.batching.world)
+
+    @property
+    def learners(self) -> dict[str, Trainable]:
+        """The models that learn, by name."""
+        return {"actor": self.actor} | ({} if self.critic is None else {"critic": self.critic})
+
+    @property
+    def followers(self) -> dict[str, Frozen]:
+        """The models that have followed one that learns, by name."""
+        return {"reference": self.reference} if self.reference is not None and self.reference_moved else {}
+
+    def update(
+        self,
+        step: int,
+        trajectories: Sequence[Trajectory],
+        *,
+        updates: list[Metrics],
+        before_update: Callable[[int, float], None],
+    ) -> Metrics:
+        """Learns from the answers; what each update of the actor reports is added to `updates` as it comes. By all ranks."""
+        criticism: list[Metrics] = []
+        with self.memory_plan(Phase.TRAIN):
+            if self.critic is not None:
+                criticism = list(self.learn_values(self.critic, step, trajectories))
+            if step > self.config.critic.warmup_steps:
+                for metrics in self.learn(step, trajectories, before_update=before_update):
+                    updates.append(metrics)
+        of_critic = {
+            k: x for k, x in average(criticism).items() if not k.startswith(("update/", "counts/tokens_read"))
+        }
+        found = average(updates)
+        if updates:  # the mean of logarithms is taken first
+            found["mismatch/perplexity_ratio"] = math.exp(found.pop("mismatch/log_perplexity_ratio"))
+        self.agreement.check(found)
+        return found | {f"critic/{name}": x for name, x in of_critic.items()}
+
+    def learn(
+        self,
+        step: int,
+        trajectories: Sequence[Trajectory],
+        *,
+        first: int = 0,
+        before_update: Callable[[int, float], None] = lambda index, norm: None,
+    ) -> Iterator[Metrics]:
+        """The gradient steps of the actor; also what `lightrft replay` computes again, from update number `first` on."""
+        seed = derive_seed(self.config.seed, "update", step)
+        return optimize(
+            self.actor,
+            self.batching.updates(trajectories, seed=seed, first=first),
+            self.policy_loss,
+            averaging=Averaging(self.algorithm.config.average, self.config.rollout.max_tokens),
+            batching=self.batching,
+            before_update=before_update,
+        )
+
+    def learn_values(
+        self, critic: Trainable, step: int, trajectories: Sequence[Trajectory]
+    ) -> Iterator[Metrics]:
+        """The gradient steps of the critic; tokens weigh the same."""
+        clip, exact = self.config.critic.value_clip, self.config.model.attention == "separate"
+        seed = derive_seed(self.config.seed, "critic", step)
+        return optimize(
+            critic,
+            self.batching.updates(trajectories, seed=seed),
+            lambda batch: value_loss(critic.compute(values, batch, exact), batch, clip),
+            averaging=Averaging("token", self.config.rollout.max_tokens),
+            batching=self.batching,
+        )
+
+    def policy_loss(self, batch: Batch) -> Terms:
+        """The algorithm's loss of each token under the actor's present weights, (T,)."""
+        new = self.actor.compute(training_logprobs, batch, self.config)
+        terms = self.algorithm.loss(new.values, batch, new.entropy)
+        sampled_at = new.values if batch.old is None else batch.old
+        gap = mismatch(sampled_at, batch.behavior, batch.mask)
+        found = {
+            "mismatch/mean_abs": gap,
+            "mismatch/max": gap,
+            "mismatch/log_perplexity_ratio": batch.behavior - sampled_at.detach(),
+        }
+        return Terms(terms.loss, terms.metrics | found)
+
+    def follow(self, step: int, metrics: Mapping[str, float]) -> Metrics:
+        """Moves what moves after the update: the weight of the divergence from the reference, and the reference."""
+        coefficient = self.algorithm.config.kl_coefficient
+        self.algorithm = self.algorithm.with_adapted_kl(metrics.get("kl"))
+        if self.reference is None:
+            return {}
+        every = self.algorithm.config.reference_update_steps
+        if every and step % every == 0:
+            with self.memory_plan(Phase.SCORE):
+                self.reference.follow(self.actor.weights(), self.algorithm.config.reference_update_rate)
+            self.reference_moved = True
+        return {"kl_coefficient": coefficient}
+
+    def state(self) -> dict[str, Any]:
+        """Its state besides the models, for the checkpoint."""
+        return {
+            "kl_coefficient": self.algorithm.config.kl_coefficient,
+            "reference_moved": self.reference_moved,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes a `state` back."""
+        if self.config.algorithm.kl_target:
+            self.algorithm = self.algorithm.with_kl_coefficient(state["kl_coefficient"])
+        self.reference_moved = state["reference_moved"]

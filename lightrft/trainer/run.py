@@ -1,0 +1,343 @@
+"""The frame of a run, whatever it trains: step after step until the end, timed, written down, evaluated, and saved whenever
+it is left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightrft.config import EvaluateConfig, HeldOutConfig
+from lightrft.console.progress import Progress
+from lightrft.models.export import write_folder
+from lightrft.models.processor import Processor
+from lightrft.parallel.status import STATUS
+from lightrft.parallel.world import World
+from lightrft.runs import trajectories as saved
+from lightrft.runs.metrics import Logger
+from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.memory import MemoryPlan
+from lightrft.trainer.metrics import read_rate
+from lightrft.trainer.stragglers import Stragglers
+from lightrft.types import Trajectory
+from lightrft.utils.atomic import explained, folder
+from lightrft.utils.device import peak_gib, resident_gib
+from lightrft.utils.errors import boundary_of
+from lightrft.utils.interrupt import Interrupt, Stopped
+from lightrft.utils.seeding import generator_states, restore_generators
+
+Metrics = dict[str, float]
+log = logging.getLogger("lightrft")
+
+
+class Part(Protocol):
+    """Something that goes into checkpoints, the same on all ranks."""
+
+    def state(self) -> Any:
+        """The state to keep now; later steps do not change it."""
+        ...
+
+    def load(self, state: Any, /) -> None:
+        """Takes a `state` back."""
+        ...
+
+
+class RankPart(Protocol):
+    """Something that goes into checkpoints, and every rank has its own."""
+
+    def state(self) -> Any:
+        """The state to keep now; later steps do not change it."""
+        ...
+
+    def packed(self, state: Any, /) -> Any:
+        """A `state` as it is written."""
+        ...
+
+    def load(self, packed: Any, /) -> None:
+        """Takes what was `packed` back. Not called where a run goes on with another number of ranks."""
+        ...
+
+
+class Generators:
+    """The global random generators, as a RankPart."""
+
+    def state(self) -> dict[str, Any]:
+        """See RankPart."""
+        return generator_states()
+
+    def packed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """See RankPart."""
+        return state
+
+    def load(self, packed: dict[str, Any]) -> None:
+        """See RankPart."""
+        restore_generators(packed)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A held-out measurement."""
+
+    name: str
+    """Its name in the metrics: evaluation, held_out_nll."""
+    values: dict[str, float]
+    """Task -> value, and their mean."""
+    shown: str
+    """For people."""
+
+
+@dataclass
+class Journal:
+    """Where a run writes down what happens: metrics, answers, the terminal."""
+
+    folder: Path
+    progress: Progress
+    logger: Logger | None
+    """Only on the first rank."""
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """The metrics of a step, to the terminal and to the files."""
+        self.progress.step(step, metrics)
+        self.log(step, metrics)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Metrics to the files alone."""
+        if self.logger is not None:
+            with explained(self.folder):
+                self.logger.log(step, metrics)
+
+    def save(
+        self, step: int, trajectories: Sequence[Trajectory], processor: Processor, columns: bool
+    ) -> None:
+        """The answers of the first rank; `columns`: with what is known of each token."""
+        if self.logger is not None:
+            with explained(self.folder):
+                saved.save(self.folder, step, trajectories, pieces=processor.pieces, columns=columns)
+
+
+class Trainer(Protocol):
+    """A trainer as its run sees it: one step of learning, and what of it belongs into a checkpoint."""
+
+    whole: bool
+    """Whether the weights are those of the last whole step, all of it written down: then they may be saved. A trainer sets it to
+    False before it changes weights, the run to True when the step is written down."""
+
+    @property
+    def model(self) -> Trainable:
+        """The model that the run is about."""
+        ...
+
+    @property
+    def learners(self) -> Mapping[str, Trainable]:
+        """The models that learn, by the names they have in checkpoints."""
+        ...
+
+    @property
+    def followers(self) -> Mapping[str, Frozen]:
+        """The frozen models that are no longer those that the run began with, by name."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """All else that goes into checkpoints, the same on all ranks."""
+        ...
+
+    @property
+    def rank_parts(self) -> Mapping[str, RankPart]:
+        """The same, where every rank has its own state."""
+        ...
+
+    def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
+        """Takes one step, counted from 1; its metrics and its answers."""
+        ...
+
+    def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
+        """Writes down a step with all its metrics."""
+        ...
+
+    def evaluate(self, label: str) -> Evaluation:
+        """Measures on held-out data."""
+        ...
+
+
+@dataclass
+class Run:
+    """Takes the steps of a trainer. Every rank runs this same program."""
+
+    command: str
+    """The one that goes on with the run: train, sft."""
+    steps: int
+    """Steps of the whole run."""
+    trainer: Trainer
+    journal: Journal
+    world: World
+    memory_plan: MemoryPlan
+    processor: Processor
+    checkpoints: Checkpoints
+    evaluates: EvaluateConfig | HeldOutConfig
+    """When to look at held-out data."""
+    interrupt: Interrupt
+    started: float = field(default_factory=time.perf_counter)
+    """When this process began with the run, on the perf_counter clock."""
+    earlier_seconds: float = 0.0
+    """Time that the run took before it was resumed."""
+    done: int = 0
+    """Steps behind us."""
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Label (before, step-000050, after) -> task -> held-out value."""
+    rank_parts: dict[str, RankPart] = field(init=False)
+    stragglers: Stragglers = field(init=False)
+    _position: dict[str, Any] = field(default_factory=dict)
+    """State of the last whole step, for its checkpoint, without models."""
+
+    def __post_init__(self) -> None:
+        self.stragglers = Stragglers(self.world)
+        self.rank_parts = {**self.trainer.rank_parts, "generators": Generators()}
+
+    @property
+    def folder(self) -> Path:
+        """Where all files of the run are."""
+        return self.journal.folder
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, loading and evaluation included, over all resumes."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def train(self) -> None:
+        """Takes the steps that are left, and saves. Raises Stopped if asked to stop before the last; what was done is saved first."""
+        self.begin()
+        with self.interrupt:
+            try:
+                self.evaluate_if_due()
+                for step in range(self.done + 1, self.steps + 1):
+                    self.take(step)
+            except Stopped as signal:
+                self.save_now()
+                self.journal.progress.note(
+                    f"stopped by {signal} after step {self.done}; go on with: lightrft {self.command} --resume {self.folder}"
+                )
+                raise
+            except Exception as error:
+                log.info("failed after step %d: %s", self.done, boundary_of(error) or type(error).__name__)
+                # In the middle of an update, or where not all ranks fail together, the last checkpoint is the state to go on from.
+                if self.trainer.whole and self.world.can_save(self.done, error):
+                    self.save_now()
+                raise
+        self.save_now()
+        self.save_model()
+
+    def begin(self) -> None:
+        """From here on the phases of the memory plan hold; what was built or loaded is the state to go on from."""
+        self.memory_plan.begin()
+        self._position = self._snapshot()
+
+    def take(self, step: int) -> None:
+        """One step, and all that is written down of it."""
+        STATUS.set_step(step)
+        start = time.perf_counter()
+        metrics, trajectories = self.trainer.train_step(step)
+        self.done = step
+        metrics |= self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
+        metrics |= read_rate(metrics, self.world)
+        metrics |= {
+            "memory/rss_gib": self.world.max(resident_gib()),
+            "memory/peak_gib": self.world.max(peak_gib()),
+        }
+        self.trainer.record(step, metrics, trajectories)
+        self._position, self.trainer.whole = self._snapshot(), True
+        self.evaluate_if_due()
+        if self.checkpoints.due(step) and step < self.steps:
+            self.save()
+        self.interrupt.check()
+
+    def evaluate_if_due(self) -> None:
+        """Measures on held-out data, if that is asked for after the steps done so far and not known yet."""
+        label = evaluation_label(self.evaluates, self.done, self.steps)
+        if label is None or label in self.evaluations:
+            return
+        self.journal.progress.phase("evaluate")
+        found = self.trainer.evaluate(label)
+        self.memory_plan.reset_seconds()  # no time of a step
+        self.evaluations[label] = found.values
+        self.journal.log(self.done, {f"{found.name}/{task}": value for task, value in found.values.items()})
+        self.journal.progress.note(found.shown)
+
+    def save(self) -> None:
+        """Writes a checkpoint of the last whole step; called by all ranks."""
+        self.journal.progress.phase("save")
+        STATUS.set_phase("save")
+        learners, followers = self.trainer.learners, self.trainer.followers
+        ranks = {
+            name: self.world.gather(part.packed(self._position["ranks"][name]))
+            for name, part in self.rank_parts.items()
+        }
+        state = {
+            **self._position,
+            "ranks": ranks,
+            "numbers": {name: model.scalar_state() for name, model in learners.items()},
+            "evaluations": dict(self.evaluations),
+        }
+        models = {name: model.tensor_state() for name, model in learners.items()}
+        models |= {name: model.tensor_state() for name, model in followers.items()}
+        self.checkpoints.save(self._position["done"], state, models)
+
+    def save_now(self) -> None:
+        """Writes a checkpoint, and is done only when it is on the disk."""
+        self.save()
+        self.checkpoints.wait()
+
+    def save_model(self) -> None:
+        """The Hugging Face folder of the run; called by all ranks."""
+        write_model(self.trainer.model, self.processor, self.folder / "model", self.world)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes back what `save` wrote; called by all ranks."""
+        for name, part in self.trainer.parts.items():
+            part.load(state["parts"][name])
+        models = state["models"]
+        for name, model in self.trainer.learners.items():
+            model.load(models[name], state["numbers"][name])
+        for name, follower in self.trainer.followers.items():
+            follower.load(models[name])
+        for name, own in self.rank_parts.items():
+            ranks = state["ranks"][name]
+            if len(ranks) == self.world.size:  # with another number they begin anew
+                own.load(ranks[self.world.rank])
+        self.done, self.evaluations = state["done"], dict(state["evaluations"])
+        if self.done < self.steps:  # a finished run that is to go on
+            self.evaluations.pop("after", None)
+        self.earlier_seconds = state["seconds"]
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "seconds": self.seconds,
+            "parts": {name: part.state() for name, part in self.trainer.parts.items()},
+            "ranks": {name: part.state() for name, part in self.rank_parts.items()},
+        }
+
+
+def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
+    """The Hugging Face folder of a model's present weights; called by all ranks."""
+    with model.adapters_merged():
+        if world.is_first:
+            with folder(target) as unfinished:
+                write_folder(model.module, processor, model.weights(), unfinished)
+        else:
+            for _ in model.weights():  # takes part in gathering them
+                pass
+    world.barrier()
+
+
+def evaluation_label(config: EvaluateConfig | HeldOutConfig, done: int, total: int) -> str | None:
+    """The label of the held-out measurement due after `done` of `total` steps: before, step-000050, after; or None."""
+    if done in (0, total):
+        label, asked = ("after" if done else "before"), config.before_and_after
+    else:
+        label, asked = f"step-{done:06d}", config.every_steps > 0 and done % config.every_steps == 0
+    return label if asked else None

@@ -1,0 +1,117 @@
+"""Scores answers before they are learned from: log-probs of all models that look at them, values, advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightrft.algorithms.advantages import explained_variance
+from lightrft.algorithms.algorithm import Algorithm
+from lightrft.config import Config
+from lightrft.console.progress import Progress
+from lightrft.models.values import values
+from lightrft.parallel.world import World
+from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.memory import MemoryPlan, Phase
+from lightrft.trainer.batching import Batching, pack, unpack
+from lightrft.trainer.rollout import training_logprobs
+from lightrft.trainer.scaler import RewardScaler
+from lightrft.types import Batch, Trajectory
+from lightrft.utils.interrupt import Interrupt
+
+
+@dataclass
+class Scorer:
+    """Fills the columns of answers: log-probs of whoever is asked for, values, then rewards, advantages and returns."""
+
+    config: Config
+    world: World
+    memory_plan: MemoryPlan
+    progress: Progress
+    batching: Batching
+    actor: Trainable
+    critic: Trainable | None
+    reference: Frozen | None
+    teacher: Frozen | None
+    scaler: RewardScaler
+    interrupt: Interrupt
+    needs_old: bool
+    """Whether the log-probs at sampling must be computed by themselves, see trainer/rollout.py."""
+
+    @torch.no_grad()
+    def score(
+        self, trajectories: Sequence[Trajectory], algorithm: Algorithm, waiting: Sequence[Trajectory] = ()
+    ) -> dict[str, float]:
+        """Fills the columns of `trajectories`; `waiting` ones get the log-probs that they have now, if any do. By all ranks."""
+        self.progress.phase("score")
+        with self.memory_plan(Phase.SCORE):
+            filled = self._by_models(trajectories, waiting)
+            whole = pack(trajectories, inputs=False)
+            for name in filled if not trajectories else ():  # all answers of this rank were dropped
+                setattr(whole, name, torch.zeros(0))
+            whole.scores = self.scaler.transform(trajectories)
+            if algorithm.needs_baseline:
+                whole.baselines = self.scaler.baselines(trajectories)
+            algorithm.compute_advantages(whole, self.world.sum)
+            for name in ("rewards", "advantages", "returns"):
+                unpack(getattr(whole, name), trajectories, name)
+            if whole.values is None:
+                return {}
+            assert whole.returns is not None
+            explained = explained_variance(whole.values, whole.returns, whole.mask, self.world.sum)
+            return {"critic/explained_variance": explained}
+
+    def _by_models(self, trajectories: Sequence[Trajectory], waiting: Sequence[Trajectory]) -> list[str]:
+        """Fills the columns that models give; their names."""
+        filled: list[str] = []
+        # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
+        if self.needs_old or not self.world.all(all("old" not in t.columns for t in trajectories)):
+            filled += ["old", "entropy"]
+            # What waits is learned from after the weights have moved, so its log-probs are taken now.
+            self.fill_old([t for t in [*trajectories, *waiting] if "old" not in t.columns])
+        for name, model in (("ref", self.reference), ("teacher", self.teacher)):
+            if model is not None:
+                self.fill(trajectories, partial(self._seen_by, model), name)
+                filled.append(name)
+        if self.critic is not None:
+            self.fill(trajectories, partial(self._valued_by, self.critic), "values")
+            filled.append("values")
+        return filled
+
+    def fill_old(self, answers: Sequence[Trajectory]) -> None:
+        """Columns old and entropy: under the actor's present weights, but of older tokens as the weights then sampled them."""
+        self.fill(answers, self._sampled_at, "old", "entropy")
+        for t in answers:
+            t.columns["old"][: t.stale] = torch.tensor(t.behavior[: t.stale])
+
+    def fill(
+        self,
+        answers: Sequence[Trajectory],
+        compute: Callable[[Batch], tuple[Tensor, ...]],
+        *names: str,
+    ) -> None:
+        """Gives each answer the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
+        for t in (t for t in answers if not len(t)):  # in no batch
+            t.columns |= {name: torch.zeros(0) for name in names}
+        for part, batch, counts in self.batching.rounds(answers):
+            for name, column in zip(names, compute(batch), strict=True):
+                if counts:
+                    unpack(column, part, name)
+            if (
+                self.world.size == 1
+            ):  # several stop together or not at all, and not in the middle of a sharded model
+                self.interrupt.raise_if_stopped()
+
+    def _sampled_at(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = self.actor.compute(training_logprobs, batch, self.config)
+        return found.values, found.entropy
+
+    def _seen_by(self, model: Frozen, batch: Batch) -> tuple[Tensor]:
+        return (model.compute(training_logprobs, batch, self.config).values,)
+
+    def _valued_by(self, critic: Trainable, batch: Batch) -> tuple[Tensor]:
+        return (critic.compute(values, batch, self.config.model.attention == "separate"),)

@@ -1,0 +1,176 @@
+"""Where the judged groups of a step come from: asked now, asked in pieces over several steps, or asked one step ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lightrft.config import Config
+from lightrft.console.progress import Progress
+from lightrft.datasets.loader import PromptLoader
+from lightrft.models.processor import Processor
+from lightrft.rewards.base import RewardResult, RewardRunner
+from lightrft.strategy.memory import Phase
+from lightrft.trainer.buffer import Group, RolloutBuffer
+from lightrft.trainer.rollout import rollout, training_sampling
+from lightrft.trainer.sampler import Sampler
+from lightrft.types import Prompt, Trajectory
+from lightrft.utils.seeding import derive_seed
+
+
+class Supply(Protocol):
+    """A source of judged answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
+
+    @property
+    def weight_version(self) -> int:
+        """Updates seen by the weights that sample now."""
+        ...
+
+    def draw(self, step: int, attempt: int, count: int) -> RewardResult:
+        """The answers to `count` new questions of this rank, or what is there of them by now. `attempt` counts the questions
+        asked in a step, from 1; with `count` 0 nothing new is asked. Called by all ranks."""
+        ...
+
+    def spent(self) -> tuple[int, float]:
+        """Tokens sampled on this rank since it was last asked, and the seconds that took."""
+        ...
+
+
+@dataclass
+class Fresh:
+    """Asks and waits for every answer: all come from the weights that learn from them."""
+
+    config: Config
+    sampler: Sampler
+    prompts: PromptLoader
+    processor: Processor
+    judge: RewardRunner
+    progress: Progress
+    _spent: tuple[int, float] = (0, 0.0)
+
+    @property
+    def weight_version(self) -> int:
+        """See Supply."""
+        return self.sampler.engine.weight_version
+
+    def draw(self, step: int, attempt: int, count: int) -> RewardResult:
+        """See Supply."""
+        return self.judged(self.ask(step, attempt, count))
+
+    def ask(self, step: int, attempt: int, count: int) -> list[Group]:
+        """Whole groups, not judged yet."""
+        return self.rollout(step, attempt, self.prompts.draw(count))
+
+    def judged(self, groups: Sequence[Group]) -> RewardResult:
+        """The answers of these groups with their rewards."""
+        self.progress.phase("score")
+        return self.sampler.judged(self.judge, [t for group in groups for t in group])
+
+    def rollout(
+        self,
+        step: int,
+        attempt: int,
+        prompts: Sequence[Prompt],
+        unfinished: Sequence[Trajectory] = (),
+        most_now: int = 0,
+    ) -> list[Group]:
+        """The groups of new prompts; `unfinished` answers go on in place. No answer gets more than `most_now` tokens, if set."""
+        config, memory_plan = self.config.rollout, self.sampler.memory_plan
+        before, start = sum(map(len, unfinished)), memory_plan.seconds.get(Phase.ROLLOUT, 0.0)
+        self.progress.phase("rollout")
+        groups = self.sampler(
+            lambda: rollout(
+                self.sampler.engine,
+                prompts,
+                training_sampling(
+                    config, derive_seed(self.config.seed, step, attempt, 0), self.sampler.world
+                ),
+                self.processor,
+                # Numbered over the run and over ranks, so that no two groups are ever taken for one.
+                first_group=((step - 1) * config.max_sampling_rounds + attempt - 1) * config.prompts_per_step,
+                unfinished=unfinished,
+                most_now=most_now,
+                progress=self.sampler.progress,
+            )
+        )
+        tokens = sum(len(t) for group in groups for t in group) + sum(map(len, unfinished)) - before
+        seconds = memory_plan.seconds.get(Phase.ROLLOUT, 0.0) - start
+        self._spent = self._spent[0] + tokens, self._spent[1] + seconds
+        return groups
+
+    def spent(self) -> tuple[int, float]:
+        """See Supply."""
+        spent, self._spent = self._spent, (0, 0.0)
+        return spent
+
+
+@dataclass
+class Partial(Fresh):
+    """Lets no answer take more than rollout.max_tokens_per_step in a step: longer ones go on in the next (partial rollout).
+
+    So the longest answers do not hold up a step; they begin with tokens of older weights, which `stale` counts.
+    """
+
+    buffer: RolloutBuffer = field(kw_only=True)
+    """Where groups wait that are not answered to the end."""
+
+    def ask(self, step: int, attempt: int, count: int) -> list[Group]:
+        """The groups, waiting or new, that are whole now."""
+        waiting = self.buffer.take_unfinished()
+        going_on = [t for group in waiting for t in group if t.finish == "paused"]
+        most_now = self.config.rollout.max_tokens_per_step
+        groups = waiting + self.rollout(step, attempt, self.prompts.draw(count), going_on, most_now)
+        cut = [any(t.finish == "paused" for t in group) for group in groups]
+        self.buffer.unfinished = [group for group, waits in zip(groups, cut, strict=True) if waits]
+        return [group for group, waits in zip(groups, cut, strict=True) if not waits]
+
+
+@dataclass
+class Ahead:
+    """Asks the questions of the next step while the rewards of this one are computed (one step off-policy).
+
+    Engine and rewards work at the same time; what is asked ahead is sampled before the update of this step.
+    """
+
+    source: Fresh
+    buffer: RolloutBuffer
+    """Where what was asked ahead waits for its step."""
+    last: int
+    """No step after it is asked for ahead."""
+    _asked: int = 0
+    """The last step whose questions were asked ahead."""
+
+    @property
+    def weight_version(self) -> int:
+        """See Supply."""
+        return self.source.weight_version
+
+    def draw(self, step: int, attempt: int, count: int) -> RewardResult:
+        """See Supply."""
+        groups = self.buffer.take_prefetched() if attempt == 1 else []
+        if not self.source.sampler.world.max(len(groups)):
+            # Otherwise the other ranks have theirs, and all answers of this one are unfinished.
+            groups = self.source.ask(step, attempt, count)
+        if self._asked > step or step >= self.last:
+            return self.source.judged(groups)
+        self._asked = step + 1
+        return self.judged_meanwhile(groups, count)
+
+    def judged_meanwhile(self, groups: Sequence[Group], count: int) -> RewardResult:
+        """The answers with their rewards, which are computed while as many questions of the next step are asked."""
+        source, pool = self.source, ThreadPoolExecutor(max_workers=1)
+        try:
+            judging = pool.submit(source.judge, [t for group in groups for t in group])
+            self.buffer.prefetched = source.ask(self._asked, 1, count)
+            source.progress.phase("score")
+            with source.sampler.memory_plan(Phase.SCORE), source.sampler.world.independent():
+                return judging.result()
+        finally:
+            # Where sampling failed nobody waits for rewards: the run ends.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def spent(self) -> tuple[int, float]:
+        """See Supply."""
+        return self.source.spent()

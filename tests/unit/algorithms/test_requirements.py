@@ -1,0 +1,143 @@
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from lightrft.algorithms.requirements import build_for
+from lightrft.config import (
+    AlgorithmConfig,
+    Config,
+    ConstraintConfig,
+    CriticConfig,
+    ReplayConfig,
+    RewardConfig,
+    RolloutConfig,
+    TeacherConfig,
+)
+from lightrft.utils.imports import resolve
+
+USERS = """
+from lightrft.algorithms.advantages import group_mean, reinforce
+from lightrft.algorithms.losses import clipped
+
+def siblings(batch, algo):
+    return group_mean(batch, algo)
+
+siblings.compares_responses = True
+
+def alone(batch, algo):
+    return reinforce(batch, algo)
+
+def fresh(new, batch, algo):
+    return clipped(new, batch, algo)
+
+fresh.on_policy_only = True
+"""
+ONE = RolloutConfig(group_size=1)
+
+
+@pytest.fixture
+def users(tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    return lambda name: f"{tmp_path}/mine.py:{name}"
+
+
+def build(**settings):
+    return build_for(Config(**settings), resolve)
+
+
+@pytest.mark.parametrize("name", ["group_norm", "group_mean", "leave_one_out", "length_weighted_mean"])
+def test_what_compares_responses_needs_two_of_them(name):
+    told = f"rollout.group_size=1: algorithm.advantage={name} compares answers to one prompt"
+    with pytest.raises(ValueError, match=told):
+        build(rollout=ONE, algorithm=AlgorithmConfig(advantage=name))
+    build(rollout=RolloutConfig(group_size=2), algorithm=AlgorithmConfig(advantage=name))
+
+
+def test_a_comparing_advantage_of_a_user_is_protected_too(users):
+    with pytest.raises(ValueError, match="rollout.group_size=1: .*compares answers to one prompt"):
+        build(rollout=ONE, algorithm=AlgorithmConfig(advantage=users("siblings")))
+    build(rollout=ONE, algorithm=AlgorithmConfig(advantage=users("alone")))
+
+
+def test_mixed_outcomes_need_two_responses():
+    with pytest.raises(ValueError, match="group_filter=mixed_outcomes keeps groups in which rewards differ"):
+        build(rollout=ONE, algorithm=AlgorithmConfig(advantage="reinforce", group_filter="mixed_outcomes"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"gae_lambda": 0.5}, "algorithm.gae_lambda=0.5 has no effect with algorithm.advantage=group_norm"),
+        ({"gamma": 0.5}, "set algorithm.advantage=reinforce"),
+        ({"advantage": "reinforce", "gae_lambda": 0.5}, "set algorithm.advantage=gae"),
+        ({"advantage": "none"}, "algorithm.advantage=none leaves everything to a teacher"),
+        (
+            {"advantage": "none", "teacher_coefficient": 1.0, "whiten": True},
+            "algorithm.whiten=True has no effect with algorithm.advantage=none",
+        ),
+    ],
+)
+def test_settings_that_the_advantage_does_not_read_are_refused(settings, told):
+    teacher = TeacherConfig(path="random:llama" if settings.get("teacher_coefficient") else "")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        build(algorithm=AlgorithmConfig(**settings), teacher=teacher)
+
+
+def test_an_advantage_of_a_user_may_read_every_setting(users):
+    build(algorithm=AlgorithmConfig(advantage=users("alone"), gamma=0.5, gae_lambda=0.5))
+
+
+def test_a_critic_is_refused_where_nothing_reads_its_values(users):
+    for name in ("reinforce", users("alone")):
+        with pytest.raises(ValueError, match="critic.value_clip=0.1 has no effect with algorithm.advantage"):
+            build(algorithm=AlgorithmConfig(advantage=name), critic=CriticConfig(value_clip=0.1))
+    build(algorithm=AlgorithmConfig(advantage="gae"), critic=CriticConfig(value_clip=0.1))
+
+
+def test_a_teacher_alone_leaves_rewards_without_effect():
+    distil = partial(
+        build,
+        algorithm=AlgorithmConfig(advantage="none", teacher_coefficient=1.0),
+        teacher=TeacherConfig(path="random:llama"),
+    )
+    with pytest.raises(
+        ValueError, match="rewards.normalise=scale has no effect with algorithm.advantage=none"
+    ):
+        distil(rewards=RewardConfig(normalise="scale"))
+    with pytest.raises(ValueError, match="constraint.cost=length has no effect"):
+        distil(constraint=ConstraintConfig(cost="length"))
+
+
+LATE = [
+    ({"replay": ReplayConfig(groups_per_step=2)}, "replay.groups_per_step"),
+    ({"rollout": RolloutConfig(max_tokens_per_step=8)}, "rollout.max_tokens_per_step"),
+    ({"rollout": RolloutConfig(overlap_rewards=True)}, "rollout.overlap_rewards"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), LATE)
+def test_a_loss_for_new_answers_only_learns_from_no_others(users, settings, name):
+    for loss in ("policy_gradient", users("fresh")):
+        with pytest.raises(ValueError, match=f"{name} learns from answers of earlier weights"):
+            build(algorithm=AlgorithmConfig(loss=loss), **settings)
+    build(algorithm=AlgorithmConfig(loss="clipped"), **settings)
+
+
+def test_groups_that_are_left_over_are_older_too():
+    rollout = RolloutConfig(extra_groups="carry_over")
+    mixed = AlgorithmConfig(group_filter="mixed_outcomes")
+    build(rollout=rollout, algorithm=mixed)
+    with pytest.raises(
+        ValueError, match="rollout.extra_groups=carry_over has no effect with algorithm.group_filter=all"
+    ):
+        build(rollout=rollout)
+    with pytest.raises(ValueError, match="rollout.extra_groups learns from answers of earlier weights"):
+        build(rollout=rollout, algorithm=replace(mixed, loss="policy_gradient"))
+
+
+@pytest.mark.parametrize(("settings", "name"), LATE[1:])
+def test_a_greedy_baseline_is_of_the_same_weights(settings, name):
+    with pytest.raises(ValueError, match=f"{name} with algorithm.advantage=greedy_baseline"):
+        build(algorithm=AlgorithmConfig(advantage="greedy_baseline"), **settings)
