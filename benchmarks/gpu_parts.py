@@ -39,7 +39,7 @@ from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_folder, tiny_prompt
-from lightrft.trainer.batching import batch_tokens, pack, unpack
+from lightrft.trainer.batching import Batching, batch_tokens, pack, unpack
 from lightrft.trainer.batching import plan as micro_batches
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.rollout import training_logprobs
@@ -299,15 +299,9 @@ class Learning:
     def learn(self, answers: list[Trajectory]) -> dict[str, float]:
         """One update."""
         averaging = Averaging(self.algorithm.config.average, self.sizes.tokens)
+        batching = Batching(self.config.update, World(), DEVICE)
         updates = optimize(
-            self.actor,
-            answers,
-            self.loss,
-            config=self.config.update,
-            averaging=averaging,
-            world=World(),
-            device=DEVICE,
-            seed=0,
+            self.actor, batching.updates(answers, seed=0), self.loss, averaging=averaging, batching=batching
         )
         return list(updates)[-1]
 

@@ -1,4 +1,4 @@
-"""An algorithm is a row of settings over pure functions; the trainer never learns its name."""
+"""An algorithm is a row of settings over pure functions; the trainer contains no algorithm-specific code."""
 
 from __future__ import annotations
 

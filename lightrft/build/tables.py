@@ -32,6 +32,8 @@ STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {
     "fsdp": Fsdp,
     **dict.fromkeys(ZERO, Zero),
 }
+SHARED = "fsdp"
+"""The backend to take where a model is too large for one process."""
 ALONE = "single"
 """The backend of one process, which computes what any other computes on many."""
 

@@ -40,9 +40,9 @@ def train(args: Sequence[str]) -> int:
     wanted = Launch(own.gpus, own.processes, own.max_restarts)
     if wanted.is_wanted:
         return launch_run(wanted, "train", config, run, rest_of(own, rest))
-    from lightrft import app
+    from lightrft.commands import train as command
 
-    app.train(config, run)
+    command.train(config, run)
     return 0
 
 
@@ -57,9 +57,9 @@ def sft(args: Sequence[str]) -> int:
     wanted = Launch(own.gpus, own.processes, own.max_restarts)
     if wanted.is_wanted:
         return launch_run(wanted, "sft", config, run, rest_of(own, rest))
-    from lightrft import sft as supervised
+    from lightrft.commands import sft as command
 
-    supervised.train(config, run)
+    command.train(config, run)
     return 0
 
 
@@ -98,11 +98,11 @@ def evaluate(args: Sequence[str]) -> int:
         return start(
             wanted, ["evaluate", task, *rest, "--strategy.device", config.strategy.device, "--run", folder]
         )
-    from lightrft import app
+    from lightrft.commands import evaluate as command
 
     if own.check:
-        return app.check_task(config, task)
-    app.evaluate(config)
+        return command.check_task(config, task)
+    command.evaluate(config)
     return 0
 
 
@@ -114,9 +114,9 @@ def serve(args: Sequence[str]) -> int:
         )
     own, rest = taken(ServeOptions, "serve", args)
     config = load("serve", rest)
-    from lightrft import app
+    from lightrft.commands import serve as command
 
-    return app.serve(config, own.host, own.port)
+    return command.serve(config, own.host, own.port)
 
 
 def check(args: Sequence[str]) -> int:
@@ -159,9 +159,9 @@ def replay(args: Sequence[str]) -> int:
     """Compute a captured step again and compare it with the record: lightrft replay RUN --step 7."""
     own = parsed(ReplayOptions, "replay", args)
     run = run_folder(str(own.run))
-    from lightrft import app
+    from lightrft.commands import replay as command
 
-    return app.replay(run, own.step)
+    return command.replay(run, own.step)
 
 
 def view(args: Sequence[str]) -> int:
@@ -178,11 +178,11 @@ def export(args: Sequence[str]) -> int:
     """Export a checkpoint from any backend as a Hugging Face model: lightrft export RUN OUT."""
     own = parsed(ExportOptions, "export", args)
     run = run_folder(str(own.run))
-    from lightrft import app
+    from lightrft.commands import export as command
 
     file = run / "config.yaml"
     kind: type[Any] = Config if layers.fits(file, Config) else SFTConfig
-    return app.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
+    return command.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
 
 
 def doctor(args: Sequence[str]) -> int:

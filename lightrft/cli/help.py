@@ -113,7 +113,8 @@ def sections(cls: type[Any]) -> str:
 
 def section_help(command: str, cls: type[Any], section: str) -> str:
     """Every option of one section with its type, default and meaning. ValueError for a section that is none."""
-    found, prefix = cls, ""
+    found: Any = cls
+    prefix = ""
     for part in section.strip("-.").replace("-", "_").split("."):
         hints = {field.name: hint for field, hint in _fields(found) if dataclasses.is_dataclass(hint)}
         if part not in hints:
@@ -123,11 +124,17 @@ def section_help(command: str, cls: type[Any], section: str) -> str:
         found, prefix = hints[part], f"{prefix}{part}."
     lines = [f"lightrft {command}: {(inspect.getdoc(found) or '').split(chr(10))[0]}"]
     for name, holder, field, hint in layers.options(found, prefix):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        default = default_of(field)
         lines.append(f"\n  --{name.replace('_', '-')} {kind(hint)}  [{layers.yaml_value(default)}]")
         text = layers.field_docs(holder).get(field.name, "")
         lines.append(textwrap.fill(text, WIDTH, initial_indent="      ", subsequent_indent="      "))
     return "\n".join(lines)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The value of an option that nobody sets."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def kind(hint: Any) -> str:

@@ -137,7 +137,7 @@ def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> N
                 )
         facts = f"{report_['questions']} questions, {report_['responses']} answers, {report_['mean_length']:.0f} tokens each"
         failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
-        table.add_row("", "", f"{facts}, {report_['truncated_fraction']:.0%} cut off{failed}")
+        table.add_row("", "", f"{facts}, {report_['truncated_fraction']:.0%} truncated{failed}")
         table.add_section()
     console = Console()
     console.print(table)

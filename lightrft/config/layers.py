@@ -19,6 +19,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -179,7 +180,7 @@ def undone(words: Sequence[str], cls: type[Any]) -> list[str]:
 def _settings(flags: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Flags of a file as name and value."""
     starts = [n for n, flag in enumerate(flags) if flag.startswith("--")]
-    for start, end in zip(starts, [*starts[1:], len(flags)], strict=True):
+    for start, end in pairwise([*starts, len(flags)]):
         name, equals, value = flags[start].removeprefix("--").partition("=")
         yield name, (value,) if equals else tuple(flags[start + 1 : end])
 

@@ -16,7 +16,7 @@ PANELS = [  # metrics drawn where they exist, title, unit
     (["length/mean"], "answer length", "tokens"),
     (
         ["length/truncated_fraction", "reward/zero_std_fraction"],
-        "cut off, and groups without signal",
+        "truncated, and zero-variance groups",
         "share",
     ),
     (["entropy"], "entropy", "nats per token"),

@@ -210,7 +210,7 @@ class MemoryPlan:
     def table(self) -> Table:
         """The memory plan, for people."""
         shown = [Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN]
-        table = Table("resident", "GiB", *(p.value for p in shown), title="who holds memory when")
+        table = Table("resident", "GiB", *(p.value for p in shown), title="device memory by phase")
         for name, (resident, phases) in self._rows.items():
             table.add_row(
                 name, f"{resident.nbytes() / 2**30:.2f}", *("x" if p in phases else "" for p in shown)

@@ -14,7 +14,7 @@ from lightrft.types import Batch, Trajectory
 METRICS: dict[str, str] = {
     "reward/mean": "mean reward of the step's answers, as drawn (before any group is left out)",
     "reward/std": "population standard deviation of those rewards",
-    "reward/PART": "mean of one reward function, unweighted",
+    "reward/PART": "mean of one reward function over the answers of tasks that have it, unweighted",
     "reward/overlong": "mean share of algorithm.overlong_penalty that an answer pays for its length; only with algorithm.overlong_buffer",
     "reward/zero_std_fraction": "share of groups whose rewards are all equal, so that nothing can be learned from them",
     "length/mean": "mean tokens of an answer",
@@ -173,6 +173,9 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     parts: dict[str, float] = {}
     for name, value in (part for t in ts for part in t.parts.items()):
         parts[name] = parts.get(name, 0.0) + value
+        parts[f"{name}\0"] = (
+            parts.get(f"{name}\0", 0.0) + 1
+        )  # how many answers were given it: tasks have their own
     by_part = world.sum_by_name(parts)
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
@@ -185,7 +188,11 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     return {
         "reward/mean": mean,
         "reward/std": (squares / max(answers, 1)) ** 0.5,
-        **{f"reward/{name}": value / max(answers, 1) for name, value in by_part.items()},
+        **{
+            f"reward/{name}": value / by_part[f"{name}\0"]
+            for name, value in by_part.items()
+            if not name.endswith("\0")
+        },
         "reward/zero_std_fraction": silent_sum / max(drawn, 1),
         "length/mean": length / max(answers, 1),
         "length/max": world.max(max((float(len(t)) for t in ts), default=0.0)),

@@ -17,7 +17,7 @@ ROWS = [{"prompt": f"{n} and {n + 1}?", "target": str(2 * n + 1)} for n in range
 def refused(lightrft, *args):
     """The output of a run that is refused with a message, before weights load, and without a traceback."""
     output = lightrft("train", "tiny", *SMALL, *args, status=2)
-    assert "who holds memory when" not in output, "weights were loaded first"
+    assert "device memory by phase" not in output, "weights were loaded first"
     assert "Traceback" not in output
     return output
 

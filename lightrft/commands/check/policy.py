@@ -88,7 +88,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
         )
     elif cut:
         section.fact(
-            "cut off",
+            "truncated",
             f"{cut} of {len(answers)} answers at {most} tokens (rollout.max_tokens={config.rollout.max_tokens})",
         )
     return replace(policy, samples=answers, judge_seconds=seconds)

@@ -116,7 +116,7 @@ class Report:
         warned = f"warnings in: {', '.join(titles[Mark.WARNING])}" if titles[Mark.WARNING] else ""
         self.console.print(Rule(style="dim"))
         if titles[Mark.PROBLEM]:
-            told = f"not ready: problems in: {', '.join(titles[Mark.PROBLEM])}"
+            told = f"not ready; fix: {', '.join(titles[Mark.PROBLEM])}"
             self.console.print(Text("; ".join(filter(None, [told, warned])), "bold red"), soft_wrap=True)
             return 1
         told = f"ready, with {warned}" if warned else "ready: nothing wrong was found"

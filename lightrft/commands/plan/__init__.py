@@ -11,7 +11,7 @@ from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import judging_models
 from lightrft.build.models import check_teams, teacher_model
 from lightrft.build.process import shared
-from lightrft.build.tables import OWN_LIMIT, check_processes, footprint
+from lightrft.build.tables import OWN_LIMIT, SHARED, check_processes, footprint
 from lightrft.commands.plan.memory import (
     Item,
     Lengths,
@@ -194,7 +194,7 @@ def _wasted(plan: Plan) -> list[str]:
     budget, whole = config.update.tokens_per_micro_batch, plan.lengths.prompt + plan.lengths.answer
     if budget < whole:
         found.append(
-            f"update.tokens_per_micro_batch={budget}: a question with one answer may have {whole} tokens, and is then computed alone. "
+            f"update.tokens_per_micro_batch={budget}: one prompt with its response can be {whole} tokens, more than the micro-batch; such sequences get a batch of their own. "
             f"Set it to {whole} or more."
         )
     elif plan.largest_batch > 2 * budget and plan.work.micro_batches > 1:
@@ -218,7 +218,7 @@ def _too_large(plan: Plan) -> list[str]:
 def _cure(plan: Plan, phase: Phase) -> str:
     config, held = plan.config, plan.actor_footprint
     if not held.sharded:
-        return "Share the weights out: strategy.backend=fsdp, on more devices."
+        return f"Share the weights out: strategy.backend={SHARED}, on more devices."
     if phase is Phase.ROLLOUT:
         return f"Set strategy.offload=true, or lower {OWN_LIMIT}."
     if not config.model.gradient_checkpointing:

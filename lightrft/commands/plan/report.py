@@ -80,7 +80,7 @@ def _memory(plan: Plan) -> Table:
 def _work(plan: Plan) -> Table:
     found, devices = plan.work, plan.hardware.devices
     table = Table(
-        "of a device, in a step",
+        "per device and step",
         "tokens",
         "TFLOP",
         "GB sent",

@@ -134,7 +134,7 @@ def test_long_prompts_that_would_stop_the_run_are_a_problem(
     status, told = check(*own(["short", "long " * 20], ["another"]), *limits)
     assert status == 1
     assert "1 of 2 prompts have more than tasks.max_prompt_tokens=40; the run would stop" in told
-    assert "not ready: problems in: data" in told
+    assert "not ready; fix: data" in told
 
 
 def test_cut_prompts_are_a_warning(check: Check, own: Callable[..., list[str]]) -> None:
@@ -348,4 +348,4 @@ def test_a_section_that_fails_becomes_a_problem_and_the_verdict_names_it(
     assert report.verdict() == 1
     told = capsys.readouterr().out
     assert "model.path is empty." in told
-    assert "not ready: problems in: weights" in told
+    assert "not ready; fix: weights" in told

@@ -365,7 +365,7 @@ def test_what_does_not_fit_is_told_with_its_cure(model):
         ),
         (
             {"update": UpdateConfig(tokens_per_micro_batch=1000)},
-            "a question with one answer may have 1536 tokens",
+            "one prompt with its response can be 1536 tokens",
         ),
     ],
 )

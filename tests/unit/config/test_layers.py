@@ -220,7 +220,10 @@ def test_a_circle_of_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("rollout: {max_draws: 3}", "rollout.max_draws is called rollout.max_sampling_rounds now."),
+        (
+            "rollout: {max_draws: 3}",
+            "rollout.max_draws is called rollout.max_sampling_rounds now.",
+        ),
         ("algorithm: {beta: 0.1}", "In LightRFT this is algorithm.kl_coefficient."),
         ("rollout: {n: 4}", "In LightRFT this is rollout.group_size."),
         ("learning_rate: 1", "Perhaps you meant: optimizer.learning_rate, "),

@@ -1,4 +1,4 @@
-"""The memory_plan: who holds memory when."""
+"""The memory plan: which resident is on the device in which phase."""
 
 import io
 from dataclasses import dataclass, field
