@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lightrft.engines.base import Engine
-from lightrft.engines.native import NativeEngine
+from lightrft.engines.base import Engine, Sharing
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident
 from lightrft.utils.device import device_bytes, most_device_bytes, release_memory
@@ -28,7 +27,7 @@ def build_memory_plan(
         found |= {
             f"{owner} {name}": part for name, part in (held.parts() if held is not None else {}).items()
         }
-    samples_itself = isinstance(engine, NativeEngine) and "engine weights" not in found
+    samples_itself = isinstance(engine, Sharing) and engine.shares_weights
     for name, part in found.items():
         shared = name in ("actor weights", "policy weights") and samples_itself
         memory_plan.add(

@@ -106,6 +106,11 @@ class NativeEngine:
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].copy_(tensor)
 
+    @property
+    def shares_weights(self) -> bool:
+        """See Sharing."""
+        return self._own is None
+
     def parts(self) -> dict[str, Resident]:
         """The cache, and the weights unless they belong to whoever trains them."""
         return {"cache": self._cache} | ({} if self._own is None else {"weights": self._own})

@@ -25,6 +25,8 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
 from lightrft.strategy.ema import follow
+from lightrft.strategy.footprint import Footprint, Sizes
+from lightrft.strategy.fsdp_footprint import fsdp_footprint
 from lightrft.strategy.load_weights import fill, placed, rows
 from lightrft.strategy.memory import Resident
 from lightrft.strategy.optimizer import Learner, learning
@@ -54,6 +56,11 @@ class Fsdp:
         """See Strategy."""
         module, root = self._sharded(source, source.dtype)
         return FsdpFrozen(module, root, self._moves())
+
+    @staticmethod
+    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+        """See Strategy."""
+        return fsdp_footprint(config.fsdp, sizes, processes, learns=learns)
 
     def _sharded(self, source: Source, held_in: torch.dtype) -> tuple[nn.Module, FSDPModule]:
         module = source.empty(self.device, held_in)
