@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from lightrft.config import (
     SFTConfig,
 )
 from lightrft.parallel.world import World
+from lightrft.runs.layout import RunFolder
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.utils.device import pick_device, reuse_host_memory, use_tf32
 from lightrft.utils.seeding import seed_everything
@@ -38,7 +40,7 @@ def shared(option: str, number: int, world: World) -> None:
         )
 
 
-def last_state(checkpoints: Checkpoints, command: str = "train") -> dict[str, Any] | None:
+def last_state(run: Path, checkpoints: Checkpoints, command: str = "train") -> dict[str, Any] | None:
     """The state in the newest complete checkpoint; None for a run that was stopped before its first, to begin again."""
     found = checkpoints.latest()
     if found is not None:
@@ -46,7 +48,7 @@ def last_state(checkpoints: Checkpoints, command: str = "train") -> dict[str, An
     if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
         raise ValueError(
             f"no checkpoint in {checkpoints.folder} is complete, so there is nothing to go on from. Start again with "
-            f"`lightrft {command} {checkpoints.run}/config.yaml`."
+            f"`lightrft {command} {RunFolder(run).config}`."
         )
     log.warning("the run was stopped before its first checkpoint and begins again")
     return None

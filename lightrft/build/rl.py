@@ -33,6 +33,7 @@ from lightrft.models.load import (
 )
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Strategy
 from lightrft.strategy.checkpoint import Checkpoints
@@ -65,8 +66,8 @@ def build_run(
     stack.enter_context(task_data.eval_judge)
     check_kinds(config.rollout.engine, task_data.asked, processor.media, device)
     scaler = build_scaler(config, task_data.judge, world)
-    checkpoints = Checkpoints(run, config.checkpoint, world)
-    state = last_state(checkpoints) if resume else None
+    checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
+    state = last_state(run, checkpoints) if resume else None
 
     models = build_models(config, algorithm, strategy)
     engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
@@ -78,7 +79,7 @@ def build_run(
         logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
     progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
-    evaluator = build_evaluator(config, task_data, processor, run / "evaluation", world)
+    evaluator = build_evaluator(config, task_data, processor, RunFolder(run).evaluation, world)
     parts = Parts(
         config=config,
         run=run,

@@ -19,6 +19,7 @@ from lightrft.datasets.prompts import Opener
 from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.tasks.table import Split, load_task
@@ -50,8 +51,8 @@ def build_run(
     steps = config.steps or math.ceil(
         config.epochs * sum(len(source) for source in prompts.sources) / config.batch_size
     )
-    checkpoints = Checkpoints(run, config.checkpoint, world)
-    state = last_state(checkpoints, "sft") if resume else None
+    checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
+    state = last_state(run, checkpoints, "sft") if resume else None
     done = state["done"] if state else 0
 
     model = strategy.trainable(Source(config.model), config.optimizer, steps)

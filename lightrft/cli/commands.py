@@ -27,6 +27,7 @@ from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import Config, SFTConfig, layers
 from lightrft.runs.folder import check_backend, new_run
+from lightrft.runs.layout import RunFolder
 
 
 def train(args: Sequence[str]) -> int:
@@ -180,7 +181,7 @@ def export(args: Sequence[str]) -> int:
     run = run_folder(str(own.run))
     from lightrft.commands import export as command
 
-    file = run / "config.yaml"
+    file = RunFolder(run).config
     kind: type[Any] = Config if layers.fits(file, Config) else SFTConfig
     return command.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
 

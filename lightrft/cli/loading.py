@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lightrft.cli import help as helping
 from lightrft.config import Config, SFTConfig, layers
+from lightrft.runs.layout import RunFolder
 
 C = TypeVar("C")
 
@@ -41,7 +42,7 @@ def load_run(cls: type[C], command: str, resumed: str, args: Sequence[str]) -> t
     if not resumed:
         return load_as(cls, command, args), None
     run = run_folder(resumed)
-    return load_as(cls, command, [str(run / "config.yaml"), *args]), run
+    return load_as(cls, command, [str(RunFolder(run).config), *args]), run
 
 
 def refuse_others(words: Sequence[str], cls: type[Any]) -> None:
@@ -74,8 +75,8 @@ def expand(args: Sequence[str]) -> list[str]:
 def run_folder(name: str) -> Path:
     """The run folder called so. ValueError if it is none, naming the newest runs beside it."""
     run = Path(name).expanduser()
-    if (run / "config.yaml").is_file():
+    if RunFolder(run).is_run:
         return run
     beside = sorted(run.parent.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
     newest = f" Newest runs there: {', '.join(str(file.parent) for file in beside[:3])}." if beside else ""
-    raise ValueError(f"'{name}' is not a run folder: {run / 'config.yaml'} does not exist.{newest}")
+    raise ValueError(f"'{name}' is not a run folder: {RunFolder(run).config} does not exist.{newest}")

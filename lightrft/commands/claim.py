@@ -13,6 +13,7 @@ from lightrft.config import (
 )
 from lightrft.parallel.world import World
 from lightrft.runs.folder import check_backend, earlier, new_run
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.log import Terminal, logging_to
 
 log = logging.getLogger("lightrft")
@@ -31,6 +32,7 @@ def claimed(
             run = new_run(config, command) if world.is_first else None
         run = world.gather(run)[0]
         assert run is not None
-    world.redirect_output(run)
-    with logging_to(run / "log.txt" if world.is_first else world.output(run)) as terminal:
+    files = RunFolder(run)
+    world.redirect_output(files.log, files.rank_logs)
+    with logging_to(files.log if world.is_first else world.output(files.rank_logs)) as terminal:
         yield run, before is not None, terminal

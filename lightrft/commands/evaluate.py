@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from lightrft.models.load import (
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
+from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.tasks.table import load_task
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.sampler import Sampler, Unchanging
@@ -43,7 +43,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     device = pick_device(config.strategy.device)
     with World.joined(device, config.strategy.timeout_seconds) as world:
         folder = world.gather(evaluation_folder(config))[0]
-        world.redirect_output(folder)
+        world.redirect_output(RunFolder(folder).log, RunFolder(folder).rank_logs)
         return evaluate_in(config, folder, device, world)
 
 
@@ -88,7 +88,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
         sampler.judged(judge, [t for group in answers for t in group])
         evaluator.report(answers, "responses")
         world.barrier()  # the first rank has written what all read
-    estimates: dict[str, Any] = json.loads((folder / "responses.json").read_text(encoding="utf-8"))
+    estimates: dict[str, Any] = EvaluationFolder(folder).read_report("responses")
     if world.is_first:
         print_estimates(estimates, config.model.path, folder)
     return estimates
@@ -141,4 +141,6 @@ def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> N
         table.add_section()
     console = Console()
     console.print(table)
-    console.print(f"every answer: {folder}/responses.jsonl", soft_wrap=True, highlight=False)
+    console.print(
+        f"every answer: {EvaluationFolder(folder).responses('responses')}", soft_wrap=True, highlight=False
+    )

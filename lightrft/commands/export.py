@@ -15,6 +15,7 @@ from lightrft.models.load import load_processor
 from lightrft.models.lora import full_weights
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
+from lightrft.runs.layout import RunFolder
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.load_weights import reader
 from lightrft.utils.atomic import explained, folder
@@ -22,8 +23,8 @@ from lightrft.utils.atomic import explained, folder
 
 def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None, file_gb: float) -> int:
     """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time."""
-    checkpoints = Checkpoints(run, config.checkpoint, World())
-    place = checkpoints.latest(clear=False) if step is None else checkpoints.folder / f"step-{step:06d}"
+    checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, World())
+    place = checkpoints.latest(clear=False) if step is None else checkpoints.of(step)
     if place is None:
         raise ValueError(f"{checkpoints.folder} holds no complete checkpoint.")
     wrong = None if step is None else problem(place)  # `latest` has looked already

@@ -14,6 +14,7 @@ from lightrft.console.progress import report_losses
 from lightrft.parallel.world import World
 from lightrft.runs.curves import draw_curves
 from lightrft.runs.folder import keep_settings
+from lightrft.runs.layout import RunFolder
 from lightrft.trainer.run import Run
 from lightrft.utils.atomic import explained, write_text
 from lightrft.utils.device import pick_device
@@ -53,6 +54,6 @@ def finish(config: SFTConfig, made: Run, stack: contextlib.ExitStack) -> None:
         "held_out_nll": {k: v["mean"] for k, v in made.evaluations.items() if k in ("before", "after")},
         "held_out_nll_by_task": {k: v for k, v in made.evaluations.items() if k in ("before", "after")},
     }
-    write_text(run / "summary.json", json.dumps(summary, indent=2))
+    write_text(RunFolder(run).summary, json.dumps(summary, indent=2))
     draw_curves(run)
     report_losses(summary, run)

@@ -16,6 +16,7 @@ from lightrft.console.progress import report
 from lightrft.parallel.world import World
 from lightrft.runs.curves import draw_curves
 from lightrft.runs.folder import keep_settings
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.summary import evaluation_summary, samples
 from lightrft.trainer.run import Run
 from lightrft.utils.atomic import explained, write_text
@@ -55,6 +56,6 @@ def finish(config: Config, made: Run, stack: contextlib.ExitStack) -> None:
         "model": config.model.path,
         "evaluation": evaluation_summary(run, made.evaluations),
     }
-    write_text(run / "summary.json", json.dumps(summary, indent=2))
+    write_text(RunFolder(run).summary, json.dumps(summary, indent=2))
     draw_curves(run)
     report(summary, samples(run), run)

@@ -19,6 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lightrft.runs.layout import RunFolder
 from lightrft.utils.intervals import wilson
 from lightrft.utils.shown import shown
 
@@ -289,8 +290,8 @@ def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | N
         )
     console.print(
         f"\n{_files(run)}"
-        f"  lightrft evaluate TASK --model {run / 'model'}   let it answer the questions of a task\n"
-        f"  lightrft train LAYERS... --model {run / 'model'}   go on with reinforcement learning\n"
+        f"  lightrft evaluate TASK --model {RunFolder(run).model}   let it answer the questions of a task\n"
+        f"  lightrft train LAYERS... --model {RunFolder(run).model}   go on with reinforcement learning\n"
         f"  lightrft sft {run / 'config.yaml'} --seed 1    the same run with other random draws\n"
         f"  tensorboard --logdir {run.parent}",
         soft_wrap=True,
@@ -354,15 +355,17 @@ def shorten(text: str, most: int = 600) -> str:
 
 
 def _files(run: Path) -> str:
-    curves = f"curves      {run / 'curves.png'}\n" if (run / "curves.png").exists() else ""
-    return f"run folder  {run}\n{curves}model       {run / 'model'}   (a Hugging Face folder)\n\nnext:\n"
+    curves = f"curves      {RunFolder(run).curves}\n" if RunFolder(run).curves.exists() else ""
+    return (
+        f"run folder  {run}\n{curves}model       {RunFolder(run).model}   (a Hugging Face folder)\n\nnext:\n"
+    )
 
 
 def _next_commands(run: Path) -> str:
     return (
         f"{_files(run)}"
         f"  lightrft view {run} --step -1 --best 3        read the last answers, token by token\n"
-        f"  lightrft evaluate TASK --model {run / 'model'}   score it on another task\n"
+        f"  lightrft evaluate TASK --model {RunFolder(run).model}   score it on another task\n"
         f"  lightrft train {run / 'config.yaml'} --seed 1    the same run with other random draws\n"
         f"  tensorboard --logdir {run.parent}"
     )

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lightrft.media.parts import readable
 from lightrft.runs import trajectories
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import read_metrics
 from lightrft.utils.shown import shown
 
@@ -58,7 +59,7 @@ def view(
 
 def load_step(run: Path, step: int) -> list[Row]:
     """Saved answers of a step; a negative step counts from the last one."""
-    saved = trajectories.steps(run)
+    saved = RunFolder(run).saved_steps
     if step < 0 and -step <= len(saved):
         step = saved[step]
     return trajectories.load(run, step)
@@ -66,7 +67,7 @@ def load_step(run: Path, step: int) -> list[Row]:
 
 def steps_table(run: Path) -> Table:
     """One line per logged step: reward, spread, length, and whether its answers were saved."""
-    saved = set(trajectories.steps(run))
+    saved = set(RunFolder(run).saved_steps)
     table = Table(box=None, header_style="dim", padding=(0, 1))
     for heading in ("step", "reward", "spread", "zero variance", "length", "truncated", "responses"):
         table.add_column(heading, justify="right", no_wrap=True)

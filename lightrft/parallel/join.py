@@ -49,10 +49,10 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Group]:
         signal.signal(signal.SIGTERM, before)
 
 
-def redirect_output(watch: Watch, run: Path) -> None:
-    """Failures go to RUN/log.txt from now on, and what ranks other than the first print to a file of their own."""
-    watch.record = run / "log.txt"
-    file = output_file(run, watch.rank)
+def redirect_output(watch: Watch, log: Path, logs: Path) -> None:
+    """Failures go to the file `log` from now on, and what ranks other than the first print to files in `logs`."""
+    watch.record = log
+    file = watch.output = output_file(logs, watch.rank)
     file.parent.mkdir(parents=True, exist_ok=True)
     if watch.rank:
         watch.terminal = os.fdopen(os.dup(2), "w")
@@ -62,9 +62,9 @@ def redirect_output(watch: Watch, run: Path) -> None:
         os.close(output)
 
 
-def output_file(run: Path, rank: int) -> Path:
-    """The file for what a rank prints."""
-    return run / "logs" / f"rank-{rank}.txt"
+def output_file(logs: Path, rank: int) -> Path:
+    """The file in the folder `logs` for what a rank prints."""
+    return logs / f"rank-{rank}.txt"
 
 
 def _meet(device: torch.device, timeout_seconds: float) -> Watch:

@@ -55,6 +55,8 @@ class Watch:
     """A connection of its own: the main thread may be stuck in another."""
     timeout_seconds: float
     record: Path | None = None
+    output: Path | None = None
+    """The file for what this rank prints, once the run has one."""
     """RUN/log.txt, where the first failure belongs."""
     terminal: TextIO = field(default_factory=lambda: sys.stderr)
     """Where people read, also on a rank whose output goes to a file."""
@@ -239,7 +241,7 @@ class Watch:
 
     def _end(self, why: str) -> None:
         """Ends this process from within, whatever its main thread is stuck in."""
-        place = os.devnull if self.record is None else self.record.parent / "logs" / f"rank-{self.rank}.txt"
+        place = self.output or os.devnull
         with suppress(OSError), open(place, "a", encoding="utf-8") as file:
             file.write(f"rank {self.rank} ends: {why}\n")
             file.flush()

@@ -80,12 +80,12 @@ class World(Group):
         """Whether, after this error, all ranks are here with `done` whole steps, so that a collective save will succeed."""
         return faults.can_save(self, done, error)
 
-    def output(self, run: Path) -> Path:
-        """The file for what this rank prints."""
-        return join.output_file(run, self.rank)
+    def output(self, logs: Path) -> Path:
+        """The file in the folder `logs` for what this rank prints."""
+        return join.output_file(logs, self.rank)
 
-    def redirect_output(self, run: Path) -> None:
-        """Takes the run folder into use: what ranks other than the first print goes to RUN/logs/rank-N.txt from now on, and
-        the first failure, of whichever rank, to RUN/log.txt."""
+    def redirect_output(self, log: Path, logs: Path) -> None:
+        """From now on, what ranks other than the first print goes to the folder `logs`, a file for each, and the first failure,
+        of whichever rank, to the file `log`."""
         if STATUS.watch is not None:
-            join.redirect_output(STATUS.watch, run)
+            join.redirect_output(STATUS.watch, log, logs)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lightrft.config import LogConfig
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.storage import restored, stored
 from lightrft.types import Trajectory
 from lightrft.utils.atomic import folder, recover, write_text
@@ -43,7 +44,7 @@ class Capsules:
     """Writes the capsules of the run in folder `run`. Making one touches no file."""
 
     def __init__(self, run: Path, config: LogConfig) -> None:
-        self.folder, self.config = run / "capsules", config
+        self.run, self.folder, self.config = RunFolder(run), RunFolder(run).capsules, config
         self._norms: deque[float] = deque(maxlen=NORMS_SEEN)
         self._written: set[int] = set()
 
@@ -88,7 +89,7 @@ class Capsules:
         `state` and `rng` are those of that moment. A second call for a step keeps the first capsule, which begins
         earlier; None if it was not asked for and the run has MOST_UNASKED of those already.
         """
-        target = _place(self.folder.parent, step)
+        target = self.run.capsule(step)
         if step in self._written:
             return target
         if not self.wanted(step) and self._unasked(besides=step) >= MOST_UNASKED:
@@ -121,7 +122,7 @@ class Capsules:
         if step in self._written:
             content = {"updates": [_texts(update) for update in updates], "metrics": _texts(metrics)}
             write_text(
-                _place(self.folder.parent, step) / "recorded.json",
+                self.run.capsule(step) / "recorded.json",
                 json.dumps(content, indent=1, allow_nan=False),
             )
 
@@ -159,9 +160,9 @@ class Capsule:
 
 def read(run: Path, step: int) -> Capsule:
     """The capsule of a step. ValueError, naming those there are, if the run has none of it."""
-    place = _place(run, step)
+    place = RunFolder(run).capsule(step)
     if not (place / "capsule.pt").is_file():
-        there = ", ".join(map(str, _steps(run / "capsules"))) or "none"
+        there = ", ".join(map(str, _steps(RunFolder(run).capsules))) or "none"
         raise ValueError(
             f"{run} has no capsule of step {step} (there: {there}). Write one with --log.capture-steps {step}."
         )
@@ -204,10 +205,6 @@ def _same(a: float | None, b: float | None) -> bool:
     if a is None or b is None:
         return a is b
     return float(a).hex() == float(b).hex()  # tells -0.0 from 0.0, and a NaN is like any other
-
-
-def _place(run: Path, step: int) -> Path:
-    return run / "capsules" / f"step-{step:06d}"
 
 
 def _steps(capsules: Path) -> list[int]:

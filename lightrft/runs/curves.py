@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import read_metrics, series
 
 INK, GRID, BLUE, ORANGE = "#333333", "#e6e6e6", "#2b6cb0", "#dd6b20"
@@ -45,13 +45,13 @@ def draw_curves(run: Path) -> Path | None:
     _held_out(axes[0], rows)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    path = run / "curves.png"
+    path = RunFolder(run).curves
     figure.savefig(path, facecolor="white")
     return path
 
 
 def title_of(run: Path) -> str:
-    summary = _summary(run)
+    summary = RunFolder(run).read_summary()
     losses, scores = summary.get("held_out_nll", {}), summary.get("evaluation", {})
     if losses.keys() >= {"before", "after"}:
         return f"{run.name}: held-out loss {losses['before']:.3f} before, {losses['after']:.3f} after {summary['steps']} steps"
@@ -91,8 +91,3 @@ def _held_out(axis: Any, rows: list[dict[str, Any]]) -> None:
         if steps:
             axis.plot(steps, values, "o--", color=ORANGE, linewidth=1, markersize=5, label=label)
             axis.legend(fontsize=7, frameon=False)
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    path = run / "summary.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

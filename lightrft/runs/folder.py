@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightrft.config import Config, SFTConfig, layers
+from lightrft.runs.layout import RunFolder
 from lightrft.utils.atomic import write_text
 
 log = logging.getLogger("lightrft")
@@ -19,25 +20,25 @@ NEW_RUN = "LIGHTRFT_NEW_RUN"
 def new_run(config: Config | SFTConfig, command: str = "train") -> Path:
     """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
     run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
-    if (
-        run / "metrics.jsonl"
-    ).exists():  # not config.yaml: a run whose settings were refused has that already
+    if RunFolder(run).has_steps:
         raise ValueError(
             f"run={run}: there is a run already. Go on with `lightrft {command} --resume {run}`, or set run to a new folder."
         )
-    write_text(run / "config.yaml", layers.to_yaml(replace(config, run="")))
+    write_text(RunFolder(run).config, layers.to_yaml(replace(config, run="")))
     return run
 
 
 def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
     """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
-    file = run / "config.yaml"
+    file = RunFolder(run).config
     before, now = file.read_text(encoding="utf-8"), layers.to_yaml(replace(config, run=""))
     if before != now:
-        write_text(run / f"config-until-step-{done:06d}.yaml", before)
+        write_text(RunFolder(run).config_until(done), before)
         write_text(file, now)
         log.info(
-            "settings changed after step %d; those before are in config-until-step-%06d.yaml", done, done
+            "settings changed after step %d; those before are in %s",
+            done,
+            RunFolder(run).config_until(done).name,
         )
 
 
@@ -62,4 +63,4 @@ def earlier(config: Config | SFTConfig, resume: Path | None) -> Path | None:
             "the launcher may start the processes again (--max-restarts), and they must find the run: set --run runs/NAME."
         )
     run = Path(config.run).expanduser()
-    return run if restarted and (run / "config.yaml").is_file() else None
+    return run if restarted and RunFolder(run).is_run else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from lightrft.runs.layout import RunFolder
 from lightrft.utils.atomic import write_text
 
 
@@ -22,10 +23,10 @@ class Logger:
 
     def __init__(self, run: Path, start_step: int = 0, *, tensorboard: bool = True) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        self.path = run / "metrics.jsonl"
+        self.path = RunFolder(run).metrics
         drop_after(self.path, start_step)
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
-        self._events: Any = _event_writer(run / "tensorboard", start_step) if tensorboard else None
+        self._events: Any = _event_writer(RunFolder(run).tensorboard, start_step) if tensorboard else None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line {"step", "time", ...}. A value that is NaN or infinite is written as null."""
@@ -56,7 +57,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
     ValueError naming the line for any other that is broken.
     """
-    path = run / "metrics.jsonl"
+    path = RunFolder(run).metrics
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightrft.media.parts import readable
+from lightrft.runs.layout import EvaluationFolder, RunFolder
 
 
 def evaluation_summary(run: Path, evaluations: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def evaluation_summary(run: Path, evaluations: Mapping[str, Mapping[str, float]]
         if label not in evaluations:
             continue
         result[label] = evaluations[label]["mean"]
-        estimates = json.loads((run / "evaluation" / f"{label}.json").read_text(encoding="utf-8"))
+        estimates = EvaluationFolder(RunFolder(run).evaluation).read_report(label)
         result["questions"] = sum(e["questions"] for e in estimates.values())
         if len(estimates) == 1:
             score = next(iter(estimates.values()))["score"]
@@ -28,12 +28,10 @@ def evaluation_summary(run: Path, evaluations: Mapping[str, Mapping[str, float]]
 
 def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
     """Held-out questions whose answers changed the most for the better, before and after side by side."""
-    files = [run / "evaluation" / f"{label}.jsonl" for label in ("before", "after")]
-    if not all(file.is_file() for file in files):
+    kept = EvaluationFolder(RunFolder(run).evaluation)
+    before, after = kept.read_responses("before"), kept.read_responses("after")
+    if not before or not after:
         return []
-    before, after = (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files
-    )
     pairs = [
         (a, b)
         for a, b in zip(before, after, strict=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightrft.media.parts import described
+from lightrft.runs.layout import RunFolder
 
 if TYPE_CHECKING:
     from lightrft.types import Trajectory
@@ -29,7 +30,7 @@ def save(
 
     `pieces` turns token ids into one text each, for viewers; `columns` adds per-token log-probs and advantages.
     """
-    path = file_of(run, step)
+    path = RunFolder(run).responses(step)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".writing")
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -42,9 +43,9 @@ def save(
 
 def load(run: Path, step: int) -> list[dict[str, Any]]:
     """The saved answers of a step, in the order they were trained on. ValueError naming the steps that are there."""
-    path = file_of(run, step)
+    path = RunFolder(run).responses(step)
     if not path.exists():
-        there = steps(run)
+        there = RunFolder(run).saved_steps
         known = (
             f"saved steps: {_ranges(there)}"
             if there
@@ -63,17 +64,6 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict) or "group" not in row:
         raise ValueError(f"{path}:{number}: the line holds no answer.")
     return row
-
-
-def steps(run: Path) -> list[int]:
-    """The steps whose answers are saved, in order."""
-    return sorted(
-        int(path.stem.removeprefix("step-")) for path in (run / "trajectories").glob("step-*.jsonl")
-    )
-
-
-def file_of(run: Path, step: int) -> Path:
-    return run / "trajectories" / f"step-{step:06d}.jsonl"
 
 
 def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:

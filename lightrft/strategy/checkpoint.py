@@ -83,18 +83,13 @@ class Stored:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of the run in folder `run`. Making one touches no file."""
+    """The checkpoints of a run, each in a folder of its own in `folder`. Making this touches no file."""
 
-    run: Path
+    folder: Path
     config: CheckpointConfig
     world: World
     _thread: threading.Thread | None = None
     _failure: list[BaseException] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        """Where they lie."""
-        return self.run / "checkpoints"
 
     def due(self, step: int) -> bool:
         """Whether the settings ask for a checkpoint after step `step` (counted from 1)."""
@@ -114,13 +109,13 @@ class Checkpoints:
         tensors = {f"{m}/{name}": t for m, of_model in (models or {}).items() for name, t in of_model.items()}
         if not self.config.background:
             self._write(step, state, tensors, self.world.gather, None)
-            return self._place(step)
+            return self.of(step)
         kept = {name: _copied(tensor) for name, tensor in tensors.items()}
         gather = partial(_gathered, group=self._group, size=self.world.size)
         work = partial(self._write, step, _detached(state), kept, gather, self._group)
         self._thread = threading.Thread(target=self._watched, args=(work,), name="checkpoint")
         self._thread.start()
-        return self._place(step)
+        return self.of(step)
 
     def wait(self) -> None:
         """Until nothing is being written any more. RuntimeError if what was could not be; called by all ranks."""
@@ -157,7 +152,8 @@ class Checkpoints:
         names = state.pop("models", [])
         return {**state, "models": {name: Stored(path / TENSORS, name) for name in names}}
 
-    def _place(self, step: int) -> Path:
+    def of(self, step: int) -> Path:
+        """The folder of the checkpoint after a step."""
         return self.folder / f"step-{step:06d}"
 
     @cached_property
@@ -180,7 +176,7 @@ class Checkpoints:
             with _agreed(gather):
                 if first:
                     recover(self.folder)
-                    unfinished = stack.enter_context(folder(self._place(step)))
+                    unfinished = stack.enter_context(folder(self.of(step)))
             unfinished = gather(unfinished)[0]
             models = sorted({name.partition("/")[0] for rank in gather(list(tensors)) for name in rank})
             if models:

@@ -14,6 +14,7 @@ from lightrft.media.parts import described, has_media
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
+from lightrft.runs.layout import EvaluationFolder
 from lightrft.tasks.base import Task, extractor
 from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estimate, pass_at_k
 from lightrft.trainer.rollout import rollout
@@ -101,8 +102,8 @@ class Evaluator:
         report = {eval_set.task.name: self._estimates(eval_set, rows) for eval_set in self.eval_sets}
         if self.world.is_first:
             lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-            write_text(self.folder / f"{label}.jsonl", lines)
-            write_text(self.folder / f"{label}.json", json.dumps(report, indent=2))
+            write_text(EvaluationFolder(self.folder).responses(label), lines)
+            write_text(EvaluationFolder(self.folder).report(label), json.dumps(report, indent=2))
         scores = {name: float(estimates["score"]["mean"]) for name, estimates in report.items()}
         total = sum(eval_set.weight for eval_set in self.eval_sets)
         mean = sum(scores[eval_set.task.name] * eval_set.weight for eval_set in self.eval_sets) / total

@@ -17,6 +17,7 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs import trajectories as saved
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
@@ -293,7 +294,7 @@ class Run:
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run; called by all ranks."""
-        write_model(self.trainer.model, self.processor, self.folder / "model", self.world)
+        write_model(self.trainer.model, self.processor, RunFolder(self.folder).model, self.world)
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote; called by all ranks."""

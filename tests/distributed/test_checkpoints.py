@@ -26,7 +26,7 @@ from tests.distributed.test_strategies import (
 
 
 def checkpoints(run, background=False):
-    return Checkpoints(run, CheckpointConfig(background=background), World.current())
+    return Checkpoints(run / "checkpoints", CheckpointConfig(background=background), World.current())
 
 
 def until_the_end(backend, run, **options):

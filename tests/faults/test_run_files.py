@@ -12,13 +12,14 @@ from lightrft.console.progress import report
 from lightrft.console.view import answer_panel, groups_table, view
 from lightrft.parallel.world import World
 from lightrft.runs import trajectories
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import read_metrics
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.types import Prompt, Trajectory
 
 
 def test_a_changed_name_in_the_list_of_files_costs_one_checkpoint_and_no_resume(tmp_path):
-    kept = Checkpoints(tmp_path, CheckpointConfig(), World())
+    kept = Checkpoints(tmp_path / "checkpoints", CheckpointConfig(), World())
     kept.save(1, {"step": 1})
     last = kept.save(2, {"step": 2})
     (tmp_path / "checkpoints" / "step-999999").write_text("a file")
@@ -37,7 +38,7 @@ def test_a_broken_line_of_metrics_is_named(tmp_path):
 
 def test_a_broken_line_of_responses_is_named(tmp_path):
     (tmp_path / "trajectories").mkdir()
-    trajectories.file_of(tmp_path, 1).write_text('{"group": 1}\n{"gro\n')
+    RunFolder(tmp_path).responses(1).write_text('{"group": 1}\n{"gro\n')
     with pytest.raises(ValueError, match=r"step-000001.jsonl:2: the line is broken"):
         trajectories.load(tmp_path, 1)
 
@@ -82,4 +83,4 @@ def test_a_report_shows_answers_as_they_are(tmp_path):
 
 def test_half_a_character_stops_no_step_from_being_kept(tmp_path):
     saved(tmp_path, "a\ud83d")
-    assert "a\ud83d" in json.loads(trajectories.file_of(tmp_path, 1).read_text().splitlines()[0]).values()
+    assert "a\ud83d" in json.loads(RunFolder(tmp_path).responses(1).read_text().splitlines()[0]).values()

@@ -27,6 +27,7 @@ from lightrft.config import Config
 from lightrft.console.progress import clock
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
+from lightrft.runs.layout import RunFolder
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import batch_tokens, pack, plan
@@ -321,7 +322,7 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
         f"{size(checkpoint)}; at most {config.checkpoint.keep_last} are kept, and one more while it is written",
     )
     run = Path(config.run or "runs").expanduser()
-    if config.run and (run / "metrics.jsonl").exists():
+    if config.run and RunFolder(run).has_steps:
         section.problem(
             f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
         )

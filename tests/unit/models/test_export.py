@@ -72,7 +72,7 @@ def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
         actor.backward(-logprobs(actor.module, batch, temperature=1.0, max_logits=10**6).values.sum())
         actor.step(actor.gradient_norm())
     run = tmp_path / "run"
-    Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": actor.tensor_state()})
+    Checkpoints(run / "checkpoints", CheckpointConfig(), World()).save(3, {}, {"actor": actor.tensor_state()})
     save_model(actor.module, tiny_processor(), tmp_path / "live")
     being_written = run / "checkpoints" / ".tmp-step-000004-1"
     being_written.mkdir()
@@ -86,7 +86,9 @@ def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
 
 def test_an_export_goes_into_a_new_folder_only(tmp_path):
     run = tmp_path / "run"
-    Checkpoints(run, CheckpointConfig(), World()).save(3, {}, {"actor": {"w": torch.zeros(2)}})
+    Checkpoints(run / "checkpoints", CheckpointConfig(), World()).save(
+        3, {}, {"actor": {"w": torch.zeros(2)}}
+    )
     with pytest.raises(ValueError, match="is not empty"):
         export(Config(), run, run, None, 5.0)
     with pytest.raises(ValueError, match="step-000007 cannot be used: meta.json"):

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lightrft.console.view import Color, advantage_style, logprob_style, view
 from lightrft.runs import trajectories
+from lightrft.runs.layout import RunFolder
 from lightrft.types import Prompt, Trajectory
 
 PIECES = {1: "It", 2: " is", 3: " 7"}
@@ -61,7 +62,7 @@ def test_what_is_saved_comes_back(run: Path) -> None:
         "advantages": [1.0, -0.5, 0.0],
         "pieces": ["It", " is", " 7"],
     }
-    assert trajectories.steps(run) == [7]
+    assert RunFolder(run).saved_steps == [7]
 
 
 def test_columns_are_left_out_when_not_wanted_and_a_missing_reward_is_null(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from lightrft.strategy.checkpoint import Checkpoints
 
 
 def checkpoints(run: Path, every_steps: int = 5, keep: int = 2) -> Checkpoints:
-    return Checkpoints(run, CheckpointConfig(every_steps=every_steps, keep_last=keep), World())
+    return Checkpoints(
+        run / "checkpoints", CheckpointConfig(every_steps=every_steps, keep_last=keep), World()
+    )
 
 
 def state(step: int, size: int = 1000) -> dict:
@@ -111,7 +113,7 @@ def test_tensors_of_models_come_back_into_whatever_is_given(tmp_path):
 
 def test_what_is_written_in_the_background_is_what_was_there_when_it_was_saved(tmp_path):
     config = CheckpointConfig(keep_last=2, background=True)
-    saved, models, plain = Checkpoints(tmp_path, config, World()), tensors(1.0), state(5)
+    saved, models, plain = Checkpoints(tmp_path / "checkpoints", config, World()), tensors(1.0), state(5)
     path = saved.save(5, plain, models)
     models["actor"]["weights/a.b"].fill_(9.0)
     plain["weights"]["w"].fill_(9.0)
@@ -127,7 +129,7 @@ def test_what_is_written_in_the_background_is_what_was_there_when_it_was_saved(t
 
 
 def test_an_error_in_the_background_is_told_by_the_next_save(small_disk):
-    saved = Checkpoints(small_disk, CheckpointConfig(keep_last=2, background=True), World())
+    saved = Checkpoints(small_disk / "checkpoints", CheckpointConfig(keep_last=2, background=True), World())
     saved.save(5, state(5))
     saved.save(10, state(10), {"actor": {"w": torch.zeros(800_000)}})
     with pytest.raises(RuntimeError, match="the disk is full.*checkpoint is intact"):
@@ -287,7 +289,7 @@ from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.parallel.world import World
 
 run, draw = Path(sys.argv[1]), random.Random(0)
-saved = Checkpoints(run, CheckpointConfig(keep_last=2), World())
+saved = Checkpoints(run / "checkpoints", CheckpointConfig(keep_last=2), World())
 tensors = [torch.full((500_000,), float(n)) for n in range(4)]
 
 def save_forever(step):

@@ -1,0 +1,147 @@
+"""What lies where in a run folder: the one place that knows the names of its files.
+
+RUN/config.yaml             the settings; config-until-step-000004.yaml: those before a resume changed them
+RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
+RUN/trajectories/           the responses of a step: step-000007.jsonl
+RUN/evaluation/             held-out scores and responses: before.json, before.jsonl
+RUN/summary.json            what the finished run says of itself            RUN/curves.png
+RUN/checkpoints/            to go on from                    RUN/capsules/      captured steps
+RUN/log.txt, RUN/logs/      the first rank's log; what other ranks printed
+RUN/model/                  the finished model as a Hugging Face folder
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, by name; whether they are there yet is another question."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings that the run goes on with."""
+        return self.path / "config.yaml"
+
+    def config_until(self, step: int) -> Path:
+        """The settings of the steps up to this one, which a resume has changed."""
+        return self.path / f"config-until-step-{step:06d}.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """A folder of event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def trajectories(self) -> Path:
+        """The folder of saved responses."""
+        return self.path / "trajectories"
+
+    def responses(self, step: int) -> Path:
+        """The saved responses of a step, one JSON object each."""
+        return self.trajectories / f"step-{step:06d}.jsonl"
+
+    @property
+    def saved_steps(self) -> list[int]:
+        """The steps whose responses are saved, in order."""
+        return sorted(int(file.stem.removeprefix("step-")) for file in self.trajectories.glob("step-*.jsonl"))
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of held-out scores and responses."""
+        return self.path / "evaluation"
+
+    @property
+    def summary(self) -> Path:
+        """What the finished run says of itself."""
+        return self.path / "summary.json"
+
+    @property
+    def curves(self) -> Path:
+        """The course of the run as a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of states to go on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def capsules(self) -> Path:
+        """The folder of captured steps."""
+        return self.path / "capsules"
+
+    def capsule(self, step: int) -> Path:
+        """The folder of one captured step."""
+        return self.capsules / f"step-{step:06d}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the first rank, and the first failure of whichever rank."""
+        return self.path / "log.txt"
+
+    @property
+    def rank_logs(self) -> Path:
+        """The folder of what ranks other than the first print."""
+        return self.path / "logs"
+
+    @property
+    def model(self) -> Path:
+        """The finished model as a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run, begun at least."""
+        return self.config.is_file()
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step was written down, or is about to be; settings alone are no run yet: they may have been refused."""
+        return self.metrics.exists()
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary; empty while the run is not finished."""
+        return _json(self.summary) if self.summary.is_file() else {}
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """The files of evaluations: of a run, or of `lightrft evaluate`."""
+
+    path: Path
+
+    def report(self, label: str) -> Path:
+        """Estimates by task."""
+        return self.path / f"{label}.json"
+
+    def responses(self, label: str) -> Path:
+        """Every held-out response, one JSON object each."""
+        return self.path / f"{label}.jsonl"
+
+    def read_report(self, label: str) -> dict[str, Any]:
+        """The estimates by task."""
+        return _json(self.report(label))
+
+    def read_responses(self, label: str) -> list[dict[str, Any]]:
+        """The held-out responses in the order of their questions; empty if none were written."""
+        file = self.responses(label)
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
