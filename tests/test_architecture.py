@@ -73,3 +73,37 @@ def accelerators_named(path):
 def test_one_file_alone_knows_kinds_of_accelerators():
     named = {str(p.relative_to(PACKAGE)): list(accelerators_named(p)) for p in PACKAGE.rglob("*.py")}
     assert {file for file, names in named.items() if names} == {"utils/device.py"}
+
+
+NAMED = re.compile(r"(?:--)?\b([a-z_]+(?:\.[a-z_]+)+)=")
+
+
+def options_named(path: Path) -> set[str]:
+    """Options that texts of a file's code name as `section.option=`; not those of comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and id(n) not in told and isinstance(n.value, str)
+    ]
+    sections = {name.split(".")[0] for name, *_ in OPTIONS}
+    return {name for text in texts for name in NAMED.findall(text) if name.split(".")[0] in sections}
+
+
+def test_every_option_that_an_error_names_exists() -> None:
+    known = {name for name, *_ in OPTIONS}
+    named = {str(p.relative_to(PACKAGE)): options_named(p) for p in PACKAGE.rglob("*.py")}
+    assert sum(map(len, named.values())) > 100
+    # What a dict holds is named behind it: algorithm.options.dual_clip.
+    lost = {f: {n for n in names if not {n, n.rpartition(".")[0]} & known} for f, names in named.items()}
+    lost = {file: names for file, names in lost.items() if names}
+    assert not lost, f"error texts name options that do not exist: {lost}"
+
+
+def test_an_option_that_does_not_exist_is_seen_in_an_error_text(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        '"""Not rollout.inside="""\nn = 1\nraise ValueError(f"rollout.gruop_size={n}: too few.")\n'
+    )
+    assert options_named(file) == {"rollout.gruop_size"}

@@ -34,7 +34,8 @@ from lightrft.config import (
     UpdateConfig,
 )
 from lightrft.engines.native import NativeEngine
-from lightrft.models.load import causal_lm, load_processor
+from lightrft.models.load import load_processor
+from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.runs.folder import new_run
 

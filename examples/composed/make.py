@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, WhisperConfig
 
 from lightrft.config import ModelConfig
-from lightrft.models.load import model_folder
+from lightrft.models.describe import model_folder
 from lightrft.utils.imports import load_file
 
 composed: Any = load_file(str(Path(__file__).with_name("composed.py")))

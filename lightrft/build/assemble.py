@@ -52,7 +52,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run of reinforcement learning is made of."""
+    """The parts of a run of reinforcement learning."""
 
     config: Config
     run: Path
@@ -152,7 +152,7 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
 
 
 def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
-    """What draws, judges and chooses the groups of a step."""
+    """The part that draws, judges and chooses the groups of a step."""
     greedy = Greedy(parts.config, sampler, parts.judge, parts.processor)
     return Collector(
         config=parts.config,
@@ -166,7 +166,7 @@ def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Co
 
 
 def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scorer:
-    """What fills the columns of answers."""
+    """The part that fills the columns of answers."""
     models = parts.models
     return Scorer(
         config=parts.config,

@@ -13,8 +13,9 @@ from torch import nn
 from lightrft.config import POLICY, Config, JudgeConfig, LoraConfig, ModelConfig, RewardModelConfig
 from lightrft.engines.base import Engine, MakeEngine
 from lightrft.engines.native import native_engine
+from lightrft.models.describe import text_shape
 from lightrft.models.families import made_for
-from lightrft.models.load import load_model, load_processor, text_shape
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.processor import Processor
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.models.source import Source

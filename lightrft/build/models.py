@@ -15,11 +15,9 @@ from lightrft.config import (
     ModelConfig,
     StrategyConfig,
 )
-from lightrft.models.load import (
-    is_adapted,
-    load_processor,
-    without_weights,
-)
+from lightrft.models.describe import without_weights
+from lightrft.models.load import load_processor
+from lightrft.models.lora import is_adapted
 from lightrft.models.processor import Processor
 from lightrft.models.sequence import check_shared
 from lightrft.models.source import CriticSource, Source

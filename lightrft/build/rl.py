@@ -6,6 +6,7 @@ import contextlib
 import logging
 from pathlib import Path
 
+from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, left_in
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
@@ -33,6 +34,7 @@ from lightrft.models.load import (
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.metrics import Logger
+from lightrft.strategy.base import Strategy
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.trainer.run import Run
 from lightrft.utils.device import pick_device
@@ -66,22 +68,14 @@ def build_run(
     checkpoints = Checkpoints(run, config.checkpoint, world)
     state = last_state(checkpoints) if resume else None
 
-    actor = strategy.trainable(Source(config.model), config.optimizer, actor_updates(config))
-    critic = build_critic(config, algorithm, strategy)
-    reference = build_reference(config, algorithm, actor, strategy)
-    teacher = build_teacher(config, algorithm, strategy)
-    sampling = engine_module(config, strategy, actor)
-    engine = make_engine(sampling, processor, config.rollout)
+    models = build_models(config, algorithm, strategy)
+    engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
     judges = [task_data.judge, task_data.eval_judge]
     judging = add_judging_models(config, judges, engine, processor, device)
-    owners = {"actor": actor, "critic": critic, "reference": reference, "teacher": teacher}
-    memory_plan = build_memory_plan(owners, engine, judging, device)
-    logger = (
-        Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
-        if world.is_first
-        else None
-    )
-    if logger is not None:
+    memory_plan = build_memory_plan(vars(models), engine, judging, device)
+    logger = None
+    if world.is_first:
+        logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
     progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
     evaluator = build_evaluator(config, task_data, processor, run / "evaluation", world)
@@ -91,7 +85,7 @@ def build_run(
         world=world,
         device=device,
         memory_plan=memory_plan,
-        models=Models(actor, critic, reference, teacher),
+        models=models,
         engine=engine,
         processor=processor,
         prompts=task_data.prompts,
@@ -112,6 +106,14 @@ def build_run(
         progress.console.print(memory_plan.table())
     stack.enter_context(progress)
     return made
+
+
+def build_models(config: Config, algorithm: Algorithm, strategy: Strategy) -> Models:
+    """The models that a step computes with: loads their weights."""
+    actor = strategy.trainable(Source(config.model), config.optimizer, actor_updates(config))
+    critic = build_critic(config, algorithm, strategy)
+    reference = build_reference(config, algorithm, actor, strategy)
+    return Models(actor, critic, reference, build_teacher(config, algorithm, strategy))
 
 
 def refuse_capsules(config: Config, world: World) -> None:

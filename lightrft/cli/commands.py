@@ -23,6 +23,7 @@ from lightrft.cli.options import (
     parsed,
     taken,
 )
+from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import Config, SFTConfig, layers
 from lightrft.runs.folder import check_backend, new_run
@@ -206,5 +207,6 @@ COMMANDS: dict[str, Command] = {
     "view": view,
     "export": export,
     "doctor": doctor,
+    "init": init,
 }
 helping.ABOUT.update((name, (run.__doc__ or "").splitlines()[0]) for name, run in COMMANDS.items())

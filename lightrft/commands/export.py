@@ -11,10 +11,8 @@ from lightrft.config import (
     SFTConfig,
 )
 from lightrft.models.export import write_folder
-from lightrft.models.load import (
-    full_weights,
-    load_processor,
-)
+from lightrft.models.load import load_processor
+from lightrft.models.lora import full_weights
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.checkpoint import Checkpoints, problem

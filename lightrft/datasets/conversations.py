@@ -207,30 +207,12 @@ class Conversations:
         refuse_media(talk, first=turns[0], last=turns[-1])
         start, so_far, mask = 0, list[int](), list[bool]()
         for turn in turns:
-            opened = self.processor.tokens(talk[:turn])
-            closed = self.processor.tokens(talk[: turn + 1], answer_next=False)
-            self._check_kept(so_far, opened, closed, turn)
-            said = closed[len(opened) :]
-            # What the template puts after the end token is not the assistant's, and may differ if more turns follow.
-            end = len(said) - (said[::-1].index(self.ending) if self.ending in said else 0)
-            mask += [False] * (len(opened) - len(so_far)) + [True] * end
-            start, so_far = start or len(opened), closed[: len(opened) + end]
+            between = self.processor.between(so_far, talk[:turn], instead="train_on=last_turn, or ")
+            opened = so_far + between
+            said = self.processor.said(opened, talk[: turn + 1], self.ending)
+            mask += [False] * len(between) + [True] * len(said)
+            start, so_far = start or len(opened), opened + said
         return Answer(so_far[start:], mask[start:], "stop")
-
-    def _check_kept(self, before: list[int], opened: list[int], closed: list[int], turn: int) -> None:
-        """ValueError unless the template left earlier tokens as they were, and a turn has tokens."""
-        if opened[: len(before)] != before:
-            raise ValueError(
-                f"the chat template does not keep prefixes: it writes turns before message {turn} otherwise once more follow. "
-                "Set train_on=last_turn, or model.chat_template to one that keeps them."
-            )
-        if closed[: len(opened)] != opened:
-            raise ValueError(
-                f"message {turn}: its first characters merge with what the chat template puts before them. Remove white space at the "
-                "beginning of the answer, or set model.chat_template."
-            )
-        if len(closed) == len(opened):
-            raise ValueError(f"message {turn}: the chat template leaves the answer out.")
 
     def _fitting(self, answer: Answer, name: str, kept: Kept) -> Answer | None:
         length, most = len(answer.token_ids), self.config.max_tokens

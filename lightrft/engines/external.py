@@ -17,8 +17,8 @@ from lightrft.config import RolloutConfig
 from lightrft.engines.sampling import stream
 from lightrft.media.parts import KINDS, Media, parts
 from lightrft.models.export import published
-from lightrft.models.load import plain_parameters, plain_state
 from lightrft.models.logprobs import causal_lm
+from lightrft.models.lora import plain_parameters, plain_state
 from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import Processor
 from lightrft.types import Prompt, Sampling
@@ -120,7 +120,7 @@ class WeightNames:
 
     @classmethod
     def of(cls, module: nn.Module) -> WeightNames:
-        """Those of a module, empty or not."""
+        """The names of a module's weights, empty or not."""
         parameters = plain_parameters(module)
         first: dict[nn.Parameter, str] = {}
         tied = (name for name, p in parameters.items() if first.setdefault(p, name) != name)

@@ -23,8 +23,9 @@ from lightrft.engines.packed_linear import fast
 from lightrft.engines.sampling import draw, stream, uniforms
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import forward_media, joined, placeholders, seen_both_ways
-from lightrft.models.load import empty, is_empty, plain_parameters, plain_state
+from lightrft.models.lazy import empty, is_empty
 from lightrft.models.logprobs import backbone, causal_lm, output_head, text_config
+from lightrft.models.lora import plain_parameters, plain_state
 from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Finish, Prompt, Sampling

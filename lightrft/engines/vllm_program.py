@@ -60,7 +60,7 @@ def main() -> None:
 
     @video.VIDEO_LOADER_REGISTRY.register(READER)  # type: ignore[untyped-decorator]
     class Frames(video.VideoLoader):  # type: ignore[misc]
-        """Of VideoLoader; options such as how many frames to take have no effect: that was chosen by the trainer."""
+        """The method of VideoLoader; options such as how many frames to take have no effect: that was chosen by the trainer."""
 
         @classmethod
         def load_bytes(cls, data: bytes, **options: Any) -> tuple[NDArray[Any], dict[str, Any]]:

@@ -302,7 +302,7 @@ class Server:
                 ) from None
 
     def mark(self) -> str | None:
-        """That of its weights; None if it does not answer."""
+        """The id of the weight sync this server holds; None if it does not answer."""
         try:
             return str(self.call("lightrft_which")[0])
         except (*FAILURES, ValueError):

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, revert_weight_conversion
 
-from lightrft.models.load import causal_lm, merged_adapters, plain_parameters, plain_state, save_words
+from lightrft.models.load import save_words
+from lightrft.models.logprobs import causal_lm
+from lightrft.models.lora import merged_adapters, plain_parameters, plain_state
 from lightrft.models.processor import Processor
 
 FILE_BYTES = 5 * 10**9
-"""Of a file of weights, as transformers has it."""
+"""The most bytes of a file of weights, as transformers has it."""
 
 
 def write_folder(

@@ -32,7 +32,7 @@ class MediaEncoder:
     """A transformers processor for one model: chat template, and media to tokens and tensors."""
 
     def __init__(self, processor: Any, shapes: Any, options: MediaConfig) -> None:
-        """`shapes`: the model on the meta device (models.load.without_weights); no weight of it is read."""
+        """`shapes`: the model on the meta device (models.describe.without_weights); no weight of it is read."""
         self.processor, self._shapes, self._options = processor, shapes, options
         self._body = backbone(shapes)
         self._takes = inspect.signature(type(shapes).forward).parameters

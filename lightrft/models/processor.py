@@ -89,6 +89,39 @@ class Processor:
         )
         return list(encoded["input_ids"])
 
+    def between(self, before: Sequence[int], messages: Sequence[Message], *, instead: str = "") -> list[int]:
+        """Tokens that the template adds after `before` until the assistant is to speak, in answer to `messages`.
+
+        `before`: the tokens of the conversation so far, as read and written, up to the end token of its last answer; empty at
+        the beginning. ValueError if the template writes that part otherwise once more turns follow; `instead`, beginning a
+        sentence's list of cures, names what else the caller's settings offer.
+        """
+        opened = self.tokens(messages)
+        if opened[: len(before)] != list(before):
+            raise ValueError(
+                f"the chat template does not keep prefixes: it writes turns before message {len(messages)} otherwise once more follow. "
+                f"Set {instead}model.chat_template to one that keeps them."
+            )
+        return opened[len(before) :]
+
+    def said(self, opened: Sequence[int], messages: Sequence[Message], ending: int) -> list[int]:
+        """Tokens that the template adds after `opened` for the last message, an answer, until the last token `ending`.
+
+        `opened`: the tokens of the messages before it, where the assistant is to speak. What the template puts after the end
+        token is not the assistant's, and may differ if more turns follow; without an end token it is all there is.
+        ValueError if the answer merges with what comes before it, or has no tokens.
+        """
+        closed, place = self.tokens(messages, answer_next=False), len(messages) - 1
+        if closed[: len(opened)] != list(opened):
+            raise ValueError(
+                f"message {place}: its first characters merge with what the chat template puts before them. Remove white space at the "
+                "beginning of the answer, or set model.chat_template."
+            )
+        added = closed[len(opened) :]
+        if not added:
+            raise ValueError(f"message {place}: the chat template leaves the answer out.")
+        return added[: len(added) - (added[::-1].index(ending) if ending in added else 0)]
+
     def rendered(self, messages: Sequence[Message]) -> str:
         """The same as text, for people."""
         if self.media is not None:

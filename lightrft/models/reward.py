@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightrft.config import ModelConfig, RewardModelConfig
 from lightrft.models.attention import ATTENTION
-from lightrft.models.load import model_folder
+from lightrft.models.describe import model_folder
 from lightrft.models.logprobs import backbone, predicting_states, text_config
 from lightrft.models.sequence import Share
 from lightrft.types import Inputs

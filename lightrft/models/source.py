@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.load import empty_model, load_model, plain_parameters
+from lightrft.models.lazy import empty_model
+from lightrft.models.load import load_model
 from lightrft.models.logprobs import backbone, causal_lm, text_config
+from lightrft.models.lora import plain_parameters
 from lightrft.models.values import ValueModel
 from lightrft.models.weights import Weights
 
@@ -33,7 +35,7 @@ class Source:
         return load_model(self.config, device, trainable=self.learns)
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """The same module before its weights are read (models/load.py: empty); what is not in a checkpoint is real."""
+        """The same module before its weights are read (models/lazy.py: empty); what is not in a checkpoint is real."""
         return empty_model(self.config, device, trainable=self.learns, dtype=dtype)
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lightrft.config import ModelConfig
-from lightrft.models.load import without_weights
+from lightrft.models.describe import without_weights
 from lightrft.models.logprobs import backbone, predicting_states
 from lightrft.models.sequence import Share
 from lightrft.types import Batch

@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from lightrft.config import ModelConfig
-from lightrft.models.load import RANDOM, model_folder
+from lightrft.models.describe import RANDOM, model_folder
 
 
 @dataclass

@@ -1,10 +1,14 @@
-"""Where this process is in its run, for those who look for it when something hangs."""
+"""Where this process is in its run, for those who look for it when something hangs: all that is global of a process."""
 
 from __future__ import annotations
 
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightrft.parallel.watch import Watch
 
 
 @dataclass
@@ -24,6 +28,9 @@ class RankStatus:
 
     changed: threading.Event = field(default_factory=threading.Event)
     """Set when a phase begins, so that others know at once."""
+
+    watch: Watch | None = None
+    """The threads that look after this rank and the others, from joining a run until its end; None alone."""
 
     def heartbeat(self) -> None:
         """It has got on: the clock of those who look for a stall starts anew."""
@@ -56,4 +63,4 @@ class RankStatus:
 
 
 STATUS = RankStatus()
-"""Those of this process."""
+"""The status of this process."""

@@ -47,7 +47,7 @@ class BrokenError(PeerError):
 
 @dataclass
 class Watch:
-    """Of one rank; its threads run from `start` to `stop`."""
+    """The watch of one rank; its threads run from `start` to `stop`."""
 
     rank: int
     size: int

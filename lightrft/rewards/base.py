@@ -13,16 +13,17 @@ from lightrft.config import RewardConfig
 from lightrft.media.parts import described
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import MODEL_REWARDS, ModelReward
-from lightrft.rewards.table import REWARDS, load_reward
+from lightrft.rewards.table import REWARDS, load_reward, load_values
 from lightrft.types import Trajectory
 from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import resolve
-from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner
+from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner, Work
 
 __all__ = ["REWARDS", "RewardError", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
-
+WORK = Work("lightrft.rewards.table:load_values", noun="reward", limit="rewards.timeout_seconds")
+"""Reward functions, as worker processes load and name them."""
 
 Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]
 """(reward, place) -> value, and (reward, place) -> why there is none."""
@@ -78,11 +79,11 @@ class RewardRunner:
         for name in names:
             if ":" not in name:
                 resolve(REWARDS, name, "reward")
-        self._runner: Runner
+        self._runner: Runner[list[float]]
         if config.workers and names:
-            self._runner = Pool(names, config.workers, config.timeout_seconds)
+            self._runner = Pool(WORK, names, config.workers, config.timeout_seconds)
         else:
-            self._runner = Inline({name: load_reward(name) for name in names})
+            self._runner = Inline({name: load_values(name) for name in names})
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> RewardResult:
         """Judges in place. RewardError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:

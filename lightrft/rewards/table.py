@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lightrft.rewards.function import RewardFunction, as_reward, each
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
 from lightrft.rewards.text import (
@@ -25,6 +28,11 @@ from lightrft.utils.imports import resolve
 def load_reward(name: str) -> RewardFunction:
     """The reward called `name`, or the one an import path names. ValueError as from `resolve`."""
     return as_reward(resolve(REWARDS, name, "reward"), name)
+
+
+def load_values(name: str) -> Callable[[Sequence[Answer]], list[float]]:
+    """The reward called `name`, with its values checked: what a worker runs. ValueError as from `resolve`."""
+    return partial(values_of, load_reward(name))
 
 
 REWARDS: dict[str, RewardFunction] = {

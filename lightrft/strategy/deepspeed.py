@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import DeepspeedConfig, OptimizerConfig, StrategyConfig
+from lightrft.models.describe import without_weights
 from lightrft.models.families import is_multimodal
-from lightrft.models.load import without_weights
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.source import Source
 from lightrft.parallel.world import World

@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor
 from lightrft.config import OptimizerConfig, StrategyConfig
 from lightrft.models.blocks import blocks
 from lightrft.models.families import is_multimodal
-from lightrft.models.load import full_weights, remake
+from lightrft.models.lazy import remake
 from lightrft.models.logprobs import backbone
+from lightrft.models.lora import full_weights
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from lightrft.models.load import Gather
+from lightrft.models.lora import Gather
 from lightrft.models.source import Source
 from lightrft.models.weights import Weights
 from lightrft.strategy.base import Saved

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig, StrategyConfig
-from lightrft.models.load import is_adapted, merged_adapters, plain_state
+from lightrft.models.lora import is_adapted, merged_adapters, plain_state
 from lightrft.models.source import Source
 from lightrft.strategy.base import Saved, Trainable
 from lightrft.strategy.ema import follow

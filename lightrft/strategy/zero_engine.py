@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightrft.models.load import full_weights, merged_adapters, plain_state
+from lightrft.models.lora import full_weights, merged_adapters, plain_state
 from lightrft.parallel.world import World
 from lightrft.utils.imports import require
 

@@ -1,9 +1,8 @@
 """Small true things to test with: tiny models, a byte tokenizer, batches by length. For our tests and for plugins', with the
-checks that every engine must pass (engines.py)."""
+checks that every engine, reward, task and strategy must pass (a file for each)."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,19 @@ from lightrft.media.parts import KINDS
 from lightrft.models.export import save_model
 from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_model, tiny_tokenizer
+from lightrft.testing.batches import make_batch, tiny_prompt, tiny_trajectories
 from lightrft.testing.engines import check_engine
-from lightrft.types import Batch, Completion, Message, Prompt, Record, Trajectory
+from lightrft.testing.rewards import Example, check_reward
+from lightrft.testing.strategies import check_strategy
+from lightrft.testing.tasks import check_task
+from lightrft.types import Message, Prompt, Record
 
 __all__ = [
+    "Example",
     "check_engine",
+    "check_reward",
+    "check_strategy",
+    "check_task",
     "keep_double",
     "make_batch",
     "media_prompts",
@@ -66,13 +73,6 @@ def keep_double() -> Iterator[None]:
         Tensor.float, Tensor.to = cast, to  # type: ignore[method-assign]
 
 
-def tiny_prompt(length: int, *, seed: int = 0, source: str = "test") -> Prompt:
-    """A prompt of `length` random byte tokens."""
-    draw = random.Random(seed)
-    tokens = [draw.randrange(256) for _ in range(length)]
-    return Prompt(id=f"prompt-{seed}", token_ids=tokens, messages=[], target=None, source=source)
-
-
 def media_prompts(processor: Processor, kinds: Sequence[str]) -> list[Prompt]:
     """Questions about random pictures and clips, one medium after words and two around them for each kind; and one without."""
     draw = np.random.default_rng(0)
@@ -98,56 +98,3 @@ def media_prompts(processor: Processor, kinds: Sequence[str]) -> list[Prompt]:
             question(f"two {kind}s", kind, " or ", kind, "?"),
         ]
     return asked
-
-
-def tiny_trajectories(shape: Sequence[tuple[int, Sequence[int]]], *, seed: int = 0) -> list[Trajectory]:
-    """Random answers: for each (prompt length, response lengths) one group. Rewards are random, masks all True."""
-    draw = random.Random(seed)
-    trajectories = []
-    for group, (length, responses) in enumerate(shape):
-        prompt = tiny_prompt(length, seed=1000 * seed + group)
-        for n in responses:
-            answer = Completion(
-                [draw.randrange(256) for _ in range(n)], [-draw.random() for _ in range(n)], "stop"
-            )
-            trajectories.append(
-                Trajectory(
-                    prompt=prompt,
-                    group=group,
-                    token_ids=answer.token_ids,
-                    mask=[True] * n,
-                    behavior=answer.logprobs,
-                    finish=answer.finish,
-                    reward=float(draw.randrange(2)),
-                )
-            )
-    return trajectories
-
-
-def make_batch(
-    lengths: Sequence[int],
-    *,
-    groups: Sequence[int] | None = None,
-    scores: Sequence[float] | Tensor | None = None,
-    mask: Sequence[bool] | Tensor | None = None,
-    **columns: Sequence[float] | Tensor,
-) -> Batch:
-    """Answers of these lengths (0 is one), end to end, without model inputs; all in group 0 and all tokens chosen.
-
-    `columns` are (T,): old, ref, rewards, advantages, ...; lists become float32, tensors stay as they are.
-    """
-    num_tokens, num_sequences = sum(lengths), len(lengths)
-    given: dict[str, Any] = {name: torch.as_tensor(value) for name, value in columns.items()}
-    return Batch(
-        segments=torch.repeat_interleave(
-            torch.arange(num_sequences), torch.tensor(lengths, dtype=torch.int64)
-        ),
-        groups=torch.zeros(num_sequences, dtype=torch.int64)
-        if groups is None
-        else torch.tensor(groups, dtype=torch.int64),
-        mask=torch.ones(num_tokens, dtype=torch.bool)
-        if mask is None
-        else torch.as_tensor(mask, dtype=torch.bool),
-        scores=torch.zeros(num_sequences) if scores is None else torch.as_tensor(scores),
-        **{"weights": torch.zeros(num_tokens), "behavior": torch.zeros(num_tokens), **given},
-    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from lightrft.engines.base import NONE, Engine, give
 from lightrft.models.families import placeholders
 from lightrft.models.logprobs import logprobs
+from lightrft.testing.checks import Checked, LackingError, lacks, run_checks
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import going_on
 from lightrft.types import Completion, Continuation, Prompt, Sampling, Trajectory
@@ -21,29 +22,6 @@ LENGTHS = (1, 40, 3, 130, 17, 64)
 TEMPERATURES = (1.0, 0.7)
 LOADED = 5
 """The version that is stamped on the weights."""
-
-
-class LackingError(AssertionError):
-    """What an engine does not do."""
-
-
-@dataclass
-class Checked:
-    """What became of each check."""
-
-    passed: list[str] = field(default_factory=list)
-    lacking: dict[str, str] = field(default_factory=dict)
-    """Check -> what was seen instead."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the engine does all."""
-        return not self.lacking
-
-    def __str__(self) -> str:
-        lines = [f"  {name}" for name in self.passed]
-        lines += [f"! {name}: {seen}" for name, seen in self.lacking.items()]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -65,7 +43,7 @@ class Bench:
         return placeholders(self.reference.config)
 
     def prompts(self) -> list[Prompt]:
-        """Of very unequal lengths."""
+        """Prompts of very unequal lengths."""
         return [self.prompt(length, seed) for seed, length in enumerate(LENGTHS)]
 
     def prompt(self, length: int, seed: int) -> Prompt:
@@ -108,16 +86,11 @@ class Bench:
 Check = Callable[[Bench], None]
 
 
-def _lacks(condition: bool, told: str) -> None:
-    if condition:
-        raise LackingError(told)
-
-
 def greedy_text_is_that_of_generate(bench: Bench) -> None:
     prompts = bench.prompts()
     for prompt, answer in zip(prompts, bench.greedy(prompts), strict=True):
         right = bench.expected(prompt)
-        _lacks(
+        lacks(
             answer.token_ids != right,
             f"{answer.token_ids} instead of {right} ({len(prompt.token_ids)} tokens asked)",
         )
@@ -129,13 +102,13 @@ def each_token_has_the_logprob_of_the_distribution_it_was_drawn_from(bench: Benc
         sampling = Sampling(n=3, max_tokens=10, temperature=temperature, ignore_eos=True, seed=3)
         for prompt, answers in zip(prompts, bench.engine.generate(prompts, sampling), strict=True):
             for answer in answers:
-                _lacks(
+                lacks(
                     len(answer.logprobs) != len(answer.token_ids),
                     f"{len(answer.logprobs)} log-probs for {len(answer.token_ids)} tokens",
                 )
                 right = bench.logprobs(prompt, answer, temperature)
                 apart = float((torch.tensor(answer.logprobs) - right).abs().max())
-                _lacks(apart > bench.tolerance, f"{apart:.2g} off at temperature {temperature}")
+                lacks(apart > bench.tolerance, f"{apart:.2g} off at temperature {temperature}")
 
 
 def a_draw_is_fixed_by_its_seed_and_siblings_differ(bench: Bench) -> None:
@@ -146,10 +119,10 @@ def a_draw_is_fixed_by_its_seed_and_siblings_differ(bench: Bench) -> None:
         return [[a.token_ids for a in answers] for answers in bench.engine.generate(prompts, sampling)]
 
     once, again, other = drawn(1), drawn(1), drawn(2)
-    _lacks(any(len(answers) != 4 for answers in once), "not n answers to each prompt")
-    _lacks(once != again, "the same seed gave other answers")
-    _lacks(once == other, "another seed gave the same answers")
-    _lacks(
+    lacks(any(len(answers) != 4 for answers in once), "not n answers to each prompt")
+    lacks(once != again, "the same seed gave other answers")
+    lacks(once == other, "another seed gave the same answers")
+    lacks(
         any(len({tuple(a) for a in answers}) == 1 for answers in once), "all answers to a prompt are the same"
     )
 
@@ -157,17 +130,17 @@ def a_draw_is_fixed_by_its_seed_and_siblings_differ(bench: Bench) -> None:
 def an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit(bench: Bench) -> None:
     prompts = bench.prompts()
     for prompt, whole in zip(prompts, bench.greedy(prompts), strict=True):
-        _lacks(whole.finish != "length", f"finish={whole.finish!r} of an answer that was cut")
-        _lacks(len(whole.token_ids) != 12, f"{len(whole.token_ids)} tokens instead of max_tokens=12")
+        lacks(whole.finish != "length", f"finish={whole.finish!r} of an answer that was cut")
+        lacks(len(whole.token_ids) != 12, f"{len(whole.token_ids)} tokens instead of max_tokens=12")
         token = whole.token_ids[5]
         (ended,) = bench.greedy([prompt], ignore_eos=False, stop_token_ids=(token,))
         right = whole.token_ids[: whole.token_ids.index(token) + 1]
         stopped = next((n for n, t in enumerate(ended.token_ids) if t == token), None)
-        _lacks(
+        lacks(
             ended.token_ids != right[: len(ended.token_ids)] or stopped is None,
             f"{ended.token_ids} instead of {right}",
         )
-        _lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop token ended")
+        lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop token ended")
 
 
 def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
@@ -183,16 +156,16 @@ def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
             [going_on], Sampling(n=3, max_tokens=12, temperature=0, ignore_eos=True)
         )
         answers = [answer.token_ids for answer in found[0]]
-        _lacks(answers != [end], f"{answers} instead of {[end]} for the rest of an answer")
+        lacks(answers != [end], f"{answers} instead of {[end]} for the rest of an answer")
 
 
 def a_stop_text_ends_an_answer_and_is_kept(bench: Bench) -> None:
     prompt, text = _printable(bench)
     (ended,) = bench.greedy([prompt], tokens=40, ignore_eos=False, stop=(text,))
     said = bench.decode(ended.token_ids)
-    _lacks(text not in said, f"the answer {said!r} does not hold the stop text {text!r}")
-    _lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop text ended")
-    _lacks(text in bench.decode(ended.token_ids[:-1]), "the answer goes on after the stop text")
+    lacks(text not in said, f"the answer {said!r} does not hold the stop text {text!r}")
+    lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop text ended")
+    lacks(text in bench.decode(ended.token_ids[:-1]), "the answer goes on after the stop text")
 
 
 def _printable(bench: Bench) -> tuple[Prompt, str]:
@@ -212,9 +185,9 @@ def a_thousand_requests_come_back_in_order(bench: Bench) -> None:
     asked = [several[n % len(several)] for n in range(bench.requests)]
     found = [answer.token_ids for answer in bench.greedy(asked, tokens=2)]
     wrong = sum(a != right[n % len(right)] for n, a in enumerate(found))
-    _lacks(len(found) != len(asked) or wrong > 0, f"{wrong} of {len(asked)} answers are another prompt's")
+    lacks(len(found) != len(asked) or wrong > 0, f"{wrong} of {len(asked)} answers are another prompt's")
     drawn = bench.engine.generate(asked, Sampling(max_tokens=2, seed=1, ignore_eos=True))
-    _lacks([len(answers) for answers in drawn] != [1] * len(asked), "not one draw for each")
+    lacks([len(answers) for answers in drawn] != [1] * len(asked), "not one draw for each")
 
 
 def an_empty_prompt_is_refused(bench: Bench) -> None:
@@ -232,12 +205,12 @@ def new_weights_are_there_at_once_and_old_ones_gone(bench: Bench) -> None:
         bench.give()
         for prompt, answer in zip(prompts, bench.greedy(prompts), strict=True):
             right = bench.expected(prompt)
-            _lacks(answer.token_ids != right, f"{answer.token_ids} instead of {right} under changed weights")
+            lacks(answer.token_ids != right, f"{answer.token_ids} instead of {right} under changed weights")
             apart = (torch.tensor(answer.logprobs) - bench.logprobs(prompt, answer, 1.0)).abs().max()
-            _lacks(float(apart) > bench.tolerance, f"log-probs {float(apart):.2g} off under changed weights")
+            lacks(float(apart) > bench.tolerance, f"log-probs {float(apart):.2g} off under changed weights")
     bench.give()
     after = [answer.token_ids for answer in bench.greedy(prompts)]
-    _lacks(after != before, "other answers after the first weights came back")
+    lacks(after != before, "other answers after the first weights came back")
 
 
 class _changed:
@@ -272,7 +245,7 @@ def answers_carry_the_version_of_their_weights(bench: Bench) -> None:
     bench.engine.weight_version = LOADED + 1
     versions = {answer.weight_version for answer in bench.greedy(bench.prompts())}
     bench.engine.weight_version = LOADED
-    _lacks(versions != {LOADED + 1}, f"versions {versions} instead of {LOADED + 1}")
+    lacks(versions != {LOADED + 1}, f"versions {versions} instead of {LOADED + 1}")
 
 
 def what_slept_and_woke_answers_as_before(bench: Bench) -> None:
@@ -285,7 +258,7 @@ def what_slept_and_woke_answers_as_before(bench: Bench) -> None:
         bench.give()
     for part in parts.values():
         part.onload()
-    _lacks([answer.token_ids for answer in bench.greedy(prompts)] != before, "other answers after waking")
+    lacks([answer.token_ids for answer in bench.greedy(prompts)] != before, "other answers after waking")
 
 
 def answers_about_media_have_the_logprobs_of_the_trainer(bench: Bench) -> None:
@@ -294,7 +267,7 @@ def answers_about_media_have_the_logprobs_of_the_trainer(bench: Bench) -> None:
     for prompt, answers in zip(bench.media, bench.engine.generate(bench.media, sampling), strict=True):
         for answer in answers:
             _media_apart(bench, prompt, answer)
-            _lacks(
+            lacks(
                 bool(set(answer.token_ids) & set(bench.never)),
                 "an answer holds a token that stands for media",
             )
@@ -328,11 +301,11 @@ def _media_apart(bench: Bench, prompt: Prompt, answer: Completion) -> None:
 
     right = by_trainer(prompt)
     apart = float((torch.tensor(answer.logprobs) - right).abs().max())
-    _lacks(apart > bench.tolerance, f"{apart:.2g} off for '{prompt.id}'")
+    lacks(apart > bench.tolerance, f"{apart:.2g} off for '{prompt.id}'")
     if prompt.media:
         others = {n: -value if value.is_floating_point() else value for n, value in prompt.media.items()}
         difference = float((by_trainer(replace(prompt, media=others)) - right).abs().max())
-        _lacks(difference < bench.tolerance, f"the reference does not look at the media of '{prompt.id}'")
+        lacks(difference < bench.tolerance, f"the reference does not look at the media of '{prompt.id}'")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -370,18 +343,6 @@ def check_engine(
     back. `decode`: tokens to text, as the engine was told. `tolerance`: of log-probs, nats. `media`: for models that
     see or hear, questions whose media were read (Processor.open).
     """
-    bench, found = Bench(engine, reference.eval(), decode, tolerance, requests, media), Checked()
+    bench = Bench(engine, reference.eval(), decode, tolerance, requests, media)
     bench.give()
-    for name, check in _named(CHECKS + (MEDIA_CHECKS if media else ())):
-        try:
-            check(bench)
-            found.passed.append(name)
-        except Exception as error:  # an engine may fail in ways of its own
-            told = str(error) if isinstance(error, LackingError) else f"{type(error).__name__}: {error}"
-            found.lacking[name] = told
-    return found
-
-
-def _named(checks: Sequence[Check]) -> Iterator[tuple[str, Check]]:
-    for check in checks:
-        yield str(check.__name__).replace("_", " "), check  # type: ignore[attr-defined]
+    return run_checks(CHECKS + (MEDIA_CHECKS if media else ()), bench)

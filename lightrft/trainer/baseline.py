@@ -1,4 +1,4 @@
-"""What an answer is compared with besides its siblings: another answer to the same prompt, judged in the same way."""
+"""Compares an answer with more than its siblings: with another answer to the same prompt, judged in the same way."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ KINDS = ("carried_over", "prefetched", "unfinished")
 
 
 class RolloutBuffer:
-    """What this rank remembers of earlier steps.
+    """Remembers groups of earlier steps, on this rank.
 
     Answers keep the log-probs they had under the weights that sampled them (columns old and entropy); everything else is
     computed anew in each step that learns from them.
@@ -79,7 +79,7 @@ class RolloutBuffer:
             self.replayable += [(step, group) for group in groups]
 
     def state(self) -> dict[str, Any]:
-        """What is remembered now; later steps do not change it. See `packed`."""
+        """The groups remembered now; later steps do not change it. See `packed`."""
         prefetched, unfinished = (
             [[_apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
         )

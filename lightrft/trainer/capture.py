@@ -31,7 +31,7 @@ class Capture:
     def of(
         self, step: int, trajectories: Sequence[Trajectory]
     ) -> Iterator[tuple[Callable[[int, float], None], list[Metrics]]]:
-        """What to call before each update, and where to put what each update reports; recorded at the end, however it comes."""
+        """A function to call before each update, and a list for what each update reports; recorded at the end, however it comes."""
         captured = False
         updates: list[Metrics] = []
 

@@ -24,12 +24,12 @@ Metrics = dict[str, float]
 
 @dataclass
 class Drawn:
-    """What a step has drawn so far, on this rank."""
+    """Everything that a step has drawn so far, on this rank."""
 
     groups: list[Group] = field(default_factory=list)
     """All that have rewards, whether or not they are learned from."""
     counts: Metrics = field(default_factory=dict)
-    """What happened while they were judged, counts/..."""
+    """Metrics of judging them, counts/..."""
     left_out: int = 0
     """Groups with rewards that are not learned from."""
     attempts: int = 0
@@ -48,7 +48,7 @@ class Collector:
     buffer: RolloutBuffer
     scaler: RewardScaler
     baseline: Baseline | None = None
-    """What answers are compared with besides their siblings, where the algorithm asks for it."""
+    """Finds the answers to compare with besides the siblings, where the algorithm asks for it."""
 
     @property
     def share(self) -> int:

@@ -33,7 +33,7 @@ class Learner:
     memory_plan: MemoryPlan
     batching: Batching
     algorithm: Algorithm
-    """Its weight of the divergence from the reference moves with the run, if that is set."""
+    """The present one: its weight of the divergence from the reference moves with the run, if that is set."""
     actor: Trainable
     critic: Trainable | None
     reference: Frozen | None
@@ -137,7 +137,7 @@ class Learner:
         return {"kl_coefficient": coefficient}
 
     def state(self) -> dict[str, Any]:
-        """What it has learned besides the models, for the checkpoint."""
+        """Its state besides the models, for the checkpoint."""
         return {
             "kl_coefficient": self.algorithm.config.kl_coefficient,
             "reference_moved": self.reference_moved,

@@ -54,9 +54,9 @@ class RLTrainer:
     journal: Journal
     processor: Processor
     parts: Mapping[str, Part]
-    """What goes into checkpoints besides models, the same on all ranks."""
+    """Everything that goes into checkpoints besides models, the same on all ranks."""
     rank_parts: Mapping[str, RankPart]
-    """What every rank has its own state of."""
+    """The same, where every rank has its own state."""
     whole: bool = field(default=True, init=False)
     """Whether the weights are those of the last whole step; whoever writes the step down sets it again."""
 

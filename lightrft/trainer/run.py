@@ -37,7 +37,7 @@ class Part(Protocol):
     """Something that goes into checkpoints, the same on all ranks."""
 
     def state(self) -> Any:
-        """What there is to keep now; later steps do not change it."""
+        """The state to keep now; later steps do not change it."""
         ...
 
     def load(self, state: Any, /) -> None:
@@ -49,7 +49,7 @@ class RankPart(Protocol):
     """Something that goes into checkpoints, and every rank has its own."""
 
     def state(self) -> Any:
-        """What there is to keep now; later steps do not change it."""
+        """The state to keep now; later steps do not change it."""
         ...
 
     def packed(self, state: Any, /) -> Any:
@@ -82,7 +82,7 @@ class Evaluation:
     """A held-out measurement."""
 
     name: str
-    """What it is called in the metrics: evaluation, held_out_nll."""
+    """Its name in the metrics: evaluation, held_out_nll."""
     values: dict[str, float]
     """Task -> value, and their mean."""
     shown: str
@@ -119,7 +119,7 @@ class Journal:
 
 
 class Trainer(Protocol):
-    """What a run repeats: one step of learning, and what of it belongs into a checkpoint."""
+    """A trainer as its run sees it: one step of learning, and what of it belongs into a checkpoint."""
 
     whole: bool
     """Whether the weights are those of the last whole step, all of it written down: then they may be saved. A trainer sets it to
@@ -142,12 +142,12 @@ class Trainer(Protocol):
 
     @property
     def parts(self) -> Mapping[str, Part]:
-        """What else goes into checkpoints, the same on all ranks."""
+        """All else that goes into checkpoints, the same on all ranks."""
         ...
 
     @property
     def rank_parts(self) -> Mapping[str, RankPart]:
-        """What every rank has its own state of."""
+        """The same, where every rank has its own state."""
         ...
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
@@ -170,7 +170,7 @@ class Run:
     command: str
     """The one that goes on with the run: train, sft."""
     steps: int
-    """Of the whole run."""
+    """Steps of the whole run."""
     trainer: Trainer
     journal: Journal
     world: World
@@ -191,7 +191,7 @@ class Run:
     rank_parts: dict[str, RankPart] = field(init=False)
     stragglers: Stragglers = field(init=False)
     _position: dict[str, Any] = field(default_factory=dict)
-    """What a checkpoint of the last whole step holds besides models."""
+    """State of the last whole step, for its checkpoint, without models."""
 
     def __post_init__(self) -> None:
         self.stragglers = Stragglers(self.world)

@@ -94,7 +94,7 @@ class Sampler:
             yield
 
     def __call__(self, draw: Callable[[], T]) -> T:
-        """What `draw` gives; called again if the engine died and was started anew. Called by all ranks.
+        """The result of `draw`, called again if the engine died and was started anew. Called by all ranks.
 
         EngineError if it has died more than `restarts` times.
         """
@@ -128,7 +128,7 @@ class Sampler:
         return self.where_it_judges(judge, lambda: judge(answers))
 
     def where_it_judges(self, judge: RewardRunner, call: Callable[[], T]) -> T:
-        """What `call` gives where the models of a judge are at hand: in the score phase, or as for sampling if it asks the policy."""
+        """The result of `call`, made where the models of a judge are at hand: in the score phase, or as for sampling if it asks the policy."""
         if judge.by_policy:
             return self(call)
         with self.memory_plan(Phase.SCORE), self.world.independent():

@@ -1,4 +1,4 @@
-"""What is known about answers before they are learned from: log-probs of all models that look at them, values, advantages."""
+"""Scores answers before they are learned from: log-probs of all models that look at them, values, advantages."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class SFTTrainer:
         return negative_log_likelihood(found.values, batch, found.entropy)
 
     def describe(self, drawn: Sequence[Trajectory]) -> Metrics:
-        """What the conversations of a step are made of, over all ranks."""
+        """Describes the conversations of a step, over all ranks."""
         learned = sum(sum(t.mask) for t in drawn)
         cut = sum(t.finish == "length" for t in drawn)
         local = [len(drawn), sum(len(t) for t in drawn), learned, cut, batch_tokens(drawn)]

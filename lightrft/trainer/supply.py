@@ -21,7 +21,7 @@ from lightrft.utils.seeding import derive_seed
 
 
 class Supply(Protocol):
-    """RewardResult answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
+    """A source of judged answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
 
     @property
     def weight_version(self) -> int:
@@ -117,7 +117,7 @@ class Partial(Fresh):
     """Where groups wait that are not answered to the end."""
 
     def ask(self, step: int, attempt: int, count: int) -> list[Group]:
-        """Those groups, waiting or new, that are whole now."""
+        """The groups, waiting or new, that are whole now."""
         waiting = self.buffer.take_unfinished()
         going_on = [t for group in waiting for t in group if t.finish == "paused"]
         most_now = self.config.rollout.max_tokens_per_step

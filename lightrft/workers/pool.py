@@ -1,4 +1,7 @@
-"""Where reward functions run: child processes with a time limit, or the process itself."""
+"""Where functions of users run: child processes with a time limit, or the process itself.
+
+What the functions are for is not known here: a loader, named by import path, makes them inside the child.
+"""
 
 from __future__ import annotations
 
@@ -8,70 +11,90 @@ import subprocess
 import sys
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from time import monotonic
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from lightrft.rewards.function import Answer, RewardFunction
 from lightrft.workers.process import attempt
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 START_SECONDS = 300.0
-"""Longest time a worker may take to import the reward functions; generous, since user modules may load much."""
+"""Longest time a worker may take to import its functions; generous, since user modules may load much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The kind of functions that a pool runs: how a child loads them, and what error texts call them."""
+
+    loader: str
+    """Import path "package.module:function" of `(name) -> function of one argument`; imported in the child alone."""
+    noun: str
+    """One of the functions, for error texts: "reward"."""
+    limit: str
+    """The option that sets the time limit of a call: "rewards.timeout_seconds"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One reward function, and the answers it is to judge."""
+    """A function by name, and its argument, which travels pickled."""
 
     name: str
-    answers: Sequence[Answer]
+    argument: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call gave no values; who may not go on without them raises a RolloutError with this reason."""
+    """Why a call gave no result; who may not go on without them raises a RolloutError with this reason."""
 
     reason: str
 
 
-class Runner(Protocol):
-    """Something that makes calls; outcomes in the calls' order."""
+class Runner(Protocol[T_co]):
+    """Something that makes calls, of functions whose results are T."""
 
-    def run(self, calls: Sequence[Call]) -> list[list[float] | Failure]: ...
-
-    def close(self) -> None: ...
-
-
-class Inline:
-    """Calls in this very process: no time limit, no protection."""
-
-    def __init__(self, functions: Mapping[str, RewardFunction]) -> None:
-        self.functions = functions
-
-    def run(self, calls: Sequence[Call]) -> list[list[float] | Failure]:
-        return [outcome(*attempt(self.functions[call.name], call.answers)) for call in calls]
+    def run(self, calls: Sequence[Call]) -> Sequence[T_co | Failure]:
+        """Outcomes in the calls' order. What a function raises becomes the Failure of its call."""
+        ...
 
     def close(self) -> None:
+        """Lets go of what the runner holds; it makes no call afterwards."""
+        ...
+
+
+class Inline(Generic[T]):
+    """Calls in this very process: no time limit, no protection."""
+
+    def __init__(self, functions: Mapping[str, Callable[[Any], T]]) -> None:
+        self.functions = functions
+
+    def run(self, calls: Sequence[Call]) -> list[T | Failure]:
+        """Outcomes in the calls' order."""
+        return [outcome(*attempt(self.functions[call.name], call.argument)) for call in calls]
+
+    def close(self) -> None:
+        """Nothing is held."""
         return
 
 
-class Pool:
-    """Persistent child processes, each with all reward functions; one that hangs is killed and replaced.
+class Pool(Generic[T]):
+    """Persistent child processes, each with all the named functions; one that hangs is killed and replaced.
 
     They start at construction without being waited for, and so load while the model does.
     """
 
-    def __init__(self, names: Sequence[str], workers: int, timeout_seconds: float) -> None:
+    def __init__(self, work: Work, names: Sequence[str], workers: int, timeout_seconds: float) -> None:
+        self.work = work
         self.names = list(names)
         self.timeout_seconds = timeout_seconds
-        self.workers = [Worker(self.names) for _ in range(workers)]
+        self.workers: list[Worker[T]] = [Worker(work, self.names) for _ in range(workers)]
 
-    def run(self, calls: Sequence[Call]) -> list[list[float] | Failure]:
-        """Raises ValueError if a reward cannot be loaded; whatever happens in a call becomes its Failure."""
-        outcomes: dict[int, list[float] | Failure] = {}
+    def run(self, calls: Sequence[Call]) -> list[T | Failure]:
+        """Raises ValueError if a function cannot be loaded; whatever happens in a call becomes its Failure."""
+        outcomes: dict[int, T | Failure] = {}
         waiting = deque(range(len(calls)))
         busy: dict[int, tuple[int, float]] = {}
         while len(outcomes) < len(calls):
@@ -88,14 +111,14 @@ class Pool:
                     outcomes[index] = worker.receive()
                 elif monotonic() >= deadline:
                     outcomes[index] = Failure(
-                        f"it took longer than rewards.timeout_seconds={self.timeout_seconds:g} and was killed."
+                        f"it took longer than {self.work.limit}={self.timeout_seconds:g} and was killed."
                     )
                 else:
                     continue
                 del busy[place]
                 if not worker.healthy or (isinstance(outcomes[index], Failure) and monotonic() >= deadline):
                     worker.end()
-                    self.workers[place] = Worker(self.names)
+                    self.workers[place] = Worker(self.work, self.names)
         return [outcomes[index] for index in range(len(calls))]
 
     def close(self) -> None:
@@ -104,10 +127,11 @@ class Pool:
             worker.end()
 
 
-class Worker:
+class Worker(Generic[T]):
     """One child process and the connection to it."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, work: Work, names: Sequence[str]) -> None:
+        self.work = work
         self.connection, child = Pipe()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         # A plain program rather than multiprocessing's spawn, which would import the user's main script again; -P
@@ -123,7 +147,7 @@ class Worker:
         self.healthy = True
         self._loaded = False
         self._finalizer = weakref.finalize(self, _end, self.process, self.connection)
-        self.connection.send(list(names))
+        self.connection.send((work.loader, list(names)))
 
     def ready(self) -> None:
         """Waits until the functions are loaded. ValueError with the child's reason if they cannot be."""
@@ -131,25 +155,27 @@ class Worker:
             return
         if not self.connection.poll(START_SECONDS):
             raise RuntimeError(
-                f"the reward functions were not imported within {START_SECONDS:g} seconds. Import heavy packages inside the function."
+                f"the {self.work.noun} functions were not imported within {START_SECONDS:g} seconds. Import heavy packages inside the function."
             )
         try:
             kind, message = self.connection.recv()
         except (EOFError, ConnectionError):
             raise RuntimeError(
-                f"the process for rewards died while importing the reward functions ({self._exit()})."
+                f"the process for {self.work.noun}s died while importing the {self.work.noun} functions ({self._exit()})."
             ) from None
         if kind == "error":
-            raise ValueError(f"a reward cannot be loaded: {message}")
+            raise ValueError(f"a {self.work.noun} cannot be loaded: {message}")
         self._loaded = True
 
     def send(self, call: Call) -> None:
+        """Begins a call; where the child is gone already, `receive` says so."""
         try:
-            self.connection.send((call.name, call.answers))
+            self.connection.send((call.name, call.argument))
         except ConnectionError:
             self.healthy = False
 
-    def receive(self) -> list[float] | Failure:
+    def receive(self) -> T | Failure:
+        """The outcome of the call that was sent, waited for; a Failure too if the child died of it."""
         try:
             return outcome(*self.connection.recv())
         except (EOFError, ConnectionError):
@@ -165,9 +191,9 @@ class Worker:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def outcome(kind: str, content: list[float] | str) -> list[float] | Failure:
-    """What `attempt` gave, as values or Failure."""
-    return Failure(content) if isinstance(content, str) else content
+def outcome(kind: str, content: Any) -> Any:
+    """What `attempt` gave: the result, or a Failure."""
+    return Failure(content) if kind == "failed" else content
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:

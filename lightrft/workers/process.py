@@ -1,4 +1,4 @@
-"""The child process in which rewards run: `python -m lightrft.workers.process FD`, started by pool.py.
+"""The child process in which functions of users run: `python -m lightrft.workers.process FD`, started by pool.py.
 
 It has no standard input and a session of its own, so that Ctrl-C in the terminal reaches only the trainer, which
 decides; it ends when its connection closes or its parent is gone.
@@ -11,19 +11,23 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lightrft.rewards.function import values_of
-from lightrft.rewards.table import load_reward
+from lightrft.utils.imports import resolve
+
+NO_BUILT_INS: Mapping[str, Callable[[str], Callable[[Any], Any]]] = {}
 
 
 def main(descriptor: int) -> None:
-    """Loads the named rewards, answers "ready" or "error", then judges batch after batch until the connection closes."""
+    """Loads the named functions, answers "ready" or "error", then makes call after call until the connection closes."""
     connection = Connection(descriptor)
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        functions = {name: load_reward(name) for name in connection.recv()}
+        loader, names = connection.recv()
+        load = resolve(NO_BUILT_INS, loader, "loader")
+        functions = {name: load(name) for name in names}
     except Exception as error:
         plain = isinstance(error, ValueError | RuntimeError)
         connection.send(("error", str(error) if plain else traceback.format_exc()))
@@ -31,16 +35,16 @@ def main(descriptor: int) -> None:
     try:
         connection.send(("ready", None))
         while True:
-            name, trajectories = connection.recv()
-            connection.send(attempt(functions[name], trajectories))
+            name, argument = connection.recv()
+            connection.send(attempt(functions[name], argument))
     except (EOFError, ConnectionError):  # the parent has closed it, perhaps without reading what was sent
         return
 
 
-def attempt(function: Any, trajectories: Any) -> tuple[str, Any]:
-    """("values", numbers), or ("failed", traceback) whatever the reward raises."""
+def attempt(function: Callable[[Any], Any], argument: Any) -> tuple[str, Any]:
+    """("done", result), or ("failed", traceback) whatever the function raises."""
     try:
-        return "values", values_of(function, trajectories)
+        return "done", function(argument)
     except (Exception, SystemExit):
         return "failed", traceback.format_exc()
 

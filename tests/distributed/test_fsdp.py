@@ -8,7 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import FsdpConfig, ModelConfig, StrategyConfig, UpdateConfig
-from lightrft.models.load import is_empty, load_processor
+from lightrft.models.lazy import is_empty
+from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World

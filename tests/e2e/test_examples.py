@@ -87,3 +87,14 @@ def test_a_small_architecture_from_nothing_reads_and_answers(tmp_path, sense, ki
         assert_close(
             logprobs(model, batch, temperature=1.0, max_logits=9999).values, batch.behavior, atol=1e-4, rtol=0
         )
+
+
+def test_grpo_in_one_file_over_the_parts_learns():
+    """The proof that the parts are good: the loop takes no more than 150 lines, and is one of these runs."""
+    file = ROOT / "examples/loop.py"
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 150
+    command = [sys.executable, str(file), "--steps", "16"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    rewards = [float(line.split("reward ")[1].split()[0]) for line in done.stdout.splitlines()]
+    assert len(rewards) == 16
+    assert sum(rewards[-4:]) > sum(rewards[:4]) + 0.05

@@ -23,7 +23,7 @@ from lightrft.commands.check.report import Section
 from lightrft.config import Config
 from lightrft.console.progress import clock
 from lightrft.engines.cache import ANSWER_PAGE, PROMPT_PAGE
-from lightrft.models.load import without_weights
+from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase

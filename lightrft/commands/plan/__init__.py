@@ -28,7 +28,8 @@ from lightrft.config import Config
 from lightrft.config.plan import Hardware, Rates
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
-from lightrft.parallel.world import World, check_team_size
+from lightrft.parallel.team import check_team_size
+from lightrft.parallel.world import World
 from lightrft.runs.folder import check_backend
 from lightrft.strategy.fsdp import check_replicas
 from lightrft.strategy.memory import Phase

@@ -12,8 +12,9 @@ from lightrft.commands.export import export
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
 from lightrft.engines.external import WeightNames
 from lightrft.models.export import published, save_model, write_folder
-from lightrft.models.load import load_model, load_processor, plain_state
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
+from lightrft.models.lora import plain_state
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
 from lightrft.models.tiny_media import MEDIA

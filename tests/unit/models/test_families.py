@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from lightrft.config import LoraConfig, MediaConfig, ModelConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.models.describe import text_shape
 from lightrft.models.families import (
     attention_of,
     freeze,
@@ -19,7 +20,7 @@ from lightrft.models.families import (
     position_rows,
     seen_both_ways,
 )
-from lightrft.models.load import load_model, load_processor, text_shape
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import FAMILIES, tiny_config, tiny_model
 from lightrft.models.tiny_media import AUDIO, IMAGE, MEDIA, VIDEO
 from lightrft.types import Record

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.config import ModelConfig
 from lightrft.models.attention import ATTENTION
+from lightrft.models.describe import model_folder, without_weights
 from lightrft.models.export import save_model
-from lightrft.models.load import load_model, load_processor, model_folder, without_weights
+from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.tiny import FAMILIES
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories

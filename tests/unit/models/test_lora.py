@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 from lightrft.config import LoraConfig, ModelConfig, NativeEngineConfig, OptimizerConfig, RolloutConfig
 from lightrft.engines.native import NativeEngine
 from lightrft.models.export import save_model
-from lightrft.models.load import causal_lm, is_adapted, load_model, merged_adapters, plain_state
-from lightrft.models.logprobs import logprobs
+from lightrft.models.load import load_model
+from lightrft.models.logprobs import causal_lm, logprobs
+from lightrft.models.lora import is_adapted, merged_adapters, plain_state
 from lightrft.strategy.single import SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_processor, tiny_prompt, tiny_trajectories
 from lightrft.trainer.batching import pack

