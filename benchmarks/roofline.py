@@ -36,6 +36,7 @@ from lightrft.config import ModelConfig, RolloutConfig
 from lightrft.engines.native import native_engine
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs, output_head, text_config
+from lightrft.models.products import logits_at_once
 from lightrft.trainer.batching import pack, plan
 from lightrft.types import Batch
 
@@ -154,7 +155,7 @@ def training(
 
     layers, head = linear_shapes(module)
     # The trainer runs the head in chunks; a product of as many rows is what it is compared with.
-    chunk = max(1, config.update.logits_per_chunk // head.outputs)
+    chunk = max(1, logits_at_once(config.update.logits_per_chunk, on_cpu=True) // head.outputs)
     products: Counter[tuple[Shape, int]] = Counter()
     for batch in batches:
         assert batch.inputs is not None

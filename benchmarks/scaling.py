@@ -28,11 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 
-from lightrft.build.tables import STRATEGIES
+from lightrft.build.tables import STRATEGIES, footprint
 from lightrft.commands.plan import GIB, Hardware, Lengths
 from lightrft.commands.plan import plan as plan_of
 from lightrft.commands.plan.shape import Shape
-from lightrft.commands.plan.work import update_bytes
 from lightrft.config import (
     Config,
     DeepspeedConfig,
@@ -222,7 +221,6 @@ def main() -> None:
 
 def report(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], shape: Shape) -> None:
     """Prints every number."""
-    rest = shape.weights - shape.inside
     for title, found in panels.items():
         print(f"\n{title}: CPU ms per token of an answer")
         for value, milliseconds in found.items():
@@ -234,13 +232,12 @@ def report(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], shap
         print(f"  {name:24} {cpu:8.2f} {wall:8.2f}      {cpu / base[0]:.2f} {wall / base[1]:.2f}")
     print(f"\nMB sent by a rank in an update of {shape.weights:,} weights: counted, by theory, ratio")
     for name, ranks in rows.items():
-        backend, processes, _ = CASES[name]
+        backend, processes, options = CASES[name]
         if processes > 1:
             sent = sum(ranks[0][2].values()) / 1e6
-            batches, kept = max(r[3] for r in ranks), "kept" in name
-            expected = update_bytes(
-                shape.inside, rest, backend, micro_batches=batches, devices=processes, kept=kept
-            )
+            batches = max(r[3] for r in ranks)
+            strategy = StrategyConfig(backend=backend, **options)
+            expected = footprint(strategy, shape, processes).traffic.bytes(batches, shape.width, processes)
             kinds = ", ".join(f"{kind} {count / 1e6:.1f}" for kind, count in sorted(ranks[0][2].items()))
             print(f"  {name:24} {sent:8.1f} {expected / 1e6:8.1f}   {sent / expected * 1e6:.3f}   ({kinds})")
 

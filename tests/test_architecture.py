@@ -107,3 +107,77 @@ def test_an_option_that_does_not_exist_is_seen_in_an_error_text(tmp_path: Path) 
         '"""Not rollout.inside="""\nn = 1\nraise ValueError(f"rollout.gruop_size={n}: too few.")\n'
     )
     assert options_named(file) == {"rollout.gruop_size"}
+
+
+TABLES = {
+    "build/tables.py": "the tables",
+    "strategy/memory.py": "which setting makes a resident smaller, told in errors",
+    "console/doctor.py": "the extras of pyproject.toml",
+    "runs/folder.py": "the check that several processes do not each learn alone",
+    "utils/compat.py": "what torch's sharding is asked to leave out",
+    "build/judges.py": "the engine of a judge",
+    "commands/check/costs.py": "how many answers the own engine decodes at a time",
+}
+"""Files outside engines/, strategy/, config/, cli/ and testing/ that name an engine or a backend, and what for."""
+ROOMS = ("engines/", "strategy/", "config/", "cli/", "testing/")
+"""Where names of engines and backends are at home, or are shown to people as layers and flags."""
+DISTINCT = re.compile(r"\b(vllm|vllm_server|sglang|lmdeploy|fsdp|zero[123]|deepspeed)\b", re.IGNORECASE)
+PLAIN = re.compile(r"^(native|single)$|\brollout\.native\b|backend=single\b|\bengines\.native\b")
+
+
+def parts_named(path: Path) -> set[str]:
+    """Names of engines and backends in the code of a file: imports, attributes, names and texts; not in docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        texts = {
+            ast.Attribute: lambda n: [n.attr],
+            ast.ImportFrom: lambda n: [n.module or "", *(alias.name for alias in n.names)],
+            ast.Import: lambda n: [alias.name for alias in n.names],
+            ast.Constant: lambda n: [n.value] if isinstance(n.value, str) and id(n) not in told else [],
+        }.get(type(node), lambda n: [])(node)
+        found |= {match[0] for text in texts for match in [*DISTINCT.finditer(text), *PLAIN.finditer(text)]}
+    return found
+
+
+def test_engines_and_backends_are_named_in_tables_alone() -> None:
+    files = {str(p.relative_to(PACKAGE)): p for p in PACKAGE.rglob("*.py")}
+    named = {f: parts_named(p) for f, p in files.items() if not f.startswith(ROOMS)}
+    named = {file: names for file, names in named.items() if names}
+    new = {file: names for file, names in named.items() if file not in TABLES}
+    assert not new, f"facts about engines and backends belong to build/tables.py or to themselves: {new}"
+    assert set(TABLES) <= set(named), f"no longer needed: {set(TABLES) - set(named)}"
+
+
+def test_the_name_of_an_engine_is_seen_in_code_and_not_in_a_docstring(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        '"""Not sglang."""\nif config.engine == "native" or config.vllm:\n    raise ValueError("fsdp")\n'
+    )
+    assert parts_named(file) == {"native", "vllm", "fsdp"}
+
+
+LONG_FILES: set[str] = {"engines/native.py", "media/decode.py", "commands/check/questions.py"}
+LONG_FUNCTIONS: set[str] = {"algorithms/algorithm.py:build", "build/rl.py:build_run"}
+"""What is still too long: these lists only get shorter."""
+
+
+def test_no_file_has_more_than_400_lines() -> None:
+    long = {
+        str(p.relative_to(PACKAGE))
+        for p in PACKAGE.rglob("*.py")
+        if len(p.read_text(encoding="utf-8").splitlines()) > 400
+    }
+    assert long == LONG_FILES
+
+
+def test_no_function_has_more_than_60_lines() -> None:
+    long = {
+        f"{p.relative_to(PACKAGE)}:{node.name}"
+        for p in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > 60
+    }
+    assert long == LONG_FUNCTIONS

@@ -30,6 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["float32", "autocast", "bfloat16"], default="float32")
     parser.add_argument("--cache", choices=["dynamic", "static", "continuous"], default="dynamic")
     parser.add_argument("--checkpointing", choices=["off", "on"], default="off")
+    parser.add_argument("--device", default="cpu", help="cpu, or the kind of an accelerator that torch finds")
     return parser.parse_args()
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         config = GRPOConfig(
             output_dir=scratch,
-            use_cpu=True,
+            use_cpu=options.device == "cpu",
             max_steps=1 + options.steps,
             per_device_train_batch_size=options.micro_batch,
             gradient_accumulation_steps=answers // options.micro_batch,

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from lightrft.engines.base import Engine
-from lightrft.engines.native import NativeEngine
+from lightrft.engines.base import Engine, Sharing
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident
-from lightrft.utils.device import device_bytes, release_memory
+from lightrft.utils.device import device_bytes, most_device_bytes, release_memory
 
 
 def build_memory_plan(
@@ -20,13 +19,15 @@ def build_memory_plan(
     device: torch.device,
 ) -> MemoryPlan:
     """Who is in device memory in which phase: the whole memory plan, by the table colocate.RESIDENCY."""
-    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(
+        lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
+    )
     found: dict[str, Resident] = dict(judging)
     for owner, held in {**owners, "engine": engine}.items():
         found |= {
             f"{owner} {name}": part for name, part in (held.parts() if held is not None else {}).items()
         }
-    samples_itself = isinstance(engine, NativeEngine) and "engine weights" not in found
+    samples_itself = isinstance(engine, Sharing) and engine.shares_weights
     for name, part in found.items():
         shared = name in ("actor weights", "policy weights") and samples_itself
         memory_plan.add(
@@ -37,7 +38,9 @@ def build_memory_plan(
 
 def build_sft_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
     """Who is in device memory in which phase: held-out losses need no optimizer."""
-    memory_plan = MemoryPlan(lambda: device_bytes(device), lambda: release_memory(device))
+    memory_plan = MemoryPlan(
+        lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
+    )
     parts = model.parts()
     memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
     memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)

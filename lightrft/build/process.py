@@ -14,7 +14,7 @@ from lightrft.config import (
 )
 from lightrft.parallel.world import World
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.utils.device import reuse_host_memory
+from lightrft.utils.device import pick_device, reuse_host_memory, use_tf32
 from lightrft.utils.seeding import seed_everything
 
 log = logging.getLogger("lightrft")
@@ -24,6 +24,7 @@ def prepare_process(config: Config | SFTConfig) -> None:
     """Seeds, threads and memory habits of this process."""
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
+    use_tf32(pick_device(config.strategy.device), config.strategy.tf32)
     reuse_host_memory()
     disable_progress_bar()  # transformers' own bars would tear the live picture
     seed_everything(config.seed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from lightrft.build.rl import build_run
+from lightrft.build.tables import OWN
 from lightrft.config import (
     Config,
     RolloutConfig,
@@ -33,7 +35,7 @@ def replay(run: Path, step: int) -> int:
         resolved.write_text(capsule.config_yaml, encoding="utf-8")
         config = layers.load([str(resolved)], Config)
         quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
-        config = replace(config, log=quiet, rollout=with_native_engine(config.rollout))
+        config = replace(config, log=quiet, rollout=with_own_engine(config.rollout))
         trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
         assert isinstance(trainer, RLTrainer)
         restore(trainer.actor, capsule.state)
@@ -56,14 +58,9 @@ def replay(run: Path, step: int) -> int:
     return 0 if same else 1
 
 
-def with_native_engine(config: RolloutConfig) -> RolloutConfig:
+def with_own_engine(config: RolloutConfig) -> RolloutConfig:
     """The same with the native engine: what a step computes does not depend on who drew its answers, nor need that one be here."""
     plain = RolloutConfig()
-    return replace(
-        config,
-        engine="native",
-        vllm=plain.vllm,
-        server=plain.server,
-        sglang=plain.sglang,
-        lmdeploy=plain.lmdeploy,
-    )
+    sections = [f.name for f in fields(plain) if is_dataclass(getattr(plain, f.name)) and f.name != OWN]
+    changes: dict[str, Any] = {name: getattr(plain, name) for name in sections}
+    return replace(config, engine=OWN, **changes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lightrft.build.tables import SERVE, SERVED
 from lightrft.config import (
     Config,
 )
-from lightrft.engines.vllm_serve import serve as serve_policy
 from lightrft.models.load import (
     load_processor,
 )
@@ -20,5 +20,5 @@ def serve(config: Config, host: str, port: int) -> int:
     device = pick_device(config.strategy.device)
     module = Source(config.model, learns=False).empty(device)
     processor = load_processor(config.model, config.media)
-    rollout = replace(config.rollout, engine="vllm_server")
-    return serve_policy(module, processor, rollout, host=host, port=port)
+    rollout = replace(config.rollout, engine=SERVED)
+    return SERVE(module, processor, rollout, host=host, port=port)

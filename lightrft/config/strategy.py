@@ -73,6 +73,9 @@ class StrategyConfig:
     was waiting for."""
     offload: bool = False
     """Move residents that a phase does not need to host memory (accelerators; on CPU there is nothing to move)."""
+    tf32: bool = False
+    """On NVIDIA devices, multiply float32 matrices with 10 bits instead of 23 (TensorFloat-32), several times as fast and exact to
+    1e-3; false: as they are. bfloat16 models multiply in bfloat16 either way."""
     sequence_parallel: int = 1
     """Processes that compute each micro-batch together, each a part of its tokens: for responses too long for one (Ulysses)."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)

@@ -67,8 +67,9 @@ class UpdateConfig:
     """Optimizer steps per pass, a count and not a size; responses are shared out evenly, groups split only where they must be."""
     tokens_per_micro_batch: int = 1024
     """Size of a micro-batch: most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
-    logits_per_chunk: int = 4_194_304
-    """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. What fits the cache is fastest."""
+    logits_per_chunk: int = 0
+    """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. 0: 4,194,304 on a CPU, where what fits the
+    cache is fastest, 67,108,864 elsewhere."""
     share_prompts: bool = True
     """Compute a prompt once for all responses to it. false lays it before each response; slow, for checking."""
 
@@ -79,8 +80,8 @@ class UpdateConfig:
             epochs=self.epochs,
             num_minibatches=self.num_minibatches,
             tokens_per_micro_batch=self.tokens_per_micro_batch,
-            logits_per_chunk=self.logits_per_chunk,
         )
+        at_least(0, "update", logits_per_chunk=self.logits_per_chunk)
 
 
 @dataclass(frozen=True, kw_only=True)

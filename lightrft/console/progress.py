@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightrft.utils.intervals import wilson
+from lightrft.utils.shown import shown
 
 if TYPE_CHECKING:
     from lightrft.config import Config, SFTConfig
@@ -61,7 +62,9 @@ class Progress:
         show: bool = True,
     ) -> None:
         self.config, self.total, self.done, self.run = config, total_steps, start_step, run
-        self.console = console or Console(stderr=False, quiet=not show, highlight=False)
+        self.console = console or Console(
+            stderr=False, quiet=not show, highlight=False, markup=False, emoji=False
+        )
         self.live = show and config.log.progress and self.console.is_terminal
         self.history: dict[str, list[float]] = {}
         self.metrics: Mapping[str, float] = {}
@@ -78,7 +81,7 @@ class Progress:
             )
             self._live.start()
         else:
-            self.console.print(self._headline(), markup=False)
+            self.console.print(self._headline(), markup=False, emoji=False)
         return self
 
     def __exit__(
@@ -104,11 +107,11 @@ class Progress:
             if math.isfinite(value):
                 self.history.setdefault(name, []).append(value)
         if not self.live:
-            self.console.print(self._line(step), soft_wrap=True, markup=False)
+            self.console.print(self._line(step), soft_wrap=True, markup=False, emoji=False)
 
     def note(self, text: str) -> None:
         """One line that stays, above the picture."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=True, markup=False, emoji=False)
 
     def seconds_left(self) -> float | None:
         """Time for the remaining steps at the pace of this run's last ten; None before the first."""
@@ -269,7 +272,7 @@ def report(
     console.print(_scores(summary))
     for sample in samples[:2]:
         console.print(_side_by_side(sample))
-    console.print(_next_commands(run), soft_wrap=True, markup=False, highlight=False)
+    console.print(_next_commands(run), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
@@ -277,9 +280,13 @@ def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | N
     console = console or Console()
     console.print()
     console.rule("[bold]done", style="dim")
-    console.print(f"{summary['steps']} steps in {clock(summary['seconds'])}", highlight=False)
+    console.print(
+        f"{summary['steps']} steps in {clock(summary['seconds'])}", highlight=False, markup=False, emoji=False
+    )
     for label, loss in summary["held_out_nll"].items():
-        console.print(f"held-out loss {label}: {loss:.4f} nats per token", highlight=False)
+        console.print(
+            f"held-out loss {label}: {loss:.4f} nats per token", highlight=False, markup=False, emoji=False
+        )
     console.print(
         f"\n{_files(run)}"
         f"  lightrft evaluate TASK --model {run / 'model'}   let it answer the questions of a task\n"
@@ -288,6 +295,7 @@ def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | N
         f"  tensorboard --logdir {run.parent}",
         soft_wrap=True,
         markup=False,
+        emoji=False,
         highlight=False,
     )
 
@@ -322,7 +330,7 @@ def interval(evaluation: Mapping[str, Any], name: str) -> tuple[float, float]:
 
 def _side_by_side(sample: Mapping[str, Any]) -> RenderableType:
     table = Table(
-        title=Text(str(sample["question"]).strip()),
+        title=Text(shown(sample["question"]).strip()),
         title_style="italic",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -333,7 +341,7 @@ def _side_by_side(sample: Mapping[str, Any]) -> RenderableType:
         table.add_column(
             Text(name if reward is None else f"{name}  (reward {reward:g})"), ratio=1, overflow="fold"
         )
-    table.add_row(Text(shorten(sample["before"])), Text(shorten(sample["after"])))
+    table.add_row(Text(shown(shorten(sample["before"]))), Text(shown(shorten(sample["after"]))))
     return table
 
 

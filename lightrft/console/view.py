@@ -15,6 +15,7 @@ from rich.text import Text
 from lightrft.media.parts import readable
 from lightrft.runs import trajectories
 from lightrft.runs.metrics import read_metrics
+from lightrft.utils.shown import shown
 
 Color = Literal["none", "logprob", "advantage"]
 Row = dict[str, Any]
@@ -42,10 +43,8 @@ def view(
     whole_answers = best > 0 or worst > 0 or group is not None
     if step is None and not whole_answers:
         console.print(steps_table(run))
-        console.print(
-            f"[dim]lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob[/]",
-            soft_wrap=True,
-        )
+        hint = f"lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob"
+        console.print(Text(shown(hint), "dim"), soft_wrap=True)
         return
     rows = load_step(run, -1 if step is None else step)
     if not whole_answers:
@@ -104,7 +103,12 @@ def groups_table(rows: Sequence[Row]) -> Table:
         first = members[0]
         marks = " ".join(number(row["reward"], "{:.2g}") for row in members)
         table.add_row(
-            str(group), first["source"], Text(question(first)), Text(str(first["target"])), mean, marks
+            str(group),
+            Text(shown(first["source"])),
+            Text(shown(question(first))),
+            Text(shown(first["target"])),
+            mean,
+            marks,
         )
     return table
 
@@ -127,12 +131,12 @@ def answer_panel(row: Row, color: Color) -> Panel:
     parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
     facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'truncated'}, sampled with weights v{row['weight_version']}"
     body: list[RenderableType] = [
-        Text(question(row), "italic"),
-        Text(f"reference answer: {row['target']}", "dim"),
+        Text(shown(question(row)), "italic"),
+        Text(shown(f"reference answer: {row['target']}"), "dim"),
         Text(),
         coloured(row, color),
         Text(),
-        Text(f"{parts}   {facts}" if parts else facts, "dim"),
+        Text(shown(f"{parts}   {facts}" if parts else facts), "dim"),
     ]
     title = f"group {row['group']}   reward {number(row['reward'], '{:.3g}')}"
     return Panel(Group(*body), title=title, title_align="left", border_style="dim")
@@ -147,7 +151,7 @@ def question(row: Row) -> str:
 def coloured(row: Row, color: Color) -> Text:
     """The answer; with a colour, token by token. ValueError if the tokens were not saved."""
     if color == "none":
-        return Text(row["response"].strip())
+        return Text(shown(row["response"].strip()))
     tokens = row.get("tokens", {})
     column = tokens.get("behavior" if color == "logprob" else "advantages")
     if column is None or "pieces" not in tokens:
@@ -157,7 +161,9 @@ def coloured(row: Row, color: Color) -> Text:
     largest = max((abs(value) for value in column if value is not None), default=0.0) or 1.0
     text = Text()
     for piece, value in zip(tokens["pieces"], column, strict=True):
-        text.append(piece, logprob_style(value) if color == "logprob" else advantage_style(value, largest))
+        text.append(
+            shown(piece), logprob_style(value) if color == "logprob" else advantage_style(value, largest)
+        )
     return text
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import TemplateError
 
 from lightrft.config import SFTConfig, TaskConfig
-from lightrft.datasets.formats import SPEAKERS, Example, field, text_field
+from lightrft.datasets.formats import (
+    SPEAKERS,
+    UNREAD_OF_ROW,
+    Example,
+    field,
+    messages_of,
+    refuse_unread,
+    text_field,
+)
 from lightrft.datasets.media import filled
 from lightrft.datasets.prompts import prepare
 from lightrft.datasets.sources import BadRecords, Row
@@ -21,8 +29,6 @@ if TYPE_CHECKING:
 
 ROLES = SPEAKERS | {"user": "user", "assistant": "assistant"}
 """What ShareGPT rows call a speaker -> role."""
-NOT_READ = ("tool_calls", "function_call", "weight")
-"""Entries of a message that would change what is learned."""
 
 log = logging.getLogger("lightrft")
 
@@ -44,8 +50,13 @@ def conversation(row: Row, config: TaskConfig) -> Example:
     comes first; columns with media are put where they belong (`filled`). The target is the list of messages from the
     assistant's first turn on.
     """
+    refuse_unread(row, UNREAD_OF_ROW, "the row")
     talk = filled(_turns(row, config), row)
     if row.get("system"):
+        if talk[0]["role"] == "system":
+            raise ValueError(
+                "the row has a system message among its messages, and a field 'system' too. Leave one out."
+            )
         talk.insert(0, Message(role="system", content=text_field(row, "system")))
     first = next((place for place, turn in enumerate(talk) if turn["role"] == "assistant"), None)
     if first is None:
@@ -57,7 +68,7 @@ def conversation(row: Row, config: TaskConfig) -> Example:
 
 def _turns(row: Row, config: TaskConfig) -> list[Message]:
     if row.get("messages") is not None:
-        return _messages(row["messages"], "messages")
+        return messages_of(row["messages"], "messages")
     if row.get("conversations") is not None:
         return _shared(row["conversations"])
     for answer in dict.fromkeys((config.target_field, "completion", "response")):
@@ -66,9 +77,12 @@ def _turns(row: Row, config: TaskConfig) -> list[Message]:
     if row.get("instruction") is not None:
         question = text_field(row, "instruction")
         question = f"{question}\n{text_field(row, 'input')}" if row.get("input") else question
+        history = row.get("history") or []
+        if not isinstance(history, list) or not all(_is_pair(pair) for pair in history):
+            raise ValueError(f"field 'history' must be a list of pairs of texts, not {history!r:.80}")
         past = [
             Message(role=role, content=text)
-            for pair in row.get("history") or []
+            for pair in history
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
         return [*past, Message(role="user", content=question), *_said(row, "output", "assistant")]
@@ -78,37 +92,35 @@ def _turns(row: Row, config: TaskConfig) -> list[Message]:
     )
 
 
+def _is_pair(pair: Any) -> bool:
+    return (
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(text, str) and text for text in pair)
+    )
+
+
 def _said(row: Row, name: str, role: str) -> list[Message]:
     """A field that holds one turn's text, or a list of messages."""
     value = field(row, name)
     if isinstance(value, list):
-        return _messages(value, name)
+        return messages_of(value, name)
     return [Message(role=role, content=text_field(row, name))]
-
-
-def _messages(value: Any, name: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"field '{name}' must be a list of messages, not {value!r:.80}")
-    for turn in value:
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not turn.get("content"):
-            raise ValueError(
-                f"field '{name}': each message needs a role and a content that is not empty, not {turn!r:.80}"
-            )
-        odd = [entry for entry in NOT_READ if turn.get(entry) is not None]
-        if odd:
-            raise ValueError(f"field '{name}': a message has '{odd[0]}', which is not supported.")
-    return [Message(role=turn["role"], content=turn["content"]) for turn in value]
 
 
 def _shared(value: Any) -> list[Message]:
     """Turns as ShareGPT writes them."""
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise ValueError(f"field 'conversations' must be a list of turns, not {value!r:.80}")
-    odd = [turn.get("from") for turn in value if turn.get("from") not in ROLES]
+    odd = [
+        turn.get("from")
+        for turn in value
+        if not isinstance(turn.get("from"), str) or turn["from"] not in ROLES
+    ]
     if odd:
         raise ValueError(f"field 'conversations': a turn is from '{odd[0]}'; known are {', '.join(ROLES)}.")
-    turns = [{"role": ROLES[turn["from"]], "content": turn.get("value")} for turn in value]
-    return _messages(turns, "conversations")
+    turns = [{**turn, "role": ROLES[turn["from"]], "content": turn.get("value")} for turn in value]
+    return messages_of(turns, "conversations")
 
 
 def whole(record: Record, gold: Callable[[Record], str]) -> list[Message]:
@@ -171,7 +183,12 @@ class Conversations:
         for record in records:
             try:
                 found = self._asked(whole(record, gold), record)
-            except (ValueError, TemplateError) as error:
+            except (
+                ValueError,
+                TypeError,
+                AttributeError,
+                TemplateError,
+            ) as error:  # a row's, or the template's about it
                 bad(str(error) if record.id in str(error) else f"{record.id}: {error}")
                 continue
             answer = self._fitting(found.target, record.id, kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightrft.config import TaskConfig
@@ -13,6 +13,15 @@ from lightrft.types import Message
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
 """What ShareGPT rows call a speaker -> role."""
+
+
+KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
+UNREAD = (
+    "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "name", "weight", "loss", "train",
+)  # fmt: skip
+"""Keys of a message that a chat template or a trainer elsewhere reads."""
+UNREAD_OF_ROW = ("tools", "functions", "documents", "chat_template_kwargs")
+"""The same of a row that holds messages."""
 
 
 class Example(NamedTuple):
@@ -37,13 +46,13 @@ def field(row: Row, name: str, setting: str = "") -> Any:
 
 
 def text_field(row: Row, name: str, setting: str = "") -> str:
-    """A field that must hold text with something in it."""
+    """A field that must hold text with something in it; blanks at its ends are part of it."""
     value = field(row, name, setting)
     if not isinstance(value, str):
         raise ValueError(f"field '{name}' must be text, not {type(value).__name__}: {value!r:.80}")
     if not value.strip():
         raise ValueError(f"field '{name}' is empty.")
-    return value.strip()
+    return value
 
 
 def asked(text: str, row: Row) -> str | list[Message]:
@@ -59,6 +68,7 @@ def columns(row: Row, config: TaskConfig) -> Example:
     `datasets.media.filled`.
     """
     setting = "tasks.prompt_field"
+    refuse_unread(row, UNREAD_OF_ROW, "the row")
     value = field(row, config.prompt_field, setting)
     prompt: str | list[Message]
     if isinstance(value, list):
@@ -70,49 +80,51 @@ def columns(row: Row, config: TaskConfig) -> Example:
         if config.target_field
         else None
     )
+    if target is not None and (target != target or (isinstance(target, str) and not target.strip())):
+        raise ValueError(f"field '{config.target_field}' is empty; no answer could be right.")
     return Example(prompt, target)
 
 
 def gsm8k(row: Row, config: TaskConfig) -> Example:
     """Fields `question` and `answer`; the target is the number after the solution's '####', without commas and $."""
-    solution = text_field(row, "answer")
+    solution = text_field(row, "answer").strip()
     _, mark, number = solution.rpartition("####")
     number = re.sub(r"[,$\s]", "", number)
     if not mark or not number:
         raise ValueError(f"field 'answer' has nothing after '####': {solution[-60:]!r}")
-    return Example(text_field(row, "question"), number)
+    return Example(text_field(row, "question").strip(), number)
 
 
 def math(row: Row, config: TaskConfig) -> Example:
     """Fields `problem` and `answer`, the latter in LaTeX or a number."""
-    return Example(text_field(row, "problem"), str(field(row, "answer")).strip())
+    return Example(text_field(row, "problem").strip(), str(field(row, "answer")).strip())
 
 
 def aime_archive(row: Row, config: TaskConfig) -> Example:
     """Fields `Question` and `Answer`, as the hub's archive of AIME problems has them."""
-    return Example(text_field(row, "Question"), str(field(row, "Answer")).strip())
+    return Example(text_field(row, "Question").strip(), str(field(row, "Answer")).strip())
 
 
 def svamp(row: Row, config: TaskConfig) -> Example:
     """A story in `Body`, what it asks in `Question`, and the number in `Answer` (145.0 becomes 145)."""
-    body = text_field(row, "Body")
+    body = text_field(row, "Body").strip()
     stop = "" if body.endswith((".", "!", "?")) else "."
-    return Example(f"{body}{stop} {text_field(row, 'Question')}", f"{float(field(row, 'Answer')):g}")
+    return Example(f"{body}{stop} {text_field(row, 'Question').strip()}", _whole(float(field(row, "Answer"))))
+
+
+def _whole(number: float) -> str:
+    """A number in full: 1000000, not 1e+06; 145.0 is 145."""
+    return str(int(number)) if number == int(number) else repr(number)
 
 
 def _messages(value: list[Any], name: str) -> list[Message]:
     if not value:
         raise ValueError(f"field '{name}' is an empty list of messages.")
-    value = [_speaker(message) if isinstance(message, dict) else message for message in value]
-    for message in value:
-        if (
-            not isinstance(message, dict)
-            or not isinstance(message.get("role"), str)
-            or not message.get("content")
-        ):
-            raise ValueError(
-                f"field '{name}': each message needs a role and a content that is not empty, not {message!r:.80}"
-            )
+    value = messages_of(
+        [_speaker(message) if isinstance(message, dict) else message for message in value], name
+    )
+    if not value:
+        raise ValueError(f"field '{name}' has no message with something in it.")
     if value[-1]["role"] == "assistant":
         raise ValueError(
             f"field '{name}' ends with the assistant's own message; the policy is to write that one. Leave it out."
@@ -120,12 +132,61 @@ def _messages(value: list[Any], name: str) -> list[Message]:
     return [Message(role=m["role"], content=m["content"]) for m in value]
 
 
+def messages_of(value: Any, name: str) -> list[Message]:
+    """Messages with role and content; an empty system message is left out.
+
+    ValueError for a role that chat templates do not know, a content with nothing in it, and a key that a template could read
+    and nobody would see that it was dropped.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"field '{name}' must be a list of messages, not {value!r:.80}")
+    found = []
+    for turn in value:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise ValueError(
+                f"field '{name}': each message needs a role and a content that is not empty, not {turn!r:.80}"
+            )
+        role, content = turn["role"], turn.get("content")
+        if role == "system" and content in (None, ""):
+            continue
+        refuse_unread(turn, UNREAD, f"field '{name}': a message")
+        if role not in KNOWN_ROLES:
+            raise ValueError(
+                f"field '{name}': a message has the role {role!r:.40}; there are: {', '.join(KNOWN_ROLES)}."
+            )
+        if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
+            content = joined(content)
+        elif not isinstance(content, str) or not content.strip():
+            raise ValueError(
+                f"field '{name}': each message needs a role and a content that is not empty, not {turn!r:.80}"
+            )
+        found.append(Message(role=role, content=content))
+    return found
+
+
+def joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Parts that are all text as one text, which every chat template takes; others as they are."""
+    if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def refuse_unread(holder: Mapping[str, Any], names: Sequence[str], what: str) -> None:
+    """ValueError if a row or message holds one of `names` with something in it that would change what is asked or learned."""
+    for name in names:
+        entry = holder.get(name)
+        if entry is None or entry in ([], {}, "") or (name in ("loss", "train") and entry is True):
+            continue
+        raise ValueError(f"{what} has '{name}', which is not supported.")
+
+
 def _speaker(message: dict[str, Any]) -> dict[str, Any]:
     """A message with role and content, where it has from and value instead."""
     if "from" not in message or "role" in message:
         return message
     speaker = message["from"]
-    return {"role": SPEAKERS.get(speaker, speaker), "content": message.get("value")}
+    role = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    return {**message, "role": role, "content": message.get("value")}
 
 
 FORMATS: dict[str, Format] = {

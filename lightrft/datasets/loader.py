@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightrft.types import Message, Prompt
+from lightrft.types import Prompt
 
 
 class PromptLoader:
@@ -49,7 +49,7 @@ class PromptLoader:
             _fingerprint(prompts, share) for prompts, share in zip(self.sources, self.shares, strict=True)
         ]
         self._orders: dict[int, tuple[int, list[int]]] = {}
-        self._messages: dict[tuple[str, str], list[Message]] | None = None
+        self._by_name: dict[tuple[str, str], Prompt] | None = None
 
     def draw(self, n: int) -> list[Prompt]:
         """The next n prompts of this rank."""
@@ -68,12 +68,14 @@ class PromptLoader:
         )
 
     def completed(self, prompt: Prompt) -> Prompt:
-        """One of these prompts that came back from a checkpoint, its media as the data has them: some engines read them again."""
-        if not prompt.media:
-            return prompt
-        if self._messages is None:
-            self._messages = {(p.source, p.id): p.messages for prompts in self.sources for p in prompts}
-        return replace(prompt, messages=self._messages.get((prompt.source, prompt.id), prompt.messages))
+        """One of these prompts that came back from a checkpoint, its target and media as the data has them.
+
+        A checkpoint holds plain values: a date or a decimal among the targets stands there as text, and of media the names.
+        """
+        if self._by_name is None:
+            self._by_name = {(p.source, p.id): p for prompts in self.sources for p in prompts}
+        known = self._by_name.get((prompt.source, prompt.id))
+        return prompt if known is None else replace(prompt, messages=known.messages, target=known.target)
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on exactly here; plain numbers and texts."""
@@ -135,11 +137,19 @@ def _fingerprint(prompts: Sequence[Prompt], share: float) -> dict[str, Any]:
 
 def _stable(target: Any) -> str:
     """Text of a target that is the same in every process; objects without a fixed text count by their type."""
-    return json.dumps(
-        target,
-        sort_keys=True,
-        default=lambda x: sorted(map(str, x)) if isinstance(x, set) else type(x).__name__,
-    )
+    try:
+        return json.dumps(target, sort_keys=True, default=_text)
+    except TypeError:  # keys of several kinds have no order, and some kinds are no JSON
+        return _text(target)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(sorted((repr(key), _stable(entry)) for key, entry in value.items()))
+    if isinstance(value, set | frozenset):
+        return str(sorted(map(str, value)))
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text
 
 
 def _names(fingerprint: Sequence[dict[str, Any]]) -> str:

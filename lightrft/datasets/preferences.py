@@ -8,7 +8,7 @@ from typing import Any
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.conversations import ROLES
-from lightrft.datasets.formats import Example, field
+from lightrft.datasets.formats import UNREAD_OF_ROW, Example, field, messages_of, refuse_unread
 from lightrft.datasets.media import filled
 from lightrft.datasets.sources import Row
 from lightrft.types import Message
@@ -35,6 +35,7 @@ def pair(row: Row, config: TaskConfig) -> Pair:
     \\n\\nAssistant: ..."), which part where they differ. Columns with media are put where the prompt wants them (`filled`).
     ValueError for a row without a layout, without an answer, or whose answers are the same.
     """
+    refuse_unread(row, UNREAD_OF_ROW, "the row")
     chosen, rejected = (_turns(field(row, name), name) for name in ("chosen", "rejected"))
     asked = row.get("conversations") or row.get(config.prompt_field)
     if asked:
@@ -68,21 +69,20 @@ def _turns(value: Any, name: str) -> list[Message]:
             return [Message(role="assistant", content=value)]
         speakers = {"Human": "user", "Assistant": "assistant"}
         return [
-            Message(role=speakers[who], content=text.strip())
+            Message(role=speakers[who], content=text)
             for who, text in zip(pieces[1::2], pieces[2::2], strict=True)
         ]
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"field '{name}' must be text, a message or a list of messages, not {value!r:.80}")
-    found = [
-        (turn.get("role", ROLES.get(turn.get("from", ""))), turn.get("content", turn.get("value")))
-        for turn in turns
-    ]
-    if not all(role and content for role, content in found):
-        raise ValueError(
-            f"field '{name}': each message needs a role and a content that is not empty: {turns!r:.80}"
-        )
-    return [Message(role=role, content=content) for role, content in found]
+    return messages_of([_plainly(turn) for turn in turns], name)
+
+
+def _plainly(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn with role and content, where it has from and value instead."""
+    speaker = turn.get("from")
+    role = turn.get("role", ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker)
+    return {**turn, "role": role, "content": turn.get("content", turn.get("value"))}
 
 
 def _after(prompt: list[Message], side: list[Message]) -> list[Message]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from lightrft.config import TaskConfig
 from lightrft.datasets.sources import BadRecords
 from lightrft.media.parts import MediaError
@@ -29,6 +31,8 @@ class Counts:
     """Kept, after tokens were cut from the left."""
     empty: int = 0
     """Skipped, having no text or no tokens."""
+    broken: int = 0
+    """Skipped: two of one name, or refused by the chat template, the tokenizer or the model."""
     longest: int = 0
     """Tokens of the longest prompt, before any cut."""
 
@@ -42,15 +46,15 @@ def prepare(
     ValueError where these say so, and when nothing is left.
     """
     prompts: list[Prompt] = []
-    counts = Counts()
+    counts, bad, seen = Counts(), BadRecords(config.on_bad_record), set[str]()
     for record in records:
-        prompt = _nonempty(record, processor, config, counts)
+        prompt = _nonempty(record, processor, config, counts, bad, seen)
         if prompt is not None:
             counts.longest = max(counts.longest, len(prompt.token_ids))
             prompt = _fitting(prompt, config, counts)
         if prompt is not None:
             prompts.append(prompt)
-    counts.kept = len(prompts)
+    counts.kept, counts.broken = len(prompts), bad.skipped
     if counts.too_long or counts.truncated or counts.empty:
         log.warning(
             "prompts: %d kept, %d of them cut on the left; skipped %d over %d tokens and %d empty ones",
@@ -92,9 +96,28 @@ class Opener:
         return fitting
 
 
-def _nonempty(record: Record, processor: Processor, config: TaskConfig, counts: Counts) -> Prompt | None:
+def _nonempty(
+    record: Record, processor: Processor, config: TaskConfig, counts: Counts, bad: BadRecords, seen: set[str]
+) -> Prompt | None:
+    if record.id in seen:
+        bad(
+            f"{record.id}: another record has this id; their answers would be taken for answers to one question."
+        )
+        return None
+    seen.add(record.id)
     if any(message["content"] for message in record.messages):
-        prompt = processor.prompt(record)
+        try:
+            prompt = processor.prompt(record)
+        except Exception as error:  # whatever a template or tokenizer makes of one row is that row's fault
+            bad(refused(record.id, error))
+            return None
+        beyond = max(prompt.token_ids, default=0)
+        if beyond >= processor.vocab_size:
+            piece = processor.pieces([beyond])[0]
+            bad(
+                f"{record.id}: token {beyond}, {piece!r}, is beyond the model's table of {processor.vocab_size}."
+            )
+            return None
         if prompt.token_ids:
             return prompt
     if config.on_bad_record == "raise":
@@ -103,6 +126,16 @@ def _nonempty(record: Record, processor: Processor, config: TaskConfig, counts: 
         )
     counts.empty += 1
     return None
+
+
+def refused(name: str, error: Exception) -> str:
+    """What is wrong with a record, in one line that names it."""
+    if isinstance(error, TemplateError):
+        return f"{name}: the chat template refuses it: {error}"
+    if isinstance(error, ValueError) and name in str(error):
+        return str(error)
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{name}: {kind}{error}"
 
 
 def _fitting(prompt: Prompt, config: TaskConfig, counts: Counts) -> Prompt | None:

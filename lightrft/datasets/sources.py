@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -87,12 +86,12 @@ def _jsonl(path: Path, bad: BadRecords) -> Iterator[Located]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                bad(f"{where}: not JSON ({error}): {_glimpse(line)}")
+                row = _parsed(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                bad(f"{where}: not JSON ({_told(error)}): {_glimpse(line)}")
                 continue
             if isinstance(row, dict):
-                yield where, row
+                yield from _sound(where, row, bad)
             else:
                 bad(f"{where}: expected an object like {{...}}, found {_glimpse(line)}")
 
@@ -107,50 +106,132 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
 def _json(path: Path, bad: BadRecords) -> Iterator[Located]:
     with _open(path) as file:
         try:
-            rows = json.loads(b"".join(_lines(file, path)).decode("utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            rows = _parsed(b"".join(_lines(file, path)).decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}: not JSON ({error}). If it holds one object per line, name it .jsonl."
+                f"{path}: not JSON ({_told(error)}). If it holds one object per line, name it .jsonl."
             ) from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list of objects [{{...}}, ...], found {type(rows).__name__}.")
     for number, row in enumerate(rows):
         where = f"{path.name}[{number}]"
         if isinstance(row, dict):
-            yield where, row
+            yield from _sound(where, row, bad)
         else:
             bad(f"{where}: expected an object like {{...}}, found {_glimpse(json.dumps(row).encode())}")
 
 
 def _csv(path: Path, bad: BadRecords) -> Iterator[Located]:
     with _open(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        rows = csv.DictReader(text, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
-        try:
-            for row in rows:
-                where = f"{path.name}:{rows.line_num}"
-                if None in row or None in row.values():
-                    bad(
-                        f"{where}: has more or fewer columns than the header ({', '.join(rows.fieldnames or [])})."
-                    )
-                else:
-                    yield where, row
-        except (csv.Error, UnicodeDecodeError, EOFError) as error:
-            raise ValueError(f"{path}:{rows.line_num + 1}: cannot be read as csv ({error}).") from None
+        lines = _Lines(_lines(file, path))
+        rows = csv.reader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+        header = _header(path, rows)
+        while True:
+            begins = lines.number + 1
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                bad(f"{path.name}:{begins}: cannot be read as csv ({error}).")
+                rows = csv.reader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+                continue
+            where = f"{path.name}:{lines.number}"
+            if cells is None:
+                return
+            if cells and len(cells) != len(header):
+                bad(f"{where}: has more or fewer columns than the header ({', '.join(header)}).")
+            elif cells:
+                yield from _sound(where, dict(zip(header, cells, strict=True)), bad)
+
+
+class _Lines:
+    """The lines of a file as text, one by one, so that a broken one is named; what is no UTF-8 stays as lone surrogates."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self.number, self._lines = 0, lines
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number += 1
+        return line.decode("utf-8-sig" if self.number == 1 else "utf-8", "surrogateescape")
+
+
+def _header(path: Path, rows: Iterator[list[str]]) -> list[str]:
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise ValueError(f"{path}:1: cannot be read as csv ({error}).") from None
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}:1: the header names the column '{twice[0]}' twice. Rename one of them.")
+    return header
 
 
 def _parquet(path: Path, bad: BadRecords) -> Iterator[Located]:
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
+    number = 0
     try:
         file = parquet.ParquetFile(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as parquet ({error}).") from None
-    number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            yield f"{path.name}[{number}]", row
-            number += 1
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                yield from _sound(f"{path.name}[{number}]", row, bad)
+                number += 1
+    except (OSError, ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as parquet from row {number} on ({_told(error)})."
+        ) from None
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return found
+
+
+def _sound(where: str, row: Row, bad: BadRecords) -> Iterator[Located]:
+    """The row, unless some text in it is no Unicode: no tokenizer takes a lone surrogate, and no file."""
+    try:
+        lone = _surrogate(row)
+    except RecursionError:
+        bad(f"{where}: nested too deeply.")
+        return
+    if lone is None:
+        yield where, row
+    else:
+        bad(
+            f"{where}: the text of a field is not Unicode, {_shown(lone)}: a lone half of a character, or bytes that are no UTF-8."
+        )
+
+
+def _surrogate(value: Any) -> str | None:
+    """A text inside of a value that cannot be written as UTF-8; None if there is none."""
+    if isinstance(value, str):
+        return value if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value) else None
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return next((found for one in value if (found := _surrogate(one)) is not None), None)
+    return None
+
+
+def _shown(text: str) -> str:
+    return ascii(text if len(text) <= 80 else text[:80] + "...")
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    first = str(error).split("\n")[0]
+    return first if len(first) < 300 else first[:300] + "..."
 
 
 def _hub(name: str, split: str) -> Iterator[Located]:
@@ -176,7 +257,9 @@ def stored(rows: Any) -> Iterator[Row]:
 
 
 def _glimpse(line: bytes) -> str:
-    text = line.decode("utf-8", "backslashreplace").strip()
+    """The beginning of a line, control characters shown: an error text is one line, and moves no cursor."""
+    text = line[:400].decode("utf-8", "backslashreplace").strip()
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= 80 else text[:80] + "..."
 
 

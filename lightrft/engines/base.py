@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -57,6 +57,16 @@ class Engine(Protocol):
 
     def parts(self) -> dict[str, Resident]:
         """Its residents, e.g. weights and cache."""
+        ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """An engine that can sample with the actor's own weights."""
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether it does: the actor's weights are then needed in phase rollout too."""
         ...
 
 

@@ -27,9 +27,10 @@ from lightrft.models.lazy import empty, is_empty
 from lightrft.models.logprobs import backbone, causal_lm, output_head, text_config
 from lightrft.models.lora import plain_parameters, plain_state
 from lightrft.models.processor import Processor
+from lightrft.models.products import multiplies_widely, wide_product
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Finish, Prompt, Sampling
-from lightrft.utils.device import can_record
+from lightrft.utils.device import can_record, sent
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -104,6 +105,11 @@ class NativeEngine:
                 raise ValueError(f"the model has no weight named {name!r}.")
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].copy_(tensor)
+
+    @property
+    def shares_weights(self) -> bool:
+        """See Sharing."""
+        return self._own is None
 
     def parts(self) -> dict[str, Resident]:
         """The cache, and the weights unless they belong to whoever trains them."""
@@ -299,7 +305,7 @@ class _Rollout:
             seen_both_ways(self._backbone.config, read) if media else (),
         )
         out = self._backbone(
-            input_ids=torch.tensor([tokens], device=self._device),
+            input_ids=sent([tokens], self._device),
             position_ids=self._positions(fresh),
             use_cache=False,
             layout=layout,
@@ -331,8 +337,7 @@ class _Rollout:
 
     def _append(self, answers: Sequence[_Answer], hidden: Tensor, which: list[int]) -> None:
         """Draws a token for each answer from the row of `hidden` that predicts it, and lets the finished go."""
-        logits = self._head(hidden)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = self._logits(hidden)
         if self._engine._cap is not None:
             logits = self._engine._cap * torch.tanh(logits / self._engine._cap)
         if self._engine._never:
@@ -342,17 +347,28 @@ class _Rollout:
         ):
             first = sorted({row for a, row in zip(answers, which, strict=True) if not a.tokens})
             logits[first] = _sharpened_first(logits[first], self._sampling)
-        keys = torch.tensor([a.stream for a in answers], device=self._device)
-        counters = torch.tensor([len(a.tokens) for a in answers], device=self._device)
-        rows = None if which == list(range(len(logits))) else torch.tensor(which, device=self._device)
+        keys = sent([a.stream for a in answers], self._device)
+        counters = sent([len(a.tokens) for a in answers], self._device)
+        rows = None if which == list(range(len(logits))) else sent(which, self._device)
         tokens, logprobs = draw(logits, rows, uniforms(keys, counters), self._sampling)
-        for answer, token, logprob in zip(answers, tokens.tolist(), logprobs.tolist(), strict=True):
+        # Fetched together: a device is waited for once for each token.
+        found = torch.stack([tokens.double(), logprobs.double()]).tolist()
+        for answer, token, logprob in zip(answers, map(int, found[0]), found[1], strict=True):
             answer.tokens.append(token)
             answer.logprobs.append(logprob)
             answer.finish = self._finish(answer)
         self.tokens += len(answers)
         self._running = [a for a in answers if a.finish is None]
         self._free([a for a in answers if a.finish is not None])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) in float32, or float64; where the device can, never rounded to bfloat16: those the trainer finds."""
+        head = self._head
+        if not multiplies_widely(hidden, head.weight):
+            logits = head(hidden)
+            return logits if logits.dtype == torch.float64 else logits.float()
+        logits = wide_product(hidden, head.weight.t())
+        return logits if head.bias is None else logits.add_(head.bias)
 
     def _finish(self, answer: _Answer) -> Finish | None:
         tokens = answer.tokens

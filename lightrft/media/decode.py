@@ -12,8 +12,10 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 from urllib.request import urlopen
 
 import numpy as np
@@ -26,6 +28,30 @@ URLS = ("http://", "https://", "data:")
 TIMEOUT_SECONDS = 30.0
 LARGEST_PIXELS = 178_956_970
 """Pixels of a picture or frame beyond which it is taken for a bomb, twice what PIL warns at."""
+
+
+LONGEST_NAME = 1024
+"""Characters of a path; a longer text is a medium itself (base64), and is not repeated in messages."""
+HIGHEST_RATE = 10_000_000
+"""Samples or frames per second beyond which a rate is no rate."""
+MPEG = ("MP3", "MPEG")
+"""Formats of which libsndfile guesses the length from the first frames, and reads no further."""
+PICTURES = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "TGA",
+    "ICO",
+)
+"""What PIL may take a file for: others run programs (PostScript) or are rarely meant."""
 
 
 class MediaError(RolloutError, ValueError):
@@ -65,7 +91,7 @@ def label(source: Any) -> str:
     if isinstance(source, str) and source.startswith("data:"):
         return f"{source[:24]}..."
     if isinstance(source, str | Path):
-        return str(source)
+        return str(source) if len(str(source)) <= LONGEST_NAME else f"{str(source)[:24]}..."
     return source.name if isinstance(source, Made) else type(source).__name__
 
 
@@ -110,7 +136,7 @@ def sound(source: Any, *, rate: int, max_seconds: float) -> NDArray[np.float32]:
     """
     source, name = _made(source)
     if isinstance(source, Mapping) and source.get("array") is not None:
-        samples, given = _samples(source["array"], name), source.get("sampling_rate") or 0
+        samples, given = _samples(source["array"], name), _rate(source.get("sampling_rate"), name)
     elif isinstance(source, np.ndarray):
         samples, given = source, 0
     else:
@@ -138,7 +164,7 @@ def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int) -> Clip:
     """
     source, name = _made(source)
     if isinstance(source, Mapping) and source.get("frames") is not None:
-        frames, given = source["frames"], float(source.get("fps") or fps)
+        frames, given = source["frames"], _rate(source.get("fps") or fps, name)
     elif isinstance(source, np.ndarray | list | tuple):
         frames, given = source, fps
     else:
@@ -171,8 +197,20 @@ def _file(source: Any, name: str) -> str | io.BytesIO:
         return io.BytesIO(source)
     if not isinstance(source, str | Path):
         raise MediaError(f"{name}: a {type(source).__name__} is not a source of a picture, clip or sound.")
-    path = Path(source).expanduser()
-    if not path.is_file():
+    if isinstance(source, str) and source.startswith("file://"):
+        source = unquote(urlparse(source).path)
+    try:
+        path = Path(source).expanduser()
+        found = path.is_file()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a text too long for a name, an unknown user, a zero byte
+        raise MediaError(
+            f"{name}: no name of a file ({error.args[-1]!s:.80}). Give a path, a URL, or bytes."
+        ) from None
+    if not found:
         raise MediaError(f"{name}: no such file (looked for {path.absolute()}).")
     if not path.stat().st_size:
         raise MediaError(f"{name}: the file is empty.")
@@ -183,7 +221,7 @@ def _fetched(url: str, name: str) -> bytes:
     try:
         with urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             return bytes(response.read())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise MediaError(f"{name}: cannot be fetched ({error}).") from None
 
 
@@ -199,7 +237,10 @@ def _opened_picture(source: Any, name: str, image_class: Any) -> Any:
             return image_class.fromarray(np.ascontiguousarray(source))
         except TypeError:
             raise MediaError(f"{name}: an array {source.shape} is no picture (H, W, 3).") from None
-    return image_class.open(_file(source, name))
+    image_class.init()
+    return image_class.open(
+        _file(source, name), formats=[kind for kind in PICTURES if kind in image_class.OPEN]
+    )
 
 
 def _check_picture(image: Any, name: str) -> None:
@@ -220,9 +261,25 @@ def _rgb(image: Any, image_class: Any) -> Any:
     return image.convert("RGB")
 
 
+def _rate(stated: Any, name: str) -> float:
+    """A rate as a finite number, 0 for none; resamplers never end with others."""
+    if stated is None:
+        return 0
+    if isinstance(stated, bool) or not isinstance(stated, int | float | np.number):
+        raise MediaError(f"{name}: the rate is {stated!r:.40}, which is not a number.")
+    if not math.isfinite(stated) or not 0 <= stated <= HIGHEST_RATE:
+        raise MediaError(
+            f"{name}: the rate is {stated}; it must be a number above 0, at most {HIGHEST_RATE}."
+        )
+    return stated  # type: ignore[return-value]  # a number of numpy is one
+
+
 def _samples(array: Any, name: str) -> NDArray[Any]:
     """(n,) or (n, channels) real numbers; whole numbers are scaled by the range of their type."""
-    samples = np.asarray(array)
+    try:
+        samples = np.asarray(array)
+    except ValueError as error:
+        raise MediaError(f"{name}: the array is no sound ({error}).") from None
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
         raise MediaError(
             f"{name}: an array {samples.shape} of {samples.dtype} is no sound (n,) or (n, channels)."
@@ -241,15 +298,59 @@ def _read_sound(file: str | io.BytesIO, name: str, max_seconds: float) -> tuple[
     _check_whole_wave(file, name)
     try:
         with soundfile.SoundFile(file) as opened:
+            mpeg = opened.format in MPEG or opened.subtype.startswith("MPEG")
+            if mpeg and not _length_stated(file):
+                return _read_mpeg(file, name, max_seconds)
             _check_length(opened.frames / opened.samplerate, max_seconds, name)
             samples = opened.read(dtype="float32", always_2d=True)
             if len(samples) < opened.frames:
                 raise MediaError(f"{name}: cut off after {len(samples)} of {opened.frames} samples.")
             return samples, opened.samplerate
-    except (soundfile.LibsndfileError, TypeError) as error:
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        if isinstance(error, MediaError):
+            raise
         raise MediaError(
             f"{name}: broken, or not a sound of a kind that libsndfile reads: wav, flac, ogg, mp3 ({error})."
         ) from None
+
+
+def _length_stated(file: str | io.BytesIO) -> bool:
+    """Whether MPEG audio begins with a header (Xing, Info) that says how long it is."""
+    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getbuffer()) as opened:
+        head = opened.read(10)
+        tag = 0
+        if head[:3] == b"ID3":
+            tag = 10 + sum(
+                (byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)
+            )
+        opened.seek(tag)
+        frame = opened.read(512)
+    return b"Xing" in frame or b"Info" in frame
+
+
+def _read_mpeg(file: str | io.BytesIO, name: str, max_seconds: float) -> tuple[NDArray[Any], int]:
+    """(n, channels) samples of MPEG audio and their rate, by FFmpeg, which counts frames instead of guessing their number."""
+    av = require("av", "media")
+    if not isinstance(file, str):
+        file.seek(0)
+    pieces, length, rate = [], 0, 0
+    try:
+        with av.open(file) as container:
+            for frame in container.decode(container.streams.audio[0]):
+                rate = frame.sample_rate
+                layout = frame.to_ndarray().astype(np.float32)
+                scale = (
+                    np.iinfo(frame.to_ndarray().dtype).max + 1 if frame.to_ndarray().dtype.kind == "i" else 1
+                )
+                channels = len(frame.layout.channels)
+                pieces.append((layout.T if frame.format.is_planar else layout.reshape(-1, channels)) / scale)
+                length += len(pieces[-1])
+                _check_length(length / rate, max_seconds, name)
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"{name}: broken, or not a sound of a kind that FFmpeg reads ({error}).") from None
+    if not pieces:
+        raise MediaError(f"{name}: the sound is empty.")
+    return np.concatenate(pieces), rate
 
 
 def _check_whole_wave(file: str | io.BytesIO, name: str) -> None:
@@ -280,8 +381,9 @@ def _clip(frames: Sequence[NDArray[Any]], seconds: list[float], duration: float,
 
 
 def _read_clip(file: str | io.BytesIO, name: str, *, fps: float, max_frames: int, max_pixels: int) -> Clip:
+    hidden = _hidden(file, name)
     with _opened_clip(file, name) as (container, stream):
-        start, duration, count = _extent(container, stream, name)
+        start, duration, count = _extent(container, stream, name, hidden)
     times = _wanted(duration, fps, min(max_frames, count))
     frames, seconds = [], []
     with _opened_clip(file, name) as (container, stream):
@@ -296,31 +398,48 @@ def _read_clip(file: str | io.BytesIO, name: str, *, fps: float, max_frames: int
 
 
 @contextmanager
-def _opened_clip(file: str | io.BytesIO, name: str) -> Iterator[tuple[Any, Any]]:
+def _opened_clip(file: str | io.BytesIO, name: str, **options: str) -> Iterator[tuple[Any, Any]]:
     """Container and video stream; errors of FFmpeg inside become MediaError."""
     av = require("av", "media")
     if not isinstance(file, str):
         file.seek(0)
     try:
-        with av.open(file) as container:
-            if not container.streams.video:
+        with av.open(file, options=options) as container:
+            moving = [
+                s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+            ]
+            if not moving:
                 raise MediaError(f"{name}: there is no video in it.")
-            stream = container.streams.video[0]
+            stream = moving[0]
             if stream.width * stream.height > LARGEST_PIXELS:
                 raise MediaError(f"{name}: {stream.width} x {stream.height} pixels are too many.")
             yield container, stream
-    except av.FFmpegError as error:
+    except (
+        av.FFmpegError,
+        AttributeError,
+        UnicodeDecodeError,
+    ) as error:  # a damaged stream has no width, or odd metadata
         raise MediaError(
             f"{name}: broken, cut off, or not a clip of a kind that FFmpeg reads ({error})."
         ) from None
 
 
-def _extent(container: Any, stream: Any, name: str) -> tuple[float, float, int]:
+def _hidden(file: str | io.BytesIO, name: str) -> int:
+    """How many frames of a clip an edit list hides: those before a cut that was made without encoding anew, as phones do."""
+    with _opened_clip(file, name) as (container, stream):
+        shown = sum(1 for p in container.demux(stream) if p.size and not p.is_discard)
+        if shown >= 0.95 * stream.frames:
+            return 0
+    with _opened_clip(file, name, ignore_editlist="1") as (container, stream):
+        return sum(1 for p in container.demux(stream) if p.size) - shown
+
+
+def _extent(container: Any, stream: Any, name: str, hidden: int) -> tuple[float, float, int]:
     """Start and duration in seconds, and number of frames, from the packets: headers may lack or misstate them."""
     packets = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.size and not p.is_discard]
     if not packets:
         raise MediaError(f"{name}: the clip has no frames.")
-    if len(packets) < 0.95 * stream.frames:
+    if len(packets) < 0.95 * stream.frames and hidden + len(packets) < 0.95 * stream.frames:
         raise MediaError(f"{name}: cut off after {len(packets)} of {stream.frames} frames.")
     known = [(pts, length) for pts, length in packets if pts is not None]
     rate = float(stream.average_rate or 25)
@@ -328,7 +447,21 @@ def _extent(container: Any, stream: Any, name: str) -> tuple[float, float, int]:
         return 0.0, len(packets) / rate, len(packets)
     first, (last, length) = min(known)[0], max(known)
     duration = (last - first + length) * float(stream.time_base)
+    stated = (container.duration or 0) / 1e6
+    if (
+        not stream.frames
+        and stated > 1
+        and duration < 0.8 * stated
+        and container.size > 0
+        and not _other_streams(container)
+    ):
+        raise MediaError(f"{name}: cut off after {duration:.1f} of {stated:.1f} seconds.")
     return first * float(stream.time_base), duration if length else duration + 1 / rate, len(packets)
+
+
+def _other_streams(container: Any) -> bool:
+    """Whether sound or text may go on after the last picture."""
+    return len(container.streams) > 1
 
 
 def _timed(container: Any, stream: Any, start: float) -> Iterator[tuple[float, Any]]:

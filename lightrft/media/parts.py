@@ -117,6 +117,10 @@ def _checked(content: Any) -> list[dict[str, Any]]:
     """The parts of a content; none if it is text. What a table without gaps adds as null is left out."""
     if isinstance(content, str):
         return []
+    if not isinstance(content, list | tuple):
+        raise ValueError(
+            f"a message's content is a {type(content).__name__}; it must be text or a list of parts."
+        )
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", *KINDS):

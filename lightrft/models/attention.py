@@ -13,7 +13,7 @@ joined output and log-sum-exp (as in ring attention, Liu et al. 2023, https://ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from lightrft.models.varlen import Stretches, varlen_attention
 from lightrft.utils.device import has_varlen_kernel
 
 ATTENTION = "lightrft_packed"
@@ -56,6 +57,7 @@ class SharedPrompts:
     """One plain sdpa call per sequence, mask and all: the slow path that the kernels are checked against."""
     both_ways: tuple[Span, ...] = ()
     """Token ranges inside prompts whose tokens see each other, later ones too; takes the slow path."""
+    _on_device: dict[torch.device, Stretches] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -78,6 +80,12 @@ class SharedPrompts:
         """Tokens of the longest prompt with response."""
         return max(p[1] - p[0] + max((r[1] - r[0] for r in rs), default=0) for p, rs in self.groups)
 
+    def _stretches(self, device: torch.device) -> Stretches:
+        """The same as tensors, made for the first layer and kept for the others."""
+        if device not in self._on_device:
+            self._on_device[device] = Stretches.of(self.groups, device)
+        return self._on_device[device]
+
     def attend(
         self,
         module: Any,
@@ -89,16 +97,15 @@ class SharedPrompts:
     ) -> Tensor:
         """See `Layout`."""
         windowed = sliding_window is not None and self.longest > sliding_window
-        if self.exact or windowed or self.both_ways:
-            out = _one_call_per_sequence(
-                self, query, key, value, scaling, sliding_window if windowed else None
-            )
+        window = sliding_window if windowed else None
+        if self.exact or self.both_ways or (windowed and query.device.type == "cpu"):
+            out = _one_call_per_sequence(self, query, key, value, scaling, window)
         elif query.device.type == "cpu":
             out = _Stretches.apply(query, key, value, self, scaling)
         elif has_varlen_kernel(query):
-            out = _varlen(self, query, key, value, scaling)
+            out = varlen_attention(query, key, value, self._stretches(query.device), scaling, window)
         else:
-            out = _one_call_per_sequence(self, query, key, value, scaling, None)
+            out = _one_call_per_sequence(self, query, key, value, scaling, window)
         return out.transpose(1, 2)
 
 
@@ -230,39 +237,3 @@ def _one_call_per_sequence(
                 enable_gqa=query.shape[1] != key.shape[1],
             )
     return torch.cat([pieces[c] for c in sorted(pieces)], 2)
-
-
-def _varlen(layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """The same by torch's variable-length flash kernel: one call; keys of a prompt are gathered for each response."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    queries, keys = [], []
-    for (a, b), responses in layout.groups:
-        queries.append((a, b))
-        keys.append([(a, b)])
-        for c, d in responses:
-            if c < d:
-                queries.append((c, d))
-                keys.append([(a, b), (c, d)])
-    device = query.device
-    columns = torch.cat([torch.arange(*span) for spans in keys for span in spans]).to(device)
-    q_lengths = [d - c for c, d in queries]
-    k_lengths = [sum(d - c for c, d in spans) for spans in keys]
-    out = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1)[columns],
-        value[0].transpose(0, 1)[columns],
-        _cumulative(q_lengths, device),
-        _cumulative(k_lengths, device),
-        max(q_lengths),
-        max(k_lengths),
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(out, Tensor)
-    return out.transpose(0, 1).unsqueeze(0)
-
-
-def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)

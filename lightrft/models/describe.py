@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 
 from lightrft.config import ModelConfig
 from lightrft.models.families import attention_of, is_multimodal
+from lightrft.models.folder import check_folder
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.tiny import tiny_config, tiny_model
 
@@ -32,6 +33,7 @@ def model_folder(config: ModelConfig) -> str:
             raise ValueError(
                 f"model.path={path}: the folder has no config.json, so it is not a Hugging Face model."
             )
+        check_folder(folder)
         return str(folder)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local:

@@ -141,6 +141,11 @@ def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
             f"model.path={config.path}: its files lack {len(missing)} weights of the model, among them {missing[0]}, "
             "which would be left random. Is the download complete, and does config.json belong to the weights?"
         )
+    broken = next((n for n, p in model.named_parameters() if not p.sum(dtype=torch.float64).isfinite()), None)
+    if broken is not None:
+        raise ValueError(
+            f"model.path={config.path}: {broken} holds NaN or infinite numbers. Take an earlier save of the model."
+        )
     return model
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightrft.config import MediaConfig
-from lightrft.media.parts import Clip, Media, MediaError, read_media
+from lightrft.media.parts import KINDS, Clip, Media, MediaError, parts, read_media
 from lightrft.models.families import has_position_rows, position_rows, sees_both_ways, stored_media
 from lightrft.models.logprobs import backbone
 from lightrft.types import Message
@@ -81,9 +81,14 @@ class MediaEncoder:
             found = self.processor(
                 text=[text], return_tensors="pt", **self._special(text), **_arguments(media, self.rate)
             )
-        except ValueError as error:
-            raise MediaError(f"the model's processor refuses its media: {error}") from error
+        except (
+            Exception
+        ) as error:  # processors raise all kinds where a medium is too small or a mark stands alone
+            raise MediaError(
+                f"the model's processor refuses its media: {type(error).__name__}: {error}"
+            ) from error
         token_ids = found["input_ids"][0].tolist()
+        self._check_seen(token_ids, messages)
         rows = position_rows(self._body, token_ids, found) if has_position_rows(self._body) else None
         read = {
             name: value
@@ -91,6 +96,37 @@ class MediaEncoder:
             if isinstance(value, Tensor) and name in self._takes and name not in _OF_TEXT
         }
         return Encoded(token_ids, rows, stored_media(self._shapes.config, read))
+
+    def marks(self) -> dict[str, tuple[str, int]]:
+        """Kind -> the text that stands for a medium, and its token, where the processor names one."""
+        found: dict[str, tuple[str, int]] = {}
+        for kind in KINDS:
+            text = getattr(self.processor, f"{kind}_token", None)
+            if isinstance(text, str) and text:
+                found[kind] = text, int(self.processor.tokenizer.convert_tokens_to_ids(text))
+        return found
+
+    def check_texts(self, messages: Sequence[Message]) -> None:
+        """ValueError if a text holds what the model would take for a medium that is not there."""
+        for message in messages:
+            content = message["content"]
+            texts = (
+                [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+            )
+            for kind, (mark, _) in self.marks().items():
+                if any(mark in text for text in texts):
+                    raise ValueError(
+                        f"a text holds {mark!r}, which the model takes for its own mark of {kind}. Write it otherwise."
+                    )
+
+    def _check_seen(self, token_ids: Sequence[int], messages: Sequence[Message]) -> None:
+        """MediaError for media of a kind that gave fewer tokens than there are of them: too small or too short to be seen."""
+        kinds = [kind for kind, _ in parts(messages)]
+        for kind, (_, token) in self.marks().items():
+            if token_ids.count(token) < kinds.count(kind):
+                raise MediaError(
+                    f"its media of the kind {kind} are too short or too small: the model makes no token of them."
+                )
 
     def text_positions(self, token_ids: Sequence[int]) -> Tensor | None:
         """Position rows of a question without media, for models that have several."""

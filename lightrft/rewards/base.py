@@ -22,6 +22,8 @@ from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner, Work
 __all__ = ["REWARDS", "RewardError", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
+OUR_METRICS = ("mean", "std", "no_signal_share", "zero_std_fraction", "overlong")
+"""What stands under reward/ beside the rewards by name."""
 WORK = Work("lightrft.rewards.table:load_values", noun="reward", limit="rewards.timeout_seconds")
 """Reward functions, as worker processes load and name them."""
 
@@ -248,6 +250,6 @@ def _failed(key: tuple[str, int], reason: str, views: Sequence[Answer]) -> str:
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Short names for metrics: 'acme.rewards:tidy' is 'tidy', unless another reward is called that too."""
-    short = Counter(name.rsplit(":", 1)[-1] for name in names)
+    """Short names for metrics: 'acme.rewards:tidy' is 'tidy', unless another reward, or a metric of ours, is called that too."""
+    short = Counter(name.rsplit(":", 1)[-1] for name in names) + Counter(dict.fromkeys(OUR_METRICS, 2))
     return {name: name.rsplit(":", 1)[-1] if short[name.rsplit(":", 1)[-1]] == 1 else name for name in names}

@@ -55,10 +55,10 @@ def check_gold(
 ) -> GoldReport:
     """Judges each record's gold answer, and beside it the gold answer of a record with another target.
 
-    Full marks are 1.0 from every reward that has a weight; others, such as the cost of a constraint, are only watched.
+    Full marks are 1.0 from every reward that has a positive weight; others, such as the price of length, are only watched.
     """
     counting = {
-        source: {judge.labels[name] for name, w in parts.items() if w}
+        source: {judge.labels[name] for name, w in parts.items() if w > 0}
         for source, parts in judge.weights.items()
     }
 

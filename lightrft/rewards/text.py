@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from lightrft.utils.answers import concluded, letter, plain_words
+from lightrft.utils.answers import concluded, plain_words
+from lightrft.utils.choices import letter
+from lightrft.utils.objects import first_json_object, same_json
 
-FORMAT = re.compile(r"\s*<think>.+?</think>\s*<answer>.+?</answer>\s*", re.DOTALL)
-ANSWER_ONLY = re.compile(r"\s*<answer>.+?</answer>\s*", re.DOTALL)
+FORMAT = re.compile(r"<think>.+?</think>\s*<answer>.+?</answer>", re.DOTALL)
+ANSWER_ONLY = re.compile(r"<answer>.+?</answer>", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def tags(answer: str) -> float:
     """1 if the answer is <think>...</think><answer>...</answer>, each tag once, neither empty, nothing outside."""
     once = all(answer.count(tag) == 1 for tag in _TAGS)
-    return float(once and FORMAT.fullmatch(answer) is not None)
+    return float(once and FORMAT.fullmatch(answer.strip()) is not None)
 
 
 def answer_tags(answer: str) -> float:
     """1 if the answer is <answer>...</answer>, once, not empty, nothing outside."""
     once = answer.count("<answer>") == 1 and answer.count("</answer>") == 1
-    return float(once and ANSWER_ONLY.fullmatch(answer) is not None)
+    return float(once and ANSWER_ONLY.fullmatch(answer.strip()) is not None)
 
 
 def exact(answer: str, target: str) -> float:
@@ -42,21 +45,24 @@ def choice(answer: str, target: str) -> float:
     return float(bool(found) and found == str(target).strip().strip("().").upper())
 
 
-def json_object(answer: str, target: Mapping[str, Any]) -> float:
-    """1 if the first JSON object in the answer equals the target, numbers as numbers; prose around it is allowed."""
-    return float(first_json_object(answer) == target)
+def json_object(answer: str, target: Mapping[str, Any] | str) -> float:
+    """1 if the first JSON object in the concluded answer equals the target; prose around it is allowed.
+
+    Numbers are compared as numbers, true and 1 are different. ValueError for a target that is no object, nor the text of one.
+    """
+    return float(same_json(first_json_object(concluded(answer)), _wanted(target)))
 
 
-def json_fields(answer: str, target: Mapping[str, Any]) -> float:
-    """Share of the target's fields that the first JSON object in the answer has with the right value.
+def json_fields(answer: str, target: Mapping[str, Any] | str) -> float:
+    """Share of the target's fields that the first JSON object in the concluded answer has with the right value.
 
     A denser signal than `json` to learn from; fields that do not belong there cost as much as missing ones.
     """
-    found = first_json_object(answer)
+    wanted, found = _wanted(target), first_json_object(concluded(answer))
     if found is None:
         return 0.0
-    right = sum(name in found and found[name] == value for name, value in target.items())
-    return right / len(target.keys() | found.keys())
+    right = sum(name in found and same_json(found[name], value) for name, value in wanted.items())
+    return right / len(wanted.keys() | found.keys()) if wanted or found else 1.0
 
 
 def json_only(answer: str, target: Any) -> float:
@@ -82,17 +88,15 @@ def thousand_tokens(num_tokens: int) -> float:
     return num_tokens / 1000
 
 
-def first_json_object(answer: str) -> dict[str, Any] | None:
-    """What stands between the first brace of the answer and the one that closes it, parsed; None if it is no JSON."""
-    start = answer.find("{")
-    if start < 0:
-        return None
-    try:
-        found, _ = json.JSONDecoder().raw_decode(answer, start)
-    except (ValueError, RecursionError):
-        return None
-    assert isinstance(found, dict)  # it began with a brace
-    return found
+def _wanted(target: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    if isinstance(target, str):
+        with suppress(ValueError, RecursionError):
+            target = json.loads(target)
+    if not isinstance(target, Mapping):
+        raise ValueError(
+            f"the target of a question is {target!r:.80}, and this reward compares JSON objects: {{...}}."
+        )
+    return target
 
 
 def same_kind(answer: str, target: str) -> float:

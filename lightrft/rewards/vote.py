@@ -9,8 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from lightrft.rewards.function import Answer
-from lightrft.rewards.text import first_json_object
-from lightrft.utils.answers import conclusion, plain, value
+from lightrft.utils.answers import boxed, concluded, conclusion, label
+from lightrft.utils.choices import letter
+from lightrft.utils.objects import first_json_object
 
 VOTES = ("majority", "majority_right")
 """The rewards of this file: they compare the answers of a group, so a single answer is always with the majority."""
@@ -20,7 +21,7 @@ def majority(answers: Sequence[Answer]) -> list[float]:
     """1 for each answer that concludes what most answers to the same draw of the question conclude, else 0.
 
     TTRL, Zuo et al. 2025 (https://arxiv.org/abs/2504.16084), section 2.2. Two conclusions are the same if they are the same
-    number, the same JSON object, or the same text but for spacing. An answer that concludes nothing, or was cut for its
+    number (units left out), the same JSON object, the same choice letter, or the same text but for spacing. An answer that concludes nothing, or was cut for its
     length, has no vote (cut answers agree too easily); if none has, all get 0. Of equally frequent conclusions the one that was answered first wins.
     Its mean is the share of votes that the winners have.
     """
@@ -61,15 +62,16 @@ def _vote(answer: Answer) -> Hashable:
     """What an answer concludes, in a form that is the same for the same conclusion; None for none."""
     if answer.finish == "length":
         return None
-    found = first_json_object(answer.answer)
-    if found is not None:
-        return _label(found)
-    stated = conclusion(answer.answer)
-    return None if stated is None else _label(stated)
+    text = concluded(answer.answer)
+    if boxed(text) is None:
+        found = first_json_object(text)
+        if found or text == "{}":
+            return _label(found)
+    stated = conclusion(text)
+    said = (letter(text) or None) if stated is None else stated
+    return None if said is None else _label(said)
 
 
 def _label(target: Any) -> Hashable:
-    if isinstance(target, Mapping):
-        return json.dumps(target, sort_keys=True)
-    number = value(plain(str(target)))
-    return plain(str(target)) if number is None else number
+    """A conclusion or target in one form; a choice is its letter, with or without brackets."""
+    return json.dumps(target, sort_keys=True) if isinstance(target, Mapping) else label(str(target))

@@ -52,10 +52,27 @@ class Logger:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of RUN/metrics.jsonl in order; a last line that was cut off while being written is left out."""
+    """The rows of RUN/metrics.jsonl in order; a last line that was cut off while being written is left out.
+
+    ValueError naming the line for any other that is broken.
+    """
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
+    return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}:{number}: the line is broken ({error}). Remove it, and go on without that step's metrics."
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(
+            f"{path}:{number}: the line holds no metrics. Remove it, and go on without that step's."
+        )
+    return row
 
 
 def series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

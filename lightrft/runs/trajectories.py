@@ -32,7 +32,7 @@ def save(
     path = file_of(run, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".writing")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for trajectory in trajectories:
             row = _row(step, trajectory) | (_tokens(trajectory, pieces) if columns else {})
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
@@ -51,7 +51,18 @@ def load(run: Path, step: int) -> list[dict[str, Any]]:
             else "none are saved: set log.trajectories_every_steps above 0"
         )
         raise ValueError(f"no answers of step {step} in {run}; {known}.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_parsed(path, number, line) for number, line in enumerate(lines, start=1) if line]
+
+
+def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}:{number}: the line is broken ({error}).") from None
+    if not isinstance(row, dict) or "group" not in row:
+        raise ValueError(f"{path}:{number}: the line holds no answer.")
+    return row
 
 
 def steps(run: Path) -> list[int]:

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightrft.config import OptimizerConfig
+from lightrft.config import OptimizerConfig, StrategyConfig
 from lightrft.models.source import Source
 from lightrft.parallel.status import STATUS
+from lightrft.strategy.footprint import Footprint, Sizes
 from lightrft.strategy.memory import Resident
 
 T = TypeVar("T")
@@ -127,6 +128,11 @@ class Strategy(Protocol):
 
     def frozen(self, source: Source) -> Frozen:
         """A model whose weights no gradient changes."""
+        ...
+
+    @staticmethod
+    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+        """What each of so many processes would hold of such a model, asked of the class: nothing has been made yet."""
         ...
 
 

@@ -225,6 +225,8 @@ def problem(checkpoint: Path, rank: int = 0, size: int = 1) -> str | None:
         sizes, sums = dict(meta["bytes"]), dict(meta["crc32"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"meta.json cannot be read ({error})"
+    if sizes.keys() != sums.keys():
+        return "meta.json is not what was written (it names other files in one list than in the other)"
     for name, expected in sizes.items():
         file = checkpoint / name
         if not file.is_file():
@@ -232,14 +234,18 @@ def problem(checkpoint: Path, rank: int = 0, size: int = 1) -> str | None:
         if file.stat().st_size != expected:
             return f"{name} has {file.stat().st_size} bytes instead of {expected}"
     for name in sorted(sums)[rank::size]:
-        if file_crc(checkpoint / name) != sums[name]:
+        try:
+            found = file_crc(checkpoint / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
+        if found != sums[name]:
             return f"{name} is not what was written (its CRC-32 differs)"
     return None
 
 
 def _found(checkpoints: Path) -> list[tuple[int, Path]]:
     """Step and folder of every checkpoint, the newest first."""
-    named = [(path.name.removeprefix("step-"), path) for path in checkpoints.glob("step-*")]
+    named = [(path.name.removeprefix("step-"), path) for path in checkpoints.glob("step-*") if path.is_dir()]
     return sorted(((int(step), path) for step, path in named if step.isdecimal()), reverse=True)
 
 

@@ -25,6 +25,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
 from lightrft.strategy.ema import follow
+from lightrft.strategy.footprint import Footprint, Sizes
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.strategy.optimizer import (
     MOMENTS,
@@ -45,6 +46,7 @@ from lightrft.strategy.zero_engine import (
     joined,
     piece_of,
 )
+from lightrft.strategy.zero_footprint import zero_footprint
 from lightrft.utils.imports import require
 
 T = TypeVar("T")
@@ -58,7 +60,7 @@ class Zero:
 
     def __init__(self, config: StrategyConfig, device: torch.device) -> None:
         """Called by all ranks. ValueError for settings that DeepSpeed cannot follow."""
-        self.config, self.device, self.stage = config, device, int(config.backend[-1])
+        self.config, self.device, self.stage = config, device, _stage(config.backend)
         self.shards = self.stage == 3
         need_processes(config.backend)
         if config.offload and device.type != "cpu":
@@ -97,6 +99,11 @@ class Zero:
         self._fill(module, source, settings)
         return Zero3Frozen(module, self._engine(module, settings), shapes)
 
+    @staticmethod
+    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+        """See Strategy."""
+        return zero_footprint(_stage(config.backend), config.deepspeed, sizes, processes, learns=learns)
+
     def _engine(self, module: nn.Module, settings: dict[str, Any], optimizer: Any = None) -> Any:
         return self._deepspeed.initialize(model=Root(module), optimizer=optimizer, config=settings)[0]
 
@@ -122,6 +129,10 @@ class Zero:
                     whole.copy_(read(name))
                 parameter.data = whole
             splitter._convert_to_zero_parameters([parameter])
+
+
+def _stage(backend: str) -> int:
+    return int(backend[-1])
 
 
 def _deepspeed(device: torch.device) -> Any:

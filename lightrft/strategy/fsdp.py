@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,9 +25,12 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
 from lightrft.strategy.ema import follow
+from lightrft.strategy.footprint import Footprint, Sizes
+from lightrft.strategy.fsdp_footprint import fsdp_footprint
 from lightrft.strategy.load_weights import fill, placed, rows
 from lightrft.strategy.memory import Resident
 from lightrft.strategy.optimizer import Learner, learning
+from lightrft.utils.compat import sum_unused, touching
 
 T = TypeVar("T")
 
@@ -52,6 +56,11 @@ class Fsdp:
         """See Strategy."""
         module, root = self._sharded(source, source.dtype)
         return FsdpFrozen(module, root, self._moves())
+
+    @staticmethod
+    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+        """See Strategy."""
+        return fsdp_footprint(config.fsdp, sizes, processes, learns=learns)
 
     def _sharded(self, source: Source, held_in: torch.dtype) -> tuple[nn.Module, FSDPModule]:
         module = source.empty(self.device, held_in)
@@ -115,10 +124,6 @@ def shard(
 
     So a rank whose answers have no picture calls for the same pieces in the same order as one whose answers have.
     """
-    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        raise RuntimeError(
-            f"strategy.backend=fsdp needs a newer torch than {torch.__version__}. pip install 'torch>=2.13'"
-        )
     options: dict[str, Any] = {"mesh": mesh}
     if offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
@@ -131,7 +136,7 @@ def shard(
         fully_shard(root.model.get_submodule(name), mp_policy=exact, **options)
     fully_shard(root, mp_policy=policy, reshard_after_forward=False, **options)
     whole = cast(FSDPModule, root)
-    whole.set_reduce_scatter_unused_params(True)
+    sum_unused(whole)
     for part in root.modules():
         if isinstance(part, FSDPModule):  # gradients are summed: the losses carry weights of the whole batch
             part.set_gradient_divide_factor(1.0)
@@ -175,7 +180,7 @@ class FsdpTrainable:
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
         """See Trainable."""
-        return computed(self._root, function, *args)
+        return computed(self._root, partial(touching, function) if self._may_rest else function, *args)
 
     def backward(self, loss: Tensor) -> None:
         """See Trainable."""

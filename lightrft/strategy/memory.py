@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from lightrft.parallel.status import STATUS
+from lightrft.strategy.twins import Twins
 from lightrft.utils.errors import RolloutError
 
 
@@ -107,7 +110,11 @@ class MemoryPlan:
     """Bytes allocated on the device now."""
     release: Callable[[], None] = lambda: None
     """Gives freed memory back to whoever lent it, between two phases."""
+    most: Callable[[], int] = lambda: 0
+    """Most bytes that were allocated since it was last called; 0 where nobody counts."""
     phase: Phase = Phase.IDLE
+    peaks: dict[Phase, int] = field(default_factory=dict)
+    """Most bytes allocated in each phase since `reset_peaks`, moving residents included."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent inside each phase since `reset_seconds`."""
     waited: dict[Phase, float] = field(default_factory=dict)
@@ -136,6 +143,7 @@ class MemoryPlan:
         self._inside = True
         STATUS.set_phase(phase.value)
         start, waited = time.perf_counter(), STATUS.waited
+        self.most()
         try:
             self._enter(phase)
             yield
@@ -145,6 +153,7 @@ class MemoryPlan:
             raise NoRoomError(self._full(phase, WORKING.get(phase, ""))) from error
         finally:
             self._inside = False
+            self.peaks[phase] = max(self.peaks.get(phase, 0), self.most())
             STATUS.set_phase("between phases") if sys.exc_info()[0] is None else None
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
             self.waited[phase] = self.waited.get(phase, 0.0) + STATUS.waited - waited
@@ -188,6 +197,12 @@ class MemoryPlan:
         self.waited.clear()
         return seconds
 
+    def reset_peaks(self) -> dict[str, float]:
+        """Most GiB of device memory by phase since the last call, where it is counted."""
+        peaks = {phase.value: most / 2**30 for phase, most in self.peaks.items() if most}
+        self.peaks.clear()
+        return peaks
+
     def working_seconds(self) -> dict[str, float]:
         """Seconds per phase since the last `reset_seconds`, without those of waiting for other ranks."""
         return {phase.value: s - self.waited[phase] for phase, s in self.seconds.items()}
@@ -213,27 +228,25 @@ class MemoryPlan:
 class Tensors:
     """A resident made of tensors: a model's weights, an optimizer's state. They keep their identity when they move."""
 
-    list: Callable[[], list]  # type: ignore[type-arg]  # torch.Tensor, kept out of this file's imports
+    list: Callable[[], Sequence[Tensor]]
     device: str
-    host: str = "cpu"
     moves: bool = True
     """False where offloading is switched off, or device and host are the same."""
     planned_bytes: int = 0
     """What it will take once it exists: an optimizer has no state before its first step."""
+    twins: Twins = field(default_factory=Twins)
+    """Host memory for them, kept from one time to the next."""
 
     def onload(self) -> None:
         """See Resident."""
-        self._move(self.device)
+        if self.moves:
+            self.twins.back(self.list(), torch.device(self.device))
 
     def offload(self) -> None:
         """See Resident."""
-        self._move(self.host)
+        if self.moves:
+            self.twins.out(self.list())
 
     def nbytes(self) -> int:
         """See Resident."""
         return max(self.planned_bytes, sum(t.numel() * t.element_size() for t in self.list()))
-
-    def _move(self, place: str) -> None:
-        if self.moves:
-            for tensor in self.list():
-                tensor.data = tensor.data.to(place)

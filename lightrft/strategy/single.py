@@ -15,6 +15,7 @@ from lightrft.models.lora import is_adapted, merged_adapters, plain_state
 from lightrft.models.source import Source
 from lightrft.strategy.base import Saved, Trainable
 from lightrft.strategy.ema import follow
+from lightrft.strategy.footprint import ADAM, EXACT, Footprint, Sizes
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.strategy.optimizer import Learner, learning
 
@@ -36,6 +37,13 @@ class Single:
     def frozen(self, source: Source) -> SingleFrozen:
         """See Strategy."""
         return SingleFrozen(source.full(self.device).requires_grad_(False), self.device, self._moves())
+
+    @staticmethod
+    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+        """See Strategy. All of it; a smaller type than float32 learns through float32 weights beside its own."""
+        learned = sizes.learned if learns else 0
+        masters = EXACT * learned if sizes.width < EXACT else 0
+        return Footprint(sizes.width * sizes.weights, ADAM * learned + masters, EXACT * learned)
 
     def _moves(self) -> bool:
         return self.config.offload and self.device.type != "cpu"

@@ -4,6 +4,7 @@ answer looks like. The built-in ones are in table.py and media_tasks.py.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.sources import BadRecords, Row, read
 from lightrft.media.parts import located
 from lightrft.types import Message, Record
-from lightrft.utils.answers import vote
+from lightrft.utils.answers import concluded, plain_words, vote
+from lightrft.utils.choices import letter
+from lightrft.utils.objects import first_json_object
 
 Split = Literal["train", "evaluate"]
 BOXED = "Think step by step, and write the final answer inside \\boxed{}."
@@ -46,10 +49,40 @@ class Task:
     """Reward name or import path -> weight; empty: the user must give rewards.functions."""
     gold: Callable[[Record], str]
     """The whole text of an answer that a perfect model could give; the rewards must give it full marks."""
-    extract: Callable[[str], str] = vote
-    """What a majority vote counts of an answer: answers that agree must give the same text."""
+    extract: Callable[[str], str] | None = None
+    """What a majority vote counts of an answer: answers that agree must give the same text, "" has no vote. None: what the
+    rewards compare (`extractor`)."""
     max_tokens: int = 512
     """Room that answers usually need; a hint for configurations."""
+
+
+def _same_text(answer: str) -> str:
+    return " ".join(concluded(answer).split())
+
+
+def _same_object(answer: str) -> str:
+    found = first_json_object(concluded(answer))
+    return "" if found is None else json.dumps(found, sort_keys=True)
+
+
+def _letter_or_result(answer: str) -> str:
+    return letter(answer) or vote(answer)
+
+
+COMPARED: Mapping[str, Callable[[str], str]] = {
+    "choice": letter,
+    "choice_or_math": _letter_or_result,
+    "words": plain_words,
+    "exact": _same_text,
+    "json": _same_object,
+    "json_fields": _same_object,
+}
+"""Reward -> what of an answer it compares with the target; the others compare a result as mathematics."""
+
+
+def extractor(rewards: Mapping[str, float]) -> Callable[[str], str]:
+    """What a majority vote counts of an answer, by the first of these rewards that compares text."""
+    return next((COMPARED[name] for name, weight in rewards.items() if weight > 0 and name in COMPARED), vote)
 
 
 @dataclass(frozen=True)
@@ -90,8 +123,9 @@ def records(
                 example, system=config.system, instruction=config.instruction or instruction
             )
             messages = [Message(role=m["role"], content=m["content"]) for m in located(messages, folder)]
-        except ValueError as error:
-            bad(f"{where}: {error}")
+        except Exception as error:  # a row of any shape is that row's fault, and is named
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            bad(f"{where}: {kind}{error}")
             continue
         found.append(Record(id=f"{source}/{where}", messages=messages, target=example.target, source=source))
     found.skipped = bad.skipped

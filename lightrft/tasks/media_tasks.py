@@ -35,7 +35,8 @@ from lightrft.tasks.base import (
     records,
 )
 from lightrft.types import Record
-from lightrft.utils.answers import letter, plain_words
+from lightrft.utils.answers import plain_words
+from lightrft.utils.choices import letter
 
 THOUGHT = (
     "Put your thoughts between <think> and </think>, then your final answer between <answer> and </answer>."
@@ -77,8 +78,8 @@ def ready(row: Row, config: TaskConfig) -> Example:
 
 def nlvr_row(row: Row, config: TaskConfig) -> Example:
     """Fields `sentence`, `image`, and `label`: true or false."""
-    question = f"Is this true of the picture? {text_field(row, 'sentence')}"
-    return Example(asked(question, row), text_field(row, "label"))
+    question = f"Is this true of the picture? {text_field(row, 'sentence').strip()}"
+    return Example(asked(question, row), text_field(row, "label").strip())
 
 
 def nlvr(option: str) -> Task:
@@ -153,7 +154,7 @@ def puzzlevqa_row(row: Row, config: TaskConfig) -> Example:
     answer = str(field(row, "answer"))
     if answer not in options:
         raise ValueError(f"field 'answer' is {answer!r}, which is none of the options: {', '.join(options)}.")
-    question = f"{text_field(row, 'question')}\n{choices(options)}"
+    question = f"{text_field(row, 'question').strip()}\n{choices(options)}"
     return Example(asked(question, row), "ABCDEFGHIJ"[options.index(answer)])
 
 
@@ -178,7 +179,8 @@ def mathvision_row(row: Row, config: TaskConfig) -> Example:
     own = "" if list(options) == list("ABCDE")[: len(options)] else f"\n{choices(options)}"
     picture = row.get("decoded_image") or field(row, "image")
     return Example(
-        asked(f"{text_field(row, 'question')}{own}", {"image": picture}), str(field(row, "answer")).strip()
+        asked(f"{text_field(row, 'question').strip()}{own}", {"image": picture}),
+        str(field(row, "answer")).strip(),
     )
 
 
@@ -227,7 +229,7 @@ SOUNDS = (
 
 def esc10_row(row: Row, config: TaskConfig) -> Example:
     """Fields `audio` and `label`."""
-    return Example(asked("What is to be heard?", row), text_field(row, "label"))
+    return Example(asked("What is to be heard?", row), text_field(row, "label").strip())
 
 
 def esc10(option: str) -> Task:
@@ -279,7 +281,7 @@ def chorales_task(option: str) -> Task:
 
 def geo3k_row(row: Row, config: TaskConfig) -> Example:
     """Fields `images`, `problem` with <image> in it, and `answer`."""
-    return Example(asked(text_field(row, "problem"), row), str(field(row, "answer")).strip())
+    return Example(asked(text_field(row, "problem").strip(), row), str(field(row, "answer")).strip())
 
 
 def geo3k(option: str) -> Task:
@@ -300,7 +302,7 @@ def avqa_row(row: Row, config: TaskConfig) -> Example:
         raise ValueError(
             f"field 'answer' is {answer!r}; it must number one of the {len(options)} choices from 0."
         )
-    text = text_field(row, "question_text").replace("video", "audio")
+    text = text_field(row, "question_text").strip().replace("video", "audio")
     question = f"{text} Choose one of: {', '.join(str(option) for option in options)}."
     return Example(asked(question, {"audio": field(row, "audio_path")}), str(options[answer]).strip())
 

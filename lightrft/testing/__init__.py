@@ -63,8 +63,9 @@ def keep_double() -> Iterator[None]:
     cast, to = Tensor.float, Tensor.to
 
     def wide(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        is_cast = args[:1] == (torch.float32,) and tensor.is_floating_point()
-        return to(tensor, torch.float64) if is_cast else to(tensor, *args, **kwargs)
+        if tensor.is_floating_point() and torch.float32 in (*args[:1], kwargs.get("dtype")):
+            args, kwargs = args[1:], kwargs | {"dtype": torch.float64}
+        return to(tensor, *args, **kwargs)
 
     Tensor.float, Tensor.to = Tensor.double, wide  # type: ignore[method-assign,assignment]
     try:

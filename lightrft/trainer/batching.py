@@ -21,6 +21,7 @@ from lightrft.config import UpdateConfig
 from lightrft.models.families import joined
 from lightrft.parallel.world import World
 from lightrft.types import Batch, Inputs, Prompt, Trajectory, concatenate
+from lightrft.utils.device import sent
 from lightrft.utils.seeding import derive_seed
 
 COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
@@ -157,20 +158,21 @@ def response_positions(t: Trajectory) -> Tensor:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The same batch with every tensor on `device`."""
+    """The same batch with every tensor on `device`, without waiting for it."""
+    device = torch.device(device)
     moved: dict[str, Any] = {
-        name: value.to(device) if isinstance(value := getattr(batch, name), Tensor) else value
+        name: sent(value, device) if isinstance(value := getattr(batch, name), Tensor) else value
         for name in Batch.__dataclass_fields__
     }
     if batch.inputs is not None:
         i = batch.inputs
         moved["inputs"] = replace(
             i,
-            token_ids=i.token_ids.to(device),
-            positions=i.positions.to(device),
-            targets=i.targets.to(device),
-            predict=i.predict.to(device),
-            media={name: value.to(device) for name, value in i.media.items()},
+            token_ids=sent(i.token_ids, device),
+            positions=sent(i.positions, device),
+            targets=sent(i.targets, device),
+            predict=sent(i.predict, device),
+            media={name: sent(value, device) for name, value in i.media.items()},
         )
     return Batch(**moved)
 

@@ -144,6 +144,7 @@ class Collector:
         oldest = min((float(t.weight_version) for t in answers), default=float(self.supply.weight_version))
         metrics = {
             "rollout/tokens_per_second": fresh / seconds,
+            "rollout/tokens_per_second_per_device": fresh / seconds / self.world.size,
             "rollout/oldest_weight_version": -self.world.max(-oldest),
         }
         if self.config.rollout.max_tokens_per_step or self.config.rollout.overlap_rewards:

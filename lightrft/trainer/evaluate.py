@@ -14,17 +14,20 @@ from lightrft.media.parts import described, has_media
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
-from lightrft.tasks.table import Task
-from lightrft.trainer.estimates import Estimate, majority_at_k, mean_estimate, pass_at_k
+from lightrft.tasks.base import Task, extractor
+from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estimate, pass_at_k
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Prompt, Sampling, Trajectory
+from lightrft.utils.answers import vote
 from lightrft.utils.atomic import write_text
 from lightrft.utils.seeding import derive_seed
 
+RIGHT = "\0right"
+"""The vote of all answers that were judged right."""
 OPEN_AT_ONCE = 32
 """Questions whose media are in memory at the same time."""
 FULL_MARKS = 1.0 - 1e-6
-"""An answer is right if its reward is at least this."""
+"""An answer is right if every reward that has a positive weight gives it at least this."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Evaluator:
     def report(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
         """Score by task of judged answers, and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all
         estimates)."""
-        mine = [_row(t) for group in groups for t in group]
+        mine = [self._row(t) for group in groups for t in group]
         rows = [row for rank in self.world.gather(mine) for row in rank]
         report = {eval_set.task.name: self._estimates(eval_set, rows) for eval_set in self.eval_sets}
         if self.world.is_first:
@@ -118,11 +121,8 @@ class Evaluator:
         for k in self.config.pass_k:
             estimates[f"pass@{k}"] = pass_at_k([c for c in counts if c[0] >= k], k)
         for k in self.config.majority_k:
-            votes = [
-                [(eval_set.task.extract(row["response"]), row["correct"]) for row in g]
-                for g in groups
-                if len(g) >= k
-            ]
+            extract = eval_set.task.extract or extractor(self.rewards.weights.get(eval_set.task.name, {}))
+            votes = [_votes(g, extract) for g in groups if len(g) >= k]
             estimates[f"maj@{k}"] = majority_at_k(votes, k)
         judged = sum(len(g) for g in groups)
         asked = sum(row["source"] == eval_set.task.name for row in rows)
@@ -137,6 +137,31 @@ class Evaluator:
             "mean_length": length / max(judged, 1),
         }
 
+    def _row(self, t: Trajectory) -> dict[str, Any]:
+        failed = (
+            t.reward != t.reward
+        )  # NaN: its reward raised, hung or was no number; such an answer is not counted
+        return {
+            "id": t.prompt.id,
+            "source": t.prompt.source,
+            "messages": described(t.prompt.messages),
+            "target": t.prompt.target,
+            "response": t.answer,
+            "finish": t.finish,
+            "length": len(t),
+            "reward": None if failed else t.reward,
+            "parts": t.parts,
+            "correct": not failed and self._right(t),
+        }
+
+    def _right(self, t: Trajectory) -> bool:
+        """Whether all that is rewarded has full marks; what a negative weight takes off makes no answer wrong."""
+        weights = self.rewards.weights.get(t.prompt.source, {})
+        labels = [self.rewards.labels[name] for name, weight in weights.items() if weight > 0]
+        if not labels:
+            return t.reward >= FULL_MARKS
+        return all(t.parts[label] >= FULL_MARKS for label in labels)
+
 
 def _shifted(
     progress: Callable[[int, int], None] | None, before: int, total: int
@@ -145,19 +170,14 @@ def _shifted(
     return None if progress is None else lambda finished, _: progress(before + finished, total)
 
 
-def _row(t: Trajectory) -> dict[str, Any]:
-    failed = (
-        t.reward != t.reward
-    )  # NaN: its reward raised, hung or was not a number; such an answer is not counted
-    return {
-        "id": t.prompt.id,
-        "source": t.prompt.source,
-        "messages": described(t.prompt.messages),
-        "target": t.prompt.target,
-        "response": t.answer,
-        "finish": t.finish,
-        "length": len(t),
-        "reward": None if failed else t.reward,
-        "parts": t.parts,
-        "correct": not failed and t.reward >= FULL_MARKS,
-    }
+def _votes(rows: Sequence[dict[str, Any]], extract: Callable[[str], str]) -> list[Vote]:
+    """What each answer votes for; one that concludes nothing has no vote.
+
+    Of mathematics, answers of one wording with one that was judged right are the same vote: what equals the target in
+    two ways of writing agrees.
+    """
+    found = [(extract(row["response"]) or None, bool(row["correct"])) for row in rows]
+    if extract is not vote:
+        return list(found)
+    right = {said for said, correct in found if correct}
+    return [(RIGHT if said in right and said is not None else said, correct) for said, correct in found]

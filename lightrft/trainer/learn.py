@@ -70,7 +70,9 @@ class Learner:
             if step > self.config.critic.warmup_steps:
                 for metrics in self.learn(step, trajectories, before_update=before_update):
                     updates.append(metrics)
-        of_critic = {k: x for k, x in average(criticism).items() if not k.startswith("update/")}
+        of_critic = {
+            k: x for k, x in average(criticism).items() if not k.startswith(("update/", "counts/tokens_read"))
+        }
         found = average(updates)
         if updates:  # the mean of logarithms is taken first
             found["mismatch/perplexity_ratio"] = math.exp(found.pop("mismatch/log_perplexity_ratio"))

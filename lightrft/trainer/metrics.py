@@ -14,7 +14,7 @@ from lightrft.types import Batch, Trajectory
 METRICS: dict[str, str] = {
     "reward/mean": "mean reward of the step's answers, as drawn (before any group is left out)",
     "reward/std": "population standard deviation of those rewards",
-    "reward/PART": "mean of one reward function, unweighted",
+    "reward/PART": "mean of one reward function over the answers of tasks that have it, unweighted",
     "reward/overlong": "mean share of algorithm.overlong_penalty that an answer pays for its length; only with algorithm.overlong_buffer",
     "reward/zero_std_fraction": "share of groups whose rewards are all equal, so that nothing can be learned from them",
     "length/mean": "mean tokens of an answer",
@@ -50,6 +50,7 @@ METRICS: dict[str, str] = {
     "critic/counts/skipped_updates": "its updates skipped for a NaN or infinite loss or gradient, in this step",
     "rollout/oldest_weight_version": "updates the weights had seen that sampled this step's answers, or the oldest token among them",
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
+    "rollout/tokens_per_second_per_device": "the same of one rank, on average",
     "rollout/sampling_rounds": "rounds of drawing questions; more than one only with algorithm.group_filter",
     "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards",
     "rollout/groups_unfinished": "groups whose answers go on in the next step, all ranks; only with the same",
@@ -63,10 +64,12 @@ METRICS: dict[str, str] = {
     "straggler/PHASE": "time that the slowest rank worked in a phase / the mean of all ranks, waiting for others left out; 1 is even; only with several ranks",
     "straggler/rank/PHASE": "which rank that is",
     "memory/rss_gib": "host memory held at the end of the step, largest rank, GiB",
+    "memory/device/PHASE": "most device memory allocated in a phase, moving in and out included, largest rank, GiB; only on an accelerator",
     "memory/peak_gib": "most host memory ever held, largest rank, GiB",
     "counts/dropped_responses": "answers dropped because a reward failed (rewards.on_failure=drop)",
     "counts/failed/PART": "failures of one reward function",
     "counts/skipped_updates": "updates skipped for a NaN or infinite loss or gradient, in this step",
+    "counts/tokens_read": "tokens that the updates of the step read, each prompt once per micro-batch, all ranks",
     "counts/responses": "answers drawn and judged in this step, all ranks, whether or not they are learned from",
     "evaluation/TASK": "held-out score of a task: mean reward of the task's own reward function",
     "evaluation/mean": "the scores of all evaluation tasks, weighted",
@@ -74,6 +77,7 @@ METRICS: dict[str, str] = {
     "epoch": "passes over the training conversations so far",
     "counts/tokens_learned": "tokens the assistant says in this step's conversations, all ranks",
     "train/tokens_per_second": "tokens read per second of the train phase, forward and backward, all ranks",
+    "train/tokens_per_second_per_device": "tokens read per second of the train phase on one rank, on average; in reinforcement learning too",
     "held_out_nll/TASK": "nll on the held-out conversations of a task",
     "held_out_nll/mean": "the same of all tasks, weighted",
 }
@@ -81,29 +85,44 @@ METRICS: dict[str, str] = {
 
 @dataclass
 class TokenMeans:
-    """Sums of per-token diagnostics over micro-batches; means over all masked-in tokens of all ranks at the end."""
+    """Sums of per-token diagnostics over micro-batches; means over all masked-in tokens of all ranks at the end.
 
-    totals: dict[str, float] = field(default_factory=dict)
-    largest: dict[str, float] = field(default_factory=dict)
-    tokens: float = 0.0
+    Sums stay where the batches are until they are asked for: no micro-batch waits for a device.
+    """
+
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """() float64 each, as all here."""
+    largest: dict[str, Tensor] = field(default_factory=dict)
+    tokens: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, metrics: dict[str, Tensor], mask: Tensor) -> None:
-        """Each metric is (T,); names ending in /max keep their maximum."""
-        self.tokens += float(mask.sum())
+        """Each metric is (T,); names ending in /max keep their maximum, which is at least 0."""
+        self.tokens = mask.sum() + self.tokens
         for name, values in metrics.items():
-            chosen = values.detach()[mask].double()
+            chosen = _chosen(values.detach(), mask).double()
+            none = torch.zeros((), dtype=torch.float64, device=chosen.device)
             if name.endswith("/max"):
-                here = float(chosen.max()) if chosen.numel() else 0.0
-                self.largest[name] = max(self.largest.get(name, 0.0), here)
+                here = chosen.amax() if chosen.numel() else none
+                self.largest[name] = torch.fmax(self.largest.get(name, none), here)
             else:
-                self.totals[name] = self.totals.get(name, 0.0) + float(chosen.sum())
+                self.totals[name] = self.totals.get(name, none) + chosen.sum()
 
     def result(self, world: World) -> dict[str, float]:
         """Name -> number, the same on all ranks."""
-        tokens = max(1.0, float(world.sum(torch.tensor(self.tokens, dtype=torch.float64))))
+        tokens = max(1.0, float(world.sum(self.tokens.cpu())))
         # A rank without tokens has no names.
-        means = {name: total / tokens for name, total in world.sum_by_name(self.totals).items()}
-        return means | world.max_by_name(self.largest)
+        means = {name: total / tokens for name, total in world.sum_by_name(_floats(self.totals)).items()}
+        return means | world.max_by_name(_floats(self.largest))
+
+
+def _chosen(values: Tensor, mask: Tensor) -> Tensor:
+    """The values in the mask; on an accelerator, whose number of them would have to be waited for, with zeros for the others."""
+    return values[mask] if values.device.type == "cpu" else torch.where(mask, values, 0.0)
+
+
+def _floats(sums: dict[str, Tensor]) -> dict[str, float]:
+    """As Python's numbers, all fetched at once."""
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
 
 
 @dataclass
@@ -138,6 +157,7 @@ class Layout:
         batches, tokens, answers, whole = sums.tolist()
         rectangle = answers * (world.max(self.longest_prompt) + world.max(self.longest_answer))
         found = {
+            "counts/tokens_read": tokens,
             "update/token_budget_used": tokens / max(1.0, batches * tokens_per_micro_batch),
             "update/padding_avoided": (rectangle - whole) / max(1.0, rectangle),
         }
@@ -153,6 +173,9 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     parts: dict[str, float] = {}
     for name, value in (part for t in ts for part in t.parts.items()):
         parts[name] = parts.get(name, 0.0) + value
+        parts[f"{name}\0"] = (
+            parts.get(f"{name}\0", 0.0) + 1
+        )  # how many answers were given it: tasks have their own
     by_part = world.sum_by_name(parts)
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
@@ -165,13 +188,25 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     return {
         "reward/mean": mean,
         "reward/std": (squares / max(answers, 1)) ** 0.5,
-        **{f"reward/{name}": value / max(answers, 1) for name, value in by_part.items()},
+        **{
+            f"reward/{name}": value / by_part[f"{name}\0"]
+            for name, value in by_part.items()
+            if not name.endswith("\0")
+        },
         "reward/zero_std_fraction": silent_sum / max(drawn, 1),
         "length/mean": length / max(answers, 1),
         "length/max": world.max(max((float(len(t)) for t in ts), default=0.0)),
         "length/truncated_fraction": cut / max(answers, 1),
         "counts/responses": answers,
     }
+
+
+def read_rate(metrics: dict[str, float], world: World) -> dict[str, float]:
+    """train/tokens_per_second_per_device, from counts and seconds of a step; nothing of a step in which only a critic learns."""
+    if "counts/tokens_read" not in metrics:
+        return {}
+    rate = metrics["counts/tokens_read"] / max(metrics["seconds/train"], 1e-9) / world.size
+    return {"train/tokens_per_second_per_device": rate}
 
 
 def average(updates: Iterable[dict[str, float]]) -> dict[str, float]:

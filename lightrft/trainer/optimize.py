@@ -40,9 +40,9 @@ def optimize(
     `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
     """
     for index, answers in updates:
-        means, layout, total = _accumulate(model, answers, loss, averaging, batching)
+        means, layout, local_loss = _accumulate(model, answers, loss, averaging, batching)
         norm = model.gradient_norm()
-        total = float(batching.world.sum(torch.tensor(total, dtype=torch.float64)))
+        total = float(batching.world.sum(local_loss.cpu()))
         if not math.isfinite(total):
             norm = math.nan  # a loss that is no number makes a bad update, whatever its gradient
         before_update(index, norm)
@@ -65,12 +65,13 @@ def _accumulate(
     loss: Loss,
     averaging: Averaging,
     batching: Batching,
-) -> tuple[TokenMeans, Layout, float]:
+) -> tuple[TokenMeans, Layout, torch.Tensor]:
     """Adds the gradient of one update; gives what its metrics are made of, and this rank's part of the loss."""
     whole = pack(answers, inputs=False)
     local = denominators(whole.mask, whole.segments, whole.num_sequences)
     tokens, sequences = (int(x) for x in batching.world.sum(torch.tensor(local)))
-    means, layout, total = TokenMeans(), Layout(), 0.0
+    means, layout = TokenMeans(), Layout()
+    total = torch.zeros((), dtype=torch.float64, device=batching.device)
 
     def weigh(batch: Batch) -> None:
         batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, sequences)
@@ -81,6 +82,6 @@ def _accumulate(
         model.backward(weighted)
         if counts:
             layout.add(batch)
-            total += float(weighted.detach())
+            total += weighted.detach()
             means.add(terms.metrics, batch.mask)
     return means, layout, total

@@ -21,6 +21,7 @@ from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.memory import MemoryPlan
+from lightrft.trainer.metrics import read_rate
 from lightrft.trainer.stragglers import Stragglers
 from lightrft.types import Trajectory
 from lightrft.utils.atomic import explained, folder
@@ -242,6 +243,7 @@ class Run:
         metrics, trajectories = self.trainer.train_step(step)
         self.done = step
         metrics |= self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
+        metrics |= read_rate(metrics, self.world)
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),

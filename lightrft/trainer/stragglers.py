@@ -28,7 +28,7 @@ class Stragglers:
     """Phase -> rank that was slow in the last steps, and in how many."""
 
     def seconds(self, memory_plan: MemoryPlan, step_seconds: float) -> dict[str, float]:
-        """Metrics seconds/... of a step, over all ranks, and straggler/... with several; called by all ranks.
+        """Metrics seconds/... of a step, over all ranks, memory/device/..., and straggler/... with several; called by all ranks.
 
         Forgets the times of the memory_plan. A phase takes as long as on the rank where it took longest; compared is what a rank
         worked, without what it waited for others in World's exchanges. Waiting inside a backend's own exchanges counts
@@ -37,6 +37,8 @@ class Stragglers:
         working = memory_plan.working_seconds()
         whole = memory_plan.reset_seconds() | {"step": step_seconds}
         found = {f"seconds/{phase}": s for phase, s in self.world.max_by_name(whole).items()}
+        peaks = self.world.max_by_name(memory_plan.reset_peaks())
+        found |= {f"memory/device/{phase}": gib for phase, gib in peaks.items()}
         if self.world.size == 1:
             return found
         ranks = self.world.gather(working)

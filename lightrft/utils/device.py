@@ -52,9 +52,30 @@ def _own(kind: str) -> torch.device:
 
 
 def has_varlen_kernel(tensor: torch.Tensor) -> bool:
-    """Whether torch's attention over sequences of different lengths in one call (torch.nn.attention.varlen) takes such tensors."""
+    """Whether torch's attention over sequences of different lengths in one call (torch's flash attention) takes such tensors."""
     halves = (torch.bfloat16, torch.float16)
     return tensor.device.type == "cuda" and tensor.dtype in halves  # NVIDIA, and AMD under the same name
+
+
+def sent(values: Any, device: torch.device) -> torch.Tensor:
+    """A tensor of these numbers on the device, on CUDA without waiting for it: whoever asks the device next finds them there."""
+    tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)
+    if not can_lock_pages(device) or tensor.device.type != "cpu":
+        return tensor.to(device)
+    if not tensor.is_pinned():  # from other memory the copy would be waited for
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def can_lock_pages(device: torch.device) -> bool:
+    """Whether the device copies from and to page-locked host memory without being waited for."""
+    return device.type == "cuda"
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was told."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def can_record(device: torch.device) -> bool:
@@ -203,6 +224,25 @@ def device_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         return int(psutil.Process().memory_info().rss)
     return int(torch.accelerator.memory_allocated(device))
+
+
+def most_device_bytes(device: torch.device) -> int:
+    """Most memory that was allocated on the device since this was last asked; 0 for a CPU, which does not count it."""
+    if device.type in ("cpu", "mps"):
+        return 0
+    most = int(torch.accelerator.max_memory_allocated(device))
+    torch.accelerator.reset_peak_memory_stats(device)
+    return most
+
+
+def use_tf32(device: torch.device, wanted: bool) -> None:
+    """Lets products of float32 matrices be made in TensorFloat-32. ValueError where nothing multiplies so."""
+    if wanted and device.type != "cuda":
+        raise ValueError(
+            f"strategy.tf32=true: {device.type} devices multiply float32 matrices in float32 only. Set strategy.tf32=false."
+        )
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
 
 
 def available_bytes(device: torch.device) -> int:

@@ -11,13 +11,15 @@ from torch.testing import assert_close
 from lightrft.build.memory import build_memory_plan
 from lightrft.config import ModelConfig, NativeEngineConfig, OptimizerConfig, StrategyConfig
 from lightrft.engines.native import NativeEngine
-from lightrft.models.attention import ATTENTION
-from lightrft.models.logprobs import logprobs
+from lightrft.models.attention import ATTENTION, SharedPrompts
+from lightrft.models.logprobs import _BlockedHead, logprobs
 from lightrft.models.source import Source
+from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import Single
 from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_prompt, tiny_trajectories
 from lightrft.trainer.batching import pack
+from lightrft.trainer.metrics import TokenMeans
 from lightrft.types import Sampling
 from lightrft.utils.device import device_bytes, pick_device
 from tests.e2e.runs import PLAIN
@@ -115,5 +117,85 @@ def test_a_run_learns_there(tmp_path, here, layers, offload):
     lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     apart = [line["mismatch/mean_abs"] for line in lines if "mismatch/mean_abs" in line]
     assert len(apart) == 3
+    assert all(line["memory/device/train"] > 0 for line in lines if "mismatch/mean_abs" in line)
     assert max(apart) < (0.1 if layers == ["bf16"] else 1e-4)
     assert (tmp_path / "a" / "model" / "model.safetensors").exists()
+
+
+GROUPS = [(21, [7, 1, 0, 19]), (1, [5, 3]), (40, [0]), (300, [200, 130, 64]), (3, [2]), (2, [1, 1])]
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 2, 16), (12, 2, 128), (8, 8, 64), (4, 1, 256)])
+@pytest.mark.parametrize("window", [None, 5, 64])
+def test_the_flash_kernel_attends_as_plain_attention_does_in_float64(here, heads, key_heads, width, window):
+    """Forward and backward, to the rounding of bfloat16; tests/oracles/test_varlen_attention.py holds the rest on a CPU."""
+    inputs = pack(tiny_trajectories(GROUPS)).inputs
+    generator = torch.Generator().manual_seed(0)
+    given = [
+        torch.randn(1, h, len(inputs.token_ids), width, generator=generator)
+        for h in (heads, key_heads, key_heads)
+    ]
+    slope = torch.randn(1, len(inputs.token_ids), heads, width, generator=generator)
+    found = []
+    for dtype, exact in ((torch.float64, True), (torch.bfloat16, False)):
+        layout = SharedPrompts.of(inputs.prompt_spans, inputs.response_spans, exact=exact)
+        # What bfloat16 cannot hold is taken from both.
+        states = [x.bfloat16().to(here, dtype).requires_grad_() for x in given]
+        out = layout.attend(None, *states, width**-0.5, window)
+        out.backward(slope.bfloat16().to(here, dtype))
+        found.append([x.detach().double() for x in (out, *(s.grad for s in states))])
+    for right, ours in zip(*found, strict=True):
+        assert float((ours - right).norm() / right.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("window", [None, 16], ids=["all", "window"])
+def test_a_micro_batch_is_computed_without_waiting_for_the_device(here, window):
+    """From packed answers to gradients; what waits for a CUDA device raises in this mode."""
+    if here.type != "cuda":
+        pytest.skip("only CUDA tells of what waits for it")
+    family = "qwen3" if window is None else "gemma3"
+    model = tiny_model(family, attention=ATTENTION).to(here, torch.bfloat16)
+    means = TokenMeans()
+
+    def micro_batch():
+        batch = pack(tiny_trajectories(GROUPS), device=here)
+        found = logprobs(model, batch, temperature=0.7, max_logits=3000)
+        (found.values.sum() + 0.1 * found.entropy.sum()).backward()
+        means.add({"kl": found.values, "mismatch/max": found.values.abs()}, batch.mask)
+
+    micro_batch()  # what libraries set up at their first call may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        micro_batch()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert means.result(World())["kl"] < 0
+
+
+@pytest.mark.parametrize("cap", [None, 20.0])
+def test_the_head_of_a_bfloat16_model_is_that_of_float32_matrices(here, cap):
+    """As stated in models/logprobs.py: logits to 1e-5 of the largest, gradients to 0.4 % in norm."""
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 1024, generator=draw).bfloat16()
+    weight = (torch.randn(5000, 1024, generator=draw) * 0.05).bfloat16()
+    tokens = torch.randint(5000, (300,), generator=draw)
+    found = []
+    for device, dtype in ((here, torch.bfloat16), (torch.device("cpu"), torch.float32)):
+        inputs = [x.to(device, dtype).requires_grad_() for x in (hidden, weight)]
+        values, entropy = _BlockedHead.apply(*inputs, None, tokens.to(device), 1.0, cap, 300 * 1200, (3,))
+        (values.sum() + 0.3 * entropy.sum()).backward()
+        found.append([x.detach().cpu().double() for x in (values, entropy, *(i.grad for i in inputs))])
+    for place, (ours, right) in enumerate(zip(*found, strict=True)):
+        assert float((ours - right).norm() / right.norm()) < (1e-4 if place < 2 else 4e-3)
+
+
+def test_each_phase_says_how_much_device_memory_it_took(here):
+    memory_plan = build_memory_plan({}, NativeEngine(tiny_model("llama", attention=ATTENTION).to(here), frozenset(), decode, NativeEngineConfig()),
+                        {}, here)  # fmt: skip
+    with memory_plan(Phase.SCORE):
+        del_soon = torch.empty(64 * MIB, dtype=torch.uint8, device=here)
+        del del_soon
+    with memory_plan(Phase.TRAIN):
+        pass
+    peaks = memory_plan.reset_peaks()
+    assert peaks["score"] - peaks["train"] >= 0.99 * 64 / 1024

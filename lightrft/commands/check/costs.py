@@ -13,16 +13,18 @@ from statistics import median
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.models import teacher_model
+from lightrft.build.tables import OWN_LIMIT
 from lightrft.commands.check.policy import LONGEST_SAMPLE, Policy
 from lightrft.commands.check.questions import Parts, Questions
 from lightrft.commands.check.report import Section
+from lightrft.commands.plan import models_of
+from lightrft.commands.plan.memory import SHOWN, Lengths, items, passes, sums
 from lightrft.config import Config
 from lightrft.console.progress import clock
-from lightrft.engines.cache import ANSWER_PAGE, PROMPT_PAGE
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
 from lightrft.strategy.base import Trainable
@@ -48,8 +50,6 @@ class Speed:
     start_seconds: float
     """Time to read one prompt."""
     concurrency: int
-    cache_bytes: int
-    """What the engine's cache would hold with every answer at full length."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def time_and_memory(
     )
     lengths = [usual] if typical == config.rollout.max_tokens else [usual, full]
     estimate_time(section, config, parts, questions, policy, speed, measured, lengths)
-    estimate_memory(section, config, parts, policy, speed, measured, full)
+    estimate_memory(section, config, parts, questions, measured, full)
 
 
 def measure_engine(config: Config, questions: Questions, policy: Policy) -> Speed:
@@ -106,24 +106,13 @@ def measure_engine(config: Config, questions: Questions, policy: Policy) -> Spee
         return time.perf_counter() - seen[0][0]
 
     total = policy.sampler(burst)
-    held = sum(part.nbytes() for part in engine.parts().values())
     tokens = len(prompts) * roll.group_size * sampling.max_tokens
     steps = [(later - earlier, new - old) for (earlier, old), (later, new) in pairwise(seen)]
     most = max((made for _, made in steps), default=0)
     steady = [seconds for seconds, made in steps[1:] if made == most]
     rate = most / median(steady) if steady else tokens / total
     start = max(0.0, total - tokens / rate) / len(prompts)
-    used = len(prompts) * roll.group_size * whole_pages(sampling.max_tokens, ANSWER_PAGE) + sum(
-        whole_pages(len(p.token_ids), PROMPT_PAGE) for p in prompts
-    )
-    longest = whole_pages(questions.longest, PROMPT_PAGE)
-    full = concurrency * whole_pages(roll.max_tokens, ANSWER_PAGE) + len(prompts) * longest
-    return Speed(rate, start, concurrency, held * full // used)
-
-
-def whole_pages(tokens: int, page: int) -> int:
-    """Tokens rounded up to whole pages of the native engine's cache, which is what they take."""
-    return -(-tokens // page) * page
+    return Speed(rate, start, concurrency)
 
 
 def step_answers(config: Config, questions: Questions, policy: Policy, length: int) -> list[Trajectory]:
@@ -267,60 +256,27 @@ def estimate_memory(
     section: Section,
     config: Config,
     parts: Parts,
-    policy: Policy,
-    speed: Speed,
+    questions: Questions,
     measured: Pass,
     full: Sequence[Trajectory],
 ) -> None:
-    """Who holds how much in which phase, against what was free before the model was loaded."""
-    module = policy.actor.module
-    weights = nbytes(module.parameters())
-    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    masters = 4 * learned if config.model.dtype == "bfloat16" else 0
-    linears = nbytes(m.weight for m in module.modules() if type(m) is nn.Linear)
+    """Who holds how much in which phase, by the plan of one process, against what was free before the model was loaded."""
+    models = models_of(config, parts.algorithm)
+    lengths = Lengths(questions.longest, config.rollout.max_tokens)
     on_cpu = parts.device.type == "cpu"
-    copies = (
-        linears if on_cpu and config.rollout.engine == "native" and config.rollout.native.pack_weights else 0
-    )
-    critic = critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
-    bytes_each = 2 if config.model.dtype == "bfloat16" else 4
-    largest = -(-max(tokens_read(full, config)) // config.strategy.sequence_parallel)
-    stays = on_cpu or not config.strategy.offload
-    rows: list[tuple[str, int, str]] = [
-        ("weights", weights, "rst"),
-        (
-            "optimizer" + (" and float32 weights" if masters else ""),
-            8 * learned + masters,
-            "rst" if stays else "t",
-        ),
-        ("gradients", 4 * learned, "t"),
-        (
-            "reference",
-            weights if parts.algorithm.needs_reference and not config.model.lora.rank else 0,
-            "rst" if stays else "s",
-        ),
-        (
-            "teacher",
-            bytes_each * teacher_parameters(config, parts.algorithm),
-            "rst" if stays else "s",
-        ),
-        *((name, part.nbytes(), "rst" if stays else "s") for name, part in policy.judging.items()),
-        ("critic", bytes_each * critic, "rst" if stays else "st"),
-        ("critic's optimizer", (8 + 4 * (bytes_each == 2)) * critic, "rst" if stays else "t"),
-        ("critic's gradients", 4 * critic, "t"),
-        (f"activations of {largest} tokens", measured.activation_bytes * largest // measured.tokens, "t"),
-        ("engine's cache", speed.cache_bytes, "r"),
-        ("engine's copy of the weights", copies, "r"),
-        ("merged adapters", linears if config.model.lora.rank else 0, "r"),
-    ]
-    table = Table("about", "rollout", "score", "train", box=None, pad_edge=False)
-    for name, count, phases in rows:
-        if count:
-            table.add_row(name, *(size(count) if phase in phases else "" for phase in "rst"))
-    sums = [sum(count for _, count, phases in rows if phase in phases) for phase in "rst"]
-    table.add_row("sum", *map(size, sums), style="bold")
+    found = items(config, models, lengths, 1, on_cpu=on_cpu, device_bytes=parts.available)
+    largest = max(tokens_read(full, config))
+    own = -(-largest // config.strategy.sequence_parallel)
+    kept = measured.activation_bytes * own // measured.tokens
+    scores = needs_old(config, parts.algorithm) or models.reference is not None or models.teacher is not None
+    found += passes(config, models, largest, scores=scores, measured=kept)
+    table = Table("about", *(phase.value for phase in SHOWN), box=None, pad_edge=False)
+    for item in found:
+        table.add_row(item.name, *(size(item.bytes) if phase in item.phases else "" for phase in SHOWN))
+    needed = sums(found)
+    table.add_row("sum", *(size(needed[phase]) for phase in SHOWN), style="bold")
     section.show(table)
-    judge_memory(section, needed=max(sums), available=parts.available, place=str(parts.device))
+    judge_memory(section, needed=max(needed.values()), available=parts.available, place=str(parts.device))
 
 
 def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
@@ -339,7 +295,7 @@ def judge_memory(section: Section, *, needed: int, available: int, place: str) -
     told = f"the largest phase needs about {size(needed)}; {size(available)} are free on {place}"
     if needed > available:
         section.problem(
-            f"{told}. Lower update.tokens_per_micro_batch or rollout.native.max_sequences, set model.gradient_checkpointing=true, "
+            f"{told}. Lower update.tokens_per_micro_batch or {OWN_LIMIT}, set model.gradient_checkpointing=true, "
             "or train adapters (layer lora)."
         )
     elif needed > NEARLY_FULL * available:

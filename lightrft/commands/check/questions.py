@@ -16,7 +16,7 @@ from lightrft.algorithms.requirements import build_for
 from lightrft.build.data import eval_rewards, own_rewards, training_rewards
 from lightrft.build.judges import check_judging
 from lightrft.build.models import actor_updates
-from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
+from lightrft.build.tables import ALONE, ENGINES, STRATEGIES, TRAINERS
 from lightrft.commands.check.report import Section
 from lightrft.config import AlgorithmConfig, Config, TaskConfig
 from lightrft.console.progress import sparkline
@@ -27,7 +27,6 @@ from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import GoldReport, check_gold
 from lightrft.strategy.base import Strategy
-from lightrft.strategy.single import Single
 from lightrft.tasks.table import Split, Task, load_task
 from lightrft.trainer.rollout import needs_old
 from lightrft.types import Prompt, Record
@@ -67,7 +66,7 @@ class Parts:
 def looked_with(config: Config, device: torch.device) -> Strategy:
     """One process, which computes what any built-in backend computes on many; or the user's own backend."""
     if config.strategy.backend in STRATEGIES:
-        return Single(config.strategy, device)
+        return STRATEGIES[ALONE](config.strategy, device)
     make = resolve(STRATEGIES, config.strategy.backend, "strategy backend")
     return make(config.strategy, device)
 

@@ -11,14 +11,17 @@ from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import judging_models
 from lightrft.build.models import check_teams, teacher_model
 from lightrft.build.process import shared
+from lightrft.build.tables import OWN_LIMIT, SHARED, check_processes, footprint
 from lightrft.commands.plan.memory import (
     Item,
     Lengths,
     Models,
     activations,
     batch_tokens,
+    engine_of,
     items,
     largest_batch,
+    passes,
     scoring,
     sums,
 )
@@ -26,12 +29,13 @@ from lightrft.commands.plan.shape import Shape
 from lightrft.commands.plan.work import Work, work
 from lightrft.config import Config
 from lightrft.config.plan import Hardware, Rates
+from lightrft.engines.footprint import EngineFootprint
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
 from lightrft.parallel.team import check_team_size
 from lightrft.parallel.world import World
 from lightrft.runs.folder import check_backend
-from lightrft.strategy.fsdp import check_replicas
+from lightrft.strategy.footprint import Footprint
 from lightrft.strategy.memory import Phase
 from lightrft.utils.imports import resolve
 
@@ -67,6 +71,23 @@ class Plan:
             device_bytes=int(self.hardware.memory_gib * GIB),
         )
 
+    @cached_property
+    def actor_footprint(self) -> Footprint:
+        """What the backend holds of the actor."""
+        return footprint(self.config.strategy, self.models.actor, self.hardware.devices)
+
+    @cached_property
+    def engine(self) -> EngineFootprint:
+        """What the engine holds."""
+        return engine_of(
+            self.config,
+            self.models,
+            self.lengths,
+            self.hardware.devices,
+            on_cpu=self.on_cpu,
+            device_bytes=int(self.hardware.memory_gib * GIB),
+        )
+
     @property
     def tokens(self) -> int:
         """Of the largest batch."""
@@ -75,20 +96,8 @@ class Plan:
     @cached_property
     def items(self) -> list[Item]:
         """All that takes memory."""
-        found = list(self.resident)
-        for name, shape in (("actor", self.models.actor), ("critic", self.models.critic)):
-            if shape is not None:
-                words = f"{name}'s activations, {self.tokens:,} tokens"
-                found.append(Item(words, activations(self.config, shape, self.tokens), (Phase.TRAIN,), name))
-        if self.work.score.flops:
-            found.append(
-                Item(
-                    "activations, no gradient",
-                    scoring(self.config, self.models.actor, self.tokens),
-                    (Phase.SCORE,),
-                )
-            )
-        return found
+        scores = self.work.score.flops > 0
+        return self.resident + passes(self.config, self.models, self.tokens, scores=scores)
 
     @property
     def sums(self) -> dict[Phase, int]:
@@ -121,6 +130,7 @@ class Plan:
             hardware.devices,
             hardware.rates,
             hardware.per_node,
+            self.engine.most_running,
         )
 
     @cached_property
@@ -136,6 +146,11 @@ class Plan:
 def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
     """The plan of a run. ValueError for a model that is not there."""
     algorithm = build_for(config, resolve)
+    return Plan(config, hardware, lengths, models_of(config, algorithm), algorithm)
+
+
+def models_of(config: Config, algorithm: Algorithm) -> Models:
+    """The shapes of a run's models, from their config.json alone."""
     critic = (
         Shape(CriticSource(critic_config(config.model, config.critic.path)))
         if algorithm.needs_critic
@@ -145,8 +160,7 @@ def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
     reference = Shape(Source(config.model, learns=False)) if apart else None
     teacher = Shape(Source(teacher_model(config), learns=False)) if algorithm.needs_teacher else None
     judge, reward = (None if m is None else Shape(Source(m, learns=False)) for m in judging_models(config))
-    models = Models(Shape(Source(config.model)), critic, reference, teacher, judge, reward)
-    return Plan(config, hardware, lengths, models, algorithm)
+    return Models(Shape(Source(config.model)), critic, reference, teacher, judge, reward)
 
 
 def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
@@ -155,7 +169,7 @@ def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
     checks: list[Callable[[], None]] = [
         lambda: check_backend(config, devices),
         lambda: shared("rollout.prompts_per_step", asked, World(0, devices)),
-        lambda: check_replicas(strategy.fsdp.replicas, devices),
+        lambda: check_processes(strategy, devices),
         lambda: check_team_size(devices, strategy.sequence_parallel),
         lambda: check_teams(config, algorithm),
     ]
@@ -202,13 +216,13 @@ def _too_large(plan: Plan) -> list[str]:
 
 
 def _cure(plan: Plan, phase: Phase) -> str:
-    config = plan.config
-    if config.strategy.backend in ("single", "zero1", "zero2"):
-        return "Share the weights out: strategy.backend=fsdp, on more devices."
+    config, held = plan.config, plan.actor_footprint
+    if not held.sharded:
+        return f"Share the weights out: strategy.backend={SHARED}, on more devices."
     if phase is Phase.ROLLOUT:
-        return "Set strategy.offload=true, or lower rollout.native.max_sequences."
+        return f"Set strategy.offload=true, or lower {OWN_LIMIT}."
     if not config.model.gradient_checkpointing:
         return "Set model.gradient_checkpointing=true."
-    if config.strategy.backend == "fsdp" and not config.strategy.fsdp.offload:
-        return "Take more devices, set strategy.fsdp.offload=true, or train adapters (layer lora)."
+    if held.to_host:
+        return f"Take more devices, set {held.to_host}=true, or train adapters (layer lora)."
     return "Take more devices, or train adapters (layer lora)."

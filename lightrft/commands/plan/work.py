@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.commands.plan.memory import EXACT, Lengths, Models, batch_tokens, shards
+from lightrft.build.tables import footprint
+from lightrft.commands.plan.memory import Lengths, Models, batch_tokens
 from lightrft.commands.plan.shape import Shape
-from lightrft.config import ZERO, Config
+from lightrft.config import Config
 from lightrft.config.plan import Rates
+from lightrft.strategy.footprint import EXACT
 from lightrft.trainer.rollout import needs_old
 
 
@@ -55,15 +57,16 @@ def work(
     devices: int,
     rates: Rates,
     per_node: int,
+    most_running: int | None,
 ) -> Work:
-    """All answers at full length. What is sent while blocks compute is taken to hide behind that, or the other way round."""
+    """All answers at full length, at most `most_running` drawn at a time. What is sent while blocks compute is taken to hide behind that, or the other way round."""
     roll, update, actor = config.rollout, config.update, models.actor
     products, reading = 1e12 * rates.efficiency * rates.teraflops, 1e9 * rates.efficiency * rates.memory
     questions = roll.prompts_per_step / devices
     answers = questions * roll.group_size
     read = (questions if update.share_prompts else answers) * lengths.prompt + answers * lengths.answer
 
-    running = min(answers, roll.native.max_sequences) if roll.engine == "native" else answers
+    running = answers if most_running is None else min(answers, most_running)
     drawn = forward_flops(actor, lengths, questions, answers)
     seen = lengths.prompt + lengths.answer / 2
     each = actor.width * actor.plain + running * seen * actor.cached * (EXACT + actor.width)
@@ -77,7 +80,8 @@ def work(
     asked = questions if update.share_prompts else answers
     judged = sum(forward_flops(model, lengths, asked, answers) for model in passes)
     gathered = sum(_gathers(config, model, read, lengths, devices) for model in passes)
-    copies = config.strategy.fsdp.replicas if config.strategy.backend == "fsdp" else 1
+    held = footprint(config.strategy, actor, devices)
+    copies = held.copies
 
     def sending(inside: float, among: float = 0.0) -> float:
         """Seconds for bytes to the devices that share a copy of the model, and to those of other copies."""
@@ -101,7 +105,7 @@ def work(
     )
 
     group = devices // copies
-    pushed = actor.width * actor.plain * (group - 1) / group if shards(config.strategy) else 0.0
+    pushed = actor.width * actor.plain * (group - 1) / group if held.sharded else 0.0
     sync = Amounts(0.0, 0.0, pushed, sending(pushed))
     return Work(rollout, score, sync, train, updates, micro_batches)
 
@@ -119,60 +123,16 @@ def forward_flops(shape: Shape, lengths: Lengths, questions: float, answers: flo
 
 def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> tuple[float, float]:
     """Bytes that a device sends in one update of a model: among those that share a copy of it, and to the other copies."""
-    strategy = config.strategy
-    if devices == 1 or strategy.backend not in ("fsdp", *ZERO):
-        return 0.0, 0.0
-    kept, copies = strategy.deepspeed.max_live_parameters >= shape.weights, 1
-    if strategy.backend == "fsdp":
-        kept, copies = not strategy.fsdp.reshard_after_forward, strategy.fsdp.replicas
-    group = devices // copies
-    inside = update_bytes(
-        shape.inside,
-        shape.weights - shape.inside,
-        strategy.backend,
-        micro_batches=micro_batches,
-        devices=group,
-        kept=kept,
-        width=shape.width,
-        learned=shape.learned / shape.weights,
-    )
-    return inside, 2 * micro_batches * EXACT * shape.learned / group * (copies - 1) / copies
-
-
-def update_bytes(
-    inside: int,
-    rest: int,
-    backend: str,
-    *,
-    micro_batches: int,
-    devices: int,
-    kept: bool = False,
-    width: int = 4,
-    learned: float = 1.0,
-) -> float:
-    """Bytes a device sends in one update of `inside` weights in blocks and `rest` others, `width` bytes each; gradients are float32.
-
-    Of each tensor that meets, (N - 1) / N are another device's. With P weights, L of them learning, and M micro-batches
-    (Rajbhandari et al. 2020, section 7, where M = 1): zero1 sums the gradients once, 2 L, and hands the weights out, L; zero2
-    sums them into pieces after each micro-batch, M L, and hands out L; zero3 gathers the weights for each forward and each
-    backward pass and sums into pieces, M (P + P + L), or M (P + L) with weights `kept` from the forward to the backward pass.
-    FSDP2 does as zero3, but always keeps embeddings and head. (DeepSpeed's ZeRO 2 sums by all-reduce and drops what is not
-    its own: it sends 2 M L + L.)
-    """
-    whole = inside + rest
-    sums = learned * whole * {"zero1": 2}.get(backend, micro_batches)
-    gathers = {
-        "zero1": learned * whole,
-        "zero2": learned * whole,
-        "zero3": (1 if kept else 2) * micro_batches * whole,
-        "fsdp": micro_batches * (inside * (1 if kept else 2) + rest),
-    }[backend]
-    return (EXACT * sums + width * gathers) * (devices - 1) / devices
+    held = footprint(config.strategy, shape, devices)
+    group = devices // held.copies
+    inside = held.traffic.bytes(micro_batches, shape.width, group)
+    among = 2 * micro_batches * EXACT * shape.learned / group * (held.copies - 1) / held.copies
+    return inside, among
 
 
 def _gathers(config: Config, shape: Shape, read: float, lengths: Lengths, devices: int) -> float:
     """Bytes of the weights that a device gets from others for passes that only answer."""
-    if not shards(config.strategy):
+    if not footprint(config.strategy, shape, devices).sharded:
         return 0.0
     batches = max(1, ceil(read / batch_tokens(config, lengths)))
     return batches * shape.width * shape.weights * (devices - 1) / devices

@@ -1,8 +1,7 @@
 """The plan against closed forms, the trainer's own parts, and what others have published."""
 
 import json
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
 from lightrft.build.models import build_critic, build_reference
-from lightrft.build.tables import STRATEGIES
+from lightrft.build.tables import STRATEGIES, engine_footprint, footprint
 from lightrft.cli import main
 from lightrft.commands.plan import GIB, Hardware, Lengths, plan
-from lightrft.commands.plan.memory import foreign, held, largest_batch, zero_share
+from lightrft.commands.plan.memory import largest_batch
 from lightrft.commands.plan.shape import Shape
-from lightrft.commands.plan.work import traffic, update_bytes
+from lightrft.commands.plan.work import traffic
 from lightrft.config import (
     Config,
     DeepspeedConfig,
@@ -30,10 +29,13 @@ from lightrft.config import (
     UpdateConfig,
     layers,
 )
+from lightrft.engines.footprint import Demand, EngineFootprint
 from lightrft.models.logprobs import predicting_states
 from lightrft.models.sequence import Share
 from lightrft.models.source import Source
+from lightrft.strategy.footprint import Footprint, Traffic
 from lightrft.strategy.memory import Phase
+from lightrft.strategy.zero_footprint import zero_share
 from lightrft.testing import tiny_folder, tiny_trajectories
 from lightrft.trainer.batching import pack
 from tests.unit.models.test_reward import reward_folder
@@ -151,16 +153,60 @@ def test_a_forward_pass_takes_as_many_operations_as_torch_counts(tmp_path):
     assert 2 * shape.products * 64 == pytest.approx(sum(products.values()), rel=0.01)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """100 weights in blocks, two of 50, and 20 others; of all, `learned` learn."""
+
+    width: int = 4
+    weights: int = 120
+    learned: int = 120
+    inside: int = 100
+    largest_block: int = 50
+
+
 def test_bytes_sent_in_an_update():
-    """100 weights in blocks and 20 others, 3 micro-batches, 4 devices: three quarters of each tensor are others'."""
-    sent = partial(update_bytes, 100, 20, micro_batches=3, devices=4)
+    """3 micro-batches, 4 devices: three quarters of each tensor are others'."""
+
+    def sent(backend, width=4, **options):
+        found = footprint(StrategyConfig(backend=backend, **options), Numbers(width), 4)
+        return found.traffic.bytes(3, width, 4)
+
+    forget = {"deepspeed": DeepspeedConfig(max_live_parameters=0)}
+    keep = {"fsdp": FsdpConfig(reshard_after_forward=False)}
+    assert sent("single") == 0
     assert sent("zero1") == 4 * (2 * 120 + 120) * 3 / 4
     assert sent("zero2") == 4 * (3 * 120 + 120) * 3 / 4
-    assert sent("zero3") == 4 * 3 * (120 + 120 + 120) * 3 / 4
-    assert sent("zero3", kept=True) == 4 * 3 * (120 + 120) * 3 / 4
+    assert sent("zero3", **forget) == 4 * 3 * (120 + 120 + 120) * 3 / 4
+    assert sent("zero3") == 4 * 3 * (120 + 120) * 3 / 4
     assert sent("fsdp") == 4 * 3 * (220 + 120) * 3 / 4
     assert sent("fsdp", width=2) == (4 * 3 * 120 + 2 * 3 * 220) * 3 / 4
-    assert sent("fsdp", kept=True) == sent("zero3", kept=True)
+    assert sent("fsdp", **keep) == sent("zero3")
+
+
+@pytest.mark.parametrize(
+    ("backend", "weights", "optimizer", "gradients", "gathered"),
+    [
+        ("single", 240, 1440, 480, 0),  # 2, 8 + 4 and 4 bytes of each
+        ("fsdp", 120, 240, 120, 840),  # pieces of 4, 8 and 4; 2 * (20 + 100) whole, and 6 * 100 to be summed
+        ("zero1", 240, 360, 600, 0),  # a quarter of 12; 4, and 4 of a piece
+        ("zero2", 240, 360, 1200, 0),  # 4 of a piece twice, and two buckets of all
+        ("zero3", 60, 360, 1200, 780),  # 2 * 120 whole, 6 * 50 to be summed, 2 * 120 ahead
+    ],
+)
+def test_what_each_backend_holds_of_120_weights_on_four_devices(
+    backend, weights, optimizer, gradients, gathered
+):
+    found = footprint(StrategyConfig(backend=backend), Numbers(width=2), 4)
+    assert (found.weights, found.optimizer, found.gradients) == (weights, optimizer, gradients)
+    assert found.gathered == gathered
+    assert found.sharded == (backend in ("fsdp", "zero3"))
+
+
+@pytest.mark.parametrize("backend", STRATEGIES)
+def test_a_model_that_only_answers_has_no_optimizer_and_no_gradients(backend):
+    found = footprint(StrategyConfig(backend=backend), Numbers(), 2, learns=False)
+    assert (found.optimizer, found.gradients) == (0, 0)
+    assert found.weights > 0
 
 
 def test_the_plan_has_the_bytes_of_the_parts_that_a_run_makes(tmp_path, monkeypatch):
@@ -208,7 +254,7 @@ def test_what_sixteen_times_the_devices_save_is_what_torchtitan_measured(model):
     shape = Shape(Source(ModelConfig(path=model(LLAMA3_8B, "llama"), dtype="bfloat16")))
 
     def state(devices):
-        part = held(StrategyConfig(backend="fsdp"), shape, devices)
+        part = footprint(StrategyConfig(backend="fsdp"), shape, devices)
         return (part.weights + part.optimizer + part.gradients) / GIB
 
     assert state(8) - state(128) == pytest.approx(82.4 - 67.0, rel=0.15)
@@ -218,36 +264,50 @@ def test_what_sixteen_times_the_devices_save_is_what_torchtitan_measured(model):
 def test_twice_the_devices_hold_half_of_the_pieces(model, backend):
     shape = Shape(Source(ModelConfig(path=model(SMALL, "llama"))))
     strategy = StrategyConfig(backend=backend)
-    two, four = held(strategy, shape, 2), held(strategy, shape, 4)
+    two, four = footprint(strategy, shape, 2), footprint(strategy, shape, 4)
     assert two.weights == pytest.approx(2 * four.weights, abs=4)
     assert two.optimizer == pytest.approx(2 * four.optimizer, abs=4)
     copies = replace(strategy, fsdp=FsdpConfig(replicas=2)) if backend == "fsdp" else strategy
     if backend == "fsdp":
-        assert held(copies, shape, 4).weights == two.weights
+        assert footprint(copies, shape, 4).weights == two.weights
 
 
 def test_what_is_kept_in_host_memory_takes_none_of_the_device(model):
     shape = Shape(Source(ModelConfig(path=model(SMALL, "llama"))))
-    fsdp = held(StrategyConfig(backend="fsdp", fsdp=FsdpConfig(offload=True)), shape, 2)
+    fsdp = footprint(StrategyConfig(backend="fsdp", fsdp=FsdpConfig(offload=True)), shape, 2)
     assert (fsdp.weights, fsdp.optimizer, fsdp.gradients) == (0, 0, 0)
-    assert fsdp.met > 0
+    assert fsdp.gathered > 0
     options = DeepspeedConfig(offload_optimizer=True, offload_param=True)
-    zero = held(StrategyConfig(backend="zero3", deepspeed=options), shape, 2)
+    zero = footprint(StrategyConfig(backend="zero3", deepspeed=options), shape, 2)
     assert (zero.weights, zero.optimizer) == (0, 0)
+
+
+def make_remote(module, processor, config):
+    """An engine of a user's file that says what it holds."""
+
+
+make_remote.footprint = lambda config, sizes, demand: EngineFootprint(0, demand.answer * 10)
+
+
+def make_silent(module, processor, config):
+    """One that says nothing."""
 
 
 def test_what_other_engines_take(model):
     """Qwen2-7B in bfloat16 (15,231,233,024 bytes) on a device of 80 GB, by hand."""
     weights, device = 15_231_233_024, 80 * 10**9
+    shape = Shape(Source(ModelConfig(path=model(QWEN2_7B), dtype="bfloat16")))
+    demand = Demand(512, 1024, 1, on_cpu=False, device_bytes=device)
     found = {}
-    for engine in ("vllm_server", "sglang", "lmdeploy", "mine.py:Engine"):
-        config = settings(model(QWEN2_7B), rollout=RolloutConfig(engine=engine))
-        found[engine] = foreign(config, Shape(Source(config.model)), on_cpu=False, device_bytes=device)
+    for engine in ("vllm_server", "sglang", "lmdeploy", f"{__file__}:make_silent", f"{__file__}:make_remote"):
+        part = engine_footprint(RolloutConfig(engine=engine), shape, demand)
+        found[engine.split(":")[-1]] = (part.weights, part.cache)
     assert found == {
         "vllm_server": (0, 0),
         "sglang": (weights, int(0.4 * device) - weights),
         "lmdeploy": (weights, int(0.4 * (device - weights))),
-        "mine.py:Engine": (weights, 0),
+        "make_silent": (weights, 0),
+        "make_remote": (0, 10240),
     }
 
 
@@ -262,8 +322,8 @@ def test_vllm_has_weights_of_its_own_and_a_cache_that_fills_its_share(model):
 
 def test_adapters_have_a_small_optimizer(model):
     path = model(SMALL, "llama")
-    full = held(StrategyConfig(), Shape(Source(ModelConfig(path=path))), 1)
-    adapted = held(StrategyConfig(), Shape(Source(ModelConfig(path=path, lora=LoraConfig(rank=2)))), 1)
+    full = footprint(StrategyConfig(), Shape(Source(ModelConfig(path=path))), 1)
+    adapted = footprint(StrategyConfig(), Shape(Source(ModelConfig(path=path, lora=LoraConfig(rank=2)))), 1)
     assert adapted.optimizer < full.optimizer / 10
 
 
@@ -314,11 +374,47 @@ def test_what_is_wrong_with_the_sizes_is_told(model, changes, told):
     assert any(told in line for line in found), found
 
 
-def test_a_backend_of_ones_own_cannot_be_planned(model):
-    with pytest.raises(ValueError, match="strategy.backend=mine:Backend: what it holds is not known"):
-        held(
-            StrategyConfig(backend="mine:Backend"), Shape(Source(ModelConfig(path=model(SMALL, "llama")))), 2
+class Halves:
+    """A backend of a user's file, as far as a plan asks it: half of everything is on the device."""
+
+    @staticmethod
+    def footprint(config, sizes, processes, *, learns):
+        learned = sizes.learned if learns else 0
+        return Footprint(
+            sizes.width * sizes.weights // 2,
+            4 * learned,
+            2 * learned,
+            sharded=True,
+            traffic=Traffic(summed_once=sizes.learned),
         )
+
+
+class Silent:
+    """A backend that says nothing of its memory."""
+
+
+def test_a_backend_of_a_users_file_is_planned(model):
+    config = settings(model(SMALL, "llama"), f"{__file__}:Halves")
+    found = plan(config, Hardware(4, 80.0), LENGTHS)
+    planned, weights = {item.name: item for item in found.items}, found.models.actor.weights
+    assert planned["actor weights"].bytes == weights
+    assert planned["actor optimizer"].bytes == 4 * weights
+    assert planned["actor gradients"].bytes == 2 * weights
+    assert planned["engine weights"].bytes == 2 * weights, "the actor is in pieces"
+    assert found.work.train.sent == 4 * weights * 3 / 4
+
+
+def test_a_backend_that_does_not_say_what_it_holds_is_not_planned(model):
+    config = settings(model(SMALL, "llama"), f"{__file__}:Silent")
+    with pytest.raises(
+        ValueError, match=r"Silent: what it holds is not known. Give it a static method `foot"
+    ):
+        plan(config, Hardware(4, 80.0), LENGTHS).items  # noqa: B018
+
+
+def test_a_backend_that_is_not_there_is_not_planned(model):
+    with pytest.raises(ValueError, match="no strategy backend named 'fsdb'. Did you mean 'fsdp'"):
+        plan(settings(model(SMALL, "llama"), "fsdb"), Hardware(4, 80.0), LENGTHS).items  # noqa: B018
 
 
 def test_more_devices_take_less_time_and_the_sync_is_paid(model):

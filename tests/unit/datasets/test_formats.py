@@ -8,7 +8,7 @@ CONFIG = TaskConfig()
 
 def test_columns_takes_the_configured_fields():
     config = TaskConfig(prompt_field="q", target_field="a")
-    assert columns({"q": " 2+2? ", "a": 4}, config) == Example("2+2?", 4)
+    assert columns({"q": " 2+2? ", "a": 4}, config) == Example(" 2+2? ", 4)
 
 
 def test_columns_takes_a_whole_conversation():

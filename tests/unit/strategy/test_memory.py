@@ -146,7 +146,7 @@ def test_the_table_shows_each_resident_in_its_phases_and_the_sums():
 
 def test_tensors_that_do_not_move_stay_where_they_are():
     tensor = torch.nn.Parameter(torch.ones(3))
-    place = Tensors(lambda: [tensor], device="meta", host="meta", moves=False)
+    place = Tensors(lambda: [tensor], device="meta", moves=False)
     place.onload()
     place.offload()
     assert tensor.device.type == "cpu"
@@ -194,3 +194,28 @@ def test_where_a_phase_has_no_room_to_compute_it_says_what_to_lower():
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(KeyError), memory_plan(Phase.TRAIN):  # what is no lack of memory is told as it is
         raise KeyError("x")
+
+
+def test_the_most_memory_of_a_phase_is_that_of_its_residents_and_of_what_it_computed():
+    """Counted by the device from one asking to the next, as torch does."""
+    most = [0]
+
+    def asked():
+        found, most[0] = most[0], 0
+        return found
+
+    class Heavy(Block):
+        def onload(self):
+            super().onload()
+            most[0] = max(most[0], 3 * 2**30)
+
+    memory_plan = MemoryPlan(Device().bytes, most=asked)
+    memory_plan.add("weights", Heavy(Device(), "weights", 1), Phase.TRAIN)
+    most[0] = 9 * 2**30  # before any phase: nobody's
+    for needed in (1, 2):
+        with memory_plan(Phase.SCORE):
+            most[0] = needed * 2**29
+    with memory_plan(Phase.TRAIN):
+        pass
+    assert memory_plan.reset_peaks() == {"score": 1.0, "train": 3.0}
+    assert memory_plan.reset_peaks() == {}

@@ -8,7 +8,7 @@ import torch
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.batching import pack
-from lightrft.trainer.metrics import Layout, TokenMeans, average, describe
+from lightrft.trainer.metrics import Layout, TokenMeans, average, describe, read_rate
 
 
 def judged(rewards, lengths=None, finish=None):
@@ -102,6 +102,13 @@ def test_a_layout_is_compared_with_its_budget_and_with_a_rectangle():
     layout.add(pack([third]))
     found = layout.result(tokens_per_micro_batch=16, world=World())
     assert found == {
+        "counts/tokens_read": 16.0,
         "update/token_budget_used": (8 + 8) / 32,
         "update/padding_avoided": pytest.approx(1 - 20 / 30),
     }
+
+
+def test_the_rate_of_reading_is_that_of_one_rank():
+    counts = {"counts/tokens_read": 300.0, "seconds/train": 2.0}
+    assert read_rate(counts, World(0, 3)) == {"train/tokens_per_second_per_device": 50.0}
+    assert read_rate({"seconds/train": 2.0}, World()) == {}

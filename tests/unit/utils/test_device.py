@@ -123,3 +123,21 @@ def test_an_accelerator_that_nobody_has_heard_of_is_used_like_any_other():
 
 def test_ranks_on_cpus_meet_over_gloo():
     assert device.collective_backend(torch.device("cpu")) == "gloo"
+
+
+def test_tf32_is_refused_where_nothing_multiplies_so_and_is_off_elsewhere():
+    before = torch.get_float32_matmul_precision()
+    device.use_tf32(torch.device("cpu"), False)
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ValueError, match=r"strategy.tf32=true: cpu devices .* Set strategy.tf32=false"):
+        device.use_tf32(torch.device("cpu"), True)
+    with pytest.raises(ValueError, match="strategy.tf32=true: xpu"):
+        device.use_tf32(torch.device("xpu"), True)
+
+
+def test_numbers_are_sent_as_they_are():
+    cpu = torch.device("cpu")
+    assert device.sent([1, 2], cpu).tolist() == [1, 2]
+    tensor = torch.ones(2)
+    assert device.sent(tensor, cpu) is tensor
+    assert device.most_device_bytes(cpu) == 0

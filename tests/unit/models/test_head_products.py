@@ -1,0 +1,79 @@
+"""The head of a bfloat16 model on a device whose products give float32, on a CPU: the product by its definition, all else ours."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightrft.models import logprobs as module
+from lightrft.models.products import logits_at_once, multiplies_widely
+
+LOGITS, GRADIENTS = 1e-5, 4e-3
+"""What the docstring of _Head states: logits relative to the largest, gradients in norm."""
+
+
+def head(hidden, weight, bias, tokens, *, wide, temperature, cap, max_logits, slopes):
+    """Log-probs, entropies, and the gradients of hidden states, weights and biases."""
+    inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "multiplies_widely", lambda h, w: wide)
+        values, entropy = module._BlockedHead.apply(*inputs, tokens, temperature, cap, max_logits, (3,))
+        of_values, of_entropy = slopes
+        ((values * of_values).sum() + (entropy * of_entropy).sum()).backward()
+    return values, entropy, *(x.grad for x in inputs)
+
+
+def apart(found, right):
+    return float((found.double() - right.double()).norm() / right.double().norm().clamp(min=1e-30))
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    temperature=st.sampled_from([1.0, 0.6]),
+    cap=st.sampled_from([None, 20.0]),
+    max_logits=st.sampled_from([50, 2000, 10**9]),
+    spread=st.sampled_from([0.02, 0.3]),
+    with_entropy=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_products_in_bfloat16_with_float32_sums_are_those_of_float32_as_stated(
+    seed, temperature, cap, max_logits, spread, with_entropy
+):
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(17, 64, generator=draw).bfloat16()
+    weight = (torch.randn(211, 64, generator=draw) * spread).bfloat16()
+    bias = torch.randn(211, generator=draw).bfloat16()
+    tokens = torch.randint(4, 211, (17,), generator=draw)
+    slopes = torch.randn(17, generator=draw), torch.randn(17, generator=draw) * with_entropy
+    how = {"temperature": temperature, "cap": cap, "max_logits": max_logits, "slopes": slopes}
+    values, entropy, *gradients = head(hidden, weight, bias, tokens, wide=True, **how)
+    right_values, right_entropy, *right = head(hidden, weight, bias, tokens, wide=False, **how)
+    largest = float((hidden.float() @ weight.float().t()).abs().max()) / temperature
+    assert float((values - right_values).detach().abs().max()) < LOGITS * max(largest, 1.0)
+    assert float((entropy - right_entropy).detach().abs().max()) < 2 * LOGITS * max(largest, 1.0) ** 2
+    for found, expected in zip(gradients, right, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert apart(found, expected) < GRADIENTS
+
+
+def test_the_gradients_of_the_wide_path_are_rounded_and_not_wrong():
+    """Against float64 both ways have the error of bfloat16 results: the rounding of the logits' gradient adds little to it."""
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(64, 128, generator=draw), torch.randn(500, 128, generator=draw) * 0.1
+    tokens, bias = torch.randint(4, 500, (64,), generator=draw), torch.zeros(500)
+    how = {"temperature": 1.0, "cap": None, "max_logits": 8000, "slopes": (torch.ones(64), torch.zeros(64))}
+    half = [x.bfloat16() for x in (hidden, weight, bias)]
+    exact = head(*(x.double() for x in half), tokens, wide=False, **how)[2:4]
+    wide, narrow = (head(*half, tokens, wide=w, **how)[2:4] for w in (True, False))
+    for ours, before, right in zip(wide, narrow, exact, strict=True):
+        assert apart(ours, right) < 1.5 * apart(before, right)
+
+
+def test_a_cpu_multiplies_in_float32():
+    assert not multiplies_widely(*[torch.zeros(1, 1, dtype=torch.bfloat16)] * 2)
+
+
+def test_how_many_logits_exist_at_once_is_the_devices_choice_unless_it_is_set():
+    assert logits_at_once(0, on_cpu=True) == 4_194_304
+    assert logits_at_once(0, on_cpu=False) == 67_108_864
+    assert logits_at_once(7, on_cpu=True) == logits_at_once(7, on_cpu=False) == 7

@@ -1,0 +1,86 @@
+"""benchmarks/gpu.py on this machine's CPU, at sizes that measure nothing: every part gives its numbers, or says why it has none."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SIZES = {"questions": 2, "answers": 2, "tokens": 6, "length": 9, "batch": 64, "decode": 3}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import gpu_parts
+
+        yield gpu_parts
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def measured(parts, part):
+    return parts.measured(part, "tiny", argparse.Namespace(**SIZES, record=False))
+
+
+def test_one_command_writes_one_file_with_what_each_part_found(tmp_path):
+    flags = [x for name, value in SIZES.items() for x in (f"--{name}", str(value))]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu.py"),
+        "--parts",
+        "nccl",
+        "step",
+        "--shapes",
+        "tiny",
+        *flags,
+    ]
+    out = tmp_path / "there" / "found.json"
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    assert found["work"] == {**SIZES, "record": False}
+    assert found["machine"]["torch"]
+    assert list(found["parts"]) == ["step tiny"]
+    step = found["parts"]["step tiny"]
+    assert step["seconds"].keys() == {"rollout", "score", "train"} == step["planned_gib"].keys()
+    assert min(step["share_of_matrix_rate"].values()) > 0
+
+
+def test_what_finds_no_time_says_so(tmp_path):
+    out = tmp_path / "found.json"
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu.py"),
+        "--parts",
+        "peak",
+        "--minutes",
+        "0",
+        "--out",
+        str(out),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(out.read_text())["parts"]["peak"] == {"skipped": "no time is left of --minutes=0"}
+
+
+def test_engines_draw_the_same_number_of_tokens(parts):
+    found = measured(parts, "engine")
+    assert found["sequences"] == 64
+    ratio = found["native_tokens_per_second"] / found["generate_tokens_per_second"]
+    assert ratio == pytest.approx(found["native_over_generate"])
+    assert found["share_of_memory_limit"] > 0
+
+
+def test_the_head_is_measured_against_products_of_the_same_machine(parts):
+    assert 0 < measured(parts, "head")["share_of_matrix_rate"] < 20
+
+
+def test_what_cannot_be_measured_here_says_why(parts):
+    if parts.ON_CPU:
+        assert "skipped" in measured(parts, "offload")
+        assert "skipped" in measured(parts, "nccl")
