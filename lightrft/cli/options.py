@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -168,7 +170,17 @@ def taken(cls: type[C], command: str, args: Sequence[str]) -> tuple[C, list[str]
             raise ValueError(f"{flag} needs a value: {flag} {example(cls, flag)}")
         else:
             own += [word, left.pop(0)]
+    refuse_words(cls, own)
     return parse(own, cls, prog=f"lightrft {command}", description=""), rest
+
+
+def refuse_words(cls: type[Any], own: Sequence[str]) -> None:
+    """ValueError for a word where a flag wants a number."""
+    wants = {flag_of(f.name) for f in fields(cls) if f.default is None or type(f.default) in (int, float)}
+    words = [part for word in own for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for flag, value in pairwise(words):
+        if flag.replace("_", "-") in wants and not re.fullmatch(r"-?\d+(\.\d*)?(e-?\d+)?", value):
+            raise ValueError(f"{flag} {value}: needs a number. For example: {flag} {example(cls, flag)}")
 
 
 def example(cls: type[Any], flag: str) -> str:
