@@ -91,12 +91,27 @@ def _of_tensors(folder: Path, config: dict[str, Any]) -> str | None:
             bool((head[start : start + 4096] == table[start : start + 4096]).all())
             for start in range(0, rows, 4096)
         )
-    if same:
+    if same or not _is_one(folder):
         return None
     return (
         f"config.json ties the head to the embedding, and the files hold two different matrices ({embedding}, {HEAD}). Set "
         "tie_word_embeddings to false in config.json if both are meant, or remove the one that is not."
     )
+
+
+def _is_one(folder: Path) -> bool:
+    """Whether transformers makes the head and the embedding one: some families say that they tie, and never do (Qwen2-Audio)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    from lightrft.models.families import is_multimodal
+
+    shape = AutoConfig.from_pretrained(folder)
+    kind = AutoModelForMultimodalLM if is_multimodal(shape) else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(shape)
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _tied(config: dict[str, Any]) -> bool:
