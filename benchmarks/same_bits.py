@@ -81,7 +81,9 @@ class Work:
 
 def train(*words: str) -> list[str]:
     """A command line that writes to the folder `run`."""
-    return ["train", "tiny", *words, "--run", "run", *PLAIN]
+    late = "--rollout.overlap-rewards" in words  # rewards in the main process would hold up the rollout
+    plain = ["--rewards.workers", "1", *PLAIN[2:]] if late else PLAIN
+    return ["train", "tiny", *words, "--run", "run", *plain]
 
 
 def works() -> Iterator[Work]:
@@ -112,7 +114,7 @@ def works() -> Iterator[Work]:
         yield Work(f"fsdp_{words[0]}", [train(*two)])
     yield Work("fsdp_overlap", [train("grpo", "fsdp", "--processes", "2", "--steps", "3", *both)])
     pictures = ["--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl"]
-    pictures += ["--tasks.evaluate-file", "rows.jsonl", "--tasks.rewards", "reward.py:said", "1"]
+    pictures += ["--tasks.evaluate-file", "held_out.jsonl", "--tasks.rewards", "reward.py:said", "1"]
     pictures += ["--model.path", "random:llava", "--update.tokens-per-micro-batch", "4096"]
     yield Work("pictures", [train("grpo", *pictures, "--steps", "2", "--evaluate.limit", "4")])
 
@@ -131,7 +133,9 @@ def prepare(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / f"{n}.png")
         content = [{"type": "image", "image": f"{n}.png"}, {"type": "text", "text": "?"}]
         rows.append({"messages": [{"role": "user", "content": content}], "target": "7a"[n % 2]})
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, part in (("rows.jsonl", rows[:6]), ("held_out.jsonl", rows[6:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / name).write_text(text, encoding="utf-8")
     reward = 'def said(answer, target):\n    return sum(c.isdigit() == (target == "7") for c in answer) / 8\n'
     (folder / "reward.py").write_text(reward, encoding="utf-8")
 
