@@ -111,10 +111,9 @@ def test_an_option_that_does_not_exist_is_seen_in_an_error_text(tmp_path: Path) 
 
 TABLES = {
     "build/tables.py": "the tables",
-    "strategy/memory.py": "which setting makes a resident smaller, told in errors",
     "console/doctor.py": "the extras of pyproject.toml",
     "runs/folder.py": "the check that several processes do not each learn alone",
-    "utils/compat.py": "what torch's sharding is asked to leave out",
+    "utils/compat.py": "what older versions of torch cannot do when they shard",
     "build/judges.py": "the engine of a judge",
     "commands/check/costs.py": "how many answers the own engine decodes at a time",
 }
