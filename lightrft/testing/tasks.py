@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lightrft.config import RewardConfig, TaskConfig
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
-from lightrft.tasks.base import Records, Split, Task
+from lightrft.tasks.base import Records, Split, Task, extractor
 from lightrft.testing.checks import Checked, lacks, run_checks
 from lightrft.types import Record
 
@@ -93,10 +93,11 @@ def gold_answers_get_full_marks_and_those_to_other_questions_do_not(bench: TaskB
 
 
 def a_vote_counts_the_gold_answer(bench: TaskBench) -> None:
+    extract = bench.task.extract or extractor(bench.rewards)
     for record in bench.all():
         gold = bench.task.gold(record)
         lacks(
-            not bench.task.extract(gold),
+            not extract(gold),
             f"nothing is extracted of {gold[:100]!r}, the gold answer of {record.id}",
         )
 
