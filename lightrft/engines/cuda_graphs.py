@@ -45,7 +45,7 @@ class Sizes:
 
 
 def _rounded(count: int) -> int:
-    step = max(1, 2 ** (count.bit_length() - 3))
+    step = 1 << max(0, count.bit_length() - 3)
     return -(-count // step) * step
 
 

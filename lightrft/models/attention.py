@@ -101,7 +101,7 @@ class SharedPrompts:
         if self.exact or self.both_ways or (windowed and query.device.type == "cpu"):
             out = _one_call_per_sequence(self, query, key, value, scaling, window)
         elif query.device.type == "cpu":
-            out = _Stretches.apply(query, key, value, self, scaling)
+            out = _Stretches.apply(query, key, value, self, scaling)  # type: ignore[no-untyped-call]
         elif has_varlen_kernel(query):
             out = varlen_attention(query, key, value, self._stretches(query.device), scaling, window)
         else:
@@ -185,10 +185,11 @@ class _Stretches(torch.autograd.Function):
 
         def stretch(q: Span, k: Span, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
             rows, columns = slice(*q), slice(*k)
-            return _flash_backward(
+            gradients: tuple[Tensor, Tensor, Tensor] = _flash_backward(
                 grad[:, :, rows], query[:, :, rows], key[:, :, columns], value[:, :, columns], out[:, :, rows],
                 total[:, :, rows], 0.0, causal, scale=ctx.scaling,
             )  # fmt: skip
+            return gradients
 
         for (a, b), responses in ctx.layout.groups:
             dq[:, :, a:b], dk[:, :, a:b], dv[:, :, a:b] = stretch((a, b), (a, b), True)

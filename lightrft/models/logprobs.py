@@ -62,7 +62,7 @@ def logprobs(
         divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     max_logits = logits_at_once(max_logits, on_cpu=hidden.device.type == "cpu")
-    values, entropy = _BlockedHead.apply(
+    values, entropy = _BlockedHead.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
     )
     return LogProbs(share.whole(values), share.whole(entropy))
@@ -108,7 +108,8 @@ def backbone(module: nn.Module) -> Any:
 
 def output_head(module: nn.Module) -> nn.Linear:
     """The linear layer from hidden states to the vocabulary."""
-    return causal_lm(module).get_output_embeddings()
+    head: nn.Linear = causal_lm(module).get_output_embeddings()
+    return head
 
 
 def text_config(module: nn.Module) -> Any:

@@ -236,7 +236,8 @@ class ZeroTrainable:
         """See Trainable. Called by all ranks, once an update: no gradient can be added afterwards."""
         self._layout.settle()
         own = float(torch.nn.utils.get_total_norm(self._layout.gradients()))
-        return float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5
+        norm: float = float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5
+        return norm
 
     def learning_rate(self) -> float:
         """See Trainable."""

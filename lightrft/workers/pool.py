@@ -177,7 +177,8 @@ class Worker(Generic[T]):
     def receive(self) -> T | Failure:
         """The outcome of the call that was sent, waited for; a Failure too if the child died of it."""
         try:
-            return outcome(*self.connection.recv())
+            result: T | Failure = outcome(*self.connection.recv())
+            return result
         except (EOFError, ConnectionError):
             self.healthy = False
             return Failure(f"its process died ({self._exit()}).")

@@ -161,7 +161,7 @@ class _Kernel:
         sliding_window: int | None,
     ) -> Tensor:
         """See Layout."""
-        out: Tensor = _Flash.apply(query, key, value)
+        out: Tensor = _Flash.apply(query, key, value)  # type: ignore[no-untyped-call]
         return out.transpose(1, 2)
 
 
