@@ -128,7 +128,7 @@ class Trajectory:
     weight_version: int = 0
     """Updates seen by the weights that sampled its first token."""
     stream: int = 0
-    """See Completion."""
+    """The same as in Completion."""
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
 

@@ -180,3 +180,26 @@ def test_no_function_has_more_than_60_lines() -> None:
         and (node.end_lineno or 0) - node.lineno + 1 > 60
     }
     assert long == LONG_FUNCTIONS
+
+
+LEANING = re.compile(r"(Of|That|Those|Its|Which|Who|What is new|See [A-Z`])\b|See `")
+"""How a docstring begins that is not understood without the name it stands under."""
+
+
+def leaning_docstrings(path: Path) -> set[str]:
+    """Docstrings of modules, classes and functions whose first sentence leans on something else."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, kinds)]
+    return {d for d in map(ast.get_docstring, nodes) if d is not None and LEANING.match(d)}
+
+
+def test_every_docstring_stands_by_itself() -> None:
+    leaning = {str(p.relative_to(PACKAGE)): leaning_docstrings(p) for p in PACKAGE.rglob("*.py")}
+    leaning = {file: texts for file, texts in leaning.items() if texts}
+    assert not leaning, f"say it with a noun or a verb of its own: {leaning}"
+
+
+def test_a_docstring_that_leans_on_its_name_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text('"""Files of a run."""\ndef size():\n    """Of all."""\n')
+    assert leaning_docstrings(file) == {"Of all."}

@@ -228,7 +228,7 @@ class _Role:
         return self.accepts_any or option in self.accepts
 
     def take(self, options: Mapping[str, float]) -> dict[str, float]:
-        """Those of `options` that this function takes; ValueError if one that it needs is not among them."""
+        """The part of `options` that this function takes; ValueError if one that it needs is not among them."""
         missing = sorted(self.requires - options.keys())
         if missing:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Which groups to learn from, which of their answers, and which tokens.
+"""Selection of the groups to learn from, of their answers, and of their tokens.
 
 Groups that are not kept are drawn again, see rollout.max_sampling_rounds. Answers that are filtered out have counted in the
 baseline of their group.

@@ -113,7 +113,7 @@ class RunningMoments:
 
 
 def moments(values: Tensor, reduce: Callable[[Tensor], Tensor]) -> RunningMoments:
-    """Those of these numbers alone, on all ranks."""
+    """Mean and deviation of these numbers alone, over all ranks."""
     found = RunningMoments()
     found.see(values, reduce)
     return found

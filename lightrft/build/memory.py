@@ -1,4 +1,4 @@
-"""Who is in device memory in which phase, for every kind of run."""
+"""Memory plans: who is in device memory in which phase, for every kind of run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build_memory_plan(
     judging: Mapping[str, Resident],
     device: torch.device,
 ) -> MemoryPlan:
-    """Who is in device memory in which phase: the whole memory plan, by the table colocate.RESIDENCY."""
+    """The memory plan of a run with an engine: who is in device memory in which phase, by the table RESIDENCY."""
     memory_plan = MemoryPlan(
         lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
     )
@@ -37,7 +37,7 @@ def build_memory_plan(
 
 
 def build_sft_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
-    """Who is in device memory in which phase: held-out losses need no optimizer."""
+    """The memory plan of a run without an engine; held-out losses need no optimizer."""
     memory_plan = MemoryPlan(
         lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
     )

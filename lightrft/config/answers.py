@@ -45,7 +45,7 @@ def answer(name: str, names: Sequence[str], *, flags: bool = False) -> str:
 
 
 def near(name: str, names: Sequence[str]) -> list[str]:
-    """Those of the options that are nearest to a name, at most MOST: the same last part first, by section; then by spelling."""
+    """The options nearest to a name, at most MOST: the same last part first, by section; then by spelling."""
     section, _, last = name.rpartition(".")
     same = [known for known in names if known.rpartition(".")[2] == last]
     if same:

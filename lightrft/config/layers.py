@@ -294,7 +294,7 @@ def _perhaps(name: str, prefix: str, cls: type[Any], top: type[Any]) -> str:
 
 
 def _file_at_fault(files: Sequence[Path], parsed: Sequence[Sequence[str]], cls: type[Any]) -> Path | None:
-    """Which of the files, if any, has an error all by itself."""
+    """The first of the files that has an error all by itself; None if none has."""
     for file, flags in zip(files, parsed, strict=True):
         try:
             with contextlib.redirect_stderr(io.StringIO()):

@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def parts(self) -> dict[str, Resident]:
-        """Its residents, e.g. weights and cache."""
+        """The engine's residents, e.g. weights and cache."""
         ...
 
 

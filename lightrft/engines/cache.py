@@ -199,7 +199,6 @@ class Decoding:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
-        """See models.attention.Layout."""
         layer = module.layer_idx
         k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
         self._own.pool.write(layer, self._newest, k, v, scaling)
@@ -256,7 +255,6 @@ class Step:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
-        """See models.attention.Layout."""
         count, layer, out = self._count, module.layer_idx, []
         if self._fresh is not None:
             q, k, v = query[:, :, count:], key[:, :, count:], value[:, :, count:]
@@ -270,7 +268,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Table:
-    """Which answers read which pages of a pool, as lists."""
+    """Pages of a pool and the answers that read them, as lists."""
 
     pool: Pool
     readers: list[list[int]]
@@ -309,7 +307,7 @@ def table(stretches: Sequence[Stretch]) -> Table:
 
 
 class Reading:
-    """Which answers read which pages of a pool, and what of each page counts, as tensors made once per step."""
+    """Pages of a pool, the answers that read them and what of each page counts, as tensors made once per step."""
 
     def __init__(
         self, pool: Pool, readers: Tensor, places: Tensor, filled: Tensor, starts: Tensor, last: Tensor,

@@ -20,7 +20,7 @@ from lightrft.utils.device import recorded, recording_pool
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a recording; letters as in cache.py."""
+    """Tensor sizes that a CUDA graph was captured for. Letters as in cache.py."""
 
     answers: int
     shared_pages: int

@@ -127,7 +127,7 @@ class WeightNames:
         return cls(module, frozenset(plain_state(module)) | frozenset(parameters), frozenset(tied))
 
     def for_checkpoint(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Those that another engine's model has a place for, as a checkpoint has them: a head that is tied comes with the
+        """The weights that another engine's model has a place for, as a checkpoint has them: a head that is tied comes with the
         embeddings. ValueError for a name that is none."""
         return published(self.module, self._once(weights))
 
@@ -176,14 +176,12 @@ class JointSleeper:
         self.asleep.clear()
 
     def sleep(self, tag: str) -> None:
-        """See Sleeper."""
         self._unwanted.add(tag)
         if self._unwanted == TAGS and self.asleep != TAGS:
             self._let_go()
             self.asleep = set(TAGS)
 
     def wake(self, tag: str) -> None:
-        """See Sleeper."""
         self._unwanted.discard(tag)
         if tag in self.asleep:
             self._take(tag)
@@ -199,15 +197,12 @@ class SleepingPart:
     size: int
 
     def onload(self) -> None:
-        """See Resident."""
         self.engine.wake(self.tag)
 
     def offload(self) -> None:
-        """See Resident."""
         self.engine.sleep(self.tag)
 
     def nbytes(self) -> int:
-        """See Resident."""
         return self.size
 
 

@@ -26,12 +26,12 @@ class EngineSizes(Protocol):
 
     @property
     def learned(self) -> int:
-        """Those that learn."""
+        """Weights that learn."""
         ...
 
     @property
     def plain(self) -> int:
-        """Those of the model without adapters: what an engine is given."""
+        """Weights of the model without adapters: what an engine is given."""
         ...
 
     @property

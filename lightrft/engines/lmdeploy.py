@@ -68,7 +68,6 @@ class LmdeployEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """See Engine."""
         check_kinds("lmdeploy", prompts, self._reader, self._device)
         questions = [
             (prompt, one, question(one))
@@ -143,7 +142,6 @@ class LmdeployEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See Engine."""
         serialize: Any = require("lmdeploy.utils", "lmdeploy")
         protocol: Any = require("lmdeploy.serve.openai.protocol", "lmdeploy")
         engine = self._pipeline.async_engine
@@ -160,7 +158,6 @@ class LmdeployEngine:
         engine.complete_weights_update()
 
     def parts(self) -> dict[str, Resident]:
-        """See Engine."""
         return {
             "weights": SleepingPart(self._held, "weights", self._nbytes),
             "cache": SleepingPart(self._held, "kv_cache", 0),

@@ -77,7 +77,7 @@ class NativeEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """See Engine. ValueError for an empty prompt. Media must have been read (Processor.open)."""
+        """ValueError for an empty prompt. Media must have been read (Processor.open)."""
         _check(prompts, sampling)
         rollout = _Rollout(self, prompts, sampling)
         weights = fast(self._module) if self._config.pack_weights else nullcontext()
@@ -95,7 +95,7 @@ class NativeEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See Engine. A tensor that is the module's own costs nothing."""
+        """A tensor that is the module's own costs nothing."""
         if self._own is not None:
             self._own.take(weights)
             return
@@ -108,7 +108,6 @@ class NativeEngine:
 
     @property
     def shares_weights(self) -> bool:
-        """See Sharing."""
         return self._own is None
 
     def parts(self) -> dict[str, Resident]:
@@ -143,15 +142,13 @@ class OwnWeights:
             raise ValueError(f"no weight named {min(lacking.values())!r} was given.")
 
     def onload(self) -> None:
-        """See Resident. Nothing is there before `take`."""
+        """Nothing is there before `take`."""
 
     def offload(self) -> None:
-        """See Resident."""
         empty(self._module)
         self._engine.weight_version = NONE
 
     def nbytes(self) -> int:
-        """See Resident."""
         return sum(p.numel() * p.element_size() for p in self._module.parameters())
 
 
@@ -199,7 +196,7 @@ class _Answer:
     """Place of the first token in which a stop text counts."""
 
     def completion(self, version: int) -> Completion:
-        """What is new."""
+        """The tokens sampled in this call; those of earlier calls are left out."""
         new = self.tokens[len(self.tokens) - len(self.logprobs) :]
         return Completion(new, self.logprobs, self.finish or "length", version, self.stream)
 
@@ -399,7 +396,7 @@ class _Rollout:
 
 
 def _numbers(prompt: Prompt, sampling: Sampling) -> list[int]:
-    """Of the answers to draw, last first."""
+    """Indices of the samples still to generate for a prompt, in reverse order."""
     return list(range(sampling.n if prompt.continuation is None else 1))[::-1]
 
 

@@ -121,7 +121,6 @@ class SglangEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """See Engine."""
         self._check(prompts)
         questions = engine_requests(prompts, sampling)
         tokens = [one.token_ids for one in questions for _ in range(one.n)]
@@ -168,7 +167,7 @@ class SglangEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See Engine. Outside begin and end SGLang takes no weights, and only says so in what it gives back."""
+        """Outside begin and end SGLang takes no weights, and only says so in what it gives back."""
         self._must(lambda: self._engine.begin_weight_update())
         try:
             for bucket in buckets(self._names.for_checkpoint(weights), self._bucket):
@@ -184,7 +183,6 @@ class SglangEngine:
             raise RuntimeError(f"SGLang did not take the new weights: {message}")
 
     def parts(self) -> dict[str, Resident]:
-        """See Engine."""
         return {
             "weights": SleepingPart(self, "weights", self._nbytes),
             "cache": SleepingPart(self, "kv_cache", 0),
@@ -224,7 +222,7 @@ class _Caller:
         threading.Thread(target=self._serve, daemon=True, name="sglang").start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Its result, or what it raised, once it is made."""
+        """Queues a call; the future holds its result, or what it raised."""
         future: Future[T] = Future()
         self._calls.put((call, future))
         return future

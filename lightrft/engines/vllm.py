@@ -73,7 +73,7 @@ class VllmEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """See Engine. ValueError for an empty prompt."""
+        """ValueError for an empty prompt."""
         if self._held.asleep:  # vLLM would wait for ever
             raise RuntimeError(
                 f"vLLM is asked while it sleeps ({', '.join(sorted(self._held.asleep))}): onload its parts first."
@@ -158,7 +158,7 @@ class VllmEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See Engine. One tensor is there at a time."""
+        """One tensor is there at a time."""
 
         def take(model: Any) -> None:
             check_taken(model, model.load_weights(self._names.for_checkpoint(weights)))
@@ -170,7 +170,6 @@ class VllmEngine:
         self._llm.llm_engine.reset_encoder_cache()  # of pictures that come again it would keep what the old weights saw
 
     def parts(self) -> dict[str, Resident]:
-        """See Engine."""
         return {
             "weights": SleepingPart(self._held, "weights", self._nbytes),
             "cache": SleepingPart(self._held, "kv_cache", self._cache_nbytes),

@@ -85,7 +85,6 @@ class VllmServerEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """See Engine."""
         questions = engine_requests(prompts, sampling, self._reader)
         keys = [(self.weight_version, sampling, one.seed, one.n, tuple(one.token_ids)) for one in questions]
         replies = {n: self._answered[key] for n, key in enumerate(keys) if key in self._answered}
@@ -219,7 +218,7 @@ class VllmServerEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See Engine. A bucket goes to all servers at the same time; one that fails is left out until the next sync."""
+        """A bucket goes to all servers at the same time; one that fails is left out until the next sync."""
         world, failed = World.current(), dict[Server, str]()
         self._syncs += 1
         failure: Exception | None = None

@@ -30,7 +30,7 @@ Span = tuple[int, int]
 
 
 class Layout(Protocol):
-    """Which tokens see which: given to the model as `layout=`, called by every attention layer."""
+    """The rule of which tokens see which: given to the model as `layout=`, called by every attention layer."""
 
     def attend(
         self,
@@ -95,7 +95,7 @@ class SharedPrompts:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
-        """See `Layout`."""
+        """Attention within each sequence; shapes as in `Layout`."""
         windowed = sliding_window is not None and self.longest > sliding_window
         window = sliding_window if windowed else None
         if self.exact or self.both_ways or (windowed and query.device.type == "cpu"):

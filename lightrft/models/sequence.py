@@ -102,7 +102,7 @@ class Swapped:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
-        """See `Layout`; N is the number of this rank's tokens."""
+        """Attention over the tokens of all ranks; shapes as in `Layout`, where N is the number of this rank's tokens."""
         size, heads = self.team.size(), key.shape[1]
         # Fewer key heads than ranks, or a number they cannot share: as many copies of each as it takes.
         copies = math.lcm(heads, size) // heads

@@ -61,15 +61,12 @@ class CriticSource(Source):
     """The body of the model under a head to one number (models/values.py). All of it learns: no adapters."""
 
     def full(self, device: torch.device | str = "cpu") -> nn.Module:
-        """See Source."""
         return _critic(load_model(self._bare(), device))
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """See Source."""
         return _critic(empty_model(self._bare(), device, dtype=dtype))
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """See Source."""
         assert isinstance(module, ValueModel)
         return {f"{module.body_name}.{name}": parameter for name, parameter in module.body.named_parameters()}
 

@@ -194,7 +194,7 @@ def _gradients(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, total: Tensor, states: Sequence[Tensor],
     sequences: Sequences, scaling: float, *, causal: bool, window: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Those of query, key and value."""
+    """Gradients of query, key and value, in their shapes."""
     s, (left, right) = sequences, _reach(causal, window)
     found: tuple[Tensor, Tensor, Tensor] = _flash_backward(
         grad, query, key, value, out, total, s.queries, s.keys, s.longest_query, s.longest_keys, 0.0, causal, *states,

@@ -27,7 +27,7 @@ class Weights:
 
     @classmethod
     def of(cls, config: ModelConfig) -> Weights | None:
-        """Those of `model.path`; None for a model without safetensors files (a random one, or one in an older format)."""
+        """The weights of `model.path`; None for a model without safetensors files (a random one, or one in an older format)."""
         if config.path.startswith(RANDOM):
             return None
         folder, revision = model_folder(config), config.revision

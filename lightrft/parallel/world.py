@@ -1,4 +1,4 @@
-"""Who else runs this program, as one object for those who compute: numbers that ranks exchange, teams, failures.
+"""The processes that run this program, as one object for those who compute: numbers that ranks exchange, teams, failures.
 
 Everything it does stands in a file of its own: collectives in group.py, teams in team.py, failures in faults.py, the way into
 a run and out of it in join.py.

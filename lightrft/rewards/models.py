@@ -55,13 +55,13 @@ class GenerativeJudge:
         self._score = re.compile(config.score_pattern)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
-        """See ModelReward."""
         c = self._config
         sampling = Sampling(n=c.samples, max_tokens=c.max_tokens, temperature=c.temperature)
         return _asked(answers, self._prompt, lambda prompts: self._verdicts(prompts, sampling))
 
     def _verdicts(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[float | Failure]:
-        """Of a judge on another machine that refuses, or is not reached, failures; where it refuses, each is asked by itself."""
+        """Asks about all prompts at once. A remote judge that rejects the request is asked prompt by prompt; what still
+        fails becomes a `Failure`."""
         try:
             return [self._verdict(replies) for replies in self._ask(prompts, sampling)]
         except HTTPError as error:
@@ -133,7 +133,6 @@ class ScalarReward:
         self._scores, self._processor, self._longest = scores, processor, longest
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
-        """See ModelReward."""
         return _asked(answers, self._conversation, self._scores)
 
     def _conversation(self, answer: Answer) -> list[int]:

@@ -19,7 +19,6 @@ class Terminal(logging.Handler):
         self.show: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler."""
         self.show(self.format(record))
 
 

@@ -71,7 +71,7 @@ class Trainable(Protocol):
         ...
 
     def parts(self) -> dict[str, Resident]:
-        """Its residents: weights, optimizer."""
+        """The model's residents: weights, optimizer."""
         ...
 
     def tensor_state(self) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class Frozen(Protocol):
         ...
 
     def parts(self) -> dict[str, Resident]:
-        """Its residents: weights, or none where it shares another's."""
+        """The model's residents: weights, or none where it shares another's."""
         ...
 
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
@@ -107,7 +107,7 @@ class Frozen(Protocol):
         ...
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """Its weights as weights/NAME, to go on from where it has followed another; see Trainable.tensor_state."""
+        """The model's weights as weights/NAME, to go on from where it has followed another; see Trainable.tensor_state."""
         ...
 
     def load(self, saved: Saved) -> None:

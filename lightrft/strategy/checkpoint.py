@@ -47,11 +47,10 @@ class Reader(HuggingFaceStorageReader):
 
     @cached_property
     def known(self) -> Metadata:
-        """Which tensors there are, and where."""
+        """The tensors there are, and where each lies."""
         return super().read_metadata()
 
     def read_metadata(self) -> Metadata:
-        """See StorageReader."""
         return self.known
 
 
@@ -67,7 +66,6 @@ class Stored:
         return Reader(str(self.place))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See Saved."""
         return {
             name.removeprefix(f"{self.model}/"): tuple(entry.size)
             for name, entry in self._reader.known.state_dict_metadata.items()
@@ -75,7 +73,7 @@ class Stored:
         }
 
     def into(self, tensors: dict[str, Tensor]) -> None:
-        """See Saved. Each rank reads what it holds by itself."""
+        """Each rank reads what it holds by itself."""
         named = {f"{self.model}/{name}": tensor for name, tensor in tensors.items()}
         with _quiet():
             dcp.load(named, storage_reader=self._reader, no_dist=True)

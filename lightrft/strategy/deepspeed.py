@@ -72,7 +72,7 @@ class Zero:
         self._deepspeed = _deepspeed(device)
 
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> ZeroTrainable:
-        """See Strategy. The optimizer changes float32 weights; the model computes in `source.dtype`."""
+        """The optimizer changes float32 weights; the model computes in `source.dtype`."""
         self._refuse_media(source)
         module = source.empty(self.device) if self.stage == 3 else source.full(self.device)
         for name in getattr(module, "exact", ()):  # all weights of an engine are of one type
@@ -88,7 +88,7 @@ class Zero:
         return ZeroTrainable(module, layout, optimizer, shapes, Progress(config, total_updates))
 
     def frozen(self, source: Source) -> SingleFrozen | Zero3Frozen:
-        """See Strategy. Whole on every rank with zero1 and zero2, in pieces with zero3."""
+        """Whole on every rank with zero1 and zero2, in pieces with zero3."""
         if self.stage < 3:
             return SingleFrozen(source.full(self.device).requires_grad_(False), self.device)
         self._refuse_media(source)
@@ -101,7 +101,6 @@ class Zero:
 
     @staticmethod
     def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
-        """See Strategy."""
         return zero_footprint(_stage(config.backend), config.deepspeed, sizes, processes, learns=learns)
 
     def _engine(self, module: nn.Module, settings: dict[str, Any], optimizer: Any = None) -> Any:
@@ -221,30 +220,27 @@ class ZeroTrainable:
 
     @property
     def version(self) -> int:
-        """See Trainable."""
         return self._progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """See Trainable."""
         return cast(T, self._layout.engine(function, *args))
 
     def backward(self, loss: Tensor) -> None:
-        """See Trainable. DeepSpeed makes a mean over ranks of what is to be a sum."""
+        """DeepSpeed makes a mean over ranks of what is to be a sum."""
         self._layout.engine.backward(loss * self._world.size)
 
     def gradient_norm(self) -> float:
-        """See Trainable. Called by all ranks, once an update: no gradient can be added afterwards."""
+        """Called by all ranks, once an update: no gradient can be added afterwards."""
         self._layout.settle()
         own = float(torch.nn.utils.get_total_norm(self._layout.gradients()))
         norm: float = float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5
         return norm
 
     def learning_rate(self) -> float:
-        """See Trainable."""
         return self._progress.learning_rate()
 
     def step(self, norm: float) -> bool:
-        """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
+        """FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
         rate, limit = self.learning_rate(), self._progress.config.max_grad_norm
         usable = self._progress.admits(norm)
         clipped = limit / norm if limit and norm > limit else 1.0
@@ -259,15 +255,13 @@ class ZeroTrainable:
         return usable
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Trainable."""
         return self._layout.weights()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
-        """See Trainable."""
         return self._layout.adapters_merged()
 
     def parts(self) -> dict[str, Resident]:
-        """See Trainable. They stay where they are."""
+        """Nothing that can be moved: DeepSpeed keeps the tensors where they are."""
         masters = self._layout.masters()
         optimizer = [*masters, *(moments(self._optimizer, m)[name] for m in masters for name in MOMENTS)]
         device = str(masters[0].device)
@@ -280,7 +274,7 @@ class ZeroTrainable:
 
     @torch.no_grad()
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Trainable. Called by all ranks; copies in host memory, each tensor on one rank."""
+        """Called by all ranks; copies in host memory, each tensor on one rank."""
         fragments = require("deepspeed.utils", "deepspeed")
         found = {}
         for index, (name, parameter) in enumerate(self._learning.items()):
@@ -294,12 +288,11 @@ class ZeroTrainable:
         return found
 
     def scalar_state(self) -> dict[str, Any]:
-        """See Trainable."""
         return {**self._progress.state(), "step": steps_taken(self._optimizer, self._layout.masters())}
 
     @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
-        """See Trainable. Every rank reads whole tensors, few at a time, and keeps its piece of each."""
+        """Every rank reads whole tensors, few at a time, and keeps its piece of each."""
         kinds = ("weights", *MOMENTS)
         own = {f"{k}/{n}": torch.empty(s, device="meta") for n, s in self._shapes.items() for k in kinds}
         check_shapes(saved.shapes(), own)
@@ -325,23 +318,22 @@ class Zero3Frozen:
     """This rank's pieces in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """See Frozen."""
         return cast(T, self.engine(function, *args))
 
     def parts(self) -> dict[str, Resident]:
-        """See Frozen. They stay where they are."""
+        """Nothing that can be moved: DeepSpeed keeps the tensors where they are."""
         pieces = self._pieces()
         first = next(iter(pieces.values()))
         return {"weights": Tensors(lambda: list(pieces.values()), str(first.device), moves=False)}
 
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
-        """See Frozen. Called by all ranks."""
+        """Called by all ranks."""
         own = self._pieces()
         follow(own, weights, share, self._exact, part=lambda n, whole: piece_of(whole, own[n].numel()))
 
     @torch.no_grad()
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Frozen. Called by all ranks; copies in host memory, each tensor on one rank."""
+        """Called by all ranks; copies in host memory, each tensor on one rank."""
         world, found = World.current(), {}
         for index, (name, piece) in enumerate(self._pieces().items()):
             whole = joined(self._exact.get(name, piece), self.shapes[name])
@@ -351,7 +343,6 @@ class Zero3Frozen:
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
-        """See Frozen."""
         pieces = self._pieces()
         for names in batches(self.shapes):
             read = {f"weights/{name}": torch.empty(self.shapes[name]) for name in names}

@@ -26,7 +26,7 @@ class Sizes(Protocol):
 
     @property
     def learned(self) -> int:
-        """Those that learn: all, or adapters."""
+        """Weights that learn: all, or adapters."""
         ...
 
     @property

@@ -47,19 +47,17 @@ class Fsdp:
         self._mesh = _mesh(device, config.fsdp.replicas)
 
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> FsdpTrainable:
-        """See Strategy. The optimizer changes float32 weights; the model computes in `source.dtype`."""
+        """The optimizer changes float32 weights; the model computes in `source.dtype`."""
         exact = torch.promote_types(source.dtype, torch.float32)
         module, root = self._sharded(source, exact)
         return FsdpTrainable(module, root, config, total_updates, source.dtype, self._moves())
 
     def frozen(self, source: Source) -> FsdpFrozen:
-        """See Strategy."""
         module, root = self._sharded(source, source.dtype)
         return FsdpFrozen(module, root, self._moves())
 
     @staticmethod
     def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
-        """See Strategy."""
         return fsdp_footprint(config.fsdp, sizes, processes, learns=learns)
 
     def _sharded(self, source: Source, held_in: torch.dtype) -> tuple[nn.Module, FSDPModule]:
@@ -175,19 +173,16 @@ class FsdpTrainable:
 
     @property
     def version(self) -> int:
-        """See Trainable."""
         return self._learner.progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """See Trainable."""
         return computed(self._root, partial(touching, function) if self._may_rest else function, *args)
 
     def backward(self, loss: Tensor) -> None:
-        """See Trainable."""
         loss.backward()
 
     def gradient_norm(self) -> float:
-        """See Trainable. Called by all ranks."""
+        """Called by all ranks."""
         self._forget_unused()
         grads = self._learner.gradients()
         if not grads:
@@ -208,38 +203,34 @@ class FsdpTrainable:
                 parameter.grad = None
 
     def learning_rate(self) -> float:
-        """See Trainable."""
         return self._learner.progress.learning_rate()
 
     def step(self, norm: float) -> bool:
-        """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
+        """FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
         return self._learner.step(norm)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Trainable. In the type the model computes in, adapters folded in."""
+        """Full tensors in the type the model computes in, adapters folded in."""
         return full_weights(self.module, gathered, self._dtype)
 
     def adapters_merged(self) -> AbstractContextManager[None]:
-        """See Trainable. `weights` folds adapters in by itself."""
+        """`weights` folds adapters in by itself."""
         return nullcontext()
 
     def parts(self) -> dict[str, Resident]:
-        """See Trainable."""
         return {
             "weights": Pieces(self._root, self._moves),
             "optimizer": Moments(self._learner.optimizer, self._learner.parameters, self._moves),
         }
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Trainable. The pieces of this rank."""
+        """The pieces of this rank."""
         return self._learner.tensor_state()
 
     def scalar_state(self) -> dict[str, Any]:
-        """See Trainable."""
         return self._learner.scalar_state()
 
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
-        """See Trainable."""
         self._learner.load(saved, numbers)
 
 
@@ -254,15 +245,13 @@ class FsdpFrozen:
     """This rank's rows in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """See Frozen."""
         return computed(self.root, function, *args)
 
     def parts(self) -> dict[str, Resident]:
-        """See Frozen."""
         return {"weights": Pieces(self.root, self.moves)}
 
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
-        """See Frozen. Called by all ranks."""
+        """Called by all ranks."""
         held = {name: rows(p) for name, p in self.module.named_parameters()}
 
         def part(name: str, whole: Tensor) -> Tensor:
@@ -273,12 +262,11 @@ class FsdpFrozen:
         follow(own, weights, share, self._exact, part=part)
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Frozen. The pieces of this rank."""
+        """The pieces of this rank."""
         return {f"weights/{name}": self._precise(name, p) for name, p in self.module.named_parameters()}
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
-        """See Frozen."""
         for name, parameter in self.module.named_parameters():
             exact = parameter.detach().float()
             saved.into({f"weights/{name}": exact})
@@ -308,15 +296,12 @@ class Pieces:
     moves: bool
 
     def onload(self) -> None:
-        """See Resident."""
         self._move(_home(next(cast(nn.Module, self.root).parameters())))
 
     def offload(self) -> None:
-        """See Resident."""
         self._move("cpu")
 
     def nbytes(self) -> int:
-        """See Resident."""
         return sum(_local(p).nbytes for p in cast(nn.Module, self.root).parameters())
 
     def _move(self, place: str) -> None:
@@ -333,15 +318,13 @@ class Moments:
     moves: bool
 
     def onload(self) -> None:
-        """See Resident."""
         self._move(_home(self.parameters[0]))
 
     def offload(self) -> None:
-        """See Resident."""
         self._move("cpu")
 
     def nbytes(self) -> int:
-        """See Resident. What it will take once it exists."""
+        """The bytes that it will take once it exists."""
         return 2 * sum(_local(p).nbytes for p in self.parameters)
 
     def _move(self, place: str) -> None:

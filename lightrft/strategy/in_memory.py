@@ -20,12 +20,10 @@ class InMemory:
     tensors: Mapping[str, Tensor]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See Saved."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     @torch.no_grad()
     def into(self, tensors: dict[str, Tensor]) -> None:
-        """See Saved."""
         for name, tensor in tensors.items():
             mine, start, stop = rows(tensor)
             mine.copy_(self.tensors[name][start:stop] if tensor.dim() else self.tensors[name])

@@ -1,4 +1,4 @@
-"""Who holds device memory when: one table, and moving only the difference."""
+"""Residents of device memory, phase by phase: one table, and moving only the difference."""
 
 from __future__ import annotations
 
@@ -238,15 +238,12 @@ class Tensors:
     """Host memory for them, kept from one time to the next."""
 
     def onload(self) -> None:
-        """See Resident."""
         if self.moves:
             self.twins.back(self.list(), torch.device(self.device))
 
     def offload(self) -> None:
-        """See Resident."""
         if self.moves:
             self.twins.out(self.list())
 
     def nbytes(self) -> int:
-        """See Resident."""
         return max(self.planned_bytes, sum(t.numel() * t.element_size() for t in self.list()))

@@ -91,11 +91,10 @@ class Learner:
         self.progress = Progress(config, total_updates)
 
     def gradients(self) -> list[Tensor]:
-        """Those there are."""
+        """Gradients of the parameters that have one."""
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def step(self, norm: float) -> bool:
-        """See Trainable.step."""
         rate, limit = self.progress.learning_rate(), self.progress.config.max_grad_norm
         usable = self.progress.admits(norm)
         if usable:
@@ -108,7 +107,6 @@ class Learner:
         return usable
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Trainable.tensor_state."""
         found = {f"weights/{name}": parameter.detach() for name, parameter in self._named}
         for name, parameter in self._named:
             state = moments(self.optimizer, parameter)
@@ -116,12 +114,10 @@ class Learner:
         return found
 
     def scalar_state(self) -> dict[str, Any]:
-        """See Trainable.scalar_state."""
         return {**self.progress.state(), "step": steps_taken(self.optimizer, self.parameters)}
 
     @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
-        """See Trainable.load."""
         tensors = self.tensor_state()
         check_shapes(saved.shapes(), tensors)
         saved.into(tensors)

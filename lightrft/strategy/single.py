@@ -31,16 +31,14 @@ class Single:
     shards: bool = False
 
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> SingleTrainable:
-        """See Strategy."""
         return SingleTrainable(source.full(self.device), config, total_updates, self._moves())
 
     def frozen(self, source: Source) -> SingleFrozen:
-        """See Strategy."""
         return SingleFrozen(source.full(self.device).requires_grad_(False), self.device, self._moves())
 
     @staticmethod
     def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
-        """See Strategy. All of it; a smaller type than float32 learns through float32 weights beside its own."""
+        """The whole model; a smaller type than float32 learns through float32 weights beside its own."""
         learned = sizes.learned if learns else 0
         masters = EXACT * learned if sizes.width < EXACT else 0
         return Footprint(sizes.width * sizes.weights, ADAM * learned + masters, EXACT * learned)
@@ -64,11 +62,9 @@ class SingleTrainable:
 
     @property
     def version(self) -> int:
-        """See Trainable."""
         return self._learner.progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """See Trainable."""
         return function(self.module, *args)
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -86,20 +82,17 @@ class SingleTrainable:
         return master
 
     def backward(self, loss: Tensor) -> None:
-        """See Trainable."""
         loss.backward()
 
     def gradient_norm(self) -> float:
-        """See Trainable."""
         grads = self._learner.gradients()
         return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
     def learning_rate(self) -> float:
-        """See Trainable."""
         return self._learner.progress.learning_rate()
 
     def step(self, norm: float) -> bool:
-        """See Trainable. FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
+        """FloatingPointError after optimizer.max_bad_steps skipped updates in a row."""
         usable = self._learner.step(norm)
         if usable:
             self._publish()
@@ -112,15 +105,12 @@ class SingleTrainable:
                 parameter.copy_(master)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Trainable."""
         yield from plain_state(self.module).items()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
-        """See Trainable."""
         return merged_adapters(self.module)
 
     def parts(self) -> dict[str, Resident]:
-        """See Trainable."""
         device = str(self._named[0][1].device)
         own = [m for (_, p), m in zip(self._named, self._masters, strict=True) if p is not m]
 
@@ -135,15 +125,12 @@ class SingleTrainable:
         }
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Trainable."""
         return self._learner.tensor_state()
 
     def scalar_state(self) -> dict[str, Any]:
-        """See Trainable."""
         return self._learner.scalar_state()
 
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
-        """See Trainable."""
         self._learner.load(saved, numbers)
         self._publish()
 
@@ -159,26 +146,21 @@ class SingleFrozen:
     """Weights in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """See Frozen."""
         return function(self.module, *args)
 
     def parts(self) -> dict[str, Resident]:
-        """See Frozen."""
         return {
             "weights": Tensors(lambda: list(self.module.parameters()), str(self.device), moves=self.moves)
         }
 
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
-        """See Frozen."""
         follow(dict(self.module.named_parameters()), weights, share, self._exact, exact_on="cpu")
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Frozen."""
         return {f"weights/{n}": self._exact.get(n, p.detach()) for n, p in self.module.named_parameters()}
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
-        """See Frozen."""
         for name, parameter in self.module.named_parameters():
             exact = parameter.detach().float().cpu()
             saved.into({f"weights/{name}": exact})
@@ -198,22 +180,20 @@ class WithoutAdapters:
             raise ValueError("only a model with adapters holds its own reference")
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """See Frozen."""
         adapted: Any = self.actor.module
         with adapted.disable_adapter():
             return self.actor.compute(function, *args)
 
     def parts(self) -> dict[str, Resident]:
-        """See Frozen."""
         return {}
 
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
-        """See Frozen. It cannot: ValueError, which the configuration raises first."""
+        """Raises ValueError: these weights cannot follow others, which the configuration raises first."""
         raise ValueError("a reference that is the model without its adapters cannot follow the policy")
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """See Frozen. Nothing of its own."""
+        """Nothing: the weights come from their source."""
         return {}
 
     def load(self, saved: Saved) -> None:
-        """See Frozen."""
+        """Nothing is taken back: a frozen model comes from its source."""

@@ -65,13 +65,9 @@ class Layout(Protocol):
         """The model computes with the present float32 weights."""
         ...
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Trainable."""
-        ...
+    def weights(self) -> Iterator[tuple[str, Tensor]]: ...
 
-    def adapters_merged(self) -> AbstractContextManager[None]:
-        """See Trainable."""
-        ...
+    def adapters_merged(self) -> AbstractContextManager[None]: ...
 
     def held(self) -> list[Tensor]:
         """What this rank has of the weights that the model computes with."""
@@ -87,11 +83,9 @@ class Replicated:
     dtype: torch.dtype
 
     def masters(self) -> list[Any]:
-        """See Layout."""
         return [flat for group in self.engine.optimizer.optimizer.param_groups for flat in group["params"]]
 
     def settle(self) -> None:
-        """See Layout."""
         if self.engine.zero_optimization_stage() == 2:
             self.engine.optimizer.finalize_gradient_accumulation_boundary()
             return
@@ -111,7 +105,6 @@ class Replicated:
         return bool(self.engine.zero_cpu_offload())
 
     def gradients(self) -> list[Tensor]:
-        """See Layout."""
         zero = self.engine.optimizer
         if self._whole_gradients():
             found: list[Tensor] = zero.fp32_groups_gradient_flat_partition
@@ -126,7 +119,6 @@ class Replicated:
         return self.engine.zero_optimization_stage() == 1 and bfloat16 and not self._offloads()
 
     def forget(self) -> None:
-        """See Layout."""
         if self._whole_gradients():
             return
         forget_of(self.masters())
@@ -134,7 +126,6 @@ class Replicated:
             self.engine.optimizer.averaged_gradients[group] = None
 
     def put(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
-        """See Layout."""
         fragments = require("deepspeed.utils", "deepspeed")
         if moment == "weights":
             fragments.safe_set_full_fp32_param(parameter, whole)
@@ -142,19 +133,15 @@ class Replicated:
             fragments.safe_set_full_optimizer_state(parameter, whole, moment)
 
     def publish(self) -> None:
-        """See Layout."""
         self.engine.optimizer.update_lp_params()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Layout."""
         yield from plain_state(self.module).items()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
-        """See Layout."""
         return merged_adapters(self.module)
 
     def held(self) -> list[Tensor]:
-        """See Layout."""
         return list(self.module.parameters())
 
 
@@ -167,28 +154,23 @@ class Partitioned:
     dtype: torch.dtype
 
     def masters(self) -> list[Any]:
-        """See Layout."""
         found: list[Any] = self.engine.optimizer.fp32_partitioned_groups_flat
         return found
 
     def settle(self) -> None:
-        """See Layout."""
         self.engine.optimizer.finalize_gradient_accumulation_boundary()
 
     def gradients(self) -> list[Tensor]:
-        """See Layout."""
         if self.engine.zero_cpu_offload():
             return [flat.grad for flat in self.masters()]
         groups = self.engine.optimizer.averaged_gradients.values()
         return [piece for group in groups for piece in group]
 
     def forget(self) -> None:
-        """See Layout."""
         forget_of(self.masters())
         self.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def put(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
-        """See Layout."""
         fragments = require("deepspeed.utils", "deepspeed")
         piece = piece_of(whole, cast(Any, parameter).ds_tensor.numel())
         if moment == "weights":
@@ -197,7 +179,6 @@ class Partitioned:
             fragments.safe_set_local_optimizer_state(parameter, piece, moment)
 
     def publish(self) -> None:
-        """See Layout."""
         zero = self.engine.optimizer
         for index in range(len(self.masters())):
             zero._reassign_or_swap_out_partitioned_parameters(index)
@@ -205,15 +186,14 @@ class Partitioned:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Layout. Adapters folded in."""
+        """Full tensors, adapters folded in."""
         return full_weights(self.module, gathered, self.dtype)
 
     def adapters_merged(self) -> AbstractContextManager[None]:
-        """See Layout. `weights` folds adapters in by itself."""
+        """`weights` folds adapters in by itself."""
         return nullcontext()
 
     def held(self) -> list[Tensor]:
-        """See Layout."""
         return [cast(Any, parameter).ds_tensor for parameter in self.module.parameters()]
 
 

@@ -39,7 +39,7 @@ def line(window: Window) -> str | None:
 
 
 def voice(window: Window) -> str | None:
-    """Which voice moves while the three others stay; None if that is not so."""
+    """The voice that moves while the three others stay; None if that is not so."""
     moving = [name for name, *pitches in zip(VOICES, *window, strict=True) if len(set(pitches)) > 1]
     return moving[0] if len(moving) == 1 else None
 

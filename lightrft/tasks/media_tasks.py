@@ -159,7 +159,7 @@ def puzzlevqa_row(row: Row, config: TaskConfig) -> Example:
 
 
 def puzzlevqa(option: str) -> Task:
-    """Which choice completes an abstract pattern (Chia et al. 2024, https://arxiv.org/abs/2403.13315).
+    """The task of saying which choice completes an abstract pattern (Chia et al. 2024, https://arxiv.org/abs/2403.13315).
 
     Split by what a picture shows (its caption): a fifth of them is evaluated.
     """
@@ -202,7 +202,7 @@ def spoken_digits_row(row: Row, config: TaskConfig) -> Example:
 
 
 def spoken_digits(option: str) -> Task:
-    """Which digit somebody says (Free Spoken Digit Dataset, https://github.com/Jakobovski/free-spoken-digit-dataset).
+    """The task of saying which digit somebody speaks (Free Spoken Digit Dataset, https://github.com/Jakobovski/free-spoken-digit-dataset).
 
     The split is the data set's: a speaker's takes 0 to 4 of each digit are evaluated.
     """
@@ -233,7 +233,7 @@ def esc10_row(row: Row, config: TaskConfig) -> Example:
 
 
 def esc10(option: str) -> Task:
-    """Which of ten sounds is heard (Piczak 2015, https://github.com/karoldvl/ESC-10).
+    """The task of saying which of ten sounds is heard (Piczak 2015, https://github.com/karoldvl/ESC-10).
 
     `esc10:5` evaluates on fold 5 and trains on the others; without a number it is fold 4. Folds keep together what
     was cut from one recording.
@@ -308,7 +308,7 @@ def avqa_row(row: Row, config: TaskConfig) -> Example:
 
 
 def avqa(option: str) -> Task:
-    """Which choice fits a sound (Yang et al. 2022, https://mn.cs.tsinghua.edu.cn/avqa), rewarded as in R1-AQA: 1 for
+    """The task of saying which choice fits a sound (Yang et al. 2022, https://mn.cs.tsinghua.edu.cn/avqa), rewarded as in R1-AQA: 1 for
     the right choice and 1 for the <answer> tags alone (Li et al. 2025, https://arxiv.org/abs/2503.11197).
 
     The rows are one's own, in the layout of R1-AQA, since the sounds are cut from videos on the web.

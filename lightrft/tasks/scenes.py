@@ -76,7 +76,7 @@ def counted(boxes: Sequence[Box], draw: random.Random) -> list[Located]:
 
 
 def most(boxes: Sequence[Box], draw: random.Random) -> list[Located]:
-    """Which colour, and which shape, most objects of a box have: each answer equally often, and boxes left out that have as
+    """Questions about the colour, and the shape, that most objects of a box have: each answer equally often, and boxes left out that have as
     many of two."""
     found = []
     for aspect, (question, words) in ASPECTS.items():

@@ -36,7 +36,7 @@ class Greedy:
     processor: Processor
 
     def __call__(self, step: int, groups: Sequence[Group]) -> None:
-        """See Baseline. RuntimeError if the reward fails for the greedy answers to all questions, of all ranks."""
+        """RuntimeError if the reward fails for the greedy answers to all questions, of all ranks."""
         # Groups that waited know theirs already: from the weights that sampled them.
         new = [group for group in groups if not has_baseline(group)]
         sampling = replace(training_sampling(self.config.rollout, seed=0), n=1, temperature=0.0)

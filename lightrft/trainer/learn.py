@@ -139,7 +139,7 @@ class Learner:
         return {"kl_coefficient": coefficient}
 
     def state(self) -> dict[str, Any]:
-        """Its state besides the models, for the checkpoint."""
+        """The learner's state besides the models, for the checkpoint."""
         return {
             "kl_coefficient": self.algorithm.config.kl_coefficient,
             "reference_moved": self.reference_moved,

@@ -67,15 +67,12 @@ class Generators:
     """The global random generators, as a RankPart."""
 
     def state(self) -> dict[str, Any]:
-        """See RankPart."""
         return generator_states()
 
     def packed(self, state: dict[str, Any]) -> dict[str, Any]:
-        """See RankPart."""
         return state
 
     def load(self, packed: dict[str, Any]) -> None:
-        """See RankPart."""
         restore_generators(packed)
 
 

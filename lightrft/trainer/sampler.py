@@ -45,11 +45,9 @@ class Unchanging:
     version: int = 0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Policy."""
         yield from self.module.state_dict().items()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
-        """See Policy."""
         return nullcontext()
 
 

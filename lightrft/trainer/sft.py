@@ -51,7 +51,6 @@ class SFTTrainer:
     journal: Journal
     interrupt: Interrupt
     whole: bool = field(default=True, init=False)
-    """See trainer/run.py."""
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
         """One update. Its metrics and its conversations."""
@@ -140,20 +139,18 @@ class SFTTrainer:
 
     @property
     def learners(self) -> Mapping[str, Trainable]:
-        """See trainer/run.py."""
         return {"model": self.model}
 
     @property
     def followers(self) -> Mapping[str, Frozen]:
-        """See trainer/run.py: no model is frozen."""
+        """No model is frozen."""
         return {}
 
     @property
     def parts(self) -> Mapping[str, Part]:
-        """See trainer/run.py."""
         return {"prompts": self.prompts}
 
     @property
     def rank_parts(self) -> Mapping[str, RankPart]:
-        """See trainer/run.py: the frame keeps the random generators."""
+        """The frame keeps the random generators."""
         return {}

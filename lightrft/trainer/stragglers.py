@@ -1,4 +1,4 @@
-"""Which rank is slow, phase by phase: the slowest sets the pace of all."""
+"""The rank that is slow, phase by phase: the slowest sets the pace of all."""
 
 from __future__ import annotations
 

@@ -52,11 +52,9 @@ class Fresh:
 
     @property
     def weight_version(self) -> int:
-        """See Supply."""
         return self.sampler.engine.weight_version
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
-        """See Supply."""
         return self.judged(self.ask(step, attempt, count))
 
     def ask(self, step: int, attempt: int, count: int) -> list[Group]:
@@ -101,7 +99,6 @@ class Fresh:
         return groups
 
     def spent(self) -> tuple[int, float]:
-        """See Supply."""
         spent, self._spent = self._spent, (0, 0.0)
         return spent
 
@@ -144,11 +141,9 @@ class Ahead:
 
     @property
     def weight_version(self) -> int:
-        """See Supply."""
         return self.source.weight_version
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
-        """See Supply."""
         groups = self.buffer.take_prefetched() if attempt == 1 else []
         if not self.source.sampler.world.max(len(groups)):
             # Otherwise the other ranks have theirs, and all answers of this one are unfinished.
@@ -172,5 +167,4 @@ class Ahead:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def spent(self) -> tuple[int, float]:
-        """See Supply."""
         return self.source.spent()

@@ -1,4 +1,4 @@
-"""Which device this process uses, and all that differs from one kind to another; the only file that names or asks any."""
+"""The device that this process uses, and all that differs from one kind to another; the only file that names or asks any."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _beside(device: torch.device) -> Any:
 
 
 def recording_pool(device: torch.device) -> Any:
-    """See `recorded`."""
+    """A memory pool for recordings of this device, for `recorded`; None where it cannot record."""
     return torch.get_device_module(device).graph_pool_handle() if can_record(device) else None
 
 

@@ -261,7 +261,7 @@ def estimate_memory(
     measured: Pass,
     full: Sequence[Trajectory],
 ) -> None:
-    """Who holds how much in which phase, by the plan of one process, against what was free before the model was loaded."""
+    """Shows who holds how much in which phase, by the plan of one process, against what was free before the model was loaded."""
     models = models_of(config, parts.algorithm)
     lengths = Lengths(questions.longest, config.rollout.max_tokens)
     on_cpu = parts.device.type == "cpu"

@@ -51,7 +51,7 @@ def chat_template(section: Section, questions: Questions) -> None:
 
 
 def ask_template(section: Section, processor: Processor, messages: Sequence[Message]) -> None:
-    """Its own system message, the end of an answer, and whether earlier turns stay as they were."""
+    """Shows the template's own system message and the end of an answer, and warns if earlier turns do not stay as they were."""
     own = own_text(processor)
     section.fact(
         "template adds",

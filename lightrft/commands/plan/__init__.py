@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Of the largest batch."""
+        """Tokens of the largest batch."""
         return batch_tokens(self.config, self.lengths)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Who holds how much device memory in which phase, without a device."""
+"""The device memory that each part takes in each phase, worked out without a device."""
 
 from __future__ import annotations
 

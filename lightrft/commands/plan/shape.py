@@ -41,17 +41,17 @@ class Shape:
 
     @cached_property
     def learned(self) -> int:
-        """Those that learn."""
+        """Weights that learn."""
         return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
 
     @cached_property
     def plain(self) -> int:
-        """Those of the model without adapters: what an engine is given."""
+        """Weights of the model without adapters: what an engine is given."""
         return sum(p.numel() for name, p in self.module.named_parameters() if ".lora_" not in name)
 
     @cached_property
     def body(self) -> int:
-        """Those without an output head."""
+        """Weights without the output head."""
         return sum(p.numel() for p in backbone(self.module).parameters())
 
     @property
@@ -160,7 +160,6 @@ class _Kernel:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
-        """See Layout."""
         out: Tensor = _Flash.apply(query, key, value)  # type: ignore[no-untyped-call]
         return out.transpose(1, 2)
 

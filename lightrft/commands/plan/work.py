@@ -17,7 +17,7 @@ from lightrft.trainer.rollout import needs_old
 
 @dataclass(frozen=True)
 class Amounts:
-    """Of one device in one step."""
+    """What one device computes, sends and takes in one training step."""
 
     tokens: float
     """That the actor reads or draws."""
@@ -29,7 +29,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one step."""
+    """Computation, traffic and time of one training step, by phase."""
 
     rollout: Amounts
     score: Amounts
@@ -45,7 +45,7 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return sum(phase.seconds for phase in self.phases().values())
 
 
