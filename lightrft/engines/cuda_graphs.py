@@ -46,7 +46,7 @@ class Sizes:
 
 def _rounded(count: int) -> int:
     step = max(1, 2 ** (count.bit_length() - 3))
-    return -(-count // step) * step
+    return int(-(-count // step) * step)
 
 
 class GraphRunner:

@@ -365,7 +365,7 @@ class _Rollout:
         """(N, V) in float32, or float64; where the device can, never rounded to bfloat16: those the trainer finds."""
         head = self._head
         if not multiplies_widely(hidden, head.weight):
-            logits = head(hidden)
+            logits: Tensor = head(hidden)
             return logits if logits.dtype == torch.float64 else logits.float()
         logits = wide_product(hidden, head.weight.t())
         return logits if head.bias is None else logits.add_(head.bias)

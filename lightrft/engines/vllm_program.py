@@ -58,7 +58,7 @@ def main() -> None:
     """Runs the server with the arguments of this program."""
     video: Any = require("vllm.multimodal.video", "vllm")
 
-    @video.VIDEO_LOADER_REGISTRY.register(READER)  # type: ignore[untyped-decorator]
+    @video.VIDEO_LOADER_REGISTRY.register(READER)
     class Frames(video.VideoLoader):  # type: ignore[misc]
         """The method of VideoLoader; options such as how many frames to take have no effect: that was chosen by the trainer."""
 

@@ -108,7 +108,8 @@ def backbone(module: nn.Module) -> Any:
 
 def output_head(module: nn.Module) -> nn.Linear:
     """The linear layer from hidden states to the vocabulary."""
-    return causal_lm(module).get_output_embeddings()
+    head: nn.Linear = causal_lm(module).get_output_embeddings()
+    return head
 
 
 def text_config(module: nn.Module) -> Any:

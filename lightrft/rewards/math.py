@@ -81,7 +81,7 @@ def equal(answer: str, target: str) -> bool:
     if left is not None and right is not None:
         in_percent = 100 if "%" in answer and "%" not in target else 1
         of_percent = 100 if "%" in target and "%" not in answer else 1
-        return left == right or left / in_percent == right / of_percent
+        return bool(left == right or left / in_percent == right / of_percent)
     if _bases_differ(one, other) or re.search(r"\d\s*to\s*\d", answer):
         return False
     if max(len(answer), len(target)) > LONGEST or not (affordable(answer) and affordable(target)):
@@ -189,5 +189,5 @@ def _parsed(text: str) -> list[Any]:
 
     # It warns at every call that time limits are off, which is what is wanted here.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    found: list[Any] = parse(f"\\boxed{{{text}}}", parsing_timeout=None)  # type: ignore[arg-type]
+    found: list[Any] = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
     return found

@@ -83,7 +83,7 @@ class Fsdp:
             offload=self.config.fsdp.offload,
         )
         home = torch.device("cpu") if self.config.fsdp.offload else self.device
-        root._apply(lambda t: torch.empty_like(t, device=home) if t.is_meta else t)  # type: ignore[arg-type]
+        root._apply(lambda t: torch.empty_like(t, device=home) if t.is_meta else t)
         fill(module, source)
         return module, root
 

@@ -23,7 +23,7 @@ class Twins:
     """
 
     def __init__(self) -> None:
-        self._twins: Any = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._twins: Any = WeakIdKeyDictionary()
 
     def out(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor's numbers lie in its twin, and nothing of it on the device."""

@@ -42,7 +42,7 @@ def run_checks(checks: Sequence[Callable[[B], None]], bench: B) -> Checked:
     """Runs every check on the bench; a check is called by its function's name."""
     found = Checked()
     for check in checks:
-        name = str(check.__name__).replace("_", " ")  # type: ignore[attr-defined]
+        name = str(check.__name__).replace("_", " ")
         try:
             check(bench)
             found.passed.append(name)

@@ -73,7 +73,9 @@ class Bench:
         """(L,) of an answer's tokens by one forward pass."""
         ids = torch.tensor([[*prompt.token_ids, *answer.token_ids]])
         with torch.no_grad():
-            logits = self.reference(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / temperature
+            logits: Tensor = (
+                self.reference(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / temperature
+            )
         logits[:, self.never] = -torch.inf
         return logits.log_softmax(-1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
 

@@ -136,7 +136,7 @@ class SFTTrainer:
                 if self.world.size == 1:
                     self.interrupt.raise_if_stopped()
         loss, tokens = self.world.sum(sums).tolist()
-        return loss / max(tokens, 1.0)
+        return float(loss / max(tokens, 1.0))
 
     @property
     def learners(self) -> Mapping[str, Trainable]:
