@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 OPTIONS = {
-    "--rollout.overlap_rewards-rewards": "--rollout.overlap_rewards-rewards",
+    "--rollout.overlap-rewards": "--rollout.overlap-rewards",
     "--rollout.max-tokens-per-step": "--rollout.max-tokens-per-step",
     "--rollout.max-sampling-rounds": "--rollout.max-sampling-rounds",
     "--rollout.extra-groups": "--rollout.extra-groups",
@@ -91,9 +91,9 @@ def works() -> Iterator[Work]:
     for name in ALGORITHMS:
         yield Work(name, [train(name, "--steps", "3")])
     late = ["grpo", "--steps", "5"]
-    yield Work("overlap", [train(*late, "--rollout.overlap_rewards-rewards", "true")])
+    yield Work("overlap", [train(*late, "--rollout.overlap-rewards", "true")])
     yield Work("partial", [train(*late, "--rollout.max-tokens-per-step", "4")])
-    both = ["--rollout.overlap_rewards-rewards", "true", "--rollout.max-tokens-per-step", "4"]
+    both = ["--rollout.overlap-rewards", "true", "--rollout.max-tokens-per-step", "4"]
     yield Work("overlap_partial", [train(*late, *both)])
     yield Work("replay", [train(*late, "--replay.groups-per-step", "2")])
     sampling = ["--algorithm.group-filter", "mixed_outcomes", "--rollout.max-sampling-rounds", "3"]
