@@ -163,7 +163,10 @@ def engine(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
     prompts = [tiny_prompt(sizes.length, seed=n) for n in range(questions)]
     ids = torch.tensor([p.token_ids for p in prompts], device=DEVICE)
     made = NativeEngine(
-        model, frozenset(), str, NativeEngineConfig(max_sequences=4096, cuda_graphs=sizes.record)
+        model,
+        frozenset(),
+        str,
+        NativeEngineConfig(max_sequences=4096, cuda_graphs="on" if sizes.record else "off"),
     )
 
     def native() -> None:
