@@ -143,7 +143,7 @@ def prepare(folder: Path) -> None:
 def computed(tree: Path, work: Work) -> dict[str, Any]:
     """What a checkout gives for one work."""
     sources = [tree / "lightrft" / "config.py", *(tree / "lightrft").glob("config/*.py")]
-    before = any(
+    before = not any(
         "max_sampling_rounds:" in file.read_text(encoding="utf-8") for file in sources if file.is_file()
     )
     environment = {
