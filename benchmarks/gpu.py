@@ -68,7 +68,9 @@ def parsed() -> argparse.Namespace:
         default=128,
         help="tokens of an answer where engines are compared, of 64 at a time",
     )
-    parser.add_argument("--record", action="store_true", help="rollout.native.cuda_graphs")
+    parser.add_argument(
+        "--record", action=argparse.BooleanOptionalAction, default=True, help="rollout.native.cuda_graphs"
+    )
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "gpu.json"))
     parser.add_argument("--child", nargs=2, metavar=("PART", "SHAPE"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -103,7 +105,14 @@ def in_a_process(part: str, shape: str, given: argparse.Namespace, left: float) 
         sizes = [
             x for name, value in work_of(given).items() if name != "record" for x in (f"--{name}", str(value))
         ]
-        own = [__file__, "--child", part, shape or "none", *sizes, *["--record"] * given.record]
+        own = [
+            __file__,
+            "--child",
+            part,
+            shape or "none",
+            *sizes,
+            "--record" if given.record else "--no-record",
+        ]
         command = [sys.executable, *own]
     start = time.monotonic()
     process = subprocess.Popen(

@@ -163,7 +163,10 @@ def engine(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
     prompts = [tiny_prompt(sizes.length, seed=n) for n in range(questions)]
     ids = torch.tensor([p.token_ids for p in prompts], device=DEVICE)
     made = NativeEngine(
-        model, frozenset(), str, NativeEngineConfig(max_sequences=4096, cuda_graphs=sizes.record)
+        model,
+        frozenset(),
+        str,
+        NativeEngineConfig(max_sequences=4096, cuda_graphs="on" if sizes.record else "off"),
     )
 
     def native() -> None:
@@ -249,7 +252,10 @@ class Learning:
         module = model_of(shape, learns=True)
         self.actor = SingleTrainable(module, OptimizerConfig(learning_rate=1e-6), 10)
         self.engine = NativeEngine(
-            module, frozenset(), str, replace(config.rollout.native, record=sizes.record)
+            module,
+            frozenset(),
+            str,
+            replace(config.rollout.native, cuda_graphs="on" if sizes.record else "off"),
         )
         self.algorithm = build(config.algorithm, resolve)
         self.prompts = [tiny_prompt(sizes.length, seed=n) for n in range(sizes.questions)]

@@ -83,7 +83,9 @@ if __name__ == "__main__":
     if given.compile:
         compile_passes()
     config = NativeEngineConfig(
-        max_sequences=4096, cuda_graphs=given.record or given.compile, pack_weights=not given.compile
+        max_sequences=4096,
+        cuda_graphs="on" if given.record or given.compile else "off",
+        pack_weights=not given.compile,
     )
     engine = NativeEngine(model, frozenset(), str, config)
     prompts = [tiny_prompt(given.length, seed=n) for n in range(given.questions)]

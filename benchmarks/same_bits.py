@@ -24,35 +24,35 @@ from pathlib import Path
 from typing import Any
 
 OPTIONS = {
-    "--rollout.overlap_rewards-rewards": "--rollout.overlap_rewards-rewards",
-    "--rollout.max-tokens-per-step": "--rollout.max-tokens-per-step",
-    "--rollout.max-sampling-rounds": "--rollout.max-sampling-rounds",
-    "--rollout.extra-groups": "--rollout.extra-groups",
-    "--replay.groups-per-step": "--replay.groups-per-step",
-    "--algorithm.group-filter": "--algorithm.group-filter",
-    "--update.num-minibatches": "--update.num-minibatches",
-    "--update.tokens-per-micro-batch": "--update.tokens-per-micro-batch",
+    "--rollout.overlap-rewards": "--rollout.overlap",
+    "--rollout.max-tokens-per-step": "--rollout.partial-tokens",
+    "--rollout.max-sampling-rounds": "--rollout.max-draws",
+    "--rollout.extra-groups": "--rollout.surplus",
+    "--replay.groups-per-step": "--replay.groups",
+    "--algorithm.group-filter": "--algorithm.keep",
+    "--update.num-minibatches": "--update.minibatches",
+    "--update.tokens-per-micro-batch": "--update.tokens-per-batch",
     "carry_over": "keep",
 }
 """Word of a command line -> the same of checkouts before the options were renamed."""
 
 METRICS = {
-    "reward/zero_std_fraction": "reward/zero_std_fraction",
-    "clip/fraction": "clip/fraction",
-    "critic/clip_fraction": "critic/clip_fraction",
-    "approx_kl": "approx_kl",
-    "rollout/off_policy_fraction": "rollout/off_policy_fraction",
-    "rollout/sampling_rounds": "rollout/sampling_rounds",
-    "rollout/groups_carried_over": "rollout/groups_carried_over",
-    "rollout/groups_unfinished": "rollout/groups_unfinished",
-    "rollout/groups_filtered_out": "rollout/groups_filtered_out",
-    "rollout/oldest_weight_version": "rollout/oldest_weight_version",
-    "update/token_budget_used": "update/token_budget_used",
-    "counts/skipped_updates": "counts/skipped_updates",
-    "counts/responses": "counts/responses",
-    "counts/dropped_responses": "counts/dropped_responses",
-    "counts/tokens_learned": "counts/tokens_learned",
-    "length/truncated_fraction": "length/truncated_fraction",
+    "reward/no_signal_share": "reward/zero_std_fraction",
+    "clip_share": "clip/fraction",
+    "critic/clip_share": "critic/clip_fraction",
+    "kl_old": "approx_kl",
+    "rollout/stale_share": "rollout/off_policy_fraction",
+    "rollout/draws": "rollout/sampling_rounds",
+    "rollout/groups_waiting": "rollout/groups_carried_over",
+    "rollout/groups_paused": "rollout/groups_unfinished",
+    "rollout/groups_left_out": "rollout/groups_filtered_out",
+    "weights/version": "rollout/oldest_weight_version",
+    "update/filled": "update/token_budget_used",
+    "counts/bad_updates": "counts/skipped_updates",
+    "counts/answers": "counts/responses",
+    "counts/dropped_answers": "counts/dropped_responses",
+    "counts/tokens_learnt": "counts/tokens_learned",
+    "truncated_share": "length/truncated_fraction",
     "answer": "response",
     "answers": "responses",
 }
@@ -91,9 +91,9 @@ def works() -> Iterator[Work]:
     for name in ALGORITHMS:
         yield Work(name, [train(name, "--steps", "3")])
     late = ["grpo", "--steps", "5"]
-    yield Work("overlap", [train(*late, "--rollout.overlap_rewards-rewards", "true")])
+    yield Work("overlap", [train(*late, "--rollout.overlap-rewards", "true")])
     yield Work("partial", [train(*late, "--rollout.max-tokens-per-step", "4")])
-    both = ["--rollout.overlap_rewards-rewards", "true", "--rollout.max-tokens-per-step", "4"]
+    both = ["--rollout.overlap-rewards", "true", "--rollout.max-tokens-per-step", "4"]
     yield Work("overlap_partial", [train(*late, *both)])
     yield Work("replay", [train(*late, "--replay.groups-per-step", "2")])
     sampling = ["--algorithm.group-filter", "mixed_outcomes", "--rollout.max-sampling-rounds", "3"]
@@ -143,7 +143,7 @@ def prepare(folder: Path) -> None:
 def computed(tree: Path, work: Work) -> dict[str, Any]:
     """What a checkout gives for one work."""
     sources = [tree / "lightrft" / "config.py", *(tree / "lightrft").glob("config/*.py")]
-    before = any(
+    before = not any(
         "max_sampling_rounds:" in file.read_text(encoding="utf-8") for file in sources if file.is_file()
     )
     environment = {

@@ -45,8 +45,8 @@ class Sizes:
 
 
 def _rounded(count: int) -> int:
-    step = 1 << max(0, count.bit_length() - 3)
-    return -(-count // step) * step
+    step = max(1, 2 ** (count.bit_length() - 3))
+    return int(-(-count // step) * step)
 
 
 class GraphRunner:
@@ -91,16 +91,23 @@ class GraphRunner:
             self._moves = moves
 
 
-def check_capturable(module: nn.Module, text: Any) -> None:
-    """ValueError for a model whose pass waits for numbers from the device, which no recording can."""
+def uncapturable(module: nn.Module, text: Any) -> str:
+    """What of the model waits for numbers from the device in a pass, which no recording can; empty if nothing does."""
     ropes = getattr(text, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
     why = [f"{kind} rotary positions" for kind in ("dynamic", "longrope") if kind in kinds]
     why += ["experts" for name, _ in module.named_modules() if name.endswith(".experts")][:1]
-    if why:
+    return why[0] if why else ""
+
+
+def captures(choice: str, module: nn.Module, text: Any) -> bool:
+    """Whether passes of the model are recorded on devices that can. ValueError if they should be and cannot."""
+    why = uncapturable(module, text)
+    if choice == "on" and why:
         raise ValueError(
-            f"rollout.native.cuda_graphs=true cannot record a model with {why[0]}. Set it to false, or take rollout.engine=vllm."
+            f"rollout.native.cuda_graphs=on cannot record a model with {why}. Set it to auto or off, or take rollout.engine=vllm."
         )
+    return choice != "off" and not why
 
 
 class _Recording:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightrft.config import NativeEngineConfig, RolloutConfig
 from lightrft.engines.base import NONE, Engine, Progress
 from lightrft.engines.cache import Cache, Step, Stretch
-from lightrft.engines.cuda_graphs import GraphRunner, check_capturable
+from lightrft.engines.cuda_graphs import GraphRunner, captures
 from lightrft.engines.packed_linear import fast
 from lightrft.engines.sampling import draw, stream, uniforms
 from lightrft.models.attention import ATTENTION
@@ -64,8 +64,7 @@ class NativeEngine:
                 f"rollout.native.max_sequences={config.max_sequences}, prefill_tokens={config.prefill_tokens}: "
                 "both must be at least 1."
             )
-        if config.cuda_graphs:
-            check_capturable(module, text)
+        self._captures = captures(config.cuda_graphs, module, text)
         self.weight_version = 0
         self.device = next(module.parameters()).device
         self._module, self._stop_ids, self._decode, self._config = module, stop_ids, decode, config
@@ -219,7 +218,7 @@ class _Rollout:
         self._running: list[_Answer] = []
         self._recorder = (
             GraphRunner(self._backbone, self._cache, self._device)
-            if engine._config.cuda_graphs and can_record(self._device)
+            if engine._captures and can_record(self._device)
             else None
         )
         self.answers: list[list[_Answer]] = [[] for _ in prompts]

@@ -29,7 +29,7 @@ NOTHING = ""
 """The mark of weights that nobody has given."""
 
 
-class Receiver(Worker):  # type: ignore[misc]  # vLLM has no types here
+class Receiver(Worker):  # type: ignore[misc]  # vLLM's own, where it is installed
     """Methods that a worker has besides its own. `mark`: which sync the present weights are from."""
 
     lightrft_mark = NOTHING

@@ -185,11 +185,11 @@ class _Stretches(torch.autograd.Function):
 
         def stretch(q: Span, k: Span, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
             rows, columns = slice(*q), slice(*k)
-            gradients: tuple[Tensor, Tensor, Tensor] = _flash_backward(
+            found: tuple[Tensor, Tensor, Tensor] = _flash_backward(
                 grad[:, :, rows], query[:, :, rows], key[:, :, columns], value[:, :, columns], out[:, :, rows],
                 total[:, :, rows], 0.0, causal, scale=ctx.scaling,
             )  # fmt: skip
-            return gradients
+            return found
 
         for (a, b), responses in ctx.layout.groups:
             dq[:, :, a:b], dk[:, :, a:b], dv[:, :, a:b] = stretch((a, b), (a, b), True)

@@ -114,7 +114,7 @@ def _adapted_layers(model: nn.Module) -> dict[nn.Parameter, Any]:
 
 def _difference(layer: Any, gather: Gather) -> torch.Tensor:
     """What the adapters of a linear layer add to its weight: scale * B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3)."""
-    difference: torch.Tensor = sum(
+    found: torch.Tensor = sum(
         layer.scaling[name]
         * (
             gather(layer.lora_B[name].weight, torch.float32)
@@ -122,4 +122,4 @@ def _difference(layer: Any, gather: Gather) -> torch.Tensor:
         )
         for name in layer.active_adapters
     )
-    return difference
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightrft.utils.device import has_wide_products
+
 CHUNK_OF_CPU, CHUNK_OF_ACCELERATOR = 4_194_304, 67_108_864
 """Logits that exist at once if nothing else is asked for: on a CPU what its cache holds; an accelerator wants long products."""
 
@@ -20,11 +22,11 @@ def multiplies_widely(hidden: Tensor, weight: Tensor) -> bool:
     Products of two bfloat16 numbers are exact in float32, so such a product differs from one of float32 matrices by the order in
     which it is added up and no more. A CPU has no such product, and other accelerators were not tried.
     """
-    return hidden.dtype == weight.dtype == torch.bfloat16 and hidden.device.type == "cuda"
+    return hidden.dtype == weight.dtype == torch.bfloat16 and has_wide_products(hidden.device)
 
 
 def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, (M, K) and (K, N) of bfloat16 numbers, as float32."""
-    if left.device.type == "cuda":
+    if has_wide_products(left.device):
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

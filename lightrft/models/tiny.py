@@ -108,11 +108,11 @@ def tiny_model(
     auto = AutoModelForMultimodalLM if family in MEDIA else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
         with torch.no_grad():
             # The usual 0.02 is so small at this width that the model hardly reacts to its input.
             for parameter in model.parameters():
                 if parameter.dim() > 1 and not parameter.is_meta:
                     parameter.mul_(3.0) if parameter.any() else parameter.normal_(0.0, 0.1)
-    made: PreTrainedModel = model.eval()
-    return made
+    model.eval()
+    return model

@@ -22,7 +22,7 @@ from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner, Work
 __all__ = ["REWARDS", "RewardError", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
-OUR_METRICS = ("mean", "std", "no_signal_share", "zero_std_fraction", "overlong")
+OUR_METRICS = ("mean", "std", "zero_std_fraction", "overlong")
 """What stands under reward/ beside the rewards by name."""
 WORK = Work("lightrft.rewards.table:load_values", noun="reward", limit="rewards.timeout_seconds")
 """Reward functions, as worker processes load and name them."""

@@ -233,8 +233,7 @@ class ZeroTrainable:
         """Called by all ranks, once an update: no gradient can be added afterwards."""
         self._layout.settle()
         own = float(torch.nn.utils.get_total_norm(self._layout.gradients()))
-        norm: float = float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5
-        return norm
+        return float(float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5)
 
     def learning_rate(self) -> float:
         return self._progress.learning_rate()

@@ -104,8 +104,8 @@ def _tone(pitch: int, time: NDArray[np.float64]) -> NDArray[np.float64]:
     """Four partials, each weaker than the one below."""
     frequency = 440 * 2 ** ((pitch - 69) / 12)
     partials = [np.sin(2 * np.pi * n * frequency * time) / n**2 for n in range(1, 5)]
-    tone: NDArray[np.float64] = np.sum(partials, axis=0)
-    return tone
+    found: NDArray[np.float64] = np.sum(partials, axis=0)
+    return found
 
 
 def _row(place: str, kind: str, window: Window) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def load_task(name: str) -> Task:
         return TASKS[builtin](option)
     found: Any = resolve(TASKS, name, "task")
     if not isinstance(found, Task):
-        raise ValueError(f"task '{name}' is a {type(found).__name__}; it must be a lightrft.datasets.Task.")
+        raise ValueError(f"task '{name}' is a {type(found).__name__}; it must be a lightrft.tasks.base.Task.")
     return found
 
 

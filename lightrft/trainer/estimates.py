@@ -110,8 +110,8 @@ def _others(counts: Sequence[int], silent: int, top: int, drawn: int, p: float) 
             else:
                 longer[x:, 1:] += chance * ways[: drawn + 1 - x, :-1]
         ways = longer
-    chances: numpy.ndarray = ways[drawn]
-    return chances
+    found: numpy.ndarray = ways[drawn]
+    return found
 
 
 def _binomial(n: int, x: int, p: float) -> float:

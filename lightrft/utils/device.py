@@ -78,6 +78,11 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def has_wide_products(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices into float32 ones."""
+    return device.type == "cuda"
+
+
 def can_record(device: torch.device) -> bool:
     """Whether work on the device can be recorded and repeated as a whole (CUDA graphs)."""
     return device.type == "cuda"

@@ -177,8 +177,9 @@ class Worker(Generic[T]):
     def receive(self) -> T | Failure:
         """The outcome of the call that was sent, waited for; a Failure too if the child died of it."""
         try:
-            result: T | Failure = outcome(*self.connection.recv())
-            return result
+            kind, content = self.connection.recv()
+            found: T | Failure = outcome(kind, content)
+            return found
         except (EOFError, ConnectionError):
             self.healthy = False
             return Failure(f"its process died ({self._exit()}).")

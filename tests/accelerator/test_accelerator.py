@@ -48,7 +48,9 @@ def test_the_native_engine_does_all(tmp_path, here, family, own_weights, record)
         module = source.empty(here)
     else:
         module = tiny_model(family, attention=ATTENTION).to(here)
-    engine = NativeEngine(module, frozenset(), decode, NativeEngineConfig(cuda_graphs=record))
+    engine = NativeEngine(
+        module, frozenset(), decode, NativeEngineConfig(cuda_graphs="on" if record else "off")
+    )
     found = check_engine(engine, tiny_model(family, attention="sdpa"), decode)
     assert found.ok, str(found)
 

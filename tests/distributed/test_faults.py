@@ -158,7 +158,7 @@ def test_when_one_rank_is_asked_to_stop_all_save_and_stop(lightrft, tmp_path, wh
         (["--gpus", "0"], "--gpus 0: must be at least 1"),
         (["--gpus", "512"], "--gpus 512: torch finds"),
         (["--gpus", "1", "--processes", "1"], "take one"),
-        (["--processes", "two"], "--processes two: not a number"),
+        (["--processes", "two"], "--processes two: needs a number"),
         (["--processes", "2"], "strategy.backend=single is for one process"),
         (["--processes", "2", "--strategy.device", "cuda"], "Use --gpus 2"),
     ],

@@ -93,4 +93,4 @@ def test_fewer_held_out_questions_than_ranks_and_supervised_batches_that_do_not_
     )
     assert (tmp_path / "sft" / "summary.json").is_file()
     run(lightrft, "evaluate", "tiny", "--model", "run/model", "--evaluate.limit", "1", "--run", "scores")
-    assert len((tmp_path / "scores" / "answers.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "scores" / "responses.jsonl").read_text().splitlines()) == 1

@@ -75,7 +75,7 @@ def updates(run):
 
 def score(lightrft, model, name):
     lightrft("evaluate", "tiny", "--model", model, "--evaluate.max-tokens", "8", "--run", name)
-    return json.loads((lightrft.cwd / name / "answers.json").read_text())["tiny"]["score"]["mean"]
+    return json.loads((lightrft.cwd / name / "responses.json").read_text())["tiny"]["score"]["mean"]
 
 
 def test_it_learns_the_gold_answers_of_a_task_for_questions_it_never_saw(lightrft, learned):

@@ -111,20 +111,20 @@ def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, leng
         prompts = [tiny_prompt(length, seed=length) for length in lengths]
         return [a for g in engine.generate(prompts, sampling) for a in g]
 
-    plain = said(NativeEngineConfig(max_sequences=most))
+    plain = said(NativeEngineConfig(max_sequences=most, cuda_graphs="off"))
     monkeypatch.setattr(native, "can_record", lambda device: True)
     monkeypatch.setattr(native, "GraphRunner", Counted)
     if repeated:
         monkeypatch.setattr(recordings, "recorded", taping())
         monkeypatch.setattr(cache, "_longer", taken_over(cache._longer))
-    padded = said(NativeEngineConfig(max_sequences=most, cuda_graphs=True))
+    padded = said(NativeEngineConfig(max_sequences=most))
     assert sum(made) > 50
     assert [a.token_ids for a in padded] == [a.token_ids for a in plain]
     assert len({len(a.token_ids) for a in plain}) > 1
     for mine, right in zip(padded, plain, strict=True):
         torch.testing.assert_close(mine.logprobs, right.logprobs, atol=1e-5, rtol=0)
     made.clear()
-    said(NativeEngineConfig(max_sequences=most))
+    said(NativeEngineConfig(max_sequences=most, cuda_graphs="off"))
     assert not made
 
 
@@ -135,16 +135,14 @@ def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, leng
         ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 32}, "experts"),
     ],
 )  # fmt: skip
-def test_models_that_wait_for_the_device_are_refused(kind, changes, told):
+def test_models_that_wait_for_the_device_are_not_recorded_and_refused_if_they_should_be(kind, changes, told):
     shape = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 260}
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(kind, **shape, **changes), attn_implementation=ATTENTION
     )
-    NativeEngine(model, frozenset(), str, NativeEngineConfig())
-    with pytest.raises(
-        ValueError, match=f"rollout.native.cuda_graphs=true cannot record a model with {told}"
-    ):
-        NativeEngine(model, frozenset(), str, NativeEngineConfig(cuda_graphs=True))
+    NativeEngine(model, frozenset(), str, NativeEngineConfig())  # auto: plain passes
+    with pytest.raises(ValueError, match=f"rollout.native.cuda_graphs=on cannot record a model with {told}"):
+        NativeEngine(model, frozenset(), str, NativeEngineConfig(cuda_graphs="on"))
 
 
 def test_a_recording_serves_what_fits_and_does_not_waste_much():
