@@ -101,7 +101,7 @@ class SharedPrompts:
         if self.exact or self.both_ways or (windowed and query.device.type == "cpu"):
             out = _one_call_per_sequence(self, query, key, value, scaling, window)
         elif query.device.type == "cpu":
-            out = _Stretches.apply(query, key, value, self, scaling)  # type: ignore[no-untyped-call]
+            out = _Stretches.apply(query, key, value, self, scaling)
         elif has_varlen_kernel(query):
             out = varlen_attention(query, key, value, self._stretches(query.device), scaling, window)
         else:

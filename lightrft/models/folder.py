@@ -109,7 +109,7 @@ def _is_one(folder: Path) -> bool:
     shape = AutoConfig.from_pretrained(folder)
     kind = AutoModelForMultimodalLM if is_multimodal(shape) else AutoModelForCausalLM
     with torch.device("meta"):
-        model = kind.from_config(shape)  # type: ignore[no-untyped-call]
+        model = kind.from_config(shape)
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
 

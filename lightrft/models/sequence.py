@@ -80,7 +80,7 @@ class Share:
         """(T,) on every rank of the team, from each one's own (T',); the gradient of its own rows reaches each."""
         if self.team is None:
             return values
-        found: Tensor = _Together.apply(values, self.rows, self.num_predicted, self.team)  # type: ignore[no-untyped-call]
+        found: Tensor = _Together.apply(values, self.rows, self.num_predicted, self.team)
         return found
 
 
@@ -136,7 +136,7 @@ def _padded(num_tokens: int, size: int) -> int:
 
 
 def _swapped(parts: Tensor, team: Any) -> Tensor:
-    found: Tensor = _Swap.apply(parts, team)  # type: ignore[no-untyped-call]
+    found: Tensor = _Swap.apply(parts, team)
     return found
 
 

@@ -160,7 +160,7 @@ class _Kernel:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
-        out: Tensor = _Flash.apply(query, key, value)  # type: ignore[no-untyped-call]
+        out: Tensor = _Flash.apply(query, key, value)
         return out.transpose(1, 2)
 
 
