@@ -252,7 +252,10 @@ class Learning:
         module = model_of(shape, learns=True)
         self.actor = SingleTrainable(module, OptimizerConfig(learning_rate=1e-6), 10)
         self.engine = NativeEngine(
-            module, frozenset(), str, replace(config.rollout.native, cuda_graphs="on" if sizes.record else "off")
+            module,
+            frozenset(),
+            str,
+            replace(config.rollout.native, cuda_graphs="on" if sizes.record else "off"),
         )
         self.algorithm = build(config.algorithm, resolve)
         self.prompts = [tiny_prompt(sizes.length, seed=n) for n in range(sizes.questions)]
