@@ -56,7 +56,7 @@ def loaded(folder, text, policy="raise", name="rows.jsonl", **options):
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_a_bad_row_is_named_by_file_and_line_or_counted(tmp_path, row):
     text = f"{GOOD}\n{row}\n{GOOD}\n"
-    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*(?s:.*)Mend the row"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*(?s:.*)Fix the row"):
         loaded(tmp_path, text)
     records, (prompts, _) = loaded(tmp_path, text, "skip")
     assert (len(prompts), records.skipped) == (2, 1)
