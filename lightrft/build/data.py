@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.build.judges import check_judging
+from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.config import (
     Config,
 )
@@ -44,11 +45,7 @@ class TaskData:
 
 def build_task_data(config: Config, processor: Processor, world: World) -> TaskData:
     """Loads the tasks' data, both splits, and the rewards."""
-    if not config.tasks.train:
-        raise ValueError(
-            "tasks.train is empty: nothing to learn. Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
-        )
-    tasks = {name: load_task(name) for name in config.tasks.train}
+    tasks = training_tasks(config)
     judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards)
     sources = [
         (prompts_of(config, task, "train", processor), config.tasks.train[name])
@@ -63,11 +60,8 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
     """The held-out questions, the same whatever the training settings, and their judge."""
-    wanted = config.tasks.evaluate or config.tasks.train
-    if not (config.evaluate.before_and_after or config.evaluate.every_steps):
-        wanted = {}
     eval_sets = []
-    for name, weight in wanted.items():
+    for name, weight in evaluated_tasks(config).items():
         task = load_task(name)
         prompts = prompts_of(config, task, "evaluate", processor)
         eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weight))

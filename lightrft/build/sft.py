@@ -11,6 +11,7 @@ from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import check_team
 from lightrft.build.process import last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
+from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.config import SFTConfig
 from lightrft.console.progress import Progress
 from lightrft.datasets.conversations import Conversations
@@ -22,7 +23,7 @@ from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.tasks.table import Split, load_task
+from lightrft.tasks.table import Split, Task, load_task
 from lightrft.trainer.batching import Batching, dummy_answer
 from lightrft.trainer.run import Journal, Run
 from lightrft.trainer.sft import HeldOut, SFTTrainer
@@ -96,13 +97,9 @@ def build_run(
 
 def build_loader(config: SFTConfig, conversations: Conversations, world: World) -> PromptLoader:
     """The endless draw of training conversations."""
-    if not config.tasks.train:
-        raise ValueError(
-            "tasks.train is empty: nothing to learn. For your own rows: --tasks.train file 1 --tasks.train-file rows.jsonl"
-        )
     sources = [
-        (prompts_of(config, name, "train", conversations), share)
-        for name, share in config.tasks.train.items()
+        (prompts_of(config, task, "train", conversations), config.tasks.train[name])
+        for name, task in training_tasks(config).items()
     ]
     opener = Opener(conversations.processor, config.tasks)
     return PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
@@ -110,18 +107,16 @@ def build_loader(config: SFTConfig, conversations: Conversations, world: World) 
 
 def build_held_out(config: SFTConfig, conversations: Conversations) -> list[HeldOut]:
     """The conversations whose loss is measured and never learned from."""
-    if not (config.evaluate.before_and_after or config.evaluate.every_steps):
-        return []
-    most = config.evaluate.limit or None
+    most, wanted = config.evaluate.limit or None, evaluated_tasks(config)
+    tasks = {name: load_task(name) for name in wanted}
     return [
-        HeldOut(load_task(name).name, prompts_of(config, name, "evaluate", conversations)[:most], weight)
-        for name, weight in (config.tasks.evaluate or config.tasks.train).items()
+        HeldOut(task.name, prompts_of(config, task, "evaluate", conversations)[:most], wanted[name])
+        for name, task in tasks.items()
     ]
 
 
-def prompts_of(config: SFTConfig, name: str, split: Split, conversations: Conversations) -> list[Prompt]:
+def prompts_of(config: SFTConfig, task: Task, split: Split, conversations: Conversations) -> list[Prompt]:
     """The conversations of one split of a task."""
-    task = load_task(name)
     records = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
     prompts, kept = conversations.prompts(records, task.gold)
     longest = max(len(p.target.token_ids) for p in prompts)

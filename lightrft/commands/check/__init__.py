@@ -8,9 +8,9 @@ from rich.console import Console
 
 from lightrft.build.models import check_teacher, check_teams
 from lightrft.build.process import prepare_process
-from lightrft.commands.check import costs, policy, questions, template
-from lightrft.commands.check.questions import Parts
+from lightrft.commands.check import costs, policy, questions, settings, template
 from lightrft.commands.check.report import Report
+from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
 from lightrft.models.load import load_processor
 from lightrft.models.processor import Processor
@@ -37,7 +37,7 @@ def processor(config: Config, parts: Parts) -> Processor:
 
 def _look(report: Report, config: Config, stack: ExitStack) -> None:
     """The sections in order, from cheap to dear, as far as one can get."""
-    parts = report.run("settings", lambda s: questions.settings(s, config, stack))
+    parts = report.run("settings", lambda s: settings.settings(s, config, stack))
     if parts is None:
         return
     found = report.run("data", lambda s: questions.data(s, config, parts, processor(config, parts)))

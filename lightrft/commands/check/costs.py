@@ -19,8 +19,9 @@ from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.models import teacher_model
 from lightrft.build.tables import OWN_LIMIT
 from lightrft.commands.check.policy import LONGEST_SAMPLE, Policy
-from lightrft.commands.check.questions import Parts, Questions
+from lightrft.commands.check.questions import Questions
 from lightrft.commands.check.report import Section
+from lightrft.commands.check.settings import Parts
 from lightrft.commands.plan import models_of
 from lightrft.commands.plan.memory import SHOWN, Lengths, items, passes, sums
 from lightrft.config import Config

@@ -13,8 +13,9 @@ from torch import nn
 
 from lightrft.build.judges import add_judging_models, most_read
 from lightrft.build.memory import build_memory_plan
-from lightrft.commands.check.questions import Parts, Questions
+from lightrft.commands.check.questions import Questions
 from lightrft.commands.check.report import Section
+from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
 from lightrft.console.progress import shorten
 from lightrft.engines.base import EngineDiedError

@@ -1,0 +1,25 @@
+"""The tasks that settings name: those to learn from, and those that evaluations ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightrft.config import Config, SFTConfig
+from lightrft.tasks.table import Task, load_task
+
+
+def training_tasks(config: Config | SFTConfig) -> dict[str, Task]:
+    """Name in tasks.train -> the task. ValueError if there is none, before anything is read."""
+    if not config.tasks.train:
+        cure = "Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
+        if isinstance(config, SFTConfig):
+            cure = "For your own rows: --tasks.train file 1 --tasks.train-file rows.jsonl"
+        raise ValueError(f"tasks.train is empty: nothing to learn. {cure}")
+    return {name: load_task(name) for name in config.tasks.train}
+
+
+def evaluated_tasks(config: Config | SFTConfig) -> Mapping[str, float]:
+    """Task that evaluations ask -> its weight: the training tasks unless others are named; empty if the run has no evaluation."""
+    if not (config.evaluate.before_and_after or config.evaluate.every_steps):
+        return {}
+    return config.tasks.evaluate or config.tasks.train
