@@ -19,6 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lightrft.console.amounts import clock
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.intervals import wilson
 from lightrft.utils.shown import shown
@@ -245,13 +246,6 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if low == high:
         return BARS[3] * len(means)
     return "".join(BARS[round((mean - low) / (high - low) * (len(BARS) - 1))] for mean in means)
-
-
-def clock(seconds: float) -> str:
-    """4:05, or 1:04:05 from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def report(

@@ -23,9 +23,9 @@ from lightrft.commands.check.questions import Questions
 from lightrft.commands.check.report import Section
 from lightrft.commands.check.settings import Parts
 from lightrft.commands.plan import models_of
-from lightrft.commands.plan.memory import SHOWN, Lengths, items, passes, sums
+from lightrft.commands.plan.memory import SHOWN, Item, Lengths, Models, engine_of, items, passes, sums
 from lightrft.config import Config
-from lightrft.console.progress import clock
+from lightrft.console.amounts import duration, size
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
 from lightrft.runs.layout import RunFolder
@@ -41,7 +41,6 @@ SPEED_TOKENS = 16
 CPU_BATCH = 512
 """Most tokens of the measured training batch on a CPU, so that the check stays quick; time and memory are scaled up."""
 NEARLY_FULL = 0.85
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ def time_and_memory(
     section: Section, config: Config, parts: Parts, questions: Questions, policy: Policy
 ) -> None:
     """Measures a burst of the engine and one training batch; estimates the time of the run and the memory of its phases."""
-    speed = measure_engine(config, questions, policy)
+    planned = Planned.of(config, parts, questions)
+    speed = measure_engine(config, questions, policy, concurrency=planned.running)
     capped = config.rollout.max_tokens > LONGEST_SAMPLE and all(t.finish == "length" for t in policy.samples)
     typical = config.rollout.max_tokens if capped else max(1, round(policy.typical_length))
     usual = step_answers(config, questions, policy, typical)
@@ -87,13 +87,34 @@ def time_and_memory(
     )
     lengths = [usual] if typical == config.rollout.max_tokens else [usual, full]
     estimate_time(section, config, parts, questions, policy, speed, measured, lengths)
-    estimate_memory(section, config, parts, questions, measured, full)
+    estimate_memory(section, config, parts, planned, measured, full)
 
 
-def measure_engine(config: Config, questions: Questions, policy: Policy) -> Speed:
+@dataclass(frozen=True)
+class Planned:
+    """What `lightrft plan` knows of this run on one process."""
+
+    models: Models
+    items: list[Item]
+    """What takes memory, but for passes over batches."""
+    running: int
+    """Answers of a step that the engine decodes at a time."""
+
+    @classmethod
+    def of(cls, config: Config, parts: Parts, questions: Questions) -> Planned:
+        """Plans with what is free on the device and the longest prompt."""
+        models = models_of(config, parts.algorithm)
+        lengths = Lengths(questions.longest, config.rollout.max_tokens)
+        on_cpu, free = parts.device.type == "cpu", parts.available
+        asked = config.rollout.prompts_per_step * config.rollout.group_size
+        most = engine_of(config, models, lengths, 1, on_cpu=on_cpu, device_bytes=free).most_running
+        found = items(config, models, lengths, 1, on_cpu=on_cpu, device_bytes=free)
+        return cls(models, found, min(asked, most or asked))
+
+
+def measure_engine(config: Config, questions: Questions, policy: Policy, *, concurrency: int) -> Speed:
     """A burst of as many answers as a step decodes at a time."""
     roll = config.rollout
-    concurrency = min(roll.prompts_per_step * roll.group_size, roll.native.max_sequences)
     prompts = list(islice(cycle(questions.read), -(-concurrency // roll.group_size)))
     sampling = replace(
         training_sampling(roll, config.seed), max_tokens=min(roll.max_tokens, SPEED_TOKENS), ignore_eos=True
@@ -249,24 +270,16 @@ def estimate_time(
     section.show(table)
 
 
-def duration(seconds: float) -> str:
-    """0.04 s, 5.2 s, 3:20, 2:05:00."""
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else clock(seconds)
-
-
 def estimate_memory(
     section: Section,
     config: Config,
     parts: Parts,
-    questions: Questions,
+    planned: Planned,
     measured: Pass,
     full: Sequence[Trajectory],
 ) -> None:
     """Shows who holds how much in which phase, by the plan of one process, against what was free before the model was loaded."""
-    models = models_of(config, parts.algorithm)
-    lengths = Lengths(questions.longest, config.rollout.max_tokens)
-    on_cpu = parts.device.type == "cpu"
-    found = items(config, models, lengths, 1, on_cpu=on_cpu, device_bytes=parts.available)
+    models, found = planned.models, list(planned.items)
     largest = max(tokens_read(full, config))
     own = -(-largest // config.strategy.sequence_parallel)
     kept = measured.activation_bytes * own // measured.tokens
@@ -347,8 +360,3 @@ def judge_disk(section: Section, *, needed: int, free: int, place: str) -> None:
         section.warn(f"{told}: nearly all of it.")
     else:
         section.ok(f"{told}.")
-
-
-def size(count: int) -> str:
-    """Bytes for people: 12 MiB, 3.4 GiB."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

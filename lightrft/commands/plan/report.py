@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightrft.commands.check.costs import duration
 from lightrft.commands.plan import GIB, Plan
 from lightrft.commands.plan.memory import SHOWN
+from lightrft.console.amounts import duration
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
