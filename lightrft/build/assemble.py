@@ -12,14 +12,12 @@ import torch
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
-from lightrft.console.progress import Progress
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.runs.capsule import Capsules
-from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.memory import MemoryPlan
@@ -69,8 +67,7 @@ class Parts:
     algorithm: Algorithm
     evaluator: Evaluator
     checkpoints: Checkpoints
-    progress: Progress
-    logger: Logger | None
+    journal: Journal
     started: float = field(default_factory=time.perf_counter)
     left: Collection[str] = ()
     """Kinds of groups that wait in the checkpoint to go on from."""
@@ -88,8 +85,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     learner = Learner(
         config, parts.memory_plan, batching, parts.algorithm, models.actor, models.critic, models.reference
     )
-    capsules = Capsules(parts.run, config.log)
-    journal = Journal(parts.run, parts.progress, parts.logger)
+    capsules, journal = Capsules(parts.run, config.log), parts.journal
     made = trainer(
         config=config,
         world=world,
@@ -129,7 +125,7 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
     """The engine with the actor's weights; between two answers it looks whether the run was asked to stop."""
 
     def sampled(finished: int, total: int) -> None:
-        parts.progress.answers(finished, total)
+        parts.journal.progress.answers(finished, total)
         parts.world.raise_if_failed()
         interrupt.raise_if_stopped()
 
@@ -142,7 +138,7 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
 def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Supply:
     """How answers come to a step: as the settings say, and so that none is lost that a checkpoint holds (`parts.left`)."""
     config = parts.config
-    given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.progress)
+    given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.journal.progress)
     source = Fresh(*given)
     if config.rollout.max_tokens_per_step or "unfinished" in parts.left:
         source = Partial(*given, buffer=buffer)
@@ -172,7 +168,7 @@ def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scor
         config=parts.config,
         world=parts.world,
         memory_plan=parts.memory_plan,
-        progress=parts.progress,
+        progress=parts.journal.progress,
         batching=batching,
         actor=models.actor,
         critic=models.critic,

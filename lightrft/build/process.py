@@ -1,7 +1,8 @@
-"""What every kind of training run prepares before its parts: this process, and the state to go on from."""
+"""What every kind of training run prepares: this process, the state to go on from, and where it writes what it does."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from lightrft.config import (
     Config,
     SFTConfig,
 )
+from lightrft.console.progress import Progress
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
+from lightrft.runs.metrics import Logger
 from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.trainer.run import Journal
 from lightrft.utils.device import pick_device, reuse_host_memory, use_tf32
 from lightrft.utils.seeding import seed_everything
 
@@ -52,3 +56,20 @@ def last_state(run: Path, checkpoints: Checkpoints, command: str = "train") -> d
         )
     log.warning("the run was stopped before its first checkpoint and begins again")
     return None
+
+
+def build_journal(
+    config: Config | SFTConfig,
+    steps: int,
+    run: Path,
+    world: World,
+    state: dict[str, Any] | None,
+    stack: contextlib.ExitStack,
+) -> Journal:
+    """Metrics and live picture of a run of `steps` steps, from those on that `state` has done; files are closed with the stack."""
+    logger = None
+    if world.is_first:
+        logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
+        stack.enter_context(logger)
+    progress = Progress(config, steps, state["done"] if state else 0, run=run, show=world.is_first)
+    return Journal(run, progress, logger)

@@ -21,12 +21,11 @@ from lightrft.build.models import (
     check_teams,
     engine_module,
 )
-from lightrft.build.process import last_state, prepare_process, shared
+from lightrft.build.process import build_journal, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
 from lightrft.config import (
     Config,
 )
-from lightrft.console.progress import Progress
 from lightrft.engines.external import check_kinds
 from lightrft.models.load import (
     load_processor,
@@ -34,7 +33,6 @@ from lightrft.models.load import (
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
-from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Strategy
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.trainer.run import Run
@@ -51,9 +49,7 @@ def build_run(
     prepare_process(config)
     world = World.current(config.strategy.sequence_parallel)
     device = pick_device(config.strategy.device)
-    shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
-    shared("replay.groups_per_step", config.replay.groups_per_step, world)
-    refuse_capsules(config, world)
+    check_processes(config, world)
     algorithm = build_for(config, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
@@ -74,11 +70,7 @@ def build_run(
     judges = [task_data.judge, task_data.eval_judge]
     judging = add_judging_models(config, judges, engine, processor, device)
     memory_plan = build_memory_plan(vars(models), engine, judging, device)
-    logger = None
-    if world.is_first:
-        logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
-        stack.enter_context(logger)
-    progress = Progress(config, config.steps, state["done"] if state else 0, run=run, show=world.is_first)
+    journal = build_journal(config, config.steps, run, world, state, stack)
     evaluator = build_evaluator(config, task_data, processor, RunFolder(run).evaluation, world)
     parts = Parts(
         config=config,
@@ -95,8 +87,7 @@ def build_run(
         algorithm=algorithm,
         evaluator=evaluator,
         checkpoints=checkpoints,
-        progress=progress,
-        logger=logger,
+        journal=journal,
         started=started,
         left=left_in(state),
     )
@@ -104,8 +95,8 @@ def build_run(
     if state is not None:
         made.load(state)
     if world.is_first:
-        progress.console.print(memory_plan.table())
-    stack.enter_context(progress)
+        journal.progress.console.print(memory_plan.table())
+    stack.enter_context(journal.progress)
     return made
 
 
@@ -117,8 +108,10 @@ def build_models(config: Config, algorithm: Algorithm, strategy: Strategy) -> Mo
     return Models(actor, critic, reference, build_teacher(config, algorithm, strategy))
 
 
-def refuse_capsules(config: Config, world: World) -> None:
-    """ValueError if steps are to be captured that several processes take."""
+def check_processes(config: Config, world: World) -> None:
+    """ValueError if so many processes cannot share a step's groups, or would take steps that are to be captured."""
+    shared("rollout.prompts_per_step", config.rollout.prompts_per_step, world)
+    shared("replay.groups_per_step", config.replay.groups_per_step, world)
     asked = {"log.capture_steps": config.log.capture_steps, "log.capture_spikes": config.log.capture_spikes}
     for option, value in asked.items():
         if value and world.size > 1:

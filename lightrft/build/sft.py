@@ -9,11 +9,10 @@ from pathlib import Path
 
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import check_team
-from lightrft.build.process import last_state, prepare_process, shared
+from lightrft.build.process import build_journal, last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
 from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.config import SFTConfig
-from lightrft.console.progress import Progress
 from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
@@ -21,11 +20,10 @@ from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
-from lightrft.runs.metrics import Logger
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.tasks.table import Split, Task, load_task
 from lightrft.trainer.batching import Batching, dummy_answer
-from lightrft.trainer.run import Journal, Run
+from lightrft.trainer.run import Run
 from lightrft.trainer.sft import HeldOut, SFTTrainer
 from lightrft.types import Prompt
 from lightrft.utils.device import pick_device
@@ -54,16 +52,9 @@ def build_run(
     )
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, "sft") if resume else None
-    done = state["done"] if state else 0
-
     model = strategy.trainable(Source(config.model), config.optimizer, steps)
     memory_plan = build_sft_memory_plan(model, device)
-    logger = None
-    if world.is_first:
-        logger = Logger(run, done if state else -1, tensorboard=config.log.tensorboard)
-        stack.enter_context(logger)
-    progress = Progress(config, steps, done, run=run, show=world.is_first)
-    journal, interrupt = Journal(run, progress, logger), Interrupt(world.max)
+    journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     batching = Batching(config.update, world, device, dummy_answer(processor.blank()))
     trainer = SFTTrainer(
         config=config,
@@ -91,7 +82,7 @@ def build_run(
     )
     if state is not None:
         made.load(state)
-    stack.enter_context(progress)
+    stack.enter_context(journal.progress)
     return made
 
 

@@ -286,7 +286,7 @@ def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | N
         f"\n{_files(run)}"
         f"  lightrft evaluate TASK --model {RunFolder(run).model}   let it answer the questions of a task\n"
         f"  lightrft train LAYERS... --model {RunFolder(run).model}   go on with reinforcement learning\n"
-        f"  lightrft sft {run / 'config.yaml'} --seed 1    the same run with other random draws\n"
+        f"  lightrft sft {RunFolder(run).config} --seed 1    the same run with other random draws\n"
         f"  tensorboard --logdir {run.parent}",
         soft_wrap=True,
         markup=False,
@@ -360,6 +360,6 @@ def _next_commands(run: Path) -> str:
         f"{_files(run)}"
         f"  lightrft view {run} --step -1 --best 3        read the last answers, token by token\n"
         f"  lightrft evaluate TASK --model {RunFolder(run).model}   score it on another task\n"
-        f"  lightrft train {run / 'config.yaml'} --seed 1    the same run with other random draws\n"
+        f"  lightrft train {RunFolder(run).config} --seed 1    the same run with other random draws\n"
         f"  tensorboard --logdir {run.parent}"
     )
