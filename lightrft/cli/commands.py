@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,30 @@ from lightrft.cli.options import (
 from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import Config, SFTConfig, layers
-from lightrft.runs.folder import check_backend, new_run
+from lightrft.runs.folder import check_backend, evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
+
+
+@dataclass(frozen=True)
+class AskedRun:
+    """What the words behind `train` or `sft` ask for."""
+
+    command: str
+    config: Any
+    """Config or SFTConfig."""
+    resume: Path | None
+    """The folder of the run to go on with."""
+    launch: Launch
+    words: list[str]
+    """Layers and flags, with --resume: what the processes of the run are started with."""
+
+    @classmethod
+    def of(cls, kind: type[Any], command: str, args: Sequence[str]) -> AskedRun:
+        """Reads the words. ValueError for a mistake in them; SystemExit after help was asked for and printed."""
+        own, rest = taken(TrainOptions, command, args)
+        config, run = load_run(kind, command, own.resume, rest)
+        words = ["--resume", own.resume, *rest] if own.resume else list(rest)
+        return cls(command, config, run, Launch(own.gpus, own.processes, own.max_restarts), words)
 
 
 def train(args: Sequence[str]) -> int:
@@ -36,14 +58,12 @@ def train(args: Sequence[str]) -> int:
         raise ValueError(
             "nothing to train. Try: lightrft train tiny. All layers and sections of options: lightrft train --help"
         )
-    own, rest = taken(TrainOptions, "train", args)
-    config, run = load_run(Config, "train", own.resume, rest)
-    wanted = Launch(own.gpus, own.processes, own.max_restarts)
-    if wanted.is_wanted:
-        return launch_run(wanted, "train", config, run, rest_of(own, rest))
+    asked = AskedRun.of(Config, "train", args)
+    if asked.launch.is_wanted:
+        return launch_run(asked)
     from lightrft.commands import train as command
 
-    command.train(config, run)
+    command.train(asked.config, asked.resume)
     return 0
 
 
@@ -53,57 +73,67 @@ def sft(args: Sequence[str]) -> int:
         raise ValueError(
             "nothing to learn from. Try: lightrft sft sft_tiny. All layers and sections of options: lightrft sft --help"
         )
-    own, rest = taken(TrainOptions, "sft", args)
-    config, run = load_run(SFTConfig, "sft", own.resume, rest)
-    wanted = Launch(own.gpus, own.processes, own.max_restarts)
-    if wanted.is_wanted:
-        return launch_run(wanted, "sft", config, run, rest_of(own, rest))
+    asked = AskedRun.of(SFTConfig, "sft", args)
+    if asked.launch.is_wanted:
+        return launch_run(asked)
     from lightrft.commands import sft as command
 
-    command.train(config, run)
+    command.train(asked.config, asked.resume)
     return 0
 
 
-def rest_of(own: TrainOptions, rest: Sequence[str]) -> list[str]:
-    """The words that the processes of a run are started with, behind the command."""
-    return ["--resume", own.resume, *rest] if own.resume else list(rest)
-
-
-def launch_run(wanted: Launch, command: str, config: Any, run: Path | None, args: Sequence[str]) -> int:
+def launch_run(asked: AskedRun) -> int:
     """Starts the processes of a training run, whose folder is decided here, once for all."""
-    config = wanted.placed(config)
-    check_backend(config, wanted.size)
+    launch = asked.launch
+    config = launch.placed(asked.config)
+    check_backend(config, launch.size)
     flags = ["--strategy.device", config.strategy.device]
-    if run is not None:
-        return start(wanted, [command, *args, *flags])
-    run = new_run(config, command)
-    return start(wanted, [command, "--resume", str(run)], new_run=True)
+    if asked.resume is not None:
+        return start(launch, [asked.command, *asked.words, *flags])
+    run = new_run(config, asked.command)
+    return start(launch, [asked.command, "--resume", str(run)], new_run=True)
+
+
+@dataclass(frozen=True)
+class AskedEvaluation:
+    """What the words behind `evaluate` ask for."""
+
+    task: str
+    config: Config
+    check: bool
+    """Whether the task's gold answers are tried instead of a model."""
+    launch: Launch
+    words: list[str]
+    """Layers and flags."""
+
+    @classmethod
+    def of(cls, args: Sequence[str]) -> AskedEvaluation:
+        """Reads the words. ValueError for a mistake in them; SystemExit after help was asked for and printed."""
+        own, rest = taken(EvaluateOptions, "evaluate", args)
+        if rest and rest[0] in ("-h", "--help", "--help-all"):
+            rest = ["TASK", *rest]
+        if not rest or rest[0].startswith("-"):
+            raise ValueError(
+                "which task? lightrft evaluate TASK --model MODEL, e.g. lightrft evaluate gsm8k --model runs/demo/model"
+            )
+        task, *words = rest
+        named, flags = layers.split(words)
+        config = load("evaluate", [*named, "--tasks.evaluate", task, "1", *flags])
+        return cls(task, config, own.check, Launch(own.gpus, own.processes), words)
 
 
 def evaluate(args: Sequence[str]) -> int:
     """Score a model on a task: lightrft evaluate TASK [LAYERS...] FLAGS; --check proves the task's gold answers."""
-    own, rest = taken(EvaluateOptions, "evaluate", args)
-    if rest and rest[0] in ("-h", "--help", "--help-all"):
-        rest = ["TASK", *rest]
-    if not rest or rest[0].startswith("-"):
-        raise ValueError(
-            "which task? lightrft evaluate TASK --model MODEL, e.g. lightrft evaluate gsm8k --model runs/demo/model"
-        )
-    task, *rest = rest
-    words, flags = layers.split(rest)
-    config = load("evaluate", [*words, "--tasks.evaluate", task, "1", *flags])
-    wanted = Launch(own.gpus, own.processes)
-    if wanted.is_wanted and not own.check:
-        config = wanted.placed(config)
-        folder = config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
-        return start(
-            wanted, ["evaluate", task, *rest, "--strategy.device", config.strategy.device, "--run", folder]
-        )
+    asked = AskedEvaluation.of(args)
+    if asked.launch.is_wanted and not asked.check:
+        config = asked.launch.placed(asked.config)
+        own = ["--strategy.device", config.strategy.device, "--run", str(evaluation_folder(config))]
+        return start(asked.launch, ["evaluate", asked.task, *asked.words, *own])
     from lightrft.commands import evaluate as command
 
-    if own.check:
-        return command.check_task(config, task)
-    command.evaluate(config)
+    if asked.check:
+        return command.check_task(asked.config, asked.task)
+    command.evaluate(asked.config)
     return 0
 
 

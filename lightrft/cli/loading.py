@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lightrft.cli import help as helping
 from lightrft.config import Config, SFTConfig, layers
-from lightrft.runs.layout import RunFolder
+from lightrft.runs.layout import RunFolder, newest_runs
 
 C = TypeVar("C")
 
@@ -73,10 +73,11 @@ def expand(args: Sequence[str]) -> list[str]:
 
 
 def run_folder(name: str) -> Path:
-    """The run folder called so. ValueError if it is none, naming the newest runs beside it."""
+    """The run folder called so. ValueError if it is none, naming the newest runs beside it, or of another format."""
     run = Path(name).expanduser()
     if RunFolder(run).is_run:
+        RunFolder(run).check_format()
         return run
-    beside = sorted(run.parent.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
-    newest = f" Newest runs there: {', '.join(str(file.parent) for file in beside[:3])}." if beside else ""
+    beside = newest_runs(run.parent)
+    newest = f" Newest runs there: {', '.join(map(str, beside[:3]))}." if beside else ""
     raise ValueError(f"'{name}' is not a run folder: {RunFolder(run).config} does not exist.{newest}")

@@ -33,6 +33,7 @@ def claimed(
         run = world.gather(run)[0]
         assert run is not None
     files = RunFolder(run)
+    files.check_format()
     world.redirect_output(files.log, files.rank_logs)
     with logging_to(files.log if world.is_first else world.output(files.rank_logs)) as terminal:
         yield run, before is not None, terminal

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -30,6 +29,7 @@ from lightrft.models.load import (
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
+from lightrft.runs.folder import evaluation_folder
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.tasks.table import load_task
 from lightrft.trainer.evaluate import Evaluator
@@ -45,11 +45,6 @@ def evaluate(config: Config) -> dict[str, Any]:
         folder = world.gather(evaluation_folder(config))[0]
         world.redirect_output(RunFolder(folder).log, RunFolder(folder).rank_logs)
         return evaluate_in(config, folder, device, world)
-
-
-def evaluation_folder(config: Config) -> Path:
-    """Where an evaluation writes."""
-    return Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
 
 
 def evaluate_in(config: Config, folder: Path, device: torch.device, world: World) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from lightrft.runs.curves import draw_curves
 from lightrft.runs.folder import keep_settings
 from lightrft.runs.layout import RunFolder
 from lightrft.trainer.run import Run
-from lightrft.utils.atomic import explained, write_text
+from lightrft.utils.atomic import explained
 from lightrft.utils.device import pick_device
 
 
@@ -54,6 +53,6 @@ def finish(config: SFTConfig, made: Run, stack: contextlib.ExitStack) -> None:
         "held_out_nll": {k: v["mean"] for k, v in made.evaluations.items() if k in ("before", "after")},
         "held_out_nll_by_task": {k: v for k, v in made.evaluations.items() if k in ("before", "after")},
     }
-    write_text(RunFolder(run).summary, json.dumps(summary, indent=2))
+    RunFolder(run).write_summary(summary)
     draw_curves(run)
     report_losses(summary, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from lightrft.runs.folder import keep_settings
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.summary import evaluation_summary, samples
 from lightrft.trainer.run import Run
-from lightrft.utils.atomic import explained, write_text
+from lightrft.utils.atomic import explained
 from lightrft.utils.device import pick_device
 
 
@@ -56,6 +55,6 @@ def finish(config: Config, made: Run, stack: contextlib.ExitStack) -> None:
         "model": config.model.path,
         "evaluation": evaluation_summary(run, made.evaluations),
     }
-    write_text(RunFolder(run).summary, json.dumps(summary, indent=2))
+    RunFolder(run).write_summary(summary)
     draw_curves(run)
     report(summary, samples(run), run)

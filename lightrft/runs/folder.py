@@ -24,8 +24,14 @@ def new_run(config: Config | SFTConfig, command: str = "train") -> Path:
         raise ValueError(
             f"run={run}: there is a run already. Go on with `lightrft {command} --resume {run}`, or set run to a new folder."
         )
+    RunFolder(run).write_format()
     write_text(RunFolder(run).config, layers.to_yaml(replace(config, run="")))
     return run
+
+
+def evaluation_folder(config: Config) -> Path:
+    """Where `lightrft evaluate` writes."""
+    return Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
 
 
 def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:

@@ -1,5 +1,6 @@
 """What lies where in a run folder: the one place that knows the names of its files.
 
+RUN/format.json             the number of this arrangement, and the version that began the run
 RUN/config.yaml             the settings; config-until-step-000004.yaml: those before a resume changed them
 RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
 RUN/trajectories/           the responses of a step: step-000007.jsonl
@@ -13,9 +14,16 @@ RUN/model/                  the finished model as a Hugging Face folder
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lightrft import __version__
+from lightrft.utils.atomic import write_text
+
+FORMAT = 1
+"""The arrangement described above. To be raised when files move, so that an older version says so instead of missing them."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,36 @@ class RunFolder:
     """The files of one run, by name; whether they are there yet is another question."""
 
     path: Path
+
+    @property
+    def format(self) -> Path:
+        """The number of the arrangement."""
+        return self.path / "format.json"
+
+    def write_format(self) -> None:
+        """Says how the files of this new run are arranged, and which version arranged them so."""
+        write_text(self.format, json.dumps({"format": FORMAT, "lightrft": __version__}) + "\n")
+
+    def check_format(self) -> None:
+        """ValueError if the run was begun by a version whose run folders are arranged in another way.
+
+        A folder without a number is of the first arrangement.
+        """
+        if not self.format.is_file():
+            return
+        try:
+            written = dict(_json(self.format))
+            number, version = int(written["format"]), str(written["lightrft"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.format}: it does not say how the run's files are arranged ({error}). Write "
+                f'{{"format": {FORMAT}, "lightrft": "{__version__}"}} into it if this version wrote the run.'
+            ) from None
+        if number != FORMAT:
+            raise ValueError(
+                f"{self.path}: the run has format {number}, and LightRFT {__version__} reads format {FORMAT}. Use LightRFT "
+                f"{version}, which wrote it."
+            )
 
     @property
     def config(self) -> Path:
@@ -111,6 +149,10 @@ class RunFolder:
         """Whether a step was written down, or is about to be; settings alone are no run yet: they may have been refused."""
         return self.metrics.exists()
 
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary of the finished run."""
+        write_text(self.summary, json.dumps(summary, indent=2))
+
     def read_summary(self) -> dict[str, Any]:
         """The summary; empty while the run is not finished."""
         return _json(self.summary) if self.summary.is_file() else {}
@@ -130,6 +172,12 @@ class EvaluationFolder:
         """Every held-out response, one JSON object each."""
         return self.path / f"{label}.jsonl"
 
+    def write(self, label: str, estimates: Mapping[str, Any], responses: Iterable[Mapping[str, Any]]) -> None:
+        """Writes both files; the one with the estimates comes last, when the responses are there."""
+        lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in responses)
+        write_text(self.responses(label), lines)
+        write_text(self.report(label), json.dumps(estimates, indent=2))
+
     def read_report(self, label: str) -> dict[str, Any]:
         """The estimates by task."""
         return _json(self.report(label))
@@ -140,6 +188,12 @@ class EvaluationFolder:
         if not file.is_file():
             return []
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def newest_runs(folder: Path) -> list[Path]:
+    """The run folders in a folder, the one whose settings were written last first."""
+    found = [path for path in folder.glob("*") if RunFolder(path).is_run]
+    return sorted(found, key=lambda path: RunFolder(path).config.stat().st_mtime, reverse=True)
 
 
 def _json(file: Path) -> dict[str, Any]:

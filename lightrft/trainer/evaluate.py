@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estim
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Prompt, Sampling, Trajectory
 from lightrft.utils.answers import vote
-from lightrft.utils.atomic import write_text
 from lightrft.utils.seeding import derive_seed
 
 RIGHT = "\0right"
@@ -101,9 +99,7 @@ class Evaluator:
         rows = [row for rank in self.world.gather(mine) for row in rank]
         report = {eval_set.task.name: self._estimates(eval_set, rows) for eval_set in self.eval_sets}
         if self.world.is_first:
-            lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-            write_text(EvaluationFolder(self.folder).responses(label), lines)
-            write_text(EvaluationFolder(self.folder).report(label), json.dumps(report, indent=2))
+            EvaluationFolder(self.folder).write(label, report, rows)
         scores = {name: float(estimates["score"]["mean"]) for name, estimates in report.items()}
         total = sum(eval_set.weight for eval_set in self.eval_sets)
         mean = sum(scores[eval_set.task.name] * eval_set.weight for eval_set in self.eval_sets) / total

@@ -1,4 +1,4 @@
-"""The command line: what each command is handed, what a mistake looks like, and how fast help comes."""
+"""The command line: what words ask for, what a mistake looks like, and how fast help comes."""
 
 from __future__ import annotations
 
@@ -6,41 +6,17 @@ import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
 from lightrft import cli
-from lightrft.commands import check, evaluate, replay, train
+from lightrft.cli.commands import AskedEvaluation, AskedRun
 from lightrft.config import Config, SFTConfig, layers
 
 
-class App:
-    """Remembers what a command was handed instead of running it: these tests are about words becoming settings."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[Any] = []
-        self._monkeypatch = monkeypatch
-        self.watch(train, "train", Path("run"))
-        self.watch(evaluate, "evaluate", {})
-        self.watch(evaluate, "check_task", 0)
-        self.watch(check, "preflight", 1)
-        self.watch(replay, "replay", 0)
-
-    def watch(self, module: ModuleType, name: str, outcome: Any) -> None:
-        """Puts a recorder in the place of a command."""
-
-        def recorder(*handed: Any) -> Any:
-            self.asked = [name, *handed]
-            return outcome
-
-        self._monkeypatch.setattr(module, name, recorder)
-
-
-@pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> App:
-    return App(monkeypatch)
+def training(*args: str) -> AskedRun:
+    """What `lightrft train` is asked for by these words."""
+    return AskedRun.of(Config, "train", args)
 
 
 @pytest.fixture
@@ -49,64 +25,72 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_train_hands_over_layers_and_flags(app: App) -> None:
-    assert (
-        cli.main(["train", "dr_grpo", "tiny", "--steps", "7", "--data", "d", "--capture-steps", "3,7"]) == 0
-    )
-    _, config, resume = app.asked
-    assert (config.steps, config.data, config.algorithm.average) == (7, "d", "fixed")
-    assert config.log.capture_steps == [3, 7]
-    assert resume is None
+def test_train_reads_layers_and_flags() -> None:
+    asked = training("dr_grpo", "tiny", "--steps", "7", "--data", "d", "--capture-steps", "3,7")
+    assert (asked.config.steps, asked.config.data, asked.config.algorithm.average) == (7, "d", "fixed")
+    assert asked.config.log.capture_steps == [3, 7]
+    assert asked.resume is None
+    assert not asked.launch.is_wanted
 
 
-def test_a_run_is_named_after_its_layers_unless_it_names_itself(app: App) -> None:
-    cli.main(["train", "dr_grpo", "tiny"])
-    assert app.asked[1].name == "dr_grpo-tiny"
-    cli.main(["train", "dr_grpo", "tiny", "--name", "mine"])
-    assert app.asked[1].name == "mine"
+def test_the_words_of_the_launcher_are_not_handed_to_the_processes() -> None:
+    asked = training("tiny", "--processes", "2", "--steps=3")
+    assert (asked.launch.processes, asked.words) == (2, ["tiny", "--steps=3"])
 
 
-def test_resume_takes_the_configuration_of_the_run_with_flags_on_top(app: App, run: Path) -> None:
-    assert cli.main(["train", "--resume", str(run), "--steps", "9"]) == 0
-    assert (app.asked[1].name, app.asked[1].steps, app.asked[2]) == ("kept", 9, run)
-    assert cli.main(["train", f"--resume={run}"]) == 0
-    assert app.asked[2] == run
+def test_a_run_is_named_after_its_layers_unless_it_names_itself() -> None:
+    assert training("dr_grpo", "tiny").config.name == "dr_grpo-tiny"
+    assert training("dr_grpo", "tiny", "--name", "mine").config.name == "mine"
 
 
-def test_the_configuration_file_of_a_run_describes_it_wholly(app: App, run: Path) -> None:
-    assert cli.main(["train", str(run / "config.yaml")]) == 0
-    assert app.asked == ["train", layers.load(["tiny", "--name", "kept"], Config), None]
+def test_resume_takes_the_configuration_of_the_run_with_flags_on_top(run: Path) -> None:
+    asked = training("--resume", str(run), "--steps", "9")
+    assert (asked.config.name, asked.config.steps, asked.resume) == ("kept", 9, run)
+    assert asked.words == ["--resume", str(run), "--steps", "9"]
+    assert training(f"--resume={run}").resume == run
 
 
-def test_evaluate_takes_a_task_then_layers_then_flags(app: App) -> None:
-    args = [
-        "evaluate",
-        "gsm8k",
-        "tiny",
-        "--model=hub/name",
-        "--samples",
-        "4",
-        "--evaluate.temperature",
-        "0.7",
-    ]
-    assert cli.main(args) == 0
-    _, config = app.asked
-    assert config.tasks.evaluate == {"gsm8k": 1.0}
-    assert (config.model.path, config.evaluate.samples) == ("hub/name", 4)
-    assert cli.main(["evaluate", "gsm8k", "--check"]) == 0
-    assert app.asked[0] == "check_task"
-    assert app.asked[2] == "gsm8k"
+def test_the_configuration_file_of_a_run_describes_it_wholly(run: Path) -> None:
+    asked = training(str(run / "config.yaml"))
+    assert asked.config == layers.load(["tiny", "--name", "kept"], Config)
+    assert asked.resume is None
 
 
-def test_check_returns_the_status_of_the_pre_flight(app: App) -> None:
-    assert cli.main(["check", "tiny"]) == 1
-    assert app.asked[0] == "preflight"
+def test_evaluate_takes_a_task_then_layers_then_flags() -> None:
+    words = ["tiny", "--model=hub/name", "--samples", "4", "--evaluate.temperature", "0.7"]
+    asked = AskedEvaluation.of(["gsm8k", *words])
+    assert asked.config.tasks.evaluate == {"gsm8k": 1.0}
+    assert (asked.config.model.path, asked.config.evaluate.samples) == ("hub/name", 4)
+    assert (asked.task, asked.words, asked.check) == ("gsm8k", words, False)
+    assert AskedEvaluation.of(["gsm8k", "--check"]).check
 
 
-def test_replay_wants_a_run_and_a_step(app: App, run: Path) -> None:
-    assert cli.main(["replay", str(run), "--step", "7"]) == 0
-    assert app.asked == ["replay", run, 7]
+def test_evaluate_with_check_tries_the_gold_answers_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "tiny", "--check", "--rewards.workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("train: ")
+    assert "evaluate: " in printed
+
+
+def test_check_returns_the_status_of_the_pre_flight(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "tiny", "--rollout.engine", "natve"]) == 1
+    assert "Did you mean 'native'?" in " ".join(capsys.readouterr().out.split())
+
+
+def test_replay_wants_a_run_and_a_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["replay", str(run), "--step", "7"]) == 2
+    assert f"{run} has no capsule of step 7" in capsys.readouterr().err
     assert cli.main(["replay", str(run)]) == 2
+    assert "step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["train", "--resume"], ["view"], ["replay", "--step", "1"]])
+def test_a_run_that_is_arranged_in_another_way_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    (run / "format.json").write_text('{"format": 2, "lightrft": "9.1.0"}')
+    assert cli.main([*command, str(run)]) == 2
+    assert "the run has format 2" in capsys.readouterr().err
 
 
 def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -150,26 +134,28 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["sft", "sft_tiny", "--tasks.rewards", "math", "1"], "tasks.rewards={'math': 1.0} has no effect"),
     ],
 )
-def test_a_mistake_is_one_message_and_status_2(
-    app: App, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+def test_a_mistake_is_one_message_and_status_2_before_anything_is_begun(
+    args: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert cli.main(args) == 2
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
     assert "─" not in printed
-    assert app.asked == []
+    assert not list(tmp_path.iterdir())
 
 
-def test_an_error_that_we_did_not_raise_keeps_its_traceback(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(config: Config, resume: Path | None) -> Path:
-        raise ValueError("from somewhere else")
-
-    monkeypatch.setattr(train, "train", broken)
+def test_an_error_that_we_did_not_raise_keeps_its_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("def backend(config, device):\n    raise ValueError('from somewhere else')\n")
+    args = ["train", "tiny", "--strategy.backend", f"{file}:backend", "--run", str(tmp_path / "run")]
     with pytest.raises(ValueError, match="from somewhere else"):
-        cli.main(["train", "tiny"])
+        cli.main(args)
 
 
 def test_help_lists_commands_and_shipped_layers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,18 +239,17 @@ def test_the_words_of_the_field_are_found_in_help(
     assert word in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_layer_that_undoes_another_one_is_told(app: App, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "dapo", "tiny", "--steps", "2"]) == 0
+def test_a_layer_that_undoes_another_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    training("dapo", "tiny", "--steps", "2")
     assert "tiny sets rollout.group_size to 4, which dapo had set to 16." in capsys.readouterr().err
-    assert cli.main(["train", "grpo", "lora"]) == 0
+    training("grpo", "lora")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("algorithm", ["dapo", "ppo", "ttrl", "grpo"])
-def test_a_task_leaves_the_algorithm_alone(app: App, algorithm: str) -> None:
+def test_a_task_leaves_the_algorithm_alone(algorithm: str) -> None:
     for task in ("gsm8k_qwen", "demo"):
-        assert cli.main(["train", algorithm, task]) == 0
-        ours, theirs = app.asked[1], layers.load([algorithm], Config)
+        ours, theirs = training(algorithm, task).config, layers.load([algorithm], Config)
         assert ours.algorithm == theirs.algorithm
         assert ours.rollout.group_size == theirs.rollout.group_size
         assert ours.update.num_minibatches == theirs.update.num_minibatches
