@@ -6,8 +6,10 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 from lightrft.config import Config, SFTConfig, layers
@@ -25,6 +27,29 @@ def test_imports_follow_the_arrows() -> None:
     command = [sys.executable, "-c", program, "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("lightrft", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(list(TopologicalSorter(imports).static_order())) > 200
+
+
+FILES_OF_A_RUN = {"format.json", "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "log.txt"}
+
+
+def test_one_room_knows_the_names_of_files_in_a_run_folder() -> None:
+    named = {
+        str(path.relative_to(PACKAGE)): {
+            n.value
+            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(n, ast.Constant)
+        }
+        & FILES_OF_A_RUN
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {file for file, names in named.items() if names} == {"runs/layout.py"}
+    assert named["runs/layout.py"] == FILES_OF_A_RUN
 
 
 @pytest.mark.parametrize(("name", "cls", "field"), OPTIONS, ids=[name for name, *_ in OPTIONS])

@@ -18,6 +18,7 @@ from lightrft.config import (
     RolloutConfig,
     layers,
 )
+from lightrft.runs.layout import RunFolder
 from lightrft.strategy.in_memory import restore
 from lightrft.trainer.rl import RLTrainer
 from lightrft.utils.seeding import restore_generators
@@ -31,7 +32,7 @@ def replay(run: Path, step: int) -> int:
 
     capsule = read(run, step)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        resolved = Path(scratch) / "config.yaml"
+        resolved = RunFolder(Path(scratch)).config
         resolved.write_text(capsule.config_yaml, encoding="utf-8")
         config = layers.load([str(resolved)], Config)
         quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])

@@ -131,7 +131,7 @@ def find_layer(layer: str) -> Path:
         )
     path = Path(layer).expanduser()
     if path.is_dir():
-        raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path / 'config.yaml'}.")
+        raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path}/config.yaml.")
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
