@@ -1,7 +1,7 @@
 """Pictures, clips and sounds inside messages: finding them, naming them, and reading them when a question is drawn.
 
 A message's content is text, or a list of parts: {"type": "text", "text": ...}, and for each KIND {"type": KIND, KIND:
-source}. What a source can be is told in media/decode.py.
+source}. What a source can be is told in media/sources.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightrft.media.decode import URLS, Clip, Made, MediaError, clip, label, picture, sound
+from lightrft.media.clips import Clip, clip
+from lightrft.media.pictures import picture
+from lightrft.media.sounds import sound
+from lightrft.media.sources import URLS, Made, MediaError, label
 
 __all__ = [
     "KINDS",

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from lightrft.config import ModelConfig
-from lightrft.media.decode import MediaError, clip, picture, sound
+from lightrft.media.clips import clip
+from lightrft.media.pictures import picture
+from lightrft.media.sounds import sound
+from lightrft.media.sources import MediaError
 from lightrft.models.load import load_processor
 from lightrft.types import Record
 
