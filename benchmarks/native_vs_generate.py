@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightrft.config import NativeEngineConfig
 from lightrft.engines import cuda_graphs as recordings
-from lightrft.engines import native as engines
+from lightrft.engines import scheduler
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.testing import tiny_prompt
@@ -57,7 +57,7 @@ def compile_passes() -> None:
         print(f"a pass of new sizes: {time.perf_counter() - start:.1f} s to compile", flush=True)
         return made
 
-    engines.can_record = lambda device: True
+    scheduler.can_record = lambda device: True
     recordings.recorded = compiled
     inductor.freezing = True
     torch._dynamo.config.recompile_limit = 64

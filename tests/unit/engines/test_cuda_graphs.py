@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.config import NativeEngineConfig
-from lightrft.engines import cache, native
+from lightrft.engines import cache, scheduler
 from lightrft.engines import cuda_graphs as recordings
 from lightrft.engines.cuda_graphs import GraphRunner, Sizes
 from lightrft.engines.native import NativeEngine
@@ -112,8 +112,8 @@ def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, leng
         return [a for g in engine.generate(prompts, sampling) for a in g]
 
     plain = said(NativeEngineConfig(max_sequences=most, cuda_graphs="off"))
-    monkeypatch.setattr(native, "can_record", lambda device: True)
-    monkeypatch.setattr(native, "GraphRunner", Counted)
+    monkeypatch.setattr(scheduler, "can_record", lambda device: True)
+    monkeypatch.setattr(scheduler, "GraphRunner", Counted)
     if repeated:
         monkeypatch.setattr(recordings, "recorded", taping())
         monkeypatch.setattr(cache, "_longer", taken_over(cache._longer))

@@ -1,0 +1,307 @@
+"""Continuous batching of the native engine: which answers run when, and one token more for each.
+
+One pass of the model takes the newest token of every running answer and, behind them in the same row, whole prompts
+that enter. A prompt is read once for all its answers. See cache.py for what they attend to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import NativeEngineConfig
+from lightrft.engines.cache import Cache, Step, Stretch
+from lightrft.engines.cuda_graphs import GraphRunner
+from lightrft.engines.sampling import draw, stream, uniforms
+from lightrft.models.families import forward_media, joined, seen_both_ways
+from lightrft.models.logprobs import backbone, output_head
+from lightrft.models.products import multiplies_widely, wide_product
+from lightrft.types import Completion, Finish, Prompt, Sampling
+from lightrft.utils.device import can_record, sent
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True)
+class SampledModel:
+    """The model that answers are drawn from, with what is known of it before the first."""
+
+    module: nn.Module
+    device: torch.device
+    cache: Cache
+    config: NativeEngineConfig
+    stop_ids: frozenset[int]
+    """Tokens that end an answer."""
+    decode: Decode
+    """Turns tokens into text, for stop texts."""
+    cap: float | None
+    """The bound that logits are bent to keep within, if the model has one."""
+    never: list[int]
+    """Tokens that are never drawn: placeholders of media."""
+    captures: bool
+    """Whether passes are recorded on devices that can."""
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    """A prompt on its way: waiting, then read, until its last answer is done."""
+
+    place: int
+    prompt: Prompt
+    waiting: list[int]
+    """Numbers of the answers that have not entered, last first."""
+    read: Stretch
+    hidden: Tensor | None = None
+    """(1, H), what predicts the first token of every answer."""
+    running: int = 0
+    begin: list[int] = field(init=False)
+    """Position of an answer's first token in each row; see trainer/batching.py."""
+
+    def __post_init__(self) -> None:
+        rows = self.prompt.positions
+        self.begin = [len(self)] if rows is None else (rows[:, -1] + 1).tolist()
+
+    def __len__(self) -> int:
+        return len(self.prompt.token_ids)
+
+    def positions(self) -> Tensor:
+        """(R, P) or (1, P)."""
+        rows = self.prompt.positions
+        return torch.arange(len(self))[None] if rows is None else rows
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    question: _Question
+    stream: int
+    own: Stretch
+    most: int
+    """Tokens it may have in all."""
+    tokens: list[int]
+    """Those of earlier calls among them."""
+    logprobs: list[float] = field(default_factory=list)
+    """Of the new ones."""
+    finish: Finish | None = None
+    since: int = 0
+    """Place of the first token in which a stop text counts."""
+
+    def completion(self, version: int) -> Completion:
+        """The tokens sampled in this call; those of earlier calls are left out."""
+        new = self.tokens[len(self.tokens) - len(self.logprobs) :]
+        return Completion(new, self.logprobs, self.finish or "length", version, self.stream)
+
+
+class Scheduler:
+    """The answers of one call of `generate`: waiting, running or done."""
+
+    def __init__(self, model: SampledModel, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        self._model, self._sampling, self._cache = model, sampling, model.cache
+        self._device = model.device
+        self._backbone, self._head = backbone(model.module), output_head(model.module)
+        self._stop_ids = frozenset() if sampling.ignore_eos else model.stop_ids | set(sampling.stop_token_ids)
+        self._stop = () if sampling.ignore_eos else sampling.stop
+        self._questions = deque(
+            _Question(place, prompt, _numbers(prompt, sampling), Stretch(self._cache.prompts, 0))
+            for place, prompt in enumerate(prompts)
+        )
+        self._running: list[_Answer] = []
+        self._recorder = (
+            GraphRunner(self._backbone, self._cache, self._device)
+            if model.captures and can_record(self._device)
+            else None
+        )
+        self.answers: list[list[_Answer]] = [[] for _ in prompts]
+        self.finished = 0
+        self.tokens = 0
+
+    def step(self) -> bool:
+        """One token more for every running answer, and a first one for those that enter. False when all are done."""
+        entering = self._admit()
+        fresh = list({a.question: None for a in entering if a.question.hidden is None})
+        if not entering and not self._running:
+            return False
+        hidden = self._forward(fresh)
+        answers = self._running + entering
+        questions = list({a.question: None for a in entering})
+        rows = [hidden[: len(self._running)], *(q.hidden for q in questions if q.hidden is not None)]
+        row_of = {question: len(self._running) + i for i, question in enumerate(questions)}
+        which = [*range(len(self._running)), *(row_of[a.question] for a in entering)]
+        self._append(answers, torch.cat(rows), which)
+        for question in questions:
+            question.hidden = question.hidden if question.waiting else None
+        return True
+
+    def _admit(self) -> list[_Answer]:
+        """Answers that fit: as many as there is room for, reading at most `prefill_tokens` of new prompts (or one)."""
+        room, budget = (
+            self._model.config.max_sequences - len(self._running),
+            self._model.config.prefill_tokens,
+        )
+        entering: list[_Answer] = []
+        while room > len(entering) and self._questions:
+            question = self._questions[0]
+            if question.hidden is None:
+                budget -= len(question)
+                if budget < 0 and entering:
+                    break
+            while question.waiting and room > len(entering):
+                entering.append(self._begin(question, question.waiting.pop()))
+            if not question.waiting:
+                self._questions.popleft()
+        return entering
+
+    def _begin(self, question: _Question, number: int) -> _Answer:
+        own, continuation = Stretch(self._cache.answers, len(question)), question.prompt.continuation
+        if continuation is None:
+            answer = _Answer(question, self._stream(question, number), own, self._sampling.max_tokens, [])
+        else:
+            tokens = question.prompt.token_ids[len(question) - continuation.tokens :]
+            most = continuation.tokens + continuation.max_tokens
+            answer = _Answer(question, continuation.stream, own, most, list(tokens), since=continuation.since)
+        self.answers[question.place].append(answer)
+        question.running += 1
+        return answer
+
+    def _stream(self, question: _Question, number: int) -> int:
+        place = self._sampling.first_index + question.place * self._sampling.index_stride
+        return stream(self._sampling.seed, place, number)
+
+    def _forward(self, fresh: Sequence[_Question]) -> Tensor:
+        """(N, H) of the running answers' newest tokens and the fresh prompts; gives each of those its hidden state."""
+        for answer in self._running:
+            answer.own.extend(1)
+        for question in fresh:
+            question.read.extend(len(question))
+        if self._recorder is not None and not fresh and self._running:
+            repeated = self._repeated(self._recorder)
+            if repeated is not None:
+                return repeated
+        read = [t for q in fresh for t in q.prompt.token_ids]
+        tokens = [a.tokens[-1] for a in self._running] + read
+        if not tokens:
+            return torch.empty(0, self._head.in_features, device=self._device, dtype=self._head.weight.dtype)
+        media = {
+            name: [q.prompt.media[name] for q in fresh if name in q.prompt.media] for name in _names(fresh)
+        }
+        layout = Step(
+            [(a.question.read, a.own) for a in self._running],
+            [q.read for q in fresh],
+            self._device,
+            seen_both_ways(self._backbone.config, read) if media else (),
+        )
+        out = self._backbone(
+            input_ids=sent([tokens], self._device),
+            position_ids=self._positions(fresh),
+            use_cache=False,
+            layout=layout,
+            **forward_media(self._backbone, {name: joined(values) for name, values in media.items()}),
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        end = len(self._running)
+        for question in fresh:
+            end += len(question)
+            question.hidden = hidden[end - 1 : end].clone()
+        return hidden
+
+    def _repeated(self, recorder: GraphRunner) -> Tensor | None:
+        """The running answers' newest tokens by a recording; None where there is none for them: positions of several rows."""
+        if any(len(a.question.begin) > 1 for a in self._running):
+            return None
+        return recorder.hidden(
+            [(a.question.read, a.own) for a in self._running],
+            [a.tokens[-1] for a in self._running],
+            [a.question.begin[0] + a.own.length - 1 for a in self._running],
+        )
+
+    def _positions(self, fresh: Sequence[_Question]) -> Tensor:
+        """(1, N), or (R, 1, N) for a model with several rows."""
+        newest = [[p + a.own.length - 1 for p in a.question.begin] for a in self._running]
+        running = [torch.tensor(newest).T] if newest else []
+        rows = torch.cat([*running, *(question.positions() for question in fresh)], 1).to(self._device)
+        return rows if len(rows) == 1 else rows[:, None]
+
+    def _append(self, answers: Sequence[_Answer], hidden: Tensor, which: list[int]) -> None:
+        """Draws a token for each answer from the row of `hidden` that predicts it, and lets the finished go."""
+        logits = self._logits(hidden)
+        if self._model.cap is not None:
+            logits = self._model.cap * torch.tanh(logits / self._model.cap)
+        if self._model.never:
+            logits[:, self._model.never] = -math.inf
+        if self._sampling.temperature and (
+            self._sampling.first_token_temperature or self._sampling.first_token_top_k
+        ):
+            first = sorted({row for a, row in zip(answers, which, strict=True) if not a.tokens})
+            logits[first] = _sharpened_first(logits[first], self._sampling)
+        keys = sent([a.stream for a in answers], self._device)
+        counters = sent([len(a.tokens) for a in answers], self._device)
+        rows = None if which == list(range(len(logits))) else sent(which, self._device)
+        tokens, logprobs = draw(logits, rows, uniforms(keys, counters), self._sampling)
+        # Fetched together: a device is waited for once for each token.
+        found = torch.stack([tokens.double(), logprobs.double()]).tolist()
+        for answer, token, logprob in zip(answers, map(int, found[0]), found[1], strict=True):
+            answer.tokens.append(token)
+            answer.logprobs.append(logprob)
+            answer.finish = self._finish(answer)
+        self.tokens += len(answers)
+        self._running = [a for a in answers if a.finish is None]
+        self._free([a for a in answers if a.finish is not None])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) in float32, or float64; where the device can, never rounded to bfloat16: those the trainer finds."""
+        head = self._head
+        if not multiplies_widely(hidden, head.weight):
+            logits: Tensor = head(hidden)
+            return logits if logits.dtype == torch.float64 else logits.float()
+        logits = wide_product(hidden, head.weight.t())
+        return logits if head.bias is None else logits.add_(head.bias)
+
+    def _finish(self, answer: _Answer) -> Finish | None:
+        tokens = answer.tokens
+        if tokens[-1] in self._stop_ids or (self._stop and self._ends_with_stop(tokens[answer.since :])):
+            return "stop"
+        return "length" if len(tokens) >= answer.most else None
+
+    def _ends_with_stop(self, tokens: Sequence[int]) -> bool:
+        """Whether a stop text lies in the end of the answer; earlier it would have ended it earlier.
+
+        Only a tail is decoded, long enough for the longest stop text and a few characters that its cut may mangle.
+        """
+        needed = max(map(len, self._stop)) + 8
+        count = needed
+        text = self._model.decode(tokens[-count:])
+        while len(text) < needed and count < len(tokens):
+            count *= 2
+            text = self._model.decode(tokens[-count:])
+        return any(stop in text for stop in self._stop)
+
+    def _free(self, done: Sequence[_Answer]) -> None:
+        for answer in done:
+            answer.question.running -= 1
+        self.finished += len(done)
+        self._cache.answers.give_back(page for a in done for page in a.own.pages)
+        over = {a.question: None for a in done if not a.question.running and not a.question.waiting}
+        self._cache.prompts.give_back(page for question in over for page in question.read.pages)
+
+
+def _numbers(prompt: Prompt, sampling: Sampling) -> list[int]:
+    """Indices of the samples still to generate for a prompt, in reverse order."""
+    return list(range(sampling.n if prompt.continuation is None else 1))[::-1]
+
+
+def _names(fresh: Sequence[_Question]) -> set[str]:
+    return {name for question in fresh for name in question.prompt.media}
+
+
+def _sharpened_first(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Rows that predict first tokens; `draw` divides all rows by the common temperature."""
+    if sampling.first_token_temperature:
+        logits = logits * (sampling.temperature / sampling.first_token_temperature)
+    if 0 < sampling.first_token_top_k < logits.shape[-1]:
+        least = logits.topk(sampling.first_token_top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return logits
