@@ -181,18 +181,13 @@ def test_the_name_of_an_engine_is_seen_in_code_and_not_in_a_docstring(tmp_path: 
     assert parts_named(file) == {"native", "vllm", "fsdp"}
 
 
-LONG_FILES: set[str] = {"engines/native.py"}
-LONG_FUNCTIONS: set[str] = {"algorithms/algorithm.py:build"}
-"""What is still too long: these lists only get shorter."""
-
-
 def test_no_file_has_more_than_400_lines() -> None:
     long = {
         str(p.relative_to(PACKAGE))
         for p in PACKAGE.rglob("*.py")
         if len(p.read_text(encoding="utf-8").splitlines()) > 400
     }
-    assert long == LONG_FILES
+    assert not long
 
 
 def test_no_function_has_more_than_60_lines() -> None:
@@ -203,7 +198,7 @@ def test_no_function_has_more_than_60_lines() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno + 1 > 60
     }
-    assert long == LONG_FUNCTIONS
+    assert not long
 
 
 LEANING = re.compile(r"(Of|That|Those|Its|Which|Who|What is new|See [A-Z`])\b|See `")

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightrft.algorithms.advantages import ADVANTAGES, whiten
+from lightrft.algorithms.advantages import ADVANTAGES, Advantage, whiten
 from lightrft.algorithms.correction import importance
 from lightrft.algorithms.kl import adaptive_kl
-from lightrft.algorithms.losses import LOSSES, add_regularisers
+from lightrft.algorithms.losses import LOSSES, PolicyLoss, add_regularisers
 from lightrft.algorithms.selection import (
     GROUP_FILTERS,
     RESPONSE_FILTERS,
@@ -141,41 +141,10 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
             "algorithm.kl=k1 with algorithm.kl_in=loss: its gradient is 0 on average, so it would add "
             "noise and no pull towards the reference. Set algorithm.kl=k3 or k2, or algorithm.kl_in=reward."
         )
-    advantage = _Role(
-        "advantage", config.advantage, resolve(ADVANTAGES, config.advantage, "advantage"), ("batch", "algo")
-    )
-    loss = _Role("loss", config.loss, resolve(LOSSES, config.loss, "loss"), ("new", "batch", "algo"))
-    keep = _Role(
-        "group_filter",
-        config.group_filter,
-        resolve(GROUP_FILTERS, config.group_filter, "group_filter"),
-        ("group",),
-    )
-    choose = _Role(
-        "response_filter",
-        config.response_filter,
-        resolve(RESPONSE_FILTERS, config.response_filter, "response_filter"),
-        ("group", "draw"),
-    )
-    roles = (advantage, loss, keep, choose)
-    _refuse_unused(config.options, roles)
-    options = {role.kind: role.take(config.options) for role in roles}
-
-    def bound_advantage(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-        result = advantage.function(batch, algo, **options["advantage"])
-        if not (isinstance(result, tuple) and len(result) == 2 and all(_is_column(x, batch) for x in result)):
-            raise ValueError(
-                f"{advantage} must return two tensors of shape ({batch.num_tokens},): advantages and returns."
-            )
-        return result
-
-    def bound_loss(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
-        result = loss.function(new, batch, algo, **options["loss"])
-        if not (isinstance(result, Terms) and _is_column(result.loss, batch)):
-            raise ValueError(
-                f"{loss} must return Terms with a loss of shape ({batch.num_tokens},), not averaged."
-            )
-        return result
+    roles = _roles(config, resolve)
+    _refuse_unused(config.options, tuple(roles.values()))
+    options = {kind: role.take(config.options) for kind, role in roles.items()}
+    keep, choose = roles["group_filter"], roles["response_filter"]
 
     def bound_group_filter(group: Any) -> bool:
         return bool(keep.function(group, **options["group_filter"]))
@@ -184,18 +153,61 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         return list(choose.function(group, draw, **options["response_filter"]))
 
     needs_critic, needs_baseline = (
-        bool(getattr(advantage.function, name, False)) for name in ("needs_values", "needs_baseline")
+        bool(getattr(roles["advantage"].function, name, False)) for name in ("needs_values", "needs_baseline")
     )
     return Algorithm(
         config,
-        bound_advantage,
-        bound_loss,
+        _bound_advantage(roles["advantage"], options["advantage"]),
+        _bound_loss(roles["loss"], options["loss"]),
         bound_group_filter,
         bound_response_filter,
         needs_critic,
         needs_baseline,
-        {role.kind: role.function for role in roles},
+        {kind: role.function for kind, role in roles.items()},
     )
+
+
+def _roles(config: AlgorithmConfig, resolve: Resolve) -> dict[str, _Role]:
+    """The functions that settings choose, by the name of the setting."""
+    kinds: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
+        "advantage": (ADVANTAGES, ("batch", "algo")),
+        "loss": (LOSSES, ("new", "batch", "algo")),
+        "group_filter": (GROUP_FILTERS, ("group",)),
+        "response_filter": (RESPONSE_FILTERS, ("group", "draw")),
+    }
+    chosen = {kind: getattr(config, kind) for kind in kinds}
+    return {
+        kind: _Role(kind, chosen[kind], resolve(known, chosen[kind], kind), given)
+        for kind, (known, given) in kinds.items()
+    }
+
+
+def _bound_advantage(advantage: _Role, options: dict[str, Any]) -> Advantage:
+    """The advantage with its options; what it returns is looked at."""
+
+    def bound(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+        result = advantage.function(batch, algo, **options)
+        if not (isinstance(result, tuple) and len(result) == 2 and all(_is_column(x, batch) for x in result)):
+            raise ValueError(
+                f"{advantage} must return two tensors of shape ({batch.num_tokens},): advantages and returns."
+            )
+        return result
+
+    return bound
+
+
+def _bound_loss(loss: _Role, options: dict[str, Any]) -> PolicyLoss:
+    """The loss with its options; what it returns is looked at."""
+
+    def bound(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+        result = loss.function(new, batch, algo, **options)
+        if not (isinstance(result, Terms) and _is_column(result.loss, batch)):
+            raise ValueError(
+                f"{loss} must return Terms with a loss of shape ({batch.num_tokens},), not averaged."
+            )
+        return result
+
+    return bound
 
 
 def _is_column(value: object, batch: Batch) -> bool:
