@@ -6,12 +6,14 @@ import time
 import pytest
 import torch
 
+from lightrft.algorithms.requirements import build_for
 from lightrft.build.rl import build_run
 from lightrft.config import Config, layers
 from lightrft.engines.base import EngineDiedError, EngineError
 from lightrft.engines.native import native_engine
 from lightrft.trainer.rl import RLTrainer
 from lightrft.trainer.supply import Ahead
+from lightrft.utils.imports import resolve
 from tests.e2e.runs import PLAIN
 
 SMALL = [
@@ -281,7 +283,8 @@ def test_an_engine_without_logprobs_is_told_so_at_its_first_answers(tmp_path):
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(flags, told, capsys):
-    with pytest.raises(SystemExit):
-        layers.load([*SMALL, *flags], Config)
-    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    """By the settings themselves, or by what the chosen functions say of them; both before weights load."""
+    with pytest.raises((SystemExit, ValueError)) as refusal:
+        build_for(layers.load([*SMALL, *flags], Config), resolve)
+    shown = " ".join(f"{refusal.value} {capsys.readouterr().err}".replace("│", " ").split())
     assert told in shown

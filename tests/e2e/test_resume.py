@@ -210,7 +210,7 @@ def test_settings_given_at_a_resume_stay_for_the_next_one(lightrft, tmp_path):
 
 
 def test_resuming_what_is_no_run_names_the_folder(lightrft):
-    assert "no run folder" in lightrft("train", "--resume", "nowhere", status=2)
+    assert "is not a run folder" in lightrft("train", "--resume", "nowhere", status=2)
 
 
 def test_resuming_with_other_data_is_refused(lightrft, tmp_path):

@@ -44,9 +44,10 @@ def test_one_command_writes_one_file_with_what_each_part_found(tmp_path):
     out = tmp_path / "there" / "found.json"
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     found = json.loads(out.read_text())
-    assert found["work"] == {**SIZES, "record": False}
+    assert found["work"] == {**SIZES, "record": True}
     assert found["machine"]["torch"]
-    assert list(found["parts"]) == ["step tiny"]
+    assert list(found["parts"]) == ["nccl", "step tiny"]
+    assert "skipped" in found["parts"]["nccl"]  # two devices are not there
     step = found["parts"]["step tiny"]
     assert step["seconds"].keys() == {"rollout", "score", "train"} == step["planned_gib"].keys()
     assert min(step["share_of_matrix_rate"].values()) > 0

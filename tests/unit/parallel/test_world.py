@@ -81,6 +81,7 @@ def test_two_ranks_agree_on_sums_maxima_and_means(tmp_path):
     assert one["means"] == {"x": 2 / 3, "x/max": 5}
     # A prompt of 2 with answers of 1 and 3 on one rank (6 read), with 2 and 3 on the other (7 read); 17 tokens of a rectangle of 4 x 5.
     assert one["layout"] == {
+        "counts/tokens_read": 13,
         "update/token_budget_used": 13 / 20,
         "update/padding_avoided": (20 - 17) / 20,
         "update/rank_balance": 6.5 / 7,
