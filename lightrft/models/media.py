@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightrft.config import MediaConfig
 from lightrft.media.parts import KINDS, Clip, Media, MediaError, parts, read_media
-from lightrft.models.families import has_position_rows, position_rows, sees_both_ways, stored_media
+from lightrft.models.families import has_position_rows, placeholders, position_rows, sees_both_ways, stored_media
 from lightrft.models.logprobs import backbone
 from lightrft.types import Message
 
@@ -120,13 +120,20 @@ class MediaEncoder:
                     )
 
     def _check_seen(self, token_ids: Sequence[int], messages: Sequence[Message]) -> None:
-        """MediaError for media of a kind that gave fewer tokens than there are of them: too small or too short to be seen."""
+        """MediaError for media of a kind that gave fewer tokens than there are of them: too small or too short to be seen.
+
+        A processor may lay a clip out as pictures (InternVL, SmolVLM): the model fills no token of clips then, and only all
+        kinds together are counted."""
+        filled = placeholders(self._shapes.config)
         kinds = [kind for kind, _ in parts(messages)]
-        for kind, (_, token) in self.marks().items():
-            if token_ids.count(token) < kinds.count(kind):
-                raise MediaError(
-                    f"its media of the kind {kind} are too short or too small: the model makes no token of them."
-                )
+        own = {kind: token for kind, (_, token) in self.marks().items() if token in filled}
+        unseen = {kind for kind, token in own.items() if token_ids.count(token) < kinds.count(kind)}
+        if sum(token_ids.count(token) for token in filled) < len(kinds):
+            unseen |= set(kinds)
+        if unseen:
+            raise MediaError(
+                f"its media of the kind {' and '.join(sorted(unseen))} are too short or too small: the model makes no token of them."
+            )
 
     def text_positions(self, token_ids: Sequence[int]) -> Tensor | None:
         """Position rows of a question without media, for models that have several."""
