@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightrft.engines.cache import Cache, Decoding, Reading, Stretch, Table, table
+from lightrft.engines.paged_attention import Decoding, Reading, Table, table
+from lightrft.engines.pages import Cache, Stretch
 from lightrft.utils.device import recorded, recording_pool
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tensor sizes that a CUDA graph was captured for. Letters as in cache.py."""
+    """Tensor sizes that a CUDA graph was captured for. Letters as in paged_attention.py."""
 
     answers: int
     shared_pages: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lightrft.config import RolloutConfig
-from lightrft.engines.cache import ANSWER_PAGE, PROMPT_PAGE
+from lightrft.engines.pages import ANSWER_PAGE, PROMPT_PAGE
 from lightrft.strategy.footprint import EXACT
 
 

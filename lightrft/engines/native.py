@@ -1,6 +1,6 @@
 """Generation with the actor's own module: weights are shared, so syncing them costs nothing.
 
-Which answers run when is scheduler.py's; what they attend to is cache.py's.
+Which answers run when is scheduler.py's; what they attend to is paged_attention.py's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig, RolloutConfig
 from lightrft.engines.base import NONE, Engine, Progress
-from lightrft.engines.cache import Cache
 from lightrft.engines.cuda_graphs import captures
 from lightrft.engines.packed_linear import fast
+from lightrft.engines.pages import Cache
 from lightrft.engines.scheduler import Decode, SampledModel, Scheduler
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import placeholders

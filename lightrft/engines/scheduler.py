@@ -1,7 +1,7 @@
 """Continuous batching of the native engine: which answers run when, and one token more for each.
 
 One pass of the model takes the newest token of every running answer and, behind them in the same row, whole prompts
-that enter. A prompt is read once for all its answers. See cache.py for what they attend to.
+that enter. A prompt is read once for all its answers. See paged_attention.py for what they attend to.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig
-from lightrft.engines.cache import Cache, Step, Stretch
 from lightrft.engines.cuda_graphs import GraphRunner
+from lightrft.engines.paged_attention import Step
+from lightrft.engines.pages import Cache, Stretch
 from lightrft.engines.sampling import draw, stream, uniforms
 from lightrft.models.families import forward_media, joined, seen_both_ways
 from lightrft.models.logprobs import backbone, output_head

@@ -159,7 +159,9 @@ class _Stretches(torch.autograd.Function):
     ) -> Tensor:
         length, heads = query.shape[2], query.shape[1]
         out = query.new_empty(1, length, heads, query.shape[-1]).transpose(1, 2)
-        total = torch.empty(1, length, heads, dtype=_accumulate(query), device=query.device).transpose(1, 2)
+        total = torch.empty(1, length, heads, dtype=accumulation_type(query), device=query.device).transpose(
+            1, 2
+        )
         for (a, b), responses in layout.groups:
             k, v = key[:, :, a:b], value[:, :, a:b]
             out[:, :, a:b], total[:, :, a:b] = _flash(query[:, :, a:b], k, v, 0.0, True, scale=scaling)
@@ -209,7 +211,8 @@ def _extent(responses: Sequence[Span]) -> Span:
     return (responses[0][0], responses[-1][1]) if responses else (0, 0)
 
 
-def _accumulate(tensor: Tensor) -> torch.dtype:
+def accumulation_type(tensor: Tensor) -> torch.dtype:
+    """The type that scores are kept and added up in: float64 for float64, float32 for all narrower ones."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.config import NativeEngineConfig
-from lightrft.engines import cache, scheduler
 from lightrft.engines import cuda_graphs as recordings
+from lightrft.engines import pages, scheduler
 from lightrft.engines.cuda_graphs import GraphRunner, Sizes
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
@@ -76,7 +76,7 @@ def taping():
 
 
 def taken_over(longer):
-    """Of cache.py: what a larger tensor replaces is soon another's memory."""
+    """Of pages.py: what a larger tensor replaces is soon another's memory."""
 
     def longer_and_gone(tensor, size):
         out = longer(tensor, size)
@@ -116,7 +116,7 @@ def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, leng
     monkeypatch.setattr(scheduler, "GraphRunner", Counted)
     if repeated:
         monkeypatch.setattr(recordings, "recorded", taping())
-        monkeypatch.setattr(cache, "_longer", taken_over(cache._longer))
+        monkeypatch.setattr(pages, "_longer", taken_over(pages._longer))
     padded = said(NativeEngineConfig(max_sequences=most))
     assert sum(made) > 50
     assert [a.token_ids for a in padded] == [a.token_ids for a in plain]

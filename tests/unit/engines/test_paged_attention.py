@@ -7,7 +7,8 @@ import random
 import torch
 from torch.testing import assert_close
 
-from lightrft.engines.cache import Cache, Page, Pool, Step, Stretch
+from lightrft.engines.paged_attention import Step
+from lightrft.engines.pages import Cache, Page, Pool, Stretch
 
 
 class Layer:

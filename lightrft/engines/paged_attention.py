@@ -1,186 +1,27 @@
-"""Keys and values of what has been read, in pages, and the attention that reads them.
+"""The attention of new tokens over the pages of a cache.
 
-A prompt's pages are shared by all its answers: the newest tokens of all siblings meet a page in one matrix product.
-An answer's own tokens lie in pages of their own. What an answer sees in its pages is joined exactly: if page j gives
-o_j = softmax(s_j) v_j for scores s_j, then out = sum_j o_j exp(l_j - l), l_j = logsumexp(s_j), l = logsumexp(l_j).
+The newest tokens of all siblings meet a shared page in one matrix product. What a response sees in its pages is joined exactly: if
+page j gives o_j = softmax(s_j) v_j for scores s_j, then out = sum_j o_j exp(l_j - l), l_j = logsumexp(s_j), l = logsumexp(l_j).
 
-Letters: A answers, each with one new token; U pages of a pool; C tokens of a page; W answers that read one page
-(1, or the most siblings); J pages that one answer reads; Hq and Hkv heads, G = Hq / Hkv; D size of a head.
+Letters: A responses, each with one new token; U pages of a pool; C tokens of a page; W responses that read one page
+(1, or the most siblings); J pages that one response reads; Hq and Hkv heads, G = Hq / Hkv; D size of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightrft.models.attention import SharedPrompts
+from lightrft.engines.pages import Pool, Stretch
+from lightrft.models.attention import SharedPrompts, accumulation_type
 
 _HIDDEN = -1e30
 """Added to a score that must not count. Finite, so that a page hidden as a whole does not turn into NaN."""
-
-
-@dataclass(eq=False, slots=True)
-class Page:
-    """A place for C tokens; its index changes when the pool closes a gap."""
-
-    index: int
-
-
-PROMPT_PAGE, ANSWER_PAGE = 64, 32
-"""Tokens of a page of the cache."""
-
-
-class Pool:
-    """Pages, the live ones always in front and without gaps; for each layer one tensor of keys and one of values.
-
-    Keys are kept already multiplied by the attention's scaling, and in float32 even for a bfloat16 model, so that
-    scores are never rounded to 8 bits.
-    """
-
-    def __init__(self, size: int) -> None:
-        """`size`: tokens of a page."""
-        self.size = size
-        self._live: list[Page] = []
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.moves = 0
-        """How often a layer got other tensors for more room; what holds on to the old ones reads and writes another's memory."""
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def take(self) -> Page:
-        """A page; what it held before is still there, and finite."""
-        page = Page(len(self._live))
-        self._live.append(page)
-        return page
-
-    def give_back(self, pages: Iterable[Page]) -> None:
-        """Frees pages; the last live ones move into the gaps."""
-        freed = {page.index for page in pages}
-        count = len(self._live) - len(freed)
-        gaps = sorted(index for index in freed if index < count)
-        movers = [page for page in self._live[count:] if page.index not in freed]
-        source = [page.index for page in movers]
-        for gap, page in zip(gaps, movers, strict=True):
-            page.index = gap
-            self._live[gap] = page
-        del self._live[count:]
-        if movers:
-            for tensor in (t for pair in self._layers.values() for t in pair):
-                tensor[gaps] = tensor[source]
-
-    def write(self, layer: int, places: Sequence[Tensor], key: Tensor, value: Tensor, scaling: float) -> None:
-        """Token i, key and value (N, Hkv, D), goes to `offset[i]` of page `page[i]`; `places` is (page, offset)."""
-        keys, values = self._room(layer, key, value)
-        page, offset = places
-        keys[page, :, offset] = key.to(keys.dtype) * scaling
-        values[page, :, offset] = value
-
-    def read(self, layer: int, pages: int | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values of the live pages, or of the first so many, (U, Hkv, C, D)."""
-        keys, values = self._layers[layer]
-        count = len(self) if pages is None else pages
-        return keys[:count], values[:count]
-
-    def reserve(self, pages: int) -> None:
-        """Room for so many pages in the layers there are."""
-        for layer in self._layers:
-            self._grow(layer, pages)
-
-    def _room(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if layer in self._layers:
-            self._grow(layer, len(self))
-        else:
-            self._layers[layer] = (
-                key.new_zeros(len(self), key.shape[1], self.size, key.shape[2], dtype=_accumulate(key)),
-                value.new_zeros(len(self), value.shape[1], self.size, value.shape[2]),
-            )
-        return self._layers[layer]
-
-    def _grow(self, layer: int, pages: int) -> None:
-        keys, values = self._layers[layer]
-        if keys.shape[0] < pages:
-            size = max(pages, keys.shape[0] * 3 // 2)
-            self._layers[layer] = _longer(keys, size), _longer(values, size)
-            self.moves += 1
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no layer has written to it yet."""
-        return not self._layers
-
-    def clear(self) -> None:
-        """Frees all pages and keeps the memory."""
-        self._live.clear()
-
-    def release(self) -> None:
-        """Frees all pages and the memory."""
-        self.clear()
-        self._layers.clear()
-
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(t.numel() * t.element_size() for pair in self._layers.values() for t in pair)
-
-
-@dataclass
-class Cache:
-    """The pools of an engine, a resident of the rollout phase.
-
-    Pages are always read whole: measured on a CPU, batches of small products over parts of pages take twice as long.
-    """
-
-    prompts: Pool = field(default_factory=lambda: Pool(PROMPT_PAGE))
-    answers: Pool = field(default_factory=lambda: Pool(ANSWER_PAGE))
-
-    def onload(self) -> None:
-        """Nothing: memory is taken as tokens come."""
-
-    def offload(self) -> None:
-        """Gives all memory back."""
-        self.prompts.release()
-        self.answers.release()
-
-    def clear(self) -> None:
-        """Forgets everything and keeps the memory for the next call."""
-        self.prompts.clear()
-        self.answers.clear()
-
-    def nbytes(self) -> int:
-        """Bytes held now."""
-        return self.prompts.nbytes() + self.answers.nbytes()
-
-
-@dataclass(eq=False, slots=True)
-class Stretch:
-    """Consecutive tokens of one sequence, and the pages that hold their keys and values."""
-
-    pool: Pool
-    start: int
-    """Position of the first one."""
-    length: int = 0
-    pages: list[Page] = field(default_factory=list)
-
-    def extend(self, count: int) -> None:
-        """Makes room for `count` more tokens."""
-        self.length += count
-        while len(self.pages) * self.pool.size < self.length:
-            self.pages.append(self.pool.take())
-
-    @property
-    def end(self) -> int:
-        """Position after the last one."""
-        return self.start + self.length
-
-    @property
-    def newest(self) -> tuple[int, int]:
-        """Page and offset of the last one."""
-        return self.pages[-1].index, (self.length - 1) % self.pool.size
 
 
 class Decoding:
@@ -206,7 +47,7 @@ class Decoding:
 
     def _decode(self, layer: int, query: Tensor, key_heads: int, window: int | None) -> Tensor:
         """(1, A, Hq, D) from query (A, Hq, D)."""
-        q = query.to(_accumulate(query)).unflatten(1, (key_heads, -1))
+        q = query.to(accumulation_type(query)).unflatten(1, (key_heads, -1))
         (shared_total, shared), (own_total, own) = (
             r.attend(layer, q, window) for r in (self._shared, self._own)
         )
@@ -370,13 +211,3 @@ class Reading:
                 seen = seen & (self._starts[:, None, None] + column > oldest)[:, None, :, None]
             self._masks[window] = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, _HIDDEN)
         return self._masks[window]
-
-
-def _longer(tensor: Tensor, size: int) -> Tensor:
-    out = tensor.new_zeros(size, *tensor.shape[1:])
-    out[: len(tensor)] = tensor
-    return out
-
-
-def _accumulate(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
