@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import at_least, refuse_idle
+from lightrft.config.checks import refuse_idle
+from lightrft.config.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +80,11 @@ class AlgorithmConfig:
     your own function's), checked against its signature at start-up."""
 
     def __post_init__(self) -> None:
-        if len(self.clip) != 2 or min(self.clip) < 0:
+        check_ranges("algorithm", self)
+        if len(self.clip) != 2:
             raise ValueError(
-                f"algorithm.clip={self.clip}: give two numbers >= 0, below and above, e.g. [0.2, 0.28]."
+                f"algorithm.clip={self.clip}: give two numbers, below and above, e.g. [0.2, 0.28]."
             )
-        if not 0 < self.high_entropy_fraction <= 1:
-            raise ValueError(
-                f"algorithm.high_entropy_fraction={self.high_entropy_fraction}: a share above 0 and at most 1, e.g. 0.2."
-            )
-        if self.mismatch_limit <= 1:
-            raise ValueError(
-                f"algorithm.mismatch_limit={self.mismatch_limit}: the weight of a token both agree about is 1, so set it above 1, e.g. 2."
-            )
-        at_least(
-            0,
-            "algorithm",
-            overlong_buffer=self.overlong_buffer,
-            reference_update_steps=self.reference_update_steps,
-        )
-        self._check_reference()
-        for name, number in (("gamma", self.gamma), ("gae_lambda", self.gae_lambda)):
-            if not 0 <= number <= 1:
-                raise ValueError(f"algorithm.{name}={number}: must lie between 0 and 1.")
         self._refuse_idle()
 
     def _refuse_idle(self) -> None:
@@ -136,14 +120,3 @@ class AlgorithmConfig:
             if off:
                 reason = f"algorithm.{because}={getattr(self, because)}"
                 refuse_idle("algorithm", self, names, because=reason, cure=f"set algorithm.{cure}")
-
-    def _check_reference(self) -> None:
-        if self.kl_target < 0 or self.kl_gain <= 0:
-            raise ValueError(
-                f"algorithm.kl_target={self.kl_target}, kl_gain={self.kl_gain}: the target must be at least 0 (0: fixed "
-                "kl_coefficient), the gain above 0, e.g. 0.1."
-            )
-        if not 0 < self.reference_update_rate <= 1:
-            raise ValueError(
-                f"algorithm.reference_update_rate={self.reference_update_rate}: a share above 0 and at most 1 (1: becomes the policy)."
-            )

@@ -1,4 +1,4 @@
-"""Checks that sections share: options of something that is off, and numbers that are too small."""
+"""Checks that sections share: options of something that is off."""
 
 from __future__ import annotations
 
@@ -17,11 +17,3 @@ def refuse_idle(section: str, options: Any, names: Sequence[str] = (), *, becaus
                 ("", "Leave it out") if is_dataclass(value) else (f"={value}", f"Set it to {default!r}")
             )
             raise ValueError(f"{section}.{f.name}{told} has no effect with {because}. {back}, or {cure}.")
-
-
-def at_least(minimum: int, section: str, **options: int) -> None:
-    """Raises ValueError for the first option below the minimum."""
-    for name, value in options.items():
-        if value < minimum:
-            where = f"{section}.{name}" if section else name
-            raise ValueError(f"{where}={value}: must be at least {minimum}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightrft.config.ranges import check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
@@ -43,3 +45,6 @@ class TaskConfig:
     """Longest prompt, in tokens."""
     train_limit: int = 0
     """Use only the first so many training rows; 0: all."""
+
+    def __post_init__(self) -> None:
+        check_ranges("tasks", self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import at_least
+from lightrft.config.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class NativeEngineConfig:
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Record what a CUDA device does in a decoding pass and repeat it (CUDA graphs), four times as fast for small models. auto: where
     device and model allow it; on: refuse models that do not; off: never."""
+
+    def __post_init__(self) -> None:
+        check_ranges("rollout.native", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +57,7 @@ class VllmConfig:
         return self.max_model_len
 
     def __post_init__(self) -> None:
-        at_least(
-            1, "rollout.vllm", max_num_seqs=self.max_num_seqs, tensor_parallel_size=self.tensor_parallel_size
-        )
-        at_least(0, "rollout.vllm", max_model_len=self.max_model_len)
-        if not 0 < self.gpu_memory_utilization <= 1 or self.cache_gib <= 0:
-            raise ValueError(
-                f"rollout.vllm.gpu_memory_utilization={self.gpu_memory_utilization}, cache_gib={self.cache_gib}: need 0 < gpu_memory_utilization <= 1 and "
-                "cache_gib above 0."
-            )
+        check_ranges("rollout.vllm", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +83,7 @@ class ServerConfig:
     """Environment variable that holds the servers' key (vLLM's --api-key); empty: none."""
 
     def __post_init__(self) -> None:
-        at_least(0, "rollout.server", retries=self.retries)
-        at_least(1, "rollout.server", requests=self.requests, bucket_mib=self.bucket_mib)
-        if min(self.wait_seconds, self.timeout_seconds) <= 0:
-            raise ValueError(
-                f"rollout.server.wait_seconds={self.wait_seconds:g}, timeout_seconds={self.timeout_seconds:g}: must be above 0."
-            )
+        check_ranges("rollout.server", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +113,7 @@ class SglangConfig:
         return self.context_length
 
     def __post_init__(self) -> None:
-        at_least(
-            1, "rollout.sglang", max_running_requests=self.max_running_requests, max_total_tokens=self.max_total_tokens, bucket_mib=self.bucket_mib
-        )  # fmt: skip
-        at_least(0, "rollout.sglang", context_length=self.context_length)
-        if self.start_seconds <= 0:
-            raise ValueError(f"rollout.sglang.start_seconds={self.start_seconds:g}: must be above 0.")
-        if not 0 < self.mem_fraction_static <= 1:
-            raise ValueError(
-                f"rollout.sglang.mem_fraction_static={self.mem_fraction_static}: must be above 0 and at most 1."
-            )
+        check_ranges("rollout.sglang", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +137,4 @@ class LmdeployConfig:
         return self.session_len
 
     def __post_init__(self) -> None:
-        at_least(1, "rollout.lmdeploy", max_batch_size=self.max_batch_size, bucket_mib=self.bucket_mib)
-        at_least(0, "rollout.lmdeploy", session_len=self.session_len)
-        if not 0 < self.cache_max_entry_count <= 1:
-            raise ValueError(
-                f"rollout.lmdeploy.cache_max_entry_count={self.cache_max_entry_count}: must be above 0 and at most 1."
-            )
+        check_ranges("rollout.lmdeploy", self)

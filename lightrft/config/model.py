@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import at_least
+from lightrft.config.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,9 @@ class LoraConfig:
     """Scale: the adapter's output is multiplied by alpha / rank."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers to adapt, or all-linear."""
+
+    def __post_init__(self) -> None:
+        check_ranges("model.lora", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +63,7 @@ class MediaConfig:
     """Longest sound; a longer one counts as a bad record (tasks.on_bad_record). 0: any."""
 
     def __post_init__(self) -> None:
-        at_least(0, "media", max_pixels=self.max_pixels)
-        at_least(1, "media", max_frames=self.max_frames)
-        if self.fps <= 0 or self.max_seconds < 0:
-            raise ValueError(
-                f"media.fps={self.fps}, max_seconds={self.max_seconds}: fps must be above 0, max_seconds at least 0."
-            )
+        check_ranges("media", self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import at_least
+from lightrft.config.ranges import check_ranges
 
 POLICY = "policy"
 """judge.path: the policy judges itself."""
@@ -29,6 +29,9 @@ class RewardConfig:
     normalise: Literal["none", "scale", "shift_and_scale"] = "none"
     """Divide rewards by the deviation of all rewards of their task so far in the run, on all ranks; or subtract the mean first."""
 
+    def __post_init__(self) -> None:
+        check_ranges("rewards", self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintConfig:
@@ -46,10 +49,10 @@ class ConstraintConfig:
     """Upper bound of the multiplier."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.multiplier <= self.max_multiplier or self.learning_rate < 0:
+        check_ranges("constraint", self)
+        if self.multiplier > self.max_multiplier:
             raise ValueError(
-                f"constraint.multiplier={self.multiplier}, max_multiplier={self.max_multiplier}, learning_rate={self.learning_rate}: "
-                "need 0 <= multiplier <= max_multiplier and learning_rate >= 0."
+                f"constraint.multiplier={self.multiplier} is above constraint.max_multiplier={self.max_multiplier}. Lower it, or raise the bound."
             )
 
 
@@ -83,15 +86,12 @@ class JudgeConfig:
     """Maximum tokens of a reply."""
 
     def __post_init__(self) -> None:
-        at_least(1, "judge", samples=self.samples, max_tokens=self.max_tokens)
-        at_least(0, "judge", max_length=self.max_length)
+        check_ranges("judge", self)
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
                 f"judge.samples={self.samples} with judge.temperature=0 gives the same reply {self.samples} times. Set "
                 "judge.temperature, e.g. 0.7."
             )
-        if not self.max_score > 0:
-            raise ValueError(f"judge.max_score={self.max_score:g}: must be above 0.")
         try:
             groups = re.compile(self.score_pattern).groups
         except re.error as error:
@@ -124,5 +124,4 @@ class RewardModelConfig:
     """Most tokens computed at once; a longer conversation goes alone."""
 
     def __post_init__(self) -> None:
-        at_least(0, "reward_model", output_index=self.output_index, max_length=self.max_length)
-        at_least(1, "reward_model", tokens_per_micro_batch=self.tokens_per_micro_batch)
+        check_ranges("reward_model", self)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightrft.config.algorithm import AlgorithmConfig
-from lightrft.config.checks import at_least, refuse_idle
+from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig, TeacherConfig
+from lightrft.config.ranges import check_ranges
 from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
 from lightrft.config.strategy import StrategyConfig
@@ -57,7 +58,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        at_least(1, "", steps=self.steps)
+        check_ranges("", self)
         self._refuse_idle()
         if self.critic.warmup_steps >= self.steps:
             raise ValueError(

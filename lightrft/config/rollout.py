@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import at_least, refuse_idle
+from lightrft.config.checks import refuse_idle
 from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
+from lightrft.config.ranges import check_ranges
 
 EngineSection = NativeEngineConfig | VllmConfig | ServerConfig | SglangConfig | LmdeployConfig
 
@@ -56,34 +57,12 @@ class RolloutConfig:
     lmdeploy: LmdeployConfig = field(default_factory=LmdeployConfig)
 
     def __post_init__(self) -> None:
+        check_ranges("rollout", self)
+        if "" in self.stop:
+            raise ValueError(
+                f"rollout.stop={self.stop}: an empty text would end every response at once. Leave it out."
+            )
         self._check_engine()
-        at_least(
-            0,
-            "rollout",
-            max_tokens_per_step=self.max_tokens_per_step,
-            max_engine_restarts=self.max_engine_restarts,
-        )
-        at_least(
-            1,
-            "rollout",
-            prompts_per_step=self.prompts_per_step,
-            group_size=self.group_size,
-            max_tokens=self.max_tokens,
-            max_sampling_rounds=self.max_sampling_rounds,
-        )
-        if self.temperature <= 0:
-            raise ValueError(
-                f"rollout.temperature={self.temperature}: training needs sampled answers. Set it above 0, e.g. 1.0."
-            )
-        if self.first_token_temperature < 0:
-            raise ValueError(
-                f"rollout.first_token_temperature={self.first_token_temperature}: must be above 0, e.g. 10, or 0 for rollout.temperature."
-            )
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or min(self.top_k, self.first_token_top_k) < 0:
-            raise ValueError(
-                f"rollout.top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, first_token_top_k={self.first_token_top_k}: need "
-                "0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0 and first_token_top_k >= 0."
-            )
 
     @property
     def sections(self) -> dict[str, EngineSection]:
@@ -127,5 +106,4 @@ class ReplayConfig:
     """Steps after which a response is not used any more."""
 
     def __post_init__(self) -> None:
-        at_least(0, "replay", groups_per_step=self.groups_per_step)
-        at_least(1, "replay", max_age=self.max_age)
+        check_ranges("replay", self)

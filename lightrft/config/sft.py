@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import at_least, refuse_idle
+from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig
+from lightrft.config.ranges import check_ranges
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
 
@@ -27,7 +28,7 @@ class HeldOutConfig:
     """Most conversations per task; 0: all."""
 
     def __post_init__(self) -> None:
-        at_least(0, "evaluate", every_steps=self.every_steps, limit=self.limit)
+        check_ranges("evaluate", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +78,7 @@ class SFTConfig:
     log: SFTLogConfig = field(default_factory=SFTLogConfig)
 
     def __post_init__(self) -> None:
-        at_least(0, "", steps=self.steps)
-        at_least(1, "", batch_size=self.batch_size, max_tokens=self.max_tokens)
-        if self.epochs <= 0:
-            raise ValueError(f"epochs={self.epochs}: must be above 0.")
+        check_ranges("sft", self)
         if self.steps and self.epochs != 1.0:
             raise ValueError(
                 f"epochs={self.epochs} has no effect with steps={self.steps}. Set steps=0, or leave epochs out."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lightrft.config.checks import at_least, refuse_idle
+from lightrft.config.checks import refuse_idle
+from lightrft.config.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class FsdpConfig:
     """Copies of the model, each sharded over as many processes (hybrid sharding), e.g. one per node."""
 
     def __post_init__(self) -> None:
-        at_least(1, "strategy.fsdp", replicas=self.replicas)
+        check_ranges("strategy.fsdp", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,7 @@ class DeepspeedConfig:
     """With zero3: maximum parameters kept unsharded at once (stage3_max_live_parameters); 0: none but those that compute."""
 
     def __post_init__(self) -> None:
-        at_least(1, "strategy.deepspeed", bucket_mib=self.bucket_mib)
-        at_least(
-            0,
-            "strategy.deepspeed",
-            param_persistence_threshold=self.param_persistence_threshold,
-            max_live_parameters=self.max_live_parameters,
-        )
+        check_ranges("strategy.deepspeed", self)
 
 
 ZERO = tuple(sorted(DeepspeedConfig.serves))
@@ -82,7 +77,7 @@ class StrategyConfig:
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
 
     def __post_init__(self) -> None:
-        at_least(1, "strategy", sequence_parallel=self.sequence_parallel)
+        check_ranges("strategy", self)
         because = f"strategy.backend={self.backend}"
         for name, section in (("deepspeed", self.deepspeed), ("fsdp", self.fsdp)):
             if self.backend not in section.serves:
@@ -91,7 +86,3 @@ class StrategyConfig:
         if self.backend != self.deepspeed.sharding:
             names, cure = self.deepspeed.of_sharding, f"set strategy.backend={self.deepspeed.sharding}"
             refuse_idle("strategy.deepspeed", self.deepspeed, names, because=because, cure=cure)
-        if self.timeout_seconds <= 0:
-            raise ValueError(
-                f"strategy.timeout_seconds={self.timeout_seconds:g}: must be above 0. Set 1800 (half an hour)."
-            )

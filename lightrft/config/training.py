@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import at_least
+from lightrft.config.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
+
+    section = "optimizer"
 
     learning_rate: float = 1e-6
     """Peak learning rate."""
@@ -32,10 +34,19 @@ class OptimizerConfig:
     """Optimizer steps in a row with a NaN or infinite loss or gradient, each skipped and counted, before the run stops."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate < 0:
-            raise ValueError(f"optimizer.learning_rate={self.learning_rate}: must be >= 0.")
+        check_ranges(self.section, self)
         if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas={self.betas}: give two numbers, e.g. [0.9, 0.999].")
+            raise ValueError(f"{self.section}.betas={self.betas}: give two numbers, e.g. [0.9, 0.999].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticOptimizerConfig(OptimizerConfig):
+    """AdamW of the critic and its schedule."""
+
+    section = "critic.optimizer"
+
+    learning_rate: float = 1e-5
+    """Peak learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +55,7 @@ class CriticConfig:
 
     path: str = ""
     """Model it starts from, as in model.path, with a new head; empty: the model the actor starts from."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    optimizer: CriticOptimizerConfig = field(default_factory=CriticOptimizerConfig)
     """Its own optimizer."""
     value_clip: float = 0.2
     """How far a value may move from that at sampling before its gradient stops; 0: any distance."""
@@ -52,9 +63,7 @@ class CriticConfig:
     """Steps at the start of the run in which only the critic learns."""
 
     def __post_init__(self) -> None:
-        at_least(0, "critic", warmup_steps=self.warmup_steps)
-        if self.value_clip < 0:
-            raise ValueError(f"critic.value_clip={self.value_clip}: must be at least 0.")
+        check_ranges("critic", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +83,7 @@ class UpdateConfig:
     """Compute a prompt once for all responses to it. false lays it before each response; slow, for checking."""
 
     def __post_init__(self) -> None:
-        at_least(
-            1,
-            "update",
-            epochs=self.epochs,
-            num_minibatches=self.num_minibatches,
-            tokens_per_micro_batch=self.tokens_per_micro_batch,
-        )
-        at_least(0, "update", logits_per_chunk=self.logits_per_chunk)
+        check_ranges("update", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,7 @@ class CheckpointConfig:
     """Copy to host memory and write while training goes on; the next checkpoint, or the end, waits for it."""
 
     def __post_init__(self) -> None:
-        at_least(0, "checkpoint", every_steps=self.every_steps)
-        at_least(1, "checkpoint", keep_last=self.keep_last)
+        check_ranges("checkpoint", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ class EvaluateConfig:
     """k of maj@k; each at most samples."""
 
     def __post_init__(self) -> None:
+        check_ranges("evaluate", self)
         too_large = [k for k in [*self.pass_k, *self.majority_k] if k > self.samples]
         if too_large:
             raise ValueError(
@@ -153,7 +155,7 @@ class LogConfig:
     """Capture a step whose gradient norm exceeds this many times its running median; 0: never. NaN steps always are."""
 
     def __post_init__(self) -> None:
-        at_least(0, "log", trajectories_every_steps=self.trajectories_every_steps)
+        check_ranges("log", self)
         if self.capture_spikes != 0 and not self.capture_spikes > 1:
             raise ValueError(
                 f"log.capture_spikes={self.capture_spikes}: a spike is a gradient norm above its median. Set it above 1, e.g. 5, or to 0."
