@@ -19,7 +19,7 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.vote import VOTES
-from lightrft.tasks.table import Task, load_task
+from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Prompt
@@ -60,11 +60,10 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
     """The held-out questions, the same whatever the training settings, and their judge."""
-    eval_sets = []
-    for name, weight in evaluated_tasks(config).items():
-        task = load_task(name)
+    eval_sets, weights = [], evaluated_tasks(config)
+    for name, task in load_tasks(weights).items():
         prompts = prompts_of(config, task, "evaluate", processor)
-        eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weight))
+        eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weights[name]))
     rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
     # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
     return eval_sets, RewardRunner(rewards, replace(config.rewards, on_failure="drop"))
@@ -112,6 +111,12 @@ def task_rewards(config: Config, task: Task) -> dict[str, float]:
 def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> list[Prompt]:
     """The prompts of one split of a task."""
     records = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
+    strange = next((record for record in records if record.source != task.name), None)
+    if strange is not None:
+        raise ValueError(
+            f"task '{task.name}', {split}: its record {strange.id} has source='{strange.source}', by which rewards and scores are looked "
+            f"up. Load it with source='{task.name}'."
+        )
     prompts, counts = prepare(records, processor, config.tasks)
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
     return prompts

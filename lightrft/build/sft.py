@@ -21,7 +21,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.tasks.table import Split, Task, load_task
+from lightrft.tasks.table import Split, Task, load_tasks
 from lightrft.trainer.batching import Batching, dummy_answer
 from lightrft.trainer.run import Run
 from lightrft.trainer.sft import HeldOut, SFTTrainer
@@ -99,10 +99,9 @@ def build_loader(config: SFTConfig, conversations: Conversations, world: World) 
 def build_held_out(config: SFTConfig, conversations: Conversations) -> list[HeldOut]:
     """The conversations whose loss is measured and never learned from."""
     most, wanted = config.evaluate.limit or None, evaluated_tasks(config)
-    tasks = {name: load_task(name) for name in wanted}
     return [
         HeldOut(task.name, prompts_of(config, task, "evaluate", conversations)[:most], wanted[name])
-        for name, task in tasks.items()
+        for name, task in load_tasks(wanted).items()
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightrft.config import Config, SFTConfig
-from lightrft.tasks.table import Task, load_task
+from lightrft.tasks.table import Task, load_tasks
 
 
 def training_tasks(config: Config | SFTConfig) -> dict[str, Task]:
@@ -15,7 +15,7 @@ def training_tasks(config: Config | SFTConfig) -> dict[str, Task]:
         if isinstance(config, SFTConfig):
             cure = "For your own rows: --tasks.train file 1 --tasks.train-file rows.jsonl"
         raise ValueError(f"tasks.train is empty: nothing to learn. {cure}")
-    return {name: load_task(name) for name in config.tasks.train}
+    return load_tasks(config.tasks.train)
 
 
 def evaluated_tasks(config: Config | SFTConfig) -> Mapping[str, float]:

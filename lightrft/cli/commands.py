@@ -119,6 +119,11 @@ class AskedEvaluation:
         task, *words = rest
         named, flags = layers.split(words)
         config = load("evaluate", [*named, "--tasks.evaluate", task, "1", *flags])
+        if task not in config.tasks.evaluate:
+            raise ValueError(
+                f"lightrft evaluate {task}, but tasks.evaluate names only {', '.join(config.tasks.evaluate)}. Leave the flag out, or name "
+                f"{task} there too, e.g. --tasks.evaluate {task} 1 {' '.join(f'{name} {weight:g}' for name, weight in config.tasks.evaluate.items())}"
+            )
         return cls(task, config, own.check, Launch(own.gpus, own.processes), words)
 
 

@@ -62,7 +62,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
             rewards=judge,
             processor=processor,
             config=config.evaluate,
-            max_tokens=config.evaluate.max_tokens or max(eval_set.task.max_tokens for eval_set in eval_sets),
+            max_tokens=config.evaluate.max_tokens,
             stop=tuple(config.rollout.stop),
             seed=config.seed,
             folder=folder,

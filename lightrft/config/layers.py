@@ -226,11 +226,20 @@ def options(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any], 
             yield f"{prefix}{field.name}", cls, field, hint
 
 
+NOTHING = ("null", "Null", "NULL", "~", "None")
+"""What says in YAML, or to who thinks of Python, that there is no value; in quotes it is the word."""
+
+
 class _TextLoader(yaml.BaseLoader):
     """Every value stays the text that was written, for the one parser to read; a key given twice is an error.
 
-    YAML's own reading would turn `revision: 0123` into 83, `name: on` into true, and `3e-5` into a string.
+    YAML's own reading would turn `revision: 0123` into 83, `name: on` into true, and `3e-5` into a string. A null is an empty text.
     """
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        if node.style is None and node.value in NOTHING:
+            return ""
+        return str(super().construct_scalar(node))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -317,11 +326,19 @@ def _lines(config: Any, indent: str) -> Iterator[str]:
             yield f"{line:<44}  # {docs[field.name]}" if field.name in docs else line
 
 
+class _TextDumper(yaml.SafeDumper):
+    """Puts in quotes whatever `_TextLoader` would not take for a text."""
+
+
+_TextDumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
+
+
 def yaml_value(value: Any) -> str:
     """One value in YAML on one line."""
     style = '"' if isinstance(value, str) and "\n" in value else None
-    text = yaml.safe_dump(
+    text = yaml.dump(
         value,
+        Dumper=_TextDumper,
         default_style=style,
         default_flow_style=True,
         width=float("inf"),

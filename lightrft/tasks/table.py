@@ -6,7 +6,7 @@ A task of your own is a `Task` in a module or file, named by import path ("acme.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,20 @@ def load_task(name: str) -> Task:
     if not isinstance(found, Task):
         raise ValueError(f"task '{name}' is a {type(found).__name__}; it must be a lightrft.tasks.base.Task.")
     return found
+
+
+def load_tasks(names: Iterable[str]) -> dict[str, Task]:
+    """Given name -> task. ValueError, as in `load_task`, and for two tasks that call themselves the same: rewards and scores are kept by
+    that name."""
+    tasks = {name: load_task(name) for name in names}
+    given: dict[str, str] = {}
+    for name, task in tasks.items():
+        if given.setdefault(task.name, name) != name:
+            raise ValueError(
+                f"tasks {given[task.name]} and {name} are both called '{task.name}', so that their rewards and scores would be mixed up. "
+                "Give one of them another Task.name."
+            )
+    return tasks
 
 
 TASKS: dict[str, Callable[[str], Task]] = {

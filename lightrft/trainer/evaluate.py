@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Evaluator:
     processor: Processor
     config: EvaluateConfig
     max_tokens: int
+    """Most tokens of a response; 0: what each task says that its answers need."""
     stop: tuple[str, ...]
     seed: int
     folder: Path
@@ -60,37 +62,52 @@ class Evaluator:
     ) -> list[list[Trajectory]]:
         """Answers to this rank's share of the questions of all evaluation sets, one group per question.
 
-        Questions with media are asked a few at a time and forget them afterwards.
+        Questions with media are asked a few at a time and forget them afterwards. Consecutive sets whose responses may be equally
+        long are asked in one call.
         """
-        sampling = Sampling(
+        total = len(range(self.world.rank, sum(len(s.prompts) for s in self.eval_sets), self.world.size))
+        groups: list[list[Trajectory]] = []
+        before = 0
+        for max_tokens, sets in groupby(self.eval_sets, lambda s: self.max_tokens or s.task.max_tokens):
+            prompts = [p for eval_set in sets for p in eval_set.prompts]
+            # The questions of all sets are shared out by their place among all of them, which also seeds their responses.
+            skipped = (self.world.rank - before) % self.world.size
+            mine = prompts[skipped :: self.world.size]
+            size = OPEN_AT_ONCE if any(has_media(p.messages) for p in mine) else max(1, len(mine))
+            for start in range(0, max(1, len(mine)), size):  # an engine of several ranks wants a call of each
+                part = self._sampling(max_tokens, before + skipped + start * self.world.size)
+                told = _shifted(progress, len(groups) * part.n, total * part.n)
+                groups += self._asked(engine, mine[start : start + size], part, told)
+            before += len(prompts)
+        return groups
+
+    def _sampling(self, max_tokens: int, first_index: int) -> Sampling:
+        """How questions are asked of which the first has this place among those of all sets."""
+        return Sampling(
             n=self.config.samples,
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens,
             temperature=self.config.temperature,
             top_p=self.config.top_p,
             stop=self.stop,
             seed=derive_seed(self.seed, "evaluate", 0),
+            first_index=first_index,
             index_stride=self.world.size,
         )
-        prompts = [p for eval_set in self.eval_sets for p in eval_set.prompts][
-            self.world.rank :: self.world.size
-        ]
-        size = OPEN_AT_ONCE if any(has_media(p.messages) for p in prompts) else max(1, len(prompts))
-        groups: list[list[Trajectory]] = []
-        for start in range(0, max(1, len(prompts)), size):  # an engine of several ranks wants a call of each
-            pairs = [(p, o) for p in prompts[start : start + size] if (o := self.open(p)) is not None]
-            part = replace(sampling, first_index=self.world.rank + start * self.world.size)
-            asked = rollout(
-                engine,
-                [opened for _, opened in pairs],
-                part,
-                self.processor,
-                progress=_shifted(progress, start * sampling.n, len(prompts) * sampling.n),
-            )
-            for (prompt, _), group in zip(pairs, asked, strict=True):
-                for t in group:
-                    t.prompt = prompt
-            groups += asked
-        return groups
+
+    def _asked(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Callable[[int, int], None] | None,
+    ) -> list[list[Trajectory]]:
+        """The responses to some questions, whose media are read for this call only."""
+        pairs = [(p, o) for p in prompts if (o := self.open(p)) is not None]
+        asked = rollout(engine, [opened for _, opened in pairs], sampling, self.processor, progress=progress)
+        for (prompt, _), group in zip(pairs, asked, strict=True):
+            for t in group:
+                t.prompt = prompt
+        return asked
 
     def report(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
         """Score by task of judged answers, and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all

@@ -20,7 +20,7 @@ from lightrft.config import AlgorithmConfig, Config
 from lightrft.engines.base import MakeEngine
 from lightrft.rewards.base import RewardRunner
 from lightrft.strategy.base import Strategy
-from lightrft.tasks.table import Task, load_task
+from lightrft.tasks.table import Task, load_tasks
 from lightrft.trainer.rollout import needs_old
 from lightrft.utils.device import available_bytes, pick_device
 from lightrft.utils.imports import resolve
@@ -59,7 +59,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
     device = pick_device(config.strategy.device)
     algorithm = build_for(config, resolve)
     resolve(TRAINERS, config.trainer, "trainer")
-    eval_sets = {name: load_task(name) for name in evaluated_tasks(config)}
+    eval_sets = load_tasks(evaluated_tasks(config))
     judge, eval_judge = judges(config, tasks, eval_sets)
     check_judging(config, [one for one in (judge, eval_judge) if one is not None])
     for one in (judge, eval_judge):

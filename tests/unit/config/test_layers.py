@@ -74,6 +74,14 @@ def test_a_value_is_read_as_the_text_that_was_written(tmp_path: Path) -> None:
     assert layers.load([write(tmp_path, "part: {rate: .inf}")], Whole).part.rate == float("inf")
 
 
+@pytest.mark.parametrize("nothing", ["null", "~", "None", "NULL", ""])
+def test_a_null_is_an_empty_text_and_in_quotes_a_word(tmp_path: Path, nothing: str) -> None:
+    assert layers.load([write(tmp_path, f"name: {nothing}")], Whole).name == ""
+    assert layers.load([write(tmp_path, f"name: '{nothing}'")], Whole).name == nothing
+    with pytest.raises(SystemExit):  # no number
+        layers.load([write(tmp_path, "part: {size: null}")], Whole)
+
+
 def test_true_and_false_are_written_as_in_yaml() -> None:
     assert not layers.load(["--on", "false"], Whole).on
     assert layers.load(["--on=True"], Whole).on
@@ -93,7 +101,9 @@ def test_a_section_whose_options_are_all_commented_out_changes_nothing(tmp_path:
 @given(
     name=st.text(max_size=12).filter(lambda text: text.isprintable() or "\n" in text),
     words=st.lists(
-        PRINTABLE | st.sampled_from(["-x", "--", "--part.size", "\\-x", "-1", "-1x", "", "\n"]), max_size=4
+        PRINTABLE
+        | st.sampled_from(["-x", "--", "--part.size", "\\-x", "-1", "-1x", "", "\n", "null", "~", "None"]),
+        max_size=4,
     ),
     numbers=st.lists(NUMBERS, max_size=4),
     shares=st.dictionaries(PRINTABLE, NUMBERS, max_size=3),

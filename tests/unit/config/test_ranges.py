@@ -12,7 +12,6 @@ from lightrft import config
 from lightrft.config.ranges import ANY, RANGES, Range
 
 
-
 def sections():
     """Name of a section as in RANGES, and its class; those of lightrft sft under the name that they share with training's."""
     found = []
@@ -51,7 +50,7 @@ for _section, _cls in sections():
 
 
 def test_every_number_has_a_range_and_every_range_a_number():
-    assert NUMBERS == sorted((section, name) for section, found in RANGES.items() for name in found)
+    assert sorted((section, name) for section, found in RANGES.items() for name in found) == NUMBERS
 
 
 def given(hint, number):
