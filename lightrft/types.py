@@ -34,7 +34,12 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a data set in the form every task shares: what to ask, and what is right."""
+    """One row of a data set in the form every task shares: what to ask, and what is right.
+
+    Example:
+        >>> Record("gsm8k/test.jsonl:7", [{"role": "user", "content": "2 + 3?"}], target="5", source="gsm8k").target
+        '5'
+    """
 
     id: str
     messages: list[Message]
@@ -64,7 +69,13 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question, already in the model's tokens."""
+    """One question, already in the model's tokens.
+
+    Example:
+        >>> prompt = Prompt("gsm8k/test.jsonl:7", [5, 10, 6], [{"role": "user", "content": "2 + 3?"}], "5", "gsm8k")
+        >>> len(prompt.token_ids), prompt.positions, prompt.continuation
+        (3, None, None)
+    """
 
     id: str
     """Stable across epochs and resumes; names the question, not the group."""
@@ -86,7 +97,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine answers to one prompt."""
+    """What an engine answers to one prompt.
+
+    Example (token 2 ends a response here; the second was cut, and has none):
+        >>> Completion(token_ids=[8, 2], logprobs=[-0.7, -0.1], finish="stop").finish
+        'stop'
+        >>> Completion(token_ids=[9, 9], logprobs=[-2.3, -1.2], finish="length").finish
+        'length'
+    """
 
     token_ids: list[int]
     """(L,) only sampled tokens; ends with a stop token iff one was sampled."""
@@ -101,7 +119,16 @@ class Completion:
 
 @dataclass(slots=True)
 class Trajectory:
-    """A prompt, what followed, and what is known about it. Filled by the phases in turn."""
+    """A prompt, what followed, and what is known about it. Filled by the phases in turn.
+
+    Example (rollout fills the first line, scoring the second, the advantages the third):
+        >>> prompt = Prompt("gsm8k/test.jsonl:7", [5, 10, 6], [{"role": "user", "content": "2 + 3?"}], "5", "gsm8k")
+        >>> t = Trajectory(prompt, 16, [8, 2], [True, True], [-0.7, -0.1], "stop", answer="5")
+        >>> t.reward, t.parts = 1.0, {"math": 1.0}
+        >>> t.columns["advantages"] = torch.tensor([0.87, 0.87])
+        >>> len(t)
+        2
+    """
 
     prompt: Prompt
     group: int
@@ -138,7 +165,20 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the model reads for one batch: each prompt once, followed by the responses that continue it."""
+    """What the model reads for one batch: each prompt once, followed by the responses that continue it.
+
+    Example (prompt 5 10 6 with the responses 8 2 and 9, which do not see each other):
+        >>> inputs = Inputs(
+        ...     token_ids=torch.tensor([5, 10, 6, 8, 2, 9]),
+        ...     positions=torch.tensor([0, 1, 2, 3, 4, 3]),
+        ...     prompt_spans=((0, 3), (0, 3)),
+        ...     response_spans=((3, 5), (5, 6)),
+        ...     targets=torch.tensor([8, 2, 9]),
+        ...     predict=torch.tensor([2, 3, 2]),
+        ... )
+        >>> inputs.token_ids[inputs.predict].tolist()  # the last token that each response token is predicted from
+        [6, 8, 6]
+    """
 
     token_ids: Tensor
     """(N,) int64"""
@@ -159,7 +199,20 @@ class Inputs:
 
 @dataclass(slots=True)
 class Batch:
-    """S answers laid end to end: T response tokens, no padding. Columns are (T,) float32 unless said otherwise."""
+    """S answers laid end to end: T response tokens, no padding. Columns are (T,) float32 unless said otherwise.
+
+    Example (the two responses of the example of `Inputs`, of group 16):
+        >>> batch = Batch(
+        ...     segments=torch.tensor([0, 0, 1]),
+        ...     groups=torch.tensor([16, 16]),
+        ...     mask=torch.tensor([True, True, True]),
+        ...     scores=torch.tensor([1.0, 0.0]),
+        ...     weights=torch.tensor([0.25, 0.25, 0.5]),  # the mean of each response's mean
+        ...     behavior=torch.tensor([-0.7, -0.1, -2.3]),
+        ... )
+        >>> batch.num_sequences, batch.num_tokens
+        (2, 3)
+    """
 
     segments: Tensor
     """(T,) int64, which sequence: 0..S-1, non-decreasing."""
@@ -197,7 +250,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an engine draws answers. Defaults draw from the model's own distribution."""
+    """How an engine draws answers. Defaults draw from the model's own distribution.
+
+    Example:
+        >>> Sampling(n=8, max_tokens=512, temperature=0.7, stop=("</answer>",), seed=3).top_p
+        1.0
+    """
 
     n: int = 1
     """Answers per prompt."""
@@ -231,7 +289,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a loss function gives back: one number per token, and what is worth logging."""
+    """What a loss function gives back: one number per token, and what is worth logging.
+
+    Example:
+        >>> terms = Terms(torch.tensor([-0.9, -1.1, 1.0]), {"clip_fraction": torch.tensor([0.0, 1.0, 0.0])})
+        >>> float((terms.loss * torch.tensor([0.25, 0.25, 0.5])).sum())  # by the weights of the example of `Batch`
+        0.0
+    """
 
     loss: Tensor
     """(T,) not averaged: the caller multiplies by ``batch.weights`` and sums."""

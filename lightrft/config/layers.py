@@ -201,10 +201,13 @@ def to_yaml(config: Any) -> str:
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:
-    """Field name -> the docstring under it, on one line, for the fields of a dataclass that have one."""
+    """Field name -> the docstring under it, on one line, for the fields of a dataclass that have one, inherited ones included."""
+    docs: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            docs |= field_docs(base)
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    docs = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(field, ast.AnnAssign)
