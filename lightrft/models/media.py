@@ -11,7 +11,13 @@ from torch import Tensor
 
 from lightrft.config import MediaConfig
 from lightrft.media.parts import KINDS, Clip, Media, MediaError, parts, read_media
-from lightrft.models.families import has_position_rows, placeholders, position_rows, sees_both_ways, stored_media
+from lightrft.models.families import (
+    has_position_rows,
+    placeholders,
+    position_rows,
+    sees_both_ways,
+    stored_media,
+)
 from lightrft.models.logprobs import backbone
 from lightrft.types import Message
 

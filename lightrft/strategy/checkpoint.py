@@ -51,6 +51,7 @@ class Reader(HuggingFaceStorageReader):
         return super().read_metadata()
 
     def read_metadata(self) -> Metadata:
+        """The headers that were read when this was made."""
         return self.known
 
 
@@ -66,6 +67,7 @@ class Stored:
         return Reader(str(self.place))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and whole shapes of the model's tensors."""
         return {
             name.removeprefix(f"{self.model}/"): tuple(entry.size)
             for name, entry in self._reader.known.state_dict_metadata.items()

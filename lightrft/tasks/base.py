@@ -217,10 +217,12 @@ def limited(found: Records, split: Split, config: TaskConfig) -> Records:
 
 
 def boxed_gold(record: Record) -> str:
+    """A right answer with the target in \\boxed{}."""
     return f"The answer is \\boxed{{{record.target}}}."
 
 
 def bare_gold(record: Record) -> str:
+    """The target alone, as text."""
     return str(record.target)
 
 

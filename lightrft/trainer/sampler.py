@@ -45,9 +45,11 @@ class Unchanging:
     version: int = 0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the module under its own names."""
         yield from self.module.state_dict().items()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
+        """Nothing to fold in."""
         return nullcontext()
 
 

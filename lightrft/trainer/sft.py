@@ -139,6 +139,7 @@ class SFTTrainer:
 
     @property
     def learners(self) -> Mapping[str, Trainable]:
+        """The one model that learns, by its name in checkpoints."""
         return {"model": self.model}
 
     @property
@@ -148,6 +149,7 @@ class SFTTrainer:
 
     @property
     def parts(self) -> Mapping[str, Part]:
+        """The stream of conversations, which goes into checkpoints."""
         return {"prompts": self.prompts}
 
     @property

@@ -302,6 +302,7 @@ def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that the elements of these tensors take."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
