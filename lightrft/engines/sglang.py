@@ -318,7 +318,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
 def _heed(died: threading.Event) -> None:
     """SGLang's processes tell of their death by SIGQUIT, which would end this process too."""
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
         died.set()
 
     if threading.current_thread() is threading.main_thread():

@@ -39,7 +39,7 @@ class Single:
         return SingleFrozen(source.full(self.device).requires_grad_(False), self.device, self._moves())
 
     @staticmethod
-    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:  # noqa: ARG004  # as Strategy has it
         """The whole model; a smaller type than float32 learns through float32 weights beside its own."""
         learned = sizes.learned if learns else 0
         masters = EXACT * learned if sizes.width < EXACT else 0
@@ -207,7 +207,7 @@ class WithoutAdapters:
         """No residents: the weights are the actor's."""
         return {}
 
-    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:  # noqa: ARG002  # as Frozen has it
         """Raises ValueError: these weights cannot follow others, which the configuration raises first."""
         raise ValueError("a reference that is the model without its adapters cannot follow the policy")
 

@@ -26,7 +26,7 @@ class GatedAdamW(torch.optim.AdamW):
     """What is left of the gradient after clipping; 0: no step."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002  # torch's signature
         """One update of what its groups hold now: DeepSpeed calls it for one piece after the other."""
         if self.share == 0:
             return

@@ -97,7 +97,7 @@ class Place:
     format: str | Format
     hub_format: str | Format = ""
     """Format of the hub's rows; empty: the same."""
-    keep: Callable[[Row], bool] = lambda row: True
+    keep: Callable[[Row], bool] = lambda _row: True
     """False for rows that are known to be unusable or to belong elsewhere; they are left out, and counted in the log."""
 
 

@@ -61,7 +61,7 @@ class SFTTrainer:
             metrics = self.learn(balanced(drawn, self.world))
         return metrics | self.describe(drawn), drawn
 
-    def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
+    def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:  # noqa: ARG002  # as Trainer has it
         """The metrics of a step; its conversations are in the data."""
         self.journal.step(step, metrics)
 
