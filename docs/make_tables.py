@@ -127,6 +127,7 @@ def function_table(table: Mapping[str, Callable[..., Any]]) -> str:
 
 
 def layer_table() -> str:
+    """The layers that are shipped: what each is, and what it sets."""
     rows = ["| layer | what it is | what it sets |", "|---|---|---|"]
     for name, file in layers.shipped().items():
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -169,6 +170,7 @@ def sections(cls: type[Any], prefix: str, leave_out: Set[type[Any]] = frozenset(
 
 
 def type_name(hint: Any) -> str:
+    """The type of an option in words, ready for a cell."""
     if get_origin(hint) is Literal:
         return " \\| ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) is list:
@@ -179,6 +181,7 @@ def type_name(hint: Any) -> str:
 
 
 def cell(text: str) -> str:
+    """Text whose bars do not end a cell."""
     return text.replace("|", "\\|")
 
 

@@ -241,10 +241,12 @@ class Batch:
 
     @property
     def num_sequences(self) -> int:
+        """S, the number of answers."""
         return int(self.groups.numel())
 
     @property
     def num_tokens(self) -> int:
+        """T, the number of response tokens of all answers."""
         return int(self.segments.numel())
 
 

@@ -30,7 +30,9 @@ from lightrft.types import Batch, GroupOfTrajectories, Terms, Trajectory
 class Resolve(Protocol):
     """What a name or an import path stands for (utils/imports.py); passed in, as this package is pure."""
 
-    def __call__(self, table: Mapping[str, Any], name: str, what: str, /) -> Any: ...
+    def __call__(self, table: Mapping[str, Any], name: str, what: str, /) -> Any:
+        """The entry of `table` called `name`, or what an import path gives; `what` names the kind in an error."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from lightrft import __version__
-from lightrft.cli.commands import COMMANDS
+from lightrft.cli.commands import COMMANDS, Command
 from lightrft.cli.help import help_text
 from lightrft.utils.failures import is_explained, leave_verdict
 from lightrft.utils.interrupt import Stopped
@@ -33,8 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         close = get_close_matches(name, COMMANDS, n=1)
         perhaps = f" Perhaps you meant: {close[0]}." if close else ""
         return fail(f"no command '{name}'.{perhaps} There are: {', '.join(COMMANDS)}.")
+    return _ended(COMMANDS[name], rest)
+
+
+def _ended(command: Command, rest: list[str]) -> int:
+    """The exit status of a command, however it ends."""
     try:
-        return COMMANDS[name](rest)
+        return command(rest)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Stopped as stopped:

@@ -138,7 +138,7 @@ def _attend(agent: _Agent, verdicts: Path, max_restarts: int) -> dict[str, Any]:
     """Passes signals on and tells of restarts until all is over; returns the last verdict, empty if there is none."""
     asked: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -63,14 +63,14 @@ def keywords_answer(cls: type[Any], section: str) -> None:
     known = [f"{section}.{field.name}".lstrip(".") for field in dataclasses.fields(cls)]
 
     @functools.wraps(make)
-    def __init__(self: Any, *args: Any, **settings: Any) -> None:
+    def checked(self: Any, *args: Any, **settings: Any) -> None:
         for name in settings:
             dotted = f"{section}.{name}".lstrip(".")
             if dotted not in known:
                 raise TypeError(f"{cls.__name__} has no option '{name}'. {answer(dotted, known)}".rstrip())
         make(self, *args, **settings)
 
-    cls.__init__ = __init__
+    cls.__init__ = checked
 
 
 def sections(cls: type[Any], prefix: str = "") -> Iterable[tuple[str, type[Any]]]:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from lightrft.config.answers import answer
-from lightrft.config.parser import Impossible, parse
+from lightrft.config.parser import ImpossibleError, parse
 
 C = TypeVar("C")
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -48,7 +48,7 @@ def load(args: Sequence[str], cls: type[C], *, prog: str = "lightrft train", des
     merged = [flag for part in parsed for flag in part]
     try:
         return parse([*merged, *flags], cls, prog=prog, description=description)
-    except Impossible as told:
+    except ImpossibleError as told:
         where = _file_at_fault(files, parsed, cls)
         raise ValueError(f"{told} The value stands in {where}." if where else str(told)) from None
     except SystemExit as stop:
@@ -311,7 +311,7 @@ def _file_at_fault(files: Sequence[Path], parsed: Sequence[Sequence[str]], cls: 
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 parse(flags, cls, prog="lightrft", description="")
-        except (SystemExit, Impossible):
+        except (SystemExit, ImpossibleError):
             return file
     return None
 

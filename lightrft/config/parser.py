@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 C = TypeVar("C")
 
 
-class Impossible(ValueError):
+class ImpossibleError(ValueError):
     """Settings that cannot work together, in the words of the class that holds them."""
 
 
 def parse(args: Sequence[str], cls: type[C], *, prog: str, description: str) -> C:
-    """One call of the parser. Impossible for what the classes of options refuse; their sentences need no frame."""
+    """One call of the parser. ImpossibleError for what the classes of options refuse; their sentences need no frame."""
     import tyro
 
     printed = io.StringIO()
@@ -35,7 +35,7 @@ def parse(args: Sequence[str], cls: type[C], *, prog: str, description: str) -> 
     except SystemExit as stop:
         cause = stop.__context__
         if isinstance(cause, ValueError) and _is_of_options(cause):
-            raise Impossible(str(cause)) from None
+            raise ImpossibleError(str(cause)) from None
         print(printed.getvalue(), end="", file=sys.stderr)
         raise
 

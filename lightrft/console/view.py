@@ -169,6 +169,7 @@ def coloured(row: Row, color: Color) -> Text:
 
 
 def logprob_style(value: float | None) -> str:
+    """A colour for the probability of a token: the rarer, the louder; reverse where none is known."""
     if value is None:
         return "reverse"
     probability = math.exp(value)
@@ -192,4 +193,5 @@ def advantage_style(value: float | None, largest: float) -> str:
 
 
 def number(value: float | None, form: str) -> str:
+    """A value in this form, or a dash where there is none."""
     return "-" if value is None else form.format(value)

@@ -80,6 +80,7 @@ class Opener:
         self.bad, self.counts = BadRecords(config.on_bad_record), Counts()
 
     def __call__(self, prompt: Prompt) -> Prompt | None:
+        """The prompt with its media read, or None if it is left out."""
         try:
             opened = self.processor.open(prompt)
         except MediaError as error:

@@ -157,9 +157,13 @@ TAGS = frozenset(("weights", "kv_cache"))
 class Sleeper(Protocol):
     """What lets go of TAGS and takes room for them again, the weights first. A second call does nothing."""
 
-    def sleep(self, tag: str) -> None: ...
+    def sleep(self, tag: str) -> None:
+        """Lets go of the device memory of one of TAGS."""
+        ...
 
-    def wake(self, tag: str) -> None: ...
+    def wake(self, tag: str) -> None:
+        """Takes room on the device for one of TAGS again."""
+        ...
 
 
 class JointSleeper:
@@ -176,12 +180,14 @@ class JointSleeper:
         self.asleep.clear()
 
     def sleep(self, tag: str) -> None:
+        """Marks one of TAGS as unwanted; the engine lets go of both when both are."""
         self._unwanted.add(tag)
         if self._unwanted == TAGS and self.asleep != TAGS:
             self._let_go()
             self.asleep = set(TAGS)
 
     def wake(self, tag: str) -> None:
+        """Takes room for one of TAGS, if the engine has let go of it."""
         self._unwanted.discard(tag)
         if tag in self.asleep:
             self._take(tag)
@@ -197,12 +203,15 @@ class SleepingPart:
     size: int
 
     def onload(self) -> None:
+        """Wakes this part of the engine."""
         self.engine.wake(self.tag)
 
     def offload(self) -> None:
+        """Lets this part of the engine sleep."""
         self.engine.sleep(self.tag)
 
     def nbytes(self) -> int:
+        """Device memory in bytes that the part takes when awake; 0 where it is not known."""
         return self.size
 
 

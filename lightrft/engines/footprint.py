@@ -80,12 +80,12 @@ StateFootprint = Callable[[RolloutConfig, EngineSizes, Demand], EngineFootprint]
 """What an engine has as `footprint`."""
 
 
-def copied(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:
+def copied(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:  # noqa: ARG001  # as StateFootprint has it
     """An engine that says nothing of itself, of a user's file: it is taken to have a copy of the weights."""
     return EngineFootprint(sizes.width * sizes.plain, 0)
 
 
-def remote(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:
+def remote(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:  # noqa: ARG001  # as StateFootprint has it
     """An engine on other devices."""
     return EngineFootprint(0, 0)
 

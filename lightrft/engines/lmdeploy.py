@@ -68,6 +68,7 @@ class LmdeployEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
+        """Answers to each prompt, asked all at once; as in Engine."""
         check_kinds("lmdeploy", prompts, self._reader, self._device)
         questions = [
             (prompt, one, question(one))
@@ -142,6 +143,7 @@ class LmdeployEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Gives LMDeploy the weights bucket by bucket, under the names of a checkpoint."""
         serialize: Any = require("lmdeploy.utils", "lmdeploy")
         protocol: Any = require("lmdeploy.serve.openai.protocol", "lmdeploy")
         engine = self._pipeline.async_engine
@@ -158,6 +160,7 @@ class LmdeployEngine:
         engine.complete_weights_update()
 
     def parts(self) -> dict[str, Resident]:
+        """The engine's weights and its cache of keys and values, as residents."""
         return {
             "weights": SleepingPart(self._held, "weights", self._nbytes),
             "cache": SleepingPart(self._held, "kv_cache", 0),

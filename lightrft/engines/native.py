@@ -106,6 +106,7 @@ class NativeEngine:
 
     @property
     def shares_weights(self) -> bool:
+        """Whether it samples with the actor's own weights, as it does where its module came with them."""
         return self._own is None
 
     def parts(self) -> dict[str, Resident]:
@@ -143,10 +144,12 @@ class OwnWeights:
         """Nothing is there before `take`."""
 
     def offload(self) -> None:
+        """Drops the weights; the next sync gives new ones."""
         empty(self._module)
         self._engine.weight_version = NONE
 
     def nbytes(self) -> int:
+        """Bytes of the module's parameters."""
         return sum(p.numel() * p.element_size() for p in self._module.parameters())
 
 

@@ -40,6 +40,7 @@ class Decoding:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
+        """Writes the newest keys and values and attends over pages; shapes as in models/attention.py: Layout."""
         layer = module.layer_idx
         k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
         self._own.pool.write(layer, self._newest, k, v, scaling)
@@ -96,6 +97,7 @@ class Step:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
+        """Attention of both kinds of tokens, each by its own layout; shapes as in models/attention.py: Layout."""
         count, layer, out = self._count, module.layer_idx, []
         if self._fresh is not None:
             q, k, v = query[:, :, count:], key[:, :, count:], value[:, :, count:]

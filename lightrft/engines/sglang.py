@@ -121,6 +121,7 @@ class SglangEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
+        """Answers to each prompt, drawn in one call of SGLang; as in Engine."""
         self._check(prompts)
         questions = engine_requests(prompts, sampling)
         tokens = [one.token_ids for one in questions for _ in range(one.n)]
@@ -183,6 +184,7 @@ class SglangEngine:
             raise RuntimeError(f"SGLang did not take the new weights: {message}")
 
     def parts(self) -> dict[str, Resident]:
+        """The engine's weights and its cache of keys and values, as residents."""
         return {
             "weights": SleepingPart(self, "weights", self._nbytes),
             "cache": SleepingPart(self, "kv_cache", 0),
@@ -316,7 +318,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
 def _heed(died: threading.Event) -> None:
     """SGLang's processes tell of their death by SIGQUIT, which would end this process too."""
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
         died.set()
 
     if threading.current_thread() is threading.main_thread():

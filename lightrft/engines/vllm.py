@@ -170,6 +170,7 @@ class VllmEngine:
         self._llm.llm_engine.reset_encoder_cache()  # of pictures that come again it would keep what the old weights saw
 
     def parts(self) -> dict[str, Resident]:
+        """The engine's weights and its cache of keys and values, as residents."""
         return {
             "weights": SleepingPart(self._held, "weights", self._nbytes),
             "cache": SleepingPart(self._held, "kv_cache", self._cache_nbytes),

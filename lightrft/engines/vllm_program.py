@@ -63,7 +63,7 @@ def main() -> None:
         """The method of VideoLoader; options such as how many frames to take have no effect: that was chosen by the trainer."""
 
         @classmethod
-        def load_bytes(cls, data: bytes, **options: Any) -> tuple[NDArray[Any], dict[str, Any]]:
+        def load_bytes(cls, data: bytes, **_options: Any) -> tuple[NDArray[Any], dict[str, Any]]:
             clip = read_clip(data)
             return clip.frames, frames_taken(clip)
 

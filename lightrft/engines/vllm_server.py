@@ -85,6 +85,7 @@ class VllmServerEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
+        """Answers to each prompt; those that came before a server died are not asked for again."""
         questions = engine_requests(prompts, sampling, self._reader)
         keys = [(self.weight_version, sampling, one.seed, one.n, tuple(one.token_ids)) for one in questions]
         replies = {n: self._answered[key] for n, key in enumerate(keys) if key in self._answered}

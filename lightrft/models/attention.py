@@ -88,7 +88,7 @@ class SharedPrompts:
 
     def attend(
         self,
-        module: Any,
+        module: Any,  # noqa: ARG002  # as Layout has it
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -114,7 +114,7 @@ def _forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None,  # noqa: ARG001  # transformers gives it; the layout says who sees whom
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,

@@ -36,6 +36,13 @@ def _problem(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str | Non
         return f"config.json cannot be read ({error})."
     if not isinstance(config, dict):
         return "config.json holds no settings."
+    return _of_settings(names, config) or (
+        _of_tensors(folder, config) if SINGLE in names or INDEX in names else None
+    )
+
+
+def _of_settings(names: set[str], config: dict[str, Any]) -> str | None:
+    """What the settings of a folder, or the names of its files, say against learning from it."""
     if ADAPTER in names:
         return (
             f"the folder holds a model and an adapter ({ADAPTER}), and some readers would leave the adapter out. Merge it first "
@@ -52,7 +59,7 @@ def _problem(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str | Non
         )
     if SINGLE in names and INDEX in names:
         return f"the folder holds both {SINGLE} and {INDEX}: two saves, and readers differ in which they take. Remove the older one."
-    return _of_tensors(folder, config) if SINGLE in names or INDEX in names else None
+    return None
 
 
 def _needs_code(config: dict[str, Any]) -> bool:

@@ -61,12 +61,15 @@ class CriticSource(Source):
     """The body of the model under a head to one number (models/values.py). All of it learns: no adapters."""
 
     def full(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The critic with all its weights."""
         return _critic(load_model(self._bare(), device))
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+        """The critic before the weights of its body are read; its head is real."""
         return _critic(empty_model(self._bare(), device, dtype=dtype))
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """Parameters of the body that an empty critic is to be given, under their names in a checkpoint."""
         assert isinstance(module, ValueModel)
         return {f"{module.body_name}.{name}": parameter for name, parameter in module.body.named_parameters()}
 

@@ -238,7 +238,7 @@ def _internvl(tokenizer: Any) -> Any:
     )
 
 
-def _around(kind: str, begin: str = "<begin>", end: str = "<finish>") -> str:
+def _around(begin: str = "<begin>", end: str = "<finish>") -> str:
     """The template with marks around the one that stands for a medium."""
     return MEDIA_TEMPLATE.replace("<{{ p['type'] }}>", f"{begin}<{{{{ p['type'] }}}}>{end}")
 
@@ -256,7 +256,7 @@ def _qwen_vl(patch: int, images: str, videos: str, processor: str) -> Callable[[
             getattr(transformers, images)(**shared),
             tokenizer,
             getattr(transformers, videos)(**shared),
-            chat_template=_around("image"),
+            chat_template=_around(),
         )
 
     return build
@@ -264,7 +264,7 @@ def _qwen_vl(patch: int, images: str, videos: str, processor: str) -> Callable[[
 
 def _qwen2_audio(tokenizer: Any) -> Any:
     sounds = transformers.WhisperFeatureExtractor(feature_size=32, chunk_length=2)
-    return transformers.Qwen2AudioProcessor(sounds, tokenizer, chat_template=_around("audio", "<listen>"))
+    return transformers.Qwen2AudioProcessor(sounds, tokenizer, chat_template=_around("<listen>"))
 
 
 def _omni(tokenizer: Any) -> Any:

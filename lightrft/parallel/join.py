@@ -88,7 +88,7 @@ def _meet(device: torch.device, timeout_seconds: float) -> Watch:
     return watch
 
 
-def _asked_to_end(watch: Watch, number: int, frame: FrameType | None) -> None:
+def _asked_to_end(watch: Watch, number: int, _frame: FrameType | None) -> None:
     """SIGTERM outside the steps of a run: ends this process, unless it is about to tell of a failure, as launchers send it then."""
     if not watch.failing:
         raise SystemExit(128 + number)

@@ -19,7 +19,7 @@ _TIMES = {"\\cdot", "\\times", "*", "×", "·"}
 _OVER = {"\\div", "/", "÷"}
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """It is no arithmetic, or would cost too much."""
 
 
@@ -40,7 +40,7 @@ def computed(text: str) -> Fraction | None:
         reader = _Reader(tokens)
         found = reader.sum()
         return found if reader.place == len(tokens) and tokens else None
-    except (_Unknown, ZeroDivisionError):
+    except (_UnknownError, ZeroDivisionError):
         return None
 
 
@@ -104,22 +104,22 @@ class _Reader:
             return _limited(self._argument() / self._argument())
         if token[0].isdigit() or token[0] == ".":
             if len(token) > 400 or self._next()[:1].isdigit():
-                raise _Unknown
+                raise _UnknownError
             return _number(token)
-        raise _Unknown
+        raise _UnknownError
 
     def _argument(self) -> Fraction:
         if self._take() != "{":
-            raise _Unknown
+            raise _UnknownError
         return self._inside("}")
 
     def _inside(self, closing: str) -> Fraction:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise _Unknown
+            raise _UnknownError
         found = self.sum()
         if self._take() != closing:
-            raise _Unknown
+            raise _UnknownError
         self.depth -= 1
         return found
 
@@ -128,7 +128,7 @@ class _Reader:
 
     def _take(self) -> str:
         if self.place >= len(self.tokens):
-            raise _Unknown
+            raise _UnknownError
         self.place += 1
         return self.tokens[self.place - 1]
 
@@ -139,20 +139,20 @@ def _number(token: str) -> Fraction:
     if not repeating:
         return found
     if "." not in plain:
-        raise _Unknown
+        raise _UnknownError
     decimals = len(plain.partition(".")[2])
     return found + Fraction(int(repeating), (10 ** len(repeating) - 1) * 10**decimals)
 
 
 def _raised(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1 or abs(exponent) * _bits(base) > MOST_BITS:
-        raise _Unknown
+        raise _UnknownError
     return Fraction(base ** int(exponent))
 
 
 def _factorial(n: Fraction) -> Fraction:
     if n.denominator != 1 or not 0 <= n <= 4000:
-        raise _Unknown
+        raise _UnknownError
     found = 1
     for factor in range(2, int(n) + 1):
         found *= factor
@@ -165,5 +165,5 @@ def _bits(number: Fraction) -> int:
 
 def _limited(number: Fraction) -> Fraction:
     if _bits(number) > MOST_BITS:
-        raise _Unknown
+        raise _UnknownError
     return number

@@ -34,6 +34,7 @@ class GoldReport:
 
     @property
     def ok(self) -> bool:
+        """Whether gold answers were checked and none failed."""
         return self.checked > 0 and not self.failures
 
     def __str__(self) -> str:

@@ -60,6 +60,7 @@ class PerAnswer:
         self.parameters = _parameters(function, self.__name__)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        """One reward for each answer, in their order."""
         return [self._one(answer) for answer in answers]
 
     def _one(self, answer: Answer) -> float:

@@ -171,7 +171,7 @@ def _limited() -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: types.FrameType | None) -> None:
+    def stop(_number: int, _frame: types.FrameType | None) -> None:
         raise _Undecided
 
     before = signal.signal(signal.SIGVTALRM, stop)

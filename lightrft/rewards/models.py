@@ -55,6 +55,7 @@ class GenerativeJudge:
         self._score = re.compile(config.score_pattern)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
+        """One score for each answer, or why the judge gave none."""
         c = self._config
         sampling = Sampling(n=c.samples, max_tokens=c.max_tokens, temperature=c.temperature)
         return _asked(answers, self._prompt, lambda prompts: self._verdicts(prompts, sampling))
@@ -133,6 +134,7 @@ class ScalarReward:
         self._scores, self._processor, self._longest = scores, processor, longest
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
+        """One number of the reward model for each answer, or why there is none."""
         return _asked(answers, self._conversation, self._scores)
 
     def _conversation(self, answer: Answer) -> list[int]:

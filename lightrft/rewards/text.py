@@ -65,7 +65,7 @@ def json_fields(answer: str, target: Mapping[str, Any] | str) -> float:
     return right / len(wanted.keys() | found.keys()) if wanted or found else 1.0
 
 
-def json_only(answer: str, target: Any) -> float:
+def json_only(answer: str, target: Any) -> float:  # noqa: ARG001  # as all rewards of one answer
     """1 if the whole answer is one JSON object, whatever is in it."""
     try:
         return float(isinstance(json.loads(answer), dict))

@@ -186,8 +186,10 @@ def compare(recorded: Sequence[Mapping[str, float]], replayed: Sequence[Mapping[
     for update in range(max(len(recorded), len(replayed))):
         old = recorded[update] if update < len(recorded) else {}
         new = replayed[update] if update < len(replayed) else {}
-        for name in {**old, **new}:
-            rows.append((update, name, old.get(name), new.get(name), _same(old.get(name), new.get(name))))
+        rows.extend(
+            (update, name, old.get(name), new.get(name), _same(old.get(name), new.get(name)))
+            for name in {**old, **new}
+        )
     return rows
 
 

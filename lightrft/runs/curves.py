@@ -51,6 +51,7 @@ def draw_curves(run: Path) -> Path | None:
 
 
 def title_of(run: Path) -> str:
+    """The name of a run, with its held-out loss or score before and after where both are known."""
     summary = RunFolder(run).read_summary()
     losses, scores = summary.get("held_out_nll", {}), summary.get("evaluation", {})
     if losses.keys() >= {"before", "after"}:

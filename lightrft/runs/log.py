@@ -19,6 +19,7 @@ class Terminal(logging.Handler):
         self.show: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Shows one formatted record."""
         self.show(self.format(record))
 
 

@@ -39,6 +39,7 @@ class Logger:
             self._events.flush()
 
     def close(self) -> None:
+        """Closes the files of metrics."""
         self._file.close()
         if self._events is not None:
             self._events.close()

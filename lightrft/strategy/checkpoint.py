@@ -51,6 +51,7 @@ class Reader(HuggingFaceStorageReader):
         return super().read_metadata()
 
     def read_metadata(self) -> Metadata:
+        """The headers that were read when this was made."""
         return self.known
 
 
@@ -66,6 +67,7 @@ class Stored:
         return Reader(str(self.place))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and whole shapes of the model's tensors."""
         return {
             name.removeprefix(f"{self.model}/"): tuple(entry.size)
             for name, entry in self._reader.known.state_dict_metadata.items()
@@ -228,13 +230,19 @@ def problem(checkpoint: Path, rank: int = 0, size: int = 1) -> str | None:
         if file.stat().st_size != expected:
             return f"{name} has {file.stat().st_size} bytes instead of {expected}"
     for name in sorted(sums)[rank::size]:
-        try:
-            found = file_crc(checkpoint / name)
-        except OSError as error:
-            return f"{name} cannot be read ({error})"
-        if found != sums[name]:
-            return f"{name} is not what was written (its CRC-32 differs)"
+        told = _misread(checkpoint / name, name, sums[name])
+        if told is not None:
+            return told
     return None
+
+
+def _misread(file: Path, name: str, crc: str) -> str | None:
+    """What is wrong with the bytes of a file called `name` in a checkpoint, None if their CRC-32 is this."""
+    try:
+        found = file_crc(file)
+    except OSError as error:
+        return f"{name} cannot be read ({error})"
+    return None if found == crc else f"{name} is not what was written (its CRC-32 differs)"
 
 
 def _found(checkpoints: Path) -> list[tuple[int, Path]]:

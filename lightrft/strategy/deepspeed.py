@@ -101,6 +101,7 @@ class Zero:
 
     @staticmethod
     def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+        """Bytes that each process holds under the ZeRO stage of `config.backend`."""
         return zero_footprint(_stage(config.backend), config.deepspeed, sizes, processes, learns=learns)
 
     def _engine(self, module: nn.Module, settings: dict[str, Any], optimizer: Any = None) -> Any:
@@ -220,9 +221,11 @@ class ZeroTrainable:
 
     @property
     def version(self) -> int:
+        """Optimizer steps the weights have seen."""
         return self._progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args) in the forward pass of DeepSpeed's engine."""
         return cast(T, self._layout.engine(function, *args))
 
     def backward(self, loss: Tensor) -> None:
@@ -236,6 +239,7 @@ class ZeroTrainable:
         return float(float(self._world.sum(torch.tensor(own**2, dtype=torch.float64))) ** 0.5)
 
     def learning_rate(self) -> float:
+        """Learning rate of the next update."""
         return self._progress.learning_rate()
 
     def step(self, norm: float) -> bool:
@@ -254,9 +258,11 @@ class ZeroTrainable:
         return usable
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors under Hugging Face names, one at a time."""
         return self._layout.weights()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
+        """Inside, adapters are folded into the weights."""
         return self._layout.adapters_merged()
 
     def parts(self) -> dict[str, Resident]:
@@ -287,6 +293,7 @@ class ZeroTrainable:
         return found
 
     def scalar_state(self) -> dict[str, Any]:
+        """Version, schedule and number of steps taken; the same on all ranks."""
         return {**self._progress.state(), "step": steps_taken(self._optimizer, self._layout.masters())}
 
     @torch.no_grad()
@@ -317,6 +324,7 @@ class Zero3Frozen:
     """This rank's pieces in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args) in the forward pass of DeepSpeed's engine."""
         return cast(T, self.engine(function, *args))
 
     def parts(self) -> dict[str, Resident]:
@@ -342,6 +350,7 @@ class Zero3Frozen:
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
+        """Takes this rank's pieces of the weights from a checkpoint, with a float32 copy where they are kept in less."""
         pieces = self._pieces()
         for names in batches(self.shapes):
             read = {f"weights/{name}": torch.empty(self.shapes[name]) for name in names}

@@ -15,7 +15,7 @@ def follow(
     share: float,
     exact: dict[str, Tensor],
     *,
-    part: Callable[[str, Tensor], Tensor] = lambda name, whole: whole,
+    part: Callable[[str, Tensor], Tensor] = lambda _name, whole: whole,
     exact_on: str | None = None,
 ) -> None:
     """Each weight w becomes w + share * (given - w); see Frozen.follow.

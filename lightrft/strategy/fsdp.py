@@ -53,11 +53,13 @@ class Fsdp:
         return FsdpTrainable(module, root, config, total_updates, source.dtype, self._moves())
 
     def frozen(self, source: Source) -> FsdpFrozen:
+        """A sharded model whose weights no gradient changes."""
         module, root = self._sharded(source, source.dtype)
         return FsdpFrozen(module, root, self._moves())
 
     @staticmethod
     def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+        """Bytes that each process holds of a model in pieces."""
         return fsdp_footprint(config.fsdp, sizes, processes, learns=learns)
 
     def _sharded(self, source: Source, held_in: torch.dtype) -> tuple[nn.Module, FSDPModule]:
@@ -173,12 +175,15 @@ class FsdpTrainable:
 
     @property
     def version(self) -> int:
+        """Optimizer steps the weights have seen."""
         return self._learner.progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args) with the weights gathered block by block."""
         return computed(self._root, partial(touching, function) if self._may_rest else function, *args)
 
     def backward(self, loss: Tensor) -> None:
+        """Adds the gradient; FSDP sums it over ranks."""
         loss.backward()
 
     def gradient_norm(self) -> float:
@@ -203,6 +208,7 @@ class FsdpTrainable:
                 parameter.grad = None
 
     def learning_rate(self) -> float:
+        """Learning rate of the next update."""
         return self._learner.progress.learning_rate()
 
     def step(self, norm: float) -> bool:
@@ -218,6 +224,7 @@ class FsdpTrainable:
         return nullcontext()
 
     def parts(self) -> dict[str, Resident]:
+        """This rank's pieces of the weights and of the optimizer's state, as residents."""
         return {
             "weights": Pieces(self._root, self._moves),
             "optimizer": Moments(self._learner.optimizer, self._learner.parameters, self._moves),
@@ -228,9 +235,11 @@ class FsdpTrainable:
         return self._learner.tensor_state()
 
     def scalar_state(self) -> dict[str, Any]:
+        """Version, schedule and number of steps taken; the same on all ranks."""
         return self._learner.scalar_state()
 
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """Takes weights, moments and numbers back from a checkpoint, each rank its pieces."""
         self._learner.load(saved, numbers)
 
 
@@ -245,9 +254,11 @@ class FsdpFrozen:
     """This rank's rows in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args) with the weights gathered block by block."""
         return computed(self.root, function, *args)
 
     def parts(self) -> dict[str, Resident]:
+        """This rank's pieces of the weights, as a resident."""
         return {"weights": Pieces(self.root, self.moves)}
 
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
@@ -267,6 +278,7 @@ class FsdpFrozen:
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
+        """Takes this rank's pieces of the weights from a checkpoint, with a float32 copy where they are kept in less."""
         for name, parameter in self.module.named_parameters():
             exact = parameter.detach().float()
             saved.into({f"weights/{name}": exact})
@@ -296,12 +308,15 @@ class Pieces:
     moves: bool
 
     def onload(self) -> None:
+        """Brings the pieces to their device."""
         self._move(_home(next(cast(nn.Module, self.root).parameters())))
 
     def offload(self) -> None:
+        """Moves the pieces to host memory."""
         self._move("cpu")
 
     def nbytes(self) -> int:
+        """Bytes of the pieces that this rank has."""
         return sum(_local(p).nbytes for p in cast(nn.Module, self.root).parameters())
 
     def _move(self, place: str) -> None:
@@ -318,9 +333,11 @@ class Moments:
     moves: bool
 
     def onload(self) -> None:
+        """Brings the state to the device of the weights."""
         self._move(_home(self.parameters[0]))
 
     def offload(self) -> None:
+        """Moves the state to host memory."""
         self._move("cpu")
 
     def nbytes(self) -> int:

@@ -20,10 +20,12 @@ class InMemory:
     tensors: Mapping[str, Tensor]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     @torch.no_grad()
     def into(self, tensors: dict[str, Tensor]) -> None:
+        """Copies the tensors into these, plain or sharded ones."""
         for name, tensor in tensors.items():
             mine, start, stop = rows(tensor)
             mine.copy_(self.tensors[name][start:stop] if tensor.dim() else self.tensors[name])

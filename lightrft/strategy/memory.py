@@ -238,12 +238,15 @@ class Tensors:
     """Host memory for them, kept from one time to the next."""
 
     def onload(self) -> None:
+        """Brings the tensors back to the device, if they move at all."""
         if self.moves:
             self.twins.back(self.list(), torch.device(self.device))
 
     def offload(self) -> None:
+        """Moves the tensors to host memory, if they move at all."""
         if self.moves:
             self.twins.out(self.list())
 
     def nbytes(self) -> int:
+        """Bytes of the tensors, or those planned where more are still to be made."""
         return max(self.planned_bytes, sum(t.numel() * t.element_size() for t in self.list()))

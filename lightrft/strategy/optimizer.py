@@ -95,6 +95,7 @@ class Learner:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def step(self, norm: float) -> bool:
+        """Clips, updates and clears the gradient. False, and no update, if `norm` is not finite."""
         rate, limit = self.progress.learning_rate(), self.progress.config.max_grad_norm
         usable = self.progress.admits(norm)
         if usable:
@@ -107,6 +108,7 @@ class Learner:
         return usable
 
     def tensor_state(self) -> dict[str, Tensor]:
+        """Weights and moments in float32 as weights/NAME, exp_avg/NAME and exp_avg_sq/NAME, live."""
         found = {f"weights/{name}": parameter.detach() for name, parameter in self._named}
         for name, parameter in self._named:
             state = moments(self.optimizer, parameter)
@@ -114,10 +116,12 @@ class Learner:
         return found
 
     def scalar_state(self) -> dict[str, Any]:
+        """Version, schedule and number of steps taken."""
         return {**self.progress.state(), "step": steps_taken(self.optimizer, self.parameters)}
 
     @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """Takes weights, moments and numbers back. ValueError if they are of another model."""
         tensors = self.tensor_state()
         check_shapes(saved.shapes(), tensors)
         saved.into(tensors)

@@ -31,13 +31,15 @@ class Single:
     shards: bool = False
 
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> SingleTrainable:
+        """A whole model on this device, with its optimizer."""
         return SingleTrainable(source.full(self.device), config, total_updates, self._moves())
 
     def frozen(self, source: Source) -> SingleFrozen:
+        """A whole model on this device whose weights no gradient changes."""
         return SingleFrozen(source.full(self.device).requires_grad_(False), self.device, self._moves())
 
     @staticmethod
-    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
+    def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:  # noqa: ARG004  # as Strategy has it
         """The whole model; a smaller type than float32 learns through float32 weights beside its own."""
         learned = sizes.learned if learns else 0
         masters = EXACT * learned if sizes.width < EXACT else 0
@@ -62,9 +64,11 @@ class SingleTrainable:
 
     @property
     def version(self) -> int:
+        """Optimizer steps the weights have seen."""
         return self._learner.progress.version
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args)."""
         return function(self.module, *args)
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -82,13 +86,16 @@ class SingleTrainable:
         return master
 
     def backward(self, loss: Tensor) -> None:
+        """Adds the gradient to what has accumulated."""
         loss.backward()
 
     def gradient_norm(self) -> float:
+        """Global norm of the accumulated gradient, before clipping; 0 where there is none."""
         grads = self._learner.gradients()
         return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
     def learning_rate(self) -> float:
+        """Learning rate of the next update."""
         return self._learner.progress.learning_rate()
 
     def step(self, norm: float) -> bool:
@@ -105,12 +112,15 @@ class SingleTrainable:
                 parameter.copy_(master)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors under Hugging Face names."""
         yield from plain_state(self.module).items()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
+        """Inside, adapters are folded into the weights."""
         return merged_adapters(self.module)
 
     def parts(self) -> dict[str, Resident]:
+        """Weights, and the optimizer's moments with the float32 master weights, as residents."""
         device = str(self._named[0][1].device)
         own = [m for (_, p), m in zip(self._named, self._masters, strict=True) if p is not m]
 
@@ -125,12 +135,15 @@ class SingleTrainable:
         }
 
     def tensor_state(self) -> dict[str, Tensor]:
+        """Weights and moments in float32 as weights/NAME, exp_avg/NAME and exp_avg_sq/NAME, live."""
         return self._learner.tensor_state()
 
     def scalar_state(self) -> dict[str, Any]:
+        """Version, schedule and number of steps taken."""
         return self._learner.scalar_state()
 
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
+        """Takes weights, moments and numbers back, and computes with them."""
         self._learner.load(saved, numbers)
         self._publish()
 
@@ -146,21 +159,26 @@ class SingleFrozen:
     """Weights in float32 of a module of a smaller type that follows slowly: its own would lose small steps."""
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args)."""
         return function(self.module, *args)
 
     def parts(self) -> dict[str, Resident]:
+        """The weights, as a resident."""
         return {
             "weights": Tensors(lambda: list(self.module.parameters()), str(self.device), moves=self.moves)
         }
 
     def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+        """Moves each weight by `share` of its distance to the given one; sums are kept in float32."""
         follow(dict(self.module.named_parameters()), weights, share, self._exact, exact_on="cpu")
 
     def tensor_state(self) -> dict[str, Tensor]:
+        """The weights as weights/NAME, the float32 copy of each where there is one."""
         return {f"weights/{n}": self._exact.get(n, p.detach()) for n, p in self.module.named_parameters()}
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
+        """Takes the weights from a checkpoint, with a float32 copy where they are kept in less."""
         for name, parameter in self.module.named_parameters():
             exact = parameter.detach().float().cpu()
             saved.into({f"weights/{name}": exact})
@@ -180,14 +198,16 @@ class WithoutAdapters:
             raise ValueError("only a model with adapters holds its own reference")
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """function(module, *args) with the actor's adapters switched off."""
         adapted: Any = self.actor.module
         with adapted.disable_adapter():
             return self.actor.compute(function, *args)
 
     def parts(self) -> dict[str, Resident]:
+        """No residents: the weights are the actor's."""
         return {}
 
-    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:
+    def follow(self, weights: Iterator[tuple[str, Tensor]], share: float) -> None:  # noqa: ARG002  # as Frozen has it
         """Raises ValueError: these weights cannot follow others, which the configuration raises first."""
         raise ValueError("a reference that is the model without its adapters cannot follow the policy")
 

@@ -26,7 +26,7 @@ class GatedAdamW(torch.optim.AdamW):
     """What is left of the gradient after clipping; 0: no step."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002  # torch's signature
         """One update of what its groups hold now: DeepSpeed calls it for one piece after the other."""
         if self.share == 0:
             return
@@ -65,9 +65,13 @@ class Layout(Protocol):
         """The model computes with the present float32 weights."""
         ...
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]: ...
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors under Hugging Face names, one at a time; called by all ranks."""
+        ...
 
-    def adapters_merged(self) -> AbstractContextManager[None]: ...
+    def adapters_merged(self) -> AbstractContextManager[None]:
+        """Inside, adapters are folded into the weights."""
+        ...
 
     def held(self) -> list[Tensor]:
         """What this rank has of the weights that the model computes with."""
@@ -83,9 +87,11 @@ class Replicated:
     dtype: torch.dtype
 
     def masters(self) -> list[Any]:
+        """Flat float32 weights of this rank's part."""
         return [flat for group in self.engine.optimizer.optimizer.param_groups for flat in group["params"]]
 
     def settle(self) -> None:
+        """Sums the gradient over ranks; a weight that had none takes part with zeros."""
         if self.engine.zero_optimization_stage() == 2:
             self.engine.optimizer.finalize_gradient_accumulation_boundary()
             return
@@ -105,6 +111,7 @@ class Replicated:
         return bool(self.engine.zero_cpu_offload())
 
     def gradients(self) -> list[Tensor]:
+        """This rank's pieces of the summed gradient."""
         zero = self.engine.optimizer
         if self._whole_gradients():
             found: list[Tensor] = zero.fp32_groups_gradient_flat_partition
@@ -119,6 +126,7 @@ class Replicated:
         return self.engine.zero_optimization_stage() == 1 and bfloat16 and not self._offloads()
 
     def forget(self) -> None:
+        """Clears this rank's pieces of the gradient; a whole one DeepSpeed clears itself."""
         if self._whole_gradients():
             return
         forget_of(self.masters())
@@ -126,6 +134,7 @@ class Replicated:
             self.engine.optimizer.averaged_gradients[group] = None
 
     def put(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
+        """Keeps this rank's piece of a whole weight or moment."""
         fragments = require("deepspeed.utils", "deepspeed")
         if moment == "weights":
             fragments.safe_set_full_fp32_param(parameter, whole)
@@ -133,15 +142,19 @@ class Replicated:
             fragments.safe_set_full_optimizer_state(parameter, whole, moment)
 
     def publish(self) -> None:
+        """Copies the float32 weights into those that the model computes with."""
         self.engine.optimizer.update_lp_params()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors under Hugging Face names; each rank has them all."""
         yield from plain_state(self.module).items()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
+        """Inside, adapters are folded into the weights."""
         return merged_adapters(self.module)
 
     def held(self) -> list[Tensor]:
+        """All parameters: every rank has the whole model."""
         return list(self.module.parameters())
 
 
@@ -154,23 +167,28 @@ class Partitioned:
     dtype: torch.dtype
 
     def masters(self) -> list[Any]:
+        """Flat float32 weights of this rank's pieces."""
         found: list[Any] = self.engine.optimizer.fp32_partitioned_groups_flat
         return found
 
     def settle(self) -> None:
+        """Finishes the sum of gradients over ranks."""
         self.engine.optimizer.finalize_gradient_accumulation_boundary()
 
     def gradients(self) -> list[Tensor]:
+        """This rank's pieces of the summed gradient, in float32 from host memory where they are kept there."""
         if self.engine.zero_cpu_offload():
             return [flat.grad for flat in self.masters()]
         groups = self.engine.optimizer.averaged_gradients.values()
         return [piece for group in groups for piece in group]
 
     def forget(self) -> None:
+        """Clears the gradient and the buffer it is summed in."""
         forget_of(self.masters())
         self.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def put(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
+        """Cuts this rank's piece out of a whole weight or moment, and keeps it."""
         fragments = require("deepspeed.utils", "deepspeed")
         piece = piece_of(whole, cast(Any, parameter).ds_tensor.numel())
         if moment == "weights":
@@ -179,6 +197,7 @@ class Partitioned:
             fragments.safe_set_local_optimizer_state(parameter, piece, moment)
 
     def publish(self) -> None:
+        """Copies the float32 weights into the model's pieces, and gathers those that every rank keeps whole."""
         zero = self.engine.optimizer
         for index in range(len(self.masters())):
             zero._reassign_or_swap_out_partitioned_parameters(index)
@@ -194,6 +213,7 @@ class Partitioned:
         return nullcontext()
 
     def held(self) -> list[Tensor]:
+        """This rank's piece of each parameter."""
         return [cast(Any, parameter).ds_tensor for parameter in self.module.parameters()]
 
 

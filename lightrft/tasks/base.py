@@ -97,7 +97,7 @@ class Place:
     format: str | Format
     hub_format: str | Format = ""
     """Format of the hub's rows; empty: the same."""
-    keep: Callable[[Row], bool] = lambda row: True
+    keep: Callable[[Row], bool] = lambda _row: True
     """False for rows that are known to be unusable or to belong elsewhere; they are left out, and counted in the log."""
 
 
@@ -217,10 +217,12 @@ def limited(found: Records, split: Split, config: TaskConfig) -> Records:
 
 
 def boxed_gold(record: Record) -> str:
+    """A right answer with the target in \\boxed{}."""
     return f"The answer is \\boxed{{{record.target}}}."
 
 
 def bare_gold(record: Record) -> str:
+    """The target alone, as text."""
     return str(record.target)
 
 

@@ -49,10 +49,12 @@ UNCHANGED = "Write nothing but your choice, as it stands there, between <answer>
 
 
 def tagged_gold(record: Record) -> str:
+    """The target in <answer> tags."""
     return f"<answer>{record.target}</answer>"
 
 
 def thought_gold(record: Record) -> str:
+    """The target in <answer> tags, after a thought in <think> tags."""
     return f"<think>It can be seen.</think><answer>{record.target}</answer>"
 
 
@@ -68,6 +70,7 @@ def halves(place: Place, is_evaluated: Callable[[Row], bool]) -> tuple[list[Plac
 
 
 def choices(options: Sequence[Any]) -> str:
+    """One line for each choice, lettered from (A) to (J) at most."""
     return "\n".join(f"({name}) {option}" for name, option in zip("ABCDEFGHIJ", options, strict=False))
 
 

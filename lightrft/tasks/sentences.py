@@ -105,6 +105,7 @@ def question(template: str, target: Mapping[str, Any]) -> str:
 
 
 def gold(record: Record) -> str:
+    """The target as JSON."""
     return json.dumps(record.target)
 
 

@@ -203,7 +203,7 @@ def an_empty_prompt_is_refused(bench: Bench) -> None:
 def new_weights_are_there_at_once_and_old_ones_gone(bench: Bench) -> None:
     prompts = bench.prompts()
     before = [answer.token_ids for answer in bench.greedy(prompts)]
-    with _changed(bench):
+    with _Changed(bench):
         bench.give()
         for prompt, answer in zip(prompts, bench.greedy(prompts), strict=True):
             right = bench.expected(prompt)
@@ -215,7 +215,7 @@ def new_weights_are_there_at_once_and_old_ones_gone(bench: Bench) -> None:
     lacks(after != before, "other answers after the first weights came back")
 
 
-class _changed:
+class _Changed:
     """Inside, the reference has other weights, embeddings (and a tied head) among them."""
 
     def __init__(self, bench: Bench) -> None:
@@ -282,7 +282,7 @@ def new_weights_look_anew_at_media_seen_before(bench: Bench) -> None:
     """What an engine keeps of a picture comes from the old weights."""
     sampling = Sampling(max_tokens=8, ignore_eos=True)
     bench.engine.generate(bench.media, sampling)
-    with _changed(bench):
+    with _Changed(bench):
         bench.give()
         for prompt, (answer,) in zip(bench.media, bench.engine.generate(bench.media, sampling), strict=True):
             _media_apart(bench, prompt, answer)

@@ -23,7 +23,9 @@ class Baseline(Protocol):
     A group that has one already keeps it. One that has none afterwards is not learned from.
     """
 
-    def __call__(self, step: int, groups: Sequence[Group]) -> None: ...
+    def __call__(self, step: int, groups: Sequence[Group]) -> None:
+        """Fills the baselines of these groups, in place."""
+        ...
 
 
 @dataclass(frozen=True)

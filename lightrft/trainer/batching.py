@@ -57,7 +57,7 @@ class Batching:
                     yield index, part
 
     def rounds(
-        self, trajectories: Sequence[Trajectory], prepare: Callable[[Batch], None] = lambda batch: None
+        self, trajectories: Sequence[Trajectory], prepare: Callable[[Batch], None] = lambda _batch: None
     ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
         """These answers in micro-batches of `config.tokens_per_micro_batch` tokens at most; called by all ranks, see `rounds`."""
         share_prompts = self.config.share_prompts
@@ -196,7 +196,7 @@ def rounds(
     *,
     share_prompts: bool,
     device: torch.device | str,
-    prepare: Callable[[Batch], None] = lambda batch: None,
+    prepare: Callable[[Batch], None] = lambda _batch: None,
 ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
     """All that this rank computes of what every rank has planned, so that all compute equally often; called by all ranks.
 

@@ -69,7 +69,7 @@ class Learner:
                 criticism = list(self.learn_values(self.critic, step, trajectories))
             if step > self.config.critic.warmup_steps:
                 for metrics in self.learn(step, trajectories, before_update=before_update):
-                    updates.append(metrics)
+                    updates.append(metrics)  # noqa: PERF402  # those that came are there if a later one fails
         of_critic = {
             k: x for k, x in average(criticism).items() if not k.startswith(("update/", "counts/tokens_read"))
         }
@@ -85,7 +85,7 @@ class Learner:
         trajectories: Sequence[Trajectory],
         *,
         first: int = 0,
-        before_update: Callable[[int, float], None] = lambda index, norm: None,
+        before_update: Callable[[int, float], None] = lambda _index, _norm: None,
     ) -> Iterator[Metrics]:
         """The gradient steps of the actor; also what `lightrft replay` computes again, from update number `first` on."""
         seed = derive_seed(self.config.seed, "update", step)

@@ -33,7 +33,7 @@ def optimize(
     *,
     averaging: Averaging,
     batching: Batching,
-    before_update: Callable[[int, float], None] = lambda index, norm: None,
+    before_update: Callable[[int, float], None] = lambda _index, _norm: None,
 ) -> Iterator[dict[str, float]]:
     """One optimizer update for each of `updates` (see Batching.updates); yields the metrics of each. Called by all ranks.
 

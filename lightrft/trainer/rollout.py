@@ -37,7 +37,7 @@ def rollout(
     """
     limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
     total = len(prompts) * sampling.n + len(unfinished)
-    tell = None if progress is None else lambda finished, tokens: progress(finished, total)
+    tell = None if progress is None else lambda finished, _tokens: progress(finished, total)
     asked = [*prompts, *(going_on(t, min(limit, sampling.max_tokens - len(t))) for t in unfinished)]
     completions = engine.generate(asked, replace(sampling, max_tokens=limit), tell)
     _check(engine, asked, completions, sampling.n)

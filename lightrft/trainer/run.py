@@ -67,12 +67,15 @@ class Generators:
     """The global random generators, as a RankPart."""
 
     def state(self) -> dict[str, Any]:
+        """The states of the global generators of this rank."""
         return generator_states()
 
     def packed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The same state: it can be written as it is."""
         return state
 
     def load(self, packed: dict[str, Any]) -> None:
+        """Sets the global generators back to a state."""
         restore_generators(packed)
 
 

@@ -45,9 +45,11 @@ class Unchanging:
     version: int = 0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the module under its own names."""
         yield from self.module.state_dict().items()
 
     def adapters_merged(self) -> AbstractContextManager[None]:
+        """Nothing to fold in."""
         return nullcontext()
 
 
@@ -64,7 +66,7 @@ class Sampler:
     world: World
     restarts: int = 0
     """How often an engine that dies is started again in one call."""
-    progress: Callable[[int, int], None] = lambda finished, total: None
+    progress: Callable[[int, int], None] = lambda _finished, _total: None
     """For who draws to tell how many answers are finished, and of how many."""
     push: Callable[[], None] = field(init=False)
     """How weights come to the engine before it samples: `push_weights`, unless whoever holds the sampler has another way."""

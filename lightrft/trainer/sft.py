@@ -61,7 +61,7 @@ class SFTTrainer:
             metrics = self.learn(balanced(drawn, self.world))
         return metrics | self.describe(drawn), drawn
 
-    def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
+    def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:  # noqa: ARG002  # as Trainer has it
         """The metrics of a step; its conversations are in the data."""
         self.journal.step(step, metrics)
 
@@ -139,6 +139,7 @@ class SFTTrainer:
 
     @property
     def learners(self) -> Mapping[str, Trainable]:
+        """The one model that learns, by its name in checkpoints."""
         return {"model": self.model}
 
     @property
@@ -148,6 +149,7 @@ class SFTTrainer:
 
     @property
     def parts(self) -> Mapping[str, Part]:
+        """The stream of conversations, which goes into checkpoints."""
         return {"prompts": self.prompts}
 
     @property

@@ -52,9 +52,11 @@ class Fresh:
 
     @property
     def weight_version(self) -> int:
+        """Version of the weights that the engine samples with."""
         return self.sampler.engine.weight_version
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
+        """Groups of `count` new prompts, answered and judged."""
         return self.judged(self.ask(step, attempt, count))
 
     def ask(self, step: int, attempt: int, count: int) -> list[Group]:
@@ -99,6 +101,7 @@ class Fresh:
         return groups
 
     def spent(self) -> tuple[int, float]:
+        """Tokens sampled and seconds of sampling since the last call."""
         spent, self._spent = self._spent, (0, 0.0)
         return spent
 
@@ -141,9 +144,11 @@ class Ahead:
 
     @property
     def weight_version(self) -> int:
+        """Version of the weights that the engine samples with."""
         return self.source.weight_version
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
+        """Judged groups, those asked ahead first; while they are judged, the next step's are asked."""
         groups = self.buffer.take_prefetched() if attempt == 1 else []
         if not self.source.sampler.world.max(len(groups)):
             # Otherwise the other ranks have theirs, and all answers of this one are unfinished.
@@ -167,4 +172,5 @@ class Ahead:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def spent(self) -> tuple[int, float]:
+        """Tokens sampled and seconds of sampling since the last call."""
         return self.source.spent()

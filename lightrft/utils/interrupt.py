@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  # no error: the run does what it was asked
     """The run was asked to stop; carries the name of the signal."""
 
     @property
@@ -53,7 +53,7 @@ class Interrupt:
             signal.signal(number, handler)
         self._before.clear()
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self._number:
             raise KeyboardInterrupt
         self._number = number

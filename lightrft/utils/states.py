@@ -7,6 +7,7 @@ do no more harm than a wrong number.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ from torch import Tensor
 _NUMPY = "\0numpy"
 """The only key of a dict that stands for a numpy array."""
 _CHUNK = 1 << 24
+_BARE: dict[type, Callable[[Any], Any]] = {int: int, float: float, str: str.__str__}
+"""How a number or a text of a subclass becomes one of the plain type."""
 
 
 def write_state(path: Path, state: Any) -> str:
@@ -69,12 +72,13 @@ def plain(value: Any, where: str = "state") -> Any:
         return {_NUMPY: torch.from_numpy(value.copy())}
     if isinstance(value, numpy.generic):
         return plain(value.item(), where)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, str):
-        return str.__str__(value)
+    for kind, bare in _BARE.items():
+        if isinstance(value, kind):
+            return bare(value)
+    return _plain_container(value, where)
+
+
+def _plain_container(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return {plain(k, f"a key of {where}"): plain(v, f"{where}[{k!r}]") for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -124,7 +124,7 @@ def measure_engine(config: Config, questions: Questions, policy: Policy, *, conc
     def burst() -> float:
         seen[:] = [(time.perf_counter(), 0)]  # anew if the engine died and was started again
         engine.generate(
-            prompts, sampling, lambda finished, tokens: seen.append((time.perf_counter(), tokens))
+            prompts, sampling, lambda _finished, tokens: seen.append((time.perf_counter(), tokens))
         )
         return time.perf_counter() - seen[0][0]
 
@@ -302,6 +302,7 @@ def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that the elements of these tensors take."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

@@ -153,12 +153,12 @@ class _Kernel:
 
     def attend(
         self,
-        module: Any,
+        module: Any,  # noqa: ARG002  # as Layout has it
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
+        scaling: float,  # noqa: ARG002  # as Layout has it
+        sliding_window: int | None,  # noqa: ARG002  # as Layout has it
     ) -> Tensor:
         out: Tensor = _Flash.apply(query, key, value)
         return out.transpose(1, 2)

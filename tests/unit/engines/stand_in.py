@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 self.server.trouble(self.path, body)
                 told = self.server.answer(self.path, body)
-            except Trouble as trouble:
+            except TroubleError as trouble:
                 status = trouble.args[0]
         text = json.dumps(told).encode()
         self.send_response(status)
@@ -117,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class Trouble(Exception):
+class TroubleError(Exception):
     """An HTTP status instead of an answer."""
 
 

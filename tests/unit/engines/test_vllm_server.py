@@ -17,7 +17,7 @@ from lightrft.engines.vllm_server import VllmServerEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.testing import check_engine, tiny_model, tiny_processor, tiny_prompt
 from lightrft.types import Sampling
-from tests.unit.engines.stand_in import Trouble, healthy, slow, standing_in
+from tests.unit.engines.stand_in import TroubleError, healthy, slow, standing_in
 
 PROMPTS = [tiny_prompt(length, seed=length) for length in (3, 40, 7, 12, 5, 9)]
 SAMPLING = Sampling(n=2, max_tokens=6, ignore_eos=True, seed=4)
@@ -60,7 +60,7 @@ def test_two_servers_share_the_questions_and_both_have_the_weights():
 def test_a_question_that_fails_goes_to_another_server():
     def refuse(path, body):
         if path == "/v1/completions":
-            raise Trouble(503)
+            raise TroubleError(503)
 
     with standing_in(refuse, healthy) as servers:
         engine = engine_of(servers)
@@ -84,7 +84,7 @@ def test_what_was_answered_before_the_servers_failed_is_not_asked_again():
         if path == "/v1/completions":
             left[0] -= 1
             if left[0] < 0:
-                raise Trouble(500)
+                raise TroubleError(500)
 
     with standing_in(fail) as servers:
         engine = engine_of(servers, requests=1, retries=1)
@@ -132,7 +132,7 @@ def test_a_server_that_takes_no_weights_is_left_out_and_none_at_all_is_an_error(
 
     def broken(path, body):
         if body.get("method") == "lightrft_receive":
-            raise Trouble(500)
+            raise TroubleError(500)
 
     with standing_in(broken, healthy) as servers:
         engine = engine_of(servers)
@@ -160,7 +160,7 @@ def test_a_server_that_is_not_there_is_named_with_the_cure():
 def test_a_server_that_is_no_such_server_is_named():
     def plain(path, body):
         if path == "/collective_rpc":
-            raise Trouble(404)
+            raise TroubleError(404)
 
     with standing_in(plain) as servers, pytest.raises(ValueError, match="answers, but takes no weights"):
         engine_of(servers)

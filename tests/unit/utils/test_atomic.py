@@ -25,7 +25,7 @@ def test_a_text_replaces_the_one_before(tmp_path):
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):
     write_bytes(tmp_path / "a", b"old")
-    with limited_file_size(1000), pytest.raises(RuntimeError, match="grew over the limit"):
+    with LimitedFileSize(1000), pytest.raises(RuntimeError, match="grew over the limit"):
         write_bytes(tmp_path / "a", bytes(5000))
     assert (tmp_path / "a").read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
@@ -118,7 +118,7 @@ def test_an_error_that_is_not_of_the_disk_passes_as_it_is(tmp_path):
 
 def test_a_full_disk_is_recognised_in_the_words_of_safetensors(tmp_path):
     with (
-        limited_file_size(1000),
+        LimitedFileSize(1000),
         pytest.raises(RuntimeError, match="grew over the limit"),
         folder(tmp_path / "x") as unfinished,
     ):
@@ -129,12 +129,12 @@ def test_a_full_disk_is_recognised_in_the_words_of_safetensors(tmp_path):
 def test_a_folder_without_the_right_to_write_is_named_with_the_cure(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    with without_rights(tmp_path), pytest.raises(RuntimeError, match="permission denied.*--run") as caught:
+    with WithoutRights(tmp_path), pytest.raises(RuntimeError, match="permission denied.*--run") as caught:
         write_text(closed / "a", "a")
     assert str(closed) in str(caught.value)
 
 
-class limited_file_size:
+class LimitedFileSize:
     """No file of this process may grow over `size` bytes."""
 
     def __init__(self, size: int) -> None:
@@ -148,7 +148,7 @@ class limited_file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
-class without_rights:
+class WithoutRights:
     """An ordinary user even where the tests run as root, whom no permission stops; `reachable` can be entered."""
 
     def __init__(self, reachable: Path) -> None:
