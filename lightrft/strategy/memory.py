@@ -60,7 +60,7 @@ REMEDIES: dict[str, str] = {
     "judge cache": "lower rollout.native.max_sequences",
     "reward model weights": "take a smaller reward_model.path",
     "engine weights": "share them out (rollout.vllm.tensor_parallel_size)",
-    "engine cache": "lower rollout.native.max_sequences, or memory_share of rollout.vllm, sglang or lmdeploy",
+    "engine cache": "lower rollout.native.max_sequences, or rollout.vllm.gpu_memory_utilization, rollout.sglang.mem_fraction_static, rollout.lmdeploy.cache_max_entry_count",
 }
 """Resident -> which setting makes it smaller."""
 WORKING: dict[Phase, str] = {
