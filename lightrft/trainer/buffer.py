@@ -44,6 +44,8 @@ class RolloutBuffer:
         """Not judged yet: some of their answers go on in the next step."""
         self.prefetched: list[Group] = []
         """Drawn for the next step (rollout.overlap_rewards), not judged yet."""
+        self.asked = 0
+        """The last step whose questions were drawn ahead, whatever became of their answers."""
         self.replayable: list[tuple[int, Group]] = []
         """Step in which a group was learned from first, and the group; the oldest first."""
 
@@ -84,6 +86,7 @@ class RolloutBuffer:
             [[_apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
         )
         return {
+            "asked": self.asked,
             "carried_over": list(self.carried_over),
             "prefetched": prefetched,
             "unfinished": unfinished,
@@ -99,6 +102,7 @@ class RolloutBuffer:
         ]
         return {
             "cost": self.cost,
+            "asked": state["asked"],
             "counts": {name: len(groups) for name, groups in kinds.items()},
             "born": [step for step, _ in state["replayable"]],
             "sizes": [len(group) for group in groups],
@@ -109,8 +113,14 @@ class RolloutBuffer:
         """Takes a `packed` state back, unless its answers do not know the cost of a constraint that was added since."""
         if self.cost not in ("", packed["cost"]):
             return
-        answers = iter(restored(packed["answers"], self.completed))
+        found = restored(packed["answers"], self.completed)
+        if "asked" not in packed:
+            # An earlier version numbered groups in another way: none of its numbers may come again.
+            for t in found:
+                t.group = -1 - t.group
+        answers = iter(found)
         groups = iter([[next(answers) for _ in range(size)] for size in packed["sizes"]])
+        self.asked = packed.get("asked", 0)
         for name in KINDS:
             setattr(self, name, [next(groups) for _ in range(packed["counts"][name])])
         self.replayable = list(zip(packed["born"], groups, strict=True))
