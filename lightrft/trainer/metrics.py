@@ -52,7 +52,7 @@ METRICS: dict[str, str] = {
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
     "rollout/tokens_per_second_per_device": "the same of one rank, on average",
     "rollout/sampling_rounds": "rounds of drawing questions; more than one only with algorithm.group_filter",
-    "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards",
+    "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards, or where a resume left some",
     "rollout/groups_unfinished": "groups whose answers go on in the next step, all ranks; only with the same",
     "rollout/groups_filtered_out": "groups drawn and not learned from (algorithm.group_filter), all ranks",
     "rollout/groups_carried_over": "groups drawn too much that wait for the next step, all ranks; only with rollout.extra_groups=carry_over",
