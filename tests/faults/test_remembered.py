@@ -14,9 +14,14 @@ import pytest
 import torch
 
 from lightrft.build.rl import build_run
-from lightrft.config import Config, layers
+from lightrft.config import Config, ReplayConfig, layers
+from lightrft.testing import tiny_trajectories
+from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.rl import RLTrainer
+from tests.distributed.conftest import lightrft, server
+from tests.distributed.pair import ranks
 
+__all__ = ["lightrft", "server"]
 SMALL = [
     *("tiny", "grpo", "--evaluate.before-and-after", "false", "--log.tensorboard", "false"),
     *("--log.progress", "false", "--checkpoint.every-steps", "0", "--rewards.workers", "0"),
@@ -188,3 +193,66 @@ def test_no_answer_gets_another_token_beyond_a_limit_that_was_lowered(tmp_path):
         assert t.token_ids[: len(tokens)] == tokens
         assert len(t) <= max(7, len(tokens))
     assert {came[stream].finish for stream in over if before[stream].finish == "paused"} == {"length"}
+
+
+def remembering(numbers, cost=""):
+    """The packed memory of a rank that remembers groups of these numbers, each of two answers, in every way there is."""
+    memory = RolloutBuffer(ReplayConfig(groups_per_step=4), cost=cost)
+    for place, number in enumerate(numbers):
+        group = [replace(t, group=number) for t in tiny_trajectories([(2, [1, 2])], seed=number)]
+        (memory.prefetched, memory.unfinished, memory.carried_over)[place % 3].append(group)
+        memory.add(place, [[replace(t, group=100 + number) for t in group]])
+    memory.asked = 5
+    return memory.packed(memory.state())
+
+
+def numbers_of(groups):
+    return [t.group for group in groups for t in group[:1]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_another_number_of_processes_shares_out_what_was_remembered(size, caplog):
+    ranks = [remembering(range(rank, 18, 3)) for rank in range(3)]
+    shares = []
+    for rank in range(size):
+        shares.append(RolloutBuffer(ReplayConfig(groups_per_step=4), size))
+        shares[-1].share(ranks, rank, size)
+    for name in ("prefetched", "unfinished", "carried_over"):
+        every = sorted(n for one in shares for n in numbers_of(getattr(one, name)))
+        assert len(every) == 6
+        for rank, one in enumerate(shares):
+            assert numbers_of(getattr(one, name)) == every[rank::size], "as these ranks would have drawn them"
+    again = [group for one in shares for _, group in one.replayable]
+    assert sorted(numbers_of(again)) == list(range(100, 118))
+    assert all(len(group) == 2 for group in again)
+    assert [one.asked for one in shares] == [5] * size
+    (told,) = [r.getMessage() for r in caplog.records if "processes" in r.getMessage()]
+    assert f"{size} instead of 3: 18 groups that wait" in told
+
+
+def test_what_was_judged_without_a_cost_is_dropped_with_a_word_and_the_rest_kept(caplog):
+    memory = RolloutBuffer(ReplayConfig(groups_per_step=4), cost="length")
+    memory.load(remembering(range(6)))
+    assert (numbers_of(memory.prefetched), numbers_of(memory.unfinished)) == ([0, 3], [1, 4])
+    assert memory.carried_over == memory.replayable == []
+    assert "2 groups that wait to be learned from and 6 of earlier steps are dropped" in caplog.text
+    assert "length" in caplog.text
+
+
+@pytest.mark.timeout(120)
+def test_one_process_goes_on_with_what_two_have_drawn(lightrft, tmp_path, caplog):
+    flags = [
+        *("--rewards.workers", "1", "--rollout.overlap-rewards", "true", "--steps", "3"),
+        *("--checkpoint.every-steps", "1", "--strategy.backend", "fsdp", "--strategy.device", "cpu"),
+    ]
+    done = [rank.wait() for rank in ranks(lightrft, "train", *SMALL, *flags, "--run", "run")]
+    assert [d.status for d in done] == [0, 0], done[0].output + done[1].output
+    for file in (tmp_path / "run" / "checkpoints").glob("step-000003*"):
+        shutil.rmtree(file)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = go_on(tmp_path / "run", 3, OVERLAP)
+    assert sorted({t.group for t in found.seen[3]}) == [8, 9, 10, 11], "the third four prompts of the run"
+    assert all(t.stale for t in found.seen[3])
+    for name in ("ratio/mean", "reward/mean", "approx_kl"):
+        assert found.told[3][name] == pytest.approx(rows[2][name], abs=1e-4)
+    assert "1 instead of 2: 4 groups that wait" in caplog.text
