@@ -108,8 +108,10 @@ class TokenMeans:
                 self.totals[name] = self.totals.get(name, none) + chosen.sum()
 
     def result(self, world: World) -> dict[str, float]:
-        """Name -> number, the same on all ranks."""
-        tokens = max(1.0, float(world.sum(self.tokens.cpu())))
+        """Name -> number, the same on all ranks. Nothing where no rank had a token: a mean of none is no number."""
+        tokens = float(world.sum(self.tokens.cpu()))
+        if not tokens:
+            return {}
         # A rank without tokens has no names.
         means = {name: total / tokens for name, total in world.sum_by_name(_floats(self.totals)).items()}
         return means | world.max_by_name(_floats(self.largest))
