@@ -5,6 +5,7 @@ A function says so by attributes, a built-in one as well as one of a user's own 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from lightrft.algorithms.algorithm import Algorithm, Resolve, build
@@ -25,6 +26,23 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
     _check_advantage(config, algorithm)
     _check_late_answers(config, algorithm)
     return algorithm
+
+
+def check_remembered(config: Config, algorithm: Algorithm, left: Collection[str]) -> None:
+    """ValueError if a checkpoint holds answers, of the kinds in `left`, that the algorithm of now cannot learn from."""
+    row = config.algorithm
+    if left and _says(algorithm, "loss", "on_policy_only"):
+        raise ValueError(
+            f"the checkpoint holds answers of earlier weights that were not learned from yet ({', '.join(sorted(left))}), and "
+            f"algorithm.loss={row.loss} takes all answers for new ones. Resume with algorithm.loss=clipped, or start a new run."
+        )
+    late = sorted({"prefetched", "unfinished"} & set(left))
+    if late and algorithm.needs_baseline:
+        raise ValueError(
+            f"the checkpoint holds answers of earlier weights that were not judged yet ({', '.join(late)}), and the likeliest answer "
+            f"that algorithm.advantage={row.advantage} compares with would come from other weights. Resume with "
+            "algorithm.advantage=reinforce, or start a new run."
+        )
 
 
 def _says(algorithm: Algorithm, kind: str, attribute: str) -> Any:

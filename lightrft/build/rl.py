@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.algorithms.requirements import build_for
+from lightrft.algorithms.requirements import build_for, check_remembered
 from lightrft.build.assemble import Models, Parts, assemble, left_in
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
@@ -64,6 +64,8 @@ def build_run(
     scaler = build_scaler(config, task_data.judge, world)
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints) if resume else None
+    left = left_in(state)
+    check_remembered(config, algorithm, left)
 
     models = build_models(config, algorithm, strategy)
     engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
@@ -89,7 +91,7 @@ def build_run(
         checkpoints=checkpoints,
         journal=journal,
         started=started,
-        left=left_in(state),
+        left=left,
     )
     made = assemble(trainer_class, parts)
     if state is not None:

@@ -51,6 +51,11 @@ class PromptLoader:
         self._orders: dict[int, tuple[int, list[int]]] = {}
         self._by_name: dict[tuple[str, str], Prompt] | None = None
 
+    @property
+    def position(self) -> int:
+        """Draws so far, over all ranks and sources: the place of the next one, which no later draw has."""
+        return sum(self.drawn)
+
     def draw(self, n: int) -> list[Prompt]:
         """The next n prompts of this rank."""
         rounds = [[self._next() for _ in range(self.size)] for _ in range(n)]

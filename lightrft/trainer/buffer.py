@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightrft.config import ReplayConfig
 from lightrft.runs.storage import restored, stored
 from lightrft.types import Prompt, Trajectory
+
+log = logging.getLogger("lightrft")
 
 Group = list[Trajectory]
 KINDS = ("carried_over", "prefetched", "unfinished")
@@ -44,6 +47,8 @@ class RolloutBuffer:
         """Not judged yet: some of their answers go on in the next step."""
         self.prefetched: list[Group] = []
         """Drawn for the next step (rollout.overlap_rewards), not judged yet."""
+        self.asked = 0
+        """The last step whose questions were drawn ahead, whatever became of their answers."""
         self.replayable: list[tuple[int, Group]] = []
         """Step in which a group was learned from first, and the group; the oldest first."""
 
@@ -84,6 +89,7 @@ class RolloutBuffer:
             [[_apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
         )
         return {
+            "asked": self.asked,
             "carried_over": list(self.carried_over),
             "prefetched": prefetched,
             "unfinished": unfinished,
@@ -99,6 +105,7 @@ class RolloutBuffer:
         ]
         return {
             "cost": self.cost,
+            "asked": state["asked"],
             "counts": {name: len(groups) for name, groups in kinds.items()},
             "born": [step for step, _ in state["replayable"]],
             "sizes": [len(group) for group in groups],
@@ -106,14 +113,66 @@ class RolloutBuffer:
         }
 
     def load(self, packed: dict[str, Any]) -> None:
-        """Takes a `packed` state back, unless its answers do not know the cost of a constraint that was added since."""
-        if self.cost not in ("", packed["cost"]):
-            return
-        answers = iter(restored(packed["answers"], self.completed))
-        groups = iter([[next(answers) for _ in range(size)] for size in packed["sizes"]])
+        """Takes a `packed` state back, but for judged answers that do not know the cost of a constraint that was added since."""
+        self._take([packed])
+
+    def share(self, ranks: Sequence[dict[str, Any]], rank: int, size: int) -> None:
+        """Takes the share of one rank of `size` from what another number of ranks packed: whole groups, dealt out in their order.
+
+        Prompts are dealt out to ranks in the same way, so each rank has the groups that it would have drawn itself.
+        """
+        self._take(ranks)
+        waiting = sum(len(getattr(self, name)) for name in KINDS)
+        if rank == 0 and waiting + len(self.replayable):
+            log.warning(
+                "the run goes on with another number of processes, %d instead of %d: %d groups that wait to be learned from and %d of "
+                "earlier steps to be learned from again are shared out among them",
+                size, len(ranks), waiting, len(self.replayable),
+            )  # fmt: skip
         for name in KINDS:
-            setattr(self, name, [next(groups) for _ in range(packed["counts"][name])])
-        self.replayable = list(zip(packed["born"], groups, strict=True))
+            setattr(self, name, getattr(self, name)[rank::size])
+        self.replayable = self.replayable[rank::size]
+
+    def _take(self, ranks: Sequence[dict[str, Any]]) -> None:
+        """Remembers what these ranks packed, groups in the order of their numbers."""
+        kinds: dict[str, list[Group]] = {name: [] for name in KINDS}
+        replayable: list[tuple[int, Group]] = []
+        for packed in ranks:
+            groups = self._groups(packed)
+            for name in KINDS:
+                kinds[name] += [next(groups) for _ in range(packed["counts"][name])]
+            replayable += zip(packed["born"], groups, strict=True)
+        if len(ranks) > 1:
+            for groups_of_kind in kinds.values():
+                groups_of_kind.sort(key=lambda group: group[0].group)
+            replayable.sort(key=lambda entry: (entry[0], entry[1][0].group))
+        if self.cost not in ("", *(packed["cost"] for packed in ranks)):
+            self._forget(kinds["carried_over"], replayable)
+        for name, groups_now in kinds.items():
+            setattr(self, name, groups_now)
+        self.replayable = replayable
+        self.asked = max(packed.get("asked", 0) for packed in ranks)
+
+    def _groups(self, packed: dict[str, Any]) -> Iterator[Group]:
+        """The groups of one rank: those of each kind in turn, then those to be learned from again."""
+        found = restored(packed["answers"], self.completed)
+        if "asked" not in packed:
+            # An earlier version numbered groups in another way: none of its numbers may come again.
+            for t in found:
+                t.group = -1 - t.group
+        answers = iter(found)
+        return iter([[next(answers) for _ in range(size)] for size in packed["sizes"]])
+
+    def _forget(self, carried_over: list[Group], replayable: list[tuple[int, Group]]) -> None:
+        """Empties the lists of groups that were judged before the constraint was added; what is not judged yet will know its cost."""
+        if carried_over or replayable:
+            log.warning(
+                "%d groups that wait to be learned from and %d of earlier steps are dropped: they were judged without %s, the "
+                "constraint.cost that was added since",
+                len(carried_over), len(replayable), self.cost,
+            )  # fmt: skip
+        carried_over.clear()
+        replayable.clear()
 
 
 def _apart(t: Trajectory) -> Trajectory:

@@ -147,9 +147,16 @@ class Collector:
             "rollout/tokens_per_second_per_device": fresh / seconds / self.world.size,
             "rollout/oldest_weight_version": -self.world.max(-oldest),
         }
-        if self.config.rollout.max_tokens_per_step or self.config.rollout.overlap_rewards:
+        unfinished = self._sum(len(self.buffer.unfinished))
+        # A resume may have brought such answers whatever the settings are now.
+        if (
+            self.config.rollout.max_tokens_per_step
+            or self.config.rollout.overlap_rewards
+            or stale
+            or unfinished
+        ):
             metrics["rollout/off_policy_fraction"] = stale / max(judged, 1.0)
-            metrics["rollout/groups_unfinished"] = self._sum(len(self.buffer.unfinished))
+            metrics["rollout/groups_unfinished"] = unfinished
         return metrics
 
     def _sum(self, number: int) -> float:

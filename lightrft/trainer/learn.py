@@ -74,7 +74,7 @@ class Learner:
             k: x for k, x in average(criticism).items() if not k.startswith(("update/", "counts/tokens_read"))
         }
         found = average(updates)
-        if updates:  # the mean of logarithms is taken first
+        if "mismatch/log_perplexity_ratio" in found:  # the mean of logarithms is taken first
             found["mismatch/perplexity_ratio"] = math.exp(found.pop("mismatch/log_perplexity_ratio"))
         self.agreement.check(found)
         return found | {f"critic/{name}": x for name, x in of_critic.items()}

@@ -52,7 +52,7 @@ METRICS: dict[str, str] = {
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
     "rollout/tokens_per_second_per_device": "the same of one rank, on average",
     "rollout/sampling_rounds": "rounds of drawing questions; more than one only with algorithm.group_filter",
-    "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards",
+    "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards, or where a resume left some",
     "rollout/groups_unfinished": "groups whose answers go on in the next step, all ranks; only with the same",
     "rollout/groups_filtered_out": "groups drawn and not learned from (algorithm.group_filter), all ranks",
     "rollout/groups_carried_over": "groups drawn too much that wait for the next step, all ranks; only with rollout.extra_groups=carry_over",
@@ -108,8 +108,10 @@ class TokenMeans:
                 self.totals[name] = self.totals.get(name, none) + chosen.sum()
 
     def result(self, world: World) -> dict[str, float]:
-        """Name -> number, the same on all ranks."""
-        tokens = max(1.0, float(world.sum(self.tokens.cpu())))
+        """Name -> number, the same on all ranks. Nothing where no rank had a token: a mean of none is no number."""
+        tokens = float(world.sum(self.tokens.cpu()))
+        if not tokens:
+            return {}
         # A rank without tokens has no names.
         means = {name: total / tokens for name, total in world.sum_by_name(_floats(self.totals)).items()}
         return means | world.max_by_name(_floats(self.largest))

@@ -35,6 +35,7 @@ def rollout(
     in this call; what is cut by it is paused. `progress` is told how many answers are finished, and of how many. Sampled tokens
     are kept as sampled; the decoded answer is for rewards and readers only.
     """
+    unfinished = _with_room(unfinished, sampling.max_tokens)
     limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
     total = len(prompts) * sampling.n + len(unfinished)
     tell = None if progress is None else lambda finished, _tokens: progress(finished, total)
@@ -63,6 +64,14 @@ def rollout(
         if most_now and t.finish == "length" and len(t) < sampling.max_tokens:
             t.finish = "paused"
     return groups
+
+
+def _with_room(unfinished: Sequence[Trajectory], max_tokens: int) -> list[Trajectory]:
+    """The answers that may get another token; the others, from before the limit was lowered, are at their end."""
+    for t in unfinished:
+        if len(t) >= max_tokens:
+            t.finish = "length"
+    return [t for t in unfinished if len(t) < max_tokens]
 
 
 def going_on(t: Trajectory, max_tokens: int) -> Prompt:

@@ -59,7 +59,11 @@ class RankPart(Protocol):
         ...
 
     def load(self, packed: Any, /) -> None:
-        """Takes what was `packed` back. Not called where a run goes on with another number of ranks."""
+        """Takes what was `packed` back."""
+        ...
+
+    def share(self, ranks: Sequence[Any], rank: int, size: int, /) -> None:
+        """Takes the share of rank `rank` of `size`, instead of `load`, from what another number of ranks packed."""
         ...
 
 
@@ -77,6 +81,9 @@ class Generators:
     def load(self, packed: dict[str, Any]) -> None:
         """Sets the global generators back to a state."""
         restore_generators(packed)
+
+    def share(self, ranks: Sequence[dict[str, Any]], rank: int, size: int) -> None:
+        """Nothing is taken: with another number of ranks they begin anew."""
 
 
 @dataclass(frozen=True)
@@ -307,8 +314,10 @@ class Run:
             follower.load(models[name])
         for name, own in self.rank_parts.items():
             ranks = state["ranks"][name]
-            if len(ranks) == self.world.size:  # with another number they begin anew
+            if len(ranks) == self.world.size:
                 own.load(ranks[self.world.rank])
+            else:
+                own.share(ranks, self.world.rank, self.world.size)
         self.done, self.evaluations = state["done"], dict(state["evaluations"])
         if self.done < self.steps:  # a finished run that is to go on
             self.evaluations.pop("after", None)

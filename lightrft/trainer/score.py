@@ -68,8 +68,10 @@ class Scorer:
     def _by_models(self, trajectories: Sequence[Trajectory], waiting: Sequence[Trajectory]) -> list[str]:
         """Fills the columns that models give; their names."""
         filled: list[str] = []
-        # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none.
-        if self.needs_old or not self.world.all(all("old" not in t.columns for t in trajectories)):
+        # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none. A resume
+        # may have brought such answers whatever the settings are now.
+        older = any(t.stale or "old" in t.columns for t in trajectories)
+        if self.needs_old or not self.world.all(not older):
             filled += ["old", "entropy"]
             # What waits is learned from after the weights have moved, so its log-probs are taken now.
             self.fill_old([t for t in [*trajectories, *waiting] if "old" not in t.columns])

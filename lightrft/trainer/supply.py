@@ -16,7 +16,7 @@ from lightrft.strategy.memory import Phase
 from lightrft.trainer.buffer import Group, RolloutBuffer
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
-from lightrft.types import Prompt, Trajectory
+from lightrft.types import Trajectory
 from lightrft.utils.seeding import derive_seed
 
 
@@ -59,9 +59,13 @@ class Fresh:
         """Groups of `count` new prompts, answered and judged."""
         return self.judged(self.ask(step, attempt, count))
 
-    def ask(self, step: int, attempt: int, count: int) -> list[Group]:
-        """Whole groups, not judged yet."""
-        return self.rollout(step, attempt, self.prompts.draw(count))
+    def ask(self, step: int, attempt: int, count: int, *, again: bool = False) -> list[Group]:
+        """Whole groups, not judged yet. `again`: questions were asked for this attempt before, whose random streams are taken."""
+        return self.rollout(self.seed(step, attempt, again), count)
+
+    def seed(self, step: int, attempt: int, again: bool) -> int:
+        """What fixes the random streams of an attempt's answers."""
+        return derive_seed(self.config.seed, step, attempt, int(again))
 
     def judged(self, groups: Sequence[Group]) -> RewardResult:
         """The answers of these groups with their rewards."""
@@ -69,27 +73,23 @@ class Fresh:
         return self.sampler.judged(self.judge, [t for group in groups for t in group])
 
     def rollout(
-        self,
-        step: int,
-        attempt: int,
-        prompts: Sequence[Prompt],
-        unfinished: Sequence[Trajectory] = (),
-        most_now: int = 0,
+        self, seed: int, count: int, unfinished: Sequence[Trajectory] = (), most_now: int = 0
     ) -> list[Group]:
-        """The groups of new prompts; `unfinished` answers go on in place. No answer gets more than `most_now` tokens, if set."""
+        """The groups of `count` new prompts; `unfinished` answers go on in place. No answer gets more than `most_now` tokens, if set."""
         config, memory_plan = self.config.rollout, self.sampler.memory_plan
+        # A group is numbered by the place of its prompt in the run's sequence of draws, which is in checkpoints and only grows:
+        # whatever is asked twice, waits or comes back under other settings, no two groups are ever taken for one.
+        first_group = self.prompts.position
+        prompts = self.prompts.draw(count)
         before, start = sum(map(len, unfinished)), memory_plan.seconds.get(Phase.ROLLOUT, 0.0)
         self.progress.phase("rollout")
         groups = self.sampler(
             lambda: rollout(
                 self.sampler.engine,
                 prompts,
-                training_sampling(
-                    config, derive_seed(self.config.seed, step, attempt, 0), self.sampler.world
-                ),
+                training_sampling(config, seed, self.sampler.world),
                 self.processor,
-                # Numbered over the run and over ranks, so that no two groups are ever taken for one.
-                first_group=((step - 1) * config.max_sampling_rounds + attempt - 1) * config.prompts_per_step,
+                first_group=first_group,
                 unfinished=unfinished,
                 most_now=most_now,
                 progress=self.sampler.progress,
@@ -116,12 +116,12 @@ class Partial(Fresh):
     buffer: RolloutBuffer = field(kw_only=True)
     """Where groups wait that are not answered to the end."""
 
-    def ask(self, step: int, attempt: int, count: int) -> list[Group]:
+    def ask(self, step: int, attempt: int, count: int, *, again: bool = False) -> list[Group]:
         """The groups, waiting or new, that are whole now."""
         waiting = self.buffer.take_unfinished()
         going_on = [t for group in waiting for t in group if t.finish == "paused"]
         most_now = self.config.rollout.max_tokens_per_step
-        groups = waiting + self.rollout(step, attempt, self.prompts.draw(count), going_on, most_now)
+        groups = waiting + self.rollout(self.seed(step, attempt, again), count, going_on, most_now)
         cut = [any(t.finish == "paused" for t in group) for group in groups]
         self.buffer.unfinished = [group for group, waits in zip(groups, cut, strict=True) if waits]
         return [group for group, waits in zip(groups, cut, strict=True) if not waits]
@@ -139,8 +139,6 @@ class Ahead:
     """Where what was asked ahead waits for its step."""
     last: int
     """No step after it is asked for ahead."""
-    _asked: int = 0
-    """The last step whose questions were asked ahead."""
 
     @property
     def weight_version(self) -> int:
@@ -151,11 +149,13 @@ class Ahead:
         """Judged groups, those asked ahead first; while they are judged, the next step's are asked."""
         groups = self.buffer.take_prefetched() if attempt == 1 else []
         if not self.source.sampler.world.max(len(groups)):
-            # Otherwise the other ranks have theirs, and all answers of this one are unfinished.
-            groups = self.source.ask(step, attempt, count)
-        if self._asked > step or step >= self.last:
+            # Otherwise the other ranks have theirs, and all answers of this one are unfinished. Where those that were asked
+            # ahead are unfinished on every rank, or were learned from a step early, others are asked in their place.
+            again = attempt == 1 and self.buffer.asked >= step
+            groups = self.source.ask(step, attempt, count, again=again)
+        if self.buffer.asked > step or step >= self.last:
             return self.source.judged(groups)
-        self._asked = step + 1
+        self.buffer.asked = step + 1
         return self.judged_meanwhile(groups, count)
 
     def judged_meanwhile(self, groups: Sequence[Group], count: int) -> RewardResult:
@@ -163,7 +163,7 @@ class Ahead:
         source, pool = self.source, ThreadPoolExecutor(max_workers=1)
         try:
             judging = pool.submit(source.judge, [t for group in groups for t in group])
-            self.buffer.prefetched = source.ask(self._asked, 1, count)
+            self.buffer.prefetched = source.ask(self.buffer.asked, 1, count)
             source.progress.phase("score")
             with source.sampler.memory_plan(Phase.SCORE), source.sampler.world.independent():
                 return judging.result()

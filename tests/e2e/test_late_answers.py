@@ -136,7 +136,7 @@ def test_overlap_gives_bit_for_bit_what_the_same_order_gives_without_threads(tmp
         """Step k + 1 is drawn after step k and before its update; nothing happens at the same time."""
 
         def judged_meanwhile(self, groups, count):
-            self.buffer.prefetched = self.source.ask(self._asked, 1, count)
+            self.buffer.prefetched = self.source.ask(self.buffer.asked, 1, count)
             return self.source.judged(groups)
 
     with trainer_of(tmp_path / "a", *OVERLAP) as trainer:

@@ -10,6 +10,7 @@ from lightrft.testing import tiny_processor
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.metrics import describe
 from lightrft.types import Prompt, Trajectory
+from tests.faults.small_runs import begin
 
 
 def answered(*texts, target, source="t", group=0):
@@ -88,3 +89,18 @@ def test_a_reward_is_averaged_over_the_answers_of_tasks_that_have_it():
         t.reward, t.parts = 1.0, {"both": 3.0}
     found = describe([one, other], World())
     assert (found["reward/one"], found["reward/both"]) == (1.0, 2.0)
+
+
+def test_a_step_without_a_token_to_learn_from_says_nothing_of_tokens_and_moves_no_coefficient(tmp_path):
+    settings = {"rollout.max_tokens": 1, "algorithm.kl_coefficient": 0.1, "algorithm.kl_target": 0.05}
+    learned = begin(tmp_path / "a", 2, settings)
+    assert {"ratio/mean", "entropy", "kl", "mismatch/max", "mismatch/perplexity_ratio"} <= learned.told[
+        2
+    ].keys()
+    assert learned.told[2]["kl_coefficient"] < 0.1
+    found = begin(tmp_path / "b", 2, {**settings, "algorithm.truncated": "mask"})
+    for metrics in found.told.values():
+        assert metrics["length/truncated_fraction"] == 1.0
+        assert (metrics["grad_norm"], metrics["kl_coefficient"]) == (0.0, 0.1)
+        of_tokens = ("ratio/", "entropy", "kl", "approx_kl", "clip/", "mismatch/")
+        assert [n for n in metrics if n.startswith(of_tokens)] == ["kl_coefficient"]
