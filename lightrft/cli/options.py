@@ -103,7 +103,7 @@ class PlanOptions:
 class ReplayOptions:
     """Compute a captured step again in this process, and show every metric beside the recorded one."""
 
-    run: Folder
+    run: Annotated[Folder, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     step: int
     """The step, one of RUN/capsules/step-*.pt (see --log.capture-steps)."""
@@ -113,7 +113,7 @@ class ReplayOptions:
 class ViewOptions:
     """Steps of a run; with --step its groups; with --group, --best or --worst whole responses."""
 
-    run: Folder
+    run: Annotated[Folder, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     step: int | None = None
     """Which step; -1 is the last one."""
@@ -131,11 +131,11 @@ class ViewOptions:
 class ExportOptions:
     """Write the policy of a checkpoint as plain transformers loads it; adapters are merged into the weights."""
 
-    run: Folder
+    run: Annotated[Folder, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    out: Folder
+    out: Annotated[Folder, tyro.conf.arg(metavar="FOLDER")]
     """The folder to make."""
-    step: int | None = None
+    step: Annotated[int | None, tyro.conf.arg(metavar="STEP")] = None
     """After which step; the newest complete checkpoint if left out."""
     file_gb: float = 5.0
     """Most gigabytes of weights in a file, and so in memory."""
