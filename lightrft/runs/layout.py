@@ -44,9 +44,14 @@ class RunFolder:
     def check_format(self) -> None:
         """ValueError if the run was begun by a version whose run folders are arranged in another way.
 
-        A folder without a number is of the first arrangement.
+        A folder without a number is of a version before there were numbers, whose checkpoints cannot be read.
         """
         if not self.format.is_file():
+            if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+                raise ValueError(
+                    f"{self.path}: the run was begun by a version of LightRFT whose checkpoints this one cannot read. Go on with that "
+                    f"version, or begin a new run from its weights with model.path={self.path / 'model'}."
+                )
             return
         try:
             written = dict(_json(self.format))

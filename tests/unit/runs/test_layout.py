@@ -20,8 +20,13 @@ def test_a_new_run_says_how_its_files_are_arranged_and_who_arranged_them(tmp_pat
     RunFolder(run).check_format()
 
 
-def test_a_folder_without_a_number_is_of_the_first_arrangement(tmp_path: Path) -> None:
+def test_a_folder_without_a_number_goes_on_only_where_nothing_must_be_read(tmp_path: Path) -> None:
     RunFolder(tmp_path).check_format()
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"whose checkpoints this one cannot read\. .* model\.path=.*/model\."
+    ):
+        RunFolder(tmp_path).check_format()
 
 
 def test_another_arrangement_is_refused_with_the_version_that_reads_it(tmp_path: Path) -> None:
