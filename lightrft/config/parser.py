@@ -34,8 +34,10 @@ def parse(args: Sequence[str], cls: type[C], *, prog: str, description: str) -> 
             )
     except SystemExit as stop:
         cause = stop.__context__
-        if isinstance(cause, ValueError) and _is_of_options(cause):
-            raise ImpossibleError(str(cause)) from None
+        while cause is not None:  # tyro puts what a section refuses in errors of its own
+            if isinstance(cause, ValueError) and _is_of_options(cause):
+                raise ImpossibleError(str(cause)) from None
+            cause = cause.__context__
         print(printed.getvalue(), end="", file=sys.stderr)
         raise
 

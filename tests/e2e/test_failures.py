@@ -21,7 +21,7 @@ WORKER = ["--rewards.workers", "1"]
 REWARDS = '''
 import math, time
 
-STEP_2 = range(16, 32)  # groups are numbered 16 apart from step to step: 4 questions, at most 4 draws
+STEP_2 = range(4, 8)  # a group is numbered by the place of its question in the draws of the run: 4 to a step
 
 def is_bad(t):
     """The second answer of each group in step 2."""

@@ -124,6 +124,18 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["train", "tiny", "--nothing.like.it", "3"], "--help-all lists all options"),
         (["plan", "tiny", "--gpus", "0"], "--gpus 0: needs a number above 0"),
         (["train", "tiny", "--update.num-minibatches", "17"], "a step has only 16 answers"),
+        (
+            ["train", "tiny", "--rollout.top-p", "2"],
+            "lightrft: rollout.top_p=2: must be above 0 and at most 1.",
+        ),
+        (
+            ["train", "tiny", "--critic.optimizer.learning-rate", "-1"],
+            "lightrft: critic.optimizer.learning_rate=-1:",
+        ),
+        (
+            ["train", "tiny", "--rewards.timeout-seconds", "nan"],
+            "rewards.timeout_seconds=nan: must be above 0.",
+        ),
         (["train", "sft_tiny"], "'sft_tiny' holds settings of `lightrft sft`"),
         (["sft"], "lightrft sft sft_tiny"),
         (["sft", "grpo"], "'grpo' holds settings of `lightrft train`"),
