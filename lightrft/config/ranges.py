@@ -132,7 +132,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "mismatch_limit": Range(1, without_low=True),
         "options": ANY,
     },
-    "rewards": {"functions": ANY, "timeout_seconds": POSITIVE, "workers": NOT_NEGATIVE, "scale": NOT_NEGATIVE},
+    "rewards": {
+        "functions": ANY,
+        "timeout_seconds": POSITIVE,
+        "workers": NOT_NEGATIVE,
+        "scale": NOT_NEGATIVE,
+    },
     "constraint": {
         "limit": ANY,
         "multiplier": NOT_NEGATIVE,
