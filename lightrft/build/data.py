@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.build.judges import check_judging
-from lightrft.build.tasks import evaluated_tasks, training_tasks
+from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import (
     Config,
 )
@@ -110,14 +110,7 @@ def task_rewards(config: Config, task: Task) -> dict[str, float]:
 
 def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> list[Prompt]:
     """The prompts of one split of a task."""
-    records = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
-    strange = next((record for record in records if record.source != task.name), None)
-    if strange is not None:
-        raise ValueError(
-            f"task '{task.name}', {split}: its record {strange.id} has source='{strange.source}', by which rewards and scores are looked "
-            f"up. Load it with source='{task.name}'."
-        )
-    prompts, counts = prepare(records, processor, config.tasks)
+    prompts, counts = prepare(records_of(config, task, split), processor, config.tasks)
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
     return prompts
 

@@ -11,7 +11,7 @@ from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import check_team
 from lightrft.build.process import build_journal, last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
-from lightrft.build.tasks import evaluated_tasks, training_tasks
+from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
@@ -107,8 +107,7 @@ def build_held_out(config: SFTConfig, conversations: Conversations) -> list[Held
 
 def prompts_of(config: SFTConfig, task: Task, split: Split, conversations: Conversations) -> list[Prompt]:
     """The conversations of one split of a task."""
-    records = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
-    prompts, kept = conversations.prompts(records, task.gold)
+    prompts, kept = conversations.prompts(records_of(config, task, split), task.gold)
     longest = max(len(p.target.token_ids) for p in prompts)
     log.info(
         "%s, %s: %d conversations, longest answer %d tokens; skipped %d long and %d broken ones, cut %d",

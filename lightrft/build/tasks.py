@@ -1,11 +1,11 @@
-"""The tasks that settings name: those to learn from, and those that evaluations ask."""
+"""The tasks that settings name, those to learn from and those that evaluations ask, and their records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from lightrft.config import Config, SFTConfig
-from lightrft.tasks.table import Task, load_tasks
+from lightrft.tasks.table import Records, Split, Task, load_tasks
 
 
 def training_tasks(config: Config | SFTConfig) -> dict[str, Task]:
@@ -23,3 +23,18 @@ def evaluated_tasks(config: Config | SFTConfig) -> Mapping[str, float]:
     if not (config.evaluate.before_and_after or config.evaluate.every_steps):
         return {}
     return config.tasks.evaluate or config.tasks.train
+
+
+def records_of(config: Config | SFTConfig, task: Task, split: Split) -> Records:
+    """The records of one split of a task; those that evaluations ask are the same whatever the run's seed.
+
+    ValueError for a record of another source: rewards, scores and what a checkpoint holds are looked up by it.
+    """
+    records = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
+    strange = next((record for record in records if record.source != task.name), None)
+    if strange is not None:
+        raise ValueError(
+            f"task '{task.name}', {split}: its record {strange.id} has source='{strange.source}', by which rewards and scores are looked "
+            f"up. Load it with source='{task.name}'."
+        )
+    return records

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lightrft import cli
 from lightrft.cli.commands import AskedEvaluation
 from lightrft.cli.loading import load
 from lightrft.commands.evaluate import evaluate
@@ -62,3 +63,12 @@ def test_the_task_that_is_named_is_not_forgotten():
         AskedEvaluation.of(["svamp", "--tasks.evaluate", "tiny", "1"])
     found = AskedEvaluation.of(["svamp", "--tasks.evaluate", "tiny", "1", "svamp", "2"])
     assert found.config.tasks.evaluate == {"tiny": 1.0, "svamp": 2.0}
+
+
+def test_check_and_fine_tuning_refuse_such_a_record_as_well(tmp_path, capsys):
+    (tmp_path / "two.py").write_text(TWICE)
+    task = f"{tmp_path}/two.py:other"
+    assert cli.main(["check", "tiny", "--tasks.train", task, "1", "--tasks.evaluate", task, "1"]) != 0
+    assert "its record quiz/0 has source='quiz'" in "".join(capsys.readouterr())
+    assert cli.main(["sft", "sft_tiny", "--tasks.train", task, "1", "--run", str(tmp_path / "run")]) == 2
+    assert "its record quiz/0 has source='quiz'" in "".join(capsys.readouterr())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from rich.table import Table
 
 from lightrft.build.data import own_rewards
+from lightrft.build.tasks import records_of
 from lightrft.commands.check.report import Section
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config, TaskConfig
@@ -64,7 +65,7 @@ def data(section: Section, config: Config, parts: Parts, processor: Processor) -
     splits: list[tuple[Split, Mapping[str, Task]]] = [("train", parts.tasks), ("evaluate", parts.eval_sets)]
     for split, tasks in splits:
         for name, task in tasks.items():
-            loaded = task.load(split, config.tasks, config.data, config.seed if split == "train" else 0)
+            loaded = records_of(config, task, split)
             counted, counts = prepare(loaded, processor, replace(config.tasks, max_prompt_tokens=UNLIMITED))
             lengths = sorted(len(p.token_ids) for p in counted)
             table.add_row(
