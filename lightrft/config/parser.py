@@ -44,10 +44,7 @@ def parse(args: Sequence[str], cls: type[C], *, prog: str, description: str) -> 
 
 def _is_of_options(error: ValueError) -> bool:
     """Whether a class of options has raised it, and not the parser over a word that it cannot read."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(
-        "__post_init__" in frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)
-    ) or (bool(modules) and modules[-1].endswith("config.checks"))
+    return any("__post_init__" in frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _registry() -> Any:

@@ -51,11 +51,6 @@ class NativeEngine:
                 f"the native engine needs the model's attention to be {ATTENTION!r}, not {text._attn_implementation!r}. "
                 f"Load the model with attn_implementation={ATTENTION!r}."
             )
-        if config.max_sequences < 1 or config.prefill_tokens < 1:
-            raise ValueError(
-                f"rollout.native.max_sequences={config.max_sequences}, prefill_tokens={config.prefill_tokens}: "
-                "both must be at least 1."
-            )
         self.weight_version = 0
         self.device = next(module.parameters()).device
         self._module, self._config, self._cache = module, config, Cache()
