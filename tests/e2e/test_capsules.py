@@ -16,15 +16,15 @@ from lightrft.algorithms.losses import clipped
 from lightrft.types import Terms
 
 def at_step_3(new, batch, algo):
-    """Groups are numbered 16 apart from step to step: 4 questions, at most 4 draws."""
+    """A step draws 4 prompts, and a group has the number of its prompt: those of step 3 are 8 to 11."""
     terms = clipped(new, batch, algo)
-    bad = (batch.groups // 16 == 2)[batch.segments]
+    bad = (batch.groups // 4 == 2)[batch.segments]
     return Terms(torch.where(bad, torch.nan, terms.loss), terms.metrics)
 
 def in_the_gradient_at_step_3(new, batch, algo):
     """The loss is a number, its gradient is not: the derivative of the root at 0 is infinite."""
     terms = clipped(new, batch, algo)
-    bad = (batch.groups // 16 == 2)[batch.segments]
+    bad = (batch.groups // 4 == 2)[batch.segments]
     return Terms(terms.loss + (new - new.detach()).abs().sqrt(), terms.metrics) if bad.any() else terms
 
 def always(new, batch, algo):
