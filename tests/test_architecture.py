@@ -136,10 +136,6 @@ def test_an_option_that_does_not_exist_is_seen_in_an_error_text(tmp_path: Path) 
 
 TABLES = {
     "build/tables.py": "the tables",
-    "console/doctor.py": "the extras of pyproject.toml",
-    "runs/folder.py": "the check that several processes do not each learn alone",
-    "utils/compat.py": "what older versions of torch cannot do when they shard",
-    "build/judges.py": "the engine of a judge",
 }
 """Files outside engines/, strategy/, config/, cli/ and testing/ that name an engine or a backend, and what for."""
 ROOMS = ("engines/", "strategy/", "config/", "cli/", "testing/")

@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from lightrft.build.tables import ENGINES, OWN
 from lightrft.config import POLICY, Config, JudgeConfig, LoraConfig, ModelConfig, RewardModelConfig
 from lightrft.engines.base import Engine, MakeEngine
-from lightrft.engines.native import native_engine
 from lightrft.models.describe import text_shape
 from lightrft.models.families import made_for
 from lightrft.models.load import load_model, load_processor
@@ -60,9 +60,9 @@ def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: b
         )
     if JUDGE in used:
         judge_template(config.judge)
-        if config.judge.engine != "native" and ":" not in config.judge.engine:
+        if config.judge.engine != OWN and ":" not in config.judge.engine:
             raise ValueError(
-                f"judge.engine={config.judge.engine}: a judge's engine is native, or the import path of one that has its weights, "
+                f"judge.engine={config.judge.engine}: a judge's engine is {OWN}, or the import path of one that has its weights, "
                 "e.g. examples/openai_engine.py:OpenAIEngine."
             )
     for name in used:
@@ -98,7 +98,7 @@ def model_judge(
     if options.path == POLICY:
         return GenerativeJudge(engine.generate, processor, options, most), {}
     model, own = model_with_processor(config, JUDGE)
-    if options.engine != "native":
+    if options.engine != OWN:
         make: MakeEngine = resolve({}, options.engine, "engine of the judge")
         with named(JUDGE):
             empty = Source(model, learns=False).empty()
@@ -106,9 +106,9 @@ def model_judge(
         return GenerativeJudge(asked.generate, own, options, most), {}
     with named(JUDGE):
         frozen = held_whole(load_model(model, resting(config, device), trainable=False), config, device)
-    native = native_engine(frozen.module, own, config.rollout)
-    residents = {"judge weights": frozen.parts()["weights"], "judge cache": native.parts()["cache"]}
-    return GenerativeJudge(native.generate, own, options, most), residents
+    asked = ENGINES[OWN](frozen.module, own, config.rollout)
+    residents = {"judge weights": frozen.parts()["weights"], "judge cache": asked.parts()["cache"]}
+    return GenerativeJudge(asked.generate, own, options, most), residents
 
 
 def reward_model(config: Config, device: torch.device) -> tuple[ModelReward, dict[str, Resident]]:
@@ -149,7 +149,7 @@ def most_read(config: Config, name: str) -> int | None:
 def judging_models(config: Config) -> tuple[ModelConfig | None, ModelConfig | None]:
     """The judge and the reward model that every device holds, where there are any."""
     judge, reward = config.judge, config.reward_model
-    held = judge.path not in ("", POLICY) and judge.engine == "native"
+    held = judge.path not in ("", POLICY) and judge.engine == OWN
     return (
         other_model(config, judge) if held else None,
         other_model(config, reward) if reward.path else None,

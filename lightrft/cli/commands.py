@@ -25,8 +25,8 @@ from lightrft.cli.options import (
 )
 from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
-from lightrft.config import Config, SFTConfig, layers
-from lightrft.runs.folder import check_backend, evaluation_folder, new_run
+from lightrft.config import Config, SFTConfig, check_backend, layers
+from lightrft.runs.folder import evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
 
 
@@ -86,7 +86,7 @@ def launch_run(asked: AskedRun) -> int:
     """Starts the processes of a training run, whose folder is decided here, once for all."""
     launch = asked.launch
     config = launch.placed(asked.config)
-    check_backend(config, launch.size)
+    check_backend(config.strategy, launch.size)
     flags = ["--strategy.device", config.strategy.device]
     if asked.resume is not None:
         return start(launch, [asked.command, *asked.words, *flags])

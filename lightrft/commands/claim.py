@@ -7,12 +7,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightrft.config import (
-    Config,
-    SFTConfig,
-)
+from lightrft.config import Config, SFTConfig, check_backend
 from lightrft.parallel.world import World
-from lightrft.runs.folder import check_backend, earlier, new_run
+from lightrft.runs.folder import earlier, new_run
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.log import Terminal, logging_to
 
@@ -24,7 +21,7 @@ def claimed(
     config: Config | SFTConfig, resume: Path | None, world: World, command: str
 ) -> Iterator[tuple[Path, bool, Terminal]]:
     """Inside, the run folder is in use. Gives the folder, whether to go on from its checkpoints, and its log's terminal."""
-    check_backend(config, world.size)
+    check_backend(config.strategy, world.size)
     before = earlier(config, resume)
     run = before or resume
     if run is None:

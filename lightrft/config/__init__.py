@@ -14,7 +14,7 @@ from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, Rewar
 from lightrft.config.rl import Config
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
 from lightrft.config.sft import CONVERSATIONS, HeldOutConfig, SFTConfig, SFTLogConfig
-from lightrft.config.strategy import ZERO, DeepspeedConfig, FsdpConfig, StrategyConfig
+from lightrft.config.strategy import ZERO, DeepspeedConfig, FsdpConfig, StrategyConfig, check_backend
 from lightrft.config.training import (
     CheckpointConfig,
     CriticConfig,
@@ -58,6 +58,7 @@ __all__ = [
     "TeacherConfig",
     "UpdateConfig",
     "VllmConfig",
+    "check_backend",
 ]
 
 _seen: set[type] = set()

@@ -86,3 +86,11 @@ class StrategyConfig:
         if self.backend != self.deepspeed.sharding:
             names, cure = self.deepspeed.of_sharding, f"set strategy.backend={self.deepspeed.sharding}"
             refuse_idle("strategy.deepspeed", self.deepspeed, names, because=because, cure=cure)
+
+
+def check_backend(config: StrategyConfig, processes: int) -> None:
+    """ValueError for a backend that would let several processes learn each by itself."""
+    if processes > 1 and config.backend == "single":
+        raise ValueError(
+            f"strategy.backend=single is for one process, and there are {processes}. Set --strategy.backend fsdp (or the layer fsdp)."
+        )

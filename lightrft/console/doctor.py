@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
@@ -22,15 +23,6 @@ CORE = [
     "tensorboard",
     "matplotlib",
 ]
-EXTRAS = {
-    "demo": ["gguf"],
-    "reasoning": ["reasoning-gym"],
-    "vllm": ["vllm"],
-    "deepspeed": ["deepspeed"],
-    "sglang": ["sglang"],
-    "lmdeploy": ["lmdeploy"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "pre-commit"],
-}
 
 
 def report(version: str) -> None:
@@ -43,7 +35,7 @@ def report(version: str) -> None:
         table.add_row(name, value)
     for package in CORE:
         table.add_row(package, installed(package) or "[red]missing[/]: pip install lightrft")
-    for extra, packages in EXTRAS.items():
+    for extra, packages in extras().items():
         missing = [package for package in packages if not installed(package)]
         found = ", ".join(f"{package} {installed(package)}" for package in packages if package not in missing)
         cure = (
@@ -51,6 +43,19 @@ def report(version: str) -> None:
         )
         table.add_row(f"extra {extra}", "  ".join(part for part in (found, cure) if part))
     Console(highlight=False).print(table)
+
+
+def extras() -> dict[str, list[str]]:
+    """The packages of each extra, as pyproject.toml names them; none where this package is not installed."""
+    try:
+        required = [Requirement(line) for line in importlib.metadata.requires("lightrft") or []]
+        names = importlib.metadata.metadata("lightrft").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {
+        extra: [r.name for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        for extra in names
+    }
 
 
 def installed(package: str) -> str:

@@ -48,14 +48,6 @@ def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
         )
 
 
-def check_backend(config: Config | SFTConfig, processes: int) -> None:
-    """ValueError for a backend that would let several processes learn each by itself."""
-    if processes > 1 and config.strategy.backend == "single":
-        raise ValueError(
-            f"strategy.backend=single is for one process, and there are {processes}. Set --strategy.backend fsdp (or the layer fsdp)."
-        )
-
-
 def earlier(config: Config | SFTConfig, resume: Path | None) -> Path | None:
     """The run folder to go on with: that of --resume, or that of the processes which a launcher starts again; else None.
 

@@ -24,13 +24,13 @@ from lightrft.models.lora import full_weights
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
+from lightrft.strategy.compat import sum_unused, touching
 from lightrft.strategy.ema import follow
 from lightrft.strategy.footprint import Footprint, Sizes
 from lightrft.strategy.fsdp_footprint import fsdp_footprint
 from lightrft.strategy.load_weights import fill, placed, rows
 from lightrft.strategy.memory import Resident
 from lightrft.strategy.optimizer import Learner, learning
-from lightrft.utils.compat import sum_unused, touching
 
 T = TypeVar("T")
 

@@ -27,14 +27,13 @@ from lightrft.commands.plan.memory import (
 )
 from lightrft.commands.plan.shape import Shape
 from lightrft.commands.plan.work import Work, work
-from lightrft.config import Config
+from lightrft.config import Config, check_backend
 from lightrft.config.plan import Hardware, Rates
 from lightrft.engines.footprint import EngineFootprint
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
 from lightrft.parallel.team import check_team_size
 from lightrft.parallel.world import World
-from lightrft.runs.folder import check_backend
 from lightrft.strategy.footprint import Footprint
 from lightrft.strategy.memory import Phase
 from lightrft.utils.imports import resolve
@@ -167,7 +166,7 @@ def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
     """What the run itself would refuse, by the same checks."""
     strategy, asked = config.strategy, config.rollout.prompts_per_step
     checks: list[Callable[[], None]] = [
-        lambda: check_backend(config, devices),
+        lambda: check_backend(strategy, devices),
         lambda: shared("rollout.prompts_per_step", asked, World(0, devices)),
         lambda: check_processes(strategy, devices),
         lambda: check_team_size(devices, strategy.sequence_parallel),

@@ -3,7 +3,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightrft.models.logprobs import LogProbs
-from lightrft.utils import compat
+from lightrft.strategy import compat
 
 
 class Towers(nn.Module):
