@@ -132,7 +132,7 @@ def prepare(folder: Path) -> None:
         pixels = draw.integers(0, 255, (28, 28, 3), dtype=numpy.uint8)
         Image.fromarray(pixels).save(folder / f"{n}.png")
         content = [{"type": "image", "image": f"{n}.png"}, {"type": "text", "text": "?"}]
-        rows.append({"messages": [{"role": "user", "content": content}], "target": "7a"[n % 2]})
+        rows.append({"prompt": [{"role": "user", "content": content}], "target": "7a"[n % 2]})
     for name, part in (("rows.jsonl", rows[:6]), ("held_out.jsonl", rows[6:])):
         text = "".join(json.dumps(row) + "\n" for row in part)
         (folder / name).write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from lightrft.models.describe import RANDOM, auto_class, is_tiny, model_folder, 
 from lightrft.models.families import attention_of, freeze, is_multimodal
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
-from lightrft.models.lora import add_adapters
+from lightrft.models.lora import add_adapters, check_targets
 from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import PLAIN_TEMPLATE, Processor
 from lightrft.models.tiny import tiny_reader
@@ -72,9 +72,19 @@ def load_model(
 ) -> nn.Module:
     """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable."""
     import_all(config.imports)
+    if trainable and config.lora.rank:
+        _check_targets(config)
     dtype = getattr(torch, config.dtype)
     model: Any = _untrained(config, dtype) if config.path.startswith(RANDOM) else _pretrained(config, dtype)
     return prepared(model.to(device), config, trainable)
+
+
+def _check_targets(config: ModelConfig) -> None:
+    """ValueError for adapters that cannot be, from the model's shape alone."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        check_targets(shaped(config), config.lora)
 
 
 def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lightrft.config import LoraConfig
 from lightrft.models.families import is_multimodal, part
@@ -18,7 +20,10 @@ Gather = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
 
 def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
-    """The model with new low-rank adapters beside the linear layers that `model.lora.targets` names."""
+    """The model with new low-rank adapters beside the linear layers that `model.lora.targets` names.
+
+    ValueError for targets that it lacks, and for layers whose adapters something would miss: see `_check_adapted`.
+    """
     import peft
 
     targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
@@ -28,10 +33,58 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
         head = model.get_output_embeddings()
         linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
         targets = sorted(linears & {name.rpartition(".")[0] for name, _ in part(model, "language")})
+    if targets != "all-linear":
+        _check_names(model, targets)
     adapters = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
-    return peft.get_peft_model(model, adapters)
+    adapted = peft.get_peft_model(model, adapters)
+    _check_adapted(adapted)
+    return adapted
+
+
+def check_targets(model: Any, config: LoraConfig) -> None:
+    """ValueError as `add_adapters` raises it; for a model without weights, before those of the real one are read."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the real model gives them again
+        add_adapters(model, config)
+
+
+def _check_names(model: Any, targets: list[str]) -> None:
+    """ValueError for a target that no part of the model has: peft asks only that one of them is there."""
+    parts = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in parts):
+            head = model.get_output_embeddings()
+            linears = {
+                n.rpartition(".")[2]
+                for n, m in model.named_modules()
+                if isinstance(m, nn.Linear) and m is not head
+            }
+            raise ValueError(
+                f"model.lora.targets: no layer of the model is called '{target}'. Its linear layers: {', '.join(sorted(linears))}."
+            )
+
+
+def _check_adapted(model: nn.Module) -> None:
+    """ValueError for adapters on the head, the embedding or a layer that is not linear.
+
+    The loss multiplies with the head's own matrix, tile by tile, and would pass an adapter by; tied to the embedding, one
+    matrix would have to hold two sums.
+    """
+    inner = causal_lm(model)
+    named = {id(module): name for name, module in inner.named_modules()}
+    for layer in _lora_layers(model):
+        if layer is inner.get_output_embeddings():
+            kind = "the head of the model"
+        elif not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
+            kind = f"of type {type(layer.get_base_layer()).__name__}"
+        else:
+            continue
+        raise ValueError(
+            f"model.lora.targets: '{named[id(layer)]}' is {kind}, and only linear layers inside the model can be adapted. Name those, e.g. "
+            "q_proj v_proj, or take all-linear, which leaves the head out."
+        )
 
 
 @contextmanager
@@ -102,12 +155,6 @@ def _lora_layers(model: nn.Module) -> list[Any]:
 def _adapted_layers(model: nn.Module) -> dict[nn.Parameter, Any]:
     """Weight -> the layer that adapts it."""
     layers = _lora_layers(model)
-    odd = [layer for layer in layers if not isinstance(layer.get_base_layer(), nn.Linear)]
-    if odd:
-        raise ValueError(
-            f"model.lora.targets names a {type(odd[0].get_base_layer()).__name__}, and only linear layers can be adapted with "
-            "this strategy.backend."
-        )
     weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
     return dict(zip(weights, layers, strict=True))
 
@@ -122,4 +169,4 @@ def _difference(layer: Any, gather: Gather) -> torch.Tensor:
         )
         for name in layer.active_adapters
     )
-    return found
+    return found.T if layer.fan_in_fan_out else found

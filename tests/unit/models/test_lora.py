@@ -12,9 +12,11 @@ from lightrft.engines.native import NativeEngine
 from lightrft.models.export import save_model
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import causal_lm, logprobs
-from lightrft.models.lora import is_adapted, merged_adapters, plain_state
+from lightrft.models.lora import full_weights, is_adapted, merged_adapters, plain_state
+from lightrft.models.source import Source
+from lightrft.models.tiny import FAMILIES
 from lightrft.strategy.single import SingleTrainable, WithoutAdapters
-from lightrft.testing import tiny_processor, tiny_prompt, tiny_trajectories
+from lightrft.testing import tiny_folder, tiny_processor, tiny_prompt, tiny_trajectories
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout, training_sampling
 
@@ -22,10 +24,10 @@ ANSWERS = tiny_trajectories([(6, [5, 3]), (4, [1, 8])])
 SETTINGS = LoraConfig(rank=4, alpha=8)
 
 
-def adapted(family="llama", dtype="float32", lora=SETTINGS, **changes):
+def adapted(family="llama", dtype="float32", lora=SETTINGS, path="", **changes):
     """A model whose adapters have learned something: fresh ones change nothing."""
     torch.manual_seed(0)
-    model = load_model(ModelConfig(path=f"random:{family}", dtype=dtype, lora=lora, **changes))
+    model = load_model(ModelConfig(path=path or f"random:{family}", dtype=dtype, lora=lora, **changes))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -162,9 +164,55 @@ def test_chosen_layers_alone_are_adapted():
     assert adapters == {"q_proj", "v_proj"}
 
 
-def test_a_layer_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="p_proj"):
-        adapted(lora=LoraConfig(rank=2, targets=["p_proj"]))
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        (["p_proj"], "no layer of the model is called 'p_proj'. Its linear layers: down_proj, gate_proj"),
+        (["q_proj", "p_proj"], "no layer of the model is called 'p_proj'"),
+        (["lm_head"], "'lm_head' is the head of the model"),
+        (["o_proj", "lm_head"], "'lm_head' is the head of the model"),
+        (["q_proj", "embed_tokens"], "'model.embed_tokens' is of type Embedding"),
+    ],
+)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("sharded", [True, False])
+def test_targets_that_something_would_miss_are_refused_by_name(tmp_path, targets, told, tied, sharded):
+    """The loss and the engine multiply with the head's own matrix: an adapter beside it would never learn."""
+    folder = tiny_folder(tmp_path, tie_word_embeddings=tied)
+    (folder / "model.safetensors").unlink()  # refused before weights are read
+    source = Source(ModelConfig(path=str(folder), lora=LoraConfig(rank=2, targets=targets)))
+    with pytest.raises(ValueError, match="model.lora.targets: ") as error:
+        source.empty() if sharded else source.full()
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", [["all-linear"], ["o_proj"], ["q_proj", "down_proj"]], ids=",".join)
+def test_trainer_engine_saved_model_and_export_are_one_model(tmp_path, family, tied, targets):
+    lora = LoraConfig(rank=2, alpha=8, targets=targets)
+    source = tiny_folder(tmp_path / "source", family, tie_word_embeddings=tied)
+    model = adapted(path=str(source), lora=lora)
+    engine = NativeEngine(
+        causal_lm(model), tiny_processor().stop_ids, tiny_processor().text, NativeEngineConfig()
+    )
+    with merged_adapters(model):
+        engine.load_weights(plain_state(model).items())
+        sampling = training_sampling(RolloutConfig(group_size=2, max_tokens=8), seed=1)
+        answers = [
+            t for group in rollout(engine, [tiny_prompt(5)], sampling, tiny_processor()) for t in group
+        ]
+    live = values(model, answers)
+    assert_close(torch.tensor([x for t in answers for x in t.behavior]), live, atol=2e-5, rtol=0)
+    save_model(model, tiny_processor(), tmp_path / "saved")
+    assert_close(
+        values(load_model(ModelConfig(path=str(tmp_path / "saved"))), answers), live, atol=1e-5, rtol=0
+    )
+    exported = dict(full_weights(model, lambda tensor, dtype: tensor.detach().to(dtype), torch.float32))
+    saved = load_model(ModelConfig(path=str(tmp_path / "saved"))).state_dict()
+    assert exported.keys() == saved.keys()
+    for name, weight in exported.items():
+        assert_close(weight, saved[name], atol=1e-6, rtol=1e-6, msg=name)
 
 
 def test_the_weights_for_the_engine_have_the_names_of_the_plain_model():
