@@ -10,9 +10,7 @@ from typing import Any
 
 from lightrft.build.judges import check_judging
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
-from lightrft.config import (
-    Config,
-)
+from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.models.processor import Processor

@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from lightrft.config import (
-    Config,
-    SFTConfig,
-)
+from lightrft.config import Config, SFTConfig
 from lightrft.console.progress import Progress
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder

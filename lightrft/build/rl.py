@@ -15,6 +15,7 @@ from lightrft.build.memory import build_memory_plan
 from lightrft.build.models import (
     actor_updates,
     build_critic,
+    build_processor,
     build_reference,
     build_teacher,
     check_teacher,
@@ -23,13 +24,8 @@ from lightrft.build.models import (
 )
 from lightrft.build.process import build_journal, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
-from lightrft.config import (
-    Config,
-)
+from lightrft.config import Config
 from lightrft.engines.external import check_kinds
-from lightrft.models.load import (
-    load_processor,
-)
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -54,7 +50,7 @@ def build_run(
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    processor = load_processor(config.model, config.media)
+    processor = build_processor(config)
     check_teacher(config, processor)
     check_teams(config, algorithm)
     task_data = build_task_data(config, processor, world)

@@ -15,17 +15,13 @@ from rich.console import Console
 from lightrft.build.data import build_eval_sets, task_rewards
 from lightrft.build.judges import add_judging_models, check_judging, held_whole
 from lightrft.build.memory import build_memory_plan
+from lightrft.build.models import build_processor
 from lightrft.build.process import prepare_process
 from lightrft.build.tables import ENGINES
-from lightrft.config import (
-    Config,
-)
+from lightrft.config import Config
 from lightrft.datasets.prompts import Opener
 from lightrft.engines.external import check_kinds
-from lightrft.models.load import (
-    load_model,
-    load_processor,
-)
+from lightrft.models.load import load_model
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
@@ -51,7 +47,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
     """Scores a model on tasks.evaluate, every rank a part of the questions; returns the estimates by task."""
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
-    processor = load_processor(config.model, config.media)
+    processor = build_processor(config)
     eval_sets, judge = build_eval_sets(config, processor)
     check_judging(config, [judge], training=False)
     prompts = (prompt for eval_set in eval_sets for prompt in eval_set.prompts)

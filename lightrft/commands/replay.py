@@ -13,11 +13,7 @@ from rich.console import Console
 
 from lightrft.build.rl import build_run
 from lightrft.build.tables import OWN
-from lightrft.config import (
-    Config,
-    RolloutConfig,
-    layers,
-)
+from lightrft.config import Config, RolloutConfig, layers
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.in_memory import restore
 from lightrft.trainer.rl import RLTrainer

@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightrft.build.tables import SERVE, SERVED
-from lightrft.config import (
-    Config,
-)
-from lightrft.models.load import (
-    load_processor,
-)
+from lightrft.config import Config
+from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.utils.device import pick_device
 

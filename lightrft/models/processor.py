@@ -9,7 +9,7 @@ from typing import Any
 
 from lightrft.media.parts import MediaError, has_media, parts
 from lightrft.models.media import MediaEncoder
-from lightrft.types import Message, Prompt, Record
+from lightrft.types import Message, Prompt, Record, Sampling
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
@@ -145,6 +145,23 @@ class Processor:
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Decoded text; special tokens are left out unless `special`."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=not special))
+
+    def stopping(self, sampling: Sampling) -> Sampling:
+        """The sampling with each stop text that is a special token given as that token: decoded text leaves those out.
+
+        ValueError for a stop text that holds a special token and more, since no text would ever match it.
+        """
+        special = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        for stop in sampling.stop:
+            inside = [name for name in special if name in stop and name != stop]
+            if inside and stop not in special:
+                raise ValueError(
+                    f"rollout.stop: the text {stop!r} holds the special token {inside[0]!r} and more, and could never be found: decoded responses "
+                    "leave special tokens out. Give the token alone, or the text without it."
+                )
+        ids = tuple(special[stop] for stop in sampling.stop if stop in special)
+        texts = tuple(stop for stop in sampling.stop if stop not in special)
+        return replace(sampling, stop=texts, stop_token_ids=(*sampling.stop_token_ids, *ids))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token by itself, for viewers."""

@@ -38,14 +38,7 @@ from lightrft.strategy.optimizer import (
     steps_taken,
 )
 from lightrft.strategy.single import SingleFrozen
-from lightrft.strategy.zero_engine import (
-    GatedAdamW,
-    Layout,
-    Partitioned,
-    Replicated,
-    joined,
-    piece_of,
-)
+from lightrft.strategy.zero_engine import GatedAdamW, Layout, Partitioned, Replicated, joined, piece_of
 from lightrft.strategy.zero_footprint import zero_footprint
 from lightrft.utils.imports import require
 

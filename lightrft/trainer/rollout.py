@@ -40,6 +40,7 @@ def rollout(
     total = len(prompts) * sampling.n + len(unfinished)
     tell = None if progress is None else lambda finished, _tokens: progress(finished, total)
     asked = [*prompts, *(going_on(t, min(limit, sampling.max_tokens - len(t))) for t in unfinished)]
+    sampling = processor.stopping(sampling)
     completions = engine.generate(asked, replace(sampling, max_tokens=limit), tell)
     _check(engine, asked, completions, sampling.n)
     groups = [

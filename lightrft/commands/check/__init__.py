@@ -6,13 +6,12 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from lightrft.build.models import check_teacher, check_teams
+from lightrft.build.models import build_processor, check_teacher, check_teams
 from lightrft.build.process import prepare_process
 from lightrft.commands.check import costs, policy, questions, settings, template
 from lightrft.commands.check.report import Report
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
-from lightrft.models.load import load_processor
 from lightrft.models.processor import Processor
 
 __all__ = ["preflight"]
@@ -29,7 +28,7 @@ def preflight(config: Config) -> int:
 
 def processor(config: Config, parts: Parts) -> Processor:
     """The policy's, after a look at whether a teacher speaks its tokens and a team of processes can share the models."""
-    found = load_processor(config.model, config.media)
+    found = build_processor(config)
     check_teacher(config, found)
     check_teams(config, parts.algorithm)
     return found
