@@ -68,5 +68,6 @@ def build_journal(
     if world.is_first:
         logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
+        RunFolder(run).drop_responses_after(state["done"] if state else 0)
     progress = Progress(config, steps, state["done"] if state else 0, run=run, show=world.is_first)
-    return Journal(run, progress, logger)
+    return Journal(run, progress, logger, world.rank)

@@ -97,6 +97,7 @@ def groups_table(rows: Sequence[Row]) -> Table:
     table.add_column("reference answer", max_width=24, no_wrap=True, overflow="ellipsis")
     table.add_column("mean", justify="right")
     table.add_column("rewards")
+    table.add_column("use", no_wrap=True)
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]
         rewards = [row["reward"] for row in members if row["reward"] is not None]
@@ -110,8 +111,16 @@ def groups_table(rows: Sequence[Row]) -> Table:
             Text(shown(first["target"])),
             mean,
             marks,
+            ", ".join(dict.fromkeys(use(row) for row in members)),
         )
     return table
+
+
+def use(row: Row) -> str:
+    """What the step did with a response, in words; "" for files of versions that did not say."""
+    told = str(row.get("use", "")).replace("_", " ")
+    came = str(row.get("origin", "sampled")).replace("_", " ")
+    return told if came == "sampled" else f"{told}, {came}"
 
 
 def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> list[Row]:
@@ -131,6 +140,7 @@ def answer_panel(row: Row, color: Color) -> Panel:
     """One answer with its question, its reward and parts, and its tokens in colour."""
     parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
     facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'truncated'}, sampled with weights v{row['weight_version']}"
+    facts += f", {told}" if (told := use(row)) else ""
     body: list[RenderableType] = [
         Text(shown(question(row)), "italic"),
         Text(shown(f"reference answer: {row['target']}"), "dim"),

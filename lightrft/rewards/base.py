@@ -44,6 +44,8 @@ class RewardResult:
     kept: list[Trajectory]
     metrics: dict[str, float]
     """counts/dropped_responses, and counts/failed/NAME for each reward that failed."""
+    dropped: list[Trajectory]
+    """The others: a reward failed for them, or for all siblings but one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ class RewardRunner:
             metrics[f"counts/failed/{self.labels[name]}"] = float(count)
         if failures:
             _report(failures, views, len(trajectories) - len(kept))
-        return RewardResult(kept, metrics)
+        staying = {id(trajectory) for trajectory in kept}
+        return RewardResult(kept, metrics, [t for t in trajectories if id(t) not in staying])
 
     def close(self) -> None:
         """Ends the worker processes."""

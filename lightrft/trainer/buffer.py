@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from lightrft.config import ReplayConfig
 from lightrft.runs.storage import restored, stored
@@ -55,6 +55,7 @@ class RolloutBuffer:
     def take_carried_over(self) -> list[Group]:
         """The groups that waited for this step; none wait any more."""
         taken, self.carried_over = self.carried_over, []
+        _came_as("carried_over", taken)
         return taken
 
     def take_unfinished(self) -> list[Group]:
@@ -76,7 +77,9 @@ class RolloutBuffer:
         """Groups of the last `max_age` steps to learn from again, at random and none twice; fewer if there are fewer."""
         self.replayable = [(born, group) for born, group in self.replayable if step - born <= self.max_age]
         places = draw.sample(range(len(self.replayable)), min(self.groups, len(self.replayable)))
-        return [self.replayable[place][1] for place in sorted(places)]
+        groups = [self.replayable[place][1] for place in sorted(places)]
+        _came_as("replayed", groups)
+        return groups
 
     def add(self, step: int, groups: Sequence[Group]) -> None:
         """Keeps the new groups of a step, if any step is to learn from them again."""
@@ -184,3 +187,8 @@ def _apart(t: Trajectory) -> Trajectory:
         behavior=list(t.behavior),
         columns=dict(t.columns),
     )
+
+
+def _came_as(origin: Literal["carried_over", "replayed"], groups: Sequence[Group]) -> None:
+    for t in (t for group in groups for t in group):
+        t.origin = origin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -18,8 +19,10 @@ from lightrft.trainer.length import penalise_length
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.supply import Supply
+from lightrft.types import Trajectory
 
 Metrics = dict[str, float]
+Use = Literal["filtered_out", "extra", "waiting", "failed"]
 
 
 @dataclass
@@ -32,8 +35,16 @@ class Drawn:
     """Metrics of judging them, counts/..."""
     left_out: int = 0
     """Groups with rewards that are not learned from."""
+    unused: list[Trajectory] = field(default_factory=list)
+    """Responses that this step does not learn from, each with the reason in `use`."""
     attempts: int = 0
     """How often new questions were asked."""
+
+    def leave_out(self, use: Use, groups: Sequence[Group]) -> None:
+        """Notes that the step does not learn from these groups, and what becomes of them."""
+        for t in (t for group in groups for t in group):
+            t.use = use
+            self.unused.append(t)
 
 
 @dataclass
@@ -49,6 +60,8 @@ class Collector:
     scaler: RewardScaler
     baseline: Baseline | None = None
     """Finds the answers to compare with besides the siblings, where the algorithm asks for it."""
+    unused: list[Trajectory] = field(default_factory=list, init=False)
+    """Responses of the last step that it did not learn from, each with the reason in `use`."""
 
     @property
     def share(self) -> int:
@@ -80,6 +93,7 @@ class Collector:
             metrics["rollout/groups_carried_over"] = self._sum(len(surplus))
         metrics["rollout/groups_filtered_out"] = self._sum(drawn.left_out)
         metrics |= self.scaler.update([t for group in drawn.groups for t in group])
+        self.unused = drawn.unused
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
                 t.mask = [False] * len(t)
@@ -102,6 +116,8 @@ class Collector:
         drawn.groups += groups
         worthy = [group for group in groups if self.algorithm.group_filter(group)]
         drawn.left_out += len(groups) - len(worthy)
+        drawn.leave_out("failed", [judged.dropped])
+        drawn.leave_out("filtered_out", [group for group in groups if not any(group is x for x in worthy)])
         # Groups are chosen by what was right, so before the penalty.
         penalise_length(
             (t for group in groups for t in group), self.algorithm.config, self.config.rollout.max_tokens
@@ -127,10 +143,14 @@ class Collector:
         carries = self.config.rollout.extra_groups == "carry_over"
         most = before if self.algorithm.config.group_filter == "all" else self.share
         # No more wait than the next step needs, so that none is older than one step.
-        kept, surplus = kept[:most], kept[most : most + self.share] if carries else []
+        last = most + self.share if carries else most
+        drawn.leave_out("extra", kept[last:])
+        kept, surplus = kept[:most], kept[most:last]
         if self.baseline is not None:
             self.baseline(step, [*kept, *surplus])
+            drawn.leave_out("failed", [g for g in [*kept, *surplus] if not has_baseline(g)])
             kept, surplus = ([g for g in groups if has_baseline(g)] for groups in (kept, surplus))
+        drawn.leave_out("waiting", surplus)
         drawn.left_out += before - len(kept) - len(surplus)
         return kept, surplus
 

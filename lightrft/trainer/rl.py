@@ -9,8 +9,9 @@ buffer for the next one. trainer/run.py takes step after step, and writes down, 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lightrft.config import Config
 from lightrft.models.processor import Processor
@@ -64,7 +65,7 @@ class RLTrainer:
         self.sampler.push = self.push_weights  # a subclass's way holds wherever the engine samples
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
-        """One step: everything between two sets of weights. Its metrics, and all answers that were scored."""
+        """One step: everything between two sets of weights. Its metrics, and the responses it learned from, then those it did not."""
         self.push_weights()
         fresh, metrics = self.collect(step)
         draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))
@@ -74,10 +75,11 @@ class RLTrainer:
         self.buffer.add(step, fresh)
         # Advantages compare whole groups, so answers are chosen after they are scored.
         chosen = [t for group in groups for t in self.learner.algorithm.response_filter(group, draw)]
+        mark_use(trajectories, chosen)
         metrics |= self.update(step, balanced(chosen, self.world))
         metrics |= self.learner.follow(step, metrics)
         self.buffer.mark_stale()
-        return metrics, trajectories
+        return metrics, trajectories + self.collector.unused
 
     def push_weights(self) -> None:
         """The engine samples from the actor's present weights; called by all ranks."""
@@ -136,3 +138,11 @@ class RLTrainer:
     def followers(self) -> Mapping[str, Frozen]:
         """The frozen models that are no longer those that the run began with, by name."""
         return self.learner.followers
+
+
+def mark_use(scored: Sequence[Trajectory], chosen: Sequence[Trajectory]) -> None:
+    """Notes which of the scored responses are learned from."""
+    selected = {id(t) for t in chosen}
+    for t in scored:
+        learned: Literal["trained", "masked"] = "trained" if any(t.mask) or not t.mask else "masked"
+        t.use = learned if id(t) in selected else "unselected"

@@ -106,6 +106,7 @@ class Journal:
     progress: Progress
     logger: Logger | None
     """Only on the first rank."""
+    rank: int = 0
 
     def step(self, step: int, metrics: Metrics) -> None:
         """The metrics of a step, to the terminal and to the files."""
@@ -121,10 +122,11 @@ class Journal:
     def save(
         self, step: int, trajectories: Sequence[Trajectory], processor: Processor, columns: bool
     ) -> None:
-        """The answers of the first rank; `columns`: with what is known of each token."""
-        if self.logger is not None:
-            with explained(self.folder):
-                saved.save(self.folder, step, trajectories, pieces=processor.pieces, columns=columns)
+        """The responses of this rank; `columns`: with what is known of each token."""
+        with explained(self.folder):
+            saved.save(
+                self.folder, step, trajectories, rank=self.rank, pieces=processor.pieces, columns=columns
+            )
 
 
 class Trainer(Protocol):

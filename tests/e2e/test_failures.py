@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import subprocess
+from collections import Counter
 
 import psutil
 import pytest
 import torch
 
 from lightrft.models.export import save_model
+from lightrft.runs import trajectories
 from lightrft.testing import tiny_folder, tiny_model, tiny_processor
 from tests.e2e.runs import PLAIN, answers, assert_same_run, rows, steps, wait_until
 
@@ -125,8 +127,9 @@ def test_with_drop_answers_without_a_reward_are_left_out_and_counted(lightrft, t
     else:
         assert sum(dropped.values()) > 4
     saved = (tmp_path / "run" / "trajectories" / "step-000002.jsonl").read_text().splitlines()
-    assert len(saved) == learned[2]
-    assert all(json.loads(line)["reward"] is not None for line in saved)
+    uses = Counter(row["use"] for row in map(json.loads, saved) if row["reward"] is not None)
+    assert uses["trained"] == learned[2]
+    assert len(saved) == 16, "those without a reward are saved as failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -245,6 +248,8 @@ def test_truncated_answers_can_be_left_out_of_the_loss(lightrft, tmp_path):
         assert row["length/truncated_fraction"] > 0.5
         assert row["loss"] == row["loss"]
         assert "counts/skipped_updates" not in row
+    saved = trajectories.load(tmp_path / "run", 1)
+    assert {row["finish"]: row["use"] for row in saved} == {"length": "masked", "stop": "trained"}
 
 
 # -- the disk ----------------------------------------------------------------------------------------------------------
