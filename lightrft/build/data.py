@@ -86,7 +86,7 @@ def eval_rewards(config: Config, task: Task) -> dict[str, float]:
             else "Give the task rewards"
         )
         raise ValueError(
-            f"task '{task.name}' would be evaluated by '{votes[0]}' of rewards.functions, which compares answers with each other and "
+            f"task '{task.name}' would be evaluated by '{votes[0]}' of rewards.functions, which compares responses with each other and "
             f"not with what is right. {own}, or switch evaluation off with evaluate.before_and_after=false and "
             "evaluate.every_steps=0."
         )

@@ -140,7 +140,7 @@ def most_read(config: Config, name: str) -> int | None:
         return most
     if most <= config.judge.max_tokens:
         raise ValueError(
-            f"judge.max_tokens={config.judge.max_tokens} leaves no room for a question: the judge takes {most} tokens in all. Lower it, or "
+            f"judge.max_tokens={config.judge.max_tokens} leaves no room for a prompt: the judge takes {most} tokens in all. Lower it, or "
             "set judge.max_length if the judge takes more."
         )
     return most - config.judge.max_tokens

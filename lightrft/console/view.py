@@ -89,11 +89,11 @@ def steps_table(run: Path) -> Table:
 
 
 def groups_table(rows: Sequence[Row]) -> Table:
-    """One line per group: its question, and the reward of each answer."""
+    """One line per group: its prompt, and the reward of each response."""
     table = Table(box=None, header_style="dim", padding=(0, 2))
     table.add_column("group", justify="right")
     table.add_column("task", no_wrap=True)
-    table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("reference answer", max_width=24, no_wrap=True, overflow="ellipsis")
     table.add_column("mean", justify="right")
     table.add_column("rewards")
@@ -115,7 +115,7 @@ def groups_table(rows: Sequence[Row]) -> Table:
 
 
 def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> list[Row]:
-    """The answers asked for: of one group or of all; the highest and the lowest rewards, or all of the group."""
+    """The responses asked for: of one group or of all; the highest and the lowest rewards, or all of the group."""
     pool = [row for row in rows if group is None or row["group"] == group]
     if not pool:
         raise ValueError(
@@ -128,7 +128,7 @@ def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> 
 
 
 def answer_panel(row: Row, color: Color) -> Panel:
-    """One answer with its question, its reward and parts, and its tokens in colour."""
+    """One response with its prompt, its reward and parts, and its tokens in colour."""
     parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
     facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'truncated'}, sampled with weights v{row['weight_version']}"
     body: list[RenderableType] = [
@@ -150,14 +150,14 @@ def question(row: Row) -> str:
 
 
 def coloured(row: Row, color: Color) -> Text:
-    """The answer; with a colour, token by token. ValueError if the tokens were not saved."""
+    """The response; with a colour, token by token. ValueError if the tokens were not saved."""
     if color == "none":
         return Text(shown(row["response"].strip()))
     tokens = row.get("tokens", {})
     column = tokens.get("behavior" if color == "logprob" else "advantages")
     if column is None or "pieces" not in tokens:
         raise ValueError(
-            f"--color {color}: this run saved no tokens with its answers. Set log.token_columns=true in the next run."
+            f"--color {color}: this run saved no tokens with its responses. Set log.token_columns=true in the next run."
         )
     largest = max((abs(value) for value in column if value is not None), default=0.0) or 1.0
     text = Text()

@@ -55,7 +55,7 @@ class Greedy:
                 t.baseline, t.baseline_parts = answer.reward, answer.parts
         if not self.sampler.world.max(any(map(has_baseline, groups))):
             raise RuntimeError(
-                f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
+                f"step {step}: the reward failed for the greedy responses to all {len(groups)} prompts, so there is no baseline "
                 "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
             )
 

@@ -112,7 +112,7 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
     for t in trajectories:
         if not t.prompt.token_ids:
             raise ValueError(
-                f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its answer."
+                f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its response."
             )
         siblings = previous is not None and previous.group == t.group and previous.prompt is t.prompt
         if siblings and share_prompts:

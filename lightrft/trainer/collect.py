@@ -114,11 +114,11 @@ class Collector:
             return
         config = self.config.rollout
         raise RuntimeError(
-            f"step {step}: no group of answers is left to learn from after {drawn.attempts} draws of {self.share} questions "
+            f"step {step}: no group of responses is left to learn from after {drawn.attempts} sampling rounds of {self.share} prompts "
             f"(algorithm.group_filter={self.algorithm.config.group_filter}, rollout.max_sampling_rounds={config.max_sampling_rounds}, "
-            f"{int(drawn.counts.get('counts/dropped_responses', 0))} answers dropped by failing rewards"
+            f"{int(drawn.counts.get('counts/dropped_responses', 0))} responses dropped by failing rewards"
             f"{f', rollout.max_tokens_per_step={config.max_tokens_per_step}' * bool(config.max_tokens_per_step)}). "
-            "Raise rollout.max_sampling_rounds or rollout.group_size, take easier or harder questions, or set algorithm.group_filter=all."
+            "Raise rollout.max_sampling_rounds or rollout.group_size, take easier or harder prompts, or set algorithm.group_filter=all."
         )
 
     def _divided(self, step: int, kept: list[Group], drawn: Drawn) -> tuple[list[Group], list[Group]]:

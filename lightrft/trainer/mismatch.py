@@ -49,6 +49,6 @@ def disagreement(config: Config, mean: float, largest: float) -> str:
         return ""
     return (
         f"engine and trainer do not agree: the {name} difference is {found:.2g}, usual for {dtype} is at most {limit:g}. Likely causes: other weights in the "
-        "engine than in the trainer, another temperature, sampling settings that cut the distribution, another prompt (template), "
+        "engine than in the trainer, another temperature, sampling settings that truncate the distribution, another prompt (template), "
         "or attention that is computed differently (compare with model.attention=separate)."
     )

@@ -96,11 +96,11 @@ def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Com
     """EngineError if an engine gave something else than was asked for."""
     told = ""
     if len(found) != len(asked):
-        told = f"answers to {len(found)} questions instead of {len(asked)}"
+        told = f"responses to {len(found)} prompts instead of {len(asked)}"
     for prompt, answers in zip(asked, found, strict=False):
         wanted = n if prompt.continuation is None else 1
         if len(answers) != wanted:
-            told = told or f"{len(answers)} answers to a question instead of {wanted}"
+            told = told or f"{len(answers)} responses to a prompt instead of {wanted}"
         for c in answers:
             if len(c.logprobs) != len(c.token_ids):
                 told = told or f"{len(c.logprobs)} log-probs for {len(c.token_ids)} tokens"
