@@ -191,5 +191,5 @@ def resting(config: Config, device: torch.device) -> torch.device:
 
 
 def held_whole(module: nn.Module, config: Config, device: torch.device) -> SingleFrozen:
-    """A model that every process has whole: ranks judge their own answers, each at its own pace."""
+    """A model that every process has whole: ranks judge their own responses, each at its own pace."""
     return SingleFrozen(module, device, config.strategy.offload and device.type != "cpu")

@@ -109,7 +109,7 @@ def check_task(config: Config, name: str) -> int:
 
 @contextlib.contextmanager
 def sampling_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for answers."""
+    """A progress bar for responses."""
     from rich import progress
 
     done = progress.MofNCompleteColumn()

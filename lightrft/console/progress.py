@@ -99,7 +99,7 @@ class Progress:
         self.answered, self.expected = 0, 0
 
     def answers(self, done: int, total: int) -> None:
-        """How many answers of the running phase are finished."""
+        """How many responses of the running phase are finished."""
         self.answered, self.expected = done, total
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -258,8 +258,8 @@ def report(
     """Prints what a run has achieved.
 
     `summary` is RUN/summary.json: "seconds", "steps", and "evaluation" with "before", "after" (fractions), "questions",
-    and, if known, "before_interval" and "after_interval" ([low, high]). `samples` holds one question each, with
-    "question", "before" and "after" (answers), "before_reward" and "after_reward".
+    and, if known, "before_interval" and "after_interval" ([low, high]). `samples` holds one prompt each, with
+    "question", "before" and "after" (responses), "before_reward" and "after_reward".
     """
     console = console or Console()
     console.print()

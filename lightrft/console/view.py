@@ -1,4 +1,4 @@
-"""`lightrft view`: a run's steps, groups and answers in the terminal, from the files of its run folder alone."""
+"""`lightrft view`: a run's steps, groups and responses in the terminal, from the files of its run folder alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def view(
     color: Color = "none",
     console: Console | None = None,
 ) -> None:
-    """Prints the steps of a run; with `step` its groups; with `group`, `best` or `worst` whole answers.
+    """Prints the steps of a run; with `step` its groups; with `group`, `best` or `worst` whole responses.
 
     Raises ValueError for a step or group that was not saved.
     """
@@ -58,7 +58,7 @@ def view(
 
 
 def load_step(run: Path, step: int) -> list[Row]:
-    """Saved answers of a step; a negative step counts from the last one."""
+    """Saved responses of a step; a negative step counts from the last one."""
     saved = RunFolder(run).saved_steps
     if step < 0 and -step <= len(saved):
         step = saved[step]
@@ -66,7 +66,7 @@ def load_step(run: Path, step: int) -> list[Row]:
 
 
 def steps_table(run: Path) -> Table:
-    """One line per logged step: reward, spread, length, and whether its answers were saved."""
+    """One line per logged step: reward, spread, length, and whether its responses were saved."""
     saved = set(RunFolder(run).saved_steps)
     table = Table(box=None, header_style="dim", padding=(0, 1))
     for heading in ("step", "reward", "spread", "zero variance", "length", "truncated", "responses"):
@@ -185,7 +185,7 @@ def logprob_style(value: float | None) -> str:
 
 
 def advantage_style(value: float | None, largest: float) -> str:
-    """Green above 0, red below, the stronger the nearer to the largest of the answer's step."""
+    """Green above 0, red below, the stronger the nearer to the largest of the response's step."""
     if not value:
         return ""
     strength = round(110 + 145 * min(abs(value) / largest, 1.0))

@@ -1,4 +1,4 @@
-"""A step's answers as one JSON line each: RUN/trajectories/step-000007.jsonl."""
+"""A step's responses as one JSON line each: RUN/trajectories/step-000007.jsonl."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save(
     pieces: Callable[[Sequence[int]], list[str]] | None = None,
     columns: bool = True,
 ) -> Path:
-    """Writes one step's answers, replacing an earlier file of that step, and returns the file.
+    """Writes one step's responses, replacing an earlier file of that step, and returns the file.
 
     `pieces` turns token ids into one text each, for viewers; `columns` adds per-token log-probs and advantages.
     """
@@ -42,7 +42,7 @@ def save(
 
 
 def load(run: Path, step: int) -> list[dict[str, Any]]:
-    """The saved answers of a step, in the order they were trained on. ValueError naming the steps that are there."""
+    """The saved responses of a step, in the order they were trained on. ValueError naming the steps that are there."""
     path = RunFolder(run).responses(step)
     if not path.exists():
         there = RunFolder(run).saved_steps

@@ -24,7 +24,7 @@ Metrics = dict[str, float]
 
 @dataclass
 class Drawn:
-    """Everything that a step has drawn so far, on this rank."""
+    """Everything that a step has sampled so far, on this rank."""
 
     groups: list[Group] = field(default_factory=list)
     """All that have rewards, whether or not they are learned from."""
@@ -33,12 +33,12 @@ class Drawn:
     left_out: int = 0
     """Groups with rewards that are not learned from."""
     attempts: int = 0
-    """How often new questions were asked."""
+    """How often new prompts were sampled from."""
 
 
 @dataclass
 class Collector:
-    """Draws, judges and chooses the groups of a step. Every rank collects its share; all of them go on until each has enough."""
+    """Samples, judges and chooses the groups of a step. Every rank collects its share; all of them go on until each has enough."""
 
     config: Config
     world: World
@@ -48,18 +48,18 @@ class Collector:
     buffer: RolloutBuffer
     scaler: RewardScaler
     baseline: Baseline | None = None
-    """Finds the answers to compare with besides the siblings, where the algorithm asks for it."""
+    """Finds the responses to compare with besides the siblings, where the algorithm asks for it."""
 
     @property
     def share(self) -> int:
-        """Questions of a step on this rank."""
+        """Prompts of a step on this rank."""
         return self.config.rollout.prompts_per_step // self.world.size
 
     def collect(self, step: int) -> tuple[list[Group], Metrics]:
         """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
 
-        With `algorithm.group_filter` other than all, questions are drawn again until there are enough groups, at most
-        `rollout.max_sampling_rounds` times; groups that were drawn too much wait for the next step if that is set. With
+        With `algorithm.group_filter` other than all, prompts are sampled again until there are enough groups, at most
+        `rollout.max_sampling_rounds` times; surplus groups wait for the next step if that is set. With
         `rollout.max_tokens_per_step` there are as many as have been answered to the end, at least one, a step's worth on average.
         Where a reward failed there are fewer, and the step is a little smaller.
         """
@@ -86,12 +86,12 @@ class Collector:
         return kept, metrics
 
     def _asks(self, attempts: int) -> bool:
-        """Whether new questions may be asked: once, and again only if some groups are not worth learning from."""
+        """Whether new prompts may be used: once, and again only if some groups are not worth learning from."""
         chooses = self.algorithm.config.group_filter != "all"
         return attempts == 0 or (chooses and attempts < self.config.rollout.max_sampling_rounds)
 
     def _must_wait(self, kept: Sequence[Group]) -> bool:
-        """Whether no rank has a group, but some have answers that are not at their end: a step needs at least one."""
+        """Whether no rank has a group, but some have responses that are not at their end: a step needs at least one."""
         return not self.world.max(len(kept)) and bool(self.world.max(len(self.buffer.unfinished)))
 
     def _worthy(self, judged: RewardResult, drawn: Drawn) -> list[Group]:
@@ -135,7 +135,7 @@ class Collector:
         return kept, surplus
 
     def _of_rollout(self, groups: Sequence[Group]) -> Metrics:
-        """How fast answers were drawn in this step, and by which weights those were that are judged now."""
+        """How fast responses were sampled in this step, and by which weights those were that are judged now."""
         answers = [t for group in groups for t in group]
         tokens, seconds = self.supply.spent()
         seconds = max(self.world.max(seconds), 1e-9)
@@ -148,7 +148,7 @@ class Collector:
             "rollout/oldest_weight_version": -self.world.max(-oldest),
         }
         unfinished = self._sum(len(self.buffer.unfinished))
-        # A resume may have brought such answers whatever the settings are now.
+        # A resume may have brought such responses whatever the settings are now.
         if (
             self.config.rollout.max_tokens_per_step
             or self.config.rollout.overlap_rewards

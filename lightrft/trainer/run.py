@@ -100,7 +100,7 @@ class Evaluation:
 
 @dataclass
 class Journal:
-    """Where a run writes down what happens: metrics, answers, the terminal."""
+    """Where a run writes down what happens: metrics, responses, the terminal."""
 
     folder: Path
     progress: Progress
@@ -121,7 +121,7 @@ class Journal:
     def save(
         self, step: int, trajectories: Sequence[Trajectory], processor: Processor, columns: bool
     ) -> None:
-        """The answers of the first rank; `columns`: with what is known of each token."""
+        """The responses of the first rank; `columns`: with what is known of each token."""
         if self.logger is not None:
             with explained(self.folder):
                 saved.save(self.folder, step, trajectories, pieces=processor.pieces, columns=columns)
@@ -160,7 +160,7 @@ class Trainer(Protocol):
         ...
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
-        """Takes one step, counted from 1; its metrics and its answers."""
+        """Takes one step, counted from 1; its metrics and its responses."""
         ...
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:

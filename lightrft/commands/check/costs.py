@@ -225,7 +225,7 @@ def estimate_time(
     critics = int(algorithm.needs_critic)  # taken to be as large as the actor
     again = (
         1 + config.replay.groups_per_step / config.rollout.prompts_per_step
-    )  # answers learned from, per new one
+    )  # responses learned from, per new one
     once = int(needs_old(config, algorithm))
     passes = once + again * (int(algorithm.needs_reference) + critics)
     passes += (

@@ -113,7 +113,7 @@ def work(
 def forward_flops(shape: Shape, lengths: Lengths, questions: float, answers: float) -> float:
     """Operations of a forward pass: two for each weight that a token meets, and attention to what came before it.
 
-    Only places that predict a token of an answer meet the head. Drawing answers takes as many: each question is read once.
+    Only places that predict a token of a response meet the head. Sampling responses takes as many: each prompt is read once.
     """
     prompt, answer = lengths.prompt, lengths.answer
     tokens = questions * prompt + answers * answer
