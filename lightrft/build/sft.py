@@ -110,7 +110,7 @@ def prompts_of(config: SFTConfig, task: Task, split: Split, conversations: Conve
     prompts, kept = conversations.prompts(records_of(config, task, split), task.gold)
     longest = max(len(p.target.token_ids) for p in prompts)
     log.info(
-        "%s, %s: %d conversations, longest answer %d tokens; skipped %d long and %d broken ones, cut %d",
+        "%s, %s: %d conversations, longest response %d tokens; skipped %d long and %d broken ones, truncated %d",
         task.name, split, len(prompts), longest, kept.too_long, kept.broken, kept.truncated,
     )  # fmt: skip
     return prompts

@@ -44,7 +44,7 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def evaluate_in(config: Config, folder: Path, device: torch.device, world: World) -> dict[str, Any]:
-    """Scores a model on tasks.evaluate, every rank a part of the questions; returns the estimates by task."""
+    """Scores a model on tasks.evaluate, every rank a part of the prompts; returns the estimates by task."""
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
     processor = build_processor(config)
@@ -105,7 +105,7 @@ def check_task(config: Config, name: str) -> int:
 
 @contextlib.contextmanager
 def sampling_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for answers."""
+    """A progress bar for responses."""
     from rich import progress
 
     done = progress.MofNCompleteColumn()
@@ -126,12 +126,12 @@ def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> N
                 table.add_row(
                     task, name, f"{value['mean']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"
                 )
-        facts = f"{report_['questions']} questions, {report_['responses']} answers, {report_['mean_length']:.0f} tokens each"
+        facts = f"{report_['questions']} prompts, {report_['responses']} responses, {report_['mean_length']:.0f} tokens each"
         failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
         table.add_row("", "", f"{facts}, {report_['truncated_fraction']:.0%} truncated{failed}")
         table.add_section()
     console = Console()
     console.print(table)
     console.print(
-        f"every answer: {EvaluationFolder(folder).responses('responses')}", soft_wrap=True, highlight=False
+        f"every response: {EvaluationFolder(folder).responses('responses')}", soft_wrap=True, highlight=False
     )

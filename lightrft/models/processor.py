@@ -25,7 +25,7 @@ class Processor:
     ) -> None:
         if not stop_ids:
             raise ValueError(
-                "the tokenizer and the model name no end token, so no answer could ever end by itself. "
+                "the tokenizer and the model name no end token, so no response could ever end by itself. "
                 "Set eos_token in the tokenizer, or eos_token_id in generation_config.json."
             )
         if not (tokenizer if media is None else media.processor).chat_template:
@@ -50,7 +50,7 @@ class Processor:
         deaf = kinds - (set() if self.media is None else self.media.kinds)
         if deaf:
             raise ValueError(
-                f"{record.id}: the question holds media of the kind '{min(deaf)}', which the model of model.path does not read."
+                f"{record.id}: the prompt holds media of the kind '{min(deaf)}', which the model of model.path does not read."
             )
         rows = None if self.media is None or kinds else self.media.text_positions(token_ids)
         return Prompt(
@@ -121,17 +121,17 @@ class Processor:
 
         `opened`: the tokens of the messages before it, where the assistant is to speak. What the template puts after the end
         token is not the assistant's, and may differ if more turns follow; without an end token it is all there is.
-        ValueError if the answer merges with what comes before it, or has no tokens.
+        ValueError if the response merges with what comes before it, or has no tokens.
         """
         closed, place = self.tokens(messages, answer_next=False), len(messages) - 1
         if closed[: len(opened)] != list(opened):
             raise ValueError(
                 f"message {place}: its first characters merge with what the chat template puts before them. Remove white space at the "
-                "beginning of the answer, or set model.chat_template."
+                "beginning of the response, or set model.chat_template."
             )
         added = closed[len(opened) :]
         if not added:
-            raise ValueError(f"message {place}: the chat template leaves the answer out.")
+            raise ValueError(f"message {place}: the chat template leaves the response out.")
         return added[: len(added) - (added[::-1].index(ending) if ending in added else 0)]
 
     def rendered(self, messages: Sequence[Message]) -> str:

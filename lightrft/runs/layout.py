@@ -202,7 +202,7 @@ class EvaluationFolder:
         return _json(self.report(label))
 
     def read_responses(self, label: str) -> list[dict[str, Any]]:
-        """The held-out responses in the order of their questions; empty if none were written."""
+        """The held-out responses in the order of their prompts; empty if none were written."""
         file = self.responses(label)
         if not file.is_file():
             return []

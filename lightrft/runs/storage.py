@@ -20,7 +20,7 @@ _PASSING = {"origin", "use"}
 
 
 def stored(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """What `restored` makes the same trajectories from. Answers to one prompt go on sharing it."""
+    """What `restored` makes the same trajectories from. Responses to one prompt go on sharing it."""
     prompts = {id(t.prompt): t.prompt for t in trajectories}
     places = {key: place for place, key in enumerate(prompts)}
     apart = {"prompt", "columns", *_FLAT, *_PASSING}

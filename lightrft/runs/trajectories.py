@@ -55,7 +55,7 @@ def load(run: Path, step: int) -> list[dict[str, Any]]:
             if there
             else "none are saved: set log.trajectories_every_steps above 0"
         )
-        raise ValueError(f"no answers of step {step} in {run}; {known}.")
+        raise ValueError(f"no responses of step {step} in {run}; {known}.")
     return [row for file in files for row in _rows(file)]
 
 
@@ -70,7 +70,7 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}:{number}: the line is broken ({error}).") from None
     if not isinstance(row, dict) or "group" not in row:
-        raise ValueError(f"{path}:{number}: the line holds no answer.")
+        raise ValueError(f"{path}:{number}: the line holds no response.")
     return row
 
 

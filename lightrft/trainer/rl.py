@@ -1,7 +1,7 @@
 """One step of reinforcement learning. Read this first.
 
-The engine gets the policy's present weights and samples answers to new questions, which rewards judge (`collect`). All models
-that look at the answers say their log-probs and values, from which rewards become advantages (`score`). Then the policy,
+The engine gets the policy's present weights and samples responses to new prompts, which rewards judge (`collect`). All models
+that look at the responses say their log-probs and values, from which rewards become advantages (`score`). Then the policy,
 and the critic if there is one, learn from them in gradient steps (`update`). What does not fit into a step waits in the
 buffer for the next one. trainer/run.py takes step after step, and writes down, evaluates and saves.
 """
@@ -73,7 +73,7 @@ class RLTrainer:
         trajectories = [t for group in groups for t in group]
         metrics |= self.score(trajectories)
         self.buffer.add(step, fresh)
-        # Advantages compare whole groups, so answers are chosen after they are scored.
+        # Advantages compare whole groups, so responses are chosen after they are scored.
         chosen = [t for group in groups for t in self.learner.algorithm.response_filter(group, draw)]
         mark_use(trajectories, chosen)
         metrics |= self.update(step, balanced(chosen, self.world))
@@ -86,7 +86,7 @@ class RLTrainer:
         self.sampler.push_weights()
 
     def collect(self, step: int) -> tuple[list[Group], Metrics]:
-        """Judged groups worth learning from, this rank's share, and what is known of all drawn."""
+        """Judged groups worth learning from, this rank's share, and what is known of all sampled."""
         return self.collector.collect(step)
 
     def score(self, trajectories: list[Trajectory]) -> Metrics:
@@ -95,21 +95,21 @@ class RLTrainer:
         return self.scorer.score(trajectories, self.learner.algorithm, waiting)
 
     def update(self, step: int, trajectories: list[Trajectory]) -> Metrics:
-        """Learns from the answers; capsules of the step are written on the way if they are wanted."""
+        """Learns from the responses; capsules of the step are written on the way if they are wanted."""
         self.journal.progress.phase("train")
         self.whole = False
         with self.capture.of(step, trajectories) as (before_update, updates):
             return self.learner.update(step, trajectories, updates=updates, before_update=before_update)
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
-        """Metrics and answers of a step, to files and to the terminal."""
+        """Metrics and responses of a step, to files and to the terminal."""
         self.journal.step(step, metrics)
         every = self.config.log.trajectories_every_steps
         if every and step % every == 0:
             self.journal.save(step, trajectories, self.processor, self.config.log.token_columns)
 
     def evaluate(self, label: str) -> Evaluation:
-        """Held-out scores by task; every answer goes into the run folder under `label`."""
+        """Held-out scores by task; every response goes into the run folder under `label`."""
         engine, progress = self.sampler.engine, self.sampler.progress
         groups = self.sampler(lambda: self.evaluator.sample(engine, progress=progress))
         self.sampler.judged(self.evaluator.rewards, [t for group in groups for t in group])

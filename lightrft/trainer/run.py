@@ -100,7 +100,7 @@ class Evaluation:
 
 @dataclass
 class Journal:
-    """Where a run writes down what happens: metrics, answers, the terminal."""
+    """Where a run writes down what happens: metrics, responses, the terminal."""
 
     folder: Path
     progress: Progress
@@ -162,7 +162,7 @@ class Trainer(Protocol):
         ...
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
-        """Takes one step, counted from 1; its metrics and its answers."""
+        """Takes one step, counted from 1; its metrics and its responses."""
         ...
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:

@@ -117,7 +117,7 @@ def test_after_the_reward_is_mended_the_run_goes_on_to_the_same_end(lightrft, tm
 @pytest.mark.parametrize("name", ["nan", "by_answer"])
 def test_with_drop_answers_without_a_reward_are_left_out_and_counted(lightrft, tmp_path, name):
     output = lightrft("train", "tiny", *SMALL, "--run", "run", *reward(name), "--rewards.on-failure", "drop")
-    assert "answers without a value" in output
+    assert "responses without a value" in output
     dropped = {row["step"]: row["counts/dropped_responses"] for row in steps(tmp_path / "run")}
     learned = {row["step"]: row["counts/responses"] for row in steps(tmp_path / "run")}
     assert all(learned[step] == 16 - dropped[step] for step in (1, 2, 3, 4))
@@ -156,8 +156,8 @@ def test_when_all_answers_are_dropped_the_step_says_so(lightrft, tmp_path):
     output = lightrft(
         "train", "tiny", *SMALL, "--run", "run", *reward("broken"), "--rewards.on-failure", "drop", status=2
     )
-    assert "step 1: no group of answers is left to learn from" in output
-    assert "16 answers dropped by failing rewards" in output
+    assert "step 1: no group of responses is left to learn from" in output
+    assert "16 responses dropped by failing rewards" in output
     assert "ZeroDivisionError" in output
 
 
@@ -170,7 +170,7 @@ def test_a_reward_that_does_not_exist_is_named_before_anything_is_loaded(lightrf
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("wrong_count", "1 values for 16 answers"), ("text", "'good', which is not a number")],
+    [("wrong_count", "1 values for 16 responses"), ("text", "'good', which is not a number")],
 )
 def test_a_reward_that_gives_something_else_than_a_number_per_answer_is_told(lightrft, name, complaint):
     assert complaint in lightrft("train", "tiny", *SMALL, "--run", "run", *reward(name), status=2)
@@ -208,7 +208,7 @@ def test_with_mixed_outcomes_and_no_difference_the_run_says_what_to_do(lightrft)
         "mixed_outcomes",
         status=2,
     )
-    assert "no group of answers is left to learn from after 4 draws of 4 questions" in output
+    assert "no group of responses is left to learn from after 4 sampling rounds of 4 prompts" in output
     assert "algorithm.group_filter=all" in output
 
 

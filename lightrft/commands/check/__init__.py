@@ -18,7 +18,7 @@ __all__ = ["preflight"]
 
 
 def preflight(config: Config) -> int:
-    """Prints one section per question and a verdict; 0 if no problem was found, else 1. Writes no file."""
+    """Prints one section per check and a verdict; 0 if no problem was found, else 1. Writes no file."""
     prepare_process(config)
     report = Report(Console(highlight=False))
     with ExitStack() as stack:
@@ -43,8 +43,8 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     if found is None or not found.read:
         return
     report.run("chat template", lambda s: template.chat_template(s, found))
-    report.run("rewards on right answers", lambda s: questions.rewards(s, config, parts, found))
-    start = report.run("sampled answers", lambda s: policy.samples(s, config, parts, found))
+    report.run("rewards on gold answers", lambda s: questions.rewards(s, config, parts, found))
+    start = report.run("sampled responses", lambda s: policy.samples(s, config, parts, found))
     if start is None:
         return
     report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))
