@@ -13,6 +13,8 @@ from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
+from lightrft.models.describe import text_shape
+from lightrft.models.families import made_for
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
@@ -110,6 +112,12 @@ def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> 
     """The prompts of one split of a task."""
     prompts, counts = prepare(records_of(config, task, split), processor, config.tasks)
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
+    room, needed = made_for(text_shape(config.model)), counts.longest + config.rollout.max_tokens
+    if split == "train" and room is not None and needed > room:
+        log.warning(
+            "%s: the longest prompt and a full response are %d tokens, and the model was made for %d. Lower tasks.max_prompt_tokens or rollout.max_tokens.",
+            *(task.name, needed, room),
+        )
     return prompts
 
 

@@ -29,7 +29,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises from 0 linearly."""
     final_fraction: float = 0.0
-    """Share of the peak learning rate at the last step of linear and cosine."""
+    """Share of the peak learning rate that linear and cosine fall to, one step after the last: with 0 the last one still learns."""
     max_bad_steps: int = 5
     """Optimizer steps in a row with a NaN or infinite loss or gradient, each skipped and counted, before the run stops."""
 

@@ -81,11 +81,28 @@ def each(function: Callable[..., float]) -> PerAnswer:
 
 
 def as_reward(found: Any, name: str) -> RewardFunction:
-    """What a user named, as a RewardFunction: a plain function with a parameter `answer` is lifted by `each`."""
+    """What a user named, as a RewardFunction: a plain function with a parameter `answer` is lifted by `each`.
+
+    ValueError for what can be called in neither way.
+    """
     if not callable(found):
         raise ValueError(f"reward '{name}' is a {type(found).__name__}, not a function.")
-    if not isinstance(found, PerAnswer) and "answer" in inspect.signature(found).parameters:
+    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(getattr(found, "__call__", None)):  # noqa: B004  # to look at it
+        raise ValueError(
+            f"reward '{name}' is an async function. Make it a plain one; inside it, asyncio.run(...) waits for many requests at once."
+        )
+    if isinstance(found, PerAnswer):
+        return found
+    signature = inspect.signature(found)
+    if "answer" in signature.parameters:
         return each(found)
+    try:
+        signature.bind([])
+    except TypeError as error:
+        raise ValueError(
+            f"reward '{name}' cannot be called with the responses of a task ({error}). Let it take a parameter `answer`, and others of: "
+            f"{', '.join(VIEWS)}, to be called for each response; or one parameter, all responses of a task."
+        ) from None
     reward: RewardFunction = found
     return reward
 

@@ -176,8 +176,8 @@ class Progress:
 def schedule(config: OptimizerConfig, total_updates: int) -> Callable[[int], float]:
     """Share of the peak learning rate at update 0, 1, ..., total_updates - 1.
 
-    Warm-up rises over `warmup_steps` updates and reaches 1 at the last of them; linear and cosine then fall to
-    `final_fraction` at the last update.
+    Warm-up rises over `warmup_steps` updates and reaches 1 at the last of them; linear and cosine then fall towards
+    `final_fraction`, which would be that of the update after the last: so with 0 the last one still learns, as in transformers.
     """
     warmup, final = config.warmup_steps, config.final_fraction
 
@@ -186,7 +186,7 @@ def schedule(config: OptimizerConfig, total_updates: int) -> Callable[[int], flo
             return (update + 1) / warmup
         if config.schedule == "constant":
             return 1.0
-        done = min(1.0, (update - warmup) / max(1, total_updates - 1 - warmup))
+        done = min(1.0, (update - warmup) / max(1, total_updates - warmup))
         fall = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
         return final + (1 - final) * fall
 

@@ -6,6 +6,7 @@ below, or is refused before its first step by an error that names the settings.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -83,19 +84,24 @@ def drawn(case: int) -> tuple[dict, dict]:
 @pytest.mark.parametrize("case", range(CASES))
 def test_a_combination_keeps_every_promise_or_is_refused_by_name(tmp_path, caplog, case):
     settings, changed = drawn(case)
-    try:
-        first = begin(tmp_path, 3, settings)
-    except ValueError as error:
-        assert REFUSED.search(str(error)), f"{settings}: the refusal names no setting: {error}"
+    first = tried(begin, tmp_path, 3, settings)
+    if first is None:
         assert not RunFolder(tmp_path).has_steps
         return
     promises(tmp_path, [(first, settings)], caplog.text)
+    later = tried(go_on, tmp_path, 5, changed)
+    if later is not None:
+        promises(tmp_path, [(first, settings), (later, changed)], caplog.text)
+
+
+def tried(call, folder, until, settings):
+    """The trainer of a run; None if its settings are refused, by an error that names one."""
     try:
-        later = go_on(tmp_path, 5, changed)
-    except ValueError as error:
-        assert REFUSED.search(str(error)), f"{changed}: the refusal names no setting: {error}"
-        return
-    promises(tmp_path, [(first, settings), (later, changed)], caplog.text)
+        return call(folder, until, settings)
+    except ValueError as refused:
+        told = str(refused)
+    assert REFUSED.search(told), f"{settings}: the refusal names no setting: {told}"
+    return None
 
 
 def promises(folder, parts, log):
@@ -138,7 +144,7 @@ def nothing_is_lost_or_learned_twice(rows, parts, log):
     for group, times in came.items():
         assert [origin for _, origin, _ in times].count("sampled") == 1, f"group {group}: {times}"
         assert times[0][1] == "sampled"
-        for (step, _, uses), (following, origin, _) in zip(times, times[1:], strict=False):
+        for (step, _, uses), (following, origin, _) in itertools.pairwise(times):
             if "waiting" in uses:
                 assert (following, origin) == (step + 1, "carried_over"), f"group {group}: {times}"
             else:

@@ -50,6 +50,36 @@ def test_each_refuses_a_parameter_it_cannot_fill():
             return 1.0
 
 
+def two(answers, targets):
+    return [1.0] * len(answers)
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):  # verl's
+    return 1.0
+
+
+async def later(answers):
+    return [1.0]
+
+
+class Later:
+    async def __call__(self, answers):
+        return [1.0]
+
+
+@pytest.mark.parametrize("found", [two, compute_score, later, Later(), lambda: 1.0], ids="abcde")
+def test_what_could_never_be_called_with_responses_is_refused_before_any_is_sampled(found):
+    with pytest.raises(ValueError, match=r"reward 'mine' (cannot be called|is an async function)"):
+        as_reward(found, "mine")
+
+
+def test_a_function_of_all_responses_may_have_any_parameter_first_and_others_with_defaults():
+    def rare(found, scale=2.0, *rest, **more):
+        return [scale] * len(found)
+
+    assert as_reward(rare, "rare") is rare
+
+
 def test_the_question_of_a_message_made_of_parts_is_its_text():
     @each
     def asked(answer, prompt):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from lightrft.config import LoraConfig, ModelConfig, OptimizerConfig, StrategyConfig
 from lightrft.models.load import load_model
@@ -49,20 +50,40 @@ def test_warm_up_reaches_the_peak_at_its_last_step():
     assert rates(6, warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
-def test_linear_falls_to_zero_at_the_last_update():
-    assert rates(5, schedule="linear") == [1, 0.75, 0.5, 0.25, 0]
+def test_linear_would_be_at_zero_one_update_after_the_last():
+    """The last one learns."""
+    assert rates(5, schedule="linear") == [1, 0.8, 0.6, 0.4, 0.2]
+    assert rates(1, schedule="linear") == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
+)
+def test_schedules_are_those_of_transformers(name, peer):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=1.0)
+    theirs = peer(optimizer, num_warmup_steps=0, num_training_steps=9).lr_lambdas[0]
+    assert rates(9, schedule=name) == [round(theirs(update), 6) for update in range(9)]
 
 
 def test_linear_after_warm_up_falls_to_the_final_fraction():
-    assert rates(7, schedule="linear", warmup_steps=2, final_fraction=0.2) == [0.5, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert rates(7, schedule="linear", warmup_steps=2, final_fraction=0.2) == [
+        0.5,
+        1,
+        1,
+        0.84,
+        0.68,
+        0.52,
+        0.36,
+    ]
 
 
 def test_cosine_is_half_way_in_the_middle():
-    assert rates(5, schedule="cosine") == [1, 0.853553, 0.5, 0.146447, 0]
+    assert rates(4, schedule="cosine") == [1, 0.853553, 0.5, 0.146447]
 
 
-def test_cosine_ends_at_the_final_fraction():
-    assert rates(3, schedule="cosine", final_fraction=0.1) == [1, 0.55, 0.1]
+def test_cosine_falls_towards_the_final_fraction():
+    assert rates(3, schedule="cosine", final_fraction=0.1) == [1, 0.775, 0.325]
 
 
 def test_a_schedule_asked_beyond_its_end_stays_there():
