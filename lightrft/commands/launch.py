@@ -121,14 +121,15 @@ class _Agent(threading.Thread):
             self.failure = error
 
 
-def start(launch: Launch, args: Sequence[str], *, new_run: bool = False) -> int:
+def start(launch: Launch, args: Sequence[str], *, new_run: str = "") -> int:
     """Runs `lightrft ARGS` in several processes; returns the exit status of the first that failed, or 0.
 
-    SIGTERM and SIGINT go to all of them, which save and stop; raises Stopped then.
+    `new_run`: the settings of the new run that they are to begin (RunFolder.settings_digest). SIGTERM and SIGINT go to all of
+    them, which save and stop; raises Stopped then.
     """
     with tempfile.TemporaryDirectory(prefix="lightrft-") as verdicts:
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // launch.size))
-        inherited = {VERDICTS: verdicts, "OMP_NUM_THREADS": threads} | ({NEW_RUN: "1"} if new_run else {})
+        inherited = {VERDICTS: verdicts, "OMP_NUM_THREADS": threads} | ({NEW_RUN: new_run} if new_run else {})
         agent = _Agent(launch, [f"{name}={value}" for name, value in inherited.items()], args)
         told = _attend(agent, Path(verdicts), launch.max_restarts)
     return _outcome(agent.failure, told)

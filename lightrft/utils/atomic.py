@@ -26,6 +26,7 @@ _TROUBLE = {
     ),
     errno.EACCES: ("permission denied", _RIGHTS),
     errno.EPERM: ("not permitted", _RIGHTS),
+    errno.EEXIST: ("there is a file of this name", "Choose another place with --run."),
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "Choose another place with --run."),
     errno.EROFS: ("the file system is read-only", _RIGHTS),
 }
@@ -115,6 +116,12 @@ def explained(place: Path) -> Iterator[None]:
             f"cannot write in {place}: {what} ({_free_mib(place):.1f} MiB free). {cure} "
             "What was complete before is untouched: the last complete checkpoint is intact."
         ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, if they are not there. RuntimeError if they cannot be made."""
+    with explained(path):
+        _make(path)
 
 
 def _make(parent: Path) -> None:
