@@ -38,7 +38,7 @@ def begun(config: Config | SFTConfig, command: str) -> Iterator[Path]:
     run = _made(config.run, config.name)
     with locked(run):
         check_unused(run, command)
-        files, text = RunFolder(run), layers.to_yaml(replace(config, run=""))
+        files, text = RunFolder(run), settings_text(config)
         if files.is_run and not files.settings_are_ours:
             raise ValueError(
                 f"run={run}: {files.config} is there already, and was not written by a run, or was changed since. Set run to a "
@@ -103,10 +103,30 @@ def evaluated_in(config: Config) -> Iterator[Path]:
         yield run
 
 
+def settings_text(config: Config | SFTConfig) -> str:
+    """The settings as config.yaml has them: without the run's own place, and with models that are found from any folder."""
+    model = replace(
+        config.model, path=_rooted(config.model.path), chat_template=_rooted(config.model.chat_template)
+    )
+    if isinstance(config, SFTConfig):
+        return layers.to_yaml(replace(config, run="", model=model))
+    teacher = replace(config.teacher, path=_rooted(config.teacher.path))
+    critic = replace(config.critic, path=_rooted(config.critic.path))
+    return layers.to_yaml(replace(config, run="", model=model, teacher=teacher, critic=critic))
+
+
+def _rooted(path: str) -> str:
+    """The whole path of a file or folder that is here; any other name as it is."""
+    prefix = "random:" if path.startswith("random:") else ""
+    place = Path(path.removeprefix(prefix))
+    here = path not in ("", prefix, "plain") and not place.is_absolute() and place.exists()
+    return f"{prefix}{place.absolute()}" if here else path
+
+
 def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
     """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
     file = RunFolder(run).config
-    before, now = file.read_text(encoding="utf-8"), layers.to_yaml(replace(config, run=""))
+    before, now = file.read_text(encoding="utf-8"), settings_text(config)
     if before != now:
         write_text(RunFolder(run).config_until(done), before)
         write_text(file, now)
