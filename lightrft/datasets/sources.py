@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from lightrft.utils.paths import expanded
+
 Row = dict[str, Any]
 Located = tuple[str, Row]
 """Where a row stands ("train.jsonl:17"), and the row."""
@@ -44,7 +46,7 @@ class BadRecords:
 
 def is_file(place: str) -> bool:
     """Whether a name means a local file rather than a hub data set ("owner/name" or "owner/name:subset")."""
-    path = Path(place).expanduser()
+    path = expanded(place, "data file")
     return _kind(path) in READERS or path.exists() or place.startswith((".", "~", "/"))
 
 
@@ -56,7 +58,7 @@ def read(place: str, split: str, bad: BadRecords) -> Iterator[Located]:
     """
     if not is_file(place):
         return _hub(place, split)
-    path = Path(place).expanduser()
+    path = expanded(place, "data file")
     if not path.is_file():
         raise ValueError(f"no data file '{place}' (looked for {path.resolve()}).")
     reader = READERS.get(_kind(path))

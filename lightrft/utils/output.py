@@ -72,9 +72,11 @@ class Guarded:
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
             self.stream.flush()
-        log.warning(
-            "nothing more is printed (%s); a run goes on, and its log and metrics are in its folder", error
-        )
+        if log.hasHandlers():  # of a run; else logging itself would print it
+            log.warning(
+                "nothing more is printed (%s); the run goes on, and its log and metrics are in its folder",
+                error,
+            )
 
 
 def guarded(stream: TextIO) -> TextIO:

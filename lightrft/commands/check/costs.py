@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -35,6 +34,7 @@ from lightrft.trainer.batching import batch_tokens, pack, plan
 from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.device import device_bytes, release_memory
+from lightrft.utils.paths import expanded
 
 SPEED_TOKENS = 16
 """Tokens of each answer sampled to measure the speed of the engine."""
@@ -336,7 +336,7 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
         "a checkpoint",
         f"{size(checkpoint)}; at most {config.checkpoint.keep_last} are kept, and one more while it is written",
     )
-    run = Path(config.run or "runs").expanduser()
+    run = expanded(config.run or "runs", "run")
     if config.run and RunFolder(run).has_steps:
         section.problem(
             f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
