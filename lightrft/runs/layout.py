@@ -1,6 +1,7 @@
 """What lies where in a run folder: the one place that knows the names of its files.
 
-RUN/format.json             the number of this arrangement, and the version that began the run
+RUN/format.json             the number of this arrangement, when the run began, and by which version
+RUN/.lock                   held by the process that uses the folder
 RUN/config.yaml             the settings; config-until-step-000004.yaml: those before a resume changed them
 RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
 RUN/trajectories/           the responses of a step: step-000007.jsonl
