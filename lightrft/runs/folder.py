@@ -37,13 +37,8 @@ def begun(config: Config | SFTConfig, command: str) -> Iterator[Path]:
     """
     run = _made(config.run, config.name)
     with locked(run):
-        check_unused(run, command)
+        check_new(run, command)
         files, text = RunFolder(run), settings_text(config)
-        if files.is_run and not files.settings_are_ours:
-            raise ValueError(
-                f"run={run}: {files.config} is there already, and was not written by a run, or was changed since. Set run to a "
-                f"new folder; its settings are taken with: lightrft {command} {files.config}"
-            )
         files.write_format(text)
         write_text(files.config, text)
         yield run
@@ -67,6 +62,17 @@ def taken_up(run: Path, command: str, *, again: bool) -> Iterator[Path]:
                     f"run={run}: another process has written its settings there. Set run to a new folder."
                 )
         yield run
+
+
+def check_new(run: Path, command: str) -> None:
+    """ValueError if a new run cannot begin in the folder: it would mix with something there, or overwrite it."""
+    check_unused(run, command)
+    files = RunFolder(run)
+    if files.is_run and not files.settings_are_ours:
+        raise ValueError(
+            f"run={run}: {files.config} is there already, and was not written by a run, or was changed since. Set run to a "
+            f"new folder; its settings are taken with: lightrft {command} {files.config}"
+        )
 
 
 def check_unused(run: Path, command: str) -> None:

@@ -27,7 +27,7 @@ from lightrft.config import Config
 from lightrft.console.amounts import duration, size
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
-from lightrft.runs.layout import RunFolder
+from lightrft.runs.folder import check_new
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import batch_tokens, pack, plan
@@ -337,10 +337,11 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
         f"{size(checkpoint)}; at most {config.checkpoint.keep_last} are kept, and one more while it is written",
     )
     run = expanded(config.run or "runs", "run")
-    if config.run and RunFolder(run).has_steps:
-        section.problem(
-            f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
-        )
+    if config.run:
+        try:
+            check_new(run, "train")
+        except ValueError as error:
+            section.problem(str(error))
     there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         section.problem(f"run={run}: {there} is not a folder that can be written to. Set run to another one.")
