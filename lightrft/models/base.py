@@ -1,4 +1,4 @@
-"""Which weights a run began from: those of its model's folder, of which a checkpoint holds only what has learned."""
+"""The weights that a run began from, told from others: a checkpoint holds only what has learned."""
 
 from __future__ import annotations
 
