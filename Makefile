@@ -1,6 +1,7 @@
 # make demo    a small language model learns on this CPU        make test    the tests
 # make check   format, lint, types, imports, tests              make docs-tables   docs/configuration.md from the code
 # make test-quick   unit tests and properties, under two minutes
+# make sweep   300 combinations of settings, run and resumed: what may never happen
 #
 # Each makes the virtual environment and installs what it needs when that is missing; needs Python >= 3.11 and make.
 
@@ -13,10 +14,10 @@ USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell $(p) -c '$(USABLE)' 2>/dev/null && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check format docs-tables clean
+.PHONY: help demo test test-quick sweep check format docs-tables clean
 
 help:
-	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/demo
 	$(BIN)/lightrft train demo $(ARGS)
@@ -26,6 +27,9 @@ test: $(VENV)/dev
 
 test-quick: $(VENV)/dev
 	$(PYTEST) -m "not slow" tests/unit tests/properties tests/docs $(ARGS)
+
+sweep: $(VENV)/dev
+	LIGHTRFT_SWEEP=300 $(PYTEST) --dist worksteal tests/faults/test_sweep.py $(ARGS)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check lightrft tests docs examples benchmarks

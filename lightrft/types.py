@@ -3,7 +3,7 @@
 Letters used for tensor shapes everywhere in this project:
 
     P   tokens of a prompt              L   tokens of a response (everything after the prompt)
-    S   sequences (answers) in a batch  T   response tokens in a batch: the sum of L over its S sequences
+    S   sequences (responses) in a batch  T   response tokens in a batch: the sum of L over its S sequences
     N   tokens the model reads          R   position rows (1 for text, more for multi-axis rotary positions)
     V   vocabulary                      H   hidden size
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
-"""How an engine left an answer: at its end, or cut at the most tokens allowed."""
+"""How an engine left a response: at its end, or truncated at the most tokens allowed."""
 
 
 class Message(TypedDict):
@@ -50,12 +50,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """The answer whose beginning a prompt ends with, to go on with it."""
+    """The response whose beginning a prompt ends with, to go on with it."""
 
     tokens: int
     """How many of the prompt's last tokens belong to it."""
     stream: int
-    """What fixes its draws, as its first completion said."""
+    """What fixes its random numbers, as its first completion said."""
     max_tokens: int
     """Most tokens that may be added now."""
     mask: Sequence[bool] = ()
@@ -69,7 +69,7 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question, already in the model's tokens.
+    """One prompt, already in the model's tokens.
 
     Example:
         >>> prompt = Prompt("gsm8k/test.jsonl:7", [5, 10, 6], [{"role": "user", "content": "2 + 3?"}], "5", "gsm8k")
@@ -78,7 +78,7 @@ class Prompt:
     """
 
     id: str
-    """Stable across epochs and resumes; names the question, not the group."""
+    """Stable across epochs and resumes; names the prompt, not the group."""
     token_ids: list[int]
     """(P,) as the trainer's model reads them, chat template and generation prompt included."""
     messages: list[Message]
@@ -91,13 +91,13 @@ class Prompt:
     unexpanded_token_ids: Sequence[int] = ()
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
     continuation: Continuation | None = None
-    """Set where an answer goes on that was cut earlier: an engine then gives one answer, whatever `sampling.n`, and of it
+    """Set where a response goes on that was paused earlier: an engine then gives one response, whatever `sampling.n`, and of it
     what is new."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine answers to one prompt.
+    """What an engine samples for one prompt.
 
     Example (token 2 ends a response here; the second was cut, and has none):
         >>> Completion(token_ids=[8, 2], logprobs=[-0.7, -0.1], finish="stop").finish
@@ -109,12 +109,12 @@ class Completion:
     token_ids: list[int]
     """(L,) only sampled tokens; ends with a stop token iff one was sampled."""
     logprobs: list[float]
-    """(L,) log p of each token under the distribution it was drawn from (temperature, top-k/p and min-p applied)."""
+    """(L,) log p of each token under the distribution it was sampled from (temperature, top-k/p and min-p applied)."""
     finish: Finish
     weight_version: int = 0
     """Number of updates the weights that sampled it had seen."""
     stream: int = 0
-    """What fixes its draws, for the same engine to go on with it."""
+    """What fixes its random numbers, for the same engine to go on with it."""
 
 
 @dataclass(slots=True)
@@ -132,7 +132,7 @@ class Trajectory:
 
     prompt: Prompt
     group: int
-    """Siblings (answers to one draw of one prompt) share it. Never derived from the text of the prompt."""
+    """Siblings (responses sampled together for one prompt) share it. Never derived from the text of the prompt."""
     token_ids: list[int]
     """(L,) everything after the prompt."""
     mask: list[bool]
@@ -140,14 +140,14 @@ class Trajectory:
     behavior: list[float]
     """(L,) log-probs at sampling; 0 where mask is False."""
     finish: Literal["stop", "length", "paused"]
-    """paused: cut at rollout.max_tokens_per_step, to go on in the next step; nobody learns from it before."""
+    """paused: stopped at rollout.max_tokens_per_step, to go on in the next step; nobody learns from it before."""
     answer: str = ""
     """The response decoded, special tokens left out. The only text a reward may look at."""
     reward: float = nan
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
     baseline: float = nan
-    """Reward of another answer to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
+    """Reward of another response to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
     baseline_parts: dict[str, float] = field(default_factory=dict)
     """The baseline's reward by name."""
     columns: dict[str, Tensor] = field(default_factory=dict)
@@ -158,6 +158,12 @@ class Trajectory:
     """The same as in Completion."""
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
+    origin: Literal["sampled", "carried_over", "replayed"] = "sampled"
+    """How it came into the present step: rewarded in it, carried over from the one before, or from the replay buffer."""
+    use: Literal["trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed"] = "trained"
+    """What the present step does with it. masked: no token is learned from (algorithm.truncated=mask); unselected: left out by
+    algorithm.response_filter; filtered_out: with its group, by algorithm.group_filter; extra: its group was one too many; waiting: it
+    is carried over to the next step; failed: it has no reward."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -199,7 +205,7 @@ class Inputs:
 
 @dataclass(slots=True)
 class Batch:
-    """S answers laid end to end: T response tokens, no padding. Columns are (T,) float32 unless said otherwise.
+    """S responses laid end to end: T response tokens, no padding. Columns are (T,) float32 unless said otherwise.
 
     Example (the two responses of the example of `Inputs`, of group 16):
         >>> batch = Batch(
@@ -221,15 +227,15 @@ class Batch:
     mask: Tensor
     """(T,) bool, True where the policy chose the token; only these enter a policy loss."""
     scores: Tensor
-    """(S,) float32, what each whole answer is worth: its reward, processed (trainer/scaler.py)."""
+    """(S,) float32, what each whole response is worth: its reward, processed (trainer/scaler.py)."""
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor
     baselines: Tensor | None = None
-    """(S,) float32, the score that each answer is compared with, where the algorithm asks for one."""
+    """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
     old: Tensor | None = None
     entropy: Tensor | None = None
-    """Of the distribution each token was drawn from, nats."""
+    """Of the distribution each token was sampled from, nats."""
     ref: Tensor | None = None
     teacher: Tensor | None = None
     values: Tensor | None = None
@@ -241,18 +247,18 @@ class Batch:
 
     @property
     def num_sequences(self) -> int:
-        """S, the number of answers."""
+        """S, the number of responses."""
         return int(self.groups.numel())
 
     @property
     def num_tokens(self) -> int:
-        """T, the number of response tokens of all answers."""
+        """T, the number of response tokens of all responses."""
         return int(self.segments.numel())
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an engine draws answers. Defaults draw from the model's own distribution.
+    """How an engine samples responses. Defaults sample from the model's own distribution.
 
     Example:
         >>> Sampling(n=8, max_tokens=512, temperature=0.7, stop=("</answer>",), seed=3).top_p
@@ -260,15 +266,15 @@ class Sampling:
     """
 
     n: int = 1
-    """Answers per prompt."""
+    """Responses per prompt."""
     max_tokens: int = 256
     """Most tokens of a response."""
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the most likely token."""
     first_token_temperature: float = 0.0
-    """Another temperature for the first token of each answer (FIRE); 0: the same as for the others. Has no effect at temperature 0."""
+    """Another temperature for the first token of each response (FIRE); 0: the same as for the others. Has no effect at temperature 0."""
     first_token_top_k: int = 0
-    """Keep only so many tokens for the first one of each answer; 0: as for the others. Has no effect at temperature 0."""
+    """Keep only so many tokens for the first one of each response; 0: as for the others. Has no effect at temperature 0."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -276,15 +282,15 @@ class Sampling:
     min_p: float = 0.0
     """Drop tokens less likely than this share of the most likely one."""
     stop: tuple[str, ...] = ()
-    """Texts that end a response; the text is kept in the answer."""
+    """Texts that end a response; the text is kept."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a response, besides the model's own end tokens."""
     ignore_eos: bool = False
     """Go on to max_tokens whatever is sampled (benchmarks)."""
     seed: int = 0
-    """With the prompt's place and the sample's number it fixes every random draw."""
+    """With the prompt's place and the sample's number it fixes every random number."""
     first_index: int = 0
-    """Place of the call's first prompt among those of all ranks, so that what is drawn does not depend on who draws it."""
+    """Place of the call's first prompt among those of all ranks, so that what is sampled does not depend on who samples it."""
     index_stride: int = 1
     """How far apart the call's prompts stand there."""
 

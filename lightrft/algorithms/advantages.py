@@ -4,8 +4,8 @@ Each takes a batch with `rewards` filled (shaping.token_rewards) and whole group
 columns, 0 outside the mask: the advantages, and the returns (the undiscounted reward still to come from each
 token on, for a critic or the log).
 
-The estimators that compare answers to one prompt find siblings by batch.groups, never by position or text,
-and take as reward of an answer the sum of its token rewards (shaping.answer_rewards), so a KL penalty in the
+The estimators that compare responses to one prompt find siblings by batch.groups, never by position or text,
+and take as reward of a response the sum of its token rewards (shaping.answer_rewards), so a KL penalty in the
 reward is part of it.
 """
 
@@ -30,11 +30,11 @@ STD_EPSILON = 1e-6
 def group_norm(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The reward's distance from the mean of its group, in standard deviations of the group.
 
-    A_i = (r_i - mean(r)) / (std(r) + 1e-6), the same for every token of answer i. GRPO, Shao et al. 2024
+    A_i = (r_i - mean(r)) / (std(r) + 1e-6), the same for every token of response i. GRPO, Shao et al. 2024
     (https://arxiv.org/abs/2402.03300), section 4.1.2. The paper leaves the kind of deviation open: ours is
     the sample deviation (divisor G - 1), as in TRL and verl.
 
-    Equal rewards give exactly 0, decided before any division. ValueError for a group of one answer.
+    Equal rewards give exactly 0, decided before any division. ValueError for a group of one response.
     """
     groups = _compare(batch, algo, "group_norm")
     return _spread(groups.centred / (groups.deviation + STD_EPSILON), batch), _returns(batch)
@@ -43,22 +43,22 @@ def group_norm(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 def group_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The reward minus the mean of its group.
 
-    A_i = r_i - mean(r), the same for every token of answer i. Dr.GRPO, Liu et al. 2025
-    (https://arxiv.org/abs/2503.20783): without the division, easy and hard questions are not blown up.
+    A_i = r_i - mean(r), the same for every token of response i. Dr.GRPO, Liu et al. 2025
+    (https://arxiv.org/abs/2503.20783): without the division, easy and hard prompts do not get larger advantages.
 
-    Equal rewards give exactly 0. ValueError for a group of one answer.
+    Equal rewards give exactly 0. ValueError for a group of one response.
     """
     return _spread(_compare(batch, algo, "group_mean").centred, batch), _returns(batch)
 
 
 def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """The reward minus the mean reward of the other answers to the same prompt.
+    """The reward minus the mean reward of the other responses to the same prompt.
 
-    A_i = r_i - (1 / (G - 1)) * sum_{j != i} r_j, the same for every token of answer i. RLOO, Ahmadian et al.
-    2024 (https://arxiv.org/abs/2402.14740). Unbiased, since no answer is part of its own baseline. Computed
+    A_i = r_i - (1 / (G - 1)) * sum_{j != i} r_j, the same for every token of response i. RLOO, Ahmadian et al.
+    2024 (https://arxiv.org/abs/2402.14740). Unbiased, since no response is part of its own baseline. Computed
     as G / (G - 1) * (r_i - mean(r)), which is the same number.
 
-    Equal rewards give exactly 0. ValueError for a group of one answer.
+    Equal rewards give exactly 0. ValueError for a group of one response.
     """
     groups = _compare(batch, algo, "leave_one_out")
     return _spread(groups.centred * groups.size / (groups.size - 1), batch), _returns(batch)
@@ -76,14 +76,14 @@ def reinforce(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 
 
 def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """The reward minus the mean reward of its group in which an answer weighs as much as it is long.
+    """The reward minus the mean reward of its group, weighted by response length.
 
-    A_i = r_i - sum_j(l_j * r_j) / sum_j(l_j), l_j the chosen tokens of answer j, the same for every token of answer i.
+    A_i = r_i - sum_j(l_j * r_j) / sum_j(l_j), l_j the chosen tokens of response j, the same for every token of response i.
     OPO, Hao et al. 2025 (https://arxiv.org/abs/2505.23585): the baseline with the least variance if the squared
-    gradient of an answer grows with its length. An answer without a token weighs nothing; a group of such answers has
+    gradient of a response grows with its length. A response without a token weighs nothing; a group of such responses has
     no baseline and advantage 0.
 
-    Equal rewards give exactly 0. ValueError for a group of one answer.
+    Equal rewards give exactly 0. ValueError for a group of one response.
     """
     groups = _compare(batch, algo, "length_weighted_mean")
     length = segment_count(batch.mask, batch.segments, batch.num_sequences).double()
@@ -93,14 +93,14 @@ def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, T
 
 
 def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """The reward still to come, minus the reward of the most likely answer to the prompt.
+    """The reward still to come, minus the reward of the greedy (most likely) response to the prompt.
 
-    A_t = sum_{u >= t} r_u - r(greedy answer). ReMax, Li et al. 2023 (https://arxiv.org/abs/2310.10505), algorithm 2. Needs no group; a
-    greedy answer to each prompt is drawn and judged besides, and is not learned from. With a KL penalty in the reward the
+    A_t = sum_{u >= t} r_u - r(greedy response). ReMax, Li et al. 2023 (https://arxiv.org/abs/2310.10505), algorithm 2. Needs no group; a
+    greedy response to each prompt is sampled and judged besides, and is not learned from. With a KL penalty in the reward the
     baseline has none, as in verl.
     """
     assert batch.baselines is not None, (
-        "algorithm.advantage=greedy_baseline needs the rewards of greedy answers"
+        "algorithm.advantage=greedy_baseline needs the rewards of greedy responses"
     )
     returns = _returns(batch)
     baseline = clip_scores(batch.baselines, algo.reward_clip).to(returns.dtype)
@@ -114,8 +114,8 @@ def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation, from a critic's values of the states before each token.
 
     delta_t = r_t + gamma * V_{t+1} - V_t;  A_t = sum_n (gamma * gae_lambda)^n delta_{t+n};  return_t = A_t + V_t.
-    Schulman et al. 2015 (https://arxiv.org/abs/1506.02438), eqs. 11 and 16. Steps are the chosen tokens of an answer; after its
-    last one the value is 0, also for an answer that was cut for its length.
+    Schulman et al. 2015 (https://arxiv.org/abs/1506.02438), eqs. 11 and 16. Steps are the chosen tokens of a response; after its
+    last one the value is 0, also for a response that was truncated.
     """
     assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
     assert batch.values is not None, "algorithm.advantage=gae needs the critic's values"
@@ -162,14 +162,14 @@ def whiten(values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor]) -> 
 
 
 class _Groups(NamedTuple):
-    """Each answer beside its siblings, (S,) float64."""
+    """Each response beside its siblings, (S,) float64."""
 
     centred: Tensor
     """Reward minus the mean of its group; exactly 0 where all rewards of the group are equal."""
     deviation: Tensor
     """Sample standard deviation of its group."""
     size: Tensor
-    """Answers in its group."""
+    """Responses in its group."""
     group: Tensor
     """Which group, 0 .. number of groups - 1, int64."""
 
@@ -181,9 +181,9 @@ def _compare(batch: Batch, algo: AlgorithmConfig, name: str) -> _Groups:
     size = segment_sum(torch.ones_like(rewards), group, num_groups)
     if bool((size < 2).any()):
         raise ValueError(
-            f"group {int(ids[size < 2][0])} has 1 answer: algorithm.advantage={name} compares answers "
+            f"group {int(ids[size < 2][0])} has 1 response: algorithm.advantage={name} compares responses "
             "to one prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce. "
-            "If rewards.on_failure=drop left one answer, the group must be dropped whole."
+            "If rewards.on_failure=drop left one response, the group must be dropped whole."
         )
     highest = rewards.new_zeros(num_groups).scatter_reduce(0, group, rewards, "amax", include_self=False)
     lowest = rewards.new_zeros(num_groups).scatter_reduce(0, group, rewards, "amin", include_self=False)
@@ -195,7 +195,7 @@ def _compare(batch: Batch, algo: AlgorithmConfig, name: str) -> _Groups:
 
 
 def _spread(values: Tensor, batch: Batch) -> Tensor:
-    """One value per answer (S,) given to each of its masked-in tokens, (T,)."""
+    """One value per response (S,) given to each of its masked-in tokens, (T,)."""
     assert batch.rewards is not None
     return torch.where(batch.mask, values[batch.segments], 0.0).to(batch.rewards.dtype)
 

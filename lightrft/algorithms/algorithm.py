@@ -47,7 +47,7 @@ class Algorithm:
     group_filter: GroupFilter
     """Whether to learn from a group of judged trajectories."""
     response_filter: ResponseFilter
-    """Which answers of a group to learn from."""
+    """Which responses of a group to learn from."""
 
     needs_critic: bool
     """Whether the advantage looks at batch.values; a function says so by an attribute `needs_values = True`."""

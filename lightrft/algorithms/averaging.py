@@ -20,7 +20,7 @@ Average = Literal["token", "sequence", "fixed"]
 def denominators(mask: Tensor, segments: Tensor, num_sequences: int) -> tuple[int, int]:
     """How many tokens are in the mask, and how many sequences have at least one. Sum both over all ranks.
 
-    A sequence without a token to learn from (an answer of zero tokens, or one masked out as truncated) is not
+    A sequence without a token to learn from (a response of zero tokens, or one masked out as truncated) is not
     counted: it has no loss, and counting it would shrink the step of all the others, so that weights no
     longer sum to 1.
     """
@@ -33,9 +33,9 @@ def token_weights(batch: Batch, average: Average, max_tokens: int, tokens: int, 
 
     token     w = 1 / tokens                     Every token counts the same. DAPO, Yu et al. 2025
                                                  (https://arxiv.org/abs/2503.14476), eq. 12. Weights sum to 1.
-    sequence  w = 1 / (sequences * own length)   Every answer counts the same. GRPO, Shao et al. 2024
+    sequence  w = 1 / (sequences * own length)   Every response counts the same. GRPO, Shao et al. 2024
                                                  (https://arxiv.org/abs/2402.03300), eq. 3. Weights sum to 1.
-    fixed     w = 1 / (sequences * max_tokens)   No answer gains by its length. Dr.GRPO, Liu et al. 2025
+    fixed     w = 1 / (sequences * max_tokens)   No response gains by its length. Dr.GRPO, Liu et al. 2025
                                                  (https://arxiv.org/abs/2503.20783), section 3.
 
     DAPO takes the tokens of one prompt's group, we take those of the whole mini-batch, as TRL does.

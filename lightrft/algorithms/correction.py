@@ -26,7 +26,7 @@ def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[T
     """The weight of each token's policy loss, (T,), without gradient, and what is worth logging.
 
     With p the trainer's and q the engine's probability of a token under the weights that sampled (`logprobs` and
-    batch.behavior), rho = p / q per token, or the product of these over the chosen tokens of the answer
+    batch.behavior), rho = p / q per token, or the product of these over the chosen tokens of the response
     (mismatch_level="sequence", which is unbiased but varies more), and C = mismatch_limit:
 
         none        1

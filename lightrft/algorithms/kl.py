@@ -1,6 +1,6 @@
 """Estimators of the divergence KL(policy || reference) from one sampled token each.
 
-With d = log policy - log reference, of a token drawn from the policy:
+With d = log policy - log reference, of a token sampled from the policy:
 
     k1 = d                      right on average; the noisiest, and negative for half the tokens
     k2 = d^2 / 2                a little biased, much less noise; its gradient is right on average
@@ -39,7 +39,7 @@ def k2(policy: Tensor, reference: Tensor) -> Tensor:
 def k3(policy: Tensor, reference: Tensor) -> Tensor:
     """exp(-d) - 1 + d with d = log policy - log reference, (T,).
 
-    -d is cut at MAX_EXPONENT and has no gradient beyond. It is not cut below: a policy that left the
+    -d is clamped at MAX_EXPONENT and has no gradient beyond. It is not clamped below: a policy that left the
     reference far behind (large d) still feels the pull back, a gradient of 1.
     """
     behind = (reference - policy).clamp(max=MAX_EXPONENT)
@@ -65,7 +65,7 @@ def adaptive_kl(coefficient: float, divergence: float, target: float, gain: floa
     """The coefficient of the next step: larger where the policy is further from the reference than the target, else smaller.
 
     coefficient * (1 + gain * clip(divergence / target - 1, -0.2, 0.2)). Ziegler et al. 2019
-    (https://arxiv.org/abs/1909.08593), section 2.2, with gain 0.1; `divergence` there is of whole answers, here per token.
+    (https://arxiv.org/abs/1909.08593), section 2.2, with gain 0.1; `divergence` there is of whole responses, here per token.
     Unchanged where the divergence is not finite.
     """
     if not math.isfinite(divergence):

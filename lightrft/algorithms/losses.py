@@ -50,12 +50,12 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
 
 
 def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
-    """As clipped, but with one ratio for the whole answer: the geometric mean of its tokens' ratios.
+    """As clipped, but with one ratio for the whole response: the geometric mean of its tokens' ratios.
 
     s_i = exp(mean_t log ratio_t);  loss_t = -min(s_i * A_t, clip(s_i, 1 - clip[0], 1 + clip[1]) * A_t)
 
     GSPO, Zheng et al. 2025 (https://arxiv.org/abs/2507.18071), eqs. 5 and 7. Averaged by sequence it is theirs. The ratio of an
-    answer moves far less than that of a token: bounds are of the order of 3e-4.
+    response moves far less than that of a token: bounds are of the order of 3e-4.
     """
     difference = log_ratio(new, batch)
     ratio = _answer_mean(difference, batch).exp()
@@ -64,11 +64,11 @@ def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
 
 
 def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
-    """The token form of sequence_clipped: the ratio of the answer decides, each token follows its own advantage.
+    """The token form of sequence_clipped: the ratio of the response decides, each token follows its own advantage.
 
     s_t = sg(s_i) * p_t / sg(p_t);  loss_t = -min(s_t * A_t, clip(s_t, 1 - clip[0], 1 + clip[1]) * A_t), where sg has
-    no gradient. GSPO-token, Zheng et al. 2025 (https://arxiv.org/abs/2507.18071), eqs. 13 and 14. Where all tokens of an answer
-    have one advantage and answers are averaged by sequence, its gradient is that of sequence_clipped.
+    no gradient. GSPO-token, Zheng et al. 2025 (https://arxiv.org/abs/2507.18071), eqs. 13 and 14. Where all tokens of a response
+    have one advantage and responses are averaged by sequence, its gradient is that of sequence_clipped.
     """
     difference = log_ratio(new, batch)
     ratio = (_answer_mean(difference, batch).detach() + difference - difference.detach()).exp()
@@ -77,7 +77,7 @@ def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> 
 
 
 def geometric(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
-    """The gain of an answer is the geometric mean over its tokens, each clipped first: outliers weigh little.
+    """The objective of a response is the geometric mean of its tokens' ratios, each clipped first: outliers weigh little.
 
     d_t = the smaller of log ratio_t and clip(log ratio_t, -clip[0], clip[1]) if A_t > 0, the larger if A_t < 0;
     loss_t = -A_t * exp(mean_t d_t)
@@ -101,7 +101,7 @@ def cispo(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     loss_t = -sg(clip(ratio_t, 1 - clip[0], 1 + clip[1])) * A_t * log p_t, where sg has no gradient. CISPO, MiniMax-M1
     2025 (https://arxiv.org/abs/2506.13585), eqs. 4 and 5. They set no lower bound (clip[0] = 1) and leave the upper one open.
 
-    clip/fraction counts the tokens whose weight was cut.
+    clip/fraction counts the tokens whose weight was clipped.
     """
     difference = log_ratio(new, batch)
     ratio = difference.detach().exp()
@@ -136,7 +136,7 @@ def cpgd(
 
     loss_t = -min(d_t * A_t, clip(d_t, log(1 - clip[0]), log(1 + clip[1])) * A_t) + drift * D(d_t),  d_t = log ratio_t
 
-    D estimates KL(old || new) from the sampled token: k3, exp(d) - 1 - d, whose gradient exp(d) - 1 is cut at
+    D estimates KL(old || new) from the sampled token: k3, exp(d) - 1 - d, whose gradient exp(d) - 1 is clipped at
     `drift_clip` (beyond it D goes on as a straight line, so that an outlier cannot throw the policy back). CPGD,
     Liu et al. 2025 (https://arxiv.org/abs/2505.12504). The gradient of the first term holds no ratio, so it cannot blow up.
     """
@@ -158,7 +158,7 @@ def cpgd(
 def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     """loss_t = -A_t * log p_t: its gradient is the plain policy gradient.
 
-    Williams 1992 (https://doi.org/10.1007/BF00992696). Right for answers drawn from the weights being
+    Williams 1992 (https://doi.org/10.1007/BF00992696). Right for responses sampled from the weights being
     trained: use it with update.epochs=1 and update.num_minibatches=1.
     """
     loss = -_advantages(batch) * torch.where(batch.mask, new, 0.0)
@@ -222,9 +222,9 @@ def add_regularisers(
 
 
 def log_ratio(new: Tensor, batch: Batch) -> Tensor:
-    """log(new / old), (T,), cut to [-20, 20] so that its exp cannot overflow; 0 outside the mask.
+    """log(new / old), (T,), clamped to [-20, 20] so that its exp cannot overflow; 0 outside the mask.
 
-    Where it is cut it has no gradient. verl cuts at the same place.
+    Where it is clamped it has no gradient. verl clamps at the same place.
     """
     old = new.detach() if batch.old is None else batch.old
     return torch.where(batch.mask, new - old, 0.0).clamp(-MAX_EXPONENT, MAX_EXPONENT)
@@ -245,7 +245,7 @@ def _clipped_terms(loss: Tensor, difference: Tensor, stopped: Tensor) -> Terms:
 
 
 def _answer_mean(values: Tensor, batch: Batch) -> Tensor:
-    """(T,) each token has the mean of `values` over the chosen tokens of its answer."""
+    """(T,) each token has the mean of `values` over the chosen tokens of its response."""
     return segment_mean(values, batch.segments, batch.num_sequences, mask=batch.mask)[batch.segments]
 
 

@@ -29,17 +29,17 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
 
 
 def check_remembered(config: Config, algorithm: Algorithm, left: Collection[str]) -> None:
-    """ValueError if a checkpoint holds answers, of the kinds in `left`, that the algorithm of now cannot learn from."""
+    """ValueError if a checkpoint holds responses, of the kinds in `left`, that the present algorithm cannot learn from."""
     row = config.algorithm
     if left and _says(algorithm, "loss", "on_policy_only"):
         raise ValueError(
-            f"the checkpoint holds answers of earlier weights that were not learned from yet ({', '.join(sorted(left))}), and "
-            f"algorithm.loss={row.loss} takes all answers for new ones. Resume with algorithm.loss=clipped, or start a new run."
+            f"the checkpoint holds responses of earlier weights that were not learned from yet ({', '.join(sorted(left))}), and "
+            f"algorithm.loss={row.loss} takes all responses for on-policy. Resume with algorithm.loss=clipped, or start a new run."
         )
     late = sorted({"prefetched", "unfinished"} & set(left))
     if late and algorithm.needs_baseline:
         raise ValueError(
-            f"the checkpoint holds answers of earlier weights that were not judged yet ({', '.join(late)}), and the likeliest answer "
+            f"the checkpoint holds responses of earlier weights that were not judged yet ({', '.join(late)}), and the greedy response "
             f"that algorithm.advantage={row.advantage} compares with would come from other weights. Resume with "
             "algorithm.advantage=reinforce, or start a new run."
         )
@@ -54,7 +54,7 @@ def _check_groups(config: Config, algorithm: Algorithm) -> None:
     row, size = config.algorithm, config.rollout.group_size
     if size < 2 and _says(algorithm, "advantage", "compares_responses"):
         raise ValueError(
-            f"rollout.group_size={size}: algorithm.advantage={row.advantage} compares answers to one "
+            f"rollout.group_size={size}: algorithm.advantage={row.advantage} compares responses to one "
             "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
         )
     if size < 2 and _says(algorithm, "group_filter", "compares_responses"):
@@ -101,7 +101,7 @@ def _check_late_answers(config: Config, algorithm: Algorithm) -> None:
     name = next((name for name, used in late.items() if used), "")
     if name and algorithm.needs_baseline:
         raise ValueError(
-            f"{name} with algorithm.advantage={row.advantage}: the likeliest answer would come from other weights than those "
+            f"{name} with algorithm.advantage={row.advantage}: the greedy response would come from other weights than those "
             f"it is compared with. Leave {name} out, or set algorithm.advantage=reinforce."
         )
     if not _says(algorithm, "loss", "on_policy_only"):
@@ -114,6 +114,6 @@ def _check_late_answers(config: Config, algorithm: Algorithm) -> None:
     name = next((name for name, used in reused.items() if used), "")
     if name:
         raise ValueError(
-            f"{name} learns from answers of earlier weights (off-policy), and algorithm.loss={row.loss} takes all answers for new ones. "
+            f"{name} learns from responses of earlier weights (off-policy), and algorithm.loss={row.loss} takes all responses for on-policy. "
             "Set algorithm.loss=clipped."
         )

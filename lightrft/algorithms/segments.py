@@ -1,7 +1,7 @@
 """Sums, means and scans over the sequences of a packed batch.
 
 `segments` (T,) says which sequence a token belongs to and never decreases. A sequence may have no token at
-all (an answer of zero tokens), so the number of sequences S is always passed and never read off the largest
+all (a response of zero tokens), so the number of sequences S is always passed and never read off the largest
 segment number.
 """
 

@@ -1,6 +1,6 @@
-"""Selection of the groups to learn from, of their answers, and of their tokens.
+"""Selection of the groups to learn from, of their responses, and of their tokens.
 
-Groups that are not kept are drawn again, see rollout.max_sampling_rounds. Answers that are filtered out have counted in the
+Groups that are not kept are sampled again, see rollout.max_sampling_rounds. Responses that are filtered out have counted in the
 baseline of their group.
 """
 
@@ -28,7 +28,7 @@ def mixed_outcomes(group: GroupOfTrajectories) -> bool:
     """Whether the rewards of the group differ, so that comparing them says something.
 
     Dynamic sampling of DAPO (Yu et al. 2025, https://arxiv.org/abs/2503.14476, eq. 11), stated there for
-    right and wrong answers: some, but not all, are right. Here any difference beyond rounding counts.
+    right and wrong responses: some, but not all, are right. Here any difference beyond rounding counts.
     """
     rewards = [trajectory.reward for trajectory in group]
     return max(rewards) - min(rewards) > EQUAL_WITHIN * max(abs(reward) for reward in rewards)
@@ -43,12 +43,12 @@ GROUP_FILTERS: dict[str, GroupFilter] = {"all": all_groups, "mixed_outcomes": mi
 
 
 def all_answers(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
-    """Every answer."""
+    """Every response."""
     return list(group)
 
 
 def best_random(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
-    """The answer with the highest reward, and one of the others at random; the first of equally good ones.
+    """The response with the highest reward, and one of the others at random; the first of equally good ones.
 
     PF-PPO, Shen and Zhang 2024 (https://arxiv.org/abs/2409.06957), filter "best-random": a reward model errs least about its highest
     scores, so these are worth most, and the random one keeps the policy from seeing successes only.
@@ -58,7 +58,7 @@ def best_random(group: GroupOfTrajectories, draw: random.Random) -> list[Traject
 
 
 def best_worst(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
-    """The answers with the highest and the lowest reward; the first of equally good ones.
+    """The responses with the highest and the lowest reward; the first of equally good ones.
 
     PF-PPO, Shen and Zhang 2024 (https://arxiv.org/abs/2409.06957), filter "best-worst".
     """
@@ -74,9 +74,9 @@ def _best_and_others(group: GroupOfTrajectories) -> tuple[Trajectory, list[Traje
 def random_responses(
     group: GroupOfTrajectories, draw: random.Random, *, responses_to_learn_from: float
 ) -> list[Trajectory]:
-    """So many answers of the group at random, in their order; all if there are fewer.
+    """A given number of the group's responses at random, in their order; all if there are fewer.
 
-    For rewards that need many answers, such as a majority vote, where learning from a part of them is enough: TTRL, Zuo
+    For rewards that need many responses, such as a majority vote, where learning from a part of them is enough: TTRL, Zuo
     et al. 2025 (https://arxiv.org/abs/2504.16084), votes among 64 and learns from 32.
     """
     count = int(responses_to_learn_from)
@@ -89,7 +89,7 @@ def random_responses(
 
 
 ResponseFilter = Callable[[GroupOfTrajectories, random.Random], list[Trajectory]]
-"""A group with rewards and advantages, a source of chance -> the answers to learn from."""
+"""A group with rewards and advantages, a source of chance -> the responses to learn from."""
 
 RESPONSE_FILTERS: dict[str, Callable[..., list[Trajectory]]] = {
     "all": all_answers,
@@ -111,7 +111,7 @@ def high_entropy(
 ) -> Tensor:
     """(T,) weights: 0 but for the `share` of chosen tokens with the highest entropy, over the batch or per sequence.
 
-    Wang et al. 2025, Beyond the 80/20 Rule (https://arxiv.org/abs/2506.01939), eq. 6: the few tokens at which an answer could
+    Wang et al. 2025, Beyond the 80/20 Rule (https://arxiv.org/abs/2506.01939), eq. 6: the few tokens at which a response could
     go another way carry the learning; they keep 20 % over the batch. At least `share` of the tokens, and all that are as
     uncertain as the last of them, so that order decides nothing. The weights make an average over all tokens one over
     the selected ones, as theirs is: (chosen tokens) / (selected tokens). `entropy` (T,) is that at sampling, in nats;

@@ -1,4 +1,4 @@
-"""From the score of an answer to a reward per token, and what is added to rewards and advantages."""
+"""From the score of a response to a reward per token, and what is added to rewards and advantages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lightrft.types import Batch
 
 
 def clip_scores(scores: Tensor, limit: float) -> Tensor:
-    """Scores cut to [-limit, limit], (S,); unchanged if limit is 0."""
+    """Scores clipped to [-limit, limit], (S,); unchanged if limit is 0."""
     return scores.clamp(-limit, limit) if limit > 0 else scores
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
-    """How much of the penalty an answer of `length` tokens deserves, from 0 to 1.
+    """How much of the penalty a response of `length` tokens deserves, from 0 to 1.
 
     0 up to max_tokens - buffer, then rising in a straight line, 1 from max_tokens on. Minus this is the soft overlong
     punishment of DAPO, Yu et al. 2025 (https://arxiv.org/abs/2503.14476), eq. 13. Always 0 if buffer is 0.
@@ -48,10 +48,10 @@ def token_rewards(batch: Batch, algo: AlgorithmConfig) -> Tensor:
 
 
 def answer_rewards(batch: Batch, algo: AlgorithmConfig) -> Tensor:
-    """The reward of each whole answer, (S,): the sum of its token rewards (batch.rewards).
+    """The reward of each whole response, (S,): the sum of its token rewards (batch.rewards).
 
-    An answer without a chosen token (empty, or masked out as truncated) has no token to carry its score, but
-    it was drawn and judged, and its siblings are compared with it: it counts with its clipped score.
+    A response without a chosen token (empty, or masked out as truncated) has no token to carry its score, but
+    it was sampled and judged, and its siblings are compared with it: it counts with its clipped score.
     """
     assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
     total = segment_sum(torch.where(batch.mask, batch.rewards, 0.0), batch.segments, batch.num_sequences)

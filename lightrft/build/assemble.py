@@ -122,7 +122,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
 
 
 def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
-    """The engine with the actor's weights; between two answers it looks whether the run was asked to stop."""
+    """The engine with the actor's weights; between two responses it looks whether the run was asked to stop."""
 
     def sampled(finished: int, total: int) -> None:
         parts.journal.progress.answers(finished, total)
@@ -136,7 +136,7 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
 
 
 def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Supply:
-    """How answers come to a step: as the settings say, and so that none is lost that a checkpoint holds (`parts.left`)."""
+    """How responses come to a step: as the settings say, and so that none is lost that a checkpoint holds (`parts.left`)."""
     config = parts.config
     given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.journal.progress)
     source = Fresh(*given)
@@ -148,7 +148,7 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
 
 
 def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
-    """The part that draws, judges and chooses the groups of a step."""
+    """The part that samples, judges and chooses the groups of a step."""
     greedy = Greedy(parts.config, sampler, parts.judge, parts.processor)
     return Collector(
         config=parts.config,
@@ -162,7 +162,7 @@ def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Co
 
 
 def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scorer:
-    """The part that fills the columns of answers."""
+    """The part that fills the columns of responses."""
     models = parts.models
     return Scorer(
         config=parts.config,

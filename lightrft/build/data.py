@@ -1,4 +1,4 @@
-"""From settings to data: tasks, their prompts and rewards, held-out questions."""
+"""From settings to data: tasks, their prompts and rewards, held-out prompts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 from lightrft.build.judges import check_judging
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
-from lightrft.config import (
-    Config,
-)
+from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.models.processor import Processor
@@ -38,7 +36,7 @@ class TaskData:
 
     @property
     def asked(self) -> Iterator[Prompt]:
-        """All questions."""
+        """All prompts."""
         for prompts in (*self.prompts.sources, *(eval_set.prompts for eval_set in self.eval_sets)):
             yield from prompts
 
@@ -59,13 +57,13 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
 
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
-    """The held-out questions, the same whatever the training settings, and their judge."""
+    """The held-out prompts, the same whatever the training settings, and their judge."""
     eval_sets, weights = [], evaluated_tasks(config)
     for name, task in load_tasks(weights).items():
         prompts = prompts_of(config, task, "evaluate", processor)
         eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weights[name]))
     rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
-    # Evaluation goes on when one answer cannot be judged: such answers are counted in the report, never scored.
+    # Evaluation goes on when one response cannot be judged: such responses are counted in the report, never scored.
     return eval_sets, RewardRunner(rewards, replace(config.rewards, on_failure="drop"))
 
 
@@ -76,7 +74,7 @@ def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[st
 
 
 def eval_rewards(config: Config, task: Task) -> dict[str, float]:
-    """What a task's held-out answers are scored by: its own rewards, or those of training if it has none."""
+    """What a task's held-out responses are scored by: its own rewards, or those of training if it has none."""
     found = own_rewards(config, task) or task_rewards(config, task)
     votes = [name for name in found if name in VOTES]
     if votes:
@@ -86,7 +84,7 @@ def eval_rewards(config: Config, task: Task) -> dict[str, float]:
             else "Give the task rewards"
         )
         raise ValueError(
-            f"task '{task.name}' would be evaluated by '{votes[0]}' of rewards.functions, which compares answers with each other and "
+            f"task '{task.name}' would be evaluated by '{votes[0]}' of rewards.functions, which compares responses with each other and "
             f"not with what is right. {own}, or switch evaluation off with evaluate.before_and_after=false and "
             "evaluate.every_steps=0."
         )
@@ -127,7 +125,7 @@ def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardSca
 def build_evaluator(
     config: Config, task_data: TaskData, processor: Processor, folder: Path, world: World
 ) -> Evaluator:
-    """Asks the curriculum's held-out questions."""
+    """Evaluates on the curriculum's held-out prompts."""
     return Evaluator(
         eval_sets=task_data.eval_sets,
         rewards=task_data.eval_judge,

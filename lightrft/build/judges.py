@@ -140,7 +140,7 @@ def most_read(config: Config, name: str) -> int | None:
         return most
     if most <= config.judge.max_tokens:
         raise ValueError(
-            f"judge.max_tokens={config.judge.max_tokens} leaves no room for a question: the judge takes {most} tokens in all. Lower it, or "
+            f"judge.max_tokens={config.judge.max_tokens} leaves no room for a prompt: the judge takes {most} tokens in all. Lower it, or "
             "set judge.max_length if the judge takes more."
         )
     return most - config.judge.max_tokens
@@ -191,5 +191,5 @@ def resting(config: Config, device: torch.device) -> torch.device:
 
 
 def held_whole(module: nn.Module, config: Config, device: torch.device) -> SingleFrozen:
-    """A model that every process has whole: ranks judge their own answers, each at its own pace."""
+    """A model that every process has whole: ranks judge their own responses, each at its own pace."""
     return SingleFrozen(module, device, config.strategy.offload and device.type != "cpu")

@@ -9,12 +9,7 @@ from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.judges import named
-from lightrft.config import (
-    Config,
-    LoraConfig,
-    ModelConfig,
-    StrategyConfig,
-)
+from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
 from lightrft.models.describe import without_weights
 from lightrft.models.load import load_processor
 from lightrft.models.lora import is_adapted
@@ -24,6 +19,7 @@ from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import critic_config
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.single import WithoutAdapters
+from lightrft.types import Sampling
 
 
 def optimizer_steps(config: Config, steps: int) -> int:
@@ -66,6 +62,13 @@ def teacher_model(config: Config) -> ModelConfig:
     """The teacher as a model: held as the actor is, without adapters."""
     teacher = config.teacher
     return replace(config.model, path=teacher.path, revision=teacher.revision, lora=LoraConfig())
+
+
+def build_processor(config: Config) -> Processor:
+    """The policy's tokenizer and template. ValueError for stop texts that its responses could never hold."""
+    processor = load_processor(config.model, config.media)
+    processor.stopping(Sampling(stop=tuple(config.rollout.stop)))
+    return processor
 
 
 def check_teacher(config: Config, processor: Processor) -> None:

@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from lightrft.config import (
-    Config,
-    SFTConfig,
-)
+from lightrft.config import Config, SFTConfig
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
-from lightrft.models.load import load_processor
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -40,9 +36,8 @@ def prepare_process(config: Config | SFTConfig) -> None:
     seed_everything(config.seed)
 
 
-def run_processor(config: Config | SFTConfig, run: Path, world: World) -> Processor:
-    """The model's processor, whose chat template sees the day on which the run began on all ranks, today and after a resume."""
-    processor = load_processor(config.model, config.media)
+def dated(processor: Processor, run: Path, world: World) -> Processor:
+    """The processor, whose chat template sees the day on which the run began, on all ranks and after a resume."""
     processor.day = world.gather(RunFolder(run).begun or datetime.now())[0]
     return processor
 
@@ -94,5 +89,6 @@ def build_journal(
     if world.is_first:
         logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
         stack.enter_context(logger)
+        RunFolder(run).drop_responses_after(state["done"] if state else 0)
     progress = Progress(config, steps, state["done"] if state else 0, run=run, show=world.is_first)
-    return Journal(run, progress, logger)
+    return Journal(run, progress, logger, world.rank)

@@ -15,17 +15,16 @@ from lightrft.build.memory import build_memory_plan
 from lightrft.build.models import (
     actor_updates,
     build_critic,
+    build_processor,
     build_reference,
     build_teacher,
     check_teacher,
     check_teams,
     engine_module,
 )
-from lightrft.build.process import build_journal, last_state, prepare_process, run_processor, shared
+from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
-from lightrft.config import (
-    Config,
-)
+from lightrft.config import Config
 from lightrft.engines.external import check_kinds
 from lightrft.models.base import needed_base
 from lightrft.models.source import Source
@@ -52,7 +51,7 @@ def build_run(
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    processor = run_processor(config, run, world)
+    processor = dated(build_processor(config), run, world)
     check_teacher(config, processor)
     check_teams(config, algorithm)
     task_data = build_task_data(config, processor, world)

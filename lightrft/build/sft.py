@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import check_team
-from lightrft.build.process import build_journal, last_state, prepare_process, run_processor, shared
+from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import SFTConfig
@@ -17,6 +17,7 @@ from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
 from lightrft.models.base import needed_base
+from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -42,7 +43,7 @@ def build_run(
     device = pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
-    processor = run_processor(config, run, world)
+    processor = dated(load_processor(config.model, config.media), run, world)
     check_team(config.strategy, {"model.path": config.model})
     conversations = Conversations.of(processor, config)
     prompts = build_loader(config, conversations, world)
@@ -111,7 +112,7 @@ def prompts_of(config: SFTConfig, task: Task, split: Split, conversations: Conve
     prompts, kept = conversations.prompts(records_of(config, task, split), task.gold)
     longest = max(len(p.target.token_ids) for p in prompts)
     log.info(
-        "%s, %s: %d conversations, longest answer %d tokens; skipped %d long and %d broken ones, cut %d",
+        "%s, %s: %d conversations, longest response %d tokens; skipped %d long and %d broken ones, truncated %d",
         task.name, split, len(prompts), longest, kept.too_long, kept.broken, kept.truncated,
     )  # fmt: skip
     return prompts

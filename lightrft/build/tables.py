@@ -6,11 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from lightrft.config import (
-    ZERO,
-    RolloutConfig,
-    StrategyConfig,
-)
+from lightrft.config import ZERO, RolloutConfig, StrategyConfig
 from lightrft.engines import footprint as engines
 from lightrft.engines.base import MakeEngine
 from lightrft.engines.lmdeploy import LmdeployEngine

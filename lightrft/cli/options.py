@@ -57,7 +57,7 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Hardware to plan for (peaks: of an H100), the lengths to expect, and the form of the answer."""
+    """Hardware to plan for (peaks: of an H100), the lengths to expect, and the form of the output."""
 
     gpus: int = Hardware.devices
     """Devices."""

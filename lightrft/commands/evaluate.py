@@ -15,17 +15,13 @@ from rich.console import Console
 from lightrft.build.data import build_eval_sets, task_rewards
 from lightrft.build.judges import add_judging_models, check_judging, held_whole
 from lightrft.build.memory import build_memory_plan
+from lightrft.build.models import build_processor
 from lightrft.build.process import prepare_process
 from lightrft.build.tables import ENGINES
-from lightrft.config import (
-    Config,
-)
+from lightrft.config import Config
 from lightrft.datasets.prompts import Opener
 from lightrft.engines.external import check_kinds
-from lightrft.models.load import (
-    load_model,
-    load_processor,
-)
+from lightrft.models.load import load_model
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
@@ -52,10 +48,10 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def evaluate_in(config: Config, folder: Path, device: torch.device, world: World) -> dict[str, Any]:
-    """Scores a model on tasks.evaluate, every rank a part of the questions; returns the estimates by task."""
+    """Scores a model on tasks.evaluate, every rank a part of the prompts; returns the estimates by task."""
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
-    processor = load_processor(config.model, config.media)
+    processor = build_processor(config)
     eval_sets, judge = build_eval_sets(config, processor)
     check_judging(config, [judge], training=False)
     prompts = (prompt for eval_set in eval_sets for prompt in eval_set.prompts)
@@ -113,7 +109,7 @@ def check_task(config: Config, name: str) -> int:
 
 @contextlib.contextmanager
 def sampling_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for answers."""
+    """A progress bar for responses."""
     from rich import progress
 
     done = progress.MofNCompleteColumn()
@@ -138,14 +134,14 @@ def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> N
                     f"{value['mean']:.1%}",
                     f"{value['low']:.1%} to {value['high']:.1%}",
                 )
-        facts = f"{report_['questions']} questions, {report_['responses']} answers, {report_['mean_length']:.0f} tokens each"
+        facts = f"{report_['questions']} prompts, {report_['responses']} responses, {report_['mean_length']:.0f} tokens each"
         failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
         table.add_row("", "", f"{facts}, {report_['truncated_fraction']:.0%} truncated{failed}")
         table.add_section()
     console = Console()
     console.print(table)
     console.print(
-        f"every answer: {EvaluationFolder(folder).responses('responses')}",
+        f"every response: {EvaluationFolder(folder).responses('responses')}",
         soft_wrap=True,
         highlight=False,
         markup=False,

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightrft.config import (
-    Config,
-    SFTConfig,
-)
+from lightrft.config import Config, SFTConfig
 from lightrft.models.base import check_base
 from lightrft.models.export import write_folder
 from lightrft.models.load import load_processor

@@ -31,7 +31,7 @@ REWARD = '''\
 
 
 def {name}(answer: str, target: str) -> float:
-    """1 if the last word of the answer is the target, else 0. Write your own rule here.
+    """1 if the last word of the response is the target, else 0. Write your own rule here.
 
     A parameter is filled by its name: answer, target, prompt, messages, source, finish, num_tokens.
     """
@@ -59,7 +59,7 @@ from lightrft.types import Message, Record
 
 
 def load(split, config, data, seed):
-    """Questions of a split ("train" or "evaluate"). Read your own rows here; no question may be in both splits."""
+    """Prompts of a split ("train" or "evaluate"). Read your own rows here; no prompt may be in both splits."""
     numbers = range(100) if split == "train" else range(100, 120)
     return Records(
         [

@@ -13,11 +13,7 @@ from rich.console import Console
 
 from lightrft.build.rl import build_run
 from lightrft.build.tables import OWN
-from lightrft.config import (
-    Config,
-    RolloutConfig,
-    layers,
-)
+from lightrft.config import Config, RolloutConfig, layers
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.in_memory import restore
 from lightrft.trainer.rl import RLTrainer
@@ -60,7 +56,7 @@ def replay(run: Path, step: int) -> int:
 
 
 def with_own_engine(config: RolloutConfig) -> RolloutConfig:
-    """The same with the native engine: what a step computes does not depend on who drew its answers, nor need that one be here."""
+    """The same with the native engine: what a step computes does not depend on who sampled its responses, nor need that one be here."""
     plain = RolloutConfig()
     sections = [f.name for f in fields(plain) if is_dataclass(getattr(plain, f.name)) and f.name != OWN]
     changes: dict[str, Any] = {name: getattr(plain, name) for name in sections}

@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightrft.build.tables import SERVE, SERVED
-from lightrft.config import (
-    Config,
-)
-from lightrft.models.load import (
-    load_processor,
-)
+from lightrft.config import Config
+from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.utils.device import pick_device
 
 
 def serve(config: Config, host: str, port: int) -> int:
-    """Runs a server that a training run with these settings gives weights and asks questions."""
+    """Runs a server that a training run with these settings gives weights and sends prompts."""
     device = pick_device(config.strategy.device)
     module = Source(config.model, learns=False).empty(device)
     processor = load_processor(config.model, config.media)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from lightrft.build.rl import build_run
 from lightrft.commands.claim import claimed
-from lightrft.config import (
-    Config,
-)
+from lightrft.config import Config
 from lightrft.console.progress import report
 from lightrft.parallel.world import World
 from lightrft.runs.curves import draw_curves

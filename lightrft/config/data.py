@@ -13,7 +13,7 @@ class TaskConfig:
     """The tasks to learn (data, format and reward), mixed by weight."""
 
     train: dict[str, float] = field(default_factory=dict)
-    """Task name -> share of the draws, e.g. {gsm8k: 1.0}. A name, NAME:OPTION, or an import path."""
+    """Task name -> share of the prompts, e.g. {gsm8k: 1.0}. A name, NAME:OPTION, or an import path."""
     evaluate: dict[str, float] = field(default_factory=dict)
     """Task name -> weight in the mean evaluation score. Empty: the tasks of train, on their evaluation split."""
     train_file: str = ""
@@ -40,7 +40,7 @@ class TaskConfig:
     on_bad_record: Literal["raise", "skip"] = "raise"
     """A row that is broken or lacks a field: stop with file and line, or skip, count and log it."""
     on_long_prompt: Literal["raise", "skip", "truncate_left"] = "skip"
-    """A prompt over max_prompt_tokens: stop, skip and count, or cut tokens from the left."""
+    """A prompt over max_prompt_tokens: stop, skip and count, or drop tokens on the left."""
     max_prompt_tokens: int = 1024
     """Longest prompt, in tokens."""
     train_limit: int = 0

@@ -19,7 +19,7 @@ class RewardConfig:
     functions: dict[str, float] = field(default_factory=dict)
     """Reward name or import path -> weight, added up; replaces the tasks' own reward in training. E.g. {math: 1.0, format: 0.2}."""
     timeout_seconds: float = 30.0
-    """Longest time one call may take for one step's answers of one task; it runs in a child process that is then killed."""
+    """Longest time one call may take for one step's responses of one task; it runs in a child process that is then killed."""
     on_failure: Literal["raise", "drop"] = "raise"
     """A reward that raises, hangs, or returns NaN or infinity: stop the run, or drop those responses, counted and logged."""
     workers: int = 1
@@ -61,19 +61,19 @@ class JudgeConfig:
     """A language model that judges responses in words; only with the reward `judge`."""
 
     path: str = ""
-    """Model, as in model.path, whole on every device while answers are judged; or `policy`: the policy itself, by rollout.engine."""
+    """Model, as in model.path, whole on every device while responses are judged; or `policy`: the policy itself, by rollout.engine."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
     chat_template: str = ""
     """As model.chat_template, for a judge without one of its own."""
     max_length: int = 0
-    """Most tokens of what the judge is asked with its reply; 0: what the model was made for. An answer that needs more has no score
+    """Most tokens of the judge's prompt with its reply; 0: what the model was made for. A response that needs more has no score
     (rewards.on_failure)."""
     engine: str = "native"
     """What asks the model of judge.path: native, or the import path of an engine that has its weights, e.g.
     examples/openai_engine.py:OpenAIEngine for a server; the model then gives the tokenizer alone."""
     template: str = ""
-    """Text file with what the judge is asked; {question}, {answer} and {target} are filled in. Empty: a general one."""
+    """Text file with the judge's prompt; {question}, {answer} and {target} are filled in. Empty: a general one."""
     score_pattern: str = r"(?i)score:\s*\**\s*(-?\d+(?:\.\d+)?)"
     """Regular expression whose group is the score in the judge's reply; the last one counts."""
     max_score: float = 10.0
@@ -109,7 +109,7 @@ class RewardModelConfig:
     """A model that computes a number for a whole response; only with the reward `reward_model`."""
 
     path: str = ""
-    """Model with a trained head (transformers' ForSequenceClassification), as in model.path; whole on every device while answers
+    """Model with a trained head (transformers' ForSequenceClassification), as in model.path; whole on every device while responses
     are judged, in model.dtype."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""

@@ -75,12 +75,12 @@ class Config:
         if self.algorithm.overlong_buffer > self.rollout.max_tokens:
             raise ValueError(
                 f"algorithm.overlong_buffer={self.algorithm.overlong_buffer} is more than rollout.max_tokens={self.rollout.max_tokens}, so "
-                "that every answer would be punished for its length. Lower algorithm.overlong_buffer, e.g. to a fifth of it."
+                "that every response would be penalized for its length. Lower algorithm.overlong_buffer, e.g. to a fifth of it."
             )
         answers = self.rollout.prompts_per_step * self.rollout.group_size
         if self.update.num_minibatches > answers:
             raise ValueError(
-                f"update.num_minibatches={self.update.num_minibatches} but a step has only {answers} answers (rollout.prompts_per_step="
+                f"update.num_minibatches={self.update.num_minibatches} but a step has only {answers} responses (rollout.prompts_per_step="
                 f"{self.rollout.prompts_per_step} x rollout.group_size={self.rollout.group_size}). Lower update.num_minibatches."
             )
 
@@ -130,7 +130,7 @@ class Config:
             )
 
     def _check_overlap(self) -> None:
-        """The next step is drawn while rewards are computed elsewhere, and nothing else is asked meanwhile."""
+        """The next step is sampled while rewards are computed elsewhere, and nothing else is sampled meanwhile."""
         if self.rollout.overlap_rewards and not self.rewards.workers:
             raise ValueError(
                 "rollout.overlap_rewards with rewards.workers=0: rewards in the main process would hold up the rollout. Set rewards.workers=1."

@@ -31,7 +31,7 @@ class RolloutConfig:
     first_token_top_k: int = 0
     """Sample the first token of each response among the k likeliest only; 0: like the others."""
     top_k: int = 0
-    """Sample among the k most likely tokens; 0: all. Restricting the draw (top_k, top_p, min_p) leaves the ratio as it is, but
+    """Sample among the k most likely tokens; 0: all. Restricting the distribution (top_k, top_p, min_p) leaves the ratio as it is, but
     the mismatch metrics then hold the log of the kept probability as well."""
     top_p: float = 1.0
     """Sample among the likeliest tokens with this total probability; 1: all."""
@@ -71,7 +71,7 @@ class RolloutConfig:
 
     @property
     def longest(self) -> int:
-        """Tokens of a question with its answer for which the engine was set to keep room; 0: it was not set."""
+        """Tokens of a prompt with its response for which the engine was set to keep room; 0: it was not set."""
         return max((part.longest for part in self.sections.values() if self.engine in part.serves), default=0)
 
     def _check_engine(self) -> None:
@@ -91,7 +91,7 @@ class RolloutConfig:
         ]
         if self.max_tokens_per_step and self.stop and self.engine not in able:
             raise ValueError(
-                f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across a cut would be "
+                f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across two steps would be "
                 f"missed. Leave one of them out, or set rollout.engine={able[0]}."
             )
 

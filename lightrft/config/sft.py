@@ -62,9 +62,9 @@ class SFTConfig:
     average: Literal["token", "sequence"] = "token"
     """token: all tokens weigh the same. sequence: all conversations do."""
     max_tokens: int = 1024
-    """Most tokens of what follows the prompt: the first answer that is learned from, and the turns after it."""
+    """Most tokens of what follows the prompt: the first response that is learned from, and the turns after it."""
     on_long_response: Literal["raise", "skip", "truncate"] = "skip"
-    """More than max_tokens: stop, skip and count, or cut tokens from the end, which then has no end token."""
+    """More than max_tokens: stop, skip and count, or drop tokens at the end, so that there is no end token."""
     data: str = ""
     """Folder with the tasks' data sets (DATA/gsm8k/train.jsonl, ...). Empty: each task's hub data set."""
     model: ModelConfig = field(default_factory=ModelConfig)

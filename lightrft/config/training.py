@@ -129,11 +129,11 @@ class EvaluateConfig:
         too_large = [k for k in [*self.pass_k, *self.majority_k] if k > self.samples]
         if too_large:
             raise ValueError(
-                f"evaluate.pass_k / majority_k={too_large}: need at least as many answers. Set evaluate.samples={max(too_large)} or more."
+                f"evaluate.pass_k / majority_k={too_large}: need at least as many responses. Set evaluate.samples={max(too_large)} or more."
             )
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
-                f"evaluate.samples={self.samples} with evaluate.temperature=0 gives the same answer {self.samples} times. Set evaluate.temperature, e.g. 0.7."
+                f"evaluate.samples={self.samples} with evaluate.temperature=0 gives the same response {self.samples} times. Set evaluate.temperature, e.g. 0.7."
             )
 
 

@@ -32,7 +32,7 @@ PHASE_COLORS = {"rollout": "cyan", "score": "magenta", "sync": "yellow", "train"
 ROWS = [  # metric, what it is called here, how its number is written
     ("reward/mean", "reward", "{:.3f}"),
     ("nll", "loss per token", "{:.3f}"),
-    ("length/mean", "answer length", "{:.0f} tokens"),
+    ("length/mean", "response length", "{:.0f} tokens"),
     ("length/truncated_fraction", "truncated", "{:.0%}"),
     ("reward/zero_std_fraction", "zero-variance groups", "{:.0%}"),
     ("entropy", "entropy", "{:.3f}"),
@@ -99,7 +99,7 @@ class Progress:
         self.answered, self.expected = 0, 0
 
     def answers(self, done: int, total: int) -> None:
-        """How many answers of the running phase are finished."""
+        """How many responses of the running phase are finished."""
         self.answered, self.expected = done, total
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -203,7 +203,7 @@ class Progress:
             bar = ProgressBar(
                 total=self.expected, completed=self.answered, complete_style=color, finished_style=color
             )
-            row.add_row(self._spinner, what, bar, Text(f"{self.answered}/{self.expected} answers", "dim"))
+            row.add_row(self._spinner, what, bar, Text(f"{self.answered}/{self.expected} responses", "dim"))
         return row
 
     def _line(self, step: int) -> str:
@@ -258,8 +258,8 @@ def report(
     """Prints what a run has achieved.
 
     `summary` is RUN/summary.json: "seconds", "steps", and "evaluation" with "before", "after" (fractions), "questions",
-    and, if known, "before_interval" and "after_interval" ([low, high]). `samples` holds one question each, with
-    "question", "before" and "after" (answers), "before_reward" and "after_reward".
+    and, if known, "before_interval" and "after_interval" ([low, high]). `samples` holds one prompt each, with
+    "question", "before" and "after" (responses), "before_reward" and "after_reward".
     """
     console = console or Console()
     console.print()
@@ -284,9 +284,9 @@ def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | N
         )
     console.print(
         f"\n{_files(run)}"
-        f"  lightrft evaluate TASK --model {RunFolder(run).model}   let it answer the questions of a task\n"
+        f"  lightrft evaluate TASK --model {RunFolder(run).model}   score it on a task\n"
         f"  lightrft train LAYERS... --model {RunFolder(run).model}   go on with reinforcement learning\n"
-        f"  lightrft sft {RunFolder(run).config} --seed 1    the same run with other random draws\n"
+        f"  lightrft sft {RunFolder(run).config} --seed 1    the same run with another seed\n"
         f"  tensorboard --logdir {run.parent}",
         soft_wrap=True,
         markup=False,
@@ -307,7 +307,7 @@ def _scores(summary: Mapping[str, Any]) -> RenderableType:
             )
             spread = f"95 % interval {low:.1%} to {high:.1%}" if high > low else ""
             table.add_row(Text(name, "dim"), bar, Text(f"{share:.1%}", "bold"), Text(spread, "dim"))
-    counted = f" on {evaluation['questions']} held-out questions" if evaluation.get("questions") else ""
+    counted = f" on {evaluation['questions']} held-out prompts" if evaluation.get("questions") else ""
     heading = Text.assemble(
         f"{summary['steps']} steps in {clock(summary['seconds'])}", (f"   score{counted}", "dim")
     )
@@ -315,7 +315,7 @@ def _scores(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def interval(evaluation: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """The recorded 95 % interval of a score, else Wilson's from the number of questions, else just the score."""
+    """The recorded 95 % interval of a score, else Wilson's from the number of prompts, else just the score."""
     if evaluation.get(f"{name}_interval"):
         low, high = evaluation[f"{name}_interval"]
         return low, high
@@ -358,8 +358,8 @@ def _files(run: Path) -> str:
 def _next_commands(run: Path) -> str:
     return (
         f"{_files(run)}"
-        f"  lightrft view {run} --step -1 --best 3        read the last answers, token by token\n"
+        f"  lightrft view {run} --step -1 --best 3        read the last responses, token by token\n"
         f"  lightrft evaluate TASK --model {RunFolder(run).model}   score it on another task\n"
-        f"  lightrft train {RunFolder(run).config} --seed 1    the same run with other random draws\n"
+        f"  lightrft train {RunFolder(run).config} --seed 1    the same run with another seed\n"
         f"  tensorboard --logdir {run.parent}"
     )

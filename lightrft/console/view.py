@@ -1,4 +1,4 @@
-"""`lightrft view`: a run's steps, groups and answers in the terminal, from the files of its run folder alone."""
+"""`lightrft view`: a run's steps, groups and responses in the terminal, from the files of its run folder alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def view(
     color: Color = "none",
     console: Console | None = None,
 ) -> None:
-    """Prints the steps of a run; with `step` its groups; with `group`, `best` or `worst` whole answers.
+    """Prints the steps of a run; with `step` its groups; with `group`, `best` or `worst` whole responses.
 
     Raises ValueError for a step or group that was not saved.
     """
@@ -58,7 +58,7 @@ def view(
 
 
 def load_step(run: Path, step: int) -> list[Row]:
-    """Saved answers of a step; a negative step counts from the last one."""
+    """Saved responses of a step; a negative step counts from the last one."""
     saved = RunFolder(run).saved_steps
     if step < 0 and -step <= len(saved):
         step = saved[step]
@@ -66,7 +66,7 @@ def load_step(run: Path, step: int) -> list[Row]:
 
 
 def steps_table(run: Path) -> Table:
-    """One line per logged step: reward, spread, length, and whether its answers were saved."""
+    """One line per logged step: reward, spread, length, and whether its responses were saved."""
     saved = set(RunFolder(run).saved_steps)
     table = Table(box=None, header_style="dim", padding=(0, 1))
     for heading in ("step", "reward", "spread", "zero variance", "length", "truncated", "responses"):
@@ -89,14 +89,15 @@ def steps_table(run: Path) -> Table:
 
 
 def groups_table(rows: Sequence[Row]) -> Table:
-    """One line per group: its question, and the reward of each answer."""
+    """One line per group: its prompt, and the reward of each response."""
     table = Table(box=None, header_style="dim", padding=(0, 2))
     table.add_column("group", justify="right")
     table.add_column("task", no_wrap=True)
-    table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("reference answer", max_width=24, no_wrap=True, overflow="ellipsis")
     table.add_column("mean", justify="right")
     table.add_column("rewards")
+    table.add_column("use", no_wrap=True)
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]
         rewards = [row["reward"] for row in members if row["reward"] is not None]
@@ -110,12 +111,20 @@ def groups_table(rows: Sequence[Row]) -> Table:
             Text(shown(first["target"])),
             mean,
             marks,
+            ", ".join(dict.fromkeys(use(row) for row in members)),
         )
     return table
 
 
+def use(row: Row) -> str:
+    """What the step did with a response, in words; "" for files of versions that did not say."""
+    told = str(row.get("use", "")).replace("_", " ")
+    came = str(row.get("origin", "sampled")).replace("_", " ")
+    return told if came == "sampled" else f"{told}, {came}"
+
+
 def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> list[Row]:
-    """The answers asked for: of one group or of all; the highest and the lowest rewards, or all of the group."""
+    """The responses asked for: of one group or of all; the highest and the lowest rewards, or all of the group."""
     pool = [row for row in rows if group is None or row["group"] == group]
     if not pool:
         raise ValueError(
@@ -128,9 +137,10 @@ def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> 
 
 
 def answer_panel(row: Row, color: Color) -> Panel:
-    """One answer with its question, its reward and parts, and its tokens in colour."""
+    """One response with its prompt, its reward and parts, and its tokens in colour."""
     parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
     facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'truncated'}, sampled with weights v{row['weight_version']}"
+    facts += f", {told}" if (told := use(row)) else ""
     body: list[RenderableType] = [
         Text(shown(question(row)), "italic"),
         Text(shown(f"reference answer: {row['target']}"), "dim"),
@@ -150,14 +160,14 @@ def question(row: Row) -> str:
 
 
 def coloured(row: Row, color: Color) -> Text:
-    """The answer; with a colour, token by token. ValueError if the tokens were not saved."""
+    """The response; with a colour, token by token. ValueError if the tokens were not saved."""
     if color == "none":
         return Text(shown(row["response"].strip()))
     tokens = row.get("tokens", {})
     column = tokens.get("behavior" if color == "logprob" else "advantages")
     if column is None or "pieces" not in tokens:
         raise ValueError(
-            f"--color {color}: this run saved no tokens with its answers. Set log.token_columns=true in the next run."
+            f"--color {color}: this run saved no tokens with its responses. Set log.token_columns=true in the next run."
         )
     largest = max((abs(value) for value in column if value is not None), default=0.0) or 1.0
     text = Text()
@@ -185,7 +195,7 @@ def logprob_style(value: float | None) -> str:
 
 
 def advantage_style(value: float | None, largest: float) -> str:
-    """Green above 0, red below, the stronger the nearer to the largest of the answer's step."""
+    """Green above 0, red below, the stronger the nearer to the largest of the response's step."""
     if not value:
         return ""
     strength = round(110 + 145 * min(abs(value) / largest, 1.0))

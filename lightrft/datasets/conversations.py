@@ -154,23 +154,23 @@ class Conversations:
 
     @classmethod
     def of(cls, processor: Processor, config: SFTConfig) -> Conversations:
-        """ValueError if the chat template opens an answer otherwise than it writes one or never ends it, a warning if it ends it
+        """ValueError if the chat template opens a response otherwise than it writes one or never ends it, a warning if it ends it
         with a token that stops nothing."""
         opened, closed = _probe(processor)
         if closed[: len(opened)] != opened:
             raise ValueError(
-                "the chat template opens an answer otherwise than it writes one, so that a model would not be asked the way it learned. "
+                "the chat template opens a response otherwise than it writes one, so that a model would not be prompted the way it learned. "
                 "Set model.chat_template to one that does both alike."
             )
         ending = end_of_answer(processor)
         if ending is None:
             raise ValueError(
-                "the chat template puts no end token after an answer, so that the model would never learn to stop. Set "
+                "the chat template puts no end token after a response, so that the model would never learn to stop. Set "
                 "model.chat_template to a Jinja file that ends each message with the tokenizer's end token."
             )
         if ending not in processor.stop_ids:
             log.warning(
-                "the chat template ends an answer with token %d, %r, which does not stop generation. Add it to eos_token_id in the "
+                "the chat template ends a response with token %d, %r, which does not stop generation. Add it to eos_token_id in the "
                 "model's generation_config.json.",
                 ending, processor.pieces([ending])[0],
             )  # fmt: skip
@@ -197,12 +197,12 @@ class Conversations:
         kept.broken = bad.skipped
         if kept.too_long or kept.truncated:
             log.warning(
-                "answers over max_tokens=%d: %d skipped, %d cut at their end",
+                "responses over max_tokens=%d: %d skipped, %d truncated",
                 self.config.max_tokens, kept.too_long, kept.truncated,
             )  # fmt: skip
         if not asked:
             raise ValueError(
-                f"no conversation is left: {kept.too_long} have answers over max_tokens={self.config.max_tokens}, {kept.broken} are broken. "
+                f"no conversation is left: {kept.too_long} have responses over max_tokens={self.config.max_tokens}, {kept.broken} are broken. "
                 "Raise max_tokens, or set on_long_response=truncate."
             )
         return prepare(asked, self.processor, self.config.tasks)[0], kept
@@ -256,7 +256,7 @@ def refuse_media(talk: Sequence[Message], *, first: int, last: int) -> None:
         )
         if parts:
             raise ValueError(
-                f"message {place} holds a medium ({parts[0]}) after an answer that is learned from; media may stand only before it. "
+                f"message {place} holds a medium ({parts[0]}) after a response that is learned from; media may stand only before it. "
                 "Set train_on=last_turn."
             )
 

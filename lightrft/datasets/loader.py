@@ -69,7 +69,7 @@ class PromptLoader:
             if opened is not None:
                 return opened
         raise ValueError(
-            f"none of the {len(prompts)} questions of '{prompts[0].source}' has media that can be used; see the log."
+            f"none of the {len(prompts)} prompts of '{prompts[0].source}' has media that can be used; see the log."
         )
 
     def completed(self, prompt: Prompt) -> Prompt:

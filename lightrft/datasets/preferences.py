@@ -46,12 +46,12 @@ def pair(row: Row, config: TaskConfig) -> Pair:
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if not side or side[0]["role"] != "assistant" or side[-1]["role"] != "assistant":
             raise ValueError(
-                f"field '{name}' is no answer of the assistant to what both sides have in common."
+                f"field '{name}' is no response of the assistant to what both sides have in common."
             )
     if chosen == rejected:
         raise ValueError("fields 'chosen' and 'rejected' say the same, so that nothing is preferred.")
     if not any(message["role"] == "user" for message in prompt):
-        raise ValueError("nobody asks anything before the answers part.")
+        raise ValueError("nobody asks anything before the responses part.")
     return Pair(filled(prompt, row), chosen, rejected)
 
 

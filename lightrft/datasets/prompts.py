@@ -57,7 +57,7 @@ def prepare(
     counts.kept, counts.broken = len(prompts), bad.skipped
     if counts.too_long or counts.truncated or counts.empty:
         log.warning(
-            "prompts: %d kept, %d of them cut on the left; skipped %d over %d tokens and %d empty ones",
+            "prompts: %d kept, %d of them truncated on the left; skipped %d over %d tokens and %d empty ones",
             counts.kept, counts.truncated, counts.too_long, config.max_prompt_tokens, counts.empty,
         )  # fmt: skip
     if not prompts:
@@ -102,7 +102,7 @@ def _nonempty(
 ) -> Prompt | None:
     if record.id in seen:
         bad(
-            f"{record.id}: another record has this id; their answers would be taken for answers to one question."
+            f"{record.id}: another record has this id; their responses would be taken for responses to one prompt."
         )
         return None
     seen.add(record.id)
@@ -153,7 +153,7 @@ def _fitting(prompt: Prompt, config: TaskConfig, counts: Counts) -> Prompt | Non
         return None
     if prompt.media or prompt.positions is not None:
         raise ValueError(
-            f"{prompt.id}: a prompt with images or sounds cannot be cut without breaking them. Set tasks.on_long_prompt=skip."
+            f"{prompt.id}: a prompt with images or sounds cannot be truncated without breaking them. Set tasks.on_long_prompt=skip."
         )
     counts.truncated += 1
     return replace(prompt, token_ids=prompt.token_ids[-most:])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from lightrft.utils.hub import unreachable
 from lightrft.utils.paths import expanded
 
 Row = dict[str, Any]
@@ -244,9 +245,9 @@ def _hub(name: str, split: str) -> Iterator[Located]:
         rows = load_dataset(owner, subset or None, split=split)
     except Exception as error:
         # The hub client raises many unrelated types: no such name, no network, no such split, no permission.
+        why = unreachable() or str(error)
         raise ValueError(
-            f"the hub gives no data set '{name}' with split '{split}': {error}\n"
-            "  Is the name right, and the network there? Data on your disk is named by its path (train.jsonl), "
+            f"the hub gives no data set '{name}' with split '{split}': {why}. Look at the name and the split; data on your disk is named by its path (train.jsonl), "
             "and built-in tasks look for theirs in the folder of the option data=FOLDER."
         ) from error
     return ((f"{name}/{split}[{number}]", row) for number, row in enumerate(stored(rows)))

@@ -1,4 +1,4 @@
-"""What an engine is: prompts in, sampled answers out. Structural; nothing to inherit."""
+"""What an engine is: prompts in, sampled responses out. Structural; nothing to inherit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightrft.types import Completion, Prompt, Sampling
 from lightrft.utils.errors import RolloutError
 
 Progress = Callable[[int, int], None]
-"""Called while generating with the answers finished and the tokens sampled so far."""
+"""Called while generating with the responses finished and the tokens sampled so far."""
 
 
 NONE = -1
@@ -36,7 +36,7 @@ class EngineDiedError(EngineError):
 
 
 class Engine(Protocol):
-    """Draws answers from the policy. Every process of a run calls it with its own prompts. It begins with its parts offloaded."""
+    """Samples responses from the policy. Every process of a run calls it with its own prompts. It begins with its parts offloaded."""
 
     weight_version: int
     """Updates the present weights have seen; set by whoever loads weights, stamped on every completion. NONE after they
@@ -45,7 +45,7 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """`sampling.n` answers to each prompt, in the order of the prompts; one to a prompt that says `continuation`.
+        """`sampling.n` responses to each prompt, in the order of the prompts; one to a prompt that says `continuation`.
 
         ValueError for a prompt without tokens. EngineDiedError if it cannot go on but may after a restart.
         """

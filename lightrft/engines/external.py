@@ -146,7 +146,7 @@ def refuse(config: RolloutConfig, *options: str) -> None:
         default = RolloutConfig.__dataclass_fields__[option].default
         if getattr(config, option) != default:
             raise ValueError(
-                f"rollout.{option}={getattr(config, option)}: {engine} cannot draw so. Set it to {default}, or {CURE}."
+                f"rollout.{option}={getattr(config, option)}: {engine} cannot sample so. Set it to {default}, or {CURE}."
             )
 
 

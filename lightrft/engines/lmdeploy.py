@@ -50,7 +50,7 @@ class LmdeployEngine:
         refuse(config, "top_k", "top_p", "min_p")
         if config.stop:
             raise ValueError(
-                f"rollout.stop={config.stop}: LMDeploy ends an answer at tokens only. Leave it out, or {CURE}."
+                f"rollout.stop={config.stop}: LMDeploy ends a response at tokens only. Leave it out, or {CURE}."
             )
         weight = next(module.parameters())
         if weight.device.type == "cpu":
@@ -106,7 +106,7 @@ class LmdeployEngine:
         finish: Finish = "length"
         async for out in engine.generate(request, stream_response=False):
             if out.finish_reason in ("error", "abort"):
-                raise RuntimeError(f"LMDeploy gave up on a question: {out.response}")
+                raise RuntimeError(f"LMDeploy gave up on a prompt: {out.response}")
             new = list(out.token_ids or [])
             tokens += new
             logprobs += [row[token] for token, row in zip(new, out.logprobs or [], strict=True)]

@@ -175,7 +175,7 @@ def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
         )
     for prompt in prompts:
         if not prompt.token_ids:
-            raise ValueError(f"prompt {prompt.id!r} has no tokens; there is nothing to answer.")
+            raise ValueError(f"prompt {prompt.id!r} has no tokens; there is nothing to respond to.")
 
 
 def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> Engine:

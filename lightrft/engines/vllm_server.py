@@ -148,7 +148,7 @@ class VllmServerEngine:
             raise died
 
     def _ask(self, make: Callable[[], dict[str, Any]], servers: Sequence[Server]) -> dict[str, Any]:
-        """One question, of the first server, or of the next if that fails. It is written down now: with media it takes much memory."""
+        """One request, to the first server, or to the next if that fails. It is written down now: with media it takes much memory."""
         body = make()
         for attempt in range(self._config.retries + 1):
             server = servers[attempt % len(servers)]
@@ -157,9 +157,9 @@ class VllmServerEngine:
                 return server.post(path, {"model": server.model, **body})
             except FAILURES as error:
                 failure = f"{server.url}: {error or type(error).__name__}"
-                log.warning("a question failed (%s), attempt %d", failure, attempt + 1)
+                log.warning("a request failed (%s), attempt %d", failure, attempt + 1)
         raise EngineDiedError(
-            f"a question failed {self._config.retries + 1} times, at last at {failure}", self._restart
+            f"a request failed {self._config.retries + 1} times, at last at {failure}", self._restart
         )
 
     def _restart(self) -> None:

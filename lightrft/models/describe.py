@@ -13,6 +13,7 @@ from lightrft.models.families import attention_of, is_multimodal
 from lightrft.models.folder import check_folder
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.tiny import tiny_config, tiny_model
+from lightrft.utils.hub import check_model
 from lightrft.utils.paths import expanded
 
 RANDOM, PACKAGE = "random:", "package:"
@@ -38,6 +39,7 @@ def model_folder(config: ModelConfig) -> str:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local:
         raise ValueError(f"model.path={path}: there is no such folder, and it is no hub name (OWNER/NAME).")
+    check_model(path, config.revision)
     return path
 
 
@@ -54,8 +56,12 @@ def text_shape(config: ModelConfig) -> Any:
 
 
 def stored_shape(config: ModelConfig) -> Any:
-    """What the config.json of a model that is not tiny says."""
-    return AutoConfig.from_pretrained(model_folder(config), revision=config.revision)
+    """What the config.json of a model that is not tiny says. ValueError if there is none, or of a kind that transformers lacks."""
+    folder = model_folder(config)
+    try:
+        return AutoConfig.from_pretrained(folder, revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={config.path}: transformers cannot read its config: {error}") from error
 
 
 def auto_class(config: Any) -> Any:

@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from lightrft.config import MediaConfig, ModelConfig
-from lightrft.models.describe import RANDOM, auto_class, is_tiny, model_folder, shaped, without_weights
+from lightrft.models.describe import (
+    RANDOM,
+    auto_class,
+    is_tiny,
+    model_folder,
+    shaped,
+    stored_shape,
+    without_weights,
+)
 from lightrft.models.families import attention_of, freeze, is_multimodal
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
@@ -36,9 +44,8 @@ def load_processor(config: ModelConfig, media: MediaConfig | None = None) -> Pro
             reader.chat_template = _template(config.chat_template)
         encoder = None if reader is tokenizer else _encoder(config, reader, media)
         return Processor(tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer), encoder)
-    folder = model_folder(config)
+    folder, model_config = model_folder(config), stored_shape(config)
     try:
-        model_config = AutoConfig.from_pretrained(folder, revision=config.revision)
         loader = media_processor() if is_multimodal(model_config) else AutoTokenizer
         reader = loader.from_pretrained(folder, revision=config.revision)
     except ImportError as error:
@@ -131,9 +138,8 @@ def _untrained(config: ModelConfig, dtype: torch.dtype) -> Any:
 
 def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
     """The model with its weights. ValueError if they cannot be read, or are not all there: the rest would be random."""
+    folder, shape = model_folder(config), stored_shape(config)
     try:
-        folder = model_folder(config)
-        shape = AutoConfig.from_pretrained(folder, revision=config.revision)
         loaded: Any = auto_class(shape).from_pretrained(
             folder,
             revision=config.revision,

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightrft.media.parts import MediaError, has_media, parts
 from lightrft.models.media import MediaEncoder
-from lightrft.types import Message, Prompt, Record
+from lightrft.types import Message, Prompt, Record, Sampling
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
@@ -28,7 +28,7 @@ class Processor:
     ) -> None:
         if not stop_ids:
             raise ValueError(
-                "the tokenizer and the model name no end token, so no answer could ever end by itself. "
+                "the tokenizer and the model name no end token, so no response could ever end by itself. "
                 "Set eos_token in the tokenizer, or eos_token_id in generation_config.json."
             )
         if not (tokenizer if media is None else media.processor).chat_template:
@@ -55,7 +55,7 @@ class Processor:
         deaf = kinds - (set() if self.media is None else self.media.kinds)
         if deaf:
             raise ValueError(
-                f"{record.id}: the question holds media of the kind '{min(deaf)}', which the model of model.path does not read."
+                f"{record.id}: the prompt holds media of the kind '{min(deaf)}', which the model of model.path does not read."
             )
         rows = None if self.media is None or kinds else self.media.text_positions(token_ids)
         return Prompt(
@@ -139,17 +139,17 @@ class Processor:
 
         `opened`: the tokens of the messages before it, where the assistant is to speak. What the template puts after the end
         token is not the assistant's, and may differ if more turns follow; without an end token it is all there is.
-        ValueError if the answer merges with what comes before it, or has no tokens.
+        ValueError if the response merges with what comes before it, or has no tokens.
         """
         closed, place = self.tokens(messages, answer_next=False), len(messages) - 1
         if closed[: len(opened)] != list(opened):
             raise ValueError(
                 f"message {place}: its first characters merge with what the chat template puts before them. Remove white space at the "
-                "beginning of the answer, or set model.chat_template."
+                "beginning of the response, or set model.chat_template."
             )
         added = closed[len(opened) :]
         if not added:
-            raise ValueError(f"message {place}: the chat template leaves the answer out.")
+            raise ValueError(f"message {place}: the chat template leaves the response out.")
         return added[: len(added) - (added[::-1].index(ending) if ending in added else 0)]
 
     def rendered(self, messages: Sequence[Message]) -> str:
@@ -165,6 +165,23 @@ class Processor:
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Decoded text; special tokens are left out unless `special`."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=not special))
+
+    def stopping(self, sampling: Sampling) -> Sampling:
+        """The sampling with each stop text that is a special token given as that token: decoded text leaves those out.
+
+        ValueError for a stop text that holds a special token and more, since no text would ever match it.
+        """
+        special = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        for stop in sampling.stop:
+            inside = [name for name in special if name in stop and name != stop]
+            if inside and stop not in special:
+                raise ValueError(
+                    f"rollout.stop: the text {stop!r} holds the special token {inside[0]!r} and more, and could never be found: decoded responses "
+                    "leave special tokens out. Give the token alone, or the text without it."
+                )
+        ids = tuple(special[stop] for stop in sampling.stop if stop in special)
+        texts = tuple(stop for stop in sampling.stop if stop not in special)
+        return replace(sampling, stop=texts, stop_token_ids=(*sampling.stop_token_ids, *ids))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token by itself, for viewers."""

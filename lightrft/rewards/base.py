@@ -44,6 +44,8 @@ class RewardResult:
     kept: list[Trajectory]
     metrics: dict[str, float]
     """counts/dropped_responses, and counts/failed/NAME for each reward that failed."""
+    dropped: list[Trajectory]
+    """The others: a reward failed for them, or for all siblings but one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ class RewardRunner:
             metrics[f"counts/failed/{self.labels[name]}"] = float(count)
         if failures:
             _report(failures, views, len(trajectories) - len(kept))
-        return RewardResult(kept, metrics)
+        staying = {id(trajectory) for trajectory in kept}
+        return RewardResult(kept, metrics, [t for t in trajectories if id(t) not in staying])
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -129,7 +132,7 @@ class RewardRunner:
         unknown = [source for source in by_source if source not in self.weights]
         if unknown:
             raise ValueError(
-                f"there is no reward for answers of task '{unknown[0]}'; the judge knows: {', '.join(self.weights)}."
+                f"there is no reward for responses of task '{unknown[0]}'; the judge knows: {', '.join(self.weights)}."
             )
         parts = []
         for source, places in by_source.items():
@@ -231,7 +234,7 @@ def _report(failures: Mapping[tuple[str, int], str], views: Sequence[Answer], dr
     }
     for name, count in counts.items():
         log.warning(
-            "%d answers without a value (%d of %d answers are dropped in all); the first: %s",
+            "%d responses without a value (%d of %d responses are dropped in all); the first: %s",
             count,
             dropped,
             len(views),
@@ -243,8 +246,8 @@ def _failed(key: tuple[str, int], reason: str, views: Sequence[Answer]) -> str:
     name, place = key
     view = views[place]
     return (
-        f"reward '{name}' failed on answers of task '{view.prompt.source}': {reason.strip()}\n"
-        f"  one of these answers, to {view.prompt.id}: {view.answer[:500]!r}\n"
+        f"reward '{name}' failed on responses of task '{view.prompt.source}': {reason.strip()}\n"
+        f"  one of these responses, to {view.prompt.id}: {view.answer[:500]!r}\n"
         "  Fix the reward, or set rewards.on_failure=drop to skip such responses (skips are counted)."
     )
 

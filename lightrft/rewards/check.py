@@ -40,7 +40,7 @@ class GoldReport:
     def __str__(self) -> str:
         lines = [
             f"{self.task}: {self.checked - len(self.failures)} of {self.checked} gold answers score full marks; "
-            f"other questions' answers score {self.wrong_score:.3f} on average."
+            f"those to other prompts score {self.wrong_score:.3f} on average."
         ]
         lines += [
             f"  {f.id}: {f.answer!r:.120} for target {f.target!r:.80} scored {f.parts}"

@@ -67,7 +67,7 @@ class PerAnswer:
         try:
             return number(self.function(**{name: VIEWS[name](answer) for name in self.parameters}))
         except Exception as error:
-            error.add_note(f"while judging the answer {answer.answer[:500]!r}")
+            error.add_note(f"while judging the response {answer.answer[:500]!r}")
             raise
 
 
@@ -94,7 +94,7 @@ def values_of(function: RewardFunction, answers: Sequence[Answer]) -> list[float
     """The function's numbers, one per answer. TypeError or ValueError if they are not numbers, or not as many."""
     values = [number(value) for value in function(answers)]
     if len(values) != len(answers):
-        raise ValueError(f"it returned {len(values)} values for {len(answers)} answers.")
+        raise ValueError(f"it returned {len(values)} values for {len(answers)} responses.")
     return values
 
 
@@ -122,6 +122,6 @@ def _parameters(function: Callable[..., float], name: str) -> list[str]:
             wanted.append(parameter.name)
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
             raise ValueError(
-                f"reward '{name}' asks for '{parameter.name}'; a per-answer reward can have: {', '.join(VIEWS)}."
+                f"reward '{name}' asks for '{parameter.name}'; a per-response reward can have: {', '.join(VIEWS)}."
             )
     return wanted

@@ -69,7 +69,7 @@ class GenerativeJudge:
             if len(prompts) > 1:
                 return [verdict for prompt in prompts for verdict in self._verdicts([prompt], sampling)]
             said = error.read().decode("utf-8", "replace")[:300]
-            return [Failure(f"the judge refused the question: HTTP {error.code}: {said}")]
+            return [Failure(f"the judge refused the prompt: HTTP {error.code}: {said}")]
         except (OSError, HTTPException) as error:
             return [Failure(f"the judge was not reached: {error or type(error).__name__}.")] * len(prompts)
 

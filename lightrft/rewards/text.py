@@ -94,7 +94,7 @@ def _wanted(target: Mapping[str, Any] | str) -> Mapping[str, Any]:
             target = json.loads(target)
     if not isinstance(target, Mapping):
         raise ValueError(
-            f"the target of a question is {target!r:.80}, and this reward compares JSON objects: {{...}}."
+            f"the target of a prompt is {target!r:.80}, and this reward compares JSON objects: {{...}}."
         )
     return target
 

@@ -1,6 +1,6 @@
 """Step capsules: everything one training step used, written down so that `lightrft replay` can compute it again.
 
-RUN/capsules/step-000007/ holds `capsule.pt` (answers, weights, optimizer, random generators, configuration; see
+RUN/capsules/step-000007/ holds `capsule.pt` (responses, weights, optimizer, random generators, configuration; see
 utils/states.py), its CRC-32, and `recorded.json`, what came out: the metrics of every update and of the step.
 """
 

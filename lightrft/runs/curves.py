@@ -13,7 +13,7 @@ INK, GRID, BLUE, ORANGE = "#333333", "#e6e6e6", "#2b6cb0", "#dd6b20"
 PANELS = [  # metrics drawn where they exist, title, unit
     (["reward/mean"], "reward", ""),
     (["nll"], "loss", "nats per token"),
-    (["length/mean"], "answer length", "tokens"),
+    (["length/mean"], "response length", "tokens"),
     (
         ["length/truncated_fraction", "reward/zero_std_fraction"],
         "truncated, and zero-variance groups",

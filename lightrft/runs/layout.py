@@ -4,7 +4,7 @@ RUN/format.json             the number of this arrangement, when the run began, 
 RUN/.lock                   held by the process that uses the folder
 RUN/config.yaml             the settings; config-until-step-000004.yaml: those before a resume changed them
 RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
-RUN/trajectories/           the responses of a step: step-000007.jsonl
+RUN/trajectories/           the responses of a step: step-000007.jsonl of the first rank, step-000007.rank-3.jsonl
 RUN/evaluation/             held-out scores and responses: before.json, before.jsonl
 RUN/summary.json            what the finished run says of itself            RUN/curves.png
 RUN/checkpoints/            to go on from                    RUN/capsules/      captured steps
@@ -123,14 +123,28 @@ class RunFolder:
         """The folder of saved responses."""
         return self.path / "trajectories"
 
-    def responses(self, step: int) -> Path:
-        """The saved responses of a step, one JSON object each."""
-        return self.trajectories / f"step-{step:06d}.jsonl"
+    def responses(self, step: int, rank: int = 0) -> Path:
+        """The saved responses of a rank in a step, one JSON object each."""
+        return self.trajectories / (f"step-{step:06d}" + f".rank-{rank}" * (rank > 0) + ".jsonl")
+
+    def all_responses(self, step: int) -> list[Path]:
+        """The files that there are of a step, in the order of their ranks."""
+        others = self.trajectories.glob(f"step-{step:06d}.rank-*.jsonl")
+        ranked = sorted(others, key=lambda file: int(file.name.split(".")[1].removeprefix("rank-")))
+        return [file for file in (self.responses(step), *ranked) if file.is_file()]
 
     @property
     def saved_steps(self) -> list[int]:
         """The steps whose responses are saved, in order."""
-        return sorted(int(file.stem.removeprefix("step-")) for file in self.trajectories.glob("step-*.jsonl"))
+        return sorted(
+            {int(f.name.split(".")[0].removeprefix("step-")) for f in self.trajectories.glob("step-*.jsonl")}
+        )
+
+    def drop_responses_after(self, step: int) -> None:
+        """Removes the responses of later steps, which a resumed run takes again, perhaps with fewer ranks."""
+        for later in (saved for saved in self.saved_steps if saved > step):
+            for file in self.all_responses(later):
+                file.unlink()
 
     @property
     def evaluation(self) -> Path:
@@ -225,7 +239,7 @@ class EvaluationFolder:
         return _json(self.report(label))
 
     def read_responses(self, label: str) -> list[dict[str, Any]]:
-        """The held-out responses in the order of their questions; empty if none were written."""
+        """The held-out responses in the order of their prompts; empty if none were written."""
         file = self.responses(label)
         if not file.is_file():
             return []

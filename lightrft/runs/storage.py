@@ -15,13 +15,15 @@ from lightrft.utils.states import plain
 
 _FLAT = {"token_ids": torch.int64, "mask": torch.bool, "behavior": torch.float64}
 """Per-token lists of a Trajectory, laid end to end; float64 is what a Python float is."""
+_PASSING = {"origin", "use"}
+"""What the present step says of a Trajectory; the next one says it anew."""
 
 
 def stored(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """What `restored` makes the same trajectories from. Answers to one prompt go on sharing it."""
+    """What `restored` makes the same trajectories from. Responses to one prompt go on sharing it."""
     prompts = {id(t.prompt): t.prompt for t in trajectories}
     places = {key: place for place, key in enumerate(prompts)}
-    apart = {"prompt", "columns", *_FLAT}
+    apart = {"prompt", "columns", *_FLAT, *_PASSING}
     columns: dict[str, tuple[list[int], list[Tensor]]] = {}
     for place, t in enumerate(trajectories):
         for name, values in t.columns.items():

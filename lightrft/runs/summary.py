@@ -27,7 +27,7 @@ def evaluation_summary(run: Path, evaluations: Mapping[str, Mapping[str, float]]
 
 
 def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
-    """Held-out questions whose answers changed the most for the better, before and after side by side."""
+    """Held-out prompts whose responses changed the most for the better, before and after side by side."""
     kept = EvaluationFolder(RunFolder(run).evaluation)
     before, after = kept.read_responses("before"), kept.read_responses("after")
     if not before or not after:

@@ -1,4 +1,4 @@
-"""A step's answers as one JSON line each: RUN/trajectories/step-000007.jsonl."""
+"""A step's responses as one JSON line each, a file for each rank: RUN/trajectories/step-000007.jsonl."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def save(
     step: int,
     trajectories: Sequence[Trajectory],
     *,
+    rank: int = 0,
     pieces: Callable[[Sequence[int]], list[str]] | None = None,
     columns: bool = True,
 ) -> Path:
-    """Writes one step's answers, replacing an earlier file of that step, and returns the file.
+    """Writes one step's responses of a rank, replacing an earlier file of that step, and returns the file.
 
     `pieces` turns token ids into one text each, for viewers; `columns` adds per-token log-probs and advantages.
     """
-    path = RunFolder(run).responses(step)
+    path = RunFolder(run).responses(step, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".tmp-{path.name}")  # utils/atomic.py: recover
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -42,16 +43,23 @@ def save(
 
 
 def load(run: Path, step: int) -> list[dict[str, Any]]:
-    """The saved answers of a step, in the order they were trained on. ValueError naming the steps that are there."""
-    path = RunFolder(run).responses(step)
-    if not path.exists():
+    """The saved responses of a step, rank by rank: those trained on in their order, then those that were not.
+
+    ValueError naming the steps that are there.
+    """
+    files = RunFolder(run).all_responses(step)
+    if not files:
         there = RunFolder(run).saved_steps
         known = (
             f"saved steps: {_ranges(there)}"
             if there
             else "none are saved: set log.trajectories_every_steps above 0"
         )
-        raise ValueError(f"no answers of step {step} in {run}; {known}.")
+        raise ValueError(f"no responses of step {step} in {run}; {known}.")
+    return [row for file in files for row in _rows(file)]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [_parsed(path, number, line) for number, line in enumerate(lines, start=1) if line]
 
@@ -62,7 +70,7 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}:{number}: the line is broken ({error}).") from None
     if not isinstance(row, dict) or "group" not in row:
-        raise ValueError(f"{path}:{number}: the line holds no answer.")
+        raise ValueError(f"{path}:{number}: the line holds no response.")
     return row
 
 
@@ -79,6 +87,8 @@ def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
         "reward": _finite(trajectory.reward),
         "parts": {name: _finite(value) for name, value in trajectory.parts.items()},
         "group": trajectory.group,
+        "origin": trajectory.origin,
+        "use": trajectory.use,
         "weight_version": trajectory.weight_version,
     }
 

@@ -38,14 +38,7 @@ from lightrft.strategy.optimizer import (
     steps_taken,
 )
 from lightrft.strategy.single import SingleFrozen
-from lightrft.strategy.zero_engine import (
-    GatedAdamW,
-    Layout,
-    Partitioned,
-    Replicated,
-    joined,
-    piece_of,
-)
+from lightrft.strategy.zero_engine import GatedAdamW, Layout, Partitioned, Replicated, joined, piece_of
 from lightrft.strategy.zero_footprint import zero_footprint
 from lightrft.utils.imports import require
 
@@ -110,7 +103,7 @@ class Zero:
     def _refuse_media(self, source: Source) -> None:
         if self.stage > 1 and is_multimodal(causal_lm(without_weights(source.config)).config):
             raise ValueError(
-                f"strategy.backend={self.config.backend}: {source.config.path} reads media, and a rank whose answers have none "
+                f"strategy.backend={self.config.backend}: {source.config.path} reads media, and a rank whose responses have none "
                 "would not call for the weights that others wait for together with it. Set strategy.backend=fsdp or zero1."
             )
 

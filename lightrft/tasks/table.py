@@ -154,7 +154,7 @@ def reasoning_gym(option: str) -> Task:
         ]
         if not entries:
             raise ValueError(
-                f"task '{name}' has so few questions that none is left for training beside the evaluation."
+                f"task '{name}' has so few prompts that none is left for training beside the evaluation."
             )
         return _gym_records(name, option, entries, config)
 

@@ -121,18 +121,19 @@ def a_draw_is_fixed_by_its_seed_and_siblings_differ(bench: Bench) -> None:
         return [[a.token_ids for a in answers] for answers in bench.engine.generate(prompts, sampling)]
 
     once, again, other = drawn(1), drawn(1), drawn(2)
-    lacks(any(len(answers) != 4 for answers in once), "not n answers to each prompt")
-    lacks(once != again, "the same seed gave other answers")
-    lacks(once == other, "another seed gave the same answers")
+    lacks(any(len(answers) != 4 for answers in once), "not n responses to each prompt")
+    lacks(once != again, "the same seed gave other responses")
+    lacks(once == other, "another seed gave the same responses")
     lacks(
-        any(len({tuple(a) for a in answers}) == 1 for answers in once), "all answers to a prompt are the same"
+        any(len({tuple(a) for a in answers}) == 1 for answers in once),
+        "all responses to a prompt are the same",
     )
 
 
 def an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit(bench: Bench) -> None:
     prompts = bench.prompts()
     for prompt, whole in zip(prompts, bench.greedy(prompts), strict=True):
-        lacks(whole.finish != "length", f"finish={whole.finish!r} of an answer that was cut")
+        lacks(whole.finish != "length", f"finish={whole.finish!r} of a response that was truncated")
         lacks(len(whole.token_ids) != 12, f"{len(whole.token_ids)} tokens instead of max_tokens=12")
         token = whole.token_ids[5]
         (ended,) = bench.greedy([prompt], ignore_eos=False, stop_token_ids=(token,))
@@ -142,7 +143,7 @@ def an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit(bench: Bench) -> N
             ended.token_ids != right[: len(ended.token_ids)] or stopped is None,
             f"{ended.token_ids} instead of {right}",
         )
-        lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop token ended")
+        lacks(ended.finish != "stop", f"finish={ended.finish!r} of a response that a stop token ended")
 
 
 def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
@@ -158,27 +159,27 @@ def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
             [going_on], Sampling(n=3, max_tokens=12, temperature=0, ignore_eos=True)
         )
         answers = [answer.token_ids for answer in found[0]]
-        lacks(answers != [end], f"{answers} instead of {[end]} for the rest of an answer")
+        lacks(answers != [end], f"{answers} instead of {[end]} for the rest of a response")
 
 
 def a_stop_text_ends_an_answer_and_is_kept(bench: Bench) -> None:
     prompt, text = _printable(bench)
     (ended,) = bench.greedy([prompt], tokens=40, ignore_eos=False, stop=(text,))
     said = bench.decode(ended.token_ids)
-    lacks(text not in said, f"the answer {said!r} does not hold the stop text {text!r}")
-    lacks(ended.finish != "stop", f"finish={ended.finish!r} of an answer that a stop text ended")
-    lacks(text in bench.decode(ended.token_ids[:-1]), "the answer goes on after the stop text")
+    lacks(text not in said, f"the response {said!r} does not hold the stop text {text!r}")
+    lacks(ended.finish != "stop", f"finish={ended.finish!r} of a response that a stop text ended")
+    lacks(text in bench.decode(ended.token_ids[:-1]), "the response goes on after the stop text")
 
 
 def _printable(bench: Bench) -> tuple[Prompt, str]:
-    """A prompt whose likeliest answer says something printable in two tokens, and that text."""
+    """A prompt whose greedy response says something printable in two tokens, and that text."""
     prompts = bench.prompts()
     for prompt, whole in zip(prompts, bench.greedy(prompts, tokens=40), strict=True):
         for place in range(2, 39):
             text = bench.decode(whole.token_ids[place : place + 2])
             if len(text) > 1 and text.isascii() and text.isprintable() and text.strip() == text:
                 return prompt, text
-    raise LackingError("no answer holds a printable text to stop at")
+    raise LackingError("no response holds a printable text to stop at")
 
 
 def a_thousand_requests_come_back_in_order(bench: Bench) -> None:
@@ -187,9 +188,9 @@ def a_thousand_requests_come_back_in_order(bench: Bench) -> None:
     asked = [several[n % len(several)] for n in range(bench.requests)]
     found = [answer.token_ids for answer in bench.greedy(asked, tokens=2)]
     wrong = sum(a != right[n % len(right)] for n, a in enumerate(found))
-    lacks(len(found) != len(asked) or wrong > 0, f"{wrong} of {len(asked)} answers are another prompt's")
+    lacks(len(found) != len(asked) or wrong > 0, f"{wrong} of {len(asked)} responses are another prompt's")
     drawn = bench.engine.generate(asked, Sampling(max_tokens=2, seed=1, ignore_eos=True))
-    lacks([len(answers) for answers in drawn] != [1] * len(asked), "not one draw for each")
+    lacks([len(answers) for answers in drawn] != [1] * len(asked), "not one response for each")
 
 
 def an_empty_prompt_is_refused(bench: Bench) -> None:
@@ -212,7 +213,7 @@ def new_weights_are_there_at_once_and_old_ones_gone(bench: Bench) -> None:
             lacks(float(apart) > bench.tolerance, f"log-probs {float(apart):.2g} off under changed weights")
     bench.give()
     after = [answer.token_ids for answer in bench.greedy(prompts)]
-    lacks(after != before, "other answers after the first weights came back")
+    lacks(after != before, "other responses after the first weights came back")
 
 
 class _Changed:
@@ -260,18 +261,18 @@ def what_slept_and_woke_answers_as_before(bench: Bench) -> None:
         bench.give()
     for part in parts.values():
         part.onload()
-    lacks([answer.token_ids for answer in bench.greedy(prompts)] != before, "other answers after waking")
+    lacks([answer.token_ids for answer in bench.greedy(prompts)] != before, "other responses after waking")
 
 
 def answers_about_media_have_the_logprobs_of_the_trainer(bench: Bench) -> None:
-    """Also of an answer that goes on; and other media give others."""
+    """Also of a response that goes on; and other media give others."""
     sampling = Sampling(n=2, max_tokens=8, ignore_eos=True)
     for prompt, answers in zip(bench.media, bench.engine.generate(bench.media, sampling), strict=True):
         for answer in answers:
             _media_apart(bench, prompt, answer)
             lacks(
                 bool(set(answer.token_ids) & set(bench.never)),
-                "an answer holds a token that stands for media",
+                "a response holds a token that stands for media",
             )
         ((rest,),) = bench.engine.generate([going_on(_answer(prompt, answers[0]), 4)], sampling)
         whole = [*answers[0].token_ids, *rest.token_ids], [*answers[0].logprobs, *rest.logprobs]

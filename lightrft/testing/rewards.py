@@ -111,11 +111,11 @@ def it_leaves_the_answers_as_they_are(bench: RewardBench) -> None:
     answers = bench.pairs()
     before = copy.deepcopy(answers)
     bench.values(answers)
-    lacks(answers != before, "it changed an answer, which other rewards read after it")
+    lacks(answers != before, "it changed a response, which other rewards read after it")
 
 
 def no_answers_give_no_numbers(bench: RewardBench) -> None:
-    lacks(bench.values([]) != [], "numbers for no answers")
+    lacks(bench.values([]) != [], "numbers for no responses")
 
 
 def its_answers_can_travel_to_another_process(bench: RewardBench) -> None:

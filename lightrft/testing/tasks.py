@@ -81,7 +81,7 @@ def no_question_is_in_both_splits(bench: TaskBench) -> None:
         return
     first, second = ({_text(r) for r in bench.load(split)} for split in bench.splits)
     shared = first & second
-    lacks(bool(shared), f"{len(shared)} questions, among them {next(iter(shared), '')[:100]}")
+    lacks(bool(shared), f"{len(shared)} prompts, among them {next(iter(shared), '')[:100]}")
 
 
 def gold_answers_get_full_marks_and_those_to_other_questions_do_not(bench: TaskBench) -> None:

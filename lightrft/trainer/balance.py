@@ -1,4 +1,4 @@
-"""Answers move between ranks until each has about as many tokens to learn from: the slowest rank sets the pace of all."""
+"""Responses move between ranks until each has about as many tokens to learn from: the slowest rank sets the pace of all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightrft.types import Trajectory
 
 
 def balanced(answers: Sequence[Trajectory], world: World) -> list[Trajectory]:
-    """This rank's share of the answers of all ranks; groups stay whole, and no gradient depends on who has what.
+    """This rank's share of the responses of all ranks; groups stay whole, and no gradient depends on who has what.
 
-    Called by all ranks. What the update reads of an answer moves with it; messages and target may come as text.
+    Called by all ranks. What the update reads of a response moves with it; messages and target may come as text.
     """
     if world.size == 1:
         return list(answers)

@@ -1,4 +1,4 @@
-"""Compares an answer with more than its siblings: with another answer to the same prompt, judged in the same way."""
+"""Compares a response with more than its siblings: with another response to the same prompt, judged in the same way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Baseline(Protocol):
 
 @dataclass(frozen=True)
 class Greedy:
-    """The reward of the most likely answer, from the weights that sampled the others (ReMax)."""
+    """The reward of the most likely response, from the weights that sampled the others (ReMax)."""
 
     config: Config
     sampler: Sampler
@@ -38,7 +38,7 @@ class Greedy:
     processor: Processor
 
     def __call__(self, step: int, groups: Sequence[Group]) -> None:
-        """RuntimeError if the reward fails for the greedy answers to all questions, of all ranks."""
+        """RuntimeError if the reward fails for the greedy responses to all prompts, of all ranks."""
         # Groups that waited know theirs already: from the weights that sampled them.
         new = [group for group in groups if not has_baseline(group)]
         sampling = replace(training_sampling(self.config.rollout, seed=0), n=1, temperature=0.0)
@@ -55,11 +55,11 @@ class Greedy:
                 t.baseline, t.baseline_parts = answer.reward, answer.parts
         if not self.sampler.world.max(any(map(has_baseline, groups))):
             raise RuntimeError(
-                f"step {step}: the reward failed for the greedy answers to all {len(groups)} questions, so there is no baseline "
+                f"step {step}: the reward failed for the greedy responses to all {len(groups)} prompts, so there is no baseline "
                 "(algorithm.advantage=greedy_baseline). See the failures above, or set algorithm.advantage=reinforce."
             )
 
 
 def has_baseline(group: Sequence[Trajectory]) -> bool:
-    """Whether it is known what the answers of a group are compared with."""
+    """Whether it is known what the responses of a group are compared with."""
     return not math.isnan(group[0].baseline)

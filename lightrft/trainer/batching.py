@@ -1,6 +1,6 @@
 """From trajectories to packed batches and back: plan who goes with whom, lay out, fill in.
 
-A prompt is laid down once per batch and followed by all its answers there; see `Inputs`.
+A prompt is laid down once per batch and followed by all its responses there; see `Inputs`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages"
 
 @dataclass(frozen=True)
 class Batching:
-    """How a rank packs its answers into micro-batches, in step with all others."""
+    """How a rank packs its responses into micro-batches, in step with all others."""
 
     config: UpdateConfig
     world: World
@@ -42,10 +42,10 @@ class Batching:
     def updates(
         self, trajectories: Sequence[Trajectory], *, seed: int, first: int = 0
     ) -> Iterator[tuple[int, list[Trajectory]]]:
-        """Number and answers of each optimizer update: `config.epochs` passes of `config.num_minibatches` updates each.
+        """Number and responses of each optimizer update: `config.epochs` passes of `config.num_minibatches` updates each.
 
         Which answers meet in which update depends on `seed` alone. `first` skips the updates before that number. Called by
-        all ranks, which all get equally many; a rank may have no answers in one.
+        all ranks, which all get equally many; a rank may have no responses in one.
         """
         for epoch in range(self.config.epochs):
             parts = minibatches(
@@ -59,7 +59,7 @@ class Batching:
     def rounds(
         self, trajectories: Sequence[Trajectory], prepare: Callable[[Batch], None] = lambda _batch: None
     ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
-        """These answers in micro-batches of `config.tokens_per_micro_batch` tokens at most; called by all ranks, see `rounds`."""
+        """These responses in micro-batches of `config.tokens_per_micro_batch` tokens at most; called by all ranks, see `rounds`."""
         share_prompts = self.config.share_prompts
         planned = plan(trajectories, self.config.tokens_per_micro_batch, share_prompts=share_prompts)
         return rounds(
@@ -79,7 +79,7 @@ def pack(
     share_prompts: bool = True,
     device: torch.device | str = "cpu",
 ) -> Batch:
-    """One batch of all these answers, in this order; `inputs=False` leaves out what only a model reads.
+    """One batch of all these responses, in this order; `inputs=False` leaves out what only a model reads.
 
     `weights` are zero until the trainer has set them. Siblings must be adjacent to share their prompt.
     """
@@ -112,7 +112,7 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
     for t in trajectories:
         if not t.prompt.token_ids:
             raise ValueError(
-                f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its answer."
+                f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its response."
             )
         siblings = previous is not None and previous.group == t.group and previous.prompt is t.prompt
         if siblings and share_prompts:
@@ -149,7 +149,7 @@ def _prompt_positions(t: Trajectory) -> Tensor:
 def response_positions(t: Trajectory) -> Tensor:
     """Text goes on counting after the prompt, in each position row from its last place (M-RoPE).
 
-    A question ends with text, so that this is one number for all axes; a clip before it may reach further in time.
+    A prompt ends with text, so that this is one number for all axes; a clip before it may reach further in time.
     """
     if t.prompt.positions is None:
         return torch.arange(len(t.prompt.token_ids), len(t.prompt.token_ids) + len(t))
@@ -181,7 +181,7 @@ def team_batches(batch: Batch, world: World, device: torch.device | str) -> Iter
     """The batch of each rank of this rank's team in turn, on `device`, and whether it is this rank's own.
 
     All ranks of a team compute each of these together (models/sequence.py); what it is worth belongs to the one whose
-    own it is: only that rank counts it, and fills in its answers. Without teams this rank's batch is the only one.
+    own it is: only that rank counts it, and fills in its responses. Without teams this rank's batch is the only one.
     """
     for shared, is_own in world.broadcast_in_turn(batch):
         assert shared.inputs is not None
@@ -200,7 +200,7 @@ def rounds(
 ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
     """All that this rank computes of what every rank has planned, so that all compute equally often; called by all ranks.
 
-    Gives the answers, a batch, and whether the batch is of these answers and counts: not if it is blank, or of another
+    Gives the responses, a batch, and whether the batch is of these responses and counts: not if it is blank, or of another
     rank of the team. `prepare` completes a batch of this rank before it goes to its team.
     """
     for answers in pad_count(planned, blank, world):
@@ -220,11 +220,11 @@ def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> Non
 def plan(
     trajectories: Sequence[Trajectory], tokens_per_micro_batch: int, *, share_prompts: bool = True
 ) -> list[list[Trajectory]]:
-    """Answers shared out over as few batches as first-fit finds, filled evenly where that goes; each reads at most
+    """Responses shared out over as few batches as first-fit finds, filled evenly where that goes; each reads at most
     `tokens_per_micro_batch` tokens.
 
-    A group stays together where it fits, so that its prompt is read once; a single answer that is longer than the
-    budget gets a batch of its own. Every answer with at least one token is in exactly one batch.
+    A group stays together where it fits, so that its prompt is read once; a single response that is longer than the
+    budget gets a batch of its own. Every response with at least one token is in exactly one batch.
     """
     pieces: list[tuple[int, list[Trajectory]]] = []
     for siblings in by_group(trajectories):
@@ -256,7 +256,7 @@ def plan(
 
 
 def dummy_answer(prompt: Prompt) -> Trajectory:
-    """An answer of one token to a prompt, from which nothing is learned."""
+    """A response of one token to a prompt, from which nothing is learned."""
     columns = {name: torch.zeros(1) for name in COLUMNS}
     return Trajectory(prompt, -1, prompt.token_ids[:1], [False], [0.0], "length", reward=0.0, columns=columns)
 
@@ -271,7 +271,7 @@ def pad_count(
 
 
 def batch_tokens(answers: Sequence[Trajectory], *, share_prompts: bool = True) -> int:
-    """Tokens the model reads for these answers in one batch."""
+    """Tokens the model reads for these responses in one batch."""
     prompts = {t.group: t.prompt for t in answers}.values() if share_prompts else [t.prompt for t in answers]
     return sum(len(t) for t in answers) + sum(len(p.token_ids) for p in prompts)
 
@@ -310,7 +310,7 @@ def _loads(sizes: Sequence[int], places: Sequence[int]) -> dict[int, int]:
 def minibatches(
     trajectories: Sequence[Trajectory], count: int, *, seed: int, world: World | None = None
 ) -> list[list[Trajectory]]:
-    """This rank's answers in the `count` parts into which those of all ranks are divided; called by all ranks.
+    """This rank's responses in the `count` parts into which those of all ranks are divided; called by all ranks.
 
     Parts are of equal size over all ranks (within one), of whole groups in random order, split only where they must be.
     So which answers meet does not depend on who has them, and a rank may have none in a part. One part keeps the order.
@@ -337,7 +337,7 @@ def minibatches(
 
 
 def by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """Answers to one draw of a prompt together, groups in the order of their first answers."""
+    """Responses of one group together, groups in the order of their first responses."""
     groups: dict[int, list[Trajectory]] = {}
     for t in trajectories:
         groups.setdefault(t.group, []).append(t)

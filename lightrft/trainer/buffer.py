@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from lightrft.config import ReplayConfig
 from lightrft.runs.storage import restored, stored
@@ -21,7 +21,7 @@ KINDS = ("carried_over", "prefetched", "unfinished")
 class RolloutBuffer:
     """Remembers groups of earlier steps, on this rank.
 
-    Answers keep the log-probs they had under the weights that sampled them (columns old and entropy); everything else is
+    Responses keep the log-probs they had under the weights that sampled them (columns old and entropy); everything else is
     computed anew in each step that learns from them.
     """
 
@@ -44,26 +44,27 @@ class RolloutBuffer:
         self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learned from in the next."""
         self.unfinished: list[Group] = []
-        """Not judged yet: some of their answers go on in the next step."""
+        """Not judged yet: some of their responses go on in the next step."""
         self.prefetched: list[Group] = []
         """Drawn for the next step (rollout.overlap_rewards), not judged yet."""
         self.asked = 0
-        """The last step whose questions were drawn ahead, whatever became of their answers."""
+        """The last step whose prompts were sampled ahead, whatever became of their responses."""
         self.replayable: list[tuple[int, Group]] = []
         """Step in which a group was learned from first, and the group; the oldest first."""
 
     def take_carried_over(self) -> list[Group]:
         """The groups that waited for this step; none wait any more."""
         taken, self.carried_over = self.carried_over, []
+        _came_as("carried_over", taken)
         return taken
 
     def take_unfinished(self) -> list[Group]:
-        """The groups whose answers are to go on; none wait any more."""
+        """The groups whose responses are to go on; none wait any more."""
         taken, self.unfinished = self.unfinished, []
         return taken
 
     def take_prefetched(self) -> list[Group]:
-        """The groups that were drawn for this step; none wait any more."""
+        """The groups that were sampled for this step; none wait any more."""
         taken, self.prefetched = self.prefetched, []
         return taken
 
@@ -76,7 +77,9 @@ class RolloutBuffer:
         """Groups of the last `max_age` steps to learn from again, at random and none twice; fewer if there are fewer."""
         self.replayable = [(born, group) for born, group in self.replayable if step - born <= self.max_age]
         places = draw.sample(range(len(self.replayable)), min(self.groups, len(self.replayable)))
-        return [self.replayable[place][1] for place in sorted(places)]
+        groups = [self.replayable[place][1] for place in sorted(places)]
+        _came_as("replayed", groups)
+        return groups
 
     def add(self, step: int, groups: Sequence[Group]) -> None:
         """Keeps the new groups of a step, if any step is to learn from them again."""
@@ -113,7 +116,7 @@ class RolloutBuffer:
         }
 
     def load(self, packed: dict[str, Any]) -> None:
-        """Takes a `packed` state back, but for judged answers that do not know the cost of a constraint that was added since."""
+        """Takes a `packed` state back, but for judged responses that do not know the cost of a constraint that was added since."""
         self._take([packed])
 
     def share(self, ranks: Sequence[dict[str, Any]], rank: int, size: int) -> None:
@@ -184,3 +187,8 @@ def _apart(t: Trajectory) -> Trajectory:
         behavior=list(t.behavior),
         columns=dict(t.columns),
     )
+
+
+def _came_as(origin: Literal["carried_over", "replayed"], groups: Sequence[Group]) -> None:
+    for t in (t for group in groups for t in group):
+        t.origin = origin

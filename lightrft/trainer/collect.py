@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -18,13 +19,15 @@ from lightrft.trainer.length import penalise_length
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.supply import Supply
+from lightrft.types import Trajectory
 
 Metrics = dict[str, float]
+Use = Literal["filtered_out", "extra", "waiting", "failed"]
 
 
 @dataclass
 class Drawn:
-    """Everything that a step has drawn so far, on this rank."""
+    """Everything that a step has sampled so far, on this rank."""
 
     groups: list[Group] = field(default_factory=list)
     """All that have rewards, whether or not they are learned from."""
@@ -32,13 +35,21 @@ class Drawn:
     """Metrics of judging them, counts/..."""
     left_out: int = 0
     """Groups with rewards that are not learned from."""
+    unused: list[Trajectory] = field(default_factory=list)
+    """Responses that this step does not learn from, each with the reason in `use`."""
     attempts: int = 0
-    """How often new questions were asked."""
+    """How often new prompts were sampled from."""
+
+    def leave_out(self, use: Use, groups: Sequence[Group]) -> None:
+        """Notes that the step does not learn from these groups, and what becomes of them."""
+        for t in (t for group in groups for t in group):
+            t.use = use
+            self.unused.append(t)
 
 
 @dataclass
 class Collector:
-    """Draws, judges and chooses the groups of a step. Every rank collects its share; all of them go on until each has enough."""
+    """Samples, judges and chooses the groups of a step. Every rank collects its share; all of them go on until each has enough."""
 
     config: Config
     world: World
@@ -48,18 +59,20 @@ class Collector:
     buffer: RolloutBuffer
     scaler: RewardScaler
     baseline: Baseline | None = None
-    """Finds the answers to compare with besides the siblings, where the algorithm asks for it."""
+    """Finds the responses to compare with besides the siblings, where the algorithm asks for it."""
+    unused: list[Trajectory] = field(default_factory=list, init=False)
+    """Responses of the last step that it did not learn from, each with the reason in `use`."""
 
     @property
     def share(self) -> int:
-        """Questions of a step on this rank."""
+        """Prompts of a step on this rank."""
         return self.config.rollout.prompts_per_step // self.world.size
 
     def collect(self, step: int) -> tuple[list[Group], Metrics]:
         """Judged groups worth learning from, `prompts_per_step / world.size` on this rank, and what is known of all drawn.
 
-        With `algorithm.group_filter` other than all, questions are drawn again until there are enough groups, at most
-        `rollout.max_sampling_rounds` times; groups that were drawn too much wait for the next step if that is set. With
+        With `algorithm.group_filter` other than all, prompts are sampled again until there are enough groups, at most
+        `rollout.max_sampling_rounds` times; surplus groups wait for the next step if that is set. With
         `rollout.max_tokens_per_step` there are as many as have been answered to the end, at least one, a step's worth on average.
         Where a reward failed there are fewer, and the step is a little smaller.
         """
@@ -80,18 +93,19 @@ class Collector:
             metrics["rollout/groups_carried_over"] = self._sum(len(surplus))
         metrics["rollout/groups_filtered_out"] = self._sum(drawn.left_out)
         metrics |= self.scaler.update([t for group in drawn.groups for t in group])
+        self.unused = drawn.unused
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
                 t.mask = [False] * len(t)
         return kept, metrics
 
     def _asks(self, attempts: int) -> bool:
-        """Whether new questions may be asked: once, and again only if some groups are not worth learning from."""
+        """Whether new prompts may be used: once, and again only if some groups are not worth learning from."""
         chooses = self.algorithm.config.group_filter != "all"
         return attempts == 0 or (chooses and attempts < self.config.rollout.max_sampling_rounds)
 
     def _must_wait(self, kept: Sequence[Group]) -> bool:
-        """Whether no rank has a group, but some have answers that are not at their end: a step needs at least one."""
+        """Whether no rank has a group, but some have responses that are not at their end: a step needs at least one."""
         return not self.world.max(len(kept)) and bool(self.world.max(len(self.buffer.unfinished)))
 
     def _worthy(self, judged: RewardResult, drawn: Drawn) -> list[Group]:
@@ -102,6 +116,8 @@ class Collector:
         drawn.groups += groups
         worthy = [group for group in groups if self.algorithm.group_filter(group)]
         drawn.left_out += len(groups) - len(worthy)
+        drawn.leave_out("failed", [judged.dropped])
+        drawn.leave_out("filtered_out", [group for group in groups if not any(group is x for x in worthy)])
         # Groups are chosen by what was right, so before the penalty.
         penalise_length(
             (t for group in groups for t in group), self.algorithm.config, self.config.rollout.max_tokens
@@ -114,11 +130,11 @@ class Collector:
             return
         config = self.config.rollout
         raise RuntimeError(
-            f"step {step}: no group of answers is left to learn from after {drawn.attempts} draws of {self.share} questions "
+            f"step {step}: no group of responses is left to learn from after {drawn.attempts} sampling rounds of {self.share} prompts "
             f"(algorithm.group_filter={self.algorithm.config.group_filter}, rollout.max_sampling_rounds={config.max_sampling_rounds}, "
-            f"{int(drawn.counts.get('counts/dropped_responses', 0))} answers dropped by failing rewards"
+            f"{int(drawn.counts.get('counts/dropped_responses', 0))} responses dropped by failing rewards"
             f"{f', rollout.max_tokens_per_step={config.max_tokens_per_step}' * bool(config.max_tokens_per_step)}). "
-            "Raise rollout.max_sampling_rounds or rollout.group_size, take easier or harder questions, or set algorithm.group_filter=all."
+            "Raise rollout.max_sampling_rounds or rollout.group_size, take easier or harder prompts, or set algorithm.group_filter=all."
         )
 
     def _divided(self, step: int, kept: list[Group], drawn: Drawn) -> tuple[list[Group], list[Group]]:
@@ -127,15 +143,19 @@ class Collector:
         carries = self.config.rollout.extra_groups == "carry_over"
         most = before if self.algorithm.config.group_filter == "all" else self.share
         # No more wait than the next step needs, so that none is older than one step.
-        kept, surplus = kept[:most], kept[most : most + self.share] if carries else []
+        last = most + self.share if carries else most
+        drawn.leave_out("extra", kept[last:])
+        kept, surplus = kept[:most], kept[most:last]
         if self.baseline is not None:
             self.baseline(step, [*kept, *surplus])
+            drawn.leave_out("failed", [g for g in [*kept, *surplus] if not has_baseline(g)])
             kept, surplus = ([g for g in groups if has_baseline(g)] for groups in (kept, surplus))
+        drawn.leave_out("waiting", surplus)
         drawn.left_out += before - len(kept) - len(surplus)
         return kept, surplus
 
     def _of_rollout(self, groups: Sequence[Group]) -> Metrics:
-        """How fast answers were drawn in this step, and by which weights those were that are judged now."""
+        """How fast responses were sampled in this step, and by which weights those were that are judged now."""
         answers = [t for group in groups for t in group]
         tokens, seconds = self.supply.spent()
         seconds = max(self.world.max(seconds), 1e-9)
@@ -148,7 +168,7 @@ class Collector:
             "rollout/oldest_weight_version": -self.world.max(-oldest),
         }
         unfinished = self._sum(len(self.buffer.unfinished))
-        # A resume may have brought such answers whatever the settings are now.
+        # A resume may have brought such responses whatever the settings are now.
         if (
             self.config.rollout.max_tokens_per_step
             or self.config.rollout.overlap_rewards

@@ -1,4 +1,4 @@
-"""What a few sampled answers say about a model: pass@k, maj@k, and how sure one can be."""
+"""What a few sampled responses say about a model: pass@k, maj@k, and how sure one can be."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy
 from lightrft.utils.intervals import wilson
 
 RESAMPLES = 2000
-"""Bootstrap samples of the questions."""
+"""Bootstrap samples of the prompts."""
 Vote = tuple[Hashable | None, bool]
 """The answer extracted from one sample (None: there was none), and whether it is right."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions and its 95 % confidence interval; all NaN if there were no questions."""
+    """A mean over prompts and its 95 % confidence interval; all NaN if there were no prompts."""
 
     mean: float
     low: float
@@ -27,10 +27,10 @@ class Estimate:
 
 
 def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of one value per question.
+    """The mean of one value per prompt.
 
-    Values that are all 0 or 1 get Wilson's interval, which is right for few questions and for none or all solved; any
-    others a percentile bootstrap over questions (Efron 1979), in which `seed` fixes the resamples.
+    Values that are all 0 or 1 get Wilson's interval, which is right for few prompts and for none or all solved; any
+    others a percentile bootstrap over prompts (Efron 1979), in which `seed` fixes the resamples.
     """
     if not values:
         return Estimate(math.nan, math.nan, math.nan)
@@ -41,12 +41,12 @@ def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def pass_at_k(counts: Sequence[tuple[int, int]], k: int, seed: int = 0) -> Estimate:
-    """pass@k over questions, from (samples, right ones) of each."""
+    """pass@k over prompts, from (samples, right ones) of each."""
     return mean_estimate([pass_chance(n, c, k) for n, c in counts], seed)
 
 
 def majority_at_k(votes: Sequence[Sequence[Vote]], k: int, seed: int = 0) -> Estimate:
-    """maj@k over questions, from the votes of each one's samples."""
+    """maj@k over prompts, from the votes of each one's samples."""
     return mean_estimate([majority_chance(samples, k) for samples in votes], seed)
 
 
@@ -119,7 +119,7 @@ def _binomial(n: int, x: int, p: float) -> float:
 
 
 def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float]:
-    """2.5 % and 97.5 % quantile of the mean over questions drawn with replacement."""
+    """2.5 % and 97.5 % quantile of the mean over prompts drawn with replacement."""
     draw, array = numpy.random.default_rng(seed), numpy.asarray(values, dtype=numpy.float64)
     means = [array[draw.integers(len(array), size=len(array))].mean() for _ in range(RESAMPLES)]
     low, high = numpy.quantile(means, [0.025, 0.975])

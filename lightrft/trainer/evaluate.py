@@ -1,4 +1,4 @@
-"""Held-out evaluation: sample, judge by the task's own reward, estimate, and save every answer."""
+"""Held-out evaluation: sample, judge by the task's own reward, estimate, and save every response."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lightrft.utils.answers import vote
 from lightrft.utils.seeding import derive_seed
 
 RIGHT = "\0right"
-"""The vote of all answers that were judged right."""
+"""The vote of all responses that were judged right."""
 OPEN_AT_ONCE = 32
-"""Questions whose media are in memory at the same time."""
+"""Prompts whose media are in memory at the same time."""
 FULL_MARKS = 1.0 - 1e-6
-"""An answer is right if every reward that has a positive weight gives it at least this."""
+"""A response is right if every reward that has a positive weight gives it at least this."""
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """The held-out questions of one task."""
+    """The held-out prompts of one task."""
 
     task: Task
     prompts: Sequence[Prompt]
@@ -41,7 +41,7 @@ class EvalSet:
 
 @dataclass
 class Evaluator:
-    """Asks the held-out questions, always the same and with the same seeds; untouched by training's random numbers."""
+    """Evaluates on the held-out prompts, always the same and with the same seeds; untouched by training's random numbers."""
 
     eval_sets: Sequence[EvalSet]
     rewards: RewardRunner
@@ -49,20 +49,20 @@ class Evaluator:
     processor: Processor
     config: EvaluateConfig
     max_tokens: int
-    """Most tokens of a response; 0: what each task says that its answers need."""
+    """Most tokens of a response; 0: what each task says that its responses need."""
     stop: tuple[str, ...]
     seed: int
     folder: Path
     world: World
     open: Callable[[Prompt], Prompt | None] = lambda prompt: prompt
-    """Reads the media of a question; None for one that cannot be used, which is then left out and counted in the log."""
+    """Reads the media of a prompt; None for one that cannot be used, which is then left out and counted in the log."""
 
     def sample(
         self, engine: Engine, *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Trajectory]]:
-        """Answers to this rank's share of the questions of all evaluation sets, one group per question.
+        """Responses to this rank's share of the prompts of all evaluation sets, one group per prompt.
 
-        Questions with media are asked a few at a time and forget them afterwards. Consecutive sets whose responses may be equally
+        Prompts with media are sampled a few at a time and forget them afterwards. Consecutive sets whose responses may be equally
         long are asked in one call.
         """
         total = len(range(self.world.rank, sum(len(s.prompts) for s in self.eval_sets), self.world.size))
@@ -70,7 +70,7 @@ class Evaluator:
         before = 0
         for max_tokens, sets in groupby(self.eval_sets, lambda s: self.max_tokens or s.task.max_tokens):
             prompts = [p for eval_set in sets for p in eval_set.prompts]
-            # The questions of all sets are shared out by their place among all of them, which also seeds their responses.
+            # The prompts of all sets are shared out by their place among all of them, which also seeds their responses.
             skipped = (self.world.rank - before) % self.world.size
             mine = prompts[skipped :: self.world.size]
             size = OPEN_AT_ONCE if any(has_media(p.messages) for p in mine) else max(1, len(mine))
@@ -82,7 +82,7 @@ class Evaluator:
         return groups
 
     def _sampling(self, max_tokens: int, first_index: int) -> Sampling:
-        """How questions are asked of which the first has this place among those of all sets."""
+        """How prompts are sampled of which the first has this place among those of all sets."""
         return Sampling(
             n=self.config.samples,
             max_tokens=max_tokens,
@@ -101,7 +101,7 @@ class Evaluator:
         sampling: Sampling,
         progress: Callable[[int, int], None] | None,
     ) -> list[list[Trajectory]]:
-        """The responses to some questions, whose media are read for this call only."""
+        """The responses to some prompts, whose media are read for this call only."""
         pairs = [(p, o) for p in prompts if (o := self.open(p)) is not None]
         asked = rollout(engine, [opened for _, opened in pairs], sampling, self.processor, progress=progress)
         for (prompt, _), group in zip(pairs, asked, strict=True):
@@ -110,7 +110,7 @@ class Evaluator:
         return asked
 
     def report(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
-        """Score by task of judged answers, and their weighted mean; writes `label`.jsonl (every answer) and `label`.json (all
+        """Score by task of judged responses, and their weighted mean; writes `label`.jsonl (every response) and `label`.json (all
         estimates)."""
         mine = [self._row(t) for group in groups for t in group]
         rows = [row for rank in self.world.gather(mine) for row in rank]
@@ -123,7 +123,7 @@ class Evaluator:
         return {**scores, "mean": mean}
 
     def _estimates(self, eval_set: EvalSet, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Every estimate of one evaluation set, with 95 % confidence intervals over questions."""
+        """Every estimate of one evaluation set, with 95 % confidence intervals over prompts."""
         by_question: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             if row["source"] == eval_set.task.name and row["reward"] is not None:
@@ -154,7 +154,7 @@ class Evaluator:
     def _row(self, t: Trajectory) -> dict[str, Any]:
         failed = (
             t.reward != t.reward
-        )  # NaN: its reward raised, hung or was no number; such an answer is not counted
+        )  # NaN: its reward raised, hung or was no number; such a response is not counted
         return {
             "id": t.prompt.id,
             "source": t.prompt.source,
@@ -169,7 +169,7 @@ class Evaluator:
         }
 
     def _right(self, t: Trajectory) -> bool:
-        """Whether all that is rewarded has full marks; what a negative weight takes off makes no answer wrong."""
+        """Whether all that is rewarded has full marks; what a negative weight takes off makes no response wrong."""
         weights = self.rewards.weights.get(t.prompt.source, {})
         labels = [self.rewards.labels[name] for name, weight in weights.items() if weight > 0]
         if not labels:
@@ -185,9 +185,9 @@ def _shifted(
 
 
 def _votes(rows: Sequence[dict[str, Any]], extract: Callable[[str], str]) -> list[Vote]:
-    """What each answer votes for; one that concludes nothing has no vote.
+    """What each response votes for; one that concludes nothing has no vote.
 
-    Of mathematics, answers of one wording with one that was judged right are the same vote: what equals the target in
+    Of mathematics, responses of one wording with one that was judged right are the same vote: what equals the target in
     two ways of writing agrees.
     """
     found = [(extract(row["response"]) or None, bool(row["correct"])) for row in rows]

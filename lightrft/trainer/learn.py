@@ -27,7 +27,7 @@ Metrics = dict[str, float]
 
 @dataclass
 class Learner:
-    """Teaches the critic and the actor from scored answers."""
+    """Teaches the critic and the actor from scored responses."""
 
     config: Config
     memory_plan: MemoryPlan
@@ -62,7 +62,7 @@ class Learner:
         updates: list[Metrics],
         before_update: Callable[[int, float], None],
     ) -> Metrics:
-        """Learns from the answers; what each update of the actor reports is added to `updates` as it comes. By all ranks."""
+        """Learns from the responses; what each update of the actor reports is added to `updates` as it comes. By all ranks."""
         criticism: list[Metrics] = []
         with self.memory_plan(Phase.TRAIN):
             if self.critic is not None:

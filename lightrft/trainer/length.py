@@ -1,4 +1,4 @@
-"""The soft penalty on answers that come close to the limit, taken off their rewards."""
+"""The soft penalty on responses that come close to the limit, taken off their rewards."""
 
 from __future__ import annotations
 

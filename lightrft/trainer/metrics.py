@@ -12,14 +12,14 @@ from lightrft.parallel.world import World
 from lightrft.types import Batch, Trajectory
 
 METRICS: dict[str, str] = {
-    "reward/mean": "mean reward of the step's answers, as drawn (before any group is left out)",
+    "reward/mean": "mean reward of the step's responses, as sampled (before any group is left out)",
     "reward/std": "population standard deviation of those rewards",
-    "reward/PART": "mean of one reward function over the answers of tasks that have it, unweighted",
-    "reward/overlong": "mean share of algorithm.overlong_penalty that an answer pays for its length; only with algorithm.overlong_buffer",
+    "reward/PART": "mean of one reward function over the responses of tasks that have it, unweighted",
+    "reward/overlong": "mean share of algorithm.overlong_penalty that a response pays for its length; only with algorithm.overlong_buffer",
     "reward/zero_std_fraction": "share of groups whose rewards are all equal, so that nothing can be learned from them",
-    "length/mean": "mean tokens of an answer",
-    "length/max": "most tokens of an answer",
-    "length/truncated_fraction": "share of answers cut at rollout.max_tokens",
+    "length/mean": "mean tokens of a response",
+    "length/max": "most tokens of a response",
+    "length/truncated_fraction": "share of responses truncated at rollout.max_tokens",
     "entropy": "mean entropy of the next-token distribution over the learned tokens, nats, at the sampling temperature",
     "kl": "mean estimated divergence from the reference model (algorithm.kl); only with a reference",
     "kl_coefficient": "algorithm.kl_coefficient in this step, which algorithm.kl_target moves; only with a reference",
@@ -32,7 +32,7 @@ METRICS: dict[str, str] = {
     "clip/high": "fraction of tokens that it stops with a ratio above 1",
     "loss": "the weighted loss, averaged over the updates of the step",
     "update/token_budget_used": "share of update.tokens_per_micro_batch that micro-batches fill on average, in tokens read",
-    "update/padding_avoided": "share of padding if the answers of an update were laid out as a rectangle, prompts and answers each as long as the longest",
+    "update/padding_avoided": "share of padding if the responses of an update were laid out as a rectangle, prompts and responses each as long as the longest",
     "update/rank_balance": "tokens read by a rank on average / by the busiest rank; 1 is even; only with several ranks",
     "grad_norm": "global gradient norm before clipping, averaged over the updates of the step",
     "learning_rate": "learning rate of the step's last update",
@@ -48,15 +48,15 @@ METRICS: dict[str, str] = {
     "critic/learning_rate": "its learning rate, averaged over its updates of the step",
     "critic/clip_fraction": "share of tokens at which critic.value_clip holds it back",
     "critic/counts/skipped_updates": "its updates skipped for a NaN or infinite loss or gradient, in this step",
-    "rollout/oldest_weight_version": "updates the weights had seen that sampled this step's answers, or the oldest token among them",
+    "rollout/oldest_weight_version": "updates the weights had seen that sampled this step's responses, or the oldest token among them",
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
     "rollout/tokens_per_second_per_device": "the same of one rank, on average",
-    "rollout/sampling_rounds": "rounds of drawing questions; more than one only with algorithm.group_filter",
+    "rollout/sampling_rounds": "rounds of sampling; more than one only with algorithm.group_filter",
     "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards, or where a resume left some",
-    "rollout/groups_unfinished": "groups whose answers go on in the next step, all ranks; only with the same",
-    "rollout/groups_filtered_out": "groups drawn and not learned from (algorithm.group_filter), all ranks",
-    "rollout/groups_carried_over": "groups drawn too much that wait for the next step, all ranks; only with rollout.extra_groups=carry_over",
-    "seconds/rollout": "time sampling answers, on the rank where it took longest, as all seconds/",
+    "rollout/groups_unfinished": "groups whose responses go on in the next step, all ranks; only with the same",
+    "rollout/groups_filtered_out": "groups sampled and not learned from (algorithm.group_filter), all ranks",
+    "rollout/groups_carried_over": "surplus groups that wait for the next step, all ranks; only with rollout.extra_groups=carry_over",
+    "seconds/rollout": "time sampling responses, on the rank where it took longest, as all seconds/",
     "seconds/score": "time for rewards, old and reference log-probs, advantages",
     "seconds/sync": "time bringing new weights to the engine",
     "seconds/train": "time for gradients and updates",
@@ -66,11 +66,11 @@ METRICS: dict[str, str] = {
     "memory/rss_gib": "host memory held at the end of the step, largest rank, GiB",
     "memory/device/PHASE": "most device memory allocated in a phase, moving in and out included, largest rank, GiB; only on an accelerator",
     "memory/peak_gib": "most host memory ever held, largest rank, GiB",
-    "counts/dropped_responses": "answers dropped because a reward failed (rewards.on_failure=drop)",
+    "counts/dropped_responses": "responses dropped because a reward failed (rewards.on_failure=drop)",
     "counts/failed/PART": "failures of one reward function",
     "counts/skipped_updates": "updates skipped for a NaN or infinite loss or gradient, in this step",
     "counts/tokens_read": "tokens that the updates of the step read, each prompt once per micro-batch, all ranks",
-    "counts/responses": "answers drawn and judged in this step, all ranks, whether or not they are learned from",
+    "counts/responses": "responses sampled and judged in this step, all ranks, whether or not they are learned from",
     "evaluation/TASK": "held-out score of a task: mean reward of the task's own reward function",
     "evaluation/mean": "the scores of all evaluation tasks, weighted",
     "nll": "mean of -log p over the tokens that are learned, nats; this and what follows only in supervised fine-tuning",
@@ -136,7 +136,7 @@ class Layout:
     """Read by the model: each prompt once per batch."""
     answers: int = 0
     whole: int = 0
-    """Of all answers, each with its prompt."""
+    """Of all responses, each with its prompt."""
     longest_prompt: int = 0
     longest_answer: int = 0
 
@@ -170,14 +170,14 @@ class Layout:
 
 
 def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, float]:
-    """Reward, length and truncation over all answers of a step, all ranks."""
+    """Reward, length and truncation over all responses of a step, all ranks."""
     ts = [t for group in groups for t in group]
     parts: dict[str, float] = {}
     for name, value in (part for t in ts for part in t.parts.items()):
         parts[name] = parts.get(name, 0.0) + value
         parts[f"{name}\0"] = (
             parts.get(f"{name}\0", 0.0) + 1
-        )  # how many answers were given it: tasks have their own
+        )  # how many responses were given it: tasks have their own
     by_part = world.sum_by_name(parts)
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))

@@ -24,7 +24,7 @@ class Agreement:
     _told: bool = False
 
     def check(self, metrics: Mapping[str, float]) -> None:
-        """Looks at mismatch/... of one step. What only a part was drawn from differs anyway."""
+        """Looks at mismatch/... of one step. What only a part was sampled from differs anyway."""
         if self._told or "mismatch/max" not in metrics or cuts(self.config.rollout):
             return
         told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
@@ -36,7 +36,7 @@ class Agreement:
 
 
 def cuts(roll: RolloutConfig) -> bool:
-    """Whether tokens are drawn from a part of the distribution, so that part of the difference is meant."""
+    """Whether tokens are sampled from a part of the distribution, so that part of the difference is meant."""
     return bool(roll.top_k or roll.first_token_top_k or roll.top_p < 1 or roll.min_p)
 
 
@@ -49,6 +49,6 @@ def disagreement(config: Config, mean: float, largest: float) -> str:
         return ""
     return (
         f"engine and trainer do not agree: the {name} difference is {found:.2g}, usual for {dtype} is at most {limit:g}. Likely causes: other weights in the "
-        "engine than in the trainer, another temperature, sampling settings that cut the distribution, another prompt (template), "
+        "engine than in the trainer, another temperature, sampling settings that truncate the distribution, another prompt (template), "
         "or attention that is computed differently (compare with model.attention=separate)."
     )

@@ -1,7 +1,7 @@
 """One step of reinforcement learning. Read this first.
 
-The engine gets the policy's present weights and samples answers to new questions, which rewards judge (`collect`). All models
-that look at the answers say their log-probs and values, from which rewards become advantages (`score`). Then the policy,
+The engine gets the policy's present weights and samples responses to new prompts, which rewards judge (`collect`). All models
+that look at the responses say their log-probs and values, from which rewards become advantages (`score`). Then the policy,
 and the critic if there is one, learn from them in gradient steps (`update`). What does not fit into a step waits in the
 buffer for the next one. trainer/run.py takes step after step, and writes down, evaluates and saves.
 """
@@ -9,8 +9,9 @@ buffer for the next one. trainer/run.py takes step after step, and writes down, 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lightrft.config import Config
 from lightrft.models.processor import Processor
@@ -64,7 +65,7 @@ class RLTrainer:
         self.sampler.push = self.push_weights  # a subclass's way holds wherever the engine samples
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
-        """One step: everything between two sets of weights. Its metrics, and all answers that were scored."""
+        """One step: everything between two sets of weights. Its metrics, and the responses it learned from, then those it did not."""
         self.push_weights()
         fresh, metrics = self.collect(step)
         draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))
@@ -72,19 +73,20 @@ class RLTrainer:
         trajectories = [t for group in groups for t in group]
         metrics |= self.score(trajectories)
         self.buffer.add(step, fresh)
-        # Advantages compare whole groups, so answers are chosen after they are scored.
+        # Advantages compare whole groups, so responses are chosen after they are scored.
         chosen = [t for group in groups for t in self.learner.algorithm.response_filter(group, draw)]
+        mark_use(trajectories, chosen)
         metrics |= self.update(step, balanced(chosen, self.world))
         metrics |= self.learner.follow(step, metrics)
         self.buffer.mark_stale()
-        return metrics, trajectories
+        return metrics, trajectories + self.collector.unused
 
     def push_weights(self) -> None:
         """The engine samples from the actor's present weights; called by all ranks."""
         self.sampler.push_weights()
 
     def collect(self, step: int) -> tuple[list[Group], Metrics]:
-        """Judged groups worth learning from, this rank's share, and what is known of all drawn."""
+        """Judged groups worth learning from, this rank's share, and what is known of all sampled."""
         return self.collector.collect(step)
 
     def score(self, trajectories: list[Trajectory]) -> Metrics:
@@ -93,21 +95,21 @@ class RLTrainer:
         return self.scorer.score(trajectories, self.learner.algorithm, waiting)
 
     def update(self, step: int, trajectories: list[Trajectory]) -> Metrics:
-        """Learns from the answers; capsules of the step are written on the way if they are wanted."""
+        """Learns from the responses; capsules of the step are written on the way if they are wanted."""
         self.journal.progress.phase("train")
         self.whole = False
         with self.capture.of(step, trajectories) as (before_update, updates):
             return self.learner.update(step, trajectories, updates=updates, before_update=before_update)
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
-        """Metrics and answers of a step, to files."""
+        """Metrics and responses of a step, to files."""
         self.journal.log(step, metrics)
         every = self.config.log.trajectories_every_steps
         if every and step % every == 0:
             self.journal.save(step, trajectories, self.processor, self.config.log.token_columns)
 
     def evaluate(self, label: str) -> Evaluation:
-        """Held-out scores by task; every answer goes into the run folder under `label`."""
+        """Held-out scores by task; every response goes into the run folder under `label`."""
         engine, progress = self.sampler.engine, self.sampler.progress
         groups = self.sampler(lambda: self.evaluator.sample(engine, progress=progress))
         self.sampler.judged(self.evaluator.rewards, [t for group in groups for t in group])
@@ -136,3 +138,11 @@ class RLTrainer:
     def followers(self) -> Mapping[str, Frozen]:
         """The frozen models that are no longer those that the run began with, by name."""
         return self.learner.followers
+
+
+def mark_use(scored: Sequence[Trajectory], chosen: Sequence[Trajectory]) -> None:
+    """Notes which of the scored responses are learned from."""
+    selected = {id(t) for t in chosen}
+    for t in scored:
+        learned: Literal["trained", "masked"] = "trained" if any(t.mask) or not t.mask else "masked"
+        t.use = learned if id(t) in selected else "unselected"

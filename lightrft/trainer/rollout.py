@@ -29,17 +29,18 @@ def rollout(
     most_now: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Trajectory]]:
-    """`sampling.n` answers to each prompt; each prompt's answers are one group, numbered from `first_group` by place.
+    """`sampling.n` responses to each prompt; each prompt's responses are one group, numbered from `first_group` by place.
 
-    `unfinished` answers of earlier calls go on, and are changed in place. With `most_now` no answer gets more tokens than that
-    in this call; what is cut by it is paused. `progress` is told how many answers are finished, and of how many. Sampled tokens
-    are kept as sampled; the decoded answer is for rewards and readers only.
+    `unfinished` responses of earlier calls go on, and are changed in place. With `most_now` no response gets more tokens than that
+    in this call; what reaches it is paused. `progress` is told how many responses are finished, and of how many. Sampled tokens
+    are kept as sampled; the decoded response is for rewards and readers only.
     """
     unfinished = _with_room(unfinished, sampling.max_tokens)
     limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
     total = len(prompts) * sampling.n + len(unfinished)
     tell = None if progress is None else lambda finished, _tokens: progress(finished, total)
     asked = [*prompts, *(going_on(t, min(limit, sampling.max_tokens - len(t))) for t in unfinished)]
+    sampling = processor.stopping(sampling)
     completions = engine.generate(asked, replace(sampling, max_tokens=limit), tell)
     _check(engine, asked, completions, sampling.n)
     groups = [
@@ -67,7 +68,7 @@ def rollout(
 
 
 def _with_room(unfinished: Sequence[Trajectory], max_tokens: int) -> list[Trajectory]:
-    """The answers that may get another token; the others, from before the limit was lowered, are at their end."""
+    """The responses that may get another token; the others, from before the limit was lowered, are at their end."""
     for t in unfinished:
         if len(t) >= max_tokens:
             t.finish = "length"
@@ -75,7 +76,7 @@ def _with_room(unfinished: Sequence[Trajectory], max_tokens: int) -> list[Trajec
 
 
 def going_on(t: Trajectory, max_tokens: int) -> Prompt:
-    """The question with what has been answered, for the engine to go on by at most so many tokens."""
+    """The prompt with the response so far, for the engine to go on by at most so many tokens."""
     tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
     if positions is not None:
         positions = torch.cat([positions, response_positions(t)], -1)
@@ -96,11 +97,11 @@ def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Com
     """EngineError if an engine gave something else than was asked for."""
     told = ""
     if len(found) != len(asked):
-        told = f"answers to {len(found)} questions instead of {len(asked)}"
+        told = f"responses to {len(found)} prompts instead of {len(asked)}"
     for prompt, answers in zip(asked, found, strict=False):
         wanted = n if prompt.continuation is None else 1
         if len(answers) != wanted:
-            told = told or f"{len(answers)} answers to a question instead of {wanted}"
+            told = told or f"{len(answers)} responses to a prompt instead of {wanted}"
         for c in answers:
             if len(c.logprobs) != len(c.token_ids):
                 told = told or f"{len(c.logprobs)} log-probs for {len(c.token_ids)} tokens"
@@ -112,7 +113,7 @@ def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Com
 
 
 def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogProbs:
-    """Log-probs and entropy of a batch under the distribution that `training_sampling` draws from."""
+    """Log-probs and entropy of a batch under the distribution that `training_sampling` samples from."""
     return logprobs(
         module,
         batch,
@@ -126,7 +127,7 @@ def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogPro
 def needs_old(config: Config, algorithm: Algorithm) -> bool:
     """Whether the log-probs at sampling must be computed by themselves.
 
-    With a single update per step of new answers they are the new ones, bit for bit, and the pass is left out.
+    With a single update per step of new responses they are the new ones, bit for bit, and the pass is left out.
     """
     several = config.update.epochs * config.update.num_minibatches > 1
     roll = config.rollout
@@ -140,7 +141,7 @@ def needs_old(config: Config, algorithm: Algorithm) -> bool:
 
 
 def training_sampling(config: RolloutConfig, seed: int, world: World | None = None) -> Sampling:
-    """How answers to learn from are drawn; with `world`, by every rank of it to its share of the questions."""
+    """How responses to learn from are sampled; with `world`, by every rank of it to its share of the prompts."""
     world = World() if world is None else world
     return Sampling(
         first_index=world.rank,

@@ -100,12 +100,13 @@ class Evaluation:
 
 @dataclass
 class Journal:
-    """Where a run writes down what happens: metrics, answers, the terminal."""
+    """Where a run writes down what happens: metrics, responses, the terminal."""
 
     folder: Path
     progress: Progress
     logger: Logger | None
     """Only on the first rank."""
+    rank: int = 0
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Metrics to the files."""
@@ -116,10 +117,11 @@ class Journal:
     def save(
         self, step: int, trajectories: Sequence[Trajectory], processor: Processor, columns: bool
     ) -> None:
-        """The answers of the first rank; `columns`: with what is known of each token."""
-        if self.logger is not None:
-            with explained(self.folder):
-                saved.save(self.folder, step, trajectories, pieces=processor.pieces, columns=columns)
+        """The responses of this rank; `columns`: with what is known of each token."""
+        with explained(self.folder):
+            saved.save(
+                self.folder, step, trajectories, rank=self.rank, pieces=processor.pieces, columns=columns
+            )
 
 
 class Trainer(Protocol):
@@ -155,7 +157,7 @@ class Trainer(Protocol):
         ...
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
-        """Takes one step, counted from 1; its metrics and its answers."""
+        """Takes one step, counted from 1; its metrics and its responses."""
         ...
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:

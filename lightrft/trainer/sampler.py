@@ -57,7 +57,7 @@ class Unchanging:
 class Sampler:
     """`sampler(draw)` calls `draw` where the engine may sample, from the policy's present weights.
 
-    Used wherever answers are drawn: by training, by evaluation, by `lightrft check`, and where the policy judges itself.
+    Used wherever responses are sampled: by training, by evaluation, by `lightrft check`, and where the policy judges itself.
     """
 
     engine: Engine
@@ -67,7 +67,7 @@ class Sampler:
     restarts: int = 0
     """How often an engine that dies is started again in one call."""
     progress: Callable[[int, int], None] = lambda _finished, _total: None
-    """For who draws to tell how many answers are finished, and of how many."""
+    """For who samples to tell how many responses are finished, and of how many."""
     push: Callable[[], None] = field(init=False)
     """How weights come to the engine before it samples: `push_weights`, unless whoever holds the sampler has another way."""
     _pushed: bool = False
@@ -103,7 +103,7 @@ class Sampler:
             died: EngineDiedError | None = None
             with self.sampling():
                 try:
-                    # A rank that has its answers only takes part in giving weights to the engine again.
+                    # A rank that has its responses only takes part in giving weights to the engine again.
                     found = found or [draw()]
                 except EngineDiedError as error:
                     died = error
@@ -124,7 +124,7 @@ class Sampler:
         return found[0]
 
     def judged(self, judge: RewardRunner, answers: Sequence[Trajectory]) -> RewardResult:
-        """The answers with their rewards; called by all ranks."""
+        """The responses with their rewards; called by all ranks."""
         return self.where_it_judges(judge, lambda: judge(answers))
 
     def where_it_judges(self, judge: RewardRunner, call: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ from lightrft.types import Trajectory
 
 
 class RewardScaler:
-    """Sees every judged answer of training once, and knows what a reward is worth now. Evaluation never passes here."""
+    """Sees every judged response of training once, and knows what a reward is worth now. Evaluation never passes here."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class RewardScaler:
         self.multiplier = constraint.multiplier
 
     def update(self, answers: Sequence[Trajectory]) -> dict[str, float]:
-        """Takes the judged answers of a step, all ranks, into account; returns what is worth logging."""
+        """Takes the judged responses of a step, all ranks, into account; returns what is worth logging."""
         if self.rewards.normalise != "none":
             for task, moments in self.moments.items():
                 rewards = [t.reward for t in answers if t.prompt.source == task]
@@ -49,11 +49,11 @@ class RewardScaler:
         return {"constraint/multiplier": self.multiplier}
 
     def transform(self, answers: Sequence[Trajectory]) -> Tensor:
-        """The score of each answer, (S,) float32."""
+        """The score of each response, (S,) float32."""
         return self._scores(answers, [t.reward for t in answers], [t.parts for t in answers])
 
     def baselines(self, answers: Sequence[Trajectory]) -> Tensor:
-        """The score of what each answer is compared with, (S,) float32; NaN where none is known."""
+        """The score of what each response is compared with, (S,) float32; NaN where none is known."""
         return self._scores(answers, [t.baseline for t in answers], [t.baseline_parts for t in answers])
 
     def _scores(

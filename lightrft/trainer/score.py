@@ -1,4 +1,4 @@
-"""Scores answers before they are learned from: log-probs of all models that look at them, values, advantages."""
+"""Scores responses before they are learned from: log-probs of all models that look at them, values, advantages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightrft.utils.interrupt import Interrupt
 
 @dataclass
 class Scorer:
-    """Fills the columns of answers: log-probs of whoever is asked for, values, then rewards, advantages and returns."""
+    """Fills the columns of responses: log-probs of whoever is asked for, values, then rewards, advantages and returns."""
 
     config: Config
     world: World
@@ -51,7 +51,7 @@ class Scorer:
         with self.memory_plan(Phase.SCORE):
             filled = self._by_models(trajectories, waiting)
             whole = pack(trajectories, inputs=False)
-            for name in filled if not trajectories else ():  # all answers of this rank were dropped
+            for name in filled if not trajectories else ():  # all responses of this rank were dropped
                 setattr(whole, name, torch.zeros(0))
             whole.scores = self.scaler.transform(trajectories)
             if algorithm.needs_baseline:
@@ -68,8 +68,8 @@ class Scorer:
     def _by_models(self, trajectories: Sequence[Trajectory], waiting: Sequence[Trajectory]) -> list[str]:
         """Fills the columns that models give; their names."""
         filled: list[str] = []
-        # Once an answer of earlier weights is among them, none may do without: a column is for all answers or for none. A resume
-        # may have brought such answers whatever the settings are now.
+        # Once a response of earlier weights is among them, none may do without: a column is for all responses or for none. A resume
+        # may have brought such responses whatever the settings are now.
         older = any(t.stale or "old" in t.columns for t in trajectories)
         if self.needs_old or not self.world.all(not older):
             filled += ["old", "entropy"]
@@ -96,7 +96,7 @@ class Scorer:
         compute: Callable[[Batch], tuple[Tensor, ...]],
         *names: str,
     ) -> None:
-        """Gives each answer the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
+        """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
         for t in (t for t in answers if not len(t)):  # in no batch
             t.columns |= {name: torch.zeros(0) for name in names}
         for part, batch, counts in self.batching.rounds(answers):

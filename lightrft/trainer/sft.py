@@ -46,7 +46,7 @@ class SFTTrainer:
     batching: Batching
     model: Trainable
     prompts: PromptLoader
-    """Prompts whose target is the answer to learn (see datasets/conversations.py)."""
+    """Prompts whose target is the response to learn (see datasets/conversations.py)."""
     held_out: Sequence[HeldOut]
     journal: Journal
     interrupt: Interrupt

@@ -21,7 +21,7 @@ from lightrft.utils.seeding import derive_seed
 
 
 class Supply(Protocol):
-    """A source of judged answers in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
+    """A source of judged responses in whole groups. Chosen when the run is built (build/assemble.py), so that no step asks which it is."""
 
     @property
     def weight_version(self) -> int:
@@ -29,7 +29,7 @@ class Supply(Protocol):
         ...
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
-        """The answers to `count` new questions of this rank, or what is there of them by now. `attempt` counts the questions
+        """The responses to `count` new prompts of this rank, or what is there of them by now. `attempt` counts the prompts
         asked in a step, from 1; with `count` 0 nothing new is asked. Called by all ranks."""
         ...
 
@@ -40,7 +40,7 @@ class Supply(Protocol):
 
 @dataclass
 class Fresh:
-    """Asks and waits for every answer: all come from the weights that learn from them."""
+    """Samples and waits for every response: all come from the weights that learn from them."""
 
     config: Config
     sampler: Sampler
@@ -56,26 +56,26 @@ class Fresh:
         return self.sampler.engine.weight_version
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
-        """Groups of `count` new prompts, answered and judged."""
+        """Groups of `count` new prompts, sampled and judged."""
         return self.judged(self.ask(step, attempt, count))
 
     def ask(self, step: int, attempt: int, count: int, *, again: bool = False) -> list[Group]:
-        """Whole groups, not judged yet. `again`: questions were asked for this attempt before, whose random streams are taken."""
+        """Whole groups, not judged yet. `again`: prompts were taken for this attempt before, whose random streams are taken."""
         return self.rollout(self.seed(step, attempt, again), count)
 
     def seed(self, step: int, attempt: int, again: bool) -> int:
-        """What fixes the random streams of an attempt's answers."""
+        """What fixes the random streams of an attempt's responses."""
         return derive_seed(self.config.seed, step, attempt, int(again))
 
     def judged(self, groups: Sequence[Group]) -> RewardResult:
-        """The answers of these groups with their rewards."""
+        """The responses of these groups with their rewards."""
         self.progress.phase("score")
         return self.sampler.judged(self.judge, [t for group in groups for t in group])
 
     def rollout(
         self, seed: int, count: int, unfinished: Sequence[Trajectory] = (), most_now: int = 0
     ) -> list[Group]:
-        """The groups of `count` new prompts; `unfinished` answers go on in place. No answer gets more than `most_now` tokens, if set."""
+        """The groups of `count` new prompts; `unfinished` responses go on in place. No response gets more than `most_now` tokens, if set."""
         config, memory_plan = self.config.rollout, self.sampler.memory_plan
         # A group is numbered by the place of its prompt in the run's sequence of draws, which is in checkpoints and only grows:
         # whatever is asked twice, waits or comes back under other settings, no two groups are ever taken for one.
@@ -108,13 +108,13 @@ class Fresh:
 
 @dataclass
 class Partial(Fresh):
-    """Lets no answer take more than rollout.max_tokens_per_step in a step: longer ones go on in the next (partial rollout).
+    """Lets no response take more than rollout.max_tokens_per_step in a step: longer ones go on in the next (partial rollout).
 
-    So the longest answers do not hold up a step; they begin with tokens of older weights, which `stale` counts.
+    So the longest responses do not hold up a step; they begin with tokens of older weights, which `stale` counts.
     """
 
     buffer: RolloutBuffer = field(kw_only=True)
-    """Where groups wait that are not answered to the end."""
+    """Where groups wait whose responses are not finished."""
 
     def ask(self, step: int, attempt: int, count: int, *, again: bool = False) -> list[Group]:
         """The groups, waiting or new, that are whole now."""
@@ -129,7 +129,7 @@ class Partial(Fresh):
 
 @dataclass
 class Ahead:
-    """Asks the questions of the next step while the rewards of this one are computed (one step off-policy).
+    """Samples from the prompts of the next step while the rewards of this one are computed (one step off-policy).
 
     Engine and rewards work at the same time; what is asked ahead is sampled before the update of this step.
     """
@@ -149,7 +149,7 @@ class Ahead:
         """Judged groups, those asked ahead first; while they are judged, the next step's are asked."""
         groups = self.buffer.take_prefetched() if attempt == 1 else []
         if not self.source.sampler.world.max(len(groups)):
-            # Otherwise the other ranks have theirs, and all answers of this one are unfinished. Where those that were asked
+            # Otherwise the other ranks have theirs, and all responses of this one are unfinished. Where those that were asked
             # ahead are unfinished on every rank, or were learned from a step early, others are asked in their place.
             again = attempt == 1 and self.buffer.asked >= step
             groups = self.source.ask(step, attempt, count, again=again)
@@ -159,7 +159,7 @@ class Ahead:
         return self.judged_meanwhile(groups, count)
 
     def judged_meanwhile(self, groups: Sequence[Group], count: int) -> RewardResult:
-        """The answers with their rewards, which are computed while as many questions of the next step are asked."""
+        """The responses with their rewards, which are computed while as many prompts of the next step are sampled from."""
         source, pool = self.source, ThreadPoolExecutor(max_workers=1)
         try:
             judging = pool.submit(source.judge, [t for group in groups for t in group])

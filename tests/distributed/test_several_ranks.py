@@ -1,9 +1,11 @@
 """Runs of two ranks: what they write once, what they count together, and work that does not come out even."""
 
 import json
+from collections import Counter
 
 import pytest
 
+from lightrft.runs import trajectories
 from tests.distributed.pair import ranks
 from tests.e2e.runs import PLAIN, steps
 
@@ -39,6 +41,11 @@ def test_ranks_write_one_run_and_count_together_and_name_the_slowest(lightrft, t
     for row in steps(folder):
         assert row["counts/responses"] + row["counts/dropped_responses"] == 16
         assert row["counts/dropped_responses"] == row["counts/failed/third"] == 4
+        saved = trajectories.load(folder, row["step"])
+        assert Counter(each["use"] for each in saved) == {"trained": row["counts/responses"], "failed": 4}
+        assert len({each["group"] for each in saved}) == 4, "of both ranks"
+        rewards = [each["reward"] for each in saved if each["use"] == "trained"]
+        assert row["reward/mean"] == pytest.approx(sum(rewards) / len(rewards), abs=1e-5)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in (line for line in lines if "reward/mean" in line):
         for phase in ("rollout", "score", "train"):

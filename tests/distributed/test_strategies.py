@@ -23,7 +23,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.models.source import CriticSource, Source
 from lightrft.models.values import values
 from lightrft.parallel.world import World
-from lightrft.testing import tiny_trajectories
+from lightrft.testing import check_strategy, tiny_trajectories
 from lightrft.trainer.batching import Batching, by_group, dummy_answer
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
@@ -131,6 +131,18 @@ def alone():
 def seeded(function, *args):
     torch.manual_seed(0)
     return function(*args)
+
+
+def checked(backend):
+    found = check_strategy(strategy_of(backend), ACTOR, tolerance=1e-5)
+    return found.passed, found.lacking
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_passes_the_checks_that_a_users_own_must_pass(backend):
+    for passed, lacking in together(checked, 2, backend):
+        assert lacking == {}
+        assert len(passed) > 5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

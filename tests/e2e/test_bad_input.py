@@ -101,7 +101,7 @@ def test_prompts_over_the_limit_follow_the_policy(lightrft, tmp_path, task, poli
         return
     output = lightrft("train", "tiny", *SMALL, *flags)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert ("skipped 1 over 20 tokens" if policy == "skip" else "1 of them cut on the left") in output
+    assert ("skipped 1 over 20 tokens" if policy == "skip" else "1 of them truncated on the left") in output
     assert f"{12 if policy == 'skip' else 13} prompts, longest 43 tokens" in log
 
 
@@ -226,7 +226,7 @@ def test_a_base_model_can_go_on_from_plain_text(lightrft, tmp_path):
         ),
         (
             ["--update.num-minibatches", "17"],
-            ["update.num_minibatches=17", "16 answers", "Lower update.num_minibatches"],
+            ["update.num_minibatches=17", "16 responses", "Lower update.num_minibatches"],
         ),
         (["--rollout.temperature", "0"], ["rollout.temperature=0", "above 0"]),
         (["--rollout.top-p", "0"], ["rollout.top_p=0"]),

@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import subprocess
+from collections import Counter
 
 import psutil
 import pytest
 import torch
 
 from lightrft.models.export import save_model
+from lightrft.runs import trajectories
 from lightrft.testing import tiny_folder, tiny_model, tiny_processor
 from tests.e2e.runs import PLAIN, answers, assert_same_run, rows, steps, wait_until
 
@@ -115,7 +117,7 @@ def test_after_the_reward_is_mended_the_run_goes_on_to_the_same_end(lightrft, tm
 @pytest.mark.parametrize("name", ["nan", "by_answer"])
 def test_with_drop_answers_without_a_reward_are_left_out_and_counted(lightrft, tmp_path, name):
     output = lightrft("train", "tiny", *SMALL, "--run", "run", *reward(name), "--rewards.on-failure", "drop")
-    assert "answers without a value" in output
+    assert "responses without a value" in output
     dropped = {row["step"]: row["counts/dropped_responses"] for row in steps(tmp_path / "run")}
     learned = {row["step"]: row["counts/responses"] for row in steps(tmp_path / "run")}
     assert all(learned[step] == 16 - dropped[step] for step in (1, 2, 3, 4))
@@ -125,8 +127,9 @@ def test_with_drop_answers_without_a_reward_are_left_out_and_counted(lightrft, t
     else:
         assert sum(dropped.values()) > 4
     saved = (tmp_path / "run" / "trajectories" / "step-000002.jsonl").read_text().splitlines()
-    assert len(saved) == learned[2]
-    assert all(json.loads(line)["reward"] is not None for line in saved)
+    uses = Counter(row["use"] for row in map(json.loads, saved) if row["reward"] is not None)
+    assert uses["trained"] == learned[2]
+    assert len(saved) == 16, "those without a reward are saved as failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -153,8 +156,8 @@ def test_when_all_answers_are_dropped_the_step_says_so(lightrft, tmp_path):
     output = lightrft(
         "train", "tiny", *SMALL, "--run", "run", *reward("broken"), "--rewards.on-failure", "drop", status=2
     )
-    assert "step 1: no group of answers is left to learn from" in output
-    assert "16 answers dropped by failing rewards" in output
+    assert "step 1: no group of responses is left to learn from" in output
+    assert "16 responses dropped by failing rewards" in output
     assert "ZeroDivisionError" in output
 
 
@@ -167,7 +170,7 @@ def test_a_reward_that_does_not_exist_is_named_before_anything_is_loaded(lightrf
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("wrong_count", "1 values for 16 answers"), ("text", "'good', which is not a number")],
+    [("wrong_count", "1 values for 16 responses"), ("text", "'good', which is not a number")],
 )
 def test_a_reward_that_gives_something_else_than_a_number_per_answer_is_told(lightrft, name, complaint):
     assert complaint in lightrft("train", "tiny", *SMALL, "--run", "run", *reward(name), status=2)
@@ -205,7 +208,7 @@ def test_with_mixed_outcomes_and_no_difference_the_run_says_what_to_do(lightrft)
         "mixed_outcomes",
         status=2,
     )
-    assert "no group of answers is left to learn from after 4 draws of 4 questions" in output
+    assert "no group of responses is left to learn from after 4 sampling rounds of 4 prompts" in output
     assert "algorithm.group_filter=all" in output
 
 
@@ -245,6 +248,8 @@ def test_truncated_answers_can_be_left_out_of_the_loss(lightrft, tmp_path):
         assert row["length/truncated_fraction"] > 0.5
         assert row["loss"] == row["loss"]
         assert "counts/skipped_updates" not in row
+    saved = trajectories.load(tmp_path / "run", 1)
+    assert {row["finish"]: row["use"] for row in saved} == {"length": "masked", "stop": "trained"}
 
 
 # -- the disk ----------------------------------------------------------------------------------------------------------

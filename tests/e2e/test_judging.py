@@ -195,7 +195,7 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
                 "judge",
                 "1",
             ],
-            "judge.max_tokens=999 leaves no room for a question: the judge takes",
+            "judge.max_tokens=999 leaves no room for a prompt: the judge takes",
         ),
         (
             ["--judge.samples", "2", "--judge.temperature", "1"],

@@ -273,11 +273,11 @@ def test_an_engine_without_logprobs_is_told_so_at_its_first_answers(tmp_path):
         ),
         (
             [*("--rollout.engine", "vllm", "--rollout.max-tokens-per-step", "2", "--rollout.stop", "x")],
-            "a stop text that lies across a cut",
+            "a stop text that lies across two steps",
         ),
         (
             ["--rollout.overlap-rewards", "true", "--rewards.workers", "1", "--algorithm.loss", "policy_gradient"],
-            "rollout.overlap_rewards learns from answers of earlier weights",
+            "rollout.overlap_rewards learns from responses of earlier weights",
         ),
         (["--rollout.server.retries", "3"], "rollout.server.retries=3 has no effect with rollout.engine=native"),
     ],

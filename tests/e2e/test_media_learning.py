@@ -148,11 +148,11 @@ def test_the_check_reads_some_media_and_names_what_cannot_be_read(lightrft, tmp_
     rows(tmp_path, "held", 4, picture, "image", ".png")
     flags = ["--model", "random:llava", *FILES]
     output = " ".join(lightrft("check", "tiny", *PLAIN, *flags).split())
-    assert "media read for 10 of 10 questions" in output
+    assert "media read for 10 of 10 prompts" in output
     assert "[image" in output, "the sampled answers show which picture was asked about"
     (tmp_path / "media" / "train-3.png").write_bytes(b"nothing")
     output = " ".join(lightrft("check", "tiny", *PLAIN, *flags, status=1).split())
-    assert "the media of 1 of 10 questions cannot be read" in output
+    assert "the media of 1 of 10 prompts cannot be read" in output
     assert "the run would stop there" in output
     output = " ".join(
         lightrft("train", "tiny", *PLAIN, *flags, "--steps", "4", "--run", "stops", status=2).split()

@@ -243,7 +243,8 @@ def test_long_answers_lose_as_much_of_their_reward_as_is_set(lightrft, tmp_path)
 
 def test_only_the_answers_that_a_filter_leaves_are_learned_from(lightrft, tmp_path):
     lightrft("train", "tiny", "pf_ppo", *PLAIN, "--steps", "1", "--capture-steps", "1", "--run", "run")
-    assert len(trajectories.load(tmp_path / "run", 1)) == 16, "all are recorded"
+    uses = Counter(row["use"] for row in trajectories.load(tmp_path / "run", 1))
+    assert uses == {"trained": 8, "unselected": 8}, "all are recorded"
     assert len(read(tmp_path / "run", 1).trajectories) == 8, "of four groups two each"
     assert "equal bit for bit" in lightrft("replay", "run", "--step", "1")
 
@@ -276,6 +277,8 @@ def test_answers_of_earlier_steps_are_learned_from_again(lightrft, tmp_path):
         for step in (1, 2, 3)
     ]
     assert learned == [{0: 16}, {1: 16, 0: 8}, {2: 16, 1: 8}]
+    origins = Counter(row["origin"] for row in trajectories.load(tmp_path / "run", 3))
+    assert origins == {"sampled": 16, "replayed": 8}
     ratios = [row["ratio/mean"] for row in steps(tmp_path / "run")]
     assert ratios[0] == 1.0
     assert all(ratio != 1.0 for ratio in ratios[1:]), "by the log-probs of the policy that sampled them"
@@ -298,9 +301,16 @@ def test_groups_drawn_too_much_are_learned_from_in_the_next_step(lightrft, tmp_p
     assert any(waiting[:-1])
     for before, step in itertools.pairwise((1, 2, 3, 4)):
         rows_of = trajectories.load(tmp_path / "run", step)
-        older = [row for row in rows_of if row["weight_version"] < step - 1]
+        trained = [row for row in rows_of if row["use"] == "trained"]
+        older = [row for row in trained if row["weight_version"] < step - 1]
+        assert older == [row for row in rows_of if row["origin"] == "carried_over"]
         assert len(older) == 2 * waiting[before - 1]
-        assert len(rows_of) == 8, "they take the place of new ones"
+        assert len(trained) == 8, "they take the place of new ones"
+        rest = Counter(row["use"] for row in rows_of if row["use"] != "trained")
+        assert rest["waiting"] == 2 * waiting[step - 1]
+        assert rest["filtered_out"] + rest["extra"] == 2 * taken[step - 1]["rollout/groups_filtered_out"]
+        sampled = [row["reward"] for row in rows_of if row["origin"] == "sampled"]
+        assert taken[step - 1]["reward/mean"] == pytest.approx(sum(sampled) / len(sampled), abs=1e-5)
 
 
 def test_an_answer_that_waits_keeps_the_baseline_of_the_weights_that_sampled_it(lightrft, tmp_path):

@@ -273,9 +273,9 @@ def test_long_answers_are_cut_or_left_out_and_the_run_says_so(lightrft, tmp_path
     ]
     more = [*file, "--steps", "1"]
     output = lightrft("sft", "sft_tiny", *QUIET, *more, "--run", "skip")
-    assert "answers over max_tokens=8: 1 skipped, 0 cut" in output
+    assert "responses over max_tokens=8: 1 skipped, 0 truncated" in output
     output = lightrft("sft", "sft_tiny", *QUIET, *more, "--on-long-response", "truncate", "--run", "cut")
-    assert "0 skipped, 1 cut" in output
+    assert "0 skipped, 1 truncated" in output
     assert updates(tmp_path / "cut")[0]["length/truncated_fraction"] == 0.5
     output = lightrft(
         "sft", "sft_tiny", *QUIET, *more, "--on-long-response", "raise", "--run", "raise", status=2
@@ -288,7 +288,7 @@ def test_long_answers_are_cut_or_left_out_and_the_run_says_so(lightrft, tmp_path
     [
         (["--tasks.train", "file", "1"], "tasks.train_file"),
         (["--tasks.train", "svamp", "1"], "has no training rows"),
-        (["--model.chat-template", "plain"], "no end token after an answer"),
+        (["--model.chat-template", "plain"], "no end token after a response"),
         (["--strategy.backend", "singel"], "Did you mean 'single'"),
         (["--model.path", "random:lama"], "no such tiny model"),
     ],

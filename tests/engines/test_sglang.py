@@ -155,7 +155,7 @@ def test_a_seeded_draw_follows_its_distribution():
 def test_draws_whose_logprobs_sglang_does_not_tell_are_refused_before_it_starts(option, value):
     settings = ModelConfig(path="random:llama")
     config = RolloutConfig(engine="sglang", **{option: value})
-    with pytest.raises(ValueError, match=f"rollout.{option}={value}: rollout.engine=sglang cannot draw so"):
+    with pytest.raises(ValueError, match=f"rollout.{option}={value}: rollout.engine=sglang cannot sample so"):
         SglangEngine(load_model(settings, trainable=False), load_processor(settings), config)
 
 
@@ -180,5 +180,5 @@ def test_lmdeploy_needs_an_accelerator_and_says_so():
     module, processor = load_model(settings, trainable=False), load_processor(settings)
     with pytest.raises(ValueError, match="rollout.engine=lmdeploy needs an accelerator"):
         LmdeployEngine(module, processor, RolloutConfig(engine="lmdeploy"))
-    with pytest.raises(ValueError, match="LMDeploy ends an answer at tokens only"):
+    with pytest.raises(ValueError, match="LMDeploy ends a response at tokens only"):
         LmdeployEngine(module, processor, RolloutConfig(engine="lmdeploy", stop=["x"]))

@@ -231,7 +231,7 @@ def test_a_group_that_does_not_fit_is_refused_before_vllm_starts():
 def test_what_vllm_cannot_draw_is_refused_before_it_starts(option, value):
     settings = ModelConfig(path="random:llama")
     config = RolloutConfig(engine="vllm", **{option: value})
-    with pytest.raises(ValueError, match=f"rollout.{option}={value}: rollout.engine=vllm cannot draw so"):
+    with pytest.raises(ValueError, match=f"rollout.{option}={value}: rollout.engine=vllm cannot sample so"):
         VllmEngine(load_model(settings, trainable=False), load_processor(settings), config)
 
 

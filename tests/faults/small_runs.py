@@ -26,13 +26,20 @@ def base():
 
 def with_settings(settings):
     """The small run with other settings, set together: some are refused without others."""
-    parts = defaultdict(dict)
+    return _replaced(base(), settings)
+
+
+def _replaced(section, settings):
+    """A section with the options of these dotted names set, all of one section together."""
+    own, below = {}, defaultdict(dict)
     for name, value in settings.items():
-        section, field = name.split(".")
-        parts[section][field] = value
-    return replace(
-        base(), **{name: replace(getattr(base(), name), **fields) for name, fields in parts.items()}
-    )
+        first, _, rest = name.partition(".")
+        if rest:
+            below[first][rest] = value
+        else:
+            own[first] = value
+    own |= {name: _replaced(getattr(section, name), inner) for name, inner in below.items()}
+    return replace(section, **own)
 
 
 class Looking(RLTrainer):

@@ -11,11 +11,12 @@ from datetime import datetime
 import pytest
 import yaml
 
-from lightrft.build.process import run_processor
+from lightrft.build.process import dated
 from lightrft.build.rl import build_run
 from lightrft.commands.export import export, writable
 from lightrft.config import ModelConfig
 from lightrft.models.base import base_digest, check_base, needed_base
+from lightrft.models.load import load_processor
 from lightrft.models.processor import on_day
 from lightrft.parallel.world import World
 from lightrft.runs.folder import settings_text
@@ -36,7 +37,7 @@ def test_a_template_is_told_the_day_on_which_the_run_began(tmp_path):
     said = json.loads(RunFolder(run).format.read_text())
     RunFolder(run).format.write_text(json.dumps({**said, "begun": "2024-02-29T23:59:59"}))
     config = with_settings({"model.chat_template": str(tmp_path / "day.jinja")})
-    processor = run_processor(config, run, World())
+    processor = dated(load_processor(config.model), run, World())
     messages = [{"role": "user", "content": "hi"}]
     assert "Today: 29 Feb 2024" in processor.rendered(messages)
     assert "Today: 29 Feb 2024" in processor.text(processor.tokens(messages), special=True)

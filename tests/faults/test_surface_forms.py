@@ -196,7 +196,7 @@ def test_json_reads_the_answer_and_compares_values_by_kind(answer, target, score
 
 def test_an_empty_object_is_right_where_none_has_fields_and_text_is_no_object():
     assert json_fields("{}", {}) == 1.0
-    with pytest.raises(ValueError, match="the target of a question is 'seven'"):
+    with pytest.raises(ValueError, match="the target of a prompt is 'seven'"):
         json_object("{}", "seven")
 
 

@@ -123,7 +123,7 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["train", "--steps", "3", "tiny"], "Layers come first: tiny --steps 3"),
         (["train", "tiny", "--nothing.like.it", "3"], "--help-all lists all options"),
         (["plan", "tiny", "--gpus", "0"], "--gpus 0: needs a number above 0"),
-        (["train", "tiny", "--update.num-minibatches", "17"], "a step has only 16 answers"),
+        (["train", "tiny", "--update.num-minibatches", "17"], "a step has only 16 responses"),
         (
             ["train", "tiny", "--rollout.top-p", "2"],
             "lightrft: rollout.top_p=2: must be above 0 and at most 1.",

@@ -6,20 +6,19 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from lightrft.build.models import check_teacher, check_teams
+from lightrft.build.models import build_processor, check_teacher, check_teams
 from lightrft.build.process import prepare_process
 from lightrft.commands.check import costs, policy, questions, settings, template
 from lightrft.commands.check.report import Report
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
-from lightrft.models.load import load_processor
 from lightrft.models.processor import Processor
 
 __all__ = ["preflight"]
 
 
 def preflight(config: Config) -> int:
-    """Prints one section per question and a verdict; 0 if no problem was found, else 1. Writes no file."""
+    """Prints one section per check and a verdict; 0 if no problem was found, else 1. Writes no file."""
     prepare_process(config)
     report = Report(Console(highlight=False))
     with ExitStack() as stack:
@@ -29,7 +28,7 @@ def preflight(config: Config) -> int:
 
 def processor(config: Config, parts: Parts) -> Processor:
     """The policy's, after a look at whether a teacher speaks its tokens and a team of processes can share the models."""
-    found = load_processor(config.model, config.media)
+    found = build_processor(config)
     check_teacher(config, found)
     check_teams(config, parts.algorithm)
     return found
@@ -44,8 +43,8 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     if found is None or not found.read:
         return
     report.run("chat template", lambda s: template.chat_template(s, found))
-    report.run("rewards on right answers", lambda s: questions.rewards(s, config, parts, found))
-    start = report.run("sampled answers", lambda s: policy.samples(s, config, parts, found))
+    report.run("rewards on gold answers", lambda s: questions.rewards(s, config, parts, found))
+    start = report.run("sampled responses", lambda s: policy.samples(s, config, parts, found))
     if start is None:
         return
     report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))

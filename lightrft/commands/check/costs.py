@@ -37,7 +37,7 @@ from lightrft.utils.device import device_bytes, release_memory
 from lightrft.utils.paths import expanded
 
 SPEED_TOKENS = 16
-"""Tokens of each answer sampled to measure the speed of the engine."""
+"""Tokens of each response sampled to measure the speed of the engine."""
 CPU_BATCH = 512
 """Most tokens of the measured training batch on a CPU, so that the check stays quick; time and memory are scaled up."""
 NEARLY_FULL = 0.85
@@ -79,7 +79,7 @@ def time_and_memory(
         measured = measure_pass(config, parts, policy, usual)
     section.fact(
         "engine",
-        f"{speed.tokens_per_second:,.0f} tokens/s with {speed.concurrency} answers at a time (measured)",
+        f"{speed.tokens_per_second:,.0f} tokens/s with {speed.concurrency} responses at a time (measured)",
     )
     rate = measured.tokens / (measured.forward_seconds + measured.backward_seconds)
     section.fact(
@@ -98,7 +98,7 @@ class Planned:
     items: list[Item]
     """What takes memory, but for passes over batches."""
     running: int
-    """Answers of a step that the engine decodes at a time."""
+    """Responses of a step that the engine decodes at a time."""
 
     @classmethod
     def of(cls, config: Config, parts: Parts, questions: Questions) -> Planned:
@@ -113,7 +113,7 @@ class Planned:
 
 
 def measure_engine(config: Config, questions: Questions, policy: Policy, *, concurrency: int) -> Speed:
-    """A burst of as many answers as a step decodes at a time."""
+    """A burst of as many responses as a step decodes at a time."""
     roll = config.rollout
     prompts = list(islice(cycle(questions.read), -(-concurrency // roll.group_size)))
     sampling = replace(
@@ -139,7 +139,7 @@ def measure_engine(config: Config, questions: Questions, policy: Policy, *, conc
 
 
 def step_answers(config: Config, questions: Questions, policy: Policy, length: int) -> list[Trajectory]:
-    """The answers of one step, made up: real prompts, every answer `length` sampled tokens long."""
+    """The responses of one step, made up: real prompts, every response `length` sampled tokens long."""
     tokens = list(islice(cycle([x for t in policy.samples for x in t.token_ids]), length))
     prompts = list(
         islice(
@@ -202,7 +202,7 @@ def settled_bytes(device: torch.device) -> int:
 
 
 def tokens_read(answers: Sequence[Trajectory], config: Config) -> list[int]:
-    """Tokens the model reads in each batch of these answers."""
+    """Tokens the model reads in each batch of these responses."""
     share = config.update.share_prompts
     return [
         batch_tokens(batch, share_prompts=share)
@@ -220,12 +220,12 @@ def estimate_time(
     measured: Pass,
     lengths: Sequence[Sequence[Trajectory]],
 ) -> None:
-    """Seconds per phase and for the run, for answers as long as the sampled ones and for the longest."""
+    """Seconds per phase and for the run, for responses as long as the sampled ones and for the longest."""
     algorithm = parts.algorithm
     critics = int(algorithm.needs_critic)  # taken to be as large as the actor
     again = (
         1 + config.replay.groups_per_step / config.rollout.prompts_per_step
-    )  # answers learned from, per new one
+    )  # responses learned from, per new one
     once = int(needs_old(config, algorithm))
     passes = once + again * (int(algorithm.needs_reference) + critics)
     passes += (
@@ -260,7 +260,7 @@ def estimate_time(
         evaluation = asked * (most / speed.tokens_per_second + speed.start_seconds + policy.judge_seconds)
         step = generate + score + train
         run = config.steps * step + evaluations * evaluation
-        words = f"{length} tokens an answer"
+        words = f"{length} tokens per response"
         table.add_row(
             words,
             *(duration(s) for s in (generate, score, train, step)),

@@ -1,4 +1,4 @@
-"""The model at step 0: what it answers, and whether engine and trainer agree about those answers."""
+"""The model at step 0: what it writes, and whether engine and trainer agree about those responses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lightrft.types import Trajectory
 
 PROMPTS, SAMPLES = 2, 2
 LONGEST_SAMPLE = 128
-"""Most tokens of an answer sampled for show."""
+"""Most tokens of a response sampled for show."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Policy:
     """What judges, in the score phase."""
     samples: Sequence[Trajectory] = ()
     judge_seconds: float = 0.0
-    """Time the rewards took for one answer."""
+    """Time the rewards took for one response."""
 
     @property
     def typical_length(self) -> float:
-        """Mean tokens of the sampled answers."""
+        """Mean tokens of the sampled responses."""
         return sum(len(t) for t in self.samples) / len(self.samples)
 
 
 def samples(section: Section, config: Config, parts: Parts, questions: Questions) -> Policy:
-    """Loads the model, and shows what it answers before any training and what the rewards make of that."""
+    """Loads the model, and shows what it writes before any training and what the rewards make of that."""
     check_kinds(config.rollout.engine, questions.read, questions.processor.media, parts.device)
     started = time.perf_counter()
     actor = parts.strategy.trainable(Source(config.model), config.optimizer, 1)
@@ -85,18 +85,18 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     cut = sum(t.finish == "length" for t in answers)
     if cut == len(answers) and most == config.rollout.max_tokens:
         section.warn(
-            f"all {cut} answers were cut at rollout.max_tokens={most}. Rewards that look at the end of an answer see none: raise it?"
+            f"all {cut} responses were truncated at rollout.max_tokens={most}. Rewards that look at the end of a response see none: raise it?"
         )
     elif cut:
         section.fact(
             "truncated",
-            f"{cut} of {len(answers)} answers at {most} tokens (rollout.max_tokens={config.rollout.max_tokens})",
+            f"{cut} of {len(answers)} responses at {most} tokens (rollout.max_tokens={config.rollout.max_tokens})",
         )
     return replace(policy, samples=answers, judge_seconds=seconds)
 
 
 def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Trajectory]) -> float:
-    """Seconds that the rewards of these answers took."""
+    """Seconds that the rewards of these responses took."""
 
     def timed() -> float:
         started = time.perf_counter()
@@ -112,30 +112,30 @@ def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Tra
 
 
 def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:
-    """Warns if prompt and answer may together be longer than the model was made for."""
+    """Warns if prompt and response may together be longer than the model was made for."""
     room = made_for(text_config(module))
     needed = questions.longest + config.rollout.max_tokens
     if room is not None and needed > room:
         section.warn(
-            f"the longest prompt and a full answer are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or rollout.max_tokens."
+            f"the longest prompt and a full response are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or rollout.max_tokens."
         )
 
 
 def fits_judges(section: Section, config: Config, parts: Parts, questions: Questions) -> None:
-    """Warns if a prompt and an answer may be longer than the models that judge can read."""
+    """Warns if a prompt and a response may be longer than the models that judge can read."""
     needed = questions.longest + config.rollout.max_tokens
     for name in parts.judge.models:
         room = most_read(config, name)
         if room is not None and needed > room:
             section.warn(
-                f"the longest prompt and a full answer are {needed} tokens, without the judge's own words; the model of reward '{name}' "
+                f"the longest prompt and a full response are {needed} tokens, without the judge's own words; the model of reward '{name}' "
                 f"can be given {room}. Longer ones have no reward (rewards.on_failure={config.rewards.on_failure}): lower "
                 f"rollout.max_tokens, or take a model for longer texts, or set {name}.max_length if this one takes them."
             )
 
 
 def shown(t: Trajectory) -> Panel:
-    """One answer with its question, reward and parts."""
+    """One response with its prompt, reward and parts."""
     question = t.prompt.messages[-1]["content"]
     parts = ", ".join(f"{name} {value:g}" for name, value in t.parts.items())
     text = Text.assemble((shorten(readable(question), 300), "dim"), "\n", shorten(t.answer, 600))

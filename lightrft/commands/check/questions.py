@@ -1,4 +1,4 @@
-"""The data of a run as the model reads it: token counts, media, and what the rewards make of right answers."""
+"""The data of a run as the model reads it: token counts, media, and what the rewards make of gold answers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from lightrft.types import Prompt, Record
 
 UNLIMITED = 1 << 40
 GOLDS = 32
-"""Right answers of each task that go through the rewards."""
+"""Gold answers of each task that go through the rewards."""
 BLIND = 0.75
-"""Share of full marks for answers to other questions from which on a reward can hardly tell right from wrong."""
+"""Share of full marks for gold answers to other prompts from which on a reward can hardly tell right from wrong."""
 READ = 16
-"""Questions whose media are read."""
+"""Prompts whose media are read."""
 BUCKETS = 40
 """Columns of the histogram of prompt lengths."""
 
@@ -43,7 +43,7 @@ class Questions:
     """Training task -> its records."""
     exam_records: Mapping[str, Sequence[Record]]
     train: Sequence[Prompt]
-    """What training draws from, after the policy for long prompts."""
+    """What training samples from, after the policy for long prompts."""
     evaluate: Sequence[Prompt]
     """What one evaluation asks."""
     read: Sequence[Prompt]
@@ -95,7 +95,7 @@ def data(section: Section, config: Config, parts: Parts, processor: Processor) -
 def with_media(
     section: Section, config: Config, processor: Processor, prompts: Sequence[Prompt]
 ) -> Sequence[Prompt]:
-    """Some of the questions with their media read, as a run would when it draws them; all of them if they hold only text."""
+    """Some of the prompts with their media read, as a run would read them; all of them if they hold only text."""
     holding = [p for p in prompts if media.has_media(p.messages)]
     if not holding:
         return prompts
@@ -106,7 +106,7 @@ def with_media(
     took = time.perf_counter() - started
     if len(read) < len(some):
         section.problem(
-            f"the media of {len(some) - len(read)} of {len(some)} questions cannot be read, see above; the run would "
+            f"the media of {len(some) - len(read)} of {len(some)} prompts cannot be read, see above; the run would "
             + ("stop there." if config.tasks.on_bad_record == "raise" else "skip them.")
         )
     if not read:
@@ -115,7 +115,7 @@ def with_media(
     held = max(sum(t.numel() * t.element_size() for t in p.media.values()) for p in read)
     section.fact(
         "media",
-        f"read for {len(read)} of {len(holding):,} questions that hold some: {1000 * took / len(some):.0f} ms and at most "
+        f"read for {len(read)} of {len(holding):,} prompts that hold some: {1000 * took / len(some):.0f} ms and at most "
         f"{held / 2**20:.1f} MiB each, {min(lengths)} to {max(lengths)} tokens with them",
     )
     over = sum(n > config.tasks.max_prompt_tokens for n in lengths)
@@ -128,7 +128,7 @@ def with_media(
 
 
 def fit(section: Section, what: str, prompts: Sequence[Prompt], config: TaskConfig) -> list[Prompt]:
-    """The prompts that are left under tasks.on_long_prompt, cut where it says so; tells how many are not."""
+    """The prompts that are left under tasks.on_long_prompt, truncated where it says so; tells how many are not."""
     most = config.max_prompt_tokens
     fitting = [p for p in prompts if len(p.token_ids) <= most]
     over = len(prompts) - len(fitting)
@@ -158,7 +158,7 @@ def judge_data(section: Section, config: Config, questions: Questions) -> None:
     low, high = min(lengths), max(lengths)
     section.fact("training lengths", f"{low} {histogram(lengths)} {high} tokens")
     drawn = config.steps * config.rollout.prompts_per_step
-    section.fact("passes", f"the run draws {drawn:,} questions: {drawn / len(lengths):.2g} times all of them")
+    section.fact("passes", f"the run uses {drawn:,} prompts: {drawn / len(lengths):.2g} times all of them")
     seen = Counter(map(asked, questions.train))
     repeated = len(lengths) - len(seen)
     if repeated:
@@ -167,20 +167,20 @@ def judge_data(section: Section, config: Config, questions: Questions) -> None:
     if overlap:
         section.warn(
             f"{overlap:,} of {len(questions.evaluate):,} evaluation prompts are also in training: the score after training "
-            "is partly that of memorised questions. Take them out of one of the two."
+            "is partly that of memorised prompts. Take them out of one of the two."
         )
     elif questions.evaluate:
         section.ok("no evaluation prompt is also a training prompt.")
     room = max(high, questions.longest) + config.rollout.max_tokens
     if room > config.update.tokens_per_micro_batch:
         section.warn(
-            f"the longest prompt and a full answer are {room} tokens, more than update.tokens_per_micro_batch={config.update.tokens_per_micro_batch}: "
-            "such an answer makes a larger batch of its own, and more memory is needed than the budget says."
+            f"the longest prompt and a full response are {room} tokens, more than update.tokens_per_micro_batch={config.update.tokens_per_micro_batch}: "
+            "such a response makes a larger batch of its own, and more memory is needed than the budget says."
         )
 
 
 def asked(prompt: Prompt) -> Hashable:
-    """What makes a question the same as another one: its tokens, and where its media lie (objects are never the same)."""
+    """What makes a prompt the same as another one: its tokens, and where its media lie (objects are never the same)."""
     sources = (source for _, source in media.parts(prompt.messages))
     return tuple(prompt.token_ids), *(s if isinstance(s, str) else id(s) for s in sources)
 
@@ -194,7 +194,7 @@ def histogram(lengths: Sequence[int]) -> str:
 
 
 def rewards(section: Section, config: Config, parts: Parts, questions: Questions) -> None:
-    """Right answers must get full marks, and other questions' answers must not."""
+    """Gold answers must get full marks, and those to other prompts must not."""
     chosen = bool(config.rewards.functions)
     for name, task in parts.tasks.items():
         gold(section, name, task, questions.records[name], parts.judge, chosen=chosen)
@@ -216,40 +216,40 @@ def gold(
     """The marks of some gold answers of one task; `chosen`: the rewards are the user's choice, not the task's own."""
     known = [record for record in records if record.target is not None]
     if not known:
-        section.fact(name, "no right answers are known, so the rewards are not tried on them")
+        section.fact(name, "no gold answers are known, so the rewards are not tried on them")
         return
     if judge.models:
         section.fact(
-            name, f"judged by models ({', '.join(judge.models)}), tried below on the policy's answers"
+            name, f"judged by models ({', '.join(judge.models)}), tried below on the policy's responses"
         )
         return
     some = [known[i * len(known) // GOLDS] for i in range(GOLDS)] if len(known) > GOLDS else known
     report = check_gold(task.name, some, task.gold, judge)
     if report.ok:
         section.ok(
-            f"{name}: {report.checked} right answers get full marks; answers to other questions get {report.wrong_score:.0%}."
+            f"{name}: {report.checked} gold answers get full marks; those to other prompts get {report.wrong_score:.0%}."
         )
     else:
         judge_gold(section, name, report, chosen=chosen)
     if report.ok and report.wrong_score > BLIND:
         section.warn(
-            f"{name}: answers to other questions get {report.wrong_score:.0%} of full marks. Does the reward look at the answer?"
+            f"{name}: gold answers to other prompts get {report.wrong_score:.0%} of full marks. Does the reward look at the response?"
         )
 
 
 def judge_gold(section: Section, name: str, report: GoldReport, *, chosen: bool) -> None:
-    """What it means that right answers do not all get full marks."""
+    """What it means that gold answers do not all get full marks."""
     first = report.failures[0]
     score = (
         1 + sum(sum(f.parts.values()) / max(1, len(f.parts)) - 1 for f in report.failures) / report.checked
     )
     told = (
-        f"{name}: {len(report.failures)} of {report.checked} right answers do not get full marks; they score {score:.2f} on average, "
-        f"answers to other questions {report.wrong_score:.2f}. The first: {first.answer!r:.200} for target {first.target!r:.100} got {first.parts}."
+        f"{name}: {len(report.failures)} of {report.checked} gold answers do not get full marks; they score {score:.2f} on average, "
+        f"those to other prompts {report.wrong_score:.2f}. The first: {first.answer!r:.200} for target {first.target!r:.100} got {first.parts}."
     )
     if chosen and score > report.wrong_score:
         section.warn(f"{told} That is as it should be if rewards.functions holds more than correctness.")
     else:
         section.problem(
-            f"{told} A model that answers rightly would not be told so: mend the reward, or the task's gold answers."
+            f"{told} A model that answers rightly would not be rewarded for it: mend the reward, or the task's gold answers."
         )

@@ -1,4 +1,4 @@
-"""What `lightrft check` prints: a section per question, each with its mark, and one verdict in the end."""
+"""What `lightrft check` prints: a section per check, each with its mark, and one verdict in the end."""
 
 from __future__ import annotations
 

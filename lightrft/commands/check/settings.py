@@ -112,15 +112,15 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
     )
     section.fact(
         "a step",
-        f"{roll.prompts_per_step} questions x {roll.group_size} answers = {answers} answers of at most {roll.max_tokens} tokens",
+        f"{roll.prompts_per_step} prompts x {roll.group_size} responses = {answers} responses of at most {roll.max_tokens} tokens",
     )
     section.fact(
         "",
-        f"= at most {answers * roll.max_tokens:,} answer tokens, in {updates} update{'s' * (updates > 1)} of {answers // update.num_minibatches} answers",
+        f"= at most {answers * roll.max_tokens:,} response tokens, in {updates} update{'s' * (updates > 1)} of {answers // update.num_minibatches} responses",
     )
     section.fact(
         "the run",
-        f"{config.steps} steps = {config.steps * answers:,} answers, {actor_updates(config):,} updates",
+        f"{config.steps} steps = {config.steps * answers:,} responses, {actor_updates(config):,} updates",
     )
     section.fact("besides", ", ".join(besides(config, parts.algorithm)))
 
@@ -136,7 +136,7 @@ def besides(config: Config, algorithm: Algorithm) -> list[str]:
     if config.constraint.cost:
         found.append(f"{config.constraint.cost} kept at most {config.constraint.limit:g} on average")
     if config.rollout.extra_groups == "carry_over":
-        found.append("groups drawn too much learned from in the next step")
+        found.append("surplus groups learned from in the next step")
     if config.replay.groups_per_step:
         found.append(
             f"{config.replay.groups_per_step} groups of the last {config.replay.max_age} steps learned from again"

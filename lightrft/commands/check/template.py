@@ -34,7 +34,7 @@ def chat_template(section: Section, questions: Questions) -> None:
             sorted(processor.stop_ids), processor.pieces(sorted(processor.stop_ids)), strict=True
         )
     ]
-    section.fact("an answer ends with", " or ".join(stops))
+    section.fact("a response ends with", " or ".join(stops))
     pad = "none" if tokenizer.pad_token_id is None else f"{tokenizer.pad_token_id} {tokenizer.pad_token!r}"
     section.fact("pad token", f"{pad} (never used: sequences are packed)")
     largest = max(max(p.token_ids) for p in questions.train)
@@ -46,12 +46,12 @@ def chat_template(section: Section, questions: Questions) -> None:
         ask_template(section, processor, prompt.messages)
     except TemplateError as error:
         section.warn(
-            f"the template refuses a conversation of several turns ({error}); it serves for single questions only."
+            f"the template refuses a conversation of several turns ({error}); it serves for single turns only."
         )
 
 
 def ask_template(section: Section, processor: Processor, messages: Sequence[Message]) -> None:
-    """Shows the template's own system message and the end of an answer, and warns if earlier turns do not stay as they were."""
+    """Shows the template's own system message and the end of a response, and warns if earlier turns do not stay as they were."""
     own = own_text(processor)
     section.fact(
         "template adds",
@@ -62,7 +62,7 @@ def ask_template(section: Section, processor: Processor, messages: Sequence[Mess
     ending = end_of_answer(processor)
     if ending is not None and ending not in processor.stop_ids:
         section.warn(
-            f"the template ends an answer with {processor.pieces([ending])[0]!r} (token {ending}), which does not stop generation: answers "
+            f"the template ends a response with {processor.pieces([ending])[0]!r} (token {ending}), which does not stop generation: responses "
             "will run on to rollout.max_tokens. Add it to eos_token_id in the model's generation_config.json."
         )
     if keeps_prefixes(processor, messages):

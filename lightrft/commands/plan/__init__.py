@@ -187,7 +187,7 @@ def _wasted(plan: Plan) -> list[str]:
     each = answers / devices / config.update.num_minibatches
     if each < 1:
         found.append(
-            f"update.num_minibatches={config.update.num_minibatches}: {answers} answers on {devices} devices leave some without any in an "
+            f"update.num_minibatches={config.update.num_minibatches}: {answers} responses on {devices} devices leave some without any in an "
             "update. Raise rollout.prompts_per_step, or lower update.num_minibatches."
         )
     budget, whole = config.update.tokens_per_micro_batch, plan.lengths.prompt + plan.lengths.answer

@@ -45,7 +45,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a question and of an answer."""
+    """Tokens of a prompt and of a response."""
 
     prompt: int
     answer: int
@@ -77,7 +77,7 @@ class Residents:
         self.found.append(Item(f"{name}, gathered to compute", part.gathered, (Phase.TRAIN,), name))
 
     def frozen(self, name: str, part: Footprint) -> None:
-        """A model that only answers."""
+        """A model that only computes."""
         self.add(f"{name} weights", part.weights)
         self.found.append(Item(f"{name}, gathered to compute", part.gathered, (Phase.SCORE,), name))
 
@@ -166,7 +166,7 @@ def _chunk(config: Config) -> int:
 
 
 def batch_tokens(config: Config, lengths: Lengths) -> int:
-    """Most tokens in one pass: the budget, or a single question with its answer where that is longer."""
+    """Most tokens in one pass: the budget, or a single prompt with its response where that is longer."""
     return max(config.update.tokens_per_micro_batch, lengths.prompt + lengths.answer)
 
 

@@ -59,7 +59,7 @@ def work(
     per_node: int,
     most_running: int | None,
 ) -> Work:
-    """All answers at full length, at most `most_running` drawn at a time. What is sent while blocks compute is taken to hide behind that, or the other way round."""
+    """All responses at full length, at most `most_running` sampled at a time. What is sent while blocks compute is taken to hide behind that, or the other way round."""
     roll, update, actor = config.rollout, config.update, models.actor
     products, reading = 1e12 * rates.efficiency * rates.teraflops, 1e9 * rates.efficiency * rates.memory
     questions = roll.prompts_per_step / devices
@@ -113,7 +113,7 @@ def work(
 def forward_flops(shape: Shape, lengths: Lengths, questions: float, answers: float) -> float:
     """Operations of a forward pass: two for each weight that a token meets, and attention to what came before it.
 
-    Only places that predict a token of an answer meet the head. Drawing answers takes as many: each question is read once.
+    Only places that predict a token of a response meet the head. Sampling responses takes as many: each prompt is read once.
     """
     prompt, answer = lengths.prompt, lengths.answer
     tokens = questions * prompt + answers * answer
@@ -131,7 +131,7 @@ def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> t
 
 
 def _gathers(config: Config, shape: Shape, read: float, lengths: Lengths, devices: int) -> float:
-    """Bytes of the weights that a device gets from others for passes that only answer."""
+    """Bytes of the weights that a device gets from others for passes that only compute."""
     if not footprint(config.strategy, shape, devices).sharded:
         return 0.0
     batches = max(1, ceil(read / batch_tokens(config, lengths)))

@@ -93,7 +93,7 @@ def test_siblings_are_found_by_their_group_wherever_they_lie(name):
 @pytest.mark.parametrize("name", COMPARING)
 def test_an_answer_without_siblings_is_refused(name):
     with pytest.raises(
-        ValueError, match=rf"group 3 has 1 answer: algorithm.advantage={name} .*rollout.group_size=8"
+        ValueError, match=rf"group 3 has 1 response: algorithm.advantage={name} .*rollout.group_size=8"
     ):
         ADVANTAGES[name](answers([1.0, 0.0, 1.0], groups=[0, 0, 3]), GRPO)
 

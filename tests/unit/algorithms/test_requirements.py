@@ -49,14 +49,14 @@ def build(**settings):
 
 @pytest.mark.parametrize("name", ["group_norm", "group_mean", "leave_one_out", "length_weighted_mean"])
 def test_what_compares_responses_needs_two_of_them(name):
-    told = f"rollout.group_size=1: algorithm.advantage={name} compares answers to one prompt"
+    told = f"rollout.group_size=1: algorithm.advantage={name} compares responses to one prompt"
     with pytest.raises(ValueError, match=told):
         build(rollout=ONE, algorithm=AlgorithmConfig(advantage=name))
     build(rollout=RolloutConfig(group_size=2), algorithm=AlgorithmConfig(advantage=name))
 
 
 def test_a_comparing_advantage_of_a_user_is_protected_too(users):
-    with pytest.raises(ValueError, match="rollout.group_size=1: .*compares answers to one prompt"):
+    with pytest.raises(ValueError, match="rollout.group_size=1: .*compares responses to one prompt"):
         build(rollout=ONE, algorithm=AlgorithmConfig(advantage=users("siblings")))
     build(rollout=ONE, algorithm=AlgorithmConfig(advantage=users("alone")))
 
@@ -120,7 +120,7 @@ LATE = [
 @pytest.mark.parametrize(("settings", "name"), LATE)
 def test_a_loss_for_new_answers_only_learns_from_no_others(users, settings, name):
     for loss in ("policy_gradient", users("fresh")):
-        with pytest.raises(ValueError, match=f"{name} learns from answers of earlier weights"):
+        with pytest.raises(ValueError, match=f"{name} learns from responses of earlier weights"):
             build(algorithm=AlgorithmConfig(loss=loss), **settings)
     build(algorithm=AlgorithmConfig(loss="clipped"), **settings)
 
@@ -133,7 +133,7 @@ def test_groups_that_are_left_over_are_older_too():
         ValueError, match="rollout.extra_groups=carry_over has no effect with algorithm.group_filter=all"
     ):
         build(rollout=rollout)
-    with pytest.raises(ValueError, match="rollout.extra_groups learns from answers of earlier weights"):
+    with pytest.raises(ValueError, match="rollout.extra_groups learns from responses of earlier weights"):
         build(rollout=rollout, algorithm=replace(mixed, loss="policy_gradient"))
 
 

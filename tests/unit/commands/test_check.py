@@ -77,8 +77,8 @@ def test_a_sound_run_is_found_ready_with_every_section_in_order(check: Check) ->
         "settings ok",
         "data ok",
         "chat template ok",
-        "rewards on right answers ok",
-        "sampled answers",
+        "rewards on gold answers ok",
+        "sampled responses",
         "engine against trainer ok",
         "time and memory ok",
         "disk ok",
@@ -92,9 +92,9 @@ def test_the_arithmetic_of_a_step_is_written_out(check: Check) -> None:
     _, told = check(
         "--rollout.prompts-per-step", "6", "--update.num-minibatches", "2", "--update.epochs", "3"
     )
-    assert "6 questions x 4 answers = 24 answers of at most 8 tokens" in told
-    assert "= at most 192 answer tokens, in 6 updates of 12 answers" in told
-    assert "4 steps = 96 answers, 24 updates" in told
+    assert "6 prompts x 4 responses = 24 responses of at most 8 tokens" in told
+    assert "= at most 192 response tokens, in 6 updates of 12 responses" in told
+    assert "4 steps = 96 responses, 24 updates" in told
     assert "a pass for old log-probs, no reference model" in told
 
 
@@ -148,7 +148,7 @@ def test_a_limit_that_leaves_no_prompt_is_a_problem_and_ends_the_check(check: Ch
     status, told = check("--tasks.max-prompt-tokens", "2")
     assert status == 1
     assert "600 of 600 prompts have more than tasks.max_prompt_tokens=2: none is left" in told
-    assert "sampled answers" not in told
+    assert "sampled responses" not in told
 
 
 def test_questions_in_both_splits_are_counted(check: Check, own: Callable[..., list[str]]) -> None:
@@ -181,7 +181,7 @@ def test_skipped_rows_are_a_warning(check: Check, own: Callable[..., list[str]],
 def test_an_answer_longer_than_a_batch_is_a_warning(check: Check) -> None:
     _, told = check("--update.tokens-per-micro-batch", "10")
     assert (
-        "the longest prompt and a full answer are 14 tokens, more than update.tokens_per_micro_batch=10"
+        "the longest prompt and a full response are 14 tokens, more than update.tokens_per_micro_batch=10"
         in told
     )
 
@@ -196,8 +196,8 @@ def reward(tmp_path: Path, body: str) -> list[str]:
 def test_a_reward_that_refuses_right_answers_is_a_problem(check: Check, tmp_path: Path) -> None:
     status, told = check(*reward(tmp_path, "return 0.0"))
     assert status == 1
-    assert "rewards on right answers problem" in told
-    assert "32 of 32 right answers do not get full marks" in told
+    assert "rewards on gold answers problem" in told
+    assert "32 of 32 gold answers do not get full marks" in told
 
 
 def test_a_reward_that_ranks_right_answers_higher_is_a_warning(check: Check, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_reward_that_ranks_right_answers_higher_is_a_warning(check: Check, tmp
 def test_a_reward_that_likes_every_answer_is_a_warning(check: Check, tmp_path: Path) -> None:
     status, told = check(*reward(tmp_path, "return 1.0"))
     assert status == 0
-    assert "Does the reward look at the answer?" in told
+    assert "Does the reward look at the response?" in told
 
 
 def test_a_reward_that_raises_is_a_problem_and_the_answers_are_shown_all_the_same(

@@ -200,7 +200,7 @@ def test_a_misspelled_flag_gets_a_suggestion() -> None:
 
 def test_an_impossible_combination_is_one_sentence_that_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^update.num_minibatches=99 but a step has only 64 answers.*Lower [\w.]+$"
+        ValueError, match=r"^update.num_minibatches=99 but a step has only 64 responses.*Lower [\w.]+$"
     ):
         layers.load(["--update.num-minibatches", "99"], Config)
     file = write(tmp_path, "update: {num_minibatches: 99}")

@@ -133,7 +133,7 @@ def test_a_long_answer_can_stop_the_run():
 
 def test_if_every_answer_is_too_long_the_setting_is_named():
     with pytest.raises(
-        ValueError, match="no conversation is left: 1 have answers over max_tokens=4.*Raise max_tokens"
+        ValueError, match="no conversation is left: 1 have responses over max_tokens=4.*Raise max_tokens"
     ):
         prompts([("user", "hi"), ("assistant", "abcdef")], max_tokens=4)
 
@@ -153,7 +153,7 @@ def test_a_template_that_forgets_what_was_thought_names_the_row_and_the_cure():
 
 def test_a_template_that_opens_an_answer_otherwise_than_it_writes_one_is_refused():
     template = tiny_tokenizer().chat_template.replace("<|assistant|>{% endif", "<|assistant|><think>{% endif")
-    with pytest.raises(ValueError, match="opens an answer otherwise than it writes one"):
+    with pytest.raises(ValueError, match="opens a response otherwise than it writes one"):
         prompts(TALK[1:3], template=template)
 
 
@@ -181,13 +181,13 @@ def test_a_template_that_refuses_a_conversation_is_a_bad_record():
 
 
 def test_a_template_without_end_tokens_is_refused_since_nothing_would_end():
-    with pytest.raises(ValueError, match="no end token after an answer.*model.chat_template"):
+    with pytest.raises(ValueError, match="no end token after a response.*model.chat_template"):
         prompts(TALK, template=PLAIN_TEMPLATE)
 
 
 def test_an_end_token_that_stops_nothing_is_warned_of(caplog):
     prompts(TALK[1:3], template=tiny_tokenizer().chat_template.replace("<|end|>", "<|system|>"))
-    assert "ends an answer with token 259" in caplog.text
+    assert "ends a response with token 259" in caplog.text
 
 
 def test_media_may_stand_in_the_prompt_only():

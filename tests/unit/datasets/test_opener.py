@@ -83,10 +83,10 @@ def test_a_question_that_is_too_long_with_its_media_is_skipped_counted_or_refuse
     assert opener.counts.too_long == 1
     with pytest.raises(ValueError, match=r"row/0: the prompt has 30 tokens, tasks.max_prompt_tokens=29"):
         Opener(processor, TaskConfig(max_prompt_tokens=29, on_long_prompt="raise"))(prompt)
-    with pytest.raises(ValueError, match="cannot be cut without breaking them"):
+    with pytest.raises(ValueError, match="cannot be truncated without breaking them"):
         Opener(processor, TaskConfig(max_prompt_tokens=29, on_long_prompt="truncate_left"))(prompt)
 
 
 def test_if_no_picture_can_be_read_the_run_says_so(records, processor):
-    with pytest.raises(ValueError, match="none of the 2 questions of 't' has media that can be used"):
+    with pytest.raises(ValueError, match="none of the 2 prompts of 't' has media that can be used"):
         loader_of(records[3:5], processor, TaskConfig(on_bad_record="skip")).draw(1)

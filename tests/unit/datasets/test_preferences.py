@@ -54,8 +54,8 @@ def test_media_of_a_row_come_before_the_question_that_both_sides_answer():
     [
         ({"prompt": "2 + 2?", "chosen": "4"}, "no field 'rejected'"),
         ({"prompt": "2 + 2?", "chosen": "4", "rejected": "4"}, "say the same"),
-        ({"chosen": [ASKED], "rejected": [ASKED]}, "'chosen' is no answer"),
-        ({"prompt": "2 + 2?", "chosen": [ASKED, RIGHT, ASKED], "rejected": "5"}, "'chosen' is no answer"),
+        ({"chosen": [ASKED], "rejected": [ASKED]}, "'chosen' is no response"),
+        ({"prompt": "2 + 2?", "chosen": [ASKED, RIGHT, ASKED], "rejected": "5"}, "'chosen' is no response"),
         ({"prompt": "2 + 2?", "chosen": 4, "rejected": "5"}, "'chosen' must be text, a message or a list"),
         (
             {"prompt": "2 + 2?", "chosen": [{"role": "assistant"}], "rejected": "5"},

@@ -65,7 +65,7 @@ def test_an_engine_is_told_exactly_what_it_lacks():
         "a weight of another name is refused",
     }
     assert "0 log-probs for 10 tokens" in str(found)
-    assert "another seed gave the same answers" in str(found)
+    assert "another seed gave the same responses" in str(found)
     assert not found.ok
 
 

@@ -90,7 +90,7 @@ def test_what_was_answered_before_the_servers_failed_is_not_asked_again():
         engine = engine_of(servers, requests=1, retries=1)
         give(engine, weights())
         with pytest.raises(
-            EngineDiedError, match="a question failed 2 times, at last at http.*HTTP 500"
+            EngineDiedError, match="a request failed 2 times, at last at http.*HTTP 500"
         ) as died:
             engine.generate(PROMPTS, SAMPLING)
         assert servers[0].asked == 4

@@ -131,9 +131,7 @@ def test_a_picture_for_a_model_that_does_not_see_is_refused(family):
     """A processor for sounds would swallow it without a word."""
     processor = load_processor(ModelConfig(path=f"random:{family}"), MediaConfig())
     record = Record("r7", [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], None, "t")
-    with pytest.raises(
-        ValueError, match=r"r7: the question holds media of the kind 'image', .* does not read"
-    ):
+    with pytest.raises(ValueError, match=r"r7: the prompt holds media of the kind 'image', .* does not read"):
         processor.prompt(record)
 
 

@@ -120,9 +120,12 @@ def test_a_model_without_generation_settings_is_fine(tmp_path):
 # -- where a model lies ------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_taken_as_it_is_and_a_hub_name_is_left_to_transformers(tmp_path):
+def test_a_folder_is_taken_as_it_is_and_a_hub_name_is_left_to_transformers(tmp_path, monkeypatch):
     tiny_folder(tmp_path)
     assert model_folder(ModelConfig(path=str(tmp_path))) == str(tmp_path)
+    monkeypatch.setenv(
+        "HTTPS_PROXY", "http://localhost:1"
+    )  # a proxy may know a name that this machine does not
     assert model_folder(ModelConfig(path="owner/name")) == "owner/name"
 
 

@@ -116,7 +116,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_cure():
 
 def test_an_answer_that_the_template_swallows_or_merges_is_refused():
     silent = with_template("{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(ValueError, match="message 1: the chat template leaves the answer out"):
+    with pytest.raises(ValueError, match="message 1: the chat template leaves the response out"):
         silent.said(silent.tokens(TALK[:1]), TALK[:2], END)
     with pytest.raises(ValueError, match="message 1: its first characters merge"):
         silent.said([1, 2, 3], TALK[:2], END)

@@ -23,7 +23,7 @@ def test_right_answers_pass_and_answers_to_other_questions_do_not():
     assert (report.checked, report.wrong_score) == (3, 0.0)
     assert (
         str(report)
-        == "sums: 3 of 3 gold answers score full marks; other questions' answers score 0.000 on average."
+        == "sums: 3 of 3 gold answers score full marks; those to other prompts score 0.000 on average."
     )
 
 

@@ -78,7 +78,7 @@ def test_a_misspelt_reward_is_refused_before_any_process_starts():
 
 
 def test_an_answer_of_an_unknown_task_is_refused():
-    with pytest.raises(ValueError, match="no reward for answers of task 'quiz'; the judge knows: sums"):
+    with pytest.raises(ValueError, match="no reward for responses of task 'quiz'; the judge knows: sums"):
         inline({"math": 1.0})([spoken("5", source="quiz")])
 
 
@@ -103,7 +103,7 @@ def test_a_reward_sees_no_columns_and_no_media_but_how_long_an_answer_is():
 def test_a_value_that_is_not_finite_stops_the_run_naming_reward_and_answer(word):
     with pytest.raises(
         RuntimeError,
-        match=rf"(?s)fragile' failed on answers of task 'sums': it returned {word[:3]}.*to q0: '{word}'.*on_failure=drop",
+        match=rf"(?s)fragile' failed on responses of task 'sums': it returned {word[:3]}.*to q0: '{word}'.*on_failure=drop",
     ):
         inline({FRAGILE: 1.0})([spoken("fine"), spoken(word)])
 
@@ -111,13 +111,13 @@ def test_a_value_that_is_not_finite_stops_the_run_naming_reward_and_answer(word)
 def test_an_exception_stops_the_run_with_the_place_where_it_was_raised():
     with pytest.raises(
         RuntimeError,
-        match=r"(?s)failing_rewards.py.*KeyError: 'no such thing'.*while judging the answer 'raise'",
+        match=r"(?s)failing_rewards.py.*KeyError: 'no such thing'.*while judging the response 'raise'",
     ):
         inline({FRAGILE: 1.0})([spoken("fine"), spoken("raise")])
 
 
 def test_a_list_of_the_wrong_length_stops_the_run():
-    with pytest.raises(RuntimeError, match="it returned 1 values for 2 answers"):
+    with pytest.raises(RuntimeError, match="it returned 1 values for 2 responses"):
         inline({f"{FAILING}:short_list": 1.0})([spoken("a"), spoken("b")])
 
 
@@ -128,7 +128,7 @@ def test_only_failing_answers_are_dropped_and_never_become_zeros(caplog):
     assert [(t.answer, t.reward) for t in judged.kept] == [("a", 1.0), ("abc", 3.0), ("b", 1.0), ("c", 1.0)]
     assert judged.metrics == {"counts/dropped_responses": 2.0, "counts/failed/fragile": 2.0}
     assert isnan(answers[1].reward)
-    assert "2 answers without a value (2 of 6 answers are dropped in all)" in caplog.text
+    assert "2 responses without a value (2 of 6 responses are dropped in all)" in caplog.text
 
 
 def test_a_group_with_one_answer_left_is_dropped_whole():

@@ -170,7 +170,7 @@ def test_a_judge_that_refuses_one_question_is_asked_the_others_again():
         [answer("4"), answer("bad"), answer("5")]
     )
     assert [found[0], found[2]] == [0.5, 0.5]
-    assert found[1].reason == "the judge refused the question: HTTP 400: that one is too long"
+    assert found[1].reason == "the judge refused the prompt: HTTP 400: that one is too long"
 
 
 def test_a_mistake_of_ours_in_asking_is_no_failure_of_an_answer():

@@ -42,7 +42,7 @@ def test_each_leaves_unknown_parameters_with_defaults_alone():
 
 def test_each_refuses_a_parameter_it_cannot_fill():
     with pytest.raises(
-        ValueError, match="reward 'odd' asks for 'gold'; a per-answer reward can have: answer, target"
+        ValueError, match="reward 'odd' asks for 'gold'; a per-response reward can have: answer, target"
     ):
 
         @each
@@ -79,7 +79,7 @@ def test_what_is_not_a_function_is_refused():
 
 
 def test_too_few_values_are_refused():
-    with pytest.raises(ValueError, match="returned 1 values for 2 answers"):
+    with pytest.raises(ValueError, match="returned 1 values for 2 responses"):
         values_of(lambda trajectories: [1.0], [spoken("a"), spoken("b")])
 
 
@@ -96,4 +96,4 @@ def test_an_error_names_the_answer_it_was_judging():
 
     with pytest.raises(ZeroDivisionError) as caught:
         picky([spoken("a"), spoken("")])
-    assert caught.value.__notes__ == ["while judging the answer ''"]
+    assert caught.value.__notes__ == ["while judging the response ''"]

@@ -69,7 +69,7 @@ def test_outside_a_terminal_each_step_is_one_line() -> None:
     lines = out.getvalue().splitlines()
     assert lines == [
         "random:llama · tiny · run",
-        "step 1/10  reward 0.500  answer length 41 tokens  4.0 s  0:36 left",
+        "step 1/10  reward 0.500  response length 41 tokens  4.0 s  0:36 left",
         "[saved]",
     ]
 
@@ -84,7 +84,7 @@ def test_in_a_terminal_the_picture_shows_step_phase_and_answers() -> None:
     with console.capture() as captured:
         console.print(progress.render())
     picture = captured.get()
-    for text in ("step 1 of 10", "0:36 left", "reward", "rollout 3.0 s", "3/16 answers"):
+    for text in ("step 1 of 10", "0:36 left", "reward", "rollout 3.0 s", "3/16 responses"):
         assert text in picture
 
 
@@ -95,7 +95,7 @@ def test_a_step_of_supervised_fine_tuning_is_told_by_its_loss() -> None:
         progress.step(1, {"nll": 2.5, "length/mean": 41.0, "seconds/step": 4.0})
     assert (
         out.getvalue().splitlines()[1]
-        == "step 1/10  loss per token 2.500  answer length 41 tokens  4.0 s  0:36 left"
+        == "step 1/10  loss per token 2.500  response length 41 tokens  4.0 s  0:36 left"
     )
 
 

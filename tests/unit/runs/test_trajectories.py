@@ -76,7 +76,7 @@ def test_columns_are_left_out_when_not_wanted_and_a_missing_reward_is_null(tmp_p
 def test_a_step_that_was_not_saved_names_those_that_were(run: Path) -> None:
     for step in (1, 2, 3):
         trajectories.save(run, step, [])
-    with pytest.raises(ValueError, match=r"no answers of step 5 .*saved steps: 1-3, 7"):
+    with pytest.raises(ValueError, match=r"no responses of step 5 .*saved steps: 1-3, 7"):
         trajectories.load(run, 5)
 
 

@@ -71,7 +71,7 @@ def test_a_reward_that_refuses_the_gold_answer_or_takes_any_is_told(tmp_path):
     assert "0 of 14 gold answers score full marks" in lacking(gold=lambda r: "I do not know.")[name]
     blind = tmp_path / "blind.py"
     blind.write_text("def one(answer):\n    return 1.0\n")
-    assert "other questions' answers score 1.000" in lacking(rewards={f"{blind}:one": 1.0})[name]
+    assert "those to other prompts score 1.000" in lacking(rewards={f"{blind}:one": 1.0})[name]
     assert "it has no rewards" in lacking(rewards={})[name]
 
 

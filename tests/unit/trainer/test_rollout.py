@@ -1,9 +1,12 @@
 """Answers that go on, also after tokens that the policy did not choose."""
 
+import pytest
+
 from lightrft.config import ModelConfig, RolloutConfig
 from lightrft.engines.base import EngineError, give
 from lightrft.engines.native import native_engine
 from lightrft.models.load import load_model
+from lightrft.models.tiny import USER
 from lightrft.testing import tiny_processor, tiny_prompt
 from lightrft.trainer.rollout import going_on, rollout
 from lightrft.types import Continuation, Sampling
@@ -56,6 +59,27 @@ def test_a_stop_text_of_another_does_not_end_the_answer():
     )
     rollout(engine, [], Sampling(max_tokens=12, stop=("STOP",)), processor, unfinished=[t])
     assert len(t) > 3 + len(reply), "it went on for more than the one token after which it is looked at"
+
+
+@pytest.mark.parametrize("most_now", [0, 3])
+def test_a_stop_text_that_is_a_special_token_ends_the_response(most_now):
+    """Decoded responses leave special tokens out, so no text could be compared with it."""
+    engine, processor = engine_of()
+    user = processor.tokenizer.convert_tokens_to_ids(USER)
+    drawn = rollout(engine, [tiny_prompt(5)], Sampling(n=200, max_tokens=12, seed=1), processor)[0]
+    assert any(user in t.token_ids[:-1] for t in drawn), "the model goes on after it"
+    sampling = Sampling(n=200, max_tokens=12, seed=1, stop=(USER, "zzz"))
+    stopped = rollout(engine, [tiny_prompt(5)], sampling, processor, most_now=most_now)[0]
+    rollout(engine, [], sampling, processor, unfinished=[t for t in stopped if t.finish == "paused"])
+    for t, free in zip(stopped, drawn, strict=True):
+        length = free.token_ids.index(user) + 1 if user in free.token_ids else len(free)
+        assert t.token_ids == free.token_ids[:length]
+        assert t.finish == ("stop" if user in free.token_ids else free.finish)
+
+
+def test_a_stop_text_that_could_never_be_found_is_refused():
+    with pytest.raises(ValueError, match=r"rollout.stop: the text '<\|user\|>hi' holds the special token"):
+        tiny_processor().stopping(Sampling(stop=(f"{USER}hi",)))
 
 
 def test_a_failure_says_which_border_it_came_over():
