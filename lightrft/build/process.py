@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from lightrft.config import Config, SFTConfig
 from lightrft.console.progress import Progress
+from lightrft.models.base import check_base
+from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import Logger
@@ -33,6 +36,12 @@ def prepare_process(config: Config | SFTConfig) -> None:
     seed_everything(config.seed)
 
 
+def dated(processor: Processor, run: Path, world: World) -> Processor:
+    """The processor, whose chat template sees the day on which the run began, on all ranks and after a resume."""
+    processor.day = world.gather(RunFolder(run).begun or datetime.now())[0]
+    return processor
+
+
 def shared(option: str, number: int, world: World) -> None:
     """ValueError if the ranks cannot all have the same share of what an option counts."""
     if number % world.size:
@@ -41,11 +50,23 @@ def shared(option: str, number: int, world: World) -> None:
         )
 
 
-def last_state(run: Path, checkpoints: Checkpoints, command: str = "train") -> dict[str, Any] | None:
-    """The state in the newest complete checkpoint; None for a run that was stopped before its first, to begin again."""
+def last_state(
+    run: Path, checkpoints: Checkpoints, config: Config | SFTConfig, steps: int
+) -> dict[str, Any] | None:
+    """The state in the newest complete checkpoint; None for a run that was stopped before its first, to begin again.
+
+    ValueError if a run of `steps` steps from `config.model` cannot go on from it.
+    """
+    command = "sft" if isinstance(config, SFTConfig) else "train"
     found = checkpoints.latest()
     if found is not None:
-        return checkpoints.load(found)
+        state = checkpoints.load(found)
+        if state["done"] > steps:
+            raise ValueError(
+                f"steps={steps}: the run has {state['done']} steps behind it ({found}). Set steps to at least that."
+            )
+        check_base(config.model, state.get("base", ""), found)
+        return state
     if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
         raise ValueError(
             f"no checkpoint in {checkpoints.folder} is complete, so there is nothing to go on from. Start again with "

@@ -22,10 +22,11 @@ from lightrft.build.models import (
     check_teams,
     engine_module,
 )
-from lightrft.build.process import build_journal, last_state, prepare_process, shared
+from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
 from lightrft.config import Config
 from lightrft.engines.external import check_kinds
+from lightrft.models.base import needed_base
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -50,7 +51,7 @@ def build_run(
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    processor = build_processor(config)
+    processor = dated(build_processor(config), run, world)
     check_teacher(config, processor)
     check_teams(config, algorithm)
     task_data = build_task_data(config, processor, world)
@@ -59,7 +60,7 @@ def build_run(
     check_kinds(config.rollout.engine, task_data.asked, processor.media, device)
     scaler = build_scaler(config, task_data.judge, world)
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
-    state = last_state(run, checkpoints) if resume else None
+    state = last_state(run, checkpoints, config, config.steps) if resume else None
     left = left_in(state)
     check_remembered(config, algorithm, left)
 
@@ -90,6 +91,7 @@ def build_run(
         left=left,
     )
     made = assemble(trainer_class, parts)
+    made.base = needed_base(config.model, compared=algorithm.needs_reference)
     if state is not None:
         made.load(state)
     if world.is_first:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import check_team
-from lightrft.build.process import build_journal, last_state, prepare_process, shared
+from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import Conversations
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
+from lightrft.models.base import needed_base
 from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
@@ -42,7 +43,7 @@ def build_run(
     device = pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
-    processor = load_processor(config.model, config.media)
+    processor = dated(load_processor(config.model, config.media), run, world)
     check_team(config.strategy, {"model.path": config.model})
     conversations = Conversations.of(processor, config)
     prompts = build_loader(config, conversations, world)
@@ -51,7 +52,7 @@ def build_run(
         config.epochs * sum(len(source) for source in prompts.sources) / config.batch_size
     )
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
-    state = last_state(run, checkpoints, "sft") if resume else None
+    state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(Source(config.model), config.optimizer, steps)
     memory_plan = build_sft_memory_plan(model, device)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
@@ -79,6 +80,7 @@ def build_run(
         evaluates=config.evaluate,
         interrupt=interrupt,
         started=started,
+        base=needed_base(config.model),
     )
     if state is not None:
         made.load(state)

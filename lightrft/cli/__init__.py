@@ -12,16 +12,29 @@ from lightrft.cli.commands import COMMANDS, Command
 from lightrft.cli.help import help_text
 from lightrft.utils.failures import is_explained, leave_verdict
 from lightrft.utils.interrupt import Stopped
+from lightrft.utils.output import guarded_output
+
+WRITES_FILES = ("train", "sft", "evaluate", "export", "serve", "init")
+"""Commands that have done their work even where nothing of it could be printed."""
 
 __all__ = ["COMMANDS", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit status: 0 success, 2 a mistake or a failure that is explained; 130 (Ctrl-C) or
-    143 (SIGTERM) if asked to stop, after saving."""
+    """Runs one command line and returns its exit status: 0 success, 2 a mistake or a failure that is explained; 130 (Ctrl-C),
+    143 (SIGTERM) or 129 (a closed terminal) if asked to stop, after saving."""
     # Threads that wait by spinning slow a run down several times as soon as anything else wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
+    with guarded_output() as (out, _):
+        status = _called(args)
+        out.flush()
+        if out.is_cut and status == 0 and args[:1] and args[0] not in WRITES_FILES:
+            return fail(f"the output could not be written: {out.lost}")
+        return status
+
+
+def _called(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
@@ -47,9 +60,6 @@ def _ended(command: Command, rest: list[str]) -> int:
         return 0 if leave_verdict({"stopped": str(stopped)}) else stopped.exit_status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has left: `lightrft config tiny | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
         if not is_explained(error):
             raise

@@ -91,7 +91,7 @@ def launch_run(asked: AskedRun) -> int:
     if asked.resume is not None:
         return start(launch, [asked.command, *asked.words, *flags])
     run = new_run(config, asked.command)
-    return start(launch, [asked.command, "--resume", str(run)], new_run=True)
+    return start(launch, [asked.command, "--resume", str(run)], new_run=RunFolder(run).settings_digest)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lightrft.cli import help as helping
 from lightrft.config import Config, SFTConfig, layers
 from lightrft.runs.layout import RunFolder, newest_runs
+from lightrft.utils.paths import expanded
 
 C = TypeVar("C")
 
@@ -74,7 +75,7 @@ def expand(args: Sequence[str]) -> list[str]:
 
 def run_folder(name: str) -> Path:
     """The run folder called so. ValueError if it is none, naming the newest runs beside it, or of another format."""
-    run = Path(name).expanduser()
+    run = expanded(name, "RUN")
     if RunFolder(run).is_run:
         RunFolder(run).check_format()
         return run

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightrft.config import Config, SFTConfig, check_backend
 from lightrft.parallel.world import World
-from lightrft.runs.folder import earlier, new_run
+from lightrft.runs.folder import begun, earlier, taken_up
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.log import Terminal, logging_to
 
@@ -20,17 +20,21 @@ log = logging.getLogger("lightrft")
 def claimed(
     config: Config | SFTConfig, resume: Path | None, world: World, command: str
 ) -> Iterator[tuple[Path, bool, Terminal]]:
-    """Inside, the run folder is in use. Gives the folder, whether to go on from its checkpoints, and its log's terminal."""
+    """Inside, the run folder is in use, and by no other process. Gives the folder, whether to go on from its checkpoints, and its log's terminal."""
     check_backend(config.strategy, world.size)
     before = earlier(config, resume)
-    run = before or resume
-    if run is None:
+    there = before or resume
+    with contextlib.ExitStack() as stack:
         with world.independent():
-            run = new_run(config, command) if world.is_first else None
+            run = None
+            if world.is_first:
+                again = before is not None
+                mine = taken_up(there, command, again=again) if there else begun(config, command)
+                run = stack.enter_context(mine)
         run = world.gather(run)[0]
         assert run is not None
-    files = RunFolder(run)
-    files.check_format()
-    world.redirect_output(files.log, files.rank_logs)
-    with logging_to(files.log if world.is_first else world.output(files.rank_logs)) as terminal:
-        yield run, before is not None, terminal
+        files = RunFolder(run)
+        files.check_format()
+        world.redirect_output(files.log, files.rank_logs)
+        log_file = files.log if world.is_first else world.output(files.rank_logs)
+        yield run, before is not None, stack.enter_context(logging_to(log_file))

@@ -25,20 +25,24 @@ from lightrft.models.load import load_model
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
-from lightrft.runs.folder import evaluation_folder
+from lightrft.runs.folder import evaluated_in
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.tasks.table import load_task
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.sampler import Sampler, Unchanging
 from lightrft.utils.device import pick_device
 from lightrft.utils.imports import resolve
+from lightrft.utils.shown import shown
 
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Scores a model on tasks.evaluate, prints and saves it; returns the estimates by task."""
     device = pick_device(config.strategy.device)
-    with World.joined(device, config.strategy.timeout_seconds) as world:
-        folder = world.gather(evaluation_folder(config))[0]
+    with World.joined(device, config.strategy.timeout_seconds) as world, contextlib.ExitStack() as stack:
+        with world.independent():
+            folder = stack.enter_context(evaluated_in(config)) if world.is_first else None
+        folder = world.gather(folder)[0]
+        assert folder is not None
         world.redirect_output(RunFolder(folder).log, RunFolder(folder).rank_logs)
         return evaluate_in(config, folder, device, world)
 
@@ -118,13 +122,17 @@ def sampling_bar() -> Iterator[Callable[[int, int], None]]:
 def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> None:
     """A table of every estimate with its interval."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("task", "measure", "estimate", "95 % interval", title=f"{model}")
+    table = Table("task", "measure", "estimate", "95 % interval", title=Text(shown(model)))
     for task, report_ in estimates.items():
         for name, value in report_.items():
             if isinstance(value, dict):
                 table.add_row(
-                    task, name, f"{value['mean']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"
+                    Text(shown(task)),
+                    name,
+                    f"{value['mean']:.1%}",
+                    f"{value['low']:.1%} to {value['high']:.1%}",
                 )
         facts = f"{report_['questions']} prompts, {report_['responses']} responses, {report_['mean_length']:.0f} tokens each"
         failed = f", {report_['failed_rewards']} not judged" if report_["failed_rewards"] else ""
@@ -133,5 +141,8 @@ def print_estimates(estimates: Mapping[str, Any], model: str, folder: Path) -> N
     console = Console()
     console.print(table)
     console.print(
-        f"every response: {EvaluationFolder(folder).responses('responses')}", soft_wrap=True, highlight=False
+        f"every response: {EvaluationFolder(folder).responses('responses')}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
     )

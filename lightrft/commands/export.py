@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lightrft.config import Config, SFTConfig
+from lightrft.models.base import check_base
 from lightrft.models.export import write_folder
 from lightrft.models.load import load_processor
 from lightrft.models.lora import full_weights
@@ -16,10 +17,28 @@ from lightrft.runs.layout import RunFolder
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.load_weights import reader
 from lightrft.utils.atomic import explained, folder
+from lightrft.utils.paths import expanded
+
+
+def writable(target: Path, file_gb: float) -> Path:
+    """The folder to make, behind links. ValueError if it cannot be one, before anything is read."""
+    if not file_gb > 0:
+        raise ValueError(
+            f"--file-gb {file_gb:g}: a file of weights needs room for something. For example: --file-gb 5"
+        )
+    target = expanded(target, "OUT").resolve()
+    if target.is_dir() and not any(target.iterdir()) and target != Path.cwd():
+        return target
+    if target.is_dir():
+        raise ValueError(f"{target} is not empty, or where you are. Name a new folder.")
+    if target.exists():
+        raise ValueError(f"{target} is a file. Name a new folder.")
+    return target
 
 
 def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None, file_gb: float) -> int:
     """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time."""
+    target = writable(target, file_gb)
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, World())
     place = checkpoints.latest(clear=False) if step is None else checkpoints.of(step)
     if place is None:
@@ -27,9 +46,9 @@ def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None
     wrong = None if step is None else problem(place)  # `latest` has looked already
     if wrong is not None:
         raise ValueError(f"checkpoint {place} cannot be used: {wrong}.")
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target} is not empty. Name a new folder.")
-    models = checkpoints.load(place)["models"]
+    state = checkpoints.load(place)
+    check_base(config.model, state.get("base", ""), place)
+    models = state["models"]
     stored = models["actor"] if "actor" in models else models["model"]  # of train, of sft
     processor = load_processor(config.model, config.media)
     source = Source(config.model)

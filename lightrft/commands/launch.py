@@ -24,7 +24,7 @@ import psutil
 from lightrft.config import Config, SFTConfig
 from lightrft.runs.folder import NEW_RUN
 from lightrft.utils.failures import VERDICTS
-from lightrft.utils.interrupt import Stopped
+from lightrft.utils.interrupt import Stopped, asking_signals
 
 C = TypeVar("C", Config, SFTConfig)
 
@@ -91,6 +91,8 @@ class _Agent(threading.Thread):
     launch: Launch
     environment: Sequence[str]
     args: Sequence[str]
+    logs: str
+    """A folder for the agent's own files, which it never removes."""
     failure: Exception | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class _Agent(threading.Thread):
         return id(self)
 
     def run(self) -> None:
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it in our words
@@ -113,6 +116,7 @@ class _Agent(threading.Thread):
             local_addr="localhost",
             max_restarts=self.launch.max_restarts,
             monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=self.logs),
         )
         try:
             command = [*self.environment, sys.executable, "-u", "-P", "-m", "lightrft", *self.args]
@@ -121,15 +125,18 @@ class _Agent(threading.Thread):
             self.failure = error
 
 
-def start(launch: Launch, args: Sequence[str], *, new_run: bool = False) -> int:
+def start(launch: Launch, args: Sequence[str], *, new_run: str = "") -> int:
     """Runs `lightrft ARGS` in several processes; returns the exit status of the first that failed, or 0.
 
-    SIGTERM and SIGINT go to all of them, which save and stop; raises Stopped then.
+    `new_run`: the settings of the new run that they are to begin (RunFolder.settings_digest). SIGTERM, SIGINT and SIGHUP go to
+    all of them, which save and stop; raises Stopped then.
     """
     with tempfile.TemporaryDirectory(prefix="lightrft-") as verdicts:
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // launch.size))
-        inherited = {VERDICTS: verdicts, "OMP_NUM_THREADS": threads} | ({NEW_RUN: "1"} if new_run else {})
-        agent = _Agent(launch, [f"{name}={value}" for name, value in inherited.items()], args)
+        inherited = {VERDICTS: verdicts, "OMP_NUM_THREADS": threads} | ({NEW_RUN: new_run} if new_run else {})
+        agent = _Agent(
+            launch, [f"{name}={value}" for name, value in inherited.items()], args, f"{verdicts}/agent"
+        )
         told = _attend(agent, Path(verdicts), launch.max_restarts)
     return _outcome(agent.failure, told)
 
@@ -141,7 +148,7 @@ def _attend(agent: _Agent, verdicts: Path, max_restarts: int) -> dict[str, Any]:
     def pass_on(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in asking_signals()}
     sent: dict[int, int] = {}
     told: dict[str, Any] = {}
     attempt = 0

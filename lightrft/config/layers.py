@@ -27,6 +27,7 @@ import yaml
 
 from lightrft.config.answers import answer
 from lightrft.config.parser import ImpossibleError, parse
+from lightrft.utils.paths import expanded
 
 C = TypeVar("C")
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -129,7 +130,7 @@ def find_layer(layer: str) -> Path:
         raise ValueError(
             f"'{layer}' is no layer. An option is written as a flag: --{name.replace('_', '-')} {value}"
         )
-    path = Path(layer).expanduser()
+    path = expanded(layer, "layer")
     if path.is_dir():
         raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path}/config.yaml.")
     if path.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from lightrft.utils.hub import unreachable
+from lightrft.utils.paths import expanded
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
@@ -46,7 +47,7 @@ class BadRecords:
 
 def is_file(place: str) -> bool:
     """Whether a name means a local file rather than a hub data set ("owner/name" or "owner/name:subset")."""
-    path = Path(place).expanduser()
+    path = expanded(place, "data file")
     return _kind(path) in READERS or path.exists() or place.startswith((".", "~", "/"))
 
 
@@ -58,7 +59,7 @@ def read(place: str, split: str, bad: BadRecords) -> Iterator[Located]:
     """
     if not is_file(place):
         return _hub(place, split)
-    path = Path(place).expanduser()
+    path = expanded(place, "data file")
     if not path.is_file():
         raise ValueError(f"no data file '{place}' (looked for {path.resolve()}).")
     reader = READERS.get(_kind(path))

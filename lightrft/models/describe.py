@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from lightrft.models.folder import check_folder
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.utils.hub import check_model
+from lightrft.utils.paths import expanded
 
 RANDOM, PACKAGE = "random:", "package:"
 
@@ -28,7 +28,7 @@ def model_folder(config: ModelConfig) -> str:
         )
     if path.startswith(PACKAGE):
         return str(package_model(path.removeprefix(PACKAGE), cache_folder(config.cache)))
-    folder = Path(path).expanduser()
+    folder = expanded(path, "model.path")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(
@@ -45,7 +45,7 @@ def model_folder(config: ModelConfig) -> str:
 
 def is_tiny(path: str) -> bool:
     """Whether `model.path` names one of the tiny random models; random:FOLDER is the model of a folder before any training."""
-    return path.startswith(RANDOM) and not Path(path.removeprefix(RANDOM)).expanduser().is_dir()
+    return path.startswith(RANDOM) and not expanded(path.removeprefix(RANDOM), "model.path").is_dir()
 
 
 def text_shape(config: ModelConfig) -> Any:

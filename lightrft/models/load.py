@@ -28,6 +28,7 @@ from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import PLAIN_TEMPLATE, Processor
 from lightrft.models.tiny import tiny_reader
 from lightrft.utils.imports import import_all
+from lightrft.utils.paths import expanded
 
 
 def load_processor(config: ModelConfig, media: MediaConfig | None = None) -> Processor:
@@ -168,7 +169,7 @@ def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
 def _template(setting: str) -> str:
     if setting == "plain":
         return PLAIN_TEMPLATE
-    file = Path(setting).expanduser()
+    file = expanded(setting, "model.chat_template")
     if not file.is_file():
         raise ValueError(
             f"model.chat_template={setting}: there is no such file. Give a Jinja file, or 'plain'."

@@ -55,11 +55,16 @@ class MediaEncoder:
         """Whether the model lets all tokens of a picture see each other."""
         return sees_both_ways(self._shapes.config)
 
-    def rendered(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
-        """The conversation as text, a mark in place of each medium."""
+    def rendered(
+        self, messages: Sequence[Message], *, answer_next: bool = True, chat_template: str | None = None
+    ) -> str:
+        """The conversation as text, a mark in place of each medium; `chat_template`: instead of the processor's."""
         return str(
             self.processor.apply_chat_template(
-                [_as_parts(m) for m in messages], add_generation_prompt=answer_next, tokenize=False
+                [_as_parts(m) for m in messages],
+                add_generation_prompt=answer_next,
+                tokenize=False,
+                chat_template=chat_template,
             )
         )
 
@@ -79,10 +84,10 @@ class MediaEncoder:
             rate=self.rate,
         )
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
+    def encode(self, messages: Sequence[Message], chat_template: str | None = None) -> Encoded:
         """Reads the media and lays everything out for the model. MediaError for a medium that cannot be read."""
         media = self.read(messages)
-        text = self.rendered(messages)
+        text = self.rendered(messages, chat_template=chat_template)
         try:
             found = self.processor(
                 text=[text], return_tensors="pt", **self._special(text), **_arguments(media, self.rate)

@@ -19,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 from lightrft.utils.imports import require
+from lightrft.utils.paths import expanded
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 """Of a package; pip would take what begins with a dash for an option."""
@@ -27,7 +28,7 @@ log = logging.getLogger("lightrft")
 
 def cache_folder(configured: str) -> Path:
     """Where converted models are kept: the setting, $LIGHTRFT_CACHE, or ~/.cache/lightrft."""
-    return Path(configured or os.environ.get("LIGHTRFT_CACHE", "") or "~/.cache/lightrft").expanduser()
+    return expanded(configured or os.environ.get("LIGHTRFT_CACHE", "") or "~/.cache/lightrft", "model.cache")
 
 
 def package_model(name: str, cache: Path) -> Path:

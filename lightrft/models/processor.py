@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ class Processor:
         self.stop_ids = stop_ids
         self.vocab_size = vocab_size
         self.media = media
+        self.day: datetime | None = None
+        """What a template that writes today's date is told; None: the present moment. A run has one (build/process.py)."""
 
     def prompt(self, record: Record) -> Prompt:
         """The record's messages through the chat template, ready for an answer, but for media: those are read by `open`.
@@ -74,7 +79,7 @@ class Processor:
             return prompt
         assert self.media is not None
         try:
-            read = self.media.encode(prompt.messages)
+            read = self.media.encode(prompt.messages, self._dated())
         except MediaError as error:
             raise MediaError(f"{prompt.id}: {error}") from error
         return replace(
@@ -88,11 +93,24 @@ class Processor:
     def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
         """Token ids of a conversation; with `answer_next` it ends where the assistant begins to speak. Media are not read."""
         if self.media is not None:
-            return self.media.tokens(self.media.rendered(messages, answer_next=answer_next))
+            rendered = self.media.rendered(messages, answer_next=answer_next, chat_template=self._dated())
+            return self.media.tokens(rendered)
         encoded = self.tokenizer.apply_chat_template(
-            _texts(messages), add_generation_prompt=answer_next, tokenize=True, return_dict=True
+            _texts(messages),
+            add_generation_prompt=answer_next,
+            tokenize=True,
+            return_dict=True,
+            chat_template=self._dated(),
         )
         return [*self._begin(), *encoded["input_ids"]]
+
+    def _dated(self) -> str | None:
+        """The template as it is on the day of the run, where it writes one; transformers lets nothing else in that tells the time.
+        None: the template as it is."""
+        template = (self.tokenizer if self.media is None else self.media.processor).chat_template
+        if self.day is None or not isinstance(template, str) or "strftime_now" not in template:
+            return None
+        return on_day(template, self.day)
 
     def _begin(self) -> list[int]:
         """The token that a model's plain texts begin with, where the template is plain text and leaves it out."""
@@ -137,9 +155,11 @@ class Processor:
     def rendered(self, messages: Sequence[Message]) -> str:
         """The same as text, for people."""
         if self.media is not None:
-            return self.media.rendered(messages)
+            return self.media.rendered(messages, chat_template=self._dated())
         return str(
-            self.tokenizer.apply_chat_template(_texts(messages), add_generation_prompt=True, tokenize=False)
+            self.tokenizer.apply_chat_template(
+                _texts(messages), add_generation_prompt=True, tokenize=False, chat_template=self._dated()
+            )
         )
 
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
@@ -170,6 +190,15 @@ class Processor:
     def save(self, folder: Path) -> None:
         """Writes tokenizer and template into a Hugging Face folder."""
         (self.tokenizer if self.media is None else self.media.processor).save_pretrained(folder)
+
+
+def on_day(template: str, day: datetime) -> str:
+    """The template with the texts of this day where it asks for today's, in formats that stand in it as they are."""
+    return re.sub(
+        r"""strftime_now\(\s*(?:format\s*=\s*)?("[^"]*"|'[^']*')\s*\)""",
+        lambda call: json.dumps(day.strftime(call[1][1:-1])),
+        template,
+    )
 
 
 def _texts(messages: Sequence[Message]) -> list[Message]:

@@ -64,9 +64,11 @@ def blame(watch: Watch, error: Exception) -> int:
     """Lets everybody know of a failure of this rank; returns the exit status."""
     message, status = told(error)
     details = "".join(traceback.format_exception(error)).rstrip()
-    if watch.rank:
-        print(details, file=sys.stderr, flush=True)
     is_consequence = isinstance(error, PeerError) and not isinstance(error, BrokenError)
+    if watch.rank and (
+        watch.output is not None or not is_consequence
+    ):  # without a file of its own it is heard by people
+        print(details, file=sys.stderr, flush=True)
     if not (is_consequence and watch.cause(PATIENCE_SECONDS)):
         watch.blame(message, status=status, details=details)
     return status

@@ -21,6 +21,7 @@ from lightrft.parallel.status import STATUS
 from lightrft.parallel.watch import Watch
 from lightrft.utils.device import collective_backend, use
 from lightrft.utils.interrupt import Stopped
+from lightrft.utils.output import guarded
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def redirect_output(watch: Watch, log: Path, logs: Path) -> None:
     file = watch.output = output_file(logs, watch.rank)
     file.parent.mkdir(parents=True, exist_ok=True)
     if watch.rank:
-        watch.terminal = os.fdopen(os.dup(2), "w")
+        watch.terminal = guarded(os.fdopen(os.dup(2), "w"))
         output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for descriptor in (1, 2):
             os.dup2(output, descriptor)

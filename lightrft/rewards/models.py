@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
-from pathlib import Path
 from typing import TypeVar
 from urllib.error import HTTPError
 
@@ -20,6 +19,7 @@ from lightrft.media.parts import readable
 from lightrft.models.processor import Processor
 from lightrft.rewards.function import Answer
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
+from lightrft.utils.paths import expanded
 from lightrft.workers.pool import Failure
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def judge_template(config: JudgeConfig) -> str:
     """What the judge is asked. ValueError if the file is missing or has no place for the answer."""
     if not config.template:
         return TEMPLATE
-    file = Path(config.template).expanduser()
+    file = expanded(config.template, "judge.template")
     if not file.is_file():
         raise ValueError(f"judge.template={config.template}: there is no such file.")
     text = file.read_text(encoding="utf-8")

@@ -5,39 +5,134 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from lightrft.config import Config, SFTConfig, layers
-from lightrft.runs.layout import RunFolder
-from lightrft.utils.atomic import write_text
+from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.lock import locked
+from lightrft.utils.atomic import make_folder, recover, write_text
+from lightrft.utils.paths import expanded
 
 log = logging.getLogger("lightrft")
 NEW_RUN = "LIGHTRFT_NEW_RUN"
-"""Environment variable: set by our launcher for the processes of a run whose folder holds nothing but its settings yet."""
+"""Environment variable: set by our launcher for the processes of a run whose folder holds nothing but its settings yet, to what
+RunFolder.settings_digest gave then."""
 
 
 def new_run(config: Config | SFTConfig, command: str = "train") -> Path:
-    """A new run folder with the resolved config in it; not its own place, so that the file can be run again."""
-    run = Path(config.run or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    """A new run folder for processes that are yet to start, see `begun`."""
+    with begun(config, command) as run:
+        return run
+
+
+@contextmanager
+def begun(config: Config | SFTConfig, command: str) -> Iterator[Path]:
+    """A new run folder, locked inside, with the resolved config in it; not its own place, so that the file can be run again.
+
+    ValueError if there is something in the folder already that this run would mix with or overwrite.
+    """
+    run = _made(config.run, config.name)
+    with locked(run):
+        check_new(run, command)
+        files, text = RunFolder(run), settings_text(config)
+        files.write_format(text)
+        write_text(files.config, text)
+        yield run
+
+
+@contextmanager
+def taken_up(run: Path, command: str, *, again: bool) -> Iterator[Path]:
+    """The folder of a run that is there, locked inside. `again`: it is to go on, and what killed processes left is removed.
+
+    ValueError if it is new, and not as the process left it that launched this one.
+    """
+    with locked(run):
+        files = RunFolder(run)
+        if again:
+            for place in (run, files.evaluation, files.trajectories):
+                recover(place)
+        else:
+            check_unused(run, command)
+            if files.settings_digest != os.environ.get(NEW_RUN):
+                raise ValueError(
+                    f"run={run}: another process has written its settings there. Set run to a new folder."
+                )
+        yield run
+
+
+def check_new(run: Path, command: str) -> None:
+    """ValueError if a new run cannot begin in the folder: it would mix with something there, or overwrite it."""
+    check_unused(run, command)
+    files = RunFolder(run)
+    if files.is_run and not files.settings_are_ours:
+        raise ValueError(
+            f"run={run}: {files.config} is there already, and was not written by a run, or was changed since. Set run to a "
+            f"new folder; its settings are taken with: lightrft {command} {files.config}"
+        )
+
+
+def check_unused(run: Path, command: str) -> None:
+    """ValueError if the folder holds a run that has begun, or an evaluation."""
     if RunFolder(run).has_steps:
         raise ValueError(
             f"run={run}: there is a run already. Go on with `lightrft {command} --resume {run}`, or set run to a new folder."
         )
-    RunFolder(run).write_format()
-    write_text(RunFolder(run).config, layers.to_yaml(replace(config, run="")))
-    return run
+    if EvaluationFolder(run).is_finished:
+        raise ValueError(
+            f"run={run}: there is an evaluation already ({EvaluationFolder(run).report('responses')}). Set run to a new folder."
+        )
 
 
 def evaluation_folder(config: Config) -> Path:
-    """Where `lightrft evaluate` writes."""
-    return Path(config.run or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    """Where processes that are yet to start are to write an evaluation, see `evaluated_in`."""
+    with evaluated_in(config) as run:
+        return run
+
+
+@contextmanager
+def evaluated_in(config: Config) -> Iterator[Path]:
+    """Where `lightrft evaluate` writes, locked inside: a new folder, or the one that is set.
+
+    ValueError if a run or an evaluation is there.
+    """
+    run = _made(config.run, "evaluate")
+    with locked(run):
+        if RunFolder(run).is_run or RunFolder(run).has_steps:
+            raise ValueError(
+                f"run={run}: this is the folder of a training run, whose files an evaluation would mix with. Set run to a new folder."
+            )
+        check_unused(run, "evaluate")
+        yield run
+
+
+def settings_text(config: Config | SFTConfig) -> str:
+    """The settings as config.yaml has them: without the run's own place, and with models that are found from any folder."""
+    model = replace(
+        config.model, path=_rooted(config.model.path), chat_template=_rooted(config.model.chat_template)
+    )
+    if isinstance(config, SFTConfig):
+        return layers.to_yaml(replace(config, run="", model=model))
+    teacher = replace(config.teacher, path=_rooted(config.teacher.path))
+    critic = replace(config.critic, path=_rooted(config.critic.path))
+    return layers.to_yaml(replace(config, run="", model=model, teacher=teacher, critic=critic))
+
+
+def _rooted(path: str) -> str:
+    """The whole path of a file or folder that is here; any other name as it is."""
+    prefix = "random:" if path.startswith("random:") else ""
+    place = Path(path.removeprefix(prefix))
+    here = path not in ("", prefix, "plain") and not place.is_absolute() and place.exists()
+    return f"{prefix}{place.absolute()}" if here else path
 
 
 def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
     """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
     file = RunFolder(run).config
-    before, now = file.read_text(encoding="utf-8"), layers.to_yaml(replace(config, run=""))
+    before, now = file.read_text(encoding="utf-8"), settings_text(config)
     if before != now:
         write_text(RunFolder(run).config_until(done), before)
         write_text(file, now)
@@ -60,5 +155,28 @@ def earlier(config: Config | SFTConfig, resume: Path | None) -> Path | None:
         raise ValueError(
             "the launcher may start the processes again (--max-restarts), and they must find the run: set --run runs/NAME."
         )
-    run = Path(config.run).expanduser()
+    run = expanded(config.run, "run")
     return run if restarted and RunFolder(run).is_run else None
+
+
+def _made(run: str, name: str) -> Path:
+    """The folder that is set, made if it is not there; a new one of this name and moment if none is set."""
+    if run:
+        folder = expanded(run, "run")
+        make_folder(folder)
+        return folder
+    if name in ("", ".", "..") or "/" in name or os.sep in name:
+        raise ValueError(
+            f"name={name}: the name of a run is a part of its folder's name and cannot lead to another place. Set run={name} for the "
+            "folder itself."
+        )
+    start = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in count(1):
+        folder = Path("runs", start if number == 1 else f"{start}-{number}")
+        make_folder(folder.parent)
+        try:
+            folder.mkdir()
+        except FileExistsError:  # begun in the same second
+            continue
+        break
+    return folder

@@ -1,6 +1,7 @@
 """What lies where in a run folder: the one place that knows the names of its files.
 
-RUN/format.json             the number of this arrangement, and the version that began the run
+RUN/format.json             the number of this arrangement, when the run began, and by which version
+RUN/.lock                   held by the process that uses the folder
 RUN/config.yaml             the settings; config-until-step-000004.yaml: those before a resume changed them
 RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
 RUN/trajectories/           the responses of a step: step-000007.jsonl of the first rank, step-000007.rank-3.jsonl
@@ -13,9 +14,11 @@ RUN/model/                  the finished model as a Hugging Face folder
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,33 @@ class RunFolder:
         """The number of the arrangement."""
         return self.path / "format.json"
 
-    def write_format(self) -> None:
-        """Says how the files of this new run are arranged, and which version arranged them so."""
-        write_text(self.format, json.dumps({"format": FORMAT, "lightrft": __version__}) + "\n")
+    def write_format(self, settings: str = "") -> None:
+        """Says how the files of this new run are arranged, which version arranged them so, when the run began, and which
+        `settings` its config.yaml is about to get."""
+        begun = datetime.now().isoformat(timespec="seconds")
+        said = {"format": FORMAT, "lightrft": __version__, "begun": begun, "settings": _digest(settings)}
+        write_text(self.format, json.dumps(said) + "\n")
+
+    @property
+    def begun(self) -> datetime | None:
+        """When the run began, by the clock of its first machine; None if the folder does not say so."""
+        try:
+            return datetime.fromisoformat(_json(self.format)["begun"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def settings_digest(self) -> str:
+        """What tells the settings in config.yaml from others; empty if there are none."""
+        return _digest(self.config.read_text(encoding="utf-8")) if self.is_run else ""
+
+    @property
+    def settings_are_ours(self) -> bool:
+        """Whether config.yaml is as the beginning of a run here wrote it."""
+        try:
+            return bool(_json(self.format)["settings"] == self.settings_digest)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def check_format(self) -> None:
         """ValueError if the run was begun by a version whose run folders are arranged in another way.
@@ -66,6 +93,11 @@ class RunFolder:
                 f"{self.path}: the run has format {number}, and LightRFT {__version__} reads format {FORMAT}. Use LightRFT "
                 f"{version}, which wrote it."
             )
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that uses the folder (runs/lock.py)."""
+        return self.path / ".lock"
 
     @property
     def config(self) -> Path:
@@ -187,6 +219,11 @@ class EvaluationFolder:
         """Estimates by task."""
         return self.path / f"{label}.json"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether `lightrft evaluate` came to its end here."""
+        return self.report("responses").is_file()
+
     def responses(self, label: str) -> Path:
         """Every held-out response, one JSON object each."""
         return self.path / f"{label}.jsonl"
@@ -213,6 +250,10 @@ def newest_runs(folder: Path) -> list[Path]:
     """The run folders in a folder, the one whose settings were written last first."""
     found = [path for path in folder.glob("*") if RunFolder(path).is_run]
     return sorted(found, key=lambda path: RunFolder(path).config.stat().st_mtime, reverse=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _json(file: Path) -> dict[str, Any]:

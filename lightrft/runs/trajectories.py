@@ -33,7 +33,7 @@ def save(
     """
     path = RunFolder(run).responses(step, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".writing")
+    unfinished = path.with_name(f".tmp-{path.name}")  # utils/atomic.py: recover
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for trajectory in trajectories:
             row = _row(step, trajectory) | (_tokens(trajectory, pieces) if columns else {})

@@ -19,6 +19,7 @@ from lightrft.types import Message, Record
 from lightrft.utils.answers import concluded, plain_words, vote
 from lightrft.utils.choices import letter
 from lightrft.utils.objects import first_json_object
+from lightrft.utils.paths import expanded
 
 Split = Literal["train", "evaluate"]
 BOXED = "Think step by step, and write the final answer inside \\boxed{}."
@@ -200,7 +201,7 @@ def from_places(
 
 def needed(name: str, data: str, place: Place) -> Path:
     """The place's file below the data folder; ValueError with the cure if it is not there."""
-    path = Path(data).expanduser() / place.file
+    path = expanded(data, "data") / place.file
     if not path.is_file():
         instead = f", or leave data empty for the hub's {place.hub}" if place.hub else ""
         raise ValueError(

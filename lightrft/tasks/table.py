@@ -33,6 +33,7 @@ from lightrft.tasks.base import (
 from lightrft.types import Record
 from lightrft.utils.answers import concluded
 from lightrft.utils.imports import require, resolve
+from lightrft.utils.paths import expanded
 
 __all__ = ["TASKS", "Load", "Place", "Records", "Split", "Task", "load_task"]
 
@@ -195,11 +196,11 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
     _check_split(split, config)
     place = config.train_file if split == "train" else config.evaluate_file
     part = config.train_split if split == "train" else config.evaluate_split
-    if data and is_file(place) and not Path(place).expanduser().exists():
+    if data and is_file(place) and not expanded(place, "data file").exists():
         place = str(Path(data) / place)
     bad = BadRecords(config.on_bad_record)
     form = resolve(FORMATS, config.format, "format")
-    folder = Path(place).expanduser().parent if is_file(place) else Path()
+    folder = expanded(place, "data file").parent if is_file(place) else Path()
     rows = list(read(place, part, bad))
     found = records(rows, form, config, bad, source="file", instruction="", folder=folder)
     if not found:
@@ -221,7 +222,10 @@ def _check_split(split: Split, config: TaskConfig) -> None:
     if not train or not evaluate:
         return
     if is_file(train) and is_file(evaluate):
-        if Path(train).expanduser().resolve() == Path(evaluate).expanduser().resolve():
+        if (
+            expanded(train, "tasks.train_file").resolve()
+            == expanded(evaluate, "tasks.evaluate_file").resolve()
+        ):
             raise ValueError(
                 f"tasks.train_file and tasks.evaluate_file are the same file, {train}: the score would be that of memorised rows. Split it in two."
             )

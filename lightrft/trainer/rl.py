@@ -102,8 +102,8 @@ class RLTrainer:
             return self.learner.update(step, trajectories, updates=updates, before_update=before_update)
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
-        """Metrics and responses of a step, to files and to the terminal."""
-        self.journal.step(step, metrics)
+        """Metrics and responses of a step, to files."""
+        self.journal.log(step, metrics)
         every = self.config.log.trajectories_every_steps
         if every and step % every == 0:
             self.journal.save(step, trajectories, self.processor, self.config.log.token_columns)

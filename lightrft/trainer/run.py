@@ -108,13 +108,8 @@ class Journal:
     """Only on the first rank."""
     rank: int = 0
 
-    def step(self, step: int, metrics: Metrics) -> None:
-        """The metrics of a step, to the terminal and to the files."""
-        self.progress.step(step, metrics)
-        self.log(step, metrics)
-
     def log(self, step: int, metrics: Metrics) -> None:
-        """Metrics to the files alone."""
+        """Metrics to the files."""
         if self.logger is not None:
             with explained(self.folder):
                 self.logger.log(step, metrics)
@@ -197,6 +192,8 @@ class Run:
     """Time that the run took before it was resumed."""
     done: int = 0
     """Steps behind us."""
+    base: str = ""
+    """What tells the weights it began from, where its checkpoints hold only a part (models/base.py: needed_base)."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
     """Label (before, step-000050, after) -> task -> held-out value."""
     rank_parts: dict[str, RankPart] = field(init=False)
@@ -260,6 +257,7 @@ class Run:
         }
         self.trainer.record(step, metrics, trajectories)
         self._position, self.trainer.whole = self._snapshot(), True
+        self.journal.progress.step(step, metrics)
         self.evaluate_if_due()
         if self.checkpoints.due(step) and step < self.steps:
             self.save()
@@ -291,6 +289,7 @@ class Run:
             "ranks": ranks,
             "numbers": {name: model.scalar_state() for name, model in learners.items()},
             "evaluations": dict(self.evaluations),
+            "base": self.base,
         }
         models = {name: model.tensor_state() for name, model in learners.items()}
         models |= {name: model.tensor_state() for name, model in followers.items()}

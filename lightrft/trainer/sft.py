@@ -63,7 +63,7 @@ class SFTTrainer:
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:  # noqa: ARG002  # as Trainer has it
         """The metrics of a step; its conversations are in the data."""
-        self.journal.step(step, metrics)
+        self.journal.log(step, metrics)
 
     def draw(self, step: int) -> list[Trajectory]:
         """This rank's conversations of a step, their media read."""

@@ -7,11 +7,13 @@ What is not finished lies beside its place under a name that begins with `.tmp-`
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _UNFINISHED, _REPLACED = ".tmp-", ".old-"
@@ -26,6 +28,7 @@ _TROUBLE = {
     ),
     errno.EACCES: ("permission denied", _RIGHTS),
     errno.EPERM: ("not permitted", _RIGHTS),
+    errno.EEXIST: ("there is a file of this name", "Choose another place with --run."),
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "Choose another place with --run."),
     errno.EROFS: ("the file system is read-only", _RIGHTS),
 }
@@ -61,20 +64,47 @@ def write_bytes(path: Path, data: bytes) -> None:
 def folder(path: Path) -> Iterator[Path]:
     """A new empty folder to fill; it gets the name `path` when the block ends, and vanishes if the block raises.
 
-    A folder that has the name already is replaced only then. RuntimeError if the disk is full or not writable.
+    A folder that has the name already is replaced only then, and what killed processes left of it vanishes now. RuntimeError if
+    the disk is full or not writable.
     """
     temporary = _temporary(path)
     try:
-        with explained(path.parent):
-            if temporary.exists():  # of a killed process with our number
+        with explained(path.parent), ExitStack() as stack:
+            for left in path.parent.glob(f"{_UNFINISHED}{glob.escape(path.name)}-*"):
+                _remove_left(left)
+            if temporary.exists():  # of a killed process with our number, where there are no locks
                 shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
+            stack.callback(os.close, _held(temporary))
             yield temporary
             _sync_all(temporary)
             _put_in_place(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _held(unfinished: Path) -> int:
+    """A descriptor that holds the folder as long as this process fills it; where the file system has locks."""
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _remove_left(unfinished: Path) -> None:
+    """Removes a folder that no process fills any more; one of which that cannot be told stays."""
+    if not unfinished.is_dir():
+        return
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    else:
+        shutil.rmtree(unfinished)
+    finally:
+        os.close(descriptor)
 
 
 def remove_folder(path: Path) -> None:
@@ -115,6 +145,12 @@ def explained(place: Path) -> Iterator[None]:
             f"cannot write in {place}: {what} ({_free_mib(place):.1f} MiB free). {cure} "
             "What was complete before is untouched: the last complete checkpoint is intact."
         ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, if they are not there. RuntimeError if they cannot be made."""
+    with explained(path):
+        _make(path)
 
 
 def _make(parent: Path) -> None:

@@ -7,9 +7,10 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+
+from lightrft.utils.paths import expanded
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def import_all(names: Iterable[str]) -> None:
 
 def load_file(path: str) -> ModuleType:
     """The module in a Python file, loaded once; importable afterwards under a name made from its path."""
-    file = Path(path).expanduser().resolve()
+    file = expanded(path, "file").resolve()
     if not file.is_file():
         raise ValueError(f"no file '{path}' (looked for {file}).")
     name = "lightrft_file_" + "".join(c if c.isalnum() else "_" for c in str(file))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, made into an exception at the places where a run can be left without losing anything."""
+"""SIGTERM, Ctrl-C and a closed terminal, made into an exception at the places where a run can be left without losing anything."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ class Stopped(Exception):  # noqa: N818  # no error: the run does what it was as
 
     @property
     def exit_status(self) -> int:
-        """What a shell expects of a process that left because of this signal: 143 for SIGTERM, 130 for SIGINT."""
+        """What a shell expects of a process that left because of this signal: 143 for SIGTERM, 130 for SIGINT,
+        129 for SIGHUP."""
         return 128 + signal.Signals[str(self)]
 
 
+def asking_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask a run to stop; SIGHUP only where it is not ignored, as `nohup` has it."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return signal.SIGTERM, signal.SIGINT
+    return signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
+
 class Interrupt:
-    """While entered, SIGTERM and SIGINT are remembered, and `check` raises Stopped. A second signal acts at once.
+    """While entered, SIGTERM, SIGINT and SIGHUP are remembered, and `check` raises Stopped. A second signal acts at once.
+
+    A terminal that closes sends SIGHUP, often more than once, which counts as one; under `nohup` it stays ignored.
 
     `largest` gives the largest of a number over all processes of the run: they stop together or not at all.
     """
@@ -42,7 +52,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in asking_signals():
                 self._before[number] = signal.signal(number, self._remember)
         return self
 
@@ -54,6 +64,6 @@ class Interrupt:
         self._before.clear()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if self._number:
+        if self._number and number != signal.SIGHUP:
             raise KeyboardInterrupt
-        self._number = number
+        self._number = self._number or number

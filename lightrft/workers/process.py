@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lightrft.utils.imports import resolve
+from lightrft.utils.output import guarded_output
 
 NO_BUILT_INS: Mapping[str, Callable[[str], Callable[[Any], Any]]] = {}
 
@@ -56,4 +57,5 @@ def _leave_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    with guarded_output():  # a function that prints fails by no terminal
+        main(int(sys.argv[1]))

@@ -39,11 +39,12 @@ def ended(lightrft, *args, fault):
 
 
 def launched(cwd, *args, fault="none:none:0"):
-    """`lightrft ARGS` as a user starts it, in a fresh interpreter, under way."""
+    """`lightrft ARGS` as a user starts it, in a fresh interpreter, under way; temporary files go to `cwd`/temporary."""
+    (cwd / "temporary").mkdir()
     return subprocess.Popen(
         [sys.executable, "-m", "lightrft", *args],
         cwd=cwd,
-        env=environment() | {"FAULT": fault},
+        env=environment() | {"FAULT": fault, "TMPDIR": str(cwd / "temporary")},
         stdout=(cwd / "launched.txt").open("w"),
         stderr=subprocess.STDOUT,
     )
@@ -123,7 +124,18 @@ def test_after_a_crash_the_launcher_starts_again_from_the_last_checkpoint_by_its
     status, output = running.wait(140), (tmp_path / "launched.txt").read_text()
     assert status == 0, output
     assert "lightrft: starting again (1 of 1)" in output
+    left = [place.name for place in (tmp_path / "temporary").iterdir()]
+    assert not [name for name in left if name.startswith(("torchelastic", "lightrft-"))]
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_second_process_cannot_take_up_a_run_of_several_that_lives(tmp_path, lightrft):
+    running = launched(tmp_path, *RUN, "--processes", "2", "--run", "run", fault="slow:rollout:0")
+    wait_until(lambda: (tmp_path / "happened").exists() or running.poll() is not None, running=running)
+    output = lightrft("train", "--resume", "run", "--strategy.backend", "single", status=2)
+    assert "run is in use by process" in output
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 128 + signal.SIGTERM
 
 
 def test_without_restarts_the_launcher_says_once_what_happened_and_passes_the_status_on(tmp_path):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -28,13 +27,14 @@ from lightrft.config import Config
 from lightrft.console.amounts import duration, size
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
-from lightrft.runs.layout import RunFolder
+from lightrft.runs.folder import check_new
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import batch_tokens, pack, plan
 from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.device import device_bytes, release_memory
+from lightrft.utils.paths import expanded
 
 SPEED_TOKENS = 16
 """Tokens of each response sampled to measure the speed of the engine."""
@@ -336,11 +336,12 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
         "a checkpoint",
         f"{size(checkpoint)}; at most {config.checkpoint.keep_last} are kept, and one more while it is written",
     )
-    run = Path(config.run or "runs").expanduser()
-    if config.run and RunFolder(run).has_steps:
-        section.problem(
-            f"run={run}: there is a run already. Go on with `lightrft train --resume {run}`, or set run to a new folder."
-        )
+    run = expanded(config.run or "runs", "run")
+    if config.run:
+        try:
+            check_new(run, "train")
+        except ValueError as error:
+            section.problem(str(error))
     there = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         section.problem(f"run={run}: {there} is not a folder that can be written to. Set run to another one.")

@@ -1,0 +1,48 @@
+"""The weights that a run began from, told from others: a checkpoint holds only what has learned."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import torch
+
+from lightrft.config import ModelConfig
+from lightrft.models.weights import Weights
+
+MOST_READ = 512
+"""Tensors of which a part is read; of a model with more, always the same ones."""
+
+
+def base_digest(config: ModelConfig) -> str:
+    """What tells the weights of model.path from others of the same shape: names, and the first row of many of them.
+
+    Empty for a random model, and for one in an older format than safetensors: those are not told apart.
+    """
+    files = Weights.of(config)
+    if files is None:
+        return ""
+    names = sorted(files.files)
+    digest = hashlib.sha256("\n".join(names).encode())
+    for name in random.Random(0).sample(names, min(MOST_READ, len(names))):
+        row = files.rows(name, 0, 1).contiguous().reshape(-1)
+        digest.update(row.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def needed_base(config: ModelConfig, *, compared: bool = False) -> str:
+    """The same for the checkpoints of a run that needs those weights again: for adapters, for what is frozen, or because it is
+    `compared` with the model it began from; empty for one whose checkpoints hold all it needs."""
+    return base_digest(config) if config.lora.rank or config.freeze or compared else ""
+
+
+def check_base(config: ModelConfig, expected: str, checkpoint: Path) -> None:
+    """ValueError if the checkpoint belongs to other weights than those of model.path; an empty digest belongs to any."""
+    if not expected or base_digest(config) == expected:
+        return
+    raise ValueError(
+        f"model.path={config.path}: these are not the weights that {checkpoint} was learned on, and it holds only what has "
+        "changed (adapters, layers that are not frozen, no reference). Set model.path and model.revision to the model that the run "
+        "began with."
+    )
