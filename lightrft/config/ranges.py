@@ -136,6 +136,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "functions": ANY,
         "timeout_seconds": POSITIVE,
         "workers": NOT_NEGATIVE,
+        "memory_gb": NOT_NEGATIVE,
         "scale": NOT_NEGATIVE,
     },
     "constraint": {
