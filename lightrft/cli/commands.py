@@ -87,11 +87,12 @@ def launch_run(asked: AskedRun) -> int:
     launch = asked.launch
     config = launch.placed(asked.config)
     check_backend(config.strategy, launch.size)
+    limit = config.strategy.timeout_seconds
     flags = ["--strategy.device", config.strategy.device]
     if asked.resume is not None:
-        return start(launch, [asked.command, *asked.words, *flags])
+        return start(launch, [asked.command, *asked.words, *flags], timeout_seconds=limit)
     run = new_run(config, asked.command)
-    return start(launch, [asked.command, "--resume", str(run)], new_run=True)
+    return start(launch, [asked.command, "--resume", str(run)], timeout_seconds=limit, new_run=True)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def evaluate(args: Sequence[str]) -> int:
     if asked.launch.is_wanted and not asked.check:
         config = asked.launch.placed(asked.config)
         own = ["--strategy.device", config.strategy.device, "--run", str(evaluation_folder(config))]
-        return start(asked.launch, ["evaluate", asked.task, *asked.words, *own])
+        words = ["evaluate", asked.task, *asked.words, *own]
+        return start(asked.launch, words, timeout_seconds=config.strategy.timeout_seconds)
     from lightrft.commands import evaluate as command
 
     if asked.check:
