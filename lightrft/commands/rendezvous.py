@@ -59,7 +59,10 @@ class OneMachine(RendezvousHandler):
         self.run_id = run_id
         self.store = store
 
-    use_agent_store = True  # type: ignore[assignment]  # a property of the base: ranks use the launcher's store
+    @property
+    def use_agent_store(self) -> bool:
+        """Ranks talk through the launcher's store."""
+        return True
 
     def get_backend(self) -> str:
         """The name of this rendezvous."""

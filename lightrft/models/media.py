@@ -19,6 +19,7 @@ from lightrft.models.families import (
     stored_media,
 )
 from lightrft.models.logprobs import backbone
+from lightrft.models.template import written
 from lightrft.types import Message
 
 SPEECH_RATE = 16_000
@@ -57,11 +58,7 @@ class MediaEncoder:
 
     def rendered(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
         """The conversation as text, a mark in place of each medium."""
-        return str(
-            self.processor.apply_chat_template(
-                [_as_parts(m) for m in messages], add_generation_prompt=answer_next, tokenize=False
-            )
-        )
+        return written(self.processor, [_as_parts(m) for m in messages], answer_next=answer_next)
 
     def tokens(self, text: str) -> list[int]:
         """Rendered text as tokens, media unread."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightrft.media.parts import MediaError, has_media, parts
 from lightrft.models.media import MediaEncoder
+from lightrft.models.template import written
 from lightrft.types import Message, Prompt, Record
 
 PLAIN_TEMPLATE = (
@@ -89,10 +90,8 @@ class Processor:
         """Token ids of a conversation; with `answer_next` it ends where the assistant begins to speak. Media are not read."""
         if self.media is not None:
             return self.media.tokens(self.media.rendered(messages, answer_next=answer_next))
-        encoded = self.tokenizer.apply_chat_template(
-            _texts(messages), add_generation_prompt=answer_next, tokenize=True, return_dict=True
-        )
-        return [*self._begin(), *encoded["input_ids"]]
+        text = written(self.tokenizer, _texts(messages), answer_next=answer_next)
+        return [*self._begin(), *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _begin(self) -> list[int]:
         """The token that a model's plain texts begin with, where the template is plain text and leaves it out."""
@@ -138,9 +137,7 @@ class Processor:
         """The same as text, for people."""
         if self.media is not None:
             return self.media.rendered(messages)
-        return str(
-            self.tokenizer.apply_chat_template(_texts(messages), add_generation_prompt=True, tokenize=False)
-        )
+        return written(self.tokenizer, _texts(messages), answer_next=True)
 
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Decoded text; special tokens are left out unless `special`."""

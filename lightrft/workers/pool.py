@@ -106,7 +106,7 @@ class Pool(Generic[T]):
         names: Sequence[str],
         workers: int,
         timeout_seconds: float,
-        allowed: Allowed = Allowed(),  # noqa: B008  (frozen)
+        allowed: Allowed = Allowed(),  # it is frozen
     ) -> None:
         self.work = work
         self.names = list(names)

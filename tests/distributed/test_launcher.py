@@ -102,7 +102,7 @@ def test_nothing_of_a_run_on_one_machine_listens_outside_the_loopback_address(la
 def seconds_until_all_ended(process, members):
     start = time.monotonic()
     status = process.wait(timeout=100)
-    gone, alive = psutil.wait_procs(members, timeout=10)
+    _, alive = psutil.wait_procs(members, timeout=10)
     assert not alive, process.output.read_text()
     return status, time.monotonic() - start
 

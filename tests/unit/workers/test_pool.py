@@ -16,7 +16,10 @@ ARITHMETIC = Path(__file__).parent / "arithmetic.py"
 WORK = Work(f"{ARITHMETIC}:load", noun="sum", limit="sums.timeout_seconds", memory="sums.memory_gb")
 
 
-def pool(*names, seconds=60.0, workers=1, work=WORK, allowed=Allowed()):
+ANY = Allowed()
+
+
+def pool(*names, seconds=60.0, workers=1, work=WORK, allowed=ANY):
     return closing(Pool(work, names, workers, seconds, allowed))
 
 
