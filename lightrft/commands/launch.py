@@ -198,7 +198,7 @@ def _attend(
 
 
 def _lookout(agent: _Agent, verdicts: Path, timeout_seconds: float) -> Lookout | None:
-    """Who looks after the processes; None until they have a store."""
+    """A lookout over the processes; None until they have a store."""
     if agent.store is None:
         return None
     from lightrft.commands.lookout import Lookout

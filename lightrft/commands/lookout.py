@@ -76,7 +76,7 @@ class Lookout:
         return most if all(self._heard[place].word for place in ranks) else max(most, START_SECONDS)
 
     def _place(self, child: psutil.Process) -> Place | None:
-        """Which rank a child is; None for one that is none, or is gone."""
+        """Attempt and rank of a child; None for one that is no rank, or is gone."""
         if self._places.get(child.pid) is None:
             with contextlib.suppress(psutil.Error, KeyError):
                 variables = child.environ()

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightrft.config import MediaConfig
-from lightrft.media.parts import KINDS, Clip, Media, MediaError, parts, read_media
+from lightrft.media.parts import KINDS, Clip, Limits, Media, MediaError, parts, read_media
 from lightrft.models.families import (
     has_position_rows,
     placeholders,
@@ -74,6 +74,7 @@ class MediaEncoder:
             max_frames=o.max_frames,
             max_seconds=o.max_seconds,
             rate=self.rate,
+            limits=Limits(tuple(o.urls), o.max_megabytes, o.fetch_seconds, o.max_megapixels),
         )
 
     def encode(self, messages: Sequence[Message]) -> Encoded:

@@ -44,7 +44,7 @@ BEGINNINGS = (
 
 
 def passed_on(variables: Mapping[str, str], named: Collection[str] = ()) -> dict[str, str]:
-    """Those of the variables that a child process gets; `named`: what a setting adds."""
+    """The variables that a child process gets; `named`: what a setting adds."""
     return {
         name: value
         for name, value in variables.items()
