@@ -116,7 +116,7 @@ def test_a_rank_that_was_stopped_ends_with_the_limit_and_is_named(launched):
     status, seconds = seconds_until_all_ended(run, both)
     told = run.output.read_text()
     assert status == 2, told
-    assert seconds < 6 + 15, told
+    assert seconds < 6 + 22, told
     assert "rank 1 did not come" in told
     assert "gives no sign" in told
     assert "kernel" not in told, "the launcher ended it, not the kernel"
@@ -132,7 +132,7 @@ def test_a_run_whose_ranks_were_all_stopped_is_ended_by_the_launcher(launched):
     status, seconds = seconds_until_all_ended(run, both)
     told = run.output.read_text()
     assert status == 2, told
-    assert seconds < 4 * 1.1 + 15, told
+    assert seconds < 4 * 1.1 + 22, told
     assert "no process has given a sign for" in told
     assert "Rank 1: phase " in told
     assert "strategy.timeout_seconds=4" in told
@@ -149,7 +149,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(launched, moment):
         until(lambda: all("torch" in "".join(m.path for m in r.memory_maps()) for r in both), run)
     run.kill()
     run.wait()
-    _, alive = psutil.wait_procs(both, timeout=2)
+    _, alive = psutil.wait_procs(both, timeout=5)
     assert not alive
 
 
