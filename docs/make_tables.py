@@ -36,7 +36,9 @@ lightrft config grpo my_run.yaml --rollout.group-size 16      # prints what woul
 * Values in YAML are read as they are written: `revision: 0123` stays `0123`, `3e-5` is a number where one is wanted.
 * In a flag that takes several texts, write one that begins with `-` with a backslash: `--rollout.stop '\\-\\-\\-'`. YAML needs none.
 * The run folder holds the whole resolved configuration: `lightrft train RUN/config.yaml` runs it again.
-* Your own functions and classes are named by import path, `package.module:name` or `path/to/file.py:name`.
+* Your own functions and classes are named by import path, `package.module:name` or `path/to/file.py:name`. So **a layer, and a run
+  folder with its `config.yaml`, is code**: take them only from where you would take a program ([SECURITY.md](../SECURITY.md)).
+  `config` and `view` run none of it; `plan`, `export` and `replay` refuse to, unless you add `--run-code`.
 * Short flags: `--model` for `--model.path`, `--samples` for `--evaluate.samples`, `--capture-steps 3,7` for `--log.capture-steps 3 7`.
 """
 SFT_HEAD = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lightrft.commands.launch import Launch, start
 from lightrft.config import Config, SFTConfig, check_backend, layers
 from lightrft.runs.folder import evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
+from lightrft.utils.imports import without_code
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,13 @@ def launch_run(asked: AskedRun) -> int:
     launch = asked.launch
     config = launch.placed(asked.config)
     check_backend(config.strategy, launch.size)
+    limit = config.strategy.timeout_seconds
     flags = ["--strategy.device", config.strategy.device]
     if asked.resume is not None:
-        return start(launch, [asked.command, *asked.words, *flags])
+        return start(launch, [asked.command, *asked.words, *flags], timeout_seconds=limit)
     run = new_run(config, asked.command)
-    return start(launch, [asked.command, "--resume", str(run)], new_run=RunFolder(run).settings_digest)
+    settings = RunFolder(run).settings_digest
+    return start(launch, [asked.command, "--resume", str(run)], timeout_seconds=limit, new_run=settings)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,8 @@ def evaluate(args: Sequence[str]) -> int:
     if asked.launch.is_wanted and not asked.check:
         config = asked.launch.placed(asked.config)
         own = ["--strategy.device", config.strategy.device, "--run", str(evaluation_folder(config))]
-        return start(asked.launch, ["evaluate", asked.task, *asked.words, *own])
+        words = ["evaluate", asked.task, *asked.words, *own]
+        return start(asked.launch, words, timeout_seconds=config.strategy.timeout_seconds)
     from lightrft.commands import evaluate as command
 
     if asked.check:
@@ -163,6 +168,17 @@ def check(args: Sequence[str]) -> int:
     return preflight(config)
 
 
+def _code(is_allowed: bool, command: str) -> AbstractContextManager[None]:
+    """Commands that only look at a run or at settings run no code that these name, unless they are told to."""
+    return (
+        nullcontext()
+        if is_allowed
+        else without_code(
+            f"`lightrft {command}` runs none unless it is told to. Read it, and if you trust it add --run-code."
+        )
+    )
+
+
 def plan(args: Sequence[str]) -> int:
     """Estimate memory and time on N GPUs, without using one: lightrft plan LAYERS... --gpus 64."""
     if not args:
@@ -175,11 +191,12 @@ def plan(args: Sequence[str]) -> int:
     lengths = planning.Lengths(
         own.prompt_tokens or config.tasks.max_prompt_tokens, own.response_tokens or config.rollout.max_tokens
     )
-    found = planning.plan(config, own.hardware, lengths)
-    if own.json:
-        print(json.dumps(report.as_json(found), indent=2))
-    else:
-        report.show(found)
+    with _code(own.run_code, "plan"):
+        found = planning.plan(config, own.hardware, lengths)
+        if own.json:
+            print(json.dumps(report.as_json(found), indent=2))
+        else:
+            report.show(found)
     return 0
 
 
@@ -197,7 +214,8 @@ def replay(args: Sequence[str]) -> int:
     run = run_folder(str(own.run))
     from lightrft.commands import replay as command
 
-    return command.replay(run, own.step)
+    with _code(own.run_code, "replay"):
+        return command.replay(run, own.step)
 
 
 def view(args: Sequence[str]) -> int:
@@ -218,7 +236,8 @@ def export(args: Sequence[str]) -> int:
 
     file = RunFolder(run).config
     kind: type[Any] = Config if layers.fits(file, Config) else SFTConfig
-    return command.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
+    with _code(own.run_code, "export"):
+        return command.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
 
 
 def doctor(args: Sequence[str]) -> int:

@@ -83,6 +83,8 @@ class PlanOptions:
     """Share of these peaks that is reached."""
     json: bool = False
     """Print every number, for programs."""
+    run_code: bool = False
+    """Run the code that the settings name (model.imports, a trainer, rewards or losses of one's own): only where you trust them."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -107,6 +109,8 @@ class ReplayOptions:
     """The run folder."""
     step: int
     """The step, one of RUN/capsules/step-*.pt (see --log.capture-steps)."""
+    run_code: bool = False
+    """Run the code that the settings name (model.imports, a trainer, rewards or losses of one's own): only where you trust them."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ class ExportOptions:
     """After which step; the newest complete checkpoint if left out."""
     file_gb: float = 5.0
     """Most gigabytes of weights in a file, and so in memory."""
+    run_code: bool = False
+    """Run the code that the settings name (model.imports, a trainer, rewards or losses of one's own): only where you trust them."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,12 @@ class DoctorOptions:
 
 def parsed(cls: type[C], command: str, args: Sequence[str]) -> C:
     """The options of a command that reads no layers."""
-    return parse(args, cls, prog=f"lightrft {command}", description="")
+    switches = {flag_of(f.name) for f in fields(cls) if isinstance(f.default, bool)}  # type: ignore[arg-type]  # a dataclass
+    words: list[str] = []
+    for word, following in pairwise([*args, ""]):
+        is_bare = word.replace("_", "-") in switches and following.lower() not in ("true", "false")
+        words += [word, "true"] if is_bare else [word]
+    return parse(words, cls, prog=f"lightrft {command}", description="")
 
 
 def taken(cls: type[C], command: str, args: Sequence[str]) -> tuple[C, list[str]]:

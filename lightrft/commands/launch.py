@@ -13,11 +13,11 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -25,6 +25,12 @@ from lightrft.config import Config, SFTConfig
 from lightrft.runs.folder import NEW_RUN
 from lightrft.utils.failures import VERDICTS
 from lightrft.utils.interrupt import Stopped, asking_signals
+from lightrft.utils.parent import PARENT
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from lightrft.commands.lookout import Lookout
 
 C = TypeVar("C", Config, SFTConfig)
 
@@ -91,8 +97,10 @@ class _Agent(threading.Thread):
     launch: Launch
     environment: Sequence[str]
     args: Sequence[str]
-    logs: str
-    """A folder for the agent's own files, which it never removes."""
+    folder: Path
+    """For what torch's agent writes."""
+    store: dist.TCPStore | None = field(default=None, init=False)
+    """Where the processes find each other, once it is there."""
     failure: Exception | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -105,44 +113,53 @@ class _Agent(threading.Thread):
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+        from lightrft.commands import rendezvous
+
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it in our words
+        self.store = rendezvous.loopback_store()
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=self.launch.size,
             run_id=f"lightrft-{os.getpid()}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            rdzv_backend=rendezvous.BACKEND,
+            rdzv_configs={"store": self.store},
+            local_addr=rendezvous.LOOPBACK,
+            logs_specs=DefaultLogsSpecs(log_dir=str(self.folder)),
             max_restarts=self.launch.max_restarts,
             monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=self.logs),
         )
         try:
-            command = [*self.environment, sys.executable, "-u", "-P", "-m", "lightrft", *self.args]
+            environment = [*self.environment, *(f"{k}={v}" for k, v in rendezvous.loopback_only().items())]
+            command = [*environment, sys.executable, "-u", "-P", "-m", "lightrft", *self.args]
             elastic_launch(config, "env")(*command)
         except Exception as error:
             self.failure = error
 
 
-def start(launch: Launch, args: Sequence[str], *, new_run: str = "") -> int:
+def start(launch: Launch, args: Sequence[str], *, timeout_seconds: float, new_run: str = "") -> int:
     """Runs `lightrft ARGS` in several processes; returns the exit status of the first that failed, or 0.
 
-    `new_run`: the settings of the new run that they are to begin (RunFolder.settings_digest). SIGTERM, SIGINT and SIGHUP go to
-    all of them, which save and stop; raises Stopped then.
+    timeout_seconds: strategy.timeout_seconds; a run in which no process gives a sign for longer is ended.
+    new_run: the settings of the new run that they are to begin (RunFolder.settings_digest).
+    SIGTERM, SIGINT and SIGHUP go to all of them, which save and stop; raises Stopped then.
     """
-    with tempfile.TemporaryDirectory(prefix="lightrft-") as verdicts:
+    with tempfile.TemporaryDirectory(prefix="lightrft-") as scratch:
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // launch.size))
-        inherited = {VERDICTS: verdicts, "OMP_NUM_THREADS": threads} | ({NEW_RUN: new_run} if new_run else {})
-        agent = _Agent(
-            launch, [f"{name}={value}" for name, value in inherited.items()], args, f"{verdicts}/agent"
-        )
-        told = _attend(agent, Path(verdicts), launch.max_restarts)
-    return _outcome(agent.failure, told)
+        inherited = {VERDICTS: scratch, PARENT: str(os.getpid()), "OMP_NUM_THREADS": threads}
+        inherited |= {NEW_RUN: new_run} if new_run else {}
+        agent = _Agent(launch, [f"{name}={value}" for name, value in inherited.items()], args, Path(scratch))
+        told, killed = _attend(agent, Path(scratch), launch.max_restarts, timeout_seconds)
+    return _outcome(agent.failure, told, killed)
 
 
-def _attend(agent: _Agent, verdicts: Path, max_restarts: int) -> dict[str, Any]:
-    """Passes signals on and tells of restarts until all is over; returns the last verdict, empty if there is none."""
+def _attend(
+    agent: _Agent, verdicts: Path, max_restarts: int, timeout_seconds: float
+) -> tuple[dict[str, Any], set[int]]:
+    """Passes signals on, ends what is stuck and tells of restarts until all is over.
+
+    Returns the last verdict, empty if there is none, and the processes that were ended here.
+    """
     asked: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -152,14 +169,19 @@ def _attend(agent: _Agent, verdicts: Path, max_restarts: int) -> dict[str, Any]:
     sent: dict[int, int] = {}
     told: dict[str, Any] = {}
     attempt = 0
+    lookout: Lookout | None = None
     try:
         agent.start()
         while agent.is_alive():
             agent.join(0.1)
-            for child in psutil.Process().children() if asked else []:
+            children = psutil.Process().children()
+            for child in children if asked else []:
                 for number in asked[sent.get(child.pid, 0) :]:
                     _send(child, number)
                 sent[child.pid] = len(asked)
+            lookout = lookout or _lookout(agent, verdicts, timeout_seconds)
+            if lookout is not None:
+                lookout.look(children)
             while (file := verdicts / f"{attempt}.json").exists():
                 told = json.loads(file.read_text(encoding="utf-8"))
                 if "message" in told and attempt < max_restarts and not asked:
@@ -173,11 +195,20 @@ def _attend(agent: _Agent, verdicts: Path, max_restarts: int) -> dict[str, Any]:
             signal.signal(number, handler)
     if asked:
         raise Stopped(signal.Signals(asked[0]).name)
-    return told
+    return told, lookout.killed if lookout is not None else set()
 
 
-def _outcome(failure: Exception | None, told: dict[str, Any]) -> int:
-    """Says why the run failed, if it did; returns the exit status."""
+def _lookout(agent: _Agent, verdicts: Path, timeout_seconds: float) -> Lookout | None:
+    """A lookout over the processes; None until they have a store."""
+    if agent.store is None:
+        return None
+    from lightrft.commands.lookout import Lookout
+
+    return Lookout(agent.store, verdicts, timeout_seconds)
+
+
+def _outcome(failure: Exception | None, told: dict[str, Any], killed: Container[int]) -> int:
+    """Says why the run failed, if it did; returns the exit status. killed: processes that were ended for another's failure."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if failure is None:
@@ -187,13 +218,14 @@ def _outcome(failure: Exception | None, told: dict[str, Any]) -> int:
     if not isinstance(failure, ChildFailedError):
         raise failure
     rank, first = failure.get_first_failure()
-    if first.exitcode < 0:
+    by_signal = first.exitcode < 0 and first.pid not in killed
+    if by_signal:
         name = signal.Signals(-first.exitcode).name
         kernel = " The kernel kills so when memory is out: see `dmesg`." if name == "SIGKILL" else ""
         print(f"lightrft: rank {rank} was ended by {name}.{kernel}", file=sys.stderr)
     if "message" in told:
         print(told["message"], file=sys.stderr)
-    return 128 - first.exitcode if first.exitcode < 0 else int(told.get("status", first.exitcode))
+    return 128 - first.exitcode if by_signal else int(told.get("status", abs(first.exitcode)))
 
 
 def _send(process: psutil.Process, number: int) -> None:

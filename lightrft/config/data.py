@@ -37,6 +37,8 @@ class TaskConfig:
     """System message put before each prompt; empty: none."""
     instruction: str = ""
     """Text added after each prompt; empty: the task's own."""
+    media_root: str = ""
+    """Folder below which the files that records name must lie (pictures, clips, sounds); /: anywhere. Empty: the folder of their data."""
     on_bad_record: Literal["raise", "skip"] = "raise"
     """A row that is broken or lacks a field: stop with file and line, or skip, count and log it."""
     on_long_prompt: Literal["raise", "skip", "truncate_left"] = "skip"

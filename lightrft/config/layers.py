@@ -156,6 +156,8 @@ def read(file: Path) -> dict[str, Any]:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not a YAML file: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{file}: nested too deep for options, which have four levels at most.") from None
     if tree in (None, ""):
         return {}
     if not isinstance(tree, dict):
@@ -248,6 +250,10 @@ class _TextLoader(yaml.BaseLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "the name of an option is a list or a table", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{key.value}' is given twice", key.start_mark

@@ -61,6 +61,14 @@ class MediaConfig:
     """Most frames of a clip; a longer one gives so many, evenly spaced."""
     max_seconds: float = 30.0
     """Longest sound; a longer one counts as a bad record (tasks.on_bad_record). 0: any."""
+    max_megapixels: float = 50.0
+    """Largest picture or frame as it is stored, in million pixels; a larger one counts as a bad record."""
+    urls: list[str] = field(default_factory=list)
+    """Hosts that records may have media fetched from, e.g. [images.example.org]; '*': any. Empty: none, media are files."""
+    max_megabytes: float = 100.0
+    """Largest medium that is fetched from a host, 10^6 bytes."""
+    fetch_seconds: float = 30.0
+    """Longest time in which one medium is fetched, from the first byte to the last."""
 
     def __post_init__(self) -> None:
         check_ranges("media", self)

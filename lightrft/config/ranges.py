@@ -60,6 +60,9 @@ RANGES: dict[str, dict[str, Range]] = {
         "fps": POSITIVE,
         "max_frames": COUNT,
         "max_seconds": NOT_NEGATIVE,
+        "max_megapixels": POSITIVE,
+        "max_megabytes": POSITIVE,
+        "fetch_seconds": POSITIVE,
     },
     "tasks": {
         "train": POSITIVE,
@@ -136,6 +139,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "functions": ANY,
         "timeout_seconds": POSITIVE,
         "workers": NOT_NEGATIVE,
+        "memory_gb": NOT_NEGATIVE,
         "scale": NOT_NEGATIVE,
     },
     "constraint": {

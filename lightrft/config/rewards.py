@@ -24,6 +24,10 @@ class RewardConfig:
     """A reward that raises, hangs, or returns NaN or infinity: stop the run, or drop those responses, counted and logged."""
     workers: int = 1
     """Child processes that compute rewards; 0 computes them in the main process, without time limit."""
+    memory_gb: float = 8.0
+    """Most memory of one of these processes, 10^9 bytes (Linux); a call that needs more counts as one that takes too long. 0: any."""
+    environment: list[str] = field(default_factory=list)
+    """Environment variables that these processes get besides those that programs need to run (docs/rewards.md), e.g. [MY_API_KEY]."""
     scale: dict[str, float] = field(default_factory=dict)
     """Task -> factor on the rewards of its responses before they are learned from; 1 where a task is not named."""
     normalise: Literal["none", "scale", "shift_and_scale"] = "none"

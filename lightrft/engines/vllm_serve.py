@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from torch import nn
 from lightrft.config import RolloutConfig
 from lightrft.engines.external import CURE, folder_without_weights, refuse
 from lightrft.engines.transport import HOST
+from lightrft.engines.vllm_gate import KEY, Gate
 from lightrft.engines.vllm_program import READER
 from lightrft.engines.vllm_server import secret
 from lightrft.models.processor import Processor
@@ -28,9 +30,18 @@ RECEIVER = "lightrft.engines.vllm_worker.Receiver"
 
 
 def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, host: str, port: int) -> int:
-    """Runs it until it is stopped, and returns its exit status. `module`: for its configuration, type and device."""
+    """Runs it until it is stopped, and returns its exit status. `module`: for its configuration, type and device.
+
+    ValueError for a host that others reach, without a key: whoever reaches the server gives it weights and calls its workers.
+    """
     refuse(config)
-    key = {"VLLM_API_KEY": secret(config.server)} if config.server.key else {}
+    key = {KEY: secret(config.server)} if config.server.key else {}
+    if not key and not is_loopback(host):
+        raise ValueError(
+            f"--host {host} without a key: whoever reaches this machine could give the server weights and orders. Put a key into an "
+            "environment variable, here and where you train, and name it: --rollout.server.key VLLM_KEY. Or leave --host out, to "
+            "serve this machine alone."
+        )
     require("vllm", "vllm", CURE)
     weight, options = next(module.parameters()), config.vllm
     on_cpu = weight.device.type == "cpu"
@@ -47,6 +58,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
             *("--worker-extension-cls", RECEIVER, "--max-num-seqs", str(options.max_num_seqs)),
             *("--tensor-parallel-size", str(options.tensor_parallel_size)),
+            *(["--middleware", f"{Gate.__module__}.{Gate.__name__}"] if key else []),
             *(["--enforce-eager"] if options.enforce_eager else []),
             *(MEDIA if processor.media is not None else []),
             *(["--max-model-len", str(options.max_model_len)] if options.max_model_len else []),
@@ -57,3 +69,11 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             return subprocess.run(command, env=environment, check=False).returncode
         except KeyboardInterrupt:
             return 130
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightrft.media.pictures import fitted, picture
-from lightrft.media.sources import LARGEST_PIXELS, MediaError, file_of, made, stated_rate
+from lightrft.media.sources import STANDARD, Limits, MediaError, file_of, made, stated_rate
 from lightrft.utils.imports import require
 
 
@@ -30,7 +30,7 @@ class Clip:
     """Of the whole video, in seconds."""
 
 
-def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int) -> Clip:
+def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int, limits: Limits = STANDARD) -> Clip:
     """Frames of a video: from each of its equal parts of 1 / fps seconds the one in the middle.
 
     Where these would be more than max_frames, the parts are longer. No frame is given twice: a video with fewer
@@ -43,13 +43,14 @@ def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int) -> Clip:
     elif isinstance(source, np.ndarray | list | tuple):
         frames, given = source, fps
     else:
-        return _read_clip(file_of(source, name), name, fps=fps, max_frames=max_frames, max_pixels=max_pixels)
+        file = file_of(source, name, limits)
+        return _read_clip(file, name, fps=fps, max_frames=max_frames, max_pixels=max_pixels, limits=limits)
     if not len(frames):
         raise MediaError(f"{name}: the clip has no frames.")
     duration = len(frames) / given
     times = _wanted(duration, fps, min(max_frames, len(frames)))
     kept = [min(int(t * given), len(frames) - 1) for t in times]
-    pictures = [np.asarray(picture(frames[place], max_pixels=max_pixels)) for place in kept]
+    pictures = [np.asarray(picture(frames[place], max_pixels=max_pixels, limits=limits)) for place in kept]
     return _clip(pictures, [place / given for place in kept], duration, name)
 
 
@@ -64,9 +65,12 @@ def _clip(frames: Sequence[NDArray[Any]], seconds: list[float], duration: float,
     return Clip(np.stack(frames), seconds, len(frames) / duration, duration)
 
 
-def _read_clip(file: str | io.BytesIO, name: str, *, fps: float, max_frames: int, max_pixels: int) -> Clip:
+def _read_clip(
+    file: str | io.BytesIO, name: str, *, fps: float, max_frames: int, max_pixels: int, limits: Limits
+) -> Clip:
     hidden = _hidden(file, name)
     with _opened_clip(file, name) as (container, stream):
+        limits.check_pixels(stream.width, stream.height, name)
         start, duration, count = _extent(container, stream, name, hidden)
     times = _wanted(duration, fps, min(max_frames, count))
     frames, seconds = [], []
@@ -95,8 +99,6 @@ def _opened_clip(file: str | io.BytesIO, name: str, **options: str) -> Iterator[
             if not moving:
                 raise MediaError(f"{name}: there is no video in it.")
             stream = moving[0]
-            if stream.width * stream.height > LARGEST_PIXELS:
-                raise MediaError(f"{name}: {stream.width} x {stream.height} pixels are too many.")
             yield container, stream
     except (
         av.FFmpegError,

@@ -6,10 +6,12 @@ source}. What a source can be is told in media/sources.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +19,19 @@ from numpy.typing import NDArray
 from lightrft.media.clips import Clip, clip
 from lightrft.media.pictures import picture
 from lightrft.media.sounds import sound
-from lightrft.media.sources import URLS, Made, MediaError, label
+from lightrft.media.sources import STANDARD, URLS, Limits, Made, MediaError, label
 
 __all__ = [
     "KINDS",
     "Clip",
+    "Limits",
     "Made",
     "Media",
     "MediaError",
     "described",
     "has_media",
     "located",
+    "outside",
     "parts",
     "read_media",
     "readable",
@@ -73,6 +77,30 @@ def located(messages: Sequence[AnyMessage], folder: Path) -> list[dict[str, Any]
     return _with_sources(messages, lambda source: _located(source, folder))
 
 
+def outside(messages: Sequence[AnyMessage], root: Path) -> str | None:
+    """The first file that the messages name and that does not lie below `root`; None if all do. Links are not followed."""
+    top = Path(os.path.abspath(root.expanduser()))
+    for _, source in parts(messages):
+        for place in _files(source):
+            if not Path(os.path.abspath(place.expanduser())).is_relative_to(top):
+                return str(place)
+    return None
+
+
+def _files(source: Any) -> Iterator[Path]:
+    if isinstance(source, list | tuple):
+        for frame in source:
+            yield from _files(frame)
+    elif isinstance(source, Mapping):
+        if source.get("bytes") is None:
+            yield from _files(source.get("path"))
+            yield from _files(source.get("frames"))
+    elif isinstance(source, Path):
+        yield source
+    elif isinstance(source, str) and not source.startswith(URLS):
+        yield Path(unquote(urlparse(source).path) if source.startswith("file://") else source)
+
+
 def described(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
     """The same messages with a text for each source, its path, URL or name: for logs, files and other processes."""
     return _with_sources(messages, label)
@@ -96,23 +124,27 @@ def read_media(
     max_frames: int,
     max_seconds: float,
     rate: int,
+    limits: Limits = STANDARD,
 ) -> Media:
     """Decodes every medium of the messages, once. Needs the packages of the extra `media`.
 
     max_pixels: larger pictures and frames are scaled down, keeping their shape; 0: never.
     fps, max_frames: how many frames are taken of a clip, evenly spaced over all of it.
     max_seconds: longest sound; 0: any.          rate: samples per second that sounds are given at.
+    limits: addresses that may be fetched, and sizes beyond which nothing is read.
     Raises MediaError naming the first medium that is missing, empty, broken, cut off, too long or too large, or of
     no known kind.
     """
     media = Media([], [], [])
     for kind, source in parts(messages):
         if kind == "image":
-            media.images.append(picture(source, max_pixels=max_pixels))
+            media.images.append(picture(source, max_pixels=max_pixels, limits=limits))
         elif kind == "video":
-            media.videos.append(clip(source, fps=fps, max_frames=max_frames, max_pixels=max_pixels))
+            media.videos.append(
+                clip(source, fps=fps, max_frames=max_frames, max_pixels=max_pixels, limits=limits)
+            )
         else:
-            media.audios.append(sound(source, rate=rate, max_seconds=max_seconds))
+            media.audios.append(sound(source, rate=rate, max_seconds=max_seconds, limits=limits))
     return media
 
 
@@ -156,6 +188,6 @@ def _located(source: Any, folder: Path) -> Any:
     if isinstance(source, Mapping):
         has_bytes = source.get("bytes") is not None or not source.get("path")
         return source if has_bytes else {**source, "path": _located(source["path"], folder)}
-    if isinstance(source, str) and not source.startswith((*URLS, "~")):
+    if isinstance(source, str) and not source.startswith((*URLS, "~", "file://")):
         return str(folder / source)
     return folder / source if isinstance(source, Path) else source

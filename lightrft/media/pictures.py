@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lightrft.media.sources import LARGEST_PIXELS, MediaError, file_of, made
+from lightrft.media.sources import STANDARD, Limits, MediaError, file_of, made
 from lightrft.utils.imports import require
 
 PICTURES = (
@@ -29,13 +29,13 @@ PICTURES = (
 """What PIL may take a file for: others run programs (PostScript) or are rarely meant."""
 
 
-def picture(source: Any, *, max_pixels: int) -> Any:
+def picture(source: Any, *, max_pixels: int, limits: Limits = STANDARD) -> Any:
     """The picture in RGB, upright, what is transparent on white, scaled down to at most max_pixels (0: never)."""
     image_class, ops = require("PIL.Image", "media"), require("PIL.ImageOps", "media")
     source, name = made(source)
     try:
-        opened = _opened_picture(source, name, image_class)
-        _check_picture(opened, name)
+        opened = _opened_picture(source, name, image_class, limits)
+        _check_picture(opened, name, limits)
         opened.load()
         found = _rgb(ops.exif_transpose(opened), image_class)
         if opened is not source:
@@ -63,7 +63,7 @@ def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:
     return (narrow, wide) if width < height else (wide, narrow)
 
 
-def _opened_picture(source: Any, name: str, image_class: Any) -> Any:
+def _opened_picture(source: Any, name: str, image_class: Any, limits: Limits) -> Any:
     if isinstance(source, image_class.Image):
         return source
     if isinstance(source, np.ndarray):
@@ -77,14 +77,13 @@ def _opened_picture(source: Any, name: str, image_class: Any) -> Any:
             raise MediaError(f"{name}: an array {source.shape} is no picture (H, W, 3).") from None
     image_class.init()
     return image_class.open(
-        file_of(source, name), formats=[kind for kind in PICTURES if kind in image_class.OPEN]
+        file_of(source, name, limits), formats=[kind for kind in PICTURES if kind in image_class.OPEN]
     )
 
 
-def _check_picture(image: Any, name: str) -> None:
+def _check_picture(image: Any, name: str, limits: Limits) -> None:
     width, height = image.size
-    if width * height > LARGEST_PIXELS:
-        raise MediaError(f"{name}: {width} x {height} pixels are too many.")
+    limits.check_pixels(width, height, name)
     if image.mode == "F":
         raise MediaError(f"{name}: pixels are real numbers of unknown range. Give 8 or 16 bits.")
 

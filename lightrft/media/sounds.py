@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightrft.media.sources import MediaError, file_of, made, stated_rate
+from lightrft.media.sources import STANDARD, Limits, MediaError, file_of, made, stated_rate
 from lightrft.utils.imports import require
 
 MPEG = ("MP3", "MPEG")
 """Formats of which libsndfile guesses the length from the first frames, and reads no further."""
 
 
-def sound(source: Any, *, rate: int, max_seconds: float) -> NDArray[np.float32]:
+def sound(source: Any, *, rate: int, max_seconds: float, limits: Limits = STANDARD) -> NDArray[np.float32]:
     """(n,) float32 samples at `rate` per second, the mean over channels.
 
     MediaError also for a sound longer than max_seconds (0: any), an empty one, and one with NaN or infinity in it.
@@ -27,7 +27,7 @@ def sound(source: Any, *, rate: int, max_seconds: float) -> NDArray[np.float32]:
     elif isinstance(source, np.ndarray):
         samples, given = source, 0
     else:
-        samples, given = _read_sound(file_of(source, name), name, max_seconds)
+        samples, given = _read_sound(file_of(source, name, limits), name, max_seconds)
     if given <= 0:
         raise MediaError(f'{name}: the rate is not stated. Give {{"array": ..., "sampling_rate": 16000}}.')
     if not samples.size:

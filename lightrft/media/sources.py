@@ -10,30 +10,32 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
-from urllib.request import urlopen
 
 import numpy as np
 
-from lightrft.utils.errors import RolloutError
+from lightrft.media.fetch import STANDARD, Limits, MediaError, fetched
+
+__all__ = [
+    "LONGEST_NAME",
+    "STANDARD",
+    "URLS",
+    "Limits",
+    "Made",
+    "MediaError",
+    "file_of",
+    "label",
+    "made",
+    "stated_rate",
+]
 
 URLS = ("http://", "https://", "data:")
-TIMEOUT_SECONDS = 30.0
-LARGEST_PIXELS = 178_956_970
-"""Pixels of a picture or frame beyond which it is taken for a bomb, twice what PIL warns at."""
 LONGEST_NAME = 1024
 """Characters of a path; a longer text is a medium itself (base64), and is not repeated in messages."""
 HIGHEST_RATE = 10_000_000
 """Samples or frames per second beyond which a rate is no rate."""
-
-
-class MediaError(RolloutError, ValueError):
-    """A picture, clip or sound that cannot be used; the text names it and says why."""
-
-    boundary = "media"
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ def made(source: Any) -> tuple[Any, str]:
     return source, name
 
 
-def file_of(source: Any, name: str) -> str | io.BytesIO:
+def file_of(source: Any, name: str, limits: Limits = STANDARD) -> str | io.BytesIO:
     """A path that exists, or the bytes, of something that is not empty."""
     if isinstance(source, Mapping):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
     if isinstance(source, str) and source.startswith(URLS):
-        source = _fetched(source, name)
+        source = fetched(source, name, limits)
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise MediaError(f"{name}: no bytes in it.")
@@ -95,14 +97,6 @@ def file_of(source: Any, name: str) -> str | io.BytesIO:
     if not path.stat().st_size:
         raise MediaError(f"{name}: the file is empty.")
     return str(path)
-
-
-def _fetched(url: str, name: str) -> bytes:
-    try:
-        with urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            return bytes(response.read())
-    except (OSError, ValueError, HTTPException) as error:
-        raise MediaError(f"{name}: cannot be fetched ({error}).") from None
 
 
 def stated_rate(stated: Any, name: str) -> float:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 
 from lightrft.config import ModelConfig
 from lightrft.models.families import attention_of, is_multimodal
-from lightrft.models.folder import check_folder
+from lightrft.models.folder import NO_CODE, check_folder, why
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.utils.hub import check_model
@@ -56,12 +56,14 @@ def text_shape(config: ModelConfig) -> Any:
 
 
 def stored_shape(config: ModelConfig) -> Any:
-    """What the config.json of a model that is not tiny says. ValueError if there is none, or of a kind that transformers lacks."""
+    """What the config.json of a model that is not tiny says. ValueError if it cannot be read."""
     folder = model_folder(config)
     try:
-        return AutoConfig.from_pretrained(folder, revision=config.revision)
+        return AutoConfig.from_pretrained(folder, revision=config.revision, **NO_CODE)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.path}: transformers cannot read its config: {error}") from error
+        raise ValueError(
+            f"model.path={config.path}: transformers cannot read its config.json: {why(error)}"
+        ) from error
 
 
 def auto_class(config: Any) -> Any:

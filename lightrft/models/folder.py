@@ -14,6 +14,11 @@ SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "a
 NARROW = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "F4")
 """Types of numbers that mean nothing without their scales."""
 HEAD = "lm_head.weight"
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""What every reader of transformers is told: else it asks on the terminal whether to run a folder's code, and waits."""
+CODE = (
+    "LightRFT runs no code of a model folder. Take a model that transformers knows, or one converted for it."
+)
 
 
 def check_folder(folder: Path) -> None:
@@ -53,13 +58,17 @@ def _of_settings(names: set[str], config: dict[str, Any]) -> str | None:
         kind = found.get("quant_method", "unknown") if isinstance(found, dict) else found
         return f"its weights are quantised ({kind}), and a policy learns in plain ones. Take the model in bfloat16 or float32."
     if _needs_code(config):
-        return (
-            f"it needs code of its own (auto_map; model_type {config.get('model_type')!r} is none that transformers has), and LightRFT "
-            "runs no code of a model folder. Take a model that transformers knows, or one converted for it."
-        )
+        return f"it needs code of its own (auto_map; model_type {config.get('model_type')!r} is none that transformers has), and {CODE}"
     if SINGLE in names and INDEX in names:
         return f"the folder holds both {SINGLE} and {INDEX}: two saves, and readers differ in which they take. Remove the older one."
     return None
+
+
+def why(error: Exception) -> str:
+    """What transformers says against reading a folder; its advice to run a stranger's code is not ours."""
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return f"it needs code of its own (auto_map), and {CODE}"
+    return str(error)
 
 
 def _needs_code(config: dict[str, Any]) -> bool:
@@ -113,7 +122,7 @@ def _is_one(folder: Path) -> bool:
 
     from lightrft.models.families import is_multimodal
 
-    shape = AutoConfig.from_pretrained(folder)
+    shape = AutoConfig.from_pretrained(folder, **NO_CODE)
     kind = AutoModelForMultimodalLM if is_multimodal(shape) else AutoModelForCausalLM
     with torch.device("meta"):
         model = kind.from_config(shape)

@@ -21,6 +21,7 @@ from lightrft.models.describe import (
     without_weights,
 )
 from lightrft.models.families import attention_of, freeze, is_multimodal
+from lightrft.models.folder import NO_CODE, why
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import add_adapters, check_targets
@@ -38,7 +39,7 @@ def load_processor(config: ModelConfig, media: MediaConfig | None = None) -> Pro
     """
     import_all(config.imports)
     if is_tiny(config.path):
-        reader: Any = tiny_reader(config.path.removeprefix(RANDOM))
+        reader = _tiny_reader(config.path)
         tokenizer = getattr(reader, "tokenizer", reader)
         if config.chat_template:
             reader.chat_template = _template(config.chat_template)
@@ -47,12 +48,12 @@ def load_processor(config: ModelConfig, media: MediaConfig | None = None) -> Pro
     folder, model_config = model_folder(config), stored_shape(config)
     try:
         loader = media_processor() if is_multimodal(model_config) else AutoTokenizer
-        reader = loader.from_pretrained(folder, revision=config.revision)
+        reader = loader.from_pretrained(folder, revision=config.revision, **NO_CODE)
     except ImportError as error:
-        raise ValueError(f"model.path={config.path}: its processor needs another package: {error}") from error
+        raise ValueError(f"model.path={config.path}: {_missing(error)}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model.path={config.path}: transformers cannot load its tokenizer: {error}"
+            f"model.path={config.path}: transformers cannot load its tokenizer: {why(error)}"
         ) from error
     if config.chat_template:
         reader.chat_template = _template(config.chat_template)
@@ -66,6 +67,21 @@ def load_processor(config: ModelConfig, media: MediaConfig | None = None) -> Pro
         return Processor(tokenizer, stops, text.vocab_size, encoder)
     except ValueError as error:
         raise ValueError(f"model.path={config.path}: {error}") from None
+
+
+def _tiny_reader(path: str) -> Any:
+    """What reads for a tiny random model. ValueError if it needs a package that is not there."""
+    try:
+        return tiny_reader(path.removeprefix(RANDOM))
+    except ImportError as error:
+        raise ValueError(f"model.path={path}: {_missing(error)}") from error
+
+
+def _missing(error: ImportError) -> str:
+    """What a processor needs and does not find, on one line."""
+    cure = "pip install torchvision, in the version that fits torch, or take a model without clips."
+    advice = f" Try: {cure}" if "torchvision" in str(error).lower() else ""
+    return f"its processor needs another package: {' '.join(str(error).split())}{advice}"
 
 
 def media_processor() -> Any:
@@ -146,10 +162,11 @@ def _pretrained(config: ModelConfig, dtype: torch.dtype) -> Any:
             dtype=dtype,
             attn_implementation=attention_of(shape),
             output_loading_info=True,
+            **NO_CODE,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"model.path={config.path}: transformers cannot load its weights: {error}"
+            f"model.path={config.path}: transformers cannot load its weights: {why(error)}"
         ) from error
     model, report = loaded
     if report["missing_keys"]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightrft.config import MediaConfig
-from lightrft.media.parts import KINDS, Clip, Media, MediaError, parts, read_media
+from lightrft.media.parts import KINDS, Clip, Limits, Media, MediaError, parts, read_media
 from lightrft.models.families import (
     has_position_rows,
     placeholders,
@@ -19,6 +19,7 @@ from lightrft.models.families import (
     stored_media,
 )
 from lightrft.models.logprobs import backbone
+from lightrft.models.template import written
 from lightrft.types import Message
 
 SPEECH_RATE = 16_000
@@ -59,14 +60,8 @@ class MediaEncoder:
         self, messages: Sequence[Message], *, answer_next: bool = True, chat_template: str | None = None
     ) -> str:
         """The conversation as text, a mark in place of each medium; `chat_template`: instead of the processor's."""
-        return str(
-            self.processor.apply_chat_template(
-                [_as_parts(m) for m in messages],
-                add_generation_prompt=answer_next,
-                tokenize=False,
-                chat_template=chat_template,
-            )
-        )
+        parts = [_as_parts(m) for m in messages]
+        return written(self.processor, parts, answer_next=answer_next, chat_template=chat_template)
 
     def tokens(self, text: str) -> list[int]:
         """Rendered text as tokens, media unread."""
@@ -82,6 +77,7 @@ class MediaEncoder:
             max_frames=o.max_frames,
             max_seconds=o.max_seconds,
             rate=self.rate,
+            limits=Limits(tuple(o.urls), o.max_megabytes, o.fetch_seconds, o.max_megapixels),
         )
 
     def encode(self, messages: Sequence[Message], chat_template: str | None = None) -> Encoded:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightrft.media.parts import MediaError, has_media, parts
 from lightrft.models.media import MediaEncoder
+from lightrft.models.template import written
 from lightrft.types import Message, Prompt, Record, Sampling
 
 PLAIN_TEMPLATE = (
@@ -95,14 +96,8 @@ class Processor:
         if self.media is not None:
             rendered = self.media.rendered(messages, answer_next=answer_next, chat_template=self._dated())
             return self.media.tokens(rendered)
-        encoded = self.tokenizer.apply_chat_template(
-            _texts(messages),
-            add_generation_prompt=answer_next,
-            tokenize=True,
-            return_dict=True,
-            chat_template=self._dated(),
-        )
-        return [*self._begin(), *encoded["input_ids"]]
+        text = written(self.tokenizer, _texts(messages), answer_next=answer_next, chat_template=self._dated())
+        return [*self._begin(), *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _dated(self) -> str | None:
         """The template as it is on the day of the run, where it writes one; transformers lets nothing else in that tells the time.
@@ -156,11 +151,7 @@ class Processor:
         """The same as text, for people."""
         if self.media is not None:
             return self.media.rendered(messages, chat_template=self._dated())
-        return str(
-            self.tokenizer.apply_chat_template(
-                _texts(messages), add_generation_prompt=True, tokenize=False, chat_template=self._dated()
-            )
-        )
+        return written(self.tokenizer, _texts(messages), answer_next=True, chat_template=self._dated())
 
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Decoded text; special tokens are left out unless `special`."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightrft.config import ModelConfig, RewardModelConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.describe import model_folder
+from lightrft.models.folder import NO_CODE, why
 from lightrft.models.logprobs import backbone, predicting_states, text_config
 from lightrft.models.sequence import Share
 from lightrft.types import Inputs
@@ -33,9 +34,10 @@ def load_reward_model(
             dtype=getattr(torch, config.dtype),
             attn_implementation=ATTENTION,
             output_loading_info=True,
+            **NO_CODE,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: transformers cannot load it as a reward model: {error}") from error
+        raise ValueError(f"{name}: transformers cannot load it as a reward model: {why(error)}") from error
     if told["missing_keys"]:
         raise ValueError(
             f"{name} holds no trained head for scores ({', '.join(sorted(told['missing_keys'])[:3])} is missing). Name a reward model, or "

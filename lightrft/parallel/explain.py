@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
 import torch.distributed as dist
 
 from lightrft.parallel.status import STATUS
@@ -57,12 +58,16 @@ def _reason(watch: Watch, *, in_time: bool) -> str:
     watch.failing = True
     if cause := watch.cause(PATIENCE_SECONDS if in_time else 0):
         return str(cause["message"]).removeprefix("lightrft: ")
-    late = {
-        r: w["where"] for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < STATUS.calls
-    }
+    late = {r: w for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < STATUS.calls}
     if in_time or not late:
         return ""
-    where = "; ".join(f"rank {rank} did not come, it is in {there}" for rank, there in late.items())
+    silent = watch.silent() & late.keys()
+    # Those who wait themselves are late only because of another.
+    blamed = silent or {rank for rank, word in late.items() if not word["call"]} or set(late)
+    where = "; ".join(
+        f"rank {rank} did not come, it is in {late[rank]['where']}{' and gives no sign' if rank in silent else ''}"
+        for rank in sorted(blamed)
+    )
     return (
         f"{where}. Its stack is in RUN/logs. "
         f"If it only needs longer, raise strategy.timeout_seconds={watch.timeout_seconds:g}."
@@ -73,7 +78,7 @@ def understood(watch: Watch, error: Exception) -> Exception:
     """The error, or one that says where everybody is, if it came from a collective of the backend."""
     frames = list(traceback.walk_tb(error.__traceback__))
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
-    if not (isinstance(error, dist.DistError) or modules[-1].startswith("torch.distributed")):
+    if not _is_of_backend(error, modules):
         return error
     callers = [
         at
@@ -90,6 +95,18 @@ def understood(watch: Watch, error: Exception) -> Exception:
         ) from error
     except PeerError as explained:
         return explained
+
+
+def _is_of_backend(error: Exception, modules: list[str]) -> bool:
+    """Whether an error came out of a collective of the backend: functional ones end in other rooms of torch (torch._ops)."""
+    if isinstance(error, dist.DistError):
+        return True
+    is_plain = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+    return (
+        is_plain
+        and modules[-1].startswith("torch.")
+        and any(m.startswith("torch.distributed") for m in modules)
+    )
 
 
 def _place() -> str:

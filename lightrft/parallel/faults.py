@@ -55,9 +55,8 @@ def can_save(group: Group, done: int, error: Exception) -> bool:
     """Whether, after this error, all ranks are here with `done` whole steps; also lets the others know of the error."""
     if group.size == 1:
         return True
-    _spread(error)
-    alive = STATUS.watch is not None and not isinstance(error, BrokenError)
-    return alive and STATUS.watch is not None and STATUS.watch.meet(str(done))
+    is_broken = _spread(error) or isinstance(error, BrokenError)
+    return not is_broken and STATUS.watch is not None and STATUS.watch.meet(str(done))
 
 
 def blame(watch: Watch, error: Exception) -> int:
@@ -74,14 +73,17 @@ def blame(watch: Watch, error: Exception) -> int:
     return status
 
 
-def _spread(error: Exception) -> None:
+def _spread(error: Exception) -> bool:
+    """Tells the other ranks of an error; whether it was a collective of the backend that failed, so that none succeeds any more."""
     watch = STATUS.watch
     if watch is None or isinstance(error, PeerError):
-        return
+        return False
     if isinstance(error, Stopped):
         watch.ask_to_stop(str(error))
-    else:
-        blame(watch, understood(watch, error))
+        return False
+    cause = understood(watch, error)
+    blame(watch, cause)
+    return cause is not error
 
 
 def _report(error: Exception) -> tuple[str, str]:

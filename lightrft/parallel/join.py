@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +19,7 @@ from lightrft.parallel.explain import understood
 from lightrft.parallel.faults import blame
 from lightrft.parallel.group import Group
 from lightrft.parallel.status import STATUS
-from lightrft.parallel.watch import Watch
+from lightrft.parallel.watch import Watch, for_watches, of_attempt
 from lightrft.utils.device import collective_backend, use
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.output import guarded
@@ -69,24 +70,46 @@ def output_file(logs: Path, rank: int) -> Path:
 
 
 def _meet(device: torch.device, timeout_seconds: float) -> Watch:
-    """Makes the process group, and a watch that has begun."""
+    """Makes the process group, and a watch that has begun. RuntimeError, with what to do, if the processes do not meet."""
     timeout = timedelta(seconds=timeout_seconds)
-    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-    store.set_timeout(timeout)
-    if (
-        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    ):  # it outlives a restart, with all that was said in it
-        store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group(
-        collective_backend(device),
-        store=dist.PrefixStore("group", store),
-        rank=rank,
-        world_size=size,
-        timeout=timeout,
-    )
-    watch = Watch(rank, size, dist.PrefixStore("watch", store.clone()), timeout_seconds)
-    watch.start()
+    start = time.monotonic()
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = of_attempt(store, int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(
+            collective_backend(device), store=group, rank=rank, world_size=size, timeout=timeout
+        )
+        watch = Watch(rank, size, for_watches(store.clone()), timeout_seconds)
+        watch.start()
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(_not_met(error, time.monotonic() - start, timeout_seconds)) from error
     return watch
+
+
+def _not_met(error: Exception, waited: float, timeout_seconds: float) -> str:
+    """Why the processes of a run did not come together, and what to do."""
+    named = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    missing = [name for name, value in named.items() if not value]
+    if missing:
+        return (
+            f"this process is to be one of several, but {' and '.join(missing)} is not set. Start all with torchrun or a scheduler, "
+            "or with --gpus N or --processes N on one machine."
+        )
+    place = f"MASTER_ADDR={named['MASTER_ADDR']}, MASTER_PORT={named['MASTER_PORT']}"
+    cause = str(error).splitlines()[0].split("Exception raised from")[0].strip().rstrip(".")
+    if "EADDRINUSE" in str(error) or "in use" in cause:
+        return (
+            f"rank {named['RANK']} cannot listen at MASTER_PORT={named['MASTER_PORT']}: another program has it, perhaps a run that is "
+            "still going. Set MASTER_PORT to a free port, the same for all processes."
+        )
+    return (
+        f"rank {named['RANK']} of {named['WORLD_SIZE']} waited {waited:.0f} s in vain for the others ({place}): {cause}. Start all of them "
+        "with these numbers, on machines that reach that address, or wait longer for the last with a larger "
+        f"strategy.timeout_seconds={timeout_seconds:g}."
+    )
 
 
 def _asked_to_end(watch: Watch, number: int, _frame: FrameType | None) -> None:

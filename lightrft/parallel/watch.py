@@ -2,7 +2,7 @@
 
 Ranks tell each other through the store of the process group (a few keys; nothing on the main thread's path):
 
-    here/RANK   where the rank is, written when a phase begins and once a second
+    here/RANK   where the rank is, and a count that shows it alive; written when a phase begins and once a second
     failure     the first failure of the run; whoever fails later is a consequence
     stop        the signal that asked a rank to stop, for the others to stop with it
     meet/RANK   ranks that failed together and could still save together
@@ -12,6 +12,7 @@ Ranks tell each other through the store of the process group (a few keys; nothin
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import json
 import os
 import socket
@@ -55,9 +56,9 @@ class Watch:
     """A connection of its own: the main thread may be stuck in another."""
     timeout_seconds: float
     record: Path | None = None
+    """RUN/log.txt, where the first failure belongs."""
     output: Path | None = None
     """The file for what this rank prints, once the run has one."""
-    """RUN/log.txt, where the first failure belongs."""
     terminal: TextIO = field(default_factory=lambda: sys.stderr)
     """Where people read, also on a rank whose output goes to a file."""
     news: Exception | None = None
@@ -72,6 +73,8 @@ class Watch:
     """Whether another rank is gone."""
     _told: bool = False
     """Whether this rank has told the cause: the same failure may come by twice."""
+    _silent: set[int] | None = None
+    """Ranks that gave no sign when they were looked for."""
     _noticed: float = 0.0
     """When the failure of another rank was heard of."""
     _heard: float = 0.0
@@ -136,6 +139,15 @@ class Watch:
 
         return self._ask(read, {})
 
+    def silent(self) -> set[int]:
+        """Ranks whose watch no longer gives signs: they were stopped, or hold Python's lock. Looks once, which takes seconds."""
+        if self._silent is None:
+            before = {rank: word["count"] for rank, word in self.whereabouts().items()}
+            time.sleep(2.5 * POLL_SECONDS)
+            after = self.whereabouts()
+            self._silent = {r for r, count in before.items() if r in after and after[r]["count"] == count}
+        return self._silent
+
     def others(self) -> str:
         """Where the other ranks are, as a sentence; empty if none is known."""
         known = {r: w["where"] for r, w in self.whereabouts().items() if r != self.rank}
@@ -178,15 +190,15 @@ class Watch:
 
     def _talk(self) -> None:
         """Tells others where this rank is, and hears of them."""
-        told, heard = "", 0.0
-        while not self._over.is_set():
+        heard = 0.0
+        for count in itertools.count():
             STATUS.changed.wait(POLL_SECONDS)
             STATUS.changed.clear()
+            if self._over.is_set():
+                return
             try:
-                here = json.dumps({"where": str(STATUS), "calls": STATUS.calls})
-                if here != told:
-                    self.store.set(f"here/{self.rank}", here)
-                    told = here
+                word = {"where": str(STATUS), "call": STATUS.call, "calls": STATUS.calls, "count": count}
+                self.store.set(f"here/{self.rank}", json.dumps(word))
                 if time.monotonic() - heard > POLL_SECONDS:
                     self._hear()
                     heard = self._heard = time.monotonic()
@@ -221,7 +233,7 @@ class Watch:
     def _guard(self) -> None:
         """Ends this process where it can neither get on nor come to an end by itself."""
         self._heard = time.monotonic()
-        most = 1.1 * self.timeout_seconds + GRACE_SECONDS  # later than exchanges, whose errors say more
+        most = most_seconds(self.timeout_seconds)
         while not self._over.wait(POLL_SECONDS):
             now = time.monotonic()
             if self._noticed and not self.failing and now - self._noticed > GRACE_SECONDS:
@@ -247,6 +259,27 @@ class Watch:
             file.flush()
             faulthandler.dump_traceback(file)
         os._exit(1)
+
+
+def most_seconds(timeout_seconds: float) -> float:
+    """Longest time without a sign of life: later than the limit of exchanges, whose errors say more."""
+    return 1.1 * timeout_seconds + GRACE_SECONDS
+
+
+def of_attempt(store: dist.Store, attempt: int) -> dist.Store:
+    """The part of a launcher's store for one attempt at the run: the store outlives a restart, with all that was said in it."""
+    return dist.PrefixStore(f"attempt-{attempt}", store)
+
+
+def for_watches(store: dist.Store) -> dist.Store:
+    """The part of an attempt's store in which watches talk."""
+    return dist.PrefixStore("watch", store)
+
+
+def here(store: dist.Store, rank: int) -> str:
+    """The last word of a rank's watch in an attempt's store; empty if there is none."""
+    words, name = for_watches(store), f"here/{rank}"
+    return words.get(name).decode() if words.check([name]) else ""
 
 
 def _machine() -> str:

@@ -17,14 +17,19 @@ from lightrft.rewards.table import REWARDS, load_reward, load_values
 from lightrft.types import Trajectory
 from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import resolve
-from lightrft.workers.pool import Call, Failure, Inline, Pool, Runner, Work
+from lightrft.workers.pool import Allowed, Call, Failure, Inline, Pool, Runner, Work
 
 __all__ = ["REWARDS", "RewardError", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]
 
 log = logging.getLogger("lightrft")
 OUR_METRICS = ("mean", "std", "zero_std_fraction", "overlong")
 """What stands under reward/ beside the rewards by name."""
-WORK = Work("lightrft.rewards.table:load_values", noun="reward", limit="rewards.timeout_seconds")
+WORK = Work(
+    "lightrft.rewards.table:load_values",
+    noun="reward",
+    limit="rewards.timeout_seconds",
+    memory="rewards.memory_gb",
+)
 """Reward functions, as worker processes load and name them."""
 
 Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]
@@ -85,7 +90,8 @@ class RewardRunner:
                 resolve(REWARDS, name, "reward")
         self._runner: Runner[list[float]]
         if config.workers and names:
-            self._runner = Pool(WORK, names, config.workers, config.timeout_seconds)
+            allowed = Allowed(config.memory_gb, tuple(config.environment))
+            self._runner = Pool(WORK, names, config.workers, config.timeout_seconds, allowed)
         else:
             self._runner = Inline({name: load_values(name) for name in names})
 

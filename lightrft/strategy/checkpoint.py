@@ -259,7 +259,12 @@ def _agreed(gather: Gather) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    told = gather(None if failure is None else str(failure))
+    try:
+        told = gather(None if failure is None else str(failure))
+    except RuntimeError:
+        if failure is None:
+            raise
+        raise failure from None  # what came first
     if failure is not None:
         raise failure
     for rank, message in enumerate(told):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.sources import BadRecords, Row, read
-from lightrft.media.parts import located
+from lightrft.media.parts import located, outside
 from lightrft.types import Message, Record
 from lightrft.utils.answers import concluded, plain_words, vote
 from lightrft.utils.choices import letter
@@ -102,6 +102,28 @@ class Place:
     """False for rows that are known to be unusable or to belong elsewhere; they are left out, and counted in the log."""
 
 
+def _placed(messages: Sequence[Message], folder: Path | None, config: TaskConfig) -> list[Message]:
+    """The messages with paths below `folder`. ValueError for a file that lies elsewhere and that no setting allows."""
+    placed = located(messages, folder or Path())
+    found = [Message(role=m["role"], content=m["content"]) for m in placed]
+    if folder is None:
+        return found
+    root = Path(config.media_root) if config.media_root else folder
+    if (stray := outside(found, root)) is not None:
+        raise ValueError(
+            f"{stray} lies outside {root}, and records may name files below it alone. Move it there, or set tasks.media_root to a folder "
+            "that holds all of them (/: anywhere)."
+        )
+    return found
+
+
+def hub_folder() -> Path:
+    """Where files of the hub's data sets lie."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME)
+
+
 def records(
     rows: Sequence[tuple[str, Row]],
     form: Format,
@@ -110,11 +132,12 @@ def records(
     *,
     source: str,
     instruction: str,
-    folder: Path = Path(),
+    folder: Path | None = None,
 ) -> Records:
     """Rows through a format: system message before, instruction after the question; broken rows go to `bad`.
 
-    Relative paths of pictures, clips and sounds are put below `folder`; none is read.
+    Relative paths of pictures, clips and sounds are put below `folder`, where all must lie (or below tasks.media_root); none is
+    read. Without a folder a program of ours has made the rows, and they stay as they are.
     """
     found = Records()
     for where, row in rows:
@@ -123,7 +146,7 @@ def records(
             messages = conversation(
                 example, system=config.system, instruction=config.instruction or instruction
             )
-            messages = [Message(role=m["role"], content=m["content"]) for m in located(messages, folder)]
+            messages = _placed(messages, folder, config)
         except Exception as error:  # a row of any shape is that row's fault, and is named
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             bad(f"{where}: {kind}{error}")
@@ -189,7 +212,7 @@ def from_places(
                 )
             chosen = place.format if data or not place.hub_format else place.hub_format
             form = FORMATS[chosen] if isinstance(chosen, str) else chosen
-            folder = Path(where).parent if data else Path()
+            folder = Path(where).parent if data else hub_folder()
             found.extend(
                 records(kept, form, config, bad, source=name, instruction=instruction, folder=folder)
             )

@@ -26,6 +26,7 @@ from lightrft.tasks.base import (
     boxed_gold,
     conversation,
     from_places,
+    hub_folder,
     limited,
     no_option,
     records,
@@ -200,7 +201,7 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
         place = str(Path(data) / place)
     bad = BadRecords(config.on_bad_record)
     form = resolve(FORMATS, config.format, "format")
-    folder = expanded(place, "data file").parent if is_file(place) else Path()
+    folder = expanded(place, "data file").parent if is_file(place) else hub_folder()
     rows = list(read(place, part, bad))
     found = records(rows, form, config, bad, source="file", instruction="", folder=folder)
     if not found:

@@ -143,7 +143,7 @@ def explained(place: Path) -> Iterator[None]:
         what, cure = _TROUBLE[number]
         raise RuntimeError(
             f"cannot write in {place}: {what} ({_free_mib(place):.1f} MiB free). {cure} "
-            "What was complete before is untouched: the last complete checkpoint is intact."
+            "What was complete before is untouched, as is the last complete checkpoint if there is one."
         ) from error
 
 

@@ -6,13 +6,26 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
 from lightrft.utils.paths import expanded
 
 T = TypeVar("T")
+_FORBIDDEN: list[str] = []
+"""Why code that settings name is not run at present, the innermost block last."""
+
+
+@contextmanager
+def without_code(why: str) -> Iterator[None]:
+    """Inside, code that settings name is refused with a ValueError that ends with `why`, which says how to allow it."""
+    _FORBIDDEN.append(why)
+    try:
+        yield
+    finally:
+        _FORBIDDEN.pop()
 
 
 def resolve(table: Mapping[str, T], name: str, what: str) -> T:
@@ -52,6 +65,7 @@ def import_all(names: Iterable[str]) -> None:
 
 def load_file(path: str) -> ModuleType:
     """The module in a Python file, loaded once; importable afterwards under a name made from its path."""
+    _check_allowed(path)
     file = expanded(path, "file").resolve()
     if not file.is_file():
         raise ValueError(f"no file '{path}' (looked for {file}).")
@@ -81,7 +95,13 @@ def require(module: str, extra: str, instead: str = "") -> ModuleType:
         raise RuntimeError(f'{module} is not installed: pip install "lightrft[{extra}]"{other}.') from None
 
 
+def _check_allowed(name: str) -> None:
+    if _FORBIDDEN and not name.startswith("lightrft."):
+        raise ValueError(f"the settings name code, {name}. {_FORBIDDEN[-1]}")
+
+
 def _import(place: str, name: str, what: str) -> ModuleType:
+    _check_allowed(name)
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:

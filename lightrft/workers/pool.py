@@ -12,12 +12,14 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
+from lightrft.workers.environment import passed_on
 from lightrft.workers.process import attempt
 
 T = TypeVar("T")
@@ -36,6 +38,18 @@ class Work:
     """One of the functions, for error texts: "reward"."""
     limit: str
     """The option that sets the time limit of a call: "rewards.timeout_seconds"."""
+    memory: str
+    """The option that sets the memory of a child: "rewards.memory_gb"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a child process may have."""
+
+    memory_gb: float = 0.0
+    """Memory, 10^9 bytes; 0: any."""
+    variables: tuple[str, ...] = ()
+    """Environment variables besides those of environment.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +100,19 @@ class Pool(Generic[T]):
     They start at construction without being waited for, and so load while the model does.
     """
 
-    def __init__(self, work: Work, names: Sequence[str], workers: int, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        work: Work,
+        names: Sequence[str],
+        workers: int,
+        timeout_seconds: float,
+        allowed: Allowed = Allowed(),  # it is frozen
+    ) -> None:
         self.work = work
         self.names = list(names)
         self.timeout_seconds = timeout_seconds
-        self.workers: list[Worker[T]] = [Worker(work, self.names) for _ in range(workers)]
+        self.allowed = allowed
+        self.workers: list[Worker[T]] = [self._worker() for _ in range(workers)]
 
     def run(self, calls: Sequence[Call]) -> list[T | Failure]:
         """Raises ValueError if a function cannot be loaded; whatever happens in a call becomes its Failure."""
@@ -118,7 +140,7 @@ class Pool(Generic[T]):
                 del busy[place]
                 if not worker.healthy or (isinstance(outcomes[index], Failure) and monotonic() >= deadline):
                     worker.end()
-                    self.workers[place] = Worker(self.work, self.names)
+                    self.workers[place] = self._worker()
         return [outcomes[index] for index in range(len(calls))]
 
     def close(self) -> None:
@@ -126,23 +148,51 @@ class Pool(Generic[T]):
         for worker in self.workers:
             worker.end()
 
+    def _worker(self) -> Worker[T]:
+        return Worker(self.work, self.names, self.allowed)
+
+
+class Starter:
+    """A thread that starts all child processes of this one, for they end with the thread that started them (see parent.py)."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """A new thread; the old one does not exist in a process that was forked from this."""
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="workers")
+
+    def start(self, connection: Connection, allowed: Allowed) -> subprocess.Popen[bytes]:
+        """A child process that takes its orders from a connection."""
+        return self.thread.submit(_started, connection.fileno(), allowed).result()
+
+
+def _started(descriptor: int, allowed: Allowed) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    numbers = (descriptor, os.getpid(), int(allowed.memory_gb * 1e9))
+    # A plain program rather than multiprocessing's spawn, which would import the user's main script again; -P
+    # keeps the current folder from shadowing installed packages where it does not do so here.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "lightrft.workers.process", *map(str, numbers)],
+        env=passed_on(os.environ, allowed.variables) | {"PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        pass_fds=[descriptor],
+        start_new_session=True,
+    )
+
+
+_STARTER = Starter()
+os.register_at_fork(after_in_child=_STARTER.reset)
+
 
 class Worker(Generic[T]):
     """One child process and the connection to it."""
 
-    def __init__(self, work: Work, names: Sequence[str]) -> None:
+    def __init__(self, work: Work, names: Sequence[str], allowed: Allowed) -> None:
         self.work = work
+        self.allowed = allowed
         self.connection, child = Pipe()
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        # A plain program rather than multiprocessing's spawn, which would import the user's main script again; -P
-        # keeps the current folder from shadowing installed packages where it does not do so here.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lightrft.workers.process", str(child.fileno())],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            pass_fds=[child.fileno()],
-            start_new_session=True,
-        )
+        self.process = _STARTER.start(child, allowed)
         child.close()
         self.healthy = True
         self._loaded = False
@@ -178,6 +228,10 @@ class Worker(Generic[T]):
         """The outcome of the call that was sent, waited for; a Failure too if the child died of it."""
         try:
             kind, content = self.connection.recv()
+            if kind == "starved":
+                self.healthy = False  # what it holds it may never give back
+                limit = f"{self.work.memory}={self.allowed.memory_gb:g}"
+                return Failure(f"it needed more memory than {limit} and was ended.\n{content}")
             found: T | Failure = outcome(kind, content)
             return found
         except (EOFError, ConnectionError):
@@ -195,7 +249,7 @@ class Worker(Generic[T]):
 
 def outcome(kind: str, content: Any) -> Any:
     """What `attempt` gave: the result, or a Failure."""
-    return Failure(content) if kind == "failed" else content
+    return content if kind == "done" else Failure(content)
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:

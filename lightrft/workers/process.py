@@ -1,15 +1,13 @@
-"""The child process in which functions of users run: `python -m lightrft.workers.process FD`, started by pool.py.
+"""The child process in which functions of users run: `python -m lightrft.workers.process FD PARENT BYTES`, started by pool.py.
 
 It has no standard input and a session of its own, so that Ctrl-C in the terminal reaches only the trainer, which
-decides; it ends when its connection closes or its parent is gone.
+decides; it ends when its connection closes or its parent is gone, whatever it is stuck in.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -17,14 +15,19 @@ from typing import Any
 
 from lightrft.utils.imports import resolve
 from lightrft.utils.output import guarded_output
+from lightrft.utils.parent import end_with_parent
 
 NO_BUILT_INS: Mapping[str, Callable[[str], Callable[[Any], Any]]] = {}
 
 
-def main(descriptor: int) -> None:
-    """Loads the named functions, answers "ready" or "error", then makes call after call until the connection closes."""
+def main(descriptor: int, parent: int, most_bytes: int) -> None:
+    """Loads the named functions, answers "ready" or "error", then makes call after call until the connection closes.
+
+    parent: who started this process; without it the process ends.      most_bytes: memory it may have; 0: any.
+    """
+    end_with_parent(parent)
+    limit_memory(most_bytes)
     connection = Connection(descriptor)
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         loader, names = connection.recv()
         load = resolve(NO_BUILT_INS, loader, "loader")
@@ -43,19 +46,31 @@ def main(descriptor: int) -> None:
 
 
 def attempt(function: Callable[[Any], Any], argument: Any) -> tuple[str, Any]:
-    """("done", result), or ("failed", traceback) whatever the function raises."""
+    """("done", result); ("failed", traceback) whatever the function raises; "starved" instead where memory was out."""
     try:
         return "done", function(argument)
+    except MemoryError:
+        return "starved", traceback.format_exc()
     except (Exception, SystemExit):
         return "failed", traceback.format_exc()
 
 
-def _leave_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+def limit_memory(most_bytes: int) -> None:
+    """What this process asks for beyond so many bytes is refused (MemoryError), so that others keep theirs; 0: nothing is.
+
+    Address space that is only reserved, as libraries for accelerators do, does not count. Without effect on systems that have
+    no such limit.
+    """
+    if not most_bytes:
+        return
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 if __name__ == "__main__":
     with guarded_output():  # a function that prints fails by no terminal
-        main(int(sys.argv[1]))
+        main(*map(int, sys.argv[1:]))

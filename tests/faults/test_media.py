@@ -1,14 +1,23 @@
 """Odd media: read right, or refused by a MediaError that names them; made here with PyAV, nothing is downloaded."""
 
+import contextlib
+import io
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import numpy as np
 import pytest
 
-from lightrft.config import ModelConfig
+from lightrft.config import ModelConfig, TaskConfig
+from lightrft.datasets.formats import FORMATS
+from lightrft.datasets.sources import BadRecords
 from lightrft.media.clips import clip
 from lightrft.media.pictures import picture
 from lightrft.media.sounds import sound
-from lightrft.media.sources import MediaError
+from lightrft.media.sources import Limits, MediaError
 from lightrft.models.load import load_processor
+from lightrft.tasks.base import records
 from lightrft.types import Record
 
 av = pytest.importorskip("av")
@@ -157,3 +166,131 @@ def test_a_sound_too_short_to_be_heard_is_named(hears):
 def test_plain_text_templates_join_parts():
     plain = load_processor(ModelConfig(path="random:llava", chat_template="plain"))
     assert plain.rendered([{"role": "user", "content": "hello"}]) == "hello\n"
+
+
+def png(size):
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.new("RGB", size).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
+    limits = Limits(megapixels=0.5)
+    assert picture(png((1000, 500)), max_pixels=0, limits=limits).size == (1000, 500)
+    with pytest.raises(MediaError, match=r"1000 x 501 pixels are too many .media.max_megapixels=0.5."):
+        picture(png((1000, 501)), max_pixels=0, limits=limits)
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server that answers by the path: a picture, more than is wanted, slowly, or by sending on."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if self.path == "/away":
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/a.png")
+            self.end_headers()
+            return
+        with contextlib.suppress(OSError):
+            if self.path == "/late":
+                for letter in b"HTTP/1.0 200 OK" * 100:
+                    self.wfile.write(bytes([letter]))
+                    time.sleep(0.1)
+            self.send_response(200)
+            self.end_headers()
+            if self.path == "/a.png":
+                self.wfile.write(png((4, 4)))
+            while self.path == "/endless":
+                self.wfile.write(b"0" * 65536)
+            while self.path == "/drip":
+                self.wfile.write(b"0")
+                time.sleep(0.1)
+
+
+@pytest.fixture
+def stranger():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        server.asked = []
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def get(server, path, *hosts):
+    limits = Limits(hosts, megabytes=1, seconds=1)
+    return picture(f"http://127.0.0.1:{server.server_port}{path}", max_pixels=0, limits=limits)
+
+
+def test_no_address_is_fetched_that_no_setting_lists(stranger):
+    for hosts in ((), ("example.org",)):
+        with pytest.raises(
+            MediaError, match=r"a.png: records may not fetch from '127.0.0.1'.*--media.urls 127.0.0.1"
+        ):
+            get(stranger, "/a.png", *hosts)
+    assert stranger.asked == []
+    assert get(stranger, "/a.png", "127.0.0.1").size == get(stranger, "/a.png", "*").size == (4, 4)
+
+
+def test_a_server_may_not_send_on_to_another_host(stranger):
+    with pytest.raises(MediaError, match="may not fetch from 'localhost'"):
+        get(stranger, "/away", "127.0.0.1")
+    assert stranger.asked == ["/away"]
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/endless", "more than media.max_megabytes=1"),
+        ("/drip", "not fetched within media.fetch_seconds=1"),
+        ("/late", "not fetched within media.fetch_seconds=1"),
+    ],
+)
+def test_a_fetch_ends_whatever_the_server_does(stranger, path, complaint):
+    start = time.monotonic()
+    with pytest.raises(MediaError, match=complaint):
+        get(stranger, path, "127.0.0.1")
+    assert time.monotonic() - start < 3
+
+
+def placed(source, folder, **settings):
+    row = {"prompt": "what?", "image": source, "target": "x"}
+    bad = BadRecords("raise")
+    found = records(
+        [("a.jsonl:1", row)],
+        FORMATS["columns"],
+        TaskConfig(**settings),
+        bad,
+        source="t",
+        instruction="",
+        folder=folder,
+    )
+    return found[0].messages[0]["content"][0]["image"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/etc/hostname",
+        "../a.png",
+        "b/../../a.png",
+        "~/a.png",
+        "file:///etc/hostname",
+        {"path": "/etc/hostname"},
+    ],
+)
+def test_a_record_names_files_below_its_data_alone(tmp_path, source):
+    with pytest.raises(ValueError, match=r"a.jsonl:1: .* lies outside .*tasks.media_root"):
+        placed(source, tmp_path / "data")
+    assert placed(source, tmp_path / "data", media_root="/")
+
+
+def test_files_below_the_data_are_named_as_ever(tmp_path):
+    assert placed("b/../a.png", tmp_path) == f"{tmp_path}/b/../a.png"
+    assert placed(f"{tmp_path}/a.png", tmp_path) == f"{tmp_path}/a.png"
+    assert placed("http://x/a.png", tmp_path) == "http://x/a.png"

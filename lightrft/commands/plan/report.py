@@ -42,7 +42,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def show(plan: Plan) -> None:
     """Tables on the terminal."""
-    console = Console()
+    console = Console(emoji=False)
     console.print(_memory(plan))
     console.print(_work(plan))
     rates = plan.hardware.rates

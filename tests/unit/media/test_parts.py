@@ -277,7 +277,7 @@ def bomb():
         (Image.new("F", (2, 2)), "real numbers of unknown range"),
         (bomb(), "bytes: too large"),
         (Made("a drawing", lambda: b"hello"), "a drawing: not a picture"),
-        ("http://127.0.0.1:9/a.png", r"http://127\.0\.0\.1:9/a\.png: cannot be fetched"),
+        ("http://127.0.0.1:9/a.png", r"http://127\.0\.0\.1:9/a\.png: records may not fetch from '127.0.0.1'"),
     ],
 )
 def test_a_picture_that_cannot_be_used_is_named_with_the_reason(source, message):

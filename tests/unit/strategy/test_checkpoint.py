@@ -132,7 +132,7 @@ def test_an_error_in_the_background_is_told_by_the_next_save(small_disk):
     saved = Checkpoints(small_disk / "checkpoints", CheckpointConfig(keep_last=2, background=True), World())
     saved.save(5, state(5))
     saved.save(10, state(10), {"actor": {"w": torch.zeros(800_000)}})
-    with pytest.raises(RuntimeError, match="the disk is full.*checkpoint is intact"):
+    with pytest.raises(RuntimeError, match="the disk is full.*checkpoint if there is one"):
         saved.save(15, state(15))
     assert steps(small_disk) == ["step-000005"]
     saved.save(20, state(20))
@@ -220,7 +220,9 @@ def test_a_file_size_limit_gives_a_clear_error_and_spares_the_last_checkpoint(tm
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
-        with pytest.raises(RuntimeError, match="grew over the limit.*last complete checkpoint is intact"):
+        with pytest.raises(
+            RuntimeError, match="grew over the limit.*last complete checkpoint if there is one"
+        ):
             saved.save(10, state(10, size=1_000_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -249,11 +251,11 @@ def test_a_full_disk_gives_a_clear_error_and_spares_the_last_checkpoint(small_di
     saved.save(5, state(5, size=200_000))
     with pytest.raises(
         RuntimeError,
-        match=r"cannot write in .*checkpoints: the disk is full .*MiB free.*checkpoint is intact",
+        match=r"cannot write in .*checkpoints: the disk is full .*MiB free.*checkpoint if there is one",
     ):
         saved.save(10, state(10, size=400_000))
     with pytest.raises(
-        RuntimeError, match=r"cannot write in .*the disk is full .*MiB free.*checkpoint is intact"
+        RuntimeError, match=r"cannot write in .*the disk is full .*MiB free.*checkpoint if there is one"
     ):
         saved.save(10, state(10), {"actor": {"w": torch.zeros(400_000)}})
     assert steps(small_disk) == ["step-000005"]
@@ -271,7 +273,7 @@ def test_a_folder_without_the_right_to_write_gives_a_clear_error(tmp_path):
     if was_root:  # whom no permission stops
         os.seteuid(65534)
     try:
-        with pytest.raises(RuntimeError, match="permission denied.*--run.*checkpoint is intact"):
+        with pytest.raises(RuntimeError, match="permission denied.*--run.*checkpoint if there is one"):
             saved.save(10, state(10))
     finally:
         if was_root:

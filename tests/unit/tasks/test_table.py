@@ -167,7 +167,7 @@ def test_an_instruction_is_added_to_a_question_with_media(tmp_path):
         {"prompt": "<image>What?", "image": "/a.png", "target": "4"},
     ]
     path = store(tmp_path / "a.jsonl", *rows)
-    first, second = load("file", train_file=path, instruction="Be brief.")
+    first, second = load("file", train_file=path, instruction="Be brief.", media_root="/")
     picture = {"type": "image", "image": "/a.png"}
     assert first.messages[0]["content"] == [
         {"type": "text", "text": "What?"},

@@ -106,7 +106,7 @@ def test_a_full_disk_is_explained_with_place_space_left_and_cure(tmp_path):
     assert "disk is full" in message
     assert "MiB free" in message
     assert "checkpoint.keep_last" in message
-    assert "last complete checkpoint is intact" in message
+    assert "last complete checkpoint if there is one" in message
 
 
 def test_an_error_that_is_not_of_the_disk_passes_as_it_is(tmp_path):
