@@ -1,0 +1,82 @@
+"""What holds for every loss of comparisons."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightrft.algorithms.preference import PREFERENCE_LOSSES, bradley_terry, signs
+
+LOSSES = {**PREFERENCE_LOSSES, "signs": signs}
+numbers = st.floats(-5, 5, width=32)
+grades = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0, math.nan])
+groups = st.lists(st.lists(st.tuples(numbers, grades), min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+def columns(drawn):
+    flat = [(r, g, place) for place, group in enumerate(drawn) for r, g in group]
+    values, found, names = zip(*flat, strict=True)
+    return (
+        torch.tensor(values, dtype=torch.float64),
+        torch.tensor(found, dtype=torch.float64),
+        torch.tensor(names),
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(drawn=groups, seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_order_and_company_change_nothing(name, drawn, seed):
+    values, right, names = columns(drawn)
+    whole = LOSSES[name](values, right, names)
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    shuffled = LOSSES[name](values[order], right[order], names[order])
+    torch.testing.assert_close(shuffled, whole[order], atol=1e-12, rtol=0)
+    for group in names.unique():
+        alone = names == group
+        found = LOSSES[name](values[alone], right[alone], names[alone])
+        torch.testing.assert_close(found, whole[alone], atol=1e-12, rtol=0)
+
+
+@given(drawn=groups, shift=numbers)
+@settings(max_examples=60, deadline=None)
+def test_a_constant_added_to_all_values_of_a_group_changes_no_preference(drawn, shift):
+    values, right, names = columns(drawn)
+    found = bradley_terry(values + shift, right, names)
+    torch.testing.assert_close(found, bradley_terry(values, right, names), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["bradley_terry"])
+@given(values=st.lists(numbers, min_size=1, max_size=4), grade=grades)
+@settings(max_examples=60, deadline=None)
+def test_equal_grades_have_no_loss_and_no_gradient(name, values, grade):
+    leaf = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    same = torch.full((len(values),), grade, dtype=torch.float64)
+    loss = LOSSES[name](leaf, same, torch.zeros(len(values), dtype=torch.int64))
+    assert not loss.any()
+    loss.sum().backward()
+    assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(drawn=groups)
+@settings(max_examples=60, deadline=None)
+def test_what_is_not_graded_has_no_gradient_and_breaks_none(name, drawn):
+    values, right, names = columns(drawn)
+    leaf = values.requires_grad_()
+    LOSSES[name](leaf, right, names).sum().backward()
+    assert leaf.grad.isfinite().all()
+    assert not leaf.grad[right.isnan()].any()
+
+
+@given(one=numbers, other=numbers)
+@settings(max_examples=60, deadline=None)
+def test_swapping_chosen_and_rejected_negates_the_difference(one, other):
+    values, names = torch.tensor([one, other], dtype=torch.float64), torch.tensor([3, 3])
+    p = torch.exp(-bradley_terry(values, torch.tensor([1.0, 0.0]), names))
+    q = torch.exp(-bradley_terry(values, torch.tensor([0.0, 1.0]), names))
+    torch.testing.assert_close(p + q, torch.ones(2, dtype=torch.float64), atol=1e-12, rtol=0)
