@@ -231,6 +231,8 @@ class Batch:
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor
+    grades: Tensor | None = None
+    """(S, K) float32, what each response is worth by each of K outputs of a reward model that learns; NaN: not graded."""
     baselines: Tensor | None = None
     """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
     old: Tensor | None = None

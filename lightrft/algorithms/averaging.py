@@ -14,7 +14,7 @@ from torch import Tensor
 from lightrft.algorithms.segments import segment_count
 from lightrft.types import Batch
 
-Average = Literal["token", "sequence", "fixed"]
+Average = Literal["token", "sequence", "fixed", "group"]
 
 
 def denominators(mask: Tensor, segments: Tensor, num_sequences: int) -> tuple[int, int]:
@@ -28,8 +28,14 @@ def denominators(mask: Tensor, segments: Tensor, num_sequences: int) -> tuple[in
     return int(lengths.sum()), int((lengths > 0).sum())
 
 
+def learned_groups(batch: Batch) -> int:
+    """How many groups have at least one token in the mask. Sum it over all ranks, none of which may share a group with another."""
+    return int(batch.groups[batch.segments[batch.mask]].unique().numel())
+
+
 def token_weights(batch: Batch, average: Average, max_tokens: int, tokens: int, sequences: int) -> Tensor:
-    """The weight of each token's loss, (T,), 0 outside the mask. The last two: `denominators` of all ranks.
+    """The weight of each token's loss, (T,), 0 outside the mask. The last two: `denominators` of all ranks; for `group` the number
+    of groups (`learned_groups`) in the place of that of sequences.
 
     token     w = 1 / tokens                     Every token counts the same. DAPO, Yu et al. 2025
                                                  (https://arxiv.org/abs/2503.14476), eq. 12. Weights sum to 1.
@@ -45,5 +51,11 @@ def token_weights(batch: Batch, average: Average, max_tokens: int, tokens: int, 
         return weights / max(tokens, 1)
     if average == "fixed":
         return weights / max(sequences * max_tokens, 1)
+    if average == "group":
+        names, inverse = batch.groups.unique(return_inverse=True)
+        members = inverse[batch.segments]
+        return weights / (
+            max(sequences, 1) * segment_count(batch.mask, members, names.numel()).clamp(min=1)[members]
+        )
     lengths = segment_count(batch.mask, batch.segments, batch.num_sequences).clamp(min=1)  # (S,)
     return weights / (max(sequences, 1) * lengths[batch.segments])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,10 @@ class Batching:
     blank: Trajectory | None = None
     """Computed by ranks that have fewer batches than others, so that all call for the same weights equally often; nothing
     is learned from it, and one process needs none."""
+    whole_groups: bool = False
+    """Never divide a group, for losses that compare its responses."""
+    outputs: Sequence[str] = ()
+    """Names of Trajectory.parts that batches have as columns of `Batch.grades`."""
 
     def updates(
         self, trajectories: Sequence[Trajectory], *, seed: int, first: int = 0
@@ -49,7 +54,11 @@ class Batching:
         """
         for epoch in range(self.config.epochs):
             parts = minibatches(
-                trajectories, self.config.num_minibatches, seed=derive_seed(seed, epoch), world=self.world
+                trajectories,
+                self.config.num_minibatches,
+                seed=derive_seed(seed, epoch),
+                world=self.world,
+                whole_groups=self.whole_groups,
             )
             for place, part in enumerate(parts):
                 index = epoch * len(parts) + place
@@ -61,13 +70,20 @@ class Batching:
     ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
         """These responses in micro-batches of `config.tokens_per_micro_batch` tokens at most; called by all ranks, see `rounds`."""
         share_prompts = self.config.share_prompts
-        planned = plan(trajectories, self.config.tokens_per_micro_batch, share_prompts=share_prompts)
+        planned = plan(
+            trajectories,
+            self.config.tokens_per_micro_batch,
+            share_prompts=share_prompts,
+            whole_groups=self.whole_groups,
+        )
+
         return rounds(
             planned,
             self.blank,
             self.world,
             share_prompts=share_prompts,
             device=self.device,
+            outputs=self.outputs,
             prepare=prepare,
         )
 
@@ -77,11 +93,12 @@ def pack(
     *,
     inputs: bool = True,
     share_prompts: bool = True,
+    outputs: Sequence[str] = (),
     device: torch.device | str = "cpu",
 ) -> Batch:
     """One batch of all these responses, in this order; `inputs=False` leaves out what only a model reads.
 
-    `weights` are zero until the trainer has set them. Siblings must be adjacent to share their prompt.
+    `outputs`: names of Trajectory.parts for the columns of `Batch.grades`; without them there are none. `weights` are zero until the trainer has set them. Siblings must be adjacent to share their prompt.
     """
     lengths = torch.tensor([len(t) for t in trajectories], dtype=torch.int64)
     batch = Batch(
@@ -93,6 +110,9 @@ def pack(
         behavior=concatenate([t.behavior for t in trajectories]),
         baselines=torch.tensor([t.baseline for t in trajectories], dtype=torch.float32),
     )
+    if outputs:
+        rows = [[t.parts.get(name, math.nan) for name in outputs] for t in trajectories]
+        batch.grades = torch.tensor(rows, dtype=torch.float32).view(-1, len(outputs))
     for name in COLUMNS:
         if trajectories and all(name in t.columns for t in trajectories):
             setattr(batch, name, torch.cat([t.columns[name] for t in trajectories]))
@@ -196,6 +216,7 @@ def rounds(
     *,
     share_prompts: bool,
     device: torch.device | str,
+    outputs: Sequence[str] = (),
     prepare: Callable[[Batch], None] = lambda _batch: None,
 ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
     """All that this rank computes of what every rank has planned, so that all compute equally often; called by all ranks.
@@ -204,7 +225,7 @@ def rounds(
     rank of the team. `prepare` completes a batch of this rank before it goes to its team.
     """
     for answers in pad_count(planned, blank, world):
-        packed = pack(answers, share_prompts=share_prompts)
+        packed = pack(answers, share_prompts=share_prompts, outputs=outputs)
         prepare(packed)
         for batch, is_own in team_batches(packed, world, device):
             yield answers, batch, is_own and answers[0] is not blank
@@ -218,13 +239,18 @@ def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> Non
 
 
 def plan(
-    trajectories: Sequence[Trajectory], tokens_per_micro_batch: int, *, share_prompts: bool = True
+    trajectories: Sequence[Trajectory],
+    tokens_per_micro_batch: int,
+    *,
+    share_prompts: bool = True,
+    whole_groups: bool = False,
 ) -> list[list[Trajectory]]:
     """Responses shared out over as few batches as first-fit finds, filled evenly where that goes; each reads at most
     `tokens_per_micro_batch` tokens.
 
-    A group stays together where it fits, so that its prompt is read once; a single response that is longer than the
-    budget gets a batch of its own. Every response with at least one token is in exactly one batch.
+    A group stays together where it fits, so that its prompt is read once, and with `whole_groups` always; a single response, or
+    such a group, that is longer than the budget gets a batch of its own. Every response with at least one token is in exactly one
+    batch.
     """
     pieces: list[tuple[int, list[Trajectory]]] = []
     for siblings in by_group(trajectories):
@@ -234,7 +260,7 @@ def plan(
             if not len(t):
                 continue
             extra = len(t) + (len(t.prompt.token_ids) if not piece or not share_prompts else 0)
-            if piece and size + extra > tokens_per_micro_batch:
+            if piece and size + extra > tokens_per_micro_batch and not whole_groups:
                 pieces.append((size, piece))
                 piece, size = [], 0
                 extra = len(t) + len(t.prompt.token_ids)
@@ -308,11 +334,17 @@ def _loads(sizes: Sequence[int], places: Sequence[int]) -> dict[int, int]:
 
 
 def minibatches(
-    trajectories: Sequence[Trajectory], count: int, *, seed: int, world: World | None = None
+    trajectories: Sequence[Trajectory],
+    count: int,
+    *,
+    seed: int,
+    world: World | None = None,
+    whole_groups: bool = False,
 ) -> list[list[Trajectory]]:
     """This rank's responses in the `count` parts into which those of all ranks are divided; called by all ranks.
 
-    Parts are of equal size over all ranks (within one), of whole groups in random order, split only where they must be.
+    Parts are of equal size over all ranks (within one), of whole groups in random order, split only where they must be; with
+    `whole_groups` none is split, parts are as equal as that allows, and there may be fewer.
     So which answers meet does not depend on who has them, and a rank may have none in a part. One part keeps the order.
     """
     world = World() if world is None else world
@@ -330,10 +362,15 @@ def minibatches(
     total = sum(sizes.values())
     cuts = [total * i // count for i in range(count + 1)]
     parts: list[list[Trajectory]] = [[] for _ in range(count)]
+    used: set[int] = set()
     for name, end in zip(order, ends, strict=True):
-        for place, t in enumerate(groups.get(name, ()), end - sizes[name]):
-            parts[bisect.bisect_right(cuts, place) - 1].append(t)
-    return [part for part, (a, b) in zip(parts, itertools.pairwise(cuts), strict=True) if b > a]
+        middle = end - (sizes[name] + 1) // 2
+        for place in range(end - sizes[name], end):
+            part = bisect.bisect_right(cuts, middle if whole_groups else place) - 1
+            used.add(part)
+            if name in groups:
+                parts[part].append(groups[name][place - end + sizes[name]])
+    return [parts[part] for part in sorted(used)]
 
 
 def by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from lightrft.algorithms.averaging import denominators, token_weights
+from lightrft.algorithms.averaging import Average, denominators, learned_groups, token_weights
 from lightrft.strategy.base import Trainable
 from lightrft.trainer.batching import Batching, pack
 from lightrft.trainer.metrics import Layout, TokenMeans
@@ -22,7 +21,7 @@ Loss = Callable[[Batch], Terms]
 class Averaging:
     """How tokens are averaged, see algorithms/averaging.py."""
 
-    by: Literal["token", "sequence", "fixed"]
+    by: Average
     max_tokens: int
 
 
@@ -69,12 +68,14 @@ def _accumulate(
     """Adds the gradient of one update; gives what its metrics are made of, and this rank's part of the loss."""
     whole = pack(answers, inputs=False)
     local = denominators(whole.mask, whole.segments, whole.num_sequences)
-    tokens, sequences = (int(x) for x in batching.world.sum(torch.tensor(local)))
+    everywhere = batching.world.sum(torch.tensor([*local, learned_groups(whole)]))
+    tokens, sequences, groups = (int(x) for x in everywhere)
+    parts = groups if averaging.by == "group" else sequences
     means, layout = TokenMeans(), Layout()
     total = torch.zeros((), dtype=torch.float64, device=batching.device)
 
     def weigh(batch: Batch) -> None:
-        batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, sequences)
+        batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, parts)
 
     for _, batch, counts in batching.rounds(answers, prepare=weigh):
         terms = loss(batch)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightrft.algorithms.averaging import denominators, token_weights
+from lightrft.algorithms.averaging import denominators, learned_groups, token_weights
 from lightrft.testing import make_batch
 
 MASK = [True, True, True, False, True]
@@ -54,3 +54,14 @@ def test_a_rank_without_answers_gets_no_weights(average):
 def test_denominators_of_other_ranks_shrink_the_weights():
     batch = make_batch([2])
     assert token_weights(batch, "sequence", 8, tokens=10, sequences=4).tolist() == [0.125, 0.125]
+
+
+def test_group_average_weighs_every_prompt_the_same_however_many_responses_it_has():
+    batch = make_batch([1, 2, 1, 3], groups=[5, 5, 5, 9], mask=[True, True, False, True, True, False, True])
+    assert learned_groups(batch) == 2
+    found = token_weights(batch, "group", 8, 5, learned_groups(batch))
+    torch.testing.assert_close(found, torch.tensor([1 / 6, 1 / 6, 0, 1 / 6, 1 / 4, 0, 1 / 4]))
+
+
+def test_a_group_without_a_token_to_learn_from_is_not_counted():
+    assert learned_groups(make_batch([1, 2], groups=[5, 9], mask=[False, True, False])) == 1

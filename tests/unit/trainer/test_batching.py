@@ -146,6 +146,13 @@ def test_an_answer_longer_than_the_budget_goes_alone():
     assert lengths(plan(tiny_trajectories([(4, [3, 50, 3])]), 10)) == [[50], [3], [3]]
 
 
+def test_a_whole_group_is_never_divided_and_goes_alone_where_it_is_longer_than_the_budget():
+    answers = tiny_trajectories([(4, [3, 3, 3]), (4, [1, 1]), (4, [2, 2])])
+    assert lengths(plan(answers, 10, whole_groups=True)) == [[3, 3, 3], [2, 2], [1, 1]]
+    assert lengths(plan(answers, 1, whole_groups=True)) == [[3, 3, 3], [2, 2], [1, 1]]
+    assert lengths(plan(answers, 14, whole_groups=True)) == [[3, 3, 3], [2, 2, 1, 1]]
+
+
 def test_small_pieces_fill_the_gaps_of_large_ones():
     answers = tiny_trajectories([(1, [2]), (1, [8]), (1, [8])])
     assert lengths(plan(answers, 12)) == [[8, 2], [8]]
@@ -193,6 +200,23 @@ def test_minibatches_are_shuffled_by_their_seed_alone():
 def test_there_are_no_empty_minibatches():
     assert [len(part) for part in minibatches(tiny_trajectories([(1, [1, 1])]), 5, seed=0)] == [1, 1]
     assert minibatches([], 3, seed=0) == []
+
+
+def test_minibatches_divide_no_group_that_is_to_stay_whole():
+    answers = tiny_trajectories([(1, [1, 1, 1])] * 2 + [(1, [1])])
+    parts = minibatches(answers, 3, seed=0, whole_groups=True)
+    assert sorted(sorted(t.group for t in part) for part in parts) == [[0, 0, 0], [1, 1, 1], [2]]
+    assert minibatches([], 3, seed=0, whole_groups=True) == []
+
+
+def test_grades_are_columns_in_the_order_asked_for_and_nan_where_there_are_none():
+    one, two = tiny_trajectories([(2, [1, 1])])
+    one.parts = {"cost": -1.0, "general": 0.5}
+    batch = pack([one, two], outputs=["general", "cost"])
+    assert batch.grades[0].tolist() == [0.5, -1.0]
+    assert batch.grades[1].isnan().all()
+    assert pack([one, two]).grades is None
+    assert pack([], inputs=False, outputs=["general"]).grades.shape == (0, 1)
 
 
 def test_batches_are_filled_evenly_where_that_needs_no_more_of_them():
