@@ -15,6 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class ExactLinear(nn.Linear):
+    """Computes in float32 (float64 for a float64 model), also where a backend keeps all weights in a smaller type."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What it makes of hidden states."""
+        exact = torch.promote_types(input.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(exact)
+        return F.linear(input.to(exact), self.weight.to(exact), bias)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, differentiable, for x (..., K), weight (N, K) and bias (N,)."""
     if _suits(x, weight):

@@ -97,13 +97,13 @@ def load_model(
     """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable."""
     import_all(config.imports)
     if trainable and config.lora.rank:
-        _check_targets(config)
+        check_adapters(config)
     dtype = getattr(torch, config.dtype)
     model: Any = _untrained(config, dtype) if config.path.startswith(RANDOM) else _pretrained(config, dtype)
     return prepared(model.to(device), config, trainable)
 
 
-def _check_targets(config: ModelConfig) -> None:
+def check_adapters(config: ModelConfig) -> None:
     """ValueError for adapters that cannot be, from the model's shape alone."""
     from accelerate import init_empty_weights
 

@@ -20,13 +20,17 @@ Gather = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
 
 def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
-    """The model with new low-rank adapters beside the linear layers that `model.lora.targets` names.
+    """The model with new low-rank adapters beside the linear layers that `model.lora.targets` names; parts of it that are `exact`
+    (a head to values) learn whole.
 
     ValueError for targets that it lacks, and for layers whose adapters something would miss: see `_check_adapted`.
     """
     import peft
 
     targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
+    own = exact_parts(model)
+    if targets == "all-linear" and own:  # of the body
+        targets = sorted(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in own)
     if targets == "all-linear" and is_multimodal(
         model.config
     ):  # of the language part; towers stay as they are
@@ -35,10 +39,11 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
         targets = sorted(linears & {name.rpartition(".")[0] for name, _ in part(model, "language")})
     if targets != "all-linear":
         _check_names(model, targets)
-    adapters = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    kind = None if own else "CAUSAL_LM"
+    adapters = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type=kind)
     adapted = peft.get_peft_model(model, adapters)
+    for name in own:
+        model.get_submodule(name).requires_grad_(True)
     _check_adapted(adapted)
     return adapted
 
@@ -75,7 +80,7 @@ def _check_adapted(model: nn.Module) -> None:
     inner = causal_lm(model)
     named = {id(module): name for name, module in inner.named_modules()}
     for layer in _lora_layers(model):
-        if layer is inner.get_output_embeddings():
+        if layer is inner.get_output_embeddings() or named[id(layer)] in exact_parts(inner):
             kind = "the head of the model"
         elif not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
             kind = f"of type {type(layer.get_base_layer()).__name__}"
@@ -106,6 +111,11 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
+def exact_parts(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parts of the plain transformers model that stay in float32, whatever type the rest computes in."""
+    return tuple(getattr(causal_lm(model), "exact", ()))
+
+
 def is_adapted(model: nn.Module) -> bool:
     """True for a model with low-rank adapters."""
     return causal_lm(model) is not model
@@ -129,12 +139,15 @@ def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def full_weights(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of the plain transformers model in `dtype`, one at a time, adapters folded in; tied ones under each name."""
+    """The weights of the plain transformers model in `dtype`, one at a time, adapters folded in; tied ones under each name, parts
+    that are `exact` in float32."""
     adapted = _adapted_layers(model)
+    own = tuple(f"{name}." for name in exact_parts(model))
     for name, parameter in plain_parameters(model).items():
         layer = adapted.get(parameter)
         if layer is None:
-            yield name, gather(parameter, dtype)
+            kept = torch.promote_types(dtype, torch.float32) if name.startswith(own) else dtype
+            yield name, gather(parameter, kept)
         else:
             yield name, (gather(parameter, torch.float32) + _difference(layer, gather)).to(dtype)
     for name, buffer in causal_lm(model).named_buffers():

@@ -6,6 +6,7 @@ As transformers' ForSequenceClassification classes have it, and the reward model
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,18 +16,31 @@ from lightrft.config import ModelConfig, RewardModelConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.describe import model_folder
 from lightrft.models.folder import NO_CODE, why
+from lightrft.models.linear import ExactLinear
 from lightrft.models.logprobs import backbone, predicting_states, text_config
 from lightrft.models.sequence import Share
-from lightrft.types import Inputs
+from lightrft.models.weights import Weights
+from lightrft.types import Batch, Inputs
 
 
 def load_reward_model(
     config: ModelConfig, options: RewardModelConfig, device: torch.device | str = "cpu"
 ) -> nn.Module:
-    """The model of reward_model.path with packed attention. ValueError if it has no head that was trained, or too few outputs."""
+    """The model of reward_model.path with packed attention, its head in float32. ValueError if it has no head that was trained, or
+    too few outputs."""
+    model = trained(config, f"reward_model.path={options.path}")
+    if options.output_index >= model.config.num_labels:
+        raise ValueError(
+            f"reward_model.output_index={options.output_index}: {options.path} has {model.config.num_labels} outputs, counted from 0."
+        )
+    ready: nn.Module = model.to(device).eval().requires_grad_(False)
+    return ready
+
+
+def trained(config: ModelConfig, name: str) -> Any:
+    """The reward model in a folder; ValueError that begins with `name` if it is none that is read here."""
     from transformers import AutoModelForSequenceClassification
 
-    name = f"reward_model.path={options.path}"
     try:
         model, told = AutoModelForSequenceClassification.from_pretrained(
             model_folder(config),
@@ -43,17 +57,64 @@ def load_reward_model(
             f"{name} holds no trained head for scores ({', '.join(sorted(told['missing_keys'])[:3])} is missing). Name a reward model, or "
             "let a language model judge in words (judge.path)."
         )
-    if options.output_index >= model.config.num_labels:
-        raise ValueError(
-            f"reward_model.output_index={options.output_index}: {options.path} has {model.config.num_labels} outputs, counted from 0."
-        )
     heads = _heads(model)
-    if len(heads) != 1 or heads[0].in_features != text_config(model).hidden_size:
+    if len(heads) != 1 or next(iter(heads.values())).in_features != text_config(model).hidden_size:
         raise ValueError(
             f"{name}: a {type(model).__name__} computes more than one linear layer of its last state, and such models are not read here."
         )
-    ready: nn.Module = model.to(device).eval().requires_grad_(False)
-    return ready
+    (place,) = heads
+    stored = Weights.of(config)
+    exact = heads[place]
+    if stored is not None and stored.holds([f"{place}.weight"]):
+        exact.weight.data = stored.whole(f"{place}.weight")
+    set_head(model, place, exact)
+    return model
+
+
+def set_head(model: Any, place: str, head: nn.Linear) -> None:
+    """Puts a head of these weights into a model, which computes in float32 (float64 for a float64 model) whatever type the body has:
+    scores in bfloat16 would be the same for many responses that differ."""
+    dtype = torch.promote_types(head.weight.dtype, torch.float32)
+    exact = ExactLinear(
+        head.in_features,
+        head.out_features,
+        bias=head.bias is not None,
+        device=head.weight.device,
+        dtype=dtype,
+    )
+    with torch.no_grad():
+        exact.weight.copy_(head.weight)
+        if head.bias is not None:
+            exact.bias.copy_(head.bias)
+    model.set_submodule(place, exact)
+    model.exact = (place,)
+
+
+def up_to_score(tokens: Sequence[int], padding: int | None) -> Sequence[int]:
+    """A conversation up to the token at which its score is read: the last one other than the model's padding token.
+
+    So transformers has it. Where the padding token is also what ends an answer, models were trained to be asked before it. The one
+    function for the place, in training and in scoring.
+    """
+    end = len(tokens)
+    while end > 1 and tokens[end - 1] == padding:
+        end -= 1
+    return tokens[:end]
+
+
+def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
+    """(S, K) float32 (float64 for a float64 model): the outputs of the head at the last token of each response of a packed batch.
+
+    A response ends where its score is read (`up_to_score`).
+    """
+    assert batch.inputs is not None
+    ends = torch.tensor([end - 1 for _, end in batch.inputs.response_spans])
+    inputs = replace(batch.inputs, predict=ends.to(batch.inputs.token_ids.device))
+    share = Share.of(inputs)
+    hidden = predicting_states(module, inputs, share, exact_attention=exact_attention)
+    (head,) = _heads(module).values()
+    found: Tensor = head(hidden)
+    return torch.stack([share.whole(column) for column in found.unbind(1)], 1)
 
 
 def scores(
@@ -61,11 +122,10 @@ def scores(
 ) -> list[float]:
     """One output of the head for each conversation (token ids), laid end to end and never padded.
 
-    It is that at the last token other than the model's padding token, as in transformers: where that is also what ends an
-    answer, models were trained to be asked before it.
+    It is read where `up_to_score` says.
     """
     device, padding = next(module.parameters()).device, text_config(module).pad_token_id
-    conversations = [_unpadded(tokens, padding) for tokens in conversations]
+    conversations = [up_to_score(tokens, padding) for tokens in conversations]
     order = sorted(range(len(conversations)), key=lambda place: len(conversations[place]))
     found = [0.0] * len(conversations)
     batch: list[int] = []
@@ -91,16 +151,10 @@ def _score(
 ) -> None:
     inputs = _packed([conversations[place] for place in places], device)
     hidden = predicting_states(module, inputs, Share.of(inputs))
-    values: Tensor = _heads(module)[0](hidden)[:, output].float()
-    for place, value in zip(places, values.tolist(), strict=True):
+    (head,) = _heads(module).values()
+    found_here: Tensor = head(hidden)[:, output].float()
+    for place, value in zip(places, found_here.tolist(), strict=True):
         found[place] = value
-
-
-def _unpadded(tokens: Sequence[int], padding: int | None) -> Sequence[int]:
-    end = len(tokens)
-    while end > 1 and tokens[end - 1] == padding:
-        end -= 1
-    return tokens[:end]
 
 
 def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inputs:
@@ -117,7 +171,7 @@ def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inp
     )
 
 
-def _heads(module: Any) -> list[nn.Linear]:
-    """The linear layers that are not in the body."""
+def _heads(module: Any) -> dict[str, nn.Linear]:
+    """Name -> linear layer, of those that are not in the body."""
     inside = set(backbone(module).modules())
-    return [m for m in module.modules() if isinstance(m, nn.Linear) and m not in inside]
+    return {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m not in inside}

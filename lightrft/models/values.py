@@ -7,22 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from lightrft.config import ModelConfig
 from lightrft.models.describe import without_weights
+from lightrft.models.linear import ExactLinear
 from lightrft.models.logprobs import backbone, predicting_states
 from lightrft.models.sequence import Share
 from lightrft.types import Batch
-
-
-class ValueHead(nn.Linear):
-    """Computes in float32 (float64 for a float64 model), also where a backend keeps all weights in a smaller type."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Values from hidden states."""
-        exact = torch.promote_types(input.dtype, torch.float32)
-        return linear(input.to(exact), self.weight.to(exact), self.bias.to(exact))
 
 
 class ValueModel(nn.Module):
@@ -38,7 +29,7 @@ class ValueModel(nn.Module):
         self.body, self.config, self.body_name = body, config, body_name
         weight = next(body.parameters())
         exact = torch.promote_types(weight.dtype, torch.float32)
-        self.head = ValueHead(config.hidden_size, 1, device=weight.device, dtype=exact)
+        self.head = ExactLinear(config.hidden_size, 1, device=weight.device, dtype=exact)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

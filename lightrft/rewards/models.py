@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from jinja2 import TemplateError
 
 from lightrft.config import JudgeConfig
+from lightrft.datasets.conversations import end_of_answer
 from lightrft.media.parts import readable
 from lightrft.models.processor import Processor
 from lightrft.rewards.function import Answer
@@ -132,6 +133,7 @@ class ScalarReward:
     ) -> None:
         """`scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them."""
         self._scores, self._processor, self._longest = scores, processor, longest
+        self._ending = end_of_answer(processor)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """One number of the reward model for each answer, or why there is none."""
@@ -143,6 +145,8 @@ class ScalarReward:
             {"role": m["role"], "content": readable(m["content"])} for m in answer.prompt.messages
         ]
         tokens = self._processor.tokens([*asked, said], answer_next=False)
+        if answer.finish == "length" and self._ending in tokens:  # not shown as finished: its turn stays open
+            tokens = tokens[: len(tokens) - 1 - tokens[::-1].index(self._ending)]
         _check_room(tokens, self._longest, REWARD_MODEL)
         return tokens
 

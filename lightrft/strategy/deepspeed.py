@@ -21,6 +21,7 @@ from lightrft.config import DeepspeedConfig, OptimizerConfig, StrategyConfig
 from lightrft.models.describe import without_weights
 from lightrft.models.families import is_multimodal
 from lightrft.models.logprobs import causal_lm
+from lightrft.models.lora import exact_parts
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
@@ -68,8 +69,8 @@ class Zero:
         """The optimizer changes float32 weights; the model computes in `source.dtype`."""
         self._refuse_media(source)
         module = source.empty(self.device) if self.stage == 3 else source.full(self.device)
-        for name in getattr(module, "exact", ()):  # all weights of an engine are of one type
-            module.get_submodule(name).to(source.dtype)
+        for name in exact_parts(module):  # all weights of an engine are of one type
+            causal_lm(module).get_submodule(name).to(source.dtype)
         named = dict(learning(module))
         shapes = {name: parameter.shape for name, parameter in named.items()}
         optimizer = cast(GatedAdamW, adamw(list(named.values()), config, GatedAdamW))

@@ -19,8 +19,8 @@ from lightrft.config import OptimizerConfig, StrategyConfig
 from lightrft.models.blocks import blocks
 from lightrft.models.families import is_multimodal
 from lightrft.models.lazy import remake
-from lightrft.models.logprobs import backbone
-from lightrft.models.lora import full_weights
+from lightrft.models.logprobs import backbone, causal_lm
+from lightrft.models.lora import exact_parts, full_weights
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
@@ -132,8 +132,8 @@ def shard(
     policy = exact if compute_in == held_in else mixed
     for block in blocks(root.model):
         fully_shard(block, mp_policy=policy, reshard_after_forward=reshard, **options)
-    for name in getattr(root.model, "exact", ()):
-        fully_shard(root.model.get_submodule(name), mp_policy=exact, **options)
+    for name in exact_parts(root.model):
+        fully_shard(causal_lm(root.model).get_submodule(name), mp_policy=exact, **options)
     fully_shard(root, mp_policy=policy, reshard_after_forward=False, **options)
     whole = cast(FSDPModule, root)
     sum_unused(whole)

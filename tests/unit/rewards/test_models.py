@@ -2,6 +2,7 @@
 
 import io
 from copy import deepcopy
+from dataclasses import replace
 from email.message import Message
 from urllib.error import HTTPError
 
@@ -113,6 +114,20 @@ def test_a_reward_model_reads_the_question_and_the_answer_to_its_end():
 
     assert ScalarReward(scores, tiny_processor(), None)([answer("four")]) == [0.25]
     assert seen == ["<|user|>2 + 2?<|end|><|assistant|>four<|end|>"]
+
+
+def test_a_truncated_answer_is_not_shown_to_a_reward_model_as_finished():
+    seen = []
+
+    def scores(conversations):
+        seen.extend(tiny_processor().text(tokens, special=True) for tokens in conversations)
+        return [0.0 for _ in conversations]
+
+    ScalarReward(scores, tiny_processor(), None)([answer("four"), replace(answer("fo"), finish="length")])
+    assert seen == [
+        "<|user|>2 + 2?<|end|><|assistant|>four<|end|>",
+        "<|user|>2 + 2?<|end|><|assistant|>fo",
+    ]
 
 
 def test_what_is_longer_than_a_judge_can_read_has_no_score_and_the_others_keep_theirs():

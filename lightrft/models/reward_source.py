@@ -1,0 +1,167 @@
+"""Reward models that learn: the body of model.path under a head with named outputs, for every backend."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+
+from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models.describe import is_tiny, stored_shape
+from lightrft.models.families import is_multimodal
+from lightrft.models.lazy import empty_model, spread
+from lightrft.models.load import check_adapters, load_model, prepared
+from lightrft.models.logprobs import backbone, causal_lm
+from lightrft.models.lora import plain_parameters
+from lightrft.models.reward import set_head, trained
+from lightrft.models.source import Source
+from lightrft.types import Message
+
+HEAD = "score"
+"""What transformers' ForSequenceClassification classes call the head of a language model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSource(Source):
+    """A model as transformers' ForSequenceClassification has it: the body of model.path, and the trained head it has there, or a new
+    one drawn from N(0, 1 / sqrt(H + 1)) (Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, appendix B), in float32.
+
+    A head of zeros, as a critic's, would teach its body nothing at the first step and little afterwards.
+    """
+
+    outputs: tuple[str, ...]
+    """Names of the head's outputs."""
+    padding: int | None
+    """The token that plain transformers pads with, after which no score is read."""
+    seed: int = 0
+    """Of a new head."""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether model.path is a reward model."""
+        return has_head(self.config)
+
+    def full(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The model with all its weights."""
+        if self.learns and self.config.lora.rank:
+            check_adapters(self.config)
+        if self.has_head:
+            model = trained(self.config, f"model.path={self.config.path}").to(device)
+            self._named(model.config)
+        else:
+            model = self._headed(load_model(self._bare(), device, trainable=False))
+        return prepared(model.requires_grad_(True), self.config, self.learns)
+
+    def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+        """The same module before its weights are read; a new head is real."""
+        model = self._headed(empty_model(self._bare(), device, trainable=False, dtype=dtype))
+        if self.has_head:
+            head = model.get_submodule(HEAD)
+            head.weight = nn.Parameter(spread(head.weight.dtype, head.weight.shape, device))
+        return prepared(model.requires_grad_(True), self.config, self.learns)
+
+    def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """What an empty module is to be given, under its names in a checkpoint."""
+        found = super().missing(module)
+        return {name: p for name, p in found.items() if self.has_head or not name.startswith(f"{HEAD}.")}
+
+    def whole(self) -> dict[str, Tensor]:
+        """All weights by their names in a checkpoint, in host memory."""
+        if not self.has_head:
+            return super().whole()
+        plain = trained(self.config, f"model.path={self.config.path}")
+        return {name: parameter.detach() for name, parameter in plain_parameters(plain).items()}
+
+    def _bare(self) -> ModelConfig:
+        return replace(self.config, lora=LoraConfig(), gradient_checkpointing=False)
+
+    def _named(self, config: Any) -> None:
+        """Gives a config the outputs' names and the padding token; a trained head keeps its own padding token."""
+        config.num_labels = len(self.outputs)
+        config.id2label = dict(enumerate(self.outputs))
+        config.label2id = {name: place for place, name in enumerate(self.outputs)}
+        text = config.get_text_config()
+        text.pad_token_id = text.pad_token_id if self.has_head else self.padding
+
+    def _headed(self, language: nn.Module) -> Any:
+        """The body of a language model under a new head."""
+        from transformers import AutoModelForSequenceClassification
+
+        config = copy.deepcopy(causal_lm(language).config)
+        self._named(config)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            raise ValueError(
+                f"model.path={self.config.path}: transformers has no ForSequenceClassification for a {config.model_type}, so it cannot "
+                "become a reward model. Take a model of another family."
+            ) from error
+        body = backbone(language)
+        setattr(model, model.base_model_prefix, body)
+        weight = next(body.parameters())
+        set_head(model, HEAD, self._new_head(config.get_text_config().hidden_size, weight))
+        return model.eval()
+
+    def _new_head(self, width: int, like: Tensor) -> nn.Linear:
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        head = nn.Linear(width, len(self.outputs), bias=False, dtype=dtype)
+        draw = torch.Generator().manual_seed(self.seed)
+        nn.init.normal_(head.weight, 0.0, (width + 1) ** -0.5, generator=draw)
+        return head.to(like.device)
+
+
+def has_head(config: ModelConfig) -> bool:
+    """Whether model.path is a reward model, by its config.json."""
+    if is_tiny(config.path):
+        return False
+    names = stored_shape(config).architectures or []
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def check_reward_source(config: ModelConfig, outputs: Sequence[str]) -> None:
+    """ValueError, before any weight loads, for a model that cannot become a reward model with these outputs."""
+    if is_tiny(config.path):
+        return
+    shape = stored_shape(config)
+    if is_multimodal(shape):
+        raise ValueError(
+            f"model.path={config.path}: a reward model reads text, and this model reads media too. Take a language model."
+        )
+    if has_head(config):
+        theirs = [shape.id2label[place] for place in sorted(shape.id2label)]
+        unnamed = theirs == [f"LABEL_{place}" for place in range(len(theirs))]
+        if len(theirs) != len(outputs) or (not unnamed and theirs != list(outputs)):
+            raise ValueError(
+                f"outputs={list(outputs)}: the reward model of model.path={config.path} has {theirs}. Set outputs to these, or model.path "
+                "to a language model."
+            )
+
+
+def padding_token(processor: Any, ending: int | None) -> int:
+    """The token to pad with: one that occurs in no conversation, if the tokenizer has one.
+
+    transformers reads the score at the last token other than this one, older versions before its first occurrence. So a special token
+    that the chat template never writes is best; next, one that does not end a response; last, what ends one, before which the score
+    is then read. The tokenizer's own padding token comes first where it is as good.
+    """
+    tokenizer = processor.tokenizer
+    talk = [Message(role="user", content="question"), Message(role="assistant", content="answer")]
+    written = [set(processor.tokens(talk, answer_next=False))]
+    try:
+        written.append(set(processor.tokens([Message(role="system", content="rule"), *talk])) | written[0])
+    except (TemplateError, ValueError):  # a template that takes no system message
+        written.append(written[0])
+    special = [tokenizer.pad_token_id, tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
+    special += sorted(tokenizer.get_added_vocab().values())
+    known = [token for token in dict.fromkeys(special) if token is not None and token < processor.vocab_size]
+    for seen in reversed(written):
+        for token in known:
+            if token not in seen and token not in processor.stop_ids:
+                return int(token)
+    return int(min(processor.stop_ids) if ending is None else ending)

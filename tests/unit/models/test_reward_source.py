@@ -1,0 +1,125 @@
+"""Reward models that learn, against transformers' own classes, padded on either side."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lightrft.config import LoraConfig, ModelConfig, RewardModelConfig
+from lightrft.models.export import write_folder
+from lightrft.models.lora import full_weights
+from lightrft.models.reward import load_reward_model, scores, up_to_score, values
+from lightrft.models.reward_source import RewardSource, check_reward_source, padding_token
+from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
+from lightrft.trainer.batching import pack
+
+SYSTEM = 259
+"""<|system|>, which no conversation ends with."""
+
+
+def source(path="random:llama", outputs=("general", "cost"), **model):
+    return RewardSource(ModelConfig(path=str(path), **model), outputs=outputs, padding=SYSTEM)
+
+
+def saved(folder, module):
+    """The folder that a run leaves behind."""
+    processor = tiny_processor()
+    processor.tokenizer.pad_token_id = SYSTEM
+    write_folder(
+        module, processor, full_weights(module, lambda p, dtype: p.detach().to(dtype), torch.float32), folder
+    )
+    return folder
+
+
+def answers():
+    return tiny_trajectories([(5, [3, 9]), (20, [1, 1, 4]), (2, [30])])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_packed_values_are_scores_of_transformers_padded_on_either_side(tmp_path, family, share_prompts):
+    module = source(f"random:{family}").full()
+    batch = pack(answers(), share_prompts=share_prompts)
+    found = values(module, batch).detach()
+    assert found.shape == (6, 2)
+    assert found.std() > 0.1
+    saved(tmp_path / "m", module)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "m", attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert (plain.config.num_labels, plain.config.id2label) == (2, {0: "general", 1: "cost"})
+    assert plain.config.pad_token_id == tokenizer.pad_token_id == SYSTEM
+    assert plain.config.architectures == [type(plain).__name__]
+    rows = [t.prompt.token_ids + t.token_ids for t in answers()]
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        with torch.no_grad():
+            theirs = plain(**padded).logits
+        assert_close(theirs, found, atol=1e-4, rtol=0)
+
+
+def test_a_model_without_weights_is_given_the_same_ones(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    for path in (folder, saved(tmp_path / "rm", source(folder).full())):
+        there = source(path)
+        whole, empty = there.full(), there.empty()
+        stored = there.weights(there.missing(empty))
+        for name, parameter in there.missing(empty).items():
+            parameter.data = stored.whole(name)
+        assert ("score.weight" in there.missing(empty)) == (path != folder)
+        batch = pack(answers())
+        assert_close(values(empty, batch), values(whole, batch), atol=0, rtol=0)
+
+
+def test_a_reward_model_is_taken_back_with_its_head_for_training_and_for_scoring(tmp_path):
+    module = source().full()
+    folder = saved(tmp_path / "m", module)
+    batch = pack(answers())
+    assert_close(values(source(folder).full(), batch), values(module, batch), atol=1e-6, rtol=0)
+    config = ModelConfig(path=str(folder))
+    scoring = load_reward_model(config, RewardModelConfig(path=str(folder), output_index=1))
+    rows = [t.prompt.token_ids + t.token_ids for t in answers()]
+    found = scores(scoring, rows, 1, 100)
+    assert found == pytest.approx(values(module, batch)[:, 1].tolist(), abs=1e-5)
+    with pytest.raises(
+        ValueError, match=r"outputs=\['harm'\]: the reward model of model.path=.* has \['general', 'cost'\]"
+    ):
+        check_reward_source(config, ["harm"])
+
+
+def test_a_head_in_float32_tells_conversations_apart_that_bfloat16_would_not(tmp_path):
+    folder = saved(tmp_path / "m", source(outputs=("score",)).full())
+    module = load_reward_model(
+        ModelConfig(path=str(folder), dtype="bfloat16"), RewardModelConfig(path=str(folder))
+    )
+    assert next(module.model.parameters()).dtype == torch.bfloat16
+    assert module.score.weight.dtype == torch.float32
+    draw = torch.Generator().manual_seed(0)
+    talk = torch.randint(0, 250, (12,), generator=draw).tolist()
+    near = [[*talk[:6], n, *talk[7:]] for n in range(200)]
+    found = scores(module, near, 0, 10_000)
+    assert len(set(found)) > 195
+    assert len(set(torch.tensor(found).bfloat16().tolist())) < 195
+
+
+def test_with_adapters_the_head_learns_whole_and_is_written_in_float32(tmp_path):
+    module = source(lora=LoraConfig(rank=4, targets=["all-linear"]), dtype="bfloat16").full()
+    learning = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert [n for n in learning if "lora_" not in n] == ["base_model.model.score.weight"]
+    assert len(learning) > 10
+    written = dict(full_weights(module, lambda p, dtype: p.detach().to(dtype), torch.bfloat16))
+    assert written["score.weight"].dtype == torch.float32
+    assert {w.dtype for n, w in written.items() if n != "score.weight"} == {torch.bfloat16}
+
+
+def test_a_new_head_depends_on_the_seed_alone():
+    one, same = (source().full().score.weight for _ in range(2))
+    assert one.equal(same)
+    assert float(one.detach().std()) == pytest.approx(65**-0.5, rel=0.2)
+
+
+def test_padding_is_a_token_that_ends_no_conversation():
+    processor = tiny_processor()
+    assert padding_token(processor, 256) == SYSTEM
+    assert up_to_score([7, 256, 9, 256, 256], 256) == [7, 256, 9]
+    assert up_to_score([256], 256) == [256]
