@@ -15,7 +15,15 @@ from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import LOSSES
 from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
-from lightrft.config import AlgorithmConfig, Config, SFTConfig, layers
+from lightrft.config import (
+    AlgorithmConfig,
+    Config,
+    HeldOutConfig,
+    RewardTrainingConfig,
+    SFTConfig,
+    SFTLogConfig,
+    layers,
+)
 from lightrft.trainer.metrics import METRICS
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
@@ -47,6 +55,12 @@ SFT_HEAD = """
 The sections `model`, `tasks`, `media`, `optimizer`, `update`, `strategy` and `checkpoint` are those above; `tasks.format` is
 `lightrft.datasets.conversations:conversation` and `optimizer.learning_rate` 1e-5 unless set.
 """
+REWARD_HEAD = """
+## Options of `lightrft reward`
+
+The sections `model`, `tasks`, `optimizer`, `update`, `strategy` and `checkpoint` are those above, `evaluate` and `log` those of
+`lightrft sft`; `tasks.format` is `lightrft.datasets.preferences:compared` and `optimizer.learning_rate` 1e-5 unless set.
+"""
 METRICS_PAGE = PAGE.with_name("metrics.md")
 METRICS_HEAD = """# Metrics
 
@@ -65,8 +79,10 @@ def page() -> str:
     """The whole page."""
     shared = {type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}
     own = "".join(sections(SFTConfig, "", leave_out=shared))
+    shared |= {HeldOutConfig, SFTLogConfig}
+    rated = "".join(sections(RewardTrainingConfig, "", leave_out=shared))
     options = "".join(sections(Config, ""))
-    return f"{HEAD}\n## Shipped layers\n\n{layer_table()}\n## Options\n{options}{SFT_HEAD}{own}"
+    return f"{HEAD}\n## Shipped layers\n\n{layer_table()}\n## Options\n{options}{SFT_HEAD}{own}{REWARD_HEAD}{rated}"
 
 
 def metrics_page() -> str:

@@ -12,13 +12,11 @@ from pathlib import Path
 import grimp
 import pytest
 
-from lightrft.config import Config, SFTConfig, layers
+from lightrft.config import RUNS, layers
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lightrft"
-OPTIONS = list(
-    {(n, c): (n, c, f) for kind in (Config, SFTConfig) for n, c, f, _ in layers.options(kind)}.values()
-)
+OPTIONS = list({(n, c): (n, c, f) for kind in RUNS.values() for n, c, f, _ in layers.options(kind)}.values())
 
 
 def test_imports_follow_the_arrows() -> None:

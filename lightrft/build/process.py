@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from lightrft.config import Config, SFTConfig
+from lightrft.config import RunConfig, command_of
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
 from lightrft.models.processor import Processor
@@ -26,7 +26,7 @@ from lightrft.utils.seeding import seed_everything
 log = logging.getLogger("lightrft")
 
 
-def prepare_process(config: Config | SFTConfig) -> None:
+def prepare_process(config: RunConfig) -> None:
     """Seeds, threads and memory habits of this process."""
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
@@ -50,14 +50,12 @@ def shared(option: str, number: int, world: World) -> None:
         )
 
 
-def last_state(
-    run: Path, checkpoints: Checkpoints, config: Config | SFTConfig, steps: int
-) -> dict[str, Any] | None:
+def last_state(run: Path, checkpoints: Checkpoints, config: RunConfig, steps: int) -> dict[str, Any] | None:
     """The state in the newest complete checkpoint; None for a run that was stopped before its first, to begin again.
 
     ValueError if a run of `steps` steps from `config.model` cannot go on from it.
     """
-    command = "sft" if isinstance(config, SFTConfig) else "train"
+    command = command_of(config)
     found = checkpoints.latest()
     if found is not None:
         state = checkpoints.load(found)
@@ -77,7 +75,7 @@ def last_state(
 
 
 def build_journal(
-    config: Config | SFTConfig,
+    config: RunConfig,
     steps: int,
     run: Path,
     world: World,

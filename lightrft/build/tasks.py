@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightrft.config import Config, SFTConfig
+from lightrft.config import Config, RunConfig
 from lightrft.tasks.table import Records, Split, Task, load_tasks
 
 
-def training_tasks(config: Config | SFTConfig) -> dict[str, Task]:
+def training_tasks(config: RunConfig) -> dict[str, Task]:
     """Name in tasks.train -> the task. ValueError if there is none, before anything is read."""
     if not config.tasks.train:
         cure = "Name a task, e.g. --tasks.train gsm8k 1, or a layer such as demo."
-        if isinstance(config, SFTConfig):
+        if not isinstance(config, Config):
             cure = "For your own rows: --tasks.train file 1 --tasks.train-file rows.jsonl"
         raise ValueError(f"tasks.train is empty: nothing to learn. {cure}")
     return load_tasks(config.tasks.train)
 
 
-def evaluated_tasks(config: Config | SFTConfig) -> Mapping[str, float]:
+def evaluated_tasks(config: RunConfig) -> Mapping[str, float]:
     """Task that evaluations ask -> its weight: the training tasks unless others are named; empty if the run has no evaluation."""
     if not (config.evaluate.before_and_after or config.evaluate.every_steps):
         return {}
     return config.tasks.evaluate or config.tasks.train
 
 
-def records_of(config: Config | SFTConfig, task: Task, split: Split) -> Records:
+def records_of(config: RunConfig, task: Task, split: Split) -> Records:
     """The records of one split of a task; those that evaluations ask are the same whatever the run's seed.
 
     ValueError for a record of another source: rewards, scores and what a checkpoint holds are looked up by it.

@@ -26,7 +26,7 @@ from lightrft.cli.options import (
 )
 from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
-from lightrft.config import Config, SFTConfig, check_backend, layers
+from lightrft.config import RUNS, Config, RewardTrainingConfig, SFTConfig, check_backend, layers
 from lightrft.runs.folder import evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.imports import without_code
@@ -34,11 +34,11 @@ from lightrft.utils.imports import without_code
 
 @dataclass(frozen=True)
 class AskedRun:
-    """What the words behind `train` or `sft` ask for."""
+    """What the words behind `train`, `sft` or `reward` ask for."""
 
     command: str
     config: Any
-    """Config or SFTConfig."""
+    """Of the class that RUNS has for the command."""
     resume: Path | None
     """The folder of the run to go on with."""
     launch: Launch
@@ -79,6 +79,21 @@ def sft(args: Sequence[str]) -> int:
     if asked.launch.is_wanted:
         return launch_run(asked)
     from lightrft.commands import sft as command
+
+    command.train(asked.config, asked.resume)
+    return 0
+
+
+def reward(args: Sequence[str]) -> int:
+    """Train a reward model from comparisons of responses: lightrft reward LAYERS... FLAGS, or --resume RUN."""
+    if not args:
+        raise ValueError(
+            "nothing to compare. Try: lightrft reward reward_tiny. All layers and sections of options: lightrft reward --help"
+        )
+    asked = AskedRun.of(RewardTrainingConfig, "reward", args)
+    if asked.launch.is_wanted:
+        return launch_run(asked)
+    from lightrft.commands import reward as command
 
     command.train(asked.config, asked.resume)
     return 0
@@ -201,9 +216,9 @@ def plan(args: Sequence[str]) -> int:
 
 
 def config(args: Sequence[str]) -> int:
-    """Print what would run, as one YAML file with each option's meaning: lightrft config [sft] LAYERS... FLAGS."""
-    of_sft = list(args[:1]) == ["sft"]
-    loaded = load_as(SFTConfig, "config sft", args[1:]) if of_sft else load("config", args)
+    """Print what would run, as one YAML file with each option's meaning: lightrft config [sft | reward] LAYERS... FLAGS."""
+    named = next((name for name in RUNS if list(args[:1]) == [name]), "")
+    loaded = load_as(RUNS[named], f"config {named}", args[1:]) if named else load("config", args)
     print(layers.to_yaml(loaded), end="")
     return 0
 
@@ -235,7 +250,7 @@ def export(args: Sequence[str]) -> int:
     from lightrft.commands import export as command
 
     file = RunFolder(run).config
-    kind: type[Any] = Config if layers.fits(file, Config) else SFTConfig
+    kind: type[Any] = next((one for one in RUNS.values() if layers.fits(file, one)), Config)
     with _code(own.run_code, "export"):
         return command.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
 
@@ -253,6 +268,7 @@ Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, Command] = {
     "train": train,
     "sft": sft,
+    "reward": reward,
     "evaluate": evaluate,
     "serve": serve,
     "check": check,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightrft.cli import help as helping
-from lightrft.config import Config, SFTConfig, layers
+from lightrft.config import RUNS, Config, layers
 from lightrft.runs.layout import RunFolder, newest_runs
 from lightrft.utils.paths import expanded
 
@@ -47,11 +47,10 @@ def load_run(cls: type[C], command: str, resumed: str, args: Sequence[str]) -> t
 
 
 def refuse_others(words: Sequence[str], cls: type[Any]) -> None:
-    """ValueError for a layer that is made for the other kind of training."""
-    others = {"train": Config, "sft": SFTConfig}
+    """ValueError for a layer that is made for another kind of training."""
     for word in words:
         file = layers.find_layer(word)
-        belongs = [name for name, other in others.items() if layers.fits(file, other)]
+        belongs = [name for name, other in RUNS.items() if layers.fits(file, other)]
         if belongs and not layers.fits(file, cls):
             raise ValueError(
                 f"'{word}' holds settings of `lightrft {belongs[0]}` that mean nothing here. Take another layer, or that command."

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightrft.config import Config, SFTConfig, check_backend
+from lightrft.config import RunConfig, check_backend
 from lightrft.parallel.world import World
 from lightrft.runs.folder import begun, earlier, taken_up
 from lightrft.runs.layout import RunFolder
@@ -18,7 +18,7 @@ log = logging.getLogger("lightrft")
 
 @contextlib.contextmanager
 def claimed(
-    config: Config | SFTConfig, resume: Path | None, world: World, command: str
+    config: RunConfig, resume: Path | None, world: World, command: str
 ) -> Iterator[tuple[Path, bool, Terminal]]:
     """Inside, the run folder is in use, and by no other process. Gives the folder, whether to go on from its checkpoints, and its log's terminal."""
     check_backend(config.strategy, world.size)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightrft.config import Config, SFTConfig
+from lightrft.build.reward import build_model
+from lightrft.config import RewardTrainingConfig, RunConfig
 from lightrft.models.base import check_base
 from lightrft.models.export import write_folder
 from lightrft.models.load import load_processor
 from lightrft.models.lora import full_weights
+from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -36,7 +38,7 @@ def writable(target: Path, file_gb: float) -> Path:
     return target
 
 
-def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None, file_gb: float) -> int:
+def export(config: RunConfig, run: Path, target: Path, step: int | None, file_gb: float) -> int:
     """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time."""
     target = writable(target, file_gb)
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, World())
@@ -49,12 +51,18 @@ def export(config: Config | SFTConfig, run: Path, target: Path, step: int | None
     state = checkpoints.load(place)
     check_base(config.model, state.get("base", ""), place)
     models = state["models"]
-    stored = models["actor"] if "actor" in models else models["model"]  # of train, of sft
-    processor = load_processor(config.model, config.media)
-    source = Source(config.model)
+    stored = models["actor"] if "actor" in models else models["model"]  # of train, of sft and reward
+    processor, source = _described(config)
     module = source.empty()
     weights = full_weights(module, reader(module, source, stored), source.dtype)
     with explained(target.parent), folder(target) as unfinished:
         write_folder(module, processor, weights, unfinished, file_bytes=int(file_gb * 1e9))
     Console().print(f"{target}: the model after {place.name}", soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def _described(config: RunConfig) -> tuple[Processor, Source]:
+    """What turns texts into tokens, and the model as a run of these settings loads it."""
+    if isinstance(config, RewardTrainingConfig):
+        return build_model(config)
+    return load_processor(config.model, config.media), Source(config.model)

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from pathlib import Path
+from typing import Any
 
 from lightrft.build.sft import build_run
-from lightrft.commands.claim import claimed
+from lightrft.commands import offline
 from lightrft.config import SFTConfig
 from lightrft.console.progress import report_losses
-from lightrft.parallel.world import World
-from lightrft.runs.curves import draw_curves
-from lightrft.runs.folder import keep_settings
-from lightrft.runs.layout import RunFolder
-from lightrft.trainer.run import Run
-from lightrft.utils.atomic import explained
-from lightrft.utils.device import pick_device
 
 
 def train(config: SFTConfig, resume: Path | None = None) -> Path:
-    """Runs or goes on with supervised fine-tuning and returns its folder. Errors in settings come before any weight loads.
-
-    Raises Stopped, after saving, if SIGTERM or Ctrl-C came.
-    """
-    started = time.perf_counter()
-    with (
-        World.joined(pick_device(config.strategy.device), config.strategy.timeout_seconds) as world,
-        claimed(config, resume, world, "sft") as (run, again, terminal),
-        contextlib.ExitStack() as stack,
-    ):
-        made = build_run(config, run, stack, started=started, resume=again)
-        terminal.show = made.journal.progress.note
-        if again and world.is_first:
-            keep_settings(run, config, made.done)
-        made.train()
-        if world.is_first:
-            with explained(run):
-                finish(config, made, stack)
-    return run
+    """Runs or goes on with supervised fine-tuning and returns its folder, see commands/offline.py."""
+    return offline.train(config, resume, build_run, measured, report_losses)
 
 
-def finish(config: SFTConfig, made: Run, stack: contextlib.ExitStack) -> None:
-    """Summary, picture and report of a finished run."""
-    stack.close()  # the live picture ends, files are complete
-    run = made.folder
-    summary = {
-        "seconds": round(made.seconds, 1),
-        "steps": made.done,
-        "seed": config.seed,
-        "model": config.model.path,
-        "held_out_nll": {k: v["mean"] for k, v in made.evaluations.items() if k in ("before", "after")},
-        "held_out_nll_by_task": {k: v for k, v in made.evaluations.items() if k in ("before", "after")},
+def measured(evaluations: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The held-out losses."""
+    return {
+        "held_out_nll": {label: found["mean"] for label, found in evaluations.items()},
+        "held_out_nll_by_task": evaluations,
     }
-    RunFolder(run).write_summary(summary)
-    draw_curves(run)
-    report_losses(summary, run)

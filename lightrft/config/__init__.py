@@ -10,6 +10,7 @@ from lightrft.config.answers import keywords_answer, sections
 from lightrft.config.data import TaskConfig
 from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
+from lightrft.config.reward_training import COMPARISONS, RewardTrainingConfig
 from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
 from lightrft.config.rl import Config
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
@@ -24,9 +25,24 @@ from lightrft.config.training import (
     UpdateConfig,
 )
 
+OfflineConfig = SFTConfig | RewardTrainingConfig
+"""Settings of a run that learns from given responses."""
+RunConfig = Config | OfflineConfig
+"""Settings of any run."""
+RUNS: dict[str, type[RunConfig]] = {"train": Config, "sft": SFTConfig, "reward": RewardTrainingConfig}
+"""Command that trains -> its settings."""
+
+
+def command_of(config: RunConfig) -> str:
+    """The command that trains with these settings."""
+    return next(name for name, kind in RUNS.items() if type(config) is kind)
+
+
 __all__ = [
+    "COMPARISONS",
     "CONVERSATIONS",
     "POLICY",
+    "RUNS",
     "ZERO",
     "AlgorithmConfig",
     "CheckpointConfig",
@@ -44,11 +60,14 @@ __all__ = [
     "MediaConfig",
     "ModelConfig",
     "NativeEngineConfig",
+    "OfflineConfig",
     "OptimizerConfig",
     "ReplayConfig",
     "RewardConfig",
     "RewardModelConfig",
+    "RewardTrainingConfig",
     "RolloutConfig",
+    "RunConfig",
     "SFTConfig",
     "SFTLogConfig",
     "ServerConfig",
@@ -59,10 +78,11 @@ __all__ = [
     "UpdateConfig",
     "VllmConfig",
     "check_backend",
+    "command_of",
 ]
 
 _seen: set[type] = set()
-for _command in (Config, SFTConfig):
+for _command in RUNS.values():
     for _name, _section in sections(_command):
         if _section not in _seen:
             keywords_answer(_section, _name)

@@ -54,6 +54,14 @@ RANGES: dict[str, dict[str, Range]] = {
         "batch_size": COUNT,
         "max_tokens": COUNT,
     },
+    "reward": {
+        "seed": SEED,
+        "steps": NOT_NEGATIVE,
+        "epochs": POSITIVE,
+        "batch_size": COUNT,
+        "options": ANY,
+        "max_tokens": COUNT,
+    },
     "model.lora": {"rank": NOT_NEGATIVE, "alpha": COUNT},
     "media": {
         "max_pixels": NOT_NEGATIVE,
@@ -197,8 +205,8 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "log": {"trajectories_every_steps": NOT_NEGATIVE, "capture_steps": COUNT, "capture_spikes": NOT_NEGATIVE},
 }
-"""Section -> setting -> what it may be; of a list or a table, what each number in it may be. The settings of `lightrft sft` outside
-its sections stand under sft."""
+"""Section -> setting -> what it may be; of a list or a table, what each number in it may be. The settings of `lightrft sft` and
+`lightrft reward` outside their sections stand under sft and reward."""
 RANGES["critic.optimizer"] = RANGES["optimizer"]
 
 
@@ -209,7 +217,7 @@ def check_ranges(section: str, options: Any) -> None:
         value = getattr(options, f.name)
         for place, number in numbers(value):
             if number not in ranges[f.name]:
-                where = f.name if section in ("", "sft") else f"{section}.{f.name}"
+                where = f.name if section in ("", "sft", "reward") else f"{section}.{f.name}"
                 found = f"{number:g}" if isinstance(value, float) else value
                 raise ValueError(f"{where}={found}: {place}must be {ranges[f.name]}.")
 

@@ -18,14 +18,15 @@ CONVERSATIONS = "lightrft.datasets.conversations:conversation"
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutConfig:
-    """Loss on held-out conversations, in supervised fine-tuning: those of tasks.evaluate, or of tasks.train's evaluation split."""
+    """What is held out of supervised fine-tuning (its loss) or of a reward model (its accuracy): tasks.evaluate, or tasks.train's evaluation
+    split."""
 
     every_steps: int = 0
     """Measure it every so many steps; 0: only before and after."""
     before_and_after: bool = True
     """Measure it before the first and after the last step."""
     limit: int = 256
-    """Most conversations per task; 0: all."""
+    """Most conversations or prompts per task; 0: all."""
 
     def __post_init__(self) -> None:
         check_ranges("evaluate", self)
@@ -33,7 +34,7 @@ class HeldOutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SFTLogConfig:
-    """What a run of supervised fine-tuning writes down besides metrics.jsonl."""
+    """What a run without reinforcement learning writes down besides metrics.jsonl."""
 
     progress: bool = True
     """Live progress in the terminal; false prints one line per step."""

@@ -25,13 +25,14 @@ from lightrft.utils.intervals import wilson
 from lightrft.utils.shown import shown
 
 if TYPE_CHECKING:
-    from lightrft.config import Config, SFTConfig
+    from lightrft.config import RunConfig
 
 BARS = "▁▂▃▄▅▆▇█"
 PHASE_COLORS = {"rollout": "cyan", "score": "magenta", "sync": "yellow", "train": "green", "evaluate": "blue"}
 ROWS = [  # metric, what it is called here, how its number is written
     ("reward/mean", "reward", "{:.3f}"),
     ("nll", "loss per token", "{:.3f}"),
+    ("pairs/accuracy", "pairs right", "{:.1%}"),
     ("length/mean", "response length", "{:.0f} tokens"),
     ("length/truncated_fraction", "truncated", "{:.0%}"),
     ("reward/zero_std_fraction", "zero-variance groups", "{:.0%}"),
@@ -41,7 +42,7 @@ ROWS = [  # metric, what it is called here, how its number is written
     ("rollout/tokens_per_second", "speed", "{:.0f} tokens/s"),
     ("train/tokens_per_second", "speed", "{:.0f} tokens/s"),
 ]
-MAIN = ("reward/mean", "nll")
+MAIN = ("reward/mean", "nll", "pairs/accuracy")
 PLAIN = [
     *MAIN, "length/mean", "length/truncated_fraction", "entropy", "grad_norm", "rollout/tokens_per_second", "train/tokens_per_second",
 ]  # fmt: skip
@@ -55,7 +56,7 @@ class Progress:
 
     def __init__(
         self,
-        config: Config | SFTConfig,
+        config: RunConfig,
         total_steps: int,
         start_step: int = 0,
         *,
@@ -272,27 +273,40 @@ def report(
 
 def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
     """Prints what a run of supervised fine-tuning has achieved; `summary` is RUN/summary.json."""
-    console = console or Console()
-    console.print()
-    console.rule("[bold]done", style="dim")
-    console.print(
-        f"{summary['steps']} steps in {clock(summary['seconds'])}", highlight=False, markup=False, emoji=False
-    )
-    for label, loss in summary["held_out_nll"].items():
-        console.print(
-            f"held-out loss {label}: {loss:.4f} nats per token", highlight=False, markup=False, emoji=False
-        )
-    console.print(
-        f"\n{_files(run)}"
+    losses = summary["held_out_nll"].items()
+    _report(
+        summary,
+        [f"held-out loss {label}: {loss:.4f} nats per token" for label, loss in losses],
+        f"{_files(run)}"
         f"  lightrft evaluate TASK --model {RunFolder(run).model}   score it on a task\n"
         f"  lightrft train LAYERS... --model {RunFolder(run).model}   go on with reinforcement learning\n"
         f"  lightrft sft {RunFolder(run).config} --seed 1    the same run with another seed\n"
         f"  tensorboard --logdir {run.parent}",
-        soft_wrap=True,
-        markup=False,
-        emoji=False,
-        highlight=False,
+        console or Console(),
     )
+
+
+def report_pairs(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
+    """Prints what the training of a reward model has achieved; `summary` is RUN/summary.json."""
+    shares = summary["pair_accuracy"].items()
+    model = RunFolder(run).model
+    _report(
+        summary,
+        [f"held-out pairs right {label}: {share:.1%}" for label, share in shares],
+        f"{_files(run)}"
+        f"  lightrft train LAYERS... --reward_model.path {model} --rewards.functions reward_model 1   teach a policy with it\n"
+        f"  lightrft reward {RunFolder(run).config} --seed 1    the same run with another seed\n"
+        f"  tensorboard --logdir {run.parent}",
+        console or Console(),
+    )
+
+
+def _report(summary: Mapping[str, Any], lines: Sequence[str], after: str, console: Console) -> None:
+    console.print()
+    console.rule("[bold]done", style="dim")
+    for line in (f"{summary['steps']} steps in {clock(summary['seconds'])}", *lines):
+        console.print(line, highlight=False, markup=False, emoji=False)
+    console.print(f"\n{after}", soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def _scores(summary: Mapping[str, Any]) -> RenderableType:

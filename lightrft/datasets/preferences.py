@@ -1,7 +1,8 @@
-"""Preference pairs: two answers to one conversation, of which the first was preferred; any modality."""
+"""Comparisons: several responses to one conversation, and which is better; pairs, rankings, grades, Safe-RLHF's two labels."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,102 @@ def chosen(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft sft`: what was preferred is what is learned."""
     found = pair(row, config)
     return Example(found.prompt, found.chosen)
+
+
+def compared(row: Row, config: TaskConfig) -> Example:
+    """A format for `lightrft reward`: a pair in any layout that `pair` reads; the chosen response has the grade 1, the rejected one 0.
+
+    A field `margin` above 0 says how much better the chosen one is, and is its grade then.
+    """
+    found = pair(row, config)
+    margin = 1.0 if row.get("margin") is None else grade(row["margin"], "margin")
+    if not margin > 0:
+        raise ValueError(
+            f"field 'margin' is {margin:g}, and the chosen response must be better by more than 0."
+        )
+    return Example(found.prompt, [response(found.chosen, {"": margin}), response(found.rejected, {"": 0.0})])
+
+
+def ranked(row: Row, config: TaskConfig) -> Example:
+    """A format for `lightrft reward`: the prompt field and `responses`, the best one first; with a field `ranks`, in any order, 1 being
+    the best, and equal ranks equally good."""
+    prompt, said = _responses(row, config)
+    ranks = row.get("ranks") if row.get("ranks") is not None else list(range(1, len(said) + 1))
+    if not isinstance(ranks, list) or len(ranks) != len(said):
+        raise ValueError(
+            f"field 'ranks' must hold a number for each of the {len(said)} responses, not {ranks!r:.80}"
+        )
+    graded_by = [-grade(rank, "ranks") for rank in ranks]
+    return Example(prompt, [response(one, {"": g}) for one, g in zip(said, graded_by, strict=True)])
+
+
+def graded(row: Row, config: TaskConfig) -> Example:
+    """A format for `lightrft reward`: the prompt field, `responses`, and `grades`: a number for each response, more being better, or such
+    a list for each output by its name ({"general": [1, 0], "cost": [-1, null]}); null: not graded."""
+    prompt, said = _responses(row, config)
+    grades = field(row, "grades")
+    named = grades if isinstance(grades, dict) else {"": grades}
+    for name, column in named.items():
+        if not isinstance(column, list) or len(column) != len(said):
+            raise ValueError(
+                f"field 'grades' must hold a number for each of the {len(said)} responses{f' under {name!r}' if name else ''}, not "
+                f"{column!r:.80}"
+            )
+    by_response = [
+        {n: math.nan if c[place] is None else grade(c[place], "grades") for n, c in named.items()}
+        for place in range(len(said))
+    ]
+    return Example(prompt, [response(one, g) for one, g in zip(said, by_response, strict=True)])
+
+
+def saferlhf(row: Row, config: TaskConfig) -> Example:
+    """A format for `lightrft reward` with the columns of PKU-SafeRLHF (Dai et al. 2023, https://arxiv.org/abs/2310.12773): the outputs
+    `general` (1 for the better response, -1 for the other) and `cost` (2 or 1 for an unsafe response, -1 or -2 for a safe one, the
+    safer of the two having the lower), whose sign may be learned: signed=[cost]."""
+    prompt = _prompt(row, config)
+    said = [_after(prompt, _turns(field(row, f"response_{n}"), f"response_{n}")) for n in (0, 1)]
+    better, safer = (_side(row, name) for name in ("better_response_id", "safer_response_id"))
+    found = []
+    for n in (0, 1):
+        safe = field(row, f"is_response_{n}_safe")
+        if not isinstance(safe, bool):
+            raise ValueError(f"field 'is_response_{n}_safe' must be true or false, not {safe!r:.80}")
+        cost = (-2.0 if n == safer else -1.0) if safe else (1.0 if n == safer else 2.0)
+        found.append(response(said[n], {"general": 1.0 if n == better else -1.0, "cost": cost}))
+    return Example(filled(prompt, row), found)
+
+
+def response(messages: list[Message], grades: dict[str, float]) -> dict[str, Any]:
+    """One of the responses that the target of a comparison lists; a grade without a name is of the first output."""
+    return {"messages": messages, "grades": grades}
+
+
+def grade(value: Any, name: str) -> float:
+    """A finite number. ValueError naming the field for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"field '{name}' holds {value!r:.80}, which is no finite number.")
+    return float(value)
+
+
+def _side(row: Row, name: str) -> int:
+    value = field(row, name)
+    if value not in (0, 1) or isinstance(value, float):
+        raise ValueError(f"field '{name}' must be 0 or 1, not {value!r:.80}")
+    return int(value)
+
+
+def _prompt(row: Row, config: TaskConfig) -> list[Message]:
+    refuse_unread(row, UNREAD_OF_ROW, "the row")
+    asked = row.get("conversations") or field(row, config.prompt_field, "tasks.prompt_field")
+    return [Message(role="user", content=asked)] if isinstance(asked, str) else _turns(asked, "prompt")
+
+
+def _responses(row: Row, config: TaskConfig) -> tuple[list[Message], list[list[Message]]]:
+    """The prompt and its responses, each as turns that begin and end with the assistant's."""
+    prompt, said = _prompt(row, config), field(row, "responses")
+    if not isinstance(said, list) or not said:
+        raise ValueError(f"field 'responses' must be a list of responses, not {said!r:.80}")
+    return filled(prompt, row), [_after(prompt, _turns(one, "responses")) for one in said]
 
 
 def _turns(value: Any, name: str) -> list[Message]:

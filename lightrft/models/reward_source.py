@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.describe import is_tiny, stored_shape
+from lightrft.models.describe import RANDOM, is_tiny, stored_shape
 from lightrft.models.families import is_multimodal
 from lightrft.models.lazy import empty_model, spread
 from lightrft.models.load import check_adapters, load_model, prepared
@@ -20,6 +20,7 @@ from lightrft.models.logprobs import backbone, causal_lm
 from lightrft.models.lora import plain_parameters
 from lightrft.models.reward import set_head, trained
 from lightrft.models.source import Source
+from lightrft.models.tiny import tiny_config
 from lightrft.types import Message
 
 HEAD = "score"
@@ -81,12 +82,11 @@ class RewardSource(Source):
         return replace(self.config, lora=LoraConfig(), gradient_checkpointing=False)
 
     def _named(self, config: Any) -> None:
-        """Gives a config the outputs' names and the padding token; a trained head keeps its own padding token."""
+        """Gives a config the outputs' names and the padding token."""
         config.num_labels = len(self.outputs)
         config.id2label = dict(enumerate(self.outputs))
         config.label2id = {name: place for place, name in enumerate(self.outputs)}
-        text = config.get_text_config()
-        text.pad_token_id = text.pad_token_id if self.has_head else self.padding
+        config.get_text_config().pad_token_id = self.padding
 
     def _headed(self, language: nn.Module) -> Any:
         """The body of a language model under a new head."""
@@ -126,9 +126,8 @@ def has_head(config: ModelConfig) -> bool:
 
 def check_reward_source(config: ModelConfig, outputs: Sequence[str]) -> None:
     """ValueError, before any weight loads, for a model that cannot become a reward model with these outputs."""
-    if is_tiny(config.path):
-        return
-    shape = stored_shape(config)
+    tiny = is_tiny(config.path)
+    shape = tiny_config(config.path.removeprefix(RANDOM)) if tiny else stored_shape(config)
     if is_multimodal(shape):
         raise ValueError(
             f"model.path={config.path}: a reward model reads text, and this model reads media too. Take a language model."

@@ -13,6 +13,7 @@ INK, GRID, BLUE, ORANGE = "#333333", "#e6e6e6", "#2b6cb0", "#dd6b20"
 PANELS = [  # metrics drawn where they exist, title, unit
     (["reward/mean"], "reward", ""),
     (["nll"], "loss", "nats per token"),
+    (["pairs/accuracy"], "pairs ordered rightly", "share"),
     (["length/mean"], "response length", "tokens"),
     (
         ["length/truncated_fraction", "reward/zero_std_fraction"],
@@ -56,6 +57,9 @@ def title_of(run: Path) -> str:
     losses, scores = summary.get("held_out_nll", {}), summary.get("evaluation", {})
     if losses.keys() >= {"before", "after"}:
         return f"{run.name}: held-out loss {losses['before']:.3f} before, {losses['after']:.3f} after {summary['steps']} steps"
+    shares = summary.get("pair_accuracy", {})
+    if shares.keys() >= {"before", "after"}:
+        return f"{run.name}: held-out pairs right {shares['before']:.1%} before, {shares['after']:.1%} after {summary['steps']} steps"
     if scores.get("before") is None or scores.get("after") is None:
         return run.name
     return f"{run.name}: held-out score {scores['before']:.1%} before, {scores['after']:.1%} after {summary['steps']} steps"
@@ -87,7 +91,11 @@ def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], title: str, 
 
 def _held_out(axis: Any, rows: list[dict[str, Any]]) -> None:
     """Held-out scores or losses as points on the first panel; before the first step at 0."""
-    for name, label in (("evaluation/mean", "held-out score"), ("held_out_nll/mean", "held-out loss")):
+    for name, label in (
+        ("evaluation/mean", "held-out score"),
+        ("held_out_nll/mean", "held-out loss"),
+        ("pairs/mean", "held-out pairs"),
+    ):
         steps, values = series(rows, name)
         if steps:
             axis.plot(steps, values, "o--", color=ORANGE, linewidth=1, markersize=5, label=label)

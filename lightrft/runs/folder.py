@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from lightrft.config import Config, SFTConfig, layers
+from lightrft.config import Config, RunConfig, layers
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.lock import locked
 from lightrft.utils.atomic import make_folder, recover, write_text
@@ -23,14 +23,14 @@ NEW_RUN = "LIGHTRFT_NEW_RUN"
 RunFolder.settings_digest gave then."""
 
 
-def new_run(config: Config | SFTConfig, command: str = "train") -> Path:
+def new_run(config: RunConfig, command: str = "train") -> Path:
     """A new run folder for processes that are yet to start, see `begun`."""
     with begun(config, command) as run:
         return run
 
 
 @contextmanager
-def begun(config: Config | SFTConfig, command: str) -> Iterator[Path]:
+def begun(config: RunConfig, command: str) -> Iterator[Path]:
     """A new run folder, locked inside, with the resolved config in it; not its own place, so that the file can be run again.
 
     ValueError if there is something in the folder already that this run would mix with or overwrite.
@@ -109,12 +109,12 @@ def evaluated_in(config: Config) -> Iterator[Path]:
         yield run
 
 
-def settings_text(config: Config | SFTConfig) -> str:
+def settings_text(config: RunConfig) -> str:
     """The settings as config.yaml has them: without the run's own place, and with models that are found from any folder."""
     model = replace(
         config.model, path=_rooted(config.model.path), chat_template=_rooted(config.model.chat_template)
     )
-    if isinstance(config, SFTConfig):
+    if not isinstance(config, Config):
         return layers.to_yaml(replace(config, run="", model=model))
     teacher = replace(config.teacher, path=_rooted(config.teacher.path))
     critic = replace(config.critic, path=_rooted(config.critic.path))
@@ -129,7 +129,7 @@ def _rooted(path: str) -> str:
     return f"{prefix}{place.absolute()}" if here else path
 
 
-def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
+def keep_settings(run: Path, config: RunConfig, done: int) -> None:
     """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
     file = RunFolder(run).config
     before, now = file.read_text(encoding="utf-8"), settings_text(config)
@@ -143,7 +143,7 @@ def keep_settings(run: Path, config: Config | SFTConfig, done: int) -> None:
         )
 
 
-def earlier(config: Config | SFTConfig, resume: Path | None) -> Path | None:
+def earlier(config: RunConfig, resume: Path | None) -> Path | None:
     """The run folder to go on with: that of --resume, or that of the processes which a launcher starts again; else None.
 
     ValueError if a launcher other than ours may start processes again and the run has no folder that they would find.

@@ -13,7 +13,8 @@ from typing import Any
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example
-from lightrft.datasets.sources import BadRecords, is_file, read
+from lightrft.datasets.preferences import compared
+from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.tasks import media_tasks, sentences, tiny
 from lightrft.tasks.base import (
     TAGGED,
@@ -119,6 +120,24 @@ def tiny_task(option: str) -> Task:
         return limited(generated("tiny", tiny.questions(split, seed), config), split, config)
 
     return Task("tiny", load, {"same_kind": 1.0}, tiny.gold, extract=str, max_tokens=tiny.MAX_TOKENS)
+
+
+def tiny_pairs(option: str) -> Task:
+    """Pairs of responses for a reward model, of which the chosen one has the question's kind of characters; see tiny.py."""
+    no_option("tiny_pairs", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        rows: list[tuple[str, Row]] = [(str(n), row) for n, row in enumerate(tiny.pairs(split, seed))]
+        found = records(rows, compared, config, BadRecords(), source="tiny_pairs", instruction="")
+        return limited(found, split, config)
+
+    return Task("tiny_pairs", load, {}, chosen_gold, max_tokens=tiny.MAX_TOKENS)
+
+
+def chosen_gold(record: Record) -> str:
+    """The text of the response with the highest grade."""
+    best = max(record.target, key=lambda one: max(one["grades"].values()))
+    return str(best["messages"][-1]["content"])
 
 
 GYM_TRAIN, GYM_EVALUATE = 4096, 256
@@ -273,5 +292,6 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "reasoning_gym": reasoning_gym,
     "svamp": svamp,
     "tiny": tiny_task,
+    "tiny_pairs": tiny_pairs,
     **media_tasks.TASKS,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import string
+from typing import Any
 
 from lightrft.types import Record
 
@@ -43,6 +44,19 @@ def questions(split: str, seed: int) -> list[tuple[str, str]]:
 def gold(record: Record) -> str:
     """The question itself is a right answer."""
     return str(record.messages[-1]["content"])
+
+
+def pairs(split: str, seed: int) -> list[dict[str, Any]]:
+    """For each question a chosen response in its kind of characters and a rejected one in another, lengths drawn alike."""
+    rows = []
+    for question, kind in questions(split, seed):
+        draw = random.Random(f"tiny/{question}")
+        other = draw.choice([k for k in KINDS if k != kind])
+        chosen, rejected = (
+            "".join(draw.choice(KINDS[k]) for _ in range(draw.randint(1, 2 * LENGTH))) for k in (kind, other)
+        )
+        rows.append({"prompt": question, "chosen": chosen, "rejected": rejected})
+    return rows
 
 
 def _distinct(draw: random.Random, alphabet: str, count: int) -> list[str]:

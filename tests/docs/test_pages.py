@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightrft.config import Config, SFTConfig, layers
+from lightrft.config import RUNS, layers
 from lightrft.trainer.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_named_option_exists() -> None:
     """A dotted option in backquotes, like `rollout.max_tokens`, is one of the configuration."""
-    known = {name for kind in (Config, SFTConfig) for name, *_ in layers.options(kind)}
+    known = {name for kind in RUNS.values() for name, *_ in layers.options(kind)}
     sections = {name.split(".")[0] for name in known if "." in name}
     for page in PAGES:
         for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", page.read_text(encoding="utf-8")):

@@ -16,7 +16,7 @@ import pytest
 from lightrft import cli
 from lightrft.cli import loading
 from lightrft.cli.options import TrainOptions, taken
-from lightrft.config import Config, SFTConfig, layers
+from lightrft.config import RUNS, Config, RewardTrainingConfig, SFTConfig, layers
 from lightrft.utils.imports import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +89,8 @@ def test_python_blocks_run(block: Block, folder: Path) -> None:
 def test_yaml_blocks_are_layers(block: Block, folder: Path) -> None:
     file = folder / (block.file or "block.yaml")
     file.write_text(block.text, encoding="utf-8")
-    layers.load([str(file)], SFTConfig if block.page.name == "sft.md" else Config)
+    kinds = {"sft.md": SFTConfig, "reward_models.md": RewardTrainingConfig}
+    layers.load([str(file)], kinds.get(block.page.name, Config))
 
 
 @pytest.mark.parametrize(("page", "line"), [c[1:] for c in COMMANDS], ids=[c[0] for c in COMMANDS])
@@ -103,16 +104,16 @@ def test_command_lines_are_understood(page: Path, line: str, folder: Path) -> No
     (folder / "RUN" / "config.yaml").touch()
     name, *args = shlex.split(line, comments=True)[1:]
     assert name in cli.COMMANDS
-    if name not in ("train", "sft", "check", "config", "evaluate") or "LAYERS" in args:
+    if name not in (*RUNS, "check", "config", "evaluate") or "LAYERS" in args:
         return
     args = [arg for arg in args if arg not in ("--resume", "RUN", "--check")]
     if name == "evaluate":
         assert not args[0].startswith("-")
         args = args[1:]
-    supervised = name == "sft" or args[:1] == ["sft"]
-    args = args[1:] if args[:1] == ["sft"] else args
+    kind = next((one for one in RUNS if one == name or args[:1] == [one]), "train")
+    args = args[1:] if args[:1] == [kind] else args
     _, args = taken(TrainOptions, name, args)
-    loading.load_as(SFTConfig if supervised else Config, name, args)
+    loading.load_as(RUNS[kind], name, args)
 
 
 RUN = [c for c in COMMANDS if c[1] == RUN_PAGE]

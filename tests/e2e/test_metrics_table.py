@@ -27,6 +27,7 @@ PLACEHOLDERS = {
     "counts/failed/": "counts/failed/PART",
     "evaluation/": "evaluation/TASK",
     "held_out_nll/": "held_out_nll/TASK",
+    "pairs/": "pairs/TASK/OUTPUT/MEASURE",
     "straggler/rank/": "straggler/rank/PHASE",
     "straggler/": "straggler/PHASE",
     "memory/device/": "memory/device/PHASE",
@@ -94,8 +95,16 @@ def supervised_run(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def all_logged(tiny_run, eventful_run, critical_run, supervised_run):
-    return set().union(*map(logged, (tiny_run, eventful_run, critical_run, supervised_run)))
+def rating_run(server, tmp_path_factory):
+    """A run that trains a reward model."""
+    folder = tmp_path_factory.mktemp("rating")
+    Lightrft(server, folder)("reward", "reward_tiny", "--log.progress=false", "--steps", "2", "--run", "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def all_logged(tiny_run, eventful_run, critical_run, supervised_run, rating_run):
+    return set().union(*map(logged, (tiny_run, eventful_run, critical_run, supervised_run, rating_run)))
 
 
 def test_every_metric_of_a_run_is_in_the_table(all_logged):

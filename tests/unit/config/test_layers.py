@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightrft.config import Config, RolloutConfig, SFTConfig, TaskConfig, layers
+from lightrft.config import RUNS, Config, RolloutConfig, SFTConfig, TaskConfig, layers
 
 PRINTABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 NUMBERS = st.floats(allow_nan=False)
@@ -130,12 +130,15 @@ def test_a_layer_fits_the_kind_of_training_whose_options_it_sets(tmp_path: Path)
     assert layers.fits(shipped["sft_tiny"], SFTConfig)
     assert not layers.fits(shipped["sft_tiny"], Config)
     assert layers.fits(shipped["lora"], SFTConfig)
+    fitting = {n: [name for name, kind in RUNS.items() if layers.fits(shipped[n], kind)] for n in shipped}
+    assert (fitting["sft_tiny"], fitting["reward_tiny"]) == (["sft"], ["reward"])
+    assert fitting["lora"] == list(RUNS)
 
 
 @pytest.mark.parametrize("name", sorted(layers.shipped()))
 def test_every_shipped_layer_loads_and_says_what_it_is_for(name: str) -> None:
     needs = ["--teacher.path", "random:llama"] if name == "distil" else []
-    cls = SFTConfig if name.startswith("sft") else Config
+    cls = next((kind for start, kind in RUNS.items() if name.startswith(start)), Config)
     assert layers.load([name, *needs], cls) != cls()
     assert len(layers.describe(layers.shipped()[name])) > 20
 

@@ -13,7 +13,7 @@ from lightrft.config.ranges import ANY, RANGES, Range
 
 
 def sections():
-    """Name of a section as in RANGES, and its class; those of lightrft sft under the name that they share with training's."""
+    """Name of a section as in RANGES, and its class; those of other commands under the name that they share with training's."""
     found = []
 
     def walk(name, cls):
@@ -21,11 +21,12 @@ def sections():
         hints = typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(hints[f.name]):
-                inner = f.name if name in ("", "sft") else f"{name}.{f.name}"
+                inner = f.name if name in ("", "sft", "reward") else f"{name}.{f.name}"
                 walk(inner, hints[f.name])
 
     walk("", config.Config)
     walk("sft", config.SFTConfig)
+    walk("reward", config.RewardTrainingConfig)
     return found
 
 
@@ -75,7 +76,7 @@ def test_what_is_out_of_range_is_refused_by_name(section, name):
     found = RANGES[section][name]
     for cls in (c for c in CLASSES[section] if name in numeric(c)):
         for number in outside(found):
-            setting = name if section in ("", "sft") else f"{section}.{name}"
+            setting = name if section in ("", "sft", "reward") else f"{section}.{name}"
             with pytest.raises(ValueError, match=rf"^{setting}=.*must be {found}\.$"):
                 cls(**{name: given(numeric(cls)[name], number)})
 

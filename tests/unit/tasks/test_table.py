@@ -287,10 +287,26 @@ def test_gold_answers_of_generated_tasks_score_full_marks(name):
             assert report.wrong_score < 0.1
 
 
-def test_every_task_but_file_brings_its_reward():
+def test_every_task_but_those_of_rows_and_comparisons_brings_its_reward():
     need("reasoning_gym")
     options = {"reasoning_gym": "chain_sum"}
-    assert [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards] == ["file"]
+    without = [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards]
+    assert without == ["file", "tiny_pairs"]
+
+
+def test_pairs_are_graded_by_kind_and_lengths_say_nothing():
+    found = {split: load("tiny_pairs", split) for split in ("train", "evaluate")}
+    assert [len(records) for records in found.values()] == [600, 240]
+    assert found["train"] == load("tiny_pairs")
+    asked = [{r.messages[0]["content"] for r in records} for records in found.values()]
+    assert not asked[0] & asked[1]
+    kinds = {"small": str.islower, "capital": str.isupper, "digit": str.isdigit}
+    for record in found["evaluate"]:
+        question = record.messages[0]["content"]
+        right = next(kind for kind in kinds.values() if kind(question))
+        chosen, rejected = (one["messages"][0]["content"] for one in record.target)
+        assert (right(chosen), right(rejected)) == (True, False)
+        assert load_task("tiny_pairs").gold(record) == chosen
 
 
 def test_a_generated_question_without_answer_has_no_gold():

@@ -1,0 +1,127 @@
+"""From settings to a run that learns from given responses; what differs between its kinds is `Plan`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightrft.build.memory import build_sft_memory_plan
+from lightrft.build.models import check_team
+from lightrft.build.process import build_journal, last_state, prepare_process, shared
+from lightrft.build.tables import STRATEGIES
+from lightrft.build.tasks import evaluated_tasks, training_tasks
+from lightrft.config import OfflineConfig, command_of
+from lightrft.datasets.loader import PromptLoader
+from lightrft.datasets.prompts import Opener
+from lightrft.models.base import needed_base
+from lightrft.models.processor import Processor
+from lightrft.models.source import Source
+from lightrft.parallel.world import World
+from lightrft.runs.layout import RunFolder
+from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.tasks.table import Split, Task, load_tasks
+from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.offline import HeldOut, Objective, OfflineTrainer
+from lightrft.trainer.run import Run
+from lightrft.types import Prompt
+from lightrft.utils.device import pick_device
+from lightrft.utils.imports import resolve
+from lightrft.utils.interrupt import Interrupt
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one kind of run learns, and from what."""
+
+    processor: Processor
+    source: Source
+    objective: Objective
+    prompts_of: Callable[[Task, Split], list[Prompt]]
+    """The prompts of one split of a task, with their responses."""
+    check: Callable[[PromptLoader, Sequence[HeldOut]], None] = lambda _prompts, _held_out: None
+    """What is to be said of the data before any weight loads."""
+    outputs: Sequence[str] = ()
+    """Of Trajectory.parts, for a loss that compares responses."""
+
+
+def build_run(
+    config: OfflineConfig,
+    run: Path,
+    stack: contextlib.ExitStack,
+    made_of: Callable[[World], Plan],
+    *,
+    started: float,
+    resume: bool = False,
+) -> Run:
+    """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
+    prepare_process(config)
+    world = World.current(config.strategy.sequence_parallel)
+    device = pick_device(config.strategy.device)
+    strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
+    shared("batch_size", config.batch_size, world)
+    plan = made_of(world)
+    check_team(config.strategy, {"model.path": config.model})
+    prompts, held_out = build_loader(config, plan, world), build_held_out(config, plan)
+    plan.check(prompts, held_out)
+    steps = config.steps or math.ceil(
+        config.epochs * sum(len(source) for source in prompts.sources) / config.batch_size
+    )
+    checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
+    state = last_state(run, checkpoints, config, steps) if resume else None
+    model = strategy.trainable(plan.source, config.optimizer, steps)
+    memory_plan = build_sft_memory_plan(model, device)
+    journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
+    blank = dummy_answer(plan.processor.blank())
+    compares = bool(plan.outputs)
+    trainer = OfflineTrainer(
+        config=config,
+        objective=plan.objective,
+        world=world,
+        memory_plan=memory_plan,
+        batching=Batching(config.update, world, device, blank, compares, plan.outputs),
+        model=model,
+        prompts=prompts,
+        held_out=held_out,
+        journal=journal,
+        interrupt=interrupt,
+    )
+    made = Run(
+        command=command_of(config),
+        steps=steps,
+        trainer=trainer,
+        journal=journal,
+        world=world,
+        memory_plan=memory_plan,
+        processor=plan.processor,
+        checkpoints=checkpoints,
+        evaluates=config.evaluate,
+        interrupt=interrupt,
+        started=started,
+        base=needed_base(config.model),
+    )
+    if state is not None:
+        made.load(state)
+    stack.enter_context(journal.progress)
+    return made
+
+
+def build_loader(config: OfflineConfig, plan: Plan, world: World) -> PromptLoader:
+    """The endless draw of training prompts."""
+    sources = [
+        (plan.prompts_of(task, "train"), config.tasks.train[name])
+        for name, task in training_tasks(config).items()
+    ]
+    opener = Opener(plan.processor, config.tasks)
+    return PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
+
+
+def build_held_out(config: OfflineConfig, plan: Plan) -> list[HeldOut]:
+    """The prompts that are measured on and never learned from."""
+    most, wanted = config.evaluate.limit or None, evaluated_tasks(config)
+    return [
+        HeldOut(task.name, plan.prompts_of(task, "evaluate")[:most], wanted[name])
+        for name, task in load_tasks(wanted).items()
+    ]

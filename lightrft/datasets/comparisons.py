@@ -1,0 +1,224 @@
+"""Comparisons to learn from: records to prompts with several responses in tokens, each with its grades."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
+
+from jinja2 import TemplateError
+
+from lightrft.config import RewardTrainingConfig
+from lightrft.datasets.prompts import prepare
+from lightrft.datasets.sources import BadRecords
+from lightrft.media.parts import has_media, readable
+from lightrft.types import Message, Prompt, Record, Trajectory
+
+if TYPE_CHECKING:
+    from lightrft.models.processor import Processor
+
+log = logging.getLogger("lightrft")
+LOPSIDED = 0.9
+"""A share of pairs decided alike, or of grades with one sign, that a run warns of."""
+
+
+class Side(NamedTuple):
+    """One of several responses to a prompt; a list of them is the target of the prompts that `Comparisons` makes."""
+
+    token_ids: list[int]
+    """What follows the prompt, until the score is read."""
+    grades: dict[str, float]
+    """By output; NaN or absent: not graded."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """What became of the comparisons of one split."""
+
+    too_long: int = 0
+    """Skipped, a response being over max_tokens."""
+    broken: int = 0
+    """Skipped, because there is nothing to compare or the chat template cannot lay them out."""
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Makes records into prompts whose target is a list of `Side`s."""
+
+    processor: Processor
+    config: RewardTrainingConfig
+    until: Callable[[Sequence[int]], Sequence[int]]
+    """A conversation up to the token at which its score is read (models/reward.py)."""
+
+    def prompts(self, records: Iterable[Record]) -> tuple[list[Prompt], Kept]:
+        """In the records' order. What is too long or broken is treated as the settings say; ValueError if none is left."""
+        bad, kept = BadRecords(self.config.tasks.on_bad_record), Kept()
+        found: list[Record] = []
+        for record in records:
+            _check_kind(record)
+            try:
+                sides = self._sides(record)
+            except (ValueError, TypeError, KeyError, AttributeError, TemplateError) as error:
+                bad(str(error) if record.id in str(error) else f"{record.id}: {error}")
+                continue
+            if self._fits(sides, record.id, kept):
+                found.append(replace(record, target=sides))
+        kept.broken = bad.skipped
+        if not found:
+            raise ValueError(
+                f"no comparison is left: {kept.too_long} have a response over max_tokens={self.config.max_tokens}, {kept.broken} are broken. "
+                "Raise max_tokens, or mend the rows."
+            )
+        return prepare(found, self.processor, self.config.tasks)[0], kept
+
+    def _sides(self, record: Record) -> list[Side]:
+        """The responses in tokens. ValueError if nothing can be learned from them."""
+        if has_media(record.messages):
+            raise ValueError("the prompt holds media, and reward models that are trained here read text.")
+        if not any(message["role"] == "user" for message in record.messages):
+            raise ValueError("nobody asks anything before the responses.")
+        opened = self.processor.tokens(record.messages)
+        sides = [
+            Side(self._tokens(record.messages, opened, one["messages"], place), self._grades(one["grades"]))
+            for place, one in enumerate(record.target)
+        ]
+        self._check_grades(sides)
+        return sides
+
+    def _tokens(
+        self, asked: Sequence[Message], opened: Sequence[int], said: Sequence[Message], place: int
+    ) -> list[int]:
+        """What the chat template adds to the prompt for one response, until its score is read."""
+        if not said or said[0]["role"] != "assistant" or said[-1]["role"] != "assistant":
+            raise ValueError(f"response {place} is none of the assistant to the prompt.")
+        if not readable(said[-1]["content"]).strip():
+            raise ValueError(f"response {place} is empty.")
+        closed = self.processor.tokens([*asked, *said], answer_next=False)
+        if closed[: len(opened)] != list(opened):
+            raise ValueError(
+                f"response {place}: the chat template, or the tokenizer where the response begins, writes the prompt otherwise once it "
+                "follows. Remove white space at its beginning, or set model.chat_template."
+            )
+        added = list(self.until(closed)[len(opened) :])
+        if not added:
+            raise ValueError(f"response {place}: the chat template leaves it out.")
+        return added
+
+    def _grades(self, grades: Mapping[str, float]) -> dict[str, float]:
+        named = {name or self.config.outputs[0]: value for name, value in grades.items()}
+        for name, value in named.items():
+            if name not in self.config.outputs:
+                raise ValueError(
+                    f"a response is graded for '{name}', which is none of outputs={self.config.outputs}."
+                )
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+                raise ValueError(f"the grade {value!r:.80} for '{name}' is no finite number.")
+        return named
+
+    def _check_grades(self, sides: Sequence[Side]) -> None:
+        """ValueError if equal responses are graded differently, or no grade teaches anything."""
+        for one, other in combinations(sides, 2):
+            if one.token_ids == other.token_ids and _differ(one, other):
+                raise ValueError("two responses have the same tokens and different grades.")
+        graded = [(n, g) for side in sides for n, g in side.grades.items() if not math.isnan(g)]
+        if not graded:
+            raise ValueError("no response has a grade.")
+        ordered = any(_differ(one, other) for one, other in combinations(sides, 2))
+        signed = any(name in self.config.signed and g != 0 for name, g in graded)
+        if self.config.loss == "bradley_terry" and not ordered and not signed:
+            raise ValueError("no response is better than another, so there is nothing to compare.")
+
+    def _fits(self, sides: Sequence[Side], name: str, kept: Kept) -> bool:
+        longest, most = max(len(side.token_ids) for side in sides), self.config.max_tokens
+        if longest <= most:
+            return True
+        if self.config.on_long_response == "raise":
+            raise ValueError(
+                f"{name}: a response has {longest} tokens, max_tokens={most}. Raise that, or set on_long_response=skip."
+            )
+        kept.too_long += 1
+        return False
+
+
+def _check_kind(record: Record) -> None:
+    """ValueError for a task that has no comparisons at all."""
+    target = record.target
+    if not isinstance(target, list) or not all(isinstance(t, Mapping) and "grades" in t for t in target):
+        raise ValueError(
+            f"{record.id}: task '{record.source}' has no graded responses to compare. Take tiny_pairs, or your own rows: --tasks.train file 1 "
+            "--tasks.train-file pairs.jsonl, with tasks.format=lightrft.datasets.preferences:compared, ranked, graded or saferlhf there."
+        )
+
+
+def _differ(one: Side, other: Side) -> bool:
+    """Whether some output grades both, and differently."""
+    both = one.grades.keys() & other.grades.keys()
+    return any(
+        one.grades[name] < other.grades[name] or one.grades[name] > other.grades[name] for name in both
+    )
+
+
+def siblings(prompt: Prompt, group: int) -> list[Trajectory]:
+    """A prompt of `Comparisons` as a group of trajectories; the mask is True where the score of each is read."""
+    sides: Sequence[Side] = prompt.target
+    return [
+        Trajectory(
+            prompt=prompt,
+            group=group,
+            token_ids=side.token_ids,
+            mask=[False] * (len(side.token_ids) - 1) + [True],
+            behavior=[0.0] * len(side.token_ids),
+            finish="stop",
+            parts=dict(side.grades),
+        )
+        for side in sides
+    ]
+
+
+def warn_of_shortcuts(
+    prompts: Sequence[Prompt], outputs: Sequence[str], signed: Sequence[str], name: str
+) -> None:
+    """Says in the log what a model could learn instead of what is meant: lengths, or always the same sign."""
+    for output in outputs:
+        graded = [
+            [
+                (s.grades[output], len(s.token_ids))
+                for s in p.target
+                if not math.isnan(s.grades.get(output, math.nan))
+            ]
+            for p in prompts
+        ]
+        pairs = [
+            (one, other) if one[0] > other[0] else (other, one)
+            for group in graded
+            for one, other in combinations(group, 2)
+            if one[0] != other[0]
+        ]
+        for rule, wins in (
+            ("longer", sum(w[1] > l_[1] for w, l_ in pairs)),
+            ("shorter", sum(w[1] < l_[1] for w, l_ in pairs)),
+        ):
+            if wins > LOPSIDED * len(pairs):
+                log.warning(
+                    "%s, %s: the better response is the %s one in %d of %d pairs, so that a model may learn lengths",
+                    name, output, rule, wins, len(pairs),
+                )  # fmt: skip
+        signs = [grade > 0 for group in graded for grade, _ in group if grade]
+        if output in signed and signs and max(sum(signs), len(signs) - sum(signs)) > LOPSIDED * len(signs):
+            log.warning("%s, %s: %d of %d grades are above 0", name, output, sum(signs), len(signs))
+
+
+def warn_of_leaks(learned: Iterable[Prompt], held_out: Sequence[Prompt], name: str) -> None:
+    """Says in the log how many held-out prompts are learned from, too."""
+    known = {tuple(prompt.token_ids) for prompt in learned}
+    shared = sum(tuple(prompt.token_ids) in known for prompt in held_out)
+    if shared:
+        log.warning(
+            "%s: %d of %d held-out prompts are learned from, too; split by prompt",
+            name,
+            shared,
+            len(held_out),
+        )

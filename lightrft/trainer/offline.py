@@ -1,0 +1,179 @@
+"""Learning from given responses: draw prompts with theirs, learn, measure what is held out, repeat. What is learned is an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightrft.config import OfflineConfig
+from lightrft.datasets.loader import PromptLoader
+from lightrft.parallel.world import World
+from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.memory import MemoryPlan, Phase
+from lightrft.trainer.balance import balanced
+from lightrft.trainer.batching import Batching, batch_tokens
+from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.run import Evaluation, Journal, Metrics, Part, RankPart
+from lightrft.types import Batch, Prompt, Terms, Trajectory
+from lightrft.utils.interrupt import Interrupt
+
+OPEN_AT_ONCE = 64
+"""Held-out prompts whose media are in memory at the same time."""
+
+
+class Objective(Protocol):
+    """What is learned from given responses."""
+
+    @property
+    def averaging(self) -> Averaging:
+        """How the losses of tokens become one number."""
+        ...
+
+    @property
+    def num_sums(self) -> int:
+        """How many sums `examine` gives."""
+        ...
+
+    def responses(self, prompt: Prompt, group: int, /) -> list[Trajectory]:
+        """The responses that a prompt comes with, as one group."""
+        ...
+
+    def loss(self, model: Trainable, batch: Batch, /) -> Terms:
+        """The loss of each token."""
+        ...
+
+    def describe(self, drawn: Sequence[Trajectory], /) -> Metrics:
+        """Counts of this rank's part of a step, which are added over ranks."""
+        ...
+
+    def examine(self, model: Trainable, batch: Batch, /) -> Tensor:
+        """(num_sums,) float64 on the CPU: sums over held-out responses that `evaluation` is made of. Called by all ranks."""
+        ...
+
+    def evaluation(
+        self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float], /
+    ) -> Evaluation:
+        """The held-out measurement from the sums of each task, over all ranks; `weights`: of tasks in the mean."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out prompts of one task."""
+
+    task: str
+    prompts: Sequence[Prompt]
+    weight: float
+
+
+@dataclass
+class OfflineTrainer:
+    """Draw prompts, learn, repeat. Every rank runs this same program on its own prompts (SPMD)."""
+
+    config: OfflineConfig
+    objective: Objective
+    world: World
+    memory_plan: MemoryPlan
+    batching: Batching
+    model: Trainable
+    prompts: PromptLoader
+    """Prompts whose target is the response to learn, or the responses."""
+    held_out: Sequence[HeldOut]
+    journal: Journal
+    interrupt: Interrupt
+    whole: bool = field(default=True, init=False)
+
+    def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
+        """One update. Its metrics and its responses."""
+        self.journal.progress.phase("train")
+        drawn = self.draw(step)
+        self.whole = False
+        with self.memory_plan(Phase.TRAIN):
+            metrics = self.learn(balanced(drawn, self.world))
+        return metrics | self.describe(drawn), drawn
+
+    def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:  # noqa: ARG002  # as Trainer has it
+        """The metrics of a step; its responses are in the data."""
+        self.journal.log(step, metrics)
+
+    def draw(self, step: int) -> list[Trajectory]:
+        """This rank's responses of a step, the media of their prompts read."""
+        share = self.config.batch_size // self.world.size
+        # Numbered over the run and over ranks, so that no two prompts are ever taken for one group.
+        first, size = (step - 1) * self.config.batch_size + self.world.rank, self.world.size
+        drawn = self.prompts.draw(share)
+        return [
+            t for n, prompt in enumerate(drawn) for t in self.objective.responses(prompt, first + n * size)
+        ]
+
+    def learn(self, drawn: Sequence[Trajectory]) -> Metrics:
+        """One update."""
+        # The seed decides which answers meet in which of several updates, and here is one.
+        updates = self.batching.updates(drawn, seed=0)
+        loss, averaging = partial(self.objective.loss, self.model), self.objective.averaging
+        (metrics,) = optimize(self.model, updates, loss, averaging=averaging, batching=self.batching)
+        return metrics
+
+    def describe(self, drawn: Sequence[Trajectory]) -> Metrics:
+        """Describes the responses of a step, over all ranks."""
+        cut = sum(t.finish == "length" for t in drawn)
+        local = [len(drawn), sum(len(t) for t in drawn), cut, batch_tokens(drawn)]
+        count, length, cut, read = self.world.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        seconds = self.world.max(self.memory_plan.seconds[Phase.TRAIN])
+        return {
+            "epoch": sum(self.prompts.drawn) / sum(len(prompts) for prompts in self.prompts.sources),
+            "length/mean": length / count,
+            "length/max": self.world.max(max(float(len(t)) for t in drawn)),
+            "length/truncated_fraction": cut / count,
+            **self.world.sum_by_name(self.objective.describe(drawn)),
+            "train/tokens_per_second": read / max(seconds, 1e-9),
+        }
+
+    def evaluate(self, label: str) -> Evaluation:
+        """What the objective measures on held-out prompts, by task."""
+        with self.memory_plan(Phase.SCORE):
+            sums = {one.task: self.examined(one.prompts) for one in self.held_out}
+        return self.objective.evaluation(label, sums, {one.task: one.weight for one in self.held_out})
+
+    @torch.no_grad()
+    def examined(self, prompts: Sequence[Prompt]) -> Tensor:
+        """The objective's sums over the responses of these prompts, all ranks."""
+        mine = prompts[self.world.rank :: self.world.size]
+        sums = torch.zeros(self.objective.num_sums, dtype=torch.float64)
+        for start in range(0, int(self.world.max(len(mine))), OPEN_AT_ONCE):
+            opened = [
+                o for p in mine[start : start + OPEN_AT_ONCE] if (o := self.prompts.open(p)) is not None
+            ]
+            answers = [t for place, p in enumerate(opened) for t in self.objective.responses(p, place)]
+            for _, batch, counts in self.batching.rounds(answers):
+                found = self.objective.examine(self.model, batch)
+                if counts:
+                    sums += found
+                if self.world.size == 1:
+                    self.interrupt.raise_if_stopped()
+        return self.world.sum(sums)
+
+    @property
+    def learners(self) -> Mapping[str, Trainable]:
+        """The one model that learns, by its name in checkpoints."""
+        return {"model": self.model}
+
+    @property
+    def followers(self) -> Mapping[str, Frozen]:
+        """No model is frozen."""
+        return {}
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The stream of prompts, which goes into checkpoints."""
+        return {"prompts": self.prompts}
+
+    @property
+    def rank_parts(self) -> Mapping[str, RankPart]:
+        """The frame keeps the random generators."""
+        return {}

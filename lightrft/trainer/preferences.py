@@ -1,0 +1,148 @@
+"""Training of a reward model as an objective: give the better of several responses to a prompt the higher number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightrft.algorithms.preference import (
+    COUNTS,
+    PreferenceLoss,
+    count_pairs,
+    group_mean,
+    measures,
+    pairs,
+    signs,
+)
+from lightrft.algorithms.segments import segment_count
+from lightrft.config import RewardTrainingConfig
+from lightrft.datasets.comparisons import siblings
+from lightrft.models.reward import values
+from lightrft.strategy.base import Trainable
+from lightrft.trainer.optimize import Averaging
+from lightrft.trainer.run import Evaluation, Metrics
+from lightrft.types import Batch, Prompt, Terms, Trajectory
+from lightrft.utils.intervals import wilson
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """The objective of `lightrft reward`: each prompt weighs the same, whatever the number of its responses."""
+
+    config: RewardTrainingConfig
+    function: PreferenceLoss
+    """The loss of one output, its options bound."""
+
+    @property
+    def averaging(self) -> Averaging:
+        """Every prompt weighs the same."""
+        return Averaging("group", 1)
+
+    @property
+    def num_sums(self) -> int:
+        """COUNTS of each output."""
+        return len(COUNTS) * len(self.config.outputs)
+
+    def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:
+        """All graded responses to the prompt."""
+        return siblings(prompt, group)
+
+    def loss(self, model: Trainable, batch: Batch) -> Terms:
+        """The sum of the outputs' losses, (T,): each token carries that of its group. Differences of `values` in float32."""
+        assert batch.grades is not None
+        found = self._values(model, batch)
+        total = torch.zeros_like(found[:, 0])
+        for place, name in enumerate(self.config.outputs):
+            column, grades = found[:, place], batch.grades[:, place]
+            total = total + self._of_output(column, grades, batch.groups)
+            if name in self.config.signed:
+                total = total + signs(column, grades, batch.groups)
+        return Terms(total[batch.segments], {"pairs/accuracy": _right(found.detach(), batch)[batch.segments]})
+
+    def _of_output(self, column: Tensor, grades: Tensor, groups: Tensor) -> Tensor:
+        """The chosen loss of one output. ValueError if it is not of one number for each response."""
+        loss = self.function(column, grades, groups)
+        if not isinstance(loss, Tensor) or loss.shape != column.shape:
+            raise ValueError(
+                f"loss={self.config.loss} must return a tensor of shape ({column.numel()},), the loss of each response's group."
+            )
+        return loss
+
+    def describe(self, drawn: Sequence[Trajectory]) -> Metrics:
+        """How many responses are compared."""
+        return {"counts/responses_compared": float(len(drawn))}
+
+    def examine(self, model: Trainable, batch: Batch) -> Tensor:
+        """COUNTS of each output, one after the other."""
+        assert batch.grades is not None
+        found = self._values(model, batch)
+        everything = torch.ones_like(batch.mask)
+        lengths = segment_count(everything, batch.segments, batch.num_sequences)
+        columns = zip(found.unbind(1), batch.grades.unbind(1), strict=True)
+        return torch.cat([count_pairs(v, g, batch.groups, lengths) for v, g in columns]).cpu()
+
+    def evaluation(self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Evaluation:
+        """Pair accuracy by task and output, with what rules of length have beside it; the mean over outputs, then over tasks."""
+        found: dict[str, float] = {}
+        lines: list[str] = []
+        means: dict[str, float] = {}
+        for task, counts in sums.items():
+            accuracies = []
+            for name, part in zip(self.config.outputs, counts.split(len(COUNTS)), strict=True):
+                known = {
+                    k: v for k, v in measures(part).items() if name in self.config.signed or "sign" not in k
+                }
+                if "accuracy" in known:
+                    known["low"], known["high"] = wilson(known["accuracy"], int(known["pairs"]))
+                    accuracies.append(known["accuracy"])
+                found |= {f"{task}/{name}/{measure}": value for measure, value in known.items()}
+                lines.append(_line(f"held-out pairs ({label}), {task}, {name}", known))
+            if accuracies:
+                means[task] = sum(accuracies) / len(accuracies)
+        if means:
+            total = sum(weights[task] for task in means)
+            found["mean"] = sum(mean * weights[task] for task, mean in means.items()) / total
+        return Evaluation("pairs", found, "\n".join(lines))
+
+    def _values(self, model: Trainable, batch: Batch) -> Tensor:
+        separate = self.config.model.attention == "separate"
+        return model.compute(partial(values, exact_attention=separate), batch)
+
+
+def _right(found: Tensor, batch: Batch) -> Tensor:
+    """(S,): the share of the pairs of a response's group, over all outputs, that are ordered rightly; a half without any."""
+    assert batch.grades is not None
+    right, members = [], []
+    for column, grades in zip(found.unbind(1), batch.grades.unbind(1), strict=True):
+        better, worse = pairs(grades, batch.groups)
+        apart = column[better] - column[worse]
+        right.append((apart > 0).to(found.dtype) + 0.5 * (apart == 0))
+        members.append(better)
+    half = torch.zeros_like(found[:, 0])
+    compared = group_mean(torch.ones_like(torch.cat(right)), torch.cat(members), batch.groups)
+    return torch.where(
+        compared > 0, group_mean(torch.cat(right), torch.cat(members), batch.groups), half + 0.5
+    )
+
+
+def _line(name: str, known: Mapping[str, float]) -> str:
+    """What is known of one output, for people."""
+    if "accuracy" not in known:
+        told = f"{name}: no pairs"
+    else:
+        told = (
+            f"{name}: {known['accuracy']:.1%} of {known['pairs']:.0f} right (95 % interval {known['low']:.1%} to {known['high']:.1%}), "
+            f"{known['tied']:.1%} tied; longer wins {known['longer_wins']:.1%}, shorter wins {known['shorter_wins']:.1%}"
+        )
+    if "accuracy_balanced" in known:
+        told += (
+            f"; right where the better is longer {known['accuracy_longer']:.1%}, shorter {known['accuracy_shorter']:.1%}, balanced "
+            f"{known['accuracy_balanced']:.1%}"
+        )
+    if "sign_accuracy" in known:
+        told += f"; sign {known['sign_accuracy']:.1%}, always one sign {known['sign_base_rate']:.1%}"
+    return told

@@ -1,0 +1,240 @@
+"""`lightrft reward` from the command line: it learns, it resumes to the same end, and what it leaves behind scores and teaches."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lightrft.config import ModelConfig, RewardModelConfig
+from lightrft.models.reward import load_reward_model, scores
+from lightrft.tasks.tiny import pairs
+from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
+
+QUIET = ["--log.tensorboard=false", "--log.progress=false"]
+SHORT = [
+    "--steps",
+    "8",
+    "--checkpoint.every-steps",
+    "3",
+    "--evaluate.every-steps",
+    "4",
+    "--evaluate.limit",
+    "12",
+]
+VARIANTS = {
+    "plain": [],
+    "lora": ["lora"],
+    "bf16": ["bf16"],
+    "centred": ["--options", "centring", "0.01", "margin", "0.5", "--update.tokens-per-micro-batch", "30"],
+}
+
+
+def arguments(variant):
+    layers = [x for x in VARIANTS[variant] if x in ("lora", "bf16")]
+    return [
+        "reward",
+        "reward_tiny",
+        *layers,
+        *QUIET,
+        *SHORT,
+        *(x for x in VARIANTS[variant] if x not in layers),
+    ]
+
+
+@pytest.fixture(scope="session")
+def rated(server, tmp_path_factory):
+    """The folder of one finished run of the layer `reward_tiny` that tests read and never change."""
+    folder = tmp_path_factory.mktemp("reward")
+    said = Lightrft(server, folder)("reward", "reward_tiny", "--log.progress=false", "--run", "run")
+    (folder / "said.txt").write_text(said)
+    return folder / "run"
+
+
+def updates(run):
+    return [row for row in rows(run) if "pairs/accuracy" in row]
+
+
+def test_it_learns_which_response_is_better_where_lengths_say_nothing(rated):
+    shares = summary(rated)["pair_accuracy"]
+    assert 0.35 < shares["before"] < 0.65
+    assert shares["after"] > 0.95
+    found = summary(rated)["pairs_by_task"]["after"]
+    assert found["tiny_pairs/score/pairs"] == 240
+    assert max(found["tiny_pairs/score/longer_wins"], found["tiny_pairs/score/shorter_wins"]) < 0.55
+    assert found["tiny_pairs/score/accuracy_balanced"] > 0.95
+    said = (rated.parent / "said.txt").read_text()
+    assert "held-out pairs (after), tiny_pairs, score: " in said
+    assert "95 % interval" in said
+    assert "longer wins" in said
+
+
+def test_plain_transformers_scores_as_we_do_padded_on_either_side(rated):
+    folder = rated / "model"
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert plain.config.architectures == ["LlamaForSequenceClassification"]
+    assert (plain.config.num_labels, plain.config.id2label) == (1, {0: "score"})
+    talks = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+        for row in pairs("evaluate", 0)[:25]
+        for side in ("chosen", "rejected")
+    ]
+    tokens = [tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"] for talk in talks]
+    ours = load_reward_model(ModelConfig(path=str(folder)), RewardModelConfig(path=str(folder)))
+    found = scores(ours, tokens, 0, 10_000)
+    assert max(found) - min(found) > 2
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        for start in range(0, 50, 8):
+            padded = tokenizer.pad({"input_ids": tokens[start : start + 8]}, return_tensors="pt")
+            with torch.no_grad():
+                theirs = plain(**padded).logits[:, 0].tolist()
+            assert theirs == pytest.approx(found[start : start + 8], abs=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_after_a_random_step_it_goes_on_to_the_same_end(lightrft, tmp_path, variant):
+    lightrft(*arguments(variant), "--run", "whole")
+    running = lightrft.start(*arguments(variant), "--run", "run")
+    step = random.Random(variant).randrange(1, 8)
+
+    def reached():
+        return (tmp_path / "run/metrics.jsonl").exists() and any(
+            u["step"] >= step for u in updates(tmp_path / "run")
+        )
+
+    wait_until(reached, running=running)
+    running.send(signal.SIGKILL)
+    running.wait()
+    lightrft("reward", "--resume", "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        ["--strategy.backend", "fsdp"],
+        ["--strategy.backend", "fsdp", "--strategy.sequence-parallel", "2"],
+        ["lora", "--strategy.backend", "fsdp"],
+    ],
+    ids=["fsdp", "teams", "lora"],
+)
+def test_two_processes_learn_what_one_does(lightrft, tmp_path, together):
+    layers, flags = [x for x in together if x == "lora"], [x for x in together if x != "lora"]
+    few = [
+        *QUIET,
+        "--steps",
+        "4",
+        "--evaluate.every-steps",
+        "0",
+        "--evaluate.limit",
+        "16",
+        "--optimizer.schedule",
+        "constant",
+    ]
+    lightrft("reward", "reward_tiny", *layers, *few, "--run", "one")
+    lightrft("reward", "reward_tiny", *layers, *few, *flags, "--processes", "2", "--run", "two")
+    for mine, theirs in zip(updates(tmp_path / "two"), updates(tmp_path / "one"), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=2e-3)
+        assert mine["pairs/accuracy"] == pytest.approx(theirs["pairs/accuracy"], abs=0.07)
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        # AdamW's first steps are as long as the learning rate whatever the gradient: a sign near 0 may turn over.
+        assert (weight - two[name]).abs().mean() < 1e-4, name
+    assert (
+        summary(tmp_path / "two")["pair_accuracy"]["before"]
+        == summary(tmp_path / "one")["pair_accuracy"]["before"]
+    )
+
+
+def test_a_general_and_a_cost_output_are_learned_on_one_body_and_each_is_a_reward(lightrft, tmp_path):
+    """With the columns of Safe-RLHF: digits are better, capitals are unsafe."""
+    lines = []
+    for row in pairs("train", 0)[:300]:
+        sides = [row["chosen"], row["rejected"]]
+        safe = [not side.isupper() for side in sides]
+        safer = 0 if safe[0] else 1
+        lines.append(
+            {
+                "prompt": row["prompt"],
+                "response_0": sides[0],
+                "response_1": sides[1],
+                "better_response_id": 0,
+                "safer_response_id": safer,
+                "is_response_0_safe": safe[0],
+                "is_response_1_safe": safe[1],
+            }
+        )
+    for file, part in (("train.jsonl", lines[:240]), ("held.jsonl", lines[240:])):
+        (tmp_path / file).write_text("".join(json.dumps(line) + "\n" for line in part))
+    files = [
+        "--tasks.train",
+        "file",
+        "1",
+        "--tasks.train-file",
+        "train.jsonl",
+        "--tasks.evaluate-file",
+        "held.jsonl",
+    ]
+    kind = [
+        "--tasks.format",
+        "lightrft.datasets.preferences:saferlhf",
+        "--outputs",
+        "general",
+        "cost",
+        "--signed",
+        "cost",
+    ]
+    output = lightrft("reward", "reward_tiny", *QUIET, *files, *kind, "--steps", "60", "--run", "run")
+    assert "sign " in output
+    found = summary(tmp_path / "run")["pairs_by_task"]["after"]
+    assert found["file/cost/sign_accuracy"] > max(0.9, found["file/cost/sign_base_rate"])
+    config = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert config["id2label"] == {"0": "general", "1": "cost"}
+    options = ["--reward_model.path", "run/model", "--rewards.functions", "reward_model", "1"]
+    more = ["--reward_model.output-index", "1", "--steps", "1", "--run", "rl"]
+    lightrft("train", "tiny", *PLAIN, *options, *more)
+    again = ["--model", "run/model", "--steps", "1", "--run", "again"]
+    lightrft("reward", "reward_tiny", *QUIET, *files, *kind, *again)
+    before, after = (summary(tmp_path / run)["pair_accuracy"] for run in ("again", "run"))
+    assert before["before"] == pytest.approx(after["after"], abs=1e-3)
+
+
+def test_a_checkpoint_is_exported_as_the_same_folder(lightrft, rated, tmp_path):
+    lightrft("export", rated, "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == model_bytes(rated)
+    names = ("config.json", "tokenizer_config.json")
+    assert [(tmp_path / "out" / n).read_text() == (rated / "model" / n).read_text() for n in names] == [
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks.train", "tiny", "1"], "task 'tiny' has no graded responses to compare"),
+        (["--tasks.train", "file", "1"], "tasks.train_file"),
+        (["--loss", "bradly_terry"], "Did you mean 'bradley_terry'"),
+        (["--options", "margins", "1"], "options.margins: loss=bradley_terry does not take it"),
+        (["--outputs", "score", "cost"], "no response is graded for 'cost'"),
+        (["--signed", "cost"], "'cost' is none of outputs=['score']"),
+        (["--model.path", "random:llava"], "reads media too"),
+        (["--update.num-minibatches", "2"], "update.num_minibatches=2 has no effect"),
+        (["--max-tokens", "1"], "no comparison is left"),
+    ],
+)
+def test_a_mistake_is_told_before_any_weight_loads(lightrft, flags, message):
+    assert message in lightrft("reward", "reward_tiny", *QUIET, *flags, "--run", "run", status=2)
+
+
+def test_other_commands_refuse_its_settings_and_config_prints_them(lightrft, rated):
+    assert "settings of `lightrft reward`" in lightrft("sft", "--resume", rated, status=2)
+    assert "signed: []" in lightrft("config", "reward", "reward_tiny")

@@ -1,0 +1,162 @@
+"""Training of a reward model against plain transformers: padded rows, one pair beside the other, no code of ours."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid, softplus
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
+
+from lightrft.algorithms.preference import PREFERENCE_LOSSES
+from lightrft.config import ModelConfig, OptimizerConfig, RewardTrainingConfig, UpdateConfig
+from lightrft.datasets.comparisons import Side, siblings
+from lightrft.models.reward_source import RewardSource
+from lightrft.parallel.world import World
+from lightrft.strategy.single import SingleTrainable
+from lightrft.testing import keep_double
+from lightrft.trainer.batching import Batching
+from lightrft.trainer.optimize import optimize
+from lightrft.trainer.preferences import Preferences
+from lightrft.types import Prompt
+
+PADDING = 259
+
+
+def prompts(shape, outputs=("score",)):
+    """Prompts of random tokens; `shape`: the grades of the responses of each."""
+    draw = random.Random(0)
+
+    def tokens(least, most):
+        return [draw.randrange(1, 250) for _ in range(draw.randint(least, most))]
+
+    return [
+        Prompt(
+            f"p{n}",
+            tokens(3, 30),
+            [],
+            [Side(tokens(1, 25), dict(zip(outputs, g, strict=True))) for g in grades],
+            "x",
+        )
+        for n, grades in enumerate(shape)
+    ]
+
+
+PAIRS = [[(1.0,), (0.0,)]] * 6
+
+
+def model(outputs=("score",)):
+    source = RewardSource(ModelConfig(path="random:llama"), outputs=outputs, padding=PADDING)
+    return source.full().double()
+
+
+def plain(asked, loss, folder, outputs=("score",)):
+    """Loss and gradients of transformers' own class: all rows padded to one length, `loss` of their values by prompt."""
+    module = model(outputs)
+    module.config.save_pretrained(folder)
+    theirs = AutoModelForSequenceClassification.from_config(
+        module.config, attn_implementation="eager"
+    ).double()
+    theirs.load_state_dict(module.state_dict())
+    rows = [p.token_ids + side.token_ids for p in asked for side in p.target]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [PADDING] * (width - len(row)) for row in rows])
+    found = theirs(input_ids=ids, attention_mask=(ids != PADDING).long()).logits
+    result = torch.stack([loss(v) for v in found.split([len(p.target) for p in asked])]).mean()
+    result.backward()
+    return float(result.detach()), {n: p.grad for n, p in theirs.named_parameters()}
+
+
+def ours(asked, tokens, share_prompts=True, order=None, outputs=("score",), **settings):
+    """The same by our trainer's parts."""
+    module, gradients = model(outputs), {}
+    config = RewardTrainingConfig(outputs=list(outputs), **settings)
+    function = partial(PREFERENCE_LOSSES[config.loss], **config.options)
+    objective = Preferences(config, function)
+
+    def keep(index, norm):
+        gradients.update({n: p.grad.clone() for n, p in module.named_parameters()})
+
+    update = UpdateConfig(tokens_per_micro_batch=tokens, share_prompts=share_prompts)
+    batching = Batching(update, World(), torch.device("cpu"), whole_groups=True, outputs=outputs)
+    trainable = SingleTrainable(module, OptimizerConfig(learning_rate=0.0), 1)
+    answers = [t for n, p in enumerate(asked) for t in siblings(p, n)]
+    if order is not None:
+        random.Random(order).shuffle(answers)
+    (metrics,) = optimize(
+        trainable,
+        batching.updates(answers, seed=0),
+        partial(objective.loss, trainable),
+        averaging=objective.averaging,
+        batching=batching,
+        before_update=keep,
+    )
+    return metrics["loss"], gradients
+
+
+def assert_same(found, right):
+    assert found[0] == pytest.approx(right[0], abs=1e-6)  # weights of tokens are float32
+    for name, gradient in right[1].items():
+        assert_close(found[1][name], gradient, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def pair_loss(tmp_path_factory):
+    with keep_double():
+        return plain(prompts(PAIRS), lambda v: -logsigmoid(v[0, 0] - v[1, 0]), tmp_path_factory.mktemp("m"))
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("tokens", [10_000, 110, 30, 1])
+def test_the_loss_of_pairs_is_that_of_transformers_whatever_fits_a_micro_batch(
+    pair_loss, tokens, share_prompts
+):
+    """A budget of 30 tokens would cut pairs, and leave those without a partner without a loss."""
+    with keep_double():
+        assert_same(ours(prompts(PAIRS), tokens, share_prompts), pair_loss)
+
+
+@pytest.mark.parametrize("order", range(3))
+def test_neither_the_order_of_pairs_nor_that_of_their_sides_matters(pair_loss, order):
+    with keep_double():
+        assert_same(ours(prompts(PAIRS), 110, order=order), pair_loss)
+
+
+def test_rankings_weigh_as_much_as_pairs_and_outputs_add_up(tmp_path):
+    """Three prompts: a pair, a ranking of three, and one that only the signed cost grades."""
+    nan, outputs = float("nan"), ("general", "cost")
+    asked = prompts(
+        [[(1.0, nan), (0.0, nan)], [(2.0, 1.0), (1.0, -1.0), (0.0, nan)], [(nan, 2.0), (nan, -2.0)]], outputs
+    )
+
+    def loss(v):
+        if len(v) == 3:
+            general = sum(softplus(v[b, 0] - v[a, 0]) for a, b in ((0, 1), (0, 2), (1, 2))) / 3
+            cost = softplus(v[1, 1] - v[0, 1]) + softplus(-v[0, 1]) + softplus(v[1, 1])
+            return general + cost
+        if v is first[0]:
+            return softplus(v[1, 0] - v[0, 0])
+        return softplus(v[1, 1] - v[0, 1]) + softplus(-v[0, 1]) + softplus(v[1, 1])
+
+    first = []
+
+    def in_turn(v):
+        if not first:
+            first.append(v)
+        return loss(v)
+
+    with keep_double():
+        right = plain(asked, in_turn, tmp_path / "m", outputs)
+        for tokens in (10_000, 40):
+            assert_same(ours(asked, tokens, outputs=outputs, signed=["cost"]), right)
+
+
+def test_a_prompt_that_is_drawn_twice_weighs_twice(tmp_path):
+    asked = prompts(PAIRS)
+    with keep_double():
+        twice = ours([*asked[:2], asked[0]], 110)[0]
+        one, other = (ours([p], 110)[0] for p in asked[:2])
+    assert twice == pytest.approx((2 * one + other) / 3, abs=1e-6)
