@@ -149,7 +149,7 @@ class Watch:
         return self._silent
 
     def _stopped(self) -> str:
-        """Which other ranks give no sign, as sentences; empty if all do."""
+        """Sentences that name the other ranks that give no sign; empty if all do."""
         gone = sorted(self.silent() - {self.rank})
         return "".join(f"Rank {rank} did not come and gives no sign. " for rank in gone)
 
