@@ -71,6 +71,10 @@ PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=fa
 ALGORITHMS = ["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "remax", "gspo", "gmpo", "cispo", "sapo", "cpgd", "opo", "dapo", "pf_ppo", "entropy_tokens", "fire", "lagrangian", "ppo", "ttrl", "bf16", "lora"]  # fmt: skip
 
 
+PINNED = "pinned.yaml"
+"""A layer over `tiny` that both checkouts read: what it set when the first of them was taken."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One or more command lines in the same folder, the last of which ends a run in `run`."""
@@ -83,7 +87,7 @@ def train(*words: str) -> list[str]:
     """A command line that writes to the folder `run`."""
     late = "--rollout.overlap-rewards" in words  # rewards in the main process would hold up the rollout
     plain = ["--rewards.workers", "1", *PLAIN[2:]] if late else PLAIN
-    return ["train", "tiny", *words, "--run", "run", *plain]
+    return ["train", "tiny", PINNED, *words, "--run", "run", *plain]
 
 
 def works() -> Iterator[Work]:
@@ -120,7 +124,9 @@ def works() -> Iterator[Work]:
 
 
 def prepare(folder: Path) -> None:
-    """Writes the picture rows and their reward."""
+    """Writes the layer that both checkouts read, the picture rows and their reward."""
+    pinned = "optimizer: {learning_rate: 1e-3}\ncheckpoint: {every_steps: 2}\nevaluate: {limit: 16}\n"
+    (folder / PINNED).write_text(pinned, encoding="utf-8")
     try:
         import numpy
         from PIL import Image

@@ -117,6 +117,10 @@ class Completion:
     """What fixes its random numbers, for the same engine to go on with it."""
 
 
+Origin = Literal["sampled", "carried_over", "replayed"]
+Use = Literal["trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed"]
+
+
 @dataclass(slots=True)
 class Trajectory:
     """A prompt, what followed, and what is known about it. Filled by the phases in turn.
@@ -158,9 +162,9 @@ class Trajectory:
     """The same as in Completion."""
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
-    origin: Literal["sampled", "carried_over", "replayed"] = "sampled"
+    origin: Origin = "sampled"
     """How it came into the present step: rewarded in it, carried over from the one before, or from the replay buffer."""
-    use: Literal["trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed"] = "trained"
+    use: Use = "trained"
     """What the present step does with it. masked: no token is learned from (algorithm.truncated=mask); unselected: left out by
     algorithm.response_filter; filtered_out: with its group, by algorithm.group_filter; extra: its group was one too many; waiting: it
     is carried over to the next step; failed: it has no reward."""

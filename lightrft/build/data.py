@@ -112,13 +112,20 @@ def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> 
     """The prompts of one split of a task."""
     prompts, counts = prepare(records_of(config, task, split), processor, config.tasks)
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
-    room, needed = made_for(text_shape(config.model)), counts.longest + config.rollout.max_tokens
-    if split == "train" and room is not None and needed > room:
-        log.warning(
-            "%s: the longest prompt and a full response are %d tokens, and the model was made for %d. Lower tasks.max_prompt_tokens or rollout.max_tokens.",
-            *(task.name, needed, room),
-        )
+    if split == "train" and (told := beyond_context(config, counts.longest)):
+        log.warning("%s: %s", task.name, told)
     return prompts
+
+
+def beyond_context(config: Config, longest: int) -> str:
+    """A sentence if the longest prompt, of so many tokens, and a full response are more than the model was made for; else empty."""
+    room, needed = made_for(text_shape(config.model)), longest + config.rollout.max_tokens
+    if room is None or needed <= room:
+        return ""
+    return (
+        f"the longest prompt and a full response are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or "
+        "rollout.max_tokens."
+    )
 
 
 def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardScaler:

@@ -97,18 +97,10 @@ def load_model(
     """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable."""
     import_all(config.imports)
     if trainable and config.lora.rank:
-        check_adapters(config)
+        check_targets(without_weights(config), config.lora)  # before weights are read
     dtype = getattr(torch, config.dtype)
     model: Any = _untrained(config, dtype) if config.path.startswith(RANDOM) else _pretrained(config, dtype)
     return prepared(model.to(device), config, trainable)
-
-
-def check_adapters(config: ModelConfig) -> None:
-    """ValueError for adapters that cannot be, from the model's shape alone."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        check_targets(shaped(config), config.lora)
 
 
 def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:

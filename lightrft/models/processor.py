@@ -162,6 +162,8 @@ class Processor:
 
         ValueError for a stop text that holds a special token and more, since no text would ever match it.
         """
+        if not sampling.stop:
+            return sampling
         special = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         for stop in sampling.stop:
             inside = [name for name in special if name in stop and name != stop]

@@ -12,12 +12,12 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.describe import RANDOM, is_tiny, stored_shape
+from lightrft.models.describe import RANDOM, is_tiny, stored_shape, without_weights
 from lightrft.models.families import is_multimodal
 from lightrft.models.lazy import empty_model, spread
-from lightrft.models.load import check_adapters, load_model, prepared
+from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm
-from lightrft.models.lora import plain_parameters
+from lightrft.models.lora import check_targets, plain_parameters
 from lightrft.models.reward import set_head, trained
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config
@@ -50,7 +50,7 @@ class RewardSource(Source):
     def full(self, device: torch.device | str = "cpu") -> nn.Module:
         """The model with all its weights."""
         if self.learns and self.config.lora.rank:
-            check_adapters(self.config)
+            check_targets(without_weights(self.config), self.config.lora)  # before weights are read
         if self.has_head:
             model = trained(self.config, f"model.path={self.config.path}").to(device)
             self._named(model.config)

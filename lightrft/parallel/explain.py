@@ -58,14 +58,16 @@ def _reason(watch: Watch, *, in_time: bool) -> str:
     watch.failing = True
     if cause := watch.cause(PATIENCE_SECONDS if in_time else 0):
         return str(cause["message"]).removeprefix("lightrft: ")
-    late = {r: w for r, w in watch.whereabouts().items() if r != watch.rank and w["calls"] < STATUS.calls}
-    if in_time or not late:
+    others = {rank: word for rank, word in watch.whereabouts().items() if rank != watch.rank}
+    late = {rank: word for rank, word in others.items() if word["calls"] < STATUS.calls}
+    # One that was stopped inside a collective of the backend has made as many calls of ours as we have.
+    silent = watch.silent() & others.keys()
+    if in_time or not (late or silent):
         return ""
-    silent = watch.silent() & late.keys()
     # Those who wait themselves are late only because of another.
     blamed = silent or {rank for rank, word in late.items() if not word["call"]} or set(late)
     where = "; ".join(
-        f"rank {rank} did not come, it is in {late[rank]['where']}{' and gives no sign' if rank in silent else ''}"
+        f"rank {rank} did not come, it is in {others[rank]['where']}{' and gives no sign' if rank in silent else ''}"
         for rank in sorted(blamed)
     )
     return (

@@ -148,6 +148,11 @@ class Watch:
             self._silent = {r for r, count in before.items() if r in after and after[r]["count"] == count}
         return self._silent
 
+    def _stopped(self) -> str:
+        """Sentences that name the other ranks that give no sign; empty if all do."""
+        gone = sorted(self.silent() - {self.rank})
+        return "".join(f"Rank {rank} did not come and gives no sign. " for rank in gone)
+
     def others(self) -> str:
         """Where the other ranks are, as a sentence; empty if none is known."""
         known = {r: w["where"] for r, w in self.whereabouts().items() if r != self.rank}
@@ -245,7 +250,7 @@ class Watch:
                     else "is cut off from the others"
                 )
                 message = (
-                    f"rank {self.rank} {what} ({STATUS}). {self.others()}Its stack is in RUN/logs. "
+                    f"rank {self.rank} {what} ({STATUS}). {self._stopped()}{self.others()}Its stack is in RUN/logs. "
                     f"If it only needs longer, raise strategy.timeout_seconds={self.timeout_seconds:g}."
                 )
                 self.blame(f"lightrft: {message}")

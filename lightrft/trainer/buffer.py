@@ -6,11 +6,11 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from lightrft.config import ReplayConfig
 from lightrft.runs.storage import restored, stored
-from lightrft.types import Prompt, Trajectory
+from lightrft.types import Origin, Prompt, Trajectory
 
 log = logging.getLogger("lightrft")
 
@@ -189,6 +189,6 @@ def _apart(t: Trajectory) -> Trajectory:
     )
 
 
-def _came_as(origin: Literal["carried_over", "replayed"], groups: Sequence[Group]) -> None:
+def _came_as(origin: Origin, groups: Sequence[Group]) -> None:
     for t in (t for group in groups for t in group):
         t.origin = origin

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
@@ -19,10 +18,9 @@ from lightrft.trainer.length import penalise_length
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.supply import Supply
-from lightrft.types import Trajectory
+from lightrft.types import Trajectory, Use
 
 Metrics = dict[str, float]
-Use = Literal["filtered_out", "extra", "waiting", "failed"]
 
 
 @dataclass
@@ -114,10 +112,13 @@ class Collector:
         drawn.counts = average([drawn.counts, counts])
         groups = by_group(judged.kept)
         drawn.groups += groups
-        worthy = [group for group in groups if self.algorithm.group_filter(group)]
-        drawn.left_out += len(groups) - len(worthy)
+        worthy: list[Group] = []
+        others: list[Group] = []
+        for group in groups:
+            (worthy if self.algorithm.group_filter(group) else others).append(group)
+        drawn.left_out += len(others)
         drawn.leave_out("failed", [judged.dropped])
-        drawn.leave_out("filtered_out", [group for group in groups if not any(group is x for x in worthy)])
+        drawn.leave_out("filtered_out", others)
         # Groups are chosen by what was right, so before the penalty.
         penalise_length(
             (t for group in groups for t in group), self.algorithm.config, self.config.rollout.max_tokens

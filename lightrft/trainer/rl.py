@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from lightrft.config import Config
 from lightrft.models.processor import Processor
@@ -26,7 +25,7 @@ from lightrft.trainer.learn import Learner
 from lightrft.trainer.run import Evaluation, Journal, Metrics, Part, RankPart
 from lightrft.trainer.sampler import Sampler
 from lightrft.trainer.score import Scorer
-from lightrft.types import Trajectory
+from lightrft.types import Trajectory, Use
 from lightrft.utils.seeding import derive_seed
 
 
@@ -144,5 +143,5 @@ def mark_use(scored: Sequence[Trajectory], chosen: Sequence[Trajectory]) -> None
     """Notes which of the scored responses are learned from."""
     selected = {id(t) for t in chosen}
     for t in scored:
-        learned: Literal["trained", "masked"] = "trained" if any(t.mask) or not t.mask else "masked"
+        learned: Use = "trained" if any(t.mask) or not t.mask else "masked"
         t.use = learned if id(t) in selected else "unselected"

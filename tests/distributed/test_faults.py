@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.pair import ranks
-from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, environment, steps, wait_until
+from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, environment, short, steps, wait_until
 
 pytestmark = pytest.mark.timeout(150)
 SMALL = [*PLAIN, "--evaluate.before-and-after=false", "--rollout.max-tokens", "5", "--strategy.device", "cpu"]
 EVERY_STEP = ["--checkpoint.every-steps", "1", "--checkpoint.keep-last", "9", "--steps", "4"]
 FAULTY = ["--trainer", "faulty.py:Faulty", "--strategy.backend", "fsdp"]
-RUN = ["train", "tiny", *SMALL, *EVERY_STEP, *FAULTY]
+RUN = short(["train", "tiny", *SMALL, *EVERY_STEP, *FAULTY])
 QUICK = 30
 """Seconds in which all is over after something has happened, on a busy machine."""
 

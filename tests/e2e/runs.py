@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=false"]
 """What a test about something else does without: processes for rewards, TensorBoard, a live picture."""
-FOUR_STEPS = Path(__file__).with_name("four_steps.yaml")
+FOUR_STEPS = str(Path(__file__).with_name("four_steps.yaml"))
 """A layer over `tiny`, which by itself trains for as long as it takes to see it learn."""
 MEASURED = (
     "seconds/",
@@ -33,9 +33,9 @@ MEASURED = (
 
 
 def short(args: Sequence[object]) -> tuple[object, ...]:
-    """The command with FOUR_STEPS behind the layer `tiny`."""
+    """The command with FOUR_STEPS behind the layer `tiny`, once."""
     layers = list(itertools.takewhile(lambda word: not str(word).startswith("-"), args))
-    if layers[:1] != ["train"] or "tiny" not in layers:
+    if layers[:1] != ["train"] or "tiny" not in layers or FOUR_STEPS in layers:
         return tuple(args)
     place = layers.index("tiny") + 1
     return (*args[:place], FOUR_STEPS, *args[place:])
@@ -121,7 +121,7 @@ class Finished:
 
 def cold(*args: object, cwd: Path) -> Finished:
     """The command line as a user starts it: a fresh interpreter, everything imported anew, another hash seed."""
-    command = [sys.executable, "-m", "lightrft", *(str(a) for a in args)]
+    command = [sys.executable, "-m", "lightrft", *(str(a) for a in short(args))]
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
     return Finished(done.returncode, done.stdout + done.stderr)
 

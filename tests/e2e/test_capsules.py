@@ -137,7 +137,8 @@ def test_a_bad_step_is_skipped_counted_and_captured(lightrft, tmp_path, loss):
     )
     assert [row["grad_norm"] is None for row in taken] == [False, False, True, False]
     assert [p.name for p in (tmp_path / "run" / "capsules").iterdir()] == ["step-000003"]
-    output = lightrft("replay", "run", "--step", "3")
+    assert "add --run-code" in lightrft("replay", "run", "--step", "3", status=2)
+    output = lightrft("replay", "run", "--step", "3", "--run-code")
     assert "equal bit for bit" in output
     assert "nan" in output
 
@@ -180,4 +181,4 @@ def test_a_spike_is_captured(lightrft, tmp_path):
         "losses.py:at_step_3",
     )
     assert [p.name for p in (tmp_path / "run" / "capsules").iterdir()] == ["step-000012"]
-    lightrft("replay", "run", "--step", "12")
+    lightrft("replay", "run", "--step", "12", "--run-code")

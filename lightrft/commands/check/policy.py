@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from rich.panel import Panel
 from rich.text import Text
-from torch import nn
 
+from lightrft.build.data import beyond_context
 from lightrft.build.judges import add_judging_models, most_read
 from lightrft.build.memory import build_memory_plan
 from lightrft.commands.check.questions import Questions
@@ -21,8 +21,6 @@ from lightrft.console.progress import shorten
 from lightrft.engines.base import EngineDiedError
 from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
-from lightrft.models.families import made_for
-from lightrft.models.logprobs import text_config
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Trainable
@@ -67,7 +65,8 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     section.fact(
         "model", f"{numbers / 1e6:,.1f} million weights, loaded in {time.perf_counter() - started:.1f} s"
     )
-    fits_context(section, config, actor.module, questions)
+    if told := beyond_context(config, questions.longest):
+        section.warn(told)
     fits_judges(section, config, parts, questions)
     most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
@@ -109,16 +108,6 @@ def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Tra
         return time.perf_counter() - started
 
     return policy.sampler.where_it_judges(parts.judge, timed)
-
-
-def fits_context(section: Section, config: Config, module: nn.Module, questions: Questions) -> None:
-    """Warns if prompt and response may together be longer than the model was made for."""
-    room = made_for(text_config(module))
-    needed = questions.longest + config.rollout.max_tokens
-    if room is not None and needed > room:
-        section.warn(
-            f"the longest prompt and a full response are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or rollout.max_tokens."
-        )
 
 
 def fits_judges(section: Section, config: Config, parts: Parts, questions: Questions) -> None:

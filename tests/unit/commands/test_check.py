@@ -89,9 +89,8 @@ def test_a_sound_run_is_found_ready_with_every_section_in_order(check: Check) ->
 
 
 def test_the_arithmetic_of_a_step_is_written_out(check: Check) -> None:
-    _, told = check(
-        "--rollout.prompts-per-step", "6", "--update.num-minibatches", "2", "--update.epochs", "3"
-    )
+    step = ["--rollout.prompts-per-step", "6", "--update.num-minibatches", "2", "--update.epochs", "3"]
+    _, told = check(*step, "--steps", "4")
     assert "6 prompts x 4 responses = 24 responses of at most 8 tokens" in told
     assert "= at most 192 response tokens, in 6 updates of 12 responses" in told
     assert "4 steps = 96 responses, 24 updates" in told

@@ -228,7 +228,7 @@ def test_a_worker_that_is_left_without_being_heard_ends_quietly():
     """A command that judges nothing closes the connection with the worker's word that it is ready unread."""
     connection, child = Pipe()
     worker = subprocess.Popen(
-        [sys.executable, "-m", "lightrft.workers.process", str(child.fileno())],
+        [sys.executable, "-m", "lightrft.workers.process", str(child.fileno()), str(os.getpid()), "0"],
         pass_fds=[child.fileno()],
         stderr=subprocess.PIPE,
     )
