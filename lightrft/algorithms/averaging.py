@@ -43,6 +43,8 @@ def token_weights(batch: Batch, average: Average, max_tokens: int, tokens: int, 
                                                  (https://arxiv.org/abs/2402.03300), eq. 3. Weights sum to 1.
     fixed     w = 1 / (sequences * max_tokens)   No response gains by its length. Dr.GRPO, Liu et al. 2025
                                                  (https://arxiv.org/abs/2503.20783), section 3.
+    group     w = 1 / (groups * group's tokens)  Every prompt counts the same, however many responses it has. No group may be
+                                                 divided over batches. Weights sum to 1.
 
     DAPO takes the tokens of one prompt's group, we take those of the whole mini-batch, as TRL does.
     """

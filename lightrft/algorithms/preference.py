@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 PreferenceLoss = Callable[..., Tensor]
-"""(values, grades, groups, *, options) -> (S,): each response carries the loss of its group, 0 where the group teaches nothing."""
+"""(values, grades, groups, *, options) -> (S,): each response carries the loss of its group, 0 where the group teaches nothing. One that
+learns from nothing but differences of grades says so by an attribute `compares_responses = True`."""
 COUNTS = (
     "pairs", "right", "tied", "longer", "same_length", "right_longer", "right_shorter", "signed", "right_sign", "positive",
 )  # fmt: skip
@@ -51,6 +52,9 @@ def bradley_terry(
     if centring:
         loss = loss + centring * (values[better] + values[worse]).square()
     return group_mean(loss, better, groups)
+
+
+bradley_terry.compares_responses = True  # type: ignore[attr-defined]
 
 
 def regression(values: Tensor, grades: Tensor, groups: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From settings to a run that learns from given responses; what differs between its kinds is `Plan`."""
+"""From settings to a run that learns from given responses; what differs between its kinds is `Setup`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lightrft.utils.interrupt import Interrupt
 
 
 @dataclass(frozen=True)
-class Plan:
+class Setup:
     """What one kind of run learns, and from what."""
 
     processor: Processor
@@ -51,7 +51,7 @@ def build_run(
     config: OfflineConfig,
     run: Path,
     stack: contextlib.ExitStack,
-    made_of: Callable[[World], Plan],
+    made_of: Callable[[World], Setup],
     *,
     started: float,
     resume: bool = False,
@@ -62,26 +62,25 @@ def build_run(
     device = pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
-    plan = made_of(world)
+    setup = made_of(world)
     check_team(config.strategy, {"model.path": config.model})
-    prompts, held_out = build_loader(config, plan, world), build_held_out(config, plan)
-    plan.check(prompts, held_out)
+    prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
+    setup.check(prompts, held_out)
     steps = config.steps or math.ceil(
         config.epochs * sum(len(source) for source in prompts.sources) / config.batch_size
     )
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, config, steps) if resume else None
-    model = strategy.trainable(plan.source, config.optimizer, steps)
+    model = strategy.trainable(setup.source, config.optimizer, steps)
     memory_plan = build_sft_memory_plan(model, device)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
-    blank = dummy_answer(plan.processor.blank())
-    compares = bool(plan.outputs)
+    blank, compares = dummy_answer(setup.processor.blank()), bool(setup.outputs)
     trainer = OfflineTrainer(
         config=config,
-        objective=plan.objective,
+        objective=setup.objective,
         world=world,
         memory_plan=memory_plan,
-        batching=Batching(config.update, world, device, blank, compares, plan.outputs),
+        batching=Batching(config.update, world, device, blank, compares, setup.outputs),
         model=model,
         prompts=prompts,
         held_out=held_out,
@@ -95,7 +94,7 @@ def build_run(
         journal=journal,
         world=world,
         memory_plan=memory_plan,
-        processor=plan.processor,
+        processor=setup.processor,
         checkpoints=checkpoints,
         evaluates=config.evaluate,
         interrupt=interrupt,
@@ -108,20 +107,20 @@ def build_run(
     return made
 
 
-def build_loader(config: OfflineConfig, plan: Plan, world: World) -> PromptLoader:
+def build_loader(config: OfflineConfig, setup: Setup, world: World) -> PromptLoader:
     """The endless draw of training prompts."""
     sources = [
-        (plan.prompts_of(task, "train"), config.tasks.train[name])
+        (setup.prompts_of(task, "train"), config.tasks.train[name])
         for name, task in training_tasks(config).items()
     ]
-    opener = Opener(plan.processor, config.tasks)
+    opener = Opener(setup.processor, config.tasks)
     return PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
 
 
-def build_held_out(config: OfflineConfig, plan: Plan) -> list[HeldOut]:
+def build_held_out(config: OfflineConfig, setup: Setup) -> list[HeldOut]:
     """The prompts that are measured on and never learned from."""
     most, wanted = config.evaluate.limit or None, evaluated_tasks(config)
     return [
-        HeldOut(task.name, plan.prompts_of(task, "evaluate")[:most], wanted[name])
+        HeldOut(task.name, setup.prompts_of(task, "evaluate")[:most], wanted[name])
         for name, task in load_tasks(wanted).items()
     ]

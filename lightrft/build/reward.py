@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightrft.algorithms.preference import PREFERENCE_LOSSES, PreferenceLoss
+from torch import Tensor
+
+from lightrft.algorithms.preference import PREFERENCE_LOSSES
 from lightrft.build import offline
 from lightrft.build.process import dated
 from lightrft.build.tasks import records_of
@@ -29,7 +31,7 @@ from lightrft.trainer.offline import HeldOut
 from lightrft.trainer.preferences import Preferences
 from lightrft.trainer.run import Run
 from lightrft.types import Prompt
-from lightrft.utils.imports import resolve
+from lightrft.utils.imports import import_all, resolve
 
 log = logging.getLogger("lightrft")
 
@@ -44,17 +46,22 @@ def build_run(
 ) -> Run:
     """All parts of a run that trains a reward model."""
 
-    def made_of(world: World) -> offline.Plan:
-        objective = Preferences(config, bound_loss(config))
+    def made_of(world: World) -> offline.Setup:
+        loss = bound_loss(config)
         processor, source = build_model(config)
         processor = dated(processor, run, world)
-        comparisons = Comparisons(processor, config, partial(up_to_score, padding=source.padding))
-        return offline.Plan(
+        comparisons = Comparisons(
+            processor,
+            config,
+            until=partial(up_to_score, padding=source.padding),
+            compares=bool(getattr(loss.func, "compares_responses", False)),
+        )
+        return offline.Setup(
             processor=processor,
             source=source,
-            objective=objective,
+            objective=Preferences(config, loss),
             prompts_of=partial(prompts_of, config, comparisons),
-            check=partial(check_data, config),
+            check=partial(check_data, config, comparisons),
             outputs=config.outputs,
         )
 
@@ -63,6 +70,7 @@ def build_run(
 
 def build_model(config: RewardTrainingConfig) -> tuple[Processor, RewardSource]:
     """What turns texts into tokens, padding as the finished model will, and the model as it is to be loaded."""
+    import_all(config.model.imports)
     check_reward_source(config.model, config.outputs)
     processor = load_processor(config.model)
     padding = None
@@ -75,7 +83,7 @@ def build_model(config: RewardTrainingConfig) -> tuple[Processor, RewardSource]:
     return processor, source
 
 
-def bound_loss(config: RewardTrainingConfig) -> PreferenceLoss:
+def bound_loss(config: RewardTrainingConfig) -> partial[Tensor]:
     """The loss with its options. ValueError for an option that it does not take, or lacks."""
     function: Any = resolve(PREFERENCE_LOSSES, config.loss, "loss")
     if not callable(function):
@@ -92,8 +100,7 @@ def bound_loss(config: RewardTrainingConfig) -> PreferenceLoss:
         raise ValueError(
             f"loss={config.loss} needs the option '{lacking[0]}'. Set options={{{lacking[0]}: ...}}."
         )
-    bound: PreferenceLoss = partial(function, **config.options)
-    return bound
+    return partial(function, **config.options)
 
 
 def prompts_of(
@@ -111,15 +118,16 @@ def prompts_of(
     return prompts
 
 
-def check_data(config: RewardTrainingConfig, prompts: PromptLoader, held_out: Sequence[HeldOut]) -> None:
+def check_data(
+    config: RewardTrainingConfig, comparisons: Comparisons, prompts: PromptLoader, held_out: Sequence[HeldOut]
+) -> None:
     """ValueError for an output that nothing teaches; a warning for held-out prompts that are learned from, too."""
     learned = [prompt for source in prompts.sources for prompt in source]
-    graded = {name for prompt in learned for side in prompt.target for name in side.grades}
-    idle = [name for name in config.outputs if name not in graded]
-    if idle:
-        raise ValueError(
-            f"outputs={config.outputs}: no response is graded for '{idle[0]}', so it would stay random. Leave it out, or take a "
-            "tasks.format that gives it a grade."
-        )
+    for name in config.outputs:
+        if not any(comparisons.teaches(prompt.target, name) for prompt in learned):
+            raise ValueError(
+                f"outputs={config.outputs}: '{name}' has no grades that loss={config.loss} learns from, so it would stay random. Leave it "
+                "out, or take a tasks.format that gives it grades."
+            )
     for one in held_out:
         warn_of_leaks(learned, one.prompts, one.task)

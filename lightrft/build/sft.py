@@ -28,11 +28,11 @@ def build_run(
 ) -> Run:
     """All parts of a run of supervised fine-tuning."""
 
-    def made_of(world: World) -> offline.Plan:
+    def made_of(world: World) -> offline.Setup:
         processor = dated(load_processor(config.model, config.media), run, world)
         conversations = Conversations.of(processor, config)
         read = partial(prompts_of, config, conversations)
-        return offline.Plan(processor, Source(config.model), Imitation(config), read)
+        return offline.Setup(processor, Source(config.model), Imitation(config), read)
 
     return offline.build_run(config, run, stack, made_of, started=started, resume=resume)
 

@@ -80,6 +80,13 @@ class RewardTrainingConfig:
             cure="set batch_size or epochs",
         )
         refuse_idle(
+            "update",
+            self.update,
+            ["logits_per_chunk"],
+            because="lightrft reward, whose model has no logits of tokens",
+            cure="lower update.tokens_per_micro_batch to save memory",
+        )
+        refuse_idle(
             "tasks",
             self.tasks,
             ["rewards"],

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
@@ -52,6 +52,8 @@ class Comparisons:
     config: RewardTrainingConfig
     until: Callable[[Sequence[int]], Sequence[int]]
     """A conversation up to the token at which its score is read (models/reward.py)."""
+    compares: bool
+    """Whether the loss learns from nothing but differences of grades."""
 
     def prompts(self, records: Iterable[Record]) -> tuple[list[Prompt], Kept]:
         """In the records' order. What is too long or broken is treated as the settings say; ValueError if none is left."""
@@ -94,9 +96,16 @@ class Comparisons:
         """What the chat template adds to the prompt for one response, until its score is read."""
         if not said or said[0]["role"] != "assistant" or said[-1]["role"] != "assistant":
             raise ValueError(f"response {place} is none of the assistant to the prompt.")
+        if has_media(said):
+            raise ValueError(
+                f"response {place} holds media, and reward models that are trained here read text."
+            )
         if not readable(said[-1]["content"]).strip():
             raise ValueError(f"response {place} is empty.")
-        closed = self.processor.tokens([*asked, *said], answer_next=False)
+        talk = [*asked, *said]
+        if any(one["role"] == other["role"] == "assistant" for one, other in pairwise(talk)):
+            raise ValueError(f"response {place}: the assistant speaks twice in a row.")
+        closed = self.processor.tokens(talk, answer_next=False)
         if closed[: len(opened)] != list(opened):
             raise ValueError(
                 f"response {place}: the chat template, or the tokenizer where the response begins, writes the prompt otherwise once it "
@@ -123,13 +132,17 @@ class Comparisons:
         for one, other in combinations(sides, 2):
             if one.token_ids == other.token_ids and _differ(one, other):
                 raise ValueError("two responses have the same tokens and different grades.")
-        graded = [(n, g) for side in sides for n, g in side.grades.items() if not math.isnan(g)]
-        if not graded:
+        if not any(_known(sides, name) for name in self.config.outputs):
             raise ValueError("no response has a grade.")
-        ordered = any(_differ(one, other) for one, other in combinations(sides, 2))
-        signed = any(name in self.config.signed and g != 0 for name, g in graded)
-        if self.config.loss == "bradley_terry" and not ordered and not signed:
+        if not any(self.teaches(sides, name) for name in self.config.outputs):
             raise ValueError("no response is better than another, so there is nothing to compare.")
+
+    def teaches(self, sides: Sequence[Side], output: str) -> bool:
+        """Whether the grades of these responses to one prompt teach an output anything: by a difference where the loss compares, by a
+        sign where that is learned, else by any grade."""
+        grades = _known(sides, output)
+        signed = output in self.config.signed and any(grades)
+        return signed or len(set(grades)) > 1 or (bool(grades) and not self.compares)
 
     def _fits(self, sides: Sequence[Side], name: str, kept: Kept) -> bool:
         longest, most = max(len(side.token_ids) for side in sides), self.config.max_tokens
@@ -151,6 +164,12 @@ def _check_kind(record: Record) -> None:
             f"{record.id}: task '{record.source}' has no graded responses to compare. Take tiny_pairs, or your own rows: --tasks.train file 1 "
             "--tasks.train-file pairs.jsonl, with tasks.format=lightrft.datasets.preferences:compared, ranked, graded or saferlhf there."
         )
+
+
+def _known(sides: Iterable[Side], output: str) -> list[float]:
+    """The grades for one output of those responses that have one."""
+    found = (side.grades.get(output, math.nan) for side in sides)
+    return [grade for grade in found if not math.isnan(grade)]
 
 
 def _differ(one: Side, other: Side) -> bool:

@@ -142,11 +142,11 @@ def full_weights(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterat
     """The weights of the plain transformers model in `dtype`, one at a time, adapters folded in; tied ones under each name, parts
     that are `exact` in float32."""
     adapted = _adapted_layers(model)
-    own = tuple(f"{name}." for name in exact_parts(model))
+    exact = tuple(f"{name}." for name in exact_parts(model))
     for name, parameter in plain_parameters(model).items():
         layer = adapted.get(parameter)
         if layer is None:
-            kept = torch.promote_types(dtype, torch.float32) if name.startswith(own) else dtype
+            kept = torch.promote_types(dtype, torch.float32) if name.startswith(exact) else dtype
             yield name, gather(parameter, kept)
         else:
             yield name, (gather(parameter, torch.float32) + _difference(layer, gather)).to(dtype)

@@ -57,17 +57,17 @@ def trained(config: ModelConfig, name: str) -> Any:
             f"{name} holds no trained head for scores ({', '.join(sorted(told['missing_keys'])[:3])} is missing). Name a reward model, or "
             "let a language model judge in words (judge.path)."
         )
-    heads = _heads(model)
-    if len(heads) != 1 or next(iter(heads.values())).in_features != text_config(model).hidden_size:
+    found = heads(model)
+    if len(found) != 1 or next(iter(found.values())).in_features != text_config(model).hidden_size:
         raise ValueError(
             f"{name}: a {type(model).__name__} computes more than one linear layer of its last state, and such models are not read here."
         )
-    (place,) = heads
+    ((place, head),) = found.items()
     stored = Weights.of(config)
-    exact = heads[place]
-    if stored is not None and stored.holds([f"{place}.weight"]):
-        exact.weight.data = stored.whole(f"{place}.weight")
-    set_head(model, place, exact)
+    for name, parameter in head.named_parameters():  # as they were written, not rounded to config.dtype
+        if stored is not None and stored.holds([f"{place}.{name}"]):
+            parameter.data = stored.whole(f"{place}.{name}")
+    set_head(model, place, head)
     return model
 
 
@@ -112,7 +112,7 @@ def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
     inputs = replace(batch.inputs, predict=ends.to(batch.inputs.token_ids.device))
     share = Share.of(inputs)
     hidden = predicting_states(module, inputs, share, exact_attention=exact_attention)
-    (head,) = _heads(module).values()
+    (head,) = heads(module).values()
     found: Tensor = head(hidden)
     return torch.stack([share.whole(column) for column in found.unbind(1)], 1)
 
@@ -151,7 +151,7 @@ def _score(
 ) -> None:
     inputs = _packed([conversations[place] for place in places], device)
     hidden = predicting_states(module, inputs, Share.of(inputs))
-    (head,) = _heads(module).values()
+    (head,) = heads(module).values()
     found_here: Tensor = head(hidden)[:, output].float()
     for place, value in zip(places, found_here.tolist(), strict=True):
         found[place] = value
@@ -171,7 +171,7 @@ def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inp
     )
 
 
-def _heads(module: Any) -> dict[str, nn.Linear]:
+def heads(module: Any) -> dict[str, nn.Linear]:
     """Name -> linear layer, of those that are not in the body."""
     inside = set(backbone(module).modules())
     return {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m not in inside}

@@ -18,7 +18,7 @@ from lightrft.models.lazy import empty_model, spread
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm
 from lightrft.models.lora import check_targets, plain_parameters
-from lightrft.models.reward import set_head, trained
+from lightrft.models.reward import heads, set_head, trained
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config
 from lightrft.types import Message
@@ -90,18 +90,9 @@ class RewardSource(Source):
 
     def _headed(self, language: nn.Module) -> Any:
         """The body of a language model under a new head."""
-        from transformers import AutoModelForSequenceClassification
-
         config = copy.deepcopy(causal_lm(language).config)
         self._named(config)
-        try:
-            with torch.device("meta"):
-                model = AutoModelForSequenceClassification.from_config(config)
-        except ValueError as error:
-            raise ValueError(
-                f"model.path={self.config.path}: transformers has no ForSequenceClassification for a {config.model_type}, so it cannot "
-                "become a reward model. Take a model of another family."
-            ) from error
+        model = classifier(config, f"model.path={self.config.path}")
         body = backbone(language)
         setattr(model, model.base_model_prefix, body)
         weight = next(body.parameters())
@@ -114,6 +105,25 @@ class RewardSource(Source):
         draw = torch.Generator().manual_seed(self.seed)
         nn.init.normal_(head.weight, 0.0, (width + 1) ** -0.5, generator=draw)
         return head.to(like.device)
+
+
+def classifier(config: Any, name: str) -> Any:
+    """The ForSequenceClassification of a language model's config, on the meta device; ValueError that begins with `name` if there is none
+    whose head is one linear layer."""
+    from transformers import AutoModelForSequenceClassification
+
+    model, cause = None, None
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:  # no such class
+        cause = error
+    if model is None or list(heads(model)) != [HEAD]:
+        raise ValueError(
+            f"{name}: transformers has no ForSequenceClassification with one linear layer called {HEAD} for a {config.model_type}, so it cannot "
+            "become a reward model. Take a model of another family."
+        ) from cause
+    return model
 
 
 def has_head(config: ModelConfig) -> bool:
@@ -132,7 +142,9 @@ def check_reward_source(config: ModelConfig, outputs: Sequence[str]) -> None:
         raise ValueError(
             f"model.path={config.path}: a reward model reads text, and this model reads media too. Take a language model."
         )
-    if has_head(config):
+    if not has_head(config):
+        classifier(shape, f"model.path={config.path}")
+    else:
         theirs = [shape.id2label[place] for place in sorted(shape.id2label)]
         unnamed = theirs == [f"LABEL_{place}" for place in range(len(theirs))]
         if len(theirs) != len(outputs) or (not unnamed and theirs != list(outputs)):

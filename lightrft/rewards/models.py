@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from http.client import HTTPException
 from typing import TypeVar
 from urllib.error import HTTPError
@@ -133,11 +134,15 @@ class ScalarReward:
     ) -> None:
         """`scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them."""
         self._scores, self._processor, self._longest = scores, processor, longest
-        self._ending = end_of_answer(processor)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """One number of the reward model for each answer, or why there is none."""
         return _asked(answers, self._conversation, self._scores)
+
+    @cached_property
+    def _ending(self) -> int | None:
+        """The token that ends a response. Looked for at the first truncated one: what a template refuses is a failure of that response."""
+        return end_of_answer(self._processor)
 
     def _conversation(self, answer: Answer) -> list[int]:
         said: Message = {"role": "assistant", "content": answer.answer}

@@ -76,7 +76,6 @@ class Batching:
             share_prompts=share_prompts,
             whole_groups=self.whole_groups,
         )
-
         return rounds(
             planned,
             self.blank,
@@ -98,7 +97,8 @@ def pack(
 ) -> Batch:
     """One batch of all these responses, in this order; `inputs=False` leaves out what only a model reads.
 
-    `outputs`: names of Trajectory.parts for the columns of `Batch.grades`; without them there are none. `weights` are zero until the trainer has set them. Siblings must be adjacent to share their prompt.
+    `outputs`: names of Trajectory.parts for the columns of `Batch.grades`; without them there are none. `weights` are zero until
+    the trainer has set them. Siblings must be adjacent to share their prompt.
     """
     lengths = torch.tensor([len(t) for t in trajectories], dtype=torch.int64)
     batch = Batch(

@@ -80,10 +80,10 @@ METRICS: dict[str, str] = {
     "train/tokens_per_second_per_device": "tokens read per second of the train phase on one rank, on average; in reinforcement learning too",
     "held_out_nll/TASK": "nll on the held-out conversations of a task",
     "held_out_nll/mean": "the same of all tasks, weighted",
-    "pairs/accuracy": "share of the pairs of a prompt's responses that the step's model orders as their grades do, a tie counting half; only when a reward model is trained",
+    "pairs/accuracy": "share of the pairs of a prompt's responses that the step's model orders as their grades do, a tie counting half, and a prompt without pairs; only when a reward model is trained",
     "pairs/TASK/OUTPUT/MEASURE": "the same on the held-out pairs of a task, by output: accuracy with low and high of its 95 % interval, tied, longer_wins, shorter_wins, accuracy_longer, accuracy_shorter, accuracy_balanced, sign_accuracy, sign_base_rate, pairs",
     "pairs/mean": "held-out accuracy, the mean over outputs and weighted over tasks",
-    "counts/responses_compared": "graded responses of this step, all ranks",
+    "counts/responses_graded": "responses of this step that have a grade, all ranks",
 }
 
 

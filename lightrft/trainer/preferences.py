@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -73,8 +74,9 @@ class Preferences:
         return loss
 
     def describe(self, drawn: Sequence[Trajectory]) -> Metrics:
-        """How many responses are compared."""
-        return {"counts/responses_compared": float(len(drawn))}
+        """How many responses have a grade."""
+        graded = sum(not all(math.isnan(grade) for grade in t.parts.values()) for t in drawn)
+        return {"counts/responses_graded": float(graded)}
 
     def examine(self, model: Trainable, batch: Batch) -> Tensor:
         """COUNTS of each output, one after the other."""

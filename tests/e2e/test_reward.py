@@ -224,10 +224,11 @@ def test_a_checkpoint_is_exported_as_the_same_folder(lightrft, rated, tmp_path):
         (["--tasks.train", "file", "1"], "tasks.train_file"),
         (["--loss", "bradly_terry"], "Did you mean 'bradley_terry'"),
         (["--options", "margins", "1"], "options.margins: loss=bradley_terry does not take it"),
-        (["--outputs", "score", "cost"], "no response is graded for 'cost'"),
+        (["--outputs", "score", "cost"], "'cost' has no grades that loss=bradley_terry learns from"),
         (["--signed", "cost"], "'cost' is none of outputs=['score']"),
         (["--model.path", "random:llava"], "reads media too"),
         (["--update.num-minibatches", "2"], "update.num_minibatches=2 has no effect"),
+        (["--update.logits-per-chunk", "4096"], "update.logits_per_chunk=4096 has no effect"),
         (["--max-tokens", "1"], "no comparison is left"),
     ],
 )

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lightrft.algorithms.preference import PREFERENCE_LOSSES
 from lightrft.config import RewardTrainingConfig, TaskConfig
-from lightrft.datasets.comparisons import Comparisons, siblings, warn_of_leaks, warn_of_shortcuts
+from lightrft.datasets.comparisons import Comparisons, Side, siblings, warn_of_leaks, warn_of_shortcuts
 from lightrft.datasets.preferences import compared, graded, ranked, saferlhf
 from lightrft.datasets.sources import read
 from lightrft.models.processor import Processor
@@ -113,9 +114,14 @@ def record(responses, prompt="q", name="t/0"):
 
 
 def read_by(records, processor=None, until=None, **settings):
-    processor = processor or tiny_processor()
     until = until or partial(up_to_score, padding=None)
-    return Comparisons(processor, RewardTrainingConfig(**settings), until).prompts(records)
+    return comparisons(until, processor, **settings).prompts(records)
+
+
+def comparisons(until, processor=None, **settings):
+    config = RewardTrainingConfig(**settings)
+    compares = hasattr(PREFERENCE_LOSSES[config.loss], "compares_responses")
+    return Comparisons(processor or tiny_processor(), config, until, compares)
 
 
 def test_responses_are_what_the_chat_template_adds_until_the_score_is_read():
@@ -172,6 +178,39 @@ def test_a_sign_or_a_grade_can_be_learned_without_a_pair():
     alone = record([("a", {"": 1.0})])
     assert len(read_by([alone], signed=["score"])[0]) == 1
     assert len(read_by([alone], loss="regression")[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("grades", "settings", "taught"),
+    [
+        ([1.0, 0.0], {}, True),
+        ([1.0, 1.0], {}, False),
+        ([1.0, NAN], {}, False),
+        ([1.0, 1.0], {"signed": ["score"]}, True),
+        ([0.0, 0.0], {"signed": ["score"]}, False),
+        ([0.0, NAN], {"loss": "regression"}, True),
+        ([NAN, NAN], {"loss": "regression"}, False),
+    ],
+)
+def test_what_teaches_an_output_depends_on_the_loss(grades, settings, taught):
+    sides = [Side([n], {"score": grade}) for n, grade in enumerate(grades)]
+    assert comparisons(None, **settings).teaches(sides, "score") is taught
+    assert not comparisons(None, **settings).teaches(sides, "cost")
+
+
+SEEN = [{"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}]
+TWICE = [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [(SEEN, "response 1 holds media"), (TWICE, "response 1: the assistant speaks twice")],
+)
+def test_a_response_that_is_no_text_of_one_turn_after_another_is_refused(said, complaint):
+    bad = record([("a", {"": 1.0})])
+    bad.target.append({"messages": said, "grades": {"": 0.0}})
+    with pytest.raises(ValueError, match=f"t/0: {complaint}"):
+        read_by([bad])
 
 
 def test_a_task_without_comparisons_is_refused_whole():

@@ -1,11 +1,14 @@
 """Reward models that learn, against transformers' own classes, padded on either side."""
 
+import json
+
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertDecoderConfig
 
-from lightrft.config import LoraConfig, ModelConfig, RewardModelConfig
+from lightrft.build.reward import build_model
+from lightrft.config import LoraConfig, ModelConfig, RewardModelConfig, RewardTrainingConfig
 from lightrft.models.export import write_folder
 from lightrft.models.lora import full_weights
 from lightrft.models.reward import load_reward_model, scores, up_to_score, values
@@ -85,6 +88,43 @@ def test_a_reward_model_is_taken_back_with_its_head_for_training_and_for_scoring
         ValueError, match=r"outputs=\['harm'\]: the reward model of model.path=.* has \['general', 'cost'\]"
     ):
         check_reward_source(config, ["harm"])
+
+
+def test_a_family_whose_classifier_has_more_than_a_linear_head_is_refused_before_weights_load(tmp_path):
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    ModernBertDecoderConfig(vocab_size=260, **small, **ids).save_pretrained(tmp_path)  # and no weights
+    with pytest.raises(ValueError, match="one linear layer called score for a modernbert-decoder"):
+        check_reward_source(ModelConfig(path=str(tmp_path)), ["score"])
+
+
+REGISTERED = """
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
+
+class MyConfig(LlamaConfig):
+    model_type = "reward_source_test"
+
+class MyModel(LlamaModel):
+    config_class = MyConfig
+
+class MyForSequenceClassification(LlamaForSequenceClassification):
+    config_class = MyConfig
+
+AutoConfig.register("reward_source_test", MyConfig)
+AutoModel.register(MyConfig, MyModel)
+AutoModelForSequenceClassification.register(MyConfig, MyForSequenceClassification)
+"""
+
+
+def test_what_model_imports_registers_is_known_when_the_model_is_looked_at(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "reward_source_test"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text(REGISTERED)
+    settings = RewardTrainingConfig(model=ModelConfig(path=str(folder), imports=[str(tmp_path / "mine.py")]))
+    _, found = build_model(settings)
+    assert found.outputs == ("score",)
 
 
 def test_a_head_in_float32_tells_conversations_apart_that_bfloat16_would_not(tmp_path):

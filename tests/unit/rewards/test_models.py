@@ -130,6 +130,16 @@ def test_a_truncated_answer_is_not_shown_to_a_reward_model_as_finished():
     ]
 
 
+def test_a_template_that_refuses_all_conversations_makes_failures_of_truncated_answers_too():
+    processor = tiny_processor()
+    refusing = Processor(deepcopy(processor.tokenizer), processor.stop_ids, processor.vocab_size)
+    refusing.tokenizer.chat_template = "{{ raise_exception('not that') }}"
+    found = ScalarReward(lambda _: [], refusing, None)(
+        [answer("four"), replace(answer("fo"), finish="length")]
+    )
+    assert [one.reason for one in found] == ["its model cannot be asked: not that"] * 2
+
+
 def test_what_is_longer_than_a_judge_can_read_has_no_score_and_the_others_keep_theirs():
     _, ask = judged(["Score: 1"], [answer("4")])
     room = len(tiny_processor().tokenizer.encode(ask.asked[0], add_special_tokens=False))
