@@ -54,7 +54,7 @@ class Parts:
 
     config: Config
     run: Path
-    """Its folder."""
+    """Folder of the run."""
     world: World
     device: torch.device
     memory_plan: MemoryPlan

@@ -29,6 +29,7 @@ def load_as(cls: type[C], command: str, args: Sequence[str]) -> C:
     args = expand(args)
     helping.show_if_asked(command, cls, args)
     words, flags = layers.split(args)
+    layers.refuse_misplaced(words, flags, cls)
     refuse_others(words, cls)
     name = "-".join(layer for layer in words if layer in layers.shipped())
     loaded: Any = layers.load([*words, *flags], cls, prog=f"lightrft {command}")

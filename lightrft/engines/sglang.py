@@ -262,7 +262,7 @@ def schedule(*args: Any, **options: Any) -> Any:
 
 
 def schedule_on_cpu(*args: Any, **options: Any) -> Any:
-    """The same on a CPU, where two of its kernels are missing: those by which a GPU computes alike in every batch, and the
+    """SGLang's scheduler on a CPU, where two of its kernels are missing: those by which a GPU computes alike in every batch, and the
     noise that a seed gives."""
     kernels: Any = require("sglang.srt.batch_invariant_ops", "sglang")
     kernels.enable_batch_invariant_mode = lambda: None

@@ -148,7 +148,7 @@ class Processor:
         return added[: len(added) - (added[::-1].index(ending) if ending in added else 0)]
 
     def rendered(self, messages: Sequence[Message]) -> str:
-        """The same as text, for people."""
+        """Prompt of these messages as text, for people."""
         if self.media is not None:
             return self.media.rendered(messages, chat_template=self._dated())
         return written(self.tokenizer, _texts(messages), answer_next=True, chat_template=self._dated())

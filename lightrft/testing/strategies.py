@@ -43,7 +43,7 @@ class StrategyBench:
         return self.strategy.trainable(self.source, OPTIONS, UPDATES)
 
     def oracle(self) -> Trainable:
-        """The same model in this process alone."""
+        """Model of the same source in this process alone."""
         alone = Single(StrategyConfig(), torch.device("cpu"))
         return alone.trainable(self.source, OPTIONS, UPDATES)
 

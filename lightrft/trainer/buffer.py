@@ -179,7 +179,7 @@ class RolloutBuffer:
 
 
 def _apart(t: Trajectory) -> Trajectory:
-    """The same answer with lists of its own, which do not grow when it goes on."""
+    """Copy of a response with lists of its own, which do not grow when it goes on."""
     return replace(
         t,
         token_ids=list(t.token_ids),
