@@ -125,7 +125,7 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
     """The engine with the actor's weights; between two responses it looks whether the run was asked to stop."""
 
     def sampled(finished: int, total: int) -> None:
-        parts.journal.progress.answers(finished, total)
+        parts.journal.progress.responses(finished, total)
         parts.world.raise_if_failed()
         interrupt.raise_if_stopped()
 

@@ -65,8 +65,8 @@ def expand(args: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     for arg in args:
         flag, equals, value = arg.partition("=")
-        if flag in short:
-            expanded += [short[flag], *([value] if equals else [])]
+        if flag in short or flag == "--help":
+            expanded += [short.get(flag, flag), *([value] if equals else [])]
         else:
             expanded.append(arg)
         if len(expanded) > 1 and expanded[-2] == short["--capture-steps"]:

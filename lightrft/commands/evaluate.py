@@ -115,7 +115,7 @@ def sampling_bar() -> Iterator[Callable[[int, int], None]]:
     done = progress.MofNCompleteColumn()
     bar, left = progress.BarColumn(), progress.TimeRemainingColumn()
     with progress.Progress("sampling", bar, done, left, console=Console(stderr=True)) as bars:
-        task = bars.add_task("answers", total=None)
+        task = bars.add_task("responses", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 

@@ -33,7 +33,8 @@ class Flag:
 
 def read(flags: Sequence[str]) -> Iterator[Flag]:
     """Flags with their values. A word with a leading minus is a value if it is a number; `\\-x` is the text -x."""
-    written, values = "", []
+    written = ""
+    values: list[str] = []
     for word in flags:
         if re.match(r"--[A-Za-z]", word):
             if written or values:

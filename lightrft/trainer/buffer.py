@@ -1,4 +1,4 @@
-"""Groups that outlive their step: drawn too much, drawn ahead, not answered to the end, or kept to be learned from again."""
+"""Groups that outlive their step: surplus ones, prefetched ones, unfinished ones, and those kept to be replayed."""
 
 from __future__ import annotations
 

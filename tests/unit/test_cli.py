@@ -255,7 +255,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
 def test_the_words_of_the_field_are_found_in_help(
     capsys: pytest.CaptureFixture[str], word: str, found: str
 ) -> None:
-    assert cli.main(["train", "--help", found]) == 0
+    assert cli.main(["train", f"--help={found}"]) == 0
     assert word in " ".join(capsys.readouterr().out.split())
 
 
