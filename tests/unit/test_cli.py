@@ -72,6 +72,20 @@ def test_evaluate_with_check_tries_the_gold_answers_of_the_task(capsys: pytest.C
     assert "evaluate: " in printed
 
 
+def test_a_check_of_gold_answers_that_saw_none_is_no_success(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["evaluate", "gsm8k", "--check", "--rewards.workers", "0", "--data", str(tmp_path)]
+    assert cli.main(command) == 1
+    assert "evaluate: not checked" in capsys.readouterr().out
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(
+        '{"question": "1 + 2?", "answer": "3\\n#### 3"}\n' * 2 + "{"
+    )
+    assert cli.main(command) == 2
+    assert "test.jsonl" in capsys.readouterr().err
+
+
 def test_check_returns_the_status_of_the_pre_flight(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "tiny", "--rollout.engine", "natve"]) == 1
     assert "Did you mean 'native'?" in " ".join(capsys.readouterr().out.split())
