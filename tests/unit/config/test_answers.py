@@ -1,17 +1,18 @@
 import pytest
 
-from lightrft.config import AlgorithmConfig, Config, RolloutConfig, SFTConfig, VllmConfig, layers
+from lightrft.config import RUNS, AlgorithmConfig, RolloutConfig, VllmConfig, layers
 from lightrft.config.answers import answer, near
 from lightrft.config.foreign_names import FOREIGN, RENAMED
 
-TRAIN, SFT = ([name for name, *_ in layers.options(cls)] for cls in (Config, SFTConfig))
+TRAIN, SFT, REWARD = ([name for name, *_ in layers.options(RUNS[run])] for run in ("train", "sft", "reward"))
 
 
 def test_every_answer_is_an_option_and_no_name_that_is_answered_is():
-    assert set(FOREIGN.values()) <= set(TRAIN)
-    assert not (FOREIGN.keys() | RENAMED.keys()) & {*TRAIN, *SFT}
+    ours = {one for known in FOREIGN.values() for one in ([known] if isinstance(known, str) else known)}
+    assert ours <= {*TRAIN, *SFT, *REWARD}
+    assert not (FOREIGN.keys() | RENAMED.keys()) & {*TRAIN, *SFT, *REWARD}
     now = {f"{old.rpartition('.')[0]}.{new}".lstrip(".") for old, new in RENAMED.items()}
-    assert now <= {*TRAIN, *SFT}
+    assert now <= {*TRAIN, *SFT, *REWARD}
 
 
 @pytest.mark.parametrize(
@@ -23,11 +24,36 @@ def test_every_answer_is_an_option_and_no_name_that_is_answered_is():
         ("--critic_learning_rate", "In LightRFT this is --critic.optimizer.learning-rate."),
         ("--algorithm.keep", "--algorithm.keep is called --algorithm.group-filter now."),
         ("--rollout.vllm.eager", "--rollout.vllm.eager is called --rollout.vllm.enforce-eager now."),
+        ("--train.batch_size", "In LightRFT this is --update.num-minibatches."),
+        ("--algo.kl.use_loss", "In LightRFT this is --algorithm.kl-in."),
+        ("--algo.kl.init_coef", "In LightRFT this is --algorithm.kl-coefficient."),
+        ("--algo.advantage.estimator", "In LightRFT this is --algorithm.advantage."),
+        ("--rollout.batch_size", "In LightRFT this is --rollout.prompts-per-step."),
+        ("--eval.steps", "In LightRFT this is --evaluate.every-steps."),
+        ("--train.async_enable", "In LightRFT this is --rollout.overlap-rewards."),
+        ("--reward_model.overlong_buffer.len", "In LightRFT this is --algorithm.overlong-buffer."),
+        ("--num_train_epochs", "In LightRFT this is --steps."),
         ("--zzzzzzzz", ""),
     ],
 )
 def test_a_foreign_or_an_earlier_name_is_answered_with_ours(name, told):
     assert answer(name, TRAIN, flags=True) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("num_train_epochs", "epochs"), ("max_seq_length", "max_tokens"), ("train.batch_size", "batch_size")],
+)
+def test_a_command_answers_a_foreign_name_with_an_option_of_its_own(name, ours):
+    assert answer(name, SFT) == f"In LightRFT this is {ours}."
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("num_labels", "outputs"), ("center_rewards_coefficient", "options"), ("max_length", "max_tokens")],
+)
+def test_options_of_other_reward_trainers_are_answered(name, ours):
+    assert answer(name, REWARD) == f"In LightRFT this is {ours}."
 
 
 def test_near_names_are_ranked_by_section():
