@@ -159,7 +159,7 @@ class Trajectory:
     weight_version: int = 0
     """Updates seen by the weights that sampled its first token."""
     stream: int = 0
-    """The same as in Completion."""
+    """Stream of random numbers, as in Completion."""
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
@@ -241,7 +241,7 @@ class Batch:
     """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
     old: Tensor | None = None
     entropy: Tensor | None = None
-    """Of the distribution each token was sampled from, nats."""
+    """Entropy of the distribution each token was sampled from, nats."""
     ref: Tensor | None = None
     teacher: Tensor | None = None
     values: Tensor | None = None

@@ -12,6 +12,10 @@ from pathlib import Path
 import grimp
 import pytest
 
+from lightrft.algorithms.advantages import ADVANTAGES
+from lightrft.algorithms.losses import LOSSES
+from lightrft.algorithms.preference import PREFERENCE_LOSSES
+from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
 from lightrft.config import RUNS, layers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,10 +62,10 @@ def test_every_option_has_a_docstring(name: str, cls: type, field: object) -> No
 
 
 def test_every_option_is_read_somewhere() -> None:
-    """By attribute name, in code other than config.py: an option that nothing reads is a lie."""
+    """By attribute name, in code outside config/: an option that nothing reads is a lie."""
     read: set[str] = set()
-    for file in (ROOT / "lightrft").rglob("*.py"):
-        if file.name != "config.py":
+    for file in PACKAGE.rglob("*.py"):
+        if not file.is_relative_to(PACKAGE / "config"):
             nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
             read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     unread = [name for name, *_ in OPTIONS if name.split(".")[-1] not in read]
@@ -134,10 +138,37 @@ def test_an_option_that_does_not_exist_is_seen_in_an_error_text(tmp_path: Path) 
 
 TABLES = {
     "build/tables.py": "the tables",
+    "cli/commands.py": "help and errors",
+    "cli/help.py": "examples of layers",
+    "config/engines.py": "their options",
+    "config/foreign_names.py": "options of other frameworks",
+    "config/layers.py": "an example of a layer",
+    "config/ranges.py": "ranges of their options",
+    "config/rewards.py": "the default engine of a judge",
+    "config/rollout.py": "the option that chooses one",
+    "config/strategy.py": "their options",
+    "engines/cuda_graphs.py": "an error that names the option",
+    "engines/external.py": "which media they read",
+    "engines/footprint.py": "what they hold",
+    "strategy/base.py": "an error that names the option",
+    "strategy/compat.py": "versions of FSDP2 in torch",
+    "strategy/memory.py": "which option makes a resident smaller",
 }
-"""Files outside engines/, strategy/, config/, cli/ and testing/ that name an engine or a backend, and what for."""
-ROOMS = ("engines/", "strategy/", "config/", "cli/", "testing/")
-"""Where names of engines and backends are at home, or are shown to people as layers and flags."""
+"""Files that name an engine or a backend other than their own, and what for."""
+OWN = {
+    "engines/": {
+        "vllm": {"vllm", "vllm_server"},
+        "sglang": {"sglang"},
+        "lmdeploy": {"lmdeploy"},
+        "native": {"native"},
+    },
+    "strategy/": {
+        "fsdp": {"fsdp"},
+        "zero": {"deepspeed"},
+        "deepspeed": {"deepspeed", "fsdp", "zero1", "zero2", "zero3"},
+    },
+}
+"""Room -> how the names of files begin that are an engine or a backend -> what they may call themselves."""
 DISTINCT = re.compile(r"\b(vllm|vllm_server|sglang|lmdeploy|fsdp|zero[123]|deepspeed)\b", re.IGNORECASE)
 PLAIN = re.compile(r"^(native|single)$|\brollout\.native\b|backend=single\b|\bengines\.native\b")
 
@@ -158,9 +189,16 @@ def parts_named(path: Path) -> set[str]:
     return found
 
 
+def own_names(file: str) -> set[str]:
+    """What a file that is an engine or a backend may call itself."""
+    room, _, name = file.rpartition("/")
+    kinds = OWN.get(f"{room}/", {})
+    return {one for begin, names in kinds.items() if name.startswith(begin) for one in names}
+
+
 def test_engines_and_backends_are_named_in_tables_alone() -> None:
     files = {str(p.relative_to(PACKAGE)): p for p in PACKAGE.rglob("*.py")}
-    named = {f: parts_named(p) for f, p in files.items() if not f.startswith(ROOMS)}
+    named = {f: {n.lower() for n in parts_named(p)} - own_names(f) for f, p in files.items()}
     named = {file: names for file, names in named.items() if names}
     new = {file: names for file, names in named.items() if file not in TABLES}
     assert not new, f"facts about engines and backends belong to build/tables.py or to themselves: {new}"
@@ -173,6 +211,39 @@ def test_the_name_of_an_engine_is_seen_in_code_and_not_in_a_docstring(tmp_path: 
         '"""Not sglang."""\nif config.engine == "native" or config.vllm:\n    raise ValueError("fsdp")\n'
     )
     assert parts_named(file) == {"native", "vllm", "fsdp"}
+
+
+CHOICES = {
+    name
+    for table in (ADVANTAGES, LOSSES, PREFERENCE_LOSSES, GROUP_FILTERS, RESPONSE_FILTERS)
+    for name in table
+} - {"none"}
+"""Functions of algorithms; "none" is also how other options are switched off."""
+
+
+def choices_named(path: Path) -> set[str]:
+    """Functions of algorithms that the code of a file names; defaults of options and docstrings may."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    allowed = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr | ast.AnnAssign)}
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in allowed]
+    return {text for text in texts if isinstance(text, str)} & CHOICES
+
+
+def test_options_decide_nothing_by_the_name_of_an_advantage_loss_or_filter() -> None:
+    """What a function needs it says itself, by attributes that algorithms/requirements.py reads."""
+    named = {
+        str(p.relative_to(PACKAGE)): choices_named(p)
+        for room in ("config", "trainer", "build")
+        for p in (PACKAGE / room).glob("*.py")
+    }
+    named = {file: names for file, names in named.items() if names}
+    assert not named
+
+
+def test_the_name_of_a_loss_is_seen_in_a_comparison_and_not_in_a_default(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text('loss: str = "clipped"\n"""cispo"""\nif loss == "sapo":\n    pass\n')
+    assert choices_named(file) == {"sapo"}
 
 
 def test_no_file_has_more_than_400_lines() -> None:
@@ -195,15 +266,26 @@ def test_no_function_has_more_than_60_lines() -> None:
     assert not long
 
 
-LEANING = re.compile(r"(Of|That|Those|Its|Which|Who|What is new|See [A-Z`])\b|See `")
+LEANING = re.compile(r"(Of|As|That|Those|Its|It|The same|So many|Also|By name)\b")
 """How a docstring begins that is not understood without the name it stands under."""
+LEANING_DEFINITION = re.compile(r"(Which|Who|What is new|See [A-Z`])\b|See `")
+"""The same for a class or function; an attribute may well be a choice: "Which group"."""
 
 
 def leaning_docstrings(path: Path) -> set[str]:
-    """Docstrings of modules, classes and functions whose first sentence leans on something else."""
+    """Docstrings of modules, classes, functions and attributes whose first sentence leans on something else."""
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, kinds)]
-    return {d for d in map(ast.get_docstring, nodes) if d is not None and LEANING.match(d)}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, kinds):
+            continue
+        own = ast.get_docstring(node) or ""
+        texts = [
+            n.value.value for n in node.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
+        ]
+        found |= {text for text in texts if isinstance(text, str) and LEANING.match(text)}
+        found |= {own} if LEANING_DEFINITION.match(own) else set()
+    return found
 
 
 def test_every_docstring_stands_by_itself() -> None:
@@ -214,5 +296,7 @@ def test_every_docstring_stands_by_itself() -> None:
 
 def test_a_docstring_that_leans_on_its_name_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "wrong.py"
-    file.write_text('"""Files of a run."""\ndef size():\n    """Of all."""\n')
-    assert leaning_docstrings(file) == {"Of all."}
+    file.write_text(
+        '"""Files of a run."""\nN = 1\n"""As M."""\nM = 2\n"""Which."""\ndef size():\n    """Which one."""\n'
+    )
+    assert leaning_docstrings(file) == {"As M.", "Which one."}

@@ -59,6 +59,11 @@ class Algorithm:
     """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
 
     @property
+    def keeps_all_groups(self) -> bool:
+        """Whether no group is left out; a filter says so by an attribute `keeps_all = True`."""
+        return bool(getattr(self.functions["group_filter"], "keeps_all", False))
+
+    @property
     def needs_reference(self) -> bool:
         """Whether batch.ref must be filled."""
         return self.config.kl_coefficient != 0
@@ -118,7 +123,7 @@ class Algorithm:
         )
 
     def with_kl_coefficient(self, kl_coefficient: float) -> Algorithm:
-        """The same with another weight of the divergence from the reference."""
+        """This algorithm with another weight of the divergence from the reference."""
         return replace(self, config=replace(self.config, kl_coefficient=kl_coefficient))
 
     def loss(self, new: Tensor, batch: Batch, entropy: Tensor | None = None) -> Terms:

@@ -50,7 +50,7 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
 
 
 def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
-    """As clipped, but with one ratio for the whole response: the geometric mean of its tokens' ratios.
+    """Clipped loss with one ratio for the whole response: the geometric mean of its tokens' ratios.
 
     s_i = exp(mean_t log ratio_t);  loss_t = -min(s_i * A_t, clip(s_i, 1 - clip[0], 1 + clip[1]) * A_t)
 

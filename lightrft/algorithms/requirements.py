@@ -62,7 +62,7 @@ def _check_groups(config: Config, algorithm: Algorithm) -> None:
             f"algorithm.group_filter={row.group_filter} keeps groups in which rewards differ, and with rollout.group_size={size} there are "
             "none. Set rollout.group_size=8, or algorithm.group_filter=all."
         )
-    if _says(algorithm, "group_filter", "keeps_all"):
+    if algorithm.keeps_all_groups:
         because, cure = (
             f"algorithm.group_filter={row.group_filter}",
             "set algorithm.group_filter=mixed_outcomes",

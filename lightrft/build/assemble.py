@@ -54,7 +54,7 @@ class Parts:
 
     config: Config
     run: Path
-    """Its folder."""
+    """Folder of the run."""
     world: World
     device: torch.device
     memory_plan: MemoryPlan
@@ -125,7 +125,7 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
     """The engine with the actor's weights; between two responses it looks whether the run was asked to stop."""
 
     def sampled(finished: int, total: int) -> None:
-        parts.journal.progress.answers(finished, total)
+        parts.journal.progress.responses(finished, total)
         parts.world.raise_if_failed()
         interrupt.raise_if_stopped()
 

@@ -74,7 +74,7 @@ def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: b
 def add_judging_models(
     config: Config, judges: Sequence[RewardRunner], engine: Engine, processor: Processor, device: torch.device
 ) -> dict[str, Resident]:
-    """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in colocate.RESIDENCY."""
+    """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in strategy/memory.py: RESIDENCY."""
     used = {name for judge in judges for name in judge.models}
     found: dict[str, ModelReward] = {}
     residents: dict[str, Resident] = {}

@@ -38,7 +38,7 @@ class AskedRun:
 
     command: str
     config: Any
-    """Of the class that RUNS has for the command."""
+    """Settings, of the class that RUNS has for the command."""
     resume: Path | None
     """The folder of the run to go on with."""
     launch: Launch

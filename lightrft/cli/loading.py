@@ -29,6 +29,7 @@ def load_as(cls: type[C], command: str, args: Sequence[str]) -> C:
     args = expand(args)
     helping.show_if_asked(command, cls, args)
     words, flags = layers.split(args)
+    layers.refuse_misplaced(words, flags, cls)
     refuse_others(words, cls)
     name = "-".join(layer for layer in words if layer in layers.shipped())
     loaded: Any = layers.load([*words, *flags], cls, prog=f"lightrft {command}")
@@ -63,8 +64,8 @@ def expand(args: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     for arg in args:
         flag, equals, value = arg.partition("=")
-        if flag in short:
-            expanded += [short[flag], *([value] if equals else [])]
+        if flag in short or flag == "--help":
+            expanded += [short.get(flag, flag), *([value] if equals else [])]
         else:
             expanded.append(arg)
         if len(expanded) > 1 and expanded[-2] == short["--capture-steps"]:

@@ -18,6 +18,7 @@ from lightrft.build.memory import build_memory_plan
 from lightrft.build.models import build_processor
 from lightrft.build.process import prepare_process
 from lightrft.build.tables import ENGINES
+from lightrft.build.tasks import records_of
 from lightrft.config import Config
 from lightrft.datasets.prompts import Opener
 from lightrft.engines.external import check_kinds
@@ -27,7 +28,7 @@ from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.runs.folder import evaluated_in
 from lightrft.runs.layout import EvaluationFolder, RunFolder
-from lightrft.tasks.table import load_task
+from lightrft.tasks.table import NoSplitError, Split, load_task
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.sampler import Sampler, Unchanging
 from lightrft.utils.device import pick_device
@@ -90,21 +91,27 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
 
 
 def check_task(config: Config, name: str) -> int:
-    """Proves that a task's gold answers score full marks, in each split there is; 0 if they do, else 1."""
+    """Proves that a task's gold answers score full marks, in each split there is; 0 if they do, else 1.
+
+    ValueError for records that cannot be read.
+    """
     task = load_task(name)
     rewards = {task.name: task_rewards(config, task)}
     sound = True
+    checked: list[Split] = []
     with RewardRunner(rewards, config.rewards) as judge:
-        for split in ("train", "evaluate"):
+        splits: tuple[Split, ...] = ("train", "evaluate")
+        for split in splits:
             try:
-                records = task.load(split, config.tasks, config.data, config.seed)
-            except ValueError as error:
+                records = records_of(config, task, split)
+            except NoSplitError as error:
                 Console().print(f"{split}: not checked: {error}", soft_wrap=True, markup=False)
                 continue
+            checked.append(split)
             found = check_gold(task.name, records, task.gold, judge)
             Console().print(f"{split}: {found}", soft_wrap=True, markup=False, highlight=False)
             sound = sound and found.ok
-    return 0 if sound else 1
+    return 0 if sound and checked else 1
 
 
 @contextlib.contextmanager
@@ -115,7 +122,7 @@ def sampling_bar() -> Iterator[Callable[[int, int], None]]:
     done = progress.MofNCompleteColumn()
     bar, left = progress.BarColumn(), progress.TimeRemainingColumn()
     with progress.Progress("sampling", bar, done, left, console=Console(stderr=True)) as bars:
-        task = bars.add_task("answers", total=None)
+        task = bars.add_task("responses", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 

@@ -56,7 +56,7 @@ def replay(run: Path, step: int) -> int:
 
 
 def with_own_engine(config: RolloutConfig) -> RolloutConfig:
-    """The same with the native engine: what a step computes does not depend on who sampled its responses, nor need that one be here."""
+    """Settings of the rollout with the native engine: what a step computes does not depend on who sampled its responses, nor need that one be here."""
     plain = RolloutConfig()
     sections = [f.name for f in fields(plain) if is_dataclass(getattr(plain, f.name)) and f.name != OWN]
     changes: dict[str, Any] = {name: getattr(plain, name) for name in sections}

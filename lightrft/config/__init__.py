@@ -1,8 +1,8 @@
 """Every option of every command: frozen dataclasses with a docstring per field, and cross-checks that name the cure.
 
 Standard library only. A YAML layer is a list of these flags (config/layers.py); `lightrft config ...` prints the result. One file per
-room of options; this one is their common name: `from lightrft.config import AlgorithmConfig`. Only build/, commands/ and the trainers read `Config` as a
-whole: other parts receive their own section.
+room of options; this one is their common name: `from lightrft.config import AlgorithmConfig`. cli/, commands/, build/, the trainers and the checks of
+an algorithm's needs read `Config` as a whole; other parts receive their own section.
 """
 
 from lightrft.config.algorithm import AlgorithmConfig

@@ -76,7 +76,7 @@ class AlgorithmConfig:
     mismatch_limit: float = 2.0
     """Largest weight; mask also leaves out what is below its inverse."""
     options: dict[str, float] = field(default_factory=dict)
-    """Keyword arguments of the advantage, loss, keep or filter function (dual_clip, tau_positive, drift, responses_to_learn_from, or
+    """Keyword arguments of the advantage, the loss, the group filter or the response filter (dual_clip, tau_positive, drift, responses_to_learn_from, or
     your own function's), checked against its signature at start-up."""
 
     def __post_init__(self) -> None:

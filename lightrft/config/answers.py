@@ -37,9 +37,10 @@ def answer(name: str, names: Sequence[str], *, flags: bool = False) -> str:
     renamed = RENAMED.get(name)
     if renamed and (now := f"{section}.{renamed}".lstrip(".")) in names:
         return f"{written(name)} is called {written(now)} now."
-    ours = FOREIGN.get(".".join(name.split(".")[-2:])) or FOREIGN.get(last)
-    if ours in names and ours != name:
-        return f"In LightRFT this is {written(str(ours))}."
+    known = FOREIGN.get(".".join(name.split(".")[-2:])) or FOREIGN.get(last) or ()
+    ours = next((one for one in ([known] if isinstance(known, str) else known) if one in names), name)
+    if ours != name:
+        return f"In LightRFT this is {written(ours)}."
     close = near(name, names)
     return f"Perhaps you meant: {', '.join(map(written, close))}." if close else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FOREIGN: dict[str, str] = {
+FOREIGN: dict[str, str | tuple[str, ...]] = {
     # Trainers of Hugging Face and TRL
     "num_generations": "rollout.group_size",
     "generation_batch_size": "rollout.prompts_per_step",
@@ -35,7 +35,11 @@ FOREIGN: dict[str, str] = {
     "adam_beta2": "optimizer.betas",
     "adam_epsilon": "optimizer.eps",
     "max_steps": "steps",
-    "num_train_epochs": "steps",
+    "num_train_epochs": ("epochs", "steps"),
+    "max_seq_length": "max_tokens",
+    "max_length": "max_tokens",
+    "assistant_only_loss": "train_on",
+    "completion_only_loss": "train_on",
     "output_dir": "run",
     "run_name": "name",
     "report_to": "log.tensorboard",
@@ -61,7 +65,7 @@ FOREIGN: dict[str, str] = {
     "lora_target_modules": "model.lora.targets",
     # verl
     "rollout.n": "rollout.group_size",
-    "train_batch_size": "rollout.prompts_per_step",
+    "train_batch_size": ("batch_size", "rollout.prompts_per_step"),
     "max_response_length": "rollout.max_tokens",
     "ppo_mini_batch_size": "update.num_minibatches",
     "ppo_micro_batch_size_per_gpu": "update.tokens_per_micro_batch",
@@ -93,28 +97,42 @@ FOREIGN: dict[str, str] = {
     "test_freq": "evaluate.every_steps",
     "save_freq": "checkpoint.every_steps",
     "total_training_steps": "steps",
-    "total_epochs": "steps",
+    "total_epochs": ("epochs", "steps"),
     "experiment_name": "name",
     "train_files": "tasks.train_file",
     "val_files": "tasks.evaluate_file",
     # OpenRLHF
     "n_samples_per_prompt": "rollout.group_size",
     "rollout_batch_size": "rollout.prompts_per_step",
+    "rollout.batch_size": "rollout.prompts_per_step",
+    "train.batch_size": ("batch_size", "update.num_minibatches"),
+    "data.max_len": ("max_tokens", "tasks.max_prompt_tokens"),
+    "max_epochs": ("epochs", "update.epochs"),
+    "eval.steps": "evaluate.every_steps",
     "max_new_tokens": "rollout.max_tokens",
     "micro_train_batch_size": "update.tokens_per_micro_batch",
     "max_tokens_per_gpu": "update.tokens_per_micro_batch",
     "advantage_estimator": "algorithm.advantage",
+    "advantage.estimator": "algorithm.advantage",
     "policy_loss_type": "algorithm.loss",
     "eps_clip": "algorithm.clip",
     "eps_clip_low_high": "algorithm.clip",
     "init_kl_coef": "algorithm.kl_coefficient",
+    "kl.init_coef": "algorithm.kl_coefficient",
     "kl_estimator": "algorithm.kl",
+    "kl.estimator": "algorithm.kl",
+    "kl.use_loss": "algorithm.kl_in",
     "dynamic_filtering": "algorithm.group_filter",
     "dynamic_filtering_enable": "algorithm.group_filter",
     "is_correction_type": "algorithm.mismatch_correction",
+    "is_correction_threshold": "algorithm.mismatch_limit",
     "overlong_buffer_len": "algorithm.overlong_buffer",
+    "overlong_buffer.len": "algorithm.overlong_buffer",
+    "overlong_penalty_factor": "algorithm.overlong_penalty",
+    "overlong_buffer.penalty_factor": "algorithm.overlong_penalty",
     "partial_rollout_enable": "rollout.max_tokens_per_step",
     "async_train": "rollout.overlap_rewards",
+    "async_enable": "rollout.overlap_rewards",
     "actor_learning_rate": "optimizer.learning_rate",
     "critic_learning_rate": "critic.optimizer.learning_rate",
     "pretrain": "model.path",
@@ -125,7 +143,7 @@ FOREIGN: dict[str, str] = {
     "label_key": "tasks.target_field",
     "zero_stage": "strategy.backend",
 }
-"""Last part of a foreign name (or several) -> our option."""
+"""Last part of a foreign name, or its last two -> our option; where commands have different ones, the first that this one has."""
 
 RENAMED: dict[str, str] = {
     "model.activation_checkpointing": "gradient_checkpointing",

@@ -10,13 +10,10 @@ last one to set an option wins. Lists and dicts are replaced as a whole by a lat
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import difflib
 import inspect
-import io
 import re
-import sys
 import textwrap
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import pairwise
@@ -27,6 +24,7 @@ import yaml
 
 from lightrft.config.answers import answer
 from lightrft.config.parser import ImpossibleError, parse
+from lightrft.config.words import refuse_unreadable, refuse_value
 from lightrft.utils.paths import expanded
 
 C = TypeVar("C")
@@ -40,37 +38,34 @@ def load(args: Sequence[str], cls: type[C], *, prog: str = "lightrft train", des
     """The configuration that layers and flags describe.
 
     `args` is what stands after the command: layers first, then flags. A layer that does not exist or sets an unknown
-    option raises ValueError naming the file; a bad flag or an impossible combination is printed and exits with 2.
+    option raises ValueError naming the file, and so do a bad flag and an impossible combination. SystemExit after --help.
     """
     words, flags = split(args)
+    refuse_misplaced(words, flags, cls)
     files = [file for word in words for file in chain(word)]
     parsed = [file_flags(file, cls) for file in files]
-    refuse_unknown(flags, cls, words)
     merged = [flag for part in parsed for flag in part]
     try:
         return parse([*merged, *flags], cls, prog=prog, description=description)
     except ImpossibleError as told:
         where = _file_at_fault(files, parsed, cls)
         raise ValueError(f"{told} The value stands in {where}." if where else str(told)) from None
-    except SystemExit as stop:
-        if stop.code and (where := _file_at_fault(files, parsed, cls)):
-            print(f"The value stands in {where}", file=sys.stderr)
-        raise
 
 
-def refuse_unknown(flags: Sequence[str], cls: type[Any], words: Sequence[str] = ()) -> None:
-    """ValueError for the first flag that is no option, with the name it may be meant to have; or for a layer behind flags."""
-    names = [name for name, *_ in options(cls)]
-    given = [flag.partition("=")[0] for flag in flags if re.match(r"--[A-Za-z]", flag)]
-    for flag in given:
-        if flag not in ("--help",) and flag.removeprefix("--").replace("-", "_") not in names:
-            told = answer(flag, names, flags=True) or "--help-all lists all options."
-            raise ValueError(f"no option {flag}. {told}")
-    behind = [word for word in flags if word in shipped()]
-    if flags and not words and behind and flags[-1] == behind[-1]:
-        raise ValueError(
-            f"the layer '{behind[-1]}' stands behind flags. Layers come first: {behind[-1]} {' '.join(flags[:-1])}"
-        )
+def refuse_misplaced(words: Sequence[str], flags: Sequence[str], cls: type[Any]) -> None:
+    """ValueError for a layer that is an option without its dashes, and for flags that no option could be read from."""
+    hints = {name: hint for name, _, _, hint in options(cls)}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and not Path(word).exists():
+            flag = f"--{name.replace('_', '-')}"
+            told = (
+                f"Write it as a flag: {flag} {value}"
+                if name.replace("-", "_") in hints
+                else answer(flag, list(hints), flags=True)
+            )
+            raise ValueError(f"'{word}' is no layer. {told}".rstrip())
+    refuse_unreadable(flags, hints, shipped())
 
 
 def chain(word: str) -> list[Path]:
@@ -125,11 +120,6 @@ def find_layer(layer: str) -> Path:
     names = shipped()
     if layer in names:
         return names[layer]
-    if "=" in layer and not Path(layer).exists():
-        name, _, value = layer.partition("=")
-        raise ValueError(
-            f"'{layer}' is no layer. An option is written as a flag: --{name.replace('_', '-')} {value}"
-        )
     path = expanded(layer, "layer")
     if path.is_dir():
         raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path}/config.yaml.")
@@ -302,7 +292,9 @@ def _word(value: Any, kind: Any, name: str, file: Path) -> str:
         raise ValueError(f"{file}: {name}={value}: expected one value, found a {type(value).__name__}.")
     if kind is str:
         return "\\" + value if re.match(r"\\*-", value) else value
-    return YAML_FLOATS.get(value, value) if kind is float else value
+    word = YAML_FLOATS.get(value, value) if kind is float else value
+    refuse_value((word,), kind, f"{file}: {name}={value}", f"{name}: ")
+    return word
 
 
 def _perhaps(name: str, prefix: str, cls: type[Any], top: type[Any]) -> str:
@@ -316,9 +308,8 @@ def _file_at_fault(files: Sequence[Path], parsed: Sequence[Sequence[str]], cls: 
     """The first of the files that has an error all by itself; None if none has."""
     for file, flags in zip(files, parsed, strict=True):
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                parse(flags, cls, prog="lightrft", description="")
-        except (SystemExit, ImpossibleError):
+            parse(flags, cls, prog="lightrft", description="")
+        except ImpossibleError:
             return file
     return None
 

@@ -69,7 +69,7 @@ class JudgeConfig:
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
     chat_template: str = ""
-    """As model.chat_template, for a judge without one of its own."""
+    """Chat template for a judge without one of its own; see model.chat_template."""
     max_length: int = 0
     """Most tokens of the judge's prompt with its reply; 0: what the model was made for. A response that needs more has no score
     (rewards.on_failure)."""
@@ -118,7 +118,7 @@ class RewardModelConfig:
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
     chat_template: str = ""
-    """As model.chat_template, for a model without one of its own."""
+    """Chat template for a model without one of its own; see model.chat_template."""
     max_length: int = 0
     """Maximum tokens of a prompt with its response; 0: what the model was made for. A longer one has no reward
     (rewards.on_failure)."""

@@ -56,7 +56,7 @@ class CriticConfig:
     path: str = ""
     """Model it starts from, as in model.path, with a new head; empty: the model the actor starts from."""
     optimizer: CriticOptimizerConfig = field(default_factory=CriticOptimizerConfig)
-    """Its own optimizer."""
+    """Optimizer of the critic."""
     value_clip: float = 0.2
     """How far a value may move from that at sampling before its gradient stops; 0: any distance."""
     warmup_steps: int = 0

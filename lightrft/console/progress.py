@@ -99,7 +99,7 @@ class Progress:
         self.current, self.phase_start = name, time.monotonic()
         self.answered, self.expected = 0, 0
 
-    def answers(self, done: int, total: int) -> None:
+    def responses(self, done: int, total: int) -> None:
         """How many responses of the running phase are finished."""
         self.answered, self.expected = done, total
 

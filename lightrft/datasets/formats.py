@@ -21,7 +21,7 @@ UNREAD = (
 )  # fmt: skip
 """Keys of a message that a chat template or a trainer elsewhere reads."""
 UNREAD_OF_ROW = ("tools", "functions", "documents", "chat_template_kwargs")
-"""The same of a row that holds messages."""
+"""Fields that are not read of a row that holds messages."""
 
 
 class Example(NamedTuple):

@@ -35,9 +35,9 @@ class EngineRequest:
     """One prompt, as other engines are asked it."""
 
     token_ids: list[int]
-    """As the model reads them."""
+    """Prompt as the model reads it: with a place for each token of a medium."""
     seed: int
-    """Of its first answer; that of each sibling is one more."""
+    """Seed of the first response; each sibling's is one more."""
     n: int
     max_tokens: int
     continued: int = 0

@@ -66,7 +66,7 @@ class EngineFootprint:
     """Device memory of an engine on each process, in bytes."""
 
     weights: int
-    """Those of its own."""
+    """Bytes of weights of its own."""
     cache: int
     packed: int = 0
     """A copy of the weights in another layout, there while answers are drawn."""

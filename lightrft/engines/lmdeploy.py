@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
-from lightrft.engines.base import NONE, EngineDiedError, Progress
+from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.buckets import buckets
 from lightrft.engines.external import (
     CURE,
@@ -106,7 +106,7 @@ class LmdeployEngine:
         finish: Finish = "length"
         async for out in engine.generate(request, stream_response=False):
             if out.finish_reason in ("error", "abort"):
-                raise RuntimeError(f"LMDeploy gave up on a prompt: {out.response}")
+                raise EngineError(f"LMDeploy gave up on a prompt: {out.response}")
             new = list(out.token_ids or [])
             tokens += new
             logprobs += [row[token] for token, row in zip(new, out.logprobs or [], strict=True)]
@@ -137,7 +137,7 @@ class LmdeployEngine:
             raise EngineDiedError(f"LMDeploy failed: {error}", self._restart) from error
 
     def _restart(self) -> None:
-        raise RuntimeError(
+        raise EngineError(
             "LMDeploy's engine cannot be started again in the same process: go on with lightrft train --resume RUN."
         )
 

@@ -1,4 +1,4 @@
-"""The same model in fewer and faster operations while it generates on a CPU.
+"""Fewer and faster operations for a model that generates on a CPU, with the same results.
 
 Two things, both undone on leaving, neither touching a parameter. Every plain linear layer multiplies by a copy of its
 weight in oneDNN's own layout. Decoder layers of the shape that Llama introduced compute with fewer operations: one

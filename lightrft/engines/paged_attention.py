@@ -156,7 +156,7 @@ class Reading:
         self, pool: Pool, readers: Tensor, places: Tensor, filled: Tensor, starts: Tensor, last: Tensor,
         *, is_ragged: bool, reach: int | None,
     ) -> None:  # fmt: skip
-        """As in Table; answer a's newest token has position `last[a]`, and none has `reach` or more, if that is known."""
+        """Arguments as in Table; answer a's newest token has position `last[a]`, and none has `reach` or more, if that is known."""
         self.pool, self._readers, self._places = pool, readers, places
         self._filled, self._starts, self._last = filled, starts, last
         self._is_ragged, self._reach = is_ragged, reach

@@ -74,7 +74,7 @@ def _from_all(probabilities: Tensor, rows: Tensor, uniform: Tensor) -> tuple[Ten
 def _from_candidates(
     logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int = _FEWEST_CANDIDATES
 ) -> tuple[Tensor, Tensor]:
-    """The same among the tokens that the restrictions leave, sorted by probability.
+    """Tokens and log-probs drawn among the tokens that the restrictions leave, sorted by probability.
 
     Sorting the whole vocabulary costs more than the model, so the `count` best are taken, and more only for those
     distributions whose kept set reaches beyond them.

@@ -84,9 +84,9 @@ class _Answer:
     most: int
     """Tokens it may have in all."""
     tokens: list[int]
-    """Those of earlier calls among them."""
+    """Tokens sampled so far, in earlier calls too."""
     logprobs: list[float] = field(default_factory=list)
-    """Of the new ones."""
+    """Log-probs of the tokens sampled in this call."""
     finish: Finish | None = None
     since: int = 0
     """Place of the first token in which a stop text counts."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
-from lightrft.engines.base import NONE, EngineDiedError, Progress
+from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.buckets import buckets
 from lightrft.engines.external import (
     CURE,
@@ -79,7 +79,7 @@ class SglangEngine:
         self._died.clear()  # word of an engine before this one may have come meanwhile
 
     def _started(self) -> Any:
-        """The engine, which says itself what fails at its start. RuntimeError if it takes too long."""
+        """The engine, which says itself what fails at its start. EngineError if it takes too long."""
         others = multiprocessing.active_children()
         future = self._thread.submit(self._make)
         try:
@@ -90,7 +90,7 @@ class SglangEngine:
             for child in multiprocessing.active_children():
                 if child not in others and child.pid is not None:
                     _kill(child.pid)
-            raise RuntimeError(
+            raise EngineError(
                 f"SGLang did not start within rollout.sglang.start_seconds={self._start_seconds:g}. Raise it, or see what its processes "
                 "have printed above."
             ) from None
@@ -181,7 +181,7 @@ class SglangEngine:
     def _must(self, call: Callable[[], Any]) -> None:
         success, message = self._there(call)[:2]
         if not success:
-            raise RuntimeError(f"SGLang did not take the new weights: {message}")
+            raise EngineError(f"SGLang did not take the new weights: {message}")
 
     def parts(self) -> dict[str, Resident]:
         """The engine's weights and its cache of keys and values, as residents."""
@@ -262,7 +262,7 @@ def schedule(*args: Any, **options: Any) -> Any:
 
 
 def schedule_on_cpu(*args: Any, **options: Any) -> Any:
-    """The same on a CPU, where two of its kernels are missing: those by which a GPU computes alike in every batch, and the
+    """SGLang's scheduler on a CPU, where two of its kernels are missing: those by which a GPU computes alike in every batch, and the
     noise that a seed gives."""
     kernels: Any = require("sglang.srt.batch_invariant_ops", "sglang")
     kernels.enable_batch_invariant_mode = lambda: None

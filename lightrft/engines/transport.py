@@ -188,7 +188,7 @@ class WeightListener:
 
 
 def _read(connection: socket.socket, count: int, end: float) -> bytearray | None:
-    """So many bytes; None if they are not there by then."""
+    """Next `count` bytes; None if they have not come by `end`."""
     data = bytearray(count)
     view, place = memoryview(data), 0
     while place < count:

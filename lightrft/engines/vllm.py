@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
-from lightrft.engines.base import NONE, EngineDiedError, Progress
+from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.external import (
     CURE,
     NEVER,
@@ -75,7 +75,7 @@ class VllmEngine:
     ) -> list[list[Completion]]:
         """ValueError for an empty prompt."""
         if self._held.asleep:  # vLLM would wait for ever
-            raise RuntimeError(
+            raise EngineError(
                 f"vLLM is asked while it sleeps ({', '.join(sorted(self._held.asleep))}): onload its parts first."
             )
         mine = engine_requests(prompts, sampling, self._reader)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig, ServerConfig
 from lightrft.engines import transport as wire
-from lightrft.engines.base import NONE, EngineDiedError, Progress
+from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.buckets import buckets
 from lightrft.engines.external import (
     NEVER,
@@ -239,7 +239,7 @@ class VllmServerEngine:
             if failure is not None:
                 raise failure
             if len(failed) == len(self._servers):
-                raise RuntimeError(
+                raise EngineError(
                     f"none of rollout.server.urls={self._config.urls} took the new weights: {'; '.join(failed.values())}"
                 )
 

@@ -25,9 +25,9 @@ class Clip:
     seconds: list[float]
     """Time of each frame since the beginning of the video."""
     fps: float
-    """Of these frames, not of the video they came from."""
+    """Frames per second here, not in the video they came from."""
     duration: float
-    """Of the whole video, in seconds."""
+    """Seconds of the whole video."""
 
 
 def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int, limits: Limits = STANDARD) -> Clip:

@@ -73,7 +73,7 @@ def has_media(messages: Sequence[AnyMessage]) -> bool:
 
 
 def located(messages: Sequence[AnyMessage], folder: Path) -> list[dict[str, Any]]:
-    """The same messages with relative paths below `folder`; URLs, bytes and objects stay as they are. Reads nothing."""
+    """Messages with relative paths below `folder`; URLs, bytes and objects stay as they are. Reads nothing."""
     return _with_sources(messages, lambda source: _located(source, folder))
 
 
@@ -102,7 +102,7 @@ def _files(source: Any) -> Iterator[Path]:
 
 
 def described(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
-    """The same messages with a text for each source, its path, URL or name: for logs, files and other processes."""
+    """Messages with a text for each source, its path, URL or name: for logs, files and other processes."""
     return _with_sources(messages, label)
 
 

@@ -81,7 +81,7 @@ class SharedPrompts:
         return max(p[1] - p[0] + max((r[1] - r[0] for r in rs), default=0) for p, rs in self.groups)
 
     def _stretches(self, device: torch.device) -> Stretches:
-        """The same as tensors, made for the first layer and kept for the others."""
+        """Stretches as tensors, made for the first layer and kept for the others."""
         if device not in self._on_device:
             self._on_device[device] = Stretches.of(self.groups, device)
         return self._on_device[device]
@@ -101,7 +101,7 @@ class SharedPrompts:
         if self.exact or self.both_ways or (windowed and query.device.type == "cpu"):
             out = _one_call_per_sequence(self, query, key, value, scaling, window)
         elif query.device.type == "cpu":
-            out = _Stretches.apply(query, key, value, self, scaling)
+            out = _Stretches.apply(query, key, value, self, scaling)  # type: ignore[no-untyped-call]
         elif has_varlen_kernel(query):
             out = varlen_attention(query, key, value, self._stretches(query.device), scaling, window)
         else:
@@ -219,7 +219,7 @@ def accumulation_type(tensor: Tensor) -> torch.dtype:
 def _one_call_per_sequence(
     layout: SharedPrompts, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
 ) -> Tensor:
-    """The same by torch's own attention with an explicit mask per sequence."""
+    """Attention by torch's own function with an explicit mask per sequence."""
     pieces: dict[int, Tensor] = {}
     for (a, b), responses in layout.groups:
         for c, d in ((a, b), *responses):

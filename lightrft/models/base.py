@@ -32,7 +32,7 @@ def base_digest(config: ModelConfig) -> str:
 
 
 def needed_base(config: ModelConfig, *, compared: bool = False) -> str:
-    """The same for the checkpoints of a run that needs those weights again: for adapters, for what is frozen, or because it is
+    """Digest of the base for the checkpoints of a run that needs those weights again: for adapters, for what is frozen, or because it is
     `compared` with the model it began from; empty for one whose checkpoints hold all it needs."""
     return base_digest(config) if config.lora.rank or config.freeze or compared else ""
 

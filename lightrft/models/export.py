@@ -85,7 +85,7 @@ def _for_writing(model: nn.Module) -> Any:
 
 
 def _written(plain: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As in a file. transformers 5.19 doubles a part of the names of models that hear."""
+    """Names as in a file. transformers 5.19 doubles a part of the names of models that hear."""
     return {
         name.replace("language_model.model.model.", "language_model.model."): weight
         for name, weight in revert_weight_conversion(plain, weights).items()
@@ -100,7 +100,7 @@ class Files:
     folder: Path
     file_bytes: int
     dtype: torch.dtype = torch.float32
-    """Of the first matrix that came."""
+    """Type of the first matrix that came."""
     _held: dict[str, Tensor] = field(default_factory=dict)
     _places: list[list[str]] = field(default_factory=list)
     """Names in each file written so far."""

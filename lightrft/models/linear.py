@@ -28,7 +28,7 @@ class ExactLinear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, differentiable, for x (..., K), weight (N, K) and bias (N,)."""
     if _suits(x, weight):
-        product: Tensor = _OneDnn.apply(x, weight, bias)
+        product: Tensor = _OneDnn.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return F.linear(x, weight, bias)
 

@@ -62,7 +62,7 @@ def logprobs(
         divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     max_logits = logits_at_once(max_logits, on_cpu=hidden.device.type == "cpu")
-    values, entropy = _BlockedHead.apply(
+    values, entropy = _BlockedHead.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
     )
     return LogProbs(share.whole(values), share.whole(entropy))

@@ -22,7 +22,7 @@ from lightrft.utils.imports import require
 from lightrft.utils.paths import expanded
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
-"""Of a package; pip would take what begins with a dash for an option."""
+"""Name of a package; pip would take what begins with a dash for an option."""
 log = logging.getLogger("lightrft")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -148,7 +148,7 @@ class Processor:
         return added[: len(added) - (added[::-1].index(ending) if ending in added else 0)]
 
     def rendered(self, messages: Sequence[Message]) -> str:
-        """The same as text, for people."""
+        """Prompt of these messages as text, for people."""
         if self.media is not None:
             return self.media.rendered(messages, chat_template=self._dated())
         return written(self.tokenizer, _texts(messages), answer_next=True, chat_template=self._dated())
@@ -186,12 +186,17 @@ class Processor:
 
 
 def on_day(template: str, day: datetime) -> str:
-    """The template with the texts of this day where it asks for today's, in formats that stand in it as they are."""
-    return re.sub(
-        r"""strftime_now\(\s*(?:format\s*=\s*)?("[^"]*"|'[^']*')\s*\)""",
-        lambda call: json.dumps(day.strftime(call[1][1:-1])),
-        template,
+    """The template with `strftime_now` of this day, whatever formats it is called with: a macro goes before the global function.
+
+    A function cannot be handed in, since transformers turns what it does not know into text.
+    """
+    codes = [f"%{sign}{letter}" for sign in ("-", "") for letter in string.ascii_letters]
+    pairs = [("%%", "\0"), *((code, day.strftime(code)) for code in codes), ("\0", "%")]
+    said = "".join(
+        f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in pairs if code != text
     )
+    # The empty expression keeps a line break with which the template begins: one behind a block would be dropped.
+    return f'{{% macro strftime_now(format) %}}{{{{ format{said} }}}}{{% endmacro %}}{{{{ "" }}}}{template}'
 
 
 def _texts(messages: Sequence[Message]) -> list[Message]:

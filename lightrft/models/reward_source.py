@@ -40,7 +40,7 @@ class RewardSource(Source):
     padding: int | None
     """The token that plain transformers pads with, after which no score is read."""
     seed: int = 0
-    """Of a new head."""
+    """Settings of a new head."""
 
     @property
     def has_head(self) -> bool:
@@ -59,7 +59,7 @@ class RewardSource(Source):
         return prepared(model.requires_grad_(True), self.config, self.learns)
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """The same module before its weights are read; a new head is real."""
+        """Module before its weights are read; a new head is real."""
         model = self._headed(empty_model(self._bare(), device, trainable=False, dtype=dtype))
         if self.has_head:
             head = model.get_submodule(HEAD)

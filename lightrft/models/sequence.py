@@ -69,7 +69,7 @@ class Share:
         return ids[rank::size], torch.cat([positions, last], -1)[..., rank::size]
 
     def layout(self, layout: Layout) -> Layout:
-        """The same layout for attention layers that see this rank's tokens only."""
+        """Layout for attention layers that see this rank's tokens only."""
         return layout if self.team is None else Swapped(layout, self.team, self.num_tokens)
 
     def own(self, column: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Share:
         """(T,) on every rank of the team, from each one's own (T',); the gradient of its own rows reaches each."""
         if self.team is None:
             return values
-        found: Tensor = _Together.apply(values, self.rows, self.num_predicted, self.team)
+        found: Tensor = _Together.apply(values, self.rows, self.num_predicted, self.team)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -136,7 +136,7 @@ def _padded(num_tokens: int, size: int) -> int:
 
 
 def _swapped(parts: Tensor, team: Any) -> Tensor:
-    found: Tensor = _Swap.apply(parts, team)
+    found: Tensor = _Swap.apply(parts, team)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -35,7 +35,7 @@ class Source:
         return load_model(self.config, device, trainable=self.learns)
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """The same module before its weights are read (models/lazy.py: empty); what is not in a checkpoint is real."""
+        """Module before its weights are read (models/lazy.py: empty); what is not in a checkpoint is real."""
         return empty_model(self.config, device, trainable=self.learns, dtype=dtype)
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:

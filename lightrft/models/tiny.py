@@ -108,7 +108,7 @@ def tiny_model(
     auto = AutoModelForMultimodalLM if family in MEDIA else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        model: PreTrainedModel = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             # The usual 0.02 is so small at this width that the model hardly reacts to its input.
             for parameter in model.parameters():

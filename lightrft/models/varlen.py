@@ -87,7 +87,7 @@ def varlen_attention(
     """
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if window is None:
-        out: Tensor = _Joined.apply(q, k, v, stretches, scaling)
+        out: Tensor = _Joined.apply(q, k, v, stretches, scaling)  # type: ignore[no-untyped-call]
     else:
         out = _windowed(q, k, v, stretches.groups, scaling, window)
     return out.transpose(0, 1).unsqueeze(0)
@@ -151,7 +151,7 @@ def _windowed(
     columns = sent(torch.cat(places), query.device)
     sequences = Sequences.of(queries, keys, query.device)
     k, v = key.index_select(0, columns), value.index_select(0, columns)
-    out: Tensor = _Windowed.apply(query, k, v, sequences, scaling, window)
+    out: Tensor = _Windowed.apply(query, k, v, sequences, scaling, window)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -33,7 +33,7 @@ class RankStatus:
     """The threads that look after this rank and the others, from joining a run until its end; None alone."""
 
     def heartbeat(self) -> None:
-        """It has got on: the clock of those who look for a stall starts anew."""
+        """Tells that the process has got on: the clock of those who look for a stall starts anew."""
         self.moved = time.monotonic()
 
     def set_phase(self, phase: str) -> None:
@@ -48,12 +48,12 @@ class RankStatus:
         self.heartbeat()
 
     def enter_collective(self, call: str) -> None:
-        """It meets other ranks."""
+        """Tells that the process waits for other ranks in `call`."""
         self.call, self.calls = call, self.calls + 1
         self.heartbeat()
 
     def exit_collective(self, seconds: float) -> None:
-        """It has met them, after so long."""
+        """Tells that all ranks have met, after so many seconds."""
         self.call, self.waited = "", self.waited + seconds
         self.heartbeat()
 

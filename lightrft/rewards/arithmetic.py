@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 MOST_BITS = 60_000
-"""Of a numerator or denominator: enough for 2006!, and computed in a moment."""
+"""Bits of a numerator or denominator: enough for 2006!, and computed in a moment."""
 DEEPEST = 15
 """Brackets inside brackets."""
 _TOKEN = re.compile(
@@ -20,7 +20,7 @@ _OVER = {"\\div", "/", "÷"}
 
 
 class _UnknownError(Exception):
-    """It is no arithmetic, or would cost too much."""
+    """Raised for a text that is no arithmetic, or would cost too much."""
 
 
 def computed(text: str) -> Fraction | None:

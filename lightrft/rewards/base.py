@@ -150,7 +150,7 @@ class RewardRunner:
         return parts
 
     def _by_models(self, trajectories: Sequence[Trajectory], views: Sequence[Answer]) -> Found:
-        """As `_values`, of the rewards that models give: each is asked once, as an engine of several ranks wants it."""
+        """Values of the rewards that models give: each is asked once, as an engine of several ranks wants it."""
         values: dict[tuple[str, int], float] = {}
         failures: dict[tuple[str, int], str] = {}
         for name, ask in self.models.items():

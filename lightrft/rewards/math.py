@@ -25,13 +25,13 @@ from lightrft.utils.answers import LAST_NUMBER, boxed, concluded, conclusion, pl
 LONGEST = 500
 """Characters; what is longer is no answer, and could keep the parser busy for minutes."""
 UNDECIDED_SECONDS = 2.0
-"""Of processor time, so that a busy machine decides as an idle one does."""
+"""Seconds of processor time, so that a busy machine decides as an idle one does."""
 HIGHEST_POWER = 50
-"""Of what is not plain arithmetic: larger ones are expanded term by term."""
+"""Highest power in what is not plain arithmetic: larger ones are expanded term by term."""
 MOST_TERMS = 20_000
-"""Of all brackets with letters that are raised to a power, multiplied out."""
+"""Terms of all brackets with letters that are raised to a power, multiplied out."""
 MOST_ELEMENTS = 20
-"""Of a set or list: they are compared each with each."""
+"""Elements of a set or list: they are compared each with each."""
 TOWER = re.compile(
     r"\^\s*\{?\s*\(?[\w.]+\s*\^|\}\s*\)?\s*\^|\d{4,}\s*!|!\s*!|\)\s*!|\\binom\{?\d{4}|\\(?:sum|prod|int|iint|lim|bigcup|bigcap)\b"
 )

@@ -95,7 +95,7 @@ class Frozen(Protocol):
     """A model that only answers: the reference, a teacher."""
 
     def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """As Trainable.compute."""
+        """Result of `function`, computed with the weights as by Trainable.compute."""
         ...
 
     def parts(self) -> dict[str, Resident]:

@@ -46,7 +46,7 @@ from lightrft.utils.imports import require
 T = TypeVar("T")
 
 VERSION = "0.19."
-"""Of DeepSpeed: the steps of an update are taken one by one, below its `engine.step`, and may move in another version."""
+"""Versions of DeepSpeed that are known: the steps of an update are taken one by one, below its `engine.step`, and may move in another version."""
 
 
 class Zero:

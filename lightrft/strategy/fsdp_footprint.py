@@ -36,7 +36,7 @@ def _gathered(options: FsdpConfig, sizes: Sizes, learned: int) -> int:
 
 
 def _traffic(options: FsdpConfig, sizes: Sizes) -> Traffic:
-    """As zero3 (see zero_footprint.py), but embeddings and head are always kept."""
+    """Traffic as of zero3 (see zero_footprint.py), but embeddings and head are always kept."""
     rest = sizes.weights - sizes.inside
     return Traffic(
         summed=sizes.learned,

@@ -28,6 +28,10 @@ TAGGED = "Put nothing but your final answer between <answer> and </answer>."
 log = logging.getLogger("lightrft")
 
 
+class NoSplitError(ValueError):
+    """A task has no records in a split, or their file is not there; the message names the cure."""
+
+
 class Records(list[Record]):
     """Records, and how many rows had to be skipped on the way."""
 
@@ -37,7 +41,7 @@ class Records(list[Record]):
 
 
 Load = Callable[[Split, TaskConfig, str, int], Records]
-"""(split, options, data folder or "", seed) -> records. Raises ValueError for missing files and broken rows."""
+"""(split, options, data folder or "", seed) -> records. NoSplitError for a split that is not there, ValueError for broken rows."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ def from_places(
 
     def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
         if split == "train" and not train:
-            raise ValueError(f"task '{name}' has no training rows: {no_train}")
+            raise NoSplitError(f"task '{name}' has no training rows: {no_train}")
         bad = BadRecords(config.on_bad_record)
         found = Records()
         for place in train if split == "train" else evaluate:
@@ -227,7 +231,7 @@ def needed(name: str, data: str, place: Place) -> Path:
     path = expanded(data, "data") / place.file
     if not path.is_file():
         instead = f", or leave data empty for the hub's {place.hub}" if place.hub else ""
-        raise ValueError(
+        raise NoSplitError(
             f"task '{name}' needs {path}, which is not there. Set data=FOLDER with {place.file} in it{instead}."
         )
     return path

@@ -22,7 +22,7 @@ RATE = 16_000
 SECONDS = 0.5
 """Length of a quarter note."""
 FAST = 0.25
-"""The same in half of the windows whose chords are counted, so that how long a sound is does not give the answer away."""
+"""Length of a quarter note in half of the windows whose chords are counted, so that how long a sound is does not give the answer away."""
 EACH = 2
 """Windows per chorale, kind and answer."""
 VOICES = ("bass", "tenor", "alto", "soprano")

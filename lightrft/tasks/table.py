@@ -19,6 +19,7 @@ from lightrft.tasks import media_tasks, sentences, tiny
 from lightrft.tasks.base import (
     TAGGED,
     Load,
+    NoSplitError,
     Place,
     Records,
     Split,
@@ -37,7 +38,7 @@ from lightrft.utils.answers import concluded
 from lightrft.utils.imports import require, resolve
 from lightrft.utils.paths import expanded
 
-__all__ = ["TASKS", "Load", "Place", "Records", "Split", "Task", "load_task"]
+__all__ = ["TASKS", "Load", "NoSplitError", "Place", "Records", "Split", "Task", "load_task"]
 
 
 def gsm8k(option: str) -> Task:
@@ -232,11 +233,11 @@ def _check_split(split: Split, config: TaskConfig) -> None:
     """Raises ValueError unless both files are named where needed and are not the same data: a split is never guessed."""
     train, evaluate = config.train_file, config.evaluate_file
     if split == "train" and not train:
-        raise ValueError(
+        raise NoSplitError(
             "task 'file' needs tasks.train_file: a json, jsonl, csv or parquet file, or a hub name."
         )
     if split == "evaluate" and not evaluate:
-        raise ValueError(
+        raise NoSplitError(
             "task 'file' has no evaluation rows, and none are split off by guess. Set tasks.evaluate_file, or evaluate.before_and_after=false."
         )
     if not train or not evaluate:

@@ -30,7 +30,7 @@ class Bench:
 
     engine: Engine
     reference: Any
-    """The same weights in float32, with an attention of transformers' own."""
+    """Model with the same weights in float32 and with an attention of transformers' own."""
     decode: Callable[[list[int]], str]
     tolerance: float
     requests: int
@@ -47,7 +47,7 @@ class Bench:
         return [self.prompt(length, seed) for seed, length in enumerate(LENGTHS)]
 
     def prompt(self, length: int, seed: int) -> Prompt:
-        """So many random tokens."""
+        """Prompt of `length` random tokens."""
         draw = torch.Generator().manual_seed(seed)
         most = min(200, self.reference.config.get_text_config().vocab_size)
         tokens = torch.randint(most, (length,), generator=draw).tolist()
@@ -59,7 +59,7 @@ class Bench:
         return [answers[0] for answers in self.engine.generate(prompts, sampling)]
 
     def expected(self, prompt: Prompt, tokens: int = 12) -> list[int]:
-        """The same by transformers."""
+        """Greedy tokens that transformers gives."""
         ids = torch.tensor([prompt.token_ids])
         options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         options["suppress_tokens"] = self.never or None
@@ -265,7 +265,7 @@ def what_slept_and_woke_answers_as_before(bench: Bench) -> None:
 
 
 def answers_about_media_have_the_logprobs_of_the_trainer(bench: Bench) -> None:
-    """Also of a response that goes on; and other media give others."""
+    """A response that goes on has them as well, and other media give other ones."""
     sampling = Sampling(n=2, max_tokens=8, ignore_eos=True)
     for prompt, answers in zip(bench.media, bench.engine.generate(bench.media, sampling), strict=True):
         for answer in answers:

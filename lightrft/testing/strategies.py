@@ -19,6 +19,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Strategy, Trainable
+from lightrft.strategy.footprint import EXACT
 from lightrft.strategy.in_memory import restore
 from lightrft.strategy.single import Single
 from lightrft.testing.batches import tiny_trajectories
@@ -43,7 +44,7 @@ class StrategyBench:
         return self.strategy.trainable(self.source, OPTIONS, UPDATES)
 
     def oracle(self) -> Trainable:
-        """The same model in this process alone."""
+        """Model of the same source in this process alone."""
         alone = Single(StrategyConfig(), torch.device("cpu"))
         return alone.trainable(self.source, OPTIONS, UPDATES)
 
@@ -151,6 +152,37 @@ def residents_are_named(bench: StrategyBench) -> None:
     lacks(not {"weights", "optimizer"} <= names, f"its residents are {sorted(names)}")
 
 
+def what_a_process_holds_is_stated(bench: StrategyBench) -> None:
+    stated = getattr(bench.strategy, "footprint", None)
+    lacks(not callable(stated), "no static method `footprint`, so that `lightrft plan` cannot count it")
+    assert stated is not None
+    sizes, ranks = Numbers.of(bench.oracle().module), World.current().size
+    found = stated(getattr(bench.strategy, "config", StrategyConfig()), sizes, ranks, learns=True)
+    shards = bench.strategy.shards
+    lacks(found.sharded != shards, f"its footprint says sharded={found.sharded}, and itself shards={shards}")
+    whole, pieces = EXACT * sizes.weights, found.weights * (ranks // found.copies if shards else 1)
+    lacks(not 0.9 * whole <= pieces <= 2 * whole, f"{pieces} bytes of weights in all instead of {whole}")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Sizes of a module in float32, see strategy/footprint.py: Sizes."""
+
+    weights: int
+    learned: int
+    inside: int
+    largest_block: int
+    width: int = EXACT
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Numbers:
+        """The sizes of a module; its blocks are the members of its longest list of modules."""
+        lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+        blocks = [sum(p.numel() for p in block.parameters()) for block in max(lists, key=len, default=[])]
+        learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        return cls(sum(p.numel() for p in module.parameters()), learned, sum(blocks), max(blocks, default=0))
+
+
 def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
@@ -165,6 +197,7 @@ CHECKS = (
     a_state_goes_back_and_learning_goes_on_from_it,
     a_frozen_model_computes_and_follows,
     residents_are_named,
+    what_a_process_holds_is_stated,
 )
 
 

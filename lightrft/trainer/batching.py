@@ -178,7 +178,7 @@ def response_positions(t: Trajectory) -> Tensor:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The same batch with every tensor on `device`, without waiting for it."""
+    """Batch with every tensor on `device`, without waiting for it."""
     device = torch.device(device)
     moved: dict[str, Any] = {
         name: sent(value, device) if isinstance(value := getattr(batch, name), Tensor) else value

@@ -1,4 +1,4 @@
-"""Groups that outlive their step: drawn too much, drawn ahead, not answered to the end, or kept to be learned from again."""
+"""Groups that outlive their step: surplus ones, prefetched ones, unfinished ones, and those kept to be replayed."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class RolloutBuffer:
 
 
 def _apart(t: Trajectory) -> Trajectory:
-    """The same answer with lists of its own, which do not grow when it goes on."""
+    """Copy of a response with lists of its own, which do not grow when it goes on."""
     return replace(
         t,
         token_ids=list(t.token_ids),

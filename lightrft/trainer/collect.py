@@ -99,8 +99,9 @@ class Collector:
 
     def _asks(self, attempts: int) -> bool:
         """Whether new prompts may be used: once, and again only if some groups are not worth learning from."""
-        chooses = self.algorithm.config.group_filter != "all"
-        return attempts == 0 or (chooses and attempts < self.config.rollout.max_sampling_rounds)
+        if attempts == 0:
+            return True
+        return not self.algorithm.keeps_all_groups and attempts < self.config.rollout.max_sampling_rounds
 
     def _must_wait(self, kept: Sequence[Group]) -> bool:
         """Whether no rank has a group, but some have responses that are not at their end: a step needs at least one."""
@@ -142,7 +143,7 @@ class Collector:
         """The groups of this step and those that wait for the next one, each with its baseline if there is one."""
         before = len(kept)
         carries = self.config.rollout.extra_groups == "carry_over"
-        most = before if self.algorithm.config.group_filter == "all" else self.share
+        most = before if self.algorithm.keeps_all_groups else self.share
         # No more wait than the next step needs, so that none is older than one step.
         last = most + self.share if carries else most
         drawn.leave_out("extra", kept[last:])

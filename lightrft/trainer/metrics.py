@@ -127,7 +127,7 @@ def _chosen(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _floats(sums: dict[str, Tensor]) -> dict[str, float]:
-    """As Python's numbers, all fetched at once."""
+    """Sums as Python's numbers, all fetched at once."""
     return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
 
 
@@ -140,7 +140,7 @@ class Layout:
     """Read by the model: each prompt once per batch."""
     answers: int = 0
     whole: int = 0
-    """Of all responses, each with its prompt."""
+    """Tokens of all responses, each with its prompt."""
     longest_prompt: int = 0
     longest_answer: int = 0
 

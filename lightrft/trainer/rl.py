@@ -56,7 +56,7 @@ class RLTrainer:
     parts: Mapping[str, Part]
     """Everything that goes into checkpoints besides models, the same on all ranks."""
     rank_parts: Mapping[str, RankPart]
-    """The same, where every rank has its own state."""
+    """Parts of the run of which every rank has its own state, by name."""
     whole: bool = field(default=True, init=False)
     """Whether the weights are those of the last whole step; whoever writes the step down sets it again."""
 

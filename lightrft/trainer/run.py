@@ -75,7 +75,7 @@ class Generators:
         return generator_states()
 
     def packed(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The same state: it can be written as it is."""
+        """State as it is: it can be written so."""
         return state
 
     def load(self, packed: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Evaluation:
     """A held-out measurement."""
 
     name: str
-    """Its name in the metrics: evaluation, held_out_nll."""
+    """Name in the metrics: evaluation, held_out_nll."""
     values: dict[str, float]
     """Task -> value, and their mean."""
     shown: str
@@ -153,7 +153,7 @@ class Trainer(Protocol):
 
     @property
     def rank_parts(self) -> Mapping[str, RankPart]:
-        """The same, where every rank has its own state."""
+        """Parts of the run of which every rank has its own state, by name."""
         ...
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:

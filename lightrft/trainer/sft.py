@@ -25,11 +25,11 @@ class Imitation:
 
     config: SFTConfig
     num_sums: int = 2
-    """Of -log p, and of tokens."""
+    """Sums of -log p and of tokens."""
 
     @property
     def averaging(self) -> Averaging:
-        """As the settings say."""
+        """How the settings say that tokens are averaged."""
         return Averaging(self.config.average, self.config.max_tokens)
 
     def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:

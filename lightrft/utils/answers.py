@@ -68,8 +68,8 @@ def conclusion(answer: str) -> str | None:
     found = boxed(text)
     if found is not None:
         return found
-    unexpanded_token_ids = HASHES.findall(text)
-    said = stated(unexpanded_token_ids[-1], whole=True) if unexpanded_token_ids else stated(text)
+    after_hashes = HASHES.findall(text)
+    said = stated(after_hashes[-1], whole=True) if after_hashes else stated(text)
     if said is not None:
         return said
     if "<answer>" in answer and "</answer>" in answer:

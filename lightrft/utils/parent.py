@@ -32,7 +32,7 @@ def end_with_parent(parent: int | None) -> None:
 
 
 def end_with_launcher() -> None:
-    """The same for a process of a run that torch's launcher, ours or torchrun, has started; nothing for others."""
+    """Ends with its launcher: a process of a run that torch's launcher, ours or torchrun, has started; nothing for others."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         number = os.environ.pop(PARENT, "")
         end_with_parent(int(number) if number else None)

@@ -53,6 +53,34 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         assert not heading or heading in anchors(target), f"{page.name} links to {link}"
 
 
+PLACES = [
+    ".",
+    "lightrft",
+    "tests",
+    "docs",
+    "tests/faults",
+    "tests/distributed",
+    "benchmarks",
+    "lightrft/commands",
+]
+"""Folders below which a document may name a file."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *PAGES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_named_file_of_the_repository_exists(page: Path) -> None:
+    named = re.findall(r"`([\w/.]+\.(?:py|md|sh|toml))(?::\w+)?`", page.read_text(encoding="utf-8"))
+    lost = {name for name in named if not any((ROOT / place / name).exists() for place in PLACES)}
+    # A bare name is a file that the reader is to write, except for tests and in the description of the rooms.
+    lost = {
+        name for name in lost if "/" in name or name.startswith("test_") or page.name == "architecture.md"
+    }
+    assert not lost - {"path/to/file.py"}, f"{page.name} names {lost}"
+
+
 def anchors(page: Path) -> set[str]:
     """The headings of a page as mkdocs turns them into anchors."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -18,6 +18,7 @@ from lightrft.config import ModelConfig
 from lightrft.models.base import base_digest, check_base, needed_base
 from lightrft.models.load import load_processor
 from lightrft.models.processor import on_day
+from lightrft.models.tiny import tiny_tokenizer
 from lightrft.parallel.world import World
 from lightrft.runs.folder import settings_text
 from lightrft.runs.layout import RunFolder
@@ -45,9 +46,22 @@ def test_a_template_is_told_the_day_on_which_the_run_began(tmp_path):
     assert "strftime_now('%d %b %Y')" in (tmp_path / "saved" / "chat_template.jinja").read_text()
 
 
-@pytest.mark.parametrize("call", ['strftime_now("%Y")', "strftime_now( '%Y' )", "strftime_now(format='%Y')"])
-def test_a_date_is_found_however_it_is_asked_for(call):
-    assert on_day(f"a {{{{ {call} }}}} b", datetime(2024, 2, 29)) == 'a {{ "2024" }} b'
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("strftime_now('%d %b %Y, %H:%M')", "29 Feb 2024, 07:05"),
+        ('strftime_now(format="%-d.%-m.%y")', "29.2.24"),
+        ("strftime_now('%d' ~ ' %B')", "29 February"),
+        ("strftime_now('%A %% %%Y %j')", "Thursday % %Y 060"),
+    ],
+)
+def test_a_date_is_that_of_the_run_however_it_is_asked_for(call, told):
+    template = on_day(f"\na {{{{ {call} }}}} b", datetime(2024, 2, 29, 7, 5))
+    message = [{"role": "user", "content": "hi"}]
+    assert (
+        tiny_tokenizer().apply_chat_template(message, tokenize=False, chat_template=template)
+        == f"\na {told} b"
+    )
 
 
 def test_a_run_with_such_a_template_goes_on_the_next_day(tmp_path):

@@ -72,6 +72,20 @@ def test_evaluate_with_check_tries_the_gold_answers_of_the_task(capsys: pytest.C
     assert "evaluate: " in printed
 
 
+def test_a_check_of_gold_answers_that_saw_none_is_no_success(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["evaluate", "gsm8k", "--check", "--rewards.workers", "0", "--data", str(tmp_path)]
+    assert cli.main(command) == 1
+    assert "evaluate: not checked" in capsys.readouterr().out
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(
+        '{"question": "1 + 2?", "answer": "3\\n#### 3"}\n' * 2 + "{"
+    )
+    assert cli.main(command) == 2
+    assert "test.jsonl" in capsys.readouterr().err
+
+
 def test_check_returns_the_status_of_the_pre_flight(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "tiny", "--rollout.engine", "natve"]) == 1
     assert "Did you mean 'native'?" in " ".join(capsys.readouterr().out.split())
@@ -119,7 +133,15 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
             ["train", "tiny", "--rollout.max-draws", "1"],
             "is called --rollout.max-sampling-rounds now.",
         ),
-        (["train", "tiny", "steps=3"], "An option is written as a flag: --steps 3"),
+        (["train", "tiny", "steps=3"], "'steps=3' is no layer. Write it as a flag: --steps 3"),
+        (["train", "tiny", "lr=3"], "'lr=3' is no layer. In LightRFT this is --optimizer.learning-rate."),
+        (["config", "rollout.n=4"], "In LightRFT this is --rollout.group-size."),
+        (
+            ["train", "--rollout.group-size", "4", "tiny", "fsdp", "--steps", "2"],
+            "the layers tiny, fsdp stand behind flags. Layers come first: tiny fsdp --rollout.group-size 4 --steps 2",
+        ),
+        (["train", "--tasks.train", "tiny", "1", "grpo"], "Layers come first: grpo --tasks.train tiny 1"),
+        (["train", "tiny", "--seed", "1", "2"], "'2' belongs to no option"),
         (["train", "--steps", "3", "tiny"], "Layers come first: tiny --steps 3"),
         (["train", "tiny", "--nothing.like.it", "3"], "--help-all lists all options"),
         (["plan", "tiny", "--gpus", "0"], "--gpus 0: needs a number above 0"),
@@ -249,7 +271,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
 def test_the_words_of_the_field_are_found_in_help(
     capsys: pytest.CaptureFixture[str], word: str, found: str
 ) -> None:
-    assert cli.main(["train", "--help", found]) == 0
+    assert cli.main(["train", f"--help={found}"]) == 0
     assert word in " ".join(capsys.readouterr().out.split())
 
 

@@ -37,9 +37,9 @@ class Parts:
     strategy: Strategy
     make_engine: MakeEngine
     tasks: Mapping[str, Task]
-    """Those of training."""
+    """Tasks of training, by name."""
     eval_sets: Mapping[str, Task]
-    """Those of evaluation; none if there is none."""
+    """Tasks of evaluation, by name; empty without evaluation."""
     judge: RewardRunner
     eval_judge: RewardRunner | None
     """None where evaluation judges as training does."""

@@ -154,7 +154,7 @@ def activations(config: Config, shape: Shape, tokens: int) -> int:
 
 
 def scoring(config: Config, shape: Shape, tokens: int) -> int:
-    """The same of a pass without gradients: one block at work and the logits of a chunk."""
+    """Bytes that a pass without gradients takes: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
     chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
     return int(own * (shape.working + EXACT * shape.hidden)) + chunk

@@ -20,7 +20,7 @@ class Amounts:
     """What one device computes, sends and takes in one training step."""
 
     tokens: float
-    """That the actor reads or draws."""
+    """Tokens that the actor reads or samples."""
     flops: float
     sent: float
     """Bytes."""
@@ -37,10 +37,10 @@ class Work:
     train: Amounts
     updates: int
     micro_batches: int
-    """Of a device in each update."""
+    """Micro-batches of a device in each update."""
 
     def phases(self) -> dict[str, Amounts]:
-        """By name, in the order of a step."""
+        """Amounts by name of the phase, in the order of a step."""
         return {"sync": self.sync, "rollout": self.rollout, "score": self.score, "train": self.train}
 
     @property

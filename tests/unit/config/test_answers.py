@@ -8,7 +8,8 @@ TRAIN, SFT = ([name for name, *_ in layers.options(cls)] for cls in (Config, SFT
 
 
 def test_every_answer_is_an_option_and_no_name_that_is_answered_is():
-    assert set(FOREIGN.values()) <= set(TRAIN)
+    ours = {one for known in FOREIGN.values() for one in ([known] if isinstance(known, str) else known)}
+    assert ours <= {*TRAIN, *SFT}
     assert not (FOREIGN.keys() | RENAMED.keys()) & {*TRAIN, *SFT}
     now = {f"{old.rpartition('.')[0]}.{new}".lstrip(".") for old, new in RENAMED.items()}
     assert now <= {*TRAIN, *SFT}
@@ -23,11 +24,28 @@ def test_every_answer_is_an_option_and_no_name_that_is_answered_is():
         ("--critic_learning_rate", "In LightRFT this is --critic.optimizer.learning-rate."),
         ("--algorithm.keep", "--algorithm.keep is called --algorithm.group-filter now."),
         ("--rollout.vllm.eager", "--rollout.vllm.eager is called --rollout.vllm.enforce-eager now."),
+        ("--train.batch_size", "In LightRFT this is --update.num-minibatches."),
+        ("--algo.kl.use_loss", "In LightRFT this is --algorithm.kl-in."),
+        ("--algo.kl.init_coef", "In LightRFT this is --algorithm.kl-coefficient."),
+        ("--algo.advantage.estimator", "In LightRFT this is --algorithm.advantage."),
+        ("--rollout.batch_size", "In LightRFT this is --rollout.prompts-per-step."),
+        ("--eval.steps", "In LightRFT this is --evaluate.every-steps."),
+        ("--train.async_enable", "In LightRFT this is --rollout.overlap-rewards."),
+        ("--reward_model.overlong_buffer.len", "In LightRFT this is --algorithm.overlong-buffer."),
+        ("--num_train_epochs", "In LightRFT this is --steps."),
         ("--zzzzzzzz", ""),
     ],
 )
 def test_a_foreign_or_an_earlier_name_is_answered_with_ours(name, told):
     assert answer(name, TRAIN, flags=True) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("num_train_epochs", "epochs"), ("max_seq_length", "max_tokens"), ("train.batch_size", "batch_size")],
+)
+def test_a_command_answers_a_foreign_name_with_an_option_of_its_own(name, ours):
+    assert answer(name, SFT) == f"In LightRFT this is {ours}."
 
 
 def test_near_names_are_ranked_by_section():
