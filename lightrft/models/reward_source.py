@@ -40,7 +40,7 @@ class RewardSource(Source):
     padding: int | None
     """The token that plain transformers pads with, after which no score is read."""
     seed: int = 0
-    """Settings of a new head."""
+    """Seed of a new head."""
 
     @property
     def has_head(self) -> bool:
