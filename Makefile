@@ -1,7 +1,7 @@
 # make demo    a small language model learns on this CPU        make test    the tests
 # make check   format, lint, types, imports, tests              make docs-tables   docs/configuration.md from the code
 # make test-quick   unit tests and properties, under two minutes
-# make sweep   300 combinations of settings, run and resumed: what may never happen
+# make sweep   300 combinations of settings, run and resumed, and every algorithm learning
 #
 # Each makes the virtual environment and installs what it needs when that is missing; needs Python >= 3.11 and make.
 
@@ -29,7 +29,7 @@ test-quick: $(VENV)/dev
 	$(PYTEST) -m "not slow" tests/unit tests/properties tests/docs $(ARGS)
 
 sweep: $(VENV)/dev
-	LIGHTRFT_SWEEP=300 $(PYTEST) --dist worksteal tests/faults/test_sweep.py $(ARGS)
+	LIGHTRFT_SWEEP=300 $(PYTEST) --dist worksteal tests/faults/test_sweep.py tests/e2e/test_learning.py $(ARGS)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check lightrft tests docs examples benchmarks

@@ -44,7 +44,7 @@ class Setup:
     check: Callable[[PromptLoader, Sequence[HeldOut]], None] = lambda _prompts, _held_out: None
     """What is to be said of the data before any weight loads."""
     outputs: Sequence[str] = ()
-    """Names in Trajectory.parts, for a loss that compares responses."""
+    """Grades that a loss compares responses by: their names in Trajectory.parts."""
 
 
 def build_run(

@@ -29,7 +29,7 @@ class Imitation:
 
     @property
     def averaging(self) -> Averaging:
-        """Average of the settings, over tokens or conversations."""
+        """How the settings say that tokens are averaged."""
         return Averaging(self.config.average, self.config.max_tokens)
 
     def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:

@@ -63,7 +63,7 @@ def test_outside_a_terminal_each_step_is_one_line() -> None:
     out = io.StringIO()
     with Progress(CONFIG, 10, console=Console(file=out, width=80)) as progress:
         progress.phase("rollout")
-        progress.answers(3, 16)
+        progress.responses(3, 16)
         progress.step(1, METRICS)
         progress.note("[saved]")
     lines = out.getvalue().splitlines()
@@ -80,7 +80,7 @@ def test_in_a_terminal_the_picture_shows_step_phase_and_answers() -> None:
     assert progress.live
     progress.step(1, METRICS)
     progress.phase("rollout")
-    progress.answers(3, 16)
+    progress.responses(3, 16)
     with console.capture() as captured:
         console.print(progress.render())
     picture = captured.get()
