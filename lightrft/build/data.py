@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightrft.build.judges import check_judging
+from lightrft.build.judges import check_judging, remote_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config
 from lightrft.datasets.loader import PromptLoader
@@ -46,7 +46,7 @@ class TaskData:
 def build_task_data(config: Config, processor: Processor, world: World) -> TaskData:
     """Loads the tasks' data, both splits, and the rewards."""
     tasks = training_tasks(config)
-    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards)
+    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards, remote_rewards(config))
     sources = [
         (prompts_of(config, task, "train", processor), config.tasks.train[name])
         for name, task in tasks.items()
@@ -66,7 +66,9 @@ def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet]
         eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weights[name]))
     rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
     # Evaluation goes on when one response cannot be judged: such responses are counted in the report, never scored.
-    return eval_sets, RewardRunner(rewards, replace(config.rewards, on_failure="drop"))
+    return eval_sets, RewardRunner(
+        rewards, replace(config.rewards, on_failure="drop"), remote_rewards(config)
+    )
 
 
 def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ from lightrft.models.load import load_model, load_processor
 from lightrft.models.processor import Processor
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.models.source import Source
-from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.base import REWARDS, RewardRunner
 from lightrft.rewards.models import (
     JUDGE,
     MODEL_REWARDS,
@@ -29,6 +29,7 @@ from lightrft.rewards.models import (
     ScalarReward,
     judge_template,
 )
+from lightrft.rewards.remote import RemoteReward, secret
 from lightrft.strategy.memory import Resident
 from lightrft.strategy.single import SingleFrozen
 from lightrft.utils.imports import resolve
@@ -37,7 +38,7 @@ from lightrft.utils.imports import resolve
 def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: bool = True) -> None:
     """ValueError if a reward that a model gives has no model, a model no use, or both want the device at the same time."""
     paths = {JUDGE: config.judge.path, REWARD_MODEL: config.reward_model.path}
-    used = {name for judge in judges for name in judge.models}
+    used = models_used(judges)
     for name, path in paths.items():
         if name in used and not path:
             raise ValueError(
@@ -48,6 +49,7 @@ def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: b
                 f"{MODEL_REWARDS[name]}={path} has no effect without the reward '{name}'. Add it to rewards.functions, e.g. "
                 f"--rewards.functions {name} 1"
             )
+    _check_remote(config, judges, training)
     if training and used and config.rollout.overlap_rewards:
         raise ValueError(
             f"rollout.overlap_rewards with the reward '{min(used)}': the model that judges and the rollout would want the device at the "
@@ -71,11 +73,38 @@ def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: b
         most_read(config, name)
 
 
+def _check_remote(config: Config, judges: Sequence[RewardRunner], training: bool) -> None:
+    """ValueError for a remote reward that nothing asks for."""
+    asked = {name for judge in judges for name in judge.models}
+    idle = [name for name in config.remote.urls if name not in asked]
+    if training and idle:
+        raise ValueError(
+            f"remote.urls: the reward '{idle[0]}' has no effect. Add it to rewards.functions, e.g. --rewards.functions {idle[0]} 1"
+        )
+
+
+def models_used(judges: Sequence[RewardRunner]) -> set[str]:
+    """Rewards of these judges that models on this machine give."""
+    return {name for judge in judges for name in judge.models} & MODEL_REWARDS.keys()
+
+
+def remote_rewards(config: Config) -> dict[str, ModelReward]:
+    """Reward name -> what asks other machines for it. ValueError for a name that another reward has, or a missing key."""
+    taken = [name for name in config.remote.urls if name in REWARDS or name in MODEL_REWARDS]
+    if taken:
+        raise ValueError(
+            f"remote.urls: '{taken[0]}' is a reward of this machine. Call it otherwise, e.g. remote_{taken[0]}: ADDRESS#{taken[0]}."
+        )
+    if config.remote.urls and config.remote.key:
+        secret(config.remote)
+    return {name: RemoteReward(name, config.remote) for name in config.remote.urls}
+
+
 def add_judging_models(
     config: Config, judges: Sequence[RewardRunner], engine: Engine, processor: Processor, device: torch.device
 ) -> dict[str, Resident]:
     """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in strategy/memory.py: RESIDENCY."""
-    used = {name for judge in judges for name in judge.models}
+    used = models_used(judges)
     found: dict[str, ModelReward] = {}
     residents: dict[str, Resident] = {}
     if JUDGE in used:
@@ -85,7 +114,7 @@ def add_judging_models(
         found[REWARD_MODEL], held = reward_model(config, device)
         residents |= held
     for judge in judges:
-        judge.models = {name: found[name] for name in judge.models}
+        judge.models = {name: found.get(name, ask) for name, ask in judge.models.items()}
         judge.by_policy = JUDGE in judge.models and config.judge.path == POLICY
     return residents
 

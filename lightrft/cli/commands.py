@@ -19,6 +19,7 @@ from lightrft.cli.options import (
     PlanOptions,
     ReplayOptions,
     ServeOptions,
+    ServeRewardsOptions,
     TrainOptions,
     ViewOptions,
     parsed,
@@ -175,6 +176,23 @@ def serve(args: Sequence[str]) -> int:
     return command.serve(config, own.host, own.port)
 
 
+def serve_rewards(args: Sequence[str]) -> int:
+    """Put the rewards of these settings behind HTTP for training runs elsewhere: lightrft serve-rewards LAYERS... FLAGS."""
+    if not args:
+        raise ValueError(
+            "which rewards? For example: lightrft serve-rewards --rewards.functions math 1 --port 8100"
+        )
+    own, rest = taken(ServeRewardsOptions, "serve-rewards", args)
+    config = load("serve-rewards", rest)
+    from lightrft.commands import serve_rewards as command
+
+    return command.serve_rewards(
+        config,
+        command.Address(own.host, own.port, own.key, own.certificate, own.private_key, own.plain_http),
+        own.batch_ms,
+    )
+
+
 def check(args: Sequence[str]) -> int:
     """Pre-flight check: token counts, a rendered prompt, rewards, engine against trainer, time and memory."""
     config = load("check", args)
@@ -271,6 +289,7 @@ COMMANDS: dict[str, Command] = {
     "reward": reward,
     "evaluate": evaluate,
     "serve": serve,
+    "serve-rewards": serve_rewards,
     "check": check,
     "plan": plan,
     "config": config,

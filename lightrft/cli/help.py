@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from lightrft import __version__
-from lightrft.cli.options import EvaluateOptions, PlanOptions, ServeOptions, TrainOptions, described
+from lightrft.cli.options import (
+    EvaluateOptions,
+    PlanOptions,
+    ServeOptions,
+    ServeRewardsOptions,
+    TrainOptions,
+    described,
+)
 from lightrft.config import layers
 
 WIDTH = 118
@@ -31,6 +38,7 @@ OWN: dict[str, type[Any]] = {
     "reward": TrainOptions,
     "evaluate": EvaluateOptions,
     "serve": ServeOptions,
+    "serve-rewards": ServeRewardsOptions,
     "plan": PlanOptions,
 }
 ABOUT: dict[str, str] = {}
@@ -41,7 +49,7 @@ LAYERED = """A layer is a shipped name or your own YAML file; later ones win, fl
 
 def help_text() -> str:
     """What `lightrft --help` prints."""
-    commands = "\n".join(f"  {name:<10} {about}" for name, about in ABOUT.items())
+    commands = "\n".join(f"  {name:<13} {about}" for name, about in ABOUT.items())
     return f"""LightRFT {__version__}: reinforcement fine-tuning of language models.
 
 usage: lightrft COMMAND ...

@@ -10,6 +10,7 @@ from lightrft.config.answers import keywords_answer, sections
 from lightrft.config.data import TaskConfig
 from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
+from lightrft.config.remote import RemoteConfig
 from lightrft.config.reward_training import COMPARISONS, RewardTrainingConfig
 from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
 from lightrft.config.rl import Config
@@ -62,6 +63,7 @@ __all__ = [
     "NativeEngineConfig",
     "OfflineConfig",
     "OptimizerConfig",
+    "RemoteConfig",
     "ReplayConfig",
     "RewardConfig",
     "RewardModelConfig",

@@ -62,6 +62,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "options": ANY,
         "max_tokens": COUNT,
     },
+    "remote": {"batch": COUNT, "requests": COUNT, "timeout_seconds": POSITIVE, "retries": NOT_NEGATIVE},
     "model.lora": {"rank": NOT_NEGATIVE, "alpha": COUNT},
     "media": {
         "max_pixels": NOT_NEGATIVE,

@@ -9,6 +9,7 @@ from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig, TeacherConfig
 from lightrft.config.ranges import check_ranges
+from lightrft.config.remote import RemoteConfig
 from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
 from lightrft.config.strategy import StrategyConfig
@@ -46,6 +47,7 @@ class Config:
     rewards: RewardConfig = field(default_factory=RewardConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)

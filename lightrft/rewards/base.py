@@ -70,7 +70,13 @@ class RewardRunner:
     Use it as a context manager, or call close(), to end the worker processes.
     """
 
-    def __init__(self, per_source: Mapping[str, Mapping[str, float]], config: RewardConfig) -> None:
+    def __init__(
+        self,
+        per_source: Mapping[str, Mapping[str, float]],
+        config: RewardConfig,
+        given: Mapping[str, ModelReward] | None = None,
+    ) -> None:
+        """`given`: rewards by name that are no functions of this machine (rewards/remote.py)."""
         self.config = config
         self.weights = {source: dict(weights) for source, weights in per_source.items()}
         for source, weights in self.weights.items():
@@ -81,7 +87,8 @@ class RewardRunner:
         names = sorted({name for weights in self.weights.values() for name in weights})
         self.labels = _labels(names)
         self.models: dict[str, ModelReward | None] = {n: None for n in MODEL_REWARDS if n in names}
-        """Rewards that models give; whoever holds the models puts them in before anything is judged."""
+        """Rewards that models give, here or elsewhere; whoever holds the models puts them in before anything is judged."""
+        self.models |= {name: ask for name, ask in (given or {}).items() if name in names}
         self.by_policy = False
         """Whether one of them is the policy, by the rollout engine."""
         names = [name for name in names if name not in self.models]

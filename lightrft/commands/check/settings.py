@@ -11,7 +11,7 @@ import torch
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.data import eval_rewards, training_rewards
-from lightrft.build.judges import check_judging
+from lightrft.build.judges import check_judging, remote_rewards
 from lightrft.build.models import actor_updates
 from lightrft.build.tables import ALONE, ENGINES, STRATEGIES, TRAINERS
 from lightrft.build.tasks import evaluated_tasks, training_tasks
@@ -91,8 +91,9 @@ def judges(
         {part: weight for part, weight in train.get(name, {}).items() if weight} == weights
         for name, weights in evaluate.items()
     )
-    eval_judge = None if same else RewardRunner(evaluate, config.rewards)
-    return RewardRunner(train, config.rewards), eval_judge
+    given = remote_rewards(config)
+    eval_judge = None if same else RewardRunner(evaluate, config.rewards, given)
+    return RewardRunner(train, config.rewards, given), eval_judge
 
 
 def show_settings(section: Section, config: Config, parts: Parts) -> None:

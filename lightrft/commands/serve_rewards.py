@@ -1,0 +1,121 @@
+"""`lightrft serve-rewards`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from lightrft.build.data import training_rewards
+from lightrft.build.judges import add_judging_models, check_judging
+from lightrft.config import POLICY, Config
+from lightrft.config.remote import LOOPBACK
+from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.service import Batcher, RewardServer, Tasks
+from lightrft.tasks.table import load_tasks
+from lightrft.types import Trajectory
+from lightrft.utils.device import pick_device
+
+log = logging.getLogger("lightrft")
+ANY_TASK = "rewards"
+"""The task of responses that name none that is known here."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and who may ask."""
+
+    host: str = "127.0.0.1"
+    port: int = 8100
+    key: str = ""
+    """Environment variable with the key; empty: none is asked for."""
+    certificate: str = ""
+    private_key: str = ""
+    plain_http: bool = False
+
+    def checked_key(self) -> str:
+        """The key; empty without one. ValueError for an address that others reach without a key or unencrypted, or a file that is not there."""
+        if self.key and not os.environ.get(self.key):
+            raise ValueError(
+                f"--key {self.key}: there is no such environment variable, or it is empty. Set it to a long random word."
+            )
+        for flag, file in (("--certificate", self.certificate), ("--private-key", self.private_key)):
+            if file and not Path(file).is_file():
+                raise ValueError(f"{flag} {file}: there is no such file.")
+        if self.private_key and not self.certificate:
+            raise ValueError(f"--private-key {self.private_key} has no effect without --certificate FILE.")
+        if self.host not in LOOPBACK and not self.key:
+            raise ValueError(
+                f"--host {self.host} without a key: whoever reaches this machine could use the rewards. Put a key into an environment variable "
+                "and name it: --key REWARD_KEY. Or leave --host out, to serve this machine alone."
+            )
+        if self.host not in LOOPBACK and not self.certificate and not self.plain_http:
+            raise ValueError(
+                f"--host {self.host} without a certificate: responses and the key could be read on the way. Give --certificate FILE, or "
+                "--plain-http where the network is trusted."
+            )
+        return os.environ[self.key] if self.key else ""
+
+
+def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
+    """Gives the rewards of these settings to whoever asks at this address, until it is stopped; 0 then."""
+    key = address.checked_key()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    device = pick_device(config.strategy.device)
+    with RewardRunner(rewards_by_task(config), replace(config.rewards, on_failure="drop")) as judge:
+        check_judging(config, [judge], training=False)
+        if judge.models and config.judge.path == POLICY:
+            raise ValueError(
+                "judge.path=policy: there is no policy here. Set judge.path to a model of its own."
+            )
+        for resident in add_judging_models(
+            config, [judge], cast(Any, None), cast(Any, None), device
+        ).values():
+            resident.onload()
+        batcher = Batcher(lambda answers: judged(judge, answers), batch_ms / 1000)
+        tasks = Tasks(tuple(judge.weights), ANY_TASK * (ANY_TASK in judge.weights))
+        with RewardServer((address.host, address.port), batcher, tasks, key=key) as server:
+            if address.certificate:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(address.certificate, address.private_key or None)
+                server.socket = context.wrap_socket(
+                    server.socket, server_side=True, do_handshake_on_connect=False
+                )
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            names = ", ".join(sorted(judge.labels.values()))
+            log.info(
+                "rewards %s at http%s://%s:%d",
+                names,
+                "s" * bool(address.certificate),
+                *server.server_address[:2],
+            )
+            try:
+                batcher.run()
+            except KeyboardInterrupt:
+                log.info("stopped after %d passes", batcher.passes)
+            finally:
+                server.shutdown()
+    return 0
+
+
+def rewards_by_task(config: Config) -> dict[str, dict[str, float]]:
+    """Task -> its rewards; rewards.functions for the responses of all others. ValueError if there is none at all."""
+    found = training_rewards(config, load_tasks(config.tasks.train).values())
+    if config.rewards.functions:
+        found[ANY_TASK] = dict(config.rewards.functions)
+    if not found:
+        raise ValueError(
+            "there is no reward to serve. Set rewards.functions, e.g. --rewards.functions math 1, or name tasks in tasks.train."
+        )
+    return found
+
+
+def judged(judge: RewardRunner, answers: Sequence[Trajectory]) -> Mapping[str, Sequence[float | None]]:
+    """Each response's rewards by name, those of its task; None where one failed or is of another task."""
+    judge(answers)
+    return {label: [t.parts.get(label) for t in answers] for label in judge.labels.values()}

@@ -1,0 +1,68 @@
+"""Rewards that other machines compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+from lightrft.config.ranges import check_ranges
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts that are this machine, where http is as good as https."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteConfig:
+    """Rewards over HTTP, from `lightrft serve-rewards` or a program that answers as it does; each name of urls is a reward."""
+
+    urls: dict[str, str] = field(default_factory=dict)
+    """Reward name -> where it is computed, e.g. {safe: "https://node7:8100"}; several addresses with commas between them share the responses
+    out. ADDRESS#OTHER asks for the reward that is called OTHER there."""
+    key: str = ""
+    """Environment variable that holds the servers' key; empty: none."""
+    protocol: Literal["lightrft", "openrlhf"] = "lightrft"
+    """What is sent: the form of `lightrft serve-rewards`, or OpenRLHF's (query, prompts, labels -> rewards), to the path of the address."""
+    batch: int = 64
+    """Most responses of one request; groups stay whole, and a larger one goes alone."""
+    requests: int = 8
+    """Most requests at a time, over all addresses of a reward."""
+    timeout_seconds: float = 60.0
+    """Longest time for one request."""
+    retries: int = 2
+    """How often a request is sent again, to the next address if there are several, after a failure that may pass: no connection, no reply in
+    time, or the statuses 408, 429 and 5xx."""
+    plain_http: bool = False
+    """Allow http to other machines: responses and the key can then be read on the way."""
+
+    def __post_init__(self) -> None:
+        check_ranges("remote", self)
+        for name, urls in self.urls.items():
+            if ":" in name or "/" in name or not name:
+                raise ValueError(
+                    f"remote.urls: '{name}' is no name of a reward. Use letters, digits and underscores."
+                )
+            for url in addresses(urls):
+                self._check_url(name, url)
+
+    def _check_url(self, name: str, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"remote.urls: {name}={url} is no address. Write https://HOST:PORT, or http://localhost:PORT."
+            )
+        if "@" in parts.netloc or parts.query:
+            raise ValueError(
+                f"remote.urls: the address of {parts.hostname} holds a name, a password or a key, and settings are written to RUN/config.yaml "
+                "and messages. Give the address alone, and the key in an environment variable named by remote.key."
+            )
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK and not self.plain_http:
+            raise ValueError(
+                f"remote.urls: {name}={url} goes unencrypted to another machine. Use https, or set remote.plain_http=true where the network is "
+                "trusted."
+            )
+
+
+def addresses(urls: str) -> list[str]:
+    """The addresses of one reward."""
+    return [url.strip() for url in urls.split(",")]

@@ -1,0 +1,205 @@
+"""Rewards over HTTP: the client. Failures are those of single responses, never zeros, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+from urllib.parse import urldefrag
+
+from lightrft.config import RemoteConfig
+from lightrft.config.remote import addresses
+from lightrft.rewards.function import Answer, question
+from lightrft.workers.pool import Failure
+
+PASSING = (408, 429)
+"""Statuses, besides 5xx, after which the same request may succeed."""
+MOST_REPLY = 16 * 2**20
+"""Bytes of a reply; a longer one is none that was asked for."""
+FIRST_PAUSE = 0.2
+"""Seconds before the first request that is sent again; each further pause is twice as long."""
+
+
+class RefusedError(Exception):
+    """The server's word that this request will never succeed, or a reply that is none."""
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry responses and the key to another host."""
+
+    def redirect_request(self, *args: Any, **options: Any) -> None:  # noqa: ARG002  # as urllib calls it
+        """None: the status of the redirect is then an error."""
+        return
+
+
+@dataclass(frozen=True)
+class RemoteReward:
+    """A ModelReward that asks servers."""
+
+    name: str
+    config: RemoteConfig
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
+        """The reward of each response, or why it has none. Takes at most timeout_seconds x (retries + 1) and the pauses for each request."""
+        if not answers:
+            return []
+        parts = _requests(answers, self.config.batch)
+        with ThreadPoolExecutor(min(self.config.requests, len(parts))) as pool:
+            found = pool.map(self._part, range(len(parts)), parts)
+            return [value for part in found for value in part]
+
+    def _part(self, number: int, answers: Sequence[Answer]) -> list[float | Failure]:
+        """The rewards of one request's responses, from the first address that gives them."""
+        urls = addresses(self.config.urls[self.name])
+        told, pause = "", FIRST_PAUSE
+        for attempt in range(self.config.retries + 1):
+            url = urls[(number + attempt) % len(urls)]
+            try:
+                return self._ask(url, answers)
+            except RefusedError as error:
+                return [Failure(f"{_bare(url)} refused it: {error}")] * len(answers)
+            except (OSError, http.client.HTTPException) as error:
+                told = f"{_bare(url)}: {error or type(error).__name__}"
+            if attempt < self.config.retries:
+                time.sleep(pause)
+                pause *= 2
+        return [Failure(f"no server gave it in {self.config.retries + 1} attempts; at last {told}.")] * len(
+            answers
+        )
+
+    def _ask(self, url: str, answers: Sequence[Answer]) -> list[float | Failure]:
+        address, other = urldefrag(url)
+        if self.config.protocol == "openrlhf":
+            return _numbers(self._post(address, _openrlhf(answers)).get("rewards"), len(answers))
+        reply = self._post(f"{address.rstrip('/')}/rewards", {"answers": [as_json(one) for one in answers]})
+        rewards = reply.get("rewards")
+        wanted = other or self.name
+        if not isinstance(rewards, dict):
+            raise RefusedError("its reply has no table of rewards.")
+        if wanted not in rewards and (other or len(rewards) != 1):
+            raise RefusedError(f"it has no reward '{wanted}', but {', '.join(map(str, rewards)) or 'none'}.")
+        return _numbers(rewards[wanted] if wanted in rewards else next(iter(rewards.values())), len(answers))
+
+    def _post(self, url: str, body: Any) -> dict[str, Any]:
+        """The reply to a request. RefusedError for one that would fail again; OSError or HTTPException for one that may not."""
+        headers = {"Content-Type": "application/json"}
+        if self.config.key:
+            headers["Authorization"] = f"Bearer {secret(self.config)}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        opener = urllib.request.build_opener(NoRedirects, urllib.request.ProxyHandler({}))
+        end = time.monotonic() + self.config.timeout_seconds
+        try:
+            with opener.open(request, timeout=self.config.timeout_seconds) as reply:
+                text = _read(reply, end)
+        except urllib.error.HTTPError as error:
+            status, said = error.code, error.read(500).decode(errors="replace")
+            if status in PASSING or status >= 500:
+                raise OSError(f"status {status}: {said}") from None
+            raise RefusedError(f"status {status}: {said}") from None
+        try:
+            found = json.loads(text, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            raise RefusedError("its reply is no JSON.") from None
+        if not isinstance(found, dict):
+            raise RefusedError("its reply is no JSON object.")
+        return found
+
+
+def _requests(answers: Sequence[Answer], most: int) -> list[list[Answer]]:
+    """At most so many responses together, and whole groups, since a reward may compare siblings; a larger group goes alone."""
+    parts: list[list[Answer]] = []
+    for _, members in groupby(answers, key=lambda one: one.group):
+        group = list(members)
+        if parts and len(parts[-1]) + len(group) <= most:
+            parts[-1] += group
+        else:
+            parts.append(group)
+    return parts
+
+
+def _read(reply: http.client.HTTPResponse, end: float) -> bytes:
+    """A whole reply. TimeoutError for one that comes too slowly, RefusedError for one without measure."""
+    found = bytearray()
+    while piece := reply.read1(2**16):
+        found += piece
+        if len(found) > MOST_REPLY:
+            raise RefusedError(f"its reply has more than {MOST_REPLY} bytes.")
+        if time.monotonic() > end:
+            raise TimeoutError("the reply did not come in remote.timeout_seconds")
+    return bytes(found)
+
+
+def secret(config: RemoteConfig) -> str:
+    """The key that `remote.key` names. ValueError if there is none of that name."""
+    if config.key not in os.environ:
+        raise ValueError(
+            f"remote.key={config.key}: there is no such environment variable. Set it, or leave the option out."
+        )
+    return os.environ[config.key]
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """A response as `lightrft serve-rewards` reads it; media are named, not sent."""
+    return {
+        "id": answer.prompt.id,
+        "messages": answer.prompt.messages,
+        "target": _plain(answer.prompt.target),
+        "source": answer.prompt.source,
+        "group": answer.group,
+        "token_ids": list(answer.token_ids),
+        "answer": answer.answer,
+        "finish": answer.finish,
+    }
+
+
+def _openrlhf(answers: Sequence[Answer]) -> dict[str, Any]:
+    prompts = [question(one.prompt.messages) for one in answers]
+    return {
+        "query": [prompt + one.answer for prompt, one in zip(prompts, answers, strict=True)],
+        "prompts": prompts,
+        "labels": [_plain(one.prompt.target) for one in answers],
+    }
+
+
+def _plain(target: Any) -> Any:
+    """A target as JSON can have it; RefusedError for one that JSON would change."""
+    try:
+        if json.loads(json.dumps(target, allow_nan=False)) == target:
+            return target
+    except (TypeError, ValueError):
+        pass
+    raise RefusedError(f"the target {target!r:.80} cannot be written as JSON without a change.")
+
+
+def _numbers(found: Any, count: int) -> list[float | Failure]:
+    """A finite number for each response, null being a failure there. RefusedError for anything else."""
+    if not isinstance(found, list) or len(found) != count:
+        raise RefusedError(
+            f"it gave {len(found) if isinstance(found, list) else 'no list of'} rewards for {count} responses."
+        )
+    return [_number(value) for value in found]
+
+
+def _number(value: Any) -> float | Failure:
+    if value is None:
+        return Failure("the server's reward failed on it; its log says why.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return Failure(f"the server gave {value!r:.80}, which is no finite number.")
+    return float(value)
+
+
+def _no_number(word: str) -> Callable[..., Any]:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _bare(url: str) -> str:
+    return urldefrag(url)[0]
