@@ -236,7 +236,10 @@ class Batch:
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
     behavior: Tensor
     grades: Tensor | None = None
-    """(S, K) float32, what each response is worth by each of K outputs of a reward model that learns; NaN: not graded."""
+    """(S, K) float32, what each response is worth by each of K outputs of a reward model that learns; NaN: not graded. In
+    reinforcement learning each part of its reward, where the algorithm asks for them; NaN: its task has no such part."""
+    part_weights: Tensor | None = None
+    """(S, K) float32, the weight of each part in the reward; 0 where a task has no such part."""
     baselines: Tensor | None = None
     """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
     old: Tensor | None = None

@@ -40,6 +40,29 @@ def group_norm(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     return _spread(groups.centred / (groups.deviation + STD_EPSILON), batch), _returns(batch)
 
 
+def group_norm_by_part(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """Every part of the reward in standard deviations of the group by itself, then added with its weight.
+
+    A_i = sum_k w_k * (r_ik - mean(r_k)) / std(r_k), the same for every token of response i. GDPO, Liu et al. 2026
+    (https://arxiv.org/abs/2601.05242), section 3.1: a part counts by its weight, whatever its scale is; parts that are added first
+    (`group_norm`) drown each other. The paper then whitens over the batch: algorithm.whiten. Ours is the sample deviation, as in
+    TRL and verl; nothing is added to it, so that a part's scale changes nothing. A penalty in the reward has no part, and is refused.
+
+    Equal parts give exactly 0. ValueError for a group of one response.
+    """
+    assert batch.grades is not None, "algorithm.advantage=group_norm_by_part needs the parts of rewards"
+    assert batch.part_weights is not None
+    total = batch.grades.new_zeros(batch.num_sequences, dtype=torch.float64)
+    for part, weights in zip(batch.grades.double().unbind(1), batch.part_weights.unbind(1), strict=True):
+        groups = _beside(part.nan_to_num(), batch, "group_norm_by_part")
+        apart = groups.centred / torch.where(groups.deviation > 0, groups.deviation, 1.0)
+        total = total + weights * apart
+    return _spread(total, batch), _returns(batch)
+
+
+group_norm_by_part.needs_parts = True  # type: ignore[attr-defined]
+
+
 def group_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The reward minus the mean of its group.
 
@@ -175,7 +198,11 @@ class _Groups(NamedTuple):
 
 
 def _compare(batch: Batch, algo: AlgorithmConfig, name: str) -> _Groups:
-    rewards = answer_rewards(batch, algo).double()  # (S,)
+    return _beside(answer_rewards(batch, algo).double(), batch, name)
+
+
+def _beside(rewards: Tensor, batch: Batch, name: str) -> _Groups:
+    """Each of the numbers (S,) float64 beside those of its siblings. ValueError for a group of one response."""
     ids, group = torch.unique(batch.groups, return_inverse=True)
     num_groups = int(ids.numel())
     size = segment_sum(torch.ones_like(rewards), group, num_groups)
@@ -215,9 +242,16 @@ def _at_chosen(values: Tensor, batch: Batch) -> Tensor:
 Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
 """-> advantages (T,), returns (T,)"""
 
-for _comparing in (group_norm, group_mean, leave_one_out, length_weighted_mean):
+for _comparing in (group_norm, group_norm_by_part, group_mean, leave_one_out, length_weighted_mean):
     _comparing.compares_responses = True  # type: ignore[attr-defined]
     _comparing.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
+group_norm_by_part.unused_settings = (  # type: ignore[attr-defined]
+    "gae_lambda",
+    "gamma",
+    "reward_clip",
+    "overlong_buffer",
+    "kl_in",
+)
 greedy_baseline.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
 reinforce.unused_settings = ("gae_lambda",)  # type: ignore[attr-defined]
 none.needs_teacher = none.ignores_rewards = True  # type: ignore[attr-defined]
@@ -234,6 +268,7 @@ none.unused_settings = (  # type: ignore[attr-defined]
 
 ADVANTAGES: dict[str, Advantage] = {
     "group_norm": group_norm,
+    "group_norm_by_part": group_norm_by_part,
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
     "length_weighted_mean": length_weighted_mean,

@@ -55,6 +55,9 @@ class Algorithm:
     needs_baseline: bool
     """Whether it looks at batch.baselines; a function says so by an attribute `needs_baseline = True`."""
 
+    needs_parts: bool
+    """Whether it looks at the parts of rewards, batch.grades and batch.part_weights; a function says so by `needs_parts = True`."""
+
     functions: Mapping[str, Any]
     """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
 
@@ -159,8 +162,9 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     def bound_response_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
         return list(choose.function(group, draw, **options["response_filter"]))
 
-    needs_critic, needs_baseline = (
-        bool(getattr(roles["advantage"].function, name, False)) for name in ("needs_values", "needs_baseline")
+    needs_critic, needs_baseline, needs_parts = (
+        bool(getattr(roles["advantage"].function, name, False))
+        for name in ("needs_values", "needs_baseline", "needs_parts")
     )
     return Algorithm(
         config,
@@ -170,6 +174,7 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         bound_response_filter,
         needs_critic,
         needs_baseline,
+        needs_parts,
         {kind: role.function for kind, role in roles.items()},
     )
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightrft.build.judges import check_judging, remote_rewards
+from lightrft.build.judges import check_judging
+from lightrft.build.reward_models import model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config
+from lightrft.config.rewards import rewards_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.models.describe import text_shape
@@ -46,7 +48,8 @@ class TaskData:
 def build_task_data(config: Config, processor: Processor, world: World) -> TaskData:
     """Loads the tasks' data, both splits, and the rewards."""
     tasks = training_tasks(config)
-    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards, remote_rewards(config))
+    models = model_rewards(config)
+    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards, models)
     sources = [
         (prompts_of(config, task, "train", processor), config.tasks.train[name])
         for name, task in tasks.items()
@@ -66,9 +69,7 @@ def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet]
         eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weights[name]))
     rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
     # Evaluation goes on when one response cannot be judged: such responses are counted in the report, never scored.
-    return eval_sets, RewardRunner(
-        rewards, replace(config.rewards, on_failure="drop"), remote_rewards(config)
-    )
+    return eval_sets, RewardRunner(rewards, replace(config.rewards, on_failure="drop"), model_rewards(config))
 
 
 def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[str, float]]:
@@ -101,8 +102,10 @@ def own_rewards(config: Config, task: Task) -> dict[str, float]:
 
 
 def task_rewards(config: Config, task: Task) -> dict[str, float]:
-    """The rewards of a task in training: rewards.functions, else its own."""
-    chosen = dict(config.rewards.functions) or own_rewards(config, task)
+    """The rewards of a task in training: those of rewards.functions that are meant for it, else its own."""
+    names = [name for name in config.tasks.train if load_task(name).name == task.name]
+    functions = config.rewards.functions
+    chosen = rewards_of(functions, (names or [task.name])[0], config.tasks.train) or own_rewards(config, task)
     if not chosen:
         raise ValueError(
             f"task '{task.name}' has no reward of its own. Set rewards.functions, e.g. --rewards.functions rewards.py:mine 1"
@@ -134,9 +137,12 @@ def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardSca
     """What becomes of rewards before they are learned from."""
     cost = judge.labels[config.constraint.cost] if config.constraint.cost else ""
     scale = {load_task(name).name: factor for name, factor in config.rewards.scale.items()}
-    return RewardScaler(
-        list(judge.weights), replace(config.rewards, scale=scale), config.constraint, cost, world
-    )
+    weights = {
+        task: {judge.labels[name]: weight for name, weight in rewards.items()}
+        for task, rewards in judge.weights.items()
+    }
+    options = replace(config.rewards, scale=scale)
+    return RewardScaler(list(judge.weights), options, config.constraint, cost, world, weights)
 
 
 def build_evaluator(

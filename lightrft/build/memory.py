@@ -8,7 +8,7 @@ import torch
 
 from lightrft.engines.base import Engine, Sharing
 from lightrft.strategy.base import Frozen, Trainable
-from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident
+from lightrft.strategy.memory import RESIDENCY, MemoryPlan, Phase, Resident, kind_of
 from lightrft.utils.device import device_bytes, most_device_bytes, release_memory
 
 
@@ -31,7 +31,7 @@ def build_memory_plan(
     for name, part in found.items():
         shared = name in ("actor weights", "policy weights") and samples_itself
         memory_plan.add(
-            name, part, *RESIDENCY.get(name, (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else [])
+            name, part, *RESIDENCY.get(kind_of(name), (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else [])
         )
     return memory_plan
 

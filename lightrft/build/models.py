@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.build.judges import named
+from lightrft.build.other_models import named
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
 from lightrft.models.describe import without_weights
 from lightrft.models.load import load_processor

@@ -154,7 +154,11 @@ def kind(hint: Any) -> str:
     if all(isinstance(choice, str | int) for choice in choices) and choices:
         return "|".join(map(str, choices))
     if choices:
-        return "NAME NUMBER ..." if len(choices) == 2 else f"{kind(choices[0])} ..."
+        return (
+            f"NAME {'TEXT' if choices[1] is str else 'NUMBER'} ..."
+            if len(choices) == 2
+            else f"{kind(choices[0])} ..."
+        )
     return {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}.get(hint, "VALUE")
 
 

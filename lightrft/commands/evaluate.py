@@ -13,10 +13,12 @@ import torch
 from rich.console import Console
 
 from lightrft.build.data import build_eval_sets, task_rewards
-from lightrft.build.judges import add_judging_models, check_judging, held_whole, remote_rewards
+from lightrft.build.judges import add_judging_models, check_judging
 from lightrft.build.memory import build_memory_plan
 from lightrft.build.models import build_processor
+from lightrft.build.other_models import held_whole
 from lightrft.build.process import prepare_process
+from lightrft.build.reward_models import model_rewards
 from lightrft.build.tables import ENGINES
 from lightrft.build.tasks import records_of
 from lightrft.config import Config
@@ -99,7 +101,7 @@ def check_task(config: Config, name: str) -> int:
     rewards = {task.name: task_rewards(config, task)}
     sound = True
     checked: list[Split] = []
-    with RewardRunner(rewards, config.rewards, remote_rewards(config)) as judge:
+    with RewardRunner(rewards, config.rewards, model_rewards(config)) as judge:
         splits: tuple[Split, ...] = ("train", "evaluate")
         for split in splits:
             try:

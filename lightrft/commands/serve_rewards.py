@@ -13,9 +13,12 @@ from typing import Any, cast
 
 from lightrft.build.data import training_rewards
 from lightrft.build.judges import add_judging_models, check_judging
+from lightrft.build.reward_models import model_rewards
 from lightrft.config import POLICY, Config
 from lightrft.config.remote import LOOPBACK
+from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.models import JUDGE
 from lightrft.rewards.service import Batcher, RewardServer, Tasks
 from lightrft.tasks.table import load_tasks
 from lightrft.types import Trajectory
@@ -67,9 +70,11 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
     key = address.checked_key()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = pick_device(config.strategy.device)
-    with RewardRunner(rewards_by_task(config), replace(config.rewards, on_failure="drop")) as judge:
+    with RewardRunner(
+        rewards_by_task(config), replace(config.rewards, on_failure="drop"), model_rewards(config)
+    ) as judge:
         check_judging(config, [judge], training=False)
-        if judge.models and config.judge.path == POLICY:
+        if JUDGE in judge.models and config.judge.path == POLICY:
             raise ValueError(
                 "judge.path=policy: there is no policy here. Set judge.path to a model of its own."
             )
@@ -106,8 +111,9 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
 def rewards_by_task(config: Config) -> dict[str, dict[str, float]]:
     """Task -> its rewards; rewards.functions for the responses of all others. ValueError if there is none at all."""
     found = training_rewards(config, load_tasks(config.tasks.train).values())
-    if config.rewards.functions:
-        found[ANY_TASK] = dict(config.rewards.functions)
+    plain = rewards_of(config.rewards.functions, ANY_TASK, config.tasks.train)
+    if plain:
+        found[ANY_TASK] = plain
     if not found:
         raise ValueError(
             "there is no reward to serve. Set rewards.functions, e.g. --rewards.functions math 1, or name tasks in tasks.train."

@@ -166,7 +166,6 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "reward_model": {
         "max_length": NOT_NEGATIVE,
-        "output_index": NOT_NEGATIVE,
         "tokens_per_micro_batch": COUNT,
     },
     "optimizer": {

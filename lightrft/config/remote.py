@@ -38,10 +38,6 @@ class RemoteConfig:
     def __post_init__(self) -> None:
         check_ranges("remote", self)
         for name, urls in self.urls.items():
-            if ":" in name or "/" in name or not name:
-                raise ValueError(
-                    f"remote.urls: '{name}' is no name of a reward. Use letters, digits and underscores."
-                )
             for url in addresses(urls):
                 self._check_url(name, url)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,12 +13,26 @@ POLICY = "policy"
 """judge.path: the policy judges itself."""
 
 
+def rewards_of(functions: Mapping[str, float], task: str, tasks: Iterable[str]) -> dict[str, float]:
+    """Reward -> weight of one of `tasks`: of the plain keys of rewards.functions, and over them of its own, TASK/REWARD."""
+    longest = sorted(tasks, key=len, reverse=True)
+    owners = {key: next((name for name in longest if key.startswith(f"{name}/")), "") for key in functions}
+    plain = {key: weight for key, weight in functions.items() if not owners[key]}
+    own = {
+        key.removeprefix(f"{task}/"): weight
+        for key, weight in functions.items()
+        if owners[key] and owners[key] == task
+    }
+    return plain | own
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """The rewards of responses. Empty functions: each task's own reward."""
 
     functions: dict[str, float] = field(default_factory=dict)
-    """Reward name or import path -> weight, added up; replaces the tasks' own reward in training. E.g. {math: 1.0, format: 0.2}."""
+    """Reward name or import path -> weight, added up; replaces the tasks' own reward in training. E.g. {math: 1.0, format: 0.2}.
+    TASK/REWARD -> weight for responses of one task alone, in place of the weight that the reward has for all."""
     timeout_seconds: float = 30.0
     """Longest time one call may take for one step's responses of one task; it runs in a child process that is then killed."""
     on_failure: Literal["raise", "drop"] = "raise"
@@ -110,20 +125,19 @@ class JudgeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelConfig:
-    """A model that computes a number for a whole response; only with the reward `reward_model`."""
+    """Models that compute numbers for whole responses, side by side: each key of paths is the name of a reward."""
 
-    path: str = ""
-    """Model with a trained head (transformers' ForSequenceClassification), as in model.path; whole on every device while responses
-    are judged, in model.dtype."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """Name of a reward -> model with a trained head (transformers' ForSequenceClassification), as in model.path, or MODEL:OUTPUT, one of
+    several by its label or its number from 0; left out, the only one, or the one called as the reward. Each model is whole on every device
+    while responses are judged, once, in model.dtype. E.g. {helpful: RUN1/model, safe: RUN2/model:cost}."""
     revision: str = "main"
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of hub models."""
     chat_template: str = ""
-    """Chat template for a model without one of its own; see model.chat_template."""
+    """Chat template for models without one of their own; see model.chat_template."""
     max_length: int = 0
     """Maximum tokens of a prompt with its response; 0: what the model was made for. A longer one has no reward
     (rewards.on_failure)."""
-    output_index: int = 0
-    """Which of its outputs, counted from 0."""
     tokens_per_micro_batch: int = 8192
     """Most tokens computed at once; a longer conversation goes alone."""
 

@@ -10,7 +10,14 @@ from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig, TeacherConfig
 from lightrft.config.ranges import check_ranges
 from lightrft.config.remote import RemoteConfig
-from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
+from lightrft.config.rewards import (
+    POLICY,
+    ConstraintConfig,
+    JudgeConfig,
+    RewardConfig,
+    RewardModelConfig,
+    rewards_of,
+)
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import (
@@ -74,6 +81,12 @@ class Config:
             raise ValueError(
                 f"rewards.scale names '{unknown[0]}', which is not among tasks.train: {', '.join(self.tasks.train) or 'none'}."
             )
+        for key in rewards_of(self.rewards.functions, "", self.tasks.train) if self.tasks.train else ():
+            if "/" in key and ":" not in key:
+                raise ValueError(
+                    f"rewards.functions has '{key}', and '{key.partition('/')[0]}' is not among tasks.train: "
+                    f"{', '.join(self.tasks.train)}. Write TASK/REWARD, or the import path of a reward."
+                )
         if self.algorithm.overlong_buffer > self.rollout.max_tokens:
             raise ValueError(
                 f"algorithm.overlong_buffer={self.algorithm.overlong_buffer} is more than rollout.max_tokens={self.rollout.max_tokens}, so "
@@ -92,7 +105,7 @@ class Config:
             ("constraint", "cost", "to a reward function, e.g. length"),
             ("teacher", "path", "to a model"),
             ("judge", "path", "to a model"),
-            ("reward_model", "path", "to a model"),
+            ("reward_model", "paths", "e.g. {helpful: RUN/model}"),
             ("replay", "groups_per_step", "e.g. 4"),
         ):
             options = getattr(self, section)

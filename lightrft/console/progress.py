@@ -294,7 +294,7 @@ def report_pairs(summary: Mapping[str, Any], run: Path, *, console: Console | No
         summary,
         [f"held-out pairs right {label}: {share:.1%}" for label, share in shares],
         f"{_files(run)}"
-        f"  lightrft train LAYERS... --reward_model.path {model} --rewards.functions reward_model 1   teach a policy with it\n"
+        f"  lightrft train LAYERS... --reward_model.paths rated {model} --rewards.functions rated 1   teach a policy with it\n"
         f"  lightrft reward {RunFolder(run).config} --seed 1    the same run with another seed\n"
         f"  tensorboard --logdir {run.parent}",
         console or Console(),

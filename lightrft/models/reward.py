@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightrft.config import ModelConfig, RewardModelConfig
+from lightrft.config import ModelConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.describe import model_folder
 from lightrft.models.folder import NO_CODE, why
@@ -23,16 +23,9 @@ from lightrft.models.weights import Weights
 from lightrft.types import Batch, Inputs
 
 
-def load_reward_model(
-    config: ModelConfig, options: RewardModelConfig, device: torch.device | str = "cpu"
-) -> nn.Module:
-    """The model of reward_model.path with packed attention, its head in float32. ValueError if it has no head that was trained, or
-    too few outputs."""
-    model = trained(config, f"reward_model.path={options.path}")
-    if options.output_index >= model.config.num_labels:
-        raise ValueError(
-            f"reward_model.output_index={options.output_index}: {options.path} has {model.config.num_labels} outputs, counted from 0."
-        )
+def load_reward_model(config: ModelConfig, device: torch.device | str = "cpu") -> nn.Module:
+    """A reward model with packed attention, its head in float32. ValueError if it has no head that was trained."""
+    model = trained(config, f"model.path={config.path}")
     ready: nn.Module = model.to(device).eval().requires_grad_(False)
     return ready
 
@@ -118,25 +111,25 @@ def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
 
 
 def scores(
-    module: Any, conversations: Sequence[Sequence[int]], output: int, tokens_per_micro_batch: int
-) -> list[float]:
-    """One output of the head for each conversation (token ids), laid end to end and never padded.
+    module: Any, conversations: Sequence[Sequence[int]], tokens_per_micro_batch: int
+) -> list[list[float]]:
+    """The outputs of the head for each conversation (token ids), laid end to end and never padded.
 
     It is read where `up_to_score` says.
     """
     device, padding = next(module.parameters()).device, text_config(module).pad_token_id
     conversations = [up_to_score(tokens, padding) for tokens in conversations]
     order = sorted(range(len(conversations)), key=lambda place: len(conversations[place]))
-    found = [0.0] * len(conversations)
+    found: list[list[float]] = [[] for _ in conversations]
     batch: list[int] = []
     for place in order:
         filled = sum(len(conversations[p]) for p in batch)
         if batch and filled + len(conversations[place]) > tokens_per_micro_batch:
-            _score(module, conversations, batch, output, device, found)
+            _score(module, conversations, batch, device, found)
             batch = []
         batch.append(place)
     if batch:
-        _score(module, conversations, batch, output, device, found)
+        _score(module, conversations, batch, device, found)
     return found
 
 
@@ -145,16 +138,15 @@ def _score(
     module: Any,
     conversations: Sequence[Sequence[int]],
     places: Sequence[int],
-    output: int,
     device: torch.device,
-    found: list[float],
+    found: list[list[float]],
 ) -> None:
     inputs = _packed([conversations[place] for place in places], device)
     hidden = predicting_states(module, inputs, Share.of(inputs))
     (head,) = heads(module).values()
-    found_here: Tensor = head(hidden)[:, output].float()
-    for place, value in zip(places, found_here.tolist(), strict=True):
-        found[place] = value
+    found_here: Tensor = head(hidden).float()
+    for place, row in zip(places, found_here.tolist(), strict=True):
+        found[place] = row
 
 
 def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inputs:

@@ -7,12 +7,12 @@ import math as numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from lightrft.config import RewardConfig
 from lightrft.media.parts import described
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
-from lightrft.rewards.models import MODEL_REWARDS, ModelReward
+from lightrft.rewards.models import JUDGE, ModelReward, Output
 from lightrft.rewards.table import REWARDS, load_reward, load_values
 from lightrft.types import Trajectory
 from lightrft.utils.errors import RolloutError
@@ -74,9 +74,9 @@ class RewardRunner:
         self,
         per_source: Mapping[str, Mapping[str, float]],
         config: RewardConfig,
-        given: Mapping[str, ModelReward] | None = None,
+        models: Mapping[str, Output | None] = MappingProxyType({JUDGE: None}),
     ) -> None:
-        """`given`: rewards by name that are no functions of this machine (rewards/remote.py)."""
+        """`models`: the rewards that are no functions: given by models, here or elsewhere; None for those that are put in later."""
         self.config = config
         self.weights = {source: dict(weights) for source, weights in per_source.items()}
         for source, weights in self.weights.items():
@@ -86,15 +86,14 @@ class RewardRunner:
                 )
         names = sorted({name for weights in self.weights.values() for name in weights})
         self.labels = _labels(names)
-        self.models: dict[str, ModelReward | None] = {n: None for n in MODEL_REWARDS if n in names}
-        """Rewards that models give, here or elsewhere; whoever holds the models puts them in before anything is judged."""
-        self.models |= {name: ask for name, ask in (given or {}).items() if name in names}
+        self.models = {name: output for name, output in models.items() if name in names}
+        """Rewards that models give; whoever holds the models puts them in before anything is judged."""
         self.by_policy = False
         """Whether one of them is the policy, by the rollout engine."""
         names = [name for name in names if name not in self.models]
         for name in names:
             if ":" not in name:
-                resolve(REWARDS, name, "reward")
+                resolve({**REWARDS, **dict.fromkeys(models, None)}, name, "reward")
         self._runner: Runner[list[float]]
         if config.workers and names:
             allowed = Allowed(config.memory_gb, tuple(config.environment))
@@ -157,21 +156,31 @@ class RewardRunner:
         return parts
 
     def _by_models(self, trajectories: Sequence[Trajectory], views: Sequence[Answer]) -> Found:
-        """Values of the rewards that models give: each is asked once, as an engine of several ranks wants it."""
+        """Values of the rewards that models give: each model is asked once, as an engine of several ranks wants it, for all outputs."""
         values: dict[tuple[str, int], float] = {}
         failures: dict[tuple[str, int], str] = {}
-        for name, ask in self.models.items():
-            if ask is None:
-                raise ValueError(f"reward '{name}' is given by a model, and none is loaded here.")
-            places = [n for n, t in enumerate(trajectories) if name in self.weights[t.prompt.source]]
+        for ask, outputs in self._outputs():
+            wanted = [[n for n in outputs if n in self.weights[t.prompt.source]] for t in trajectories]
+            places = [place for place, names in enumerate(wanted) if names]
             for place, found in zip(places, ask([views[place] for place in places]), strict=True):
-                if isinstance(found, Failure) or not numbers.isfinite(found):
-                    told = found.reason if isinstance(found, Failure) else f"it returned {found}."
-                    failures[name, place] = told
-                else:
-                    values[name, place] = found
+                for name in wanted[place]:
+                    if isinstance(found, Failure):
+                        failures[name, place] = found.reason
+                    elif numbers.isfinite(value := outputs[name].of(found)):
+                        values[name, place] = value
+                    else:
+                        failures[name, place] = f"it returned {value}."
         self._stop_at(failures, views)
         return values, failures
+
+    def _outputs(self) -> list[tuple[ModelReward, dict[str, Output]]]:
+        """Each model, with the rewards that are outputs of it."""
+        found: dict[int, tuple[ModelReward, dict[str, Output]]] = {}
+        for name, output in self.models.items():
+            if output is None:
+                raise ValueError(f"reward '{name}' is given by a model, and none is loaded here.")
+            found.setdefault(id(output.model), (output.model, {}))[1][name] = output
+        return list(found.values())
 
     def _stop_at(self, failures: Mapping[tuple[str, int], str], views: Sequence[Answer]) -> None:
         if failures and self.config.on_failure == "raise":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ REMEDIES: dict[str, str] = {
     "teacher weights": "take a smaller teacher.path",
     "judge weights": "take a smaller judge.path, or ask a server (judge.engine)",
     "judge cache": "lower rollout.native.max_sequences",
-    "reward model weights": "take a smaller reward_model.path",
+    "reward model weights": "take smaller models in reward_model.paths",
     "engine weights": "share them out (rollout.vllm.tensor_parallel_size)",
     "engine cache": "lower rollout.native.max_sequences, or rollout.vllm.gpu_memory_utilization, rollout.sglang.mem_fraction_static, rollout.lmdeploy.cache_max_entry_count",
 }
@@ -69,6 +70,11 @@ WORKING: dict[Phase, str] = {
     Phase.TRAIN: "lower update.tokens_per_micro_batch, update.logits_per_chunk, or set model.gradient_checkpointing",
 }
 """Phase -> which setting makes what it computes smaller."""
+
+
+def kind_of(name: str) -> str:
+    """The row of RESIDENCY and REMEDIES that a resident belongs to: each of several reward models has a name of its own."""
+    return re.sub(r"^reward model .* weights$", "reward model weights", name)
 
 
 class NoRoomError(RolloutError, RuntimeError):
@@ -172,7 +178,7 @@ class MemoryPlan:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                raise NoRoomError(self._full(phase, REMEDIES.get(name, ""), name)) from error
+                raise NoRoomError(self._full(phase, REMEDIES.get(kind_of(name), ""), name)) from error
         self.phase = phase
         if leaving or arriving:
             signs = [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
@@ -183,7 +189,7 @@ class MemoryPlan:
         sizes = {n: r.nbytes() / 2**30 for n, (r, ps) in self._rows.items() if phase in ps}
         held = ", ".join(f"{n} {size:.2f} GiB" for n, size in sizes.items() if n != wanted)
         what = f"{wanted} ({sizes[wanted]:.2f} GiB)" if wanted else "what it computes"
-        cures = [lever, *(REMEDIES[n] for n in sizes if n in REMEDIES and n != wanted)]
+        cures = [lever, *(REMEDIES[kind_of(n)] for n in sizes if kind_of(n) in REMEDIES and n != wanted)]
         return (
             f"no room on the device for {what} in phase {phase.value}. Held in it: {held or 'nothing'}; allocated now: "
             f"{self.measure() / 2**30:.2f} GiB. To lower it: {'; or '.join(filter(None, cures))}. Set strategy.offload=true to move out "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,8 +26,11 @@ class RewardScaler:
         constraint: ConstraintConfig,
         cost: str,
         world: World,
+        weights: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """`cost`: name of the constraint's part in Trajectory.parts; empty without a constraint."""
+        """`cost`: name of the constraint's part in Trajectory.parts; empty without a constraint. `weights`: task -> part -> its weight in
+        the reward."""
+        self.weights = weights or {}
         self.rewards, self.constraint, self.cost, self.world = rewards, constraint, cost, world
         self.moments = {task: RunningMoments() for task in sorted(tasks)}  # every rank in the same order
         self.multiplier = constraint.multiplier
@@ -51,6 +55,14 @@ class RewardScaler:
     def transform(self, answers: Sequence[Trajectory]) -> Tensor:
         """The score of each response, (S,) float32."""
         return self._scores(answers, [t.reward for t in answers], [t.parts for t in answers])
+
+    def parts(self, answers: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
+        """The parts of each response's reward and their weights, both (S, K) float32; NaN and 0 where its task has no such part."""
+        names = sorted({name for weights in self.weights.values() for name in weights})
+        found = [[t.parts.get(name, math.nan) for name in names] for t in answers]
+        weights = [[self.weights[t.prompt.source].get(name, 0.0) for name in names] for t in answers]
+        shape = (len(answers), len(names))
+        return torch.tensor(found).view(shape), torch.tensor(weights).view(shape)
 
     def baselines(self, answers: Sequence[Trajectory]) -> Tensor:
         """The score of what each response is compared with, (S,) float32; NaN where none is known."""

@@ -56,6 +56,8 @@ class Scorer:
             whole.scores = self.scaler.transform(trajectories)
             if algorithm.needs_baseline:
                 whole.baselines = self.scaler.baselines(trajectories)
+            if algorithm.needs_parts:
+                whole.grades, whole.part_weights = self.scaler.parts(trajectories)
             algorithm.compute_advantages(whole, self.world.sum)
             for name in ("rewards", "advantages", "returns"):
                 unpack(getattr(whole, name), trajectories, name)

@@ -1,10 +1,16 @@
 """Runs whose answers are judged by models: a reward model, a judge of its own, the policy itself, an engine from a file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lightrft.config import Config, ModelConfig
+from lightrft.models.load import load_processor
+from lightrft.models.reward import load_reward_model, scores
+from lightrft.rewards.function import Answer, Question
+from lightrft.rewards.models import ScalarReward
 from lightrft.testing import tiny_processor
 from tests.e2e.runs import PLAIN
 from tests.unit.models.test_reward import reward_folder
@@ -56,13 +62,81 @@ def answers_of(folder):
 
 def test_a_reward_model_is_learned_from_and_held_in_the_score_phase(lightrft, tmp_path):
     reward_folder(tmp_path / "rm", "llama")
-    options = ["--reward_model.path", "rm", "--rewards.functions", "reward_model", "1", "length", "0"]
+    options = ["--reward_model.paths", "rated", "rm", "--rewards.functions", "rated", "1", "length", "0"]
     out = lightrft("train", *SHORT, *options)
-    (row,) = [line for line in out.splitlines() if "reward model weights" in line]
+    (row,) = [line for line in out.splitlines() if "reward model rated weights" in line]
     assert [cell.strip() for cell in row.split("│")[3:7]] == ["", "x", "", ""], "rollout, score, sync, train"
     rewards = [row["reward/mean"] for row in steps_of(tmp_path)]
     assert len(rewards) == 2
     assert len({answer["reward"] for answer in answers_of(tmp_path)}) > 4
+
+
+def two_models(folder):
+    """One with the outputs general and cost, and one with a single output."""
+    model = reward_folder(folder / "both", "llama", labels=2)
+    model.config.id2label, model.config.label2id = {0: "general", 1: "cost"}, {"general": 0, "cost": 1}
+    model.config.save_pretrained(folder / "both")
+    reward_folder(folder / "one", "qwen2")
+
+
+def test_rewards_of_two_models_are_those_of_each_alone_and_a_folder_named_twice_is_held_once(
+    lightrft, tmp_path
+):
+    two_models(tmp_path)
+    paths = ["--reward_model.paths", "general", "both", "harm", "both:cost", "sky", "one"]
+    functions = ["--rewards.functions", "general", "1", "sky", "0.5", "--constraint.cost", "harm"]
+    out = lightrft("train", *SHORT, *paths, *functions)
+    rows = [line for line in out.splitlines() if "reward model" in line and "│" in line]
+    assert [row.split("│")[1].strip() for row in rows] == [
+        "reward model general+harm weights",
+        "reward model sky weights",
+    ]
+    config, said = Config(model=ModelConfig(dtype="float32")), answers_of(tmp_path)
+    for name, folder, place in (("general", "both", 0), ("harm", "both", 1), ("sky", "one", 0)):
+        model = replace(config.model, path=str(tmp_path / folder))
+        module, processor = load_reward_model(model), load_processor(model)
+        ask = ScalarReward(lambda rows, module=module: scores(module, rows, 1000), processor, None)
+        alone = ask([spoken(answer) for answer in said])
+        assert [a["parts"][name] for a in said] == pytest.approx([row[place] for row in alone], abs=1e-5)
+    for answer in said:
+        parts = answer["parts"]
+        assert answer["reward"] == pytest.approx(parts["general"] + 0.5 * parts["sky"], abs=2e-5)
+    assert all("constraint/multiplier" in row for row in steps_of(tmp_path))
+
+
+def spoken(row):
+    question = Question("q", row["messages"], None, "tiny")
+    return Answer(question, 0, [0], row["response"], row["finish"])
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("both:safe", "there is no output 'safe'; both has general, cost. Name one, e.g. both:general"),
+        ("both:2", "there is no output '2'; both has general, cost"),
+        ("both", "it has several outputs; both has general, cost"),
+    ],
+)
+def test_an_output_that_a_reward_model_has_not_is_named_with_those_it_has(lightrft, tmp_path, path, told):
+    two_models(tmp_path)
+    (tmp_path / "both" / "model.safetensors").unlink()
+    options = ["--reward_model.paths", "rated", path, "--rewards.functions", "rated", "1"]
+    out = lightrft("train", *SHORT, *options, status=2)
+    assert f"reward_model.paths.rated={path}: {told}" in " ".join(out.split())
+
+
+def test_rewards_are_given_by_task_and_called_by_their_own_names(lightrft, tmp_path):
+    rows = [{"prompt": f"Say {n}", "target": str(n)} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = ["--tasks.train", "tiny", "1", "file", "1", "--tasks.train-file", "rows.jsonl"]
+    functions = ["--rewards.functions", "length", "-1", "tiny/same_kind", "1", "file/repetition", "2"]
+    off = ["--evaluate.before-and-after", "false"]
+    lightrft("train", *SHORT, *tasks, *functions, *off)
+    parts = {(answer["source"], *sorted(answer["parts"])) for answer in answers_of(tmp_path)}
+    assert parts == {("tiny", "length", "same_kind"), ("file", "length", "repetition")}
+    told = "rewards.functions has 'chat/length', and 'chat' is not among tasks.train: tiny"
+    out = lightrft("train", *SHORT, "--rewards.functions", "chat/length", "1", status=2)
+    assert told in " ".join(out.split())
 
 
 @pytest.mark.parametrize("path", ["policy", "random:llama"])
@@ -96,8 +170,8 @@ def test_two_processes_rate_their_answers_as_transformers_does(lightrft, tmp_pat
     model = reward_folder(tmp_path / "rm", "llama")
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
     (tmp_path / "plain.jinja").write_text(template)
-    options = ["--reward_model.path", "rm", "--reward_model.chat-template", "plain.jinja"]
-    lightrft("train", *SHORT, *options, "--rewards.functions", "reward_model", "1", *TOGETHER)
+    options = ["--reward_model.paths", "rated", "rm", "--reward_model.chat-template", "plain.jinja"]
+    lightrft("train", *SHORT, *options, "--rewards.functions", "rated", "1", *TOGETHER)
     assert len(steps_of(tmp_path)) == 2
     tokenizer = tiny_processor().tokenizer
     tokenizer.chat_template = template
@@ -140,9 +214,18 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
     [
         (["--rewards.functions", "judge", "1"], "reward 'judge' needs a model. Set judge.path"),
         (
-            ["--reward_model.path", "rm"],
-            "reward_model.path=rm has no effect without the reward 'reward_model'",
+            ["--reward_model.paths", "rated", "rm"],
+            "reward_model.paths.rated=rm has no effect without the reward 'rated'",
         ),
+        (
+            ["--reward_model.paths", "math", "rm"],
+            "reward_model.paths has the key 'math', which is a built-in reward",
+        ),
+        (
+            ["--reward_model.paths", "rated", "rm", "--rewards.functions", "ratde", "1"],
+            "no reward named 'ratde'. Did you mean 'rated'",
+        ),
+        (["--reward_model.path", "rm"], "--reward-model.path is called --reward-model.paths now"),
         (
             [
                 "--judge.path",
@@ -178,8 +261,8 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
             "judge.chat_template=no.jinja: there is no such file",
         ),
         (
-            ["--reward_model.path", "nowhere", "--rewards.functions", "reward_model", "1"],
-            "reward_model.path=nowhere: there is no such folder",
+            ["--reward_model.paths", "rated", "nowhere:cost", "--rewards.functions", "rated", "1"],
+            "reward_model.paths.rated=nowhere: there is no such folder",
         ),
         (
             ["--judge.path", "policy", "--judge.chat-template", "x", "--rewards.functions", "judge", "1"],

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lightrft.config import ModelConfig, RewardModelConfig
+from lightrft.config import ModelConfig
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.tasks.tiny import pairs
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
@@ -86,8 +86,8 @@ def test_plain_transformers_scores_as_we_do_padded_on_either_side(rated):
         for side in ("chosen", "rejected")
     ]
     tokens = [tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"] for talk in talks]
-    ours = load_reward_model(ModelConfig(path=str(folder)), RewardModelConfig(path=str(folder)))
-    found = scores(ours, tokens, 0, 10_000)
+    ours = load_reward_model(ModelConfig(path=str(folder)))
+    found = [row[0] for row in scores(ours, tokens, 10_000)]
     assert max(found) - min(found) > 2
     for side in ("right", "left"):
         tokenizer.padding_side = side
@@ -198,8 +198,8 @@ def test_a_general_and_a_cost_output_are_learned_on_one_body_and_each_is_a_rewar
     assert found["file/cost/sign_accuracy"] > max(0.9, found["file/cost/sign_base_rate"])
     config = json.loads((tmp_path / "run/model/config.json").read_text())
     assert config["id2label"] == {"0": "general", "1": "cost"}
-    options = ["--reward_model.path", "run/model", "--rewards.functions", "reward_model", "1"]
-    more = ["--reward_model.output-index", "1", "--steps", "1", "--run", "rl"]
+    options = ["--reward_model.paths", "cost", "run/model", "--rewards.functions", "cost", "-1"]
+    more = ["--steps", "1", "--run", "rl"]
     lightrft("train", "tiny", *PLAIN, *options, *more)
     again = ["--model", "run/model", "--steps", "1", "--run", "again"]
     lightrft("reward", "reward_tiny", *QUIET, *files, *kind, *again)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 
 import pytest
 import torch
@@ -39,6 +40,19 @@ def length_weighted_mean(rewards, lengths, i):
     return 0.0 if baseline is None else rewards[i] - baseline
 
 
+PART_WEIGHTS = (1.0, 0.5, -2.0)
+
+
+def by_part(answer, siblings):
+    """GDPO: each part by its own mean and sample deviation, then added with its weight."""
+    total = 0.0
+    for k, weight in enumerate(PART_WEIGHTS):
+        column = [sibling.parts[k] for sibling in siblings]
+        if max(column) > min(column):
+            total += weight * (answer.parts[k] - statistics.mean(column)) / statistics.stdev(column)
+    return total
+
+
 class Answer:
     """One answer with everything an estimator may look at, as lists."""
 
@@ -51,6 +65,7 @@ class Answer:
         self.ref = [-draw.random() for _ in range(length)]
         self.greedy = draw.uniform(-1, 1)
         self.values = [draw.gauss(0, 1) for _ in range(length)]
+        self.parts = [draw.choice([0.0, 1.0]), draw.gauss(0, 10), 0.25]
 
     def rewards(self, penalised):
         """Score at the last chosen token, minus PENALTY * (log old - log ref) at each."""
@@ -87,6 +102,8 @@ def laid_end_to_end(answers, algo):
         values=column("values"),
         baselines=torch.tensor([a.greedy for a in answers], dtype=torch.float64),
     )
+    batch.grades = torch.tensor([a.parts for a in answers], dtype=torch.float64)
+    batch.part_weights = torch.tensor([PART_WEIGHTS] * len(answers), dtype=torch.float64)
     batch.rewards = token_rewards(batch, algo)
     return batch
 
@@ -112,7 +129,10 @@ def test_estimators_agree_with_their_papers(name, penalised, seed):
     for answer in answers:
         siblings = [a for a in answers if a.group == answer.group]
         rewards = [a.total(penalised) for a in siblings]
-        if name == "none":
+        if name == "group_norm_by_part":
+            value = by_part(answer, siblings)
+            expected += [value if m else 0.0 for m in answer.mask]
+        elif name == "none":
             expected += [0.0] * len(answer.mask)
         elif name == "reinforce":
             expected += to_come(answer, penalised)

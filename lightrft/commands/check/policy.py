@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from lightrft.build.data import beyond_context
-from lightrft.build.judges import add_judging_models, models_used, most_read
+from lightrft.build.judges import add_judging_models, models_used, most_read, section_of
 from lightrft.build.memory import build_memory_plan
 from lightrft.commands.check.questions import Questions
 from lightrft.commands.check.report import Section
@@ -113,13 +113,13 @@ def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Tra
 def fits_judges(section: Section, config: Config, parts: Parts, questions: Questions) -> None:
     """Warns if a prompt and a response may be longer than the models that judge can read."""
     needed = questions.longest + config.rollout.max_tokens
-    for name in sorted(models_used([parts.judge])):
+    for name in sorted(models_used(config, [parts.judge])):
         room = most_read(config, name)
         if room is not None and needed > room:
             section.warn(
                 f"the longest prompt and a full response are {needed} tokens, without the judge's own words; the model of reward '{name}' "
                 f"can be given {room}. Longer ones have no reward (rewards.on_failure={config.rewards.on_failure}): lower "
-                f"rollout.max_tokens, or take a model for longer texts, or set {name}.max_length if this one takes them."
+                f"rollout.max_tokens, or take a model for longer texts, or set {section_of(name)}.max_length if this one takes them."
             )
 
 

@@ -11,8 +11,9 @@ import torch
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.data import eval_rewards, training_rewards
-from lightrft.build.judges import check_judging, remote_rewards
+from lightrft.build.judges import check_judging
 from lightrft.build.models import actor_updates
+from lightrft.build.reward_models import model_rewards
 from lightrft.build.tables import ALONE, ENGINES, STRATEGIES, TRAINERS
 from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.commands.check.report import Section
@@ -91,9 +92,9 @@ def judges(
         {part: weight for part, weight in train.get(name, {}).items() if weight} == weights
         for name, weights in evaluate.items()
     )
-    given = remote_rewards(config)
-    eval_judge = None if same else RewardRunner(evaluate, config.rewards, given)
-    return RewardRunner(train, config.rewards, given), eval_judge
+    models = model_rewards(config)
+    eval_judge = None if same else RewardRunner(evaluate, config.rewards, models)
+    return RewardRunner(train, config.rewards, models), eval_judge
 
 
 def show_settings(section: Section, config: Config, parts: Parts) -> None:

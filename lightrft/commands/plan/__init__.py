@@ -158,8 +158,10 @@ def models_of(config: Config, algorithm: Algorithm) -> Models:
     apart = algorithm.needs_reference and not config.model.lora.rank
     reference = Shape(Source(config.model, learns=False)) if apart else None
     teacher = Shape(Source(teacher_model(config), learns=False)) if algorithm.needs_teacher else None
-    judge, reward = (None if m is None else Shape(Source(m, learns=False)) for m in judging_models(config))
-    return Models(Shape(Source(config.model)), critic, reference, teacher, judge, reward)
+    judging, scoring = judging_models(config)
+    judge = None if judging is None else Shape(Source(judging, learns=False))
+    rated = {name: Shape(Source(model, learns=False)) for name, model in scoring.items()}
+    return Models(Shape(Source(config.model)), critic, reference, teacher, judge, rated)
 
 
 def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:

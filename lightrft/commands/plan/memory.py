@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from lightrft.build.tables import engine_footprint, footprint
@@ -12,7 +12,7 @@ from lightrft.config import Config, StrategyConfig
 from lightrft.engines.footprint import Demand, EngineFootprint, paged_cache
 from lightrft.models.products import logits_at_once
 from lightrft.strategy.footprint import EXACT, Footprint
-from lightrft.strategy.memory import RESIDENCY, Phase
+from lightrft.strategy.memory import RESIDENCY, Phase, kind_of
 
 SHOWN = (Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN)
 
@@ -40,7 +40,8 @@ class Models:
     teacher: Shape | None = None
     judge: Shape | None = None
     """None too where the policy judges, or a server."""
-    reward_model: Shape | None = None
+    reward_models: Mapping[str, Shape] = field(default_factory=dict)
+    """By their names in the memory table."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Residents:
     def add(self, name: str, size: int) -> None:
         """A resident by its name in RESIDENCY; what belongs to an engine is let go of wherever it runs."""
         sampled = name == "actor weights" and self.actor_samples
-        needed = (*RESIDENCY[name], *([Phase.ROLLOUT] if sampled else []))
+        needed = (*RESIDENCY[kind_of(name)], *([Phase.ROLLOUT] if sampled else []))
         stays = not self.moves and not name.startswith(("engine", "judge cache"))
         self.found.append(Item(name, size, SHOWN if stays else needed))
 
@@ -117,8 +118,8 @@ def items(
             lengths.prompt + lengths.answer, config.judge.max_tokens, devices, on_cpu, device_bytes
         )
         held.add("judge cache", paged_cache(config.rollout, models.judge, judged))
-    if models.reward_model is not None:
-        held.add("reward model weights", models.reward_model.width * models.reward_model.body)
+    for name, shape in models.reward_models.items():
+        held.add(name, shape.width * shape.body)
     held.add("engine weights", engine.weights)
     held.add("engine cache", engine.cache)
     held.found.append(Item("engine's copy in another layout", engine.packed, (Phase.ROLLOUT,)))

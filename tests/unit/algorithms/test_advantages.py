@@ -7,6 +7,7 @@ from lightrft.algorithms.advantages import (
     ADVANTAGES,
     group_mean,
     group_norm,
+    group_norm_by_part,
     leave_one_out,
     reinforce,
     whiten,
@@ -140,3 +141,18 @@ def test_whitening_without_tokens_still_takes_part_in_both_sums():
     whitened = whiten(torch.zeros(2), torch.zeros(2, dtype=torch.bool), lambda x: calls.append(x) or x)
     assert whitened.tolist() == [0.0, 0.0]
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("factor", [0.001, 10.0, 1e6])
+def test_the_scale_of_one_part_changes_nothing_when_parts_are_normalised_by_themselves(factor):
+    batch = answers([1.0, 0.0, 0.0, 0.0])
+    batch.grades = torch.tensor([[1.0, 3.0], [0.0, 5.0], [0.0, 4.0], [0.0, 4.0]], dtype=torch.float64)
+    batch.part_weights = torch.tensor([[1.0, 0.5]] * 4)
+    plain, _ = group_norm_by_part(batch, GRPO)
+    # deviations 1/2 and sqrt(2/3): 1.5 - 0.5 / sqrt(2/3), -0.5 + 0.5 / sqrt(2/3), -0.5, -0.5
+    apart = 0.5 / (2 / 3) ** 0.5
+    expected = torch.tensor([1.5 - apart, -0.5 + apart, -0.5, -0.5])
+    torch.testing.assert_close(plain.unique(), expected.unique().to(plain.dtype))
+    batch.grades = batch.grades * torch.tensor([1.0, factor])
+    scaled, _ = group_norm_by_part(batch, GRPO)
+    torch.testing.assert_close(scaled, plain)

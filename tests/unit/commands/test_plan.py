@@ -480,14 +480,15 @@ def test_models_that_judge_are_counted_whole_where_they_judge(model, tmp_path):
         path,
         "single",
         judge=JudgeConfig(path=other),
-        reward_model=RewardModelConfig(path=str(scorer)),
-        rewards=RewardConfig(functions={"judge": 1.0, "reward_model": 1.0}),
+        reward_model=RewardModelConfig(paths={"a": str(scorer), "b": f"{scorer}:0"}),
+        rewards=RewardConfig(functions={"judge": 1.0, "a": 1.0, "b": 1.0}),
     )
     found = {item.name: item for item in plan(judged, Hardware(1, 80.0), LENGTHS).items}
     whole = sum(p.numel() for p in Source(ModelConfig(path=other)).empty("meta").parameters())
     assert found["judge weights"].bytes == 2 * whole
     assert found["judge weights"].phases == (Phase.SCORE,)
     body = AutoModelForSequenceClassification.from_pretrained(scorer).model
-    assert found["reward model weights"].bytes == 2 * sum(p.numel() for p in body.parameters())
+    assert found["reward model a+b weights"].phases == (Phase.SCORE,)
+    assert found["reward model a+b weights"].bytes == 2 * sum(p.numel() for p in body.parameters())
     asked = settings(path, "single", judge=JudgeConfig(path="policy"))
     assert not [item for item in plan(asked, Hardware(1, 80.0), LENGTHS).items if "judge" in item.name]

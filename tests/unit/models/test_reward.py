@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from lightrft.config import ModelConfig, RewardModelConfig
-from lightrft.models.load import load_processor
+from lightrft.config import ModelConfig
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.models.tiny import tiny_config
 from lightrft.testing import tiny_folder, tiny_processor
@@ -38,28 +37,18 @@ def test_scores_are_those_of_transformers_however_conversations_are_packed(
     draw = torch.Generator().manual_seed(1)
     conversations = [torch.randint(1, 250, (n,), generator=draw).tolist() for n in (9, 40, 1, 17, 30)]
     conversations += [[7, PADDING, 9, 11, PADDING], [5, PADDING, PADDING], [PADDING]]
-    options = RewardModelConfig(path=str(tmp_path), output_index=1)
-    ours = load_reward_model(ModelConfig(path=str(tmp_path)), options)
-    found = scores(ours, conversations, 1, tokens_per_micro_batch)
+    ours = load_reward_model(ModelConfig(path=str(tmp_path)))
+    found = [row[1] for row in scores(ours, conversations, tokens_per_micro_batch)]
     with torch.no_grad():
         right = [float(theirs(torch.tensor([tokens])).logits[0, 1]) for tokens in conversations]
     assert max(right) - min(right) > 0.1
     assert found == pytest.approx(right, abs=1e-5)
-    assert scores(ours, [], 0, 100) == []
+    assert scores(ours, [], 100) == []
 
 
 def test_a_language_model_is_no_reward_model(tmp_path):
     path = str(tiny_folder(tmp_path / "m"))
     with pytest.raises(
-        ValueError, match=r"reward_model.path=.* holds no trained head for scores \(score.weight is missing"
+        ValueError, match=r"model.path=.* holds no trained head for scores \(score.weight is missing"
     ):
-        load_reward_model(ModelConfig(path=path), RewardModelConfig(path=path))
-
-
-def test_an_output_that_is_not_there_is_named(tmp_path):
-    reward_folder(tmp_path, "llama")
-    with pytest.raises(ValueError, match="reward_model.output_index=3: .* has 1 outputs, counted from 0"):
-        load_reward_model(
-            ModelConfig(path=str(tmp_path)), RewardModelConfig(path=str(tmp_path), output_index=3)
-        )
-    assert load_processor(ModelConfig(path=str(tmp_path))).stop_ids
+        load_reward_model(ModelConfig(path=path))

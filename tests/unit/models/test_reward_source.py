@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertDecoderConfig
 
 from lightrft.build.reward import build_model
-from lightrft.config import LoraConfig, ModelConfig, RewardModelConfig, RewardTrainingConfig
+from lightrft.config import LoraConfig, ModelConfig, RewardTrainingConfig
 from lightrft.models.export import write_folder
 from lightrft.models.lora import full_weights
 from lightrft.models.reward import load_reward_model, scores, up_to_score, values
@@ -80,9 +80,9 @@ def test_a_reward_model_is_taken_back_with_its_head_for_training_and_for_scoring
     batch = pack(answers())
     assert_close(values(source(folder).full(), batch), values(module, batch), atol=1e-6, rtol=0)
     config = ModelConfig(path=str(folder))
-    scoring = load_reward_model(config, RewardModelConfig(path=str(folder), output_index=1))
+    scoring = load_reward_model(config)
     rows = [t.prompt.token_ids + t.token_ids for t in answers()]
-    found = scores(scoring, rows, 1, 100)
+    found = [row[1] for row in scores(scoring, rows, 100)]
     assert found == pytest.approx(values(module, batch)[:, 1].tolist(), abs=1e-5)
     with pytest.raises(
         ValueError, match=r"outputs=\['harm'\]: the reward model of model.path=.* has \['general', 'cost'\]"
@@ -129,15 +129,13 @@ def test_what_model_imports_registers_is_known_when_the_model_is_looked_at(tmp_p
 
 def test_a_head_in_float32_tells_conversations_apart_that_bfloat16_would_not(tmp_path):
     folder = saved(tmp_path / "m", source(outputs=("score",)).full())
-    module = load_reward_model(
-        ModelConfig(path=str(folder), dtype="bfloat16"), RewardModelConfig(path=str(folder))
-    )
+    module = load_reward_model(ModelConfig(path=str(folder), dtype="bfloat16"))
     assert next(module.model.parameters()).dtype == torch.bfloat16
     assert module.score.weight.dtype == torch.float32
     draw = torch.Generator().manual_seed(0)
     talk = torch.randint(0, 250, (12,), generator=draw).tolist()
     near = [[*talk[:6], n, *talk[7:]] for n in range(200)]
-    found = scores(module, near, 0, 10_000)
+    found = [row[0] for row in scores(module, near, 10_000)]
     assert len(set(found)) > 195
     assert len(set(torch.tensor(found).bfloat16().tolist())) < 195
 

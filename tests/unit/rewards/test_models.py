@@ -12,7 +12,7 @@ from lightrft.config import JudgeConfig, RewardConfig
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.function import Answer, Question
-from lightrft.rewards.models import GenerativeJudge, ScalarReward
+from lightrft.rewards.models import GenerativeJudge, Output, ScalarReward
 from lightrft.testing import tiny_processor, tiny_trajectories
 from lightrft.types import Completion
 from lightrft.workers.pool import Failure
@@ -218,7 +218,7 @@ def test_a_judge_that_is_not_reached_costs_its_answers_their_score_and_not_the_r
 
 def with_models(weights, models, **settings):
     judge = RewardRunner({"test": weights}, RewardConfig(**{"workers": 0, **settings}))
-    judge.models = models
+    judge.models = {name: Output(model) for name, model in models.items()}
     return judge
 
 
@@ -255,3 +255,23 @@ def test_a_model_is_asked_also_without_answers():
         judge([])
         judge(tiny_trajectories([(3, [4, 5]), (2, [1, 2])]))
     assert calls == [0, 4]
+
+
+def test_a_model_with_several_outputs_is_asked_once_for_the_answers_that_any_of_them_is_for():
+    calls = []
+
+    def model(views):
+        calls.append(len(views))
+        return [[1.0, 2.0]] * len(views)
+
+    judge = RewardRunner(
+        {"test": {"helpful": 1.0, "harm": -1.0}},
+        RewardConfig(workers=0),
+        models={"helpful": None, "harm": None},
+    )
+    judge.models = {"helpful": Output(model, 0), "harm": Output(model, 1)}
+    with judge:
+        judged = judge(tiny_trajectories([(3, [4, 5])]))
+    assert calls == [2]
+    assert [t.parts for t in judged.kept] == [{"helpful": 1.0, "harm": 2.0}] * 2
+    assert [t.reward for t in judged.kept] == [-1.0, -1.0]

@@ -12,10 +12,12 @@ from dataclasses import replace
 
 import pytest
 
+from lightrft.build.reward_models import model_rewards
 from lightrft.commands.serve_rewards import ANY_TASK, Address, judged, rewards_by_task
 from lightrft.config import Config, RemoteConfig, RewardConfig, layers
 from lightrft.rewards import remote, service
 from lightrft.rewards.base import RewardRunner, stripped
+from lightrft.rewards.models import Output
 from lightrft.rewards.remote import RemoteReward
 from lightrft.rewards.service import Batcher, RewardServer, Tasks
 from lightrft.types import Prompt, Trajectory
@@ -123,13 +125,13 @@ def test_a_failed_reward_over_there_is_a_failure_here_and_no_zero(tmp_path):
 
 def test_in_a_run_the_failures_are_counted_or_stop_it():
     with serving() as (url, _):
-        given = {"far": RemoteReward("far", RemoteConfig(urls={"far": url}))}
+        given = {"far": Output(RemoteReward("far", RemoteConfig(urls={"far": url})))}
         with RewardRunner({ANY_TASK: {"far": 2.0}}, RewardConfig(workers=0), given) as judge:
             assert [t.reward for t in judge(responses(8)).kept] == [
                 2 * value for value in local(responses(8))
             ]
     settings = RewardConfig(workers=0, on_failure="drop")
-    gone = {"far": RemoteReward("far", RemoteConfig(urls={"far": "http://localhost:9"}, retries=0))}
+    gone = {"far": Output(RemoteReward("far", RemoteConfig(urls={"far": "http://localhost:9"}, retries=0)))}
     with RewardRunner({ANY_TASK: {"far": 1.0}}, settings, gone) as judge:
         assert judge(responses(8)).metrics["counts/failed/far"] == 8
     with (
@@ -339,7 +341,6 @@ def test_a_reply_without_measure_is_not_read_to_its_end(monkeypatch):
         ({"urls": {"far": "http://node7:8100"}}, "goes unencrypted to another machine"),
         ({"urls": {"far": "node7"}}, "is no address"),
         ({"urls": {"far": "https://me:word@node7"}}, "holds a name, a password or a key"),
-        ({"urls": {"a:b": "https://node7"}}, "is no name of a reward"),
         ({"batch": 0}, "remote.batch=0"),
         ({"timeout_seconds": math.inf}, "remote.timeout_seconds=inf"),
     ],
@@ -372,3 +373,10 @@ def test_tasks_have_their_own_rewards_and_all_others_those_of_the_settings():
     assert rewards_by_task(both) == {"tiny": {"number": 1.0}, ANY_TASK: {"number": 1.0}}
     with pytest.raises(ValueError, match="there is no reward to serve"):
         rewards_by_task(replace(config, tasks=replace(config.tasks, train={})))
+
+
+def test_names_that_mean_something_else_are_refused():
+    with pytest.raises(ValueError, match="remote.urls has the key 'math', which is a built-in reward"):
+        model_rewards(Config(remote=RemoteConfig(urls={"math": "http://localhost:1"})))
+    with pytest.raises(ValueError, match="remote.key=NOT_THERE_AT_ALL"):
+        model_rewards(Config(remote=RemoteConfig(urls={"far": "http://localhost:1"}, key="NOT_THERE_AT_ALL")))

@@ -1,0 +1,160 @@
+"""Reward models side by side: names of rewards to outputs of models, each model loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from lightrft.build.other_models import held_whole, named, resting
+from lightrft.config import Config, LoraConfig, ModelConfig
+from lightrft.models.describe import PACKAGE, RANDOM, is_tiny, stored_shape, text_shape
+from lightrft.models.families import made_for
+from lightrft.models.load import load_processor
+from lightrft.models.reward import load_reward_model, scores
+from lightrft.rewards.base import OUR_METRICS
+from lightrft.rewards.models import JUDGE, REWARD_MODEL, Output, ScalarReward
+from lightrft.rewards.remote import RemoteReward, secret
+from lightrft.rewards.table import REWARDS
+from lightrft.strategy.memory import Resident
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the number of a reward is found."""
+
+    path: str
+    """The model, as in model.path."""
+    output: str
+    """Label or number of one of its outputs; empty: none is named."""
+
+    @classmethod
+    def of(cls, path: str) -> Place:
+        """Reads MODEL or MODEL:OUTPUT."""
+        model, _, output = path.rpartition(":")
+        alone = not model or "/" in output or f"{model}:" in (RANDOM, PACKAGE)
+        return cls(path, "") if alone else cls(model, output)
+
+
+def model_rewards(config: Config) -> dict[str, Output | None]:
+    """The rewards that models give, by name, those of other machines with what asks for them.
+
+    ValueError for a key of reward_model.paths or remote.urls that means something else, or a key to servers that is not there.
+    """
+    for section, key in _keys(config):
+        taken = "a built-in reward" if key in REWARDS or key == JUDGE else ""
+        taken = "a metric beside the rewards" if key in OUR_METRICS else taken
+        if taken or not key or ":" in key or "/" in key:
+            raise ValueError(
+                f"{section} has the key '{key}', which is {taken or 'no name: it is empty or has : or / in it'}. Call the reward "
+                "otherwise, e.g. helpful."
+            )
+    if config.remote.urls and config.remote.key:
+        secret(config.remote)
+    here = dict.fromkeys((JUDGE, *config.reward_model.paths))
+    return here | {name: Output(RemoteReward(name, config.remote)) for name in config.remote.urls}
+
+
+def _keys(config: Config) -> Iterator[tuple[str, str]]:
+    """Each option that gives rewards names, with each of these names. ValueError for one that both give."""
+    both = config.reward_model.paths.keys() & config.remote.urls.keys()
+    if both:
+        raise ValueError(
+            f"reward_model.paths and remote.urls both name '{min(both)}'. Call one of these rewards otherwise."
+        )
+    yield from (("reward_model.paths", key) for key in config.reward_model.paths)
+    yield from (("remote.urls", key) for key in config.remote.urls)
+
+
+def shared_models(config: Config) -> dict[str, list[str]]:
+    """Model -> the keys of reward_model.paths that name it or an output of it."""
+    found: dict[str, list[str]] = {}
+    for key, path in config.reward_model.paths.items():
+        found.setdefault(Place.of(path).path, []).append(key)
+    return found
+
+
+def model_of(config: Config, path: str) -> ModelConfig:
+    """A reward model beside the policy, in its type, without adapters."""
+    options = config.reward_model
+    return replace(
+        config.model,
+        path=path,
+        revision=options.revision,
+        chat_template=options.chat_template,
+        lora=LoraConfig(),
+    )
+
+
+def resident_name(keys: Sequence[str]) -> str:
+    """What a model is called in the memory table, by the rewards it gives."""
+    return f"reward model {'+'.join(keys)} weights"
+
+
+def held_reward_models(config: Config) -> dict[str, ModelConfig]:
+    """Name in the memory table -> the reward model that every device holds."""
+    return {resident_name(keys): model_of(config, path) for path, keys in shared_models(config).items()}
+
+
+def output_place(config: Config, key: str) -> int:
+    """Which output of its model a reward is, from config.json alone. ValueError, naming those there are, if that is not clear."""
+    place = Place.of(config.reward_model.paths[key])
+    setting = f"reward_model.paths.{key}"
+    if is_tiny(place.path):
+        raise ValueError(f"{setting}={place.path}: a random model holds no trained head for scores.")
+    with named(REWARD_MODEL, setting):
+        shape = stored_shape(model_of(config, place.path))
+    labels = [str(shape.id2label[number]) for number in sorted(shape.id2label)]
+    wanted = place.output or key
+    if wanted in labels:
+        return labels.index(wanted)
+    if place.output.isdecimal() and int(place.output) < len(labels):
+        return int(place.output)
+    if not place.output and len(labels) == 1:
+        return 0
+    why = f"there is no output '{place.output}'" if place.output else "it has several outputs"
+    raise ValueError(
+        f"{setting}={config.reward_model.paths[key]}: {why}; {place.path} has {', '.join(labels)}. Name one, e.g. {place.path}:{labels[0]}"
+    )
+
+
+def most_tokens(config: Config, path: str) -> int | None:
+    """Most tokens that a reward model can be given to read; None without limit."""
+    with named(REWARD_MODEL, f"reward_model.paths.{shared_models(config)[path][0]}"):
+        return config.reward_model.max_length or made_for(text_shape(model_of(config, path)))
+
+
+def check_reward_models(config: Config, used: Sequence[str]) -> None:
+    """ValueError, before weights load, for a model that is not there, or an output that it has not."""
+    for key in used:
+        output_place(config, key)
+        path = Place.of(config.reward_model.paths[key]).path
+        with named(REWARD_MODEL, f"reward_model.paths.{key}"):
+            load_processor(model_of(config, path))
+        most_tokens(config, path)
+
+
+def load_reward_models(
+    config: Config, used: Sequence[str], device: torch.device
+) -> tuple[dict[str, Output], dict[str, Resident]]:
+    """The outputs by their rewards, and the models as residents of device memory, each once."""
+    outputs: dict[str, Output] = {}
+    residents: dict[str, Resident] = {}
+    for path, keys in shared_models(config).items():
+        asked = [key for key in keys if key in used]
+        if not asked:
+            continue
+        model, name = model_of(config, path), f"reward_model.paths.{asked[0]}"
+        with named(REWARD_MODEL, name):
+            processor = load_processor(model)
+            module = load_reward_model(model, resting(config, device))
+        frozen = held_whole(module, config, device)
+        ask = partial(
+            scores, frozen.module, tokens_per_micro_batch=config.reward_model.tokens_per_micro_batch
+        )
+        rated = ScalarReward(ask, processor, most_tokens(config, path))
+        outputs |= {key: Output(rated, output_place(config, key)) for key in asked}
+        residents[resident_name(asked)] = frozen.parts()["weights"]
+    return outputs, residents
