@@ -147,7 +147,7 @@ def _compared(
 
 
 def output_of(config: Config, name: str) -> tuple[str, str]:
-    """Which grades a reward is measured by, where rows have several: those of its own name, else of its model's output."""
+    """Names of the grades that a reward is measured by, where rows have several: its own, else that of its model's output."""
     return name, Place.of(config.reward_model.paths.get(name, "")).output
 
 

