@@ -44,7 +44,7 @@ def group_norm_by_part(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Ten
     """Every part of the reward in standard deviations of the group by itself, then added with its weight.
 
     A_i = sum_k w_k * (r_ik - mean(r_k)) / std(r_k), the same for every token of response i. GDPO, Liu et al. 2026
-    (https://arxiv.org/abs/2601.05242), section 3.1: a part counts by its weight, whatever its scale is; parts that are added first
+    (https://arxiv.org/abs/2601.05242), section 3: a part counts by its weight, whatever its scale is; parts that are added first
     (`group_norm`) drown each other. The paper then whitens over the batch: algorithm.whiten. Ours is the sample deviation, as in
     TRL and verl; nothing is added to it, so that a part's scale changes nothing. A penalty in the reward has no part, and is refused.
 

@@ -91,7 +91,11 @@ def models_used(config: Config, judges: Sequence[RewardRunner]) -> set[str]:
 
 
 def add_judging_models(
-    config: Config, judges: Sequence[RewardRunner], engine: Engine, processor: Processor, device: torch.device
+    config: Config,
+    judges: Sequence[RewardRunner],
+    engine: Engine | None,
+    processor: Processor | None,
+    device: torch.device,
 ) -> dict[str, Resident]:
     """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in strategy/memory.py: RESIDENCY."""
     used = models_used(config, judges)
@@ -110,11 +114,13 @@ def add_judging_models(
 
 
 def model_judge(
-    config: Config, engine: Engine, processor: Processor, device: torch.device
+    config: Config, engine: Engine | None, processor: Processor | None, device: torch.device
 ) -> tuple[ModelReward, dict[str, Resident]]:
     """The judge in words, and its residents: none where the policy judges, or a server."""
     options, most = config.judge, most_read(config, JUDGE)
     if options.path == POLICY:
+        assert engine is not None
+        assert processor is not None
         return GenerativeJudge(engine.generate, processor, options, most), {}
     model, own = judge_with_processor(config)
     if options.engine != OWN:

@@ -99,7 +99,7 @@ def held_reward_models(config: Config) -> dict[str, ModelConfig]:
 
 
 def output_place(config: Config, key: str) -> int:
-    """Which output of its model a reward is, from config.json alone. ValueError, naming those there are, if that is not clear."""
+    """Number of the output of its model that a reward is, from config.json alone. ValueError, naming those there are, if that is not clear."""
     place = Place.of(config.reward_model.paths[key])
     setting = f"reward_model.paths.{key}"
     if is_tiny(place.path):

@@ -16,6 +16,7 @@ from lightrft.cli.options import (
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
+    JudgeOptions,
     PlanOptions,
     ReplayOptions,
     ServeOptions,
@@ -163,6 +164,25 @@ def evaluate(args: Sequence[str]) -> int:
     return 0
 
 
+def judge(args: Sequence[str]) -> int:
+    """Say how often rewards prefer the better response of given pairs: lightrft judge FILE [LAYERS...] FLAGS."""
+    own, rest = taken(JudgeOptions, "judge", args)
+    if rest and rest[0] in ("-h", "--help", "--help-all"):
+        rest = ["FILE", *rest]
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(
+            "which comparisons? lightrft judge FILE --rewards.functions NAME 1, e.g. lightrft judge pairs.jsonl --reward_model.paths rated "
+            "RUN/model --rewards.functions rated 1"
+        )
+    file, *words = rest
+    named, flags = layers.split(words)
+    place = ["--tasks.train", "file", "1", "--tasks.train-file", file]
+    config = load("judge", [*named, *place, *flags])
+    from lightrft.commands import judge as command
+
+    return command.judge(config, as_json=own.json, out=own.out)
+
+
 def serve(args: Sequence[str]) -> int:
     """Start a vLLM server that generates rollouts for a training run: lightrft serve LAYERS... FLAGS --port 8000."""
     if not args:
@@ -288,6 +308,7 @@ COMMANDS: dict[str, Command] = {
     "sft": sft,
     "reward": reward,
     "evaluate": evaluate,
+    "judge": judge,
     "serve": serve,
     "serve-rewards": serve_rewards,
     "check": check,

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from lightrft import __version__
 from lightrft.cli.options import (
     EvaluateOptions,
+    JudgeOptions,
     PlanOptions,
     ServeOptions,
     ServeRewardsOptions,
@@ -31,12 +32,14 @@ USAGE = {
     "sft": "lightrft sft LAYERS... FLAGS\n       lightrft sft --resume RUN [FLAGS]\n       lightrft sft RUN/config.yaml",
     "reward": "lightrft reward LAYERS... FLAGS\n       lightrft reward --resume RUN [FLAGS]\n       lightrft reward RUN/config.yaml",
     "evaluate": "lightrft evaluate TASK [LAYERS...] [--model MODEL] [--data FOLDER] [--check] FLAGS",
+    "judge": "lightrft judge FILE [LAYERS...] --rewards.functions NAME WEIGHT ... [--json] [--out FILE.json] FLAGS",
 }
 OWN: dict[str, type[Any]] = {
     "train": TrainOptions,
     "sft": TrainOptions,
     "reward": TrainOptions,
     "evaluate": EvaluateOptions,
+    "judge": JudgeOptions,
     "serve": ServeOptions,
     "serve-rewards": ServeRewardsOptions,
     "plan": PlanOptions,
@@ -65,6 +68,7 @@ examples:
   lightrft reward reward_tiny                                train a reward model from pairs of responses
   lightrft train --resume runs/demo-20260101-120000          go on after the last checkpoint
   lightrft evaluate gsm8k --model Qwen/Qwen2.5-0.5B-Instruct pass@1 with its confidence interval
+  lightrft judge pairs.jsonl --rewards.functions length 1    how often does a reward prefer the better response?
   lightrft plan grpo gsm8k_qwen fsdp --gpus 64               would it fit, and how long would a step take?
   lightrft view runs/demo-20260101-120000 --step -1 --best 3 the best responses of the last step
 

@@ -46,6 +46,16 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class JudgeOptions:
+    """The form of the output, and a file for it."""
+
+    json: bool = False
+    """Print every number, for programs."""
+    out: str = ""
+    """JSON file to write every number to."""
+
+
+@dataclass(frozen=True)
 class ServeOptions:
     """Where the server listens."""
 

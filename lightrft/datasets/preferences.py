@@ -65,8 +65,13 @@ def chosen(row: Row, config: TaskConfig) -> Example:
 def compared(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft reward`: a pair in any layout that `pair` reads; the chosen response has the grade 1, the rejected one 0.
 
-    A field `margin` above 0 says how much better the chosen one is, and is its grade then.
+    Lists of texts are several responses that are right, and several that are not, to the prompt field (RewardBench 2). A field `margin` above 0 says how much better the chosen one is, and is its grade then.
     """
+    sides = [field(row, "chosen"), field(row, "rejected")]
+    if all(isinstance(side, list) and side and all(isinstance(t, str) for t in side) for side in sides):
+        refuse_unread(row, UNREAD_OF_ROW, "the row")
+        marks = [({"": 1.0 - n}, text) for n, side in enumerate(sides) for text in side]
+        return Example(_prompt(row, config), [response(_turns(text, "chosen"), mark) for mark, text in marks])
     found = pair(row, config)
     margin = 1.0 if row.get("margin") is None else grade(row["margin"], "margin")
     if not margin > 0:

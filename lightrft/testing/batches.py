@@ -53,10 +53,12 @@ def make_batch(
 ) -> Batch:
     """Answers of these lengths (0 is one), end to end, without model inputs; all in group 0 and all tokens chosen.
 
-    `columns` are (T,): old, ref, rewards, advantages, ...; lists become float32, tensors stay as they are.
+    The score is the only part of the reward. `columns` are (T,): old, ref, rewards, advantages, ...; lists become float32, tensors stay as they are.
     """
     num_tokens, num_sequences = sum(lengths), len(lengths)
     given: dict[str, Any] = {name: torch.as_tensor(value) for name, value in columns.items()}
+    worth = torch.zeros(num_sequences) if scores is None else torch.as_tensor(scores)
+    given = {"grades": worth[:, None], "part_weights": torch.ones(num_sequences, 1), **given}
     return Batch(
         segments=torch.repeat_interleave(
             torch.arange(num_sequences), torch.tensor(lengths, dtype=torch.int64)
@@ -67,6 +69,6 @@ def make_batch(
         mask=torch.ones(num_tokens, dtype=torch.bool)
         if mask is None
         else torch.as_tensor(mask, dtype=torch.bool),
-        scores=torch.zeros(num_sequences) if scores is None else torch.as_tensor(scores),
+        scores=worth,
         **{"weights": torch.zeros(num_tokens), "behavior": torch.zeros(num_tokens), **given},
     )

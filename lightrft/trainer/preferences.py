@@ -21,13 +21,13 @@ from lightrft.algorithms.preference import (
 )
 from lightrft.algorithms.segments import segment_count
 from lightrft.config import RewardTrainingConfig
+from lightrft.console.pairs import line, with_interval
 from lightrft.datasets.comparisons import siblings
 from lightrft.models.reward import values
 from lightrft.strategy.base import Trainable
 from lightrft.trainer.optimize import Averaging
 from lightrft.trainer.run import Evaluation, Metrics
 from lightrft.types import Batch, Prompt, Terms, Trajectory
-from lightrft.utils.intervals import wilson
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,12 @@ class Preferences:
         for task, counts in sums.items():
             accuracies = []
             for name, part in zip(self.config.outputs, counts.split(len(COUNTS)), strict=True):
-                known = {
-                    k: v for k, v in measures(part).items() if name in self.config.signed or "sign" not in k
-                }
+                found_here = with_interval(measures(part))
+                known = {k: v for k, v in found_here.items() if name in self.config.signed or "sign" not in k}
                 if "accuracy" in known:
-                    known["low"], known["high"] = wilson(known["accuracy"], int(known["pairs"]))
                     accuracies.append(known["accuracy"])
                 found |= {f"{task}/{name}/{measure}": value for measure, value in known.items()}
-                lines.append(_line(f"held-out pairs ({label}), {task}, {name}", known))
+                lines.append(line(f"held-out pairs ({label}), {task}, {name}", known))
             if accuracies:
                 means[task] = sum(accuracies) / len(accuracies)
         if means:
@@ -129,22 +127,3 @@ def _right(found: Tensor, batch: Batch) -> Tensor:
     return torch.where(
         compared > 0, group_mean(torch.cat(right), torch.cat(members), batch.groups), half + 0.5
     )
-
-
-def _line(name: str, known: Mapping[str, float]) -> str:
-    """What is known of one output, for people."""
-    if "accuracy" not in known:
-        told = f"{name}: no pairs"
-    else:
-        told = (
-            f"{name}: {known['accuracy']:.1%} of {known['pairs']:.0f} right (95 % interval {known['low']:.1%} to {known['high']:.1%}), "
-            f"{known['tied']:.1%} tied; longer wins {known['longer_wins']:.1%}, shorter wins {known['shorter_wins']:.1%}"
-        )
-    if "accuracy_balanced" in known:
-        told += (
-            f"; right where the better is longer {known['accuracy_longer']:.1%}, shorter {known['accuracy_shorter']:.1%}, balanced "
-            f"{known['accuracy_balanced']:.1%}"
-        )
-    if "sign_accuracy" in known:
-        told += f"; sign {known['sign_accuracy']:.1%}, always one sign {known['sign_base_rate']:.1%}"
-    return told

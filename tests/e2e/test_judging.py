@@ -289,3 +289,18 @@ def test_an_engine_from_a_file_judges_and_a_run_resumes_with_it(lightrft, tmp_pa
 def test_what_cannot_judge_is_named_before_weights_load(lightrft, options, told):
     out = lightrft("train", *SHORT, *options, status=2)
     assert told in " ".join(out.split())
+
+
+def test_parts_that_are_normalised_by_themselves_teach_the_same_whatever_the_scale_of_one(lightrft, tmp_path):
+    (tmp_path / "big.py").write_text(
+        "def kind(num_tokens: int) -> float:\n    return num_tokens / 1000\n\n\n"
+        "def big(num_tokens: int) -> float:\n    return num_tokens * 1000.0\n"
+    )
+    for name in ("kind", "big"):
+        functions = ["--rewards.functions", "same_kind", "1", f"big.py:{name}", "-0.5"]
+        run = ["--steps", "1", "--run", name]
+        lightrft("train", *SHORT, "gdpo", *functions, *run)
+    rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("kind", "big")]
+    first, second = (next(json.loads(line) for line in lines if "reward/mean" in line) for lines in rows)
+    assert first["reward/mean"] != pytest.approx(second["reward/mean"])
+    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)

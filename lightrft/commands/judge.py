@@ -1,0 +1,190 @@
+"""`lightrft judge`: is a reward any good? Every response of a file of comparisons through a run's own rewards."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lightrft.algorithms.judging import Tied, judged, ties_score
+from lightrft.build.data import training_rewards
+from lightrft.build.judges import add_judging_models, check_judging
+from lightrft.build.models import build_processor
+from lightrft.build.process import prepare_process
+from lightrft.build.reward_models import Place, model_rewards
+from lightrft.config import POLICY, Config
+from lightrft.config.reward_training import COMPARISONS
+from lightrft.console import pairs as shown
+from lightrft.datasets.formats import FORMATS
+from lightrft.datasets.sources import BadRecords, Row, read
+from lightrft.media.parts import readable
+from lightrft.rewards.base import RewardRunner
+from lightrft.tasks.base import conversation
+from lightrft.tasks.table import load_task
+from lightrft.types import Prompt, Trajectory
+from lightrft.utils.device import pick_device
+from lightrft.utils.imports import resolve
+from lightrft.utils.paths import expanded
+
+ROWS = 32
+"""Rows judged in one call, so that the time limit of rewards means about the same as in training."""
+SOURCE = "file"
+ALL = "all"
+"""What the rows of all subsets together are called."""
+Report = dict[str, dict[str, dict[str, float]]]
+"""Reward -> subset, all of them first -> measure -> number."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One response of one row."""
+
+    trajectory: Trajectory
+    grades: dict[str, float]
+    """By output; one without a name is of any."""
+    subset: str
+    id: str
+    """The row's own, where it has one: `ref:7`, `tied:7` in RewardBench 2's subset Ties."""
+    length: int
+
+
+def judge(config: Config, *, as_json: bool, out: str) -> int:
+    """Prints what each reward makes of the comparisons in tasks.train_file, and writes it to `out` if that is set."""
+    if config.judge.path == POLICY:
+        raise ValueError(
+            f"judge.path={POLICY}: `lightrft judge` samples no policy. Set judge.path to a model."
+        )
+    if not config.rewards.functions and not config.constraint.cost:
+        raise ValueError(
+            "which rewards? Set rewards.functions, e.g. --reward_model.paths rated RUN/model --rewards.functions rated 1 length 1"
+        )
+    target = expanded(out, "--out") if out else None
+    if target is not None and not target.parent.is_dir():
+        raise ValueError(
+            f"--out {out}: there is no folder {target.parent}. Make it, or name a file in another."
+        )
+    prepare_process(config)
+    rewards = training_rewards(config, [load_task(SOURCE)])
+    options = replace(config.rewards, on_failure="drop")
+    with RewardRunner(rewards, options, model_rewards(config)) as runner:
+        check_judging(config, [runner], training=False)
+        rows, unit = comparisons(config)
+        held = add_judging_models(config, [runner], None, None, pick_device(config.strategy.device))
+        for resident in held.values():
+            resident.onload()
+        groups: dict[int, list[Trajectory]] = {}
+        for row in rows:
+            groups.setdefault(row.trajectory.group, []).append(row.trajectory)
+        for start in range(0, len(groups), ROWS):
+            runner([t for group in list(groups)[start : start + ROWS] for t in groups[group]])
+        outputs = {runner.labels[name]: output_of(config, name) for name in rewards[SOURCE]}
+    found = report(rows, outputs)
+    text = json.dumps({"file": config.tasks.train_file, "lengths_in": unit, "rewards": found}, indent=2)
+    if target is not None:
+        target.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        print(text)
+    else:
+        print(f"{config.tasks.train_file}: {len(groups)} rows, {len(rows)} responses, lengths in {unit}")
+        print("\n\n".join(shown.table(name, subsets) for name, subsets in found.items()))
+    return 0
+
+
+def comparisons(config: Config) -> tuple[list[Compared], str]:
+    """The responses of all rows in their order, and what their lengths are counted in. ValueError if there are none."""
+    tasks = config.tasks
+    form = resolve(FORMATS, COMPARISONS if tasks.format == "columns" else tasks.format, "format")
+    bad = BadRecords(tasks.on_bad_record)
+    tokenizer = build_processor(config).tokenizer if config.model.path else None
+
+    def tokens(text: str) -> list[int]:
+        if tokenizer is None:
+            return [0] * len(text)
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    found: list[Compared] = []
+    for group, (where, row) in enumerate(read(tasks.train_file, tasks.train_split, bad)):
+        try:
+            found += _compared(form, row, config, group, where, tokens)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            bad(f"{where}: {error}")
+    if not found:
+        raise ValueError(f"{tasks.train_file} holds no comparisons ({bad.skipped} rows skipped).")
+    return found, "characters" if tokenizer is None else f"tokens of {config.model.path}"
+
+
+def _compared(
+    form: Callable[..., Any],
+    row: Row,
+    config: Config,
+    group: int,
+    where: str,
+    tokens: Callable[[str], list[int]],
+) -> list[Compared]:
+    example = form(row, config.tasks)
+    if not isinstance(example.target, list):
+        raise ValueError(
+            f"tasks.format={config.tasks.format} gives no responses to compare. Leave it out, or see docs."
+        )
+    messages = conversation(example, system=config.tasks.system, instruction=config.tasks.instruction)
+    found = []
+    for one in example.target:
+        *before, last = one["messages"]
+        text = readable(last["content"])
+        ids = tokens(text)
+        asked = Prompt(where, [], [*messages, *before], row.get(config.tasks.target_field), SOURCE)
+        said = Trajectory(
+            prompt=asked, group=group, token_ids=ids, mask=[True] * len(ids), behavior=[0.0] * len(ids),
+            finish="stop", answer=text,
+        )  # fmt: skip
+        subset = str(row.get("subset") or "")
+        found.append(Compared(said, one["grades"], subset, str(row.get("id", "")), len(ids)))
+    return found
+
+
+def output_of(config: Config, name: str) -> tuple[str, str]:
+    """Names of the grades that a reward is measured by, where rows have several: its own, else that of its model's output."""
+    return name, Place.of(config.reward_model.paths.get(name, "")).output
+
+
+def report(rows: Sequence[Compared], outputs: dict[str, tuple[str, str]]) -> Report:
+    """All measures of each reward, over all rows and by subset."""
+    found: Report = {}
+    for label, names in outputs.items():
+        subsets = {ALL: list(rows)}
+        for row in rows:
+            if row.subset:
+                subsets.setdefault(row.subset, []).append(row)
+        found[label] = {subset: _measured(part, label, names) for subset, part in subsets.items()}
+    return found
+
+
+def _measured(rows: Sequence[Compared], label: str, names: tuple[str, str]) -> dict[str, float]:
+    values = [row.trajectory.parts.get(label, math.nan) for row in rows]
+    grades = [_grade(row.grades, names) for row in rows]
+    known = judged(
+        torch.tensor(values, dtype=torch.float64),
+        torch.tensor(grades, dtype=torch.float64),
+        torch.tensor([row.trajectory.group for row in rows]),
+        torch.tensor([row.length for row in rows]),
+    )
+    if not any(grade < 0 for grade in grades) or not any(grade > 0 for grade in grades):  # ranks, not signs
+        known = {name: value for name, value in known.items() if "sign" not in name}
+    tied: dict[str, Tied] = {}
+    for row, value, grade in zip(rows, values, grades, strict=True):
+        if row.id.startswith(("ref:", "tied:")):
+            one = tied.setdefault(row.id, Tied([], []))
+            (one.right if grade > 0 else one.wrong).append(value)  # type: ignore[attr-defined]  # lists, made here
+    tied = {name: one for name, one in tied.items() if one.right and one.wrong}
+    if tied:
+        known["ties_score"] = ties_score(tied)
+    return shown.with_interval(known)
+
+
+def _grade(grades: dict[str, float], names: tuple[str, str]) -> float:
+    chosen = next((name for name in (*names, "") if name in grades), next(iter(grades)))
+    return grades[chosen]

@@ -1,0 +1,126 @@
+"""`lightrft judge` on rows written by hand, with numbers counted by hand."""
+
+import json
+import math
+
+import pytest
+
+from lightrft.cli import main
+from tests.unit.models.test_reward import reward_folder
+
+ROWS = [
+    # chosen, rejected, subset: the first digit is what the reward says
+    ("9xxxx", "1xx", "a"),  # right, better longer
+    ("8xxxx", "2xx", "a"),  # right, better longer
+    ("7x", "3xxx", "a"),  # right, better shorter
+    ("9", "0x", "a"),  # right, better shorter
+    ("1x", "3xxx", "b"),  # wrong, better shorter
+    ("5xx", "5xxxxx", "b"),  # tied, better shorter
+    ("5xxxxx", "5xx", "b"),  # tied, better longer
+    ("4xxxxxx", "3x", "b"),  # right, better longer
+    ("2xxx", "6x", None),  # wrong, better longer
+    ("6xx", "2xx", None),  # right, equally long
+]
+REWARD = "def digit(answer: str) -> float:\n    return float(answer[0])\n"
+
+
+def written(folder, rows):
+    file = folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def pairs(rows=ROWS):
+    found = [{"prompt": f"{n}?", "chosen": c, "rejected": r} for n, (c, r, _) in enumerate(rows)]
+    return [{**row, "subset": s} if s else row for row, (*_, s) in zip(found, rows, strict=True)]
+
+
+@pytest.fixture
+def judged(tmp_path, capsys):
+    (tmp_path / "digits.py").write_text(REWARD)
+
+    def run(rows, *flags, reward=f"{tmp_path}/digits.py:digit", status=0):
+        rewards = ["--rewards.functions", reward, "1", "--rewards.workers", "0"]
+        assert main(["judge", written(tmp_path, rows), *rewards, *flags]) == status
+        out, err = capsys.readouterr()
+        return out if status == 0 else err
+
+    return run
+
+
+def test_ten_rows_by_hand(judged, tmp_path):
+    said = json.loads(judged(pairs(), "--json", "--out", f"{tmp_path}/out.json"))
+    assert said == json.loads((tmp_path / "out.json").read_text())
+    assert said["lengths_in"] == "characters"
+    found = said["rewards"]["digit"]
+    assert list(found) == ["all", "a", "b"]
+    differences = [8, 6, 4, 9, -2, 0, 0, 1, -4, 4]
+    expected = {
+        "pairs": 10, "accuracy": 0.7, "tied": 0.2, "longer_wins": 0.55, "shorter_wins": 0.45, "accuracy_longer": 3.5 / 5,
+        "accuracy_shorter": 2.5 / 4, "accuracy_balanced": 0.6625, "low": 0.396778, "high": 0.892209, "unjudged": 0,
+        "brier": sum((1 - 1 / (1 + math.exp(-d))) ** 2 for d in differences) / 10,
+    }  # fmt: skip
+    assert {name: found["all"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert [found[s]["accuracy"] for s in ("a", "b")] == [1.0, 0.5]
+    assert not [name for name in found["all"] if "sign" in name or "best" in name]
+
+
+def test_a_rule_of_length_that_is_as_good_is_said_so_in_words(judged):
+    longer = pairs([(f"{n}xxx", "3x", None) for n in range(4, 10)])
+    out = judged(longer)
+    assert "A rule of length is as good: 'longer wins' is right in 100.0%" in out
+    many = pairs([(f"{5 + n % 4}" + "x" * (n % 3), "1x", None) for n in range(60)])
+    assert "Better than the best rule of length: " in judged(many)
+
+
+def test_the_best_of_several_and_a_response_without_a_number(judged):
+    row = {"prompt": "?", "chosen": ["9"], "rejected": ["1", "2x", "9xx"], "num_correct": 1, "subset": "Math"}
+    broken = {"prompt": "?", "chosen": "9", "rejected": "none"}
+    found = json.loads(judged([row, broken], "--json"))["rewards"]["digit"]["all"]
+    assert (found["best_of_k"], found["best_of_k_rows"], found["pairs"]) == (0.5, 1, 3)
+    assert found["unjudged"] == 1
+
+
+def test_signs_are_measured_where_grades_have_both(judged):
+    form = ["--tasks.format", "lightrft.datasets.preferences:graded", "--json"]
+    rows = [{"prompt": "?", "responses": ["3", "0", "2x"], "grades": [1, 0, -1]}]
+    found = json.loads(judged(rows, *form))["rewards"]["digit"]["all"]
+    assert (found["sign_accuracy"], found["sign_base_rate"]) == (0.5, 0.5)
+
+
+def test_outputs_of_a_reward_model_are_measured_by_the_grades_of_their_names(tmp_path, capsys):
+    model = reward_folder(tmp_path / "rm", "llama", labels=2)
+    model.config.id2label = {0: "general", 1: "cost"}
+    model.config.save_pretrained(tmp_path / "rm")
+    rows = [
+        {"prompt": f"{n}?", "responses": ["x" * n, "yy"], "grades": {"general": [1, 0], "cost": [-1, 1]}}
+        for n in range(3, 9)
+    ]
+    paths = ["--reward_model.paths", "general", f"{tmp_path}/rm", "harm", f"{tmp_path}/rm:cost"]
+    flags = ["--rewards.functions", "general", "1", "harm", "-1", "--strategy.device", "cpu", "--json"]
+    form = ["--tasks.format", "lightrft.datasets.preferences:graded"]
+    assert main(["judge", written(tmp_path, rows), *paths, *form, *flags]) == 0
+    found = json.loads(capsys.readouterr().out)["rewards"]
+    assert found["general"]["all"]["pairs"] == found["harm"]["all"]["pairs"] == 6
+    assert found["general"]["all"]["longer_wins"] == 1.0
+    assert found["harm"]["all"]["shorter_wins"] == 1.0
+    assert found["harm"]["all"]["sign_base_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--judge.path", "policy"], "judge.path=policy: `lightrft judge` samples no policy"),
+        (["--out", "nowhere/out.json"], "--out nowhere/out.json: there is no folder"),
+        (["--tasks.format", "columns2"], "no format named 'columns2'"),
+    ],
+)
+def test_what_cannot_be_judged_is_named(judged, flags, told):
+    assert told in judged(pairs(), *flags, status=2)
+
+
+def test_a_file_and_rewards_must_be_named(tmp_path, capsys):
+    assert main(["judge"]) == 2
+    assert "which comparisons? lightrft judge FILE" in capsys.readouterr().err
+    assert main(["judge", written(tmp_path, pairs())]) == 2
+    assert "which rewards? Set rewards.functions" in capsys.readouterr().err
