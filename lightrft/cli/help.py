@@ -23,12 +23,14 @@ USAGE = {
     "train": "lightrft train LAYERS... FLAGS\n       lightrft train --resume RUN [FLAGS]\n       lightrft train RUN/config.yaml",
     "sft": "lightrft sft LAYERS... FLAGS\n       lightrft sft --resume RUN [FLAGS]\n       lightrft sft RUN/config.yaml",
     "reward": "lightrft reward LAYERS... FLAGS\n       lightrft reward --resume RUN [FLAGS]\n       lightrft reward RUN/config.yaml",
+    "dpo": "lightrft dpo LAYERS... FLAGS\n       lightrft dpo --resume RUN [FLAGS]\n       lightrft dpo RUN/config.yaml",
     "evaluate": "lightrft evaluate TASK [LAYERS...] [--model MODEL] [--data FOLDER] [--check] FLAGS",
 }
 OWN: dict[str, type[Any]] = {
     "train": TrainOptions,
     "sft": TrainOptions,
     "reward": TrainOptions,
+    "dpo": TrainOptions,
     "evaluate": EvaluateOptions,
     "serve": ServeOptions,
     "plan": PlanOptions,
@@ -55,6 +57,7 @@ examples:
   lightrft train grpo my.yaml --rollout.group-size 16        your own file, and a flag on top
   lightrft sft sft_tiny                                      learn from given conversations instead of rewards
   lightrft reward reward_tiny                                train a reward model from pairs of responses
+  lightrft dpo dpo_tiny                                      learn from pairs of responses without rewards
   lightrft train --resume runs/demo-20260101-120000          go on after the last checkpoint
   lightrft evaluate gsm8k --model Qwen/Qwen2.5-0.5B-Instruct pass@1 with its confidence interval
   lightrft plan grpo gsm8k_qwen fsdp --gpus 64               would it fit, and how long would a step take?
