@@ -7,6 +7,7 @@ The value is made of log-probs by `response_values`; what a loss asks for is an 
     averages             the value is a mean over the response's tokens, not their sum
     needs_reference      the value is log pi - log pi_ref (True unless it says otherwise), not log pi
     needs_divergence     it takes `divergence`, the distance from the reference that a step measures before its update
+    weighs_kinds         it takes `desirable_weight` and `undesirable_weight`, by default the inverse of the counts of the two kinds
 """
 
 from __future__ import annotations
@@ -97,9 +98,7 @@ def hinge(values: Tensor, grades: Tensor, groups: Tensor, *, beta: float = 0.1) 
     return group_mean(relu(1 - beta * (values[better] - values[worse])), better, groups)
 
 
-def simpo(
-    values: Tensor, grades: Tensor, groups: Tensor, *, beta: float = 2.0, gamma: float = 1.0
-) -> Tensor:
+def simpo(values: Tensor, grades: Tensor, groups: Tensor, *, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
     """DPO on mean log-probs, without a reference and with a margin.
 
     loss = -log sigmoid(beta * (L_w / n_w - L_l / n_l) - gamma)
@@ -179,5 +178,5 @@ POLICY_LOSSES: dict[str, PreferenceLoss] = {
     "hinge": marked(hinge, compares_responses=True),
     "simpo": marked(simpo, compares_responses=True, averages=True, needs_reference=False),
     "orpo": marked(orpo, compares_responses=True, averages=True, needs_reference=False),
-    "kto": marked(kto, needs_divergence=True),
+    "kto": marked(kto, needs_divergence=True, weighs_kinds=True),
 }

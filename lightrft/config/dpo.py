@@ -79,11 +79,6 @@ class DPOConfig:
             raise ValueError(
                 f"epochs={self.epochs} has no effect with steps={self.steps}. Set steps=0, or leave epochs out."
             )
-        if self.loss == "kto" and self.batch_size < 2:
-            raise ValueError(
-                f"batch_size={self.batch_size}: loss=kto measures the divergence from the reference on a step's prompts with each "
-                "other's responses. Set batch_size to 2 or more."
-            )
         refuse_idle(
             "update",
             self.update,
