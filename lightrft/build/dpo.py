@@ -20,7 +20,7 @@ from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.trainer.offline import HeldOut
-from lightrft.trainer.policy_preferences import PolicyPreferences
+from lightrft.trainer.policy_preferences import OUTPUT, PolicyPreferences
 from lightrft.trainer.run import Run
 
 log = logging.getLogger("lightrft")
@@ -45,6 +45,7 @@ def build_run(
             spoken(processor, checked_ending(processor)),
             compares=objective.compares,
             outputs=[objective.output],
+            unnamed=OUTPUT,
             speaks=True,
         )
         return offline.Setup(

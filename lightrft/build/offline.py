@@ -78,14 +78,11 @@ def build_run(
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(setup.source, config.optimizer, steps)
-    reference = None if setup.judgement is None else build_reference(setup, model, strategy)
+    reference = build_reference(setup, model, strategy)
     memory_plan = build_sft_memory_plan(model, device, reference)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     blank, compares = dummy_answer(setup.processor.blank()), bool(setup.outputs)
     batching = Batching(config.update, world, device, blank, compares, setup.outputs)
-    referee = None
-    if setup.judgement is not None and reference is not None:
-        referee = Referee(setup.judgement, model, reference, batching, interrupt)
     trainer = OfflineTrainer(
         config=config,
         objective=setup.objective,
@@ -97,7 +94,7 @@ def build_run(
         held_out=held_out,
         journal=journal,
         interrupt=interrupt,
-        referee=referee,
+        referee=build_referee(setup, model, reference, batching, interrupt),
     )
     made = Run(
         command=command_of(config),
@@ -119,8 +116,19 @@ def build_run(
     return made
 
 
-def build_reference(setup: Setup, model: Trainable, strategy: Strategy) -> Frozen:
-    """The model that the run began with: the policy without its adapters where it has some, else one of its own."""
+def build_referee(
+    setup: Setup, model: Trainable, reference: Frozen | None, batching: Batching, interrupt: Interrupt
+) -> Referee | None:
+    """Who compares with the reference, if there is one."""
+    if setup.judgement is None or reference is None:
+        return None
+    return Referee(setup.judgement, model, reference, batching, interrupt)
+
+
+def build_reference(setup: Setup, model: Trainable, strategy: Strategy) -> Frozen | None:
+    """The model that the run began with, if something compares with it: the policy without its adapters where it has some."""
+    if setup.judgement is None:
+        return None
     if is_adapted(model.module):
         return WithoutAdapters(model)
     return strategy.frozen(replace(setup.source, learns=False))

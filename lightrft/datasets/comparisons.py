@@ -60,9 +60,11 @@ class Comparisons:
     compares: bool
     """Whether the loss learns from nothing but differences of grades."""
     outputs: Sequence[str]
-    """Names of the grades that are learned from; a grade without a name is of the first."""
+    """Names of the grades that are learned from."""
     signed: Sequence[str] = ()
     """Outputs whose sign is learned, too."""
+    unnamed: str = ""
+    """What a grade without a name is of; empty: of the first output."""
     speaks: bool = False
     """Whether a policy learns, whose prompts may hold media and whose rows may have grades of other names."""
 
@@ -126,7 +128,7 @@ class Comparisons:
             raise ValueError(f"response {place}: {error}") from error
 
     def _grades(self, grades: Mapping[str, float]) -> dict[str, float]:
-        named = {name or self.outputs[0]: value for name, value in grades.items()}
+        named = {name or self.unnamed or self.outputs[0]: value for name, value in grades.items()}
         if self.speaks:
             named = {name: value for name, value in named.items() if name in self.outputs}
         for name, value in named.items():

@@ -153,7 +153,7 @@ class PolicyPreferences:
         return count_pairs(values, _grades(batch), batch.groups, lengths).cpu()
 
     def evaluation(self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Evaluation:
-        """See `pair_evaluation`; signs where a loss does not compare, whose responses may have no siblings."""
+        """Pair accuracy of the implicit rewards by task; with that of signs where a loss does not compare, whose responses may have no siblings."""
         signed = [] if self.compares else [self.output]
         return pair_evaluation(label, sums, weights, [self.output], signed)
 

@@ -88,7 +88,7 @@ class Preferences:
         return torch.cat([count_pairs(v, g, batch.groups, lengths) for v, g in columns]).cpu()
 
     def evaluation(self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Evaluation:
-        """See `pair_evaluation`."""
+        """Pair accuracy by task and output, see `pair_evaluation`."""
         return pair_evaluation(label, sums, weights, self.config.outputs, self.config.signed)
 
     def _values(self, model: Trainable, batch: Batch) -> Tensor:

@@ -72,13 +72,13 @@ def test_killed_after_a_random_step_it_goes_on_to_the_same_end(lightrft, tmp_pat
 @pytest.mark.parametrize(
     ("layers", "flags"),
     [
-        (["lora"], ["--strategy.backend", "fsdp"]),
-        (KTO, ["--strategy.backend", "fsdp", "--strategy.sequence-parallel", "2"]),
+        (KTO, ["--strategy.backend", "fsdp"]),
+        ([], ["--strategy.backend", "fsdp", "--strategy.sequence-parallel", "2"]),
     ],
-    ids=["lora", "kto-teams"],
+    ids=["kto", "teams"],
 )
 def test_two_processes_learn_what_one_does(lightrft, tmp_path, layers, flags):
-    few = [*QUIET, "--steps", "3", "--evaluate.limit", "16", "--optimizer.schedule", "constant"]
+    few = [*QUIET, "--steps", "2", "--evaluate.limit", "8", "--optimizer.schedule", "constant"]
     lightrft("dpo", "dpo_tiny", *layers, *few, "--run", "one")
     lightrft("dpo", "dpo_tiny", *layers, *few, *flags, "--processes", "2", "--run", "two")
     for mine, theirs in zip(updates(tmp_path / "two"), updates(tmp_path / "one"), strict=True):
@@ -115,8 +115,8 @@ def test_unpaired_rows_with_labels_are_learned_by_kto(lightrft, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-40]))
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[-40:]))
     held = ["--tasks.evaluate-file", "held.jsonl"]
-    said = lightrft("dpo", "dpo_tiny", *QUIET, *KTO, *FILE, *held, *UNPAIRED, "--steps", "40", "--run", "run")
-    assert "desirable and " in said
+    lightrft("dpo", "dpo_tiny", *QUIET, *KTO, *FILE, *held, *UNPAIRED, "--steps", "30", "--run", "run")
+    assert "undesirable responses: they weigh " in (tmp_path / "run/log.txt").read_text()
     assert summary(tmp_path / "run")["pair_accuracy"]["after"] > 0.8
 
 

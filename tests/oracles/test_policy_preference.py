@@ -37,14 +37,14 @@ def log_odds(x):
 
 
 PAIRS = {
-    "dpo": lambda w, l, b, e: -(1 - e) * log_sigmoid(b * (w - l)) - e * log_sigmoid(b * (l - w)),
-    "robust": lambda w, l, b, e: (
-        (-(1 - e) * log_sigmoid(b * (w - l)) + e * log_sigmoid(b * (l - w))) / (1 - 2 * e)
+    "dpo": lambda w, r, b, e: -(1 - e) * log_sigmoid(b * (w - r)) - e * log_sigmoid(b * (r - w)),
+    "robust": lambda w, r, b, e: (
+        (-(1 - e) * log_sigmoid(b * (w - r)) + e * log_sigmoid(b * (r - w))) / (1 - 2 * e)
     ),
-    "ipo": lambda w, l, b, _: (w - l - 1 / (2 * b)) ** 2,
-    "hinge": lambda w, l, b, _: max(0.0, 1 - b * (w - l)),
-    "simpo": lambda w, l, b, g: -log_sigmoid(b * (w - l) - g),
-    "orpo": lambda w, l, b, _: -w - b * log_sigmoid(log_odds(w) - log_odds(l)),
+    "ipo": lambda w, r, b, _: (w - r - 1 / (2 * b)) ** 2,
+    "hinge": lambda w, r, b, _: max(0.0, 1 - b * (w - r)),
+    "simpo": lambda w, r, b, g: -log_sigmoid(b * (w - r) - g),
+    "orpo": lambda w, r, b, _: -w - b * log_sigmoid(log_odds(w) - log_odds(r)),
 }
 OPTION = {"dpo": "label_smoothing", "robust": "label_smoothing", "simpo": "gamma"}
 
@@ -123,7 +123,7 @@ def found(name, made, **options):
 def test_a_loss_of_pairs_is_the_formula(name, beta, seed):
     made, number = Made(seed), 0.2 if name in OPTION else 0.0
     groups = made.values(average=name in ("ipo", "simpo", "orpo"), reference=name not in ("simpo", "orpo"))
-    right = mean_of_pairs(groups, lambda w, l: PAIRS[name](w, l, beta, number))
+    right = mean_of_pairs(groups, lambda w, r: PAIRS[name](w, r, beta, number))
     options = {OPTION[name]: number} if number else {}
     assert found(name, made, beta=beta, **options) == pytest.approx(right, abs=1e-12)
 

@@ -107,6 +107,7 @@ def prompts(shape):
 
 
 SHAPE = [[1.0, 0.0], [1.0, 0.0], [2.0, 1.0, 0.0], [1.0, -1.0]]
+PLACES = range(len(SHAPE))
 
 
 def models():
@@ -119,9 +120,7 @@ def models():
     return policy, reference
 
 
-def update(
-    name, tokens=10_000, *, share_prompts=True, order=None, twice=(), places=range(len(SHAPE)), sft=0.0
-):
+def update(name, tokens=10_000, *, share_prompts=True, order=None, twice=(), places=PLACES, sft=0.0):
     """Loss and gradients of one update on the prompts at `places` of `SHAPE`; those at `twice` are drawn twice."""
     module, frozen = models()
     loss = LOSSES[name]
