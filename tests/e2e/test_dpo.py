@@ -69,6 +69,7 @@ def test_killed_after_a_random_step_it_goes_on_to_the_same_end(lightrft, tmp_pat
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "flags"),
     [
@@ -105,7 +106,7 @@ def test_every_kind_of_loss_runs(lightrft, tmp_path, loss):
 
 def test_unpaired_rows_with_labels_are_learned_by_kto(lightrft, tmp_path):
     lines = []
-    for row in pairs("train", 0)[:150]:
+    for row in pairs("train", 0)[:300]:
         lines.append({"prompt": row["prompt"], "completion": row["chosen"], "label": True})
         talk = [
             {"role": "user", "content": row["prompt"]},
@@ -115,7 +116,8 @@ def test_unpaired_rows_with_labels_are_learned_by_kto(lightrft, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-40]))
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[-40:]))
     held = ["--tasks.evaluate-file", "held.jsonl"]
-    lightrft("dpo", "dpo_tiny", *QUIET, *KTO, *FILE, *held, *UNPAIRED, "--steps", "30", "--run", "run")
+    kto = ["--loss", "kto", "--options", "beta", "0.3"]
+    lightrft("dpo", "dpo_tiny", *QUIET, *kto, *FILE, *held, *UNPAIRED, "--steps", "60", "--run", "run")
     assert "undesirable responses: they weigh " in (tmp_path / "run/log.txt").read_text()
     assert summary(tmp_path / "run")["pair_accuracy"]["after"] > 0.8
 
