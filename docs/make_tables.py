@@ -18,6 +18,7 @@ from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
 from lightrft.config import (
     AlgorithmConfig,
     Config,
+    DPOConfig,
     HeldOutConfig,
     RewardTrainingConfig,
     SFTConfig,
@@ -61,6 +62,12 @@ REWARD_HEAD = """
 The sections `model`, `tasks`, `optimizer`, `update`, `strategy` and `checkpoint` are those above, `evaluate` and `log` those of
 `lightrft sft`; `tasks.format` is `lightrft.datasets.preferences:compared` and `optimizer.learning_rate` 1e-5 unless set.
 """
+DPO_HEAD = """
+## Options of `lightrft dpo`
+
+The sections `model`, `tasks`, `media`, `optimizer`, `update`, `strategy` and `checkpoint` are those above, `evaluate` and `log` those of
+`lightrft sft`; `tasks.format` is `lightrft.datasets.preferences:compared` and `optimizer.learning_rate` 1e-6 unless set.
+"""
 METRICS_PAGE = PAGE.with_name("metrics.md")
 METRICS_HEAD = """# Metrics
 
@@ -81,8 +88,9 @@ def page() -> str:
     own = "".join(sections(SFTConfig, "", leave_out=shared))
     shared |= {HeldOutConfig, SFTLogConfig}
     rated = "".join(sections(RewardTrainingConfig, "", leave_out=shared))
+    preferred = "".join(sections(DPOConfig, "", leave_out=shared))
     options = "".join(sections(Config, ""))
-    return f"{HEAD}\n## Shipped layers\n\n{layer_table()}\n## Options\n{options}{SFT_HEAD}{own}{REWARD_HEAD}{rated}"
+    return f"{HEAD}\n## Shipped layers\n\n{layer_table()}\n## Options\n{options}{SFT_HEAD}{own}{REWARD_HEAD}{rated}{DPO_HEAD}{preferred}"
 
 
 def metrics_page() -> str:

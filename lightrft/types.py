@@ -318,6 +318,8 @@ class Terms:
     """(T,) not averaged: the caller multiplies by ``batch.weights`` and sums."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """name -> (T,) per-token diagnostics, averaged over the mask for the log."""
+    ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
 
 
 GroupOfTrajectories = Sequence[Trajectory]

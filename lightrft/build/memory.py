@@ -36,7 +36,9 @@ def build_memory_plan(
     return memory_plan
 
 
-def build_sft_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
+def build_sft_memory_plan(
+    model: Trainable, device: torch.device, reference: Frozen | None = None
+) -> MemoryPlan:
     """The memory plan of a run without an engine; held-out losses need no optimizer."""
     memory_plan = MemoryPlan(
         lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
@@ -44,4 +46,6 @@ def build_sft_memory_plan(model: Trainable, device: torch.device) -> MemoryPlan:
     parts = model.parts()
     memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
     memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)
+    for name, part in (reference.parts() if reference is not None else {}).items():
+        memory_plan.add(f"reference {name}", part, *RESIDENCY[f"reference {name}"])
     return memory_plan

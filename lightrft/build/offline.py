@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightrft.build.memory import build_sft_memory_plan
@@ -17,14 +17,18 @@ from lightrft.config import OfflineConfig, command_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
 from lightrft.models.base import needed_base
+from lightrft.models.lora import is_adapted
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
+from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.single import WithoutAdapters
 from lightrft.tasks.table import Split, Task, load_tasks
 from lightrft.trainer.batching import Batching, dummy_answer
 from lightrft.trainer.offline import HeldOut, Objective, OfflineTrainer
+from lightrft.trainer.reference import Judgement, Referee
 from lightrft.trainer.run import Run
 from lightrft.types import Prompt
 from lightrft.utils.device import pick_device
@@ -43,6 +47,8 @@ class Setup:
     """The prompts of one split of a task, with their responses."""
     check: Callable[[PromptLoader, Sequence[HeldOut]], None] = lambda _prompts, _held_out: None
     """What is to be said of the data before any weight loads."""
+    judgement: Judgement | None = None
+    """How responses are compared with the model that the run began with, where they are."""
     outputs: Sequence[str] = ()
     """Grades that a loss compares responses by: their names in Trajectory.parts."""
 
@@ -72,20 +78,23 @@ def build_run(
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(setup.source, config.optimizer, steps)
-    memory_plan = build_sft_memory_plan(model, device)
+    reference = build_reference(setup, model, strategy)
+    memory_plan = build_sft_memory_plan(model, device, reference)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     blank, compares = dummy_answer(setup.processor.blank()), bool(setup.outputs)
+    batching = Batching(config.update, world, device, blank, compares, setup.outputs)
     trainer = OfflineTrainer(
         config=config,
         objective=setup.objective,
         world=world,
         memory_plan=memory_plan,
-        batching=Batching(config.update, world, device, blank, compares, setup.outputs),
+        batching=batching,
         model=model,
         prompts=prompts,
         held_out=held_out,
         journal=journal,
         interrupt=interrupt,
+        referee=build_referee(setup, model, reference, batching, interrupt),
     )
     made = Run(
         command=command_of(config),
@@ -99,12 +108,30 @@ def build_run(
         evaluates=config.evaluate,
         interrupt=interrupt,
         started=started,
-        base=needed_base(config.model),
+        base=needed_base(config.model, compared=reference is not None),
     )
     if state is not None:
         made.load(state)
     stack.enter_context(journal.progress)
     return made
+
+
+def build_referee(
+    setup: Setup, model: Trainable, reference: Frozen | None, batching: Batching, interrupt: Interrupt
+) -> Referee | None:
+    """Who compares with the reference, if there is one."""
+    if setup.judgement is None or reference is None:
+        return None
+    return Referee(setup.judgement, model, reference, batching, interrupt)
+
+
+def build_reference(setup: Setup, model: Trainable, strategy: Strategy) -> Frozen | None:
+    """The model that the run began with, if something compares with it: the policy without its adapters where it has some."""
+    if setup.judgement is None:
+        return None
+    if is_adapted(model.module):
+        return WithoutAdapters(model)
+    return strategy.frozen(replace(setup.source, learns=False))
 
 
 def build_loader(config: OfflineConfig, setup: Setup, world: World) -> PromptLoader:

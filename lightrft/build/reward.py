@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lightrft.algorithms.preference import PREFERENCE_LOSSES
+from lightrft.algorithms.preference import PREFERENCE_LOSSES, PreferenceLoss
 from lightrft.build import offline
 from lightrft.build.process import dated
 from lightrft.build.tasks import records_of
-from lightrft.config import RewardTrainingConfig
-from lightrft.datasets.comparisons import Comparisons, warn_of_leaks, warn_of_shortcuts
+from lightrft.config import DPOConfig, RewardTrainingConfig
+from lightrft.datasets.comparisons import Comparisons, scored, warn_of_leaks, warn_of_shortcuts
 from lightrft.datasets.conversations import end_of_answer
 from lightrft.datasets.loader import PromptLoader
 from lightrft.models.describe import is_tiny, stored_shape
@@ -53,8 +53,10 @@ def build_run(
         comparisons = Comparisons(
             processor,
             config,
-            until=partial(up_to_score, padding=source.padding),
+            scored(processor, partial(up_to_score, padding=source.padding)),
             compares=bool(getattr(loss.func, "compares_responses", False)),
+            outputs=config.outputs,
+            signed=config.signed,
         )
         return offline.Setup(
             processor=processor,
@@ -83,12 +85,18 @@ def build_model(config: RewardTrainingConfig) -> tuple[Processor, RewardSource]:
     return processor, source
 
 
-def bound_loss(config: RewardTrainingConfig) -> partial[Tensor]:
+def bound_loss(
+    config: RewardTrainingConfig | DPOConfig, table: Mapping[str, PreferenceLoss] = PREFERENCE_LOSSES
+) -> partial[Tensor]:
     """The loss with its options. ValueError for an option that it does not take, or lacks."""
-    function: Any = resolve(PREFERENCE_LOSSES, config.loss, "loss")
+    function: Any = resolve(table, config.loss, "loss")
     if not callable(function):
         raise ValueError(f"loss={config.loss} is a {type(function).__name__}, not a function.")
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    own = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name != "divergence"
+    ]
     known = {p.name for p in own}
     for name in config.options:
         if name not in known:
@@ -104,7 +112,7 @@ def bound_loss(config: RewardTrainingConfig) -> partial[Tensor]:
 
 
 def prompts_of(
-    config: RewardTrainingConfig, comparisons: Comparisons, task: Task, split: Split
+    config: RewardTrainingConfig | DPOConfig, comparisons: Comparisons, task: Task, split: Split
 ) -> list[Prompt]:
     """The comparisons of one split of a task."""
     prompts, kept = comparisons.prompts(records_of(config, task, split))
@@ -114,7 +122,7 @@ def prompts_of(
         task.name, split, len(prompts), len(sides), max(sides), kept.too_long, kept.broken,
     )  # fmt: skip
     if split == "train":
-        warn_of_shortcuts(prompts, config.outputs, config.signed, task.name)
+        warn_of_shortcuts(prompts, comparisons.outputs, comparisons.signed, task.name)
     return prompts
 
 

@@ -14,7 +14,18 @@ from lightrft.utils.failures import is_explained, leave_verdict
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.output import guarded_output
 
-WRITES_FILES = ("train", "sft", "reward", "evaluate", "export", "serve", "serve-rewards", "init")
+WRITES_FILES = (
+    "train",
+    "sft",
+    "reward",
+    "dpo",
+    "evaluate",
+    "judge",
+    "export",
+    "serve",
+    "serve-rewards",
+    "init",
+)
 """Commands that have done their work even where nothing of it could be printed."""
 
 __all__ = ["COMMANDS", "main"]

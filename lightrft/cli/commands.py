@@ -28,7 +28,7 @@ from lightrft.cli.options import (
 )
 from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
-from lightrft.config import RUNS, Config, RewardTrainingConfig, SFTConfig, check_backend, layers
+from lightrft.config import RUNS, Config, DPOConfig, RewardTrainingConfig, SFTConfig, check_backend, layers
 from lightrft.runs.folder import evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.imports import without_code
@@ -36,7 +36,7 @@ from lightrft.utils.imports import without_code
 
 @dataclass(frozen=True)
 class AskedRun:
-    """What the words behind `train`, `sft` or `reward` ask for."""
+    """What the words behind `train`, `sft`, `reward` or `dpo` ask for."""
 
     command: str
     config: Any
@@ -96,6 +96,21 @@ def reward(args: Sequence[str]) -> int:
     if asked.launch.is_wanted:
         return launch_run(asked)
     from lightrft.commands import reward as command
+
+    command.train(asked.config, asked.resume)
+    return 0
+
+
+def dpo(args: Sequence[str]) -> int:
+    """Train a policy on pairs, rankings or labels of given responses: lightrft dpo LAYERS... FLAGS, or --resume RUN."""
+    if not args:
+        raise ValueError(
+            "nothing to prefer. Try: lightrft dpo dpo_tiny. All layers and sections of options: lightrft dpo --help"
+        )
+    asked = AskedRun.of(DPOConfig, "dpo", args)
+    if asked.launch.is_wanted:
+        return launch_run(asked)
+    from lightrft.commands import dpo as command
 
     command.train(asked.config, asked.resume)
     return 0
@@ -307,6 +322,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "sft": sft,
     "reward": reward,
+    "dpo": dpo,
     "evaluate": evaluate,
     "judge": judge,
     "serve": serve,

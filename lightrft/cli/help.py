@@ -31,6 +31,7 @@ USAGE = {
     "train": "lightrft train LAYERS... FLAGS\n       lightrft train --resume RUN [FLAGS]\n       lightrft train RUN/config.yaml",
     "sft": "lightrft sft LAYERS... FLAGS\n       lightrft sft --resume RUN [FLAGS]\n       lightrft sft RUN/config.yaml",
     "reward": "lightrft reward LAYERS... FLAGS\n       lightrft reward --resume RUN [FLAGS]\n       lightrft reward RUN/config.yaml",
+    "dpo": "lightrft dpo LAYERS... FLAGS\n       lightrft dpo --resume RUN [FLAGS]\n       lightrft dpo RUN/config.yaml",
     "evaluate": "lightrft evaluate TASK [LAYERS...] [--model MODEL] [--data FOLDER] [--check] FLAGS",
     "judge": "lightrft judge FILE [LAYERS...] --rewards.functions NAME WEIGHT ... [--json] [--out FILE.json] FLAGS",
 }
@@ -38,6 +39,7 @@ OWN: dict[str, type[Any]] = {
     "train": TrainOptions,
     "sft": TrainOptions,
     "reward": TrainOptions,
+    "dpo": TrainOptions,
     "evaluate": EvaluateOptions,
     "judge": JudgeOptions,
     "serve": ServeOptions,
@@ -66,6 +68,7 @@ examples:
   lightrft train grpo my.yaml --rollout.group-size 16        your own file, and a flag on top
   lightrft sft sft_tiny                                      learn from given conversations instead of rewards
   lightrft reward reward_tiny                                train a reward model from pairs of responses
+  lightrft dpo dpo_tiny                                      learn from pairs of responses without rewards
   lightrft train --resume runs/demo-20260101-120000          go on after the last checkpoint
   lightrft evaluate gsm8k --model Qwen/Qwen2.5-0.5B-Instruct pass@1 with its confidence interval
   lightrft judge pairs.jsonl --rewards.functions length 1    how often does a reward prefer the better response?

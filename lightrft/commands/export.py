@@ -51,7 +51,7 @@ def export(config: RunConfig, run: Path, target: Path, step: int | None, file_gb
     state = checkpoints.load(place)
     check_base(config.model, state.get("base", ""), place)
     models = state["models"]
-    stored = models["actor"] if "actor" in models else models["model"]  # of train, of sft and reward
+    stored = models["actor"] if "actor" in models else models["model"]  # of train, of the others
     processor, source = _described(config)
     module = source.empty()
     weights = full_weights(module, reader(module, source, stored), source.dtype)

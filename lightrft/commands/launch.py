@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from lightrft.config import Config, RewardTrainingConfig, SFTConfig
+from lightrft.config import Config, DPOConfig, RewardTrainingConfig, SFTConfig
 from lightrft.runs.folder import NEW_RUN
 from lightrft.utils.failures import VERDICTS
 from lightrft.utils.interrupt import Stopped, asking_signals
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from lightrft.commands.lookout import Lookout
 
-C = TypeVar("C", Config, SFTConfig, RewardTrainingConfig)
+C = TypeVar("C", Config, SFTConfig, RewardTrainingConfig, DPOConfig)
 
 
 @dataclass(frozen=True)

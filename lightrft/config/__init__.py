@@ -8,6 +8,7 @@ an algorithm's needs read `Config` as a whole; other parts receive their own sec
 from lightrft.config.algorithm import AlgorithmConfig
 from lightrft.config.answers import keywords_answer, sections
 from lightrft.config.data import TaskConfig
+from lightrft.config.dpo import DPOConfig
 from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
 from lightrft.config.remote import RemoteConfig
@@ -26,11 +27,16 @@ from lightrft.config.training import (
     UpdateConfig,
 )
 
-OfflineConfig = SFTConfig | RewardTrainingConfig
+OfflineConfig = SFTConfig | RewardTrainingConfig | DPOConfig
 """Settings of a run that learns from given responses."""
 RunConfig = Config | OfflineConfig
 """Settings of any run."""
-RUNS: dict[str, type[RunConfig]] = {"train": Config, "sft": SFTConfig, "reward": RewardTrainingConfig}
+RUNS: dict[str, type[RunConfig]] = {
+    "train": Config,
+    "sft": SFTConfig,
+    "reward": RewardTrainingConfig,
+    "dpo": DPOConfig,
+}
 """Command that trains -> its settings."""
 
 
@@ -50,6 +56,7 @@ __all__ = [
     "Config",
     "ConstraintConfig",
     "CriticConfig",
+    "DPOConfig",
     "DeepspeedConfig",
     "EvaluateConfig",
     "FsdpConfig",

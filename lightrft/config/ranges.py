@@ -63,6 +63,15 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_tokens": COUNT,
     },
     "remote": {"batch": COUNT, "requests": COUNT, "timeout_seconds": POSITIVE, "retries": NOT_NEGATIVE},
+    "dpo": {
+        "seed": SEED,
+        "steps": NOT_NEGATIVE,
+        "epochs": POSITIVE,
+        "batch_size": COUNT,
+        "options": ANY,
+        "sft_coefficient": NOT_NEGATIVE,
+        "max_tokens": COUNT,
+    },
     "model.lora": {"rank": NOT_NEGATIVE, "alpha": COUNT},
     "media": {
         "max_pixels": NOT_NEGATIVE,
@@ -205,8 +214,10 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "log": {"trajectories_every_steps": NOT_NEGATIVE, "capture_steps": COUNT, "capture_spikes": NOT_NEGATIVE},
 }
-"""Section -> setting -> what it may be; of a list or a table, what each number in it may be. The settings of `lightrft sft` and
-`lightrft reward` outside their sections stand under sft and reward."""
+"""Section -> setting -> what it may be; of a list or a table, what each number in it may be. The settings of `lightrft sft`,
+`lightrft reward` and `lightrft dpo` outside their sections stand under sft, reward and dpo."""
+WITHOUT_SECTION = ("", "sft", "reward", "dpo")
+"""Names in RANGES of settings that stand outside any section."""
 RANGES["critic.optimizer"] = RANGES["optimizer"]
 
 
@@ -217,7 +228,7 @@ def check_ranges(section: str, options: Any) -> None:
         value = getattr(options, f.name)
         for place, number in numbers(value):
             if number not in ranges[f.name]:
-                where = f.name if section in ("", "sft", "reward") else f"{section}.{f.name}"
+                where = f.name if section in WITHOUT_SECTION else f"{section}.{f.name}"
                 found = f"{number:g}" if isinstance(value, float) else value
                 raise ValueError(f"{where}={found}: {place}must be {ranges[f.name]}.")
 

@@ -301,6 +301,22 @@ def report_pairs(summary: Mapping[str, Any], run: Path, *, console: Console | No
     )
 
 
+def report_preferences(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
+    """Prints what learning preferences has achieved; `summary` is RUN/summary.json."""
+    shares = summary["pair_accuracy"].items()
+    model = RunFolder(run).model
+    _report(
+        summary,
+        [f"held-out pairs right {label}: {share:.1%}" for label, share in shares],
+        f"{_files(run)}"
+        f"  lightrft evaluate TASK --model {model}   score it on a task\n"
+        f"  lightrft train LAYERS... --model {model}   go on with reinforcement learning\n"
+        f"  lightrft dpo {RunFolder(run).config} --seed 1    the same run with another seed\n"
+        f"  tensorboard --logdir {run.parent}",
+        console or Console(),
+    )
+
+
 def _report(summary: Mapping[str, Any], lines: Sequence[str], after: str, console: Console) -> None:
     console.print()
     console.rule("[bold]done", style="dim")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
 
-from lightrft.config import RewardTrainingConfig
+from lightrft.config import DPOConfig, RewardTrainingConfig
+from lightrft.datasets.conversations import answer_to
 from lightrft.datasets.prompts import prepare
 from lightrft.datasets.sources import BadRecords
 from lightrft.media.parts import has_media, readable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from lightrft.models.processor import Processor
 
 log = logging.getLogger("lightrft")
+Layout = Callable[[Sequence[Message], Sequence[Message]], tuple[list[int], list[bool]]]
+"""A prompt and what is said then -> the tokens that follow the prompt, and the mask of those that are learned from or scored."""
 LOPSIDED = 0.9
 """A share of pairs decided alike, or of grades with one sign, that a run warns of."""
 
@@ -29,9 +32,11 @@ class Side(NamedTuple):
     """One of several responses to a prompt; a list of them is the target of the prompts that `Comparisons` makes."""
 
     token_ids: list[int]
-    """What follows the prompt, until the score is read."""
+    """What follows the prompt: until the score is read, or until the response ends."""
     grades: dict[str, float]
     """By output; NaN or absent: not graded."""
+    mask: list[bool]
+    """True where the score is read, or on what the assistant says."""
 
 
 @dataclass(slots=True)
@@ -49,11 +54,19 @@ class Comparisons:
     """Makes records into prompts whose target is a list of `Side`s."""
 
     processor: Processor
-    config: RewardTrainingConfig
-    until: Callable[[Sequence[int]], Sequence[int]]
-    """A conversation up to the token at which its score is read (models/reward.py)."""
+    config: RewardTrainingConfig | DPOConfig
+    layout: Layout
+    """Lays out a response, see `scored` and `spoken`."""
     compares: bool
     """Whether the loss learns from nothing but differences of grades."""
+    outputs: Sequence[str]
+    """Names of the grades that are learned from."""
+    signed: Sequence[str] = ()
+    """Outputs whose sign is learned, too."""
+    unnamed: str = ""
+    """What a grade without a name is of; empty: of the first output."""
+    speaks: bool = False
+    """Whether a policy learns, whose prompts may hold media and whose rows may have grades of other names."""
 
     def prompts(self, records: Iterable[Record]) -> tuple[list[Prompt], Kept]:
         """In the records' order. What is too long or broken is treated as the settings say; ValueError if none is left."""
@@ -78,50 +91,50 @@ class Comparisons:
 
     def _sides(self, record: Record) -> list[Side]:
         """The responses in tokens. ValueError if nothing can be learned from them."""
-        if has_media(record.messages):
+        if has_media(record.messages) and not self.speaks:
             raise ValueError("the prompt holds media, and reward models that are trained here read text.")
         if not any(message["role"] == "user" for message in record.messages):
             raise ValueError("nobody asks anything before the responses.")
-        opened = self.processor.tokens(record.messages)
-        sides = [
-            Side(self._tokens(record.messages, opened, one["messages"], place), self._grades(one["grades"]))
-            for place, one in enumerate(record.target)
-        ]
+        sides = []
+        for place, one in enumerate(record.target):
+            tokens, mask = self._laid_out(record.messages, one["messages"], place)
+            sides.append(Side(tokens, self._grades(one["grades"]), mask))
         self._check_grades(sides)
         return sides
 
-    def _tokens(
-        self, asked: Sequence[Message], opened: Sequence[int], said: Sequence[Message], place: int
-    ) -> list[int]:
-        """What the chat template adds to the prompt for one response, until its score is read."""
+    def _laid_out(
+        self, asked: Sequence[Message], said: Sequence[Message], place: int
+    ) -> tuple[list[int], list[bool]]:
+        """Tokens and mask of one response. ValueError for one that nothing can be learned from."""
         if not said or said[0]["role"] != "assistant" or said[-1]["role"] != "assistant":
             raise ValueError(f"response {place} is none of the assistant to the prompt.")
         if has_media(said):
             raise ValueError(
-                f"response {place} holds media, and reward models that are trained here read text."
+                f"response {place} holds media, and "
+                + (
+                    "a policy writes text."
+                    if self.speaks
+                    else "reward models that are trained here read text."
+                )
             )
         if not readable(said[-1]["content"]).strip():
             raise ValueError(f"response {place} is empty.")
         talk = [*asked, *said]
         if any(one["role"] == other["role"] == "assistant" for one, other in pairwise(talk)):
             raise ValueError(f"response {place}: the assistant speaks twice in a row.")
-        closed = self.processor.tokens(talk, answer_next=False)
-        if closed[: len(opened)] != list(opened):
-            raise ValueError(
-                f"response {place}: the chat template, or the tokenizer where the response begins, writes the prompt otherwise once it "
-                "follows. Remove white space at its beginning, or set model.chat_template."
-            )
-        added = list(self.until(closed)[len(opened) :])
-        if not added:
-            raise ValueError(f"response {place}: the chat template leaves it out.")
-        return added
+        try:
+            return self.layout(asked, said)
+        except ValueError as error:
+            raise ValueError(f"response {place}: {error}") from error
 
     def _grades(self, grades: Mapping[str, float]) -> dict[str, float]:
-        named = {name or self.config.outputs[0]: value for name, value in grades.items()}
+        named = {name or self.unnamed or self.outputs[0]: value for name, value in grades.items()}
+        if self.speaks:
+            named = {name: value for name, value in named.items() if name in self.outputs}
         for name, value in named.items():
-            if name not in self.config.outputs:
+            if name not in self.outputs:
                 raise ValueError(
-                    f"a response is graded for '{name}', which is none of outputs={self.config.outputs}."
+                    f"a response is graded for '{name}', which is none of outputs={list(self.outputs)}."
                 )
             if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
                 raise ValueError(f"the grade {value!r:.80} for '{name}' is no finite number.")
@@ -132,16 +145,16 @@ class Comparisons:
         for one, other in combinations(sides, 2):
             if one.token_ids == other.token_ids and _differ(one, other):
                 raise ValueError("two responses have the same tokens and different grades.")
-        if not any(_known(sides, name) for name in self.config.outputs):
+        if not any(_known(sides, name) for name in self.outputs):
             raise ValueError("no response has a grade.")
-        if not any(self.teaches(sides, name) for name in self.config.outputs):
+        if not any(self.teaches(sides, name) for name in self.outputs):
             raise ValueError("no response is better than another, so there is nothing to compare.")
 
     def teaches(self, sides: Sequence[Side], output: str) -> bool:
         """Whether the grades of these responses to one prompt teach an output anything: by a difference where the loss compares, by a
         sign where that is learned, else by any grade."""
         grades = _known(sides, output)
-        signed = output in self.config.signed and any(grades)
+        signed = output in self.signed and any(grades)
         return signed or len(set(grades)) > 1 or (bool(grades) and not self.compares)
 
     def _fits(self, sides: Sequence[Side], name: str, kept: Kept) -> bool:
@@ -156,13 +169,44 @@ class Comparisons:
         return False
 
 
+def scored(processor: Processor, until: Callable[[Sequence[int]], Sequence[int]]) -> Layout:
+    """The layout for a reward model: what the chat template adds to the prompt, up to the token at which the score is read, which
+    `until` finds in a conversation (models/reward.py)."""
+
+    def lay(asked: Sequence[Message], said: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        opened = processor.tokens(asked)
+        closed = processor.tokens([*asked, *said], answer_next=False)
+        if closed[: len(opened)] != list(opened):
+            raise ValueError(
+                "the chat template, or the tokenizer where the response begins, writes the prompt otherwise once it follows. Remove "
+                "white space at its beginning, or set model.chat_template."
+            )
+        added = list(until(closed)[len(opened) :])
+        if not added:
+            raise ValueError("the chat template leaves it out.")
+        return added, [False] * (len(added) - 1) + [True]
+
+    return lay
+
+
+def spoken(processor: Processor, ending: int) -> Layout:
+    """The layout for a policy: what it would have written, the token `ending` included; turns of others in between are not learned."""
+
+    def lay(asked: Sequence[Message], said: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        turns = [len(asked) + place for place, turn in enumerate(said) if turn["role"] == "assistant"]
+        answer = answer_to(processor, [*asked, *said], turns, ending)
+        return answer.token_ids, answer.mask
+
+    return lay
+
+
 def _check_kind(record: Record) -> None:
     """ValueError for a task that has no comparisons at all."""
     target = record.target
     if not isinstance(target, list) or not all(isinstance(t, Mapping) and "grades" in t for t in target):
         raise ValueError(
             f"{record.id}: task '{record.source}' has no graded responses to compare. Take tiny_pairs, or your own rows: --tasks.train file 1 "
-            "--tasks.train-file pairs.jsonl, with tasks.format=lightrft.datasets.preferences:compared, ranked, graded or saferlhf there."
+            "--tasks.train-file pairs.jsonl, with tasks.format=lightrft.datasets.preferences:compared, ranked, graded, saferlhf or (lightrft dpo) unpaired there."
         )
 
 
@@ -181,14 +225,14 @@ def _differ(one: Side, other: Side) -> bool:
 
 
 def siblings(prompt: Prompt, group: int) -> list[Trajectory]:
-    """A prompt of `Comparisons` as a group of trajectories; the mask is True where the score of each is read."""
+    """A prompt of `Comparisons` as a group of trajectories."""
     sides: Sequence[Side] = prompt.target
     return [
         Trajectory(
             prompt=prompt,
             group=group,
             token_ids=side.token_ids,
-            mask=[False] * (len(side.token_ids) - 1) + [True],
+            mask=side.mask,
             behavior=[0.0] * len(side.token_ids),
             finish="stop",
             parts=dict(side.grades),

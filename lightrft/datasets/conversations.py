@@ -154,27 +154,8 @@ class Conversations:
 
     @classmethod
     def of(cls, processor: Processor, config: SFTConfig) -> Conversations:
-        """ValueError if the chat template opens a response otherwise than it writes one or never ends it, a warning if it ends it
-        with a token that stops nothing."""
-        opened, closed = _probe(processor)
-        if closed[: len(opened)] != opened:
-            raise ValueError(
-                "the chat template opens a response otherwise than it writes one, so that a model would not be prompted the way it learned. "
-                "Set model.chat_template to one that does both alike."
-            )
-        ending = end_of_answer(processor)
-        if ending is None:
-            raise ValueError(
-                "the chat template puts no end token after a response, so that the model would never learn to stop. Set "
-                "model.chat_template to a Jinja file that ends each message with the tokenizer's end token."
-            )
-        if ending not in processor.stop_ids:
-            log.warning(
-                "the chat template ends a response with token %d, %r, which does not stop generation. Add it to eos_token_id in the "
-                "model's generation_config.json.",
-                ending, processor.pieces([ending])[0],
-            )  # fmt: skip
-        return cls(processor, config, ending)
+        """The maker for a processor, whose template is checked, see `checked_ending`."""
+        return cls(processor, config, checked_ending(processor))
 
     def prompts(self, records: Iterable[Record], gold: Callable[[Record], str]) -> tuple[list[Prompt], Kept]:
         """In the records' order. What is too long or broken is treated as the settings say; ValueError if none is left."""
@@ -213,23 +194,12 @@ class Conversations:
         if not spoken:
             raise ValueError("no message is the assistant's, so there is nothing to learn.")
         turns = spoken if self.config.train_on == "all_turns" else spoken[-1:]
-        return Record(record.id, list(talk[: turns[0]]), self._answer(talk, turns), record.source)
-
-    def _answer(self, talk: Sequence[Message], turns: Sequence[int]) -> Answer:
-        """The tokens after the first of `turns` is opened, until the last of them is closed.
-
-        Each turn is what the template adds to the conversation before it, so that the tokens are those that a model
-        would have read and written, had it taken part.
-        """
-        refuse_media(talk, first=turns[0], last=turns[-1])
-        start, so_far, mask = 0, list[int](), list[bool]()
-        for turn in turns:
-            between = self.processor.between(so_far, talk[:turn], instead="train_on=last_turn, or ")
-            opened = so_far + between
-            said = self.processor.said(opened, talk[: turn + 1], self.ending)
-            mask += [False] * len(between) + [True] * len(said)
-            start, so_far = start or len(opened), opened + said
-        return Answer(so_far[start:], mask[start:], "stop")
+        return Record(
+            record.id,
+            list(talk[: turns[0]]),
+            answer_to(self.processor, talk, turns, self.ending),
+            record.source,
+        )
 
     def _fitting(self, answer: Answer, name: str, kept: Kept) -> Answer | None:
         length, most = len(answer.token_ids), self.config.max_tokens
@@ -245,6 +215,50 @@ class Conversations:
             return None
         kept.truncated += 1
         return Answer(answer.token_ids[:most], answer.mask[:most], "length")
+
+
+def checked_ending(processor: Processor) -> int:
+    """The token that the chat template puts after a response.
+
+    ValueError if it opens a response otherwise than it writes one or never ends it, a warning if it ends it with a token that stops
+    nothing.
+    """
+    opened, closed = _probe(processor)
+    if closed[: len(opened)] != opened:
+        raise ValueError(
+            "the chat template opens a response otherwise than it writes one, so that a model would not be prompted the way it learned. "
+            "Set model.chat_template to one that does both alike."
+        )
+    ending = end_of_answer(processor)
+    if ending is None:
+        raise ValueError(
+            "the chat template puts no end token after a response, so that the model would never learn to stop. Set "
+            "model.chat_template to a Jinja file that ends each message with the tokenizer's end token."
+        )
+    if ending not in processor.stop_ids:
+        log.warning(
+            "the chat template ends a response with token %d, %r, which does not stop generation. Add it to eos_token_id in the "
+            "model's generation_config.json.",
+            ending, processor.pieces([ending])[0],
+        )  # fmt: skip
+    return ending
+
+
+def answer_to(processor: Processor, talk: Sequence[Message], turns: Sequence[int], ending: int) -> Answer:
+    """The tokens after the first of `turns` is opened, until the last of them is closed.
+
+    Each turn is what the template adds to the conversation before it, so that the tokens are those that a model
+    would have read and written, had it taken part. `ending`: the token after a turn, see `checked_ending`.
+    """
+    refuse_media(talk, first=turns[0], last=turns[-1])
+    start, so_far, mask = 0, list[int](), list[bool]()
+    for turn in turns:
+        between = processor.between(so_far, talk[:turn], instead="train_on=last_turn, or ")
+        opened = so_far + between
+        said = processor.said(opened, talk[: turn + 1], ending)
+        mask += [False] * len(between) + [True] * len(said)
+        start, so_far = start or len(opened), opened + said
+    return Answer(so_far[start:], mask[start:], "stop")
 
 
 def refuse_media(talk: Sequence[Message], *, first: int, last: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.conversations import ROLES
+from lightrft.datasets.conversations import ROLES, conversation
 from lightrft.datasets.formats import UNREAD_OF_ROW, Example, field, messages_of, refuse_unread
 from lightrft.datasets.media import filled
 from lightrft.datasets.sources import Row
@@ -128,6 +128,17 @@ def saferlhf(row: Row, config: TaskConfig) -> Example:
         cost = (-2.0 if n == safer else -1.0) if safe else (1.0 if n == safer else 2.0)
         found.append(response(said[n], {"general": 1.0 if n == better else -1.0, "cost": cost}))
     return Example(filled(prompt, row), found)
+
+
+def unpaired(row: Row, config: TaskConfig) -> Example:
+    """A format for `lightrft dpo` with loss=kto: a conversation in any layout that `lightrft sft` reads, whose last turn is the response, and
+    `label`: true for a desirable one (grade 1), false for another (-1)."""
+    label = field(row, "label")
+    if not isinstance(label, bool):
+        raise ValueError(f"field 'label' must be true or false, not {label!r:.80}")
+    found = conversation({name: value for name, value in row.items() if name != "label"}, config)
+    talk = [*found.prompt, *found.target]
+    return Example(talk[:-1], [response(talk[-1:], {"": 1.0 if label else -1.0})])
 
 
 def response(messages: list[Message], grades: dict[str, float]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ REMEDIES: dict[str, str] = {
     "critic weights": "take a smaller critic.path, or an advantage without critic",
     "critic optimizer": "as for the actor's",
     "policy weights": "set model.dtype=bfloat16",
-    "reference weights": "set algorithm.kl_coefficient=0, or model.lora.rank, with which the reference takes nothing",
+    "reference weights": "set algorithm.kl_coefficient=0 (in lightrft dpo loss=simpo or orpo), or model.lora.rank, with which the reference takes nothing",
     "teacher weights": "take a smaller teacher.path",
     "judge weights": "take a smaller judge.path, or ask a server (judge.engine)",
     "judge cache": "lower rollout.native.max_sequences",

@@ -83,6 +83,11 @@ METRICS: dict[str, str] = {
     "pairs/accuracy": "share of the pairs of a prompt's responses that the step's model orders as their grades do, a tie counting half, and a prompt without pairs; only when a reward model is trained",
     "pairs/TASK/OUTPUT/MEASURE": "the same on the held-out pairs of a task, by output: accuracy with low and high of its 95 % interval, tied, longer_wins, shorter_wins, accuracy_longer, accuracy_shorter, accuracy_balanced, sign_accuracy, sign_base_rate, pairs",
     "pairs/mean": "held-out accuracy, the mean over outputs and weighted over tasks",
+    "pairs/margin": "mean over the step's pairs of what the better response is worth more than the worse one, as the loss reads them, without beta; this and what follows only in lightrft dpo",
+    "logp_shift/chosen": "mean of log p of a better response minus what the reference gives it, nats; only with a reference, as all of logp_shift/",
+    "logp_shift/rejected": "the same of the worse responses",
+    "logp_shift/mean_abs": "mean of |log p - log p by the reference| of a token of the given responses",
+    "kto/divergence": "z0 of kto: mean log-ratio of policy and reference of responses to other prompts of the step, at least 0, before the update",
     "counts/responses_graded": "responses of this step that have a grade, all ranks",
 }
 
@@ -98,6 +103,8 @@ class TokenMeans:
     """() float64 each, as all here."""
     largest: dict[str, Tensor] = field(default_factory=dict)
     tokens: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, metrics: dict[str, Tensor], mask: Tensor) -> None:
         """Each metric is (T,); names ending in /max keep their maximum, which is at least 0."""
@@ -111,6 +118,12 @@ class TokenMeans:
             else:
                 self.totals[name] = self.totals.get(name, none) + chosen.sum()
 
+    def add_ratios(self, ratios: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Sums and counts of what is counted otherwise than by token."""
+        for name, parts in ratios.items():
+            for kept, part in zip((self.sums, self.counts), parts, strict=True):
+                kept[name] = kept[name] + part.detach().double() if name in kept else part.detach().double()
+
     def result(self, world: World) -> dict[str, float]:
         """Name -> number, the same on all ranks. Nothing where no rank had a token: a mean of none is no number."""
         tokens = float(world.sum(self.tokens.cpu()))
@@ -118,7 +131,10 @@ class TokenMeans:
             return {}
         # A rank without tokens has no names.
         means = {name: total / tokens for name, total in world.sum_by_name(_floats(self.totals)).items()}
-        return means | world.max_by_name(_floats(self.largest))
+        counts = world.sum_by_name(_floats(self.counts))
+        sums = world.sum_by_name(_floats(self.sums))
+        ratios = {name: sums[name] / count for name, count in counts.items() if count}
+        return means | world.max_by_name(_floats(self.largest)) | ratios
 
 
 def _chosen(values: Tensor, mask: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.batching import Batching, batch_tokens
 from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.reference import Referee
 from lightrft.trainer.run import Evaluation, Journal, Metrics, Part, RankPart
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 from lightrft.utils.interrupt import Interrupt
@@ -86,16 +87,26 @@ class OfflineTrainer:
     held_out: Sequence[HeldOut]
     journal: Journal
     interrupt: Interrupt
+    referee: Referee | None = None
+    """Who compares with the model that the run began with, where the objective does."""
     whole: bool = field(default=True, init=False)
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
         """One update. Its metrics and its responses."""
         self.journal.progress.phase("train")
         drawn = self.draw(step)
+        share, told = balanced(drawn, self.world), dict[str, float]()
+        if self.referee is not None:
+            self.journal.progress.phase("score")
+            with self.memory_plan(Phase.SCORE):
+                told = self.referee.score(share, first=step == 1)
+            self.journal.progress.phase("train")
         self.whole = False
         with self.memory_plan(Phase.TRAIN):
-            metrics = self.learn(balanced(drawn, self.world))
-        return metrics | self.describe(drawn), drawn
+            metrics = self.learn(share)
+        if self.referee is not None:
+            self.referee.watch(metrics)
+        return metrics | told | self.describe(drawn), drawn
 
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:  # noqa: ARG002  # as Trainer has it
         """The metrics of a step; its responses are in the data."""
@@ -150,6 +161,8 @@ class OfflineTrainer:
                 o for p in mine[start : start + OPEN_AT_ONCE] if (o := self.prompts.open(p)) is not None
             ]
             answers = [t for place, p in enumerate(opened) for t in self.objective.responses(p, place)]
+            if self.referee is not None:
+                self.referee.fill(answers)
             for _, batch, counts in self.batching.rounds(answers):
                 found = self.objective.examine(self.model, batch)
                 if counts:
@@ -165,7 +178,7 @@ class OfflineTrainer:
 
     @property
     def followers(self) -> Mapping[str, Frozen]:
-        """No model is frozen."""
+        """No frozen model changes."""
         return {}
 
     @property

@@ -85,4 +85,5 @@ def _accumulate(
             layout.add(batch)
             total += weighted.detach()
             means.add(terms.metrics, batch.mask)
+            means.add_ratios(terms.ratios)
     return means, layout, total

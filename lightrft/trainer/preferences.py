@@ -88,29 +88,45 @@ class Preferences:
         return torch.cat([count_pairs(v, g, batch.groups, lengths) for v, g in columns]).cpu()
 
     def evaluation(self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Evaluation:
-        """Pair accuracy by task and output, with what rules of length have beside it; the mean over outputs, then over tasks."""
-        found: dict[str, float] = {}
-        lines: list[str] = []
-        means: dict[str, float] = {}
-        for task, counts in sums.items():
-            accuracies = []
-            for name, part in zip(self.config.outputs, counts.split(len(COUNTS)), strict=True):
-                found_here = with_interval(measures(part))
-                known = {k: v for k, v in found_here.items() if name in self.config.signed or "sign" not in k}
-                if "accuracy" in known:
-                    accuracies.append(known["accuracy"])
-                found |= {f"{task}/{name}/{measure}": value for measure, value in known.items()}
-                lines.append(line(f"held-out pairs ({label}), {task}, {name}", known))
-            if accuracies:
-                means[task] = sum(accuracies) / len(accuracies)
-        if means:
-            total = sum(weights[task] for task in means)
-            found["mean"] = sum(mean * weights[task] for task, mean in means.items()) / total
-        return Evaluation("pairs", found, "\n".join(lines))
+        """Pair accuracy by task and output, see `pair_evaluation`."""
+        return pair_evaluation(label, sums, weights, self.config.outputs, self.config.signed)
 
     def _values(self, model: Trainable, batch: Batch) -> Tensor:
         separate = self.config.model.attention == "separate"
         return model.compute(partial(values, exact_attention=separate), batch)
+
+
+def pair_evaluation(
+    label: str,
+    sums: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    outputs: Sequence[str],
+    signed: Sequence[str],
+) -> Evaluation:
+    """Pair accuracy by task and output, with what rules of length have beside it; the mean over outputs, then over tasks.
+
+    `sums`: COUNTS of each output, by task. Without pairs, the accuracy of signs is taken for the mean.
+    """
+    found: dict[str, float] = {}
+    lines: list[str] = []
+    means: dict[str, float] = {}
+    for task, counts in sums.items():
+        accuracies = []
+        for name, part in zip(outputs, counts.split(len(COUNTS)), strict=True):
+            counted = with_interval(measures(part))
+            known = {k: v for k, v in counted.items() if name in signed or "sign" not in k}
+            if "accuracy" in known:
+                accuracies.append(known["accuracy"])
+            elif "sign_accuracy" in known:
+                accuracies.append(known["sign_accuracy"])
+            found |= {f"{task}/{name}/{measure}": value for measure, value in known.items()}
+            lines.append(line(f"held-out pairs ({label}), {task}, {name}", known))
+        if accuracies:
+            means[task] = sum(accuracies) / len(accuracies)
+    if means:
+        total = sum(weights[task] for task in means)
+        found["mean"] = sum(mean * weights[task] for task, mean in means.items()) / total
+    return Evaluation("pairs", found, "\n".join(lines))
 
 
 def _right(found: Tensor, batch: Batch) -> Tensor:

@@ -99,16 +99,7 @@ class Scorer:
         *names: str,
     ) -> None:
         """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
-        for t in (t for t in answers if not len(t)):  # in no batch
-            t.columns |= {name: torch.zeros(0) for name in names}
-        for part, batch, counts in self.batching.rounds(answers):
-            for name, column in zip(names, compute(batch), strict=True):
-                if counts:
-                    unpack(column, part, name)
-            if (
-                self.world.size == 1
-            ):  # several stop together or not at all, and not in the middle of a sharded model
-                self.interrupt.raise_if_stopped()
+        fill(answers, compute, *names, batching=self.batching, interrupt=self.interrupt)
 
     def _sampled_at(self, batch: Batch) -> tuple[Tensor, Tensor]:
         found = self.actor.compute(training_logprobs, batch, self.config)
@@ -119,3 +110,22 @@ class Scorer:
 
     def _valued_by(self, critic: Trainable, batch: Batch) -> tuple[Tensor]:
         return (critic.compute(values, batch, self.config.model.attention == "separate"),)
+
+
+def fill(
+    answers: Sequence[Trajectory],
+    compute: Callable[[Batch], tuple[Tensor, ...]],
+    *names: str,
+    batching: Batching,
+    interrupt: Interrupt,
+) -> None:
+    """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
+    for t in (t for t in answers if not len(t)):  # in no batch
+        t.columns |= {name: torch.zeros(0) for name in names}
+    for part, batch, counts in batching.rounds(answers):
+        for name, column in zip(names, compute(batch), strict=True):
+            if counts:
+                unpack(column, part, name)
+        # Several stop together or not at all, and not in the middle of a sharded model.
+        if batching.world.size == 1:
+            interrupt.raise_if_stopped()

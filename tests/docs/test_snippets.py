@@ -16,7 +16,7 @@ import pytest
 from lightrft import cli
 from lightrft.cli import loading
 from lightrft.cli.options import TrainOptions, taken
-from lightrft.config import RUNS, Config, RewardTrainingConfig, SFTConfig, layers
+from lightrft.config import RUNS, Config, DPOConfig, RewardTrainingConfig, SFTConfig, layers
 from lightrft.utils.imports import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ def test_python_blocks_run(block: Block, folder: Path) -> None:
 def test_yaml_blocks_are_layers(block: Block, folder: Path) -> None:
     file = folder / (block.file or "block.yaml")
     file.write_text(block.text, encoding="utf-8")
-    kinds = {"sft.md": SFTConfig, "reward_models.md": RewardTrainingConfig}
+    kinds = {"sft.md": SFTConfig, "reward_models.md": RewardTrainingConfig, "preferences.md": DPOConfig}
     layers.load([str(file)], kinds.get(block.page.name, Config))
 
 

@@ -103,8 +103,23 @@ def rating_run(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def all_logged(tiny_run, eventful_run, critical_run, supervised_run, rating_run):
-    return set().union(*map(logged, (tiny_run, eventful_run, critical_run, supervised_run, rating_run)))
+def preferring_run(server, tmp_path_factory):
+    """A run that learns preferences without reinforcement learning; its pairs are told apart one by one and by each other."""
+    folder = tmp_path_factory.mktemp("preferring")
+    for loss in ("dpo", "kto"):
+        flags = ["--loss", loss, "--options", "beta", "0.1", "--log.progress=false", "--steps", "2"]
+        Lightrft(server, folder)("dpo", "dpo_tiny", *flags, "--run", loss)
+    whole = folder / "run"
+    whole.mkdir()
+    lines = [(folder / loss / "metrics.jsonl").read_text() for loss in ("dpo", "kto")]
+    (whole / "metrics.jsonl").write_text("".join(lines))
+    return whole
+
+
+@pytest.fixture(scope="session")
+def all_logged(tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run):
+    runs = (tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run)
+    return set().union(*map(logged, runs))
 
 
 def test_every_metric_of_a_run_is_in_the_table(all_logged):

@@ -33,12 +33,15 @@ def prompts(shape, outputs=("score",)):
     def tokens(least, most):
         return [draw.randrange(1, 250) for _ in range(draw.randint(least, most))]
 
+    def side(said, rated):
+        return Side(said, rated, [False] * (len(said) - 1) + [True])
+
     return [
         Prompt(
             f"p{n}",
             tokens(3, 30),
             [],
-            [Side(tokens(1, 25), dict(zip(outputs, g, strict=True))) for g in grades],
+            [side(tokens(1, 25), dict(zip(outputs, g, strict=True))) for g in grades],
             "x",
         )
         for n, grades in enumerate(shape)

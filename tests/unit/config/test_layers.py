@@ -131,7 +131,7 @@ def test_a_layer_fits_the_kind_of_training_whose_options_it_sets(tmp_path: Path)
     assert not layers.fits(shipped["sft_tiny"], Config)
     assert layers.fits(shipped["lora"], SFTConfig)
     fitting = {n: [name for name, kind in RUNS.items() if layers.fits(shipped[n], kind)] for n in shipped}
-    assert (fitting["sft_tiny"], fitting["reward_tiny"]) == (["sft"], ["reward"])
+    assert [fitting[n] for n in ("sft_tiny", "reward_tiny", "dpo_tiny")] == [["sft"], ["reward"], ["dpo"]]
     assert fitting["lora"] == list(RUNS)
 
 

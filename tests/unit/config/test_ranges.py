@@ -9,7 +9,7 @@ import typing
 import pytest
 
 from lightrft import config
-from lightrft.config.ranges import ANY, RANGES, Range
+from lightrft.config.ranges import ANY, RANGES, WITHOUT_SECTION, Range
 
 
 def sections():
@@ -21,12 +21,13 @@ def sections():
         hints = typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(hints[f.name]):
-                inner = f.name if name in ("", "sft", "reward") else f"{name}.{f.name}"
+                inner = f.name if name in WITHOUT_SECTION else f"{name}.{f.name}"
                 walk(inner, hints[f.name])
 
     walk("", config.Config)
     walk("sft", config.SFTConfig)
     walk("reward", config.RewardTrainingConfig)
+    walk("dpo", config.DPOConfig)
     return found
 
 
@@ -76,7 +77,7 @@ def test_what_is_out_of_range_is_refused_by_name(section, name):
     found = RANGES[section][name]
     for cls in (c for c in CLASSES[section] if name in numeric(c)):
         for number in outside(found):
-            setting = name if section in ("", "sft", "reward") else f"{section}.{name}"
+            setting = name if section in WITHOUT_SECTION else f"{section}.{name}"
             with pytest.raises(ValueError, match=rf"^{setting}=.*must be {found}\.$"):
                 cls(**{name: given(numeric(cls)[name], number)})
 

@@ -12,7 +12,14 @@ import pytest
 
 from lightrft.algorithms.preference import PREFERENCE_LOSSES
 from lightrft.config import RewardTrainingConfig, TaskConfig
-from lightrft.datasets.comparisons import Comparisons, Side, siblings, warn_of_leaks, warn_of_shortcuts
+from lightrft.datasets.comparisons import (
+    Comparisons,
+    Side,
+    scored,
+    siblings,
+    warn_of_leaks,
+    warn_of_shortcuts,
+)
 from lightrft.datasets.preferences import compared, graded, ranked, saferlhf
 from lightrft.datasets.sources import read
 from lightrft.models.processor import Processor
@@ -121,7 +128,8 @@ def read_by(records, processor=None, until=None, **settings):
 def comparisons(until, processor=None, **settings):
     config = RewardTrainingConfig(**settings)
     compares = hasattr(PREFERENCE_LOSSES[config.loss], "compares_responses")
-    return Comparisons(processor or tiny_processor(), config, until, compares)
+    processor = processor or tiny_processor()
+    return Comparisons(processor, config, scored(processor, until), compares, config.outputs, config.signed)
 
 
 def test_responses_are_what_the_chat_template_adds_until_the_score_is_read():
@@ -193,7 +201,7 @@ def test_a_sign_or_a_grade_can_be_learned_without_a_pair():
     ],
 )
 def test_what_teaches_an_output_depends_on_the_loss(grades, settings, taught):
-    sides = [Side([n], {"score": grade}) for n, grade in enumerate(grades)]
+    sides = [Side([n], {"score": grade}, [True]) for n, grade in enumerate(grades)]
     assert comparisons(None, **settings).teaches(sides, "score") is taught
     assert not comparisons(None, **settings).teaches(sides, "cost")
 

@@ -1,0 +1,95 @@
+"""The options of learning preferences without reinforcement learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightrft.config.checks import refuse_idle
+from lightrft.config.data import TaskConfig
+from lightrft.config.model import MediaConfig, ModelConfig
+from lightrft.config.ranges import NOT_NEGATIVE, POSITIVE, Range, check_ranges
+from lightrft.config.reward_training import COMPARISONS
+from lightrft.config.sft import HeldOutConfig, SFTLogConfig
+from lightrft.config.strategy import StrategyConfig
+from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
+
+LOSS_OPTIONS: dict[str, dict[str, Range]] = {
+    "dpo": {"beta": POSITIVE, "label_smoothing": Range(0, 0.5)},
+    "robust": {"beta": POSITIVE, "label_smoothing": Range(0, 0.5, without_high=True)},
+    "ipo": {"beta": POSITIVE},
+    "hinge": {"beta": POSITIVE},
+    "simpo": {"beta": POSITIVE, "gamma": NOT_NEGATIVE},
+    "orpo": {"beta": NOT_NEGATIVE},
+    "kto": {"beta": POSITIVE, "desirable_weight": NOT_NEGATIVE, "undesirable_weight": NOT_NEGATIVE},
+}
+"""Shipped loss -> the numbers that each of its options may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig:
+    """Training of a policy on given responses and which of them are better (`lightrft dpo`)."""
+
+    run: str = ""
+    """Run folder. Empty: runs/NAME-DATE-TIME."""
+    name: str = "run"
+    """Name of the run, used in the run folder and the logs."""
+    seed: int = 0
+    """Seed of every random choice."""
+    steps: int = 0
+    """Training steps, one update each; 0: as many as `epochs` need."""
+    epochs: float = 1.0
+    """Passes over the training comparisons, all tasks together; the last step may begin another to be full."""
+    batch_size: int = 16
+    """Prompts per step, over all ranks, each with all its responses."""
+    loss: str = "dpo"
+    """What is learned: dpo, robust, ipo, hinge, simpo, orpo, kto, or the import path of a function (values, grades, groups) -> (S,)."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Numbers for the loss by name, e.g. {beta: 0.1, label_smoothing: 0.1}."""
+    sft_coefficient: float = 0.0
+    """Weight of minus the mean log-prob of a token of the better responses, added to any loss: keeps them from becoming less likely."""
+    average: Literal["as_loss", "sum", "mean"] = "as_loss"
+    """What a response is worth: the sum or the mean over its tokens of what the loss compares; as_loss: what the paper of the loss says."""
+    output: str = ""
+    """Name of the grades to learn from where rows have several, e.g. general; empty: those without a name."""
+    max_tokens: int = 1024
+    """Most tokens of a response."""
+    on_long_response: Literal["raise", "skip"] = "skip"
+    """A response over max_tokens: stop, or skip and count the prompt with all its responses; none is cut, which would teach lengths."""
+    data: str = ""
+    """Folder with the tasks' data sets. Empty: each task's hub data set."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: TaskConfig = field(default_factory=lambda: TaskConfig(format=COMPARISONS))
+    media: MediaConfig = field(default_factory=MediaConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: HeldOutConfig = field(default_factory=HeldOutConfig)
+    log: SFTLogConfig = field(default_factory=SFTLogConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges("dpo", self)
+        for name, known in LOSS_OPTIONS.get(self.loss, {}).items():
+            if name in self.options and self.options[name] not in known:
+                raise ValueError(
+                    f"options.{name}={self.options[name]:g}: must be {known} with loss={self.loss}."
+                )
+        if self.steps and self.epochs != 1.0:
+            raise ValueError(
+                f"epochs={self.epochs} has no effect with steps={self.steps}. Set steps=0, or leave epochs out."
+            )
+        refuse_idle(
+            "update",
+            self.update,
+            ["epochs", "num_minibatches"],
+            because="lightrft dpo, which takes one update per step",
+            cure="set batch_size or epochs",
+        )
+        refuse_idle(
+            "tasks",
+            self.tasks,
+            ["rewards"],
+            because="lightrft dpo, which counts the held-out pairs that it orders rightly",
+            cure="score the finished model with `lightrft evaluate`",
+        )
