@@ -269,7 +269,7 @@ def plan(args: Sequence[str]) -> int:
 
 
 def config(args: Sequence[str]) -> int:
-    """Print what would run, as one YAML file with each option's meaning: lightrft config [sft | reward] LAYERS... FLAGS."""
+    """Print what would run, as one YAML file with each option's meaning: lightrft config [sft | reward | dpo] LAYERS... FLAGS."""
     named = next((name for name in RUNS if list(args[:1]) == [name]), "")
     loaded = load_as(RUNS[named], f"config {named}", args[1:]) if named else load("config", args)
     print(layers.to_yaml(loaded), end="")
