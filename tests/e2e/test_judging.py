@@ -293,8 +293,8 @@ def test_what_cannot_judge_is_named_before_weights_load(lightrft, options, told)
 
 def test_parts_that_are_normalised_by_themselves_teach_the_same_whatever_the_scale_of_one(lightrft, tmp_path):
     (tmp_path / "big.py").write_text(
-        "def kind(num_tokens: int) -> float:\n    return num_tokens / 1000\n\n\n"
-        "def big(num_tokens: int) -> float:\n    return num_tokens * 1000.0\n"
+        "def kind(answer: str, num_tokens: int) -> float:\n    return num_tokens / 1000\n\n\n"
+        "def big(answer: str, num_tokens: int) -> float:\n    return num_tokens * 1000.0\n"
     )
     for name in ("kind", "big"):
         functions = ["--rewards.functions", "same_kind", "1", f"big.py:{name}", "-0.5"]
