@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import check_team
 from lightrft.build.process import build_journal, last_state, prepare_process, shared
@@ -81,8 +83,7 @@ def build_run(
     reference = build_reference(setup, model, strategy)
     memory_plan = build_sft_memory_plan(model, device, reference)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
-    blank, compares = dummy_answer(setup.processor.blank()), bool(setup.outputs)
-    batching = Batching(config.update, world, device, blank, compares, setup.outputs)
+    batching = build_batching(config, setup, world, device)
     trainer = OfflineTrainer(
         config=config,
         objective=setup.objective,
@@ -116,10 +117,16 @@ def build_run(
     return made
 
 
+def build_batching(config: OfflineConfig, setup: Setup, world: World, device: torch.device) -> Batching:
+    """How responses are packed; groups that a loss compares stay whole."""
+    blank = dummy_answer(setup.processor.blank())
+    return Batching(config.update, world, device, blank, bool(setup.outputs), setup.outputs)
+
+
 def build_referee(
     setup: Setup, model: Trainable, reference: Frozen | None, batching: Batching, interrupt: Interrupt
 ) -> Referee | None:
-    """Who compares with the reference, if there is one."""
+    """The comparison with the reference, if there is one."""
     if setup.judgement is None or reference is None:
         return None
     return Referee(setup.judgement, model, reference, batching, interrupt)
