@@ -146,7 +146,12 @@ class Comparisons:
             if one.token_ids == other.token_ids and _differ(one, other):
                 raise ValueError("two responses have the same tokens and different grades.")
         if not any(_known(sides, name) for name in self.outputs):
-            raise ValueError("no response has a grade.")
+            named = (
+                ""
+                if self.outputs[0] in ("", self.unnamed) or not self.speaks
+                else f" for output={self.outputs[0]}"
+            )
+            raise ValueError(f"no response has a grade{named}.")
         if not any(self.teaches(sides, name) for name in self.outputs):
             raise ValueError("no response is better than another, so there is nothing to compare.")
 

@@ -136,7 +136,7 @@ def test_a_checkpoint_is_exported_as_the_same_folder(lightrft, preferring, tmp_p
         (["--options", "beta", "0"], "options.beta=0: must be above 0"),
         (["--loss", "robust", "--options", "label_smoothing", "0.5"], "must be at least 0 and below 0.5"),
         ([*KTO, "--batch-size", "1"], "batch_size=1: loss=kto measures"),
-        (["--output", "safety"], "no comparison is left"),
+        (["--output", "safety"], "no response has a grade for output=safety"),
         (["--max-tokens", "1"], "no comparison is left"),
         (["--update.epochs", "2"], "update.epochs=2 has no effect"),
     ],
