@@ -41,7 +41,7 @@ def bradley_terry(
 
     Bradley and Terry 1952; all pairs of K ranked responses as in Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155), eq. 1;
     the margin as in Touvron et al. 2023 (https://arxiv.org/abs/2307.09288), eq. 2, where it is a number of each pair: here the
-    difference of its grades, times `margin`. Centring as in Eisenstein et al. 2023 (https://arxiv.org/abs/2312.09244), eq. 2: a sum
+    difference of its grades, times `margin`. Centring as in Eisenstein et al. 2023 (https://arxiv.org/abs/2312.09244), section 2: a sum
     that preferences leave free is kept near 0.
     """
     better, worse = pairs(grades, groups)
@@ -71,7 +71,7 @@ def signs(values: Tensor, grades: Tensor, groups: Tensor) -> Tensor:
 
     loss = -log sigmoid(sign(g_1) r_1) - log sigmoid(sign(g_2) r_2)
 
-    The second part of the cost model's loss, Dai et al. 2023 (https://arxiv.org/abs/2310.12773), eq. 5, where a cost above 0 is
+    The second part of the cost model's loss, Dai et al. 2023 (https://arxiv.org/abs/2310.12773), section 3.2, where a cost above 0 is
     unsafe; `bradley_terry` is the first. Of K responses it is twice their mean. A grade of 0 has no sign.
     """
     signed = (grades.nan_to_num() != 0).nonzero()[:, 0]
