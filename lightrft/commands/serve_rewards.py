@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
@@ -99,6 +100,7 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
                 "s" * bool(address.certificate),
                 *server.server_address[:2],
             )
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
             try:
                 batcher.run()
             except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -29,8 +28,8 @@ def served(folder, *flags, **variables):
         assert found, told + process.stderr.read()
         yield found[0]
     finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) in (0, 130)
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def far(address, *flags):
