@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lightrft.cli.options import (
 )
 from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
-from lightrft.config import RUNS, Config, DPOConfig, RewardTrainingConfig, SFTConfig, check_backend, layers
+from lightrft.config import RUNS, Config, check_backend, layers
 from lightrft.runs.folder import evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.imports import without_code
@@ -48,71 +49,42 @@ class AskedRun:
     """Layers and flags, with --resume: what the processes of the run are started with."""
 
     @classmethod
-    def of(cls, kind: type[Any], command: str, args: Sequence[str]) -> AskedRun:
+    def of(cls, command: str, args: Sequence[str]) -> AskedRun:
         """Reads the words. ValueError for a mistake in them; SystemExit after help was asked for and printed."""
         own, rest = taken(TrainOptions, command, args)
-        config, run = load_run(kind, command, own.resume, rest)
+        config, run = load_run(RUNS[command], command, own.resume, rest)
         words = ["--resume", own.resume, *rest] if own.resume else list(rest)
         return cls(command, config, run, Launch(own.gpus, own.processes, own.max_restarts), words)
 
 
 def train(args: Sequence[str]) -> int:
     """Train a model by reinforcement learning: lightrft train LAYERS... FLAGS, or --resume RUN."""
-    if not args:
-        raise ValueError(
-            "nothing to train. Try: lightrft train tiny. All layers and sections of options: lightrft train --help"
-        )
-    asked = AskedRun.of(Config, "train", args)
-    if asked.launch.is_wanted:
-        return launch_run(asked)
-    from lightrft.commands import train as command
-
-    command.train(asked.config, asked.resume)
-    return 0
+    return run_training("train", args, "nothing to train. Try: lightrft train tiny")
 
 
 def sft(args: Sequence[str]) -> int:
     """Supervised fine-tuning on given conversations: lightrft sft LAYERS... FLAGS, or --resume RUN."""
-    if not args:
-        raise ValueError(
-            "nothing to learn from. Try: lightrft sft sft_tiny. All layers and sections of options: lightrft sft --help"
-        )
-    asked = AskedRun.of(SFTConfig, "sft", args)
-    if asked.launch.is_wanted:
-        return launch_run(asked)
-    from lightrft.commands import sft as command
-
-    command.train(asked.config, asked.resume)
-    return 0
+    return run_training("sft", args, "nothing to learn from. Try: lightrft sft sft_tiny")
 
 
 def reward(args: Sequence[str]) -> int:
     """Train a reward model from comparisons of responses: lightrft reward LAYERS... FLAGS, or --resume RUN."""
-    if not args:
-        raise ValueError(
-            "nothing to compare. Try: lightrft reward reward_tiny. All layers and sections of options: lightrft reward --help"
-        )
-    asked = AskedRun.of(RewardTrainingConfig, "reward", args)
-    if asked.launch.is_wanted:
-        return launch_run(asked)
-    from lightrft.commands import reward as command
-
-    command.train(asked.config, asked.resume)
-    return 0
+    return run_training("reward", args, "nothing to compare. Try: lightrft reward reward_tiny")
 
 
 def dpo(args: Sequence[str]) -> int:
     """Train a policy on pairs, rankings or labels of given responses: lightrft dpo LAYERS... FLAGS, or --resume RUN."""
+    return run_training("dpo", args, "nothing to prefer. Try: lightrft dpo dpo_tiny")
+
+
+def run_training(command: str, args: Sequence[str], without_words: str) -> int:
+    """Runs a command of RUNS, in this process or in those that its words ask for. ValueError with `without_words` if there are none."""
     if not args:
-        raise ValueError(
-            "nothing to prefer. Try: lightrft dpo dpo_tiny. All layers and sections of options: lightrft dpo --help"
-        )
-    asked = AskedRun.of(DPOConfig, "dpo", args)
+        raise ValueError(f"{without_words}. All layers and sections of options: lightrft {command} --help")
+    asked = AskedRun.of(command, args)
     if asked.launch.is_wanted:
         return launch_run(asked)
-    from lightrft.commands import dpo as command
-
-    command.train(asked.config, asked.resume)
+    import_module(f"lightrft.commands.{command}").train(asked.config, asked.resume)
     return 0
 
 

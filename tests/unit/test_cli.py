@@ -16,7 +16,7 @@ from lightrft.config import Config, SFTConfig, layers
 
 def training(*args: str) -> AskedRun:
     """What `lightrft train` is asked for by these words."""
-    return AskedRun.of(Config, "train", args)
+    return AskedRun.of("train", args)
 
 
 @pytest.fixture
