@@ -29,10 +29,12 @@ def load_as(cls: type[C], command: str, args: Sequence[str]) -> C:
     args = expand(args)
     helping.show_if_asked(command, cls, args)
     words, flags = layers.split(args)
-    layers.refuse_misplaced(words, flags, cls)
-    refuse_others(words, cls)
     name = "-".join(layer for layer in words if layer in layers.shipped())
-    loaded: Any = layers.load([*words, *flags], cls, prog=f"lightrft {command}")
+    try:
+        loaded: Any = layers.load([*words, *flags], cls, prog=f"lightrft {command}")
+    except ValueError:
+        refuse_others(words, cls)  # says more than that a layer has no such option
+        raise
     for told in layers.undone(words, cls):
         print(f"lightrft: {told}", file=sys.stderr)
     named: C = loaded if loaded.name != "run" or not name else replace(loaded, name=name)
@@ -50,7 +52,7 @@ def load_run(cls: type[C], command: str, resumed: str, args: Sequence[str]) -> t
 def refuse_others(words: Sequence[str], cls: type[Any]) -> None:
     """ValueError for a layer that is made for another kind of training."""
     for word in words:
-        file = layers.find_layer(word)
+        file = Path(word)
         belongs = [name for name, other in RUNS.items() if layers.fits(file, other)]
         if belongs and not layers.fits(file, cls):
             raise ValueError(
