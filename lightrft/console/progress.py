@@ -274,54 +274,50 @@ def report(
 def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
     """Prints what a run of supervised fine-tuning has achieved; `summary` is RUN/summary.json."""
     losses = summary["held_out_nll"].items()
-    _report(
-        summary,
-        [f"held-out loss {label}: {loss:.4f} nats per token" for label, loss in losses],
-        f"{_files(run)}"
-        f"  lightrft evaluate TASK --model {RunFolder(run).model}   score it on a task\n"
-        f"  lightrft train LAYERS... --model {RunFolder(run).model}   go on with reinforcement learning\n"
-        f"  lightrft sft {RunFolder(run).config} --seed 1    the same run with another seed\n"
-        f"  tensorboard --logdir {run.parent}",
-        console or Console(),
-    )
+    lines = [f"held-out loss {label}: {loss:.4f} nats per token" for label, loss in losses]
+    _report("sft", summary, lines, _next_of_policy(run), run, console)
 
 
 def report_pairs(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
     """Prints what the training of a reward model has achieved; `summary` is RUN/summary.json."""
-    shares = summary["pair_accuracy"].items()
     model = RunFolder(run).model
-    _report(
-        summary,
-        [f"held-out pairs right {label}: {share:.1%}" for label, share in shares],
-        f"{_files(run)}"
-        f"  lightrft train LAYERS... --reward_model.paths rated {model} --rewards.functions rated 1   teach a policy with it\n"
-        f"  lightrft reward {RunFolder(run).config} --seed 1    the same run with another seed\n"
-        f"  tensorboard --logdir {run.parent}",
-        console or Console(),
-    )
+    then = f"  lightrft train LAYERS... --reward_model.paths rated {model} --rewards.functions rated 1   teach a policy with it\n"
+    _report("reward", summary, _shares(summary), then, run, console)
 
 
 def report_preferences(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
     """Prints what learning preferences has achieved; `summary` is RUN/summary.json."""
-    shares = summary["pair_accuracy"].items()
+    _report("dpo", summary, _shares(summary), _next_of_policy(run), run, console)
+
+
+def _shares(summary: Mapping[str, Any]) -> list[str]:
+    return [f"held-out pairs right {label}: {share:.1%}" for label, share in summary["pair_accuracy"].items()]
+
+
+def _next_of_policy(run: Path) -> str:
     model = RunFolder(run).model
-    _report(
-        summary,
-        [f"held-out pairs right {label}: {share:.1%}" for label, share in shares],
-        f"{_files(run)}"
+    return (
         f"  lightrft evaluate TASK --model {model}   score it on a task\n"
         f"  lightrft train LAYERS... --model {model}   go on with reinforcement learning\n"
-        f"  lightrft dpo {RunFolder(run).config} --seed 1    the same run with another seed\n"
-        f"  tensorboard --logdir {run.parent}",
-        console or Console(),
     )
 
 
-def _report(summary: Mapping[str, Any], lines: Sequence[str], after: str, console: Console) -> None:
+def _report(
+    command: str,
+    summary: Mapping[str, Any],
+    lines: Sequence[str],
+    then: str,
+    run: Path,
+    console: Console | None,
+) -> None:
+    """What a run from given responses has achieved, where its files are, and commands to go on with."""
+    console = console or Console()
     console.print()
     console.rule("[bold]done", style="dim")
     for line in (f"{summary['steps']} steps in {clock(summary['seconds'])}", *lines):
         console.print(line, highlight=False, markup=False, emoji=False)
+    again = f"  lightrft {command} {RunFolder(run).config} --seed 1    the same run with another seed\n"
+    after = f"{_files(run)}{then}{again}  tensorboard --logdir {run.parent}"
     console.print(f"\n{after}", soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
