@@ -11,12 +11,13 @@ from lightrft.config.data import TaskConfig
 from lightrft.config.dpo import DPOConfig
 from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
+from lightrft.config.offline import HeldOutConfig, SFTLogConfig
 from lightrft.config.remote import RemoteConfig
 from lightrft.config.reward_training import COMPARISONS, RewardTrainingConfig
 from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
 from lightrft.config.rl import Config
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
-from lightrft.config.sft import CONVERSATIONS, HeldOutConfig, SFTConfig, SFTLogConfig
+from lightrft.config.sft import CONVERSATIONS, SFTConfig
 from lightrft.config.strategy import ZERO, DeepspeedConfig, FsdpConfig, StrategyConfig, check_backend
 from lightrft.config.training import (
     CheckpointConfig,

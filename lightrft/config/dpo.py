@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig
-from lightrft.config.ranges import NOT_NEGATIVE, POSITIVE, Range, check_ranges
+from lightrft.config.offline import GivenResponsesConfig, HeldOutConfig, SFTLogConfig, check_given_responses
+from lightrft.config.ranges import NOT_NEGATIVE, POSITIVE, Range
 from lightrft.config.reward_training import COMPARISONS
-from lightrft.config.sft import HeldOutConfig, SFTLogConfig
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
 
@@ -27,21 +26,9 @@ LOSS_OPTIONS: dict[str, dict[str, Range]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig:
+class DPOConfig(GivenResponsesConfig):
     """Training of a policy on given responses and which of them are better (`lightrft dpo`)."""
 
-    run: str = ""
-    """Run folder. Empty: runs/NAME-DATE-TIME."""
-    name: str = "run"
-    """Name of the run, used in the run folder and the logs."""
-    seed: int = 0
-    """Seed of every random choice."""
-    steps: int = 0
-    """Training steps, one update each; 0: as many as `epochs` need."""
-    epochs: float = 1.0
-    """Passes over the training comparisons, all tasks together; the last step may begin another to be full."""
-    batch_size: int = 16
-    """Prompts per step, over all ranks, each with all its responses."""
     loss: str = "dpo"
     """What is learned: dpo, robust, ipo, hinge, simpo, orpo, kto, or the import path of a function (values, grades, groups) -> (S,)."""
     options: dict[str, float] = field(default_factory=dict)
@@ -69,27 +56,12 @@ class DPOConfig:
     log: SFTLogConfig = field(default_factory=SFTLogConfig)
 
     def __post_init__(self) -> None:
-        check_ranges("dpo", self)
+        check_given_responses(
+            "dpo", self, self.update, self.tasks,
+            measures="counts the held-out pairs that it orders rightly", cure="score the finished model with `lightrft evaluate`",
+        )  # fmt: skip
         for name, known in LOSS_OPTIONS.get(self.loss, {}).items():
             if name in self.options and self.options[name] not in known:
                 raise ValueError(
                     f"options.{name}={self.options[name]:g}: must be {known} with loss={self.loss}."
                 )
-        if self.steps and self.epochs != 1.0:
-            raise ValueError(
-                f"epochs={self.epochs} has no effect with steps={self.steps}. Set steps=0, or leave epochs out."
-            )
-        refuse_idle(
-            "update",
-            self.update,
-            ["epochs", "num_minibatches"],
-            because="lightrft dpo, which takes one update per step",
-            cure="set batch_size or epochs",
-        )
-        refuse_idle(
-            "tasks",
-            self.tasks,
-            ["rewards"],
-            because="lightrft dpo, which counts the held-out pairs that it orders rightly",
-            cure="score the finished model with `lightrft evaluate`",
-        )

@@ -8,8 +8,7 @@ from typing import Literal
 from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import ModelConfig
-from lightrft.config.ranges import check_ranges
-from lightrft.config.sft import HeldOutConfig, SFTLogConfig
+from lightrft.config.offline import GivenResponsesConfig, HeldOutConfig, SFTLogConfig, check_given_responses
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
 
@@ -18,21 +17,9 @@ COMPARISONS = "lightrft.datasets.preferences:compared"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardTrainingConfig:
+class RewardTrainingConfig(GivenResponsesConfig):
     """Training of a reward model from comparisons of responses (`lightrft reward`)."""
 
-    run: str = ""
-    """Run folder. Empty: runs/NAME-DATE-TIME."""
-    name: str = "run"
-    """Name of the run, used in the run folder and the logs."""
-    seed: int = 0
-    """Seed of every random choice."""
-    steps: int = 0
-    """Training steps, one update each; 0: as many as `epochs` need."""
-    epochs: float = 1.0
-    """Passes over the training comparisons, all tasks together; the last step may begin another to be full."""
-    batch_size: int = 16
-    """Prompts per step, over all ranks, each with all its responses."""
     outputs: list[str] = field(default_factory=lambda: ["score"])
     """Names of what the model computes for a response, e.g. [general, cost]; grades without a name are those of the first."""
     loss: str = "bradley_terry"
@@ -58,11 +45,10 @@ class RewardTrainingConfig:
     log: SFTLogConfig = field(default_factory=SFTLogConfig)
 
     def __post_init__(self) -> None:
-        check_ranges("reward", self)
-        if self.steps and self.epochs != 1.0:
-            raise ValueError(
-                f"epochs={self.epochs} has no effect with steps={self.steps}. Set steps=0, or leave epochs out."
-            )
+        check_given_responses(
+            "reward", self, self.update, self.tasks,
+            measures="counts the held-out pairs that it orders rightly", cure="teach a policy with the finished model by `lightrft train`",
+        )  # fmt: skip
         if not self.outputs or len(set(self.outputs)) < len(self.outputs) or not all(self.outputs):
             raise ValueError(
                 f"outputs={self.outputs}: needs one name or more, each different. For example: outputs=[score]."
@@ -75,21 +61,7 @@ class RewardTrainingConfig:
         refuse_idle(
             "update",
             self.update,
-            ["epochs", "num_minibatches"],
-            because="lightrft reward, which takes one update per step",
-            cure="set batch_size or epochs",
-        )
-        refuse_idle(
-            "update",
-            self.update,
             ["logits_per_chunk"],
             because="lightrft reward, whose model has no logits of tokens",
             cure="lower update.tokens_per_micro_batch to save memory",
-        )
-        refuse_idle(
-            "tasks",
-            self.tasks,
-            ["rewards"],
-            because="lightrft reward, which counts the held-out pairs that it orders rightly",
-            cure="teach a policy with the finished model by `lightrft train`",
         )

@@ -1,0 +1,79 @@
+"""What the options of all commands that learn from given responses have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightrft.config.checks import refuse_idle
+from lightrft.config.data import TaskConfig
+from lightrft.config.ranges import check_ranges
+from lightrft.config.training import UpdateConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """What is held out of supervised fine-tuning (its loss) or of a reward model (its accuracy): tasks.evaluate, or tasks.train's evaluation
+    split."""
+
+    every_steps: int = 0
+    """Measure it every so many steps; 0: only before and after."""
+    before_and_after: bool = True
+    """Measure it before the first and after the last step."""
+    limit: int = 256
+    """Most conversations or prompts per task; 0: all."""
+
+    def __post_init__(self) -> None:
+        check_ranges("evaluate", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTLogConfig:
+    """What a run without reinforcement learning writes down besides metrics.jsonl."""
+
+    progress: bool = True
+    """Live progress in the terminal; false prints one line per step."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenResponsesConfig:
+    """Where a run from given responses is kept, and how long it goes on."""
+
+    run: str = ""
+    """Run folder. Empty: runs/NAME-DATE-TIME."""
+    name: str = "run"
+    """Name of the run, used in the run folder and the logs."""
+    seed: int = 0
+    """Seed of every random choice."""
+    steps: int = 0
+    """Training steps, one update each; 0: as many as `epochs` need."""
+    epochs: float = 1.0
+    """Passes over the training data, all tasks together; the last step may begin another to be full."""
+    batch_size: int = 16
+    """Conversations, or prompts with all their responses, per step, over all ranks."""
+
+
+def check_given_responses(
+    command: str,
+    config: GivenResponsesConfig,
+    update: UpdateConfig,
+    tasks: TaskConfig,
+    *,
+    measures: str,
+    cure: str,
+) -> None:
+    """ValueError for options of these commands that are out of range or have no effect.
+
+    `measures`: what the command does with held-out data, instead of scoring responses; `cure`: where these are scored.
+    """
+    check_ranges(command, config)
+    if config.steps and config.epochs != 1.0:
+        raise ValueError(
+            f"epochs={config.epochs} has no effect with steps={config.steps}. Set steps=0, or leave epochs out."
+        )
+    because = f"lightrft {command}, which takes one update per step"
+    refuse_idle(
+        "update", update, ["epochs", "num_minibatches"], because=because, cure="set batch_size or epochs"
+    )
+    refuse_idle("tasks", tasks, ["rewards"], because=f"lightrft {command}, which {measures}", cure=cure)
