@@ -47,15 +47,11 @@ def build_critic(config: Config, algorithm: Algorithm, strategy: Strategy) -> Tr
     return strategy.trainable(source, config.critic.optimizer, optimizer_steps(config, config.steps))
 
 
-def build_reference(
-    config: Config, algorithm: Algorithm, actor: Trainable, strategy: Strategy
-) -> Frozen | None:
-    """The model the actor started from, if the algorithm compares with it."""
-    if not algorithm.needs_reference:
-        return None
-    if is_adapted(actor.module):
-        return WithoutAdapters(actor)
-    return strategy.frozen(Source(config.model, learns=False))
+def build_reference(source: Source, policy: Trainable, strategy: Strategy) -> Frozen:
+    """The model that the policy, made of `source`, started from: the policy without its adapters where it has some."""
+    if is_adapted(policy.module):
+        return WithoutAdapters(policy)
+    return strategy.frozen(replace(source, learns=False))
 
 
 def teacher_model(config: Config) -> ModelConfig:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lightrft.build.memory import build_sft_memory_plan
-from lightrft.build.models import check_team
+from lightrft.build.models import build_reference, check_team
 from lightrft.build.process import build_journal, last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
 from lightrft.build.tasks import evaluated_tasks, training_tasks
@@ -19,14 +19,12 @@ from lightrft.config import OfflineConfig, command_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
 from lightrft.models.base import needed_base
-from lightrft.models.lora import is_adapted
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
-from lightrft.strategy.base import Frozen, Strategy, Trainable
+from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.single import WithoutAdapters
 from lightrft.tasks.table import Split, Task, load_tasks
 from lightrft.trainer.batching import Batching, dummy_answer
 from lightrft.trainer.offline import HeldOut, Objective, OfflineTrainer
@@ -80,7 +78,7 @@ def build_run(
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(setup.source, config.optimizer, steps)
-    reference = build_reference(setup, model, strategy)
+    reference = build_reference(setup.source, model, strategy) if setup.judgement is not None else None
     memory_plan = build_sft_memory_plan(model, device, reference)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     batching = build_batching(config, setup, world, device)
@@ -130,15 +128,6 @@ def build_referee(
     if setup.judgement is None or reference is None:
         return None
     return Referee(setup.judgement, model, reference, batching, interrupt)
-
-
-def build_reference(setup: Setup, model: Trainable, strategy: Strategy) -> Frozen | None:
-    """The model that the run began with, if something compares with it: the policy without its adapters where it has some."""
-    if setup.judgement is None:
-        return None
-    if is_adapted(model.module):
-        return WithoutAdapters(model)
-    return strategy.frozen(replace(setup.source, learns=False))
 
 
 def build_loader(config: OfflineConfig, setup: Setup, world: World) -> PromptLoader:

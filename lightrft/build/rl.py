@@ -102,9 +102,10 @@ def build_run(
 
 def build_models(config: Config, algorithm: Algorithm, strategy: Strategy) -> Models:
     """The models that a step computes with: loads their weights."""
-    actor = strategy.trainable(Source(config.model), config.optimizer, actor_updates(config))
+    source = Source(config.model)
+    actor = strategy.trainable(source, config.optimizer, actor_updates(config))
     critic = build_critic(config, algorithm, strategy)
-    reference = build_reference(config, algorithm, actor, strategy)
+    reference = build_reference(source, actor, strategy) if algorithm.needs_reference else None
     return Models(actor, critic, reference, build_teacher(config, algorithm, strategy))
 
 
