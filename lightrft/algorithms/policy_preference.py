@@ -126,11 +126,11 @@ def kto(
     values: Tensor,
     grades: Tensor,
     groups: Tensor,
+    divergence: Tensor | float = 0.0,
     *,
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
-    divergence: Tensor | float = 0.0,
 ) -> Tensor:
     """Each response by itself: a desirable one (grade above 0) is to rise above the divergence from the reference, another to fall below.
 

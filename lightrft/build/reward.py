@@ -92,11 +92,7 @@ def bound_loss(
     function: Any = resolve(table, config.loss, "loss")
     if not callable(function):
         raise ValueError(f"loss={config.loss} is a {type(function).__name__}, not a function.")
-    own = [
-        p
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name != "divergence"
-    ]
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     known = {p.name for p in own}
     for name in config.options:
         if name not in known:
