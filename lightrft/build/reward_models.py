@@ -10,13 +10,14 @@ import torch
 
 from lightrft.build.other_models import held_whole, named, resting
 from lightrft.config import Config, LoraConfig, ModelConfig
+from lightrft.config.addresses import secret
 from lightrft.models.describe import PACKAGE, RANDOM, is_tiny, stored_shape, text_shape
 from lightrft.models.families import made_for
 from lightrft.models.load import load_processor
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.rewards.base import OUR_METRICS
 from lightrft.rewards.models import JUDGE, REWARD_MODEL, Output, ScalarReward
-from lightrft.rewards.remote import RemoteReward, secret
+from lightrft.rewards.remote import RemoteReward
 from lightrft.rewards.table import REWARDS
 from lightrft.strategy.memory import Resident
 
@@ -52,7 +53,7 @@ def model_rewards(config: Config) -> dict[str, Output | None]:
                 "otherwise, e.g. helpful."
             )
     if config.remote.urls and config.remote.key:
-        secret(config.remote)
+        secret("remote.key", config.remote.key)
     here = dict.fromkeys((JUDGE, *config.reward_model.paths))
     return here | {name: Output(RemoteReward(name, config.remote)) for name in config.remote.urls}
 

@@ -16,7 +16,7 @@ from lightrft.build.data import training_rewards
 from lightrft.build.judges import add_judging_models, check_judging
 from lightrft.build.reward_models import model_rewards
 from lightrft.config import POLICY, Config
-from lightrft.config.remote import LOOPBACK
+from lightrft.config.addresses import is_loopback
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.models import JUDGE
@@ -53,12 +53,12 @@ class Address:
                 raise ValueError(f"{flag} {file}: there is no such file.")
         if self.private_key and not self.certificate:
             raise ValueError(f"--private-key {self.private_key} has no effect without --certificate FILE.")
-        if self.host not in LOOPBACK and not self.key:
+        if not is_loopback(self.host) and not self.key:
             raise ValueError(
                 f"--host {self.host} without a key: whoever reaches this machine could use the rewards. Put a key into an environment variable "
                 "and name it: --key REWARD_KEY. Or leave --host out, to serve this machine alone."
             )
-        if self.host not in LOOPBACK and not self.certificate and not self.plain_http:
+        if not is_loopback(self.host) and not self.certificate and not self.plain_http:
             raise ValueError(
                 f"--host {self.host} without a certificate: responses and the key could be read on the way. Give --certificate FILE, or "
                 "--plain-http where the network is trusted."

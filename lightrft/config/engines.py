@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
 
+from lightrft.config.addresses import refuse_secrets
 from lightrft.config.ranges import check_ranges
 
 
@@ -86,13 +86,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         check_ranges("rollout.server", self)
         for url in self.urls:
-            parts = urlsplit(url)
-            if "@" in parts.netloc or parts.query:
-                raise ValueError(
-                    f"rollout.server.urls: the address of {parts.hostname} holds a name, a password or a key, and settings are written to "
-                    "RUN/config.yaml and messages. Give the address alone, http://HOST:PORT, and the servers' key in an environment "
-                    "variable named by rollout.server.key."
-                )
+            refuse_secrets("rollout.server.urls", url, "rollout.server.key")
 
 
 @dataclass(frozen=True, kw_only=True)

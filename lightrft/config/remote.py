@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+from lightrft.config.addresses import is_loopback, refuse_secrets
 from lightrft.config.ranges import check_ranges
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Hosts that are this machine, where http is as good as https."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +45,8 @@ class RemoteConfig:
             raise ValueError(
                 f"remote.urls: {name}={url} is no address. Write https://HOST:PORT, or http://localhost:PORT."
             )
-        if "@" in parts.netloc or parts.query:
-            raise ValueError(
-                f"remote.urls: the address of {parts.hostname} holds a name, a password or a key, and settings are written to RUN/config.yaml "
-                "and messages. Give the address alone, and the key in an environment variable named by remote.key."
-            )
-        if parts.scheme == "http" and parts.hostname not in LOOPBACK and not self.plain_http:
+        refuse_secrets("remote.urls", url, "remote.key")
+        if parts.scheme == "http" and not is_loopback(parts.hostname) and not self.plain_http:
             raise ValueError(
                 f"remote.urls: {name}={url} goes unencrypted to another machine. Use https, or set remote.plain_http=true where the network is "
                 "trusted."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import subprocess
@@ -11,11 +10,11 @@ import sys
 from torch import nn
 
 from lightrft.config import RolloutConfig
+from lightrft.config.addresses import is_loopback, secret
 from lightrft.engines.external import CURE, folder_without_weights, refuse
 from lightrft.engines.transport import HOST
 from lightrft.engines.vllm_gate import KEY, Gate
 from lightrft.engines.vllm_program import READER
-from lightrft.engines.vllm_server import secret
 from lightrft.models.processor import Processor
 from lightrft.utils.imports import require
 
@@ -35,7 +34,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
     ValueError for a host that others reach, without a key: whoever reaches the server gives it weights and calls its workers.
     """
     refuse(config)
-    key = {KEY: secret(config.server)} if config.server.key else {}
+    key = {KEY: secret("rollout.server.key", config.server.key)} if config.server.key else {}
     if not key and not is_loopback(host):
         raise ValueError(
             f"--host {host} without a key: whoever reaches this machine could give the server weights and orders. Put a key into an "
@@ -69,11 +68,3 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             return subprocess.run(command, env=environment, check=False).returncode
         except KeyboardInterrupt:
             return 130
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -11,7 +11,6 @@ import http.client
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 import urllib.error
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig, ServerConfig
+from lightrft.config.addresses import secret
 from lightrft.engines import transport as wire
 from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.buckets import buckets
@@ -258,15 +258,6 @@ class VllmServerEngine:
         return {}
 
 
-def secret(config: ServerConfig) -> str:
-    """The key that `rollout.server.key` names. ValueError if there is none of that name."""
-    if config.key not in os.environ:
-        raise ValueError(
-            f"rollout.server.key={config.key}: there is no such environment variable. Set it, or leave the option out."
-        )
-    return os.environ[config.key]
-
-
 class Server:
     """One of them."""
 
@@ -279,7 +270,7 @@ class Server:
         """How many syncs in a row did not get to the workers that way."""
         self._headers = {"Content-Type": "application/json"}
         if config.key:
-            self._headers["Authorization"] = f"Bearer {secret(config)}"
+            self._headers["Authorization"] = f"Bearer {secret('rollout.server.key', config.key)}"
 
     def wait(self) -> None:
         """Until it answers. ValueError if it does not in time, or if it cannot take weights."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import math
-import os
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import urldefrag
 
 from lightrft.config import RemoteConfig
+from lightrft.config.addresses import secret
 from lightrft.config.remote import addresses
 from lightrft.rewards.function import Answer, question
 from lightrft.workers.pool import Failure
@@ -93,7 +93,7 @@ class RemoteReward:
         """The reply to a request. RefusedError for one that would fail again; OSError or HTTPException for one that may not."""
         headers = {"Content-Type": "application/json"}
         if self.config.key:
-            headers["Authorization"] = f"Bearer {secret(self.config)}"
+            headers["Authorization"] = f"Bearer {secret('remote.key', self.config.key)}"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         opener = urllib.request.build_opener(NoRedirects, urllib.request.ProxyHandler({}))
         end = time.monotonic() + self.config.timeout_seconds
@@ -136,15 +136,6 @@ def _read(reply: http.client.HTTPResponse, end: float) -> bytes:
         if time.monotonic() > end:
             raise TimeoutError("the reply did not come in remote.timeout_seconds")
     return bytes(found)
-
-
-def secret(config: RemoteConfig) -> str:
-    """The key that `remote.key` names. ValueError if there is none of that name."""
-    if config.key not in os.environ:
-        raise ValueError(
-            f"remote.key={config.key}: there is no such environment variable. Set it, or leave the option out."
-        )
-    return os.environ[config.key]
 
 
 def as_json(answer: Answer) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import pytest
 
 from lightrft import cli
 from lightrft.config import ModelConfig, RolloutConfig, ServerConfig
+from lightrft.config.addresses import is_loopback
 from lightrft.engines.vllm_gate import Gate
-from lightrft.engines.vllm_serve import is_loopback, serve
+from lightrft.engines.vllm_serve import serve
 from lightrft.models.load import load_processor
 from lightrft.models.packages import package_model
 from lightrft.testing import tiny_model

@@ -1,0 +1,35 @@
+"""Addresses and keys of servers, ours and those that we ask."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from urllib.parse import urlsplit
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def secret(option: str, variable: str) -> str:
+    """The key that an option names by its environment variable. ValueError if there is none of that name."""
+    if variable not in os.environ:
+        raise ValueError(
+            f"{option}={variable}: there is no such environment variable. Set it, or leave the option out."
+        )
+    return os.environ[variable]
+
+
+def refuse_secrets(option: str, url: str, key: str) -> None:
+    """ValueError for an address with a name, a password or a key in it; `key`: the option that names a key's environment variable."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        raise ValueError(
+            f"{option}: the address of {parts.hostname} holds a name, a password or a key, and settings are written to "
+            f"RUN/config.yaml and messages. Give the address alone, http://HOST:PORT, and the servers' key in an environment "
+            f"variable named by {key}."
+        )
