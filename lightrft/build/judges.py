@@ -113,6 +113,20 @@ def add_judging_models(
     return residents
 
 
+def check_without_policy(config: Config, command: str) -> None:
+    """ValueError where the policy is to judge and there is none."""
+    if config.judge.path == POLICY:
+        raise ValueError(
+            f"judge.path={POLICY}: `lightrft {command}` samples no policy. Set judge.path to a model."
+        )
+
+
+def hold_judging_models(config: Config, judge: RewardRunner, device: torch.device) -> None:
+    """Puts the models that judge where they are asked for, on the device for good: for commands without a policy and phases."""
+    for resident in add_judging_models(config, [judge], None, None, device).values():
+        resident.onload()
+
+
 def model_judge(
     config: Config, engine: Engine | None, processor: Processor | None, device: torch.device
 ) -> tuple[ModelReward, dict[str, Resident]]:

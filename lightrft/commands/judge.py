@@ -12,11 +12,11 @@ import torch
 
 from lightrft.algorithms.judging import Tied, judged, ties_score
 from lightrft.build.data import training_rewards
-from lightrft.build.judges import add_judging_models, check_judging
+from lightrft.build.judges import check_judging, check_without_policy, hold_judging_models
 from lightrft.build.models import build_processor
 from lightrft.build.process import prepare_process
 from lightrft.build.reward_models import Place, model_rewards
-from lightrft.config import POLICY, Config
+from lightrft.config import Config
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.console import pairs as shown
 from lightrft.datasets.formats import FORMATS
@@ -54,10 +54,7 @@ class Compared:
 
 def judge(config: Config, *, as_json: bool, out: str) -> int:
     """Prints what each reward makes of the comparisons in tasks.train_file, and writes it to `out` if that is set."""
-    if config.judge.path == POLICY:
-        raise ValueError(
-            f"judge.path={POLICY}: `lightrft judge` samples no policy. Set judge.path to a model."
-        )
+    check_without_policy(config, "judge")
     if not config.rewards.functions and not config.constraint.cost:
         raise ValueError(
             "which rewards? Set rewards.functions, e.g. --reward_model.paths rated RUN/model --rewards.functions rated 1 length 1"
@@ -73,9 +70,7 @@ def judge(config: Config, *, as_json: bool, out: str) -> int:
     with RewardRunner(rewards, options, model_rewards(config)) as runner:
         check_judging(config, [runner], training=False)
         rows, unit = comparisons(config)
-        held = add_judging_models(config, [runner], None, None, pick_device(config.strategy.device))
-        for resident in held.values():
-            resident.onload()
+        hold_judging_models(config, runner, pick_device(config.strategy.device))
         groups: dict[int, list[Trajectory]] = {}
         for row in rows:
             groups.setdefault(row.trajectory.group, []).append(row.trajectory)

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 from lightrft.build.data import training_rewards
-from lightrft.build.judges import add_judging_models, check_judging
+from lightrft.build.judges import check_judging, check_without_policy, hold_judging_models
+from lightrft.build.process import prepare_process
 from lightrft.build.reward_models import model_rewards
-from lightrft.config import POLICY, Config
+from lightrft.config import Config
 from lightrft.config.addresses import is_loopback
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
@@ -70,19 +70,14 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
     """Gives the rewards of these settings to whoever asks at this address, until it is stopped; 0 then."""
     key = address.checked_key()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    device = pick_device(config.strategy.device)
+    prepare_process(config)
     with RewardRunner(
         rewards_by_task(config), replace(config.rewards, on_failure="drop"), model_rewards(config)
     ) as judge:
         check_judging(config, [judge], training=False)
-        if JUDGE in judge.models and config.judge.path == POLICY:
-            raise ValueError(
-                "judge.path=policy: there is no policy here. Set judge.path to a model of its own."
-            )
-        for resident in add_judging_models(
-            config, [judge], cast(Any, None), cast(Any, None), device
-        ).values():
-            resident.onload()
+        if JUDGE in judge.models:
+            check_without_policy(config, "serve-rewards")
+        hold_judging_models(config, judge, pick_device(config.strategy.device))
         batcher = Batcher(lambda answers: judged(judge, answers), batch_ms / 1000)
         tasks = Tasks(tuple(judge.weights), ANY_TASK * (ANY_TASK in judge.weights))
         with RewardServer((address.host, address.port), batcher, tasks, key=key) as server:
