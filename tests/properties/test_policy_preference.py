@@ -26,6 +26,10 @@ from lightrft.trainer.policy_preferences import OUTPUT, PolicyPreferences
 from lightrft.trainer.reference import Referee
 from lightrft.types import Prompt
 from lightrft.utils.interrupt import Interrupt
+from tests.properties.comparisons import (
+    assert_equal_grades_have_no_loss_and_no_gradient,
+    assert_order_and_company_change_nothing,
+)
 
 
 def mine(values, grades, groups, *, power=2.0):
@@ -41,37 +45,18 @@ grades = st.sampled_from([-1.0, 0.0, 1.0, 2.0, math.nan])
 drawn_groups = st.lists(st.lists(st.tuples(numbers, grades), min_size=1, max_size=4), min_size=1, max_size=5)
 
 
-def columns(drawn):
-    flat = [(r, g, place) for place, group in enumerate(drawn) for r, g in group]
-    values, found, names = zip(*flat, strict=True)
-    double = torch.float64
-    return torch.tensor(values, dtype=double), torch.tensor(found, dtype=double), torch.tensor(names)
-
-
 @pytest.mark.parametrize("name", LOSSES)
 @given(drawn=drawn_groups, seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_order_and_company_change_nothing(name, drawn, seed):
-    values, right, names = columns(drawn)
-    whole = LOSSES[name](values, right, names)
-    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
-    assert_close(LOSSES[name](values[order], right[order], names[order]), whole[order], atol=1e-12, rtol=0)
-    for group in names.unique():
-        alone = names == group
-        found = LOSSES[name](values[alone], right[alone], names[alone])
-        assert_close(found, whole[alone], atol=1e-12, rtol=0)
+    assert_order_and_company_change_nothing(LOSSES[name], drawn, seed)
 
 
 @pytest.mark.parametrize("name", COMPARING)
 @given(values=st.lists(numbers, min_size=1, max_size=4), grade=grades)
 @settings(max_examples=25, deadline=None)
 def test_equal_grades_have_no_loss_and_no_gradient(name, values, grade):
-    leaf = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    same = torch.full((len(values),), grade, dtype=torch.float64)
-    loss = LOSSES[name](leaf, same, torch.zeros(len(values), dtype=torch.int64))
-    assert not loss.any()
-    loss.sum().backward()
-    assert not leaf.grad.any()
+    assert_equal_grades_have_no_loss_and_no_gradient(LOSSES[name], values, grade)
 
 
 @given(one=numbers, other=numbers)

@@ -10,6 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightrft.algorithms.preference import PREFERENCE_LOSSES, bradley_terry, signs
+from tests.properties.comparisons import (
+    assert_equal_grades_have_no_loss_and_no_gradient,
+    assert_order_and_company_change_nothing,
+    columns,
+)
 
 LOSSES = {**PREFERENCE_LOSSES, "signs": signs}
 numbers = st.floats(-5, 5, width=32)
@@ -17,29 +22,11 @@ grades = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0, math.nan])
 groups = st.lists(st.lists(st.tuples(numbers, grades), min_size=1, max_size=4), min_size=1, max_size=5)
 
 
-def columns(drawn):
-    flat = [(r, g, place) for place, group in enumerate(drawn) for r, g in group]
-    values, found, names = zip(*flat, strict=True)
-    return (
-        torch.tensor(values, dtype=torch.float64),
-        torch.tensor(found, dtype=torch.float64),
-        torch.tensor(names),
-    )
-
-
 @pytest.mark.parametrize("name", LOSSES)
 @given(drawn=groups, seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_order_and_company_change_nothing(name, drawn, seed):
-    values, right, names = columns(drawn)
-    whole = LOSSES[name](values, right, names)
-    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
-    shuffled = LOSSES[name](values[order], right[order], names[order])
-    torch.testing.assert_close(shuffled, whole[order], atol=1e-12, rtol=0)
-    for group in names.unique():
-        alone = names == group
-        found = LOSSES[name](values[alone], right[alone], names[alone])
-        torch.testing.assert_close(found, whole[alone], atol=1e-12, rtol=0)
+    assert_order_and_company_change_nothing(LOSSES[name], drawn, seed)
 
 
 @given(drawn=groups, shift=numbers)
@@ -54,12 +41,7 @@ def test_a_constant_added_to_all_values_of_a_group_changes_no_preference(drawn, 
 @given(values=st.lists(numbers, min_size=1, max_size=4), grade=grades)
 @settings(max_examples=60, deadline=None)
 def test_equal_grades_have_no_loss_and_no_gradient(name, values, grade):
-    leaf = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    same = torch.full((len(values),), grade, dtype=torch.float64)
-    loss = LOSSES[name](leaf, same, torch.zeros(len(values), dtype=torch.int64))
-    assert not loss.any()
-    loss.sum().backward()
-    assert not leaf.grad.any()
+    assert_equal_grades_have_no_loss_and_no_gradient(LOSSES[name], values, grade)
 
 
 @pytest.mark.parametrize("name", LOSSES)
