@@ -87,6 +87,7 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
                 server.socket = context.wrap_socket(
                     server.socket, server_side=True, do_handshake_on_connect=False
                 )
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
             threading.Thread(target=server.serve_forever, daemon=True).start()
             names = ", ".join(sorted(judge.labels.values()))
             log.info(
@@ -95,7 +96,6 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
                 "s" * bool(address.certificate),
                 *server.server_address[:2],
             )
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
             try:
                 batcher.run()
             except KeyboardInterrupt:
