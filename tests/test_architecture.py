@@ -14,6 +14,7 @@ import pytest
 
 from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.losses import LOSSES
+from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.algorithms.preference import PREFERENCE_LOSSES
 from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
 from lightrft.config import RUNS, layers
@@ -215,10 +216,10 @@ def test_the_name_of_an_engine_is_seen_in_code_and_not_in_a_docstring(tmp_path: 
 
 CHOICES = {
     name
-    for table in (ADVANTAGES, LOSSES, PREFERENCE_LOSSES, GROUP_FILTERS, RESPONSE_FILTERS)
+    for table in (ADVANTAGES, LOSSES, PREFERENCE_LOSSES, POLICY_LOSSES, GROUP_FILTERS, RESPONSE_FILTERS)
     for name in table
-} - {"none"}
-"""Functions of algorithms; "none" is also how other options are switched off."""
+} - {"none", "dpo"}
+"""Functions of algorithms; "none" is also how other options are switched off, "dpo" a command."""
 
 
 def choices_named(path: Path) -> set[str]:

@@ -8,6 +8,7 @@ The value is made of log-probs by `response_values`; what a loss asks for is an 
     needs_reference      the value is log pi - log pi_ref (True unless it says otherwise), not log pi
     needs_divergence     it takes `divergence`, the distance from the reference that a step measures before its update
     weighs_kinds         it takes `desirable_weight` and `undesirable_weight`, by default the inverse of the counts of the two kinds
+    ranges               option -> the numbers that it may be (config/ranges.py)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn.functional import logsigmoid, relu
 
 from lightrft.algorithms.preference import PreferenceLoss, group_mean, pairs
 from lightrft.algorithms.segments import segment_mean, segment_sum
+from lightrft.config.ranges import NOT_NEGATIVE, POSITIVE, Range
 from lightrft.types import Batch
 
 CERTAIN = -1e-7
@@ -171,12 +173,28 @@ def marked(function: PreferenceLoss, **attributes: Any) -> PreferenceLoss:
     return function
 
 
+BETA = {"beta": POSITIVE}
 POLICY_LOSSES: dict[str, PreferenceLoss] = {
-    "dpo": marked(dpo, compares_responses=True),
-    "robust": marked(robust, compares_responses=True),
-    "ipo": marked(ipo, compares_responses=True, averages=True),
-    "hinge": marked(hinge, compares_responses=True),
-    "simpo": marked(simpo, compares_responses=True, averages=True, needs_reference=False),
-    "orpo": marked(orpo, compares_responses=True, averages=True, needs_reference=False),
-    "kto": marked(kto, needs_divergence=True, weighs_kinds=True),
+    "dpo": marked(dpo, compares_responses=True, ranges={**BETA, "label_smoothing": Range(0, 0.5)}),
+    "robust": marked(
+        robust, compares_responses=True, ranges={**BETA, "label_smoothing": Range(0, 0.5, without_high=True)}
+    ),
+    "ipo": marked(ipo, compares_responses=True, averages=True, ranges=BETA),
+    "hinge": marked(hinge, compares_responses=True, ranges=BETA),
+    "simpo": marked(
+        simpo,
+        compares_responses=True,
+        averages=True,
+        needs_reference=False,
+        ranges={**BETA, "gamma": NOT_NEGATIVE},
+    ),
+    "orpo": marked(
+        orpo, compares_responses=True, averages=True, needs_reference=False, ranges={"beta": NOT_NEGATIVE}
+    ),
+    "kto": marked(
+        kto,
+        needs_divergence=True,
+        weighs_kinds=True,
+        ranges={**BETA, "desirable_weight": NOT_NEGATIVE, "undesirable_weight": NOT_NEGATIVE},
+    ),
 }

@@ -88,7 +88,7 @@ def build_model(config: RewardTrainingConfig) -> tuple[Processor, RewardSource]:
 def bound_loss(
     config: RewardTrainingConfig | DPOConfig, table: Mapping[str, PreferenceLoss] = PREFERENCE_LOSSES
 ) -> partial[Tensor]:
-    """The loss with its options. ValueError for an option that it does not take, or lacks."""
+    """The loss with its options. ValueError for an option that it does not take, or lacks, or a number that it may not be."""
     function: Any = resolve(table, config.loss, "loss")
     if not callable(function):
         raise ValueError(f"loss={config.loss} is a {type(function).__name__}, not a function.")
@@ -99,6 +99,10 @@ def bound_loss(
             raise ValueError(
                 f"options.{name}: loss={config.loss} does not take it. It takes: {', '.join(sorted(known)) or 'no options'}."
             )
+    ranges = getattr(function, "ranges", {})
+    for name, value in config.options.items():
+        if name in ranges and value not in ranges[name]:
+            raise ValueError(f"options.{name}={value:g}: must be {ranges[name]} with loss={config.loss}.")
     lacking = [p.name for p in own if p.default is p.empty and p.name not in config.options]
     if lacking:
         raise ValueError(

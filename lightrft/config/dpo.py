@@ -8,21 +8,9 @@ from typing import Literal
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig
 from lightrft.config.offline import GivenResponsesConfig, HeldOutConfig, SFTLogConfig, check_given_responses
-from lightrft.config.ranges import NOT_NEGATIVE, POSITIVE, Range
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
-
-LOSS_OPTIONS: dict[str, dict[str, Range]] = {
-    "dpo": {"beta": POSITIVE, "label_smoothing": Range(0, 0.5)},
-    "robust": {"beta": POSITIVE, "label_smoothing": Range(0, 0.5, without_high=True)},
-    "ipo": {"beta": POSITIVE},
-    "hinge": {"beta": POSITIVE},
-    "simpo": {"beta": POSITIVE, "gamma": NOT_NEGATIVE},
-    "orpo": {"beta": NOT_NEGATIVE},
-    "kto": {"beta": POSITIVE, "desirable_weight": NOT_NEGATIVE, "undesirable_weight": NOT_NEGATIVE},
-}
-"""Shipped loss -> the numbers that each of its options may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +48,3 @@ class DPOConfig(GivenResponsesConfig):
             "dpo", self, self.update, self.tasks,
             measures="counts the held-out pairs that it orders rightly", cure="score the finished model with `lightrft evaluate`",
         )  # fmt: skip
-        for name, known in LOSS_OPTIONS.get(self.loss, {}).items():
-            if name in self.options and self.options[name] not in known:
-                raise ValueError(
-                    f"options.{name}={self.options[name]:g}: must be {known} with loss={self.loss}."
-                )

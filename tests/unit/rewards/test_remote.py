@@ -348,6 +348,7 @@ def test_a_reply_without_measure_is_not_read_to_its_end(monkeypatch):
 def test_settings_that_cannot_be_are_refused(settings, told):
     with pytest.raises(ValueError, match=told):
         RemoteConfig(**settings)
+    assert RemoteConfig(urls={"far": "http://node7:8100"}, plain_http=True).plain_http
 
 
 @pytest.mark.parametrize(
