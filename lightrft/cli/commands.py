@@ -193,11 +193,7 @@ def serve_rewards(args: Sequence[str]) -> int:
     config = load("serve-rewards", rest)
     from lightrft.commands import serve_rewards as command
 
-    return command.serve_rewards(
-        config,
-        command.Address(own.host, own.port, own.key, own.certificate, own.private_key, own.plain_http),
-        own.batch_ms,
-    )
+    return command.serve_rewards(config, own, own.batch_ms)
 
 
 def check(args: Sequence[str]) -> int:

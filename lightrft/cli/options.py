@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from lightrft.commands.address import Address
 from lightrft.config.layers import field_docs
 from lightrft.config.parser import parse
 from lightrft.config.plan import Hardware, Rates
@@ -66,21 +67,9 @@ class ServeOptions:
 
 
 @dataclass(frozen=True)
-class ServeRewardsOptions:
+class ServeRewardsOptions(Address):
     """Where the server listens, and who may ask."""
 
-    host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0: all of this machine's, which needs a key, and a certificate or plain-http."""
-    port: int = 8100
-    """Port to listen at; 0: any that is free."""
-    key: str = ""
-    """Environment variable with the key that clients must send."""
-    certificate: str = ""
-    """PEM file with the server's certificate, for https."""
-    private_key: str = ""
-    """PEM file with its private key, if it is not in the same file."""
-    plain_http: bool = False
-    """Answer other machines without encryption."""
     batch_ms: float = 20.0
     """Milliseconds in which requests are gathered to be judged together."""
 

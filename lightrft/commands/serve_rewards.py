@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from lightrft.build.data import training_rewards
 from lightrft.build.judges import check_judging, check_without_policy, hold_judging_models
 from lightrft.build.process import prepare_process
 from lightrft.build.reward_models import model_rewards
+from lightrft.commands.address import Address
 from lightrft.config import Config
-from lightrft.config.addresses import is_loopback
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.models import JUDGE
@@ -28,42 +26,6 @@ from lightrft.utils.device import pick_device
 log = logging.getLogger("lightrft")
 ANY_TASK = "rewards"
 """The task of responses that name none that is known here."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens, and who may ask."""
-
-    host: str = "127.0.0.1"
-    port: int = 8100
-    key: str = ""
-    """Environment variable with the key; empty: none is asked for."""
-    certificate: str = ""
-    private_key: str = ""
-    plain_http: bool = False
-
-    def checked_key(self) -> str:
-        """The key; empty without one. ValueError for an address that others reach without a key or unencrypted, or a file that is not there."""
-        if self.key and not os.environ.get(self.key):
-            raise ValueError(
-                f"--key {self.key}: there is no such environment variable, or it is empty. Set it to a long random word."
-            )
-        for flag, file in (("--certificate", self.certificate), ("--private-key", self.private_key)):
-            if file and not Path(file).is_file():
-                raise ValueError(f"{flag} {file}: there is no such file.")
-        if self.private_key and not self.certificate:
-            raise ValueError(f"--private-key {self.private_key} has no effect without --certificate FILE.")
-        if not is_loopback(self.host) and not self.key:
-            raise ValueError(
-                f"--host {self.host} without a key: whoever reaches this machine could use the rewards. Put a key into an environment variable "
-                "and name it: --key REWARD_KEY. Or leave --host out, to serve this machine alone."
-            )
-        if not is_loopback(self.host) and not self.certificate and not self.plain_http:
-            raise ValueError(
-                f"--host {self.host} without a certificate: responses and the key could be read on the way. Give --certificate FILE, or "
-                "--plain-http where the network is trusted."
-            )
-        return os.environ[self.key] if self.key else ""
 
 
 def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:

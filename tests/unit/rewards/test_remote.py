@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 
 from lightrft.build.reward_models import model_rewards
-from lightrft.commands.serve_rewards import ANY_TASK, Address, judged, rewards_by_task
+from lightrft.commands.address import Address
+from lightrft.commands.serve_rewards import ANY_TASK, judged, rewards_by_task
 from lightrft.config import Config, RemoteConfig, RewardConfig, layers
 from lightrft.rewards import remote, service
 from lightrft.rewards.base import RewardRunner, stripped
