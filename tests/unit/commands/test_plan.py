@@ -219,7 +219,7 @@ def test_the_plan_has_the_bytes_of_the_parts_that_a_run_makes(tmp_path, monkeypa
     strategy = STRATEGIES["single"](config.strategy, torch.device("cpu"))
     actor = strategy.trainable(Source(config.model), config.optimizer, 1)
     critic = build_critic(config, found.algorithm, strategy)
-    reference = build_reference(config, found.algorithm, actor, strategy)
+    reference = build_reference(Source(config.model), actor, strategy)
     for name, model in (("actor", actor), ("critic", critic), ("reference", reference)):
         for part, resident in model.parts().items():
             assert planned[f"{name} {part}"] == resident.nbytes(), f"{name} {part}"
