@@ -35,6 +35,7 @@ JUDGE = [
     "2000",
 ]
 REWARD = ["--rewards.functions", "judge", "1"]
+OFF = ["--evaluate.before-and-after", "false"]
 RUN = ["tiny", *PLAIN, "--steps", "2", "--checkpoint.every-steps", "0", "--run", "run"]
 
 
@@ -60,7 +61,7 @@ def win_rates(texts, rivals):
 
 
 def test_siblings_are_compared_by_a_ring_and_a_run_resumes_with_it(lightrft, tmp_path):
-    options = [*JUDGE, *REWARD, "--judge.against", "siblings", "--judge.rivals", "1"]
+    options = [*JUDGE, *REWARD, *OFF, "--judge.against", "siblings", "--judge.rivals", "1"]
     lightrft("train", *RUN, *options)
     files = sorted((tmp_path / "run" / "trajectories").glob("*.jsonl"))
     assert len(files) == 2
@@ -92,8 +93,7 @@ def test_check_names_what_is_compared_and_what_fools_the_judge(lightrft, tmp_pat
     rows = [{"prompt": f"Say {n}", "target": "e" * n} for n in range(1, 17)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = ["--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl"]
-    off = ["--evaluate.before-and-after", "false"]
-    out = lightrft("check", "tiny", *PLAIN, *tasks, *JUDGE, *REWARD, *off, "--judge.against", "target")
+    out = lightrft("check", "tiny", *PLAIN, *tasks, *JUDGE, *REWARD, *OFF, "--judge.against", "target")
     told = " ".join(out.split())
     assert "responses compared with what is right in both orders" in told
     assert "answers that say nothing" in told
@@ -135,6 +135,5 @@ def test_what_cannot_be_compared_is_named_before_anything_loads(lightrft, tmp_pa
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Say 1"}\n')
     layer = [word for word in options if word == "remax"]
     flags = [*(word for word in options if word not in layer), "--tasks.target-field", ""]
-    off = ["--evaluate.before-and-after", "false"]
-    out = lightrft("train", "tiny", *layer, *RUN[1:], *JUDGE, *REWARD, *flags, *off, status=2)
+    out = lightrft("train", "tiny", *layer, *RUN[1:], *JUDGE, *REWARD, *flags, *OFF, status=2)
     assert told in " ".join(out.split())
