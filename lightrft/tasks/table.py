@@ -14,6 +14,7 @@ from typing import Any
 from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example
 from lightrft.datasets.preferences import compared
+from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.tasks import media_tasks, sentences, tiny
 from lightrft.tasks.base import (
@@ -123,16 +124,35 @@ def tiny_task(option: str) -> Task:
     return Task("tiny", load, {"same_kind": 1.0}, tiny.gold, extract=str, max_tokens=tiny.MAX_TOKENS)
 
 
+def demo_pairs(option: str) -> Task:
+    """Pairs of responses to the demo's questions, of which the rejected one has a fault of form or content; see sentences.py."""
+    no_option("demo_pairs", option)
+    return Task(
+        "demo_pairs",
+        _pairs_loader("demo_pairs", sentences.pairs),
+        {},
+        chosen_gold,
+        max_tokens=sentences.MAX_TOKENS,
+    )
+
+
 def tiny_pairs(option: str) -> Task:
     """Pairs of responses for a reward model, of which the chosen one has the question's kind of characters; see tiny.py."""
     no_option("tiny_pairs", option)
+    return Task(
+        "tiny_pairs", _pairs_loader("tiny_pairs", tiny.pairs), {}, chosen_gold, max_tokens=tiny.MAX_TOKENS
+    )
+
+
+def _pairs_loader(name: str, pairs: Callable[[str, int], list[Row]]) -> Load:
+    """A loader of pairs that a program makes for a split and a seed."""
 
     def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
-        rows: list[tuple[str, Row]] = [(str(n), row) for n, row in enumerate(tiny.pairs(split, seed))]
-        found = records(rows, compared, config, BadRecords(), source="tiny_pairs", instruction="")
+        rows = [(str(n), row) for n, row in enumerate(pairs(split, seed))]
+        found = records(rows, compared, config, BadRecords(), source=name, instruction="")
         return limited(found, split, config)
 
-    return Task("tiny_pairs", load, {}, chosen_gold, max_tokens=tiny.MAX_TOKENS)
+    return load
 
 
 def chosen_gold(record: Record) -> str:
@@ -247,12 +267,26 @@ def _check_split(split: Split, config: TaskConfig) -> None:
             expanded(train, "tasks.train_file").resolve()
             == expanded(evaluate, "tasks.evaluate_file").resolve()
         ):
-            raise ValueError(
-                f"tasks.train_file and tasks.evaluate_file are the same file, {train}: the score would be that of memorised rows. Split it in two."
-            )
+            _check_steps(config)
     elif train == evaluate and config.train_split == config.evaluate_split:
         raise ValueError(
             f"tasks.train_split and tasks.evaluate_split are both '{config.train_split}' of {train}. Set tasks.evaluate_split to another split."
+        )
+
+
+def _check_steps(config: TaskConfig) -> None:
+    """Raises ValueError where training and evaluation rows come from one place, unless that is a run and other steps of it."""
+    train, folder = config.train_file, rollouts_folder(config.train_file)
+    if folder is None:
+        raise ValueError(
+            f"tasks.train_file and tasks.evaluate_file are the same file, {train}: the score would be that of memorised rows. Split it in two."
+        )
+    parts = (chosen_steps(train, folder, split) for split in (config.train_split, config.evaluate_split))
+    shared = sorted(set.intersection(*map(set, parts)))
+    if shared:
+        raise ValueError(
+            f"tasks.train_file and tasks.evaluate_file are the same run, {train}, and both take step {shared[0]}. Name steps for each, e.g. "
+            "tasks.train_split=1-8 and tasks.evaluate_split=9-."
         )
 
 
@@ -287,6 +321,7 @@ def load_tasks(names: Iterable[str]) -> dict[str, Task]:
 TASKS: dict[str, Callable[[str], Task]] = {
     "aime": aime,
     "demo": demo,
+    "demo_pairs": demo_pairs,
     "file": file,
     "gsm8k": gsm8k,
     "math": math,

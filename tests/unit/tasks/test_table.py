@@ -7,6 +7,7 @@ import pytest
 from lightrft.config import RewardConfig, TaskConfig
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
+from lightrft.rewards.text import json_object
 from lightrft.tasks.table import TASKS, Task, load_task
 
 GSM = {"question": "Two and two?", "answer": "It is <<2+2=4>>4.\n#### 4"}
@@ -291,7 +292,7 @@ def test_every_task_but_those_of_rows_and_comparisons_brings_its_reward():
     need("reasoning_gym")
     options = {"reasoning_gym": "chain_sum"}
     without = [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards]
-    assert without == ["file", "tiny_pairs"]
+    assert without == ["demo_pairs", "file", "tiny_pairs"]
 
 
 def test_pairs_are_graded_by_kind_and_lengths_say_nothing():
@@ -307,6 +308,22 @@ def test_pairs_are_graded_by_kind_and_lengths_say_nothing():
         chosen, rejected = (one["messages"][0]["content"] for one in record.target)
         assert (right(chosen), right(rejected)) == (True, False)
         assert load_task("tiny_pairs").gold(record) == chosen
+
+
+def test_the_chosen_response_of_the_demo_is_right_the_rejected_one_wrong_and_lengths_say_nothing():
+    found = {split: load("demo_pairs", split) for split in ("train", "evaluate")}
+    assert {split: len(records) for split, records in found.items()} == {"train": 2000, "evaluate": 240}
+    questions = {split: [record.messages[0]["content"] for record in load("demo", split)] for split in found}
+    targets = {record.messages[0]["content"]: record.target for record in load("demo", "evaluate")}
+    right = json_object
+    longer = []
+    for record in found["evaluate"]:
+        target = targets[record.messages[0]["content"]]
+        chosen, rejected = (one["messages"][0]["content"] for one in record.target)
+        assert (right(chosen, target), right(rejected, target)) == (1.0, 0.0)
+        longer.append(1.0 if len(chosen) > len(rejected) else 0.5 if len(chosen) == len(rejected) else 0.0)
+    assert abs(sum(longer) / len(longer) - 0.5) < 0.05  # pairs that a rule of lengths gets right
+    assert [record.messages[0]["content"] for record in found["train"]] == questions["train"]
 
 
 def test_a_generated_question_without_answer_has_no_gold():
