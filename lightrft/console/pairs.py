@@ -98,7 +98,7 @@ def remarks(known: Mapping[str, float]) -> list[str]:
 def fools_table(name: str, tried: Sequence[Fooling]) -> str:
     """What answers that say nothing got from one reward, a line for each."""
     rows = [
-        [repr(one.text), f"{one.score:.3f}", f"{one.wrong:.3f}", str(one.prompts), "gets more" * one.fools]
+        [repr(one.text), _number(one.score), _number(one.wrong), str(one.prompts), "gets more" * one.fools]
         for one in tried
     ]
     return "\n".join(_aligned([[f"{name}: an answer", "score", "wrong answer", "prompts", ""], *rows]))
@@ -113,6 +113,10 @@ def fools_told(name: str, tried: Sequence[Fooling]) -> str:
         f"reward '{name}' gives more to {', '.join(found)} than to a wrong answer: a policy would learn to write that. Take a better judge, "
         "or add a reward that looks at what is said."
     )
+
+
+def _number(value: float | None) -> str:
+    return "not judged" if value is None else f"{value:.3f}"
 
 
 def _cell(known: Mapping[str, float], measure: str) -> str:

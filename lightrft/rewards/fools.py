@@ -6,7 +6,6 @@ but a mark or the beginning of a solution. A policy that learns from such a judg
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,17 +22,17 @@ class Fooling:
     """What one answer that says nothing got from a reward."""
 
     text: str
-    score: float
-    """Mean over the prompts; NaN if it was judged on none."""
-    wrong: float
-    """Mean of a wrong answer to the same prompts, judged beside it."""
+    score: float | None
+    """Mean over the prompts; None if it was judged on none."""
+    wrong: float | None
+    """Mean of a wrong answer to the same prompts, judged beside it; None likewise."""
     prompts: int
     """Prompts on which both have a number."""
 
     @property
     def fools(self) -> bool:
         """Whether it gets more than the wrong answer."""
-        return self.score > self.wrong
+        return self.score is not None and self.wrong is not None and self.score > self.wrong
 
 
 def wrong_answer(number: int, prompt: Prompt, text: str) -> Trajectory:
@@ -70,7 +69,7 @@ def try_fools(wrong: Sequence[Trajectory], judge: RewardRunner) -> dict[str, lis
 def _fooling(fool: str, pairs: Sequence[tuple[float | None, float | None]]) -> Fooling:
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not both:
-        return Fooling(fool, math.nan, math.nan, 0)
+        return Fooling(fool, None, None, 0)
     mine, others = (sum(column) / len(both) for column in zip(*both, strict=True))
     return Fooling(fool, mine, others, len(both))
 

@@ -35,7 +35,7 @@ JUDGE = [
     "2000",
 ]
 REWARD = ["--rewards.functions", "judge", "1"]
-OFF = ["--evaluate.before-and-after", "false"]
+OFF = ["--evaluate.before-and-after", "false", "--evaluate.every-steps", "0"]
 RUN = ["tiny", *PLAIN, "--steps", "2", "--checkpoint.every-steps", "0", "--run", "run"]
 
 
@@ -80,6 +80,26 @@ def test_siblings_are_compared_by_a_ring_and_a_run_resumes_with_it(lightrft, tmp
         assert row["reward/mean"] == pytest.approx(0.5)
         assert 0 <= row["counts/judge_contradictions"] <= row["counts/judge_comparisons"]
         assert row["counts/judge_failed_comparisons"] == 0
+
+
+def test_pairs_teach_a_judge_by_sft_and_by_reinforcement_and_what_is_right_gets_full_marks(
+    lightrft, tmp_path
+):
+    rows = [
+        {"prompt": f"{n}?", "chosen": f"{n}", "rejected": "x", "rationale": "So {chosen}."} for n in range(16)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    form = ["--tasks.format", "lightrft.datasets.preferences:judged"]
+    tasks = ["--tasks.train", "file", "1", "--tasks.train-file", "pairs.jsonl", *form, *OFF]
+    quiet = [word for word in PLAIN if word.startswith("--log")]
+    lightrft("sft", "sft_tiny", *quiet, *tasks, "--steps", "1", "--max-tokens", "64", "--run", "taught")
+    (row,) = (json.loads(line) for line in (tmp_path / "taught" / "metrics.jsonl").read_text().splitlines())
+    assert row["length/mean"] == len("So A.\nAnswer: A") + 1
+    choice = ["--rewards.functions", "choice", "1"]
+    lightrft("train", *RUN, *tasks, "--model.path", "taught/model", *choice)
+    assert len(steps_of(tmp_path)) == 2
+    out = lightrft("evaluate", "file", *tasks[: -len(OFF)], "--check", "--tasks.rewards", "choice", "1")
+    assert "16 of 16 gold answers score full marks" in out
 
 
 def test_a_policy_that_judges_and_names_no_letter_is_a_named_failure(lightrft):

@@ -7,8 +7,9 @@ import pytest
 from lightrft.config import TaskConfig
 from lightrft.datasets.judging import conversed, written
 from lightrft.datasets.preferences import judged, scored
+from lightrft.datasets.sources import BadRecords
 from lightrft.rewards.text import choice
-from lightrft.tasks.base import bare_gold
+from lightrft.tasks.base import bare_gold, records
 from lightrft.types import Record
 
 CONFIG = TaskConfig()
@@ -104,6 +105,14 @@ def test_media_of_a_prompt_stand_where_the_question_does():
 def test_a_row_that_is_no_pair_for_a_judge_is_told_why(changed, complaint):
     with pytest.raises(ValueError, match=complaint):
         judged({**ROW, **changed}, CONFIG)
+
+
+def test_broken_rows_are_named_or_skipped_and_counted():
+    some = [("1", ROW), ("2", {**ROW, "chosen": "5"}), ("3", {**ROW, "chosen": ""})]
+    found = records(some, judged, CONFIG, BadRecords("skip"), source="file", instruction="")
+    assert ([record.id for record in found], found.skipped) == (["file/1"], 2)
+    with pytest.raises(ValueError, match="^2: fields 'chosen' and 'rejected' say the same"):
+        records(some, judged, CONFIG, BadRecords("raise"), source="file", instruction="")
 
 
 def test_a_scored_response_is_asked_about_as_the_reward_asks():

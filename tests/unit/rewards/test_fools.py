@@ -1,7 +1,5 @@
 """Answers that say nothing, beside wrong ones: what a judge gives them."""
 
-import math
-
 import pytest
 
 from lightrft.config import JudgeConfig, RewardConfig
@@ -54,8 +52,8 @@ def test_a_judge_that_compares_compares_each_with_the_wrong_answer():
 def test_what_is_not_judged_is_no_score_and_a_reward_that_only_watches_is_not_tried():
     found = tried(lambda answers: [Failure("no") if a.answer == ":" else 0.5 for a in answers])
     colon = found["judge"][FOOLS.index(":")]
-    assert (colon.prompts, colon.fools) == (0, False)
-    assert math.isnan(colon.score)
+    assert (colon.score, colon.prompts, colon.fools) == (None, 0, False)
+    assert "not judged" in fools_table("judge", found["judge"])
     assert tried(lambda answers: [0.0 for _ in answers], {"judge": 0.0, "math": 1.0}) == {}
 
 
