@@ -8,6 +8,7 @@ from functools import partial
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
+from lightrft.rewards.refusal import refuses_rightly
 from lightrft.rewards.text import (
     answer_tags,
     choice,
@@ -51,6 +52,7 @@ REWARDS: dict[str, RewardFunction] = {
     "math": each(math),
     "number": each(last_number),
     "reasoning_gym": each(reasoning_gym),
+    "refuses_rightly": each(refuses_rightly),
     "repetition": each(repetition),
     "same_kind": each(same_kind),
     "words": each(words),

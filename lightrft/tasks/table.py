@@ -16,7 +16,7 @@ from lightrft.datasets.formats import FORMATS, Example
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.tasks import media_tasks, sentences, tiny
+from lightrft.tasks import media_tasks, safety, sentences, tiny
 from lightrft.tasks.base import (
     TAGGED,
     Load,
@@ -27,6 +27,7 @@ from lightrft.tasks.base import (
     Task,
     bare_gold,
     boxed_gold,
+    chosen_gold,
     conversation,
     from_places,
     hub_folder,
@@ -153,12 +154,6 @@ def _pairs_loader(name: str, pairs: Callable[[str, int], list[Row]]) -> Load:
         return limited(found, split, config)
 
     return load
-
-
-def chosen_gold(record: Record) -> str:
-    """The text of the response with the highest grade."""
-    best = max(record.target, key=lambda one: max(one["grades"].values()))
-    return str(best["messages"][-1]["content"])
 
 
 GYM_TRAIN, GYM_EVALUATE = 4096, 256
@@ -330,4 +325,5 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "tiny": tiny_task,
     "tiny_pairs": tiny_pairs,
     **media_tasks.TASKS,
+    **safety.TASKS,
 }
