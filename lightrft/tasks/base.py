@@ -255,6 +255,12 @@ def bare_gold(record: Record) -> str:
     return record.target.response if isinstance(record.target, Verdict) else str(record.target)
 
 
+def chosen_gold(record: Record) -> str:
+    """The text of the response with the highest grade."""
+    best = max(record.target, key=lambda one: max(one["grades"].values()))
+    return str(best["messages"][-1]["content"])
+
+
 def no_option(name: str, option: str) -> None:
     """ValueError for an option of a task that has none."""
     if option:

@@ -16,8 +16,9 @@ from lightrft.datasets.formats import FORMATS, Example
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.tasks import media_tasks, sentences, tiny
+from lightrft.tasks import media_tasks, safety, sentences, tiny
 from lightrft.tasks.base import (
+    BOXED,
     TAGGED,
     Load,
     NoSplitError,
@@ -27,6 +28,7 @@ from lightrft.tasks.base import (
     Task,
     bare_gold,
     boxed_gold,
+    chosen_gold,
     conversation,
     from_places,
     hub_folder,
@@ -43,15 +45,20 @@ __all__ = ["TASKS", "Load", "NoSplitError", "Place", "Records", "Split", "Task",
 
 
 def gsm8k(option: str) -> Task:
-    """Grade-school word problems (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168)."""
-    no_option("gsm8k", option)
+    """Grade-school word problems (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168); gsm8k:confidence wants to be told how sure an answer
+    is, too."""
+    if option not in ("", "confidence"):
+        raise ValueError(f"task 'gsm8k:{option}': there are gsm8k and gsm8k:confidence.")
     train = Place("gsm8k/train.jsonl", "openai/gsm8k:main", "train", "gsm8k")
-    return Task(
-        "gsm8k",
-        from_places("gsm8k", [train], [replace(train, file="gsm8k/test.jsonl", split="test")]),
-        {"math": 1.0},
-        boxed_gold,
-    )
+    places = [train], [replace(train, file="gsm8k/test.jsonl", split="test")]
+    if not option:
+        return Task("gsm8k", from_places("gsm8k", *places), {"math": 1.0}, boxed_gold)
+    name = f"gsm8k:{option}"
+    load = from_places(name, *places, instruction=f"{BOXED} {CONFIDENCE}")
+    return Task(name, load, {"confident_math": 1.0}, lambda record: f"{boxed_gold(record)}\nConfidence: 100%")
+
+
+CONFIDENCE = "End with a line that says how likely it is that your answer is right, from 0% to 100%, like this: Confidence: 70%"
 
 
 def math(option: str) -> Task:
@@ -153,12 +160,6 @@ def _pairs_loader(name: str, pairs: Callable[[str, int], list[Row]]) -> Load:
         return limited(found, split, config)
 
     return load
-
-
-def chosen_gold(record: Record) -> str:
-    """The text of the response with the highest grade."""
-    best = max(record.target, key=lambda one: max(one["grades"].values()))
-    return str(best["messages"][-1]["content"])
 
 
 GYM_TRAIN, GYM_EVALUATE = 4096, 256
@@ -330,4 +331,5 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "tiny": tiny_task,
     "tiny_pairs": tiny_pairs,
     **media_tasks.TASKS,
+    **safety.TASKS,
 }

@@ -7,6 +7,7 @@ import pytest
 from lightrft.config import RewardConfig, TaskConfig
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
+from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.text import json_object
 from lightrft.tasks.table import TASKS, Task, load_task
 
@@ -40,6 +41,17 @@ def test_gsm8k_is_read_from_the_data_folder(tmp_path):
             "content": "Two and two?\nThink step by step, and write the final answer inside \\boxed{}.",
         }
     ]
+
+
+def test_gsm8k_may_ask_how_sure_an_answer_is(tmp_path):
+    store(tmp_path / "gsm8k/train.jsonl", GSM)
+    (record,) = load("gsm8k:confidence", data=tmp_path)
+    task = load_task("gsm8k:confidence")
+    assert (record.source, record.target, task.rewards) == ("gsm8k:confidence", "4", {"confident_math": 1.0})
+    assert record.messages[-1]["content"].endswith("like this: Confidence: 70%")
+    assert confident_math(task.gold(record), record.target) == 1.0
+    with pytest.raises(ValueError, match="there are gsm8k and gsm8k:confidence"):
+        load_task("gsm8k:sure")
 
 
 def test_system_and_instruction_can_be_set(tmp_path):
@@ -292,7 +304,7 @@ def test_every_task_but_those_of_rows_and_comparisons_brings_its_reward():
     need("reasoning_gym")
     options = {"reasoning_gym": "chain_sum"}
     without = [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards]
-    assert without == ["demo_pairs", "file", "tiny_pairs"]
+    assert without == ["demo_pairs", "file", "tiny_pairs", "xstest_pairs"]
 
 
 def test_pairs_are_graded_by_kind_and_lengths_say_nothing():
