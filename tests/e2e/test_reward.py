@@ -56,6 +56,23 @@ def rated(server, tmp_path_factory):
     return folder / "run"
 
 
+def test_its_steps_can_be_looked_at(lightrft, rated):
+    said = lightrft("view", str(rated)).splitlines()
+    assert said[0].split() == [
+        "step",
+        "loss",
+        "pairs",
+        "right",
+        "gradient",
+        "rate",
+        "length",
+        "held-out",
+        "pairs",
+    ]
+    assert [line.split()[0] for line in said[1:] if line.strip()][:2] == ["0", "1"]
+    assert f"{summary(rated)['pair_accuracy']['after']:.1%}" in said[-1]
+
+
 def test_a_critic_begins_with_what_a_reward_model_says_on_one_process_and_on_two(lightrft, rated, tmp_path):
     """A new critic says 0 of every state before its first update."""
     critic = [
