@@ -96,8 +96,8 @@ def test_pairs_teach_a_judge_by_sft_and_by_reinforcement_and_what_is_right_gets_
     (row,) = (json.loads(line) for line in (tmp_path / "taught" / "metrics.jsonl").read_text().splitlines())
     assert row["length/mean"] == len("So A.\nAnswer: A") + 1
     choice = ["--rewards.functions", "choice", "1"]
-    lightrft("train", *RUN, *tasks, "--model.path", "taught/model", *choice)
-    assert len(steps_of(tmp_path)) == 2
+    lightrft("train", *RUN, *tasks, "--model.path", "taught/model", *choice, "--steps", "1")
+    assert len(steps_of(tmp_path)) == 1
     out = lightrft("evaluate", "file", *tasks[: -len(OFF)], "--check", "--tasks.rewards", "choice", "1")
     assert "16 of 16 gold answers score full marks" in out
 
