@@ -41,7 +41,7 @@ class OfflinePlan:
     reference: Shape | None
     """None too where it is the model without its adapters."""
     tokens: int
-    """Of the largest batch."""
+    """Tokens of the largest batch."""
 
     @cached_property
     def resident(self) -> list[Item]:
@@ -120,7 +120,7 @@ class OfflinePlan:
             cure = (
                 f"Lower update.tokens_per_micro_batch to {largest:,} or less, and max_tokens with it"
                 if largest
-                else "Take more devices with strategy.backend=fsdp, or lora"
+                else "Take more devices and a strategy.backend that shares the model out, or lora"
             )
             found.append(f"{most / GIB:.1f} GiB are needed and {self.usable / GIB:.1f} are usable. {cure}.")
         return found
