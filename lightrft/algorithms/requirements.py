@@ -80,6 +80,11 @@ def _check_advantage(config: Config, algorithm: Algorithm) -> None:
             f"{because} leaves everything to a teacher, and none enters the advantage. Set teacher.path, "
             "algorithm.teacher_coefficient=1 and algorithm.teacher_in=advantage, or another algorithm.advantage."
         )
+    if algorithm.needs_baseline and config.judge.against == "siblings":
+        raise ValueError(
+            f"{because} compares with a response that is judged alone, and judge.against=siblings judges by other responses. Set "
+            "judge.against=target or none, or another algorithm.advantage."
+        )
     for name in _says(algorithm, "advantage", "unused_settings") or ():
         cure = f"set algorithm.{CURES.get(name, 'advantage=group_norm')}"
         refuse_idle("algorithm", row, [name], because=because, cure=cure)

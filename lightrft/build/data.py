@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightrft.build.judges import check_judging
+from lightrft.build.judges import check_judging, check_targets
 from lightrft.build.reward_models import model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config
@@ -20,6 +20,7 @@ from lightrft.models.families import made_for
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.models import JUDGE
 from lightrft.rewards.vote import VOTES
 from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator
@@ -58,7 +59,10 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
     loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
     eval_sets, eval_judge = build_eval_sets(config, processor)
     check_judging(config, [judge, eval_judge])
-    return TaskData(loader, judge, eval_sets, eval_judge)
+    data = TaskData(loader, judge, eval_sets, eval_judge)
+    for one, asked in ((judge, sources), (eval_judge, [(e.prompts, e.weight) for e in eval_sets])):
+        check_targets(config, one, (prompt for prompts, _ in asked for prompt in prompts))
+    return data
 
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
@@ -81,7 +85,8 @@ def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[st
 def eval_rewards(config: Config, task: Task) -> dict[str, float]:
     """What a task's held-out responses are scored by: its own rewards, or those of training if it has none."""
     found = own_rewards(config, task) or task_rewards(config, task)
-    votes = [name for name in found if name in VOTES]
+    compares = [*VOTES, *([JUDGE] if config.judge.against == "siblings" else [])]
+    votes = [name for name in found if name in compares]
     if votes:
         own = (
             "Set its own reward, e.g. --tasks.rewards math 1"

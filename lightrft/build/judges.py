@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,15 +24,16 @@ from lightrft.models.load import load_model, load_processor
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.comparing import ComparingJudge
 from lightrft.rewards.models import (
     JUDGE,
     REWARD_MODEL,
     GenerativeJudge,
-    ModelReward,
     Output,
     judge_template,
 )
 from lightrft.strategy.memory import Resident
+from lightrft.types import Prompt
 from lightrft.utils.imports import resolve
 
 
@@ -64,6 +65,8 @@ def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: b
         )
     if JUDGE in used:
         judge_template(config.judge)
+        if training:
+            check_siblings(config)
         if config.judge.engine != OWN and ":" not in config.judge.engine:
             raise ValueError(
                 f"judge.engine={config.judge.engine}: a judge's engine is {OWN}, or the import path of one that has its weights, "
@@ -73,6 +76,35 @@ def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: b
             judge_with_processor(config)
         most_read(config, JUDGE)
     check_reward_models(config, rated)
+
+
+def check_siblings(config: Config) -> None:
+    """ValueError if the judge compares a response with more siblings than it has."""
+    size, options = config.rollout.group_size, config.judge
+    if options.against != "siblings":
+        return
+    if size < 2:
+        raise ValueError(
+            f"judge.against=siblings compares responses to one prompt, and rollout.group_size={size}. Set rollout.group_size=8, or "
+            "judge.against=target."
+        )
+    if options.rivals >= size:
+        raise ValueError(
+            f"judge.rivals={options.rivals}: a response has {size - 1} siblings (rollout.group_size={size}). Set it to at most {size - 1}."
+        )
+
+
+def check_targets(config: Config, judge: RewardRunner, prompts: Iterable[Prompt]) -> None:
+    """ValueError for a prompt without the target that its responses are to be compared with."""
+    if config.judge.against != "target" or JUDGE not in judge.models:
+        return
+    asked = {source for source, weights in judge.weights.items() if JUDGE in weights}
+    without = next((p for p in prompts if p.source in asked and p.target is None), None)
+    if without is not None:
+        raise ValueError(
+            f"judge.against=target compares responses with the target, and {without.id} has none. Set tasks.target_field to the field that "
+            "holds it, or judge.against=siblings."
+        )
 
 
 def _check_remote(config: Config, judges: Sequence[RewardRunner], training: bool) -> None:
@@ -102,8 +134,7 @@ def add_judging_models(
     found: dict[str, Output] = {}
     residents: dict[str, Resident] = {}
     if JUDGE in used:
-        asked, residents = model_judge(config, engine, processor, device)
-        found[JUDGE] = Output(asked)
+        found[JUDGE], residents = model_judge(config, engine, processor, device)
     rated, held = load_reward_models(config, sorted(used - {JUDGE}), device)
     found |= rated
     residents |= held
@@ -129,25 +160,33 @@ def hold_judging_models(config: Config, judge: RewardRunner, device: torch.devic
 
 def model_judge(
     config: Config, engine: Engine | None, processor: Processor | None, device: torch.device
-) -> tuple[ModelReward, dict[str, Resident]]:
+) -> tuple[Output, dict[str, Resident]]:
     """The judge in words, and its residents: none where the policy judges, or a server."""
-    options, most = config.judge, most_read(config, JUDGE)
+    options = config.judge
     if options.path == POLICY:
         assert engine is not None
         assert processor is not None
-        return GenerativeJudge(engine.generate, processor, options, most), {}
+        return judge_in_words(config, engine, processor), {}
     model, own = judge_with_processor(config)
     if options.engine != OWN:
         make: MakeEngine = resolve({}, options.engine, "engine of the judge")
         with named(JUDGE):
             empty = Source(model, learns=False).empty()
-        asked = make(empty, own, config.rollout)
-        return GenerativeJudge(asked.generate, own, options, most), {}
+        return judge_in_words(config, make(empty, own, config.rollout), own), {}
     with named(JUDGE):
         frozen = held_whole(load_model(model, resting(config, device), trainable=False), config, device)
     asked = ENGINES[OWN](frozen.module, own, config.rollout)
     residents = {"judge weights": frozen.parts()["weights"], "judge cache": asked.parts()["cache"]}
-    return GenerativeJudge(asked.generate, own, options, most), residents
+    return judge_in_words(config, asked, own), residents
+
+
+def judge_in_words(config: Config, engine: Engine, processor: Processor) -> Output:
+    """The reward of a judge that this engine answers for: a score of each response, or its win rate."""
+    given = (engine.generate, processor, config.judge, most_read(config, JUDGE))
+    if config.judge.against == "none":
+        return Output(GenerativeJudge(*given))
+    judge = ComparingJudge(*given)
+    return Output(judge, counted=judge.counted)
 
 
 def most_read(config: Config, name: str) -> int | None:

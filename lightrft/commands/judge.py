@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,12 +22,17 @@ from lightrft.console import pairs as shown
 from lightrft.datasets.formats import FORMATS
 from lightrft.datasets.sources import BadRecords, Row, read
 from lightrft.media.parts import readable
+from lightrft.rewards import comparing
 from lightrft.rewards.base import RewardRunner
+from lightrft.rewards.fools import spread, try_fools, wrong_answer
+from lightrft.rewards.models import JUDGE
 from lightrft.tasks.base import conversation
 from lightrft.tasks.table import load_task
+from lightrft.trainer.metrics import average
 from lightrft.types import Prompt, Trajectory
 from lightrft.utils.device import pick_device
 from lightrft.utils.imports import resolve
+from lightrft.utils.intervals import wilson
 from lightrft.utils.paths import expanded
 
 ROWS = 32
@@ -71,14 +76,18 @@ def judge(config: Config, *, as_json: bool, out: str) -> int:
         check_judging(config, [runner], training=False)
         rows, unit = comparisons(config)
         hold_judging_models(config, runner, pick_device(config.strategy.device))
-        groups: dict[int, list[Trajectory]] = {}
+        groups: dict[int, list[Compared]] = {}
         for row in rows:
-            groups.setdefault(row.trajectory.group, []).append(row.trajectory)
-        for start in range(0, len(groups), ROWS):
-            runner([t for group in list(groups)[start : start + ROWS] for t in groups[group]])
+            groups.setdefault(row.trajectory.group, []).append(row)
+        counts = judge_all(runner, [[row.trajectory for row in group] for group in groups.values()])
         outputs = {runner.labels[name]: output_of(config, name) for name in rewards[SOURCE]}
+        fooled = try_fools(wrong_answers(list(groups.values())), runner) if runner.models else {}
     found = report(rows, outputs)
-    text = json.dumps({"file": config.tasks.train_file, "lengths_in": unit, "rewards": found}, indent=2)
+    if JUDGE in found and config.judge.against != "none":
+        found[JUDGE][ALL] |= both_orders(found[JUDGE][ALL], groups.values(), counts, config.judge.samples)
+    told = {"file": config.tasks.train_file, "lengths_in": unit, "rewards": found}
+    told |= {"fools": {label: list(map(asdict, tried)) for label, tried in fooled.items()}} if fooled else {}
+    text = json.dumps(told, indent=2)
     if target is not None:
         target.write_text(text + "\n", encoding="utf-8")
     if as_json:
@@ -86,7 +95,28 @@ def judge(config: Config, *, as_json: bool, out: str) -> int:
     else:
         print(f"{config.tasks.train_file}: {len(groups)} rows, {len(rows)} responses, lengths in {unit}")
         print("\n\n".join(shown.table(name, subsets) for name, subsets in found.items()))
+        for label, tried in fooled.items():
+            warning = shown.fools_told(label, tried)
+            print(f"\n{shown.fools_table(label, tried)}" + f"\n  Warning: {warning}" * bool(warning))
     return 0
+
+
+def judge_all(runner: RewardRunner, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+    """Judges the responses of all rows in place; what was counted on the way, by metric."""
+    counts: dict[str, float] = {}
+    for start in range(0, len(groups), ROWS):
+        part = runner([t for group in groups[start : start + ROWS] for t in group])
+        counts = average([counts, part.metrics])
+    return counts
+
+
+def wrong_answers(groups: Sequence[Sequence[Compared]]) -> list[Trajectory]:
+    """The worst response of some rows, by the first of its grades."""
+    found = []
+    for number, place in enumerate(spread(len(groups))):
+        worst = min(groups[place], key=lambda row: next(iter(row.grades.values())))
+        found.append(wrong_answer(number, worst.trajectory.prompt, worst.trajectory.answer))
+    return found
 
 
 def comparisons(config: Config) -> tuple[list[Compared], str]:
@@ -178,6 +208,28 @@ def _measured(rows: Sequence[Compared], label: str, names: tuple[str, str]) -> d
     if tied:
         known["ties_score"] = ties_score(tied)
     return shown.with_interval(known)
+
+
+def both_orders(
+    known: Mapping[str, float],
+    groups: Collection[Sequence[Compared]],
+    counts: Mapping[str, float],
+    samples: int,
+) -> dict[str, float]:
+    """What asking in both orders tells besides the measures `known` of all rows.
+
+    comparisons: those with both verdicts; contradictions: the share of them whose verdicts contradict each other. Where every row is a
+    pair and the judge says one thing each time, right_in_both_orders: the share of rows whose better response wins twice, with low and high
+    of its interval; a row without a verdict is not right.
+    """
+    found = {"comparisons": counts.get(comparing.COMPARISONS, 0.0)}
+    if found["comparisons"]:
+        found["contradictions"] = counts[comparing.CONTRADICTIONS] / found["comparisons"]
+    if samples == 1 and all(len(group) == 2 for group in groups):
+        right = (known.get("accuracy", 0.0) - known.get("tied", 0.0) / 2) * known["pairs"] / len(groups)
+        low, high = wilson(right, len(groups))
+        found |= {"right_in_both_orders": right, "both_orders_low": low, "both_orders_high": high}
+    return found
 
 
 def _grade(grades: dict[str, float], names: tuple[str, str]) -> float:

@@ -167,6 +167,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_multiplier": NOT_NEGATIVE,
     },
     "judge": {
+        "rivals": COUNT,
         "max_length": NOT_NEGATIVE,
         "max_score": POSITIVE,
         "samples": COUNT,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightrft.config.checks import refuse_idle
 from lightrft.config.ranges import check_ranges
 
 POLICY = "policy"
@@ -91,8 +92,15 @@ class JudgeConfig:
     engine: str = "native"
     """What asks the model of judge.path: native, or the import path of an engine that has its weights, e.g.
     examples/openai_engine.py:OpenAIEngine for a server; the model then gives the tokenizer alone."""
+    against: Literal["none", "target", "siblings"] = "none"
+    """none: a response is scored by itself. Otherwise two are compared, always in both orders, and the reward is the win rate: against
+    the target, or against other responses to the prompt. A verdict that changes with the order is half a win."""
+    rivals: int = 2
+    """With against=siblings: how many of them each response is compared with, the next ones in a ring of its group, so that it meets
+    twice as many (or all, in a small group)."""
     template: str = ""
-    """Text file with the judge's prompt; {question}, {answer} and {target} are filled in. Empty: a general one."""
+    """Text file with the judge's prompt; {question}, {answer} and {target} are filled in, with against {question}, {answer_a}, {answer_b}
+    and {target}. Empty: a general one."""
     score_pattern: str = r"(?i)score:\s*\**\s*(-?\d+(?:\.\d+)?)"
     """Regular expression whose group is the score in the judge's reply; the last one counts."""
     max_score: float = 10.0
@@ -106,6 +114,19 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         check_ranges("judge", self)
+        if self.against != "none":
+            because = f"judge.against={self.against}, where the judge names a letter"
+            refuse_idle(
+                "judge", self, ["score_pattern", "max_score"], because=because, cure="set judge.against=none"
+            )
+        if self.against != "siblings":
+            refuse_idle(
+                "judge",
+                self,
+                ["rivals"],
+                because=f"judge.against={self.against}",
+                cure="set judge.against=siblings",
+            )
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
                 f"judge.samples={self.samples} with judge.temperature=0 gives the same reply {self.samples} times. Set "

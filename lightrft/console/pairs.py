@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lightrft.algorithms.judging import as_good_as_length
+from lightrft.rewards.fools import Fooling
 from lightrft.utils.intervals import wilson
 
 COLUMNS = {
@@ -71,6 +72,16 @@ def remarks(known: Mapping[str, float]) -> list[str]:
         found.append(f"Of responses with a signed grade: {signs(known)}.")
     if known["unjudged"]:
         found.append(f"Not judged: {known['unjudged']:.0f} responses, whose pairs are left out.")
+    if "contradictions" in known:
+        found.append(
+            f"Asked in both orders: the two verdicts contradict each other in {known['contradictions']:.1%} of {known['comparisons']:.0f} "
+            "comparisons."
+        )
+    if "right_in_both_orders" in known:
+        found.append(
+            f"Right in both orders: {known['right_in_both_orders']:.1%} (95 % interval {known['both_orders_low']:.1%} to "
+            f"{known['both_orders_high']:.1%})."
+        )
     if "accuracy" not in known:
         return [*found, "No pairs."]
     rule = "longer" if known["longer_wins"] >= known["shorter_wins"] else "shorter"
@@ -82,6 +93,30 @@ def remarks(known: Mapping[str, float]) -> list[str]:
     else:
         found.append(f"Better than the best rule of length: '{rule} wins' is right in {share:.1%}.")
     return found
+
+
+def fools_table(name: str, tried: Sequence[Fooling]) -> str:
+    """What answers that say nothing got from one reward, a line for each."""
+    rows = [
+        [repr(one.text), _number(one.score), _number(one.wrong), str(one.prompts), "gets more" * one.fools]
+        for one in tried
+    ]
+    return "\n".join(_aligned([[f"{name}: an answer", "score", "wrong answer", "prompts", ""], *rows]))
+
+
+def fools_told(name: str, tried: Sequence[Fooling]) -> str:
+    """A sentence if some of them got more than a wrong answer; else empty."""
+    found = [repr(one.text) for one in tried if one.fools]
+    if not found:
+        return ""
+    return (
+        f"reward '{name}' gives more to {', '.join(found)} than to a wrong answer: a policy would learn to write that. Take a better judge, "
+        "or add a reward that looks at what is said."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not judged" if value is None else f"{value:.3f}"
 
 
 def _cell(known: Mapping[str, float], measure: str) -> str:

@@ -9,9 +9,21 @@ from typing import Any
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.conversations import ROLES, conversation
-from lightrft.datasets.formats import UNREAD_OF_ROW, Example, field, messages_of, refuse_unread
+from lightrft.datasets.formats import UNREAD_OF_ROW, Example, field, messages_of, refuse_unread, text_field
+from lightrft.datasets.judging import (
+    LETTERS,
+    MAX_SCORE,
+    PAIR,
+    SINGLE,
+    Verdict,
+    conversed,
+    ordered,
+    question,
+    written,
+)
 from lightrft.datasets.media import filled
 from lightrft.datasets.sources import Row
+from lightrft.media.parts import has_media
 from lightrft.types import Message
 
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -153,6 +165,42 @@ def unpaired(row: Row, config: TaskConfig) -> Example:
     return Example(talk[:-1], [response(talk[-1:], {"": 1.0 if label else -1.0})])
 
 
+def judged(row: Row, config: TaskConfig) -> Example:
+    """A format for a judge that compares: a pair in any layout that `pair` reads, asked as judge.against asks (`judging.PAIR`).
+
+    The target is the letter of the chosen response, A or B, in an order that a hash of the row decides (`judging.ordered`), to be
+    rewarded by `choice`. `lightrft sft` learns "Answer: A", behind the field `rationale` where the row has one, in which
+    {chosen} and {rejected} become the two letters.
+    """
+    found = pair(row, config)
+    sides = [
+        _answer_text(name, side) for name, side in (("chosen", found.chosen), ("rejected", found.rejected))
+    ]
+    if sides[0] == sides[1]:
+        raise ValueError("fields 'chosen' and 'rejected' read the same, so that nothing is preferred.")
+    order = ordered(conversed(found.prompt), *sides)
+    other = LETTERS[order.better == LETTERS[0]]
+    reasons = written(_rationale(row), {"chosen": order.better, "rejected": other})
+    asked = question(PAIR, found.prompt, {"answer_a": order.first, "answer_b": order.second})
+    return Example(asked, Verdict(order.better, f"Answer: {order.better}", reasons))
+
+
+def scored(row: Row, config: TaskConfig) -> Example:
+    """A format for a judge that scores one response: the prompt field, `response`, and `score` from 0 to 10, asked as the reward `judge`
+    asks (`judging.SINGLE`).
+
+    The target is the score as text, to be rewarded by `number`. `lightrft sft` learns "Score: 7", behind the field `rationale` where the
+    row has one.
+    """
+    prompt = _prompt(row, config)
+    said = _answer_text("response", _after(prompt, _turns(field(row, "response"), "response")))
+    score = grade(field(row, "score"), "score")
+    if not 0 <= score <= MAX_SCORE:
+        raise ValueError(f"field 'score' is {score:g}, and a score is from 0 to {MAX_SCORE:g}.")
+    asked = question(SINGLE, filled(prompt, row), {"answer": said})
+    return Example(asked, Verdict(f"{score:g}", f"Score: {score:g}", _rationale(row)))
+
+
 def response(messages: list[Message], grades: dict[str, float]) -> dict[str, Any]:
     """One of the responses that the target of a comparison lists; a grade without a name is of the first output."""
     return {"messages": messages, "grades": grades}
@@ -163,6 +211,20 @@ def grade(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"field '{name}' holds {value!r:.80}, which is no finite number.")
     return float(value)
+
+
+def _answer_text(name: str, turns: list[Message]) -> str:
+    """A response as a judge reads it. ValueError if there is nothing to read."""
+    if has_media(turns):
+        raise ValueError(f"field '{name}' holds a picture, clip or sound, and a judge in words reads text.")
+    found = conversed(turns)
+    if not found.strip():
+        raise ValueError(f"field '{name}' is empty.")
+    return found
+
+
+def _rationale(row: Row) -> str:
+    return "" if row.get("rationale") is None else text_field(row, "rationale").strip()
 
 
 def _side(row: Row, name: str) -> int:

@@ -107,6 +107,7 @@ class RewardRunner:
         views = [stripped(trajectory) for trajectory in trajectories]
         # Models first: ranks that share an engine are to ask it together, whatever fails on one of them.
         values, failures = self._by_models(trajectories, views)
+        self._stop_at(failures, views)
         more = self._values(self._parts(trajectories), views)
         values, failures = values | more[0], failures | more[1]
         for place, trajectory in enumerate(trajectories):
@@ -117,7 +118,7 @@ class RewardRunner:
             if len(trajectory.parts) == len(weights):
                 trajectory.reward = sum(weight * values[name, place] for name, weight in weights.items())
         kept = _kept(trajectories, {place for _, place in failures})
-        metrics = {"counts/dropped_responses": float(len(trajectories) - len(kept))}
+        metrics = {"counts/dropped_responses": float(len(trajectories) - len(kept))} | self._counted()
         for name, count in Counter(name for name, _ in failures).items():
             metrics[f"counts/failed/{self.labels[name]}"] = float(count)
         if failures:
@@ -170,8 +171,21 @@ class RewardRunner:
                         values[name, place] = value
                     else:
                         failures[name, place] = f"it returned {value}."
-        self._stop_at(failures, views)
         return values, failures
+
+    def model_values(self, trajectories: Sequence[Trajectory]) -> list[dict[str, float]]:
+        """What the models among the rewards give each response, by label; nothing where one failed. Fills no trajectory and stops at no
+        failure."""
+        values, _ = self._by_models(trajectories, [stripped(trajectory) for trajectory in trajectories])
+        found: list[dict[str, float]] = [{} for _ in trajectories]
+        for (name, place), value in values.items():
+            found[place][self.labels[name]] = value
+        return found
+
+    def _counted(self) -> dict[str, float]:
+        """What the models counted in this call."""
+        found = (output.counted() for output in self.models.values() if output is not None)
+        return {name: value for counts in found for name, value in counts.items()}
 
     def _outputs(self) -> list[tuple[ModelReward, dict[str, Output]]]:
         """Each model, with the rewards that are outputs of it."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example, Format
+from lightrft.datasets.judging import Verdict
 from lightrft.datasets.sources import BadRecords, Row, read
 from lightrft.media.parts import located, outside
 from lightrft.types import Message, Record
@@ -250,8 +251,8 @@ def boxed_gold(record: Record) -> str:
 
 
 def bare_gold(record: Record) -> str:
-    """The target alone, as text."""
-    return str(record.target)
+    """The target alone, as text; of a judge's verdict all that says it."""
+    return record.target.response if isinstance(record.target, Verdict) else str(record.target)
 
 
 def chosen_gold(record: Record) -> str:

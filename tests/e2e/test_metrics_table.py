@@ -9,6 +9,7 @@ import torch
 
 from lightrft.trainer.metrics import METRICS
 from tests.e2e.runs import PLAIN, Lightrft
+from tests.e2e.test_comparing import ENGINE, JUDGE, OFF, REWARD, RUN
 
 BROKEN = """
 import math, torch
@@ -117,8 +118,20 @@ def preferring_run(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def all_logged(tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run):
-    runs = (tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run)
+def comparing_run(server, tmp_path_factory):
+    """A run whose judge compares responses."""
+    folder = tmp_path_factory.mktemp("comparing")
+    (folder / "counting.py").write_text(ENGINE)
+    flags = [*JUDGE, *REWARD, *OFF, "--judge.against", "siblings", "--steps", "1"]
+    Lightrft(server, folder)("train", *RUN, *flags)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def all_logged(
+    tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run, comparing_run
+):
+    runs = (tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run, comparing_run)
     return set().union(*map(logged, runs))
 
 

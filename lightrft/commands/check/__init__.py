@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lightrft.build.models import build_processor, check_models, check_teacher
 from lightrft.build.process import prepare_process
-from lightrft.commands.check import costs, policy, questions, settings, template
+from lightrft.commands.check import costs, fools, policy, questions, settings, template
 from lightrft.commands.check.report import Report
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
@@ -47,6 +47,8 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     start = report.run("sampled responses", lambda s: policy.samples(s, config, parts, found))
     if start is None:
         return
+    if parts.judge.models:
+        report.run("answers that say nothing", lambda s: fools.fools(s, parts, found, start))
     report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))
     report.run("time and memory", lambda s: costs.time_and_memory(s, config, parts, found, start))
     report.run("disk", lambda s: costs.disk(s, config, parts, start))

@@ -23,6 +23,7 @@ from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
+from lightrft.rewards.models import JUDGE
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
@@ -112,12 +113,12 @@ def judged(section: Section, parts: Parts, policy: Policy, answers: Sequence[Tra
 
 def fits_judges(section: Section, config: Config, parts: Parts, questions: Questions) -> None:
     """Warns if a prompt and a response may be longer than the models that judge can read."""
-    needed = questions.longest + config.rollout.max_tokens
     for name in sorted(models_used(config, [parts.judge])):
-        room = most_read(config, name)
+        room, compared = most_read(config, name), name == JUDGE and config.judge.against != "none"
+        needed = questions.longest + config.rollout.max_tokens * (2 if compared else 1)
         if room is not None and needed > room:
             section.warn(
-                f"the longest prompt and a full response are {needed} tokens, without the judge's own words; the model of reward '{name}' "
+                f"the longest prompt and {'two full responses' if compared else 'a full response'} are {needed} tokens, without the judge's own words; the model of reward '{name}' "
                 f"can be given {room}. Longer ones have no reward (rewards.on_failure={config.rewards.on_failure}): lower "
                 f"rollout.max_tokens, or take a model for longer texts, or set {section_of(name)}.max_length if this one takes them."
             )

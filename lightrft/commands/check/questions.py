@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from rich.table import Table
 
 from lightrft.build.data import own_rewards
+from lightrft.build.judges import check_targets
 from lightrft.build.tasks import records_of
 from lightrft.commands.check.report import Section
 from lightrft.commands.check.settings import Parts
@@ -196,6 +197,9 @@ def histogram(lengths: Sequence[int]) -> str:
 def rewards(section: Section, config: Config, parts: Parts, questions: Questions) -> None:
     """Gold answers must get full marks, and those to other prompts must not."""
     chosen = bool(config.rewards.functions)
+    check_targets(config, parts.judge, questions.train)
+    if parts.eval_judge is not None:
+        check_targets(config, parts.eval_judge, questions.evaluate)
     for name, task in parts.tasks.items():
         gold(section, name, task, questions.records[name], parts.judge, chosen=chosen)
     if parts.eval_judge is not None:

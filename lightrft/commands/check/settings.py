@@ -26,6 +26,9 @@ from lightrft.trainer.rollout import needs_old
 from lightrft.utils.device import available_bytes, pick_device
 from lightrft.utils.imports import resolve
 
+AGAINST = {"target": "what is right", "siblings": "their siblings"}
+"""Option of judge.against -> what responses are compared with."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -137,6 +140,8 @@ def besides(config: Config, algorithm: Algorithm) -> list[str]:
         found.append(f"the teacher {config.teacher.path}")
     if config.constraint.cost:
         found.append(f"{config.constraint.cost} kept at most {config.constraint.limit:g} on average")
+    if config.judge.against != "none":
+        found.append(f"responses compared with {AGAINST[config.judge.against]} in both orders")
     if config.rollout.extra_groups == "carry_over":
         found.append("surplus groups learned from in the next step")
     if config.replay.groups_per_step:
