@@ -1,0 +1,107 @@
+"""Reward models that see or hear, packed with shared prompts, against plain transformers reading the folder that a run leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models.export import write_folder
+from lightrft.models.families import part
+from lightrft.models.lora import full_weights
+from lightrft.models.reward import Conversation, load_reward_model, scores, values
+from lightrft.models.reward_source import RewardSource
+from lightrft.testing import tiny_processor
+from lightrft.trainer.batching import pack, response_positions
+from tests.oracles.test_media_models import TENSORS, answers_to, name_of
+
+SYSTEM = 259
+"""<|system|>, which no conversation here ends with."""
+
+
+def source(family, **model):
+    return RewardSource(
+        ModelConfig(path=f"random:{name_of(family)}", **model), outputs=("general", "cost"), padding=SYSTEM
+    )
+
+
+def saved(folder, module):
+    """The folder that a run leaves behind."""
+    weights = full_weights(module, lambda p, dtype: p.detach().to(dtype), torch.float32)
+    write_folder(module, tiny_processor(), weights, folder)
+    return folder
+
+
+def plain_model(folder):
+    """What docs/reward_models.md tells to read it with: transformers' own class, or three lines."""
+    if "Gemma3" in (folder / "config.json").read_text():
+        return AutoModelForSequenceClassification.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = config.architectures[0]
+    family = architecture.removesuffix("ForSequenceClassification")
+    module = getattr(transformers, f"{family.removesuffix('Thinker')}PreTrainedModel")
+    kind = type(architecture, (GenericForSequenceClassification, module), {"config_class": type(config)})
+    return kind.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", TENSORS)
+def test_packed_values_are_scores_of_plain_transformers_one_conversation_at_a_time(tmp_path, family):
+    trajectories, given = answers_to(family)
+    module = source(family).full()
+    found = values(module, pack(trajectories)).detach()
+    assert found.shape == (8, 2)
+    assert found.std() > 0.05
+    plain = plain_model(saved(tmp_path / "m", module)).eval()
+    assert plain.config.id2label == {0: "general", 1: "cost"}
+    assert plain.config.architectures == [type(plain).__name__]
+    with torch.no_grad():
+        theirs = torch.cat([plain(**one).logits for one in given])
+    assert_close(found, theirs, atol=1e-4, rtol=0)
+    conversations = [
+        Conversation(
+            t.prompt.token_ids + t.token_ids,
+            None if t.prompt.positions is None else torch.cat([t.prompt.positions, response_positions(t)], 1),
+            t.prompt.media,
+        )
+        for t in trajectories
+    ]
+    taken = load_reward_model(ModelConfig(path=str(tmp_path / "m")))
+    for budget in (60, 10_000):
+        assert_close(torch.tensor(scores(taken, conversations, budget)), found, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_audio"])
+def test_every_part_learns_and_frozen_ones_do_not_and_adapters_are_on_the_language_part(family):
+    trajectories, _ = answers_to(family)
+    module = source(family).full()
+    values(module, pack(trajectories)).sum().backward()
+    reached = {n for n, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {"score.weight"} < reached
+    for kind in ("vision", "audio", "language"):
+        names = {n for n, _ in part(module, kind)}
+        assert bool(names) == bool(names & reached)
+    frozen = source(family, freeze=["projector"]).full() if family != "qwen2_vl" else module
+    assert frozen.score.weight.requires_grad
+    adapted = source(family, lora=LoraConfig(rank=2)).full()
+    learning = {n for n, p in adapted.named_parameters() if p.requires_grad}
+    assert any(n.endswith("score.weight") for n in learning)
+    assert all("language_model" in n for n in learning if "lora_" in n)
+    assert sum("lora_" in n for n in learning) == 28
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_model_without_weights_is_given_the_same_ones(tmp_path, family):
+    """As the sharding backends build it, from a folder of ours."""
+    folder = saved(tmp_path / "m", source(family).full())
+    there = RewardSource(ModelConfig(path=str(folder)), outputs=("general", "cost"), padding=SYSTEM)
+    whole, empty = there.full(), there.empty()
+    missing, stored = there.missing(empty), there.whole()
+    assert stored.keys() == missing.keys()
+    for name, parameter in missing.items():
+        parameter.data = stored[name]
+    trajectories, _ = answers_to(family)
+    assert_close(values(empty, pack(trajectories)), values(whole, pack(trajectories)), atol=0, rtol=0)
