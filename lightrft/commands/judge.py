@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from lightrft.config import Config
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.console import pairs as shown
 from lightrft.datasets.formats import FORMATS
-from lightrft.datasets.sources import BadRecords, Row, read
-from lightrft.media.parts import readable
+from lightrft.datasets.sources import BadRecords, Row, is_file, read
+from lightrft.media.parts import has_media, readable
 from lightrft.rewards.base import RewardRunner
-from lightrft.tasks.base import conversation
+from lightrft.tasks.base import conversation, hub_folder, placed
 from lightrft.tasks.table import load_task
 from lightrft.types import Prompt, Trajectory
 from lightrft.utils.device import pick_device
@@ -101,10 +102,13 @@ def comparisons(config: Config) -> tuple[list[Compared], str]:
             return [0] * len(text)
         return list(tokenizer.encode(text, add_special_tokens=False))
 
+    folder = (
+        expanded(tasks.train_file, "tasks.train_file").parent if is_file(tasks.train_file) else hub_folder()
+    )
     found: list[Compared] = []
     for group, (where, row) in enumerate(read(tasks.train_file, tasks.train_split, bad)):
         try:
-            found += _compared(form, row, config, group, where, tokens)
+            found += _compared(form, row, config, group, where, tokens, folder)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             bad(f"{where}: {error}")
     if not found:
@@ -119,6 +123,7 @@ def _compared(
     group: int,
     where: str,
     tokens: Callable[[str], list[int]],
+    folder: Path,
 ) -> list[Compared]:
     example = form(row, config.tasks)
     if not isinstance(example.target, list):
@@ -126,11 +131,14 @@ def _compared(
             f"tasks.format={config.tasks.format} gives no responses to compare. Leave it out, or see docs."
         )
     messages = conversation(example, system=config.tasks.system, instruction=config.tasks.instruction)
+    messages = placed(messages, folder, config.tasks)
     found = []
     for one in example.target:
-        *before, last = one["messages"]
-        text = readable(last["content"])
-        ids = tokens(text)
+        *before, last = placed(one["messages"], folder, config.tasks)
+        text, is_medium = readable(last["content"]), has_media([last])
+        ids = tokens("" if is_medium else text)
+        # A response that is a medium stands in the messages, where reward models that read it look for it.
+        before = [*before, last] if is_medium else before
         asked = Prompt(where, [], [*messages, *before], row.get(config.tasks.target_field), SOURCE)
         said = Trajectory(
             prompt=asked, group=group, token_ids=ids, mask=[True] * len(ids), behavior=[0.0] * len(ids),

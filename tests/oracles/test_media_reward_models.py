@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -9,16 +12,21 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from lightrft.config import LoraConfig, ModelConfig
+from lightrft.config import LoraConfig, ModelConfig, TaskConfig
+from lightrft.datasets.comparisons import siblings
+from lightrft.datasets.sides import Side, SidesOpener
 from lightrft.models.export import write_folder
 from lightrft.models.families import part
 from lightrft.models.lora import full_weights
-from lightrft.models.reward import Conversation, load_reward_model, scores, values
+from lightrft.models.reward import Conversation, load_reward_model, scores, up_to_score, values
 from lightrft.models.reward_source import RewardSource
 from lightrft.testing import tiny_processor
-from lightrft.trainer.batching import pack, response_positions
-from tests.oracles.test_media_models import TENSORS, answers_to, name_of
+from lightrft.trainer.batching import batch_tokens, pack, plan, response_positions
+from lightrft.types import Prompt
+from tests.oracles.test_media_models import answers_to, name_of
 
+FAMILIES = ["llava", "gemma3_vl", "idefics3", "qwen2_5_vl", "qwen2_audio", "qwen2_5_omni_thinker, pictures"]
+"""One of each kind: one class of transformers' own, batched pictures, several axes of positions, sounds."""
 SYSTEM = 259
 """<|system|>, which no conversation here ends with."""
 
@@ -48,7 +56,7 @@ def plain_model(folder):
     return kind.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("family", TENSORS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_packed_values_are_scores_of_plain_transformers_one_conversation_at_a_time(tmp_path, family):
     trajectories, given = answers_to(family)
     module = source(family).full()
@@ -105,3 +113,59 @@ def test_a_model_without_weights_is_given_the_same_ones(tmp_path, family):
         parameter.data = stored[name]
     trajectories, _ = answers_to(family)
     assert_close(values(empty, pack(trajectories)), values(whole, pack(trajectories)), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_audio"])
+def test_responses_that_are_media_are_scored_at_the_last_token_of_their_prompts(tmp_path, family):
+    """A pair of two prompts, packed, is what plain transformers says to each alone; whatever fits a micro-batch, in either order."""
+    (one, given), (other, more) = (
+        (t, g) for t, g in zip(*answers_to(family), strict=True) if t.group in (0, 3) and len(t) == 4
+    )
+    opener = SidesOpener(tiny_processor(), TaskConfig(), partial(up_to_score, padding=SYSTEM))
+    sides = [
+        opener._split(Side([0], {"general": 1.0 - n}, [True]), whole(t)) for n, t in enumerate((one, other))
+    ]
+    module = source(family).full()
+    plain = plain_model(saved(tmp_path / "m", module)).eval()
+    with torch.no_grad():
+        theirs = torch.cat([plain(**kwargs).logits for kwargs in (given, more)])
+    for order in (sides, sides[::-1]):
+        pair = siblings(Prompt("p", [1], [], order, "x"), 0)
+        assert [len(t) for t in pair] == [1, 1]
+        (batch,) = plan(pair, 1, whole_groups=True)
+        packed = pack(batch)
+        assert packed.inputs.token_ids.numel() == batch_tokens(pair)
+        found = values(module, packed).detach()
+        assert_close(found if order is sides else found.flip(0), theirs, atol=1e-4, rtol=0)
+
+
+def whole(t):
+    """A trajectory's prompt and response as one prompt."""
+    rows = t.prompt.positions
+    rows = None if rows is None else torch.cat([rows, response_positions(t)], 1)
+    return replace(t.prompt, token_ids=t.prompt.token_ids + t.token_ids, positions=rows)
+
+
+def test_a_micro_batch_counts_the_prompts_of_responses_that_are_media_each():
+    """Two pairs of prompts of 9 and 5 tokens with one token each: 16 tokens a pair."""
+    groups = [
+        siblings(
+            Prompt(
+                "p",
+                [1],
+                [],
+                [
+                    Side([3], {}, [True], Prompt(f"{n}{m}", [5] * size, [], None, "x"))
+                    for m, size in enumerate((9, 5))
+                ],
+                "x",
+            ),
+            n,
+        )
+        for n in range(2)
+    ]
+    answers = [t for group in groups for t in group]
+    assert batch_tokens(answers) == 32
+    assert [len(b) for b in plan(answers, 32, whole_groups=True)] == [4]
+    assert [[t.group for t in b] for b in plan(answers, 31, whole_groups=True)] == [[0, 0], [1, 1]]
+    assert sorted(len(b) for b in plan(answers, 15)) == [1, 1, 2]
