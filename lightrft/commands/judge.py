@@ -20,7 +20,7 @@ from lightrft.build.reward_models import Place, model_rewards
 from lightrft.config import Config
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.console import pairs as shown
-from lightrft.datasets.formats import FORMATS
+from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.media.parts import has_media, readable
 from lightrft.rewards.base import RewardRunner
@@ -93,7 +93,7 @@ def judge(config: Config, *, as_json: bool, out: str) -> int:
 def comparisons(config: Config) -> tuple[list[Compared], str]:
     """The responses of all rows in their order, and what their lengths are counted in. ValueError if there are none."""
     tasks = config.tasks
-    form = resolve(FORMATS, COMPARISONS if tasks.format == "columns" else tasks.format, "format")
+    form = resolve(ROW_FORMATS, COMPARISONS if tasks.format == "columns" else tasks.format, "format")
     bad = BadRecords(tasks.on_bad_record)
     tokenizer = build_processor(config).tokenizer if config.model.path else None
 

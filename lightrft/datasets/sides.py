@@ -31,7 +31,7 @@ class Side(NamedTuple):
     mask: list[bool]
     """True where the score is read, or on what the assistant says."""
     prompt: Prompt | None = None
-    """Of a response that is, or is compared with, a picture, a clip or a sound: all that the model reads, but for the one token that
+    """All that the model reads of a response that is, or is compared with, a picture, a clip or a sound, but for the one token that
     `token_ids` has, at which the score is read. None: the prompt that all responses share."""
 
 
