@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,15 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from lightrft.config import LoraConfig, ModelConfig, TaskConfig
+from lightrft.algorithms.preference import PREFERENCE_LOSSES
+from lightrft.config import (
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardTrainingConfig,
+    TaskConfig,
+    UpdateConfig,
+)
 from lightrft.datasets.comparisons import siblings
 from lightrft.datasets.sides import Side, SidesOpener
 from lightrft.models.export import write_folder
@@ -20,8 +29,12 @@ from lightrft.models.families import part
 from lightrft.models.lora import full_weights
 from lightrft.models.reward import Conversation, load_reward_model, scores, up_to_score, values
 from lightrft.models.reward_source import RewardSource
+from lightrft.parallel.world import World
+from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_processor
-from lightrft.trainer.batching import batch_tokens, pack, plan, response_positions
+from lightrft.trainer.batching import Batching, batch_tokens, pack, plan, response_positions
+from lightrft.trainer.optimize import optimize
+from lightrft.trainer.preferences import Preferences
 from lightrft.types import Prompt
 from tests.oracles.test_media_models import answers_to, name_of
 
@@ -137,6 +150,50 @@ def test_responses_that_are_media_are_scored_at_the_last_token_of_their_prompts(
         assert packed.inputs.token_ids.numel() == batch_tokens(pair)
         found = values(module, packed).detach()
         assert_close(found if order is sides else found.flip(0), theirs, atol=1e-4, rtol=0)
+
+
+def pairs_of_media(family):
+    """Two pairs of prompts that are each a response; which of the two is better."""
+    answers = [t for t in answers_to(family)[0] if len(t) == 4]
+    opener = SidesOpener(tiny_processor(), TaskConfig(), partial(up_to_score, padding=SYSTEM))
+    sides = [opener._split(Side([0], {"general": n % 2}, [True]), whole(t)) for n, t in enumerate(answers)]
+    return [siblings(Prompt(str(n), [1], [], sides[2 * n : 2 * n + 2], "x"), n) for n in range(2)]
+
+
+def learned(family, pairs, tokens):
+    """Loss and gradients of one step by our trainer's parts."""
+    module, gradients, outputs = source(family).full(), {}, ["general", "cost"]
+    objective = Preferences(RewardTrainingConfig(outputs=outputs), PREFERENCE_LOSSES["bradley_terry"])
+    update = UpdateConfig(tokens_per_micro_batch=tokens)
+    batching = Batching(update, World(), torch.device("cpu"), whole_groups=True, outputs=outputs)
+    trainable = SingleTrainable(module, OptimizerConfig(learning_rate=0.0), 1)
+
+    def keep(_index, _norm):
+        gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+
+    (metrics,) = optimize(
+        trainable,
+        batching.updates([t for pair in pairs for t in pair], seed=0),
+        partial(objective.loss, trainable),
+        averaging=objective.averaging,
+        batching=batching,
+        before_update=keep,
+    )
+    return metrics["loss"], gradients
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_neither_micro_batches_nor_the_order_of_pairs_and_sides_change_what_is_learned_of_media(family):
+    one, other = pairs_of_media(family)
+    values_of = [float(v) for v in values(source(family).full(), pack(one + other)).detach()[:, 0]]
+    right = sum(math.log1p(math.exp(values_of[n] - values_of[n + 1])) for n in (0, 2)) / 2
+    loss, gradients = learned(family, [one, other], 10_000)
+    assert loss == pytest.approx(right, abs=1e-5)
+    for pairs, tokens in (([one, other], 1), ([other[::-1], one], 10_000), ([other, one[::-1]], 40)):
+        found = learned(family, pairs, tokens)
+        assert found[0] == pytest.approx(loss, abs=1e-5)
+        for name, gradient in gradients.items():
+            assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def whole(t):
