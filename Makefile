@@ -1,6 +1,6 @@
 # make demo    a small language model learns on this CPU        make test    the tests
 # make check   format, lint, types, imports, tests              make docs-tables   docs/configuration.md from the code
-# make test-quick   unit tests and properties, under two minutes
+# make test-quick   unit tests and properties, under two minutes      make test-all   with those left out for their time
 # make sweep   300 combinations of settings, run and resumed, and every algorithm learning
 #
 # Each makes the virtual environment and installs what it needs when that is missing; needs Python >= 3.11 and make.
@@ -14,7 +14,7 @@ USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell $(p) -c '$(USABLE)' 2>/dev/null && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick sweep check format docs-tables clean
+.PHONY: help demo test test-quick test-all sweep check format docs-tables clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -26,10 +26,13 @@ test: $(VENV)/dev
 	$(PYTEST) $(ARGS)
 
 test-quick: $(VENV)/dev
-	$(PYTEST) -m "not slow" tests/unit tests/properties tests/docs $(ARGS)
+	$(PYTEST) -m "not slow and not extended" tests/unit tests/properties tests/docs $(ARGS)
+
+test-all: $(VENV)/dev
+	$(PYTEST) -m "" $(ARGS)
 
 sweep: $(VENV)/dev
-	LIGHTRFT_SWEEP=300 $(PYTEST) --dist worksteal tests/faults/test_sweep.py tests/e2e/test_learning.py $(ARGS)
+	LIGHTRFT_SWEEP=300 $(PYTEST) -m "" --dist worksteal tests/faults/test_sweep.py tests/e2e/test_learning.py $(ARGS)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check lightrft tests docs examples benchmarks

@@ -18,6 +18,7 @@ from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.algorithms.preference import PREFERENCE_LOSSES
 from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
 from lightrft.config import RUNS, layers
+from tests.conftest import EXTENDED
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lightrft"
@@ -301,3 +302,9 @@ def test_a_docstring_that_leans_on_its_name_is_seen(tmp_path: Path) -> None:
         '"""Files of a run."""\nN = 1\n"""As M."""\nM = 2\n"""Which."""\ndef size():\n    """Which one."""\n'
     )
     assert leaning_docstrings(file) == {"As M.", "Which one."}
+
+
+def test_tests_that_are_left_out_exist() -> None:
+    for line in EXTENDED:
+        file, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), line

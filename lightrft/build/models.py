@@ -9,13 +9,15 @@ from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.other_models import named
+from lightrft.build.reward_models import Place
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
+from lightrft.models.critic_source import CriticSource
 from lightrft.models.describe import without_weights
 from lightrft.models.load import load_processor
 from lightrft.models.lora import is_adapted
 from lightrft.models.processor import Processor
 from lightrft.models.sequence import check_shared
-from lightrft.models.source import CriticSource, Source
+from lightrft.models.source import Source
 from lightrft.models.values import critic_config
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.single import WithoutAdapters
@@ -43,8 +45,15 @@ def build_critic(config: Config, algorithm: Algorithm, strategy: Strategy) -> Tr
     """The model that predicts rewards, if the advantage asks for one."""
     if not algorithm.needs_critic:
         return None
-    source = CriticSource(critic_config(config.model, config.critic.path))
-    return strategy.trainable(source, config.critic.optimizer, optimizer_steps(config, config.steps))
+    return strategy.trainable(
+        critic_source(config), config.critic.optimizer, optimizer_steps(config, config.steps)
+    )
+
+
+def critic_source(config: Config) -> CriticSource:
+    """Where the critic comes from: critic.path, MODEL or MODEL:OUTPUT, or the model that the actor starts from."""
+    place = Place.of(config.critic.path)
+    return CriticSource(critic_config(config.model, place.path), output=place.output)
 
 
 def build_reference(source: Source, policy: Trainable, strategy: Strategy) -> Frozen:
@@ -82,11 +91,14 @@ def check_teacher(config: Config, processor: Processor) -> None:
         )
 
 
-def check_teams(config: Config, algorithm: Algorithm) -> None:
-    """ValueError if the processes of strategy.sequence_parallel cannot compute one of the models together."""
+def check_models(config: Config, algorithm: Algorithm) -> None:
+    """ValueError if critic.path names no output of a reward model, or the processes of strategy.sequence_parallel cannot compute one of
+    the models together."""
+    if algorithm.needs_critic:
+        critic_source(config).check()
     models = {"model.path": config.model}
     if algorithm.needs_critic and config.critic.path:
-        models["critic.path"] = critic_config(config.model, config.critic.path)
+        models["critic.path"] = critic_source(config).config
     if algorithm.needs_teacher:
         models["teacher.path"] = teacher_model(config)
     check_team(config.strategy, models)

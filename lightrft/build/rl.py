@@ -18,8 +18,8 @@ from lightrft.build.models import (
     build_processor,
     build_reference,
     build_teacher,
+    check_models,
     check_teacher,
-    check_teams,
     engine_module,
 )
 from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
@@ -53,7 +53,7 @@ def build_run(
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     processor = dated(build_processor(config), run, world)
     check_teacher(config, processor)
-    check_teams(config, algorithm)
+    check_models(config, algorithm)
     task_data = build_task_data(config, processor, world)
     stack.enter_context(task_data.judge)
     stack.enter_context(task_data.eval_judge)

@@ -17,13 +17,13 @@ class TaskConfig:
     evaluate: dict[str, float] = field(default_factory=dict)
     """Task name -> weight in the mean evaluation score. Empty: the tasks of train, on their evaluation split."""
     train_file: str = ""
-    """For task `file`: json/jsonl/csv/parquet file or hub name with the training rows."""
+    """For task `file`: json/jsonl/csv/parquet file, hub name or folder of a run (whose responses are the rows) to train on."""
     evaluate_file: str = ""
     """For task `file`: the same for evaluation. Must not be the training file."""
     train_split: str = "train"
-    """For task `file` from a hub name: split to train on."""
+    """For task `file` from a hub name: split to train on. From a run: steps, e.g. 1-8."""
     evaluate_split: str = "test"
-    """For task `file` from a hub name: split to evaluate on."""
+    """For task `file` from a hub name: split to evaluate on. From a run: steps, e.g. 9-."""
     rewards: dict[str, float] = field(default_factory=dict)
     """For task `file`: its own reward, name or import path -> weight, by which evaluation is scored whatever is trained on. Empty:
     rewards.functions."""

@@ -54,7 +54,8 @@ class CriticConfig:
     """The model that predicts rewards still to come; only where an advantage needs it, such as gae."""
 
     path: str = ""
-    """Model it starts from, as in model.path, with a new head; empty: the model the actor starts from."""
+    """Model it starts from, as in model.path, with a new head, or a reward model with its head, MODEL:OUTPUT where it has several; empty: the
+    model the actor starts from."""
     optimizer: CriticOptimizerConfig = field(default_factory=CriticOptimizerConfig)
     """Optimizer of the critic."""
     value_clip: float = 0.2

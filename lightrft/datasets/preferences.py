@@ -113,6 +113,18 @@ def graded(row: Row, config: TaskConfig) -> Example:
     return Example(prompt, [response(one, g) for one, g in zip(said, by_response, strict=True)])
 
 
+def best(row: Row, config: TaskConfig) -> Example:
+    """A format for `lightrft sft` with the fields of `graded`: of several responses the one with the highest grade is learned, the first
+    of those that have it (rejection sampling: RAFT, Dong et al. 2023, https://arxiv.org/abs/2304.06767). ValueError where all are equal,
+    as the best of bad ones is not worth learning."""
+    found = graded(row, config)
+    grades = [max(one["grades"].values(), default=math.nan) for one in found.target]
+    known = [grade for grade in grades if not math.isnan(grade)]
+    if len(set(known)) < 2:
+        raise ValueError("no response is better than another, so there is nothing to choose.")
+    return Example(found.prompt, found.target[grades.index(max(known))]["messages"])
+
+
 def saferlhf(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft reward` with the columns of PKU-SafeRLHF (Dai et al. 2023, https://arxiv.org/abs/2310.12773): the outputs
     `general` (1 for the better response, -1 for the other) and `cost` (2 or 1 for an unsafe response, -1 or -2 for a safe one, the

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from lightrft.datasets.rollouts import read_rollouts, rollouts_folder
 from lightrft.utils.hub import unreachable
 from lightrft.utils.paths import expanded
 
@@ -52,7 +53,7 @@ def is_file(place: str) -> bool:
 
 
 def read(place: str, split: str, bad: BadRecords) -> Iterator[Located]:
-    """Every row of a local file, or of one split of a hub data set, in the order it has there.
+    """Every row of a local file, of one split of a hub data set, or of some steps of a run, in the order it has there.
 
     A broken row is handed to `bad`. Raises ValueError for a missing file, an unknown kind of file, or a data set
     that the hub does not give.
@@ -60,6 +61,9 @@ def read(place: str, split: str, bad: BadRecords) -> Iterator[Located]:
     if not is_file(place):
         return _hub(place, split)
     path = expanded(place, "data file")
+    rollouts = rollouts_folder(place)
+    if rollouts is not None:
+        return read_rollouts(place, rollouts, split, lambda file: _jsonl(file, bad), bad)
     if not path.is_file():
         raise ValueError(f"no data file '{place}' (looked for {path.resolve()}).")
     reader = READERS.get(_kind(path))

@@ -39,9 +39,9 @@ def critic_config(model: ModelConfig, path: str) -> ModelConfig:
     return replace(model, path=path or model.path)
 
 
-def critic_size(model: ModelConfig, path: str) -> int:
-    """Numbers in the body of a critic, without loading any weight."""
-    return sum(p.numel() for p in backbone(without_weights(critic_config(model, path))).parameters())
+def critic_size(model: ModelConfig) -> int:
+    """Numbers in the body of a critic of this model, without loading any weight."""
+    return sum(p.numel() for p in backbone(without_weights(model)).parameters())
 
 
 def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
+from lightrft.rewards.refusal import refuses_rightly
 from lightrft.rewards.text import (
     answer_tags,
     choice,
@@ -40,6 +42,7 @@ REWARDS: dict[str, RewardFunction] = {
     "boxed_math": each(boxed_math),
     "choice": each(choice),
     "choice_or_math": each(choice_or_math),
+    "confident_math": each(confident_math),
     "exact": each(exact),
     "format": each(tags),
     "json": each(json_object),
@@ -51,6 +54,7 @@ REWARDS: dict[str, RewardFunction] = {
     "math": each(math),
     "number": each(last_number),
     "reasoning_gym": each(reasoning_gym),
+    "refuses_rightly": each(refuses_rightly),
     "repetition": each(repetition),
     "same_kind": each(same_kind),
     "words": each(words),

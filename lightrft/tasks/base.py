@@ -108,8 +108,8 @@ class Place:
 
 def placed(messages: Sequence[Message], folder: Path | None, config: TaskConfig) -> list[Message]:
     """The messages with paths below `folder`. ValueError for a file that lies elsewhere and that no setting allows."""
-    placed = located(messages, folder or Path())
-    found = [Message(role=m["role"], content=m["content"]) for m in placed]
+    below = located(messages, folder or Path())
+    found = [Message(role=m["role"], content=m["content"]) for m in below]
     if folder is None:
         return found
     root = Path(config.media_root) if config.media_root else folder
@@ -261,6 +261,12 @@ def boxed_gold(record: Record) -> str:
 def bare_gold(record: Record) -> str:
     """The target alone, as text."""
     return str(record.target)
+
+
+def chosen_gold(record: Record) -> str:
+    """The text of the response with the highest grade."""
+    best = max(record.target, key=lambda one: max(one["grades"].values()))
+    return str(best["messages"][-1]["content"])
 
 
 def no_option(name: str, option: str) -> None:

@@ -109,6 +109,50 @@ def gold(record: Record) -> str:
     return json.dumps(record.target)
 
 
+def pairs(split: str, seed: int) -> list[dict[str, Any]]:
+    """For each question the right object as the chosen response, and a rejected one with a fault of form or content.
+
+    Half of the faults are a value exchanged for another of its kind, a quarter an object put inside another one, which is longer, and a
+    quarter an object that lacks its last value or its end, which is shorter: lengths say nothing.
+    """
+    rows = []
+    for number, (asked, target) in enumerate(questions(split, seed)):
+        draw = random.Random(f"pairs/{asked}")
+        # Kinds of sentence come in turn, by fours: each kind meets each fault.
+        fault = FAULTS[(number + number // len(FAULTS)) % len(FAULTS)]
+        chosen = json.dumps(target)
+        rows.append({"prompt": asked, "chosen": chosen, "rejected": fault(draw, target, split == "evaluate")})
+    return rows
+
+
+def _exchanged(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> str:
+    """One value is another of its kind: a word from the same list, or a number of as many digits."""
+    key = draw.choice(list(target))
+    value = target[key]
+    if isinstance(value, int):
+        others: list[Any] = [n for n in range(1, 100) if len(str(n)) == len(str(value)) and n != value]
+    else:
+        words = next(found for found in (NAMES, CITIES, JOBS, THINGS) if value in found)
+        others = [word for word in _part(words, held_out) if word not in target.values()]
+    return json.dumps({**target, key: draw.choice(others)})
+
+
+def _nested(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> str:
+    """The object inside another one."""
+    return json.dumps({draw.choice(("result", "data", "answer")): target})
+
+
+def _cut_short(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> str:
+    """Without its last value, or without its end."""
+    *most, _ = target
+    if draw.random() < 0.5:
+        return json.dumps({key: target[key] for key in most})
+    return json.dumps(target)[: -draw.randint(1, 4)]
+
+
+FAULTS = (_exchanged, _nested, _exchanged, _cut_short)
+
+
 def _person(draw: random.Random, words: Words) -> tuple[tuple[str, ...], dict[str, Any]]:
     return PERSON, {
         "name": draw.choice(words.names),

@@ -15,9 +15,11 @@ from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example
 from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
+from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.tasks import media_pairs, media_tasks, sentences, tiny
+from lightrft.tasks import media_pairs, media_tasks, safety, sentences, tiny
 from lightrft.tasks.base import (
+    BOXED,
     TAGGED,
     Load,
     NoSplitError,
@@ -27,6 +29,7 @@ from lightrft.tasks.base import (
     Task,
     bare_gold,
     boxed_gold,
+    chosen_gold,
     conversation,
     from_places,
     hub_folder,
@@ -43,15 +46,20 @@ __all__ = ["TASKS", "Load", "NoSplitError", "Place", "Records", "Split", "Task",
 
 
 def gsm8k(option: str) -> Task:
-    """Grade-school word problems (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168)."""
-    no_option("gsm8k", option)
+    """Grade-school word problems (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168); gsm8k:confidence wants to be told how sure an answer
+    is, too."""
+    if option not in ("", "confidence"):
+        raise ValueError(f"task 'gsm8k:{option}': there are gsm8k and gsm8k:confidence.")
     train = Place("gsm8k/train.jsonl", "openai/gsm8k:main", "train", "gsm8k")
-    return Task(
-        "gsm8k",
-        from_places("gsm8k", [train], [replace(train, file="gsm8k/test.jsonl", split="test")]),
-        {"math": 1.0},
-        boxed_gold,
-    )
+    places = [train], [replace(train, file="gsm8k/test.jsonl", split="test")]
+    if not option:
+        return Task("gsm8k", from_places("gsm8k", *places), {"math": 1.0}, boxed_gold)
+    name = f"gsm8k:{option}"
+    load = from_places(name, *places, instruction=f"{BOXED} {CONFIDENCE}")
+    return Task(name, load, {"confident_math": 1.0}, lambda record: f"{boxed_gold(record)}\nConfidence: 100%")
+
+
+CONFIDENCE = "End with a line that says how likely it is that your answer is right, from 0% to 100%, like this: Confidence: 70%"
 
 
 def math(option: str) -> Task:
@@ -124,22 +132,35 @@ def tiny_task(option: str) -> Task:
     return Task("tiny", load, {"same_kind": 1.0}, tiny.gold, extract=str, max_tokens=tiny.MAX_TOKENS)
 
 
+def demo_pairs(option: str) -> Task:
+    """Pairs of responses to the demo's questions, of which the rejected one has a fault of form or content; see sentences.py."""
+    no_option("demo_pairs", option)
+    return Task(
+        "demo_pairs",
+        _pairs_loader("demo_pairs", sentences.pairs),
+        {},
+        chosen_gold,
+        max_tokens=sentences.MAX_TOKENS,
+    )
+
+
 def tiny_pairs(option: str) -> Task:
     """Pairs of responses for a reward model, of which the chosen one has the question's kind of characters; see tiny.py."""
     no_option("tiny_pairs", option)
+    return Task(
+        "tiny_pairs", _pairs_loader("tiny_pairs", tiny.pairs), {}, chosen_gold, max_tokens=tiny.MAX_TOKENS
+    )
+
+
+def _pairs_loader(name: str, pairs: Callable[[str, int], list[Row]]) -> Load:
+    """A loader of pairs that a program makes for a split and a seed."""
 
     def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
-        rows: list[tuple[str, Row]] = [(str(n), row) for n, row in enumerate(tiny.pairs(split, seed))]
-        found = records(rows, compared, config, BadRecords(), source="tiny_pairs", instruction="")
+        rows = [(str(n), row) for n, row in enumerate(pairs(split, seed))]
+        found = records(rows, compared, config, BadRecords(), source=name, instruction="")
         return limited(found, split, config)
 
-    return Task("tiny_pairs", load, {}, chosen_gold, max_tokens=tiny.MAX_TOKENS)
-
-
-def chosen_gold(record: Record) -> str:
-    """The text of the response with the highest grade."""
-    best = max(record.target, key=lambda one: max(one["grades"].values()))
-    return str(best["messages"][-1]["content"])
+    return load
 
 
 GYM_TRAIN, GYM_EVALUATE = 4096, 256
@@ -248,12 +269,26 @@ def _check_split(split: Split, config: TaskConfig) -> None:
             expanded(train, "tasks.train_file").resolve()
             == expanded(evaluate, "tasks.evaluate_file").resolve()
         ):
-            raise ValueError(
-                f"tasks.train_file and tasks.evaluate_file are the same file, {train}: the score would be that of memorised rows. Split it in two."
-            )
+            _check_steps(config)
     elif train == evaluate and config.train_split == config.evaluate_split:
         raise ValueError(
             f"tasks.train_split and tasks.evaluate_split are both '{config.train_split}' of {train}. Set tasks.evaluate_split to another split."
+        )
+
+
+def _check_steps(config: TaskConfig) -> None:
+    """Raises ValueError where training and evaluation rows come from one place, unless that is a run and other steps of it."""
+    train, folder = config.train_file, rollouts_folder(config.train_file)
+    if folder is None:
+        raise ValueError(
+            f"tasks.train_file and tasks.evaluate_file are the same file, {train}: the score would be that of memorised rows. Split it in two."
+        )
+    parts = (chosen_steps(train, folder, split) for split in (config.train_split, config.evaluate_split))
+    shared = sorted(set.intersection(*map(set, parts)))
+    if shared:
+        raise ValueError(
+            f"tasks.train_file and tasks.evaluate_file are the same run, {train}, and both take step {shared[0]}. Name steps for each, e.g. "
+            "tasks.train_split=1-8 and tasks.evaluate_split=9-."
         )
 
 
@@ -288,6 +323,7 @@ def load_tasks(names: Iterable[str]) -> dict[str, Task]:
 TASKS: dict[str, Callable[[str], Task]] = {
     "aime": aime,
     "demo": demo,
+    "demo_pairs": demo_pairs,
     "file": file,
     "gsm8k": gsm8k,
     "math": math,
@@ -297,4 +333,5 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "tiny_pairs": tiny_pairs,
     **media_tasks.TASKS,
     **media_pairs.TASKS,
+    **safety.TASKS,
 }

@@ -1,5 +1,6 @@
 """Real processes that know each other over gloo, for tests: a time limit, and the first error in full."""
 
+import multiprocessing
 import os
 import tempfile
 import time
@@ -10,12 +11,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Ranks are forked from a process that has imported all this once: an import takes longer than most tests.
+multiprocessing.set_forkserver_preload(["torch", "transformers", "lightrft.build.rl", "lightrft.testing"])
 
-def together(function, processes, *args, seconds=120):
-    """[function(*args) of each rank], run in that many processes at once. What it returns must be savable by torch."""
+
+def together(function, processes, *args, seconds=120, fresh=False):
+    """[function(*args) of each rank], run in that many processes at once. What it returns must be savable by torch.
+
+    `fresh` ranks are new interpreters, whose memory is their own.
+    """
     with tempfile.TemporaryDirectory() as folder:
         context = mp.start_processes(
-            _rank, (function, processes, folder, args), processes, join=False, start_method="spawn"
+            _rank,
+            (function, processes, folder, args),
+            processes,
+            join=False,
+            start_method="spawn" if fresh else "forkserver",
         )
         deadline = time.monotonic() + seconds
         try:

@@ -24,7 +24,7 @@ from torch.testing import assert_close
 from lightrft.algorithms.requirements import build_for
 from lightrft.algorithms.segments import segment_mean
 from lightrft.build import sft
-from lightrft.build.models import check_teams
+from lightrft.build.models import check_models
 from lightrft.build.rl import build_run
 from lightrft.build.tables import STRATEGIES
 from lightrft.config import (
@@ -339,4 +339,4 @@ def test_a_run_says_that_heads_cannot_be_shared_before_weights_load(tmp_path):
         ["tiny", "--model.path", "random:smollm", "--strategy.sequence-parallel", "2"], Config
     )
     with pytest.raises(ValueError, match="3 attention heads of model.path"):
-        check_teams(config, build_for(config, resolve))
+        check_models(config, build_for(config, resolve))

@@ -18,9 +18,10 @@ from lightrft.config import (
     StrategyConfig,
     UpdateConfig,
 )
+from lightrft.models.critic_source import CriticSource
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
-from lightrft.models.source import CriticSource, Source
+from lightrft.models.source import Source
 from lightrft.models.values import values
 from lightrft.parallel.world import World
 from lightrft.testing import check_strategy, tiny_trajectories

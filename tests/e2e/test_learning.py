@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import torch
@@ -69,27 +68,11 @@ ALGORITHMS = [
     (["grpo", "bf16"], []),
     (["dr_grpo"], ["--update.num-minibatches", "2", "--algorithm.group-filter", "mixed_outcomes"]),
 ]
-LIKE_OTHERS = {
-    "dr_grpo",
-    "opo",
-    "gmpo",
-    "sapo",
-    "reinforce_pp_baseline",
-    "pf_ppo",
-    "reinforce",
-    "fire",
-    "entropy_tokens",
-}
-"""Layers that differ from one that is run each time in a formula alone, which has its oracle; `make sweep` runs them too."""
-
-
-def run_each_time(layers):
-    return bool(os.environ.get("LIGHTRFT_SWEEP")) or not LIKE_OTHERS & {*layers}
 
 
 @pytest.mark.parametrize(
     ("layers", "flags"),
-    [case for case in ALGORITHMS if run_each_time(case[0]) or case[1][-1:] == ["mixed_outcomes"]],
+    ALGORITHMS,
     ids=lambda value: " ".join(value),
 )
 def test_it_learns_to_answer_in_the_kind_of_the_question(lightrft, tmp_path, layers, flags):

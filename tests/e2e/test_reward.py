@@ -56,6 +56,37 @@ def rated(server, tmp_path_factory):
     return folder / "run"
 
 
+def test_a_critic_begins_with_what_a_reward_model_says_on_one_process_and_on_two(lightrft, rated, tmp_path):
+    """A new critic says 0 of every state before its first update."""
+    critic = [
+        "tiny",
+        "ppo",
+        *QUIET,
+        "--steps",
+        "1",
+        "--critic.path",
+        str(rated / "model"),
+        "--critic.optimizer.learning-rate",
+        "0",
+    ]
+    lightrft("train", *critic, "--evaluate.before-and-after", "false", "--run", "one")
+    lightrft(
+        "train",
+        *critic,
+        "--evaluate.before-and-after",
+        "false",
+        "--strategy.backend",
+        "fsdp",
+        "--processes",
+        "2",
+        "--run",
+        "two",
+    )
+    one, two = (rows(tmp_path / run)[0]["critic/value"] for run in ("one", "two"))
+    assert abs(one) > 0.1
+    assert one == pytest.approx(two, abs=1e-3)
+
+
 def updates(run):
     return [row for row in rows(run) if "pairs/accuracy" in row]
 

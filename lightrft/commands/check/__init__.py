@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from lightrft.build.models import build_processor, check_teacher, check_teams
+from lightrft.build.models import build_processor, check_models, check_teacher
 from lightrft.build.process import prepare_process
 from lightrft.commands.check import costs, policy, questions, settings, template
 from lightrft.commands.check.report import Report
@@ -30,7 +30,7 @@ def processor(config: Config, parts: Parts) -> Processor:
     """The policy's, after a look at whether a teacher speaks its tokens and a team of processes can share the models."""
     found = build_processor(config)
     check_teacher(config, found)
-    check_teams(config, parts.algorithm)
+    check_models(config, parts.algorithm)
     return found
 
 

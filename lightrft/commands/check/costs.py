@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.build.models import teacher_model
+from lightrft.build.models import critic_source, teacher_model
 from lightrft.build.tables import OWN_LIMIT
 from lightrft.commands.check.policy import LONGEST_SAMPLE, Policy
 from lightrft.commands.check.questions import Questions
@@ -324,7 +324,7 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
     """Whether the run folder can be made and holds the checkpoints."""
     module = policy.actor.module
     learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    learned += critic_size(config.model, config.critic.path) if parts.algorithm.needs_critic else 0
+    learned += critic_size(critic_source(config).config) if parts.algorithm.needs_critic else 0
     model = nbytes(module.parameters())
     moved = 0
     if config.algorithm.reference_update_steps:  # the reference, in float32 where it follows slowly

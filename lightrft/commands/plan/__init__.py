@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import judging_models
-from lightrft.build.models import check_teams, teacher_model
+from lightrft.build.models import check_models, critic_source, teacher_model
 from lightrft.build.process import shared
 from lightrft.build.tables import OWN_LIMIT, SHARED, check_processes, footprint
 from lightrft.commands.plan.memory import (
@@ -30,8 +30,7 @@ from lightrft.commands.plan.work import Work, work
 from lightrft.config import Config, check_backend
 from lightrft.config.plan import Hardware, Rates
 from lightrft.engines.footprint import EngineFootprint
-from lightrft.models.source import CriticSource, Source
-from lightrft.models.values import critic_config
+from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
 from lightrft.parallel.world import World
 from lightrft.strategy.footprint import Footprint
@@ -150,11 +149,7 @@ def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
 
 def models_of(config: Config, algorithm: Algorithm) -> Models:
     """The shapes of a run's models, from their config.json alone."""
-    critic = (
-        Shape(CriticSource(critic_config(config.model, config.critic.path)))
-        if algorithm.needs_critic
-        else None
-    )
+    critic = Shape(critic_source(config)) if algorithm.needs_critic else None
     apart = algorithm.needs_reference and not config.model.lora.rank
     reference = Shape(Source(config.model, learns=False)) if apart else None
     teacher = Shape(Source(teacher_model(config), learns=False)) if algorithm.needs_teacher else None
@@ -172,7 +167,7 @@ def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
         lambda: shared("rollout.prompts_per_step", asked, World(0, devices)),
         lambda: check_processes(strategy, devices),
         lambda: check_team_size(devices, strategy.sequence_parallel),
-        lambda: check_teams(config, algorithm),
+        lambda: check_models(config, algorithm),
     ]
     found = []
     for check in checks:

@@ -45,7 +45,7 @@ def nap(folder):
 
 def test_what_sleeps_gives_its_memory_back_and_wakes_as_it_was(tmp_path):
     folder = str(tiny_folder(tmp_path / "m", "llama", **SHAPE))
-    ((held, freed, same),) = together(nap, 1, folder)
+    ((held, freed, same),) = together(nap, 1, folder, fresh=True)
     assert held > 250 * 2**20
     assert freed > 0.9 * held
     assert same

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.source import CriticSource
+from lightrft.models.critic_source import CriticSource
 from lightrft.models.values import critic_config, critic_size, values
 from lightrft.testing import tiny_folder, tiny_trajectories
 from lightrft.trainer.batching import pack
@@ -59,4 +59,61 @@ def test_the_size_is_told_without_loading(tmp_path):
     folder = tiny_folder(tmp_path / "model", "qwen3", num_hidden_layers=3)
     for model, path in ((TINY, ""), (TINY, str(folder)), (ModelConfig(path=str(folder)), "random:gemma3")):
         critic = CriticSource(critic_config(model, path)).full()
-        assert critic_size(model, path) == sum(p.numel() for p in critic.body.parameters())
+        assert critic_size(critic_config(model, path)) == sum(p.numel() for p in critic.body.parameters())
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    """The folder of a reward model with the outputs general and cost, as plain transformers writes it."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("rated")
+    tiny_folder(folder)
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, id2label={0: "general", 1: "cost"}
+    )
+    model.save_pretrained(folder)
+    return model, str(folder)
+
+
+@pytest.mark.parametrize(("output", "place"), [("general", 0), ("cost", 1), ("1", 1)])
+def test_a_critic_made_of_a_reward_model_begins_with_its_score_of_what_is_there(rated, output, place):
+    """The value before a token is what plain transformers' head says at the token before it."""
+    model, folder = rated
+    source = CriticSource(ModelConfig(path=folder), output=output)
+    source.check()
+    found = values(source.full(), pack(ANSWERS[:1]))
+    tokens = [*ANSWERS[0].prompt.token_ids, *ANSWERS[0].token_ids]
+    with torch.no_grad():
+        states = model.model(torch.tensor([tokens])).last_hidden_state[0]
+    assert_close(found, model.score(states)[5:10, place], atol=1e-5, rtol=0)
+    found.sum().backward()
+
+
+def test_an_empty_critic_of_a_reward_model_has_its_head_and_is_given_its_body(rated):
+    model, folder = rated
+    source = CriticSource(ModelConfig(path=folder), output="cost")
+    critic, whole = source.empty(), source.whole()
+    assert critic.head.weight.tolist() == model.score.weight[1:].tolist()
+    given = source.missing(critic)
+    assert given.keys() < whole.keys()
+    assert {name: whole[name].shape for name in given} == {name: p.shape for name, p in given.items()}
+    assert source.weights(given) is not None
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("", "has the outputs general, cost. Name one: critic.path=.*:general"),
+        ("score", "critic.path=.*:score: the reward model has the outputs"),
+    ],
+)
+def test_an_output_that_a_reward_model_lacks_is_refused(rated, output, message):
+    with pytest.raises(ValueError, match=message):
+        CriticSource(ModelConfig(path=rated[1]), output=output).check()
+
+
+def test_an_output_of_a_language_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no reward model. Leave it out"):
+        CriticSource(ModelConfig(path=str(tiny_folder(tmp_path))), output="general").check()

@@ -7,6 +7,8 @@ import pytest
 from lightrft.config import RewardConfig, TaskConfig
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
+from lightrft.rewards.confidence import confident_math
+from lightrft.rewards.text import json_object
 from lightrft.tasks.table import TASKS, Task, load_task
 
 GSM = {"question": "Two and two?", "answer": "It is <<2+2=4>>4.\n#### 4"}
@@ -39,6 +41,17 @@ def test_gsm8k_is_read_from_the_data_folder(tmp_path):
             "content": "Two and two?\nThink step by step, and write the final answer inside \\boxed{}.",
         }
     ]
+
+
+def test_gsm8k_may_ask_how_sure_an_answer_is(tmp_path):
+    store(tmp_path / "gsm8k/train.jsonl", GSM)
+    (record,) = load("gsm8k:confidence", data=tmp_path)
+    task = load_task("gsm8k:confidence")
+    assert (record.source, record.target, task.rewards) == ("gsm8k:confidence", "4", {"confident_math": 1.0})
+    assert record.messages[-1]["content"].endswith("like this: Confidence: 70%")
+    assert confident_math(task.gold(record), record.target) == 1.0
+    with pytest.raises(ValueError, match="there are gsm8k and gsm8k:confidence"):
+        load_task("gsm8k:sure")
 
 
 def test_system_and_instruction_can_be_set(tmp_path):
@@ -291,7 +304,9 @@ def test_every_task_but_those_of_rows_and_comparisons_brings_its_reward():
     need("reasoning_gym")
     options = {"reasoning_gym": "chain_sum"}
     without = [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards]
-    assert without == ["file", "tiny_pairs", "nlvr_pairs", "spoken_digits_pairs"]
+    assert without == [
+        "demo_pairs", "file", "tiny_pairs", "nlvr_pairs", "spoken_digits_pairs", "xstest_pairs"
+    ]  # fmt: skip
 
 
 def test_pairs_are_graded_by_kind_and_lengths_say_nothing():
@@ -307,6 +322,22 @@ def test_pairs_are_graded_by_kind_and_lengths_say_nothing():
         chosen, rejected = (one["messages"][0]["content"] for one in record.target)
         assert (right(chosen), right(rejected)) == (True, False)
         assert load_task("tiny_pairs").gold(record) == chosen
+
+
+def test_the_chosen_response_of_the_demo_is_right_the_rejected_one_wrong_and_lengths_say_nothing():
+    found = {split: load("demo_pairs", split) for split in ("train", "evaluate")}
+    assert {split: len(records) for split, records in found.items()} == {"train": 2000, "evaluate": 240}
+    questions = {split: [record.messages[0]["content"] for record in load("demo", split)] for split in found}
+    targets = {record.messages[0]["content"]: record.target for record in load("demo", "evaluate")}
+    right = json_object
+    longer = []
+    for record in found["evaluate"]:
+        target = targets[record.messages[0]["content"]]
+        chosen, rejected = (one["messages"][0]["content"] for one in record.target)
+        assert (right(chosen, target), right(rejected, target)) == (1.0, 0.0)
+        longer.append(1.0 if len(chosen) > len(rejected) else 0.5 if len(chosen) == len(rejected) else 0.0)
+    assert abs(sum(longer) / len(longer) - 0.5) < 0.05  # pairs that a rule of lengths gets right
+    assert [record.messages[0]["content"] for record in found["train"]] == questions["train"]
 
 
 def test_a_generated_question_without_answer_has_no_gold():

@@ -1,0 +1,103 @@
+"""Critics that learn: the body of a language model or of a reward model under a head to one number, for every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models.classifiers import heads
+from lightrft.models.describe import stored_shape
+from lightrft.models.lazy import empty_model
+from lightrft.models.load import load_model, prepared
+from lightrft.models.logprobs import backbone, causal_lm, text_config
+from lightrft.models.lora import plain_parameters
+from lightrft.models.reward import trained
+from lightrft.models.reward_source import has_head
+from lightrft.models.source import Source
+from lightrft.models.values import ValueModel
+
+
+@dataclass(frozen=True)
+class CriticSource(Source):
+    """The body of a model under a head to one number (models/values.py). All of it learns: no adapters.
+
+    A language model gets a head of zeros. A reward model gives its own, of one of its outputs: what a whole response is worth is a good
+    first guess of what is still to come (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5).
+    """
+
+    output: str = ""
+    """Label or number of a reward model's output; empty: it has one."""
+
+    def full(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The critic with all its weights."""
+        if not has_head(self.config):
+            return _critic(load_model(self._bare(), device))
+        model = self._trained()
+        ready = prepared(model.to(device), self._bare(), self.learns)
+        critic = ValueModel(backbone(ready), text_config(ready), model.base_model_prefix)
+        self._take_head(critic, model)
+        return critic
+
+    def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+        """The critic before the weights of its body are read; its head is real."""
+        critic = _critic(empty_model(self._bare(), device, dtype=dtype))
+        if has_head(self.config):
+            self._take_head(critic, self._trained())
+        return critic
+
+    def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """Parameters of the body that an empty critic is to be given, under their names in a checkpoint."""
+        assert isinstance(module, ValueModel)
+        return {f"{module.body_name}.{name}": parameter for name, parameter in module.body.named_parameters()}
+
+    def whole(self) -> dict[str, Tensor]:
+        """All weights by their names in a checkpoint, in host memory."""
+        if not has_head(self.config):
+            return super().whole()
+        return {name: parameter.detach() for name, parameter in plain_parameters(self._trained()).items()}
+
+    def check(self) -> None:
+        """ValueError, before any weight loads, for a reward model whose output is not named, or has another name."""
+        if has_head(self.config):
+            self._place()
+        elif self.output:
+            raise ValueError(
+                f"critic.path={self.config.path}:{self.output} names an output, and {self.config.path} is no reward model. Leave it out."
+            )
+
+    def _place(self) -> int:
+        """Which of the reward model's outputs is meant."""
+        labels = stored_shape(self.config).id2label
+        names = [labels[place] for place in sorted(labels)]
+        known = [*names, *map(str, range(len(names)))]
+        if len(names) == 1 and not self.output:
+            return 0
+        if self.output not in known:
+            raise ValueError(
+                f"critic.path={self.config.path}{f':{self.output}' if self.output else ''}: the reward model has the outputs {', '.join(names)}. "
+                f"Name one: critic.path={self.config.path}:{names[0]}"
+            )
+        return known.index(self.output) % len(names)
+
+    def _trained(self) -> Any:
+        return trained(self._bare(), f"critic.path={self.config.path}")
+
+    def _take_head(self, critic: ValueModel, model: Any) -> None:
+        """Gives a critic the weights of the reward model's output."""
+        (head,) = heads(model).values()
+        place = self._place()
+        with torch.no_grad():
+            critic.head.weight.copy_(head.weight[place : place + 1])
+            if head.bias is not None:
+                critic.head.bias.copy_(head.bias[place : place + 1])
+
+    def _bare(self) -> ModelConfig:
+        return replace(self.config, lora=LoraConfig())
+
+
+def _critic(language: nn.Module) -> ValueModel:
+    return ValueModel(backbone(language), text_config(language), causal_lm(language).base_model_prefix)

@@ -1,0 +1,108 @@
+"""A run's saved responses as rows: what is in them, what is left out, which steps."""
+
+from dataclasses import replace
+
+import pytest
+
+from lightrft.config import TaskConfig
+from lightrft.datasets.preferences import best, graded
+from lightrft.datasets.sources import BadRecords, is_file, read
+from lightrft.runs.trajectories import save
+from lightrft.tasks.table import load_task
+from lightrft.testing import tiny_trajectories
+
+SKIP = BadRecords("skip")
+
+
+def said(answers, *, step, group=0, **changes):
+    """Responses to one question as a step has them: answer -> reward."""
+    asked = replace(
+        tiny_trajectories([(3, [2])])[0].prompt,
+        id=f"q{step}",
+        messages=[{"role": "user", "content": f"{step} + 2?"}],
+        target=4,
+    )
+    made = tiny_trajectories([(3, [2] * len(answers))])
+    return [
+        replace(t, prompt=asked, group=group, answer=text, reward=reward, **changes)
+        for t, (text, reward) in zip(made, answers.items(), strict=True)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Three steps; the second has two ranks and responses that are no rows: cut off, taken over, without a reward."""
+    save(tmp_path, 1, said({"4": 1.0, "5": 0.0}, step=1))
+    save(
+        tmp_path,
+        2,
+        [
+            *said({"6": 0.5}, step=2),
+            *said({"7": 1.0}, step=2, finish="length"),
+            *said({"4": 1.0}, step=1, origin="replayed"),
+        ],
+    )
+    save(tmp_path, 2, [*said({"8": 0.25, "9": float("nan")}, step=2, group=1)], rank=1)
+    save(tmp_path, 3, said({"1": 0.0, "2": 0.0}, step=3))
+    return tmp_path
+
+
+def test_a_group_is_a_row_of_its_finished_responses_and_their_rewards(run):
+    rows = [row for _, row in read(str(run), "train", SKIP)]
+    assert [(row["responses"], row["grades"]) for row in rows] == [
+        (["4", "5"], [1.0, 0.0]),
+        (["6"], [0.5]),
+        (["8"], [0.25]),
+        (["1", "2"], [0.0, 0.0]),
+    ]
+    assert rows[0]["prompt"] == [{"role": "user", "content": "1 + 2?"}]
+    assert rows[0]["target"] == 4
+    assert rows == [row for _, row in read(str(run / "trajectories"), "test", SKIP)]
+    assert is_file(str(run))
+
+
+@pytest.mark.parametrize(
+    ("split", "answers"), [("1", "4"), ("1-1", "4"), ("2-", "681"), ("2-9", "681"), ("3", "1")]
+)
+def test_a_split_of_a_run_is_steps(run, split, answers):
+    assert "".join(row["responses"][0] for _, row in read(str(run), split, SKIP)) == answers
+
+
+@pytest.mark.parametrize(
+    ("split", "message"), [("half", "is steps, like 1-8, 9- or 3, not 'half'"), ("4-", "it has steps 1 to 3")]
+)
+def test_a_split_that_names_no_saved_step_is_refused(run, split, message):
+    with pytest.raises(ValueError, match=message):
+        list(read(str(run), split, SKIP))
+
+
+def test_a_row_of_another_file_is_named(run):
+    (run / "trajectories" / "step-000001.jsonl").write_text('{"prompt": "4?"}\n')
+    with pytest.raises(ValueError, match=r"step-000001.jsonl:1: no response that a run has saved .*origin"):
+        list(read(str(run), "1", BadRecords()))
+
+
+def test_a_row_is_graded_by_its_rewards_and_its_best_response_is_learned(run):
+    (_, row), *_, (_, equal) = read(str(run), "", SKIP)
+    assert [one["grades"] for one in graded(row, TaskConfig()).target] == [{"": 1.0}, {"": 0.0}]
+    assert best(row, TaskConfig()) == (row["prompt"], [{"role": "assistant", "content": "4"}])
+    with pytest.raises(ValueError, match="no response is better than another"):
+        best(equal, TaskConfig())
+
+
+def test_the_best_is_the_first_with_the_highest_grade_known():
+    row = {"prompt": "2 + 2?", "responses": ["5", "4", "four", "3"], "grades": [0.0, 1.0, 1.0, None]}
+    assert best(row, TaskConfig()).target == [{"role": "assistant", "content": "4"}]
+
+
+def test_training_and_evaluation_may_take_different_steps_of_a_run_and_no_step_both(run):
+    form = "lightrft.datasets.preferences:graded"
+    config = TaskConfig(
+        train_file=str(run), train_split="1-2", evaluate_file=str(run), evaluate_split="3", format=form
+    )
+    load = load_task("file").load
+    assert [len(load(split, config, "", 0)) for split in ("train", "evaluate")] == [3, 1]
+    with pytest.raises(ValueError, match=r"both take step 2. Name steps for each"):
+        load("train", replace(config, evaluate_split="2-"), "", 0)
+    with pytest.raises(ValueError, match=r"both take step 1"):
+        load("train", replace(config, train_split="train", evaluate_split="test"), "", 0)
