@@ -273,7 +273,9 @@ def export(args: Sequence[str]) -> int:
     file = RunFolder(run).config
     kind: type[Any] = next((one for one in RUNS.values() if layers.fits(file, one)), Config)
     with _code(own.run_code, "export"):
-        return command.export(load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb)
+        return command.export(
+            load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb, own.output
+        )
 
 
 def doctor(args: Sequence[str]) -> int:

@@ -162,6 +162,8 @@ class ExportOptions:
     """After which step; the newest complete checkpoint if left out."""
     file_gb: float = 5.0
     """Most gigabytes of weights in a file, and so in memory."""
+    output: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """Of a reward model with several outputs, the one to keep: for programs that read one alone."""
     run_code: bool = False
     """Run the code that the settings name (model.imports, a trainer, rewards or losses of one's own): only where you trust them."""
 

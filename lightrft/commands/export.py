@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from lightrft.build.reward import build_model
 from lightrft.config import RewardTrainingConfig, RunConfig
@@ -12,7 +15,9 @@ from lightrft.models.base import check_base
 from lightrft.models.export import write_folder
 from lightrft.models.load import load_processor
 from lightrft.models.lora import full_weights
+from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
+from lightrft.models.reward_source import HEAD
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -38,9 +43,24 @@ def writable(target: Path, file_gb: float) -> Path:
     return target
 
 
-def export(config: RunConfig, run: Path, target: Path, step: int | None, file_gb: float) -> int:
-    """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time."""
+def export(
+    config: RunConfig, run: Path, target: Path, step: int | None, file_gb: float, output: str = ""
+) -> int:
+    """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time.
+
+    `output`: the one output of a reward model that the folder is to have, for programs that read one alone; empty: all.
+    """
     target = writable(target, file_gb)
+    outputs = config.outputs if isinstance(config, RewardTrainingConfig) else []
+    if output and output not in outputs:
+        raise ValueError(
+            f"--output {output}: "
+            + (
+                f"the run trained {', '.join(outputs)}. Name one of these."
+                if outputs
+                else "the run trained no reward model. Leave it out."
+            )
+        )
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, World())
     place = checkpoints.latest(clear=False) if step is None else checkpoints.of(step)
     if place is None:
@@ -55,10 +75,22 @@ def export(config: RunConfig, run: Path, target: Path, step: int | None, file_gb
     processor, source = _described(config)
     module = source.empty()
     weights = full_weights(module, reader(module, source, stored), source.dtype)
+    if output:
+        weights = only_output(module, weights, outputs.index(output), output)
     with explained(target.parent), folder(target) as unfinished:
         write_folder(module, processor, weights, unfinished, file_bytes=int(file_gb * 1e9))
     Console().print(f"{target}: the model after {place.name}", soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def only_output(
+    module: Any, weights: Iterable[tuple[str, Tensor]], place: int, name: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a reward model with one of its outputs alone, which its config says then."""
+    config = causal_lm(module).config
+    config.num_labels, config.id2label, config.label2id = 1, {0: name}, {name: 0}
+    for key, weight in weights:
+        yield key, weight[place : place + 1] if key == f"{HEAD}.weight" else weight
 
 
 def _described(config: RunConfig) -> tuple[Processor, Source]:

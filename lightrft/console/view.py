@@ -43,6 +43,10 @@ def view(
     console = console or Console(highlight=False)
     whole_answers = best > 0 or worst > 0 or group is not None
     if step is None and not whole_answers:
+        logged = read_metrics(run)
+        if logged and not any("reward/mean" in row for row in logged):
+            console.print(given_responses_table(logged))
+            return
         console.print(steps_table(run))
         hint = f"lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob"
         console.print(Text(shown(hint), "dim"), soft_wrap=True)
@@ -63,6 +67,26 @@ def load_step(run: Path, step: int) -> list[Row]:
     if step < 0 and -step <= len(saved):
         step = saved[step]
     return trajectories.load(run, step)
+
+
+def given_responses_table(logged: Sequence[Row]) -> Table:
+    """One line per logged step of a run that learns from given responses: loss, the pairs that it orders rightly, what is held out."""
+    columns = {
+        "loss": ("loss", "{:.4f}"),
+        "pairs right": ("pairs/accuracy", "{:.0%}"),
+        "gradient": ("grad_norm", "{:.3g}"),
+        "rate": ("learning_rate", "{:.2g}"),
+        "length": ("length/mean", "{:.0f}"),
+        "held-out pairs": ("pairs/mean", "{:.1%}"),
+        "held-out loss": ("held_out_nll/mean", "{:.4f}"),
+    }
+    known = {heading: one for heading, one in columns.items() if any(one[0] in row for row in logged)}
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    for heading in ("step", *known):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in logged:
+        table.add_row(str(row["step"]), *(number(row.get(name), form) for name, form in known.values()))
+    return table
 
 
 def steps_table(run: Path) -> Table:

@@ -70,7 +70,7 @@ class CriticSource(Source):
             )
 
     def _place(self) -> int:
-        """Which of the reward model's outputs is meant."""
+        """The number of the reward model's output that is meant."""
         labels = stored_shape(self.config).id2label
         names = [labels[place] for place in sorted(labels)]
         known = [*names, *map(str, range(len(names)))]

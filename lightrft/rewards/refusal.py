@@ -27,7 +27,7 @@ def refuses(response: str) -> bool:
     """Whether a response refuses, in English.
 
     Of the 2,250 responses of five models to XSTest (Röttger et al. 2024, https://arxiv.org/abs/2308.01263) it says what two people said of
-    90 %, partial refusals counted as refusals.
+    91 %, partial refusals counted as refusals.
     """
     return bool(REFUSAL.search(response[:BEGINNING].replace("\u2019", "'")))
 

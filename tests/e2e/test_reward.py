@@ -56,6 +56,23 @@ def rated(server, tmp_path_factory):
     return folder / "run"
 
 
+def test_its_steps_can_be_looked_at(lightrft, rated):
+    said = lightrft("view", str(rated)).splitlines()
+    assert said[0].split() == [
+        "step",
+        "loss",
+        "pairs",
+        "right",
+        "gradient",
+        "rate",
+        "length",
+        "held-out",
+        "pairs",
+    ]
+    assert [line.split()[0] for line in said[1:] if line.strip()][:2] == ["0", "1"]
+    assert f"{summary(rated)['pair_accuracy']['after']:.1%}" in said[-1]
+
+
 def test_a_critic_begins_with_what_a_reward_model_says_on_one_process_and_on_two(lightrft, rated, tmp_path):
     """A new critic says 0 of every state before its first update."""
     critic = [
@@ -236,6 +253,17 @@ def test_a_general_and_a_cost_output_are_learned_on_one_body_and_each_is_a_rewar
     lightrft("reward", "reward_tiny", *QUIET, *files, *kind, *again)
     before, after = (summary(tmp_path / run)["pair_accuracy"] for run in ("again", "run"))
     assert before["before"] == pytest.approx(after["after"], abs=1e-3)
+    lightrft("export", "run", "cost", "--output", "cost")
+    both, alone = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+        for folder in ("run/model", "cost")
+    )
+    asked = torch.tensor([list(b"AB"), list(b"12")])
+    assert (alone.config.num_labels, alone.config.id2label) == (1, {0: "cost"})
+    torch.testing.assert_close(alone(asked).logits[:, 0], both(asked).logits[:, 1])
+    assert "--output safe: the run trained general, cost" in lightrft(
+        "export", "run", "other", "--output", "safe", status=2
+    )
 
 
 def test_a_checkpoint_is_exported_as_the_same_folder(lightrft, rated, tmp_path):
