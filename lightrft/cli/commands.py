@@ -216,11 +216,14 @@ def _code(is_allowed: bool, command: str) -> AbstractContextManager[None]:
 
 
 def plan(args: Sequence[str]) -> int:
-    """Estimate memory and time on N GPUs, without using one: lightrft plan LAYERS... --gpus 64."""
+    """Estimate memory and time on N GPUs, without using one: lightrft plan [sft | reward | dpo] LAYERS... --gpus 64."""
     if not args:
         raise ValueError("what to plan? For example: lightrft plan gsm8k_qwen fsdp --gpus 64 --gpu-memory 80")
     own, rest = taken(PlanOptions, "plan", args)
-    config = load("plan", rest)
+    named = next((name for name in RUNS if rest[:1] == [name]), "")
+    if named and RUNS[named] is not Config:
+        return _plan_offline(own, load_as(RUNS[named], f"plan {named}", rest[1:]))
+    config = load("plan", rest[1:] if named else rest)
     from lightrft.commands import plan as planning
     from lightrft.commands.plan import report
 
@@ -233,6 +236,20 @@ def plan(args: Sequence[str]) -> int:
             print(json.dumps(report.as_json(found), indent=2))
         else:
             report.show(found)
+    return 0
+
+
+def _plan_offline(own: PlanOptions, config: Any) -> int:
+    """The plan of a run that learns from given responses."""
+    from lightrft.commands.plan import offline
+
+    prompt = own.prompt_tokens or config.tasks.max_prompt_tokens
+    with _code(own.run_code, "plan"):
+        found = offline.plan(config, own.hardware, prompt, own.response_tokens or config.max_tokens)
+        if own.json:
+            print(json.dumps(offline.as_json(found), indent=2))
+        else:
+            offline.show(found)
     return 0
 
 

@@ -163,7 +163,7 @@ class ExportOptions:
     file_gb: float = 5.0
     """Most gigabytes of weights in a file, and so in memory."""
     output: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """Of a reward model with several outputs, the one to keep: for programs that read one alone."""
+    """The one output of a reward model to keep, for programs that read one alone; all if left out."""
     run_code: bool = False
     """Run the code that the settings name (model.imports, a trainer, rewards or losses of one's own): only where you trust them."""
 

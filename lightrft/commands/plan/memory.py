@@ -8,7 +8,7 @@ from functools import partial
 
 from lightrft.build.tables import engine_footprint, footprint
 from lightrft.commands.plan.shape import Shape
-from lightrft.config import Config, StrategyConfig
+from lightrft.config import Config, OfflineConfig, StrategyConfig
 from lightrft.engines.footprint import Demand, EngineFootprint, paged_cache
 from lightrft.models.products import logits_at_once
 from lightrft.strategy.footprint import EXACT, Footprint
@@ -145,7 +145,7 @@ def passes(
     return found
 
 
-def activations(config: Config, shape: Shape, tokens: int) -> int:
+def activations(config: Config | OfflineConfig, shape: Shape, tokens: int) -> int:
     """Bytes of a training pass over so many tokens: what the forward pass keeps, one block at work, and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
     recomputed = shape.working if config.model.gradient_checkpointing else 0.0
@@ -154,14 +154,14 @@ def activations(config: Config, shape: Shape, tokens: int) -> int:
     return int(own * (shape.kept + recomputed + states)) + chunk
 
 
-def scoring(config: Config, shape: Shape, tokens: int) -> int:
+def scoring(config: Config | OfflineConfig, shape: Shape, tokens: int) -> int:
     """Bytes that a pass without gradients takes: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
     chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
     return int(own * (shape.working + EXACT * shape.hidden)) + chunk
 
 
-def _chunk(config: Config) -> int:
+def _chunk(config: Config | OfflineConfig) -> int:
     """Logits that exist at once."""
     return logits_at_once(config.update.logits_per_chunk, on_cpu=config.strategy.device == "cpu")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightrft.models.blocks import blocks
 from lightrft.models.logprobs import backbone, causal_lm, text_config
+from lightrft.models.reward_source import HEAD
 from lightrft.models.source import Source
 from lightrft.models.values import ValueModel
 
@@ -92,7 +93,9 @@ class Shape:
         """Weights of the output head."""
         if isinstance(self.module, ValueModel):
             return self.module.head.weight.numel()
-        return int(causal_lm(self.module).get_output_embeddings().weight.numel())
+        model = causal_lm(self.module)
+        head = model.get_output_embeddings() or model.get_submodule(HEAD)  # of a reward model
+        return int(head.weight.numel())
 
     @property
     def hidden(self) -> int:

@@ -1,0 +1,191 @@
+"""What learning from given responses would need of each device: `lightrft plan sft | reward | dpo LAYERS...`. Memory alone, no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightrft.algorithms.policy_preference import POLICY_LOSSES
+from lightrft.build.models import check_team
+from lightrft.build.process import shared
+from lightrft.build.reward import bound_loss, build_model
+from lightrft.build.tables import check_processes, footprint
+from lightrft.commands.plan.memory import Item, activations, largest_batch, moves, scoring
+from lightrft.commands.plan.memory import sums as summed
+from lightrft.commands.plan.shape import Shape
+from lightrft.config import DPOConfig, OfflineConfig, RewardTrainingConfig, check_backend
+from lightrft.config.plan import Hardware
+from lightrft.models.source import Source
+from lightrft.parallel.team import check_team_size
+from lightrft.parallel.world import World
+from lightrft.strategy.memory import Phase
+from lightrft.trainer.policy_preferences import PolicyPreferences
+
+GIB = 2**30
+BOTH = (Phase.SCORE, Phase.TRAIN)
+"""The phases of such a run: held-out data and the reference in score, updates in train."""
+
+
+@dataclass(frozen=True)
+class OfflinePlan:
+    """Everything that is shown."""
+
+    config: OfflineConfig
+    hardware: Hardware
+    model: Shape
+    reference: Shape | None
+    """None too where it is the model without its adapters."""
+    tokens: int
+    """Tokens of the largest batch."""
+
+    @cached_property
+    def resident(self) -> list[Item]:
+        """What takes memory however long a batch is."""
+        strategy, devices = self.config.strategy, self.hardware.devices
+        part = footprint(strategy, self.model, devices)
+        may_move = moves(strategy, part, on_cpu=strategy.device == "cpu")
+        learning = (Phase.TRAIN,) if may_move else BOTH
+        found = [
+            Item("weights", part.weights, BOTH),
+            Item("optimizer", part.optimizer, learning),
+            Item("gradients", part.gradients, BOTH if part.gradients_stay else (Phase.TRAIN,)),
+            Item("gathered to compute", part.gathered, BOTH, "model"),
+        ]
+        if self.reference is not None:
+            frozen = footprint(strategy, self.reference, devices, learns=False)
+            found += [
+                Item("reference weights", frozen.weights, (Phase.SCORE,) if may_move else BOTH),
+                Item("reference, gathered to compute", frozen.gathered, (Phase.SCORE,), "reference"),
+            ]
+        return [item for item in found if item.bytes]
+
+    @property
+    def items(self) -> list[Item]:
+        """All that takes memory."""
+        return [
+            *self.resident,
+            Item(
+                f"activations, {self.tokens:,} tokens",
+                activations(self.config, self.model, self.tokens),
+                (Phase.TRAIN,),
+            ),
+            Item("activations, no gradient", scoring(self.config, self.model, self.tokens), (Phase.SCORE,)),
+        ]
+
+    @property
+    def sums(self) -> dict[Phase, int]:
+        """Bytes of a device in each phase."""
+        found = summed(self.items)
+        return {phase: found[phase] for phase in BOTH}
+
+    @property
+    def usable(self) -> int:
+        """Bytes of a device that may be filled."""
+        return int(self.hardware.memory_gib * GIB * (1 - self.hardware.reserve))
+
+    @property
+    def largest_batch(self) -> int:
+        """Most tokens of a batch that fit; 0 if the rest is too much already."""
+        room = {phase: self.usable - count for phase, count in summed(self.resident).items()}
+        return min(
+            largest_batch(room[Phase.TRAIN], partial(activations, self.config, self.model)),
+            largest_batch(room[Phase.SCORE], partial(scoring, self.config, self.model)),
+        )
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What would stop the run."""
+        strategy, devices = self.config.strategy, self.hardware.devices
+        checks: list[Callable[[], Any]] = [
+            lambda: check_backend(strategy, devices),
+            lambda: shared("batch_size", self.config.batch_size, World(0, devices)),
+            lambda: check_processes(strategy, devices),
+            lambda: check_team_size(devices, strategy.sequence_parallel),
+            lambda: check_team(strategy, {"model.path": self.config.model}),
+        ]
+        found = []
+        for check in checks:
+            try:
+                check()
+            except ValueError as error:
+                found.append(str(error))
+        most = max(self.sums.values())
+        if most > self.usable:
+            largest = self.largest_batch
+            cure = (
+                f"Lower update.tokens_per_micro_batch to {largest:,} or less, and max_tokens with it"
+                if largest
+                else "Take more devices and a strategy.backend that shares the model out, or lora"
+            )
+            found.append(f"{most / GIB:.1f} GiB are needed and {self.usable / GIB:.1f} are usable. {cure}.")
+        return found
+
+
+def plan(config: OfflineConfig, hardware: Hardware, prompt_tokens: int, response_tokens: int) -> OfflinePlan:
+    """The plan of a run. ValueError for a model that is not there."""
+    source, compared, together = learner(config)
+    apart = compared and not config.model.lora.rank
+    # Responses that a loss compares are read in one batch with their prompt, which a pair makes longer than the budget first.
+    tokens = max(config.update.tokens_per_micro_batch, prompt_tokens + together * response_tokens)
+    reference = Shape(Source(config.model, learns=False)) if apart else None
+    return OfflinePlan(config, hardware, Shape(source), reference, tokens)
+
+
+def learner(config: OfflineConfig) -> tuple[Source, bool, int]:
+    """The model that learns, whether it is compared with what it was, and how many responses are read together at least."""
+    if isinstance(config, RewardTrainingConfig):
+        return build_model(config)[1], False, 2
+    if isinstance(config, DPOConfig):
+        objective = PolicyPreferences(config, bound_loss(config, POLICY_LOSSES))
+        return Source(config.model), objective.needs_reference, 2 if objective.compares else 1
+    return Source(config.model), False, 1
+
+
+def as_json(found: OfflinePlan) -> dict[str, Any]:
+    """Every number: bytes of one device, tokens of a batch."""
+    return {
+        "model": found.config.model.path,
+        "weights": found.model.weights,
+        "learned": found.model.learned,
+        "backend": found.config.strategy.backend,
+        "devices": found.hardware.devices,
+        "memory": {
+            "items": [
+                {"name": i.name, "bytes": i.bytes, "phases": [p.value for p in i.phases]} for i in found.items
+            ],
+            "sums": {phase.value: count for phase, count in found.sums.items()},
+            "usable": found.usable,
+        },
+        "batch": {"tokens": found.tokens, "largest": found.largest_batch},
+        "problems": found.problems,
+    }
+
+
+def show(found: OfflinePlan) -> None:
+    """A table on the terminal, and the verdict."""
+    console, devices = Console(emoji=False), found.hardware.devices
+    title = (
+        f"{found.config.model.path}: {found.model.weights / 1e9:.2f} billion weights, {found.model.learned / found.model.weights:.0%} learn; "
+        f"{found.config.strategy.backend} on {devices} device{'s'[: devices > 1]}"
+    )
+    table = Table("GiB of a device", *(phase.value for phase in BOTH), title=title)
+    for item in found.items:
+        table.add_row(
+            item.name, *(f"{item.bytes / GIB:.2f}" if phase in item.phases else "" for phase in BOTH)
+        )
+    table.add_section()
+    sums = (f"{found.sums[phase] / GIB:.2f}" for phase in BOTH)
+    table.add_row(f"sum, of {found.usable / GIB:.1f} usable", *sums, style="bold")
+    console.print(table)
+    for told in found.problems:
+        console.print(f"[red]![/red] {told}", highlight=False)
+    if not found.problems:
+        console.print(
+            f"[green]fits[/green]: up to {found.largest_batch:,} tokens a batch (update.tokens_per_micro_batch)",
+            highlight=False,
+        )
