@@ -49,6 +49,8 @@ class Setup:
     """What is to be said of the data before any weight loads."""
     judgement: Judgement | None = None
     """How responses are compared with the model that the run began with, where they are."""
+    opener: Callable[[Prompt], Prompt | None] | None = None
+    """What reads the media of a drawn prompt; None: those of the prompt itself."""
     outputs: Sequence[str] = ()
     """Grades that a loss compares responses by: their names in Trajectory.parts."""
 
@@ -136,7 +138,7 @@ def build_loader(config: OfflineConfig, setup: Setup, world: World) -> PromptLoa
         (setup.prompts_of(task, "train"), config.tasks.train[name])
         for name, task in training_tasks(config).items()
     ]
-    opener = Opener(setup.processor, config.tasks)
+    opener = setup.opener or Opener(setup.processor, config.tasks)
     return PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
 
 

@@ -20,6 +20,7 @@ from lightrft.config import DPOConfig, RewardTrainingConfig
 from lightrft.datasets.comparisons import Comparisons, scored, warn_of_leaks, warn_of_shortcuts
 from lightrft.datasets.conversations import end_of_answer
 from lightrft.datasets.loader import PromptLoader
+from lightrft.datasets.sides import SidesOpener
 from lightrft.models.describe import is_tiny, stored_shape
 from lightrft.models.load import load_processor
 from lightrft.models.processor import Processor
@@ -50,10 +51,11 @@ def build_run(
         loss = bound_loss(config)
         processor, source = build_model(config)
         processor = dated(processor, run, world)
+        until = partial(up_to_score, padding=source.padding)
         comparisons = Comparisons(
             processor,
             config,
-            scored(processor, partial(up_to_score, padding=source.padding)),
+            scored(processor, until),
             compares=bool(getattr(loss.func, "compares_responses", False)),
             outputs=config.outputs,
             signed=config.signed,
@@ -64,6 +66,7 @@ def build_run(
             objective=Preferences(config, loss),
             prompts_of=partial(prompts_of, config, comparisons),
             check=partial(check_data, config, comparisons),
+            opener=SidesOpener(processor, config.tasks, until),
             outputs=config.outputs,
         )
 
@@ -74,7 +77,7 @@ def build_model(config: RewardTrainingConfig) -> tuple[Processor, RewardSource]:
     """What turns texts into tokens, padding as the finished model will, and the model as it is to be loaded."""
     import_all(config.model.imports)
     check_reward_source(config.model, config.outputs)
-    processor = load_processor(config.model)
+    processor = load_processor(config.model, config.media)
     padding = None
     if not is_tiny(config.model.path) and has_head(config.model):
         padding = stored_shape(config.model).get_text_config().pad_token_id

@@ -149,13 +149,15 @@ def load_reward_models(
             continue
         model, name = model_of(config, path), f"reward_model.paths.{asked[0]}"
         with named(REWARD_MODEL, name):
-            processor = load_processor(model)
+            processor = load_processor(model, config.media)
             module = load_reward_model(model, resting(config, device))
         frozen = held_whole(module, config, device)
         ask = partial(
             scores, frozen.module, tokens_per_micro_batch=config.reward_model.tokens_per_micro_batch
         )
         rated = ScalarReward(ask, processor, most_tokens(config, path))
-        outputs |= {key: Output(rated, output_place(config, key)) for key in asked}
+        outputs |= {
+            key: Output(rated, output_place(config, key), sees_media=rated.sees_media) for key in asked
+        }
         residents[resident_name(asked)] = frozen.parts()["weights"]
     return outputs, residents

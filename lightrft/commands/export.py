@@ -12,12 +12,12 @@ from torch import Tensor
 from lightrft.build.reward import build_model
 from lightrft.config import RewardTrainingConfig, RunConfig
 from lightrft.models.base import check_base
+from lightrft.models.classifiers import HEAD
 from lightrft.models.export import write_folder
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import full_weights
 from lightrft.models.processor import Processor
-from lightrft.models.reward_source import HEAD
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +20,14 @@ from lightrft.build.reward_models import Place, model_rewards
 from lightrft.config import Config
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.console import pairs as shown
-from lightrft.datasets.formats import FORMATS
-from lightrft.datasets.sources import BadRecords, Row, read
-from lightrft.media.parts import readable
+from lightrft.datasets.media_preferences import ROW_FORMATS
+from lightrft.datasets.sources import BadRecords, Row, is_file, read
+from lightrft.media.parts import has_media, readable
 from lightrft.rewards import comparing
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.fools import spread, try_fools, wrong_answer
 from lightrft.rewards.models import JUDGE
-from lightrft.tasks.base import conversation
+from lightrft.tasks.base import conversation, hub_folder, placed
 from lightrft.tasks.table import load_task
 from lightrft.trainer.metrics import average
 from lightrft.types import Prompt, Trajectory
@@ -122,7 +123,7 @@ def wrong_answers(groups: Sequence[Sequence[Compared]]) -> list[Trajectory]:
 def comparisons(config: Config) -> tuple[list[Compared], str]:
     """The responses of all rows in their order, and what their lengths are counted in. ValueError if there are none."""
     tasks = config.tasks
-    form = resolve(FORMATS, COMPARISONS if tasks.format == "columns" else tasks.format, "format")
+    form = resolve(ROW_FORMATS, COMPARISONS if tasks.format == "columns" else tasks.format, "format")
     bad = BadRecords(tasks.on_bad_record)
     tokenizer = build_processor(config).tokenizer if config.model.path else None
 
@@ -131,10 +132,13 @@ def comparisons(config: Config) -> tuple[list[Compared], str]:
             return [0] * len(text)
         return list(tokenizer.encode(text, add_special_tokens=False))
 
+    folder = (
+        expanded(tasks.train_file, "tasks.train_file").parent if is_file(tasks.train_file) else hub_folder()
+    )
     found: list[Compared] = []
     for group, (where, row) in enumerate(read(tasks.train_file, tasks.train_split, bad)):
         try:
-            found += _compared(form, row, config, group, where, tokens)
+            found += _compared(form, row, config, group, where, tokens, folder)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             bad(f"{where}: {error}")
     if not found:
@@ -149,6 +153,7 @@ def _compared(
     group: int,
     where: str,
     tokens: Callable[[str], list[int]],
+    folder: Path,
 ) -> list[Compared]:
     example = form(row, config.tasks)
     if not isinstance(example.target, list):
@@ -156,11 +161,14 @@ def _compared(
             f"tasks.format={config.tasks.format} gives no responses to compare. Leave it out, or see docs."
         )
     messages = conversation(example, system=config.tasks.system, instruction=config.tasks.instruction)
+    messages = placed(messages, folder, config.tasks)
     found = []
     for one in example.target:
-        *before, last = one["messages"]
-        text = readable(last["content"])
-        ids = tokens(text)
+        *before, last = placed(one["messages"], folder, config.tasks)
+        text, is_medium = readable(last["content"]), has_media([last])
+        ids = tokens("" if is_medium else text)
+        # A response that is a medium stands in the messages, where reward models that read it look for it.
+        before = [*before, last] if is_medium else before
         asked = Prompt(where, [], [*messages, *before], row.get(config.tasks.target_field), SOURCE)
         said = Trajectory(
             prompt=asked, group=group, token_ids=ids, mask=[True] * len(ids), behavior=[0.0] * len(ids),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
-from lightrft.config.model import ModelConfig
+from lightrft.config.model import MediaConfig, ModelConfig
 from lightrft.config.offline import GivenResponsesConfig, HeldOutConfig, SFTLogConfig, check_given_responses
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
@@ -37,6 +37,7 @@ class RewardTrainingConfig(GivenResponsesConfig):
     """Folder with the tasks' data sets. Empty: each task's hub data set."""
     model: ModelConfig = field(default_factory=ModelConfig)
     tasks: TaskConfig = field(default_factory=lambda: TaskConfig(format=COMPARISONS))
+    media: MediaConfig = field(default_factory=MediaConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
     update: UpdateConfig = field(default_factory=UpdateConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
 from lightrft.config import DPOConfig, RewardTrainingConfig
 from lightrft.datasets.conversations import answer_to
 from lightrft.datasets.prompts import prepare
+from lightrft.datasets.sides import Side, any_media, own_prompt, read_of, told_apart
 from lightrft.datasets.sources import BadRecords
 from lightrft.media.parts import has_media, readable
 from lightrft.types import Message, Prompt, Record, Trajectory
@@ -26,17 +27,6 @@ Layout = Callable[[Sequence[Message], Sequence[Message]], tuple[list[int], list[
 """A prompt and what is said then -> the tokens that follow the prompt, and the mask of those that are learned from or scored."""
 LOPSIDED = 0.9
 """A share of pairs decided alike, or of grades with one sign, that a run warns of."""
-
-
-class Side(NamedTuple):
-    """One of several responses to a prompt; a list of them is the target of the prompts that `Comparisons` makes."""
-
-    token_ids: list[int]
-    """What follows the prompt: until the score is read, or until the response ends."""
-    grades: dict[str, float]
-    """By output; NaN or absent: not graded."""
-    mask: list[bool]
-    """True where the score is read, or on what the assistant says."""
 
 
 @dataclass(slots=True)
@@ -91,37 +81,38 @@ class Comparisons:
 
     def _sides(self, record: Record) -> list[Side]:
         """The responses in tokens. ValueError if nothing can be learned from them."""
-        if has_media(record.messages) and not self.speaks:
-            raise ValueError("the prompt holds media, and reward models that are trained here read text.")
         if not any(message["role"] == "user" for message in record.messages):
             raise ValueError("nobody asks anything before the responses.")
+        apart = any_media(record.target)
         sides = []
         for place, one in enumerate(record.target):
-            tokens, mask = self._laid_out(record.messages, one["messages"], place)
-            sides.append(Side(tokens, self._grades(one["grades"]), mask))
+            said, grades = one["messages"], self._grades(one["grades"])
+            self._check_said(record.messages, said, place)
+            if apart:
+                own = own_prompt(self.processor, record, said, place)
+                sides.append(Side(own.token_ids[-1:], grades, [True], own))
+            else:
+                tokens, mask = self._laid_out(record.messages, said, place)
+                sides.append(Side(tokens, grades, mask))
         self._check_grades(sides)
         return sides
 
-    def _laid_out(
-        self, asked: Sequence[Message], said: Sequence[Message], place: int
-    ) -> tuple[list[int], list[bool]]:
-        """Tokens and mask of one response. ValueError for one that nothing can be learned from."""
+    def _check_said(self, asked: Sequence[Message], said: Sequence[Message], place: int) -> None:
+        """ValueError for a response that nothing can be learned from."""
         if not said or said[0]["role"] != "assistant" or said[-1]["role"] != "assistant":
             raise ValueError(f"response {place} is none of the assistant to the prompt.")
-        if has_media(said):
-            raise ValueError(
-                f"response {place} holds media, and "
-                + (
-                    "a policy writes text."
-                    if self.speaks
-                    else "reward models that are trained here read text."
-                )
-            )
+        if has_media(said) and self.speaks:
+            raise ValueError(f"response {place} holds media, and a policy writes text.")
         if not readable(said[-1]["content"]).strip():
             raise ValueError(f"response {place} is empty.")
         talk = [*asked, *said]
         if any(one["role"] == other["role"] == "assistant" for one, other in pairwise(talk)):
             raise ValueError(f"response {place}: the assistant speaks twice in a row.")
+
+    def _laid_out(
+        self, asked: Sequence[Message], said: Sequence[Message], place: int
+    ) -> tuple[list[int], list[bool]]:
+        """Tokens and mask of one response. ValueError for one that the chat template cannot lay out."""
         try:
             return self.layout(asked, said)
         except ValueError as error:
@@ -143,7 +134,7 @@ class Comparisons:
     def _check_grades(self, sides: Sequence[Side]) -> None:
         """ValueError if equal responses are graded differently, or no grade teaches anything."""
         for one, other in combinations(sides, 2):
-            if one.token_ids == other.token_ids and _differ(one, other):
+            if _read_alike(one, other) and _differ(one, other):
                 raise ValueError("two responses have the same tokens and different grades.")
         if not any(_known(sides, name) for name in self.outputs):
             named = (
@@ -221,6 +212,13 @@ def _known(sides: Iterable[Side], output: str) -> list[float]:
     return [grade for grade in found if not math.isnan(grade)]
 
 
+def _read_alike(one: Side, other: Side) -> bool:
+    """Whether a model reads the same in both: the same tokens, and the same media."""
+    if one.prompt is None or other.prompt is None:
+        return one.token_ids == other.token_ids
+    return bool(read_of(one.prompt) == read_of(other.prompt))
+
+
 def _differ(one: Side, other: Side) -> bool:
     """Whether some output grades both, and differently."""
     both = one.grades.keys() & other.grades.keys()
@@ -234,7 +232,7 @@ def siblings(prompt: Prompt, group: int) -> list[Trajectory]:
     sides: Sequence[Side] = prompt.target
     return [
         Trajectory(
-            prompt=prompt,
+            prompt=prompt if side.prompt is None else side.prompt,
             group=group,
             token_ids=side.token_ids,
             mask=side.mask,
@@ -281,8 +279,8 @@ def warn_of_shortcuts(
 
 def warn_of_leaks(learned: Iterable[Prompt], held_out: Sequence[Prompt], name: str) -> None:
     """Says in the log how many held-out prompts are learned from, too."""
-    known = {tuple(prompt.token_ids) for prompt in learned}
-    shared = sum(tuple(prompt.token_ids) in known for prompt in held_out)
+    known = {key for prompt in learned for key in told_apart(prompt)}
+    shared = sum(any(key in known for key in told_apart(prompt)) for prompt in held_out)
     if shared:
         log.warning(
             "%s: %d of %d held-out prompts are learned from, too; split by prompt",

@@ -48,6 +48,24 @@ def filled(messages: Sequence[Message], row: Row) -> list[Message]:
     return [_refilled(message, parts, waiting) for message, parts in zip(messages, split, strict=True)]
 
 
+def shown(asked: Sequence[Message], said: Sequence[Message]) -> list[Message]:
+    """How a response that is a picture, a clip or a sound is shown to a model that scores it: at the end of the last turn of the user.
+
+    Few chat templates write media where the assistant speaks. `said`: the response, one message. ValueError for several, and
+    where the user does not have the last word before.
+    """
+    if len(said) != 1 or not asked or asked[-1]["role"] != "user":
+        raise ValueError(
+            "a response with media must be one message, and what the user says must stand before it."
+        )
+    parts = [_as_parts(message["content"]) for message in (asked[-1], said[0])]
+    return [*asked[:-1], Message(role="user", content=[*parts[0], *parts[1]])]
+
+
+def _as_parts(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
 def _column(row: Row, kind: str) -> list[Any]:
     """The sources in `image` or `images`. A list under `video` is the frames of one clip, under other names several media."""
     one, several = row.get(kind), row.get(f"{kind}s")

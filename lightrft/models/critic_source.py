@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models.classifiers import heads
 from lightrft.models.describe import stored_shape
 from lightrft.models.lazy import empty_model
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm, text_config
 from lightrft.models.lora import plain_parameters
-from lightrft.models.reward import heads, trained
+from lightrft.models.reward import trained
 from lightrft.models.reward_source import has_head
 from lightrft.models.source import Source
 from lightrft.models.values import ValueModel

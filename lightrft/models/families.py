@@ -202,7 +202,7 @@ def _kinds(config: Any, token_ids: Sequence[int]) -> Tensor:
 def freeze(module: Any, names: Sequence[str]) -> None:
     """Switches learning off for parts of a model: vision, audio, projector, language, or the beginning of parameter names.
 
-    `projector` is what is neither a tower nor the language model nor its head. ValueError if a name fits nothing.
+    `projector` is what is neither a tower nor the language model nor a head. ValueError if a name fits nothing.
     """
     for name in names:
         found = list(part(module, name))
@@ -233,7 +233,8 @@ def part(module: Any, name: str) -> Iterator[tuple[str, nn.Parameter]]:
         if name == "language":
             inside = not is_multimodal(config) or _below(parameter_name, [*language, *head])
         elif name == "projector":
-            inside = is_multimodal(config) and not _below(parameter_name, [*language, *head, *outside])
+            own = getattr(module, "exact", ())  # a head to values or scores
+            inside = is_multimodal(config) and not _below(parameter_name, [*language, *head, *own, *outside])
         elif name in towers:
             inside = _below(parameter_name, _modules_of(module, getattr(config, towers[name], None)))
         else:

@@ -29,14 +29,12 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
 
     targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
     own = exact_parts(model)
-    if targets == "all-linear" and own:  # of the body
-        targets = sorted(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in own)
-    if targets == "all-linear" and is_multimodal(
-        model.config
-    ):  # of the language part; towers stay as they are
+    if targets == "all-linear" and (own or is_multimodal(model.config)):
         head = model.get_output_embeddings()
         linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-        targets = sorted(linears & {name.rpartition(".")[0] for name, _ in part(model, "language")})
+        if is_multimodal(model.config):  # towers stay as they are
+            linears &= {name.rpartition(".")[0] for name, _ in part(model, "language")}
+        targets = sorted(linears - set(own))
     if targets != "all-linear":
         _check_names(model, targets)
     kind = None if own else "CAUSAL_LM"

@@ -56,6 +56,11 @@ class MediaEncoder:
         """Whether the model lets all tokens of a picture see each other."""
         return sees_both_ways(self._shapes.config)
 
+    @property
+    def placeholders(self) -> set[int]:
+        """Tokens that stand for media."""
+        return set(placeholders(self._shapes.config))
+
     def rendered(
         self, messages: Sequence[Message], *, answer_next: bool = True, chat_template: str | None = None
     ) -> str:

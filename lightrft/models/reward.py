@@ -5,19 +5,20 @@ As transformers' ForSequenceClassification classes have it, and the reward model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightrft.config import ModelConfig
-from lightrft.models.attention import ATTENTION
-from lightrft.models.describe import model_folder
+from lightrft.models.classifiers import classifier_class, heads
+from lightrft.models.describe import model_folder, stored_shape
+from lightrft.models.families import attention_of, joined
 from lightrft.models.folder import NO_CODE, why
 from lightrft.models.linear import ExactLinear
-from lightrft.models.logprobs import backbone, predicting_states, text_config
+from lightrft.models.logprobs import predicting_states, text_config
 from lightrft.models.sequence import Share
 from lightrft.models.weights import Weights
 from lightrft.types import Batch, Inputs
@@ -32,14 +33,13 @@ def load_reward_model(config: ModelConfig, device: torch.device | str = "cpu") -
 
 def trained(config: ModelConfig, name: str) -> Any:
     """The reward model in a folder; ValueError that begins with `name` if it is none that is read here."""
-    from transformers import AutoModelForSequenceClassification
-
+    folder, shape = model_folder(config), stored_shape(config)
     try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(
-            model_folder(config),
+        model, told = classifier_class(shape).from_pretrained(
+            folder,
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_of(shape),
             output_loading_info=True,
             **NO_CODE,
         )
@@ -110,33 +110,59 @@ def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
     return torch.stack([share.whole(column) for column in found.unbind(1)], 1)
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """What a reward model reads."""
+
+    token_ids: Sequence[int]
+    """(P,)"""
+    positions: Tensor | None = None
+    """(R, P) for models with multi-axis rotary positions."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    """Forward keywords such as pixel_values, as in Prompt.media."""
+
+    def followed_by(self, tokens: Sequence[int]) -> Conversation:
+        """The conversation with more text, which goes on from the last position of each row."""
+        rows = self.positions
+        if rows is not None:
+            rows = torch.cat([rows, rows[:, -1:] + 1 + torch.arange(len(tokens))], 1)
+        return replace(self, token_ids=[*self.token_ids, *tokens], positions=rows)
+
+    def up_to_score(self, padding: int | None) -> Conversation:
+        """The conversation up to the token at which its score is read."""
+        tokens = up_to_score(self.token_ids, padding)
+        rows = None if self.positions is None else self.positions[:, : len(tokens)]
+        return replace(self, token_ids=tokens, positions=rows)
+
+
 def scores(
-    module: Any, conversations: Sequence[Sequence[int]], tokens_per_micro_batch: int
+    module: Any, conversations: Sequence[Conversation | Sequence[int]], tokens_per_micro_batch: int
 ) -> list[list[float]]:
-    """The outputs of the head for each conversation (token ids), laid end to end and never padded.
+    """The outputs of the head for each conversation, or its token ids, laid end to end and never padded.
 
     It is read where `up_to_score` says.
     """
     device, padding = next(module.parameters()).device, text_config(module).pad_token_id
-    conversations = [up_to_score(tokens, padding) for tokens in conversations]
-    order = sorted(range(len(conversations)), key=lambda place: len(conversations[place]))
-    found: list[list[float]] = [[] for _ in conversations]
+    given = (c if isinstance(c, Conversation) else Conversation(c) for c in conversations)
+    read = [conversation.up_to_score(padding) for conversation in given]
+    order = sorted(range(len(read)), key=lambda place: len(read[place].token_ids))
+    found: list[list[float]] = [[] for _ in read]
     batch: list[int] = []
     for place in order:
-        filled = sum(len(conversations[p]) for p in batch)
-        if batch and filled + len(conversations[place]) > tokens_per_micro_batch:
-            _score(module, conversations, batch, device, found)
+        filled = sum(len(read[p].token_ids) for p in batch)
+        if batch and filled + len(read[place].token_ids) > tokens_per_micro_batch:
+            _score(module, read, batch, device, found)
             batch = []
         batch.append(place)
     if batch:
-        _score(module, conversations, batch, device, found)
+        _score(module, read, batch, device, found)
     return found
 
 
 @torch.no_grad()
 def _score(
     module: Any,
-    conversations: Sequence[Sequence[int]],
+    conversations: Sequence[Conversation],
     places: Sequence[int],
     device: torch.device,
     found: list[list[float]],
@@ -149,21 +175,21 @@ def _score(
         found[place] = row
 
 
-def _packed(conversations: Sequence[Sequence[int]], device: torch.device) -> Inputs:
+def _packed(conversations: Sequence[Conversation], device: torch.device) -> Inputs:
     """Each a prompt without response, whose last state is asked for."""
-    ends = torch.tensor([len(tokens) for tokens in conversations]).cumsum(0).tolist()
+    ends = torch.tensor([len(c.token_ids) for c in conversations]).cumsum(0).tolist()
     spans = tuple(zip([0, *ends[:-1]], ends, strict=True))
+    places = [torch.arange(len(c.token_ids)) if c.positions is None else c.positions for c in conversations]
+    media: dict[str, list[Tensor]] = {}
+    for conversation in conversations:
+        for name, value in conversation.media.items():
+            media.setdefault(name, []).append(value)
     return Inputs(
-        token_ids=torch.tensor([t for tokens in conversations for t in tokens], device=device),
-        positions=torch.cat([torch.arange(len(tokens)) for tokens in conversations]).to(device),
+        token_ids=torch.tensor([t for c in conversations for t in c.token_ids], device=device),
+        positions=torch.cat(places, -1).to(device),
         prompt_spans=spans,
         response_spans=tuple((end, end) for _, end in spans),
         targets=torch.zeros(0, dtype=torch.int64, device=device),
         predict=torch.tensor(ends, device=device) - 1,
+        media={name: joined(values) for name, values in media.items()},
     )
-
-
-def heads(module: Any) -> dict[str, nn.Linear]:
-    """Name -> linear layer, of those that are not in the body."""
-    inside = set(backbone(module).modules())
-    return {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m not in inside}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,19 +11,16 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models.classifiers import HEAD, classifier
 from lightrft.models.describe import RANDOM, is_tiny, stored_shape, without_weights
-from lightrft.models.families import is_multimodal
 from lightrft.models.lazy import empty_model, spread
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm
 from lightrft.models.lora import check_targets, plain_parameters
-from lightrft.models.reward import heads, set_head, trained
+from lightrft.models.reward import set_head, trained
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config
 from lightrft.types import Message
-
-HEAD = "score"
-"""What transformers' ForSequenceClassification classes call the head of a language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +86,12 @@ class RewardSource(Source):
 
     def _headed(self, language: nn.Module) -> Any:
         """The body of a language model under a new head."""
-        config = copy.deepcopy(causal_lm(language).config)
+        config = causal_lm(language).config
         self._named(config)
         model = classifier(config, f"model.path={self.config.path}")
         body = backbone(language)
         setattr(model, model.base_model_prefix, body)
+        model.config = config  # the one that the body's parts know, by which they are found (families.part)
         weight = next(body.parameters())
         set_head(model, HEAD, self._new_head(config.get_text_config().hidden_size, weight))
         return model.eval()
@@ -105,25 +102,6 @@ class RewardSource(Source):
         draw = torch.Generator().manual_seed(self.seed)
         nn.init.normal_(head.weight, 0.0, (width + 1) ** -0.5, generator=draw)
         return head.to(like.device)
-
-
-def classifier(config: Any, name: str) -> Any:
-    """The ForSequenceClassification of a language model's config, on the meta device; ValueError that begins with `name` if there is none
-    whose head is one linear layer."""
-    from transformers import AutoModelForSequenceClassification
-
-    model, cause = None, None
-    try:
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:  # no such class
-        cause = error
-    if model is None or list(heads(model)) != [HEAD]:
-        raise ValueError(
-            f"{name}: transformers has no ForSequenceClassification with one linear layer called {HEAD} for a {config.model_type}, so it cannot "
-            "become a reward model. Take a model of another family."
-        ) from cause
-    return model
 
 
 def has_head(config: ModelConfig) -> bool:
@@ -138,10 +116,6 @@ def check_reward_source(config: ModelConfig, outputs: Sequence[str]) -> None:
     """ValueError, before any weight loads, for a model that cannot become a reward model with these outputs."""
     tiny = is_tiny(config.path)
     shape = tiny_config(config.path.removeprefix(RANDOM)) if tiny else stored_shape(config)
-    if is_multimodal(shape):
-        raise ValueError(
-            f"model.path={config.path}: a reward model reads text, and this model reads media too. Take a language model."
-        )
     if not has_head(config):
         classifier(shape, f"model.path={config.path}")
     else:
@@ -161,8 +135,10 @@ def padding_token(processor: Any, ending: int | None) -> int:
     that the chat template never writes is best; next, one that does not end a response; last, what ends one, before which the score
     is then read. The tokenizer's own padding token comes first where it is as good.
     """
-    tokenizer = processor.tokenizer
-    talk = [Message(role="user", content="question"), Message(role="assistant", content="answer")]
+    tokenizer, reader = processor.tokenizer, processor.media
+    seen_media = [{"type": kind, kind: ""} for kind in sorted(reader.kinds)] if reader is not None else []
+    asked = Message(role="user", content=[*seen_media, {"type": "text", "text": "question"}])
+    talk = [asked, Message(role="assistant", content="answer")]
     written = [set(processor.tokens(talk, answer_next=False))]
     try:
         written.append(set(processor.tokens([Message(role="system", content="rule"), *talk])) | written[0])
@@ -170,7 +146,12 @@ def padding_token(processor: Any, ending: int | None) -> int:
         written.append(written[0])
     special = [tokenizer.pad_token_id, tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
     special += sorted(tokenizer.get_added_vocab().values())
-    known = [token for token in dict.fromkeys(special) if token is not None and token < processor.vocab_size]
+    never = set() if reader is None else reader.placeholders
+    known = [
+        token
+        for token in dict.fromkeys(special)
+        if token is not None and token < processor.vocab_size and token not in never
+    ]
     for seen in reversed(written):
         for token in known:
             if token not in seen and token not in processor.stop_ids:

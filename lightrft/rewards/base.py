@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
+from typing import Any
 
 from lightrft.config import RewardConfig
 from lightrft.media.parts import described
@@ -163,7 +164,9 @@ class RewardRunner:
         for ask, outputs in self._outputs():
             wanted = [[n for n in outputs if n in self.weights[t.prompt.source]] for t in trajectories]
             places = [place for place, names in enumerate(wanted) if names]
-            for place, found in zip(places, ask([views[place] for place in places]), strict=True):
+            sees = any(output.sees_media for output in outputs.values())
+            shown = [seen(trajectories[place]) if sees else views[place] for place in places]
+            for place, found in zip(places, ask(shown), strict=True):
                 for name in wanted[place]:
                     if isinstance(found, Failure):
                         failures[name, place] = found.reason
@@ -235,9 +238,18 @@ class RewardRunner:
 
 def stripped(trajectory: Trajectory) -> Answer:
     """What a reward may see of a trajectory: of pictures, clips and sounds their names."""
+    return _view(trajectory, described(trajectory.prompt.messages))
+
+
+def seen(trajectory: Trajectory) -> Answer:
+    """What a model in this process may see of a trajectory, which reads its pictures, clips and sounds."""
+    return _view(trajectory, trajectory.prompt.messages)
+
+
+def _view(trajectory: Trajectory, messages: list[Any]) -> Answer:
     prompt = trajectory.prompt
     return Answer(
-        prompt=Question(prompt.id, described(prompt.messages), prompt.target, prompt.source),
+        prompt=Question(prompt.id, messages, prompt.target, prompt.source),
         group=trajectory.group,
         token_ids=trajectory.token_ids,
         answer=trajectory.answer,

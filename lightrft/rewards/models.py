@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from http.client import HTTPException
 from typing import TypeVar
 from urllib.error import HTTPError
@@ -19,8 +19,10 @@ from jinja2 import TemplateError
 from lightrft.config import JudgeConfig
 from lightrft.datasets.conversations import end_of_answer
 from lightrft.datasets.judging import PAIR, SINGLE, conversed, written
-from lightrft.media.parts import readable
+from lightrft.datasets.media import shown
+from lightrft.media.parts import has_media, readable
 from lightrft.models.processor import Processor
+from lightrft.models.reward import Conversation
 from lightrft.rewards.function import Answer
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.paths import expanded
@@ -47,6 +49,8 @@ class Output:
     """Which of its outputs."""
     counted: Callable[[], Mapping[str, float]] = dict
     """What the model counted in its last call, by metric (counts/...)."""
+    sees_media: bool = False
+    """Whether the model is given pictures, clips and sounds to read; another one is told their names."""
 
     def of(self, found: float | Sequence[float]) -> float:
         """The number of this output."""
@@ -149,36 +153,83 @@ def judge_template(config: JudgeConfig) -> str:
 
 
 class ScalarReward:
-    """Asks a reward model, which computes a number for a question with its answer, or one for each of its outputs."""
+    """Asks a reward model, which computes a number for a question with its answer, or one for each of its outputs.
+
+    A response that is itself a picture, a clip or a sound is the last message of the prompt; see `datasets.media.shown`.
+    """
 
     def __init__(
         self,
-        scores: Callable[[Sequence[Sequence[int]]], Sequence[float | Sequence[float]]],
+        scores: Callable[[Sequence[Conversation | list[int]]], Sequence[float | Sequence[float]]],
         processor: Processor,
         longest: int | None,
     ) -> None:
-        """`scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them."""
+        """`scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them; with the media
+        beside the tokens where the model reads any."""
         self._scores, self._processor, self._longest = scores, processor, longest
+
+    @property
+    def sees_media(self) -> bool:
+        """Whether the model reads more than text."""
+        return self._processor.media is not None
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Sequence[float] | Failure]:
         """What the reward model computes for each answer, or why there is nothing."""
-        return _asked(answers, self._conversation, self._scores)
+        opened: dict[int, Prompt] = {}  # media are read once for all answers to a prompt
+        return _asked(answers, partial(self._conversation, opened), self._scores)
 
     @cached_property
     def _ending(self) -> int | None:
         """The token that ends a response. Looked for at the first truncated one: what a template refuses is a failure of that response."""
         return end_of_answer(self._processor)
 
-    def _conversation(self, answer: Answer) -> list[int]:
-        said: Message = {"role": "assistant", "content": answer.answer}
+    def _conversation(self, opened: dict[int, Prompt], answer: Answer) -> Conversation | list[int]:
+        if self.sees_media:
+            found = self._with_media(opened, answer)
+            _check_room(found.token_ids, self._longest, REWARD_MODEL)
+            return found
         asked: list[Message] = [
             {"role": m["role"], "content": readable(m["content"])} for m in answer.prompt.messages
         ]
+        tokens = self._tokens(asked, answer)
+        _check_room(tokens, self._longest, REWARD_MODEL)
+        return tokens
+
+    def _with_media(self, opened: dict[int, Prompt], answer: Answer) -> Conversation:
+        messages = answer.prompt.messages
+        if has_media(messages[-1:]) and messages[-1]["role"] == "assistant":
+            return _read(self._opened(opened, answer, shown(messages[:-1], messages[-1:])))
+        return self._after(self._opened(opened, answer, messages), self._tokens(messages, answer))
+
+    def _tokens(self, asked: Sequence[Message], answer: Answer) -> list[int]:
+        """The whole conversation, its media unread."""
+        said: Message = {"role": "assistant", "content": answer.answer}
         tokens = self._processor.tokens([*asked, said], answer_next=False)
         if answer.finish == "length" and self._ending in tokens:  # not shown as finished: its turn stays open
             tokens = tokens[: len(tokens) - 1 - tokens[::-1].index(self._ending)]
-        _check_room(tokens, self._longest, REWARD_MODEL)
         return tokens
+
+    def _opened(self, opened: dict[int, Prompt], answer: Answer, messages: Sequence[Message]) -> Prompt:
+        """What was asked, with its media. ValueError for media that the model does not read, or that cannot be read."""
+        key = id(answer.prompt.messages)
+        if key not in opened:
+            record = Record(answer.prompt.id, list(messages), None, REWARD_MODEL)
+            opened[key] = self._processor.open(self._processor.prompt(record))
+        return opened[key]
+
+    def _after(self, prompt: Prompt, tokens: Sequence[int]) -> Conversation:
+        """The conversation of a prompt whose media have been read, and of what `tokens` have after it."""
+        known = prompt.unexpanded_token_ids or prompt.token_ids
+        if tokens[: len(known)] != list(known):
+            raise ValueError(
+                "its chat template writes the prompt otherwise once a response follows; set reward_model.chat_template"
+            )
+        return _read(prompt).followed_by(tokens[len(known) :])
+
+
+def _read(prompt: Prompt) -> Conversation:
+    """A prompt as a conversation without response."""
+    return Conversation(prompt.token_ids, prompt.positions, prompt.media)
 
 
 def _asked(

@@ -107,10 +107,10 @@ class Place:
     """False for rows that are known to be unusable or to belong elsewhere; they are left out, and counted in the log."""
 
 
-def _placed(messages: Sequence[Message], folder: Path | None, config: TaskConfig) -> list[Message]:
+def placed(messages: Sequence[Message], folder: Path | None, config: TaskConfig) -> list[Message]:
     """The messages with paths below `folder`. ValueError for a file that lies elsewhere and that no setting allows."""
-    placed = located(messages, folder or Path())
-    found = [Message(role=m["role"], content=m["content"]) for m in placed]
+    below = located(messages, folder or Path())
+    found = [Message(role=m["role"], content=m["content"]) for m in below]
     if folder is None:
         return found
     root = Path(config.media_root) if config.media_root else folder
@@ -120,6 +120,15 @@ def _placed(messages: Sequence[Message], folder: Path | None, config: TaskConfig
             "that holds all of them (/: anywhere)."
         )
     return found
+
+
+def _compared(target: Any, folder: Path | None, config: TaskConfig) -> Any:
+    """A target whose media lie below `folder` too, where it is a list of responses to compare (datasets/preferences.py)."""
+    if not isinstance(target, list) or not all(
+        isinstance(t, dict) and {"messages", "grades"} <= t.keys() for t in target
+    ):
+        return target
+    return [{**one, "messages": placed(one["messages"], folder, config)} for one in target]
 
 
 def hub_folder() -> Path:
@@ -151,12 +160,12 @@ def records(
             messages = conversation(
                 example, system=config.system, instruction=config.instruction or instruction
             )
-            messages = _placed(messages, folder, config)
+            messages, target = placed(messages, folder, config), _compared(example.target, folder, config)
         except Exception as error:  # a row of any shape is that row's fault, and is named
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             bad(f"{where}: {kind}{error}")
             continue
-        found.append(Record(id=f"{source}/{where}", messages=messages, target=example.target, source=source))
+        found.append(Record(id=f"{source}/{where}", messages=messages, target=target, source=source))
     found.skipped = bad.skipped
     return found
 

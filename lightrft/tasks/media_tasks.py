@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ def nlvr_row(row: Row, config: TaskConfig) -> Example:
     return Example(asked(question, row), text_field(row, "label").strip())
 
 
+def nlvr_places() -> tuple[list[Place], list[Place]]:
+    """Both splits of dev.jsonl, by its sentences."""
+    place = Place("nlvr/dev.jsonl", "", "", nlvr_row)
+    return halves(place, lambda row: held_out(plain_words(str(row.get("sentence")))))
+
+
 def nlvr(option: str) -> Task:
     """Is a sentence true of a picture with coloured shapes (Suhr et al. 2017, https://aclanthology.org/P17-2034).
 
@@ -94,11 +101,11 @@ def nlvr(option: str) -> Task:
     `nlvr:most` which colour, or which shape, most of them have, each answer being right equally often.
     """
     _one_of("nlvr", option, "test", *NLVR_BOXES)
-    place = Place("nlvr/dev.jsonl", "", "", nlvr_row)
-    train, evaluate = halves(place, lambda row: held_out(plain_words(str(row.get("sentence")))))
     if option in NLVR_BOXES:
-        return _nlvr_boxes(option, train[0], evaluate[0])
+        return _nlvr_boxes(option)
+    train, evaluate = nlvr_places()
     if option:
+        place = Place("nlvr/dev.jsonl", "", "", nlvr_row)
         train, evaluate = [place], [replace(place, file="nlvr/test.jsonl")]
     name = _named("nlvr", option)
     load = from_places(name, train, evaluate, instruction=f"Answer true or false. {TAGGED}")
@@ -112,20 +119,22 @@ NLVR_BOXES: dict[str, tuple[scenes.Ask, str, str]] = {
 """Option -> what is asked of each box, how to answer, and the reward."""
 
 
-def _nlvr_boxes(option: str, train: Place, evaluate: Place) -> Task:
+def _nlvr_boxes(option: str) -> Task:
     """The split of nlvr; a box that was drawn in both of its parts is evaluated only."""
-    name, (ask, how, reward) = f"nlvr:{option}", NLVR_BOXES[option]
-
-    def rows(split: Split, data: str, bad: BadRecords) -> list[Located]:
-        path = needed(name, data, train)
-        pictures = list(read(str(path), "", bad))
-        kept = [(where, row) for where, row in pictures if evaluate.keep(row)]
-        others = [(where, row) for where, row in pictures if train.keep(row)]
-        return scenes.questions(kept, others, path.parent, split, bad, ask)
-
-    load = from_program(name, rows, instruction=f"{how} {TAGGED}".strip())
+    name, (_, how, reward) = f"nlvr:{option}", NLVR_BOXES[option]
+    load = from_program(name, partial(box_rows, name, option), instruction=f"{how} {TAGGED}".strip())
     extract = {} if reward == "number" else {"extract": plain_words}
     return Task(name, load, {reward: 1.0}, tagged_gold, max_tokens=64, **extract)
+
+
+def box_rows(name: str, option: str, split: Split, data: str, bad: BadRecords) -> list[Located]:
+    """Place and row (question, target, image) of each question about a box, for the task `name`."""
+    (train,), (evaluate,) = nlvr_places()
+    path = needed(name, data, train)
+    pictures = list(read(str(path), "", bad))
+    kept = [(where, row) for where, row in pictures if evaluate.keep(row)]
+    others = [(where, row) for where, row in pictures if train.keep(row)]
+    return scenes.questions(kept, others, path.parent, split, bad, NLVR_BOXES[option][0])
 
 
 def shapes(option: str) -> Task:
@@ -210,10 +219,14 @@ def spoken_digits(option: str) -> Task:
     The split is the data set's: a speaker's takes 0 to 4 of each digit are evaluated.
     """
     no_option("spoken_digits", option)
-    place = Place("fsdd/fsdd.jsonl", "", "", spoken_digits_row)
-    parts = halves(place, lambda row: row.get("split") == "test")
-    load = from_places("spoken_digits", *parts, instruction=f"Answer with the digit. {TAGGED}")
+    load = from_places("spoken_digits", *digit_places(), instruction=f"Answer with the digit. {TAGGED}")
     return Task("spoken_digits", load, {"number": 1.0}, tagged_gold, max_tokens=64)
+
+
+def digit_places() -> tuple[list[Place], list[Place]]:
+    """Both splits of fsdd."""
+    place = Place("fsdd/fsdd.jsonl", "", "", spoken_digits_row)
+    return halves(place, lambda row: row.get("split") == "test")
 
 
 SOUNDS = (

@@ -259,7 +259,8 @@ def plan(
         for t in siblings:
             if not len(t):
                 continue
-            extra = len(t) + (len(t.prompt.token_ids) if not piece or not share_prompts else 0)
+            shares = share_prompts and piece and piece[-1].prompt is t.prompt
+            extra = len(t) + (0 if shares else len(t.prompt.token_ids))
             if piece and size + extra > tokens_per_micro_batch and not whole_groups:
                 pieces.append((size, piece))
                 piece, size = [], 0
@@ -298,7 +299,8 @@ def pad_count(
 
 def batch_tokens(answers: Sequence[Trajectory], *, share_prompts: bool = True) -> int:
     """Tokens the model reads for these responses in one batch."""
-    prompts = {t.group: t.prompt for t in answers}.values() if share_prompts else [t.prompt for t in answers]
+    each = {(t.group, id(t.prompt)): t.prompt for t in answers}
+    prompts = each.values() if share_prompts else [t.prompt for t in answers]
     return sum(len(t) for t in answers) + sum(len(p.token_ids) for p in prompts)
 
 

@@ -82,8 +82,11 @@ class Preferences:
         """COUNTS of each output, one after the other."""
         assert batch.grades is not None
         found = self._values(model, batch)
+        assert batch.inputs is not None
         everything = torch.ones_like(batch.mask)
         lengths = segment_count(everything, batch.segments, batch.num_sequences)
+        # With their prompts, which are equally long unless responses are media: then of these the longer has more tokens.
+        lengths = lengths + lengths.new_tensor([end - start for start, end in batch.inputs.prompt_spans])
         columns = zip(found.unbind(1), batch.grades.unbind(1), strict=True)
         return torch.cat([count_pairs(v, g, batch.groups, lengths) for v, g in columns]).cpu()
 

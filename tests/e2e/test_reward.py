@@ -285,7 +285,6 @@ def test_a_checkpoint_is_exported_as_the_same_folder(lightrft, rated, tmp_path):
         (["--options", "margins", "1"], "options.margins: loss=bradley_terry does not take it"),
         (["--outputs", "score", "cost"], "'cost' has no grades that loss=bradley_terry learns from"),
         (["--signed", "cost"], "'cost' is none of outputs=['score']"),
-        (["--model.path", "random:llava"], "reads media too"),
         (["--update.num-minibatches", "2"], "update.num_minibatches=2 has no effect"),
         (["--update.logits-per-chunk", "4096"], "update.logits_per_chunk=4096 has no effect"),
         (["--max-tokens", "1"], "no comparison is left"),

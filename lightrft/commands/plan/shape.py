@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.models.blocks import blocks
+from lightrft.models.classifiers import HEAD
 from lightrft.models.logprobs import backbone, causal_lm, text_config
-from lightrft.models.reward_source import HEAD
 from lightrft.models.source import Source
 from lightrft.models.values import ValueModel
 

@@ -212,12 +212,15 @@ TWICE = [{"role": "assistant", "content": "a"}, {"role": "assistant", "content":
 
 @pytest.mark.parametrize(
     ("said", "complaint"),
-    [(SEEN, "response 1 holds media"), (TWICE, "response 1: the assistant speaks twice")],
+    [
+        (SEEN, "#1: the prompt holds media of the kind 'image', which the model of model.path does not read"),
+        (TWICE, ": response 1: the assistant speaks twice"),
+    ],
 )
 def test_a_response_that_is_no_text_of_one_turn_after_another_is_refused(said, complaint):
     bad = record([("a", {"": 1.0})])
     bad.target.append({"messages": said, "grades": {"": 0.0}})
-    with pytest.raises(ValueError, match=f"t/0: {complaint}"):
+    with pytest.raises(ValueError, match=f"t/0{complaint}"):
         read_by([bad])
 
 

@@ -304,7 +304,9 @@ def test_every_task_but_those_of_rows_and_comparisons_brings_its_reward():
     need("reasoning_gym")
     options = {"reasoning_gym": "chain_sum"}
     without = [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards]
-    assert without == ["demo_pairs", "file", "tiny_pairs", "xstest_pairs"]
+    assert without == [
+        "demo_pairs", "file", "tiny_pairs", "nlvr_pairs", "spoken_digits_pairs", "xstest_pairs"
+    ]  # fmt: skip
 
 
 def test_pairs_are_graded_by_kind_and_lengths_say_nothing():
