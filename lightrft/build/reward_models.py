@@ -14,6 +14,7 @@ from lightrft.config.addresses import secret
 from lightrft.models.describe import PACKAGE, RANDOM, is_tiny, stored_shape, text_shape
 from lightrft.models.families import made_for
 from lightrft.models.load import load_processor
+from lightrft.models.logprobs import text_config
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.rewards.base import OUR_METRICS
 from lightrft.rewards.models import JUDGE, REWARD_MODEL, Output, ScalarReward
@@ -155,7 +156,7 @@ def load_reward_models(
         ask = partial(
             scores, frozen.module, tokens_per_micro_batch=config.reward_model.tokens_per_micro_batch
         )
-        rated = ScalarReward(ask, processor, most_tokens(config, path))
+        rated = ScalarReward(ask, processor, most_tokens(config, path), text_config(module).pad_token_id)
         outputs |= {
             key: Output(rated, output_place(config, key), sees_media=rated.sees_media) for key in asked
         }

@@ -25,7 +25,7 @@ from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.media.parts import has_media, readable
 from lightrft.rewards import comparing
 from lightrft.rewards.base import RewardRunner
-from lightrft.rewards.fools import spread, try_fools, wrong_answer
+from lightrft.rewards.fools import judged_answer, spread, try_fools
 from lightrft.rewards.models import JUDGE
 from lightrft.tasks.base import conversation, hub_folder, placed
 from lightrft.tasks.table import load_task
@@ -116,7 +116,7 @@ def wrong_answers(groups: Sequence[Sequence[Compared]]) -> list[Trajectory]:
     found = []
     for number, place in enumerate(spread(len(groups))):
         worst = min(groups[place], key=lambda row: next(iter(row.grades.values())))
-        found.append(wrong_answer(number, worst.trajectory.prompt, worst.trajectory.answer))
+        found.append(judged_answer(number, worst.trajectory.prompt, worst.trajectory.answer))
     return found
 
 

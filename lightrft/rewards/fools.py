@@ -35,8 +35,8 @@ class Fooling:
         return self.score is not None and self.wrong is not None and self.score > self.wrong
 
 
-def wrong_answer(number: int, prompt: Prompt, text: str) -> Trajectory:
-    """An answer that a person wrote and that is wrong, for `try_fools`."""
+def judged_answer(number: int, prompt: Prompt, text: str) -> Trajectory:
+    """An answer that a person wrote to a prompt, for models to judge."""
     return Trajectory(prompt, number, [0], [True], [0.0], "stop", answer=text)
 
 

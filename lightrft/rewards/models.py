@@ -22,7 +22,7 @@ from lightrft.datasets.judging import PAIR, SINGLE, conversed, written
 from lightrft.datasets.media import shown
 from lightrft.media.parts import has_media, readable
 from lightrft.models.processor import Processor
-from lightrft.models.reward import Conversation
+from lightrft.models.reward import Conversation, up_to_score
 from lightrft.rewards.function import Answer
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.paths import expanded
@@ -152,6 +152,10 @@ def judge_template(config: JudgeConfig) -> str:
     return text
 
 
+SHOWN = 40
+"""Tokens at the end of a conversation that `ScalarReward.shown` gives."""
+
+
 class ScalarReward:
     """Asks a reward model, which computes a number for a question with its answer, or one for each of its outputs.
 
@@ -163,10 +167,11 @@ class ScalarReward:
         scores: Callable[[Sequence[Conversation | list[int]]], Sequence[float | Sequence[float]]],
         processor: Processor,
         longest: int | None,
+        padding: int | None = None,
     ) -> None:
         """`scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them; with the media
-        beside the tokens where the model reads any."""
-        self._scores, self._processor, self._longest = scores, processor, longest
+        beside the tokens where the model reads any. `padding`: the token before which it reads the score (`up_to_score`)."""
+        self._scores, self._processor, self._longest, self._padding = scores, processor, longest, padding
 
     @property
     def sees_media(self) -> bool:
@@ -177,6 +182,17 @@ class ScalarReward:
         """What the reward model computes for each answer, or why there is nothing."""
         opened: dict[int, Prompt] = {}  # media are read once for all answers to a prompt
         return _asked(answers, partial(self._conversation, opened), self._scores)
+
+    def shown(self, answer: Answer) -> str:
+        """The end of what the model reads of an answer, »the token« at which it reads the score marked. ValueError and TemplateError as the
+        model would fail."""
+        found = self._conversation({}, answer)
+        tokens = list(found.token_ids if isinstance(found, Conversation) else found)
+        end, write = len(up_to_score(tokens, self._padding)), self._processor.tokenizer.decode
+        before, at, after = (
+            write(part) for part in (tokens[:end][-SHOWN:-1], tokens[end - 1 : end], tokens[end:])
+        )
+        return f"{'...' * (end > SHOWN)}{before}»{at}«{after}"
 
     @cached_property
     def _ending(self) -> int | None:

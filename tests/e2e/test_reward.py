@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 
 import pytest
@@ -71,6 +72,14 @@ def test_its_steps_can_be_looked_at(lightrft, rated):
     ]
     assert [line.split()[0] for line in said[1:] if line.strip()][:2] == ["0", "1"]
     assert f"{summary(rated)['pair_accuracy']['after']:.1%}" in said[-1]
+
+
+def test_the_check_shows_where_it_reads_its_score_and_what_right_answers_get(lightrft, rated):
+    model = ["--reward_model.paths", "rated", str(rated / "model"), "--rewards.functions", "rated", "1"]
+    said = " ".join(lightrft.start("check", "tiny", *model).wait().output.split())
+    assert "rated reads a score at »the token«" in said
+    found = re.search(r"rated: right answers get (\S+) on average, those to other prompts (-?[\d.]+)", said)
+    assert float(found[1]) > 0 > float(found[2])
 
 
 def test_a_critic_begins_with_what_a_reward_model_says_on_one_process_and_on_two(lightrft, rated, tmp_path):

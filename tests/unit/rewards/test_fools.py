@@ -6,7 +6,7 @@ from lightrft.config import JudgeConfig, RewardConfig
 from lightrft.console.pairs import fools_table, fools_told
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.comparing import ComparingJudge
-from lightrft.rewards.fools import FOOLS, spread, try_fools, wrong_answer
+from lightrft.rewards.fools import FOOLS, judged_answer, spread, try_fools
 from lightrft.rewards.models import Output
 from lightrft.testing import tiny_processor
 from lightrft.types import Prompt
@@ -14,7 +14,7 @@ from lightrft.workers.pool import Failure
 from tests.unit.rewards.test_comparing import Deciding
 
 WRONG = [
-    wrong_answer(n, Prompt(f"q{n}", [], [{"role": "user", "content": "2 + 2?"}], "4", "test"), text)
+    judged_answer(n, Prompt(f"q{n}", [], [{"role": "user", "content": "2 + 2?"}], "4", "test"), text)
     for n, text in enumerate(["5", "22"])
 ]
 

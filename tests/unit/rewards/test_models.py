@@ -116,6 +116,17 @@ def test_a_reward_model_reads_the_question_and_the_answer_to_its_end():
     assert seen == ["<|user|>2 + 2?<|end|><|assistant|>four<|end|>"]
 
 
+def test_the_token_at_which_a_reward_model_reads_its_score_can_be_shown():
+    processor = tiny_processor()
+    (end,) = processor.stop_ids
+    said = "<|user|>2 + 2?<|end|><|assistant|>four"
+    assert ScalarReward(list, processor, None).shown(answer("four")) == f"{said}»<|end|>«"
+    assert ScalarReward(list, processor, None, padding=end).shown(answer("four")) == f"{said[:-1]}»r«<|end|>"
+    assert (
+        ScalarReward(list, processor, None).shown(answer("four" * 20)) == f"...{('four' * 20)[-39:]}»<|end|>«"
+    )
+
+
 def test_a_truncated_answer_is_not_shown_to_a_reward_model_as_finished():
     seen = []
 
