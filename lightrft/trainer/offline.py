@@ -183,8 +183,8 @@ class OfflineTrainer:
 
     @property
     def parts(self) -> Mapping[str, Part]:
-        """The stream of prompts, which goes into checkpoints."""
-        return {"prompts": self.prompts}
+        """The stream of prompts, and what the comparison with the reference remembers, which go into checkpoints."""
+        return {"prompts": self.prompts, **({} if self.referee is None else {"referee": self.referee})}
 
     @property
     def rank_parts(self) -> Mapping[str, RankPart]:

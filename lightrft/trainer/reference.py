@@ -116,6 +116,14 @@ class Referee:
             )  # fmt: skip
             self.shifts.clear()
 
+    def state(self) -> list[float]:
+        """The last steps of `watch`, for a checkpoint."""
+        return list(self.shifts)
+
+    def load(self, state: Sequence[float]) -> None:
+        """Goes on from a `state`."""
+        self.shifts = deque(state, maxlen=FALLING)
+
 
 def mismatched(answers: Sequence[Trajectory], batching: Batching) -> list[Trajectory]:
     """The prompts of this rank's groups, each with the responses of the next group of the step, in the order of their numbers."""

@@ -307,7 +307,8 @@ class Run:
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote; called by all ranks."""
         for name, part in self.trainer.parts.items():
-            part.load(state["parts"][name])
+            if name in state["parts"]:  # not of what a setting has brought in since
+                part.load(state["parts"][name])
         models = state["models"]
         for name, model in self.trainer.learners.items():
             model.load(models[name], state["numbers"][name])
