@@ -20,7 +20,7 @@ from lightrft.datasets.comparisons import (
     warn_of_leaks,
     warn_of_shortcuts,
 )
-from lightrft.datasets.preferences import compared, graded, ranked, saferlhf
+from lightrft.datasets.preferences import compared, graded, ranked, saferlhf, unpaired
 from lightrft.datasets.sources import read
 from lightrft.models.processor import Processor
 from lightrft.models.reward import up_to_score
@@ -70,6 +70,20 @@ def test_grades_are_of_one_output_or_of_several_by_name():
     assert math.isnan(one["cost"])
 
 
+def test_a_labelled_response_is_desirable_or_not():
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    later = [*talk, {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]
+    for row in (
+        {"messages": talk},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": talk[:1], "completion": talk[1:]},
+    ):
+        found = unpaired({**row, "label": True}, CONFIG)
+        assert (found.prompt, texts(found), grades(found)) == (talk[:1], ["a"], [{"": 1.0}])
+    found = unpaired({"messages": later, "label": False}, CONFIG)
+    assert (found.prompt, texts(found), grades(found)) == (later[:3], ["b"], [{"": -1.0}])
+
+
 @pytest.mark.parametrize(
     ("safe", "safer", "costs"),
     [([False, True], 1, [2, -2]), ([False, False], 0, [1, 2]), ([True, True], 0, [-2, -1])],
@@ -107,6 +121,10 @@ def test_two_labels_of_safe_rlhf_are_a_general_grade_and_a_signed_cost(safe, saf
         (saferlhf, {**SAFER, "better_response_id": 2}, "'better_response_id' must be 0 or 1"),
         (saferlhf, {**SAFER, "is_response_1_safe": "yes"}, "'is_response_1_safe' must be true or false"),
         (saferlhf, {**SAFER, "response_1": None}, "'response_1' is null"),
+        (unpaired, {"prompt": "q", "completion": "a"}, "no field 'label'"),
+        (unpaired, {"prompt": "q", "completion": "a", "label": None}, "'label' is null"),
+        (unpaired, {"prompt": "q", "completion": "a", "label": 1}, "'label' must be true or false, not 1"),
+        (unpaired, {"prompt": "q", "label": True}, "no layout fits"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_told_why(form, row, complaint):
