@@ -1,47 +1,44 @@
 """What ranks exchange: alone, and between two processes over gloo."""
 
-import json
-import subprocess
-import sys
-
 import torch
 
 from lightrft.parallel.world import World
-
-TWO_RANKS = """
-import json, sys
-import torch, torch.distributed as dist
-from lightrft.parallel.world import World
-from lightrft.trainer.metrics import Layout, TokenMeans, describe
-from lightrft.trainer.batching import pack
 from lightrft.testing import tiny_trajectories
+from lightrft.trainer.batching import pack
+from lightrft.trainer.metrics import Layout, TokenMeans, describe
+from tests.distributed.launch import together
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-world = World.current()
-given = torch.tensor([1.0 + rank, 10.0])
-answers = tiny_trajectories([(2, [1 + rank, 3])])
-for t in answers:
-    t.reward = float(rank)
-means = TokenMeans()
-means.add({"x": torch.tensor([float(rank)] * (rank + 1)), "x/max": torch.tensor([5.0 - rank])[:1].expand(rank + 1)}, torch.ones(rank + 1, dtype=torch.bool))
-layout = Layout()
-layout.add(pack(answers))
-print(json.dumps({
-    "first": world.is_first,
-    "sum": world.sum(given).tolist(),
-    "untouched": given.tolist(),
-    "max": world.max(rank * 2.5),
-    "all": [world.all(True), world.all(rank == 0)],
-    "gather": world.gather({"rank": rank}),
-    "exchanged": [x and len(x) for x in world.all_to_all([[rank], None if rank else "big" * 100000])],
-    "means": means.result(world),
-    "layout": layout.result(10, world),
-    "described": {k: v for k, v in describe([answers], world).items() if k in ("reward/mean", "reward/std", "length/max", "counts/responses")},
-}))
-world.barrier()
-dist.destroy_process_group()
-"""
+
+def told():
+    """What one of two ranks hears in each exchange."""
+    world = World.current()
+    rank = world.rank
+    given = torch.tensor([1.0 + rank, 10.0])
+    answers = tiny_trajectories([(2, [1 + rank, 3])])
+    for t in answers:
+        t.reward = float(rank)
+    means = TokenMeans()
+    most = torch.tensor([5.0 - rank]).expand(rank + 1)
+    means.add(
+        {"x": torch.tensor([float(rank)] * (rank + 1)), "x/max": most}, torch.ones(rank + 1, dtype=torch.bool)
+    )
+    layout = Layout()
+    layout.add(pack(answers))
+    described = describe([answers], world)
+    return {
+        "first": world.is_first,
+        "sum": world.sum(given).tolist(),
+        "untouched": given.tolist(),
+        "max": world.max(rank * 2.5),
+        "all": [world.all(True), world.all(rank == 0)],
+        "gather": world.gather({"rank": rank}),
+        "exchanged": [x and len(x) for x in world.all_to_all([[rank], None if rank else "big" * 100000])],
+        "means": means.result(world),
+        "layout": layout.result(10, world),
+        "described": {
+            k: described[k] for k in ("reward/mean", "reward/std", "length/max", "counts/responses")
+        },
+    }
 
 
 def test_a_world_of_one_exchanges_nothing():
@@ -55,20 +52,8 @@ def test_a_world_of_one_exchanges_nothing():
     world.barrier()
 
 
-def test_two_ranks_agree_on_sums_maxima_and_means(tmp_path):
-    command = [sys.executable, "-c", TWO_RANKS]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meet")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    one, other = (json.loads(out) for out, _ in outputs)
+def test_two_ranks_agree_on_sums_maxima_and_means():
+    one, other = together(told, 2)
     assert (one.pop("first"), other.pop("first")) == (True, False)
     assert (one.pop("untouched"), other.pop("untouched")) == ([1, 10], [2, 10])
     exchanged = one.pop("exchanged"), other.pop("exchanged")

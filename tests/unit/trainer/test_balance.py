@@ -1,40 +1,31 @@
 """Moving answers between ranks so that each has about as much to learn from."""
 
-import json
 import random
-import subprocess
-import sys
 
 import pytest
+import torch
 
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.balance import assign, balanced
+from tests.distributed.launch import together
 
-RANKS = """
-import json, sys
-import torch, torch.distributed as dist
-from lightrft.parallel.world import World
-from lightrft.testing import tiny_trajectories
-from lightrft.trainer.balance import balanced
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=3)
-shape = [[(2, [60, 60]), (2, [50]), (2, [1])], [(2, [4, 4])], []][rank]
-answers = tiny_trajectories(shape, seed=rank)
-for t in answers:
-    t.group += 10 * rank
-    t.columns["old"] = torch.arange(len(t)) + 0.5
-found = balanced(answers, World.current())
-print(json.dumps({
-    "had": [(t.group, t.token_ids) for t in answers],
-    "has": [(t.group, t.token_ids) for t in found],
-    "shared": all(a.prompt is b.prompt for a in found for b in found if a.group == b.group),
-    "columns": all(t.columns["old"].tolist() == [i + 0.5 for i in range(len(t))] for t in found),
-}))
-dist.barrier()
-dist.destroy_process_group()
-"""
+def shared_out():
+    """What this rank of three had, and what it has after sharing out."""
+    world = World.current()
+    shape = [[(2, [60, 60]), (2, [50]), (2, [1])], [(2, [4, 4])], []][world.rank]
+    answers = tiny_trajectories(shape, seed=world.rank)
+    for t in answers:
+        t.group += 10 * world.rank
+        t.columns["old"] = torch.arange(len(t)) + 0.5
+    found = balanced(answers, world)
+    return {
+        "had": [(t.group, t.token_ids) for t in answers],
+        "has": [(t.group, t.token_ids) for t in found],
+        "shared": all(a.prompt is b.prompt for a in found for b in found if a.group == b.group),
+        "columns": all(t.columns["old"].tolist() == [i + 0.5 for i in range(len(t))] for t in found),
+    }
 
 
 def test_alone_a_rank_keeps_what_it_has():
@@ -60,19 +51,8 @@ def test_what_is_even_does_not_move():
     assert assign([[5, 4], [4, 5], [9]]) == [[0, 0], [1, 1], [2]]
 
 
-def test_three_ranks_share_out_their_answers_whole_groups_and_none_lost(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "meet")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0, 0], outputs
-    found = [json.loads(out) for out, _ in outputs]
+def test_three_ranks_share_out_their_answers_whole_groups_and_none_lost():
+    found = together(shared_out, 3)
     assert all(rank["shared"] and rank["columns"] for rank in found)
     had, has = (sorted(t for rank in found for t in rank[name]) for name in ("had", "has"))
     assert has == had
