@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.classifiers import heads
+from lightrft.models.classifiers import HEAD, heads
 from lightrft.models.describe import stored_shape
 from lightrft.models.lazy import empty_model
 from lightrft.models.load import load_model, prepared
@@ -19,6 +19,7 @@ from lightrft.models.reward import trained
 from lightrft.models.reward_source import has_head
 from lightrft.models.source import Source
 from lightrft.models.values import ValueModel
+from lightrft.models.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,15 @@ class CriticSource(Source):
         model = self._trained()
         ready = prepared(model.to(device), self._bare(), self.learns)
         critic = ValueModel(backbone(ready), text_config(ready), model.base_model_prefix)
-        self._take_head(critic, model)
+        (head,) = heads(model).values()
+        self._take_head(critic, head.weight, head.bias)
         return critic
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """The critic before the weights of its body are read; its head is real."""
+        """The critic before the weights of its body are read; its head is real, but for the meta device, where nothing is read."""
         critic = _critic(empty_model(self._bare(), device, dtype=dtype))
-        if has_head(self.config):
-            self._take_head(critic, self._trained())
+        if has_head(self.config) and torch.device(device).type != "meta":
+            self._take_head(critic, *self._stored_head())
         return critic
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
@@ -86,14 +88,21 @@ class CriticSource(Source):
     def _trained(self) -> Any:
         return trained(self._bare(), f"critic.path={self.config.path}")
 
-    def _take_head(self, critic: ValueModel, model: Any) -> None:
-        """Gives a critic the weights of the reward model's output."""
-        (head,) = heads(model).values()
+    def _stored_head(self) -> tuple[Tensor, Tensor | None]:
+        """Weights and biases of the reward model's head, read without its body where the files allow that."""
+        weight, bias, stored = f"{HEAD}.weight", f"{HEAD}.bias", Weights.of(self.config)
+        if stored is not None and stored.holds([weight]):
+            return stored.whole(weight), stored.whole(bias) if stored.holds([bias]) else None
+        (head,) = heads(self._trained()).values()
+        return head.weight, head.bias
+
+    def _take_head(self, critic: ValueModel, weight: Tensor, bias: Tensor | None) -> None:
+        """Gives a critic the row of a head that computes the output."""
         place = self._place()
         with torch.no_grad():
-            critic.head.weight.copy_(head.weight[place : place + 1])
-            if head.bias is not None:
-                critic.head.bias.copy_(head.bias[place : place + 1])
+            critic.head.weight.copy_(weight[place : place + 1])
+            if bias is not None:
+                critic.head.bias.copy_(bias[place : place + 1])
 
     def _bare(self) -> ModelConfig:
         return replace(self.config, lora=LoraConfig())

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models import critic_source
 from lightrft.models.critic_source import CriticSource
 from lightrft.models.values import critic_config, critic_size, values
 from lightrft.testing import tiny_folder, tiny_trajectories
@@ -91,10 +92,16 @@ def test_a_critic_made_of_a_reward_model_begins_with_its_score_of_what_is_there(
     found.sum().backward()
 
 
-def test_an_empty_critic_of_a_reward_model_has_its_head_and_is_given_its_body(rated):
+def test_an_empty_critic_of_a_reward_model_has_its_head_and_is_given_its_body(rated, monkeypatch):
     model, folder = rated
+    loaded = []
+    kept = critic_source.trained
+    monkeypatch.setattr(critic_source, "trained", lambda *given: loaded.append(given) or kept(*given))
+    assert CriticSource(ModelConfig(path=folder), output="cost").empty("meta").head.weight.is_meta
     source = CriticSource(ModelConfig(path=folder), output="cost")
-    critic, whole = source.empty(), source.whole()
+    critic = source.empty()
+    assert loaded == []  # its head alone was read
+    whole = source.whole()
     assert critic.head.weight.tolist() == model.score.weight[1:].tolist()
     given = source.missing(critic)
     assert given.keys() < whole.keys()
