@@ -37,3 +37,8 @@ class Hardware:
     reserve: float = 0.1
     """Share of the memory that is left free: the device's own programs, and gaps between blocks."""
     rates: Rates = field(default_factory=Rates)
+
+    @property
+    def usable(self) -> int:
+        """Bytes of a device that may be filled."""
+        return int(self.memory_gib * 2**30 * (1 - self.reserve))

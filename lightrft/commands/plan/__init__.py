@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -105,7 +105,7 @@ class Plan:
     @property
     def usable(self) -> int:
         """Bytes of a device that may be filled."""
-        return int(self.hardware.memory_gib * GIB * (1 - self.hardware.reserve))
+        return self.hardware.usable
 
     @property
     def largest_batch(self) -> int:
@@ -169,6 +169,11 @@ def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
         lambda: check_team_size(devices, strategy.sequence_parallel),
         lambda: check_models(config, algorithm),
     ]
+    return refusals(checks)
+
+
+def refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
+    """What those of the checks say that fail."""
     found = []
     for check in checks:
         try:

@@ -15,6 +15,7 @@ from lightrft.build.models import check_team
 from lightrft.build.process import shared
 from lightrft.build.reward import bound_loss, build_model
 from lightrft.build.tables import check_processes, footprint
+from lightrft.commands.plan import GIB, refusals
 from lightrft.commands.plan.memory import Item, activations, largest_batch, moves, scoring
 from lightrft.commands.plan.memory import sums as summed
 from lightrft.commands.plan.shape import Shape
@@ -26,7 +27,6 @@ from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.policy_preferences import PolicyPreferences
 
-GIB = 2**30
 BOTH = (Phase.SCORE, Phase.TRAIN)
 """The phases of such a run: held-out data and the reference in score, updates in train."""
 
@@ -86,7 +86,7 @@ class OfflinePlan:
     @property
     def usable(self) -> int:
         """Bytes of a device that may be filled."""
-        return int(self.hardware.memory_gib * GIB * (1 - self.hardware.reserve))
+        return self.hardware.usable
 
     @property
     def largest_batch(self) -> int:
@@ -101,19 +101,14 @@ class OfflinePlan:
     def problems(self) -> list[str]:
         """What would stop the run."""
         strategy, devices = self.config.strategy, self.hardware.devices
-        checks: list[Callable[[], Any]] = [
+        checks: list[Callable[[], object]] = [
             lambda: check_backend(strategy, devices),
             lambda: shared("batch_size", self.config.batch_size, World(0, devices)),
             lambda: check_processes(strategy, devices),
             lambda: check_team_size(devices, strategy.sequence_parallel),
             lambda: check_team(strategy, {"model.path": self.config.model}),
         ]
-        found = []
-        for check in checks:
-            try:
-                check()
-            except ValueError as error:
-                found.append(str(error))
+        found = refusals(checks)
         most = max(self.sums.values())
         if most > self.usable:
             largest = self.largest_batch
