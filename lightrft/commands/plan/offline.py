@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build.models import check_team
@@ -18,6 +17,7 @@ from lightrft.build.tables import check_processes, footprint
 from lightrft.commands.plan import GIB, refusals
 from lightrft.commands.plan.memory import Item, activations, largest_batch, moves, scoring
 from lightrft.commands.plan.memory import sums as summed
+from lightrft.commands.plan.report import memory_as_json, memory_table, show_verdict
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import DPOConfig, OfflineConfig, RewardTrainingConfig, check_backend
 from lightrft.config.plan import Hardware
@@ -149,13 +149,7 @@ def as_json(found: OfflinePlan) -> dict[str, Any]:
         "learned": found.model.learned,
         "backend": found.config.strategy.backend,
         "devices": found.hardware.devices,
-        "memory": {
-            "items": [
-                {"name": i.name, "bytes": i.bytes, "phases": [p.value for p in i.phases]} for i in found.items
-            ],
-            "sums": {phase.value: count for phase, count in found.sums.items()},
-            "usable": found.usable,
-        },
+        "memory": memory_as_json(found.items, found.sums, found.usable),
         "batch": {"tokens": found.tokens, "largest": found.largest_batch},
         "problems": found.problems,
     }
@@ -163,24 +157,6 @@ def as_json(found: OfflinePlan) -> dict[str, Any]:
 
 def show(found: OfflinePlan) -> None:
     """A table on the terminal, and the verdict."""
-    console, devices = Console(emoji=False), found.hardware.devices
-    title = (
-        f"{found.config.model.path}: {found.model.weights / 1e9:.2f} billion weights, {found.model.learned / found.model.weights:.0%} learn; "
-        f"{found.config.strategy.backend} on {devices} device{'s'[: devices > 1]}"
-    )
-    table = Table("GiB of a device", *(phase.value for phase in BOTH), title=title)
-    for item in found.items:
-        table.add_row(
-            item.name, *(f"{item.bytes / GIB:.2f}" if phase in item.phases else "" for phase in BOTH)
-        )
-    table.add_section()
-    sums = (f"{found.sums[phase] / GIB:.2f}" for phase in BOTH)
-    table.add_row(f"sum, of {found.usable / GIB:.1f} usable", *sums, style="bold")
-    console.print(table)
-    for told in found.problems:
-        console.print(f"[red]![/red] {told}", highlight=False)
-    if not found.problems:
-        console.print(
-            f"[green]fits[/green]: up to {found.largest_batch:,} tokens a batch (update.tokens_per_micro_batch)",
-            highlight=False,
-        )
+    console = Console(emoji=False)
+    console.print(memory_table(found.config, found.model, found.hardware, found.items, found.sums))
+    show_verdict(console, found.problems, found.largest_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lightrft.commands.plan import GIB, Plan
-from lightrft.commands.plan.memory import SHOWN
+from lightrft.commands.plan.memory import Item
+from lightrft.commands.plan.shape import Shape
+from lightrft.config import Config, OfflineConfig
+from lightrft.config.plan import Hardware
 from lightrft.console.amounts import duration
+from lightrft.strategy.memory import Phase
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -23,13 +28,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "backend": plan.config.strategy.backend,
         "devices": plan.hardware.devices,
         "tokens": asdict(plan.lengths),
-        "memory": {
-            "items": [
-                {"name": i.name, "bytes": i.bytes, "phases": [p.value for p in i.phases]} for i in plan.items
-            ],
-            "sums": {phase.value: count for phase, count in plan.sums.items()},
-            "usable": plan.usable,
-        },
+        "memory": memory_as_json(plan.items, plan.sums, plan.usable),
         "batch": {"tokens": plan.tokens, "largest": plan.largest_batch},
         "updates": plan.work.updates,
         "micro_batches": plan.work.micro_batches,
@@ -43,7 +42,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def show(plan: Plan) -> None:
     """Tables on the terminal."""
     console = Console(emoji=False)
-    console.print(_memory(plan))
+    console.print(memory_table(plan.config, plan.models.actor, plan.hardware, plan.items, plan.sums))
     console.print(_work(plan))
     rates = plan.hardware.rates
     console.print(
@@ -52,28 +51,48 @@ def show(plan: Plan) -> None:
         style="dim",
         highlight=False,
     )
-    for told in plan.problems:
+    show_verdict(console, plan.problems, plan.largest_batch)
+
+
+def memory_as_json(items: Sequence[Item], sums: Mapping[Phase, int], usable: int) -> dict[str, Any]:
+    """Bytes of each part with the phases in which it takes them, their sums, and how many may be filled."""
+    return {
+        "items": [{"name": i.name, "bytes": i.bytes, "phases": [p.value for p in i.phases]} for i in items],
+        "sums": {phase.value: count for phase, count in sums.items()},
+        "usable": usable,
+    }
+
+
+def show_verdict(console: Console, problems: Sequence[str], largest: int) -> None:
+    """What is wrong, or how large a batch may be."""
+    for told in problems:
         console.print(f"[red]![/red] {told}", highlight=False)
-    if not plan.problems:
+    if not problems:
         console.print(
-            f"[green]fits[/green]: up to {plan.largest_batch:,} tokens a batch (update.tokens_per_micro_batch)",
+            f"[green]fits[/green]: up to {largest:,} tokens a batch (update.tokens_per_micro_batch)",
             highlight=False,
         )
 
 
-def _memory(plan: Plan) -> Table:
-    actor, strategy, devices = plan.models.actor, plan.config.strategy, plan.hardware.devices
+def memory_table(
+    config: Config | OfflineConfig,
+    learner: Shape,
+    hardware: Hardware,
+    items: Sequence[Item],
+    sums: Mapping[Phase, int],
+) -> Table:
+    """GiB of a device by phase, those of `sums`; titled with the model that learns."""
+    devices = hardware.devices
     title = (
-        f"{plan.config.model.path}: {actor.weights / 1e9:.2f} billion weights, {actor.learned / actor.weights:.0%} learn; "
-        f"{strategy.backend} on {devices} device{'s'[: devices > 1]}"
+        f"{config.model.path}: {learner.weights / 1e9:.2f} billion weights, {learner.learned / learner.weights:.0%} learn; "
+        f"{config.strategy.backend} on {devices} device{'s'[: devices > 1]}"
     )
-    table = Table("GiB of a device", *(phase.value for phase in SHOWN), title=title)
-    for item in plan.items:
-        table.add_row(item.name, *(_gib(item.bytes) if phase in item.phases else "" for phase in SHOWN))
+    table = Table("GiB of a device", *(phase.value for phase in sums), title=title)
+    for item in items:
+        table.add_row(item.name, *(_gib(item.bytes) if phase in item.phases else "" for phase in sums))
     table.add_section()
-    table.add_row(
-        f"sum, of {plan.usable / GIB:.1f} usable", *(_gib(plan.sums[phase]) for phase in SHOWN), style="bold"
-    )
+    total = (_gib(count) for count in sums.values())
+    table.add_row(f"sum, of {hardware.usable / GIB:.1f} usable", *total, style="bold")
     return table
 
 
