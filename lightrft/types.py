@@ -143,10 +143,17 @@ class Trajectory:
     """(L,) True where the policy chose the token."""
     behavior: list[float]
     """(L,) log-probs at sampling; 0 where mask is False."""
-    finish: Literal["stop", "length", "paused"]
-    """paused: stopped at rollout.max_tokens_per_step, to go on in the next step; nobody learns from it before."""
+    finish: Literal["stop", "length", "turns", "paused"]
+    """turns: ended at environment.max_turns. paused: stopped at rollout.max_tokens_per_step, to go on in the next step; nobody learns
+    from it before."""
     answer: str = ""
-    """The response decoded, special tokens left out. The only text a reward may look at."""
+    """The response decoded, special tokens left out; of a conversation with an environment the policy's last turn."""
+    said: list[Message] = field(default_factory=list)
+    """The turns of the policy and the replies between them, where an environment replies; empty where none does."""
+    step_rewards: list[float] = field(default_factory=list)
+    """What the environment gave for each turn."""
+    failed: str = ""
+    """Why the environment could not go on, so that the response has no reward; empty: it could."""
     reward: float = nan
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
@@ -171,6 +178,11 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_chosen(self) -> int:
+        """How many of its tokens the policy sampled; the others are replies of an environment, of which behavior is 0."""
+        return len(self) if not self.said else sum(self.mask)
 
 
 @dataclass(frozen=True, slots=True)
