@@ -17,7 +17,7 @@ from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.tasks import media_pairs, media_tasks, safety, sentences, tiny
+from lightrft.tasks import calculator, media_pairs, media_tasks, safety, sentences, tiny
 from lightrft.tasks.base import (
     BOXED,
     TAGGED,
@@ -108,6 +108,16 @@ def file(option: str) -> Task:
     rewards.functions."""
     no_option("file", option)
     return Task("file", _load_file, {}, bare_gold)
+
+
+def calculator_task(option: str) -> Task:
+    """Sums, differences and products of large numbers, for a policy with a calculator; see calculator.py."""
+    no_option("calculator", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        return limited(generated("calculator", calculator.questions(split, seed), config), split, config)
+
+    return Task("calculator", load, {"number": 1.0}, calculator.gold, max_tokens=calculator.MAX_TOKENS)
 
 
 def demo(option: str) -> Task:
@@ -322,6 +332,7 @@ def load_tasks(names: Iterable[str]) -> dict[str, Task]:
 
 TASKS: dict[str, Callable[[str], Task]] = {
     "aime": aime,
+    "calculator": calculator_task,
     "demo": demo,
     "demo_pairs": demo_pairs,
     "file": file,

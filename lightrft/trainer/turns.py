@@ -99,13 +99,13 @@ class Conversations:
         found = self._reset(wanted)
         for place, prompt in enumerate(prompts):
             begun = found[place * n : (place + 1) * n]
-            said = {reply.messages for _, reply in begun}
-            if len(said) > 1:
+            said = [reply.messages for _, reply in begun]
+            if any(messages != said[0] for messages in said):
                 raise EnvironmentFailedError(
                     f"environment '{self._turns.episodes.spec.name}' began the episodes of one group differently ({prompt.id}, seed "
                     f"{wanted[place * n][0]}), so their responses answer no common prompt. Let reset draw from its seed alone."
                 )
-            self.prompts.append(self._asked(prompt, next(iter(said), ())))
+            self.prompts.append(self._asked(prompt, said[0]))
             blank = Trajectory(self.prompts[-1], 0, [], [], [], "paused")
             self._begun.append([_Talk(blank, wanted[place * n][0], episode) for episode, _ in begun])
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightrft.config import Config, EnvironmentConfig, ModelConfig, RolloutConfig
 from lightrft.build.turns import build_turns
+from lightrft.config import Config, EnvironmentConfig, ModelConfig, RolloutConfig
 from lightrft.engines.base import give
 from lightrft.engines.native import native_engine
 from lightrft.models.load import load_model, load_processor
@@ -19,25 +19,27 @@ from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Record, Sampling
 
-TALKERS = str(Path(__file__).with_name("talkers.py"))
+TALKERS = str(Path(__file__).parents[1] / "unit/environments/talkers.py")
 
 
 class Bench:
     """A tiny model with its engine and an environment."""
 
-    def __init__(self, folder, stack, *, rollout_config=RolloutConfig(), **environment):
+    def __init__(self, folder, stack, **environment):
         self.config = ModelConfig(path=str(folder))
         self.processor, self.model = load_processor(self.config), load_model(self.config)
         options = EnvironmentConfig(**{"workers": 0, **environment})
         self.turns = build_turns(Config(environment=options), self.processor, stack)
-        self.engine = native_engine(self.model, self.processor, rollout_config)
+        self.engine = native_engine(self.model, self.processor, RolloutConfig())
         give(self.engine, self.model.state_dict().items(), 1)
 
     def prompts(self, count):
         draw = random.Random(1)
         return [
             self.processor.prompt(
-                Record(f"q{i}", [{"role": "user", "content": "hello " * draw.randint(1, 9) + str(i)}], None, "x")
+                Record(
+                    f"q{i}", [{"role": "user", "content": "hello " * draw.randint(1, 9) + str(i)}], None, "x"
+                )
             )
             for i in range(count)
         ]
@@ -84,7 +86,9 @@ def test_a_conversation_is_its_turns_and_replies_end_to_end(tmp_path, stack):
         for t in group:
             text = bench.processor.text(t.prompt.token_ids + t.token_ids, special=True)
             said = [m for m in t.said if m["role"] != "assistant"]
-            assert [m["content"] for m in said] == [m["content"] for m in group[0].said if m["role"] != "assistant"]
+            assert [m["content"] for m in said] == [
+                m["content"] for m in group[0].said if m["role"] != "assistant"
+            ]
             for m in said:
                 assert f"<|{m['role']}|>{m['content']}<|end|>" in text
             spoken = [m["content"] for m in t.said if m["role"] == "assistant"]

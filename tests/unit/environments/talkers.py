@@ -37,8 +37,6 @@ class Told:
 class Moody:
     """Fails as its seed says: raises, hangs, dies, never, or always."""
 
-    tried: dict = {}
-
     def __init__(self, kind="never", tries=None):
         self.kind, self.tries = kind, tries
 
@@ -73,3 +71,26 @@ class Moody:
         count = int(file.read_text()) if file.exists() else 0
         file.write_text(str(count + 1))
         return count == 0
+
+
+class Unseeded:
+    """Begins as it likes."""
+
+    begun = 0
+
+    def reset(self, *, seed, options):
+        Unseeded.begun += 1
+        return f"number {Unseeded.begun}", {}
+
+    def step(self, action):
+        return "", 0.0, True, False, {}
+
+
+class Opening:
+    """Says something first, fixed by its seed."""
+
+    def reset(self, *, seed):
+        return f"The number begins with {seed % 10}.", {}
+
+    def step(self, action):
+        return "", 1.0, True, False, {}
