@@ -22,7 +22,7 @@ IN_JSON = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 MOST_CALLS = 16
 """Calls of one turn that are answered; the policy is told that more are not."""
 TYPES = {int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
-"""Python's types as a JSON schema names them; all others are strings."""
+"""Python's types as a JSON schema names them, besides strings; the policy is told of others as strings, too."""
 
 
 class Tools:
@@ -87,6 +87,8 @@ class Tools:
             )
         except TypeError as error:
             return f"error: {name}: {error}", False
+        if wrong := _wrong_type(function, bound.arguments):
+            return f"error: {name}: {wrong}", False
         try:
             found = function(*bound.args, **bound.kwargs)
         except ToolError as error:
@@ -109,18 +111,34 @@ def load_tool(name: str) -> Callable[..., Any]:
 def schema(function: Callable[..., Any]) -> dict[str, Any]:
     """A function as OpenAI's function schema: name, docstring, and the arguments with their annotated types."""
     parameters = inspect.signature(function).parameters
-    try:
-        hints = inspect.get_annotations(function, eval_str=True)
-    except NameError:  # annotated with what is imported for type checkers only
-        hints = {}
-    kinds = {name: hints.get(name, str) for name in parameters}
-    properties = {
-        name: {"type": TYPES.get(get_origin(kind) or kind, "string")} for name, kind in kinds.items()
-    }
+    kinds = _kinds(function)
+    properties = {name: {"type": kinds.get(name, "string")} for name in parameters}
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     arguments = {"type": "object", "properties": properties, "required": required}
     about = {"name": function.__name__, "description": inspect.getdoc(function), "parameters": arguments}
     return {"type": "function", "function": about}
+
+
+def _wrong_type(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the types of arguments that JSON gave; empty if nothing is."""
+    kinds, python = _kinds(function), {"string": str, "number": (int, float)}
+    for name, value in arguments.items():
+        kind = kinds.get(name, "")
+        wanted = python.get(kind) or next((t for t, called in TYPES.items() if called == kind), object)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("integer", "number")):
+            return f"argument {name!r} must be of type {kind}"
+    return ""
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, str]:
+    """Argument -> its type as a JSON schema names it, for those whose annotation says one."""
+    try:
+        hints = inspect.get_annotations(function, eval_str=True)
+    except NameError:  # annotated with what is imported for type checkers only
+        return {}
+    named = {**TYPES, str: "string"}
+    kinds = {name: get_origin(hint) or hint for name, hint in hints.items() if name != "return"}
+    return {name: named[kind] for name, kind in kinds.items() if kind in named}
 
 
 def _tagged(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
