@@ -121,7 +121,7 @@ def schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _wrong_type(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """What is wrong with the types of arguments that JSON gave; empty if nothing is."""
-    kinds, python = _kinds(function), {"string": str, "number": (int, float)}
+    kinds, python = _kinds(function), dict[str, Any]({"string": str, "number": (int, float)})
     for name, value in arguments.items():
         kind = kinds.get(name, "")
         wanted = python.get(kind) or next((t for t, called in TYPES.items() if called == kind), object)
@@ -136,7 +136,7 @@ def _kinds(function: Callable[..., Any]) -> dict[str, str]:
         hints = inspect.get_annotations(function, eval_str=True)
     except NameError:  # annotated with what is imported for type checkers only
         return {}
-    named = {**TYPES, str: "string"}
+    named: dict[Any, str] = {**TYPES, str: "string"}
     kinds = {name: get_origin(hint) or hint for name, hint in hints.items() if name != "return"}
     return {name: named[kind] for name, kind in kinds.items() if kind in named}
 

@@ -37,7 +37,7 @@ from lightrft.tasks.base import (
     no_option,
     records,
 )
-from lightrft.types import Record
+from lightrft.types import Message, Record
 from lightrft.utils.answers import concluded
 from lightrft.utils.imports import require, resolve
 from lightrft.utils.paths import expanded
@@ -236,7 +236,7 @@ def _gym_records(
     return found
 
 
-def generated(name: str, questions: Sequence[tuple[str, Any]], config: TaskConfig) -> Records:
+def generated(name: str, questions: Sequence[tuple[str | list[Message], Any]], config: TaskConfig) -> Records:
     """Records of questions and answers made by a program."""
     rows = [
         (str(n), {"question": question, "answer": answer}) for n, (question, answer) in enumerate(questions)
