@@ -254,6 +254,8 @@ class Batch:
     """(S, K) float32, the weight of each part in the reward; 0 where a task has no such part."""
     baselines: Tensor | None = None
     """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
+    turn_rewards: Tensor | None = None
+    """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
     old: Tensor | None = None
     entropy: Tensor | None = None
     """Entropy of the distribution each token was sampled from, nats."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lightrft.models.processor import Processor
 from lightrft.trainer.batching import response_positions
@@ -43,3 +45,19 @@ def extend(t: Trajectory, completion: Completion, processor: Processor, *, turn:
     t.behavior += completion.logprobs
     t.finish = completion.finish
     t.answer = processor.text(t.token_ids[turn:])
+
+
+def turn_rewards(trajectories: Sequence[Trajectory]) -> Tensor:
+    """(T,) over all responses: what the environment gave for each turn, at the last token of it, and 0 elsewhere."""
+    found: list[float] = []
+    for t in trajectories:
+        row = [0.0] * len(t)
+        ends = [
+            place for place, chosen in enumerate(t.mask) if chosen and not any(t.mask[place + 1 : place + 2])
+        ]
+        for place, reward in zip(
+            ends, t.step_rewards, strict=False
+        ):  # none where algorithm.truncated=mask left no token
+            row[place] = reward
+        found += row
+    return torch.tensor(found)
