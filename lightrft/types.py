@@ -32,6 +32,10 @@ class Message(TypedDict):
     content: Any
 
 
+OPENING = "[the environment begins]"
+"""Content of a message of a row in whose place the environment's first observation comes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One row of a data set in the form every task shares: what to ask, and what is right.

@@ -157,6 +157,11 @@ class Config:
     def _check_turns(self) -> None:
         """A conversation is had to its end in the step it begins in: no environment lives on in a checkpoint."""
         if not self.environment.on:
+            if "episodes" in {**self.tasks.train, **self.tasks.evaluate}:
+                raise ValueError(
+                    "task 'episodes' is what an environment makes of it, and there is none. Set environment.name, e.g. "
+                    "--environment.name my_game.py:Game"
+                )
             return
         named = f"environment.{'name' if self.environment.name else 'tools'}"
         for option in ("overlap_rewards", "max_tokens_per_step"):

@@ -26,10 +26,8 @@ class TurnTemplate:
     """A chat template, as far as it joins turns. Made by `turn_template`, which looks whether it can."""
 
     processor: Processor
-    role: str
-    """Of replies that name none: tool where the template writes such messages, else user."""
-    renders_tool: bool
-    """Whether it writes messages of role tool."""
+    roles: frozenset[str]
+    """Of tool and user those whose messages the template writes after an assistant's."""
 
     def between(self, messages: Sequence[Message], reply: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens from the end of the policy's turn until it is to speak again.
@@ -47,11 +45,11 @@ class TurnTemplate:
         return self._tokens(suffix(self.processor, messages, answer))
 
     def message(self, message: Mapping[str, str]) -> Message:
-        """A message of a reply with its role, where it names none or one that the template leaves out."""
-        role = message["role"] or self.role
-        return Message(
-            role=self.role if role == "tool" and not self.renders_tool else role, content=message["content"]
-        )
+        """A message of a reply in a role that the template writes; in that of the user where it names none."""
+        role = message["role"] or "user"
+        if role in ("tool", "user") and role not in self.roles:
+            (role,) = self.roles
+        return Message(role=role, content=message["content"])
 
     def cut(self, content: str, most: int) -> str:
         """A text of at most about so many tokens: a longer one is cut in its middle, with a mark."""
@@ -99,12 +97,12 @@ def turn_template(processor: Processor) -> TurnTemplate:
     """How the model's template joins turns. ValueError, with the cure, for one that cannot: it leaves replies out, refuses
     them, or writes them otherwise after other turns."""
     told = {role: _wrong(processor, role) for role in ("tool", "user")}
-    role = next((role for role, wrong in told.items() if not wrong), "")
-    if not role:
+    roles = frozenset(role for role, wrong in told.items() if not wrong)
+    if not roles:
         raise ValueError(
             f"the model's chat template cannot join turns: {told['user']}. Set model.chat_template to a Jinja file that can."
         )
-    return TurnTemplate(processor, role, not told["tool"])
+    return TurnTemplate(processor, roles)
 
 
 def _wrong(processor: Processor, role: str) -> str:

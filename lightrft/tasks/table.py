@@ -37,7 +37,7 @@ from lightrft.tasks.base import (
     no_option,
     records,
 )
-from lightrft.types import Message, Record
+from lightrft.types import OPENING, Message, Record
 from lightrft.utils.answers import concluded
 from lightrft.utils.imports import require, resolve
 from lightrft.utils.paths import expanded
@@ -118,6 +118,22 @@ def calculator_task(option: str) -> Task:
         return limited(generated("calculator", calculator.questions(split, seed), config), split, config)
 
     return Task("calculator", load, {"number": 1.0}, calculator.gold, max_tokens=calculator.MAX_TOKENS)
+
+
+def episodes(option: str) -> Task:
+    """Nothing but numbered episodes: the environment of the run says first what it is about, and gives the reward."""
+    no_option("episodes", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        count = EPISODES if split == "train" else HELD_OUT_EPISODES
+        asked: list[Message] = [Message(role="user", content=OPENING)]
+        found = [Record(f"episodes/{split}/{n}", asked, None, "episodes") for n in range(count)]
+        return limited(Records(found), split, config)
+
+    return Task("episodes", load, {"environment": 1.0}, lambda _record: "", max_tokens=1024)
+
+
+EPISODES, HELD_OUT_EPISODES = 4096, 128
 
 
 def demo(option: str) -> Task:
@@ -334,6 +350,7 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "aime": aime,
     "calculator": calculator_task,
     "demo": demo,
+    "episodes": episodes,
     "demo_pairs": demo_pairs,
     "file": file,
     "gsm8k": gsm8k,

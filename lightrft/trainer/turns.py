@@ -18,7 +18,7 @@ from lightrft.media.parts import described
 from lightrft.models.processor import Processor
 from lightrft.models.turns import TurnTemplate
 from lightrft.trainer.responses import continued, extend
-from lightrft.types import Completion, Message, Prompt, Record, Sampling, Trajectory
+from lightrft.types import OPENING, Completion, Message, Prompt, Record, Sampling, Trajectory
 from lightrft.utils.seeding import derive_seed
 
 Generate = Callable[[Sequence[Prompt], Sampling], list[list[Completion]]]
@@ -239,7 +239,7 @@ class Conversations:
         if not said:
             return prompt
         first = [Message(role=m["role"] or "user", content=m["content"]) for m in said]
-        messages = [m for m in prompt.messages if m["content"]] + first
+        messages = [m for m in prompt.messages if m["content"] != OPENING] + first
         processor = self._turns.template.processor
         asked = processor.open(processor.prompt(Record(prompt.id, messages, prompt.target, prompt.source)))
         if len(asked.token_ids) > self._turns.max_prompt_tokens:

@@ -8,7 +8,9 @@ from lightrft.types import Record
 def load(split, config, data, seed):
     return Records(
         [
-            Record(f"told/{split}/{n}", [{"role": "user", "content": "go"}], {"kind": kind, "clue": clue}, "told")
+            Record(
+                f"told/{split}/{n}", [{"role": "user", "content": "go"}], {"kind": kind, "clue": clue}, "told"
+            )
             for n, (clue, kind) in enumerate(questions(split, seed))
         ]
     )

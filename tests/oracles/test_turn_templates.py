@@ -11,9 +11,34 @@ from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_tokenizer
 from lightrft.models.turns import SAID, turn_template
 
-WORDS = (
-    "the of Paris 12 3.14 naïve größer 東京 🙂 {\"a\": 1} <b> foo_bar()\n\n\t  x=1; don't I'll  ...  é e\u0301 ﷺ <tool_call> json renderer\n"
-).split(" ")
+WORDS = [
+    "the",
+    "of",
+    "Paris",
+    "12",
+    "3.14",
+    "naïve",
+    "größer",
+    "東京",
+    "🙂",
+    '{"a":',
+    "1}",
+    "<b>",
+    "foo_bar()\n\n\t",
+    "",
+    "x=1;",
+    "don't",
+    "I'll",
+    "",
+    "...",
+    "",
+    "é",
+    "é",
+    "ﷺ",
+    "<tool_call>",
+    "json",
+    "renderer\n",
+]
 NEXT = "{% if add_generation_prompt %}"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -100,7 +125,7 @@ def test_pieces_are_the_whole(kind, tokens):
     processor = processor_of(kind, tokens())
     role = MARKS[kind][-1]
     roles = ["user", role] + (["system"] if kind != "alternating" else [])
-    assert turn_template(processor).role == role
+    assert turn_template(processor).roles == ({"tool", "user"} if role == "tool" else {"user"})
     assert compared(processor, roles, 100) == 0
 
 
@@ -177,10 +202,10 @@ def test_every_template_that_trl_has_is_joined_or_refused():
         processor.tokenizer.chat_template = file.read_text()
         processor.tokenizer.bos_token = "<|user|>"
         try:
-            joined[file.stem] = turn_template(processor).role
+            joined[file.stem] = turn_template(processor).roles
         except ValueError as error:
             joined[file.stem] = f"refused: {error}"
-    refused = {name: told for name, told in joined.items() if told.startswith("refused")}
+    refused = {name: told for name, told in joined.items() if isinstance(told, str)}
     assert len(refused) <= len(files) // 10, refused
-    assert joined["qwen3"] == joined["llama3_1"] == "tool"
-    assert joined["phi3"] == joined["gemma"] == "user"
+    assert joined["qwen3"] == joined["llama3_1"] == {"tool", "user"}
+    assert joined["phi3"] == joined["gemma"] == {"user"}

@@ -55,11 +55,12 @@ def chat_template(section: Section, questions: Questions) -> None:
 
 def show_turns(section: Section, template: TurnTemplate, messages: Sequence[Message]) -> None:
     """Shows what stands between the turn of a policy and its next one, around a reply."""
-    tokens = template.between(messages, [{"role": "", "content": "REPLY"}])
-    text = template.processor.text(tokens, special=True)
-    section.fact("between turns", f"{text!r}, {len(tokens)} tokens, in role {template.role}")
-    if not template.renders_tool:
-        section.fact("", "the template writes no messages of role tool, so replies come as the user's")
+    for role in sorted(template.roles):
+        tokens = template.between(messages, [{"role": role, "content": "REPLY"}])
+        text = template.processor.text(tokens, special=True)
+        section.fact("between turns", f"{text!r}, {len(tokens)} tokens, in role {role}")
+    for role in sorted({"tool", "user"} - template.roles):
+        section.fact("", f"the template cannot write replies of role {role}: they come in the other role")
 
 
 def ask_template(section: Section, processor: Processor, messages: Sequence[Message]) -> None:

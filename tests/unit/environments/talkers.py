@@ -60,8 +60,8 @@ class Moody:
         return f"turn {self.turn}", 1.0, self.turn == 3, False, {}
 
     def fails(self):
-        """Whether this one does: prompts whose id ends in 1, so often as `tries` names a file that counts."""
-        if not self.id.endswith("1"):
+        """Whether this one does: prompts with an odd number, so often as `tries` names a file that counts."""
+        if int(self.id[-1]) % 2 == 0:
             return False
         if self.tries is None:
             return True
