@@ -68,8 +68,7 @@ def build_run(
 
     models = build_models(config, algorithm, strategy)
     engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
-    judges = [task_data.judge, task_data.eval_judge]
-    judging = add_judging_models(config, judges, engine, processor, device)
+    judging = add_judging_models(config, [task_data.judge, task_data.eval_judge], engine, processor, device)
     memory_plan = build_memory_plan(vars(models), engine, judging, device)
     journal = build_journal(config, config.steps, run, world, state, stack)
     evaluator = build_evaluator(config, task_data, processor, turns, RunFolder(run).evaluation, world)

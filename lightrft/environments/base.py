@@ -48,7 +48,7 @@ class ToolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Which environment a process is to make."""
+    """An environment for a process to make."""
 
     name: str
     """Built-in, or the import path of a class or function that makes one."""
@@ -136,7 +136,7 @@ def messages_of(said: Observation) -> tuple[dict[str, str], ...]:
 
 
 def taken(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the keyword arguments those that a function takes."""
+    """The keyword arguments that a function takes, of those given."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return dict(given)

@@ -27,7 +27,7 @@ class TurnTemplate:
 
     processor: Processor
     roles: frozenset[str]
-    """Of tool and user those whose messages the template writes after an assistant's."""
+    """Roles among tool and user whose messages the template writes after an assistant's."""
 
     def between(self, messages: Sequence[Message], reply: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens from the end of the policy's turn until it is to speak again.

@@ -52,7 +52,7 @@ def gold(record: Record) -> str:
 
 
 def _distinct(draw: random.Random, count: int, without: Container[str]) -> dict[str, str]:
-    """So many questions that are not among others -> their results."""
+    """Results of `count` questions, none of them among others, by question."""
     found: dict[str, str] = {}
     while len(found) < count:
         question, result = _question(draw)

@@ -163,7 +163,7 @@ def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
 
 
 def a_turn_goes_on_behind_a_reply_and_its_stop_texts_are_its_own(bench: Bench) -> None:
-    """As where an environment replies: tokens that were not sampled stand between, and the turn before ended with a stop text."""
+    """Tokens that were not sampled stand between, and the turn before ended with a stop text."""
     prompt, text = _printable(bench)
     (said,) = bench.greedy([prompt], tokens=40, ignore_eos=False, stop=(text,))
     reply = bench.prompts()[0].token_ids[:3]

@@ -78,7 +78,7 @@ class Conversations:
 
     def __init__(self, turns: Turns, sampling: Sampling) -> None:
         self.prompts: list[Prompt] = []
-        """As they are asked: with what their environments say first."""
+        """Prompts with what their environments say first."""
         self.open: set[int] = set()
         """Episodes that were begun and are not over."""
         self._turns, self._sampling = turns, sampling
