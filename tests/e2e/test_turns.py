@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.runs import PLAIN, Lightrft, summary
+from lightrft.runs import trajectories
+from tests.e2e.runs import PLAIN, Lightrft, steps, summary
 
 HERE = Path(__file__).parent
 TOLD = [
@@ -35,5 +36,39 @@ TOLD = [
 def test_it_learns_what_a_reply_tells_and_not_without(blind, count, lightrft: Lightrft):
     options = ["--environment.options", "blind", "true"] if blind else []
     lightrft("train", "tiny", *PLAIN, *TOLD, *options, "--steps", str(count), "--run", "run")
-    score = summary(lightrft.folder / "run")["evaluation"]["after"]["told"]
+    score = summary(lightrft.cwd / "run")["evaluation"]["after"]["told"]
     assert score <= 0.4 if blind else score >= 0.9
+
+
+def test_a_run_with_tools_is_saved_shown_checked_and_resumed(lightrft: Lightrft):
+    """A calculator that a model of random weights never calls: its first turn is its last."""
+    tools = [
+        "--environment.tools",
+        "calc",
+        "--rollout.max-tokens",
+        "40",
+        "--log.trajectories-every-steps",
+        "1",
+    ]
+    lightrft("train", "tiny", *PLAIN, *tools, "--steps", "2", "--run", "run")
+    rows = trajectories.load(lightrft.cwd / "run", 1)
+    assert all(row["said"][-1] == {"role": "assistant", "content": row["response"]} for row in rows)
+    assert all(row["rollout/turns"] == 1 for row in steps(lightrft.cwd / "run"))
+    assert "1 turns" in lightrft("view", "run", "--step", "1", "--best", "1")
+    lightrft("train", "--resume", "run", "--steps", "3")
+    assert len(steps(lightrft.cwd / "run")) == 3
+    told = lightrft("check", "tiny", *tools, status=0)
+    assert "between turns" in told
+    assert "in role tool" in told
+
+
+def test_what_cannot_go_with_an_environment_is_refused_by_name(lightrft: Lightrft):
+    for flags, told in (
+        (["--rollout.overlap-rewards", "true"], "rollout.overlap_rewards"),
+        (["--rollout.max-tokens-per-step", "4"], "rollout.max_tokens_per_step"),
+        (["--environment.name", "gem:make"], "environment.tools"),
+        (["--environment.turn-tokens", "9000"], "environment.turn_tokens"),
+        (["--environment.max-turns", "0"], "environment.max_turns"),
+    ):
+        done = lightrft("train", "tiny", "--environment.tools", "calc", *flags, status=2)
+        assert told in done
