@@ -94,6 +94,8 @@ class Prompt:
     """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
     unexpanded_token_ids: Sequence[int] = ()
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
+    episode: int | None = None
+    """Seed of its environment, once that was begun: whatever answers the prompt again has the same one."""
     continuation: Continuation | None = None
     """Set where a response goes on that was paused earlier: an engine then gives one response, whatever `sampling.n`, and of it
     what is new."""

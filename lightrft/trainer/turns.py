@@ -31,9 +31,12 @@ SEEDS = 2**31
 class _Talk:
     """One conversation on its way."""
 
-    t: Trajectory
     seed: int
     episode: int
+    begun: Reply | Failed
+    """What its environment said first."""
+    t: Trajectory = field(init=False)
+    """The response, once it has had its first turn."""
     failures: int = 0
     turns: int = 0
     """How often the policy has spoken."""
@@ -92,22 +95,23 @@ class Conversations:
     def begin(self, prompts: Sequence[Prompt], first_group: int) -> None:
         """An environment for each response. Those of a group begin with the same seed, and so with the same words."""
         n, sampling = self._sampling.n, self._sampling
-        wanted = []
+        seeds = []
         for place, prompt in enumerate(prompts):
             group = first_group + sampling.first_index + place * sampling.index_stride
-            wanted += [(derive_seed("environment", prompt.id, group) % SEEDS, _row(prompt))] * n
+            seed = derive_seed("environment", prompt.id, group) % SEEDS
+            seeds.append(seed if prompt.episode is None else prompt.episode)
+        wanted = [(seed, _row(prompt)) for seed, prompt in zip(seeds, prompts, strict=True) for _ in range(n)]
         found = self._reset(wanted)
-        for place, prompt in enumerate(prompts):
+        for place, (seed, prompt) in enumerate(zip(seeds, prompts, strict=True)):
             begun = found[place * n : (place + 1) * n]
-            said = [reply.messages for _, reply in begun]
+            said = [reply.messages for _, reply in begun if isinstance(reply, Reply)]
             if any(messages != said[0] for messages in said):
                 raise EnvironmentFailedError(
                     f"environment '{self._turns.episodes.spec.name}' began the episodes of one group differently ({prompt.id}, seed "
-                    f"{wanted[place * n][0]}), so their responses answer no common prompt. Let reset draw from its seed alone."
+                    f"{seed}), so their responses answer no common prompt. Let reset draw from its seed alone."
                 )
-            self.prompts.append(self._asked(prompt, said[0]))
-            blank = Trajectory(self.prompts[-1], 0, [], [], [], "paused")
-            self._begun.append([_Talk(blank, wanted[place * n][0], episode) for episode, _ in begun])
+            self.prompts.append(self._asked(prompt, said[0] if said else (), seed))
+            self._begun.append([_Talk(seed, *one) for one in begun])
 
     def go_on(
         self, engine: Engine, groups: Sequence[Sequence[Trajectory]], generate: Generate, processor: Processor
@@ -117,7 +121,10 @@ class Conversations:
         for group, talks in zip(groups, self._begun, strict=True):
             for t, talk in zip(group, talks, strict=True):
                 talk.t = t
-                spoken.append(talk)
+                if isinstance(talk.begun, Failed):
+                    self._give_up(t, talk.begun.reason)
+                else:
+                    spoken.append(talk)
         while True:
             for talk in spoken:
                 talk.turns += 1
@@ -194,8 +201,12 @@ class Conversations:
             return []
         self._turns.count("restarted", len(anew))
         found = self._reset([(talk.seed, _row(talk.t.prompt)) for talk in anew])
-        for talk, (episode, _) in zip(anew, found, strict=True):
+        for talk, (episode, begun) in zip(list(anew), found, strict=True):
             t = talk.t
+            if isinstance(begun, Failed):
+                self._give_up(t, begun.reason)
+                anew.remove(talk)
+                continue
             t.token_ids, t.mask, t.behavior, t.said, t.step_rewards = [], [], [], [], []
             talk.episode, talk.turns = episode, 0
         return anew
@@ -214,30 +225,25 @@ class Conversations:
             "  Fix the environment, or set environment.on_failure=drop to leave such responses out (they are counted)."
         )
 
-    def _reset(self, wanted: Sequence[tuple[int, dict[str, object]]]) -> list[tuple[int, Reply]]:
-        """Episodes begun for each (seed, row), as often as environment.retries allows.
-
-        EnvironmentFailedError if one cannot be begun: nothing could be left out of a group that has no prompt yet.
-        """
-        episodes, found = self._turns.episodes, dict[int, tuple[int, Reply]]()
+    def _reset(self, wanted: Sequence[tuple[int, dict[str, object]]]) -> list[tuple[int, Reply | Failed]]:
+        """Episodes begun for each (seed, row), tried as often as environment.retries allows."""
+        episodes, found = self._turns.episodes, dict[int, tuple[int, Reply | Failed]]()
         failures = [0] * len(wanted)
         while missing := [place for place in range(len(wanted)) if place not in found]:
             for place, (episode, reply) in zip(
                 missing, episodes.begin([wanted[place] for place in missing]), strict=True
             ):
+                failures[place] += isinstance(reply, Failed)
                 if isinstance(reply, Reply):
-                    found[place] = episode, reply
                     self.open.add(episode)
-                    continue
-                failures[place] += 1
-                if failures[place] > self._turns.config.retries:
-                    raise EnvironmentFailedError(self._told(str(wanted[place][1]["id"]), reply.reason))
+                if isinstance(reply, Reply) or failures[place] > self._turns.config.retries:
+                    found[place] = episode, reply
         return [found[place] for place in range(len(wanted))]
 
-    def _asked(self, prompt: Prompt, said: Sequence[dict[str, str]]) -> Prompt:
-        """The prompt with what its environment says first, as further messages of the user."""
-        if not said:
-            return prompt
+    def _asked(self, prompt: Prompt, said: Sequence[dict[str, str]], seed: int) -> Prompt:
+        """The prompt with what its environment says first, as further messages of the user; one that was begun before has it."""
+        if not said or prompt.episode is not None:
+            return replace(prompt, episode=seed)
         first = [Message(role=m["role"] or "user", content=m["content"]) for m in said]
         messages = [m for m in prompt.messages if m["content"] != OPENING] + first
         processor = self._turns.template.processor
@@ -247,7 +253,7 @@ class Conversations:
                 f"{prompt.id}: the prompt with what environment '{self._turns.episodes.spec.name}' says first has {len(asked.token_ids)} "
                 f"tokens, tasks.max_prompt_tokens={self._turns.max_prompt_tokens}. Raise that."
             )
-        return asked
+        return replace(asked, episode=seed)
 
 
 def _row(prompt: Prompt) -> dict[str, object]:

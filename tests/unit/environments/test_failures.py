@@ -25,7 +25,7 @@ def spoken():
     """Calls a rollout of two prompts, two responses each, in an environment of TALKERS; its groups and the counts."""
     with ExitStack() as stack:
 
-        def call(name="Moody", workers=1, timeout_seconds=20, **more):
+        def call(name="Moody", workers=1, timeout_seconds=20, prompts=None, **more):
             processor = tiny_processor()
             module = load_model(ModelConfig(path="random:llama"), trainable=False)
             given = {"turn_tokens": 4, "workers": workers, "timeout_seconds": timeout_seconds, **more}
@@ -33,7 +33,7 @@ def spoken():
             turns = build_turns(Config(environment=options), processor, stack)
             engine = native_engine(module, processor, RolloutConfig())
             give(engine, module.state_dict().items())
-            prompts = [
+            prompts = prompts or [
                 processor.prompt(Record(f"q{n}", [{"role": "user", "content": "hello"}], None, "talk"))
                 for n in range(2)
             ]
@@ -64,7 +64,9 @@ def test_a_process_that_dies_or_hangs_takes_no_other_conversation_with_it(kind, 
     assert not any(t.failed for group in groups for t in group)
 
 
-@pytest.mark.parametrize(("kind", "told"), [("raise", "a bad day"), ("nan", "reward is nan")])
+@pytest.mark.parametrize(
+    ("kind", "told"), [("raise", "a bad day"), ("reset", "no day at all"), ("nan", "reward is nan")]
+)
 def test_one_that_fails_still_stops_the_run_by_name(kind, told, spoken):
     with pytest.raises(EnvironmentFailedError, match=told) as caught:
         spoken(options={"kind": kind}, workers=0)
@@ -73,8 +75,9 @@ def test_one_that_fails_still_stops_the_run_by_name(kind, told, spoken):
         assert words in str(caught.value)
 
 
-def test_or_its_response_is_left_out_counted_and_never_a_zero(spoken):
-    groups, counts = spoken(options={"kind": "raise"}, workers=0, on_failure="drop")
+@pytest.mark.parametrize("kind", ["raise", "reset"])
+def test_or_its_response_is_left_out_counted_and_never_a_zero(kind, spoken):
+    groups, counts = spoken(options={"kind": kind}, workers=0, on_failure="drop")
     assert [[bool(t.failed) for t in group] for group in groups] == [[False] * 2, [True] * 2]
     assert counts["environment/failed"] == 2
     with RewardRunner({"talk": {"environment": 1.0}}, RewardConfig(workers=0)) as judge:
@@ -97,6 +100,14 @@ def test_what_an_environment_says_first_becomes_the_prompt(spoken):
         assert [m["role"] for m in messages] == ["user", "user"]
         assert messages[1]["content"].startswith("The number begins with")
         assert all(t.prompt is group[0].prompt for t in group)
+
+
+def test_a_prompt_that_is_answered_again_begins_the_same_episode(spoken):
+    """As the most likely response does that ReMax compares with: it meets what its siblings met."""
+    groups, _ = spoken("Opening", workers=0)
+    asked = [group[0].prompt for group in groups]
+    again, _ = spoken("Opening", workers=0, prompts=asked[::-1])
+    assert [group[0].prompt for group in again] == asked[::-1]
 
 
 def test_an_environment_that_is_not_there_or_cannot_be_made_is_named_before_anything(spoken):
