@@ -32,6 +32,10 @@ class Message(TypedDict):
     content: Any
 
 
+OPENING = "[the environment begins]"
+"""Content of a message of a row in whose place the environment's first observation comes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One row of a data set in the form every task shares: what to ask, and what is right.
@@ -90,6 +94,8 @@ class Prompt:
     """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
     unexpanded_token_ids: Sequence[int] = ()
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
+    episode: int | None = None
+    """Seed of its environment, once that was begun: whatever answers the prompt again has the same one."""
     continuation: Continuation | None = None
     """Set where a response goes on that was paused earlier: an engine then gives one response, whatever `sampling.n`, and of it
     what is new."""
@@ -143,10 +149,17 @@ class Trajectory:
     """(L,) True where the policy chose the token."""
     behavior: list[float]
     """(L,) log-probs at sampling; 0 where mask is False."""
-    finish: Literal["stop", "length", "paused"]
-    """paused: stopped at rollout.max_tokens_per_step, to go on in the next step; nobody learns from it before."""
+    finish: Literal["stop", "length", "turns", "paused"]
+    """turns: ended at environment.max_turns. paused: stopped at rollout.max_tokens_per_step, to go on in the next step; nobody learns
+    from it before."""
     answer: str = ""
-    """The response decoded, special tokens left out. The only text a reward may look at."""
+    """The response decoded, special tokens left out; of a conversation with an environment the policy's last turn."""
+    said: list[Message] = field(default_factory=list)
+    """The turns of the policy and the replies between them, where an environment replies; empty where none does."""
+    step_rewards: list[float] = field(default_factory=list)
+    """What the environment gave for each turn."""
+    failed: str = ""
+    """Why the environment could not go on, so that the response has no reward; empty: it could."""
     reward: float = nan
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by name, unweighted."""
@@ -171,6 +184,11 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_chosen(self) -> int:
+        """How many of its tokens the policy sampled; the others are replies of an environment, of which behavior is 0."""
+        return len(self) if not self.said else sum(self.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +260,8 @@ class Batch:
     """(S, K) float32, the weight of each part in the reward; 0 where a task has no such part."""
     baselines: Tensor | None = None
     """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
+    turn_rewards: Tensor | None = None
+    """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
     old: Tensor | None = None
     entropy: Tensor | None = None
     """Entropy of the distribution each token was sampled from, nats."""

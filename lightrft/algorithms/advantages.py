@@ -20,6 +20,7 @@ from torch import Tensor
 from lightrft.algorithms.segments import reverse_scan, segment_count, segment_sum
 from lightrft.algorithms.selection import EQUAL_WITHIN
 from lightrft.algorithms.shaping import answer_rewards, clip_scores, moments
+from lightrft.algorithms.turns import turns_apart
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch
 
@@ -61,6 +62,22 @@ def group_norm_by_part(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Ten
 
 
 group_norm_by_part.needs_parts = True  # type: ignore[attr-defined]
+
+
+def group_norm_by_turn(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """Reward of `group_norm` for the whole response, and in each turn its own reward in standard deviations of the siblings' rewards of the same turn.
+
+    A_ik = A_i + (r_ik - mean(r_k)) / (std(r_k) + 1e-6) for turn k of response i. MT-GRPO, Zeng et al. 2025
+    (https://arxiv.org/abs/2505.11821), which has two turns and rewards the first of them; here each turn is compared with the same
+    turn of the siblings that have it. A turn that one response alone has, or in which all are equal, adds exactly 0.
+
+    ValueError for a group of one response.
+    """
+    outcome, returns = group_norm(batch, algo)
+    return outcome + turns_apart(batch, STD_EPSILON).to(outcome), returns
+
+
+group_norm_by_turn.needs_turns = True  # type: ignore[attr-defined]
 
 
 def group_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -269,6 +286,7 @@ none.unused_settings = (  # type: ignore[attr-defined]
 ADVANTAGES: dict[str, Advantage] = {
     "group_norm": group_norm,
     "group_norm_by_part": group_norm_by_part,
+    "group_norm_by_turn": group_norm_by_turn,
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
     "length_weighted_mean": length_weighted_mean,

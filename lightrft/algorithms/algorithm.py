@@ -58,6 +58,9 @@ class Algorithm:
     needs_parts: bool
     """Whether it looks at the parts of rewards, batch.grades and batch.part_weights; a function says so by `needs_parts = True`."""
 
+    needs_turns: bool
+    """Whether it looks at the rewards of turns, batch.turn_rewards; a function says so by `needs_turns = True`."""
+
     functions: Mapping[str, Any]
     """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
 
@@ -162,9 +165,9 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
     def bound_response_filter(group: GroupOfTrajectories, draw: random.Random) -> list[Trajectory]:
         return list(choose.function(group, draw, **options["response_filter"]))
 
-    needs_critic, needs_baseline, needs_parts = (
+    needs_critic, needs_baseline, needs_parts, needs_turns = (
         bool(getattr(roles["advantage"].function, name, False))
-        for name in ("needs_values", "needs_baseline", "needs_parts")
+        for name in ("needs_values", "needs_baseline", "needs_parts", "needs_turns")
     )
     return Algorithm(
         config,
@@ -175,6 +178,7 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         needs_critic,
         needs_baseline,
         needs_parts,
+        needs_turns,
         {kind: role.function for kind, role in roles.items()},
     )
 

@@ -35,6 +35,7 @@ from lightrft.trainer.sampler import Sampler
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.score import Scorer
 from lightrft.trainer.supply import Ahead, Fresh, Partial, Supply
+from lightrft.trainer.turns import Turns
 from lightrft.utils.interrupt import Interrupt
 
 
@@ -69,6 +70,8 @@ class Parts:
     checkpoints: Checkpoints
     journal: Journal
     started: float = field(default_factory=time.perf_counter)
+    turns: Turns | None = None
+    """What replies to the policy, where anything does."""
     left: Collection[str] = ()
     """Kinds of groups that wait in the checkpoint to go on from."""
 
@@ -139,7 +142,7 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
     """How responses come to a step: as the settings say, and so that none is lost that a checkpoint holds (`parts.left`)."""
     config = parts.config
     given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.journal.progress)
-    source = Fresh(*given)
+    source = Fresh(*given, turns=parts.turns)
     if config.rollout.max_tokens_per_step or "unfinished" in parts.left:
         source = Partial(*given, buffer=buffer)
     if config.rollout.overlap_rewards or "prefetched" in parts.left:
@@ -149,7 +152,7 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
 
 def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
     """The part that samples, judges and chooses the groups of a step."""
-    greedy = Greedy(parts.config, sampler, parts.judge, parts.processor)
+    greedy = Greedy(parts.config, sampler, parts.judge, parts.processor, parts.turns)
     return Collector(
         config=parts.config,
         world=parts.world,

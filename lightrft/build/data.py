@@ -25,6 +25,7 @@ from lightrft.rewards.vote import VOTES
 from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.scaler import RewardScaler
+from lightrft.trainer.turns import Turns
 from lightrft.types import Prompt
 
 log = logging.getLogger("lightrft")
@@ -151,7 +152,12 @@ def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardSca
 
 
 def build_evaluator(
-    config: Config, task_data: TaskData, processor: Processor, folder: Path, world: World
+    config: Config,
+    task_data: TaskData,
+    processor: Processor,
+    turns: Turns | None,
+    folder: Path,
+    world: World,
 ) -> Evaluator:
     """Evaluates on the curriculum's held-out prompts."""
     return Evaluator(
@@ -164,5 +170,6 @@ def build_evaluator(
         seed=0,
         folder=folder,
         world=world,
+        turns=turns,
         open=Opener(processor, config.tasks),
     )

@@ -24,6 +24,7 @@ from lightrft.build.models import (
 )
 from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
+from lightrft.build.turns import build_turns
 from lightrft.config import Config
 from lightrft.engines.external import check_kinds
 from lightrft.models.base import needed_base
@@ -52,6 +53,7 @@ def build_run(
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     processor = dated(build_processor(config), run, world)
+    turns = build_turns(config, processor, stack)
     check_teacher(config, processor)
     check_models(config, algorithm)
     task_data = build_task_data(config, processor, world)
@@ -66,11 +68,10 @@ def build_run(
 
     models = build_models(config, algorithm, strategy)
     engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
-    judges = [task_data.judge, task_data.eval_judge]
-    judging = add_judging_models(config, judges, engine, processor, device)
+    judging = add_judging_models(config, [task_data.judge, task_data.eval_judge], engine, processor, device)
     memory_plan = build_memory_plan(vars(models), engine, judging, device)
     journal = build_journal(config, config.steps, run, world, state, stack)
-    evaluator = build_evaluator(config, task_data, processor, RunFolder(run).evaluation, world)
+    evaluator = build_evaluator(config, task_data, processor, turns, RunFolder(run).evaluation, world)
     parts = Parts(
         config=config,
         run=run,
@@ -88,6 +89,7 @@ def build_run(
         checkpoints=checkpoints,
         journal=journal,
         started=started,
+        turns=turns,
         left=left,
     )
     made = assemble(trainer_class, parts)

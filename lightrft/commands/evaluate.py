@@ -21,6 +21,7 @@ from lightrft.build.process import prepare_process
 from lightrft.build.reward_models import model_rewards
 from lightrft.build.tables import ENGINES
 from lightrft.build.tasks import records_of
+from lightrft.build.turns import build_turns
 from lightrft.config import Config
 from lightrft.datasets.prompts import Opener
 from lightrft.engines.external import check_kinds
@@ -47,14 +48,17 @@ def evaluate(config: Config) -> dict[str, Any]:
         folder = world.gather(folder)[0]
         assert folder is not None
         world.redirect_output(RunFolder(folder).log, RunFolder(folder).rank_logs)
-        return evaluate_in(config, folder, device, world)
+        return evaluate_in(config, folder, device, world, stack)
 
 
-def evaluate_in(config: Config, folder: Path, device: torch.device, world: World) -> dict[str, Any]:
+def evaluate_in(
+    config: Config, folder: Path, device: torch.device, world: World, stack: contextlib.ExitStack
+) -> dict[str, Any]:
     """Scores a model on tasks.evaluate, every rank a part of the prompts; returns the estimates by task."""
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
     processor = build_processor(config)
+    turns = build_turns(config, processor, stack)
     eval_sets, judge = build_eval_sets(config, processor)
     check_judging(config, [judge], training=False)
     prompts = (prompt for eval_set in eval_sets for prompt in eval_set.prompts)
@@ -70,6 +74,7 @@ def evaluate_in(config: Config, folder: Path, device: torch.device, world: World
             seed=config.seed,
             folder=folder,
             world=world,
+            turns=turns,
             open=Opener(processor, config.tasks),
         )
         module = load_model(config.model, device, trainable=False)

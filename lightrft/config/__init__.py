@@ -10,6 +10,7 @@ from lightrft.config.answers import keywords_answer, sections
 from lightrft.config.data import TaskConfig
 from lightrft.config.dpo import DPOConfig
 from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
+from lightrft.config.environment import EnvironmentConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
 from lightrft.config.offline import HeldOutConfig, SFTLogConfig
 from lightrft.config.remote import RemoteConfig
@@ -59,6 +60,7 @@ __all__ = [
     "CriticConfig",
     "DPOConfig",
     "DeepspeedConfig",
+    "EnvironmentConfig",
     "EvaluateConfig",
     "FsdpConfig",
     "HeldOutConfig",

@@ -103,6 +103,15 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_tokens_per_step": NOT_NEGATIVE,
         "max_engine_restarts": NOT_NEGATIVE,
     },
+    "environment": {
+        "max_turns": COUNT,
+        "turn_tokens": NOT_NEGATIVE,
+        "reply_tokens": COUNT,
+        "timeout_seconds": POSITIVE,
+        "retries": NOT_NEGATIVE,
+        "workers": NOT_NEGATIVE,
+        "memory_gb": NOT_NEGATIVE,
+    },
     "rollout.native": {"max_sequences": COUNT, "prefill_tokens": COUNT},
     "rollout.vllm": {
         "max_num_seqs": COUNT,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from lightrft.config.algorithm import AlgorithmConfig
 from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
+from lightrft.config.environment import EnvironmentConfig
 from lightrft.config.model import MediaConfig, ModelConfig, TeacherConfig
 from lightrft.config.ranges import check_ranges
 from lightrft.config.remote import RemoteConfig
@@ -50,6 +51,7 @@ class Config:
     tasks: TaskConfig = field(default_factory=TaskConfig)
     media: MediaConfig = field(default_factory=MediaConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -76,6 +78,7 @@ class Config:
             )
         self._check_models()
         self._check_overlap()
+        self._check_turns()
         unknown = sorted(self.rewards.scale.keys() - self.tasks.train.keys())
         if unknown:
             raise ValueError(
@@ -149,4 +152,26 @@ class Config:
         if self.rollout.overlap_rewards and not self.rewards.workers:
             raise ValueError(
                 "rollout.overlap_rewards with rewards.workers=0: rewards in the main process would hold up the rollout. Set rewards.workers=1."
+            )
+
+    def _check_turns(self) -> None:
+        """A conversation is had to its end in the step it begins in: no environment lives on in a checkpoint."""
+        if not self.environment.on:
+            if "episodes" in {**self.tasks.train, **self.tasks.evaluate}:
+                raise ValueError(
+                    "task 'episodes' is what an environment makes of it, and there is none. Set environment.name, e.g. "
+                    "--environment.name my_game.py:Game"
+                )
+            return
+        named = f"environment.{'name' if self.environment.name else 'tools'}"
+        for option in ("overlap_rewards", "max_tokens_per_step"):
+            if value := getattr(self.rollout, option):
+                raise ValueError(
+                    f"rollout.{option}={value} with {named}: conversations with an environment end in the step they begin in. Leave "
+                    f"rollout.{option} out."
+                )
+        if self.environment.turn_tokens > self.rollout.max_tokens:
+            raise ValueError(
+                f"environment.turn_tokens={self.environment.turn_tokens} is more than rollout.max_tokens={self.rollout.max_tokens}, the limit of "
+                "all turns with all replies. Lower it."
             )

@@ -20,6 +20,8 @@ from lightrft.utils.shown import shown
 
 Color = Literal["none", "logprob", "advantage"]
 Row = dict[str, Any]
+ENDS = {"stop": "complete", "turns": "ended at environment.max_turns"}
+"""How a response ended -> what is said of it; all others were truncated."""
 LEGENDS = {
     "logprob": "tokens: plain = the model was sure of it, [yellow]yellow[/] = below 50 %, [red]red[/] = below 10 %, [magenta]magenta[/] = below 1 %",
     "advantage": "tokens: [green]green[/] = made likelier, [red]red[/] = made less likely; strong colour = large advantage",
@@ -163,7 +165,10 @@ def chosen(rows: Sequence[Row], *, group: int | None, best: int, worst: int) -> 
 def answer_panel(row: Row, color: Color) -> Panel:
     """One response with its prompt, its reward and parts, and its tokens in colour."""
     parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
-    facts = f"{row['length']} tokens, {'complete' if row['finish'] == 'stop' else 'truncated'}, sampled with weights v{row['weight_version']}"
+    ended = ENDS.get(row["finish"], "truncated")
+    facts = f"{row['length']} tokens, {ended}, sampled with weights v{row['weight_version']}"
+    facts += f", {len(row['step_rewards'])} turns" if row.get("step_rewards") else ""
+    facts += f", no reward: {row['failed']}" if row.get("failed") else ""
     facts += f", {told}" if (told := use(row)) else ""
     body: list[RenderableType] = [
         Text(shown(question(row)), "italic"),
@@ -186,7 +191,7 @@ def question(row: Row) -> str:
 def coloured(row: Row, color: Color) -> Text:
     """The response; with a colour, token by token. ValueError if the tokens were not saved."""
     if color == "none":
-        return Text(shown(row["response"].strip()))
+        return conversation(row["said"]) if row.get("said") else Text(shown(row["response"].strip()))
     tokens = row.get("tokens", {})
     column = tokens.get("behavior" if color == "logprob" else "advantages")
     if column is None or "pieces" not in tokens:
@@ -195,10 +200,19 @@ def coloured(row: Row, color: Color) -> Text:
         )
     largest = max((abs(value) for value in column if value is not None), default=0.0) or 1.0
     text = Text()
-    for piece, value in zip(tokens["pieces"], column, strict=True):
-        text.append(
-            shown(piece), logprob_style(value) if color == "logprob" else advantage_style(value, largest)
-        )
+    for piece, value, sampled in zip(tokens["pieces"], column, tokens["mask"], strict=True):
+        style = logprob_style(value) if color == "logprob" else advantage_style(value, largest)
+        text.append(shown(piece), style if sampled or not row.get("said") else "dim italic")
+    return text
+
+
+def conversation(said: Sequence[Row]) -> Text:
+    """The turns of the policy and, marked by their role, the replies between them."""
+    text = Text()
+    for message in said:
+        reply = message["role"] != "assistant"
+        text.append(f"[{message['role']}] " if reply else "", "cyan")
+        text.append(shown(f"{readable(message['content']).strip()}\n"), "cyan" if reply else "")
     return text
 
 

@@ -70,6 +70,15 @@ class Sharing(Protocol):
         ...
 
 
+@runtime_checkable
+class Joint(Protocol):
+    """An engine that several processes hold together, each of which must call `generate` as often as the others."""
+
+    def any(self, here: bool) -> bool:
+        """Whether one of the engine's processes says so. Called by all of them."""
+        ...
+
+
 MakeEngine = Callable[[nn.Module, Processor, RolloutConfig], Engine]
 """What rollout.engine names."""
 

@@ -114,6 +114,14 @@ class VllmEngine:
             "multi_modal_data": {kind: media for kind, media in read.items() if media},
         }
 
+    def any(self, here: bool) -> bool:
+        """Whether one of the processes of this engine says so: all of them must ask it equally often."""
+        if self._group is None:
+            return here
+        found = [False] * self._group.size()
+        dist.all_gather_object(found, here, group=self._group)
+        return max(found)
+
     def _with_others(self, mine: list[EngineRequest]) -> tuple[int, list[EngineRequest]]:
         """What all processes of one engine ask, and where this process's part begins: each must hand in all of it."""
         if self._group is None:

@@ -62,11 +62,18 @@ class MediaEncoder:
         return set(placeholders(self._shapes.config))
 
     def rendered(
-        self, messages: Sequence[Message], *, answer_next: bool = True, chat_template: str | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        answer_next: bool = True,
+        chat_template: str | None = None,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> str:
         """The conversation as text, a mark in place of each medium; `chat_template`: instead of the processor's."""
         parts = [_as_parts(m) for m in messages]
-        return written(self.processor, parts, answer_next=answer_next, chat_template=chat_template)
+        return written(
+            self.processor, parts, answer_next=answer_next, chat_template=chat_template, tools=tools
+        )
 
     def tokens(self, text: str) -> list[int]:
         """Rendered text as tokens, media unread."""
@@ -85,10 +92,10 @@ class MediaEncoder:
             limits=Limits(tuple(o.urls), o.max_megabytes, o.fetch_seconds, o.max_megapixels),
         )
 
-    def encode(self, messages: Sequence[Message], chat_template: str | None = None) -> Encoded:
-        """Reads the media and lays everything out for the model. MediaError for a medium that cannot be read."""
+    def encode(self, messages: Sequence[Message], text: str) -> Encoded:
+        """Reads the media and lays everything out for the model; `text`: the conversation, `rendered`. MediaError for a medium that
+        cannot be read."""
         media = self.read(messages)
-        text = self.rendered(messages, chat_template=chat_template)
         try:
             found = self.processor(
                 text=[text], return_tensors="pt", **self._special(text), **_arguments(media, self.rate)

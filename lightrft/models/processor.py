@@ -43,6 +43,10 @@ class Processor:
         self.media = media
         self.day: datetime | None = None
         """What a template that writes today's date is told; None: the present moment. A run has one (build/process.py)."""
+        self.tools: list[dict[str, Any]] = []
+        """Schemas of the tools that the chat template is to tell the policy of, in OpenAI's form."""
+        self.preamble = ""
+        """What every conversation says in its system message after that message's own text."""
 
     def prompt(self, record: Record) -> Prompt:
         """The record's messages through the chat template, ready for an answer, but for media: those are read by `open`.
@@ -80,7 +84,7 @@ class Processor:
             return prompt
         assert self.media is not None
         try:
-            read = self.media.encode(prompt.messages, self._dated())
+            read = self.media.encode(prompt.messages, self.rendered(prompt.messages))
         except MediaError as error:
             raise MediaError(f"{prompt.id}: {error}") from error
         return replace(
@@ -93,10 +97,9 @@ class Processor:
 
     def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
         """Token ids of a conversation; with `answer_next` it ends where the assistant begins to speak. Media are not read."""
+        text = self.rendered(messages, answer_next=answer_next)
         if self.media is not None:
-            rendered = self.media.rendered(messages, answer_next=answer_next, chat_template=self._dated())
-            return self.media.tokens(rendered)
-        text = written(self.tokenizer, _texts(messages), answer_next=answer_next, chat_template=self._dated())
+            return self.media.tokens(text)
         return [*self._begin(), *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _dated(self) -> str | None:
@@ -147,11 +150,29 @@ class Processor:
             raise ValueError(f"message {place}: the chat template leaves the response out.")
         return added[: len(added) - (added[::-1].index(ending) if ending in added else 0)]
 
-    def rendered(self, messages: Sequence[Message]) -> str:
-        """Prompt of these messages as text, for people."""
+    def rendered(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
+        """The conversation as the template writes it; with `answer_next` it ends where the assistant begins to speak."""
+        messages, template = self._told(messages), self._dated()
         if self.media is not None:
-            return self.media.rendered(messages, chat_template=self._dated())
-        return written(self.tokenizer, _texts(messages), answer_next=True, chat_template=self._dated())
+            return self.media.rendered(
+                messages, answer_next=answer_next, chat_template=template, tools=self.tools
+            )
+        return written(
+            self.tokenizer,
+            _texts(messages),
+            answer_next=answer_next,
+            chat_template=template,
+            tools=self.tools,
+        )
+
+    def _told(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with the preamble in their system message."""
+        if not self.preamble:
+            return messages
+        if messages and messages[0]["role"] == "system" and isinstance(messages[0]["content"], str):
+            first = Message(role="system", content=f"{messages[0]['content']}\n\n{self.preamble}")
+            return [first, *messages[1:]]
+        return [Message(role="system", content=self.preamble), *messages]
 
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Decoded text; special tokens are left out unless `special`."""

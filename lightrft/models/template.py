@@ -17,11 +17,16 @@ CURE = "Set model.chat_template to another Jinja file."
 
 
 def written(
-    reader: Any, messages: Sequence[Any], *, answer_next: bool, chat_template: str | None = None
+    reader: Any,
+    messages: Sequence[Any],
+    *,
+    answer_next: bool,
+    chat_template: str | None = None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The conversation as the chat template of a tokenizer or processor writes it, or another if one is given.
 
-    transformers runs templates in a sandbox. TemplateError for one that tries to leave it, refuses the messages, does not end,
+    `tools`: schemas of functions that it is told of. transformers runs templates in a sandbox. TemplateError for one that tries to leave it, refuses the messages, does not end,
     or writes without measure.
     """
     endless = TemplateError(
@@ -31,7 +36,11 @@ def written(
         with within(LONGEST_SECONDS, endless):
             text = str(
                 reader.apply_chat_template(
-                    messages, add_generation_prompt=answer_next, tokenize=False, chat_template=chat_template
+                    messages,
+                    add_generation_prompt=answer_next,
+                    tokenize=False,
+                    chat_template=chat_template,
+                    tools=list(tools) or None,
                 )
             )
     except (RecursionError, MemoryError, OverflowError) as error:

@@ -104,21 +104,24 @@ class RewardRunner:
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> RewardResult:
         """Judges in place. RewardError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:
-        then the failing answers are left out, and whole groups of which fewer than two answers are left."""
-        views = [stripped(trajectory) for trajectory in trajectories]
+        then the failing answers are left out, and whole groups of which fewer than two answers are left. Those whose environment
+        failed are left out unasked."""
+        asked = [trajectory for trajectory in trajectories if not trajectory.failed]
+        views = [stripped(trajectory) for trajectory in asked]
         # Models first: ranks that share an engine are to ask it together, whatever fails on one of them.
-        values, failures = self._by_models(trajectories, views)
+        values, failures = self._by_models(asked, views)
         self._stop_at(failures, views)
-        more = self._values(self._parts(trajectories), views)
+        more = self._values(self._parts(asked), views)
         values, failures = values | more[0], failures | more[1]
-        for place, trajectory in enumerate(trajectories):
+        for place, trajectory in enumerate(asked):
             weights = self.weights[trajectory.prompt.source]
             trajectory.parts = {
                 self.labels[name]: values[name, place] for name in weights if (name, place) in values
             }
             if len(trajectory.parts) == len(weights):
                 trajectory.reward = sum(weight * values[name, place] for name, weight in weights.items())
-        kept = _kept(trajectories, {place for _, place in failures})
+        unjudged = {id(asked[place]) for _, place in failures}
+        kept = _kept(trajectories, {p for p, t in enumerate(trajectories) if t.failed or id(t) in unjudged})
         metrics = {"counts/dropped_responses": float(len(trajectories) - len(kept))} | self._counted()
         for name, count in Counter(name for name, _ in failures).items():
             metrics[f"counts/failed/{self.labels[name]}"] = float(count)
@@ -254,6 +257,8 @@ def _view(trajectory: Trajectory, messages: list[Any]) -> Answer:
         token_ids=trajectory.token_ids,
         answer=trajectory.answer,
         finish=trajectory.finish,
+        said=trajectory.said,
+        step_rewards=trajectory.step_rewards,
     )
 
 

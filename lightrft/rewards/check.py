@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from lightrft.rewards.base import RewardRunner
 from lightrft.types import Message, Prompt, Record, Trajectory
 
+ENVIRONMENT = "environment"
+"""The reward that an environment gives for turns, which a single answer has not had."""
 SLICE = 64
 """Answers judged in one call, as many as in a usual training step, so that the time limit means the same."""
 
@@ -32,12 +34,19 @@ class GoldReport:
     wrong_score: float
     """Mean reward, as a share of full marks, of other questions' gold answers: near 0 unless the reward is blind."""
 
+    by_environment: bool = False
+    """Whether an environment alone gives the reward, of what no single answer has anything."""
+
     @property
     def ok(self) -> bool:
         """Whether gold answers were checked and none failed."""
         return self.checked > 0 and not self.failures
 
     def __str__(self) -> str:
+        if self.by_environment:
+            return (
+                f"{self.task}: its environment gives the reward, turn by turn; there is no answer to check."
+            )
         lines = [
             f"{self.task}: {self.checked - len(self.failures)} of {self.checked} gold answers score full marks; "
             f"those to other prompts score {self.wrong_score:.3f} on average."
@@ -59,7 +68,7 @@ def check_gold(
     Full marks are 1.0 from every reward that has a positive weight; others, such as the price of length, are only watched.
     """
     counting = {
-        source: {judge.labels[name] for name, w in parts.items() if w > 0}
+        source: {judge.labels[name] for name, w in parts.items() if w > 0 and name != ENVIRONMENT}
         for source, parts in judge.weights.items()
     }
 
@@ -77,7 +86,8 @@ def check_gold(
     swapped = [(records[i], answers[i - 1]) for i in range(len(records)) if answers[i - 1] != answers[i]]
     wrong = _judged([record for record, _ in swapped], [answer for _, answer in swapped], judge)
     shares = [value for trajectory in wrong for value in marks(trajectory)]
-    return GoldReport(task, len(records), failures, sum(shares) / len(shares) if shares else 0.0)
+    wrong_score = sum(shares) / len(shares) if shares else 0.0
+    return GoldReport(task, len(records), failures, wrong_score, by_environment=not counting[task])
 
 
 def _judged(records: Sequence[Record], answers: Sequence[str], judge: RewardRunner) -> list[Trajectory]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -30,6 +30,8 @@ class Answer:
     token_ids: list[int]
     answer: str
     finish: str
+    said: list[Any] = field(default_factory=list)
+    step_rewards: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -45,6 +47,8 @@ VIEWS: Mapping[str, Callable[[Answer], Any]] = {
     "messages": lambda t: t.prompt.messages,
     "source": lambda t: t.prompt.source,
     "finish": lambda t: t.finish,
+    "said": lambda t: t.said,
+    "step_rewards": lambda t: t.step_rewards,
     "num_tokens": len,
 }
 """What a per-answer function may ask for, by parameter name."""
@@ -75,7 +79,8 @@ def each(function: Callable[..., float]) -> PerAnswer:
     """Lifts a function of one answer to a reward: `@each  def short(answer: str) -> float: ...`.
 
     Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
-    text), messages, source, finish ("stop" or "length"), num_tokens. ValueError for a name that is none of these.
+    text), messages, source, finish ("stop", "length" or "turns"), num_tokens; and of a conversation with an environment, of which
+    `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). ValueError for a name that is none of these.
     """
     return PerAnswer(function)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lightrft.rewards.confidence import confident_math
+from lightrft.rewards.environment import environment
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
@@ -43,6 +44,7 @@ REWARDS: dict[str, RewardFunction] = {
     "choice": each(choice),
     "choice_or_math": each(choice_or_math),
     "confident_math": each(confident_math),
+    "environment": each(environment),
     "exact": each(exact),
     "format": each(tags),
     "json": each(json_object),

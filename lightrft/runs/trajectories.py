@@ -82,7 +82,8 @@ def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
         "messages": described(trajectory.prompt.messages),
         "target": trajectory.prompt.target,
         "response": trajectory.answer,
-        "length": len(trajectory),
+        "length": trajectory.num_chosen,
+        **_conversation(trajectory),
         "finish": trajectory.finish,
         "reward": _finite(trajectory.reward),
         "parts": {name: _finite(value) for name, value in trajectory.parts.items()},
@@ -91,6 +92,15 @@ def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
         "use": trajectory.use,
         "weight_version": trajectory.weight_version,
     }
+
+
+def _conversation(trajectory: Trajectory) -> dict[str, Any]:
+    """What was said after the prompt and what the environment made of it; nothing of a response in one turn."""
+    found: dict[str, Any] = {}
+    if trajectory.said:
+        rewards = [_finite(reward) for reward in trajectory.step_rewards]
+        found = {"said": trajectory.said, "step_rewards": rewards}
+    return found | ({"failed": trajectory.failed} if trajectory.failed else {})
 
 
 def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]] | None) -> dict[str, Any]:

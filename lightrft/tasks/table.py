@@ -17,7 +17,7 @@ from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.tasks import media_pairs, media_tasks, safety, sentences, tiny
+from lightrft.tasks import calculator, media_pairs, media_tasks, safety, sentences, tiny
 from lightrft.tasks.base import (
     BOXED,
     TAGGED,
@@ -37,7 +37,7 @@ from lightrft.tasks.base import (
     no_option,
     records,
 )
-from lightrft.types import Record
+from lightrft.types import OPENING, Message, Record
 from lightrft.utils.answers import concluded
 from lightrft.utils.imports import require, resolve
 from lightrft.utils.paths import expanded
@@ -108,6 +108,32 @@ def file(option: str) -> Task:
     rewards.functions."""
     no_option("file", option)
     return Task("file", _load_file, {}, bare_gold)
+
+
+def calculator_task(option: str) -> Task:
+    """Sums, differences and products of large numbers, for a policy with a calculator; see calculator.py."""
+    no_option("calculator", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        return limited(generated("calculator", calculator.questions(split, seed), config), split, config)
+
+    return Task("calculator", load, {"number": 1.0}, calculator.gold, max_tokens=calculator.MAX_TOKENS)
+
+
+def episodes(option: str) -> Task:
+    """Nothing but numbered episodes: the environment of the run says first what it is about, and gives the reward."""
+    no_option("episodes", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        count = EPISODES if split == "train" else HELD_OUT_EPISODES
+        asked: list[Message] = [Message(role="user", content=OPENING)]
+        found = [Record(f"episodes/{split}/{n}", asked, None, "episodes") for n in range(count)]
+        return limited(Records(found), split, config)
+
+    return Task("episodes", load, {"environment": 1.0}, lambda _record: "", max_tokens=1024)
+
+
+EPISODES, HELD_OUT_EPISODES = 4096, 128
 
 
 def demo(option: str) -> Task:
@@ -226,7 +252,7 @@ def _gym_records(
     return found
 
 
-def generated(name: str, questions: Sequence[tuple[str, Any]], config: TaskConfig) -> Records:
+def generated(name: str, questions: Sequence[tuple[str | list[Message], Any]], config: TaskConfig) -> Records:
     """Records of questions and answers made by a program."""
     rows = [
         (str(n), {"question": question, "answer": answer}) for n, (question, answer) in enumerate(questions)
@@ -322,7 +348,9 @@ def load_tasks(names: Iterable[str]) -> dict[str, Task]:
 
 TASKS: dict[str, Callable[[str], Task]] = {
     "aime": aime,
+    "calculator": calculator_task,
     "demo": demo,
+    "episodes": episodes,
     "demo_pairs": demo_pairs,
     "file": file,
     "gsm8k": gsm8k,

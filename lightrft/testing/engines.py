@@ -14,7 +14,7 @@ from lightrft.models.families import placeholders
 from lightrft.models.logprobs import logprobs
 from lightrft.testing.checks import Checked, LackingError, lacks, run_checks
 from lightrft.trainer.batching import pack
-from lightrft.trainer.rollout import going_on
+from lightrft.trainer.responses import continued
 from lightrft.types import Completion, Continuation, Prompt, Sampling, Trajectory
 
 LENGTHS = (1, 40, 3, 130, 17, 64)
@@ -162,6 +162,32 @@ def an_answer_that_was_cut_goes_on_where_it_stopped(bench: Bench) -> None:
         lacks(answers != [end], f"{answers} instead of {[end]} for the rest of a response")
 
 
+def a_turn_goes_on_behind_a_reply_and_its_stop_texts_are_its_own(bench: Bench) -> None:
+    """Tokens that were not sampled stand between, and the turn before ended with a stop text."""
+    prompt, text = _printable(bench)
+    (said,) = bench.greedy([prompt], tokens=40, ignore_eos=False, stop=(text,))
+    reply = bench.prompts()[0].token_ids[:3]
+    tokens, mask = [*said.token_ids, *reply], (*[True] * len(said.token_ids), *[False] * len(reply))
+    whole = replace(prompt, token_ids=[*prompt.token_ids, *tokens])
+    going_on = replace(whole, continuation=Continuation(len(tokens), said.stream, max_tokens=6, mask=mask))
+
+    def found(*stop: str) -> Completion:
+        sampling = Sampling(n=3, max_tokens=40, temperature=0, stop=stop)
+        ((answer,),) = bench.engine.generate([going_on], sampling)
+        return answer
+
+    answer, free = found(text), found()
+    right = bench.expected(whole, 6)[: len(answer.token_ids)]
+    lacks(answer.token_ids != right, f"{answer.token_ids} instead of {right} behind a reply")
+    apart = float((torch.tensor(answer.logprobs) - bench.logprobs(whole, answer, 1.0)).abs().max())
+    lacks(apart > bench.tolerance, f"{apart:.2g} off behind tokens that were not sampled")
+    shorter = len(answer.token_ids) < len(free.token_ids)
+    lacks(
+        shorter and text not in bench.decode(answer.token_ids),
+        "a stop text of the turn before ended this one",
+    )
+
+
 def a_stop_text_ends_an_answer_and_is_kept(bench: Bench) -> None:
     prompt, text = _printable(bench)
     (ended,) = bench.greedy([prompt], tokens=40, ignore_eos=False, stop=(text,))
@@ -274,7 +300,7 @@ def answers_about_media_have_the_logprobs_of_the_trainer(bench: Bench) -> None:
                 bool(set(answer.token_ids) & set(bench.never)),
                 "a response holds a token that stands for media",
             )
-        ((rest,),) = bench.engine.generate([going_on(_answer(prompt, answers[0]), 4)], sampling)
+        ((rest,),) = bench.engine.generate([continued(_answer(prompt, answers[0]), 4)], sampling)
         whole = [*answers[0].token_ids, *rest.token_ids], [*answers[0].logprobs, *rest.logprobs]
         _media_apart(bench, prompt, replace(answers[0], token_ids=whole[0], logprobs=whole[1]))
 
@@ -317,6 +343,7 @@ CHECKS: tuple[Check, ...] = (
     a_draw_is_fixed_by_its_seed_and_siblings_differ,
     an_answer_ends_with_its_stop_token_or_is_cut_at_the_limit,
     an_answer_that_was_cut_goes_on_where_it_stopped,
+    a_turn_goes_on_behind_a_reply_and_its_stop_texts_are_its_own,
     a_stop_text_ends_an_answer_and_is_kept,
     a_thousand_requests_come_back_in_order,
     an_empty_prompt_is_refused,

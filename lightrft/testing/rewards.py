@@ -27,6 +27,9 @@ class Example:
     target: Any
     right: str
     wrong: str
+    right_steps: tuple[float, ...] = ()
+    """What an environment gave for the turns of the first, where the reward looks at that."""
+    wrong_steps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,18 @@ class RewardBench:
         """The texts as answers to an example's question."""
         messages = [Message(role="user", content=example.question)]
         question = Question(f"{self.source}/{number}", messages, example.target, self.source)
-        return [Answer(question, number, list(range(len(text.split()))), text, finish) for text in texts]
+        steps = {example.right: example.right_steps, example.wrong: example.wrong_steps}
+        return [
+            Answer(
+                question,
+                number,
+                list(range(len(text.split()))),
+                text,
+                finish,
+                step_rewards=list(steps.get(text, ())),
+            )
+            for text in texts
+        ]
 
     def pairs(self) -> list[Answer]:
         """For each example a group of four: right, wrong, right, right; the majority is right."""

@@ -14,6 +14,7 @@ from lightrft.trainer.buffer import Group
 from lightrft.trainer.length import penalise_length
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
+from lightrft.trainer.turns import Turns
 from lightrft.types import Trajectory
 
 
@@ -36,6 +37,8 @@ class Greedy:
     sampler: Sampler
     judge: RewardRunner
     processor: Processor
+    turns: Turns | None = None
+    """What replies to the policy, where anything does."""
 
     def __call__(self, step: int, groups: Sequence[Group]) -> None:
         """RuntimeError if the reward fails for the greedy responses to all prompts, of all ranks."""
@@ -45,7 +48,12 @@ class Greedy:
         prompts = [group[0].prompt for group in new]
         likely = self.sampler(
             lambda: rollout(
-                self.sampler.engine, prompts, sampling, self.processor, progress=self.sampler.progress
+                self.sampler.engine,
+                prompts,
+                sampling,
+                self.processor,
+                turns=self.turns,
+                progress=self.sampler.progress,
             )
         )
         judged = self.sampler.judged(self.judge, [t for (t,) in likely]).kept

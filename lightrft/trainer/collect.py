@@ -85,6 +85,7 @@ class Collector:
         self._need_some(step, kept, drawn)
         metrics = describe(drawn.groups, self.world) | drawn.counts | self._of_rollout(drawn.groups)
         metrics["rollout/sampling_rounds"] = float(drawn.attempts)
+        metrics |= self.world.sum_by_name(self.supply.counted())
         kept, surplus = self._divided(step, kept, drawn)
         if self.config.rollout.extra_groups == "carry_over":
             self.buffer.carried_over = surplus

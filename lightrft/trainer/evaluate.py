@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightrft.runs.layout import EvaluationFolder
 from lightrft.tasks.base import Task, extractor
 from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estimate, pass_at_k
 from lightrft.trainer.rollout import rollout
+from lightrft.trainer.turns import Turns
 from lightrft.types import Prompt, Sampling, Trajectory
 from lightrft.utils.answers import vote
 from lightrft.utils.seeding import derive_seed
@@ -54,6 +55,8 @@ class Evaluator:
     seed: int
     folder: Path
     world: World
+    turns: Turns | None = None
+    """What replies to the policy, where anything does."""
     open: Callable[[Prompt], Prompt | None] = lambda prompt: prompt
     """Reads the media of a prompt; None for one that cannot be used, which is then left out and counted in the log."""
 
@@ -103,10 +106,17 @@ class Evaluator:
     ) -> list[list[Trajectory]]:
         """The responses to some prompts, whose media are read for this call only."""
         pairs = [(p, o) for p in prompts if (o := self.open(p)) is not None]
-        asked = rollout(engine, [opened for _, opened in pairs], sampling, self.processor, progress=progress)
-        for (prompt, _), group in zip(pairs, asked, strict=True):
-            for t in group:
-                t.prompt = prompt
+        asked = rollout(
+            engine,
+            [opened for _, opened in pairs],
+            sampling,
+            self.processor,
+            turns=self.turns,
+            progress=progress,
+        )
+        for (prompt, opened), group in zip(pairs, asked, strict=True):
+            for t in group if opened is not prompt else ():
+                t.prompt = prompt if t.prompt is opened else replace(t.prompt, media={})
         return asked
 
     def report(self, groups: list[list[Trajectory]], label: str) -> dict[str, float]:
@@ -162,7 +172,8 @@ class Evaluator:
             "target": t.prompt.target,
             "response": t.answer,
             "finish": t.finish,
-            "length": len(t),
+            "length": t.num_chosen,
+            **({"said": t.said, "step_rewards": t.step_rewards} if t.said else {}),
             "reward": None if failed else t.reward,
             "parts": t.parts,
             "correct": not failed and self._right(t),

@@ -13,5 +13,5 @@ def penalise_length(answers: Iterable[Trajectory], algorithm: AlgorithmConfig, m
     """Takes the soft overlong penalty off the rewards, in place. Groups are chosen by what was right, so before this."""
     if algorithm.overlong_buffer:
         for t in answers:
-            t.parts["overlong"] = overlong_penalty(len(t), max_tokens, algorithm.overlong_buffer)
+            t.parts["overlong"] = overlong_penalty(t.num_chosen, max_tokens, algorithm.overlong_buffer)
             t.reward -= algorithm.overlong_penalty * t.parts["overlong"]

@@ -51,6 +51,14 @@ METRICS: dict[str, str] = {
     "rollout/oldest_weight_version": "updates the weights had seen that sampled this step's responses, or the oldest token among them",
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
     "rollout/tokens_per_second_per_device": "the same of one rank, on average",
+    "rollout/turns": "mean turns of the policy in a response; only with an environment, as the next ones",
+    "rollout/max_turns_fraction": "share of responses that ended at environment.max_turns",
+    "rollout/reply_tokens": "mean tokens of a response that its environment said; length/ counts those of the policy alone",
+    "environment/calls": "calls of tools in this step, all ranks, and other counts that environments give",
+    "environment/errors": "calls that the policy was told are wrong",
+    "environment/restarted": "conversations begun again because their environment failed, or another one in its process",
+    "environment/failed": "conversations left out because their environment failed more often than environment.retries",
+    "environment/seconds": "time in which replies of environments were waited for, summed over ranks",
     "rollout/sampling_rounds": "rounds of sampling; more than one only with algorithm.group_filter",
     "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards, or where a resume left some",
     "rollout/groups_unfinished": "groups whose responses go on in the next step, all ranks; only with the same",
@@ -205,12 +213,12 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
     counts = [len(ts), len(groups), silent]
-    sums = [rewards.sum(), sum(len(t) for t in ts), sum(t.finish == "length" for t in ts)]
+    sums = [rewards.sum(), sum(t.num_chosen for t in ts), sum(t.finish == "length" for t in ts)]
     local = torch.tensor([*counts, *sums], dtype=torch.float64)
     answers, drawn, silent_sum, reward, length, cut = world.sum(local).tolist()
     mean = reward / max(answers, 1)
     squares = float(world.sum((rewards - mean).square().sum()))
-    return {
+    return conversations(ts, world) | {
         "reward/mean": mean,
         "reward/std": (squares / max(answers, 1)) ** 0.5,
         **{
@@ -220,9 +228,25 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
         },
         "reward/zero_std_fraction": silent_sum / max(drawn, 1),
         "length/mean": length / max(answers, 1),
-        "length/max": world.max(max((float(len(t)) for t in ts), default=0.0)),
+        "length/max": world.max(max((float(t.num_chosen) for t in ts), default=0.0)),
         "length/truncated_fraction": cut / max(answers, 1),
         "counts/responses": answers,
+    }
+
+
+def conversations(ts: Sequence[Trajectory], world: World) -> dict[str, float]:
+    """Turns and replies of responses with an environment, over all ranks; nothing where no response has one."""
+    talks = [t for t in ts if t.said]
+    turns, replies = sum(len(t.step_rewards) for t in talks), sum(len(t) - t.num_chosen for t in talks)
+    ended = sum(t.finish == "turns" for t in talks)
+    local = torch.tensor([len(talks), turns, replies, ended], dtype=torch.float64)
+    count, all_turns, reply_tokens, cut = world.sum(local).tolist()
+    if not count:
+        return {}
+    return {
+        "rollout/turns": all_turns / count,
+        "rollout/max_turns_fraction": cut / count,
+        "rollout/reply_tokens": reply_tokens / count,
     }
 
 

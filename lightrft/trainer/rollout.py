@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
@@ -14,8 +13,9 @@ from lightrft.engines.base import Engine, EngineError
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
-from lightrft.trainer.batching import response_positions
-from lightrft.types import Batch, Completion, Continuation, Prompt, Sampling, Trajectory
+from lightrft.trainer.responses import begun, continued, extend
+from lightrft.trainer.turns import Turns
+from lightrft.types import Batch, Completion, Prompt, Sampling, Trajectory
 
 
 def rollout(
@@ -27,43 +27,57 @@ def rollout(
     first_group: int = 0,
     unfinished: Sequence[Trajectory] = (),
     most_now: int = 0,
+    turns: Turns | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Trajectory]]:
     """`sampling.n` responses to each prompt; each prompt's responses are one group, numbered from `first_group` by place.
 
     `unfinished` responses of earlier calls go on, and are changed in place. With `most_now` no response gets more tokens than that
-    in this call; what reaches it is paused. `progress` is told how many responses are finished, and of how many. Sampled tokens
-    are kept as sampled; the decoded response is for rewards and readers only.
+    in this call; what reaches it is paused. With `turns` an environment replies to each turn, and the response goes on. `progress`
+    is told how many responses are finished, and of how many. Sampled tokens are kept as sampled; the decoded response is for
+    rewards and readers only.
     """
     unfinished = _with_room(unfinished, sampling.max_tokens)
-    limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
-    total = len(prompts) * sampling.n + len(unfinished)
-    tell = None if progress is None else lambda finished, _tokens: progress(finished, total)
-    asked = [*prompts, *(going_on(t, min(limit, sampling.max_tokens - len(t))) for t in unfinished)]
     sampling = processor.stopping(sampling)
-    completions = engine.generate(asked, replace(sampling, max_tokens=limit), tell)
-    _check(engine, asked, completions, sampling.n)
-    groups = [
-        [
-            Trajectory(
-                prompt=prompt,
-                group=first_group + sampling.first_index + place * sampling.index_stride,
-                token_ids=[],
-                mask=[],
-                behavior=[],
-                finish="paused",
-                weight_version=c.weight_version,
-                stream=c.stream,
-            )
-            for c in answers
-        ]
-        for place, (prompt, answers) in enumerate(zip(prompts, completions[: len(prompts)], strict=True))
-    ]
-    every = [t for group in groups for t in group] + list(unfinished)
-    for t, c in zip(every, (c for answers in completions for c in answers), strict=True):
-        _extend(t, c, processor)
-        if most_now and t.finish == "length" and len(t) < sampling.max_tokens:
+    total = len(prompts) * sampling.n + len(unfinished)
+
+    def generate(asked: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        open_now = sum(sampling.n if prompt.continuation is None else 1 for prompt in asked)
+        tell = None if progress is None else lambda done, _tokens: progress(total - open_now + done, total)
+        completions = engine.generate(asked, sampling, tell)
+        _check(engine, asked, completions, sampling.n)
+        return completions
+
+    if turns is not None:
+        with turns.conversations(prompts, sampling, first_group) as talks:
+            first = replace(sampling, max_tokens=talks.most)
+            groups = _groups(talks.prompts, generate(talks.prompts, first), sampling, first_group, processor)
+            talks.go_on(engine, groups, generate, processor)
+            return groups
+    limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
+    asked = [*prompts, *(continued(t, min(limit, sampling.max_tokens - len(t))) for t in unfinished)]
+    completions = generate(asked, replace(sampling, max_tokens=limit))
+    groups = _groups(prompts, completions[: len(prompts)], sampling, first_group, processor)
+    for t, (completion,) in zip(unfinished, completions[len(prompts) :], strict=True):
+        extend(t, completion, processor)
+    for t in [t for group in groups for t in group] + unfinished if most_now else ():
+        if t.finish == "length" and len(t) < sampling.max_tokens:
             t.finish = "paused"
+    return groups
+
+
+def _groups(
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    sampling: Sampling,
+    first_group: int,
+    processor: Processor,
+) -> list[list[Trajectory]]:
+    """The responses to each prompt as a group."""
+    groups = []
+    for place, (prompt, answers) in enumerate(zip(prompts, completions, strict=True)):
+        number = first_group + sampling.first_index + place * sampling.index_stride
+        groups.append([begun(prompt, number, completion, processor) for completion in answers])
     return groups
 
 
@@ -73,24 +87,6 @@ def _with_room(unfinished: Sequence[Trajectory], max_tokens: int) -> list[Trajec
         if len(t) >= max_tokens:
             t.finish = "length"
     return [t for t in unfinished if len(t) < max_tokens]
-
-
-def going_on(t: Trajectory, max_tokens: int) -> Prompt:
-    """The prompt with the response so far, for the engine to go on by at most so many tokens."""
-    tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
-    if positions is not None:
-        positions = torch.cat([positions, response_positions(t)], -1)
-    continuation = Continuation(len(t), t.stream, max_tokens, tuple(t.mask))
-    return replace(t.prompt, token_ids=tokens, positions=positions, continuation=continuation)
-
-
-def _extend(t: Trajectory, c: Completion, processor: Processor) -> None:
-    """Adds what the engine gave."""
-    t.token_ids += c.token_ids
-    t.mask += [True] * len(c.token_ids)
-    t.behavior += c.logprobs
-    t.finish = c.finish
-    t.answer = processor.text(t.token_ids)
 
 
 def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Completion]], n: int) -> None:

@@ -18,6 +18,7 @@ from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching, pack, unpack
+from lightrft.trainer.responses import turn_rewards
 from lightrft.trainer.rollout import training_logprobs
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Batch, Trajectory
@@ -58,6 +59,8 @@ class Scorer:
                 whole.baselines = self.scaler.baselines(trajectories)
             if algorithm.needs_parts:
                 whole.grades, whole.part_weights = self.scaler.parts(trajectories)
+            if algorithm.needs_turns:
+                whole.turn_rewards = turn_rewards(trajectories)
             algorithm.compute_advantages(whole, self.world.sum)
             for name in ("rewards", "advantages", "returns"):
                 unpack(getattr(whole, name), trajectories, name)

@@ -16,6 +16,7 @@ from lightrft.strategy.memory import Phase
 from lightrft.trainer.buffer import Group, RolloutBuffer
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
+from lightrft.trainer.turns import Turns
 from lightrft.types import Trajectory
 from lightrft.utils.seeding import derive_seed
 
@@ -37,6 +38,10 @@ class Supply(Protocol):
         """Tokens sampled on this rank since it was last asked, and the seconds that took."""
         ...
 
+    def counted(self) -> dict[str, float]:
+        """What environments counted on this rank since it was last asked."""
+        ...
+
 
 @dataclass
 class Fresh:
@@ -48,6 +53,8 @@ class Fresh:
     processor: Processor
     judge: RewardRunner
     progress: Progress
+    turns: Turns | None = None
+    """What replies to the policy, where anything does."""
     _spent: tuple[int, float] = (0, 0.0)
 
     @property
@@ -92,10 +99,11 @@ class Fresh:
                 first_group=first_group,
                 unfinished=unfinished,
                 most_now=most_now,
+                turns=self.turns,
                 progress=self.sampler.progress,
             )
         )
-        tokens = sum(len(t) for group in groups for t in group) + sum(map(len, unfinished)) - before
+        tokens = sum(t.num_chosen for group in groups for t in group) + sum(map(len, unfinished)) - before
         seconds = memory_plan.seconds.get(Phase.ROLLOUT, 0.0) - start
         self._spent = self._spent[0] + tokens, self._spent[1] + seconds
         return groups
@@ -104,6 +112,10 @@ class Fresh:
         """Tokens sampled and seconds of sampling since the last call."""
         spent, self._spent = self._spent, (0, 0.0)
         return spent
+
+    def counted(self) -> dict[str, float]:
+        """The counts of environments; they begin anew."""
+        return {} if self.turns is None else self.turns.counted()
 
 
 @dataclass
@@ -174,3 +186,7 @@ class Ahead:
     def spent(self) -> tuple[int, float]:
         """Tokens sampled and seconds of sampling since the last call."""
         return self.source.spent()
+
+    def counted(self) -> dict[str, float]:
+        """The counts of environments; they begin anew."""
+        return self.source.counted()

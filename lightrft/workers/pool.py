@@ -58,6 +58,8 @@ class Call:
 
     name: str
     argument: Any
+    worker: int | None = None
+    """Which child process must make it, by place, where it holds what an earlier call left there; None: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,12 @@ class Pool(Generic[T]):
         busy: dict[int, tuple[int, float]] = {}
         while len(outcomes) < len(calls):
             for place, worker in enumerate(self.workers):
-                if waiting and place not in busy:
+                index = None if place in busy else _next_for(place, waiting, calls)
+                if index is not None:
                     worker.ready()
-                    worker.send(calls[waiting[0]])
-                    busy[place] = (waiting.popleft(), monotonic() + self.timeout_seconds)
+                    worker.send(calls[index])
+                    waiting.remove(index)
+                    busy[place] = (index, monotonic() + self.timeout_seconds)
             soonest = min(deadline for _, deadline in busy.values())
             wait([self.workers[place].connection for place in busy], max(0.0, soonest - monotonic()))
             for place, (index, deadline) in list(busy.items()):
@@ -150,6 +154,11 @@ class Pool(Generic[T]):
 
     def _worker(self) -> Worker[T]:
         return Worker(self.work, self.names, self.allowed)
+
+
+def _next_for(place: int, waiting: deque[int], calls: Sequence[Call]) -> int | None:
+    """The first of the waiting calls that the worker at this place may make."""
+    return next((index for index in waiting if calls[index].worker in (None, place)), None)
 
 
 class Starter:

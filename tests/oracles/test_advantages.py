@@ -65,7 +65,15 @@ class Answer:
         self.ref = [-draw.random() for _ in range(length)]
         self.greedy = draw.uniform(-1, 1)
         self.values = [draw.gauss(0, 1) for _ in range(length)]
+        self.turns = [draw.choice([0.0, 1.0, draw.gauss(0, 3)]) for _ in self.turn_ends()]
         self.parts = [draw.choice([0.0, 1.0]), draw.gauss(0, 10), 0.25]
+
+    def turn_ends(self):
+        """Places of the last chosen token of each stretch of chosen tokens."""
+        return [t for t, m in enumerate(self.mask) if m and not any(self.mask[t + 1 : t + 2])]
+
+    def turn_of(self, t):
+        return sum(end < t for end in self.turn_ends())
 
     def rewards(self, penalised):
         """Score at the last chosen token, minus PENALTY * (log old - log ref) at each."""
@@ -104,8 +112,22 @@ def laid_end_to_end(answers, algo):
     )
     batch.grades = torch.tensor([a.parts for a in answers], dtype=torch.float64)
     batch.part_weights = torch.tensor([PART_WEIGHTS] * len(answers), dtype=torch.float64)
+    batch.turn_rewards = torch.zeros(batch.num_tokens, dtype=torch.float64)
+    begin = 0
+    for a in answers:
+        for end, reward in zip(a.turn_ends(), a.turns, strict=True):
+            batch.turn_rewards[begin + end] = reward
+        begin += len(a.mask)
     batch.rewards = token_rewards(batch, algo)
     return batch
+
+
+def by_turn(answer, siblings, turn):
+    """The reward of one turn beside the same turn of the siblings that have one."""
+    same = [a.turns[turn] for a in siblings if len(a.turns) > turn]
+    if len(same) < 2 or max(same) == min(same):
+        return 0.0
+    return (answer.turns[turn] - statistics.mean(same)) / (statistics.stdev(same) + 1e-6)
 
 
 def to_come(answer, penalised, discount=1.0):
@@ -132,6 +154,12 @@ def test_estimators_agree_with_their_papers(name, penalised, seed):
         if name == "group_norm_by_part":
             value = by_part(answer, siblings)
             expected += [value if m else 0.0 for m in answer.mask]
+        elif name == "group_norm_by_turn":
+            outcome = COMPARING["group_norm"](rewards, siblings.index(answer))
+            expected += [
+                outcome + by_turn(answer, siblings, answer.turn_of(t)) if m else 0.0
+                for t, m in enumerate(answer.mask)
+            ]
         elif name == "none":
             expected += [0.0] * len(answer.mask)
         elif name == "reinforce":

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from lightrft.build.models import build_processor, check_models, check_teacher
 from lightrft.build.process import prepare_process
+from lightrft.build.turns import build_turns
 from lightrft.commands.check import costs, fools, policy, questions, settings, template
-from lightrft.commands.check.report import Report
+from lightrft.commands.check.report import Report, Section
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
 from lightrft.models.processor import Processor
@@ -34,12 +35,18 @@ def processor(config: Config, parts: Parts) -> Processor:
     return found
 
 
+def read_data(section: Section, config: Config, parts: Parts, stack: ExitStack) -> questions.Questions:
+    """The data as the policy reads it, with the tools that it is told of."""
+    found = processor(config, parts)
+    return questions.data(section, config, parts, found, build_turns(config, found, stack))
+
+
 def _look(report: Report, config: Config, stack: ExitStack) -> None:
     """The sections in order, from cheap to dear, as far as one can get."""
     parts = report.run("settings", lambda s: settings.settings(s, config, stack))
     if parts is None:
         return
-    found = report.run("data", lambda s: questions.data(s, config, parts, processor(config, parts)))
+    found = report.run("data", lambda s: read_data(s, config, parts, stack))
     if found is None or not found.read:
         return
     report.run("chat template", lambda s: template.chat_template(s, found))

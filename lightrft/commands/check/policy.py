@@ -77,7 +77,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     sampler = Sampler(engine, actor, memory_plan, World.current(), config.rollout.max_engine_restarts)
     policy = Policy(actor, sampler, memory_plan, judging)
     memory_plan.begin()
-    groups = sampler(lambda: rollout(engine, spread, sampling, questions.processor))
+    groups = sampler(lambda: rollout(engine, spread, sampling, questions.processor, turns=questions.turns))
     answers = [t for group in groups for t in group]
     seconds = judged(section, parts, policy, answers) / len(answers)
     for t in answers:
@@ -128,7 +128,8 @@ def shown(t: Trajectory) -> Panel:
     """One response with its prompt, reward and parts."""
     question = t.prompt.messages[-1]["content"]
     parts = ", ".join(f"{name} {value:g}" for name, value in t.parts.items())
-    text = Text.assemble((shorten(readable(question), 300), "dim"), "\n", shorten(t.answer, 600))
+    said = "\n".join(f"[{m['role']}] {m['content']}" for m in t.said) or t.answer
+    text = Text.assemble((shorten(readable(question), 300), "dim"), "\n", shorten(said, 600))
     return Panel(
         text, title=f"reward {t.reward:g} ({parts})  {len(t)} tokens, {t.finish}", title_align="left"
     )

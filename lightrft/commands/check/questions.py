@@ -22,6 +22,7 @@ from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import GoldReport, check_gold
 from lightrft.tasks.table import Split, Task
+from lightrft.trainer.turns import Turns
 from lightrft.types import Prompt, Record
 
 UNLIMITED = 1 << 40
@@ -40,6 +41,8 @@ class Questions:
     """The data of a run as the model reads it."""
 
     processor: Processor
+    turns: Turns | None
+    """What replies to the policy, where anything does."""
     records: Mapping[str, Sequence[Record]]
     """Training task -> its records."""
     exam_records: Mapping[str, Sequence[Record]]
@@ -56,7 +59,9 @@ class Questions:
         return max(len(p.token_ids) for p in self.read)
 
 
-def data(section: Section, config: Config, parts: Parts, processor: Processor) -> Questions:
+def data(
+    section: Section, config: Config, parts: Parts, processor: Processor, turns: Turns | None
+) -> Questions:
     """Reads both splits and counts their tokens through the real chat template."""
     table = Table(
         "task", "split", "prompts", "shortest", "median", "95 %", "longest", box=None, pad_edge=False
@@ -86,7 +91,7 @@ def data(section: Section, config: Config, parts: Parts, processor: Processor) -
     section.lines.insert(0, table)
     read = with_media(section, config, processor, found["train"])
     questions = Questions(
-        processor, records["train"], records["evaluate"], found["train"], found["evaluate"], read
+        processor, turns, records["train"], records["evaluate"], found["train"], found["evaluate"], read
     )
     if questions.read:
         judge_data(section, config, questions)

@@ -14,6 +14,7 @@ from lightrft.commands.check.questions import Questions
 from lightrft.commands.check.report import Section
 from lightrft.datasets.conversations import end_of_answer
 from lightrft.models.processor import Processor
+from lightrft.models.turns import TurnTemplate
 from lightrft.types import Message
 
 
@@ -42,12 +43,24 @@ def chat_template(section: Section, questions: Questions) -> None:
         section.problem(
             f"a prompt has token {largest}, but the model knows {processor.vocab_size} tokens: tokenizer and model do not belong together."
         )
+    if questions.turns is not None:
+        show_turns(section, questions.turns.template, prompt.messages)
     try:
         ask_template(section, processor, prompt.messages)
     except TemplateError as error:
         section.warn(
             f"the template refuses a conversation of several turns ({error}); it serves for single turns only."
         )
+
+
+def show_turns(section: Section, template: TurnTemplate, messages: Sequence[Message]) -> None:
+    """Shows what stands between the turn of a policy and its next one, around a reply."""
+    for role in sorted(template.roles):
+        tokens = template.between(messages, [{"role": role, "content": "REPLY"}])
+        text = template.processor.text(tokens, special=True)
+        section.fact("between turns", f"{text!r}, {len(tokens)} tokens, in role {role}")
+    for role in sorted({"tool", "user"} - template.roles):
+        section.fact("", f"the template cannot write replies of role {role}: they come in the other role")
 
 
 def ask_template(section: Section, processor: Processor, messages: Sequence[Message]) -> None:

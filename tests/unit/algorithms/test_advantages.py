@@ -51,7 +51,7 @@ def test_reinforce_takes_the_reward_still_to_come():
 @pytest.mark.parametrize("name", [name for name in ADVANTAGES if name != "none"])
 def test_every_token_of_an_answer_gets_its_advantage_and_none_outside_the_mask_does(name):
     batch = answers([1.0, 0.0], lengths=[3, 1], mask=[True, True, False, True], values=[0.0] * 4)
-    batch.baselines = torch.zeros(2)
+    batch.baselines, batch.turn_rewards = torch.zeros(2), torch.zeros(4)
     advantages, returns = ADVANTAGES[name](batch, GRPO)
     assert advantages[0] == advantages[1] > 0
     assert advantages[2] == 0
@@ -113,7 +113,7 @@ def test_a_penalty_in_the_token_rewards_is_part_of_the_reward_of_the_answer():
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_a_rank_without_answers_has_no_advantages(name):
     nothing = answers([], values=[])
-    nothing.baselines = torch.zeros(0)
+    nothing.baselines, nothing.turn_rewards = torch.zeros(0), torch.zeros(0)
     advantages, returns = ADVANTAGES[name](nothing, GRPO)
     assert advantages.tolist() == returns.tolist() == []
 

@@ -29,7 +29,7 @@ def test_each_gives_a_function_with_double_star_everything():
     def seen(answer, **rest):
         return len(rest)
 
-    assert seen([spoken("4")]) == [6.0]
+    assert seen([spoken("4")]) == [8.0]
 
 
 def test_each_leaves_unknown_parameters_with_defaults_alone():

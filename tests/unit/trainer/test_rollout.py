@@ -8,7 +8,8 @@ from lightrft.engines.native import native_engine
 from lightrft.models.load import load_model
 from lightrft.models.tiny import USER
 from lightrft.testing import tiny_processor, tiny_prompt
-from lightrft.trainer.rollout import going_on, rollout
+from lightrft.trainer.responses import continued
+from lightrft.trainer.rollout import rollout
 from lightrft.types import Continuation, Sampling
 
 
@@ -38,7 +39,7 @@ def test_the_engine_is_told_which_tokens_the_policy_chose():
     sampling = Sampling(max_tokens=12, ignore_eos=True)
     ((t,),) = rollout(engine, [tiny_prompt(5)], sampling, processor, most_now=2)
     t.token_ids, t.mask, t.behavior = [*t.token_ids, 65], [*t.mask, False], [*t.behavior, 0.0]
-    continuation = going_on(t, 3).continuation
+    continuation = continued(t, 3).continuation
     assert (continuation.tokens, continuation.max_tokens) == (3, 3)
     assert (continuation.mask, continuation.since) == ((True, True, False), 3)
     assert Continuation(tokens=3, stream=0, max_tokens=1).since == 0

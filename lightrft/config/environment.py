@@ -1,0 +1,58 @@
+"""What replies to the policy between its turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightrft.config.ranges import check_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentConfig:
+    """An environment or tools that the policy speaks with, turn by turn. Off without name and tools: a response is one turn."""
+
+    name: str = ""
+    """Import path of an environment: a class, or a function that makes one. Empty: `tools`, if there are any."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Keyword arguments of the environment by name, each read as YAML, e.g. {env_id: "game:GuessTheNumber-v0"}."""
+    tools: list[str] = field(default_factory=list)
+    """Functions that the policy may call: built-in names (calc) or import paths, e.g. [tools.py:search]."""
+    calls: Literal["json", "tags"] = "json"
+    """How the policy writes a call. json: <tool_call>{"name": ..., "arguments": {...}}</tool_call>; tags: <NAME>argument</NAME>."""
+    announce: bool = True
+    """Tell the policy of its tools in every prompt, through the chat template or in the system message; false where the rows do."""
+    max_turns: int = 8
+    """Most turns of the policy in one response."""
+    turn_tokens: int = 0
+    """Most tokens of one turn; 0: as many as rollout.max_tokens leaves. That limits all turns with all replies."""
+    reply_tokens: int = 1024
+    """Most tokens of one reply; a longer one is cut in its middle."""
+    timeout_seconds: float = 30.0
+    """Longest time one reply may take; the process is then killed."""
+    retries: int = 1
+    """How often a conversation is begun again whose environment raised, hung or died."""
+    on_failure: Literal["raise", "drop"] = "raise"
+    """One that fails still: stop the run, or drop the response, counted and logged."""
+    workers: int = 2
+    """Child processes that hold environments; 0 holds them in the main process, without time limit."""
+    memory_gb: float = 8.0
+    """Most memory of one of these processes, 10^9 bytes (Linux); 0: any."""
+    variables: list[str] = field(default_factory=list)
+    """Environment variables that these processes get besides those that programs need to run, e.g. [MY_API_KEY]."""
+
+    def __post_init__(self) -> None:
+        check_ranges("environment", self)
+        if self.name and self.tools:
+            raise ValueError(
+                f"environment.name={self.name} with environment.tools={self.tools}: the tools would be ignored. Leave one of them out."
+            )
+        if self.options and not self.name:
+            raise ValueError(
+                f"environment.options={self.options} has no effect without environment.name. Leave it out."
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether anything replies to the policy."""
+        return bool(self.name or self.tools)

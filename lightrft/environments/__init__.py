@@ -1,0 +1,1 @@
+"""What replies to the policy between its turns: environments and tools, in processes of their own."""

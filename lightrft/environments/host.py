@@ -1,0 +1,76 @@
+"""The episodes that one process holds: makes environments, and gives each order to the one it is for.
+
+Imports no torch: this is what a worker process runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightrft.environments.base import Act, Begin, Describe, Lost, Order, Reply, Spec, messages_of, taken
+from lightrft.environments.tools import Tools
+from lightrft.utils.imports import resolve
+
+ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"tools": Tools}
+"""The built-in environments by name; each makes one."""
+
+
+def load(spec: str) -> Host:
+    """What a worker runs for the environment of a spec, see `Spec.text`. ValueError as from `resolve`."""
+    wanted = Spec.parsed(spec)
+    return Host(resolve(ENVIRONMENTS, wanted.name, "environment"), wanted.options)
+
+
+class Host:
+    """Environments of one kind, by the number of their episode."""
+
+    def __init__(self, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self._make, self._options = make, options
+        self._episodes: dict[int, Any] = {}
+
+    def __call__(self, order: Order) -> Any:
+        """A Reply or Lost to Begin and Act, the schemas of tools to Describe, nothing to End; raises what the environment raises."""
+        if isinstance(order, Begin):
+            return self._begin(order)
+        if isinstance(order, Act):
+            return self._act(order)
+        if isinstance(order, Describe):
+            environment = self._make(**self._options)
+            return list(getattr(environment, "schemas", ()))
+        for episode in order.episodes:
+            self._end(episode)
+        return None
+
+    def _begin(self, order: Begin) -> Reply:
+        self._end(order.episode)
+        environment = self._make(**self._options)
+        found = environment.reset(**taken(environment.reset, {"seed": order.seed, "options": order.row}))
+        said = found[0] if isinstance(found, tuple) else found
+        self._episodes[order.episode] = environment
+        return Reply(messages_of(said))
+
+    def _act(self, order: Act) -> Reply | Lost:
+        environment = self._episodes.get(order.episode)
+        if environment is None:
+            return Lost()
+        more = taken(environment.step, {"truncated": order.truncated})
+        said, reward, terminated, truncated, info = environment.step(order.action, **more)
+        reward, counts = float(reward), dict((info or {}).get("counts", {}))
+        if not math.isfinite(reward):
+            raise ValueError(f"a step's reward is {reward}.")
+        done = bool(terminated or truncated)
+        if done:
+            self._end(order.episode)
+        return Reply(
+            messages_of(said), reward, done, {str(name): float(count) for name, count in counts.items()}
+        )
+
+    def _end(self, episode: int) -> None:
+        environment = self._episodes.pop(episode, None)
+        close = getattr(environment, "close", None)
+        if close is not None:
+            with contextlib.suppress(Exception):  # it is over, whatever its end says
+                close()

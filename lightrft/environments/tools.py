@@ -1,0 +1,170 @@
+"""Plain functions as tools: their schemas for the prompt, and the policy's calls of them as replies.
+
+Imports no torch: worker processes run this.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_origin
+
+from lightrft.environments.base import Observation, ToolError
+from lightrft.environments.calculator import calc
+from lightrft.utils.imports import resolve
+
+Calls = Literal["json", "tags"]
+TOOLS: Mapping[str, Callable[..., Any]] = {"calc": calc}
+"""The built-in tools by name."""
+IN_JSON = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+MOST_CALLS = 16
+"""Calls of one turn that are answered; the policy is told that more are not."""
+TYPES = {int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+"""Python's types as a JSON schema names them, besides strings; the policy is told of others as strings, too."""
+
+
+class Tools:
+    """An environment of functions: answers the calls of a turn, and is over when a turn has none.
+
+    calls: how the policy writes a call. json: <tool_call>{"name": ..., "arguments": {...}}</tool_call>, as Hermes and Qwen models
+    do; tags: <NAME>argument</NAME>, for functions of one argument. What a tool is asked wrongly (JSON that is none, an unknown
+    name, wrong arguments, ToolError) is a reply that says so, counted as environment/errors.
+    """
+
+    def __init__(self, tools: Sequence[str], calls: Calls = "json") -> None:
+        """`tools`: built-in names and import paths. ValueError for one that is no function with a docstring."""
+        self._functions = {tool.__name__: tool for tool in map(load_tool, tools)}
+        if len(self._functions) < len(tools):
+            raise ValueError(f"environment.tools={list(tools)}: two of them have one name. Rename one.")
+        self._calls = calls
+        for function in self._functions.values() if calls == "tags" else ():
+            if len(inspect.signature(function).parameters) != 1:
+                raise ValueError(
+                    f"tool '{function.__name__}' has not just one argument, so environment.calls=tags cannot write a call of it. Set "
+                    "environment.calls=json."
+                )
+
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        """What the prompt says of each tool, in OpenAI's form, as chat templates take it."""
+        return [schema(function) for function in self._functions.values()]
+
+    def reset(self) -> tuple[str, dict[str, Any]]:
+        """Nothing is said before the first turn."""
+        return "", {}
+
+    def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """A message of role tool for each call; none, and it is over."""
+        calls = self._found(action)
+        if not calls:
+            return "", 0.0, True, False, {}
+        answers = [self._answer(name, arguments) for name, arguments in calls[:MOST_CALLS]]
+        if len(calls) > MOST_CALLS:
+            answers.append((f"error: {len(calls)} calls in one turn; only {MOST_CALLS} are answered.", False))
+        counts = {"calls": len(calls), "errors": sum(not good for _, good in answers)}
+        messages = [{"role": "tool", "content": text} for text, _ in answers]
+        return messages, 0.0, False, False, {"counts": counts}
+
+    def _found(self, action: str) -> list[tuple[str, Any]]:
+        """Name and arguments of each call: a dictionary, or a text that is an argument or, under no name, what is wrong."""
+        if self._calls == "tags":
+            return _tagged(action, list(self._functions))
+        return [_parsed(text) for text in IN_JSON.findall(action)]
+
+    def _answer(self, name: str, arguments: Any) -> tuple[str, bool]:
+        """What the policy is told, and whether its call was right."""
+        if not name:
+            return f"error: {arguments}", False
+        function = self._functions.get(name)
+        if function is None:
+            return f"error: there is no tool {name!r}; there are: {', '.join(self._functions)}", False
+        try:
+            bound = inspect.signature(function).bind(
+                *([arguments] if isinstance(arguments, str) else []),
+                **(arguments if isinstance(arguments, dict) else {}),
+            )
+        except TypeError as error:
+            return f"error: {name}: {error}", False
+        if wrong := _wrong_type(function, bound.arguments):
+            return f"error: {name}: {wrong}", False
+        try:
+            found = function(*bound.args, **bound.kwargs)
+        except ToolError as error:
+            return f"error: {error}", False
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str), True
+
+
+def load_tool(name: str) -> Callable[..., Any]:
+    """The tool called `name`, or what an import path names. ValueError for what the policy cannot be told of or call."""
+    found = resolve(TOOLS, name, "tool")
+    if not callable(found) or inspect.iscoroutinefunction(found):
+        raise ValueError(f"tool '{name}' is no plain function.")
+    if not inspect.getdoc(found):
+        raise ValueError(
+            f"tool '{name}' has no docstring, and the policy is told that. Write one line that says what it does."
+        )
+    return found
+
+
+def schema(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function as OpenAI's function schema: name, docstring, and the arguments with their annotated types."""
+    parameters = inspect.signature(function).parameters
+    kinds = _kinds(function)
+    properties = {name: {"type": kinds.get(name, "string")} for name in parameters}
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    arguments = {"type": "object", "properties": properties, "required": required}
+    about = {"name": function.__name__, "description": inspect.getdoc(function), "parameters": arguments}
+    return {"type": "function", "function": about}
+
+
+def _wrong_type(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the types of arguments that JSON gave; empty if nothing is."""
+    kinds, python = _kinds(function), dict[str, Any]({"string": str, "number": (int, float)})
+    for name, value in arguments.items():
+        kind = kinds.get(name, "")
+        wanted = python.get(kind) or next((t for t, called in TYPES.items() if called == kind), object)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("integer", "number")):
+            return f"argument {name!r} must be of type {kind}"
+    return ""
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, str]:
+    """Argument -> its type as a JSON schema names it, for those whose annotation says one."""
+    try:
+        hints = inspect.get_annotations(function, eval_str=True)
+    except NameError:  # annotated with what is imported for type checkers only
+        return {}
+    named: dict[Any, str] = {**TYPES, str: "string"}
+    kinds = {name: get_origin(hint) or hint for name, hint in hints.items() if name != "return"}
+    return {name: named[kind] for name, kind in kinds.items() if kind in named}
+
+
+def _tagged(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """Every <NAME>argument</NAME>, in time that grows with the text alone."""
+    found: list[tuple[str, Any]] = []
+    place, opening = 0, re.compile("<(" + "|".join(map(re.escape, names)) + ")>")
+    while names and (match := opening.search(text, place)):
+        name = match[1]
+        end = text.find(f"</{name}>", match.end())
+        if end < 0:  # nor does any later one end
+            names = [other for other in names if other != name]
+            opening, place = re.compile("<(" + "|".join(map(re.escape, names)) + ")>"), match.end()
+            continue
+        found.append((name, text[match.end() : end]))
+        place = end + len(name) + 3
+    return found
+
+
+def _parsed(text: str) -> tuple[str, Any]:
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return "", "the call is not JSON"
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+        return "", 'a call is {"name": ..., "arguments": {...}}'
+    arguments = call.get("arguments", {})
+    if not isinstance(arguments, dict):
+        return "", "arguments must be an object"
+    return call["name"], arguments

@@ -1,0 +1,118 @@
+"""What stands between two turns of the policy: the tokens that the chat template puts around a reply.
+
+They come from the template itself, by a sentinel in place of what the policy said, and never from its words: those are kept as the
+tokens that were sampled. So a conversation only grows, and no turn is tokenized anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from lightrft.models.processor import Processor
+from lightrft.types import Message
+
+SAID, REPLIED = "\u241esaid\u241e", "\u241ereplied{}\u241e"
+"""Stand for what the policy said, and for the texts of a reply. The sign is one that texts do not have."""
+CUT = " [...] "
+"""Stands where a long reply was cut."""
+
+
+@dataclass(frozen=True)
+class TurnTemplate:
+    """A chat template, as far as it joins turns. Made by `turn_template`, which looks whether it can."""
+
+    processor: Processor
+    roles: frozenset[str]
+    """Roles among tool and user whose messages the template writes after an assistant's."""
+
+    def between(self, messages: Sequence[Message], reply: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens from the end of the policy's turn until it is to speak again.
+
+        messages: the conversation before that turn. The first token is usually the one that ends a turn, which the policy may
+        have sampled itself (`Turns` leaves it out then). Texts of the reply are never read as special tokens.
+        """
+        answer = [self.message(m) for m in reply]
+        marked = [Message(role=m["role"], content=REPLIED.format(place)) for place, m in enumerate(answer)]
+        text = suffix(self.processor, messages, marked)
+        contents = {REPLIED.format(place): m["content"] for place, m in enumerate(answer)}
+        if any(self._holds_special(content) for content in contents.values()):
+            return self._apart(text, contents)
+        # The usual case: written and tokenized as a whole, as the template writes it and a chat server would read it.
+        return self._tokens(suffix(self.processor, messages, answer))
+
+    def message(self, message: Mapping[str, str]) -> Message:
+        """A message of a reply in a role that the template writes; in that of the user where it names none."""
+        role = message["role"] or "user"
+        if role in ("tool", "user") and role not in self.roles:
+            (role,) = self.roles
+        return Message(role=role, content=message["content"])
+
+    def cut(self, content: str, most: int) -> str:
+        """A text of at most about so many tokens: a longer one is cut in its middle, with a mark."""
+        tokens = self.processor.tokenizer(content, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        if len(tokens) <= most:
+            return content
+        decode = self.processor.tokenizer.decode
+        head, tail = tokens[: (most + 1) // 2], tokens[len(tokens) - most // 2 :]
+        return f"{decode(head)}{CUT}{decode(tail) if tail else ''}".replace("\ufffd", "")
+
+    def _holds_special(self, content: str) -> bool:
+        known = self.processor.tokenizer.added_tokens_decoder.values()
+        return SAID in content or any(token.special and str(token) in content for token in known)
+
+    def _apart(self, text: str, contents: Mapping[str, str]) -> list[int]:
+        """Tokens of the template's own text, and of the contents with special tokens read as ordinary text."""
+        found: list[int] = []
+        for mark, content in contents.items():
+            own, _, text = text.partition(mark)
+            found += self._tokens(own)
+            found += self.processor.tokenizer(content, add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
+        return found + self._tokens(text)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def suffix(processor: Processor, messages: Sequence[Message], reply: Sequence[Message]) -> str:
+    """The text that the template writes after an assistant's words, replies and the next turn's beginning included.
+
+    ValueError for a template that leaves those words out.
+    """
+    whole = processor.rendered([*messages, Message(role="assistant", content=SAID), *reply])
+    _, found, after = whole.rpartition(SAID)
+    if not found:
+        raise ValueError("the chat template leaves out what the assistant says.")
+    return after
+
+
+def turn_template(processor: Processor) -> TurnTemplate:
+    """How the model's template joins turns. ValueError, with the cure, for one that cannot: it leaves replies out, refuses
+    them, or writes them otherwise after other turns."""
+    told = {role: _wrong(processor, role) for role in ("tool", "user")}
+    roles = frozenset(role for role, wrong in told.items() if not wrong)
+    if not roles:
+        raise ValueError(
+            f"the model's chat template cannot join turns: {told['user']}. Set model.chat_template to a Jinja file that can."
+        )
+    return TurnTemplate(processor, roles)
+
+
+def _wrong(processor: Processor, role: str) -> str:
+    """Why the template cannot take replies of this role; empty if it can."""
+    question, reply = Message(role="user", content="How far?"), Message(role=role, content=REPLIED.format(0))
+    longer: list[Any] = [question, Message(role="assistant", content="x"), Message(role=role, content="y")]
+    try:
+        found = [suffix(processor, before, [reply]) for before in ([question], longer)]
+    except (TemplateError, ValueError, TypeError) as error:
+        return f"it refuses a message of role {role} after the assistant's ({error})"
+    if reply["content"] not in found[0]:
+        return f"it leaves out messages of role {role}"
+    return "" if found[0] == found[1] else f"it writes a message of role {role} otherwise after other turns"

@@ -1,0 +1,63 @@
+"""A response that grows: begun with what an engine sampled first, asked to go on, extended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightrft.models.processor import Processor
+from lightrft.trainer.batching import response_positions
+from lightrft.types import Completion, Continuation, Prompt, Trajectory
+
+
+def begun(prompt: Prompt, group: int, completion: Completion, processor: Processor) -> Trajectory:
+    """A new response, with what was sampled."""
+    t = Trajectory(
+        prompt=prompt,
+        group=group,
+        token_ids=[],
+        mask=[],
+        behavior=[],
+        finish="paused",
+        weight_version=completion.weight_version,
+        stream=completion.stream,
+    )
+    extend(t, completion, processor)
+    return t
+
+
+def continued(t: Trajectory, max_tokens: int) -> Prompt:
+    """The prompt with the response so far, for an engine to go on by at most so many tokens."""
+    tokens, positions = [*t.prompt.token_ids, *t.token_ids], t.prompt.positions
+    if positions is not None:
+        positions = torch.cat([positions, response_positions(t)], -1)
+    continuation = Continuation(len(t), t.stream, max_tokens, tuple(t.mask))
+    return replace(t.prompt, token_ids=tokens, positions=positions, continuation=continuation)
+
+
+def extend(t: Trajectory, completion: Completion, processor: Processor, *, turn: int = 0) -> None:
+    """Adds what an engine sampled. The text of a response is that of its tokens from place `turn` on, where its last turn begins."""
+    t.token_ids += completion.token_ids
+    t.mask += [True] * len(completion.token_ids)
+    t.behavior += completion.logprobs
+    t.finish = completion.finish
+    t.answer = processor.text(t.token_ids[turn:])
+
+
+def turn_rewards(trajectories: Sequence[Trajectory]) -> Tensor:
+    """(T,) over all responses: what the environment gave for each turn, at the last token of it, and 0 elsewhere."""
+    found: list[float] = []
+    for t in trajectories:
+        row = [0.0] * len(t)
+        ends = [
+            place for place, chosen in enumerate(t.mask) if chosen and not any(t.mask[place + 1 : place + 2])
+        ]
+        for place, reward in zip(
+            ends, t.step_rewards, strict=False
+        ):  # none where algorithm.truncated=mask left no token
+            row[place] = reward
+        found += row
+    return torch.tensor(found)

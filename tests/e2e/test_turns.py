@@ -1,0 +1,74 @@
+"""Runs whose policy speaks with an environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightrft.runs import trajectories
+from tests.e2e.runs import PLAIN, Lightrft, steps, summary
+
+HERE = Path(__file__).parent
+TOLD = [
+    *(
+        "--tasks.train",
+        f"{HERE}/told.py:told",
+        "1",
+        "--environment.name",
+        f"{HERE.parent}/unit/environments/talkers.py:Told",
+    ),
+    *("--environment.max-turns", "2", "--environment.turn-tokens", "6", "--rollout.max-tokens", "40"),
+    *(
+        "--environment.workers",
+        "1",
+        "--optimizer.learning-rate",
+        "3e-3",
+        "--update.tokens-per-micro-batch",
+        "4096",
+    ),
+    *("--rollout.prompts-per-step", "12", "--rollout.group-size", "8", "--evaluate.limit", "120"),
+    *("--checkpoint.every-steps", "0", "--log.trajectories-every-steps", "0"),
+]
+
+
+@pytest.mark.parametrize(("blind", "count"), [(False, 160), (True, 60)])
+def test_it_learns_what_a_reply_tells_and_not_without(blind, count, lightrft: Lightrft):
+    options = ["--environment.options", "blind", "true"] if blind else []
+    lightrft("train", "tiny", *PLAIN, *TOLD, *options, "--steps", str(count), "--run", "run")
+    score = summary(lightrft.cwd / "run")["evaluation"]["after"]["told"]
+    assert score <= 0.4 if blind else score >= 0.9
+
+
+def test_a_run_with_tools_is_saved_shown_checked_and_resumed(lightrft: Lightrft):
+    """A calculator that a model of random weights never calls: its first turn is its last."""
+    tools = [
+        "--environment.tools",
+        "calc",
+        "--rollout.max-tokens",
+        "40",
+        "--log.trajectories-every-steps",
+        "1",
+    ]
+    lightrft("train", "tiny", *PLAIN, *tools, "--steps", "2", "--run", "run")
+    rows = trajectories.load(lightrft.cwd / "run", 1)
+    assert all(row["said"][-1] == {"role": "assistant", "content": row["response"]} for row in rows)
+    assert all(row["rollout/turns"] == 1 for row in steps(lightrft.cwd / "run"))
+    assert "1 turns" in lightrft("view", "run", "--step", "1", "--best", "1")
+    lightrft("train", "--resume", "run", "--steps", "3")
+    assert len(steps(lightrft.cwd / "run")) == 3
+    told = lightrft("check", "tiny", *tools, status=0)
+    assert "between turns" in told
+    assert "in role tool" in told
+
+
+def test_what_cannot_go_with_an_environment_is_refused_by_name(lightrft: Lightrft):
+    for flags, told in (
+        (["--rollout.overlap-rewards", "true"], "rollout.overlap_rewards"),
+        (["--rollout.max-tokens-per-step", "4"], "rollout.max_tokens_per_step"),
+        (["--environment.name", "gem:make"], "environment.tools"),
+        (["--environment.turn-tokens", "9000"], "environment.turn_tokens"),
+        (["--environment.max-turns", "0"], "environment.max_turns"),
+    ):
+        done = lightrft("train", "tiny", "--environment.tools", "calc", *flags, status=2)
+        assert told in done

@@ -1,0 +1,98 @@
+"""Environments of tests: what they reply is fixed by their seed."""
+
+import random
+import time
+
+
+class Chatty:
+    """Replies of random length for one to five turns, from both roles; gives each turn a reward."""
+
+    def reset(self, *, seed, options):
+        self.draw = random.Random(seed)
+        self.left = self.draw.randint(1, 5)
+        return "", {}
+
+    def step(self, action):
+        self.left -= 1
+        words = "".join(self.draw.choice("abcdef 123") for _ in range(self.draw.randint(1, 40)))
+        reply = [{"role": self.draw.choice(["user", "tool"]), "content": words}]
+        return reply, self.draw.random(), self.left <= 0, False, {"counts": {"spoken": 1}}
+
+
+class Told:
+    """The kind of characters that is wanted is told in the reply alone (datasets of task `told`)."""
+
+    def __init__(self, blind=False):
+        self.blind = blind
+
+    def reset(self, *, options):
+        self.clue, self.done = options["target"]["clue"], False
+        return "", {}
+
+    def step(self, action):
+        self.done, done = True, self.done
+        return "???" if self.blind else self.clue, 0.0, done, False, {}
+
+
+class Moody:
+    """Fails as its seed says: raises, hangs, dies, never, or always."""
+
+    def __init__(self, kind="never", tries=None):
+        self.kind, self.tries = kind, tries
+
+    def reset(self, *, seed, options):
+        self.id, self.turn = options["id"], 0
+        if self.kind == "reset" and self.fails():
+            raise KeyError("no day at all")
+        return "", {}
+
+    def step(self, action):
+        self.turn += 1
+        if self.turn == 2 and self.fails():
+            if self.kind == "raise":
+                raise KeyError("a bad day")
+            if self.kind == "hang":
+                time.sleep(60)
+            if self.kind == "die":
+                import os
+
+                os._exit(3)
+            if self.kind == "nan":
+                return "", float("nan"), True, False, {}
+        return f"turn {self.turn}", 1.0, self.turn == 3, False, {}
+
+    def fails(self):
+        """Whether this one does: prompts with an odd number, so often as `tries` names a file that counts."""
+        if int(self.id[-1]) % 2 == 0:
+            return False
+        if self.tries is None:
+            return True
+        from pathlib import Path
+
+        file = Path(self.tries)
+        count = int(file.read_text()) if file.exists() else 0
+        file.write_text(str(count + 1))
+        return count == 0
+
+
+class Unseeded:
+    """Begins as it likes."""
+
+    begun = 0
+
+    def reset(self, *, seed, options):
+        Unseeded.begun += 1
+        return f"number {Unseeded.begun}", {}
+
+    def step(self, action):
+        return "", 0.0, True, False, {}
+
+
+class Opening:
+    """Says something first, fixed by its seed."""
+
+    def reset(self, *, seed):
+        return f"The number begins with {seed % 10}.", {}
+
+    def step(self, action):
+        return "", 1.0, True, False, {}

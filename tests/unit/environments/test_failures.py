@@ -1,0 +1,117 @@
+"""Environments that raise, hang or die: begun again, then left out or a stop; never a zero, never a hang."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lightrft.build.turns import build_turns
+from lightrft.config import Config, EnvironmentConfig, ModelConfig, RewardConfig, RolloutConfig
+from lightrft.engines.base import give
+from lightrft.engines.native import native_engine
+from lightrft.environments.episodes import EnvironmentFailedError
+from lightrft.models.load import load_model
+from lightrft.rewards.base import RewardRunner
+from lightrft.testing import tiny_processor
+from lightrft.trainer.rollout import rollout
+from lightrft.types import Record, Sampling
+from lightrft.utils.errors import boundary_of
+
+TALKERS = Path(__file__).with_name("talkers.py")
+
+
+@pytest.fixture
+def spoken():
+    """Calls a rollout of two prompts, two responses each, in an environment of TALKERS; its groups and the counts."""
+    with ExitStack() as stack:
+
+        def call(name="Moody", workers=1, timeout_seconds=20, prompts=None, **more):
+            processor = tiny_processor()
+            module = load_model(ModelConfig(path="random:llama"), trainable=False)
+            given = {"turn_tokens": 4, "workers": workers, "timeout_seconds": timeout_seconds, **more}
+            options = EnvironmentConfig(name=f"{TALKERS}:{name}", **given)
+            turns = build_turns(Config(environment=options), processor, stack)
+            engine = native_engine(module, processor, RolloutConfig())
+            give(engine, module.state_dict().items())
+            prompts = prompts or [
+                processor.prompt(Record(f"q{n}", [{"role": "user", "content": "hello"}], None, "talk"))
+                for n in range(2)
+            ]
+            groups = rollout(engine, prompts, Sampling(n=2, max_tokens=120, seed=5), processor, turns=turns)
+            return groups, turns.counted()
+
+        yield call
+
+
+def test_what_is_begun_again_says_what_it_would_have_said(spoken, tmp_path):
+    """One episode raises once; its conversation comes out as if nothing had been."""
+    calm, _ = spoken()
+    groups, counts = spoken(options={"kind": "raise", "tries": str(tmp_path / "tries")})
+    assert [[t.token_ids for t in group] for group in groups] == [[t.token_ids for t in g] for g in calm]
+    assert [[t.step_rewards for t in group] for group in groups] == [[[1.0] * 3] * 2] * 2
+    assert counts["environment/restarted"] == 1
+    assert "environment/failed" not in counts
+
+
+@pytest.mark.parametrize("kind", ["die", "hang"])
+def test_a_process_that_dies_or_hangs_takes_no_other_conversation_with_it(kind, spoken, tmp_path):
+    options = {"kind": kind, "tries": str(tmp_path / "tries")}
+    groups, counts = spoken(options=options, retries=1, timeout_seconds=2 if kind == "hang" else 20)
+    assert [[t.step_rewards for t in group] for group in groups] == [[[1.0] * 3] * 2] * 2
+    assert (
+        counts["environment/restarted"] > 1
+    )  # the others of its process too, and none of them counts as failed
+    assert not any(t.failed for group in groups for t in group)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("raise", "a bad day"), ("reset", "no day at all"), ("nan", "reward is nan")]
+)
+def test_one_that_fails_still_stops_the_run_by_name(kind, told, spoken):
+    with pytest.raises(EnvironmentFailedError, match=told) as caught:
+        spoken(options={"kind": kind}, workers=0)
+    assert boundary_of(caught.value) == "environment"
+    for words in ("Moody", "q1", "environment.retries=1", "environment.on_failure=drop"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["raise", "reset"])
+def test_or_its_response_is_left_out_counted_and_never_a_zero(kind, spoken):
+    groups, counts = spoken(options={"kind": kind}, workers=0, on_failure="drop")
+    assert [[bool(t.failed) for t in group] for group in groups] == [[False] * 2, [True] * 2]
+    assert counts["environment/failed"] == 2
+    with RewardRunner({"talk": {"environment": 1.0}}, RewardConfig(workers=0)) as judge:
+        found = judge([t for group in groups for t in group])
+    assert [t.reward for t in found.kept] == [3.0, 3.0]
+    assert [t.group for t in found.dropped] == [1, 1]
+    assert all(t.reward != t.reward for t in found.dropped)
+    assert found.metrics["counts/dropped_responses"] == 2
+
+
+def test_siblings_that_begin_differently_are_refused(spoken):
+    with pytest.raises(EnvironmentFailedError, match="began the episodes of one group differently"):
+        spoken("Unseeded", workers=0)
+
+
+def test_what_an_environment_says_first_becomes_the_prompt(spoken):
+    groups, _ = spoken("Opening", workers=0)
+    for group in groups:
+        messages = group[0].prompt.messages
+        assert [m["role"] for m in messages] == ["user", "user"]
+        assert messages[1]["content"].startswith("The number begins with")
+        assert all(t.prompt is group[0].prompt for t in group)
+
+
+def test_a_prompt_that_is_answered_again_begins_the_same_episode(spoken):
+    """As the most likely response does that ReMax compares with: it meets what its siblings met."""
+    groups, _ = spoken("Opening", workers=0)
+    asked = [group[0].prompt for group in groups]
+    again, _ = spoken("Opening", workers=0, prompts=asked[::-1])
+    assert [group[0].prompt for group in again] == asked[::-1]
+
+
+def test_an_environment_that_is_not_there_or_cannot_be_made_is_named_before_anything(spoken):
+    with pytest.raises(ValueError, match="Moody"):
+        spoken("Moodyy", workers=0)
+    with pytest.raises(ValueError, match="no_such"):
+        spoken(options={"no_such": "1"}, workers=0)
