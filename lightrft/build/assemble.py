@@ -79,7 +79,11 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     interrupt = Interrupt(world.max)
     sampler = build_sampler(parts, interrupt)
     buffer = RolloutBuffer(
-        config.replay, world.size, cost=parts.scaler.cost, completed=parts.prompts.completed
+        config.replay,
+        world.size,
+        cost=parts.scaler.cost,
+        needs_baseline=parts.algorithm.needs_baseline,
+        completed=parts.prompts.completed,
     )
     batching = Batching(config.update, world, parts.device, dummy_answer(parts.processor.blank()))
     learner = Learner(

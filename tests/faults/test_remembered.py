@@ -130,6 +130,34 @@ def test_an_algorithm_that_cannot_learn_from_what_is_remembered_refuses_it(tmp_p
         go_on(tmp_path, 3, change)
 
 
+@pytest.mark.parametrize("settings", [REPLAY, DYNAMIC], ids=["replay", "carried_over"])
+def test_judged_groups_without_a_greedy_response_are_dropped_with_a_word_and_never_learned_from(
+    tmp_path, caplog, settings
+):
+    """Compared with nothing they taught NaN, and a greedy response of now would come from other weights."""
+    begin(tmp_path, 2, settings)
+    found = go_on(tmp_path, 4, {**settings, "algorithm.advantage": "greedy_baseline"})
+    assert "dropped: they were judged without a greedy response" in caplog.text
+    learned = [t for ts in found.seen.values() for t in ts if t.use == "trained"]
+    assert learned
+    assert all(t.weight_version >= 2 for t in learned)
+    assert all(t.columns["advantages"].isfinite().all() for t in learned)
+    assert all(p.isfinite().all() for _, p in found.actor.weights())
+
+
+def test_groups_that_wait_keep_the_greedy_response_they_are_compared_with(tmp_path, caplog):
+    settings = {**DYNAMIC, **REPLAY, "algorithm.advantage": "greedy_baseline"}
+    begun = begin(tmp_path, 2, settings)
+    before = {group[0].group: group[0].baseline for group in begun.buffer.carried_over}
+    before |= {group[0].group: group[0].baseline for _, group in begun.buffer.replayable}
+    assert before
+    found = go_on(tmp_path, 3, settings)
+    again = [t for t in found.seen[3] if t.origin != "sampled"]
+    assert again
+    assert {t.group: t.baseline for t in again}.items() <= before.items()
+    assert "dropped" not in caplog.text
+
+
 def test_no_answer_gets_another_token_beyond_a_limit_that_was_lowered(tmp_path):
     begun = begin(tmp_path, 2, {**PARTIAL, "rollout.max_tokens_per_step": 5})
     before = {t.stream: t for group in begun.buffer.unfinished for t in group}
