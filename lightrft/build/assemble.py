@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.config import Config
+from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
 from lightrft.models.processor import Processor
@@ -188,3 +188,12 @@ def left_in(state: Mapping[str, Any] | None) -> set[str]:
     """The kinds of groups that wait in a checkpoint, on any rank."""
     packed = state["ranks"]["buffer"] if state else []
     return {name for rank in packed for name, count in rank["counts"].items() if count}
+
+
+def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:
+    """ValueError if responses of a checkpoint, of the kinds in `left`, would go on past a stop text that they have begun."""
+    if "unfinished" in left and config.misses_stops:
+        raise ValueError(
+            f"rollout.engine={config.engine}: the checkpoint holds responses that are to go on, and a text of rollout.stop={config.stop} "
+            "that lies across the resume would be missed. Resume with rollout.engine=native, or leave rollout.stop out."
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for, check_remembered
-from lightrft.build.assemble import Models, Parts, assemble, left_in
+from lightrft.build.assemble import Models, Parts, assemble, check_unfinished, left_in
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
 from lightrft.build.memory import build_memory_plan
@@ -63,6 +63,7 @@ def build_run(
     state = last_state(run, checkpoints, config, config.steps) if resume else None
     left = left_in(state)
     check_remembered(config, algorithm, left)
+    check_unfinished(config.rollout, left)
 
     models = build_models(config, algorithm, strategy)
     engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightrft.config import ReplayConfig
+from lightrft.build.assemble import check_unfinished
+from lightrft.config import ReplayConfig, RolloutConfig
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.buffer import RolloutBuffer
 from tests.distributed.conftest import lightrft, server
@@ -156,6 +157,15 @@ def test_groups_that_wait_keep_the_greedy_response_they_are_compared_with(tmp_pa
     assert again
     assert {t.group: t.baseline for t in again}.items() <= before.items()
     assert "dropped" not in caplog.text
+
+
+def test_an_engine_that_would_miss_a_stop_text_across_the_resume_refuses_what_is_to_go_on(tmp_path):
+    begin(tmp_path, 2, PARTIAL)
+    other = {"rollout.engine": "vllm", "rollout.max_tokens_per_step": 0}
+    with pytest.raises(ValueError, match=r"rollout\.engine=vllm: the checkpoint holds .*rollout\.stop="):
+        go_on(tmp_path, 3, {**UNEVEN, **other})
+    check_unfinished(RolloutConfig(engine="vllm"), {"unfinished"})  # no text to miss
+    check_unfinished(RolloutConfig(engine="vllm", stop=["a"]), {"prefetched"})  # none that is to go on
 
 
 def test_no_answer_gets_another_token_beyond_a_limit_that_was_lowered(tmp_path):
