@@ -22,7 +22,7 @@ from lightrft.build.models import (
     check_teacher,
     engine_module,
 )
-from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
+from lightrft.build.process import build_journal, checked_base, dated, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
 from lightrft.config import Config
 from lightrft.engines.external import check_kinds
@@ -92,7 +92,7 @@ def build_run(
         left=left,
     )
     made = assemble(trainer_class, parts)
-    made.base = needed_base(config.model, compared=algorithm.needs_reference)
+    made.base = needed_base(config.model, compared=algorithm.needs_reference, checked=checked_base(state))
     if state is not None:
         made.load(state)
     if world.is_first:

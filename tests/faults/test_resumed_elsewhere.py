@@ -110,6 +110,12 @@ def test_a_run_that_needs_nothing_of_its_first_weights_may_go_on_upon_others(tmp
     check_base(ModelConfig(path=folder), "", tmp_path)
 
 
+def test_what_a_resume_has_checked_is_not_read_again(tmp_path):
+    gone = ModelConfig(path=str(tmp_path / "gone"), freeze=["embed"])
+    assert needed_base(gone, checked="0123456789abcdef") == "0123456789abcdef"
+    assert needed_base(replace(gone, freeze=[]), checked="0123456789abcdef") == "", "it needs none any more"
+
+
 def test_fewer_steps_than_are_done_are_refused(tmp_path):
     begin(tmp_path, 2, {})
     config = replace(with_settings({}), steps=1)
