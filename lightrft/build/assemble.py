@@ -197,3 +197,13 @@ def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:
             f"rollout.engine={config.engine}: the checkpoint holds responses that are to go on, and a text of rollout.stop={config.stop} "
             "that lies across the resume would be missed. Resume with rollout.engine=native, or leave rollout.stop out."
         )
+
+
+def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
+    """ValueError if a critic is asked for that a checkpoint does not have, so that it could not go on."""
+    if state is not None and algorithm.needs_critic and "critic" not in state["models"]:
+        raise ValueError(
+            f"algorithm.advantage={config.algorithm.advantage} needs a critic, and the checkpoint of step {state['done']} holds none: the run "
+            "has learned without one. Resume with the algorithm.advantage of that step, or start a new run with model.path set to a "
+            "model of this one."
+        )
