@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.requirements import check_remembered
 from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
@@ -188,6 +189,15 @@ def left_in(state: Mapping[str, Any] | None) -> set[str]:
     """The kinds of groups that wait in a checkpoint, on any rank."""
     packed = state["ranks"]["buffer"] if state else []
     return {name for rank in packed for name, count in rank["counts"].items() if count}
+
+
+def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> set[str]:
+    """`left_in` a checkpoint that the settings of now can go on from; ValueError if they cannot."""
+    left = left_in(state)
+    check_remembered(config, algorithm, left)
+    check_unfinished(config.rollout, left)
+    check_learners(config, algorithm, state)
+    return left
 
 
 def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:

@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.algorithms.requirements import build_for, check_remembered
-from lightrft.build.assemble import Models, Parts, assemble, check_learners, check_unfinished, left_in
+from lightrft.algorithms.requirements import build_for
+from lightrft.build.assemble import Models, Parts, assemble, checked_left
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
 from lightrft.build.memory import build_memory_plan
@@ -61,10 +61,7 @@ def build_run(
     scaler = build_scaler(config, task_data.judge, world)
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, config, config.steps) if resume else None
-    left = left_in(state)
-    check_remembered(config, algorithm, left)
-    check_unfinished(config.rollout, left)
-    check_learners(config, algorithm, state)
+    left = checked_left(config, algorithm, state)
 
     models = build_models(config, algorithm, strategy)
     engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
