@@ -1,7 +1,7 @@
 # make demo    a small language model learns on this CPU        make test    the tests
 # make check   format, lint, types, imports, tests              make docs-tables   docs/configuration.md from the code
 # make test-quick   unit tests and properties, under two minutes      make test-all   with those left out for their time
-# make sweep   300 combinations of settings, run and resumed, and every algorithm learning
+# make sweep   360 combinations of settings, run and resumed, 60 in two processes, and every algorithm learning
 #
 # Each makes the virtual environment and installs what it needs when that is missing; needs Python >= 3.11 and make.
 

@@ -21,6 +21,8 @@ from lightrft.algorithms.selection import (
     GroupFilter,
     ResponseFilter,
     high_entropy,
+    mixed_outcomes,
+    mixed_parts,
 )
 from lightrft.algorithms.shaping import teacher_advantage, token_rewards
 from lightrft.config import AlgorithmConfig
@@ -63,6 +65,15 @@ class Algorithm:
 
     functions: Mapping[str, Any]
     """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
+
+    def learns_from(self, group: GroupOfTrajectories, weights: Mapping[str, float]) -> bool:
+        """Whether the group filter keeps a group of judged trajectories; `weights`: reward name -> weight, of their task.
+
+        What mixed_outcomes compares is what the advantage compares: the rewards, or their parts.
+        """
+        if self.needs_parts and self.functions["group_filter"] is mixed_outcomes:
+            return mixed_parts(group, weights)
+        return self.group_filter(group)
 
     @property
     def keeps_all_groups(self) -> bool:

@@ -7,7 +7,8 @@ baseline of their group.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -32,6 +33,23 @@ def mixed_outcomes(group: GroupOfTrajectories) -> bool:
     """
     rewards = [trajectory.reward for trajectory in group]
     return max(rewards) - min(rewards) > EQUAL_WITHIN * max(abs(reward) for reward in rewards)
+
+
+def mixed_parts(group: GroupOfTrajectories, weights: Mapping[str, float]) -> bool:
+    """`mixed_outcomes` for parts that are each compared in the group by themselves (group_norm_by_part): whether any advantage is not 0.
+
+    Equal sums may hide parts that teach, and different sums parts that cancel each other. What has weight 0 says nothing.
+    """
+    totals = [0.0] * len(group)
+    for name, weight in weights.items():
+        values = [trajectory.parts.get(name, 0.0) for trajectory in group]
+        if max(values) - min(values) > EQUAL_WITHIN * max(map(abs, values)):
+            mean, deviation = fmean(values), stdev(values)
+            totals = [
+                total + weight * (value - mean) / deviation
+                for total, value in zip(totals, values, strict=True)
+            ]
+    return max(map(abs, totals)) > EQUAL_WITHIN * sum(map(abs, weights.values()))
 
 
 all_groups.keeps_all = True  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.config import Config
+from lightrft.algorithms.requirements import check_remembered
+from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
 from lightrft.models.processor import Processor
@@ -82,7 +83,11 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     interrupt = Interrupt(world.max)
     sampler = build_sampler(parts, interrupt)
     buffer = RolloutBuffer(
-        config.replay, world.size, cost=parts.scaler.cost, completed=parts.prompts.completed
+        config.replay,
+        world.size,
+        cost=parts.scaler.cost,
+        needs_baseline=parts.algorithm.needs_baseline,
+        completed=parts.prompts.completed,
     )
     batching = Batching(config.update, world, parts.device, dummy_answer(parts.processor.blank()))
     learner = Learner(
@@ -187,3 +192,31 @@ def left_in(state: Mapping[str, Any] | None) -> set[str]:
     """The kinds of groups that wait in a checkpoint, on any rank."""
     packed = state["ranks"]["buffer"] if state else []
     return {name for rank in packed for name, count in rank["counts"].items() if count}
+
+
+def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> set[str]:
+    """`left_in` a checkpoint that the settings of now can go on from; ValueError if they cannot."""
+    left = left_in(state)
+    check_remembered(config, algorithm, left)
+    check_unfinished(config.rollout, left)
+    check_learners(config, algorithm, state)
+    return left
+
+
+def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:
+    """ValueError if responses of a checkpoint, of the kinds in `left`, would go on past a stop text that they have begun."""
+    if "unfinished" in left and config.misses_stops:
+        raise ValueError(
+            f"rollout.engine={config.engine}: the checkpoint holds responses that are to go on, and a text of rollout.stop={config.stop} "
+            "that lies across the resume would be missed. Resume with rollout.engine=native, or leave rollout.stop out."
+        )
+
+
+def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
+    """ValueError if a critic is asked for that a checkpoint does not have, so that it could not go on."""
+    if state is not None and algorithm.needs_critic and "critic" not in state["models"]:
+        raise ValueError(
+            f"algorithm.advantage={config.algorithm.advantage} needs a critic, and the checkpoint of step {state['done']} holds none: the run "
+            "has learned without one. Resume with the algorithm.advantage of that step, or start a new run with model.path set to a "
+            "model of this one."
+        )

@@ -12,7 +12,7 @@ import torch
 
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import build_reference, check_team
-from lightrft.build.process import build_journal, last_state, prepare_process, shared
+from lightrft.build.process import build_journal, checked_base, last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
 from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.config import OfflineConfig, command_of
@@ -109,7 +109,7 @@ def build_run(
         evaluates=config.evaluate,
         interrupt=interrupt,
         started=started,
-        base=needed_base(config.model, compared=reference is not None),
+        base=needed_base(config.model, compared=reference is not None, checked=checked_base(state)),
     )
     if state is not None:
         made.load(state)

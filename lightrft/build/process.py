@@ -74,6 +74,11 @@ def last_state(run: Path, checkpoints: Checkpoints, config: RunConfig, steps: in
     return None
 
 
+def checked_base(state: dict[str, Any] | None) -> str:
+    """Digest that `last_state` has found the base weights to have; empty where it looked at none."""
+    return state.get("base", "") if state else ""
+
+
 def build_journal(
     config: RunConfig,
     steps: int,

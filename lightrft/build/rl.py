@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.algorithms.requirements import build_for, check_remembered
-from lightrft.build.assemble import Models, Parts, assemble, left_in
+from lightrft.algorithms.requirements import build_for
+from lightrft.build.assemble import Models, Parts, assemble, checked_left
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
 from lightrft.build.memory import build_memory_plan
@@ -22,7 +22,7 @@ from lightrft.build.models import (
     check_teacher,
     engine_module,
 )
-from lightrft.build.process import build_journal, dated, last_state, prepare_process, shared
+from lightrft.build.process import build_journal, checked_base, dated, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
 from lightrft.build.turns import build_turns
 from lightrft.config import Config
@@ -63,8 +63,7 @@ def build_run(
     scaler = build_scaler(config, task_data.judge, world)
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, config, config.steps) if resume else None
-    left = left_in(state)
-    check_remembered(config, algorithm, left)
+    left = checked_left(config, algorithm, state)
 
     models = build_models(config, algorithm, strategy)
     engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
@@ -93,7 +92,7 @@ def build_run(
         left=left,
     )
     made = assemble(trainer_class, parts)
-    made.base = needed_base(config.model, compared=algorithm.needs_reference)
+    made.base = needed_base(config.model, compared=algorithm.needs_reference, checked=checked_base(state))
     if state is not None:
         made.load(state)
     if world.is_first:

@@ -30,7 +30,7 @@ class AlgorithmConfig:
     """token: all tokens weigh the same. sequence: all responses do. fixed: divide by rollout.max_tokens (Dr.GRPO)."""
     group_filter: str = "all"
     """Which groups to learn from: all, mixed_outcomes (dynamic sampling of DAPO: zero-variance groups, whose rewards are all equal, are
-    sampled anew), or an import path."""
+    sampled anew; with group_norm_by_part those whose normalised parts add up to 0), or an import path."""
     response_filter: str = "all"
     """Which responses of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
     random_responses, or an import path."""

@@ -74,6 +74,12 @@ class RolloutConfig:
         """Tokens of a prompt with its response for which the engine was set to keep room; 0: it was not set."""
         return max((part.longest for part in self.sections.values() if self.engine in part.serves), default=0)
 
+    @property
+    def misses_stops(self) -> bool:
+        """Whether the engine would miss a text of rollout.stop of which a response has a part when it goes on."""
+        part = self.sections.get(self.engine)
+        return bool(self.stop) and not getattr(part, "finds_stops_across_steps", False)
+
     def _check_engine(self) -> None:
         """Settings of engines that are not used, or what the one that is needs."""
         because = f"rollout.engine={self.engine}"
@@ -86,13 +92,10 @@ class RolloutConfig:
                 f"rollout.max_tokens_per_step={self.max_tokens_per_step} has no effect with rollout.max_tokens={self.max_tokens}. Set it below, e.g. "
                 "to a quarter, or to 0."
             )
-        able = [
-            name for name, part in self.sections.items() if getattr(part, "finds_stops_across_steps", False)
-        ]
-        if self.max_tokens_per_step and self.stop and self.engine not in able:
+        if self.max_tokens_per_step and self.misses_stops:
             raise ValueError(
                 f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across two steps would be "
-                f"missed. Leave one of them out, or set rollout.engine={able[0]}."
+                "missed. Leave one of them out, or set rollout.engine=native."
             )
 
 

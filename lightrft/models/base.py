@@ -31,10 +31,15 @@ def base_digest(config: ModelConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def needed_base(config: ModelConfig, *, compared: bool = False) -> str:
+def needed_base(config: ModelConfig, *, compared: bool = False, checked: str = "") -> str:
     """Digest of the base for the checkpoints of a run that needs those weights again: for adapters, for what is frozen, or because it is
-    `compared` with the model it began from; empty for one whose checkpoints hold all it needs."""
-    return base_digest(config) if config.lora.rank or config.freeze or compared else ""
+    `compared` with the model it began from; empty for one whose checkpoints hold all it needs.
+
+    `checked` is the digest that `check_base` has found them to have, so that a resume reads them once.
+    """
+    if not (config.lora.rank or config.freeze or compared):
+        return ""
+    return checked or base_digest(config)
 
 
 def check_base(config: ModelConfig, expected: str, checkpoint: Path) -> None:

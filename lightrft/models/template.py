@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from lightrft.models.sandbox import bound_templates
 from lightrft.utils.deadline import within
 
 LONGEST_SECONDS = 10.0
@@ -26,9 +27,10 @@ def written(
 ) -> str:
     """The conversation as the chat template of a tokenizer or processor writes it, or another if one is given.
 
-    `tools`: schemas of functions that it is told of. transformers runs templates in a sandbox. TemplateError for one that tries to leave it, refuses the messages, does not end,
-    or writes without measure.
+    `tools`: schemas of functions that it is told of. transformers runs templates in a sandbox, here a bounded one. TemplateError for
+    a template that tries to leave it, refuses the messages, does not end, or writes without measure.
     """
+    bound_templates()
     endless = TemplateError(
         f"it had not written them after {LONGEST_SECONDS:g} s, so it may never end. {CURE}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,16 +32,18 @@ class RolloutBuffer:
         ranks: int = 1,
         *,
         cost: str = "",
+        needs_baseline: bool = False,
         completed: Callable[[Prompt], Prompt] = lambda prompt: prompt,
     ) -> None:
-        """`cost`: the part of a reward that answers must know, where there is a constraint. `completed` gives prompts back the
-        media that are stored by name only. ValueError if `ranks` cannot share replay.groups_per_step."""
+        """`cost`: the part of a reward that answers must know, where there is a constraint. `needs_baseline`: answers must know
+        the reward of the greedy response. `completed` gives prompts back the media that are stored by name only. ValueError if
+        `ranks` cannot share replay.groups_per_step."""
         if config.groups_per_step % ranks:
             raise ValueError(
                 f"replay.groups_per_step={config.groups_per_step} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
             )
         self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
-        self.cost, self.completed = cost, completed
+        self.cost, self.needs_baseline, self.completed = cost, needs_baseline, completed
         self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learned from in the next."""
         self.unfinished: list[Group] = []
@@ -116,7 +119,7 @@ class RolloutBuffer:
         }
 
     def load(self, packed: dict[str, Any]) -> None:
-        """Takes a `packed` state back, but for judged responses that do not know the cost of a constraint that was added since."""
+        """Takes a `packed` state back, but for judged responses that lack what the algorithm of now compares them with."""
         self._take([packed])
 
     def share(self, ranks: Sequence[dict[str, Any]], rank: int, size: int) -> None:
@@ -150,7 +153,11 @@ class RolloutBuffer:
                 groups_of_kind.sort(key=lambda group: group[0].group)
             replayable.sort(key=lambda entry: (entry[0], entry[1][0].group))
         if self.cost not in ("", *(packed["cost"] for packed in ranks)):
-            self._forget(kinds["carried_over"], replayable)
+            why = f"they were judged without {self.cost}, the constraint.cost that was added since"
+            _drop(why, kinds["carried_over"], replayable, lambda _: True)
+        if self.needs_baseline:
+            why = "they were judged without a greedy response, which algorithm.advantage compares with since, and the weights have changed"
+            _drop(why, kinds["carried_over"], replayable, lambda group: math.isnan(group[0].baseline))
         for name, groups_now in kinds.items():
             setattr(self, name, groups_now)
         self.replayable = replayable
@@ -166,16 +173,22 @@ class RolloutBuffer:
         answers = iter(found)
         return iter([[next(answers) for _ in range(size)] for size in packed["sizes"]])
 
-    def _forget(self, carried_over: list[Group], replayable: list[tuple[int, Group]]) -> None:
-        """Empties the lists of groups that were judged before the constraint was added; what is not judged yet will know its cost."""
-        if carried_over or replayable:
-            log.warning(
-                "%d groups that wait to be learned from and %d of earlier steps are dropped: they were judged without %s, the "
-                "constraint.cost that was added since",
-                len(carried_over), len(replayable), self.cost,
-            )  # fmt: skip
-        carried_over.clear()
-        replayable.clear()
+
+def _drop(
+    why: str,
+    carried_over: list[Group],
+    replayable: list[tuple[int, Group]],
+    useless: Callable[[Group], bool],
+) -> None:
+    """Takes useless groups out of these lists of judged ones, with a word; what is not judged yet will know all it needs."""
+    waiting = [group for group in carried_over if not useless(group)]
+    earlier = [(step, group) for step, group in replayable if not useless(group)]
+    lost = len(carried_over) - len(waiting), len(replayable) - len(earlier)
+    if any(lost):
+        log.warning(
+            "%d groups that wait to be learned from and %d of earlier steps are dropped: %s", *lost, why
+        )
+    carried_over[:], replayable[:] = waiting, earlier
 
 
 def _apart(t: Trajectory) -> Trajectory:

@@ -117,7 +117,8 @@ class Collector:
         worthy: list[Group] = []
         others: list[Group] = []
         for group in groups:
-            (worthy if self.algorithm.group_filter(group) else others).append(group)
+            weights = self.scaler.weights.get(group[0].prompt.source, {})
+            (worthy if self.algorithm.learns_from(group, weights) else others).append(group)
         drawn.left_out += len(others)
         drawn.leave_out("failed", [judged.dropped])
         drawn.leave_out("filtered_out", others)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -18,7 +19,7 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.batching import Batching, batch_tokens
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.reference import Referee
+from lightrft.trainer.reference import Referee, answered
 from lightrft.trainer.run import Evaluation, Journal, Metrics, Part, RankPart
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 from lightrft.utils.interrupt import Interrupt
@@ -154,15 +155,14 @@ class OfflineTrainer:
     @torch.no_grad()
     def examined(self, prompts: Sequence[Prompt]) -> Tensor:
         """The objective's sums over the responses of these prompts, all ranks."""
-        mine = prompts[self.world.rank :: self.world.size]
+        divergence = self.divergence(prompts)
         sums = torch.zeros(self.objective.num_sums, dtype=torch.float64)
-        for start in range(0, int(self.world.max(len(mine))), OPEN_AT_ONCE):
-            opened = [
-                o for p in mine[start : start + OPEN_AT_ONCE] if (o := self.prompts.open(p)) is not None
-            ]
-            answers = [t for place, p in enumerate(opened) for t in self.objective.responses(p, place)]
+        for opened in self.opened(prompts):
+            answers = [t for place, p in opened for t in self.objective.responses(p, place)]
             if self.referee is not None:
                 self.referee.fill(answers)
+            for t in answers:
+                t.baseline = divergence
             for _, batch, counts in self.batching.rounds(answers):
                 found = self.objective.examine(self.model, batch)
                 if counts:
@@ -170,6 +170,25 @@ class OfflineTrainer:
                 if self.world.size == 1:
                     self.interrupt.raise_if_stopped()
         return self.world.sum(sums)
+
+    def divergence(self, prompts: Sequence[Prompt]) -> float:
+        """The divergence from the reference on these prompts, each with the responses to the next one, over all ranks; NaN where
+        none is asked for."""
+        if self.referee is None or not self.referee.judgement.needs_divergence:
+            return math.nan
+        local = torch.zeros(2, dtype=torch.float64)
+        for opened in self.opened(prompts):
+            others = [(p, n, self.objective.responses(prompts[(n + 1) % len(prompts)], n)) for n, p in opened]
+            apart = [answered(p, n, t.token_ids, t.mask) for p, n, found in others for t in found]
+            local += self.referee.log_ratios(apart)
+        return self.referee.mean_ratio(local)
+
+    def opened(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
+        """This rank's prompts and their places, some at a time, their media read; equally often on all ranks."""
+        mine = list(enumerate(prompts))[self.world.rank :: self.world.size]
+        for start in range(0, int(self.world.max(len(mine))), OPEN_AT_ONCE):
+            some = mine[start : start + OPEN_AT_ONCE]
+            yield [(n, o) for n, p in some if (o := self.prompts.open(p)) is not None]
 
     @property
     def learners(self) -> Mapping[str, Trainable]:

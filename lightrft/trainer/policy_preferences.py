@@ -147,8 +147,11 @@ class PolicyPreferences:
         return {"counts/responses_graded": float(sum(self.output in t.parts for t in drawn))}
 
     def examine(self, model: Trainable, batch: Batch) -> Tensor:
-        """COUNTS of the implicit rewards."""
+        """COUNTS of the implicit rewards; where the loss takes the divergence, a sign is that above or below it."""
         values = self.values(self.logprobs(model, batch), batch)
+        if self.needs_divergence:
+            assert batch.baselines is not None
+            values = values - batch.baselines
         lengths = segment_count(batch.mask, batch.segments, batch.num_sequences)
         return count_pairs(values, _grades(batch), batch.groups, lengths).cpu()
 

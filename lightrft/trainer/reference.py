@@ -14,7 +14,7 @@ from torch import Tensor
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.trainer.batching import Batching, by_group
 from lightrft.trainer.score import fill
-from lightrft.types import Batch, Trajectory
+from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.interrupt import Interrupt
 
 log = logging.getLogger("lightrft")
@@ -75,12 +75,19 @@ class Referee:
     def divergence(self, answers: Sequence[Trajectory]) -> float:
         """The mean log-ratio, at least 0, of responses that belong to another prompt of the step: the next one's, the first one's to the
         last. Over all ranks, so that neither micro-batches nor who has what change it."""
-        apart = mismatched(answers, self.batching)
+        return self.mean_ratio(self.log_ratios(mismatched(answers, self.batching)))
+
+    @torch.no_grad()
+    def log_ratios(self, apart: Sequence[Trajectory]) -> Tensor:
+        """(2,) float64: the sum of the log-ratios of this rank's responses, and how many they are."""
         self.fill(apart)
         fill(apart, lambda batch: (self.judgement.logprobs(self.policy, batch),), "old",
              batching=self.batching, interrupt=self.interrupt)  # fmt: skip
         ratios = [float((t.columns["old"] - t.columns["ref"])[torch.tensor(t.mask)].sum()) for t in apart]
-        local = torch.tensor([sum(ratios), len(ratios)], dtype=torch.float64)
+        return torch.tensor([sum(ratios), len(ratios)], dtype=torch.float64)
+
+    def mean_ratio(self, local: Tensor) -> float:
+        """The mean of `log_ratios` over all ranks, at least 0."""
         total, count = (float(x) for x in self.batching.world.sum(local))
         return max(0.0, total / max(count, 1.0))
 
@@ -136,7 +143,12 @@ def mismatched(answers: Sequence[Trajectory], batching: Batching) -> list[Trajec
     order = sorted(everywhere)
     following = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     return [
-        Trajectory(group[0].prompt, name, tokens, mask, [0.0] * len(tokens), "stop")
+        answered(group[0].prompt, name, tokens, mask)
         for name, group in mine.items()
         for tokens, mask in everywhere[following[name]]
     ]
+
+
+def answered(prompt: Prompt, group: int, tokens: list[int], mask: list[bool]) -> Trajectory:
+    """The prompt with a response that may be that to another."""
+    return Trajectory(prompt, group, tokens, mask, [0.0] * len(tokens), "stop")

@@ -313,7 +313,8 @@ class Run:
         for name, model in self.trainer.learners.items():
             model.load(models[name], state["numbers"][name])
         for name, follower in self.trainer.followers.items():
-            follower.load(models[name])
+            if name in models:  # one that follows only since stands where the run began
+                follower.load(models[name])
         for name, own in self.rank_parts.items():
             ranks = state["ranks"][name]
             if len(ranks) == self.world.size:

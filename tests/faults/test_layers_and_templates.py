@@ -56,6 +56,50 @@ def test_a_template_that_does_not_end_well_is_refused(tmp_path, monkeypatch, kin
     assert time.monotonic() - start < 5
 
 
+HUGE = [
+    "{{ 'a' * 10**10 }}",
+    "{{ 10**10 * [1] }}",
+    "{{ 10**(10**10) }}",
+    "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{{ '%9999999999s' % 'a' }}",
+    "{{ '%*d' % (9999999999, 1) }}",
+    "{{ '%9999999999s' | format('a') }}",
+    "{{ '{:>9999999999}'.format('a') }}",
+    "{{ '{:>{w}}'.format_map({'w': 9999999999}) }}",
+    "{{ 'a'.center(9999999999) }}",
+    "{{ 'a'.zfill(width) if width else 'a'.ljust(9999999999) }}",
+    "{{ 'a' | center(9999999999) }}",
+    "{{ 'a' | indent(width=9999999999, first=true) }}",
+    "{{ ('a' * 9999999).replace('a', 'b' * 9999999) }}",
+    "{{ 'a' * 9999999 | replace('a', 'b' * 999999999) }}",
+    "{{ ('a' * 9999999).join(range(99999) | map('string')) }}",
+    "{{ range(99999) | join('a' * 9999999) }}",
+    "{{ range(10**12) | list }}",
+]
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_a_template_whose_single_call_would_take_all_memory_is_refused_before_it(text):
+    processor = load_processor(ModelConfig(path="random:llama"))
+    start = time.monotonic()
+    with pytest.raises((TemplateError, OverflowError)):
+        template.written(processor.tokenizer, HELLO, answer_next=True, chat_template=text)
+    assert time.monotonic() - start < 2
+
+
+def test_what_templates_usually_make_comes_as_jinja_makes_it():
+    text = (
+        "{% set n = namespace(x=messages[0].role ~ ':' ~ (1 + 2)) %}{{ n.x ~ none }} {{ '-' * 3 }} {{ 2**10 }} {{ '%03d' % 7 }} {{ 7 % 4 }} "
+        "{{ 'a' | center(5) }}|{{ ['x', 'y'] | join(', ') }} {{ 'aXa' | replace('a', 'bb') }} {{ ([1] + [2]) | tojson }} "
+        "{{ '{:>3}'.format(1) }} {{ 'a b'.split()[1] }} {{ 'x\ny' | indent(2) }}"
+    )
+    tokenizer = load_processor(ModelConfig(path="random:llama")).tokenizer
+    right = "user:3None --- 1024 007 3   a  |x, y bbXbb [1, 2]   1 b x\n  y"
+    assert template.written(tokenizer, HELLO, answer_next=True, chat_template=text) == right
+
+
 def test_a_model_folder_whose_tokenizer_is_code_is_refused_without_a_question(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path / "model", "llama", seed=0)
     file = folder / "tokenizer_config.json"

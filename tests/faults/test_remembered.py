@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightrft.config import ReplayConfig
+from lightrft.build.assemble import check_unfinished
+from lightrft.config import ReplayConfig, RolloutConfig
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.buffer import RolloutBuffer
 from tests.distributed.conftest import lightrft, server
@@ -128,6 +129,43 @@ def test_an_algorithm_that_cannot_learn_from_what_is_remembered_refuses_it(tmp_p
     begin(tmp_path, 2, settings)
     with pytest.raises(ValueError, match=told):
         go_on(tmp_path, 3, change)
+
+
+@pytest.mark.parametrize("settings", [REPLAY, DYNAMIC], ids=["replay", "carried_over"])
+def test_judged_groups_without_a_greedy_response_are_dropped_with_a_word_and_never_learned_from(
+    tmp_path, caplog, settings
+):
+    """Compared with nothing they taught NaN, and a greedy response of now would come from other weights."""
+    begin(tmp_path, 2, settings)
+    found = go_on(tmp_path, 4, {**settings, "algorithm.advantage": "greedy_baseline"})
+    assert "dropped: they were judged without a greedy response" in caplog.text
+    learned = [t for ts in found.seen.values() for t in ts if t.use == "trained"]
+    assert learned
+    assert all(t.weight_version >= 2 for t in learned)
+    assert all(t.columns["advantages"].isfinite().all() for t in learned)
+    assert all(p.isfinite().all() for _, p in found.actor.weights())
+
+
+def test_groups_that_wait_keep_the_greedy_response_they_are_compared_with(tmp_path, caplog):
+    settings = {**DYNAMIC, **REPLAY, "algorithm.advantage": "greedy_baseline"}
+    begun = begin(tmp_path, 2, settings)
+    before = {group[0].group: group[0].baseline for group in begun.buffer.carried_over}
+    before |= {group[0].group: group[0].baseline for _, group in begun.buffer.replayable}
+    assert before
+    found = go_on(tmp_path, 3, settings)
+    again = [t for t in found.seen[3] if t.origin != "sampled"]
+    assert again
+    assert {t.group: t.baseline for t in again}.items() <= before.items()
+    assert "dropped" not in caplog.text
+
+
+def test_an_engine_that_would_miss_a_stop_text_across_the_resume_refuses_what_is_to_go_on(tmp_path):
+    begin(tmp_path, 2, PARTIAL)
+    other = {"rollout.engine": "vllm", "rollout.max_tokens_per_step": 0}
+    with pytest.raises(ValueError, match=r"rollout\.engine=vllm: the checkpoint holds .*rollout\.stop="):
+        go_on(tmp_path, 3, {**UNEVEN, **other})
+    check_unfinished(RolloutConfig(engine="vllm"), {"unfinished"})  # no text to miss
+    check_unfinished(RolloutConfig(engine="vllm", stop=["a"]), {"prefetched"})  # none that is to go on
 
 
 def test_no_answer_gets_another_token_beyond_a_limit_that_was_lowered(tmp_path):

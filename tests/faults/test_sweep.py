@@ -1,26 +1,31 @@
 """Settings that are each tested alone, together: a seeded sweep over combinations, each run on with one of them changed.
 
-`make sweep` tries 300 combinations; the suite tries the first 24 of them. A combination either runs and keeps every promise
-below, or is refused before its first step by an error that names the settings.
+`make sweep` tries 300 combinations, and 60 in two processes; the suite tries the first 24, and 2 in two processes. A combination
+either runs and keeps every promise below, or is refused before its first step by an error that names the settings.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import random
 import re
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from lightrft.runs import trajectories
 from lightrft.runs.layout import RunFolder
+from lightrft.types import Trajectory
+from tests.distributed.launch import together
 from tests.faults.small_runs import begin, go_on
 
 CASES = int(os.environ.get("LIGHTRFT_SWEEP", "24"))
+PAIRS = 2 if CASES == 24 else CASES // 5
 UNEVEN = {"rollout.stop": list("abcdefghijklmnopqrstuvwxyz"), "rollout.max_tokens": 12}
 FEATURES = {
     "overlap": {"rollout.overlap_rewards": True, "rewards.workers": 1},
@@ -81,40 +86,106 @@ def drawn(case: int) -> tuple[dict, dict]:
     return settings, {**settings, **FEATURES[turn]}
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a run did from its begin, or its resume, to where it was left."""
+
+    settings: dict
+    seen: dict[int, list[Trajectory]]
+    """Step -> what it learned from, and what it did not."""
+    remembered: set[int]
+    """Groups that wait, not judged yet, when it is left."""
+    asked: int
+    """Prompts drawn so far."""
+    log: str
+
+
 @pytest.mark.parametrize("case", range(CASES))
-def test_a_combination_keeps_every_promise_or_is_refused_by_name(tmp_path, caplog, case):
+def test_a_combination_keeps_every_promise_or_is_refused_by_name(tmp_path, case):
     settings, changed = drawn(case)
-    first = tried(begin, tmp_path, 3, settings)
+    first = part(begin, tmp_path, 3, settings)
     if first is None:
         assert not RunFolder(tmp_path).has_steps
         return
-    promises(tmp_path, [(first, settings)], caplog.text)
-    later = tried(go_on, tmp_path, 5, changed)
+    promises(tmp_path, [first])
+    later = part(go_on, tmp_path, 5, changed)
     if later is not None:
-        promises(tmp_path, [(first, settings), (later, changed)], caplog.text)
+        promises(tmp_path, [first, later])
 
 
-def tried(call, folder, until, settings):
-    """The trainer of a run; None if its settings are refused, by an error that names one."""
+@pytest.mark.parametrize("case", range(PAIRS))
+def test_a_combination_keeps_every_promise_in_two_processes_or_is_refused_by_name(tmp_path, case):
+    """Both parts of the run in two processes, or one of the parts in one."""
+    settings, changed = (with_ranks(chosen, case) for chosen in drawn(1000 + case))
+    before, after = random.Random(case).choice([(2, 2), (2, 2), (2, 1), (1, 2)])
+    first = whole(together(part, before, begin, tmp_path, 3, settings))
+    if first is None:
+        assert not RunFolder(tmp_path).has_steps
+        return
+    promises(tmp_path, [first])
+    later = whole(together(part, after, go_on, tmp_path, 5, changed))
+    if later is not None:
+        promises(tmp_path, [first, later])
+
+
+def with_ranks(settings, case):
+    """The settings for several processes; in every fourth case both compute each micro-batch together."""
+    teams = {"strategy.sequence_parallel": 2} if case % 4 == 3 else {}
+    return {**settings, "strategy.backend": "fsdp", "strategy.device": "cpu", **teams}
+
+
+def part(call, folder, until, settings):
+    """What this process saw of a part of a run; None if its settings are refused, by an error that names one."""
+    told = Told()
+    logging.getLogger("lightrft").addHandler(told)
+    refusal = ""
     try:
-        return call(folder, until, settings)
-    except ValueError as refused:
-        told = str(refused)
-    assert REFUSED.search(told), f"{settings}: the refusal names no setting: {told}"
-    return None
+        trainer = call(folder, until, settings)
+    except ValueError as error:
+        refusal = str(error)
+    finally:
+        logging.getLogger("lightrft").removeHandler(told)
+    if refusal:
+        assert REFUSED.search(refusal), f"{settings}: the refusal names no setting: {refusal}"
+        return None
+    waiting = [*trainer.buffer.prefetched, *trainer.buffer.unfinished]
+    remembered = {t.group for group in waiting for t in group}
+    return Part(settings, trainer.seen, remembered, trainer.parts["prompts"].position, "\n".join(told.lines))
 
 
-def promises(folder, parts, log):
-    """What holds of every run, whatever its settings: `parts` are its trainers, each with the settings of its steps."""
+def whole(ranks):
+    """What all ranks saw of a part; None if all refused it."""
+    if None in ranks:
+        assert ranks == [None] * len(ranks), "some ranks refused the settings and others did not"
+        return None
+    seen = {step: [t for rank in ranks for t in rank.seen[step]] for step in ranks[0].seen}
+    assert all(rank.seen.keys() == seen.keys() and rank.asked == ranks[0].asked for rank in ranks)
+    remembered = set().union(*(rank.remembered for rank in ranks))
+    return Part(ranks[0].settings, seen, remembered, ranks[0].asked, "\n".join(rank.log for rank in ranks))
+
+
+class Told(logging.Handler):
+    """Lines of a log."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def promises(folder, parts):
+    """What holds of every run, whatever its settings."""
     rows = {step: trajectories.load(folder, step) for step in RunFolder(folder).saved_steps}
     one_prompt_in_a_group(rows, parts)
-    nothing_is_lost_or_learned_twice(rows, parts, log)
+    nothing_is_lost_or_learned_twice(rows, parts)
     metrics_are_those_of_the_saved_responses(folder, rows)
-    for trainer, settings in parts:
-        for step, ts in trainer.seen.items():
+    for each in parts:
+        for ts in each.seen.values():
             trained = [t for t in ts if t.use in ("trained", "masked")]
-            old_is_what_was_sampled(trained, trainer.told[step], settings)
-            equal_rewards_teach_nothing(trained, settings)
+            old_is_what_was_sampled(trained, parts)
+            equal_rewards_teach_nothing(trained, each.settings)
             for t in trained:
                 assert all(torch.isfinite(column).all() for column in t.columns.values())
 
@@ -123,17 +194,18 @@ def one_prompt_in_a_group(rows, parts):
     prompts = {}
     for step, found in rows.items():
         sizes = Counter(row["group"] for row in found)
-        largest = max(settings.get("rollout.group_size", 4) for _, settings in parts)
+        largest = max(settings.get("rollout.group_size", 4) for settings in (each.settings for each in parts))
         assert max(sizes.values()) <= largest, f"step {step}: {sizes}"
         for row in found:
             assert prompts.setdefault(row["group"], row["prompt_id"]) == row["prompt_id"]
     owners = {}
-    for t in (t for trainer, _ in parts for ts in trainer.seen.values() for t in ts):
+    for t in (t for each in parts for ts in each.seen.values() for t in ts):
         assert owners.setdefault(t.stream, t.group) == t.group, "two groups share a random stream"
 
 
-def nothing_is_lost_or_learned_twice(rows, parts, log):
+def nothing_is_lost_or_learned_twice(rows, parts):
     """Each group is sampled into one step, waits at most for the next one, and comes back only by replay."""
+    log = "\n".join(each.log for each in parts)
     came = defaultdict(list)
     for step, found in rows.items():
         for group in {row["group"] for row in found}:
@@ -152,10 +224,8 @@ def nothing_is_lost_or_learned_twice(rows, parts, log):
                 assert uses & {"trained", "masked", "unselected"}, f"group {group}: {times}"
         if "waiting" in times[-1][2]:
             assert times[-1][0] == last or "dropped" in log, f"group {group} waits for ever: {times}"
-    buffer = parts[-1][0].buffer
-    remembered = {t.group for groups in (buffer.prefetched, buffer.unfinished) for g in groups for t in g}
-    asked = set(range(parts[-1][0].parts["prompts"].position))
-    assert asked == came.keys() | remembered or "dropped" in log, f"lost: {asked - came.keys() - remembered}"
+    asked, known = set(range(parts[-1].asked)), came.keys() | parts[-1].remembered
+    assert asked == known or "dropped" in log, f"lost: {asked - known}"
 
 
 def metrics_are_those_of_the_saved_responses(folder, rows):
@@ -174,10 +244,10 @@ def metrics_are_those_of_the_saved_responses(folder, rows):
             assert told[step][f"reward/{name}"] == pytest.approx(sum(values) / len(values), abs=1e-4)
 
 
-def old_is_what_was_sampled(trained, told, settings):
+def old_is_what_was_sampled(trained, parts):
     """The log-prob that the ratio divides by is the one at sampling, up to rounding and what a restricted draw leaves out."""
-    if settings.get("rollout.top_k") or settings.get("rollout.first_token_top_k"):
-        return  # behaviour is that of the restricted distribution
+    if any({"rollout.top_k", "rollout.first_token_top_k"} & each.settings.keys() for each in parts):
+        return  # behaviour is that of the restricted distribution, also of what an earlier part has left
     for t in (t for t in trained if "old" in t.columns):
         mask = torch.tensor(t.mask)
         torch.testing.assert_close(

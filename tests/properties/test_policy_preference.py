@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
-from lightrft.algorithms.preference import group_mean, pairs
+from lightrft.algorithms.preference import COUNTS, group_mean, pairs
 from lightrft.config import DPOConfig, ModelConfig, OptimizerConfig, UpdateConfig
 from lightrft.datasets.comparisons import Side, siblings
 from lightrft.models.source import Source
@@ -21,6 +22,7 @@ from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double
 from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.offline import OfflineTrainer
 from lightrft.trainer.optimize import optimize
 from lightrft.trainer.policy_preferences import OUTPUT, PolicyPreferences
 from lightrft.trainer.reference import Referee
@@ -198,3 +200,34 @@ def test_a_falling_log_prob_of_the_better_responses_is_told(caplog):
     for step in range(20):
         referee.watch({"logp_shift/chosen": 0.1 * step})
     assert len(caplog.records) == 1
+
+
+def held_out(loss):
+    """A trainer of the small models above with all it needs to look at held-out prompts, which hold no media."""
+    objective = PolicyPreferences(DPOConfig(loss=loss), partial(LOSSES[loss]))
+    batching = Batching(UpdateConfig(), World(), torch.device("cpu"), whole_groups=True, outputs=[OUTPUT])
+    policy, reference = (SingleTrainable(m, OptimizerConfig(), 1) for m in models())
+    interrupt = Interrupt(World().max)
+    return OfflineTrainer(
+        config=objective.config, objective=objective, world=World(), memory_plan=None, batching=batching, model=policy,
+        prompts=SimpleNamespace(open=lambda prompt: prompt), held_out=[], journal=None, interrupt=interrupt,
+        referee=Referee(objective, policy, reference, batching, interrupt),
+    )  # fmt: skip
+
+
+def test_held_out_responses_are_desirable_above_the_divergence_and_not_above_zero(monkeypatch):
+    trainer, asked = held_out("kto"), prompts(SHAPE)
+    answers = [t for n, p in enumerate(asked) for t in siblings(p, n)]
+    assert trainer.divergence(asked) == pytest.approx(trainer.referee.divergence(answers), abs=1e-6)
+    monkeypatch.setattr("lightrft.trainer.offline.OPEN_AT_ONCE", 1)
+    assert trainer.divergence(asked) == pytest.approx(trainer.referee.divergence(answers), abs=1e-6)
+    # Log-ratios of 0 lie below 0.5, which is right for the one response of a negative grade alone, and above -0.5.
+    trainer.referee.policy = trainer.model = trainer.referee.reference
+    for divergence, right in ((0.5, 1), (-0.5, 5)):
+        monkeypatch.setattr(trainer, "divergence", lambda _, found=divergence: found)
+        counts = dict(zip(COUNTS, trainer.examined(asked).tolist(), strict=True))
+        assert (counts["signed"], counts["right_sign"]) == (6, right)
+
+
+def test_a_loss_of_differences_has_no_divergence_on_held_out_prompts():
+    assert math.isnan(held_out("dpo").divergence(prompts(SHAPE)))
