@@ -14,8 +14,29 @@ if TYPE_CHECKING:
     from lightrft.sandbox.plain import Handle, Reader, Writer, receive, send
 
 USUAL = frozenset(
-    "bisect cmath collections copy datetime decimal fractions functools heapq itertools json math numbers operator random re statistics "
-    "string sys time typing".split()
+    [
+        "bisect",
+        "cmath",
+        "collections",
+        "copy",
+        "datetime",
+        "decimal",
+        "fractions",
+        "functools",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "numbers",
+        "operator",
+        "random",
+        "re",
+        "statistics",
+        "string",
+        "sys",
+        "time",
+        "typing",
+    ]
 )
 """Modules that test code often names without an import."""
 

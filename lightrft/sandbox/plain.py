@@ -72,6 +72,10 @@ class Writer:
             return self.many("r", [value.start, value.stop, value.step], depth)
         if isinstance(value, Handle):
             return self.many(HANDLE, [value.number, value.truth], depth)
+        return self.other(value, depth)
+
+    def other(self, value: Any, depth: int) -> None:
+        """Adds the items of what can be gone through once or seen through, or a handle."""
         if hasattr(type(value), "__next__"):
             return self.many("n", [item for item, _ in zip(value, range(MOST_VALUES), strict=False)], depth)
         if type(value).__name__ in ("dict_keys", "dict_values", "dict_items", "deque"):
@@ -101,7 +105,7 @@ class Reader:
         held = [self.value(depth + 1) for _ in range(size)]
         if tag == HANDLE:
             return self.handle(int(held[0]), bool(held[1]))
-        makers = {
+        makers: dict[str, Callable[[list[Any]], Any]] = {
             "l": list,
             "t": tuple,
             "u": set,
