@@ -67,7 +67,7 @@ def last_block(answer: str) -> str:
 
 
 def kind_of(target: Any) -> str:
-    """Which kind of tests a target has. ValueError if it has none or several."""
+    """The kind of tests that a target has. ValueError if it has none or several."""
     kinds = [kind for kind in KINDS if isinstance(target, dict) and target.get(kind)]
     if len(kinds) != 1:
         raise ValueError(f"the target must be a table with one of {', '.join(KINDS)}, not {target!r:.120}")
@@ -75,7 +75,7 @@ def kind_of(target: Any) -> str:
 
 
 def judged(box: Box, program: str, target: dict[str, Any], kind: str) -> Verdict:
-    """Which of the target's tests a program passes."""
+    """The verdict of the target's tests on a program."""
     if kind == "pairs":
         return by_output(box, program, [(given, expected) for given, expected in target["pairs"]])
     calls = [(arguments, expected) for arguments, expected in target.get("calls") or ()]

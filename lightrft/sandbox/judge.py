@@ -41,7 +41,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which tests a program passed, in their order, and why not the others."""
+    """The tests that a program passed, in their order, and why not the others."""
 
     passed: list[bool] = field(default_factory=list)
     why: str = ""
@@ -57,7 +57,7 @@ class BrokenTestsError(ValueError):
 
 
 def by_calls(box: Box, program: str, tests: Calls) -> Verdict:
-    """Which tests of its functions a program passes. SandboxError if a box failed, BrokenTestsError for tests that are no code."""
+    """The tests of its functions that a program passes. SandboxError if a box failed, BrokenTestsError for tests that are no code."""
     count = len(tests.tests) + len(tests.calls)
     if not count:
         raise BrokenTestsError("there is no test.")
@@ -117,7 +117,7 @@ def _reason(program: Outcome, tests: Outcome) -> str:
 
 
 def by_output(box: Box, program: str, pairs: Sequence[tuple[str, str]]) -> Verdict:
-    """Which inputs a program that reads and writes answers as expected; all of them share the box's wall time, and none is tried after
+    """The inputs that a program which reads and writes answers as expected; all of them share the box's wall time, and none is tried after
     one that ran out of time. SandboxError if a box failed."""
     if not pairs:
         raise BrokenTestsError("there is no test.")

@@ -1,4 +1,4 @@
-"""Which boxes this machine can make, found out by making one and trying to leave it."""
+"""The boxes that this machine can make, found out by making one and trying to leave it."""
 
 from __future__ import annotations
 
