@@ -78,12 +78,14 @@ def test_every_other_hostile_program_is_held(name, level, around):
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_every_hostile_program_is_held_where_root_runs_nothing(name, level, tmp_path):
+def test_every_hostile_program_is_held_where_root_runs_nothing(name, level, tmp_path_factory):
     """As an ordinary user, who shares its number with the program."""
     if os.getuid():
         pytest.skip("the tests run as an ordinary user already")
     code = Path(__file__).parents[3] / "lightrft" / "sandbox"
-    os.chmod(tmp_path, 0o755)
+    tmp_path = tmp_path_factory.mktemp("user")
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # those of pytest, which other users cannot enter
+        os.chmod(folder, 0o755)
     (tmp_path / "lightrft").mkdir()
     (tmp_path / "lightrft/__init__.py").touch()
     subprocess.run(["cp", "-r", str(code), str(tmp_path / "lightrft/sandbox")], check=True)
