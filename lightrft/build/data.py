@@ -51,7 +51,7 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
     """Loads the tasks' data, both splits, and the rewards."""
     tasks = training_tasks(config)
     models = model_rewards(config)
-    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards, models)
+    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards, models, config.sandbox)
     sources = [
         (prompts_of(config, task, "train", processor), config.tasks.train[name])
         for name, task in tasks.items()
@@ -74,7 +74,9 @@ def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet]
         eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weights[name]))
     rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
     # Evaluation goes on when one response cannot be judged: such responses are counted in the report, never scored.
-    return eval_sets, RewardRunner(rewards, replace(config.rewards, on_failure="drop"), model_rewards(config))
+    return eval_sets, RewardRunner(
+        rewards, replace(config.rewards, on_failure="drop"), model_rewards(config), config.sandbox
+    )
 
 
 def training_rewards(config: Config, tasks: Iterable[Task]) -> dict[str, dict[str, float]]:

@@ -106,7 +106,7 @@ def check_task(config: Config, name: str) -> int:
     rewards = {task.name: task_rewards(config, task)}
     sound = True
     checked: list[Split] = []
-    with RewardRunner(rewards, config.rewards, model_rewards(config)) as judge:
+    with RewardRunner(rewards, config.rewards, model_rewards(config), config.sandbox) as judge:
         splits: tuple[Split, ...] = ("train", "evaluate")
         for split in splits:
             try:

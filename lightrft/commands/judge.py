@@ -73,7 +73,7 @@ def judge(config: Config, *, as_json: bool, out: str) -> int:
     prepare_process(config)
     rewards = training_rewards(config, [load_task(SOURCE)])
     options = replace(config.rewards, on_failure="drop")
-    with RewardRunner(rewards, options, model_rewards(config)) as runner:
+    with RewardRunner(rewards, options, model_rewards(config), config.sandbox) as runner:
         check_judging(config, [runner], training=False)
         rows, unit = comparisons(config)
         hold_judging_models(config, runner, pick_device(config.strategy.device))

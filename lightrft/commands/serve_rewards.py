@@ -34,7 +34,10 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     prepare_process(config)
     with RewardRunner(
-        rewards_by_task(config), replace(config.rewards, on_failure="drop"), model_rewards(config)
+        rewards_by_task(config),
+        replace(config.rewards, on_failure="drop"),
+        model_rewards(config),
+        config.sandbox,
     ) as judge:
         check_judging(config, [judge], training=False)
         if JUDGE in judge.models:

@@ -18,6 +18,7 @@ from lightrft.config.reward_training import COMPARISONS, RewardTrainingConfig
 from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
 from lightrft.config.rl import Config
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
+from lightrft.config.sandbox import SandboxConfig
 from lightrft.config.sft import CONVERSATIONS, SFTConfig
 from lightrft.config.strategy import ZERO, DeepspeedConfig, FsdpConfig, StrategyConfig, check_backend
 from lightrft.config.training import (
@@ -82,6 +83,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "SFTLogConfig",
+    "SandboxConfig",
     "ServerConfig",
     "SglangConfig",
     "StrategyConfig",

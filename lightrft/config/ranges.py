@@ -169,6 +169,13 @@ RANGES: dict[str, dict[str, Range]] = {
         "memory_gb": NOT_NEGATIVE,
         "scale": NOT_NEGATIVE,
     },
+    "sandbox": {
+        "cpu_seconds": COUNT,
+        "wall_seconds": POSITIVE,
+        "memory_mib": Range(64),
+        "output_kib": COUNT,
+        "disk_mib": COUNT,
+    },
     "constraint": {
         "limit": ANY,
         "multiplier": NOT_NEGATIVE,

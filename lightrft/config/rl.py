@@ -20,6 +20,7 @@ from lightrft.config.rewards import (
     rewards_of,
 )
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
+from lightrft.config.sandbox import SandboxConfig
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import (
     CheckpointConfig,
@@ -54,6 +55,7 @@ class Config:
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)

@@ -10,7 +10,10 @@ import sys
 
 from packaging.requirements import Requirement
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from lightrft.sandbox.levels import LEVELS, levels
 
 CORE = [
     "torch",
@@ -33,6 +36,7 @@ def report(version: str) -> None:
     table.add_row("system", f"{platform.system()} {platform.release()} {platform.machine()}")
     for name, value in [*machine().items(), *devices().items()]:
         table.add_row(name, value)
+    table.add_row("sandbox", sandbox())
     for package in CORE:
         table.add_row(package, installed(package) or "[red]missing[/]: pip install lightrft")
     for extra, packages in extras().items():
@@ -43,6 +47,16 @@ def report(version: str) -> None:
         )
         table.add_row(f"extra {extra}", "  ".join(part for part in (found, cure) if part))
     Console(highlight=False).print(table)
+
+
+def sandbox() -> str:
+    """The sandbox that programs of the policy would run in here, and why not a better one."""
+    found = levels()
+    best = next((LEVELS[kind] for kind, why in found.items() if not why), "")
+    lacking = "; ".join(f"no {LEVELS[kind]}: {why}" for kind, why in found.items() if why)
+    return escape(
+        " ".join(filter(None, (best or "none, tasks with programs are refused", lacking and f"({lacking})")))
+    )
 
 
 def extras() -> dict[str, list[str]]:

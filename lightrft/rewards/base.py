@@ -6,15 +6,16 @@ import logging
 import math as numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from lightrft.config import RewardConfig
+from lightrft.config import RewardConfig, SandboxConfig
 from lightrft.media.parts import described
+from lightrft.rewards.code import USUAL, check_sandbox
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import JUDGE, ModelReward, Output
-from lightrft.rewards.table import REWARDS, load_reward, load_values
+from lightrft.rewards.table import REWARDS, RUNS_PROGRAMS, load_reward, load_values
 from lightrft.types import Trajectory
 from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import resolve
@@ -76,8 +77,12 @@ class RewardRunner:
         per_source: Mapping[str, Mapping[str, float]],
         config: RewardConfig,
         models: Mapping[str, Output | None] = MappingProxyType({JUDGE: None}),
+        sandbox: SandboxConfig = USUAL,
     ) -> None:
-        """`models`: the rewards that are no functions: given by models, here or elsewhere; None for those that are put in later."""
+        """`models`: the rewards that are no functions: given by models, here or elsewhere; None for those that are put in later.
+
+        ValueError where a reward runs programs and no sandbox can be had.
+        """
         self.config = config
         self.weights = {source: dict(weights) for source, weights in per_source.items()}
         for source, weights in self.weights.items():
@@ -95,12 +100,15 @@ class RewardRunner:
         for name in names:
             if ":" not in name:
                 resolve({**REWARDS, **dict.fromkeys(models, None)}, name, "reward")
+        if any(name in RUNS_PROGRAMS for name in names):
+            check_sandbox(sandbox, config)
         self._runner: Runner[list[float]]
         if config.workers and names:
             allowed = Allowed(config.memory_gb, tuple(config.environment))
-            self._runner = Pool(WORK, names, config.workers, config.timeout_seconds, allowed)
+            work = replace(WORK, settings=sandbox)
+            self._runner = Pool(work, names, config.workers, config.timeout_seconds, allowed)
         else:
-            self._runner = Inline({name: load_values(name) for name in names})
+            self._runner = Inline({name: load_values(name, sandbox) for name in names})
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> RewardResult:
         """Judges in place. RewardError naming reward, reason and answer if one fails, unless rewards.on_failure=drop:
@@ -157,7 +165,9 @@ class RewardRunner:
             share = -(-len(groups) // max(1, self.config.workers))
             chunks = [sum(groups[start : start + share], ()) for start in range(0, len(groups), share)]
             own = [name for name in self.weights[source] if name not in self.models]
-            parts += [Part(name, chunk) for name in own for chunk in chunks]
+            for name in own:
+                alone = [(place,) for place in places] if name in RUNS_PROGRAMS else chunks
+                parts += [Part(name, chunk) for chunk in alone]
         return parts
 
     def _by_models(self, trajectories: Sequence[Trajectory], views: Sequence[Answer]) -> Found:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from lightrft.config.sandbox import SandboxConfig
+from lightrft.rewards.code import USUAL, Tests, TestsShare
 from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.environment import environment
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
@@ -33,11 +35,17 @@ def load_reward(name: str) -> RewardFunction:
     return as_reward(resolve(REWARDS, name, "reward"), name)
 
 
-def load_values(name: str) -> Callable[[Sequence[Answer]], list[float]]:
+def load_values(name: str, sandbox: SandboxConfig = USUAL) -> Callable[[Sequence[Answer]], list[float]]:
     """The reward called `name`, with its values checked: what a worker runs. ValueError as from `resolve`."""
-    return partial(values_of, load_reward(name))
+    function = each(RUNS_PROGRAMS[name](sandbox)) if name in RUNS_PROGRAMS else load_reward(name)
+    return partial(values_of, function)
 
 
+RUNS_PROGRAMS: dict[str, Callable[[SandboxConfig], Callable[..., float]]] = {
+    "tests": Tests,
+    "tests_share": TestsShare,
+}
+"""Rewards that run what the policy wrote, made with the settings of the sandbox; each response is a call with a time limit of its own."""
 REWARDS: dict[str, RewardFunction] = {
     "answer_tags": each(answer_tags),
     "boxed_math": each(boxed_math),
@@ -60,4 +68,5 @@ REWARDS: dict[str, RewardFunction] = {
     "repetition": each(repetition),
     "same_kind": each(same_kind),
     "words": each(words),
+    **{name: each(make(USUAL)) for name, make in RUNS_PROGRAMS.items()},
 }

@@ -40,6 +40,8 @@ class Work:
     """The option that sets the time limit of a call: "rewards.timeout_seconds"."""
     memory: str
     """The option that sets the memory of a child: "rewards.memory_gb"."""
+    settings: Any = None
+    """What the loader gets as second argument; None: it gets none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ class Worker(Generic[T]):
         self.healthy = True
         self._loaded = False
         self._finalizer = weakref.finalize(self, _end, self.process, self.connection)
-        self.connection.send((work.loader, list(names)))
+        self.connection.send((work.loader, list(names), work.settings))
 
     def ready(self) -> None:
         """Waits until the functions are loaded. ValueError with the child's reason if they cannot be."""

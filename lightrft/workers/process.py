@@ -17,7 +17,7 @@ from lightrft.utils.imports import resolve
 from lightrft.utils.output import guarded_output
 from lightrft.utils.parent import end_with_parent
 
-NO_BUILT_INS: Mapping[str, Callable[[str], Callable[[Any], Any]]] = {}
+NO_BUILT_INS: Mapping[str, Callable[..., Callable[[Any], Any]]] = {}
 
 
 def main(descriptor: int, parent: int, most_bytes: int) -> None:
@@ -29,9 +29,10 @@ def main(descriptor: int, parent: int, most_bytes: int) -> None:
     limit_memory(most_bytes)
     connection = Connection(descriptor)
     try:
-        loader, names = connection.recv()
+        loader, names, settings = connection.recv()
         load = resolve(NO_BUILT_INS, loader, "loader")
-        functions = {name: load(name) for name in names}
+        further = () if settings is None else (settings,)
+        functions = {name: load(name, *further) for name in names}
     except Exception as error:
         plain = isinstance(error, ValueError | RuntimeError)
         connection.send(("error", str(error) if plain else traceback.format_exc()))

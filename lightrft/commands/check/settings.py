@@ -96,8 +96,8 @@ def judges(
         for name, weights in evaluate.items()
     )
     models = model_rewards(config)
-    eval_judge = None if same else RewardRunner(evaluate, config.rewards, models)
-    return RewardRunner(train, config.rewards, models), eval_judge
+    eval_judge = None if same else RewardRunner(evaluate, config.rewards, models, config.sandbox)
+    return RewardRunner(train, config.rewards, models, config.sandbox), eval_judge
 
 
 def show_settings(section: Section, config: Config, parts: Parts) -> None:

@@ -5,9 +5,16 @@ import math
 import pytest
 
 from lightrft.rewards.table import REWARDS
+from lightrft.sandbox.levels import levels
 from lightrft.testing import Example, check_reward
 
 SUM = Example("What is 2 + 3?", "5", "It is \\boxed{5}.", "It is \\boxed{6}.")
+PROGRAM = Example(
+    "Add.",
+    {"tests": ["assert add(1, 2) == 3"]},
+    "```python\ndef add(a, b): return a + b\n```",
+    "```python\ndef add(a, b): return a\n```",
+)
 EXAMPLES = {
     "answer_tags": Example("2 + 3?", "5", "<answer>5</answer>", "It is 5."),
     "boxed_math": SUM,
@@ -31,12 +38,16 @@ EXAMPLES = {
     # A cost, to be given a negative weight.
     "repetition": Example("Write.", None, "no no no no no no no no no no", "each word comes once only here"),
     "same_kind": Example("kqz", "small", "abc", "ABC"),
+    "tests": PROGRAM,
+    "tests_share": PROGRAM,
     "words": Example("Write.", "the red fox", "the red fox", "a blue whale"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(set(REWARDS) - {"reasoning_gym"}))
 def test_a_built_in_reward_does_all(name):
+    if name.startswith("tests") and all(levels().values()):
+        pytest.skip(f"no sandbox can be had here: {levels()}")
     found = check_reward(name, [EXAMPLES[name]])
     assert found.ok, f"{name}\n{found}"
 

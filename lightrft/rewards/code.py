@@ -1,0 +1,118 @@
+"""Rewards for programs: the last fenced block of a response, judged by the tests that are the target, in a sandbox.
+
+The target is a table with one of
+  tests   texts of test code, with `setup` (code before them), `program_setup` (code before the program), `functions` (names of the
+          program's functions that would otherwise be Python's own)
+  calls   [arguments, expected] of `function`, as JSON has them
+  pairs   [input, output] of a program that reads and writes
+A program that fails, loops or is ended at a limit has failed; a sandbox that fails raises, and that is a failed reward, never a zero.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cache
+from typing import Any
+
+from lightrft.config.rewards import RewardConfig
+from lightrft.config.sandbox import SandboxConfig
+from lightrft.sandbox.box import Box, Limits, SandboxError
+from lightrft.sandbox.judge import Calls, Verdict, by_calls, by_output
+from lightrft.sandbox.levels import make_box
+
+FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+MARGIN_SECONDS = 2.0
+"""What a worker needs of its time limit besides the tests."""
+USUAL = SandboxConfig()
+"""The sandbox where no settings are given."""
+KINDS = ("tests", "calls", "pairs")
+
+log = logging.getLogger("lightrft")
+
+
+class Tests:
+    """1 if the program in the response passes all tests of the target, else 0."""
+
+    __name__ = "tests"
+
+    def __init__(self, sandbox: SandboxConfig) -> None:
+        self.sandbox = sandbox
+
+    def __call__(self, answer: str, target: Any) -> float:
+        """SandboxError where the sandbox failed, ValueError for a target that is none."""
+        return float(self.share(answer, target) == 1.0)
+
+    def share(self, answer: str, target: Any) -> float:
+        """Share of the tests that the program passes; 0 without a program."""
+        program = last_block(answer)
+        kind = kind_of(target)
+        return judged(box_of(self.sandbox), program, target, kind).share if program.strip() else 0.0
+
+
+class TestsShare(Tests):
+    """The share of the target's tests that the program in the response passes."""
+
+    __name__ = "tests_share"
+
+    def __call__(self, answer: str, target: Any) -> float:
+        """SandboxError where the sandbox failed, ValueError for a target that is none."""
+        return self.share(answer, target)
+
+
+def last_block(answer: str) -> str:
+    """The inside of the last fenced block; empty if there is none."""
+    found: list[str] = FENCED.findall(answer)
+    return found[-1] if found else ""
+
+
+def kind_of(target: Any) -> str:
+    """The kind of tests that a target has. ValueError if it has none or several."""
+    kinds = [kind for kind in KINDS if isinstance(target, dict) and target.get(kind)]
+    if len(kinds) != 1:
+        raise ValueError(f"the target must be a table with one of {', '.join(KINDS)}, not {target!r:.120}")
+    return kinds[0]
+
+
+def judged(box: Box, program: str, target: dict[str, Any], kind: str) -> Verdict:
+    """The verdict of the target's tests on a program."""
+    if kind == "pairs":
+        return by_output(box, program, [(given, expected) for given, expected in target["pairs"]])
+    calls = [(arguments, expected) for arguments, expected in target.get("calls") or ()]
+    texts = {name: target.get(name) or "" for name in ("setup", "program_setup", "function")}
+    return by_calls(
+        box,
+        program,
+        Calls(target.get("tests") or (), functions=target.get("functions") or (), calls=calls, **texts),
+    )
+
+
+@cache
+def box_of(sandbox: SandboxConfig) -> Box:
+    """The box that these settings ask for. SandboxError if this machine has none."""
+    limits = Limits(
+        cpu_seconds=sandbox.cpu_seconds,
+        wall_seconds=sandbox.wall_seconds,
+        memory_mib=sandbox.memory_mib,
+        output_kib=sandbox.output_kib,
+        disk_mib=sandbox.disk_mib,
+    )
+    return make_box(limits, sandbox.kind, sandbox.python)
+
+
+def check_sandbox(sandbox: SandboxConfig, rewards: RewardConfig) -> None:
+    """ValueError where programs cannot be judged with these settings; warns where nothing protects from them."""
+    least = sandbox.wall_seconds + MARGIN_SECONDS
+    if rewards.workers and rewards.timeout_seconds < least:
+        raise ValueError(
+            f"rewards.timeout_seconds={rewards.timeout_seconds:g} is too short for programs that may take sandbox.wall_seconds="
+            f"{sandbox.wall_seconds:g}: they would count as failed rewards. Set rewards.timeout_seconds to at least {least:g}."
+        )
+    try:
+        box_of(sandbox)
+    except SandboxError as error:
+        raise ValueError(str(error)) from None
+    if sandbox.kind == "none":
+        log.warning(
+            "sandbox.kind=none: programs that the policy writes run without a sandbox, with all that you may do yourself"
+        )

@@ -1,0 +1,48 @@
+"""The program's side: runs it, then answers calls of its functions. Sent as text behind plain.py; it knows no test and no expected value."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from lightrft.sandbox.plain import Reader, Writer, receive, send
+
+OBJECTS: list[Any] = []
+
+
+def keep(value: Any) -> tuple[int, bool]:
+    """The number under which an object that is not plain is known from now on, and whether it is true."""
+    OBJECTS.append(value)
+    return len(OBJECTS) - 1, bool(value)
+
+
+def answer(names: dict[str, Any], message: bytes) -> bytes:
+    """What a call gives, with its arguments afterwards, or the name of what it raised."""
+    writer = Writer(keep)
+    try:
+        owner, name, args, kwargs = Reader(message, lambda number, _: OBJECTS[number]).value()
+        function = names[name] if owner is None else getattr(OBJECTS[owner], name)
+        result = function(*args, **kwargs)
+        writer.put(["r", result, args])
+    except BaseException as error:
+        known = [c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins"]
+        writer = Writer(keep)
+        writer.put(["e", known[0], ""])
+    return b"".join(writer.parts)
+
+
+def serve(setup: str, program: str, asked: int, answered: int) -> None:
+    """Runs the program as a module of its own, then answers until nobody asks."""
+    module = sys.modules["solution"] = type(sys)("solution")
+    sys.setrecursionlimit(20_000)
+    for source in (setup, program):
+        exec(compile(source, "program.py", "exec"), module.__dict__)
+    while True:
+        try:
+            message = receive(asked)
+        except EOFError:
+            return
+        send(answered, answer(module.__dict__, message))

@@ -1,0 +1,174 @@
+"""What a boxed interpreter runs first: it confines itself for good, then becomes the program. Sent as text, read by no import.
+
+Nothing here is a secret of the program's judge; everything is gone or harmless once the program runs. Standard library alone, and as
+little of it as will do, since each program pays for it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import os
+import resource
+import struct
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what types alone need costs each program nothing
+    from collections.abc import Sequence
+    from typing import Any
+
+SET_DEATH_SIGNAL, NO_NEW_PRIVILEGES, SET_SECCOMP = 1, 38, 22
+LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000
+EPERM, ENOTTY, ENOSYS = 1, 25, 38
+CLONE_THREAD, CLONE3 = 0x00010000, 435
+REQUESTS = (
+    0x5401,
+    0x5413,
+    0x541B,
+    0x5421,
+    0x5450,
+    0x5451,
+    0x802C542A,
+)  # TCGETS, window size, FIONREAD, FIONBIO, FIO(N)CLEX, TCGETS2
+COMMANDS = (
+    8,
+    10,
+    15,
+    1024,
+    1026,
+    1031,
+)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
+CREATE, ADD, RESTRICT = 444, 445, 446  # landlock_*, the same on all machines
+READ_FILE, READ_FOLDER = 1 << 2, 1 << 3
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def take(descriptor: int) -> bytes:
+    """Everything that a pipe gives until its other end is closed."""
+    parts = []
+    while part := os.read(descriptor, 1 << 20):
+        parts.append(part)
+    os.close(descriptor)
+    return b"".join(parts)
+
+
+def called(result: int) -> int:
+    """The result of a call into C. OSError where it failed."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def limit(kind: int, most: int) -> None:
+    """A limit that the program cannot raise again."""
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def set_limits(job: dict[str, Any]) -> None:
+    """The kernel's limits on this process."""
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CPU, job["cpu_seconds"])
+    limit(resource.RLIMIT_AS, job["memory"])
+    limit(resource.RLIMIT_FSIZE, job["disk"])
+    limit(resource.RLIMIT_NOFILE, 64)
+    limit(resource.RLIMIT_STACK, 64 << 20)
+    limit(resource.RLIMIT_NPROC, job["threads"])
+
+
+def landlock(folders: Sequence[str]) -> None:
+    """From now on only these folders and a few harmless devices can be opened, to be read; no port, no socket or signal outside."""
+    version = called(libc.syscall(CREATE, None, ctypes.c_size_t(0), 1))
+    files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
+    attributes = struct.pack("QQQ", files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    rules = called(libc.syscall(CREATE, attributes, ctypes.c_size_t(size), 0))
+    for path in folders:
+        try:
+            place = os.open(path, os.O_PATH)
+        except OSError:
+            continue
+        rights = (
+            READ_FILE | READ_FOLDER if os.path.isdir(path) else READ_FILE | (2 if path == "/dev/null" else 0)
+        )
+        called(libc.syscall(ADD, rules, 1, struct.pack("=Qi", rights, place), 0))
+        os.close(place)
+    called(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    called(libc.syscall(RESTRICT, rules, 0))
+    os.close(rules)
+
+
+def of_argument(rule: str) -> list[tuple[int, int, int, int]]:
+    """Instructions that end with a verdict on a call whose number fits; the low half of its argument is looked at."""
+    load = {"own": 16, "thread": 16, "ioctl": 24, "fcntl": 24}[rule]
+    code = [(LOAD, 0, 0, load)]
+    if rule == "thread":
+        return [*code, (ANY_BIT, 1, 0, CLONE_THREAD), (RETURN, 0, 0, REFUSE | EPERM), (RETURN, 0, 0, ALLOW)]
+    if rule == "fcntl":
+        code += [(EQUAL, len(COMMANDS) - n, 0, one) for n, one in enumerate(COMMANDS)]
+        return [*code, (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE | EPERM)]
+    known = REQUESTS if rule == "ioctl" else (0, os.getpid())
+    code += [(EQUAL, len(known) - n, 0, one) for n, one in enumerate(known)]
+    return [*code, (RETURN, 0, 0, REFUSE | (ENOTTY if rule == "ioctl" else EPERM)), (RETURN, 0, 0, ALLOW)]
+
+
+def seccomp(arch: int, rules: dict[int, str]) -> None:
+    """From now on only these system calls are made, in this process and its threads."""
+    code = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, arch), (RETURN, 0, 0, REFUSE | ENOSYS), (LOAD, 0, 0, 0)]
+    for number, rule in rules.items():
+        verdict = of_argument(rule) if rule else [(RETURN, 0, 0, ALLOW)]
+        code += [(EQUAL, 0, len(verdict), number), *verdict]
+    code += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, REFUSE | ENOSYS), (RETURN, 0, 0, REFUSE | EPERM)]
+    packed = b"".join(struct.pack("HBBI", *one) for one in code)
+    held = ctypes.create_string_buffer(packed)
+    program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(held))
+    called(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    called(libc.prctl(SET_SECCOMP, 2, ctypes.c_char_p(program), 0, 0))
+
+
+def confine(job: dict[str, Any]) -> None:
+    """All of it, in an order in which no step forbids the next."""
+    called(libc.prctl(SET_DEATH_SIGNAL, 9, 0, 0, 0))
+    if job["parent"] and os.getppid() != job["parent"]:
+        os._exit(1)
+    set_limits(job)
+    os.chdir(job["folder"])
+    if job["landlock"]:
+        libraries = [
+            "/lib",
+            "/lib64",
+            "/usr/lib",
+            "/usr/lib64",
+            "/etc/ld.so.cache",
+            "/usr/share/zoneinfo",
+        ]
+        own = [os.path.dirname(os.__file__), os.path.join(sys.base_prefix, "lib")]
+        landlock([*libraries, *own, "/dev/null", "/dev/urandom", "/dev/zero"])
+    if job["rules"]:
+        seccomp(job["arch"], job["rules"])
+
+
+def main() -> None:
+    """Takes the job, confines itself, says so, and becomes the program."""
+    given, told = int(sys.argv[1]), int(sys.argv[2])
+    job = eval(take(given), {"__builtins__": {}})  # from the judge; a parser would have to be imported
+    try:
+        confine(job)
+    except BaseException as error:
+        os.write(told, f"{type(error).__name__}: {error}".encode())
+        os._exit(1)
+    os.write(told, b"ready")
+    os.close(told)
+    for leave in ("exit", "quit"):
+        setattr(builtins, leave, sys.exit)
+    sys.argv[:] = ["program.py"]
+    program = sys.modules["__main__"] = type(sys)("__main__")
+    program.__dict__["__builtins__"] = builtins
+    for source in job["sources"]:
+        exec(compile(source, "program.py", "exec"), program.__dict__)
+
+
+main()
