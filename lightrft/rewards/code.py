@@ -31,7 +31,7 @@ KINDS = ("tests", "calls", "pairs")
 log = logging.getLogger("lightrft")
 
 
-class Tests:
+class PassesTests:
     """1 if the program in the response passes all tests of the target, else 0."""
 
     __name__ = "tests"
@@ -50,7 +50,7 @@ class Tests:
         return judged(box_of(self.sandbox), program, target, kind).share if program.strip() else 0.0
 
 
-class TestsShare(Tests):
+class ShareOfTests(PassesTests):
     """The share of the target's tests that the program in the response passes."""
 
     __name__ = "tests_share"

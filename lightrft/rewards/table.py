@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lightrft.config.sandbox import SandboxConfig
-from lightrft.rewards.code import USUAL, Tests, TestsShare
+from lightrft.rewards.code import USUAL, PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.environment import environment
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
@@ -42,8 +42,8 @@ def load_values(name: str, sandbox: SandboxConfig = USUAL) -> Callable[[Sequence
 
 
 RUNS_PROGRAMS: dict[str, Callable[[SandboxConfig], Callable[..., float]]] = {
-    "tests": Tests,
-    "tests_share": TestsShare,
+    "tests": PassesTests,
+    "tests_share": ShareOfTests,
 }
 """Rewards that run what the policy wrote, made with the settings of the sandbox; each response is a call with a time limit of its own."""
 REWARDS: dict[str, RewardFunction] = {

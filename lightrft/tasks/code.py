@@ -9,7 +9,6 @@ import pickle
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from lightrft.config import TaskConfig
@@ -203,10 +202,12 @@ def mbpp(option: str) -> Task:
     file = "mbpp/mbpp_sanitized_399.jsonl"
 
     def part(held_out: bool) -> Place:
-        hub = Place(
-            file, "google-research-datasets/mbpp:sanitized", "test" if held_out else "train", mbpp_row
-        )
-        return replace(hub, keep=lambda row: (int(row["task_id"]) % 5 == 0) == held_out)
+        def keep(row: Row) -> bool:
+            return (int(row["task_id"]) % 5 == 0) == held_out
+
+        # The hub's own parts hold other rows than the file's: all of them are read, and divided alike.
+        every = "train+test+validation+prompt"
+        return Place(file, "google-research-datasets/mbpp:sanitized", every, mbpp_row, keep=keep)
 
     load = from_places("mbpp", [part(False)], [part(True)], instruction=FENCE)
     return Task("mbpp", load, REWARDS, stated_gold)

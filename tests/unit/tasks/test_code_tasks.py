@@ -12,7 +12,7 @@ import pytest
 from lightrft.config import RewardConfig, SandboxConfig, TaskConfig
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
-from lightrft.rewards.code import Tests
+from lightrft.rewards.code import PassesTests
 from lightrft.sandbox.levels import levels
 from lightrft.tasks.code import CODE_FORMATS, fenced, private_tests
 from lightrft.tasks.table import load_task
@@ -55,7 +55,7 @@ ROWS = {
 def test_the_rows_own_solution_passes_and_a_wrong_one_does_not(name):
     row, wrong = ROWS[name]
     target = CODE_FORMATS[name](row, TaskConfig()).target
-    judge = Tests(SandboxConfig())
+    judge = PassesTests(SandboxConfig())
     assert [judge(fenced(program), target) for program in (target["solution"], wrong)] == [1.0, 0.0]
 
 
