@@ -17,7 +17,7 @@ class EnvironmentConfig:
     options: dict[str, str] = field(default_factory=dict)
     """Keyword arguments of the environment by name, each read as YAML, e.g. {env_id: "game:GuessTheNumber-v0"}."""
     tools: list[str] = field(default_factory=list)
-    """Functions that the policy may call: built-in names (calc) or import paths, e.g. [tools.py:search]."""
+    """Functions that the policy may call: built-in names (calc; python, in the sandbox) or import paths, e.g. [tools.py:search]."""
     calls: Literal["json", "tags"] = "json"
     """How the policy writes a call. json: <tool_call>{"name": ..., "arguments": {...}}</tool_call>; tags: <NAME>argument</NAME>."""
     announce: bool = True

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from lightrft.config import EnvironmentConfig
+from lightrft.config import EnvironmentConfig, SandboxConfig
 from lightrft.environments.base import Act, Begin, Describe, End, Lost, Order, Reply, Spec
 from lightrft.environments.host import load
 from lightrft.utils.errors import RolloutError
+from lightrft.workers.boxes import USUAL
 from lightrft.workers.pool import Allowed, Call, Failure, Inline, Pool, Runner, Work
 
 WORK = Work(
@@ -54,16 +55,17 @@ def spec_of(config: EnvironmentConfig) -> Spec:
 class Episodes:
     """Episodes of one kind of environment. Use it as a context manager, or call close(), to end the worker processes."""
 
-    def __init__(self, config: EnvironmentConfig) -> None:
-        """ValueError for an environment or a tool that is not there."""
+    def __init__(self, config: EnvironmentConfig, sandbox: SandboxConfig = USUAL) -> None:
+        """`sandbox`: where tools run programs of the policy. ValueError for an environment or a tool that is not there."""
         self.spec, self._config = spec_of(config), config
         self._text, self._next = self.spec.text, 0
         self._runner: Runner[Any]
         if config.workers:
             allowed = Allowed(config.memory_gb, tuple(config.variables))
-            self._runner = Pool(WORK, [self._text], config.workers, config.timeout_seconds, allowed)
+            work = replace(WORK, settings=sandbox)
+            self._runner = Pool(work, [self._text], config.workers, config.timeout_seconds, allowed)
         else:
-            self._runner = Inline({self._text: load(self._text)})
+            self._runner = Inline({self._text: load(self._text, sandbox)})
 
     def schemas(self) -> list[dict[str, Any]]:
         """The tools that the policy may be told of, in OpenAI's form. ValueError if the environment cannot be made."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.base import Act, Begin, Describe, Lost, Order, Reply, Spec, messages_of, taken
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
@@ -18,10 +19,11 @@ ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"tools": Tools}
 """The built-in environments by name; each makes one."""
 
 
-def load(spec: str) -> Host:
+def load(spec: str, sandbox: SandboxConfig) -> Host:
     """What a worker runs for the environment of a spec, see `Spec.text`. ValueError as from `resolve`."""
     wanted = Spec.parsed(spec)
-    return Host(resolve(ENVIRONMENTS, wanted.name, "environment"), wanted.options)
+    more = {"sandbox": sandbox} if wanted.name in ENVIRONMENTS else {}
+    return Host(resolve(ENVIRONMENTS, wanted.name, "environment"), wanted.options | more)
 
 
 class Host:

@@ -8,16 +8,24 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_origin
 
+from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.base import Observation, ToolError
 from lightrft.environments.calculator import calc
+from lightrft.environments.python import Python
 from lightrft.utils.imports import resolve
+from lightrft.workers.boxes import USUAL
 
 Calls = Literal["json", "tags"]
 TOOLS: Mapping[str, Callable[..., Any]] = {"calc": calc}
-"""The built-in tools by name."""
+"""The built-in tools by name, besides RUN_PROGRAMS."""
+RUN_PROGRAMS = ("python",)
+"""Built-in tools that run programs of the policy, in the sandbox."""
+LATE = ("error: the calls before took all the time there is for one turn", False)
+"""What is said to a call that comes too late."""
 IN_JSON = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 MOST_CALLS = 16
 """Calls of one turn that are answered; the policy is told that more are not."""
@@ -33,9 +41,11 @@ class Tools:
     name, wrong arguments, ToolError) is a reply that says so, counted as environment/errors.
     """
 
-    def __init__(self, tools: Sequence[str], calls: Calls = "json") -> None:
-        """`tools`: built-in names and import paths. ValueError for one that is no function with a docstring."""
-        self._functions = {tool.__name__: tool for tool in map(load_tool, tools)}
+    def __init__(self, tools: Sequence[str], calls: Calls = "json", sandbox: SandboxConfig = USUAL) -> None:
+        """`tools`: built-in names and import paths; `sandbox`: where they run programs of the policy. ValueError for one that is no
+        function with a docstring."""
+        self._functions = {tool.__name__: tool for tool in (load_tool(name, sandbox) for name in tools)}
+        self._seconds = sandbox.wall_seconds
         if len(self._functions) < len(tools):
             raise ValueError(f"environment.tools={list(tools)}: two of them have one name. Rename one.")
         self._calls = calls
@@ -60,7 +70,11 @@ class Tools:
         calls = self._found(action)
         if not calls:
             return "", 0.0, True, False, {}
-        answers = [self._answer(name, arguments) for name, arguments in calls[:MOST_CALLS]]
+        latest = time.monotonic() + self._seconds
+        answers = [
+            self._answer(name, arguments) if time.monotonic() < latest else LATE
+            for name, arguments in calls[:MOST_CALLS]
+        ]
         if len(calls) > MOST_CALLS:
             answers.append((f"error: {len(calls)} calls in one turn; only {MOST_CALLS} are answered.", False))
         counts = {"calls": len(calls), "errors": sum(not good for _, good in answers)}
@@ -96,9 +110,11 @@ class Tools:
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str), True
 
 
-def load_tool(name: str) -> Callable[..., Any]:
+def load_tool(name: str, sandbox: SandboxConfig) -> Callable[..., Any]:
     """The tool called `name`, or what an import path names. ValueError for what the policy cannot be told of or call."""
-    found = resolve(TOOLS, name, "tool")
+    found = resolve({**TOOLS, **dict.fromkeys(RUN_PROGRAMS, Python)}, name, "tool")
+    if name in RUN_PROGRAMS:
+        return Python(sandbox)
     if not callable(found) or inspect.iscoroutinefunction(found):
         raise ValueError(f"tool '{name}' is no plain function.")
     if not inspect.getdoc(found):

@@ -12,13 +12,14 @@ from typing import Any
 
 from lightrft.config import RewardConfig, SandboxConfig
 from lightrft.media.parts import described
-from lightrft.rewards.code import USUAL, check_sandbox
+from lightrft.rewards.code import check_sandbox
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import JUDGE, ModelReward, Output
 from lightrft.rewards.table import REWARDS, RUNS_PROGRAMS, load_reward, load_values
 from lightrft.types import Trajectory
 from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import resolve
+from lightrft.workers.boxes import USUAL
 from lightrft.workers.pool import Allowed, Call, Failure, Inline, Pool, Runner, Work
 
 __all__ = ["REWARDS", "RewardError", "RewardFunction", "RewardResult", "RewardRunner", "each", "load_reward"]

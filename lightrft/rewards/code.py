@@ -10,25 +10,19 @@ A program that fails, loops or is ended at a limit has failed; a sandbox that fa
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import cache
 from typing import Any
 
 from lightrft.config.rewards import RewardConfig
 from lightrft.config.sandbox import SandboxConfig
-from lightrft.sandbox.box import Box, Limits, SandboxError
+from lightrft.sandbox.box import Box
 from lightrft.sandbox.judge import Calls, Verdict, by_calls, by_output
-from lightrft.sandbox.levels import make_box
+from lightrft.workers.boxes import box_of, check_box
 
 FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 MARGIN_SECONDS = 2.0
 """What a worker needs of its time limit besides the tests."""
-USUAL = SandboxConfig()
-"""The sandbox where no settings are given."""
 KINDS = ("tests", "calls", "pairs")
-
-log = logging.getLogger("lightrft")
 
 
 class PassesTests:
@@ -87,32 +81,7 @@ def judged(box: Box, program: str, target: dict[str, Any], kind: str) -> Verdict
     )
 
 
-@cache
-def box_of(sandbox: SandboxConfig) -> Box:
-    """The box that these settings ask for. SandboxError if this machine has none."""
-    limits = Limits(
-        cpu_seconds=sandbox.cpu_seconds,
-        wall_seconds=sandbox.wall_seconds,
-        memory_mib=sandbox.memory_mib,
-        output_kib=sandbox.output_kib,
-        disk_mib=sandbox.disk_mib,
-    )
-    return make_box(limits, sandbox.kind, sandbox.python)
-
-
 def check_sandbox(sandbox: SandboxConfig, rewards: RewardConfig) -> None:
     """ValueError where programs cannot be judged with these settings; warns where nothing protects from them."""
-    least = sandbox.wall_seconds + MARGIN_SECONDS
-    if rewards.workers and rewards.timeout_seconds < least:
-        raise ValueError(
-            f"rewards.timeout_seconds={rewards.timeout_seconds:g} is too short for programs that may take sandbox.wall_seconds="
-            f"{sandbox.wall_seconds:g}: they would count as failed rewards. Set rewards.timeout_seconds to at least {least:g}."
-        )
-    try:
-        box_of(sandbox)
-    except SandboxError as error:
-        raise ValueError(str(error)) from None
-    if sandbox.kind == "none":
-        log.warning(
-            "sandbox.kind=none: programs that the policy writes run without a sandbox, with all that you may do yourself"
-        )
+    seconds = rewards.timeout_seconds if rewards.workers else 0.0
+    check_box(sandbox, "rewards.timeout_seconds", seconds, sandbox.wall_seconds + MARGIN_SECONDS)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lightrft.config.sandbox import SandboxConfig
-from lightrft.rewards.code import USUAL, PassesTests, ShareOfTests
+from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.environment import environment
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
@@ -28,6 +28,7 @@ from lightrft.rewards.text import (
 )
 from lightrft.rewards.vote import majority, majority_right
 from lightrft.utils.imports import resolve
+from lightrft.workers.boxes import USUAL
 
 
 def load_reward(name: str) -> RewardFunction:

@@ -1,13 +1,16 @@
 """Functions as tools: what is called rightly is answered, what is called wrongly is told so, and nothing of it raises."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
+from lightrft.config import SandboxConfig
 from lightrft.environments.base import ToolError
 from lightrft.environments.calculator import calc
 from lightrft.environments.tools import MOST_CALLS, Tools, schema
+from lightrft.sandbox.levels import levels
 
 TOOLS = Path(__file__).with_name("tools_of_tests.py")
 
@@ -118,3 +121,28 @@ def test_what_cannot_be_a_tool_is_refused_by_name(name, calls, told):
 def test_a_tool_that_breaks_is_a_failure_and_no_reply():
     with pytest.raises(ZeroDivisionError):
         Tools([f"{TOOLS}:broken"]).step('<tool_call>{"name": "broken"}</tool_call>')
+
+
+def test_programs_run_in_the_sandbox_and_their_failures_are_told():
+    """Each call is a program of its own; skips where this machine has no sandbox."""
+    if not any(why == "" for why in levels().values()):
+        pytest.skip(f"no sandbox here: {levels()}")
+    environment = Tools(["python"])
+
+    def told(code):
+        call = json.dumps({"name": "python", "arguments": {"code": code}})
+        (said,), _, counts = replies(environment, f"<tool_call>{call}</tool_call>")
+        return said, counts["errors"]
+
+    assert told("print(6 * 7)") == ("42\n", 0)
+    assert told("x = 1") == ("(nothing was printed)", 0)
+    assert told("print(1)\n1 / 0") == ("error: 1\n\nZeroDivisionError: division by zero", 1)
+    said, errors = told("import socket; socket.socket()")
+    assert (errors, "PermissionError" in said) == (1, True)
+    quick = Tools(["python"], sandbox=SandboxConfig(cpu_seconds=1, wall_seconds=1.0))
+    call = '<tool_call>{"name": "python", "arguments": {"code": "while True: pass"}}</tool_call>'
+    start = time.perf_counter()
+    said, _, counts = replies(quick, call * MOST_CALLS)
+    assert counts["errors"] == MOST_CALLS
+    assert said[-1].startswith("error: the calls before took all the time")
+    assert time.perf_counter() - start < 15

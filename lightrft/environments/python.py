@@ -1,0 +1,24 @@
+"""A Python interpreter for the policy to call: each call is a program of its own in the sandbox."""
+
+from __future__ import annotations
+
+from lightrft.config.sandbox import SandboxConfig
+from lightrft.environments.base import ToolError
+from lightrft.workers.boxes import box_of
+
+
+class Python:
+    """Runs a Python program and returns what it prints. Every call begins anew; there are no files and no network."""
+
+    __name__ = "python"
+
+    def __init__(self, sandbox: SandboxConfig) -> None:
+        self.sandbox = sandbox
+
+    def __call__(self, code: str) -> str:
+        """What the program printed. ToolError with its last line of error where it failed or was ended at a limit."""
+        found = box_of(self.sandbox).run(code)
+        if found.status == "ended":
+            return found.stdout or "(nothing was printed)"
+        last = found.stderr.strip().rsplit("\n", 1)[-1] if found.status == "failed" else ""
+        raise ToolError("\n".join(filter(None, (found.stdout, last or found.why))))

@@ -1,0 +1,48 @@
+"""The box that settings ask for, in whichever process runs programs of the policy."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+from lightrft.config.sandbox import SandboxConfig
+from lightrft.sandbox.box import Box, Limits, SandboxError
+from lightrft.sandbox.levels import make_box
+
+USUAL = SandboxConfig()
+"""The sandbox where no settings are given."""
+
+log = logging.getLogger("lightrft")
+
+
+@cache
+def box_of(sandbox: SandboxConfig) -> Box:
+    """The box that these settings ask for. SandboxError if this machine has none."""
+    limits = Limits(
+        cpu_seconds=sandbox.cpu_seconds,
+        wall_seconds=sandbox.wall_seconds,
+        memory_mib=sandbox.memory_mib,
+        output_kib=sandbox.output_kib,
+        disk_mib=sandbox.disk_mib,
+    )
+    return make_box(limits, sandbox.kind, sandbox.python)
+
+
+def check_box(sandbox: SandboxConfig, option: str, seconds: float, least: float) -> None:
+    """ValueError where programs cannot be run with these settings; warns where nothing protects from them.
+
+    `option`: the setting that limits the time of who runs them, which is `seconds` and must be at least `least`; 0: no limit.
+    """
+    if seconds and seconds < least:
+        raise ValueError(
+            f"{option}={seconds:g} is too short for programs that may take sandbox.wall_seconds={sandbox.wall_seconds:g}: they would count "
+            f"as failures of ours. Set {option} to at least {least:g}."
+        )
+    try:
+        box_of(sandbox)
+    except SandboxError as error:
+        raise ValueError(str(error)) from None
+    if sandbox.kind == "none":
+        log.warning(
+            "sandbox.kind=none: programs that the policy writes run without a sandbox, with all that you may do yourself"
+        )
