@@ -13,7 +13,8 @@ class EnvironmentConfig:
     """An environment or tools that the policy speaks with, turn by turn. Off without name and tools: a response is one turn."""
 
     name: str = ""
-    """Import path of an environment: a class, or a function that makes one. Empty: `tools`, if there are any."""
+    """search (options corpus, top), or the import path of an environment: a class, or a function that makes one. Empty: the tools, if
+    there are any."""
     options: dict[str, str] = field(default_factory=dict)
     """Keyword arguments of the environment by name, each read as YAML, e.g. {env_id: "game:GuessTheNumber-v0"}."""
     tools: list[str] = field(default_factory=list)
@@ -46,6 +47,10 @@ class EnvironmentConfig:
         if self.name and self.tools:
             raise ValueError(
                 f"environment.name={self.name} with environment.tools={self.tools}: the tools would be ignored. Leave one of them out."
+            )
+        if ":" in self.name and self.calls != "json":
+            raise ValueError(
+                f"environment.calls={self.calls} has no effect with environment.name={self.name}, which reads turns by itself. Leave it out."
             )
         if self.options and not self.name:
             raise ValueError(

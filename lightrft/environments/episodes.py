@@ -49,7 +49,8 @@ def spec_of(config: EnvironmentConfig) -> Spec:
             options[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"environment.options.{name}={text!r} is not YAML: {error}") from None
-    return Spec(config.name, options)
+    # An environment of the user's reads turns by itself; the built-in ones read the calls that settings name.
+    return Spec(config.name, options if ":" in config.name else options | {"calls": config.calls})
 
 
 class Episodes:
@@ -71,7 +72,7 @@ class Episodes:
         """The tools that the policy may be told of, in OpenAI's form. ValueError if the environment cannot be made."""
         (found,) = self._run([Describe()], [0])
         if isinstance(found, Failure):
-            raise ValueError(f"environment.name={self.spec.name} cannot be made: {found.reason.strip()}")
+            raise ValueError(f"environment.name={self.spec.name} cannot be made: {last_line(found.reason)}")
         schemas: list[dict[str, Any]] = found
         return schemas
 
@@ -122,6 +123,11 @@ class Episodes:
             else:
                 answers.append(Failed("") if isinstance(found, Lost) else found)
         return answers
+
+
+def last_line(reason: str) -> str:
+    """What went wrong, of a traceback or a sentence."""
+    return reason.strip().rsplit("\n", 1)[-1]
 
 
 def added(counts: Iterable[dict[str, float]]) -> dict[str, float]:

@@ -12,17 +12,18 @@ from typing import Any
 
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.base import Act, Begin, Describe, Lost, Order, Reply, Spec, messages_of, taken
+from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
 
-ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"tools": Tools}
+ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"search": Search, "tools": Tools}
 """The built-in environments by name; each makes one."""
 
 
 def load(spec: str, sandbox: SandboxConfig) -> Host:
     """What a worker runs for the environment of a spec, see `Spec.text`. ValueError as from `resolve`."""
     wanted = Spec.parsed(spec)
-    more = {"sandbox": sandbox} if wanted.name in ENVIRONMENTS else {}
+    more = {"sandbox": sandbox} if wanted.name == "tools" else {}
     return Host(resolve(ENVIRONMENTS, wanted.name, "environment"), wanted.options | more)
 
 

@@ -44,17 +44,21 @@ class Tools:
     def __init__(self, tools: Sequence[str], calls: Calls = "json", sandbox: SandboxConfig = USUAL) -> None:
         """`tools`: built-in names and import paths; `sandbox`: where they run programs of the policy. ValueError for one that is no
         function with a docstring."""
-        self._functions = {tool.__name__: tool for tool in (load_tool(name, sandbox) for name in tools)}
-        self._seconds = sandbox.wall_seconds
-        if len(self._functions) < len(tools):
-            raise ValueError(f"environment.tools={list(tools)}: two of them have one name. Rename one.")
-        self._calls = calls
-        for function in self._functions.values() if calls == "tags" else ():
-            if len(inspect.signature(function).parameters) != 1:
-                raise ValueError(
-                    f"tool '{function.__name__}' has not just one argument, so environment.calls=tags cannot write a call of it. Set "
-                    "environment.calls=json."
-                )
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._calls, self._seconds = calls, sandbox.wall_seconds
+        for name in tools:
+            self.add(load_tool(name, sandbox))
+
+    def add(self, function: Callable[..., Any]) -> None:
+        """One tool more. ValueError if another one has its name, or if a call of it cannot be written."""
+        if function.__name__ in self._functions:
+            raise ValueError(f"environment.tools: two of them are called '{function.__name__}'. Rename one.")
+        if self._calls == "tags" and len(inspect.signature(function).parameters) != 1:
+            raise ValueError(
+                f"tool '{function.__name__}' has not just one argument, so environment.calls=tags cannot write a call of it. Set "
+                "environment.calls=json."
+            )
+        self._functions[function.__name__] = function
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
