@@ -220,6 +220,8 @@ class Inputs:
     """(T,) int64: the response tokens, which are predicted."""
     predict: Tensor
     """(T,) int64: the position in N whose hidden state predicts response token t. The only shift by one there is."""
+    chosen: Tensor | None = None
+    """(K,) int64: the response tokens whose log-probs are wanted, where others stand between, as replies of an environment do; None: all."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     team: Any = None
     """The process group whose ranks compute this batch together (models/sequence.py); None: each computes its own."""

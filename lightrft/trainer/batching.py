@@ -158,8 +158,17 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
         response_spans=tuple(response_spans),
         targets=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
         predict=torch.tensor(predict, dtype=torch.int64),
+        chosen=_chosen(trajectories),
         media={name: joined(values) for name, values in media.items()},
     )
+
+
+def _chosen(trajectories: Sequence[Trajectory]) -> Tensor | None:
+    """Places of the tokens that the policy chose, of responses that hold others as well; all tokens of one that is masked whole."""
+    wanted = [x for t in trajectories for x in (t.mask if any(t.mask) else [True] * len(t))]
+    if all(wanted):
+        return None
+    return torch.tensor([place for place, x in enumerate(wanted) if x], dtype=torch.int64)
 
 
 def _prompt_positions(t: Trajectory) -> Tensor:
@@ -192,6 +201,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
             positions=sent(i.positions, device),
             targets=sent(i.targets, device),
             predict=sent(i.predict, device),
+            chosen=None if i.chosen is None else sent(i.chosen, device),
             media={name: sent(value, device) for name, value in i.media.items()},
         )
     return Batch(**moved)

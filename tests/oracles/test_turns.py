@@ -2,6 +2,7 @@
 
 import random
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,30 @@ def test_replies_change_no_gradient_whatever_stands_in_their_columns(tmp_path, s
         (-(values * advantages) * weights).sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in bench.model.parameters()]))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("first_token_temperature", [0.0, 1.7])
+def test_the_head_computes_what_was_chosen_and_the_same_of_it(first_token_temperature, tmp_path, stack):
+    """Values and gradients are those of the head over every token; replies have none."""
+    bench = Bench(tiny_folder(tmp_path, "llama"), stack, name=f"{TALKERS}:Chatty", turn_tokens=9)
+    bench.model.double()
+    batch = pack([t for group in bench.groups(3) for t in group])
+    assert batch.inputs.chosen.tolist() == batch.mask.nonzero()[:, 0].tolist()
+    every = replace(batch, inputs=replace(batch.inputs, chosen=None))
+    found = []
+    for one in (batch, every):
+        bench.model.zero_grad()
+        out = logprobs(
+            bench.model,
+            one,
+            temperature=0.7,
+            max_logits=10**6,
+            first_token_temperature=first_token_temperature,
+        )
+        ((out.values + out.entropy) * batch.mask).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in bench.model.parameters()])
+        found.append((out.values, out.entropy, gradient))
+    assert (found[0][0][~batch.mask] == 0).all()
+    for mine, right in zip(found[0][:2], found[1][:2], strict=True):
+        assert (mine - right)[batch.mask].abs().max() < 1e-12
+    assert (found[0][2] - found[1][2]).abs().max() < 1e-10
