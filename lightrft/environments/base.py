@@ -38,7 +38,8 @@ class Environment(Protocol):
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, Mapping[str, Any]]:
         """What the policy said in this turn -> observation, reward, terminated, truncated, info. Numbers under info["counts"] are
-        added up as metrics environment/NAME."""
+        added up as metrics environment/NAME. An episode that is cut for its turns or tokens is asked for `final_reward()`, where it has
+        that method."""
         ...
 
 
@@ -93,6 +94,13 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Finish:
+    """Asks an episode that has to end for a last reward, where it has a method `final_reward`, and ends it."""
+
+    episode: int
+
+
+@dataclass(frozen=True, slots=True)
 class Describe:
     """Asks for the tools that the policy is to be told of."""
 
@@ -113,7 +121,7 @@ class Lost:
     """The answer for an episode that this process does not hold: another took the place of the one that did."""
 
 
-Order = Begin | Act | End | Describe
+Order = Begin | Act | Finish | End | Describe
 
 
 def messages_of(said: Observation) -> tuple[dict[str, str], ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lightrft.config import EnvironmentConfig, SandboxConfig
-from lightrft.environments.base import Act, Begin, Describe, End, Lost, Order, Reply, Spec
+from lightrft.environments.base import Act, Begin, Describe, End, Finish, Lost, Order, Reply, Spec
 from lightrft.environments.host import load
 from lightrft.utils.errors import RolloutError
 from lightrft.workers.boxes import USUAL
@@ -87,6 +87,10 @@ class Episodes:
     def step(self, said: Sequence[tuple[int, str, bool]]) -> list[Reply | Failed]:
         """The replies to turns: (episode, text, whether it was cut)."""
         return self._asked([Act(*turn) for turn in said], [episode for episode, _, _ in said])
+
+    def finish(self, episodes: Sequence[int]) -> list[Reply | Failed]:
+        """The last rewards of episodes that have to end."""
+        return self._asked([Finish(episode) for episode in episodes], episodes)
 
     def end(self, episodes: Iterable[int]) -> None:
         """Ends episodes, of whatever state."""

@@ -11,7 +11,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightrft.config.sandbox import SandboxConfig
-from lightrft.environments.base import Act, Begin, Describe, Lost, Order, Reply, Spec, messages_of, taken
+from lightrft.environments.adapters import adapted
+from lightrft.environments.base import (
+    Act,
+    Begin,
+    Describe,
+    Finish,
+    Lost,
+    Order,
+    Reply,
+    Spec,
+    messages_of,
+    taken,
+)
 from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
@@ -40,8 +52,10 @@ class Host:
             return self._begin(order)
         if isinstance(order, Act):
             return self._act(order)
+        if isinstance(order, Finish):
+            return self._finish(order)
         if isinstance(order, Describe):
-            environment = self._make(**self._options)
+            environment = adapted(self._make(**self._options))
             return list(getattr(environment, "schemas", ()))
         for episode in order.episodes:
             self._end(episode)
@@ -49,7 +63,7 @@ class Host:
 
     def _begin(self, order: Begin) -> Reply:
         self._end(order.episode)
-        environment = self._make(**self._options)
+        environment = adapted(self._make(**self._options))
         found = environment.reset(**taken(environment.reset, {"seed": order.seed, "options": order.row}))
         said = found[0] if isinstance(found, tuple) else found
         self._episodes[order.episode] = environment
@@ -61,9 +75,7 @@ class Host:
             return Lost()
         more = taken(environment.step, {"truncated": order.truncated})
         said, reward, terminated, truncated, info = environment.step(order.action, **more)
-        reward, counts = float(reward), dict((info or {}).get("counts", {}))
-        if not math.isfinite(reward):
-            raise ValueError(f"a step's reward is {reward}.")
+        reward, counts = finite(reward), dict((info or {}).get("counts", {}))
         done = bool(terminated or truncated)
         if done:
             self._end(order.episode)
@@ -71,9 +83,26 @@ class Host:
             messages_of(said), reward, done, {str(name): float(count) for name, count in counts.items()}
         )
 
+    def _finish(self, order: Finish) -> Reply | Lost:
+        environment = self._episodes.get(order.episode)
+        if environment is None:
+            return Lost()
+        last = getattr(environment, "final_reward", None)
+        reward = finite(last()) if last is not None else 0.0
+        self._end(order.episode)
+        return Reply(reward=reward, done=True)
+
     def _end(self, episode: int) -> None:
         environment = self._episodes.pop(episode, None)
         close = getattr(environment, "close", None)
         if close is not None:
             with contextlib.suppress(Exception):  # it is over, whatever its end says
                 close()
+
+
+def finite(reward: Any) -> float:
+    """A reward as a number. ValueError for one that is none."""
+    value = float(reward)
+    if not math.isfinite(value):
+        raise ValueError(f"a step's reward is {value}.")
+    return value

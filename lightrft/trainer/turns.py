@@ -143,7 +143,7 @@ class Conversations:
         """Lets the environments reply to these turns; those that the policy is to go on with."""
         episodes, most = self._turns.episodes, self._sampling.max_tokens
         said = [(talk.episode, talk.t.answer, talk.t.finish == "length") for talk in spoken]
-        going, failed = [], []
+        going, failed, cut = [], [], []
         start = time.perf_counter()
         replies = episodes.step(said)
         self._turns.count("seconds", time.perf_counter() - start)
@@ -152,6 +152,14 @@ class Conversations:
                 failed.append((talk, reply))
             elif self._replied(talk, reply, most):
                 going.append(talk)
+            elif not reply.done:
+                cut.append(talk)
+        for talk, last in zip(cut, episodes.finish([talk.episode for talk in cut]), strict=True):
+            if isinstance(last, Failed):
+                failed.append((talk, last))
+            else:
+                talk.t.step_rewards[-1] += last.reward
+                self.open.discard(talk.episode)
         return going + self._again(failed)
 
     def _replied(self, talk: _Talk, reply: Reply, most: int) -> bool:

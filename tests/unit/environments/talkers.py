@@ -96,3 +96,16 @@ class Opening:
 
     def step(self, action):
         return "", 1.0, True, False, {}
+
+
+class Endless:
+    """Never ends by itself, and has a reward for where it stands."""
+
+    def reset(self):
+        return "", {}
+
+    def step(self, action):
+        return "and then?", 1.0, False, False, {}
+
+    def final_reward(self):
+        return 5.0

@@ -102,6 +102,17 @@ def test_what_an_environment_says_first_becomes_the_prompt(spoken):
         assert all(t.prompt is group[0].prompt for t in group)
 
 
+@pytest.mark.parametrize("limit", [{"max_turns": 2}, {"max_turns": 50}])
+def test_a_conversation_that_is_cut_is_asked_for_its_last_reward(limit, spoken):
+    """By the number of turns, or by the room for tokens."""
+    groups, _ = spoken("Endless", workers=0, **limit)
+    for t in (t for group in groups for t in group):
+        assert t.finish == ("turns" if limit["max_turns"] == 2 else "length")
+        assert t.step_rewards == [1.0] * (len(t.step_rewards) - 1) + [6.0]
+        assert t.mask[-1], "no reply stands at the end that the policy could not answer"
+        assert len(t) <= 120
+
+
 def test_a_prompt_that_is_answered_again_begins_the_same_episode(spoken):
     """As the most likely response does that ReMax compares with: it meets what its siblings met."""
     groups, _ = spoken("Opening", workers=0)
