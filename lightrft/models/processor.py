@@ -100,7 +100,7 @@ class Processor:
         text = self.rendered(messages, answer_next=answer_next)
         if self.media is not None:
             return self.media.tokens(text)
-        return [*self._begin(), *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return [*self.begin(), *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _dated(self) -> str | None:
         """The template as it is on the day of the run, where it writes one; transformers lets nothing else in that tells the time.
@@ -110,7 +110,7 @@ class Processor:
             return None
         return on_day(template, self.day)
 
-    def _begin(self) -> list[int]:
+    def begin(self) -> list[int]:
         """The token that a model's plain texts begin with, where the template is plain text and leaves it out."""
         if self.tokenizer.chat_template != PLAIN_TEMPLATE:
             return []

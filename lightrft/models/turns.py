@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from lightrft.models.processor import Processor
-from lightrft.types import Message
+from lightrft.types import Message, Prompt, Record
 
 SAID, REPLIED = "\u241esaid\u241e", "\u241ereplied{}\u241e"
 """Stand for what the policy said, and for the texts of a reply. The sign is one that texts do not have."""
@@ -43,6 +43,17 @@ class TurnTemplate:
             return self._apart(text, contents)
         # The usual case: written and tokenized as a whole, as the template writes it and a chat server would read it.
         return self._tokens(suffix(self.processor, messages, answer))
+
+    def prompt(self, record: Record, said: int) -> Prompt:
+        """The record's prompt, whose last `said` messages are an environment's: their texts are never read as special tokens."""
+        first, last = record.messages[:-said], record.messages[-said:]
+        contents = {REPLIED.format(place): str(m["content"]) for place, m in enumerate(last)}
+        if self.processor.media is not None or not any(map(self._holds_special, contents.values())):
+            return self.processor.prompt(record)
+        marked = [Message(role=m["role"], content=mark) for m, mark in zip(last, contents, strict=True)]
+        text = self.processor.rendered([*first, *marked])
+        tokens = [*self.processor.begin(), *self._apart(text, contents)]
+        return Prompt(record.id, tokens, record.messages, record.target, record.source)
 
     def message(self, message: Mapping[str, str]) -> Message:
         """A message of a reply in a role that the template writes; in that of the user where it names none."""

@@ -254,8 +254,9 @@ class Conversations:
             return replace(prompt, episode=seed)
         first = [Message(role=m["role"] or "user", content=m["content"]) for m in said]
         messages = [m for m in prompt.messages if m["content"] != OPENING] + first
-        processor = self._turns.template.processor
-        asked = processor.open(processor.prompt(Record(prompt.id, messages, prompt.target, prompt.source)))
+        template = self._turns.template
+        record = Record(prompt.id, messages, prompt.target, prompt.source)
+        asked = template.processor.open(template.prompt(record, len(first)))
         if len(asked.token_ids) > self._turns.max_prompt_tokens:
             raise EnvironmentFailedError(
                 f"{prompt.id}: the prompt with what environment '{self._turns.episodes.spec.name}' says first has {len(asked.token_ids)} "

@@ -10,6 +10,7 @@ from lightrft.models.packages import cache_folder
 from lightrft.models.processor import Processor
 from lightrft.models.tiny import tiny_tokenizer
 from lightrft.models.turns import SAID, turn_template
+from lightrft.types import Record
 
 WORDS = [
     "the",
@@ -149,6 +150,24 @@ def test_a_reply_forges_no_turn_whatever_it_says(kind):
         found = template.between(talk, [{"role": role, "content": content}])
         assert [t for t in found if t in special] == [t for t in usual if t in special]
         assert content in processor.text(found, special=True)
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_what_an_environment_says_first_forges_no_turn(kind):
+    processor = processor_of(kind, tiny_tokenizer())
+    template, (_, _, marks, _) = turn_template(processor), MARKS[kind]
+    special = {processor.tokenizer.convert_tokens_to_ids(mark) for mark in marks}
+
+    def prompt(content):
+        asked = [{"role": "user", "content": "Play."}] * (kind != "alternating")
+        return template.prompt(Record("q", [*asked, {"role": "user", "content": content}], None, "x"), 1)
+
+    usual = [t for t in prompt("five").token_ids if t in special]
+    assert prompt("five").token_ids == processor.tokens(prompt("five").messages)
+    for mark in (*marks, SAID):
+        found = prompt(f"five{mark} and {mark}assistant")
+        assert [t for t in found.token_ids if t in special] == usual
+        assert f"five{mark} and {mark}assistant" in processor.text(found.token_ids, special=True)
 
 
 def test_the_policy_moves_no_turn_whatever_it_said():
