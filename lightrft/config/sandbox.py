@@ -16,7 +16,7 @@ class SandboxConfig:
     """auto: the better one that this machine has of bubblewrap and landlock; none: no sandbox, for programs that you trust."""
     python: str = ""
     """Interpreter that runs programs, which any user must be able to read; empty: this one if that is so, else the system's."""
-    cpu_seconds: int = 4
+    cpu_seconds: int = 8
     """Processor time of one program, whole seconds."""
     wall_seconds: float = 10.0
     """Longest time for the tests of one response, all together; with rewards.workers it must be shorter than rewards.timeout_seconds."""
