@@ -122,8 +122,8 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _alike(value: Any) -> Any:
-    """A value with tuples as lists, as JSON would have it."""
-    if isinstance(value, list | tuple):
+    """A value with tuples, and what can be gone through once, as lists, as JSON would have it."""
+    if isinstance(value, list | tuple) or hasattr(type(value), "__next__"):
         return [_alike(one) for one in value]
     return {key: _alike(one) for key, one in value.items()} if isinstance(value, dict) else value
 

@@ -36,7 +36,7 @@ class Calls:
     function: str = ""
     """What `calls` call: `f`, or `Solution().f`."""
     calls: Sequence[tuple[Sequence[Any], Any]] = ()
-    """Arguments and what is expected, as JSON has them: tuples count as lists."""
+    """Arguments and what is expected, as JSON has them: tuples and generators count as lists."""
 
 
 @dataclass(frozen=True)

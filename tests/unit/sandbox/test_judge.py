@@ -60,6 +60,14 @@ def test_calls_are_compared_as_json(box):
     ).passed == [True, True]
 
 
+def test_what_a_generator_gives_is_compared_as_a_list(box):
+    program = "def f(n):\n    yield from range(n)\n"
+    assert by_calls(box, program, Calls(function="f", calls=[([3], [0, 1, 2]), ([2], [1, 0])])).passed == [
+        True,
+        False,
+    ]
+
+
 def test_tests_that_are_no_code_are_no_failure_of_the_program(box):
     with pytest.raises(BrokenTestsError, match="SyntaxError"):
         by_calls(box, "def add(a, b): return a + b", Calls(["assert ("]))
