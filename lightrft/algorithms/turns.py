@@ -33,7 +33,9 @@ def turns_apart(batch: Batch, epsilon: float) -> Tensor:
     _, group = torch.unique(batch.groups, return_inverse=True)
     shape = batch.num_sequences, int(turn.max()) + 1
     place = batch.segments * shape[1] + turn
-    rewards = segment_sum(batch.turn_rewards.double(), place, shape[0] * shape[1]).view(shape)
+    rewards = segment_sum(
+        torch.where(batch.mask, batch.turn_rewards, 0.0).double(), place, shape[0] * shape[1]
+    ).view(shape)
     there = segment_sum(batch.mask.double(), place, shape[0] * shape[1]).view(shape) > 0
     return torch.where(batch.mask, _apart(rewards, there, group, epsilon).flatten()[place], 0.0)
 

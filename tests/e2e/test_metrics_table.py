@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def nan_at_step_2(new, batch, algo):
 PLACEHOLDERS = {
     "reward/": "reward/PART",
     "counts/failed/": "counts/failed/PART",
+    "environment/": "environment/COUNT",
     "evaluation/": "evaluation/TASK",
     "held_out_nll/": "held_out_nll/TASK",
     "pairs/": "pairs/TASK/OUTPUT/MEASURE",
@@ -128,11 +130,32 @@ def comparing_run(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def talking_run(server, tmp_path_factory):
+    """A run with an environment that fails in some conversations."""
+    folder = tmp_path_factory.mktemp("talking")
+    talker = Path(__file__).parents[1] / "unit/environments/talkers.py"
+    flags = [
+        *("--environment.name", f"{talker}:Moody", "--environment.options", "kind", "raise"),
+        *("--environment.on-failure", "drop", "--environment.turn-tokens", "4", "--steps", "1"),
+        *("--environment.workers", "0", "--rollout.max-tokens", "60"),
+    ]
+    Lightrft(server, folder)("train", "tiny", *PLAIN, *OFF, "--run", "run", *flags)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def all_logged(
-    tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run, comparing_run
+    tiny_run,
+    eventful_run,
+    critical_run,
+    supervised_run,
+    rating_run,
+    preferring_run,
+    comparing_run,
+    talking_run,
 ):
-    runs = (tiny_run, eventful_run, critical_run, supervised_run, rating_run, preferring_run, comparing_run)
-    return set().union(*map(logged, runs))
+    learning = (tiny_run, eventful_run, critical_run, comparing_run, talking_run)
+    return set().union(*map(logged, (*learning, supervised_run, rating_run, preferring_run)))
 
 
 def test_every_metric_of_a_run_is_in_the_table(all_logged):

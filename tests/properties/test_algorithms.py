@@ -49,6 +49,7 @@ def random_batch(seed, *, grid=8):
         behavior=column(0.5) - 1,
         values=column(0.5),
         baselines=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
+        turn_rewards=column(0.5),
         weights=torch.zeros(total, dtype=torch.float64),
     )
 
@@ -68,6 +69,7 @@ def pick(batch, answers):
         "rewards",
         "behavior",
         "weights",
+        "turn_rewards",
     )
     taken = {name: value[tokens] for name in names if (value := getattr(batch, name)) is not None}
     lengths = [len(tokens) for tokens in where]
@@ -246,7 +248,7 @@ def test_nothing_outside_the_mask_has_any_influence(advantage, loss, seed, kl_in
         outside = ~batch.mask if disturb else torch.zeros_like(batch.mask)
         new = torch.where(outside, noise, batch.old + 0.1).requires_grad_()
         entropy = torch.where(outside, noise, 1.0).double()
-        for name in ("old", "ref", "behavior"):
+        for name in ("old", "ref", "behavior", "turn_rewards"):
             setattr(batch, name, torch.where(outside, -noise, getattr(batch, name)))
         score(batch, algo, advantage)
         batch.advantages = torch.where(outside, noise, batch.advantages)

@@ -29,7 +29,7 @@ def test_the_native_engine_does_all(tmp_path, family, own_weights):
         module = tiny_model(family, attention=ATTENTION)
     found = check_engine(NativeEngine(module, frozenset(), decode, NativeEngineConfig()), reference, decode)
     assert found.ok, str(found)
-    assert len(found.passed) == 12
+    assert len(found.passed) == 13
 
 
 def test_the_native_engine_reads_media_as_the_trainer():
@@ -63,6 +63,7 @@ def test_an_engine_is_told_exactly_what_it_lacks():
         "a draw is fixed by its seed and siblings differ",
         "new weights are there at once and old ones gone",
         "a weight of another name is refused",
+        "a turn goes on behind a reply and its stop texts are its own",
     }
     assert "0 log-probs for 10 tokens" in str(found)
     assert "another seed gave the same responses" in str(found)

@@ -59,7 +59,7 @@ class Moody:
                 os._exit(3)
             if self.kind == "nan":
                 return "", float("nan"), True, False, {}
-        return f"turn {self.turn}", 1.0, self.turn == 3, False, {}
+        return f"turn {self.turn}", 1.0, self.turn == 3, False, {"counts": {"spoken": 1}}
 
     def fails(self):
         """Whether this one does: prompts with an odd number, so often as `tries` names a file that counts."""
