@@ -40,7 +40,7 @@ class SkyRL:
         return prompt[len(asked) :], info
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, Mapping[str, Any]]:
-        """Its step, item by item."""
+        """One step, item by item."""
         found = self._environment.step(action)
         return found["observations"], found["reward"], found["done"], False, {}
 
