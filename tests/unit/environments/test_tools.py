@@ -66,7 +66,7 @@ def test_no_number_or_length_of_calls_takes_long():
     for action in ("<calc>" * 30_000, "<calc></calc" * 20_000, "<tool_call>" * 20_000):
         for calls in ("tags", "json"):
             Tools(["calc"], calls=calls).step(action)
-    assert time.perf_counter() - start < 1.0
+    assert time.perf_counter() - start < 5.0  # quadratic time would be minutes
 
 
 @pytest.mark.parametrize(
