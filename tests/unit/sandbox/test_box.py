@@ -38,6 +38,7 @@ def around(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server, abstract:
         abstract.listen()
         words = {"GOLD": gold, "MARK": tmp_path, "PORT": server.getsockname()[1], "SOCKET": tmp_path / "s"}
+        words["HOME"] = Path.home()
         yield words | {"VICTIM": victim.pid, "PARENT": os.getpid()}
         assert victim.poll() is None, "the neighbour was killed"
         assert gold.read_text() == "42"
@@ -91,6 +92,7 @@ def test_every_hostile_program_is_held_where_root_runs_nothing(name, level, tmp_
     subprocess.run(["cp", "-r", str(code), str(tmp_path / "lightrft/sandbox")], check=True)
     words = {
         "GOLD": "/etc/hostname",
+        "HOME": Path.home(),
         "MARK": tmp_path,
         "PORT": 9,
         "SOCKET": "/none",
