@@ -9,15 +9,13 @@ from typing import Any
 
 from lightrft.config import Config
 from lightrft.environments.episodes import Episodes
-from lightrft.environments.tools import RUN_PROGRAMS
+from lightrft.environments.tools import RUNS_PROGRAMS
 from lightrft.models.processor import Processor
 from lightrft.models.turns import turn_template
 from lightrft.trainer.turns import Turns
 from lightrft.types import Message
 from lightrft.workers.boxes import check_box
 
-MARGIN_SECONDS = 2.0
-"""Time for a turn besides its programs: those that end just in time, and one more."""
 HOW = {
     "json": 'To call one, write <tool_call>{"name": NAME, "arguments": {...}}</tool_call>, and its result is sent to you.',
     "tags": "To call one, write <NAME>ARGUMENT</NAME>, and its result is sent to you.",
@@ -34,9 +32,10 @@ def build_turns(config: Config, processor: Processor, stack: ExitStack) -> Turns
     options = config.environment
     if not options.on:
         return None
-    if set(options.tools) & set(RUN_PROGRAMS):
-        seconds, wall = options.timeout_seconds if options.workers else 0.0, config.sandbox.wall_seconds
-        check_box(config.sandbox, "environment.timeout_seconds", seconds, 2 * wall + MARGIN_SECONDS)
+    if RUNS_PROGRAMS.keys() & options.tools:
+        seconds = options.timeout_seconds if options.workers else 0.0
+        # The programs of a turn that end just in time (environments/tools.py), and one that was begun before.
+        check_box(config.sandbox, "environment.timeout_seconds", seconds, programs=2)
     template = turn_template(processor)
     episodes = stack.enter_context(Episodes(options, config.sandbox))
     schemas = episodes.schemas()

@@ -14,8 +14,8 @@ class AlgorithmConfig:
     """The algorithm: advantage, loss, clipping, KL and filters. Defaults: GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline, gae (with a critic), none (with a
-    teacher); or an import path."""
+    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline,
+    gae (with a critic), none (with a teacher); or an import path."""
     gamma: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
     gae_lambda: float = 1.0

@@ -10,8 +10,8 @@ import sys
 
 from packaging.requirements import Requirement
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lightrft.sandbox.levels import LEVELS, levels
 
@@ -36,7 +36,7 @@ def report(version: str) -> None:
     table.add_row("system", f"{platform.system()} {platform.release()} {platform.machine()}")
     for name, value in [*machine().items(), *devices().items()]:
         table.add_row(name, value)
-    table.add_row("sandbox", sandbox())
+    table.add_row("sandbox", Text(sandbox()))
     for package in CORE:
         table.add_row(package, installed(package) or "[red]missing[/]: pip install lightrft")
     for extra, packages in extras().items():
@@ -54,8 +54,8 @@ def sandbox() -> str:
     found = levels()
     best = next((LEVELS[kind] for kind, why in found.items() if not why), "")
     lacking = "; ".join(f"no {LEVELS[kind]}: {why}" for kind, why in found.items() if why)
-    return escape(
-        " ".join(filter(None, (best or "none, tasks with programs are refused", lacking and f"({lacking})")))
+    return " ".join(
+        filter(None, (best or "none, tasks with programs are refused", lacking and f"({lacking})"))
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,11 +131,3 @@ class Episodes:
 def last_line(reason: str) -> str:
     """What went wrong, of a traceback or a sentence."""
     return reason.strip().rsplit("\n", 1)[-1]
-
-
-def added(counts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The sums of counts by name."""
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return {name: float(count) for name, count in total.items()}

@@ -20,5 +20,5 @@ class Python:
         found = box_of(self.sandbox).run(code)
         if found.status == "ended":
             return found.stdout or "(nothing was printed)"
-        last = found.stderr.strip().rsplit("\n", 1)[-1] if found.status == "failed" else ""
-        raise ToolError("\n".join(filter(None, (found.stdout, last or found.why))))
+        why = found.error if found.status == "failed" else ""
+        raise ToolError("\n".join(filter(None, (found.stdout, why or found.why))))

@@ -11,9 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from lightrft.environments.base import Observation
 from lightrft.environments.tools import Calls, Tools
 from lightrft.utils.paths import expanded
 
@@ -46,7 +44,7 @@ class BM25:
         return heapq.nsmallest(top, scores, key=lambda place: (-scores[place], place))
 
 
-class Search:
+class Search(Tools):
     """An environment with one tool, `search`; the response ends with a turn that does not call it."""
 
     def __init__(
@@ -60,21 +58,8 @@ class Search:
         if not self._passages:
             raise ValueError(f"environment.options corpus={corpus} holds no text.")
         self._index, self._top = BM25(self._passages), top
-        self._tools = Tools([], calls)
-        self._tools.add(self.search)
-
-    @property
-    def schemas(self) -> list[dict[str, Any]]:
-        """What the prompt says of the tool."""
-        return self._tools.schemas
-
-    def reset(self) -> tuple[str, dict[str, Any]]:
-        """Nothing is said before the first turn."""
-        return "", {}
-
-    def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """The passages for each query; none asked, and it is over."""
-        return self._tools.step(action)
+        super().__init__([], calls)
+        self.add(self.search)
 
     def search(self, query: str) -> str:
         """Finds the passages that have most to do with the words of a query."""

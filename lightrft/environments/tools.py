@@ -21,9 +21,9 @@ from lightrft.workers.boxes import USUAL
 
 Calls = Literal["json", "tags"]
 TOOLS: Mapping[str, Callable[..., Any]] = {"calc": calc}
-"""The built-in tools by name, besides RUN_PROGRAMS."""
-RUN_PROGRAMS = ("python",)
-"""Built-in tools that run programs of the policy, in the sandbox."""
+"""The built-in tools by name, besides RUNS_PROGRAMS."""
+RUNS_PROGRAMS: Mapping[str, Callable[[SandboxConfig], Callable[..., Any]]] = {"python": Python}
+"""Built-in tools that run what the policy wrote, made with the settings of the sandbox."""
 LATE = ("error: the calls before took all the time there is for one turn", False)
 """What is said to a call that comes too late."""
 IN_JSON = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
@@ -88,7 +88,7 @@ class Tools:
     def _found(self, action: str) -> list[tuple[str, Any]]:
         """Name and arguments of each call: a dictionary, or a text that is an argument or, under no name, what is wrong."""
         if self._calls == "tags":
-            return _tagged(action, list(self._functions))
+            return _tagged(action, list(self._functions)) if self._functions else []
         return [_parsed(text) for text in IN_JSON.findall(action)]
 
     def _answer(self, name: str, arguments: Any) -> tuple[str, bool]:
@@ -116,9 +116,8 @@ class Tools:
 
 def load_tool(name: str, sandbox: SandboxConfig) -> Callable[..., Any]:
     """The tool called `name`, or what an import path names. ValueError for what the policy cannot be told of or call."""
-    found = resolve({**TOOLS, **dict.fromkeys(RUN_PROGRAMS, Python)}, name, "tool")
-    if name in RUN_PROGRAMS:
-        return Python(sandbox)
+    made = {name: make(sandbox) for name, make in RUNS_PROGRAMS.items()}
+    found = resolve({**TOOLS, **made}, name, "tool")
     if not callable(found) or inspect.iscoroutinefunction(found):
         raise ValueError(f"tool '{name}' is no plain function.")
     if not inspect.getdoc(found):
@@ -164,15 +163,15 @@ def _kinds(function: Callable[..., Any]) -> dict[str, str]:
 def _tagged(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
     """Every <NAME>argument</NAME>, in time that grows with the text alone."""
     found: list[tuple[str, Any]] = []
+    endless: set[str] = set()
     place, opening = 0, re.compile("<(" + "|".join(map(re.escape, names)) + ")>")
-    while names and (match := opening.search(text, place)):
-        name = match[1]
-        end = text.find(f"</{name}>", match.end())
-        if end < 0:  # nor does any later one end
-            names = [other for other in names if other != name]
-            opening, place = re.compile("<(" + "|".join(map(re.escape, names)) + ")>"), match.end()
+    while match := opening.search(text, place):
+        name, place = match[1], match.end()
+        end = -1 if name in endless else text.find(f"</{name}>", place)
+        if end < 0:
+            endless.add(name)  # nor does any later one end
             continue
-        found.append((name, text[match.end() : end]))
+        found.append((name, text[place:end]))
         place = end + len(name) + 3
     return found
 

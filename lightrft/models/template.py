@@ -7,12 +7,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from lightrft.models.sandbox import bound_templates
+from lightrft.models.sandbox import MOST, bound_templates
 from lightrft.utils.deadline import within
 
 LONGEST_SECONDS = 10.0
 """Time in which a template must have written one conversation."""
-MOST_CHARACTERS = 50_000_000
+MOST_CHARACTERS = MOST
 """Longest conversation that a template may write."""
 CURE = "Set model.chat_template to another Jinja file."
 

@@ -64,9 +64,7 @@ class TurnTemplate:
 
     def cut(self, content: str, most: int) -> str:
         """A text of at most about so many tokens: a longer one is cut in its middle, with a mark."""
-        tokens = self.processor.tokenizer(content, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        tokens = self._as_text(content)
         if len(tokens) <= most:
             return content
         decode = self.processor.tokenizer.decode
@@ -83,10 +81,13 @@ class TurnTemplate:
         for mark, content in contents.items():
             own, _, text = text.partition(mark)
             found += self._tokens(own)
-            found += self.processor.tokenizer(content, add_special_tokens=False, split_special_tokens=True)[
-                "input_ids"
-            ]
+            found += self._as_text(content)
         return found + self._tokens(text)
+
+    def _as_text(self, content: str) -> list[int]:
+        """Tokens of a text in which special tokens are ordinary text."""
+        read = self.processor.tokenizer
+        return list(read(content, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

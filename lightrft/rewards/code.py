@@ -20,8 +20,6 @@ from lightrft.sandbox.judge import Calls, Verdict, by_calls, by_output
 from lightrft.workers.boxes import box_of, check_box
 
 FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
-MARGIN_SECONDS = 2.0
-"""What a worker needs of its time limit besides the tests."""
 KINDS = ("tests", "calls", "pairs")
 
 
@@ -84,4 +82,4 @@ def judged(box: Box, program: str, target: dict[str, Any], kind: str) -> Verdict
 def check_sandbox(sandbox: SandboxConfig, rewards: RewardConfig) -> None:
     """ValueError where programs cannot be judged with these settings; warns where nothing protects from them."""
     seconds = rewards.timeout_seconds if rewards.workers else 0.0
-    check_box(sandbox, "rewards.timeout_seconds", seconds, sandbox.wall_seconds + MARGIN_SECONDS)
+    check_box(sandbox, "rewards.timeout_seconds", seconds)

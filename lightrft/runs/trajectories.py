@@ -83,7 +83,7 @@ def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
         "target": trajectory.prompt.target,
         "response": trajectory.answer,
         "length": trajectory.num_chosen,
-        **_conversation(trajectory),
+        **conversation(trajectory),
         "finish": trajectory.finish,
         "reward": _finite(trajectory.reward),
         "parts": {name: _finite(value) for name, value in trajectory.parts.items()},
@@ -94,7 +94,7 @@ def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _conversation(trajectory: Trajectory) -> dict[str, Any]:
+def conversation(trajectory: Trajectory) -> dict[str, Any]:
     """What was said after the prompt and what the environment made of it; nothing of a response in one turn."""
     found: dict[str, Any] = {}
     if trajectory.said:

@@ -58,6 +58,11 @@ class Outcome:
     why: str
     cpu_seconds: float
 
+    @property
+    def error(self) -> str:
+        """Last line that it wrote to standard error; empty without any."""
+        return next(reversed(self.stderr.strip().splitlines()), "")
+
 
 @dataclass
 class Started:
@@ -214,13 +219,14 @@ def finish(boxes: Sequence[Started], limits: Limits, until: Started | None = Non
         for box in boxes:
             _end(box)
     for box in boxes:
-        if bytes(box.said["told"]) != b"ready" and box.over != "wall":
-            told = (box.said["told"] or box.said["stderr"]).decode("utf-8", "replace").strip()
-            raise SandboxError(f"a box could not be confined: {told[-300:] or 'it ended without a word'}.")
-        if bytes(box.said["told"]) != b"ready":
+        if _is_ready(box):
+            continue
+        if box.over == "wall":
             raise SandboxError(
                 f"a box was not confined within {SETUP_SECONDS:g} seconds; the machine is too busy."
             )
+        told = (box.said["told"] or box.said["stderr"]).decode("utf-8", "replace").strip()
+        raise SandboxError(f"a box could not be confined: {told[-300:] or 'it ended without a word'}.")
 
 
 def _attend(
@@ -256,9 +262,13 @@ def _ended(waiting: selectors.BaseSelector, box: Started, limits: Limits) -> Non
         _take(waiting, box, descriptor, limits)
 
 
+def _is_ready(box: Started) -> bool:
+    """Whether it has said that it is confined."""
+    return bytes(box.said["told"]) == b"ready"
+
+
 def _is_late(box: Started, now: float, limits: Limits) -> bool:
-    ready = bytes(box.said["told"]) == b"ready"
-    return now - box.began > (limits.wall_seconds if ready else SETUP_SECONDS)
+    return now - box.began > (limits.wall_seconds if _is_ready(box) else SETUP_SECONDS)
 
 
 def _give(waiting: selectors.BaseSelector, box: Started, descriptor: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -91,11 +92,8 @@ def finish_quietly(boxes: Sequence[Started], box: Box) -> None:
     """Ends boxes that were started in vain."""
     for one in boxes:
         one.over = "wall"
-        with_no_time = replace(box.limits, wall_seconds=0.0)
-        try:
-            finish([one], with_no_time)
-        except SandboxError:
-            continue
+        with suppress(SandboxError):
+            finish([one], box.limits)
 
 
 def _verdict(boxes: Sequence[Started], count: int) -> Verdict:
@@ -111,9 +109,8 @@ def _verdict(boxes: Sequence[Started], count: int) -> Verdict:
 
 
 def _reason(program: Outcome, tests: Outcome) -> str:
-    last = program.stderr.strip().splitlines()[-1:] or tests.stderr.strip().splitlines()[-1:]
     over = next((one.why for one in (program, tests) if one.status in ("cpu", "wall", "output")), "")
-    return over or "; ".join(last)[:300] or "a test failed"
+    return over or (program.error or tests.error)[:300] or "a test failed"
 
 
 def by_output(box: Box, program: str, pairs: Sequence[tuple[str, str]]) -> Verdict:
@@ -130,12 +127,8 @@ def by_output(box: Box, program: str, pairs: Sequence[tuple[str, str]]) -> Verdi
         outcome = Box(replace(box.limits, wall_seconds=left), box.kind, box.python).run(program, given)
         passed.append(outcome.status == "ended" and same_output(outcome.stdout, expected))
         if not passed[-1]:
-            last = outcome.stderr.strip().splitlines()[-1:]
-            why = why or (
-                outcome.why
-                if outcome.status not in ("ended", "failed")
-                else "".join(last) or "it printed something else"
-            )
+            over = outcome.status not in ("ended", "failed")
+            why = why or (outcome.why if over else outcome.error or "it printed something else")
         if outcome.status in ("cpu", "wall"):
             break
     return Verdict(passed + [False] * (len(pairs) - len(passed)), why)

@@ -18,6 +18,7 @@ from lightrft.tasks.base import Place, Task, from_places, no_option
 from lightrft.types import Record
 
 FENCE = "Write the program in one fenced block, ```python ... ```, and nothing else of code."
+STREAMS = "Read from standard input and print to standard output."
 PROMISED = "\n".join(
     f"from {name} import *" for name in ("typing", "collections", "itertools", "functools", "heapq", "bisect", "math", "string")
 ) + "\nimport bisect, collections, functools, heapq, itertools, math, operator, random, re, string, sys"  # fmt: skip
@@ -98,8 +99,7 @@ def stdin_row(row: Row, config: TaskConfig) -> Example:
     solutions = _json(row.get("solutions") or [])
     solution = solutions if isinstance(solutions, str) else solutions[0] if solutions else ""
     question = text_field(row, "problem" if "problem" in row else "question").strip()
-    told = "Read from standard input and print to standard output."
-    return Example(f"{question}\n{told}", {"pairs": pairs, "solution": solution})
+    return Example(f"{question}\n{STREAMS}", {"pairs": pairs, "solution": solution})
 
 
 def livecodebench_row(row: Row, config: TaskConfig) -> Example:
@@ -111,8 +111,7 @@ def livecodebench_row(row: Row, config: TaskConfig) -> Example:
     kinds = {test["testtype"] for test in tests}
     if kinds == {"stdin"}:
         pairs = [[test["input"], test["output"]] for test in tests]
-        told = "Read from standard input and print to standard output."
-        return Example(f"{question}\n{told}", {"pairs": pairs, "solution": row.get("solution") or ""})
+        return Example(f"{question}\n{STREAMS}", {"pairs": pairs, "solution": row.get("solution") or ""})
     if kinds != {"functional"} or not name:
         raise ValueError(f"the tests are of the kinds {sorted(kinds)} and metadata.func_name is {name!r}.")
     calls = [
@@ -175,13 +174,12 @@ def private_tests(packed: Any) -> list[dict[str, Any]]:
 
 
 def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
+    """A list or an object, also where it was written as text. ValueError for another text."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip()[:1] not in ("[", "{"):
         raise ValueError(f"not JSON: {value[:60]!r}")
-    return value
+    return json.loads(value)
 
 
 def _lines(value: Any) -> str:

@@ -165,9 +165,9 @@ def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
 
 def _chosen(trajectories: Sequence[Trajectory]) -> Tensor | None:
     """Places of the tokens that the policy chose, of responses that hold others as well; all tokens of one that is masked whole."""
-    wanted = [x for t in trajectories for x in (t.mask if any(t.mask) else [True] * len(t))]
-    if all(wanted):
+    if all(all(t.mask) or not any(t.mask) for t in trajectories):
         return None
+    wanted = [x for t in trajectories for x in (t.mask if any(t.mask) else [True] * len(t))]
     return torch.tensor([place for place, x in enumerate(wanted) if x], dtype=torch.int64)
 
 

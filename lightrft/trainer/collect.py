@@ -81,11 +81,10 @@ class Collector:
             kept += self._worthy(judged, drawn)
             if self.world.all(len(kept) >= self.share):
                 break
-        drawn.counts = self.world.sum_by_name(drawn.counts)
+        drawn.counts = self.world.sum_by_name(drawn.counts | self.supply.counted())
         self._need_some(step, kept, drawn)
         metrics = describe(drawn.groups, self.world) | drawn.counts | self._of_rollout(drawn.groups)
         metrics["rollout/sampling_rounds"] = float(drawn.attempts)
-        metrics |= self.world.sum_by_name(self.supply.counted())
         kept, surplus = self._divided(step, kept, drawn)
         if self.config.rollout.extra_groups == "carry_over":
             self.buffer.carried_over = surplus

@@ -15,6 +15,7 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.runs.layout import EvaluationFolder
+from lightrft.runs.trajectories import conversation
 from lightrft.tasks.base import Task, extractor
 from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estimate, pass_at_k
 from lightrft.trainer.rollout import rollout
@@ -173,7 +174,7 @@ class Evaluator:
             "response": t.answer,
             "finish": t.finish,
             "length": t.num_chosen,
-            **({"said": t.said, "step_rewards": t.step_rewards} if t.said else {}),
+            **conversation(t),
             "reward": None if failed else t.reward,
             "parts": t.parts,
             "correct": not failed and self._right(t),

@@ -213,11 +213,11 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
     counts = [len(ts), len(groups), silent]
     sums = [rewards.sum(), sum(t.num_chosen for t in ts), sum(t.finish == "length" for t in ts)]
-    local = torch.tensor([*counts, *sums], dtype=torch.float64)
-    answers, drawn, silent_sum, reward, length, cut = world.sum(local).tolist()
+    local = torch.tensor([*counts, *sums, *_talked(ts)], dtype=torch.float64)
+    answers, drawn, silent_sum, reward, length, cut, *talked = world.sum(local).tolist()
     mean = reward / max(answers, 1)
     squares = float(world.sum((rewards - mean).square().sum()))
-    return conversations(ts, world) | {
+    return _of_talks(*talked) | {
         "reward/mean": mean,
         "reward/std": (squares / max(answers, 1)) ** 0.5,
         **{
@@ -233,18 +233,20 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     }
 
 
-def conversations(ts: Sequence[Trajectory], world: World) -> dict[str, float]:
-    """Turns and replies of responses with an environment, over all ranks; nothing where no response has one."""
+def _talked(ts: Sequence[Trajectory]) -> tuple[int, int, int, int]:
+    """Responses with an environment: how many, their turns, the tokens of replies, and how many ended at the most turns."""
     talks = [t for t in ts if t.said]
     turns, replies = sum(len(t.step_rewards) for t in talks), sum(len(t) - t.num_chosen for t in talks)
-    ended = sum(t.finish == "turns" for t in talks)
-    local = torch.tensor([len(talks), turns, replies, ended], dtype=torch.float64)
-    count, all_turns, reply_tokens, cut = world.sum(local).tolist()
+    return len(talks), turns, replies, sum(t.finish == "turns" for t in talks)
+
+
+def _of_talks(count: float, turns: float, reply_tokens: float, ended: float) -> dict[str, float]:
+    """Metrics of what `_talked` found on all ranks; none where no response has an environment."""
     if not count:
         return {}
     return {
-        "rollout/turns": all_turns / count,
-        "rollout/max_turns_fraction": cut / count,
+        "rollout/turns": turns / count,
+        "rollout/max_turns_fraction": ended / count,
         "rollout/reply_tokens": reply_tokens / count,
     }
 

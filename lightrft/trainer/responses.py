@@ -52,12 +52,9 @@ def turn_rewards(trajectories: Sequence[Trajectory]) -> Tensor:
     found: list[float] = []
     for t in trajectories:
         row = [0.0] * len(t)
-        ends = [
-            place for place, chosen in enumerate(t.mask) if chosen and not any(t.mask[place + 1 : place + 2])
-        ]
-        for place, reward in zip(
-            ends, t.step_rewards, strict=False
-        ):  # none where algorithm.truncated=mask left no token
+        ends = [n for n, chosen in enumerate(t.mask) if chosen and not any(t.mask[n + 1 : n + 2])]
+        # There are no ends where algorithm.truncated=mask has left no token.
+        for place, reward in zip(ends, t.step_rewards, strict=False):
             row[place] = reward
         found += row
     return torch.tensor(found)

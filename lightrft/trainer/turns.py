@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from lightrft.config import EnvironmentConfig
 from lightrft.engines.base import Engine, Joint
 from lightrft.environments.base import Reply
-from lightrft.environments.episodes import EnvironmentFailedError, Episodes, Failed, added
+from lightrft.environments.episodes import EnvironmentFailedError, Episodes, Failed
 from lightrft.media.parts import described
 from lightrft.models.processor import Processor
 from lightrft.models.turns import TurnTemplate
@@ -73,7 +73,8 @@ class Turns:
 
     def count(self, name: str, number: float = 1.0) -> None:
         """Adds to environment/NAME."""
-        self.counts = added([self.counts, {f"environment/{name}": number}])
+        name = f"environment/{name}"
+        self.counts[name] = self.counts.get(name, 0.0) + number
 
 
 class Conversations:

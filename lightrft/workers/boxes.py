@@ -9,6 +9,8 @@ from lightrft.config.sandbox import SandboxConfig
 from lightrft.sandbox.box import Box, Limits, SandboxError
 from lightrft.sandbox.levels import make_box
 
+MARGIN_SECONDS = 2.0
+"""What who runs programs needs of its time limit besides them."""
 USUAL = SandboxConfig()
 """The sandbox where no settings are given."""
 
@@ -28,11 +30,13 @@ def box_of(sandbox: SandboxConfig) -> Box:
     return make_box(limits, sandbox.kind, sandbox.python)
 
 
-def check_box(sandbox: SandboxConfig, option: str, seconds: float, least: float) -> None:
+def check_box(sandbox: SandboxConfig, option: str, seconds: float, *, programs: int = 1) -> None:
     """ValueError where programs cannot be run with these settings; warns where nothing protects from them.
 
-    `option`: the setting that limits the time of who runs them, which is `seconds` and must be at least `least`; 0: no limit.
+    `option`: the setting that limits the time of who runs them, to `seconds` (0: no limit), in which so many `programs` may take all of
+    sandbox.wall_seconds, one after the other.
     """
+    least = programs * sandbox.wall_seconds + MARGIN_SECONDS
     if seconds and seconds < least:
         raise ValueError(
             f"{option}={seconds:g} is too short for programs that may take sandbox.wall_seconds={sandbox.wall_seconds:g}: they would count "
