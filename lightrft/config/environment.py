@@ -34,7 +34,7 @@ class EnvironmentConfig:
     retries: int = 1
     """How often a conversation is begun again whose environment raised, hung or died."""
     on_failure: Literal["raise", "drop"] = "raise"
-    """One that fails still: stop the run, or drop the response, counted and logged."""
+    """One that fails still: stop the run, or drop the response, counted and logged. An evaluation always drops it."""
     workers: int = 2
     """Child processes that hold environments; 0 holds them in the main process, without time limit."""
     memory_gb: float = 8.0

@@ -46,18 +46,20 @@ class SkyRL:
 
     def close(self) -> None:
         """Closes it, where it can be closed."""
-        if hasattr(self._environment, "close"):
-            self._environment.close()
+        _close(self._environment)
 
 
 class Methods:
-    """An environment of TRL (`environment_factory`): `reset(**row)`, methods that are tools and, perhaps, `get_reward`."""
+    """An environment of TRL (`environment_factory`): `reset(**row)`, methods that are tools and, perhaps, `get_reward`.
+
+    TRL takes a method `close` for a tool as well; here it ends the episode, and the policy is not told of it.
+    """
 
     def __init__(self, environment: Any) -> None:
         """ValueError for a method that cannot be a tool."""
         self._environment, self._tools = environment, Tools([])
         for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction):
-            if name not in ("reset", "get_reward") and not name.startswith("_"):
+            if name not in ("reset", "get_reward", "close") and not name.startswith("_"):
                 self._tools.add(getattr(environment, name))
 
     @property
@@ -78,3 +80,12 @@ class Methods:
     def final_reward(self) -> float:
         """The reward of an episode as it stands."""
         return float(self._environment.get_reward()) if hasattr(self._environment, "get_reward") else 0.0
+
+    def close(self) -> None:
+        """Closes it, where it can be closed."""
+        _close(self._environment)
+
+
+def _close(environment: Any) -> None:
+    if hasattr(environment, "close"):
+        environment.close()

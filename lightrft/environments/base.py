@@ -125,9 +125,12 @@ Order = Begin | Act | Finish | End | Describe
 
 
 def messages_of(said: Observation) -> tuple[dict[str, str], ...]:
-    """An observation as messages of text. TypeError or ValueError for what is neither text nor such messages."""
+    """An observation as messages of text; half a surrogate pair, which no tokenizer takes, is a question mark in it.
+
+    TypeError or ValueError for what is neither text nor such messages.
+    """
     if isinstance(said, str):
-        return ({"role": "", "content": said},) if said else ()
+        return ({"role": "", "content": _whole(said)},) if said else ()
     if not isinstance(said, Sequence):
         raise TypeError(f"the observation is a {type(said).__name__}, not text or a list of messages.")
     found = []
@@ -139,8 +142,12 @@ def messages_of(said: Observation) -> tuple[dict[str, str], ...]:
             raise ValueError(
                 "an observation holds a message of role 'assistant': the policy alone speaks there."
             )
-        found.append({"role": role, "content": message["content"]})
+        found.append({"role": role, "content": _whole(message["content"])})
     return tuple(found)
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def taken(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:

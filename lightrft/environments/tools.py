@@ -100,7 +100,7 @@ class Tools:
             return f"error: there is no tool {name!r}; there are: {', '.join(self._functions)}", False
         try:
             bound = inspect.signature(function).bind(
-                *([arguments] if isinstance(arguments, str) else []),
+                *([_of_kind(function, arguments)] if isinstance(arguments, str) else []),
                 **(arguments if isinstance(arguments, dict) else {}),
             )
         except TypeError as error:
@@ -147,6 +147,17 @@ def _wrong_type(function: Callable[..., Any], arguments: Mapping[str, Any]) -> s
         if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("integer", "number")):
             return f"argument {name!r} must be of type {kind}"
     return ""
+
+
+def _of_kind(function: Callable[..., Any], text: str) -> Any:
+    """The one argument of a call as tags, read as JSON where the function wants no text; the text itself where that is none."""
+    (name,) = inspect.signature(function).parameters
+    if _kinds(function).get(name, "string") == "string":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, str]:

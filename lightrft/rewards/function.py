@@ -32,6 +32,8 @@ class Answer:
     finish: str
     said: list[Any] = field(default_factory=list)
     step_rewards: list[float] = field(default_factory=list)
+    replied: int = 0
+    """How many of the tokens are replies of an environment."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -49,7 +51,7 @@ VIEWS: Mapping[str, Callable[[Answer], Any]] = {
     "finish": lambda t: t.finish,
     "said": lambda t: t.said,
     "step_rewards": lambda t: t.step_rewards,
-    "num_tokens": len,
+    "num_tokens": lambda t: len(t) - t.replied,
 }
 """What a per-answer function may ask for, by parameter name."""
 
@@ -79,7 +81,7 @@ def each(function: Callable[..., float]) -> PerAnswer:
     """Lifts a function of one answer to a reward: `@each  def short(answer: str) -> float: ...`.
 
     Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
-    text), messages, source, finish ("stop", "length" or "turns"), num_tokens; and of a conversation with an environment, of which
+    text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose); and of a conversation with an environment, of which
     `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). ValueError for a name that is none of these.
     """
     return PerAnswer(function)

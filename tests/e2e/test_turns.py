@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def test_a_run_with_tools_is_saved_shown_checked_and_resumed(lightrft: Lightrft)
     told = lightrft("check", "tiny", *tools, status=0)
     assert "between turns" in told
     assert "in role tool" in told
+
+
+def test_an_evaluation_leaves_failures_out_and_counts_for_itself(lightrft: Lightrft):
+    """Every second held-out episode fails, in a run that failures would stop (environment.on_failure=raise)."""
+    talk = [
+        *("--tasks.train", "episodes", "1", "--environment.workers", "0", "--environment.turn-tokens", "4"),
+        *("--environment.name", f"{HERE.parent}/unit/environments/talkers.py:FailsHeldOut"),
+        *("--environment.options", "kind", "raise", "--rollout.max-tokens", "120", "--evaluate.limit", "8"),
+    ]
+    lightrft("train", "tiny", *PLAIN, *talk, "--steps", "1", "--run", "run")
+    (row,) = steps(lightrft.cwd / "run")
+    assert row["environment/spoken"] == 3 * 16, (
+        "three turns of each response of the step, and none of the evaluations"
+    )
+    assert not {"environment/failed", "environment/restarted"} & row.keys()
+    report = json.loads((lightrft.cwd / "run/evaluation/after.json").read_text())["episodes"]
+    assert (report["responses"], report["failed_rewards"], report["score"]["mean"]) == (4, 4, 3.0)
 
 
 def test_what_cannot_go_with_an_environment_is_refused_by_name(lightrft: Lightrft):

@@ -63,7 +63,8 @@ def test_behaviour_is_what_the_trainer_and_one_plain_pass_find(family, temperatu
     bench = Bench(folder, stack, name=f"{TALKERS}:Chatty", turn_tokens=9, max_turns=5)
     ts = [t for group in bench.groups(temperature=temperature) for t in group]
     turns = [len(t.step_rewards) for t in ts]
-    assert (min(turns), max(turns)) == (1, 5)
+    assert min(turns) < 3
+    assert max(turns) == 5
     batch = pack(ts)
     found = logprobs(bench.model, batch, temperature=temperature, max_logits=10**6).values
     assert (found - batch.behavior)[batch.mask].abs().max() < 1e-5
