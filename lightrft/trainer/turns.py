@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lightrft.config import EnvironmentConfig
-from lightrft.engines.base import Engine, Joint
+from lightrft.engines.base import Engine, Joint, Keeping
 from lightrft.environments.base import Reply
 from lightrft.environments.episodes import EnvironmentFailedError, Episodes, Failed
 from lightrft.media.parts import described
@@ -74,7 +74,8 @@ class Turns:
         """Inside, there are environments for responses of this engine, `sampling.n` to each prompt."""
         found = Conversations(self, engine, sampling)
         try:
-            yield found
+            with engine.keeping() if isinstance(engine, Keeping) else nullcontext():
+                yield found
         except _ElsewhereError:
             pass  # the ranks of a rollout meet at its end (World.independent), where that failure is raised on all of them
         finally:
