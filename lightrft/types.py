@@ -96,8 +96,8 @@ class Prompt:
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
     episode: int | None = None
     """Seed of its environment, once that was begun: whatever answers the prompt again has the same one."""
-    begun_with: int = 0
-    """How many of the last messages are what its environment said first."""
+    row: list[Message] | None = None
+    """The messages of the row, where others stand above because of what its environment said first."""
     continuation: Continuation | None = None
     """Set where a response goes on that was paused earlier: an engine then gives one response, whatever `sampling.n`, and of it
     what is new."""

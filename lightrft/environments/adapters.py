@@ -30,14 +30,12 @@ class SkyRL:
         self._environment = environment
 
     def reset(self, *, options: Mapping[str, Any]) -> tuple[Observation, Mapping[str, Any]]:
-        """What it adds to the prompt. ValueError if it changes what stands there, which is tokenized already."""
+        """What it adds to the prompt, or all of a prompt that it changes."""
         asked = [dict(message) for message in options["messages"]]
-        prompt, info = self._environment.init([dict(message) for message in asked])
+        prompt, _ = self._environment.init([dict(message) for message in asked])
         if list(prompt[: len(asked)]) != asked:
-            raise ValueError(
-                f"{type(self._environment).__name__}.init changes the prompt. Let it add messages behind it alone."
-            )
-        return prompt[len(asked) :], info
+            return prompt, {"whole_prompt": True}
+        return prompt[len(asked) :], {}
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, Mapping[str, Any]]:
         """One step, item by item."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.adapters import adapted
+from lightrft.environments.agent import Agent
 from lightrft.environments.base import (
     Act,
     Begin,
@@ -29,7 +30,7 @@ from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
 
-ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"search": Search, "tools": Tools}
+ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"agent": Agent, "search": Search, "tools": Tools}
 """The built-in environments by name; each makes one."""
 
 
@@ -74,7 +75,9 @@ class Host:
         self._end(order.episode)
         environment = self._episodes[order.episode] = adapted(self._make(**self._options))
         found = environment.reset(**taken(environment.reset, {"seed": order.seed, "options": order.row}))
-        return Reply(messages_of(found[0] if isinstance(found, tuple) else found))
+        said, info = found if isinstance(found, tuple) else (found, {})
+        tools, whole = tuple((info or {}).get("tools", ())), bool((info or {}).get("whole_prompt"))
+        return Reply(messages_of(said, first=True), whole_prompt=whole, tools=tools)
 
     def _act(self, order: Act) -> Reply | Lost:
         environment = self._episodes.get(order.episode)
@@ -86,9 +89,8 @@ class Host:
         done = bool(terminated or truncated)
         if done:
             self._end(order.episode)
-        return Reply(
-            messages_of(said), reward, done, {str(name): float(count) for name, count in counts.items()}
-        )
+        counted = {str(name): float(count) for name, count in counts.items()}
+        return Reply(messages_of(said), reward, done, counts=counted)
 
     def _finish(self, order: Finish) -> Reply | Lost:
         environment = self._episodes.get(order.episode)

@@ -89,7 +89,7 @@ class Tools:
         """Name and arguments of each call: a dictionary, or a text that is an argument or, under no name, what is wrong."""
         if self._calls == "tags":
             return _tagged(action, list(self._functions)) if self._functions else []
-        return [_parsed(text) for text in IN_JSON.findall(action)]
+        return [parsed_call(text) for text in IN_JSON.findall(action)]
 
     def _answer(self, name: str, arguments: Any) -> tuple[str, bool]:
         """What the policy is told, and whether its call was right."""
@@ -187,7 +187,8 @@ def _tagged(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
     return found
 
 
-def _parsed(text: str) -> tuple[str, Any]:
+def parsed_call(text: str) -> tuple[str, Any]:
+    """Name and arguments of a call in JSON; no name, and what is wrong, for one that is none."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):

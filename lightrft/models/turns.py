@@ -6,9 +6,11 @@ tokens that were sampled. So a conversation only grows, and no turn is tokenized
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -21,6 +23,11 @@ from lightrft.types import Message, Prompt, Record
 
 SAID, REPLIED = "\u241esaid\u241e", "\u241ereplied{}\u241e"
 """Stand for what the policy said, and for the texts of a reply. The sign is one that texts do not have."""
+HOW = {
+    "json": 'To call one, write <tool_call>{"name": NAME, "arguments": {...}}</tool_call>, and its result is sent to you.',
+    "tags": "To call one, write <NAME>ARGUMENT</NAME>, and its result is sent to you.",
+}
+"""environment.calls -> what the policy is told of it."""
 CUT = " [...] "
 """Stands where a long reply was cut."""
 
@@ -50,13 +57,22 @@ class TurnTemplate:
         # The usual case: written and tokenized as a whole, as the template writes it and a chat server would read it.
         return self._tokens(suffix(self.processor, messages, answer))
 
-    def prompt(self, record: Record, said: int) -> Prompt:
+    def prompt(self, record: Record, said: int, tools: Sequence[dict[str, Any]] = ()) -> Prompt:
         """The record's prompt, whose last `said` messages are an environment's: their texts are never read as special tokens.
+
+        `tools`: schemas of functions that this prompt tells of besides those of the run.
 
         For a model that reads media the whole is tokenized by its own program; there such a token in a text is broken by a space
         of no width.
         """
-        first, last = record.messages[:-said], record.messages[-said:]
+        if tools:
+            told = copy(self.processor)
+            announce(told, [*told.tools, *tools], "json")
+            return replace(self, processor=told).prompt(record, said)
+        first, last = (
+            record.messages[: len(record.messages) - said],
+            record.messages[len(record.messages) - said :],
+        )
         contents = {REPLIED.format(place): str(m["content"]) for place, m in enumerate(last)}
         if not any(map(self._holds_mark, contents.values())):
             return self.processor.prompt(record)
@@ -139,6 +155,17 @@ def turn_template(processor: Processor) -> TurnTemplate:
             f"the model's chat template cannot join turns: {told['user']}. Set model.chat_template to a Jinja file that can."
         )
     return TurnTemplate(processor, roles, _marks(processor))
+
+
+def announce(processor: Processor, schemas: Sequence[dict[str, Any]], calls: str) -> None:
+    """Lets every prompt tell of these tools: as the chat template does it or, where it does not or calls are written as tags, in the
+    system message."""
+    processor.tools, question = list(schemas), [Message(role="user", content="?")]
+    told = processor.rendered(question)
+    if calls != "json" or not all(str(schema["function"]["name"]) in told for schema in schemas):
+        processor.tools = []
+        lines = [json.dumps(schema["function"], ensure_ascii=False) for schema in schemas]
+        processor.preamble = "\n".join(["You can call these functions:", *lines, HOW[calls]])
 
 
 def _marks(processor: Processor) -> frozenset[str]:

@@ -113,8 +113,9 @@ class Conversations:
             found = self._reset(wanted)
             for place, (seed, prompt) in enumerate(zip(seeds, prompts, strict=True)):
                 begun = found[place * n : (place + 1) * n]
-                said = self._said_alike(prompt, seed, [reply for _, reply in begun])
-                asked.append(self._asked(prompt, said, seed))
+                asked.append(
+                    self._asked(prompt, seed, [reply for _, reply in begun if isinstance(reply, Reply)])
+                )
                 self._begun.append([_Talk(seed, *one) for one in begun])
         return asked
 
@@ -124,18 +125,6 @@ class Conversations:
         group = first_group + sampling.first_index + place * sampling.index_stride
         drawn = derive_seed("environment", sampling.seed, prompt.id, group) % SEEDS
         return drawn if prompt.episode is None else prompt.episode
-
-    def _said_alike(self, prompt: Prompt, seed: int, begun: Sequence[Reply | Failed]) -> list[Message]:
-        """What the environments of a group say first. EnvironmentFailedError if that differs."""
-        said = [_first(reply) for reply in begun if isinstance(reply, Reply)]
-        if prompt.episode is not None:
-            said.append(_said_first(prompt))  # what its siblings heard, when they were asked
-        if any(messages != said[0] for messages in said):
-            raise EnvironmentFailedError(
-                f"environment '{self._turns.episodes.spec.name}' began the episodes of one group differently ({prompt.id}, seed "
-                f"{seed}), so their responses answer no common prompt. Let reset draw from its seed alone."
-            )
-        return said[0] if said else []
 
     def go_on(self, groups: Sequence[Sequence[Trajectory]], generate: Generate, processor: Processor) -> None:
         """Takes the responses, which have had their first turn, to their ends; in place."""
@@ -253,7 +242,7 @@ class Conversations:
         found = self._reset([(talk.seed, _row(talk.t.prompt)) for talk in anew])
         for talk, (episode, begun) in zip(list(anew), found, strict=True):
             t = talk.t
-            if isinstance(begun, Reply) and _first(begun) != _said_first(t.prompt):
+            if isinstance(begun, Reply) and _opened(t.prompt, begun) != t.prompt.messages:
                 begun = Failed("it begins otherwise with the same seed, and its prompt is written already")
             if isinstance(begun, Failed):
                 self._give_up(t, begun.reason)
@@ -292,41 +281,46 @@ class Conversations:
                     found[place] = episode, reply
         return [found[place] for place in range(len(wanted))]
 
-    def _asked(self, prompt: Prompt, said: Sequence[Message], seed: int) -> Prompt:
-        """The prompt with what its environment says first, as further messages; one that was begun before has it."""
-        if not said or prompt.episode is not None:
+    def _asked(self, prompt: Prompt, seed: int, begun: Sequence[Reply]) -> Prompt:
+        """The prompt with what its environments say first; one that was begun before has it.
+
+        EnvironmentFailedError if they begin differently, or if the prompt gets too long.
+        """
+        found = [(_opened(prompt, reply), reply.tools) for reply in begun]
+        told_before = prompt.episode is not None and any(messages != prompt.messages for messages, _ in found)
+        if told_before or any(one != found[0] for one in found):
+            raise EnvironmentFailedError(
+                f"environment '{self._turns.episodes.spec.name}' began the episodes of one group differently ({prompt.id}, seed "
+                f"{seed}), so their responses answer no common prompt. Let reset draw from its seed alone."
+            )
+        if prompt.episode is not None or not begun or not (begun[0].messages or begun[0].tools):
             return replace(prompt, episode=seed)
-        template = self._turns.template
-        record = Record(prompt.id, [*_own(prompt), *said], prompt.target, prompt.source)
-        asked = template.processor.open(template.prompt(record, len(said)))
+        (messages, tools), template = found[0], self._turns.template
+        record = Record(prompt.id, messages, prompt.target, prompt.source)
+        asked = template.processor.open(template.prompt(record, len(begun[0].messages), tools))
         if len(asked.token_ids) > self._turns.max_prompt_tokens:
             raise EnvironmentFailedError(
                 f"{prompt.id}: the prompt with what environment '{self._turns.episodes.spec.name}' says first has {len(asked.token_ids)} "
                 f"tokens, tasks.max_prompt_tokens={self._turns.max_prompt_tokens}. Raise that."
             )
-        return replace(asked, episode=seed, begun_with=len(said))
+        return replace(asked, episode=seed, row=prompt.messages)
 
 
-def _first(reply: Reply) -> list[Message]:
-    """What an environment says first, as messages of the prompt: the user's, where it names no role."""
-    return [Message(role=m["role"] or "user", content=m["content"]) for m in reply.messages]
-
-
-def _own(prompt: Prompt) -> list[Message]:
-    """The messages of the row, without what its environment said first."""
-    own = prompt.messages[: len(prompt.messages) - prompt.begun_with]
-    return [m for m in own if m["content"] != OPENING]
-
-
-def _said_first(prompt: Prompt) -> list[Message]:
-    return prompt.messages[len(prompt.messages) - prompt.begun_with :]
+def _opened(prompt: Prompt, reply: Reply) -> list[Message]:
+    """The messages of a prompt whose environment begins with this: the user's, where it names no role."""
+    row = prompt.messages if prompt.row is None else prompt.row
+    first = [Message(role=m["role"] or "user", content=m["content"]) for m in reply.messages]
+    if not first:
+        return row
+    return first if reply.whole_prompt else [*(m for m in row if m["content"] != OPENING), *first]
 
 
 def _row(prompt: Prompt) -> dict[str, object]:
     """What an environment is told of the row."""
+    row = prompt.messages if prompt.row is None else prompt.row
     return {
         "id": prompt.id,
-        "messages": described(_own(prompt)),
+        "messages": described([m for m in row if m["content"] != OPENING]),
         "target": prompt.target,
         "source": prompt.source,
     }
