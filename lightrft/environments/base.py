@@ -115,9 +115,9 @@ class Reply:
     reward: float = 0.0
     done: bool = False
     whole_prompt: bool = False
-    """Of the first one: the messages are the prompt, in place of the row's."""
+    """Whether the messages, an episode's first, are the prompt in place of the row's."""
     tools: tuple[dict[str, Any], ...] = ()
-    """Of the first one: schemas, in OpenAI's form, that this prompt tells the policy of."""
+    """Schemas, in OpenAI's form, that the prompt of an episode which begins tells the policy of."""
     counts: dict[str, float] = field(default_factory=dict)
 
 
