@@ -26,11 +26,17 @@ from lightrft.environments.base import (
     messages_of,
     taken,
 )
+from lightrft.environments.mcp import MCP
 from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
 
-ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"agent": Agent, "search": Search, "tools": Tools}
+ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {
+    "agent": Agent,
+    "mcp": MCP,
+    "search": Search,
+    "tools": Tools,
+}
 """The built-in environments by name; each makes one."""
 
 
