@@ -27,6 +27,7 @@ from lightrft.environments.base import (
     taken,
 )
 from lightrft.environments.mcp import MCP
+from lightrft.environments.openenv import OpenEnv
 from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
@@ -34,6 +35,7 @@ from lightrft.utils.imports import resolve
 ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {
     "agent": Agent,
     "mcp": MCP,
+    "openenv": OpenEnv,
     "search": Search,
     "tools": Tools,
 }
