@@ -8,7 +8,7 @@ from functools import partial
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
-from lightrft.rewards.environment import environment
+from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
@@ -54,6 +54,7 @@ REWARDS: dict[str, RewardFunction] = {
     "choice_or_math": each(choice_or_math),
     "confident_math": each(confident_math),
     "environment": each(environment),
+    "turns": each(turns),
     "exact": each(exact),
     "format": each(tags),
     "json": each(json_object),
