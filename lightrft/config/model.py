@@ -38,6 +38,8 @@ class ModelConfig:
     """packed: prefix-sharing kernels. separate: one plain sdpa call per sequence; slow, for checking."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (activation checkpointing): less memory, about a third more time."""
+    checkpoint_every: int = 1
+    """With gradient_checkpointing: one of so many layers is recomputed, so that 2 saves half the memory for half the time."""
     chat_template: str = ""
     """Path to a Jinja chat template that replaces the tokenizer's. 'plain' joins the contents with newlines."""
     cache: str = ""
@@ -47,6 +49,13 @@ class ModelConfig:
     freeze: list[str] = field(default_factory=list)
     """Parts that do not learn: vision, audio, projector, language, or the beginning of parameter names."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges("model", self)
+        if self.checkpoint_every > 1 and not self.gradient_checkpointing:
+            raise ValueError(
+                f"model.checkpoint_every={self.checkpoint_every} has no effect without model.gradient_checkpointing. Leave it out, or set that."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

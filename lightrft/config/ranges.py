@@ -72,6 +72,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "sft_coefficient": NOT_NEGATIVE,
         "max_tokens": COUNT,
     },
+    "model": {"checkpoint_every": COUNT},
     "model.lora": {"rank": NOT_NEGATIVE, "alpha": COUNT},
     "media": {
         "max_pixels": NOT_NEGATIVE,

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightrft.config import MediaConfig, ModelConfig
 from lightrft.models.describe import (
@@ -113,6 +114,9 @@ def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
     model = add_adapters(model, config.lora) if config.lora.rank else model
     if config.gradient_checkpointing:
         causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for place, layer in enumerate(layers):
+            layer.gradient_checkpointing = place % config.checkpoint_every == 0
         if config.lora.rank:
             causal_lm(model).enable_input_require_grads()
         # transformers recomputes only in training mode; the models here have no dropout (see attention.py).

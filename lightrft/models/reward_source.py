@@ -75,7 +75,7 @@ class RewardSource(Source):
         return {name: parameter.detach() for name, parameter in plain_parameters(plain).items()}
 
     def _bare(self) -> ModelConfig:
-        return replace(self.config, lora=LoraConfig(), gradient_checkpointing=False)
+        return replace(self.config, lora=LoraConfig(), gradient_checkpointing=False, checkpoint_every=1)
 
     def _named(self, config: Any) -> None:
         """Gives a config the outputs' names and the padding token."""

@@ -124,7 +124,7 @@ class Shape:
     @cached_property
     def working(self) -> float:
         """Bytes that one token takes in one block while it is computed."""
-        plain = replace(self.source.config, gradient_checkpointing=False)
+        plain = replace(self.source.config, gradient_checkpointing=False, checkpoint_every=1)
         return Shape(replace(self.source, config=plain)).kept / self.blocks
 
 

@@ -93,7 +93,8 @@ def work(
 
     updates = update.epochs * update.num_minibatches
     micro_batches = max(1, ceil(read / update.num_minibatches / batch_tokens(config, lengths)))
-    times = 4 if config.model.gradient_checkpointing else 3  # a backward pass is two forward passes
+    recomputed = 1 / config.model.checkpoint_every if config.model.gradient_checkpointing else 0
+    times = 3 + recomputed  # a backward pass is two forward passes
     learning = [actor] + ([models.critic] if models.critic is not None else [])
     learned = update.epochs * times * sum(forward_flops(m, lengths, asked, answers) for m in learning)
     inside, among = (

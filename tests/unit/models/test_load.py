@@ -6,12 +6,14 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightrft.commands.plan.shape import Shape
 from lightrft.config import ModelConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.describe import model_folder, without_weights
 from lightrft.models.export import save_model
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
+from lightrft.models.source import Source
 from lightrft.models.tiny import FAMILIES
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
 from lightrft.trainer.batching import pack
@@ -71,13 +73,37 @@ def test_a_reference_takes_no_gradients():
 def test_activation_checkpointing_changes_no_number():
     batch = pack(tiny_trajectories([(6, [5, 3])]))
     found = []
-    for again in (False, True):
-        model = load_model(ModelConfig(path="random:qwen3", gradient_checkpointing=again))
+    for again in (
+        {},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "checkpoint_every": 2},
+    ):
+        model = load_model(ModelConfig(path="random:qwen3", **again))
         result = logprobs(model, batch, temperature=1.0, max_logits=10**9).values
         result.sum().backward()
         found.append([result.detach(), *(p.grad for p in model.parameters())])
-    for one, other in zip(*found, strict=True):
-        assert_close(one, other, atol=1e-6, rtol=1e-5)
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_of_several_layers_one_is_recomputed_and_the_others_keep_what_they_computed():
+    """Memory lies between that of none and all, counted on a model without weights as `lightrft plan` does."""
+    kept = {
+        every: Shape(
+            Source(
+                ModelConfig(
+                    path="random:qwen3", gradient_checkpointing=bool(every), checkpoint_every=every or 1
+                )
+            )
+        ).kept
+        for every in (0, 1, 2)
+    }
+    assert kept[2] == pytest.approx((kept[0] + kept[1]) / 2, rel=0.1), (
+        "two layers, of which one is recomputed"
+    )
+    with pytest.raises(ValueError, match="model.checkpoint_every=2 has no effect without"):
+        ModelConfig(checkpoint_every=2)
 
 
 def test_a_copied_model_is_a_model_of_its_own():
