@@ -22,7 +22,7 @@ SET_DEATH_SIGNAL, NO_NEW_PRIVILEGES, SET_SECCOMP = 1, 38, 22
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000
 EPERM, ENOTTY, ENOSYS = 1, 25, 38
-CLONE_THREAD, CLONE3 = 0x00010000, 435
+CLONE_THREAD, CLONE3, AF_UNIX = 0x00010000, 435, 1
 REQUESTS = (
     0x5401,
     0x5413,
@@ -102,17 +102,20 @@ def landlock(folders: Sequence[str]) -> None:
 
 
 def of_argument(rule: str) -> list[tuple[int, int, int, int]]:
-    """Instructions that end with a verdict on a call whose number fits; the low half of its argument is looked at."""
-    load = {"own": 16, "thread": 16, "ioctl": 24, "fcntl": 24}[rule]
+    """Instructions that end with a verdict on a call whose number fits; the low half of its argument is looked at, or a whole address."""
+    load = {"own": 16, "thread": 16, "unix": 16, "ioctl": 24, "fcntl": 24, "nameless": 48}[rule]
     code = [(LOAD, 0, 0, load)]
+    allow, refuse = (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE | (ENOTTY if rule == "ioctl" else EPERM))
     if rule == "thread":
-        return [*code, (ANY_BIT, 1, 0, CLONE_THREAD), (RETURN, 0, 0, REFUSE | EPERM), (RETURN, 0, 0, ALLOW)]
+        return [*code, (ANY_BIT, 1, 0, CLONE_THREAD), refuse, allow]
+    if rule == "nameless":
+        return [*code, (EQUAL, 0, 2, 0), (LOAD, 0, 0, load + 4), (EQUAL, 1, 0, 0), refuse, allow]
     if rule == "fcntl":
         code += [(EQUAL, len(COMMANDS) - n, 0, one) for n, one in enumerate(COMMANDS)]
-        return [*code, (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE | EPERM)]
-    known = REQUESTS if rule == "ioctl" else (0, os.getpid())
+        return [*code, allow, refuse]
+    known = {"ioctl": REQUESTS, "own": (0, os.getpid()), "unix": (AF_UNIX,)}[rule]
     code += [(EQUAL, len(known) - n, 0, one) for n, one in enumerate(known)]
-    return [*code, (RETURN, 0, 0, REFUSE | (ENOTTY if rule == "ioctl" else EPERM)), (RETURN, 0, 0, ALLOW)]
+    return [*code, refuse, allow]
 
 
 def seccomp(arch: int, rules: dict[int, str]) -> None:

@@ -22,6 +22,14 @@ for leave in (os.fork, lambda: socket.socket(socket.AF_INET), lambda: os.kill(os
     except OSError:
         continue
     print('out')
+for name in ('/no/socket', chr(0) + 'none'):
+    try:
+        socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'', name)
+        print('out')
+    except PermissionError:
+        continue
+    except OSError:  # it looked for the name, and could have found it
+        print('out')
 print('confined')
 """
 PROBE_LIMITS = Limits(cpu_seconds=10, wall_seconds=30.0)
