@@ -203,8 +203,8 @@ class Box:
 
 
 def finish(boxes: Sequence[Started], limits: Limits, until: Started | None = None) -> None:
-    """Runs boxes side by side until all have ended, or `until` has, which ends the others; fills their outcomes. SandboxError if one of
-    them was never confined. Whatever happens, no process is left and no descriptor open."""
+    """Runs boxes side by side until all have ended, or `until` has, which ends the others when they are confined; fills their outcomes.
+    SandboxError if one of them was never confined. Whatever happens, no process is left and no descriptor open."""
     try:
         with selectors.DefaultSelector() as waiting:
             for box in boxes:
@@ -233,7 +233,7 @@ def _attend(
     waiting: selectors.BaseSelector, boxes: Sequence[Started], limits: Limits, until: Started | None
 ) -> None:
     """Gives and takes until the last box has ended or is over its limits."""
-    running = list(boxes)
+    running, over = list(boxes), False
     while running:
         now = time.monotonic()
         for box in list(running):
@@ -241,18 +241,20 @@ def _attend(
                 box.over = box.over or "wall"
                 running.remove(box)
                 _kill(box)
-                if box is until:
-                    return
+                over = over or box is until
         for key, _ in waiting.select(0.05):
             if key.fd == key.data.alive:
                 _ended(waiting, key.data, limits)
                 running = [box for box in running if box is not key.data]
-                if key.data is until:
-                    return
+                over = over or key.data is until
             elif key.data.ends.get(key.fd) in ("job", "stdin"):
                 _give(waiting, key.data, key.fd)
             elif key.fd in key.data.ends:
                 _take(waiting, key.data, key.fd, limits)
+        if over and all(
+            map(_is_ready, running)
+        ):  # one that is not yet confined has failed, or will be at once
+            return
 
 
 def _ended(waiting: selectors.BaseSelector, box: Started, limits: Limits) -> None:
