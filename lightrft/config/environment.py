@@ -7,6 +7,8 @@ from typing import Literal
 
 from lightrft.config.ranges import check_ranges
 
+USUAL_SECONDS = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentConfig:
@@ -31,6 +33,8 @@ class EnvironmentConfig:
     """Most tokens of one reply; a longer one is cut in its middle."""
     timeout_seconds: float = 30.0
     """Longest time one reply may take; the process is then killed."""
+    calls_seconds: float = USUAL_SECONDS
+    """Longest time for the calls of one turn, all together: a later one is answered with an error."""
     retries: int = 1
     """How often a conversation is begun again whose environment raised, hung or died."""
     on_failure: Literal["raise", "drop"] = "raise"
@@ -51,6 +55,16 @@ class EnvironmentConfig:
         if ":" in self.name and self.calls != "json":
             raise ValueError(
                 f"environment.calls={self.calls} has no effect with environment.name={self.name}, which reads turns by itself. Leave it out."
+            )
+        if ":" in self.name and self.calls_seconds != USUAL_SECONDS:
+            raise ValueError(
+                f"environment.calls_seconds={self.calls_seconds:g} has no effect with environment.name={self.name}, which reads turns by "
+                "itself. Leave it out."
+            )
+        if self.on and ":" not in self.name and self.workers and self.calls_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"environment.calls_seconds={self.calls_seconds:g} is no shorter than environment.timeout_seconds={self.timeout_seconds:g}, "
+                "after which the whole process is ended. Set it to less."
             )
         if self.options and not self.name:
             raise ValueError(

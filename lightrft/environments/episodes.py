@@ -40,8 +40,9 @@ class Failed:
 
 def spec_of(config: EnvironmentConfig) -> Spec:
     """The environment that settings name: one by name, or the tools. ValueError for an option that is not YAML."""
+    calls = {"calls": config.calls, "seconds": config.calls_seconds}
     if not config.name:
-        return Spec("tools", {"tools": list(config.tools), "calls": config.calls})
+        return Spec("tools", {"tools": list(config.tools)} | calls)
     options = {}
     for name, text in config.options.items():
         try:
@@ -49,7 +50,7 @@ def spec_of(config: EnvironmentConfig) -> Spec:
         except yaml.YAMLError as error:
             raise ValueError(f"environment.options.{name}={text!r} is not YAML: {error}") from None
     # An environment of the user's reads turns by itself; the built-in ones read the calls that settings name.
-    return Spec(config.name, options if ":" in config.name else options | {"calls": config.calls})
+    return Spec(config.name, options if ":" in config.name else options | calls)
 
 
 class Episodes:

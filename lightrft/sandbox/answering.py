@@ -30,7 +30,7 @@ def answer(names: dict[str, Any], message: bytes) -> bytes:
     except BaseException as error:
         writer = Writer(keep)
         try:
-            writer.put(["e", described(error), args_of(error)])
+            writer.put(["e", described(error), list(error.args)])
         except BaseException:  # what it was made of cannot be sent
             writer = Writer(keep)
             writer.put(["e", described(error), []])
@@ -41,11 +41,6 @@ def described(error: BaseException) -> list[Any]:
     """Name of an exception's class, and Python's own classes that it is one of, the nearest first."""
     kinds = type(error).__mro__
     return [kinds[0].__name__, [kind.__name__ for kind in kinds if kind.__module__ == "builtins"]]
-
-
-def args_of(error: BaseException) -> list[Any]:
-    """What it was made of."""
-    return list(BaseException.args.__get__(error))
 
 
 def serve(setup: str, program: str, asked: int, answered: int) -> None:

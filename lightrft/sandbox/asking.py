@@ -98,7 +98,7 @@ class Line:
         return lambda *args, **kwargs: self.call(None, name, args, kwargs)
 
 
-def raised(described: Any, args: Any) -> Exception:
+def raised(described: Any, args: Any) -> Any:
     """An exception of the program: Python's own class, or one of that name which is of all the kinds that the program's is.
     RuntimeError for one that cannot be made here, such as a group of others."""
     name, kinds = described
@@ -118,10 +118,6 @@ def raised(described: Any, args: Any) -> Exception:
 
 def _unsendable(value: Any) -> tuple[int, bool]:
     raise TypeError(f"a test gives the program a {type(value).__name__}")
-
-
-def _no_object(number: int, truth: bool) -> Any:
-    raise ValueError("a test holds an object")
 
 
 def _follow(mine: Any, theirs: Any) -> None:
@@ -161,7 +157,7 @@ def _alike(value: Any) -> Any:
 
 
 def _fixed(value: Any) -> Any:
-    """The same for what can be in a set, whose tuples stay tuples."""
+    """A value that can be in a set, made alike: tuples in it stay tuples."""
     if isinstance(value, tuple):
         return tuple(map(_fixed, value))
     if isinstance(value, set | frozenset):
@@ -184,7 +180,7 @@ def judge(job: dict[str, Any], ask: int, hear: int, report: int) -> None:
     line = Line(ask, hear)
     names: dict[str, Any] = {"__name__": "tests", "_same": _same, "_calls": []}
     try:
-        names["_calls"] = [Reader(packed, _no_object).value() for packed in job["calls"]]
+        names["_calls"] = [Reader(packed, Handle).value() for packed in job["calls"]]
         texts = [
             f"assert _same({job['function']}(*_calls[{n}][0]), _calls[{n}][1])"
             for n in range(len(job["calls"]))

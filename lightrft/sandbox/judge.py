@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightrft.sandbox.box import Box, Outcome, SandboxError, Started, finish
+from lightrft.sandbox.box import Box
+from lightrft.sandbox.lifetime import Outcome, SandboxError, Started, finish
 from lightrft.sandbox.plain import Writer
 
 MOST_DIGITS = 400

@@ -9,7 +9,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from lightrft.sandbox.box import Box, Kind, Limits, SandboxError
+from lightrft.sandbox.box import Box, Kind
+from lightrft.sandbox.lifetime import Limits, SandboxError
 
 LEVELS: dict[Kind, str] = {"bubblewrap": "bubblewrap + seccomp", "landlock": "Landlock + seccomp + rlimits"}
 """Levels that hold a hostile program, the better one first."""

@@ -1,5 +1,7 @@
 """Tools of tests."""
 
+import time
+
 
 def weather(city: str, days: int = 1) -> dict:
     """Tells the weather."""
@@ -18,3 +20,9 @@ async def later(text):
 def broken():
     """Breaks."""
     return 1 / 0
+
+
+def slow() -> str:
+    """Takes a tenth of a second."""
+    time.sleep(0.1)
+    return "done"

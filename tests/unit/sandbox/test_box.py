@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lightrft.sandbox import box
-from lightrft.sandbox.box import Limits, SandboxError
 from lightrft.sandbox.levels import LEVELS, _tried, levels, make_box
+from lightrft.sandbox.lifetime import Limits, SandboxError
 from lightrft.sandbox.syscalls import rules
 from tests.unit.sandbox.programs import HOSTILE, SOME
 

@@ -3,9 +3,9 @@
 import pytest
 
 from lightrft.sandbox import box as box_module
-from lightrft.sandbox.box import Limits, SandboxError
 from lightrft.sandbox.judge import BrokenTestsError, Calls, by_calls, by_output, same_output
 from lightrft.sandbox.levels import levels, make_box
+from lightrft.sandbox.lifetime import Limits, SandboxError
 from tests.unit.sandbox.programs import CHEATS, TESTS
 
 REASONS = levels()
