@@ -22,6 +22,18 @@ Kind = Literal["bubblewrap", "landlock", "none"]
 FIRST_UID, UIDS = 61184, 4336
 """Users that belong to nobody (those of systemd's dynamic users); a box started by root is one of them, another one each time."""
 THREADS = 32
+FIRST = """
+import marshal, os, sys
+parts, given = [], int(sys.argv[1])
+while part := os.read(given, 1 << 20):
+    parts.append(part)
+os.close(given)
+text = b"".join(parts)
+size = int(text[:8], 16) + 8
+exec(marshal.loads(text[8:size]), {"JOB": text[size:], "__name__": "inside"})
+"""
+"""What a boxed interpreter is started with: it reads what it shall run, compiled, and the job of that."""
+COMPILES = "import marshal, sys; sys.stdout.buffer.write(marshal.dumps(compile(sys.stdin.buffer.read(), 'box.py', 'exec')))"
 
 
 class Box:
@@ -39,13 +51,15 @@ class Box:
 
     def start(
         self,
-        sources: Sequence[str],
+        sources: Sequence[str | bytes],
         stdin: bytes = b"",
         channels: Sequence[int] = (),
         report: tuple[int, int] | None = None,
     ) -> Started:
-        """A box that begins with the sources, one after the other in one module. `channels`: descriptors it has besides the usual three;
+        """A box that begins with the sources, one after the other in one module; bytes are code that is `compiled`. `channels`: descriptors it has besides the usual three;
         `report`: a pipe of which it has the second end. Whoever calls lets `finish` end it."""
+        inside = compiled(self.python, _text("inside.py"))
+        job = b"%08x" % len(inside) + inside + repr(self._job(sources)).encode("utf-8", "surrogatepass")
         given, told = os.pipe(), os.pipe()
         inner = [given[0], told[1], *channels, *([report[1]] if report else [])]
         began, other = time.monotonic(), _another_user(self.kind)
@@ -80,11 +94,10 @@ class Box:
             os.set_blocking(descriptor, False)
         said = {name: bytearray() for name in ends.values()}
         alive = os.pidfd_open(process.pid)
-        job = repr(self._job(sources)).encode("utf-8", "surrogatepass")
         seconds, free = self.limits.cpu_seconds, self.kind == "none"
         return Started(process, job, stdin, ends, began, seconds, free, said, alive)
 
-    def _job(self, sources: Sequence[str]) -> dict[str, object]:
+    def _job(self, sources: Sequence[str | bytes]) -> dict[str, object]:
         machine = platform.machine()
         limits = self.limits
         confined = self.kind != "none"
@@ -102,7 +115,7 @@ class Box:
         }
 
     def _command(self, given: int, told: int) -> list[str]:
-        program = [self.python, "-I", "-S", "-B", "-c", _inside(), str(given), str(told)]
+        program = [self.python, "-I", "-S", "-B", "-c", FIRST, str(given), str(told)]
         return [*self._around(), *program] if self.kind == "bubblewrap" else program
 
     def _around(self) -> list[str]:
@@ -164,8 +177,22 @@ def _threads_of_user() -> int:
 
 
 @cache
-def _inside() -> str:
-    return Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
+def compiled(python: str, source: str) -> bytes:
+    """Our own code as this interpreter compiles it, which each box would else do anew. SandboxError if the interpreter does not run."""
+    command = [python, "-I", "-S", "-B", "-c", COMPILES]
+    try:
+        done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SandboxError(f"the interpreter does not run: {error}.") from None
+    if done.returncode:
+        why = done.stderr.decode("utf-8", "replace").strip()[-300:]
+        raise SandboxError(f"the interpreter compiles nothing: {why}.")
+    return done.stdout
+
+
+@cache
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 @cache

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightrft.sandbox.box import Box
+from lightrft.sandbox.box import Box, compiled
 from lightrft.sandbox.lifetime import Outcome, SandboxError, Started, finish
 from lightrft.sandbox.plain import Writer
 
@@ -74,10 +74,11 @@ def by_calls(box: Box, program: str, tests: Calls) -> Verdict:
     ask, answer, report = os.pipe(), os.pipe(), os.pipe()
     boxes: list[Started] = []
     try:
-        serving = f"{_text('answering')}\nserve({tests.program_setup!r}, {program!r}, {ask[0]}, {answer[1]})"
-        judging = f"{_text('asking')}\njudge({job!r}, {ask[1]}, {answer[0]}, {report[1]})"
-        boxes.append(box.start([serving], channels=(ask[0], answer[1])))
-        boxes.append(box.start([judging], channels=(ask[1], answer[0]), report=report))
+        serving = f"serve({tests.program_setup!r}, {program!r}, {ask[0]}, {answer[1]})"
+        judging = f"judge({job!r}, {ask[1]}, {answer[0]}, {report[1]})"
+        sides = [compiled(box.python, _text(side)) for side in ("answering", "asking")]
+        boxes.append(box.start([sides[0], serving], channels=(ask[0], answer[1])))
+        boxes.append(box.start([sides[1], judging], channels=(ask[1], answer[0]), report=report))
     except BaseException:
         if len(boxes) < 2:
             os.close(report[0])

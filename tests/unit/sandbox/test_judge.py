@@ -57,22 +57,22 @@ def test_values_of_all_plain_kinds_come_back_and_lists_change_in_place(box):
 @pytest.mark.parametrize("kind", [kind for kind, why in REASONS.items() if not why])
 def test_tests_that_end_before_the_program_is_confined_are_heard(kind, monkeypatch):
     """Tests that need no call can be over first: the box of the program has then not failed."""
-    late = box_module._inside().replace(
+    late = box_module._text("inside.py").replace(
         "    try:\n        confine",
-        "    if 'serve(' in job['sources'][0]: __import__('time').sleep(0.7)\n    try:\n        confine",
+        "    if 'serve(' in job['sources'][1]: __import__('time').sleep(0.7)\n    try:\n        confine",
     )
-    monkeypatch.setattr(box_module, "_inside", lambda: late)
+    monkeypatch.setattr(box_module, "_text", lambda _: late)
     assert "sleep(0.7)" in late
     for _ in range(3):
         assert by_calls(make_box(LIMITS, kind), "", Calls(["assert True"])).passed == [True]
 
 
 def test_a_program_that_is_never_confined_is_a_failure_of_the_sandbox(monkeypatch, box):
-    late = box_module._inside().replace(
+    late = box_module._text("inside.py").replace(
         "    try:\n        confine",
-        "    if 'serve(' in job['sources'][0]: os._exit(3)\n    try:\n        confine",
+        "    if 'serve(' in job['sources'][1]: os._exit(3)\n    try:\n        confine",
     )
-    monkeypatch.setattr(box_module, "_inside", lambda: late)
+    monkeypatch.setattr(box_module, "_text", lambda _: late)
     for tests in (["assert True"], TESTS):
         with pytest.raises(SandboxError, match="could not be confined"):
             by_calls(box, "", Calls(tests))
