@@ -32,7 +32,7 @@ def build_turns(config: Config, processor: Processor, stack: ExitStack) -> Turns
     options = config.environment
     if not options.on:
         return None
-    if RUNS_PROGRAMS.keys() & options.tools:
+    if options.name == "repair" or RUNS_PROGRAMS.keys() & options.tools:
         seconds = options.timeout_seconds if options.workers else 0.0
         check_box(config.sandbox, "environment.timeout_seconds", seconds, before=options.calls_seconds)
     template = turn_template(processor)

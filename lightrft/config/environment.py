@@ -15,8 +15,8 @@ class EnvironmentConfig:
     """An environment or tools that the policy speaks with, turn by turn. Off without name and tools: a response is one turn."""
 
     name: str = ""
-    """search (options corpus, top), or the import path of an environment: a class, or a function that makes one. Empty: the tools, if
-    there are any."""
+    """search (options corpus, top), repair (options repositories, packages), or the import path of an environment: a class, or a function
+    that makes one. Empty: the tools, if there are any."""
     options: dict[str, str] = field(default_factory=dict)
     """Keyword arguments of the environment by name, each read as YAML, e.g. {env_id: "game:GuessTheNumber-v0"}."""
     tools: list[str] = field(default_factory=list)

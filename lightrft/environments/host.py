@@ -24,18 +24,21 @@ from lightrft.environments.base import (
     messages_of,
     taken,
 )
+from lightrft.environments.repair import Repair
 from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
 
-ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"search": Search, "tools": Tools}
+ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"repair": Repair, "search": Search, "tools": Tools}
 """The built-in environments by name; each makes one."""
+BOXED = ("repair", "tools")
+"""Environments that run programs of the policy: they are given the settings of the sandbox."""
 
 
 def load(spec: str, sandbox: SandboxConfig) -> Host:
     """What a worker runs for the environment of a spec, see `Spec.text`. ValueError as from `resolve`."""
     wanted = Spec.parsed(spec)
-    more = {"sandbox": sandbox} if wanted.name == "tools" else {}
+    more = {"sandbox": sandbox} if wanted.name in BOXED else {}
     return Host(resolve(ENVIRONMENTS, wanted.name, "environment"), wanted.options | more)
 
 

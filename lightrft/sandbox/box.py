@@ -9,10 +9,11 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from lightrft.sandbox.lifetime import Limits, Outcome, SandboxError, Started, finish
@@ -36,15 +37,28 @@ exec(marshal.loads(text[8:size]), {"JOB": text[size:], "__name__": "inside"})
 COMPILES = "import marshal, sys; sys.stdout.buffer.write(marshal.dumps(compile(sys.stdin.buffer.read(), 'box.py', 'exec')))"
 
 
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+
+
 class Box:
     """Runs programs one after the other, each in a box of its own. SandboxError where none can be made."""
 
-    def __init__(self, limits: Limits, kind: Kind = "bubblewrap", python: str = "/usr/bin/python3") -> None:
-        self.limits, self.kind, self.python = limits, kind, python
+    def __init__(
+        self,
+        limits: Limits,
+        kind: Kind = "bubblewrap",
+        python: str = "/usr/bin/python3",
+        readable: Sequence[str] = (),
+    ) -> None:
+        """`readable`: files and folders that programs may read besides; only with bubblewrap."""
+        self.limits, self.kind, self.python, self.readable = limits, kind, python, tuple(readable)
 
-    def run(self, source: str, stdin: str = "") -> Outcome:
-        """What became of a Python program that was given this text to read. SandboxError if the box failed."""
-        started = self.start([source], stdin.encode("utf-8", "surrogateescape"))
+    def run(
+        self, source: str, stdin: str = "", files: Mapping[str, bytes] = NO_FILES, before: str = ""
+    ) -> Outcome:
+        """What became of a Python program that was given this text to read. `files`: what lies in its folder, by path; `before`: code
+        before it. SandboxError if the box failed."""
+        started = self.start([before, source], stdin.encode("utf-8", "surrogateescape"), files=files)
         finish([started], self.limits)
         assert started.outcome is not None
         return started.outcome
@@ -55,11 +69,16 @@ class Box:
         stdin: bytes = b"",
         channels: Sequence[int] = (),
         report: tuple[int, int] | None = None,
+        files: Mapping[str, bytes] = NO_FILES,
     ) -> Started:
         """A box that begins with the sources, one after the other in one module; bytes are code that is `compiled`. `channels`: descriptors it has besides the usual three;
-        `report`: a pipe of which it has the second end. Whoever calls lets `finish` end it."""
+        `report`: a pipe of which it has the second end. `files`: what lies in its folder, by path. Whoever calls lets `finish` end it."""
+        if files and self.kind != "bubblewrap":
+            raise SandboxError(f"a {self.kind} box has no folder for files; bubblewrap's has.")
         inside = compiled(self.python, _text("inside.py"))
-        job = b"%08x" % len(inside) + inside + repr(self._job(sources)).encode("utf-8", "surrogatepass")
+        job = (
+            b"%08x" % len(inside) + inside + repr(self._job(sources, files)).encode("utf-8", "surrogatepass")
+        )
         given, told = os.pipe(), os.pipe()
         inner = [given[0], told[1], *channels, *([report[1]] if report else [])]
         began, other = time.monotonic(), _another_user(self.kind)
@@ -97,12 +116,13 @@ class Box:
         seconds, free = self.limits.cpu_seconds, self.kind == "none"
         return Started(process, job, stdin, ends, began, seconds, free, said, alive)
 
-    def _job(self, sources: Sequence[str | bytes]) -> dict[str, object]:
+    def _job(self, sources: Sequence[str | bytes], files: Mapping[str, bytes]) -> dict[str, object]:
         machine = platform.machine()
         limits = self.limits
         confined = self.kind != "none"
         return {
             "sources": list(sources),
+            "files": dict(files),
             "cpu_seconds": limits.cpu_seconds,
             "memory": limits.memory_mib << 20,
             "disk": limits.disk_mib << 20 if self.kind == "bubblewrap" else 0,
@@ -137,6 +157,7 @@ class Box:
             "/usr/share/zoneinfo",
             "/etc/ld.so.cache",
             *_places(self.python),
+            *self.readable,
         ):
             words += ["--ro-bind-try", place, place]
         for device in ("/dev/null", "/dev/zero", "/dev/urandom"):

@@ -47,25 +47,25 @@ CREATE, ADD, RESTRICT = 444, 445, 446  # landlock_*, the same on all machines
 READ_FILE, READ_FOLDER = 1 << 2, 1 << 3
 
 
-class Long(_ctypes._SimpleCData):  # type: ignore[misc,name-defined]
+class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     """C's long."""
 
     _type_ = "l"
 
 
-class Pointer(_ctypes._SimpleCData):  # type: ignore[misc,name-defined]
+class Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
     """A pointer to bytes."""
 
     _type_ = "z"
 
 
-class Function(_ctypes.CFuncPtr):  # type: ignore[misc,name-defined]
+class Function(_ctypes.CFuncPtr):
     """A function of C that sets errno."""
 
     _flags_, _restype_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO, Long
 
 
-SYSCALL = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))
+SYSCALL = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))  # type: ignore[arg-type]  # None: this program
 PRCTL = {"x86_64": 157, "aarch64": 167}
 
 
@@ -160,6 +160,10 @@ def confine(job: dict[str, Any]) -> None:
         os._exit(1)
     set_limits(job)
     os.chdir(job["folder"])
+    for name, content in job["files"].items():
+        os.makedirs(os.path.join(job["folder"], os.path.dirname(name)), exist_ok=True)
+        with open(name, "wb") as file:
+            file.write(content)
     if job["landlock"]:
         libraries = [
             "/lib",
