@@ -23,6 +23,8 @@ Kind = Literal["bubblewrap", "landlock", "none"]
 FIRST_UID, UIDS = 61184, 4336
 """Users that belong to nobody (those of systemd's dynamic users); a box started by root is one of them, another one each time."""
 THREADS = 32
+SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+INSTALLED = ("site-packages", "dist-packages")
 FIRST = """
 import marshal, os, sys
 parts, given = [], int(sys.argv[1])
@@ -129,7 +131,7 @@ class Box:
             "threads": THREADS + (_threads_of_user() if os.getuid() and self.kind != "bubblewrap" else 0),
             "parent": 0 if self.kind == "bubblewrap" else os.getpid(),
             "folder": "/box" if self.kind == "bubblewrap" else "/",
-            "landlock": self.kind == "landlock",
+            "landlock": _opened(self.python) if self.kind == "landlock" else None,
             "rules": rules(machine) if confined else {},
             "arch": AUDIT_ARCH.get(machine, 0),
         }
@@ -149,17 +151,15 @@ class Box:
             "--new-session",
         ]
         words += ["--as-pid-1", "--clearenv", "--setenv", "LC_ALL", "C.UTF-8", "--cap-drop", "ALL"]
-        for place in (
-            "/usr/lib",
-            "/usr/lib64",
-            "/lib",
-            "/lib64",
-            "/usr/share/zoneinfo",
-            "/etc/ld.so.cache",
-            *_places(self.python),
-            *self.readable,
-        ):
+        for place in _places(self.python):
             words += ["--ro-bind-try", place, place]
+        hidden = _packages(self.python)
+        for place in hidden:
+            words += ["--tmpfs", place]
+        for place in self.readable:
+            words += ["--ro-bind-try", place, place]
+        for place in hidden:
+            words += ["--remount-ro", place]
         for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
             words += ["--dev-bind", device, device]
         return [
@@ -218,7 +218,31 @@ def _text(name: str) -> str:
 
 @cache
 def _places(python: str) -> tuple[str, ...]:
-    """Where an interpreter lies: the file, where links to it lead, and the folder of its library."""
+    """What programs see: system libraries and where an interpreter lies, the file, where links to it lead, and the folder of its library."""
     path = Path(python)
     real = path.resolve()
-    return (str(path), str(real), str(real.parent.parent / "lib"))
+    return (*SYSTEM, str(path), str(real), str(real.parent.parent / "lib"))
+
+
+@cache
+def _packages(python: str) -> tuple[str, ...]:
+    """Folders of installed packages among these places, which programs do not see: some may hold answers."""
+    found = [Path(place).glob(f"*/{name}") for place in _places(python) for name in INSTALLED]
+    return tuple(sorted({str(folder) for folders in found for folder in folders if folder.is_dir()}))
+
+
+@cache
+def _opened(python: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """For Landlock, which opens a folder with all that is below it: (what may be read, folders of which only the names may be)."""
+    hidden = {os.path.realpath(folder) for folder in _packages(python)}
+    read, listed, left = dict[str, None](), dict[str, None](), [os.path.realpath(p) for p in _places(python)]
+    while left:
+        place = left.pop()
+        if place in hidden or place in listed:
+            continue
+        if any(folder.startswith(f"{place}/") for folder in hidden):
+            listed[place] = None
+            left += [entry.path for entry in os.scandir(place) if not entry.is_symlink()]
+        else:
+            read[place] = None
+    return tuple(read), tuple(listed)

@@ -101,21 +101,21 @@ def set_limits(job: dict[str, Any]) -> None:
     limit(resource.RLIMIT_NPROC, job["threads"])
 
 
-def landlock(folders: Sequence[str]) -> None:
-    """From now on only these folders and a few harmless devices can be opened, to be read; no port, no socket or signal outside."""
+def landlock(read: Sequence[str], listed: Sequence[str]) -> None:
+    """From now on only these places and a few harmless devices can be opened, to be read, or a folder to be listed; no port, no socket or
+    signal outside."""
     version = called(CREATE, None, 0, 1)
     files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
     attributes = struct.pack("QQQ", files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = 8 if version < 4 else 16 if version < 6 else 24
     rules = called(CREATE, attributes, size, 0)
-    for path in folders:
+    for path in [*read, *listed, "/dev/null", "/dev/urandom", "/dev/zero"]:
         try:
             place = os.open(path, os.O_PATH)
         except OSError:
             continue
-        rights = (
-            READ_FILE | READ_FOLDER if os.path.isdir(path) else READ_FILE | (2 if path == "/dev/null" else 0)
-        )
+        rights = READ_FILE | (READ_FOLDER if os.path.isdir(path) else 2 if path == "/dev/null" else 0)
+        rights = READ_FOLDER if path in listed else rights
         called(ADD, rules, 1, struct.pack("=Qi", rights, place), 0)
         os.close(place)
     prctl(NO_NEW_PRIVILEGES, 1)
@@ -165,16 +165,7 @@ def confine(job: dict[str, Any]) -> None:
         with open(name, "wb") as file:
             file.write(content)
     if job["landlock"]:
-        libraries = [
-            "/lib",
-            "/lib64",
-            "/usr/lib",
-            "/usr/lib64",
-            "/etc/ld.so.cache",
-            "/usr/share/zoneinfo",
-        ]
-        own = [os.path.dirname(os.__file__), os.path.join(sys.base_prefix, "lib")]
-        landlock([*libraries, *own, "/dev/null", "/dev/urandom", "/dev/zero"])
+        landlock(*job["landlock"])
     if job["rules"]:
         seccomp(job["arch"], job["rules"])
 

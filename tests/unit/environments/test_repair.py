@@ -226,6 +226,7 @@ def node_ids(folder, files):
 
 
 @boxed
+@pytest.mark.timeout(900)
 def test_quixbugs_as_forty_repositories(tmp_path):
     """The gold patch mends all 40, an empty one none. What fails and what stays is found by running both, as SWE-bench did."""
     data = Path(__file__).parents[4] / "shared" / "data" / "quixbugs"

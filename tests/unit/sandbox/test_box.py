@@ -5,6 +5,7 @@ import platform
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -194,15 +195,29 @@ def zombies():
     return found
 
 
-def test_a_program_ends_with_a_trainer_that_is_killed(level):
-    program = f"from lightrft.sandbox.levels import *\nmake_box(Limits(wall_seconds=60.0), {level!r}).run('import time; time.sleep(57.25)')"
-    trainer = subprocess.Popen([sys.executable, "-c", program])
+STARTS = {
+    "a program": "from lightrft.sandbox.levels import *\nmake_box(Limits(wall_seconds=60.0), {level!r}).run('import time; time.sleep(57.25)')",
+    "a tool": """
+from lightrft.config import EnvironmentConfig, SandboxConfig
+from lightrft.environments.episodes import Episodes
+episodes = Episodes(EnvironmentConfig(tools=['python'], workers=1), SandboxConfig(kind={level!r}, wall_seconds=60.0))
+((number, _),) = episodes.begin([(0, {{}})])
+call = '<tool_call>{{"name": "python", "arguments": {{"code": "import time; time.sleep(57.25)"}}}}</tool_call>'
+episodes.step([(number, call, False)])
+""",
+}
+
+
+@pytest.mark.parametrize("name", list(STARTS))
+def test_programs_end_with_a_trainer_that_is_killed(name, level):
+    """Those of its own, and those that its worker processes run."""
+    trainer = subprocess.Popen([sys.executable, "-c", STARTS[name].format(level=level)])
     began, found, before = time.monotonic(), [], None
     while (not found or found != before) and time.monotonic() < began + 60:
         before = found
         time.sleep(1.5)  # longer than the boxes that try the level out
         found = descendants(trainer.pid)
-    assert found
+    assert len(found) >= {"a program": 1, "a tool": 2}[name] + (level == "bubblewrap")
     trainer.kill()
     trainer.wait()
     time.sleep(1.0)
@@ -210,8 +225,11 @@ def test_a_program_ends_with_a_trainer_that_is_killed(level):
 
 
 def descendants(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return children + [grandchild for child in children for grandchild in descendants(child)]
+    """Processes that it started, in whichever thread, and those that they started."""
+    found = [
+        child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+    ]
+    return found + [grandchild for child in found for grandchild in descendants(child)]
 
 
 def runs(pid):
@@ -220,6 +238,28 @@ def runs(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_installed_packages_are_not_seen(level, monkeypatch):
+    """Beside a library that is: each level hides a part of a folder in its own way."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "lib" / "python3"
+        for name in ("site-packages/gold.py", "dist-packages/gold.py", "some/thing.py", "other.py"):
+            (library / name).parent.mkdir(parents=True, exist_ok=True)
+            (library / name).write_text("x")
+        (library / "link.py").symlink_to(library / "site-packages" / "gold.py")
+        os.chmod(folder, 0o755)
+        places = box._places("/usr/bin/python3")
+        for one, found in (
+            ("_places", (*places, str(library.parent))),
+            ("_packages", None),
+            ("_opened", None),
+        ):
+            make = getattr(box, one).__wrapped__ if found is None else lambda _, found=found: found
+            monkeypatch.setattr(box, one, make)
+        names = ["some/thing.py", "other.py", "site-packages/gold.py", "dist-packages/gold.py", "link.py"]
+        program = f"import json, colorsys\nfor name in {names}:\n    try: print(open('{library}/' + name).read(), end='')\n    except OSError: print('-', end='')"
+        assert box.Box(SMALL, level, "/usr/bin/python3").run(program).stdout == "xx---"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86_64")
