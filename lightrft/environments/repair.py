@@ -25,6 +25,8 @@ from lightrft.workers.boxes import USUAL, box_of
 
 MOST_NAMES = 100
 """Names of files that the policy is told at first."""
+LONGEST_NAME = 200
+FOLDER_NAME = re.compile(r"\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
 IN_FOLDER = "import sys\nsys.path += {paths!r}\nsys.dont_write_bytecode = True"
 
@@ -65,7 +67,7 @@ class Repair(Tools):
             )
         self._base = files_of(self._repositories, self._target)
         self._files, self._gold = dict(self._base), gold_files(self._base, self._target)
-        self._check_size(self._files)
+        self._check_size(self._base | self._gold)
         names = sorted(self._base)
         more = [f"... and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
         return "\n".join(["Files of the repository:", *names[:MOST_NAMES], *more]), {}
@@ -89,13 +91,7 @@ class Repair(Tools):
     def edit(self, path: str, old: str, new: str) -> str:
         """Replaces the text `old`, which must stand just once in the file, with `new`. With an empty `old` the file is written anew."""
         name = str(PurePosixPath(path))
-        if (
-            name.startswith("/")
-            or ".." in PurePosixPath(name).parts
-            or name == "."
-            or "\0" in name
-            or len(name) > 200
-        ):
+        if not _is_name(name):
             raise ToolError(f"{path[:200]!r} is no file of the repository")
         if any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in self._files):
             raise ToolError(f"{path} is a folder, or lies below a file")
@@ -122,14 +118,17 @@ class Repair(Tools):
 
 def files_of(repositories: Path, target: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of a record's repository, before anything is mended. ValueError where it is not there."""
-    place = repositories / PurePosixPath(target["instance_id"]).name
+    names = target["instance_id"], target["repo"].replace("/", "__")
+    for name in names:
+        if not FOLDER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.80} is no name of a repository.")
+    place, clone = (repositories / name for name in names)
     if place.is_dir():
         return {
             file.relative_to(place).as_posix(): file.read_bytes()
             for file in sorted(place.rglob("*"))
             if file.is_file() and not file.is_symlink() and ".git" not in file.relative_to(place).parts
         }
-    clone = repositories / target["repo"].replace("/", "__")
     if not clone.is_dir():
         raise ValueError(
             f"environment.options repositories={repositories} has neither the folder {place.name} nor the git repository {clone.name}."
@@ -163,4 +162,11 @@ def _folder(option: str, place: str) -> Path:
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _is_name(name: str) -> bool:
+    """Whether a path lies in the repository and any box can write it."""
+    parts = PurePosixPath(name).parts
+    fits = len(_bytes(name)) <= LONGEST_NAME and not re.search("[\0\ud800-\udfff]", name)
+    return fits and bool(parts) and not name.startswith("/") and ".." not in parts

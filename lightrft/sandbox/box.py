@@ -33,7 +33,9 @@ while part := os.read(given, 1 << 20):
 os.close(given)
 text = b"".join(parts)
 size = int(text[:8], 16) + 8
-exec(marshal.loads(text[8:size]), {"JOB": text[size:], "__name__": "inside"})
+code, names = marshal.loads(text[8:size]), {"JOB": text[size:], "__name__": "inside"}
+del parts, part, text
+exec(code, names)
 """
 """What a boxed interpreter is started with: it reads what it shall run, compiled, and the job of that."""
 COMPILES = "import marshal, sys; sys.stdout.buffer.write(marshal.dumps(compile(sys.stdin.buffer.read(), 'box.py', 'exec')))"

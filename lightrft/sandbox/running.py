@@ -47,27 +47,32 @@ class Watch:
     def look(self) -> None:
         """Whether all is as it was; files called conftest.py are the repository's own, and may add themselves."""
         now = dict(parts())
-        self.sound &= all(now.get(key) == part for key, part in self.parts.items())
+        self.sound &= all(same(now.get(key), part) for key, part in self.parts.items())
         more = set(self.manager.get_plugins()) - self.plugins
         self.sound &= all(str(getattr(one, "__file__", "")).endswith("/conftest.py") for one in more)
 
 
 def parts() -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What is called in the guarded packages: (where it is, the identity of it and of its code)."""
+    """What is called in the guarded packages: (where it is, itself and its code)."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in GUARDED:
             continue
         for key, value in list(vars(module).items()):
             if callable(value):
-                yield (name, key), _identity(value)
+                yield (name, key), _part(value)
             if isinstance(value, type) and value.__module__ == name:
                 for inner, part in list(vars(value).items()):
                     if callable(part) or isinstance(part, property | staticmethod | classmethod):
-                        yield (name, key, inner), _identity(part)
+                        yield (name, key, inner), _part(part)
 
 
-def _identity(value: Any) -> tuple[int, int]:
-    return id(value), id(value.__code__) if type(value) is type(parts) else 0
+def _part(value: Any) -> tuple[Any, Any]:
+    return value, value.__code__ if type(value) is type(parts) else None
+
+
+def same(now: tuple[Any, Any] | None, before: tuple[Any, Any]) -> bool:
+    """Whether they are the same objects, whatever equals what."""
+    return now is not None and now[0] is before[0] and now[1] is before[1]
 
 
 def run(tests: Sequence[str], packages: Sequence[str], secret: int, report: int) -> None:

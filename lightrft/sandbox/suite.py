@@ -66,8 +66,11 @@ def restored(
     base: Mapping[str, bytes], changed: Mapping[str, bytes], gold: Mapping[str, bytes]
 ) -> dict[str, bytes]:
     """What is judged: the changed files, but for those that steer tests, as `base` has them, and the files of the tests (`gold`)."""
-    kept = {name: content for name, content in changed.items() if not steers(name)}
-    return kept | {name: content for name, content in base.items() if steers(name)} | dict(gold)
+    fixed = {name: content for name, content in base.items() if steers(name)} | dict(gold)
+    folders = {str(parent) for name in fixed for parent in PurePosixPath(name).parents}
+    free = (name for name in changed if name not in folders and not steers(name))
+    kept = {n: changed[n] for n in free if not any(str(p) in fixed for p in PurePosixPath(n).parents)}
+    return kept | fixed
 
 
 def steers(name: str) -> bool:

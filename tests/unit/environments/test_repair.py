@@ -81,6 +81,9 @@ def test_a_fault_is_looked_at_mended_and_judged(folder):
         ({"path": "pkg/add.py", "old": "a", "new": "b"}, "the old text stands 3 times in pkg/add.py"),
         ({"path": "../x", "old": "", "new": "b"}, "no file of the repository"),
         ({"path": "/etc/x", "old": "", "new": "b"}, "no file of the repository"),
+        ({"path": "\ud800.py", "old": "", "new": "b"}, "no file of the repository"),
+        ({"path": "é" * 150, "old": "", "new": "b"}, "no file of the repository"),
+        ({"path": "", "old": "", "new": "b"}, "no file of the repository"),
         ({"path": "pkg", "old": "", "new": "b"}, "is a folder"),
         ({"path": "pkg/add.py/x", "old": "", "new": "b"}, "below a file"),
         ({"path": "big", "old": "", "new": "x" * (17 << 20)}, "more than half of sandbox.disk_mib=32"),
@@ -125,6 +128,12 @@ def test_cures_beside_which_other_files_were_written_are_right(folder):
 
 
 @boxed
+@pytest.mark.parametrize("files", [{"tests": "x"}, {"tests/test_add.py/x": "x"}, {"odd.py": "\ud800"}])
+def test_files_in_the_way_of_the_tests_are_no_failure_of_ours(files, folder):
+    assert score(folder, files) == 0.0
+
+
+@boxed
 def test_a_git_repository_is_read_at_its_commit(tmp_path):
     clone = tmp_path / "owner__add"
     write(clone, FILES)
@@ -150,6 +159,9 @@ def test_what_is_not_there_is_told_by_name(folder, tmp_path):
         Repair("/nowhere", sandbox=QUICK)
     with pytest.raises(ValueError, match=r"neither the folder other nor the git repository owner__add"):
         begun(folder, ROW | {"instance_id": "other"})
+    for change in ({"instance_id": ".."}, {"repo": "../x"}):
+        with pytest.raises(ValueError, match="is no name of a repository"):
+            begun(folder, ROW | change)
     with pytest.raises(ValueError, match=r"pkg/add.py has not the lines that the patch expects"):
         begun(folder, ROW | {"test_patch": PATCH.replace("a - b", "a * b")})
     write(folder / ROW["instance_id"], {"big": "x" * (1 << 20)})
@@ -234,14 +246,20 @@ def test_quixbugs_as_forty_repositories(tmp_path):
         pytest.skip(f"{data} is not there")
     rows = [json.loads(line) for line in (data / "quixbugs_python.jsonl").read_text().splitlines()]
     sandbox = SandboxConfig(cpu_seconds=8, wall_seconds=15.0)
-    box, scores, skipped = with_pytest(box_of(sandbox)), {"gold": 0, "empty": 0}, 0
+    boxes, scores, skipped = (
+        [with_pytest(box_of(one)) for one in (QUICK, sandbox)],
+        {"gold": 0, "empty": 0},
+        0,
+    )
     for files, row in quixbugs(rows, (data / "node.py").read_text()):
         broken = patched({name: text.encode() for name, text in files.items()}, row["test_patch"])
         mended = patched(broken, row["patch"])
         ids = node_ids(
             tmp_path / "all" / row["instance_id"], {name: text.decode() for name, text in mended.items()}
         )
-        before, after = (judged(box, state, ids).passed for state in (broken, mended))
+        before, after = (
+            judged(box, state, ids).passed for box, state in zip(boxes, (broken, mended), strict=True)
+        )
         skipped += after.count(False)
         found = {
             "FAIL_TO_PASS": [
@@ -250,8 +268,8 @@ def test_quixbugs_as_forty_repositories(tmp_path):
             "PASS_TO_PASS": [one for one, was, now in zip(ids, before, after, strict=True) if now and was],
         }
         write(tmp_path / row["instance_id"], files)
-        for name, patch in (("gold", row["patch"]), ("empty", "")):
-            environment = begun(tmp_path, row | found, sandbox)
+        for name, patch, limits in (("gold", row["patch"], sandbox), ("empty", "", QUICK)):
+            environment = begun(tmp_path, row | found, limits)
             environment._files = patched(environment._files, patch)
             scores[name] += environment.final_reward()
     assert scores == {"gold": 40, "empty": 0}
