@@ -55,6 +55,8 @@ class Spec:
     """Built-in, or the import path of a class or function that makes one."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of it."""
+    seconds: float = 0.0
+    """Longest time for the calls of one turn, for a built-in one that reads them."""
 
     @property
     def text(self) -> str:

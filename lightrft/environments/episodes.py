@@ -40,9 +40,8 @@ class Failed:
 
 def spec_of(config: EnvironmentConfig) -> Spec:
     """The environment that settings name: one by name, or the tools. ValueError for an option that is not YAML."""
-    calls = {"calls": config.calls, "seconds": config.calls_seconds}
     if not config.name:
-        return Spec("tools", {"tools": list(config.tools)} | calls)
+        return Spec("tools", {"tools": list(config.tools), "calls": config.calls}, config.calls_seconds)
     options = {}
     for name, text in config.options.items():
         try:
@@ -50,7 +49,9 @@ def spec_of(config: EnvironmentConfig) -> Spec:
         except yaml.YAMLError as error:
             raise ValueError(f"environment.options.{name}={text!r} is not YAML: {error}") from None
     # An environment of the user's reads turns by itself; the built-in ones read the calls that settings name.
-    return Spec(config.name, options if ":" in config.name else options | calls)
+    if ":" in config.name:
+        return Spec(config.name, options)
+    return Spec(config.name, options | {"calls": config.calls}, config.calls_seconds)
 
 
 class Episodes:

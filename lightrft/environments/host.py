@@ -31,15 +31,14 @@ from lightrft.utils.imports import resolve
 
 ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"repair": Repair, "search": Search, "tools": Tools}
 """The built-in environments by name; each makes one."""
-BOXED = ("repair", "tools")
-"""Environments that run programs of the policy: they are given the settings of the sandbox."""
 
 
 def load(spec: str, sandbox: SandboxConfig) -> Host:
     """What a worker runs for the environment of a spec, see `Spec.text`. ValueError as from `resolve`."""
     wanted = Spec.parsed(spec)
-    more = {"sandbox": sandbox} if wanted.name in BOXED else {}
-    return Host(resolve(ENVIRONMENTS, wanted.name, "environment"), wanted.options | more)
+    make = resolve(ENVIRONMENTS, wanted.name, "environment")
+    settings = {"sandbox": sandbox, "seconds": wanted.seconds} if wanted.name in ENVIRONMENTS else {}
+    return Host(make, taken(make, settings) | wanted.options)
 
 
 class Host:
