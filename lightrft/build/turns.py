@@ -22,10 +22,9 @@ def build_turns(config: Config, processor: Processor, stack: ExitStack) -> Turns
     options = config.environment
     if not options.on:
         return None
-    if RUNS_PROGRAMS.keys() & options.tools:
+    if options.name == "repair" or RUNS_PROGRAMS.keys() & options.tools:
         seconds = options.timeout_seconds if options.workers else 0.0
-        # The programs of a turn that end just in time (environments/tools.py), and one that was begun before.
-        check_box(config.sandbox, "environment.timeout_seconds", seconds, programs=2)
+        check_box(config.sandbox, "environment.timeout_seconds", seconds, before=options.calls_seconds)
     template = turn_template(processor)
     episodes = stack.enter_context(Episodes(options, config.sandbox))
     schemas = episodes.schemas()

@@ -7,14 +7,19 @@ from typing import Literal
 
 from lightrft.config.ranges import check_ranges
 
+USUAL_SECONDS = 10.0
+READ_CALLS = ("", "mcp", "repair", "search")
+"""Environments that read the calls in a turn as environment.calls says; the others read turns by themselves."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentConfig:
     """An environment or tools that the policy speaks with, turn by turn. Off without name and tools: a response is one turn."""
 
     name: str = ""
-    """search (options corpus, top), agent (option program), mcp (option command or url), openenv (option url), or the import path of an environment: a class, or a function that makes one. Empty: the tools, if
-    there are any."""
+    """search (options corpus, top), agent (option program), mcp (option command or url), openenv (option url), repair (options
+    repositories, packages), or the import path of an environment: a class, or a function that makes one. Empty: the tools, if there
+    are any."""
     options: dict[str, str] = field(default_factory=dict)
     """Keyword arguments of the environment by name, each read as YAML, e.g. {env_id: "game:GuessTheNumber-v0"}."""
     tools: list[str] = field(default_factory=list)
@@ -31,6 +36,8 @@ class EnvironmentConfig:
     """Most tokens of one reply; a longer one is cut in its middle."""
     timeout_seconds: float = 30.0
     """Longest time one reply may take; the process is then killed."""
+    calls_seconds: float = USUAL_SECONDS
+    """Longest time for the calls of one turn, all together: a later one is answered with an error."""
     retries: int = 1
     """How often a conversation is begun again whose environment raised, hung or died."""
     on_failure: Literal["raise", "drop"] = "raise"
@@ -44,16 +51,26 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         check_ranges("environment", self)
-        object.__setattr__(
-            self, "tools", [name for name in self.tools if name]
-        )  # --environment.tools "" is none
+        # --environment.tools "" is none.
+        object.__setattr__(self, "tools", [name for name in self.tools if name])
         if self.name and self.tools:
             raise ValueError(
                 f"environment.name={self.name} with environment.tools={self.tools}: the tools would be ignored. Leave one of them out."
             )
-        if ":" in self.name and self.calls != "json":
+        if self.name not in READ_CALLS and self.calls != "json":
             raise ValueError(
                 f"environment.calls={self.calls} has no effect with environment.name={self.name}, which reads turns by itself. Leave it out."
+            )
+        if self.name not in READ_CALLS and self.calls_seconds != USUAL_SECONDS:
+            raise ValueError(
+                f"environment.calls_seconds={self.calls_seconds:g} has no effect with environment.name={self.name}, which reads turns by "
+                "itself. Leave it out."
+            )
+        is_bounded = self.on and self.name in READ_CALLS and self.workers > 0
+        if is_bounded and self.calls_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"environment.calls_seconds={self.calls_seconds:g} is no shorter than environment.timeout_seconds={self.timeout_seconds:g}, "
+                "after which the whole process is ended. Set it to less."
             )
         if self.options and not self.name:
             raise ValueError(

@@ -30,10 +30,8 @@ class Agent:
     is the run's affair: a request's temperature and limits are not read.
     """
 
-    def __init__(self, program: str, calls: str = "json") -> None:
-        """`program`: import path of the function, plain or async. ValueError if there is none, or for other calls than json."""
-        if calls != "json":
-            raise ValueError(f"environment.calls={calls}: an agent program calls tools as JSON alone.")
+    def __init__(self, program: str) -> None:
+        """`program`: import path of the function, plain or async. ValueError if there is none."""
         self._program: Callable[..., Any] = resolve({}, program, "agent program")
         self._name = program
         if not callable(self._program):

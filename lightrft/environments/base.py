@@ -56,6 +56,10 @@ class Spec:
     """Built-in, or the import path of a class or function that makes one."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of it."""
+    calls: str = "json"
+    """How calls are written, for a built-in one that reads them."""
+    seconds: float = 0.0
+    """Longest time for the calls of one turn, for the same."""
 
     @property
     def text(self) -> str:

@@ -41,15 +41,14 @@ class Failed:
 def spec_of(config: EnvironmentConfig) -> Spec:
     """The environment that settings name: one by name, or the tools. ValueError for an option that is not YAML."""
     if not config.name:
-        return Spec("tools", {"tools": list(config.tools), "calls": config.calls})
+        return Spec("tools", {"tools": list(config.tools)}, config.calls, config.calls_seconds)
     options = {}
     for name, text in config.options.items():
         try:
             options[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"environment.options.{name}={text!r} is not YAML: {error}") from None
-    # An environment of the user's reads turns by itself; the built-in ones read the calls that settings name.
-    return Spec(config.name, options if ":" in config.name else options | {"calls": config.calls})
+    return Spec(config.name, options, config.calls, config.calls_seconds)
 
 
 class Episodes:

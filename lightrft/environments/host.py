@@ -28,6 +28,7 @@ from lightrft.environments.base import (
 )
 from lightrft.environments.mcp import MCP
 from lightrft.environments.openenv import OpenEnv
+from lightrft.environments.repair import Repair
 from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
@@ -36,6 +37,7 @@ ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {
     "agent": Agent,
     "mcp": MCP,
     "openenv": OpenEnv,
+    "repair": Repair,
     "search": Search,
     "tools": Tools,
 }
@@ -45,8 +47,9 @@ ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {
 def load(spec: str, sandbox: SandboxConfig) -> Host:
     """What a worker runs for the environment of a spec, see `Spec.text`. ValueError as from `resolve`."""
     wanted = Spec.parsed(spec)
-    more = {"sandbox": sandbox} if wanted.name == "tools" else {}
-    return Host(resolve(ENVIRONMENTS, wanted.name, "environment"), wanted.options | more)
+    make = resolve(ENVIRONMENTS, wanted.name, "environment")
+    settings = {"sandbox": sandbox, "calls": wanted.calls, "seconds": wanted.seconds}
+    return Host(make, (taken(make, settings) if wanted.name in ENVIRONMENTS else {}) | wanted.options)
 
 
 class Host:

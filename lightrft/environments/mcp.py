@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.tools import Calls, Tools
 from lightrft.utils.imports import require
 
@@ -20,10 +21,12 @@ class MCP(Tools):
     breaks the protocol is a failure of the environment.
     """
 
-    def __init__(self, command: str = "", url: str = "", calls: Calls = "json", **more: Any) -> None:
+    def __init__(
+        self, command: str = "", url: str = "", calls: Calls = "json", seconds: float = USUAL_SECONDS
+    ) -> None:
         """`command` starts a server that speaks on its standard input and output; `url` is that of one that runs already. ValueError
         unless one of them is given, and for other calls than json; RuntimeError without the package mcp."""
-        super().__init__([], "json", **more)
+        super().__init__([], calls, seconds=seconds)
         if calls != "json":
             raise ValueError(
                 f"environment.calls={calls}: the tools of an MCP server have several arguments. Set json."

@@ -13,13 +13,9 @@ from lightrft.utils.imports import require
 class OpenEnv:
     """One session of a server: what the policy says is one field of an action, and a text of the observation is the reply."""
 
-    def __init__(self, url: str, action: str = "message", observation: str = "", calls: str = "json") -> None:
+    def __init__(self, url: str, action: str = "message", observation: str = "") -> None:
         """`action`: field that the policy fills; `observation`: field that it is told, else the only text there is or, of several
-        fields, all as JSON. ValueError for calls other than json, which are not read here; RuntimeError without the package openenv."""
-        if calls != "json":
-            raise ValueError(
-                f"environment.calls={calls} has no effect with environment.name=openenv. Leave it out."
-            )
+        fields, all as JSON. RuntimeError without the package openenv."""
         client = require("openenv.core.generic_client", "openenv").GenericEnvClient(base_url=url)
         self._client, self._action, self._observation = client.sync(), action, observation
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.base import ToolError
+from lightrft.sandbox.lifetime import Outcome
 from lightrft.workers.boxes import box_of
 
 
@@ -17,8 +18,12 @@ class Python:
 
     def __call__(self, code: str) -> str:
         """What the program printed. ToolError with its last line of error where it failed or was ended at a limit."""
-        found = box_of(self.sandbox).run(code)
-        if found.status == "ended":
-            return found.stdout or "(nothing was printed)"
-        why = found.error if found.status == "failed" else ""
-        raise ToolError("\n".join(filter(None, (found.stdout, why or found.why))))
+        return told(box_of(self.sandbox).run(code))
+
+
+def told(found: Outcome) -> str:
+    """What a program printed. ToolError with its last line of error where it failed or was ended at a limit."""
+    if found.status == "ended":
+        return found.stdout or "(nothing was printed)"
+    why = found.error if found.status == "failed" else ""
+    raise ToolError("\n".join(filter(None, (found.stdout, why or found.why))))

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.tools import Calls, Tools
 from lightrft.utils.paths import expanded
 
@@ -48,7 +49,13 @@ class Search(Tools):
     """An environment with one tool, `search`; the response ends with a turn that does not call it."""
 
     def __init__(
-        self, corpus: str, top: int = 3, field: str = "text", title: str = "title", calls: Calls = "json"
+        self,
+        corpus: str,
+        top: int = 3,
+        field: str = "text",
+        title: str = "title",
+        calls: Calls = "json",
+        seconds: float = USUAL_SECONDS,
     ) -> None:
         """corpus: a file with a JSON object in each line, of which `field` and, where it has one, `title` are read, or a folder of
         texts. top: passages in a reply. ValueError for a corpus that is not there or empty."""
@@ -58,7 +65,7 @@ class Search(Tools):
         if not self._passages:
             raise ValueError(f"environment.options corpus={corpus} holds no text.")
         self._index, self._top = BM25(self._passages), top
-        super().__init__([], calls)
+        super().__init__([], calls, seconds=seconds)
         self.add(self.search)
 
     def search(self, query: str) -> str:

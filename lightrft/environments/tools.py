@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_origin
 
+from lightrft.config.environment import USUAL_SECONDS
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.base import Observation, ToolError
 from lightrft.environments.calculator import calc
@@ -41,11 +42,17 @@ class Tools:
     name, wrong arguments, ToolError) is a reply that says so, counted as environment/errors.
     """
 
-    def __init__(self, tools: Sequence[str], calls: Calls = "json", sandbox: SandboxConfig = USUAL) -> None:
-        """`tools`: built-in names and import paths; `sandbox`: where they run programs of the policy. ValueError for one that is no
-        function with a docstring."""
+    def __init__(
+        self,
+        tools: Sequence[str],
+        calls: Calls = "json",
+        sandbox: SandboxConfig = USUAL,
+        seconds: float = USUAL_SECONDS,
+    ) -> None:
+        """`tools`: built-in names and import paths; `sandbox`: where they run programs of the policy; `seconds`: longest time for the
+        calls of one turn. ValueError for one that is no function with a docstring."""
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._calls, self._seconds = calls, sandbox.wall_seconds
+        self._calls, self._seconds = calls, seconds
         for name in tools:
             self.add(load_tool(name, sandbox))
 

@@ -28,10 +28,19 @@ def answer(names: dict[str, Any], message: bytes) -> bytes:
         result = function(*args, **kwargs)
         writer.put(["r", result, args])
     except BaseException as error:
-        known = [c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins"]
         writer = Writer(keep)
-        writer.put(["e", known[0], ""])
+        try:
+            writer.put(["e", described(error), list(error.args)])
+        except BaseException:  # what it was made of cannot be sent
+            writer = Writer(keep)
+            writer.put(["e", described(error), []])
     return b"".join(writer.parts)
+
+
+def described(error: BaseException) -> list[Any]:
+    """Name of an exception's class, and Python's own classes that it is one of, the nearest first."""
+    kinds = type(error).__mro__
+    return [kinds[0].__name__, [kind.__name__ for kind in kinds if kind.__module__ == "builtins"]]
 
 
 def serve(setup: str, program: str, asked: int, answered: int) -> None:

@@ -7,105 +7,82 @@ from __future__ import annotations
 
 import os
 import platform
-import selectors
-import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
+from lightrft.sandbox.lifetime import Limits, Outcome, SandboxError, Started, finish
 from lightrft.sandbox.syscalls import AUDIT_ARCH, rules
 
-Status = Literal["ended", "failed", "killed", "cpu", "wall", "output"]
 Kind = Literal["bubblewrap", "landlock", "none"]
 FIRST_UID, UIDS = 61184, 4336
 """Users that belong to nobody (those of systemd's dynamic users); a box started by root is one of them, another one each time."""
 THREADS = 32
-CPU_SHARE = 0.75
-"""Share of its processor time after which a program that was killed was killed for that: the kernel's count runs ahead of its report."""
-SETUP_SECONDS = 30.0
-"""Longest time until a box is confined, however busy the machine is."""
+SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+INSTALLED = ("site-packages", "dist-packages")
+FIRST = """
+import marshal, os, sys
+parts, given = [], int(sys.argv[1])
+while part := os.read(given, 1 << 20):
+    parts.append(part)
+os.close(given)
+text = b"".join(parts)
+size = int(text[:8], 16) + 8
+code, names = marshal.loads(text[8:size]), {"JOB": text[size:], "__name__": "inside"}
+del parts, part, text
+exec(code, names)
+"""
+"""What a boxed interpreter is started with: it reads what it shall run, compiled, and the job of that."""
+COMPILES = "import marshal, sys; sys.stdout.buffer.write(marshal.dumps(compile(sys.stdin.buffer.read(), 'box.py', 'exec')))"
 
 
-class SandboxError(RuntimeError):
-    """The box failed, not the program in it: it could not be set up, or what it reported makes no sense."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use."""
-
-    cpu_seconds: int = 4
-    wall_seconds: float = 10.0
-    memory_mib: int = 512
-    output_kib: int = 64
-    disk_mib: int = 16
-    """Size of its folder, which is in memory; with Landlock it can write nowhere."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a program. `ended`: by itself, without error; `failed`: with an exit code or by a signal of its own; else by a
-    limit."""
-
-    status: Status
-    stdout: str
-    stderr: str
-    why: str
-    cpu_seconds: float
-
-    @property
-    def error(self) -> str:
-        """Last line that it wrote to standard error; empty without any."""
-        return next(reversed(self.stderr.strip().splitlines()), "")
-
-
-@dataclass
-class Started:
-    """A program on its way, and what it has said so far."""
-
-    process: subprocess.Popen[bytes]
-    job: bytes
-    stdin: bytes
-    ends: dict[int, str]
-    """Descriptor of ours -> what it is: job, told, stdin, stdout, stderr, report."""
-    began: float
-    cpu_seconds: int
-    whole_group: bool
-    """Whether it may have started others, which no box ends."""
-    said: dict[str, bytearray] = field(default_factory=dict)
-    alive: int = -1
-    """Descriptor that is readable when the process has ended."""
-    over: Status | None = None
-    outcome: Outcome | None = None
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 class Box:
     """Runs programs one after the other, each in a box of its own. SandboxError where none can be made."""
 
-    def __init__(self, limits: Limits, kind: Kind = "bubblewrap", python: str = "/usr/bin/python3") -> None:
-        self.limits, self.kind, self.python = limits, kind, python
+    def __init__(
+        self,
+        limits: Limits,
+        kind: Kind = "bubblewrap",
+        python: str = "/usr/bin/python3",
+        readable: Sequence[str] = (),
+    ) -> None:
+        """`readable`: files and folders that programs may read besides; only with bubblewrap."""
+        self.limits, self.kind, self.python, self.readable = limits, kind, python, tuple(readable)
 
-    def run(self, source: str, stdin: str = "") -> Outcome:
-        """What became of a Python program that was given this text to read. SandboxError if the box failed."""
-        started = self.start([source], stdin.encode("utf-8", "surrogateescape"))
+    def run(
+        self, source: str, stdin: str = "", files: Mapping[str, bytes] = NO_FILES, before: str = ""
+    ) -> Outcome:
+        """What became of a Python program that was given this text to read. `files`: what lies in its folder, by path; `before`: code
+        before it. SandboxError if the box failed."""
+        started = self.start([before, source], stdin.encode("utf-8", "surrogateescape"), files=files)
         finish([started], self.limits)
         assert started.outcome is not None
         return started.outcome
 
     def start(
         self,
-        sources: Sequence[str],
+        sources: Sequence[str | bytes],
         stdin: bytes = b"",
         channels: Sequence[int] = (),
         report: tuple[int, int] | None = None,
+        files: Mapping[str, bytes] = NO_FILES,
     ) -> Started:
-        """A box that begins with the sources, one after the other in one module. `channels`: descriptors it has besides the usual three;
-        `report`: a pipe of which it has the second end. Whoever calls lets `finish` end it."""
+        """A box that begins with the sources, one after the other in one module; bytes are code that is `compiled`. `channels`: descriptors it has besides the usual three;
+        `report`: a pipe of which it has the second end. `files`: what lies in its folder, by path. Whoever calls lets `finish` end it."""
+        if files and self.kind != "bubblewrap":
+            raise SandboxError(f"a {self.kind} box has no folder for files; bubblewrap's has.")
+        inside = compiled(self.python, _text("inside.py"))
+        job = (
+            b"%08x" % len(inside) + inside + repr(self._job(sources, files)).encode("utf-8", "surrogatepass")
+        )
         given, told = os.pipe(), os.pipe()
         inner = [given[0], told[1], *channels, *([report[1]] if report else [])]
         began, other = time.monotonic(), _another_user(self.kind)
@@ -140,29 +117,29 @@ class Box:
             os.set_blocking(descriptor, False)
         said = {name: bytearray() for name in ends.values()}
         alive = os.pidfd_open(process.pid)
-        job = repr(self._job(sources)).encode("utf-8", "surrogatepass")
         seconds, free = self.limits.cpu_seconds, self.kind == "none"
         return Started(process, job, stdin, ends, began, seconds, free, said, alive)
 
-    def _job(self, sources: Sequence[str]) -> dict[str, object]:
+    def _job(self, sources: Sequence[str | bytes], files: Mapping[str, bytes]) -> dict[str, object]:
         machine = platform.machine()
         limits = self.limits
         confined = self.kind != "none"
         return {
             "sources": list(sources),
+            "files": dict(files),
             "cpu_seconds": limits.cpu_seconds,
             "memory": limits.memory_mib << 20,
             "disk": limits.disk_mib << 20 if self.kind == "bubblewrap" else 0,
             "threads": THREADS + (_threads_of_user() if os.getuid() and self.kind != "bubblewrap" else 0),
             "parent": 0 if self.kind == "bubblewrap" else os.getpid(),
             "folder": "/box" if self.kind == "bubblewrap" else "/",
-            "landlock": self.kind == "landlock",
+            "landlock": _opened(self.python) if self.kind == "landlock" else None,
             "rules": rules(machine) if confined else {},
             "arch": AUDIT_ARCH.get(machine, 0),
         }
 
     def _command(self, given: int, told: int) -> list[str]:
-        program = [self.python, "-I", "-S", "-B", "-c", _inside(), str(given), str(told)]
+        program = [self.python, "-I", "-S", "-B", "-c", FIRST, str(given), str(told)]
         return [*self._around(), *program] if self.kind == "bubblewrap" else program
 
     def _around(self) -> list[str]:
@@ -176,16 +153,15 @@ class Box:
             "--new-session",
         ]
         words += ["--as-pid-1", "--clearenv", "--setenv", "LC_ALL", "C.UTF-8", "--cap-drop", "ALL"]
-        for place in (
-            "/usr/lib",
-            "/usr/lib64",
-            "/lib",
-            "/lib64",
-            "/usr/share/zoneinfo",
-            "/etc/ld.so.cache",
-            *_places(self.python),
-        ):
+        for place in _places(self.python):
             words += ["--ro-bind-try", place, place]
+        hidden = _packages(self.python)
+        for place in hidden:
+            words += ["--tmpfs", place]
+        for place in self.readable:
+            words += ["--ro-bind-try", place, place]
+        for place in hidden:
+            words += ["--remount-ro", place]
         for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
             words += ["--dev-bind", device, device]
         return [
@@ -200,169 +176,6 @@ class Box:
             "/box",
             "--",
         ]
-
-
-def finish(boxes: Sequence[Started], limits: Limits, until: Started | None = None) -> None:
-    """Runs boxes side by side until all have ended, or `until` has, which ends the others; fills their outcomes. SandboxError if one of
-    them was never confined. Whatever happens, no process is left and no descriptor open."""
-    try:
-        with selectors.DefaultSelector() as waiting:
-            for box in boxes:
-                for descriptor, name in box.ends.items():
-                    writes = name in ("job", "stdin")
-                    waiting.register(
-                        descriptor, selectors.EVENT_WRITE if writes else selectors.EVENT_READ, box
-                    )
-                waiting.register(box.alive, selectors.EVENT_READ, box)
-            _attend(waiting, boxes, limits, until)
-    finally:
-        for box in boxes:
-            _end(box)
-    for box in boxes:
-        if _is_ready(box):
-            continue
-        if box.over == "wall":
-            raise SandboxError(
-                f"a box was not confined within {SETUP_SECONDS:g} seconds; the machine is too busy."
-            )
-        told = (box.said["told"] or box.said["stderr"]).decode("utf-8", "replace").strip()
-        raise SandboxError(f"a box could not be confined: {told[-300:] or 'it ended without a word'}.")
-
-
-def _attend(
-    waiting: selectors.BaseSelector, boxes: Sequence[Started], limits: Limits, until: Started | None
-) -> None:
-    """Gives and takes until the last box has ended or is over its limits."""
-    running = list(boxes)
-    while running:
-        now = time.monotonic()
-        for box in list(running):
-            if box.over or _is_late(box, now, limits):
-                box.over = box.over or "wall"
-                running.remove(box)
-                _kill(box)
-                if box is until:
-                    return
-        for key, _ in waiting.select(0.05):
-            if key.fd == key.data.alive:
-                _ended(waiting, key.data, limits)
-                running = [box for box in running if box is not key.data]
-                if key.data is until:
-                    return
-            elif key.data.ends.get(key.fd) in ("job", "stdin"):
-                _give(waiting, key.data, key.fd)
-            elif key.fd in key.data.ends:
-                _take(waiting, key.data, key.fd, limits)
-
-
-def _ended(waiting: selectors.BaseSelector, box: Started, limits: Limits) -> None:
-    """Reads what a program that has ended left in its pipes, and no longer: another one may hold their other ends."""
-    waiting.unregister(box.alive)
-    for descriptor in [d for d, name in box.ends.items() if name not in ("job", "stdin")]:
-        _take(waiting, box, descriptor, limits)
-
-
-def _is_ready(box: Started) -> bool:
-    """Whether it has said that it is confined."""
-    return bytes(box.said["told"]) == b"ready"
-
-
-def _is_late(box: Started, now: float, limits: Limits) -> bool:
-    return now - box.began > (limits.wall_seconds if _is_ready(box) else SETUP_SECONDS)
-
-
-def _give(waiting: selectors.BaseSelector, box: Started, descriptor: int) -> None:
-    """Writes what the pipe takes; closes it when all is written or nobody reads."""
-    name = box.ends[descriptor]
-    left = box.job if name == "job" else box.stdin
-    try:
-        written = os.write(descriptor, left[: 1 << 16]) if left else 0
-    except BlockingIOError:
-        return
-    except OSError:
-        written = len(left)
-    left = left[written:]
-    if name == "job":
-        box.job = left
-    else:
-        box.stdin = left
-    if not left:
-        waiting.unregister(descriptor)
-        _close(box, descriptor)
-
-
-def _take(waiting: selectors.BaseSelector, box: Started, descriptor: int, limits: Limits) -> None:
-    """Reads what is there and keeps it up to the limit: an endless text takes no memory of ours."""
-    name, most = box.ends[descriptor], limits.output_kib << 10
-    for _ in range(64):
-        try:
-            part = os.read(descriptor, 1 << 16)
-        except BlockingIOError:
-            return
-        if not part:
-            with suppress(KeyError):
-                waiting.unregister(descriptor)
-            _close(box, descriptor)
-            return
-        box.said[name] += part[: max(0, most - len(box.said[name]))]
-        if len(box.said[name]) >= most and name != "stderr":
-            box.over = "output"
-            return
-
-
-def _close(box: Started, descriptor: int) -> None:
-    del box.ends[descriptor]
-    for stream in (box.process.stdin, box.process.stdout, box.process.stderr):
-        if stream is not None and not stream.closed and stream.fileno() == descriptor:
-            with suppress(OSError):
-                stream.close()
-            return
-    os.close(descriptor)
-
-
-def _end(box: Started) -> None:
-    """Ends what is left of a box, waits for it, and says what became of it."""
-    _kill(box)
-    _, code, usage = os.wait4(box.process.pid, 0)
-    box.process.returncode = os.waitstatus_to_exitcode(code)
-    for descriptor in list(box.ends):
-        _close(box, descriptor)
-    os.close(box.alive)
-    cpu = usage.ru_utime + usage.ru_stime
-    box.outcome = _outcome(box, box.process.returncode, cpu)
-
-
-def _kill(box: Started) -> None:
-    """Kills the program; bubblewrap, which waits for it, then ends by itself, so that the dead program is left to nobody else."""
-    ended = selectors.DefaultSelector()
-    with ended:
-        ended.register(box.alive, selectors.EVENT_READ)
-        pid = box.process.pid
-        if box.whole_group:
-            with suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
-        if ended.select(0):
-            return
-        with suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
-                ended.select(1.0)
-        if not ended.select(0):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _outcome(box: Started, code: int, cpu: float) -> Outcome:
-    out, err = (box.said[name].decode("utf-8", "replace") for name in ("stdout", "stderr"))
-    number = -code if code < 0 else code - 128 if code > 128 else 0
-    status: Status = box.over or ("ended" if code == 0 else "failed")
-    told = f"exit code {code}"
-    if status == "failed" and number:
-        with suppress(ValueError):
-            told = signal.Signals(number).name
-        if number in (signal.SIGKILL, signal.SIGXCPU):
-            status = "cpu" if cpu >= CPU_SHARE * box.cpu_seconds else "killed"
-    why = {"wall": "its time was up", "cpu": "its processor time was up", "output": "it wrote too much"}
-    return Outcome(status, out, err, why.get(status, told), cpu)
 
 
 def _another_user(kind: Kind) -> int | None:
@@ -387,13 +200,51 @@ def _threads_of_user() -> int:
 
 
 @cache
-def _inside() -> str:
-    return Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
+def compiled(python: str, source: str) -> bytes:
+    """Our own code as this interpreter compiles it, which each box would else do anew. SandboxError if the interpreter does not run."""
+    command = [python, "-I", "-S", "-B", "-c", COMPILES]
+    try:
+        done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SandboxError(f"the interpreter does not run: {error}.") from None
+    if done.returncode:
+        why = done.stderr.decode("utf-8", "replace").strip()[-300:]
+        raise SandboxError(f"the interpreter compiles nothing: {why}.")
+    return done.stdout
+
+
+@cache
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 @cache
 def _places(python: str) -> tuple[str, ...]:
-    """Where an interpreter lies: the file, where links to it lead, and the folder of its library."""
+    """What programs see: system libraries and where an interpreter lies, the file, where links to it lead, and the folder of its library."""
     path = Path(python)
     real = path.resolve()
-    return (str(path), str(real), str(real.parent.parent / "lib"))
+    return (*SYSTEM, str(path), str(real), str(real.parent.parent / "lib"))
+
+
+@cache
+def _packages(python: str) -> tuple[str, ...]:
+    """Folders of installed packages among these places, which programs do not see: some may hold answers."""
+    found = [Path(place).glob(f"*/{name}") for place in _places(python) for name in INSTALLED]
+    return tuple(sorted({str(folder) for folders in found for folder in folders if folder.is_dir()}))
+
+
+@cache
+def _opened(python: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """For Landlock, which opens a folder with all that is below it: (what may be read, folders of which only the names may be)."""
+    hidden = {os.path.realpath(folder) for folder in _packages(python)}
+    read, listed, left = dict[str, None](), dict[str, None](), [os.path.realpath(p) for p in _places(python)]
+    while left:
+        place = left.pop()
+        if place in hidden or place in listed:
+            continue
+        if any(folder.startswith(f"{place}/") for folder in hidden):
+            listed[place] = None
+            left += [entry.path for entry in os.scandir(place) if not entry.is_symlink()]
+        else:
+            read[place] = None
+    return tuple(read), tuple(listed)

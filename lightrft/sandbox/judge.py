@@ -16,7 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightrft.sandbox.box import Box, Outcome, SandboxError, Started, finish
+from lightrft.sandbox.box import Box, compiled
+from lightrft.sandbox.lifetime import Outcome, SandboxError, Started, finish
+from lightrft.sandbox.plain import Writer
 
 MOST_DIGITS = 400
 """Characters of a number that is compared as one; a longer text is compared as text."""
@@ -62,20 +64,21 @@ def by_calls(box: Box, program: str, tests: Calls) -> Verdict:
     count = len(tests.tests) + len(tests.calls)
     if not count:
         raise BrokenTestsError("there is no test.")
-    ask, answer, report = os.pipe(), os.pipe(), os.pipe()
     job = {
         "tests": list(tests.tests),
         "setup": tests.setup,
         "functions": list(tests.functions),
         "function": tests.function,
-        "calls": [(list(arguments), expected) for arguments, expected in tests.calls],
+        "calls": [_packed(list(arguments), expected) for arguments, expected in tests.calls],
     }
+    ask, answer, report = os.pipe(), os.pipe(), os.pipe()
     boxes: list[Started] = []
     try:
-        serving = f"{_text('answering')}\nserve({tests.program_setup!r}, {program!r}, {ask[0]}, {answer[1]})"
-        judging = f"{_text('asking')}\njudge({job!r}, {ask[1]}, {answer[0]}, {report[1]})"
-        boxes.append(box.start([serving], channels=(ask[0], answer[1])))
-        boxes.append(box.start([judging], channels=(ask[1], answer[0]), report=report))
+        serving = f"serve({tests.program_setup!r}, {program!r}, {ask[0]}, {answer[1]})"
+        judging = f"judge({job!r}, {ask[1]}, {answer[0]}, {report[1]})"
+        sides = [compiled(box.python, _text(side)) for side in ("answering", "asking")]
+        boxes.append(box.start([sides[0], serving], channels=(ask[0], answer[1])))
+        boxes.append(box.start([sides[1], judging], channels=(ask[1], answer[0]), report=report))
     except BaseException:
         if len(boxes) < 2:
             os.close(report[0])
@@ -86,6 +89,22 @@ def by_calls(box: Box, program: str, tests: Calls) -> Verdict:
             os.close(descriptor)
     finish(boxes, box.limits, until=boxes[1])
     return _verdict(boxes, count)
+
+
+def _packed(arguments: list[Any], expected: Any) -> bytes:
+    """A call and what is expected, as bytes: what Python writes of a value is no code where that holds inf or nan."""
+
+    def refuse(value: Any) -> tuple[int, bool]:
+        raise BrokenTestsError(f"a call holds a {type(value).__name__}, which is no plain value.")
+
+    writer = Writer(refuse)
+    try:
+        writer.put((arguments, expected))
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, BrokenTestsError):
+            raise
+        raise BrokenTestsError(f"a call cannot be sent: {error}.") from None
+    return b"".join(writer.parts)
 
 
 def finish_quietly(boxes: Sequence[Started], box: Box) -> None:
@@ -153,7 +172,8 @@ def _same_word(one: str, other: str) -> bool:
     if max(len(one), len(other)) > MOST_DIGITS:
         return False
     try:
-        return Decimal(one) == Decimal(other)
+        ours, theirs = Decimal(one), Decimal(other)
+        return ours == theirs or (ours.is_qnan() and theirs.is_qnan())
     except InvalidOperation:
         return False
 

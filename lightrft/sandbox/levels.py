@@ -9,7 +9,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from lightrft.sandbox.box import Box, Kind, Limits, SandboxError
+from lightrft.sandbox.box import Box, Kind
+from lightrft.sandbox.lifetime import Limits, SandboxError
 
 LEVELS: dict[Kind, str] = {"bubblewrap": "bubblewrap + seccomp", "landlock": "Landlock + seccomp + rlimits"}
 """Levels that hold a hostile program, the better one first."""
@@ -22,6 +23,14 @@ for leave in (os.fork, lambda: socket.socket(socket.AF_INET), lambda: os.kill(os
     except OSError:
         continue
     print('out')
+for name in ('/no/socket', chr(0) + 'none'):
+    try:
+        socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'', name)
+        print('out')
+    except PermissionError:
+        continue
+    except OSError:  # it looked for the name, and could have found it
+        print('out')
 print('confined')
 """
 PROBE_LIMITS = Limits(cpu_seconds=10, wall_seconds=30.0)

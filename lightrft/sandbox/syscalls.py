@@ -18,6 +18,10 @@ IOCTL = "ioctl"
 """Allowed for the requests that files and terminals are asked in ordinary use."""
 FCNTL = "fcntl"
 """Allowed but for the commands that send signals, take leases or enlarge pipes."""
+NAMELESS = "nameless"
+"""Allowed without an address: a socket may speak with the one it is connected to, and not with any other that has a name."""
+UNIX = "unix"
+"""Allowed for the family of Unix sockets."""
 
 _PLAIN: Mapping[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
@@ -26,7 +30,7 @@ _PLAIN: Mapping[str, tuple[int | None, int | None]] = {
     "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "access": (21, None), "pipe": (22, None), "select": (23, None),
     "sched_yield": (24, 124), "mremap": (25, 216), "msync": (26, 227), "madvise": (28, 233), "dup": (32, 23), "dup2": (33, None),
     "pause": (34, None), "nanosleep": (35, 101), "getitimer": (36, 102), "alarm": (37, None), "setitimer": (38, 103),
-    "getpid": (39, 172), "sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210), "socketpair": (53, 199),
+    "getpid": (39, 172), "recvfrom": (45, 207), "shutdown": (48, 210),
     "exit": (60, 93), "wait4": (61, 260), "uname": (63, 160), "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83),
     "ftruncate": (77, 46), "getdents": (78, None), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "rename": (82, None),
     "mkdir": (83, None), "rmdir": (84, None), "creat": (85, None), "unlink": (87, None), "readlink": (89, None), "umask": (95, 166),
@@ -44,6 +48,8 @@ _PLAIN: Mapping[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 _WITH_RULE: Mapping[str, tuple[int, int, str]] = {
     "ioctl": (16, 29, IOCTL),
+    "sendto": (44, 206, NAMELESS),
+    "socketpair": (53, 199, UNIX),
     "clone": (56, 220, THREAD),
     "kill": (62, 129, OWN),
     "fcntl": (72, 25, FCNTL),

@@ -17,7 +17,7 @@ from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.tasks import calculator, code, media_pairs, media_tasks, safety, sentences, tiny
+from lightrft.tasks import calculator, code, media_pairs, media_tasks, repair, safety, sentences, tiny
 from lightrft.tasks.base import (
     BOXED,
     TAGGED,
@@ -268,7 +268,7 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
     if data and is_file(place) and not expanded(place, "data file").exists():
         place = str(Path(data) / place)
     bad = BadRecords(config.on_bad_record)
-    form = resolve({**ROW_FORMATS, **code.CODE_FORMATS}, config.format, "format")
+    form = resolve({**ROW_FORMATS, **code.CODE_FORMATS, **repair.FORMATS}, config.format, "format")
     folder = expanded(place, "data file").parent if is_file(place) else hub_folder()
     rows = list(read(place, part, bad))
     found = records(rows, form, config, bad, source="file", instruction="", folder=folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from functools import cache
 
 from lightrft.config.sandbox import SandboxConfig
-from lightrft.sandbox.box import Box, Limits, SandboxError
+from lightrft.sandbox.box import Box
 from lightrft.sandbox.levels import make_box
+from lightrft.sandbox.lifetime import Limits, SandboxError
 
 MARGIN_SECONDS = 2.0
 """What who runs programs needs of its time limit besides them."""
@@ -30,17 +32,18 @@ def box_of(sandbox: SandboxConfig) -> Box:
     return make_box(limits, sandbox.kind, sandbox.python)
 
 
-def check_box(sandbox: SandboxConfig, option: str, seconds: float, *, programs: int = 1) -> None:
+def check_box(sandbox: SandboxConfig, option: str, seconds: float, *, before: float = 0.0) -> None:
     """ValueError where programs cannot be run with these settings; warns where nothing protects from them.
 
-    `option`: the setting that limits the time of who runs them, to `seconds` (0: no limit), in which so many `programs` may take all of
-    sandbox.wall_seconds, one after the other.
+    `option`: the setting that limits the time of who runs them, to `seconds` (0: no limit), in which `before` seconds may pass until a
+    program begins that takes all of sandbox.wall_seconds.
     """
-    least = programs * sandbox.wall_seconds + MARGIN_SECONDS
+    least = before + sandbox.wall_seconds + MARGIN_SECONDS
     if seconds and seconds < least:
+        begins = f", and may begin after {before:g} seconds" if before else ""
         raise ValueError(
-            f"{option}={seconds:g} is too short for programs that may take sandbox.wall_seconds={sandbox.wall_seconds:g}: they would count "
-            f"as failures of ours. Set {option} to at least {least:g}."
+            f"{option}={seconds:g} is too short for programs that may take sandbox.wall_seconds={sandbox.wall_seconds:g}{begins}: they would "
+            f"count as failures of ours. Set {option} to at least {math.ceil(least)}, or make the other smaller."
         )
     try:
         box_of(sandbox)

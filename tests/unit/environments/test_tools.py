@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.config import SandboxConfig
+from lightrft.config import EnvironmentConfig, SandboxConfig
 from lightrft.environments.base import ToolError
 from lightrft.environments.calculator import calc
+from lightrft.environments.episodes import Episodes
 from lightrft.environments.tools import MOST_CALLS, Tools, schema
 from lightrft.sandbox.levels import levels
+from lightrft.workers.boxes import check_box
 
 TOOLS = Path(__file__).with_name("tools_of_tests.py")
 
@@ -147,10 +149,43 @@ def test_programs_run_in_the_sandbox_and_their_failures_are_told():
     assert told("print(1)\n1 / 0") == ("error: 1\n\nZeroDivisionError: division by zero", 1)
     said, errors = told("import socket; socket.socket()")
     assert (errors, "PermissionError" in said) == (1, True)
-    quick = Tools(["python"], sandbox=SandboxConfig(cpu_seconds=1, wall_seconds=1.0))
+    quick = Tools(["python"], sandbox=SandboxConfig(cpu_seconds=1, wall_seconds=1.0), seconds=1.5)
     call = '<tool_call>{"name": "python", "arguments": {"code": "while True: pass"}}</tool_call>'
     start = time.perf_counter()
     said, _, counts = replies(quick, call * MOST_CALLS)
     assert counts["errors"] == MOST_CALLS
     assert said[-1].startswith("error: the calls before took all the time")
     assert time.perf_counter() - start < 15
+
+
+def test_calls_that_come_too_late_are_told_so_by_a_limit_of_their_own():
+    """The sandbox's has nothing to do with a function that runs no program."""
+    config = EnvironmentConfig(tools=[f"{TOOLS}:slow"], calls_seconds=0.15, workers=0)
+    with Episodes(config, SandboxConfig(wall_seconds=0.01)) as episodes:
+        ((number, _),) = episodes.begin([(0, {})])
+        (reply,) = episodes.step([(number, '<tool_call>{"name": "slow"}</tool_call>' * 4, False)])
+    said = [message["content"] for message in reply.messages]
+    assert said == ["done", "done", *["error: the calls before took all the time there is for one turn"] * 2]
+    assert reply.counts == {"calls": 4, "errors": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"tools": ["calc"], "calls_seconds": 30.0},
+            r"calls_seconds=30 is no shorter than environment.timeout_seconds=30",
+        ),
+        ({"name": "a:B", "calls_seconds": 3.0}, r"calls_seconds=3 has no effect with environment.name=a:B"),
+    ],
+)
+def test_a_limit_of_calls_that_cannot_hold_is_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        EnvironmentConfig(**given)
+
+
+def test_programs_need_room_behind_the_limit_of_calls():
+    with pytest.raises(
+        ValueError, match=r"timeout_seconds=20 .*wall_seconds=10, and may begin after 10 seconds.*at least 22"
+    ):
+        check_box(SandboxConfig(), "environment.timeout_seconds", 20.0, before=10.0)

@@ -1,5 +1,7 @@
 """Tools of tests."""
 
+import time
+
 
 def weather(city: str, days: int = 1) -> dict:
     """Tells the weather."""
@@ -23,3 +25,9 @@ def broken():
 def double(number: int) -> int:
     """Doubles."""
     return 2 * number
+
+
+def slow() -> str:
+    """Takes a tenth of a second."""
+    time.sleep(0.1)
+    return "done"

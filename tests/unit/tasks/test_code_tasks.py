@@ -105,3 +105,32 @@ def test_gold_answers_of_real_rows_score_full_marks(name):
     with RewardRunner({task.name: task.rewards}, RewardConfig()) as judge:
         report = check_gold(name, records, task.gold, judge)
     assert report.ok, str(report)
+
+
+SLOW = {"knapsack": "6404180", "levenshtein": "docnoteidissentafastneverpreventsafatnessidietoncod"}
+"""Tests that QuixBugs' own authors skip: four minutes, and longer than they waited."""
+
+
+@boxed
+def test_every_mended_program_of_quixbugs_passes_and_no_broken_one():
+    """Those 31 whose tests are values; the others need objects (test_repair.py has all 40). The judge of one is a tolerance, as theirs."""
+    place = Path(__file__).parents[4] / "shared" / "data" / "quixbugs" / "quixbugs_python.jsonl"
+    if not place.is_file():
+        pytest.skip(f"{place} is not there")
+    judge, passed = PassesTests(SandboxConfig(cpu_seconds=3)), {"fixed": [], "buggy": []}
+    rows = [row for row in map(json.loads, place.read_text().splitlines()) if row["json_tests"]]
+    for row in rows:
+        name, tests = (
+            row["name"],
+            [test for test in row["json_tests"] if SLOW.get(row["name"], "\0") not in str(test)],
+        )
+        calls = [[given if isinstance(given, list) else [given], wanted] for given, wanted in tests]
+        target = {"calls": calls, "function": name}
+        if name == "sqrt":
+            target = {
+                "tests": [f"assert abs(sqrt{(*given,)} - {wanted}) <= {given[1]}" for given, wanted in calls]
+            }
+        for kind, found in passed.items():
+            found += [name] * (judge(fenced(row[kind]), target) == 1.0)
+    assert len(rows) == 31
+    assert passed == {"fixed": [row["name"] for row in rows], "buggy": []}
