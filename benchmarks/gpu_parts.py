@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from lightrft.models.words import training_logprobs
 from lightrft.algorithms.algorithm import build
 from lightrft.commands.plan import GIB, Hardware, Lengths, Plan, plan
 from lightrft.config import (
@@ -42,7 +43,6 @@ from lightrft.testing import tiny_folder, tiny_prompt
 from lightrft.trainer.batching import Batching, batch_tokens, pack, unpack
 from lightrft.trainer.batching import plan as micro_batches
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.rollout import training_logprobs
 from lightrft.types import Batch, Sampling, Terms, Trajectory
 from lightrft.utils.device import accelerators, available_bytes, pick_device
 from lightrft.utils.imports import resolve

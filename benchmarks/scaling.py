@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 
+from lightrft.models.words import dummy_answer
 from lightrft.build.tables import STRATEGIES, footprint
 from lightrft.commands.plan import GIB, Hardware, Lengths
 from lightrft.commands.plan import plan as plan_of
@@ -47,7 +48,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import Batching, by_group, dummy_answer, plan
+from lightrft.trainer.batching import Batching, by_group, plan
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms, Trajectory
 from tests.distributed.launch import together

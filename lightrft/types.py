@@ -92,6 +92,8 @@ class Prompt:
     """(R, P) for models with multi-axis rotary positions, else None."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
+    width: int = 0
+    """Positions read for each entry of a response by a model that reads the prompt with each (a denoising step); 0: entries are tokens."""
     unexpanded_token_ids: Sequence[int] = ()
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
     episode: int | None = None
@@ -121,6 +123,10 @@ class Completion:
     """Number of updates the weights that sampled it had seen."""
     stream: int = 0
     """What fixes its random numbers, for the same engine to go on with it."""
+    states: Tensor | None = None
+    """(L, 2, ...) float32 where an entry is no token but a step between two states: both of them. Entries are then numbers of steps."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """What was made besides text, by kind: {"image": (H, W, 3) uint8 array}."""
 
 
 Origin = Literal["sampled", "carried_over", "replayed"]
@@ -173,6 +179,12 @@ class Trajectory:
     """Updates seen by the weights that sampled its first token."""
     stream: int = 0
     """Stream of random numbers, as in Completion."""
+    states: Tensor | None = None
+    """As in Completion."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """As in Completion."""
+    reference: Tensor | None = None
+    """(L, ...) float32 means of its steps under the reference, where the divergence is taken in closed form."""
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
@@ -226,6 +238,49 @@ class Inputs:
     team: Any = None
     """The process group whose ranks compute this batch together (models/sequence.py); None: each computes its own."""
 
+    @property
+    def read(self) -> int:
+        """Tokens the model reads."""
+        return int(self.token_ids.numel())
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Per sequence, tokens of its prompt and of its response."""
+        pairs = zip(self.prompt_spans, self.response_spans, strict=True)
+        return [(b - a, d - c) for (a, b), (c, d) in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a denoising model reads for one batch: a row for each step that noise entered, each prompt's conditions once."""
+
+    states: Tensor
+    """(T, 2, ...) float32: the states before and after each step."""
+    places: Tensor
+    """(T,) int64: which step of the schedule."""
+    prompts: Tensor
+    """(T,) int64: which row of `media` conditions it."""
+    lengths: tuple[int, ...]
+    """Per sequence, its steps."""
+    width: int
+    """Positions the model reads for each step."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    """Conditions, a row for each prompt."""
+    reference: Tensor | None = None
+    """(T, ...) float32: mean of each step under the reference, where the divergence is taken in closed form."""
+    team: Any = None
+    """As in Inputs."""
+
+    @property
+    def read(self) -> int:
+        """Positions the model reads."""
+        return self.width * int(self.places.numel())
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Per sequence, positions of its prompt, which are read with each step, and of its response."""
+        return [(0, n * self.width) for n in self.lengths]
+
 
 @dataclass(slots=True)
 class Batch:
@@ -273,7 +328,9 @@ class Batch:
     rewards: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
-    inputs: Inputs | None = None
+    divergence: Tensor | None = None
+    """Divergence from the reference in closed form, with its gradient, where the model can say it."""
+    inputs: Inputs | Steps | None = None
     """What the model reads; None where only columns are needed."""
 
     @property

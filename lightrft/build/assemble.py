@@ -15,7 +15,7 @@ from lightrft.algorithms.requirements import check_remembered
 from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
-from lightrft.models.processor import Processor
+from lightrft.models.kinds import PolicyKind
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.runs.capsule import Capsules
@@ -23,7 +23,7 @@ from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.memory import MemoryPlan
 from lightrft.trainer.baseline import Greedy
-from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
@@ -62,7 +62,7 @@ class Parts:
     memory_plan: MemoryPlan
     models: Models
     engine: Engine
-    processor: Processor
+    kind: PolicyKind
     prompts: PromptLoader
     judge: RewardRunner
     scaler: RewardScaler
@@ -89,9 +89,17 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         needs_baseline=parts.algorithm.needs_baseline,
         completed=parts.prompts.completed,
     )
-    batching = Batching(config.update, world, parts.device, dummy_answer(parts.processor.blank()))
+    kind = parts.kind
+    batching = Batching(config.update, world, parts.device, kind.blank(), layout=kind.layout)
     learner = Learner(
-        config, parts.memory_plan, batching, parts.algorithm, models.actor, models.critic, models.reference
+        config,
+        parts.memory_plan,
+        batching,
+        parts.algorithm,
+        models.actor,
+        models.critic,
+        models.reference,
+        kind.logprobs,
     )
     capsules, journal = Capsules(parts.run, config.log), parts.journal
     made = trainer(
@@ -105,7 +113,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         capture=Capture(capsules, config, world, learner),
         evaluator=parts.evaluator,
         journal=journal,
-        processor=parts.processor,
+        processor=kind.processor,
         parts={
             "prompts": parts.prompts,
             "scaler": parts.scaler,
@@ -121,7 +129,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         journal=journal,
         world=world,
         memory_plan=parts.memory_plan,
-        processor=parts.processor,
+        write=kind.write,
         checkpoints=parts.checkpoints,
         evaluates=config.evaluate,
         interrupt=interrupt,
@@ -146,7 +154,7 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
 def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Supply:
     """How responses come to a step: as the settings say, and so that none is lost that a checkpoint holds (`parts.left`)."""
     config = parts.config
-    given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.journal.progress)
+    given = (config, sampler, parts.prompts, parts.kind.processor, parts.judge, parts.journal.progress)
     source = Fresh(*given, turns=parts.turns)
     if config.rollout.max_tokens_per_step or "unfinished" in parts.left:
         source = Partial(*given, buffer=buffer)
@@ -157,7 +165,7 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
 
 def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
     """The part that samples, judges and chooses the groups of a step."""
-    greedy = Greedy(parts.config, sampler, parts.judge, parts.processor, parts.turns)
+    greedy = Greedy(parts.config, sampler, parts.judge, parts.kind.processor, parts.turns)
     return Collector(
         config=parts.config,
         world=parts.world,
@@ -185,6 +193,7 @@ def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scor
         scaler=parts.scaler,
         interrupt=interrupt,
         needs_old=needs_old(parts.config, parts.algorithm),
+        logprobs=parts.kind.logprobs,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class NativeEngine:
             never=placeholders(causal_lm(module).config),
             captures=captures(config.cuda_graphs, module, text),
         )
-        self._own = OwnWeights(self) if is_empty(module) else None
+        self._own = OwnWeights(self, module) if is_empty(module) else None
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
@@ -109,14 +110,21 @@ class NativeEngine:
         return {"cache": self._cache} | ({} if self._own is None else {"weights": self._own})
 
 
+class Versioned(Protocol):
+    """What an engine shows of itself to the weights that it owns."""
+
+    weight_version: int
+    device: torch.device
+
+
 class OwnWeights:
     """The weights of a module that was empty when the engine got it, as a resident: given at each sync, dropped after use.
 
     They are never moved to host memory: who offloads them has them elsewhere.
     """
 
-    def __init__(self, engine: NativeEngine) -> None:
-        self._engine, self._module = engine, engine._module
+    def __init__(self, engine: Versioned, module: nn.Module) -> None:
+        self._engine, self._module = engine, module
         engine.weight_version = NONE
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -30,6 +30,10 @@ class LogProbs(NamedTuple):
     """log p(token t | what came before it), at the sampling temperature."""
     entropy: Tensor
     """Entropy in nats of the distribution token t was drawn from."""
+    divergence: Tensor | None = None
+    """Divergence from the reference in closed form, where the model can say it."""
+    means: Tensor | None = None
+    """(T, ...): means of the steps, for whoever compares with them later."""
 
 
 def logprobs(

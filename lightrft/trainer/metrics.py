@@ -174,12 +174,12 @@ class Layout:
         """Takes a micro-batch into account."""
         assert batch.inputs is not None
         self.batches += 1
-        self.tokens += batch.inputs.token_ids.numel()
-        for (a, b), (c, d) in zip(batch.inputs.prompt_spans, batch.inputs.response_spans, strict=True):
+        self.tokens += batch.inputs.read
+        for asked, answered in batch.inputs.spans:
             self.answers += 1
-            self.whole += b - a + d - c
-            self.longest_prompt = max(self.longest_prompt, b - a)
-            self.longest_answer = max(self.longest_answer, d - c)
+            self.whole += asked + answered
+            self.longest_prompt = max(self.longest_prompt, asked)
+            self.longest_answer = max(self.longest_answer, answered)
 
     def result(self, tokens_per_micro_batch: int, world: World) -> dict[str, float]:
         """Metrics update/..., over all ranks."""

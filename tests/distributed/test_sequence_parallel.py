@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from lightrft.models.words import dummy_answer
 from lightrft.algorithms.requirements import build_for
 from lightrft.algorithms.segments import segment_mean
 from lightrft.build import sft
@@ -45,7 +46,7 @@ from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.values import ValueModel, values
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_trajectories
-from lightrft.trainer.batching import Batching, by_group, dummy_answer, pack
+from lightrft.trainer.batching import Batching, by_group, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms
 from lightrft.utils.imports import resolve

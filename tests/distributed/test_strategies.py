@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lightrft.models.words import dummy_answer
 from lightrft.algorithms.losses import value_loss
 from lightrft.build.tables import STRATEGIES
 from lightrft.config import (
@@ -25,7 +26,7 @@ from lightrft.models.source import Source
 from lightrft.models.values import values
 from lightrft.parallel.world import World
 from lightrft.testing import check_strategy, tiny_trajectories
-from lightrft.trainer.batching import Batching, by_group, dummy_answer
+from lightrft.trainer.batching import Batching, by_group
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from tests.distributed.launch import together

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
+from lightrft.models.words import response_positions
 from lightrft.algorithms.preference import PREFERENCE_LOSSES
 from lightrft.config import (
     LoraConfig,
@@ -32,7 +33,7 @@ from lightrft.models.reward_source import RewardSource
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_processor
-from lightrft.trainer.batching import Batching, batch_tokens, pack, plan, response_positions
+from lightrft.trainer.batching import Batching, batch_tokens, pack, plan
 from lightrft.trainer.optimize import optimize
 from lightrft.trainer.preferences import Preferences
 from lightrft.types import Prompt

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from lightrft.models.words import dummy_answer
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.algorithms.preference import COUNTS, group_mean, pairs
 from lightrft.config import DPOConfig, ModelConfig, OptimizerConfig, UpdateConfig
@@ -21,7 +22,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double
-from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.offline import OfflineTrainer
 from lightrft.trainer.optimize import optimize
 from lightrft.trainer.policy_preferences import OUTPUT, PolicyPreferences

@@ -14,6 +14,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from lightrft.models.words import training_logprobs
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.models import critic_source, teacher_model
 from lightrft.build.tables import OWN_LIMIT
@@ -31,7 +32,7 @@ from lightrft.runs.folder import check_new
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import batch_tokens, pack, plan
-from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
+from lightrft.trainer.rollout import needs_old, training_sampling
 from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.device import device_bytes, release_memory
 from lightrft.utils.paths import expanded

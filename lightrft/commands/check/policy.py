@@ -10,6 +10,7 @@ import torch
 from rich.panel import Panel
 from rich.text import Text
 
+from lightrft.models.words import training_logprobs
 from lightrft.build.data import beyond_context
 from lightrft.build.judges import add_judging_models, models_used, most_read, section_of
 from lightrft.build.memory import build_memory_plan
@@ -28,7 +29,7 @@ from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
 from lightrft.trainer.mismatch import TOLERANCE, cuts, disagreement
-from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
+from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
 from lightrft.types import Trajectory
 
