@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from lightrft.models.words import training_logprobs
 from lightrft.algorithms.algorithm import build
 from lightrft.commands.plan import GIB, Hardware, Lengths, Plan, plan
 from lightrft.config import (
@@ -36,6 +35,7 @@ from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.logprobs import _BlockedHead
 from lightrft.models.tiny import tiny_tokenizer
+from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import SingleTrainable

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 
-from lightrft.models.words import dummy_answer
 from lightrft.build.tables import STRATEGIES, footprint
 from lightrft.commands.plan import GIB, Hardware, Lengths
 from lightrft.commands.plan import plan as plan_of
@@ -45,6 +44,7 @@ from lightrft.config import (
 )
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories

@@ -124,9 +124,9 @@ class Completion:
     stream: int = 0
     """What fixes its random numbers, for the same engine to go on with it."""
     states: Tensor | None = None
-    """(L, 2, ...) float32 where an entry is no token but a step between two states: both of them. Entries are then numbers of steps."""
     made: Mapping[str, Any] = field(default_factory=dict)
-    """What was made besides text, by kind: {"image": (H, W, 3) uint8 array}."""
+    """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each. And what was made besides
+    text, by kind: {"image": (H, W, 3) uint8 array}."""
 
 
 Origin = Literal["sampled", "carried_over", "replayed"]
@@ -180,11 +180,9 @@ class Trajectory:
     stream: int = 0
     """Stream of random numbers, as in Completion."""
     states: Tensor | None = None
-    """As in Completion."""
     made: Mapping[str, Any] = field(default_factory=dict)
-    """As in Completion."""
     reference: Tensor | None = None
-    """(L, ...) float32 means of its steps under the reference, where the divergence is taken in closed form."""
+    """(L, ...) means of its steps under the reference, where the divergence is taken in closed form; the others as in Completion."""
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
@@ -201,6 +199,9 @@ class Trajectory:
     def num_chosen(self) -> int:
         """How many of its tokens the policy sampled; the others are replies of an environment, of which behavior is 0."""
         return len(self) if not self.said else sum(self.mask)
+
+
+GroupOfTrajectories = Sequence[Trajectory]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +247,7 @@ class Inputs:
     @property
     def spans(self) -> list[tuple[int, int]]:
         """Per sequence, tokens of its prompt and of its response."""
-        pairs = zip(self.prompt_spans, self.response_spans, strict=True)
-        return [(b - a, d - c) for (a, b), (c, d) in pairs]
+        return [(b - a, d - c) for (a, b), (c, d) in zip(self.prompt_spans, self.response_spans, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,28 +257,24 @@ class Steps:
     states: Tensor
     """(T, 2, ...) float32: the states before and after each step."""
     places: Tensor
-    """(T,) int64: which step of the schedule."""
     prompts: Tensor
-    """(T,) int64: which row of `media` conditions it."""
+    """(T,) int64 each: which step of the schedule it is, and which row of `media` conditions it."""
     lengths: tuple[int, ...]
-    """Per sequence, its steps."""
     width: int
-    """Positions the model reads for each step."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
-    """Conditions, a row for each prompt."""
+    """Conditions, a row for each prompt; `width` is of its Prompt."""
     reference: Tensor | None = None
     """(T, ...) float32: mean of each step under the reference, where the divergence is taken in closed form."""
     team: Any = None
-    """As in Inputs."""
 
     @property
     def read(self) -> int:
-        """Positions the model reads."""
+        """Positions the model reads: `width` for each step."""
         return self.width * int(self.places.numel())
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """Per sequence, positions of its prompt, which are read with each step, and of its response."""
+        """Per sequence, positions of its prompt, which are read with each step, and of its `lengths` steps."""
         return [(0, n * self.width) for n in self.lengths]
 
 
@@ -399,9 +395,6 @@ class Terms:
     """name -> (T,) per-token diagnostics, averaged over the mask for the log."""
     ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
-
-
-GroupOfTrajectories = Sequence[Trajectory]
 
 
 def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:

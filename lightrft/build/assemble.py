@@ -27,6 +27,7 @@ from lightrft.trainer.batching import Batching
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
+from lightrft.trainer.diversity import DiversityWatch
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.rl import RLTrainer
@@ -101,7 +102,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         models.reference,
         kind.logprobs,
     )
-    capsules, journal = Capsules(parts.run, config.log), parts.journal
+    capsules, journal, watch = Capsules(parts.run, config.log), parts.journal, DiversityWatch()
     made = trainer(
         config=config,
         world=world,
@@ -114,11 +115,13 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         evaluator=parts.evaluator,
         journal=journal,
         processor=kind.processor,
+        watch=watch,
         parts={
             "prompts": parts.prompts,
             "scaler": parts.scaler,
             "learner": learner,
             "capsules": capsules,
+            "diversity": watch,
         },
         rank_parts={"buffer": buffer},
     )

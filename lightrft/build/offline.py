@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from lightrft.models.words import dummy_answer
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import build_reference, check_team
 from lightrft.build.process import build_journal, checked_base, last_state, prepare_process, shared
@@ -23,6 +22,7 @@ from lightrft.models.base import needed_base
 from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.base import Frozen, Trainable

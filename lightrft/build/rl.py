@@ -11,8 +11,8 @@ from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, checked_left
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
-from lightrft.build.memory import build_memory_plan
 from lightrft.build.kinds import policy_of
+from lightrft.build.memory import build_memory_plan
 from lightrft.build.models import (
     actor_updates,
     build_critic,

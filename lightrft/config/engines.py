@@ -89,7 +89,9 @@ class DenoiseConfig:
             )
         if self.move == "fixed":
             cure = "set rollout.denoise.move=progressive"
-            refuse_idle("rollout.denoise", self, ["move_every"], because="rollout.denoise.move=fixed", cure=cure)
+            refuse_idle(
+                "rollout.denoise", self, ["move_every"], because="rollout.denoise.move=fixed", cure=cure
+            )
         elif not self.window:
             raise ValueError(
                 f"rollout.denoise.move={self.move} with rollout.denoise.window=0: all steps are in the window, which cannot move. Set "

@@ -75,7 +75,10 @@ class RolloutConfig:
     @property
     def sections(self) -> dict[str, EngineSection]:
         """The engines' own sections by name."""
-        return {name: getattr(self, name) for name in ("native", "denoise", "vllm", "server", "sglang", "lmdeploy")}
+        return {
+            name: getattr(self, name)
+            for name in ("native", "denoise", "vllm", "server", "sglang", "lmdeploy")
+        }
 
     @property
     def longest(self) -> int:
@@ -91,7 +94,9 @@ class RolloutConfig:
     @property
     def begins_with_noise(self) -> bool:
         """Whether responses to one prompt differ at temperature 0, since each begins with noise of its own."""
-        return any(self.engine in s.serves and getattr(s, "begins_with_noise", False) for s in self.sections.values())
+        return any(
+            self.engine in s.serves and getattr(s, "begins_with_noise", False) for s in self.sections.values()
+        )
 
     def _check_engine(self) -> None:
         """Settings of engines that are not used, or what the one that is needs."""

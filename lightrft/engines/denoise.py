@@ -17,7 +17,7 @@ from lightrft.models.lazy import is_empty
 from lightrft.models.lora import plain_state
 from lightrft.models.pictures import PictureProcessor, schedule
 from lightrft.models.processor import Processor
-from lightrft.models.schedule import Schedule, window
+from lightrft.models.schedule import window
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.types import Completion, Prompt, Sampling
 
@@ -44,7 +44,9 @@ class Denoiser:
     ) -> list[list[Completion]]:
         """As Engine has it; prompts that are not open yet are opened. ValueError for a prompt that is to go on."""
         if any(prompt.continuation is not None for prompt in prompts):
-            raise ValueError("a picture is drawn in one go: there is none to go on with. Set rollout.max_tokens_per_step=0.")
+            raise ValueError(
+                "a picture is drawn in one go: there is none to go on with. Set rollout.max_tokens_per_step=0."
+            )
         prompts = [self._processor.open(prompt) for prompt in prompts]
         n = sampling.n
         asked = [(prompt, place, k) for place, prompt in enumerate(prompts) for k in range(n)]
@@ -62,7 +64,9 @@ class Denoiser:
         """One picture for each prompt, from the streams `keys`."""
         noisy = window(self.config, sampling.seed, self.weight_version) if sampling.temperature else range(0)
         steps = self._noisy if sampling.temperature else self._plain
-        conditions = {name: torch.cat([p.media[name] for p in prompts]).to(self.device) for name in prompts[0].media}
+        conditions = {
+            name: torch.cat([p.media[name] for p in prompts]).to(self.device) for name in prompts[0].media
+        }
         streams = torch.tensor(keys)
         x = normals(streams, 0, self._processor.shape).to(self.device)
         pairs: list[Tensor] = []
@@ -94,14 +98,16 @@ class Denoiser:
     def _pictures(self, x: Tensor) -> list[Any]:
         """(H, W, 3) uint8 arrays of latents (B, C, H, W); None for one that is not finite."""
         whole = x.flatten(1).isfinite().all(1).tolist()
-        return [picture(self._decoded(one[None])[0]) if fine else None for one, fine in zip(x, whole, strict=True)]
+        return [
+            picture(self._decoded(one[None])[0]) if fine else None for one, fine in zip(x, whole, strict=True)
+        ]
 
     def _decoded(self, x: Tensor) -> Tensor:
         """Pictures in [-1, 1] of latents: themselves where there is no VAE."""
         if self._vae is None:
             return x
         config = self._vae.config
-        latents = x / config.scaling_factor + (config.shift_factor or 0.0)
+        latents: Tensor = x / config.scaling_factor + (config.shift_factor or 0.0)
         found: Tensor = self._vae.decode(latents.to(next(self._vae.parameters()).dtype), return_dict=False)[0]
         return found
 
@@ -127,7 +133,9 @@ class Denoiser:
         found: dict[str, Resident] = {} if self._own is None else {"weights": self._own}
         if self._vae is not None:
             vae = self._vae
-            found["vae"] = Tensors(lambda: list(vae.parameters()), str(self.device), moves=self.device.type != "cpu")
+            found["vae"] = Tensors(
+                lambda: list(vae.parameters()), str(self.device), moves=self.device.type != "cpu"
+            )
         return found
 
 
@@ -139,13 +147,22 @@ def normals(keys: Tensor, what: int, shape: Sequence[int]) -> Tensor:
     size = int(torch.Size(shape).numel())
     counters = torch.arange(size) + what * size
     u = uniforms(keys[:, None].expand(-1, size).reshape(-1), counters.repeat(len(keys)))
-    return torch.special.ndtri(u).float().view(len(keys), *shape)
+    found: Tensor = torch.special.ndtri(u).float().view(len(keys), *shape)
+    return found
 
 
 def picture(x: Tensor) -> Any:
     """(H, W, 3) uint8 array of a picture (C, H, W) in [-1, 1]; one channel is grey."""
     grey = x if len(x) == 3 else x[:1].expand(3, -1, -1)
-    return ((grey.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    return (
+        ((grey.float().clamp(-1, 1) + 1) * 127.5)
+        .round()
+        .to(torch.uint8)
+        .permute(1, 2, 0)
+        .contiguous()
+        .cpu()
+        .numpy()
+    )
 
 
 def denoiser(module: nn.Module, processor: Processor | PictureProcessor, config: RolloutConfig) -> Engine:

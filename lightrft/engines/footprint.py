@@ -92,7 +92,9 @@ def remote(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineF
 
 def shared(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:  # noqa: ARG001  # as StateFootprint has it
     """An engine without a cache that samples with the actor's weights, where these are whole."""
-    return EngineFootprint(sizes.width * sizes.plain if demand.sharded else 0, 0, shares_weights=not demand.sharded)
+    return EngineFootprint(
+        sizes.width * sizes.plain if demand.sharded else 0, 0, shares_weights=not demand.sharded
+    )
 
 
 def native(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:

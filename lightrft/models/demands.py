@@ -31,13 +31,17 @@ def _check_sampling(config: Config, path: str) -> None:
             f"rollout.max_tokens={most}: {path}, whose responses have as many entries as steps that noise enters, {window}. Set "
             f"rollout.max_tokens={window}."
         )
-    refuse_idle("evaluate", config.evaluate, ["top_p", "max_tokens"], because=path, cure="take a language model")
+    refuse_idle(
+        "evaluate", config.evaluate, ["top_p", "max_tokens"], because=path, cure="take a language model"
+    )
     if config.evaluate.temperature not in (0.0, 1.0):
         raise ValueError(
             f"evaluate.temperature={config.evaluate.temperature}: {path}; 0 draws without noise on the way, 1 as in training. Set one of them."
         )
     if config.evaluate.majority_k:
-        raise ValueError(f"evaluate.majority_k={config.evaluate.majority_k}: {path}, and pictures do not vote. Leave it out.")
+        raise ValueError(
+            f"evaluate.majority_k={config.evaluate.majority_k}: {path}, and pictures do not vote. Leave it out."
+        )
 
 
 def _check_algorithm(config: Config, path: str) -> None:
@@ -45,7 +49,9 @@ def _check_algorithm(config: Config, path: str) -> None:
     idle = (
         "high_entropy_fraction", "entropy_coefficient", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
     )  # fmt: skip
-    refuse_idle("algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model")
+    refuse_idle(
+        "algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model"
+    )
     for option, on in (
         ("teacher.path", config.teacher.path),
         ("critic.path", config.critic.path),
@@ -61,7 +67,11 @@ def _check_algorithm(config: Config, path: str) -> None:
 def _check_parts(config: Config, path: str) -> None:
     model, strategy = config.model, config.strategy
     for option, value, cure in (
-        ("model.lora.rank", model.lora.rank, "Set model.lora.rank=0: adapters of pipelines are not there yet"),
+        (
+            "model.lora.rank",
+            model.lora.rank,
+            "Set model.lora.rank=0: adapters of pipelines are not there yet",
+        ),
         ("model.freeze", model.freeze, "Leave it out: the transformer learns whole"),
         ("model.chat_template", model.chat_template, "Leave it out: a prompt is read as it is"),
         ("strategy.sequence_parallel", strategy.sequence_parallel - 1, "Set strategy.sequence_parallel=1"),
@@ -69,6 +79,10 @@ def _check_parts(config: Config, path: str) -> None:
         if value:
             raise ValueError(f"{option}: {path}. {cure}.")
     if strategy.backend in ZERO:
-        raise ValueError(f"strategy.backend={strategy.backend}: {path}, which learns by one process or by FSDP2. Set another strategy.backend.")
+        raise ValueError(
+            f"strategy.backend={strategy.backend}: {path}, which learns by one process or by FSDP2. Set another strategy.backend."
+        )
     if model.attention != "packed":
-        raise ValueError(f"model.attention={model.attention}: {path}, which has its own attention. Leave it out.")
+        raise ValueError(
+            f"model.attention={model.attention}: {path}, which has its own attention. Leave it out."
+        )

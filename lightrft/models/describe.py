@@ -13,8 +13,8 @@ from lightrft.config import ModelConfig
 from lightrft.models.families import attention_of, is_multimodal, made_for
 from lightrft.models.folder import NO_CODE, check_folder, why
 from lightrft.models.packages import cache_folder, package_model
-from lightrft.models.tiny_pictures import tiny_pipeline
 from lightrft.models.tiny import tiny_config, tiny_model
+from lightrft.models.tiny_pictures import tiny_pipeline
 from lightrft.utils.hub import check_model
 from lightrft.utils.paths import expanded
 

@@ -52,7 +52,7 @@ def logprobs(
     flow through both outputs when they are enabled. A batch of a team (`Inputs.team`) is for all its ranks to call with,
     and all of them get all log-probs; see models/sequence.py for whose gradients are whose.
     """
-    assert batch.inputs is not None
+    assert isinstance(batch.inputs, Inputs)
     share = Share.of(batch.inputs)
     hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
     head = output_head(module)

@@ -47,7 +47,9 @@ class PictureProcessor:
         """What counts the tokens of a prompt: that of the encoder that reads the longest texts."""
         from transformers import AutoTokenizer
 
-        names = [n for n in ("tokenizer_3", "tokenizer_2", "tokenizer") if any(self.pipeline.index.get(n) or ())]
+        names = [
+            n for n in ("tokenizer_3", "tokenizer_2", "tokenizer") if any(self.pipeline.index.get(n) or ())
+        ]
         return AutoTokenizer.from_pretrained(self.pipeline.folder, subfolder=names[0])
 
     @property
@@ -61,7 +63,9 @@ class PictureProcessor:
         tokens = list(self.tokenizer(text)["input_ids"])
         most = min(self.tokenizer.model_max_length, 10**6)
         if len(tokens) > most:
-            raise ValueError(f"{record.id}: the prompt has {len(tokens)} tokens, and the text encoder reads {most}. Shorten it.")
+            raise ValueError(
+                f"{record.id}: the prompt has {len(tokens)} tokens, and the text encoder reads {most}. Shorten it."
+            )
         return Prompt(record.id, tokens, record.messages, record.target, record.source, width=self.width)
 
     def open(self, prompt: Prompt) -> Prompt:

@@ -48,7 +48,12 @@ class Family:
 
 def _sd3_conditions(pipe: Any, text: str, most: int) -> dict[str, Tensor]:
     found = pipe.encode_prompt(
-        text, None, None, device=torch.device("cpu"), do_classifier_free_guidance=False, max_sequence_length=most
+        text,
+        None,
+        None,
+        device=torch.device("cpu"),
+        do_classifier_free_guidance=False,
+        max_sequence_length=most,
     )
     return {"encoder_hidden_states": found[0], "pooled_projections": found[2]}
 
@@ -73,7 +78,11 @@ def library() -> Any:
     try:
         diffusers: Any = require("diffusers", "diffusion")
         diffusers.utils.logging.disable_progress_bar()
-        for part in ("FlowMatchEulerDiscreteScheduler", *FAMILIES, *(family.pipeline for family in FAMILIES.values())):
+        for part in (
+            "FlowMatchEulerDiscreteScheduler",
+            *FAMILIES,
+            *(family.pipeline for family in FAMILIES.values()),
+        ):
             getattr(diffusers, part)  # it imports when asked for
     finally:
         logging.set_verbosity(before)
@@ -115,13 +124,19 @@ class Pipeline:
         told = f"model.path={self.config.path}: "
         for part in (LEARNS, "scheduler"):
             if not self.index.get(part) or not (self.folder / part).is_dir():
-                raise ValueError(f"{told}the pipeline has no {part}. Take a folder as DiffusionPipeline.save_pretrained writes it.")
+                raise ValueError(
+                    f"{told}the pipeline has no {part}. Take a folder as DiffusionPipeline.save_pretrained writes it."
+                )
         name = self.shape.get("_class_name")
         if name not in FAMILIES:
-            raise ValueError(f"{told}its transformer is a {name}, and this version knows: {', '.join(FAMILIES)}.")
+            raise ValueError(
+                f"{told}its transformer is a {name}, and this version knows: {', '.join(FAMILIES)}."
+            )
         scheduler = self.index["scheduler"][1]
         if scheduler not in SCHEDULERS:
-            raise ValueError(f"{told}its scheduler is a {scheduler}, and its steps are known of: {', '.join(SCHEDULERS)}.")
+            raise ValueError(
+                f"{told}its scheduler is a {scheduler}, and its steps are known of: {', '.join(SCHEDULERS)}."
+            )
         diffusers = library()
         version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
         if version < OLDEST:
@@ -133,7 +148,9 @@ class Pipeline:
     def scheduler(self) -> Any:
         """Its noise schedule."""
         diffusers = library()
-        return getattr(diffusers, self.index["scheduler"][1]).from_pretrained(self.folder, subfolder="scheduler")
+        return getattr(diffusers, self.index["scheduler"][1]).from_pretrained(
+            self.folder, subfolder="scheduler"
+        )
 
     @cached_property
     def encoders(self) -> Any:
@@ -159,7 +176,9 @@ class Pipeline:
             return 8  # what the pipelines of diffusers take where there is none
         return int(2 ** (len(self._json("vae/config.json")["block_out_channels"]) - 1))
 
-    def write(self, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = FILE_BYTES) -> None:
+    def write(
+        self, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = FILE_BYTES
+    ) -> None:
         """The folder with these weights of the transformer; everything else is copied byte for byte."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True, ignore=_weights_of_transformer(self.folder))
         target = folder / LEARNS
@@ -179,7 +198,9 @@ class Pipeline:
             total += weight.nbytes
         flush()
         stem, count = WEIGHTS.removesuffix(".safetensors"), len(parts)
-        files = [f"{stem}-{n + 1:05d}-of-{count:05d}.safetensors" if count > 1 else WEIGHTS for n in range(count)]
+        files = [
+            f"{stem}-{n + 1:05d}-of-{count:05d}.safetensors" if count > 1 else WEIGHTS for n in range(count)
+        ]
         for place, file in enumerate(files):
             (target / f"part-{place:05d}").rename(target / file)
         if count > 1:
@@ -216,7 +237,9 @@ class FlowSource(Source):
 
         kind = self._class()
         with init_empty_weights(include_buffers=False):
-            module: nn.Module = kind.from_config(kind.load_config(pipeline_folder(self.config), subfolder=LEARNS))
+            module: nn.Module = kind.from_config(
+                kind.load_config(pipeline_folder(self.config), subfolder=LEARNS)
+            )
         empty(module, dtype or self.dtype, device)
         for inner in module.modules():
             for name, buffer in inner._buffers.items():
@@ -225,7 +248,9 @@ class FlowSource(Source):
 
     def whole(self) -> dict[str, Tensor]:
         """All weights by their names in a checkpoint, in host memory."""
-        return {name: p.detach() for name, p in FlowSource(self.config, learns=False).full().named_parameters()}
+        return {
+            name: p.detach() for name, p in FlowSource(self.config, learns=False).full().named_parameters()
+        }
 
     def _class(self) -> Any:
         name = Pipeline(self.config).shape["_class_name"]

@@ -40,7 +40,9 @@ class Schedule:
         """(steps + 1,) float32, from 1 or a little less to 0."""
         return self._times[0]
 
-    def velocity(self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    def velocity(
+        self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor:
         """(T, ...) float32 (float64 for a float64 model): the velocity at states `x` before steps `places`, guided if that is set."""
         kind = next(module.parameters()).dtype
         times = self._times[1].to(x.device)[places]
@@ -52,7 +54,9 @@ class Schedule:
         without = self._forward(module, x.to(kind), times, empty)
         return without + self.config.guidance * (found - without)
 
-    def _forward(self, module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    def _forward(
+        self, module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor:
         found = self.pipeline.family.forward(module, x, times, conditions)
         return found if found.dtype == torch.float64 else found.float()
 

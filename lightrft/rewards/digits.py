@@ -7,6 +7,7 @@ rewards run in processes without torch.
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from lightrft.rewards.function import each
@@ -33,7 +34,7 @@ def network() -> tuple[Any, ...]:
     draw = numpy.random.default_rng(0)
     x, y = part("reward")
     sizes = (64, HIDDEN, HIDDEN, 10)
-    weights = [draw.normal(0, (2 / a) ** 0.5, (a, b)) for a, b in zip(sizes, sizes[1:], strict=False)]
+    weights = [draw.normal(0, (2 / a) ** 0.5, (a, b)) for a, b in pairwise(sizes)]
     weights += [numpy.zeros(b) for b in sizes[1:]]
     moments = [(numpy.zeros_like(w), numpy.zeros_like(w)) for w in weights]
     n = 0

@@ -8,8 +8,8 @@ from functools import partial
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
-from lightrft.rewards.environment import environment
 from lightrft.rewards.digits import digit, digit_second
+from lightrft.rewards.environment import environment
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math

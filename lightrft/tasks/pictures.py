@@ -11,7 +11,10 @@ from lightrft.tasks.base import Records, Split, Task, limited, no_option
 from lightrft.types import Message, Record
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-FORMS: dict[Split, tuple[str, ...]] = {"train": ("{}", "a {}", "the digit {}"), "evaluate": ("the number {}",)}
+FORMS: dict[Split, tuple[str, ...]] = {
+    "train": ("{}", "a {}", "the digit {}"),
+    "evaluate": ("the number {}",),
+}
 
 
 def digits(option: str) -> Task:
@@ -20,7 +23,9 @@ def digits(option: str) -> Task:
 
     def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
         found = [
-            Record(f"digits/{split}-{form}-{n}", [Message(role="user", content=text.format(word))], n, "digits")
+            Record(
+                f"digits/{split}-{form}-{n}", [Message(role="user", content=text.format(word))], n, "digits"
+            )
             for form, text in enumerate(FORMS[split])
             for n, word in enumerate(WORDS)
         ]

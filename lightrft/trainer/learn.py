@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightrft.models.words import training_logprobs
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
 from lightrft.config import Config
 from lightrft.models.kinds import Compute
 from lightrft.models.values import values
+from lightrft.models.words import training_logprobs
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching

@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightrft.models.words import training_logprobs
 from lightrft.algorithms.advantages import explained_variance
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
 from lightrft.console.progress import Progress
 from lightrft.models.kinds import Compute
 from lightrft.models.values import values
+from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase

@@ -25,7 +25,9 @@ def digits() -> tuple[Any, Any]:
 
     found = importlib.util.find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
-        raise RuntimeError('scikit-learn, whose digits are drawn, is not installed: pip install "lightrft[diffusion]".')
+        raise RuntimeError(
+            'scikit-learn, whose digits are drawn, is not installed: pip install "lightrft[diffusion]".'
+        )
     rows = numpy.loadtxt(Path(found.submodule_search_locations[0]) / FILE, delimiter=",", dtype=numpy.float32)
     rows = rows[numpy.random.default_rng(0).permutation(len(rows))]
     return rows[:, :-1] / 8 - 1, rows[:, -1].astype(int)

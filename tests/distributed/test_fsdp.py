@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightrft.models.words import dummy_answer
 from lightrft.config import FsdpConfig, ModelConfig, StrategyConfig, UpdateConfig
 from lightrft.models.lazy import is_empty
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_folder, tiny_trajectories
 from lightrft.trainer.batching import Batching, by_group, pack

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightrft.models.words import dummy_answer
 from lightrft.build.tables import STRATEGIES
 from lightrft.config import DeepspeedConfig, ModelConfig, OptimizerConfig, StrategyConfig, UpdateConfig
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
 from lightrft.trainer.batching import Batching

@@ -21,7 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lightrft.models.words import dummy_answer
 from lightrft.algorithms.requirements import build_for
 from lightrft.algorithms.segments import segment_mean
 from lightrft.build import sft
@@ -44,6 +43,7 @@ from lightrft.models.sequence import check_shared
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.values import ValueModel, values
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_trajectories
 from lightrft.trainer.batching import Batching, by_group, pack

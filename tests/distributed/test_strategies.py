@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightrft.models.words import dummy_answer
 from lightrft.algorithms.losses import value_loss
 from lightrft.build.tables import STRATEGIES
 from lightrft.config import (
@@ -24,6 +23,7 @@ from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.models.values import values
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import check_strategy, tiny_trajectories
 from lightrft.trainer.batching import Batching, by_group

@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from lightrft.models.words import response_positions
 from lightrft.algorithms.preference import PREFERENCE_LOSSES
 from lightrft.config import (
     LoraConfig,
@@ -30,6 +29,7 @@ from lightrft.models.families import part
 from lightrft.models.lora import full_weights
 from lightrft.models.reward import Conversation, load_reward_model, scores, up_to_score, values
 from lightrft.models.reward_source import RewardSource
+from lightrft.models.words import response_positions
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_processor

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lightrft.models.words import dummy_answer
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.algorithms.preference import COUNTS, group_mean, pairs
 from lightrft.config import DPOConfig, ModelConfig, OptimizerConfig, UpdateConfig
 from lightrft.datasets.comparisons import Side, siblings
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double

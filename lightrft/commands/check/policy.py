@@ -10,7 +10,6 @@ import torch
 from rich.panel import Panel
 from rich.text import Text
 
-from lightrft.models.words import training_logprobs
 from lightrft.build.data import beyond_context
 from lightrft.build.judges import add_judging_models, models_used, most_read, section_of
 from lightrft.build.memory import build_memory_plan
@@ -23,6 +22,7 @@ from lightrft.engines.base import EngineDiedError
 from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
 from lightrft.models.source import Source
+from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
 from lightrft.rewards.models import JUDGE
 from lightrft.strategy.base import Trainable
