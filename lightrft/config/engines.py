@@ -46,10 +46,12 @@ class DenoiseConfig:
     """The same where a picture is drawn without noise on the way, in evaluation; 0: as in training."""
     first: int = 0
     """The first step that noise may enter, from 0."""
+    until: int = 0
+    """The step behind the last one that noise may enter, at most steps - 1; 0: that. Half of the steps keep noise to the noisy half."""
     window: int = 0
-    """How many steps noise enters and are learned from, the others are exact (ODE); 0: all from `first` to the one before the last."""
+    """How many steps noise enters and are learned from, the others are exact (ODE); 0: all from `first` to `until`."""
     move: Literal["fixed", "random", "progressive"] = "fixed"
-    """Where the window lies: fixed: at `first`. random: anywhere behind it, drawn anew at each call. progressive: one step on every
+    """Where the window lies: fixed: at `first`. random: anywhere from there to `until`, drawn anew at each call. progressive: one step on every
     `move_every` updates, and from the beginning again after the last place (MixGRPO)."""
     move_every: int = 25
     """With move=progressive: optimizer updates for which the window stays."""
@@ -74,7 +76,12 @@ class DenoiseConfig:
     @property
     def learned(self) -> int:
         """Steps that noise enters."""
-        return self.window or self.steps - 1 - self.first
+        return self.window or self.end - self.first
+
+    @property
+    def end(self) -> int:
+        """The step behind the last one that noise may enter."""
+        return self.until or self.steps - 1
 
     def per(self, numbers: int) -> float:
         """What a sum over so many numbers of a state is multiplied by."""
@@ -82,10 +89,11 @@ class DenoiseConfig:
 
     def __post_init__(self) -> None:
         check_ranges("rollout.denoise", self)
-        if self.first + self.learned > self.steps - 1 or self.learned < 1:
+        if self.end > self.steps - 1 or self.first + self.learned > self.end or self.learned < 1:
             raise ValueError(
-                f"rollout.denoise.first={self.first} and rollout.denoise.window={self.window} reach beyond step {self.steps - 2} of rollout.denoise.steps="
-                f"{self.steps}: the last one ends without noise, where no likelihood is. Lower rollout.denoise.first or rollout.denoise.window."
+                f"rollout.denoise.first={self.first}, rollout.denoise.window={self.window} and rollout.denoise.until={self.until} do not fit into "
+                f"rollout.denoise.steps={self.steps}, of which the last one ends without noise, where no likelihood is. Lower rollout.denoise.first, "
+                "rollout.denoise.window or rollout.denoise.until."
             )
         if self.move == "fixed":
             cure = "set rollout.denoise.move=progressive"

@@ -117,6 +117,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "steps": Range(2),
         "evaluation_steps": NOT_NEGATIVE,
         "first": NOT_NEGATIVE,
+        "until": NOT_NEGATIVE,
         "window": NOT_NEGATIVE,
         "move_every": COUNT,
         "level": POSITIVE,

@@ -123,7 +123,7 @@ class Pipeline:
         """ValueError naming the folder and the cure if it holds no pipeline that can learn here. Reads no weights."""
         told = f"model.path={self.config.path}: "
         for part in (LEARNS, "scheduler"):
-            if not self.index.get(part) or not (self.folder / part).is_dir():
+            if not any(self.index.get(part) or ()) or not (self.folder / part).is_dir():
                 raise ValueError(
                     f"{told}the pipeline has no {part}. Take a folder as DiffusionPipeline.save_pretrained writes it."
                 )

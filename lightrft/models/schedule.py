@@ -86,8 +86,8 @@ def shift(config: Any, patches: int) -> float:
 def window(config: DenoiseConfig, seed: int, version: int) -> range:
     """The steps that noise enters: the same for all responses, ranks and engines of a call, since they depend on its seed and the
     version of the weights alone."""
-    size, last = config.learned, config.steps - 1
-    room = last - config.first - size + 1
+    size = config.learned
+    room = config.end - config.first - size + 1
     if config.move == "random":
         start = config.first + derive_seed(seed, "window") % room
     elif config.move == "progressive":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightrft.utils.atomic import write_bytes
 from lightrft.utils.imports import require
 
 LARGEST = 128
@@ -34,7 +36,9 @@ def write_sheet(made: Sequence[Mapping[str, Any]], file: Path) -> list[dict[str,
         left, top = n % columns * width, n // columns * height
         sheet.paste(one, (left, top))
         told[place] = {IMAGE: {"file": file.name, "box": [left, top, left + one.width, top + one.height]}}
-    sheet.save(file, format="PNG")
+    written = io.BytesIO()
+    sheet.save(written, format="PNG")
+    write_bytes(file, written.getvalue())
     return told
 
 
