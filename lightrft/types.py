@@ -258,13 +258,11 @@ class Steps:
     """(T, 2, ...) float32: the states before and after each step."""
     places: Tensor
     prompts: Tensor
-    """(T,) int64 each: which step of the schedule it is, and which row of `media` conditions it."""
+    """(T,) int64 each: which step of the schedule it is, and which row of `media`, one for each prompt, conditions it."""
     lengths: tuple[int, ...]
-    width: int
+    width: int  # of its Prompt
     media: Mapping[str, Tensor] = field(default_factory=dict)
-    """Conditions, a row for each prompt; `width` is of its Prompt."""
-    reference: Tensor | None = None
-    """(T, ...) float32: mean of each step under the reference, where the divergence is taken in closed form."""
+    reference: Tensor | None = None  # (T, ...)
     team: Any = None
 
     @property

@@ -1,14 +1,15 @@
-"""Which kind of model a run learns with, by what its folder holds."""
+"""Kinds of models that a run can learn with, told by what a folder holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lightrft.build.tables import OWN
 from lightrft.config import Config, ModelConfig
+from lightrft.models.demands import ENGINE as DRAWS
 from lightrft.models.describe import is_pipeline
 from lightrft.models.kinds import PolicyKind
-from lightrft.models.load import load_processor
 from lightrft.models.pictures import Pictures
 from lightrft.models.words import Words
 
@@ -23,16 +24,14 @@ class Row:
 
 
 KINDS: tuple[Row, ...] = (
-    Row(is_pipeline, Pictures.of, Pictures.engine),
-    Row(
-        lambda _: True, lambda config: Words(config, load_processor(config.model, config.media)), Words.engine
-    ),
+    Row(is_pipeline, Pictures.of, DRAWS),
+    Row(lambda _: True, Words.of, OWN),
 )
 """The first row that holds a model is its kind."""
 
 
 def policy_of(config: Config) -> PolicyKind:
-    """The kind of `model.path`, its processor loaded and no weights read. ValueError for a folder of no known kind."""
+    """The kind of `model.path`, no weights read. ValueError, naming setting, value and cure, for settings that it cannot obey."""
     return next(row.make for row in KINDS if row.holds(config.model))(config)
 
 

@@ -53,7 +53,6 @@ def build_run(
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     kind = policy_of(config)
-    kind.check(config)
     processor = dated(kind.processor, run, world)
     turns = build_turns(config, processor, stack)
     check_teacher(config, processor)

@@ -57,7 +57,6 @@ def evaluate_in(
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
     kind = policy_of(config)
-    kind.check(config)
     processor = kind.processor
     turns = build_turns(config, processor, stack)
     eval_sets, judge = build_eval_sets(config, processor)

@@ -43,7 +43,7 @@ class DenoiseConfig:
     steps: int = 10
     """Steps from noise to a picture in training (num_inference_steps)."""
     evaluation_steps: int = 0
-    """The same where a picture is drawn without noise on the way, in evaluation; 0: as in training."""
+    """Steps of a picture that is drawn without noise on the way, in evaluation; 0: as in training."""
     first: int = 0
     """The first step that noise may enter, from 0."""
     until: int = 0
@@ -82,10 +82,6 @@ class DenoiseConfig:
     def end(self) -> int:
         """The step behind the last one that noise may enter."""
         return self.until or self.steps - 1
-
-    def per(self, numbers: int) -> float:
-        """What a sum over so many numbers of a state is multiplied by."""
-        return 1 / numbers if self.likelihood == "mean" else 1.0
 
     def __post_init__(self) -> None:
         check_ranges("rollout.denoise", self)

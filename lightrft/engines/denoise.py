@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from lightrft.config import DenoiseConfig, RolloutConfig
 from lightrft.engines.base import Engine, Progress
-from lightrft.engines.native import OwnWeights
+from lightrft.engines.own_weights import OwnWeights
 from lightrft.engines.sampling import stream, uniforms
 from lightrft.models.flows import logprob
 from lightrft.models.lazy import is_empty
 from lightrft.models.lora import plain_state
 from lightrft.models.pictures import PictureProcessor, schedule
 from lightrft.models.processor import Processor
-from lightrft.models.schedule import window
+from lightrft.models.schedule import per, window
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.types import Completion, Prompt, Sampling
 
@@ -42,7 +42,7 @@ class Denoiser:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """As Engine has it; prompts that are not open yet are opened. ValueError for a prompt that is to go on."""
+        """Engine.generate; prompts that are not open yet are opened. ValueError for a prompt that is to go on."""
         if any(prompt.continuation is not None for prompt in prompts):
             raise ValueError(
                 "a picture is drawn in one go: there is none to go on with. Set rollout.max_tokens_per_step=0."
@@ -77,7 +77,7 @@ class Denoiser:
                 step = steps.noisy(self._module, x, places, conditions)
                 new = step.mean + step.sd * normals(streams, 1 + place, self._processor.shape).to(self.device)
                 pairs.append(torch.stack([x, new], 1).cpu())
-                logps.append(logprob(new, step).cpu() * self.config.per(x[0].numel()))
+                logps.append(logprob(new, step).cpu() * per(self.config, x[0].numel()))
             else:
                 new = steps.exact(self._module, x, places, conditions)
             x = new
@@ -112,7 +112,7 @@ class Denoiser:
         return found
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """As Engine has it; a tensor that is the module's own costs nothing."""
+        """Engine.load_weights; a tensor that is the module's own costs nothing."""
         if self._own is not None:
             self._own.take(weights)
             return

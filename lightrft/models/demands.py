@@ -6,13 +6,15 @@ from lightrft.config import ZERO, Config
 from lightrft.config.checks import refuse_idle
 from lightrft.config.rollout import RolloutConfig
 
+ENGINE = "denoise"
 
-def check_settings(config: Config, engine: str) -> None:
+
+def check_settings(config: Config) -> None:
     """ValueError, naming setting, value and cure, for what a diffusion pipeline cannot obey."""
     path = f"model.path={config.model.path} is a diffusion pipeline"
-    if config.rollout.engine != engine:
+    if config.rollout.engine != ENGINE:
         raise ValueError(
-            f"rollout.engine={config.rollout.engine}: {path}, which the engine {engine} samples from. Set rollout.engine={engine}."
+            f"rollout.engine={config.rollout.engine}: {path}, which the engine {ENGINE} draws with. Set rollout.engine={ENGINE}."
         )
     _check_sampling(config, path)
     _check_algorithm(config, path)
@@ -24,11 +26,12 @@ def _check_sampling(config: Config, path: str) -> None:
         "temperature", "first_token_temperature", "first_token_top_k", "top_k", "top_p", "min_p", "stop", "max_tokens_per_step",
     )  # fmt: skip
     refuse_idle("rollout", config.rollout, idle, because=path, cure="take a language model")
-    window = config.rollout.denoise.learned
+    options = config.rollout.denoise
+    window = options.learned
     most, plain = config.rollout.max_tokens, RolloutConfig().max_tokens
     if most != window and (most != plain or config.algorithm.average == "fixed"):
         raise ValueError(
-            f"rollout.max_tokens={most}: {path}, whose responses have as many entries as steps that noise enters, {window}. Set "
+            f"rollout.max_tokens={most}: {path}, whose responses have an entry for each step that noise enters, {window} (rollout.denoise.first={options.first}, window={options.window}, until={options.until}). Set "
             f"rollout.max_tokens={window}."
         )
     refuse_idle(

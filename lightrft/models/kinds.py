@@ -29,17 +29,8 @@ class PolicyKind(Protocol):
     """A kind of model whose responses can be learned from."""
 
     @property
-    def engine(self) -> str:
-        """The engine of this package that samples from it with the actor's own weights."""
-        ...
-
-    @property
     def processor(self) -> Any:
         """Messages to prompts, entries to text (models/processor.py)."""
-        ...
-
-    def check(self, config: Config) -> None:
-        """ValueError, naming setting, value and cure, for settings that this kind of model cannot obey. Reads no weights."""
         ...
 
     def source(self, *, learns: bool = True) -> Source:
@@ -47,11 +38,11 @@ class PolicyKind(Protocol):
         ...
 
     def layout(self, answers: Sequence[Trajectory], share_prompts: bool) -> Inputs | Steps:
-        """As Layout."""
+        """Layout of responses."""
         ...
 
     def logprobs(self, module: nn.Module, batch: Batch, config: Config) -> LogProbs:
-        """As Compute."""
+        """Compute of a batch."""
         ...
 
     def blank(self) -> Trajectory:
@@ -59,5 +50,5 @@ class PolicyKind(Protocol):
         ...
 
     def write(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-        """As Write."""
+        """Write of a model."""
         ...

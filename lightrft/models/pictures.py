@@ -19,7 +19,7 @@ from lightrft.models.demands import check_settings
 from lightrft.models.flows import divergence, entropy, logprob
 from lightrft.models.logprobs import LogProbs
 from lightrft.models.pipelines import WITHOUT, FlowSource, Pipeline
-from lightrft.models.schedule import Schedule
+from lightrft.models.schedule import Schedule, per
 from lightrft.models.words import dummy_answer
 from lightrft.types import Batch, Message, Prompt, Record, Sampling, Steps, Trajectory
 
@@ -34,7 +34,7 @@ class PictureProcessor:
     pipeline: Pipeline
     config: DenoiseConfig
     shape: tuple[int, ...]
-    """Of a state: channels, rows, columns."""
+    """Channels, rows and columns of a state."""
     width: int
     """Positions the transformer reads for a step."""
     day: datetime | None = None
@@ -110,20 +110,16 @@ class Pictures:
     config: Config
     pipeline: Pipeline
     processor: PictureProcessor
-    engine = "denoise"
 
     @classmethod
     def of(cls, config: Config) -> Pictures:
         """The pipeline of model.path. ValueError if it cannot learn, or not with these settings; no weights are read."""
         pipeline = Pipeline(config.model)
-        check_settings(config, cls.engine)
+        check_settings(config)
         pipeline.check()
         options = config.rollout.denoise
         shape, width = state_shape(pipeline, options)
         return cls(config, pipeline, PictureProcessor(pipeline, options, shape, width))
-
-    def check(self, config: Config) -> None:
-        """Nothing more: `of` has looked."""
 
     def source(self, *, learns: bool = True) -> FlowSource:
         """The transformer."""
@@ -155,13 +151,13 @@ class Pictures:
         )
 
     def logprobs(self, module: nn.Module, batch: Batch, config: Config) -> LogProbs:
-        """Those of the steps, each as it was drawn; per number of a state where rollout.denoise.likelihood=mean."""
+        """Log-probs of the steps, each as it was drawn; per number of a state where rollout.denoise.likelihood=mean."""
         inputs = batch.inputs
         assert isinstance(inputs, Steps)
         conditions = {name: value[inputs.prompts] for name, value in inputs.media.items()}
         before, after = inputs.states[:, 0], inputs.states[:, 1]
         step = self.schedule.noisy(module, before, inputs.places, conditions)
-        scale = config.rollout.denoise.per(before[0].numel())
+        scale = per(config.rollout.denoise, before[0].numel())
         gap = None if inputs.reference is None else divergence(step, inputs.reference) * scale
         keeps = config.algorithm.kl == EXACT and not torch.is_grad_enabled()
         means = step.mean if keeps else None
@@ -191,7 +187,7 @@ def said(messages: Sequence[Message]) -> str:
 
 
 def schedule(processor: PictureProcessor, steps: int) -> Schedule:
-    """So many steps of the processor's pipeline."""
+    """Steps of the processor's pipeline, so many of them."""
     patches = patches_of(processor.pipeline, processor.shape)
     return Schedule(processor.pipeline, processor.config, steps, patches)
 

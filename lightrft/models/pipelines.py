@@ -146,7 +146,7 @@ class Pipeline:
 
     @cached_property
     def scheduler(self) -> Any:
-        """Its noise schedule."""
+        """The noise schedule."""
         diffusers = library()
         return getattr(diffusers, self.index["scheduler"][1]).from_pretrained(
             self.folder, subfolder="scheduler"

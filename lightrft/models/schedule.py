@@ -95,3 +95,8 @@ def window(config: DenoiseConfig, seed: int, version: int) -> range:
     else:
         start = config.first
     return range(start, start + size)
+
+
+def per(config: DenoiseConfig, numbers: int) -> float:
+    """What a sum over so many numbers of a state is multiplied by to be its likelihood."""
+    return 1 / numbers if config.likelihood == "mean" else 1.0

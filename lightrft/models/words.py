@@ -13,6 +13,7 @@ from lightrft.config import Config
 from lightrft.config.algorithm import EXACT
 from lightrft.models.export import write_folder
 from lightrft.models.families import joined
+from lightrft.models.load import load_processor
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
@@ -112,16 +113,18 @@ class Words:
 
     config: Config
     processor: Processor
-    engine = "native"
 
-    def check(self, config: Config) -> None:
-        """ValueError for settings that only pictures obey."""
+    @classmethod
+    def of(cls, config: Config) -> Words:
+        """The language model of model.path. ValueError for settings that only pictures obey, and stop texts no response could ever hold."""
         if config.algorithm.kl == EXACT and config.algorithm.kl_coefficient:
             raise ValueError(
                 f"algorithm.kl={EXACT} needs a model whose steps are Gaussian (a diffusion pipeline), and model.path={config.model.path} chooses "
                 "tokens. Set algorithm.kl=k3."
             )
-        self.processor.stopping(Sampling(stop=tuple(config.rollout.stop)))
+        processor = load_processor(config.model, config.media)
+        processor.stopping(Sampling(stop=tuple(config.rollout.stop)))
+        return cls(config, processor)
 
     def source(self, *, learns: bool = True) -> Source:
         """The model of model.path."""
@@ -132,7 +135,7 @@ class Words:
         return token_layout(answers, share_prompts)
 
     def logprobs(self, module: nn.Module, batch: Batch, config: Config) -> LogProbs:
-        """Those of the response tokens."""
+        """Log-probs of the response tokens."""
         return training_logprobs(module, batch, config)
 
     def blank(self) -> Trajectory:

@@ -61,7 +61,7 @@ def _layers(weights: Any, x: Any) -> list[Any]:
 
 
 def _gradients(weights: Any, layers: list[Any], y: Any) -> list[Any]:
-    """Those of the mean cross entropy, by weight."""
+    """Gradients of the mean cross entropy, by weight."""
     import numpy
 
     shifted = numpy.exp(layers[3] - layers[3].max(1, keepdims=True))

@@ -55,7 +55,7 @@ class RLTrainer:
     journal: Journal
     processor: Processor
     watch: DiversityWatch
-    """Of models that draw: whether their pictures become the same."""
+    """Warns where pictures become the same, of models that draw."""
     parts: Mapping[str, Part]
     """Everything that goes into checkpoints besides models, the same on all ranks."""
     rank_parts: Mapping[str, RankPart]

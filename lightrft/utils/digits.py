@@ -26,7 +26,7 @@ def digits() -> tuple[Any, Any]:
     found = importlib.util.find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
         raise RuntimeError(
-            'scikit-learn, whose digits are drawn, is not installed: pip install "lightrft[diffusion]".'
+            "scikit-learn, whose digits are drawn, is not installed: pip install scikit-learn."
         )
     rows = numpy.loadtxt(Path(found.submodule_search_locations[0]) / FILE, delimiter=",", dtype=numpy.float32)
     rows = rows[numpy.random.default_rng(0).permutation(len(rows))]

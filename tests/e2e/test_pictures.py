@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytest.importorskip("diffusers", reason='diffusers is not installed: pip install "lightrft[diffusion]"')
+pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
 
 from lightrft.models.tiny_pictures import make_pipeline
-from tests.e2e.runs import PLAIN, Lightrft
+from tests.e2e.runs import PLAIN, Lightrft, steps
 
 SMALL = (
     "digits_sd3", *PLAIN, "--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--evaluate.samples", "2",
@@ -21,10 +21,6 @@ SMALL = (
 
 def weights(run):
     return load_file(run / "model/transformer/diffusion_pytorch_model.safetensors")
-
-
-def steps(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def test_a_captured_step_comes_out_the_same(lightrft, run):
     assert "equal bit for bit" in lightrft("replay", run, "--step", "2")
 
 
-def test_pictures_are_saved_shown_and_evaluated(lightrft, run, pipeline):
+def test_pictures_are_saved_shown_and_evaluated(lightrft, run):
     assert (run / "evaluation/after.png").read_bytes().startswith(b"\x89PNG")
     assert {f.name for f in (run / "trajectories").glob("*.png")} == {f"step-{n:06d}.png" for n in (1, 2, 3)}
     assert "\u2580" * 8 in lightrft("view", run, "--step", "3", "--best", "1")
@@ -82,24 +78,57 @@ def test_pictures_are_saved_shown_and_evaluated(lightrft, run, pipeline):
 
 
 def test_what_is_drawn_now_is_what_the_written_folder_draws(lightrft, run):
-    flags = ["--model.path", str(run / "model"), "--evaluate.samples", "2", "--evaluate.limit", "4", "--evaluate.seed", "0"]
-    denoise = ["--rollout.engine", "denoise", "--rollout.denoise.steps", "8", "--rollout.denoise.max-text-tokens", "1"]
-    lightrft("evaluate", "digits", *flags[:-2], *denoise, "--run", "again")
+    flags = [
+        "--model.path",
+        str(run / "model"),
+        "--evaluate.samples",
+        "2",
+        "--evaluate.limit",
+        "4",
+    ]
+    denoise = [
+        "--rollout.engine",
+        "denoise",
+        "--rollout.denoise.steps",
+        "8",
+        "--rollout.denoise.max-text-tokens",
+        "1",
+    ]
+    lightrft("evaluate", "digits", *flags, *denoise, "--run", "again")
     found = next(lightrft.cwd.rglob("responses.json"))
     before = json.loads((run / "evaluation/after.json").read_text())["digits"]
-    assert json.loads(found.read_text())["digits"]["diversity"]["mean"] == pytest.approx(before["diversity"]["mean"], abs=1e-4)
+    assert json.loads(found.read_text())["digits"]["diversity"]["mean"] == pytest.approx(
+        before["diversity"]["mean"], abs=1e-4
+    )
 
 
 def test_algorithms_of_language_models_learn_from_pictures_without_a_line(lightrft, pipeline):
     rows = {
-        "rloo": ["rloo"],
+        "rloo": ["rloo", "--rollout.max-tokens", "4"],
         "gspo": ["gspo"],
         "late": ["--replay.groups-per-step", "2", "--rollout.overlap-rewards=false"],
-        "window": ["flow_grpo_fast", "--rollout.denoise.max-text-tokens", "1", "--rollout.denoise.likelihood", "mean"],
+        "window": [
+            "flow_grpo_fast",
+            "--rollout.denoise.max-text-tokens",
+            "1",
+            "--rollout.denoise.likelihood",
+            "mean",
+        ],
     }
     for name, (first, *flags) in rows.items():
         layer = [first] if not first.startswith("-") else []
         rest = flags if layer else [first, *flags]
-        command = [SMALL[0], *layer, *SMALL[1:], *rest, "--model.path", str(pipeline), "--run", name, "--steps", "2"]
+        command = [
+            SMALL[0],
+            *layer,
+            *SMALL[1:],
+            *rest,
+            "--model.path",
+            str(pipeline),
+            "--run",
+            name,
+            "--steps",
+            "2",
+        ]
         lightrft("train", *command, "--evaluate.before-and-after=false", "--checkpoint.every-steps", "0")
         assert all(row["grad_norm"] > 0 for row in steps(lightrft.cwd / name)), name

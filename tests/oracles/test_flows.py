@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +47,13 @@ def test_a_step_is_that_of_its_paper_number_by_number(noise):
         for i in range(3):
             for k in range(4):
                 mean, sd = plain_step(
-                    noise, x[row, i, k].item(), v[row, i, k].item(), s[row].item(), after[row].item(), 0.7, 0.9
+                    noise,
+                    x[row, i, k].item(),
+                    v[row, i, k].item(),
+                    s[row].item(),
+                    after[row].item(),
+                    0.7,
+                    0.9,
                 )
                 assert step.mean[row, i, k].item() == pytest.approx(mean, abs=1e-12)
                 assert step.sd[row].item() == pytest.approx(sd, abs=1e-12)
@@ -64,7 +71,9 @@ def test_log_prob_entropy_and_divergence_are_those_of_a_normal_distribution(nois
     x, v, other, s, after = drawn(1)
     step, ref = step_of(noise, x, v, s, after), step_of(noise, x, other, s, after)
     mine, theirs = Normal(step.mean, step.sd), Normal(ref.mean, ref.sd)
-    torch.testing.assert_close(logprob(other, step), mine.log_prob(other).flatten(1).sum(1), rtol=1e-13, atol=1e-12)
+    torch.testing.assert_close(
+        logprob(other, step), mine.log_prob(other).flatten(1).sum(1), rtol=1e-13, atol=1e-12
+    )
     torch.testing.assert_close(entropy(step), mine.entropy().flatten(1).sum(1), rtol=1e-13, atol=1e-12)
     found = divergence(step, ref.mean)
     torch.testing.assert_close(found, kl_divergence(mine, theirs).flatten(1).sum(1), rtol=1e-12, atol=1e-12)
@@ -99,7 +108,7 @@ def propagated(noise, steps, level):
     sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     mean, var = 0.0, 1.0
     worst = 0.0
-    for s, after in zip(sigmas, sigmas[1:], strict=False):
+    for s, after in pairwise(sigmas):
         spread = (1 - s) ** 2 * 0.25 + s**2
 
         def ahead(x, s=s, after=after, spread=spread):
@@ -146,7 +155,13 @@ def test_the_window_is_of_the_seed_and_the_version_alone_and_never_holds_the_las
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 8, "window": 8}, {"steps": 8, "first": 7}, {"steps": 8, "first": 4, "window": 4}, {"until": 10}]
+    "options",
+    [
+        {"steps": 8, "window": 8},
+        {"steps": 8, "first": 7},
+        {"steps": 8, "first": 4, "window": 4},
+        {"until": 10},
+    ],
 )
 def test_the_last_step_cannot_be_learned_from(options):
     with pytest.raises(ValueError, match=r"rollout\.denoise\.first=.*Lower"):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason='diffusers is not installed: pip install "lightrft[diffusion]"')
+pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
 
 from lightrft.config import Config, DenoiseConfig, ModelConfig, RolloutConfig, TaskConfig
 from lightrft.engines.denoise import denoiser, normals, picture
@@ -34,7 +34,9 @@ def folder(tmp_path_factory):
 def settings(folder, **denoise):
     options = DenoiseConfig(**{"steps": 5, "max_text_tokens": 8, "likelihood": "sum", **denoise})
     rollout = RolloutConfig(engine="denoise", denoise=options)
-    return Config(model=ModelConfig(path=str(folder)), rollout=rollout, tasks=TaskConfig(train={"digits": 1.0}))
+    return Config(
+        model=ModelConfig(path=str(folder)), rollout=rollout, tasks=TaskConfig(train={"digits": 1.0})
+    )
 
 
 def made(folder, **denoise):
@@ -46,7 +48,9 @@ def made(folder, **denoise):
 
 
 def prompts(kind):
-    records = [Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(WORDS)]
+    records = [
+        Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(WORDS)
+    ]
     return [kind.processor.open(kind.processor.prompt(record)) for record in records]
 
 
@@ -87,7 +91,10 @@ def test_what_is_drawn_depends_on_seed_place_and_number_alone(folder):
     apart = engine.generate(asked, Sampling(n=3, seed=7))
     alone = engine.generate(asked[2:], Sampling(n=3, seed=7, first_index=2))
     shared = engine.generate(asked[::2], Sampling(n=2, seed=7, index_stride=2))
-    for one, others in ((whole[2][1], (apart[2][1], alone[0][1], shared[1][1])), (whole[0][0], (apart[0][0], shared[0][0]))):
+    for one, others in (
+        (whole[2][1], (apart[2][1], alone[0][1], shared[1][1])),
+        (whole[0][0], (apart[0][0], shared[0][0])),
+    ):
         for other in others:
             assert torch.equal(one.states[0, 0], other.states[0, 0])
             torch.testing.assert_close(one.states, other.states, rtol=0, atol=1e-5)
