@@ -10,38 +10,15 @@ from safetensors.torch import load_file
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
 
-from lightrft.models.tiny_pictures import make_pipeline
-from tests.e2e.runs import PLAIN, Lightrft, steps
-
-SMALL = (
-    "digits_sd3", *PLAIN, "--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--evaluate.samples", "2",
-    "--evaluate.limit", "4", "--checkpoint.every-steps", "2",
-)  # fmt: skip
+from tests.e2e.runs import DRAWING, steps
 
 
 def weights(run):
-    return load_file(run / "model/transformer/diffusion_pytorch_model.safetensors")
+    return load_file(drawing_run / "model/transformer/diffusion_pytorch_model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    """A pipeline that was hardly taught, since what it draws does not matter here."""
-    folder = tmp_path_factory.mktemp("digits") / "pipeline"
-    make_pipeline(folder, updates=5)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(server, pipeline, tmp_path_factory):
-    """Three steps, of which the second is captured."""
-    place = tmp_path_factory.mktemp("pictures")
-    flags = ["--model.path", str(pipeline), "--run", "run", "--steps", "3", "--log.capture-steps", "2"]
-    Lightrft(server, place)("train", *SMALL, *flags)
-    return place / "run"
-
-
-def test_before_the_first_update_ratio_and_mismatch_are_none_and_the_divergence_too(run):
-    first, *later = steps(run)
+def test_before_the_first_update_ratio_and_mismatch_are_none_and_the_divergence_too(drawing_run):
+    first, *later = steps(drawing_run)
     assert first["mismatch/max"] < 1e-3  # the sum over 64 numbers, each to rounding
     assert first["mismatch/ratio"] == pytest.approx(1, abs=1e-3)
     assert all(row["kl"] > first["kl"] >= 0 for row in later)
@@ -49,38 +26,44 @@ def test_before_the_first_update_ratio_and_mismatch_are_none_and_the_divergence_
     assert 0.05 < first["diversity/image"] < 1.5
 
 
-def test_only_the_transformer_has_changed(run, pipeline):
-    files = {f.relative_to(pipeline) for f in pipeline.rglob("*") if f.is_file()}
-    assert files == {f.relative_to(run / "model") for f in (run / "model").rglob("*") if f.is_file()}
-    changed = {str(f) for f in files if (pipeline / f).read_bytes() != (run / "model" / f).read_bytes()}
+def test_only_the_transformer_has_changed(drawing_run, drawn_pipeline):
+    files = {f.relative_to(drawn_pipeline) for f in drawn_pipeline.rglob("*") if f.is_file()}
+    assert files == {
+        f.relative_to(drawing_run / "model") for f in (drawing_run / "model").rglob("*") if f.is_file()
+    }
+    changed = {
+        str(f) for f in files if (drawn_pipeline / f).read_bytes() != (drawing_run / "model" / f).read_bytes()
+    }
     assert changed == {"transformer/diffusion_pytorch_model.safetensors"}
 
 
-def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(lightrft, run, pipeline):
-    flags = ["--model.path", str(pipeline), "--run", "cut", "--log.capture-steps", "2"]
-    lightrft("train", *SMALL, *flags, "--steps", "2")
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(lightrft, drawing_run, drawn_pipeline):
+    flags = ["--model.path", str(drawn_pipeline), "--run", "cut", "--log.capture-steps", "2"]
+    lightrft("train", *DRAWING, *flags, "--steps", "2")
     lightrft("train", "--resume", "cut", "--steps", "3")
-    found, whole = weights(lightrft.cwd / "cut"), weights(run)
+    found, whole = weights(lightrft.cwd / "cut"), weights(drawing_run)
     assert all(torch.equal(found[name], weight) for name, weight in whole.items())
 
 
-def test_a_captured_step_comes_out_the_same(lightrft, run):
-    assert "equal bit for bit" in lightrft("replay", run, "--step", "2")
+def test_a_captured_step_comes_out_the_same(lightrft, drawing_run):
+    assert "equal bit for bit" in lightrft("replay", drawing_run, "--step", "2")
 
 
-def test_pictures_are_saved_shown_and_evaluated(lightrft, run):
-    assert (run / "evaluation/after.png").read_bytes().startswith(b"\x89PNG")
-    assert {f.name for f in (run / "trajectories").glob("*.png")} == {f"step-{n:06d}.png" for n in (1, 2, 3)}
-    assert "\u2580" * 8 in lightrft("view", run, "--step", "3", "--best", "1")
-    report = json.loads((run / "evaluation/after.json").read_text())["digits"]
+def test_pictures_are_saved_shown_and_evaluated(lightrft, drawing_run):
+    assert (drawing_run / "evaluation/after.png").read_bytes().startswith(b"\x89PNG")
+    assert {f.name for f in (drawing_run / "trajectories").glob("*.png")} == {
+        f"step-{n:06d}.png" for n in (1, 2, 3)
+    }
+    assert "\u2580" * 8 in lightrft("view", drawing_run, "--step", "3", "--best", "1")
+    report = json.loads((drawing_run / "evaluation/after.json").read_text())["digits"]
     assert report["responses"] == 8
     assert report["diversity"]["mean"] > 0.05
 
 
-def test_what_is_drawn_now_is_what_the_written_folder_draws(lightrft, run):
+def test_what_is_drawn_now_is_what_the_written_folder_draws(lightrft, drawing_run):
     flags = [
         "--model.path",
-        str(run / "model"),
+        str(drawing_run / "model"),
         "--evaluate.samples",
         "2",
         "--evaluate.limit",
@@ -96,17 +79,15 @@ def test_what_is_drawn_now_is_what_the_written_folder_draws(lightrft, run):
     ]
     lightrft("evaluate", "digits", *flags, *denoise, "--run", "again")
     found = next(lightrft.cwd.rglob("responses.json"))
-    before = json.loads((run / "evaluation/after.json").read_text())["digits"]
+    before = json.loads((drawing_run / "evaluation/after.json").read_text())["digits"]
     assert json.loads(found.read_text())["digits"]["diversity"]["mean"] == pytest.approx(
         before["diversity"]["mean"], abs=1e-4
     )
 
 
-def test_algorithms_of_language_models_learn_from_pictures_without_a_line(lightrft, pipeline):
+def test_algorithms_of_language_models_learn_from_pictures_without_a_line(lightrft, drawn_pipeline):
     rows = {
         "rloo": ["rloo", "--rollout.max-tokens", "4"],
-        "gspo": ["gspo"],
-        "late": ["--replay.groups-per-step", "2", "--rollout.overlap-rewards=false"],
         "window": [
             "flow_grpo_fast",
             "--rollout.denoise.max-text-tokens",
@@ -115,20 +96,7 @@ def test_algorithms_of_language_models_learn_from_pictures_without_a_line(lightr
             "mean",
         ],
     }
-    for name, (first, *flags) in rows.items():
-        layer = [first] if not first.startswith("-") else []
-        rest = flags if layer else [first, *flags]
-        command = [
-            SMALL[0],
-            *layer,
-            *SMALL[1:],
-            *rest,
-            "--model.path",
-            str(pipeline),
-            "--run",
-            name,
-            "--steps",
-            "2",
-        ]
-        lightrft("train", *command, "--evaluate.before-and-after=false", "--checkpoint.every-steps", "0")
+    for name, (layer, *flags) in rows.items():
+        own = ["--model.path", drawn_pipeline, "--run", name, "--steps", "2", "--checkpoint.every-steps", "0"]
+        lightrft("train", DRAWING[0], layer, *DRAWING[1:], *flags, *own, "--evaluate.before-and-after=false")
         assert all(row["grad_norm"] > 0 for row in steps(lightrft.cwd / name)), name
