@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Any, Literal, TypedDict
 
-import torch
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
@@ -98,6 +97,8 @@ class Prompt:
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
     episode: int | None = None
     """Seed of its environment, once that was begun: whatever answers the prompt again has the same one."""
+    row: list[Message] | None = None
+    """The messages of the row, where others stand above because of what its environment said first."""
     continuation: Continuation | None = None
     """Set where a response goes on that was paused earlier: an engine then gives one response, whatever `sampling.n`, and of it
     what is new."""
@@ -393,8 +394,3 @@ class Terms:
     """name -> (T,) per-token diagnostics, averaged over the mask for the log."""
     ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
-
-
-def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """One flat tensor from a list of rows."""
-    return torch.tensor([x for row in values for x in row], dtype=dtype)

@@ -99,6 +99,27 @@ def accelerators_named(path):
         yield from ACCELERATORS.findall(text)
 
 
+def test_no_text_installs_the_package_of_the_index_that_has_our_name() -> None:
+    """`lightrft` there is another project, so neither it nor an extra of it may be named in a command."""
+    texts = [
+        path
+        for room in ("lightrft", "docs", "examples", "tests", ".github")
+        for path in (ROOT / room).rglob("*")
+    ]
+    texts += [
+        ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
+    ]
+    named = re.compile(r"install\b[^\n|;]{0,40}[ '\"]lightrft(?![\w/-])|lightrft\\?\[(?!/\]|media\]\",\n)")
+    kinds = {".py", ".md", ".yaml", ".yml", ".toml", ""}
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in texts
+        if path.is_file() and path.suffix in kinds and path != Path(__file__)
+        for match in named.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
 def test_one_file_alone_knows_kinds_of_accelerators():
     named = {str(p.relative_to(PACKAGE)): list(accelerators_named(p)) for p in PACKAGE.rglob("*.py")}
     assert {file for file, names in named.items() if names} == {"utils/device.py"}

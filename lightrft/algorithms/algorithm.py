@@ -23,6 +23,7 @@ from lightrft.algorithms.selection import (
     high_entropy,
     mixed_outcomes,
     mixed_parts,
+    mixed_turns,
 )
 from lightrft.algorithms.shaping import teacher_advantage, token_rewards
 from lightrft.config import AlgorithmConfig
@@ -70,10 +71,12 @@ class Algorithm:
     def learns_from(self, group: GroupOfTrajectories, weights: Mapping[str, float]) -> bool:
         """Whether the group filter keeps a group of judged trajectories; `weights`: reward name -> weight, of their task.
 
-        What mixed_outcomes compares is what the advantage compares: the rewards, or their parts.
+        What mixed_outcomes compares is what the advantage compares: the rewards, their parts, or those of turns as well.
         """
-        if self.needs_parts and self.functions["group_filter"] is mixed_outcomes:
+        if self.functions["group_filter"] is mixed_outcomes and self.needs_parts:
             return mixed_parts(group, weights)
+        if self.functions["group_filter"] is mixed_outcomes and self.needs_turns:
+            return mixed_turns(group)
         return self.group_filter(group)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from statistics import fmean, stdev
 
 import torch
@@ -33,6 +34,16 @@ def mixed_outcomes(group: GroupOfTrajectories) -> bool:
     """
     rewards = [trajectory.reward for trajectory in group]
     return max(rewards) - min(rewards) > EQUAL_WITHIN * max(abs(reward) for reward in rewards)
+
+
+def mixed_turns(group: GroupOfTrajectories) -> bool:
+    """`mixed_outcomes` where turns are compared with the siblings' same turns, too (group_norm_by_turn): equal sums may hide turns that
+    teach."""
+    if mixed_outcomes(group):
+        return True
+    turns = zip_longest(*(trajectory.step_rewards for trajectory in group))
+    there = [[reward for reward in turn if reward is not None] for turn in turns]
+    return any(max(turn) - min(turn) > EQUAL_WITHIN * max(map(abs, turn)) for turn in there)
 
 
 def mixed_parts(group: GroupOfTrajectories, weights: Mapping[str, float]) -> bool:

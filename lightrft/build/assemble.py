@@ -168,7 +168,8 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
 
 def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
     """The part that samples, judges and chooses the groups of a step."""
-    greedy = Greedy(parts.config, sampler, parts.judge, parts.kind.processor, parts.turns)
+    turns = parts.turns and parts.turns.apart()
+    greedy = Greedy(parts.config, sampler, parts.judge, parts.kind.processor, turns)
     return Collector(
         config=parts.config,
         world=parts.world,

@@ -13,7 +13,7 @@ class EnvironmentConfig:
     """An environment or tools that the policy speaks with, turn by turn. Off without name and tools: a response is one turn."""
 
     name: str = ""
-    """search (options corpus, top), or the import path of an environment: a class, or a function that makes one. Empty: the tools, if
+    """search (options corpus, top), agent (option program), mcp (option command or url), openenv (option url), or the import path of an environment: a class, or a function that makes one. Empty: the tools, if
     there are any."""
     options: dict[str, str] = field(default_factory=dict)
     """Keyword arguments of the environment by name, each read as YAML, e.g. {env_id: "game:GuessTheNumber-v0"}."""
@@ -34,7 +34,7 @@ class EnvironmentConfig:
     retries: int = 1
     """How often a conversation is begun again whose environment raised, hung or died."""
     on_failure: Literal["raise", "drop"] = "raise"
-    """One that fails still: stop the run, or drop the response, counted and logged."""
+    """One that fails still: stop the run, or drop the response, counted and logged. An evaluation always drops it."""
     workers: int = 2
     """Child processes that hold environments; 0 holds them in the main process, without time limit."""
     memory_gb: float = 8.0
@@ -44,6 +44,9 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         check_ranges("environment", self)
+        object.__setattr__(
+            self, "tools", [name for name in self.tools if name]
+        )  # --environment.tools "" is none
         if self.name and self.tools:
             raise ValueError(
                 f"environment.name={self.name} with environment.tools={self.tools}: the tools would be ignored. Leave one of them out."

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 
-from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lightrft.sandbox.levels import LEVELS, levels
+from lightrft.utils.extras import extras, install_command, installed
 
 CORE = [
     "torch",
@@ -38,13 +37,12 @@ def report(version: str) -> None:
         table.add_row(name, value)
     table.add_row("sandbox", Text(sandbox()))
     for package in CORE:
-        table.add_row(package, installed(package) or "[red]missing[/]: pip install lightrft")
-    for extra, packages in extras().items():
+        table.add_row(package, installed(package) or f"[red]missing[/]: pip install {package}")
+    for extra, requirements in extras().items():
+        packages = [requirement.name for requirement in requirements]
         missing = [package for package in packages if not installed(package)]
         found = ", ".join(f"{package} {installed(package)}" for package in packages if package not in missing)
-        cure = (
-            f'[yellow]missing {", ".join(missing)}[/]: pip install "lightrft\\[{extra}]"' if missing else ""
-        )
+        cure = f"[yellow]missing {', '.join(missing)}[/]: {install_command(extra)}" if missing else ""
         table.add_row(f"extra {extra}", "  ".join(part for part in (found, cure) if part))
     Console(highlight=False).print(table)
 
@@ -57,27 +55,6 @@ def sandbox() -> str:
     return " ".join(
         filter(None, (best or "none, tasks with programs are refused", lacking and f"({lacking})"))
     )
-
-
-def extras() -> dict[str, list[str]]:
-    """The packages of each extra, as pyproject.toml names them; none where this package is not installed."""
-    try:
-        required = [Requirement(line) for line in importlib.metadata.requires("lightrft") or []]
-        names = importlib.metadata.metadata("lightrft").get_all("Provides-Extra") or []
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    return {
-        extra: [r.name for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        for extra in names
-    }
-
-
-def installed(package: str) -> str:
-    """The version of an installed package; "" if it is not there."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def machine() -> dict[str, str]:

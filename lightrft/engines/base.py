@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -76,6 +77,18 @@ class Joint(Protocol):
 
     def any(self, here: bool) -> bool:
         """Whether one of the engine's processes says so. Called by all of them."""
+        ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """An engine that can keep what it has read of responses, for a later call that goes on with them."""
+
+    read_tokens: int
+    """Tokens that the model has read so far, in all calls."""
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Inside, responses are kept; weights do not change there."""
         ...
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightrft.config import NativeEngineConfig, RolloutConfig
 from lightrft.engines.base import Engine, Progress
 from lightrft.engines.cuda_graphs import captures
+from lightrft.engines.kept import Kept
 from lightrft.engines.own_weights import OwnWeights
 from lightrft.engines.packed_linear import fast
 from lightrft.engines.pages import Cache
@@ -67,13 +68,15 @@ class NativeEngine:
             captures=captures(config.cuda_graphs, module, text),
         )
         self._own = OwnWeights(self, module) if is_empty(module) else None
+        self._kept: Kept | None = None
+        self.read_tokens = 0
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Completion]]:
         """ValueError for an empty prompt. Media must have been read (Processor.open)."""
         _check(prompts, sampling)
-        rollout = Scheduler(self._model, prompts, sampling)
+        rollout = Scheduler(self._model, prompts, sampling, self._kept)
         weights = fast(self._module) if self._config.pack_weights else nullcontext()
         with torch.no_grad(), _evaluating(self._module), weights:
             try:
@@ -81,15 +84,35 @@ class NativeEngine:
                     if progress is not None:
                         progress(rollout.finished, rollout.tokens)
             except BaseException:  # a layer may have been given room and the next not
+                self._forget()
                 self._cache.offload()
                 raise
             finally:
-                self._cache.clear()
+                self.read_tokens += rollout.read_tokens
+                if self._kept is None:
+                    self._cache.clear()
         return [[a.completion(self.weight_version) for a in answers] for answers in rollout.answers]
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, a later call reads of a response that goes on only what is new (engines/base.py: Keeping)."""
+        self._kept = Kept(self._cache)
+        try:
+            yield
+        finally:
+            self._kept = None
+            self._cache.clear()
+
+    def _forget(self) -> None:
+        """Keeps no response that was sampled so far."""
+        if self._kept is not None:
+            self._kept = Kept(self._cache)
+            self._cache.clear()
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """A tensor that is the module's own costs nothing."""
+        self._forget()
         if self._own is not None:
             self._own.take(weights)
             return

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightrft.engines.paged_suffix import Extending, Suffix
 from lightrft.engines.pages import Pool, Stretch
 from lightrft.models.attention import SharedPrompts, accumulation_type
 
@@ -61,7 +62,7 @@ class Decoding:
 
 
 class Step:
-    """The layout of one pass: the newest token of every running answer, followed by whole new prompts.
+    """The layout of one pass: the newest token of every running answer, followed by whole new prompts and the ends of others.
 
     `running` holds (prompt, own tokens) of each answer, the newest included; siblings hold the same prompt object.
     """
@@ -72,21 +73,22 @@ class Step:
         fresh: Sequence[Stretch],
         device: torch.device,
         both_ways: tuple[tuple[int, int], ...] = (),
+        suffixes: Sequence[Suffix] = (),
     ):
         """`both_ways`: token ranges among those of the new prompts whose tokens see each other, later ones too."""
-        self._count = len(running)
+        self._count, self._whole = len(running), sum(p.length for p in fresh)
         if running:
             last = torch.tensor([own.end - 1 for _, own in running], device=device)
             shared, own = (Reading.of(table([pair[i] for pair in running]), last) for i in (0, 1))
             newest = [stretch.newest for _, stretch in running]
             self._running = Decoding(shared, own, torch.tensor(newest, device=device).unbind(1))
         if fresh:
-            size = fresh[0].pool.size
-            places = [(p.pages[i // size].index, i % size) for p in fresh for i in range(p.length)]
+            places = [place for p in fresh for place in p.places(p.length)]
             self._places = torch.tensor(places, device=device).unbind(1)
             ends = accumulate((p.length for p in fresh), initial=0)
             self._prefill = SharedPrompts(tuple((span, ()) for span in pairwise(ends)), both_ways=both_ways)
         self._fresh = fresh[0].pool if fresh else None
+        self._extending = Extending(suffixes, device) if suffixes else None
 
     def attend(
         self,
@@ -97,10 +99,14 @@ class Step:
         scaling: float,
         sliding_window: int | None,
     ) -> Tensor:
-        """Attention of both kinds of tokens, each by its own layout; shapes as in models/attention.py: Layout."""
+        """Attention of the kinds of tokens, each by its own layout; shapes as in models/attention.py: Layout."""
         count, layer, out = self._count, module.layer_idx, []
+        end = count + self._whole
+        if self._extending is not None:
+            q, k, v = query[:, :, end:], key[:, :, end:], value[:, :, end:]
+            out.append(self._extending.attend(layer, q, k, v, scaling, sliding_window))
         if self._fresh is not None:
-            q, k, v = query[:, :, count:], key[:, :, count:], value[:, :, count:]
+            q, k, v = query[:, :, count:end], key[:, :, count:end], value[:, :, count:end]
             self._fresh.write(layer, self._places, k[0].transpose(0, 1), v[0].transpose(0, 1), scaling)
             out.append(self._prefill.attend(module, q, k, v, scaling, sliding_window))
         if count:

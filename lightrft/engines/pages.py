@@ -156,6 +156,8 @@ class Stretch:
     """Position of the first one."""
     length: int = 0
     pages: list[Page] = field(default_factory=list)
+    holders: int = 0
+    """Responses that read this prompt, or are still to begin; of a response, 0."""
 
     def extend(self, count: int) -> None:
         """Makes room for `count` more tokens."""
@@ -172,6 +174,11 @@ class Stretch:
     def newest(self) -> tuple[int, int]:
         """Page and offset of the last one."""
         return self.pages[-1].index, (self.length - 1) % self.pool.size
+
+    def places(self, count: int) -> list[tuple[int, int]]:
+        """Page and offset of each of the last `count`."""
+        size = self.pool.size
+        return [(self.pages[i // size].index, i % size) for i in range(self.length - count, self.length)]
 
 
 def _longer(tensor: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig
 from lightrft.engines.cuda_graphs import GraphRunner
+from lightrft.engines.kept import Kept, KeptAnswer, give_back
 from lightrft.engines.paged_attention import Step
+from lightrft.engines.paged_suffix import Suffix
 from lightrft.engines.pages import Cache, Stretch
 from lightrft.engines.sampling import draw, stream, uniforms
 from lightrft.models.families import forward_media, joined, seen_both_ways
@@ -57,23 +59,34 @@ class _Question:
     waiting: list[int]
     """Numbers of the answers that have not entered, last first."""
     read: Stretch
+    own: Stretch | None
+    """What is in the cache of the answer that the prompt goes on with, if that was kept."""
+    begin: list[int]
+    """Position of an answer's first token in each row; see trainer/batching.py."""
     hidden: Tensor | None = None
     """(1, H), what predicts the first token of every answer."""
-    running: int = 0
-    begin: list[int] = field(init=False)
-    """Position of an answer's first token in each row; see trainer/batching.py."""
 
-    def __post_init__(self) -> None:
-        rows = self.prompt.positions
-        self.begin = [len(self)] if rows is None else (rows[:, -1] + 1).tolist()
+    @classmethod
+    def of(cls, place: int, prompt: Prompt, sampling: Sampling, cache: Cache, kept: Kept | None) -> _Question:
+        """A prompt that nothing was read of, or all but the end that is new to an answer that was kept."""
+        waiting, found = _numbers(prompt, sampling), kept and kept.take(prompt)
+        if found:
+            return cls(place, prompt, waiting, found.read, found.own, found.begin)
+        rows = prompt.positions
+        begin = [len(prompt.token_ids)] if rows is None else (rows[:, -1] + 1).tolist()
+        return cls(place, prompt, waiting, Stretch(cache.prompts, 0, holders=len(waiting)), None, begin)
 
     def __len__(self) -> int:
-        return len(self.prompt.token_ids)
+        """Tokens that no pass has read."""
+        return len(self.prompt.token_ids) - self.read.length - (self.own.length if self.own else 0)
 
-    def positions(self) -> Tensor:
-        """(R, P) or (1, P)."""
+    def positions(self, count: int) -> Tensor:
+        """(R, count) or (1, count), of its last tokens."""
+        if self.own is not None:
+            end = self.own.length
+            return torch.tensor(self.begin)[:, None] + torch.arange(end - count, end)
         rows = self.prompt.positions
-        return torch.arange(len(self))[None] if rows is None else rows
+        return torch.arange(count)[None] if rows is None else rows
 
 
 @dataclass(eq=False, slots=True)
@@ -96,20 +109,35 @@ class _Answer:
         new = self.tokens[len(self.tokens) - len(self.logprobs) :]
         return Completion(new, self.logprobs, self.finish or "length", version, self.stream)
 
+    def to_keep(self) -> KeptAnswer:
+        """What may go on later."""
+        question = self.question
+        continued = 0 if question.prompt.continuation is None else question.prompt.continuation.tokens
+        prompt = question.prompt.token_ids[: len(question.prompt.token_ids) - continued]
+        return KeptAnswer(question.read, self.own, [*prompt, *self.tokens], question.begin)
+
 
 class Scheduler:
     """The answers of one call of `generate`: waiting, running or done."""
 
-    def __init__(self, model: SampledModel, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        self._model, self._sampling, self._cache = model, sampling, model.cache
+    def __init__(
+        self,
+        model: SampledModel,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        kept: Kept | None = None,
+    ) -> None:
+        """`kept`: where answers are kept for a later call, and those of earlier ones are."""
+        self._model, self._sampling, self._cache, self._kept = model, sampling, model.cache, kept
         self._device = model.device
         self._backbone, self._head = backbone(model.module), output_head(model.module)
         self._stop_ids = frozenset() if sampling.ignore_eos else model.stop_ids | set(sampling.stop_token_ids)
         self._stop = () if sampling.ignore_eos else sampling.stop
-        self._questions = deque(
-            _Question(place, prompt, _numbers(prompt, sampling), Stretch(self._cache.prompts, 0))
-            for place, prompt in enumerate(prompts)
-        )
+        found = [_Question.of(place, p, sampling, self._cache, kept) for place, p in enumerate(prompts)]
+        if kept is not None:
+            kept.clear()  # what does not go on now never does
+        # Those that are in the cache go first, so that they need not leave it.
+        self._questions = deque(sorted(found, key=lambda question: question.own is None))
         self._running: list[_Answer] = []
         self._recorder = (
             GraphRunner(self._backbone, self._cache, self._device)
@@ -119,6 +147,8 @@ class Scheduler:
         self.answers: list[list[_Answer]] = [[] for _ in prompts]
         self.finished = 0
         self.tokens = 0
+        self.read_tokens = 0
+        """Tokens that passes of the model have read."""
 
     def step(self) -> bool:
         """One token more for every running answer, and a first one for those that enter. False when all are done."""
@@ -154,18 +184,20 @@ class Scheduler:
                 entering.append(self._begin(question, question.waiting.pop()))
             if not question.waiting:
                 self._questions.popleft()
+        if self._kept is not None:
+            self._kept.shrink(room - len(entering))
         return entering
 
     def _begin(self, question: _Question, number: int) -> _Answer:
-        own, continuation = Stretch(self._cache.answers, len(question)), question.prompt.continuation
+        prompt, continuation = question.prompt.token_ids, question.prompt.continuation
+        own = question.own or Stretch(self._cache.answers, len(prompt))
         if continuation is None:
             answer = _Answer(question, self._stream(question, number), own, self._sampling.max_tokens, [])
         else:
-            tokens = question.prompt.token_ids[len(question) - continuation.tokens :]
+            tokens = prompt[len(prompt) - continuation.tokens :]
             most = continuation.tokens + continuation.max_tokens
             answer = _Answer(question, continuation.stream, own, most, list(tokens), since=continuation.since)
         self.answers[question.place].append(answer)
-        question.running += 1
         return answer
 
     def _stream(self, question: _Question, number: int) -> int:
@@ -176,36 +208,41 @@ class Scheduler:
         """(N, H) of the running answers' newest tokens and the fresh prompts; gives each of those its hidden state."""
         for answer in self._running:
             answer.own.extend(1)
-        for question in fresh:
-            question.read.extend(len(question))
+        whole, parts = [q for q in fresh if q.own is None], [q for q in fresh if q.own is not None]
+        counts = {question: len(question) for question in [*whole, *parts]}
+        for question, count in counts.items():
+            (question.read if question.own is None else question.own).extend(count)
+        self.read_tokens += len(self._running) + sum(counts.values())
         if self._recorder is not None and not fresh and self._running:
             repeated = self._repeated(self._recorder)
             if repeated is not None:
                 return repeated
-        read = [t for q in fresh for t in q.prompt.token_ids]
-        tokens = [a.tokens[-1] for a in self._running] + read
+        read = [t for q in whole for t in q.prompt.token_ids]
+        more = [t for q in parts for t in q.prompt.token_ids[-counts[q] :]]
+        tokens = [*(a.tokens[-1] for a in self._running), *read, *more]
         if not tokens:
             return torch.empty(0, self._head.in_features, device=self._device, dtype=self._head.weight.dtype)
         media = {
-            name: [q.prompt.media[name] for q in fresh if name in q.prompt.media] for name in _names(fresh)
+            name: [q.prompt.media[name] for q in whole if name in q.prompt.media] for name in _names(whole)
         }
         layout = Step(
             [(a.question.read, a.own) for a in self._running],
-            [q.read for q in fresh],
+            [q.read for q in whole],
             self._device,
             seen_both_ways(self._backbone.config, read) if media else (),
+            [Suffix(q.read, q.own, counts[q]) for q in parts if q.own is not None],
         )
         out = self._backbone(
             input_ids=sent([tokens], self._device),
-            position_ids=self._positions(fresh),
+            position_ids=self._positions(counts),
             use_cache=False,
             layout=layout,
             **forward_media(self._backbone, {name: joined(values) for name, values in media.items()}),
         )
         hidden: Tensor = out.last_hidden_state[0]
         end = len(self._running)
-        for question in fresh:
-            end += len(question)
+        for question, count in counts.items():
+            end += count
             question.hidden = hidden[end - 1 : end].clone()
         return hidden
 
@@ -219,11 +256,12 @@ class Scheduler:
             [a.question.begin[0] + a.own.length - 1 for a in self._running],
         )
 
-    def _positions(self, fresh: Sequence[_Question]) -> Tensor:
+    def _positions(self, counts: Mapping[_Question, int]) -> Tensor:
         """(1, N), or (R, 1, N) for a model with several rows."""
         newest = [[p + a.own.length - 1 for p in a.question.begin] for a in self._running]
         running = [torch.tensor(newest).T] if newest else []
-        rows = torch.cat([*running, *(question.positions() for question in fresh)], 1).to(self._device)
+        read = [question.positions(count) for question, count in counts.items()]
+        rows = torch.cat([*running, *read], 1).to(self._device)
         return rows if len(rows) == 1 else rows[:, None]
 
     def _append(self, answers: Sequence[_Answer], hidden: Tensor, which: list[int]) -> None:
@@ -281,12 +319,12 @@ class Scheduler:
         return any(stop in text for stop in self._stop)
 
     def _free(self, done: Sequence[_Answer]) -> None:
-        for answer in done:
-            answer.question.running -= 1
         self.finished += len(done)
-        self._cache.answers.give_back(page for a in done for page in a.own.pages)
-        over = {a.question: None for a in done if not a.question.running and not a.question.waiting}
-        self._cache.prompts.give_back(page for question in over for page in question.read.pages)
+        if self._kept is None:
+            give_back(self._cache, [(answer.question.read, answer.own) for answer in done])
+            return
+        for answer in done:
+            self._kept.put(answer.stream, answer.to_keep())
 
 
 def _numbers(prompt: Prompt, sampling: Sampling) -> list[int]:

@@ -30,14 +30,12 @@ class SkyRL:
         self._environment = environment
 
     def reset(self, *, options: Mapping[str, Any]) -> tuple[Observation, Mapping[str, Any]]:
-        """What it adds to the prompt. ValueError if it changes what stands there, which is tokenized already."""
+        """What it adds to the prompt, or all of a prompt that it changes."""
         asked = [dict(message) for message in options["messages"]]
-        prompt, info = self._environment.init([dict(message) for message in asked])
+        prompt, _ = self._environment.init([dict(message) for message in asked])
         if list(prompt[: len(asked)]) != asked:
-            raise ValueError(
-                f"{type(self._environment).__name__}.init changes the prompt. Let it add messages behind it alone."
-            )
-        return prompt[len(asked) :], info
+            return prompt, {"whole_prompt": True}
+        return prompt[len(asked) :], {}
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, Mapping[str, Any]]:
         """One step, item by item."""
@@ -46,18 +44,20 @@ class SkyRL:
 
     def close(self) -> None:
         """Closes it, where it can be closed."""
-        if hasattr(self._environment, "close"):
-            self._environment.close()
+        _close(self._environment)
 
 
 class Methods:
-    """An environment of TRL (`environment_factory`): `reset(**row)`, methods that are tools and, perhaps, `get_reward`."""
+    """An environment of TRL (`environment_factory`): `reset(**row)`, methods that are tools and, perhaps, `get_reward`.
+
+    TRL takes a method `close` for a tool as well; here it ends the episode, and the policy is not told of it.
+    """
 
     def __init__(self, environment: Any) -> None:
         """ValueError for a method that cannot be a tool."""
         self._environment, self._tools = environment, Tools([])
         for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction):
-            if name not in ("reset", "get_reward") and not name.startswith("_"):
+            if name not in ("reset", "get_reward", "close") and not name.startswith("_"):
                 self._tools.add(getattr(environment, name))
 
     @property
@@ -78,3 +78,12 @@ class Methods:
     def final_reward(self) -> float:
         """The reward of an episode as it stands."""
         return float(self._environment.get_reward()) if hasattr(self._environment, "get_reward") else 0.0
+
+    def close(self) -> None:
+        """Closes it, where it can be closed."""
+        _close(self._environment)
+
+
+def _close(environment: Any) -> None:
+    if hasattr(environment, "close"):
+        environment.close()

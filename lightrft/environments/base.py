@@ -33,7 +33,8 @@ class Environment(Protocol):
 
     def reset(self, *, seed: int, options: Mapping[str, Any]) -> tuple[Observation, Mapping[str, Any]]:
         """Begins an episode. `options` is the row: id, messages, target and source. All responses of a group get the same seed, and
-        the first observations must be equal then: they become a part of the prompt."""
+        the first observations must be equal then: they become a part of the prompt, or all of it, where the information says
+        `whole_prompt`. Schemas of `tools` in it are told to the policy there."""
         ...
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, Mapping[str, Any]]:
@@ -113,6 +114,10 @@ class Reply:
     """Messages with role and content, before which the policy may speak again; a role of "" is for the caller to choose."""
     reward: float = 0.0
     done: bool = False
+    whole_prompt: bool = False
+    """Whether the messages, an episode's first, are the prompt in place of the row's."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Schemas, in OpenAI's form, that the prompt of an episode which begins tells the policy of."""
     counts: dict[str, float] = field(default_factory=dict)
 
 
@@ -124,10 +129,13 @@ class Lost:
 Order = Begin | Act | Finish | End | Describe
 
 
-def messages_of(said: Observation) -> tuple[dict[str, str], ...]:
-    """An observation as messages of text. TypeError or ValueError for what is neither text nor such messages."""
+def messages_of(said: Observation, *, first: bool = False) -> tuple[dict[str, str], ...]:
+    """An observation as messages of text; half a surrogate pair, which no tokenizer takes, is a question mark in it.
+
+    `first`: examples of what an assistant said may be among them. TypeError or ValueError for what is neither text nor such messages.
+    """
     if isinstance(said, str):
-        return ({"role": "", "content": said},) if said else ()
+        return ({"role": "", "content": _whole(said)},) if said else ()
     if not isinstance(said, Sequence):
         raise TypeError(f"the observation is a {type(said).__name__}, not text or a list of messages.")
     found = []
@@ -135,12 +143,16 @@ def messages_of(said: Observation) -> tuple[dict[str, str], ...]:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
             raise TypeError(f"{message!r} in an observation is no message with a text as `content`.")
         role = str(message.get("role", ""))
-        if role == "assistant":
+        if role == "assistant" and not first:
             raise ValueError(
                 "an observation holds a message of role 'assistant': the policy alone speaks there."
             )
-        found.append({"role": role, "content": message["content"]})
+        found.append({"role": role, "content": _whole(message["content"])})
     return tuple(found)
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def taken(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:

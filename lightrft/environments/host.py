@@ -12,10 +12,12 @@ from typing import Any
 
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.adapters import adapted
+from lightrft.environments.agent import Agent
 from lightrft.environments.base import (
     Act,
     Begin,
     Describe,
+    End,
     Finish,
     Lost,
     Order,
@@ -24,11 +26,19 @@ from lightrft.environments.base import (
     messages_of,
     taken,
 )
+from lightrft.environments.mcp import MCP
+from lightrft.environments.openenv import OpenEnv
 from lightrft.environments.search import Search
 from lightrft.environments.tools import Tools
 from lightrft.utils.imports import resolve
 
-ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {"search": Search, "tools": Tools}
+ENVIRONMENTS: Mapping[str, Callable[..., Any]] = {
+    "agent": Agent,
+    "mcp": MCP,
+    "openenv": OpenEnv,
+    "search": Search,
+    "tools": Tools,
+}
 """The built-in environments by name; each makes one."""
 
 
@@ -48,26 +58,34 @@ class Host:
 
     def __call__(self, order: Order) -> Any:
         """A Reply or Lost to Begin and Act, the schemas of tools to Describe, nothing to End; raises what the environment raises."""
-        if isinstance(order, Begin):
-            return self._begin(order)
-        if isinstance(order, Act):
-            return self._act(order)
-        if isinstance(order, Finish):
-            return self._finish(order)
         if isinstance(order, Describe):
-            environment = adapted(self._make(**self._options))
+            return self._describe()
+        if isinstance(order, End):
+            for episode in order.episodes:
+                self._end(episode)
+            return None
+        try:
+            if isinstance(order, Begin):
+                return self._begin(order)
+            return self._act(order) if isinstance(order, Act) else self._finish(order)
+        except BaseException:
+            self._end(order.episode)  # what failed is begun anew under another number
+            raise
+
+    def _describe(self) -> list[dict[str, Any]]:
+        environment = adapted(self._make(**self._options))
+        try:
             return list(getattr(environment, "schemas", ()))
-        for episode in order.episodes:
-            self._end(episode)
-        return None
+        finally:
+            _close(environment)
 
     def _begin(self, order: Begin) -> Reply:
         self._end(order.episode)
-        environment = adapted(self._make(**self._options))
+        environment = self._episodes[order.episode] = adapted(self._make(**self._options))
         found = environment.reset(**taken(environment.reset, {"seed": order.seed, "options": order.row}))
-        said = found[0] if isinstance(found, tuple) else found
-        self._episodes[order.episode] = environment
-        return Reply(messages_of(said))
+        said, info = found if isinstance(found, tuple) else (found, {})
+        tools, whole = tuple((info or {}).get("tools", ())), bool((info or {}).get("whole_prompt"))
+        return Reply(messages_of(said, first=True), whole_prompt=whole, tools=tools)
 
     def _act(self, order: Act) -> Reply | Lost:
         environment = self._episodes.get(order.episode)
@@ -79,9 +97,8 @@ class Host:
         done = bool(terminated or truncated)
         if done:
             self._end(order.episode)
-        return Reply(
-            messages_of(said), reward, done, {str(name): float(count) for name, count in counts.items()}
-        )
+        counted = {str(name): float(count) for name, count in counts.items()}
+        return Reply(messages_of(said), reward, done, counts=counted)
 
     def _finish(self, order: Finish) -> Reply | Lost:
         environment = self._episodes.get(order.episode)
@@ -93,11 +110,14 @@ class Host:
         return Reply(reward=reward, done=True)
 
     def _end(self, episode: int) -> None:
-        environment = self._episodes.pop(episode, None)
-        close = getattr(environment, "close", None)
-        if close is not None:
-            with contextlib.suppress(Exception):  # it is over, whatever its end says
-                close()
+        _close(self._episodes.pop(episode, None))
+
+
+def _close(environment: Any) -> None:
+    close = getattr(environment, "close", None)
+    if close is not None:
+        with contextlib.suppress(Exception):  # it is over, whatever its end says
+            close()
 
 
 def finite(reward: Any) -> float:

@@ -89,7 +89,7 @@ class Tools:
         """Name and arguments of each call: a dictionary, or a text that is an argument or, under no name, what is wrong."""
         if self._calls == "tags":
             return _tagged(action, list(self._functions)) if self._functions else []
-        return [_parsed(text) for text in IN_JSON.findall(action)]
+        return [parsed_call(text) for text in IN_JSON.findall(action)]
 
     def _answer(self, name: str, arguments: Any) -> tuple[str, bool]:
         """What the policy is told, and whether its call was right."""
@@ -100,7 +100,7 @@ class Tools:
             return f"error: there is no tool {name!r}; there are: {', '.join(self._functions)}", False
         try:
             bound = inspect.signature(function).bind(
-                *([arguments] if isinstance(arguments, str) else []),
+                *([_of_kind(function, arguments)] if isinstance(arguments, str) else []),
                 **(arguments if isinstance(arguments, dict) else {}),
             )
         except TypeError as error:
@@ -149,6 +149,17 @@ def _wrong_type(function: Callable[..., Any], arguments: Mapping[str, Any]) -> s
     return ""
 
 
+def _of_kind(function: Callable[..., Any], text: str) -> Any:
+    """The one argument of a call as tags, read as JSON where the function wants no text; the text itself where that is none."""
+    (name,) = inspect.signature(function).parameters
+    if _kinds(function).get(name, "string") == "string":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _kinds(function: Callable[..., Any]) -> dict[str, str]:
     """Argument -> its type as a JSON schema names it, for those whose annotation says one."""
     try:
@@ -176,7 +187,8 @@ def _tagged(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
     return found
 
 
-def _parsed(text: str) -> tuple[str, Any]:
+def parsed_call(text: str) -> tuple[str, Any]:
+    """Name and arguments of a call in JSON; no name, and what is wrong, for one that is none."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):

@@ -6,8 +6,14 @@ tokens that were sampled. So a conversation only grows, and no turn is tokenized
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError
@@ -17,6 +23,11 @@ from lightrft.types import Message, Prompt, Record
 
 SAID, REPLIED = "\u241esaid\u241e", "\u241ereplied{}\u241e"
 """Stand for what the policy said, and for the texts of a reply. The sign is one that texts do not have."""
+HOW = {
+    "json": 'To call one, write <tool_call>{"name": NAME, "arguments": {...}}</tool_call>, and its result is sent to you.',
+    "tags": "To call one, write <NAME>ARGUMENT</NAME>, and its result is sent to you.",
+}
+"""environment.calls -> what the policy is told of it."""
 CUT = " [...] "
 """Stands where a long reply was cut."""
 
@@ -28,6 +39,8 @@ class TurnTemplate:
     processor: Processor
     roles: frozenset[str]
     """Roles among tool and user whose messages the template writes after an assistant's."""
+    marks: frozenset[str]
+    """Tokens outside the vocabulary of texts that the template writes turns with though they are not special: `_as_text` breaks them."""
 
     def between(self, messages: Sequence[Message], reply: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens from the end of the policy's turn until it is to speak again.
@@ -39,17 +52,33 @@ class TurnTemplate:
         marked = [Message(role=m["role"], content=REPLIED.format(place)) for place, m in enumerate(answer)]
         text = suffix(self.processor, messages, marked)
         contents = {REPLIED.format(place): m["content"] for place, m in enumerate(answer)}
-        if any(self._holds_special(content) for content in contents.values()):
+        if any(self._holds_mark(content) for content in contents.values()):
             return self._apart(text, contents)
         # The usual case: written and tokenized as a whole, as the template writes it and a chat server would read it.
         return self._tokens(suffix(self.processor, messages, answer))
 
-    def prompt(self, record: Record, said: int) -> Prompt:
-        """The record's prompt, whose last `said` messages are an environment's: their texts are never read as special tokens."""
-        first, last = record.messages[:-said], record.messages[-said:]
+    def prompt(self, record: Record, said: int, tools: Sequence[dict[str, Any]] = ()) -> Prompt:
+        """The record's prompt, whose last `said` messages are an environment's: their texts are never read as special tokens.
+
+        `tools`: schemas of functions that this prompt tells of besides those of the run.
+
+        For a model that reads media the whole is tokenized by its own program; there such a token in a text is broken by a space
+        of no width.
+        """
+        if tools:
+            told = copy(self.processor)
+            announce(told, [*told.tools, *tools], "json")
+            return replace(self, processor=told).prompt(record, said)
+        first, last = (
+            record.messages[: len(record.messages) - said],
+            record.messages[len(record.messages) - said :],
+        )
         contents = {REPLIED.format(place): str(m["content"]) for place, m in enumerate(last)}
-        if self.processor.media is not None or not any(map(self._holds_special, contents.values())):
+        if not any(map(self._holds_mark, contents.values())):
             return self.processor.prompt(record)
+        if self.processor.media is not None:
+            broken = [Message(role=m["role"], content=self._broken(str(m["content"]))) for m in last]
+            return self.processor.prompt(replace(record, messages=[*first, *broken]))
         marked = [Message(role=m["role"], content=mark) for m, mark in zip(last, contents, strict=True)]
         text = self.processor.rendered([*first, *marked])
         tokens = [*self.processor.begin(), *self._apart(text, contents)]
@@ -71,9 +100,16 @@ class TurnTemplate:
         head, tail = tokens[: (most + 1) // 2], tokens[len(tokens) - most // 2 :]
         return f"{decode(head)}{CUT}{decode(tail) if tail else ''}".replace("\ufffd", "")
 
-    def _holds_special(self, content: str) -> bool:
+    @cached_property
+    def _all_marks(self) -> re.Pattern[str]:
         known = self.processor.tokenizer.added_tokens_decoder.values()
-        return SAID in content or any(token.special and str(token) in content for token in known)
+        return _any_of({SAID, *self.marks, *(str(token) for token in known if token.special)})
+
+    def _holds_mark(self, content: str) -> bool:
+        return self._all_marks.search(content) is not None
+
+    def _broken(self, content: str) -> str:
+        return self._all_marks.sub(lambda mark: f"{mark[0][0]}\u200b{mark[0][1:]}", content)
 
     def _apart(self, text: str, contents: Mapping[str, str]) -> list[int]:
         """Tokens of the template's own text, and of the contents with special tokens read as ordinary text."""
@@ -85,9 +121,13 @@ class TurnTemplate:
         return found + self._tokens(text)
 
     def _as_text(self, content: str) -> list[int]:
-        """Tokens of a text in which special tokens are ordinary text."""
-        read = self.processor.tokenizer
-        return list(read(content, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        """Tokens of a text in which special tokens are ordinary text, and so are marks of turns, which fall into two pieces."""
+        ends = [mark.start() + 1 for mark in _any_of(self.marks).finditer(content)] if self.marks else []
+        read, found = self.processor.tokenizer, list[int]()
+        for start, end in pairwise([0, *ends, len(content)]):
+            piece = read(content[start:end], add_special_tokens=False, split_special_tokens=True)
+            found += piece["input_ids"]
+        return found
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
@@ -114,7 +154,40 @@ def turn_template(processor: Processor) -> TurnTemplate:
         raise ValueError(
             f"the model's chat template cannot join turns: {told['user']}. Set model.chat_template to a Jinja file that can."
         )
-    return TurnTemplate(processor, roles)
+    return TurnTemplate(processor, roles, _marks(processor))
+
+
+def announce(processor: Processor, schemas: Sequence[dict[str, Any]], calls: str) -> None:
+    """Lets every prompt tell of these tools: as the chat template does it or, where it does not or calls are written as tags, in the
+    system message."""
+    processor.tools, question = list(schemas), [Message(role="user", content="?")]
+    told = processor.rendered(question)
+    if calls != "json" or not all(str(schema["function"]["name"]) in told for schema in schemas):
+        processor.tools = []
+        lines = [json.dumps(schema["function"], ensure_ascii=False) for schema in schemas]
+        processor.preamble = "\n".join(["You can call these functions:", *lines, HOW[calls]])
+
+
+def _marks(processor: Processor) -> frozenset[str]:
+    """The tokens of the template's own text, of turns in every role, that are neither special nor in the vocabulary of texts."""
+    system, asked, said, replied = (
+        Message(role=role, content=SAID) for role in ("system", "user", "assistant", "tool")
+    )
+    own = ""
+    for talk in ([system, asked], [asked, said, asked], [asked, said, replied]):
+        with suppress(TemplateError, ValueError, TypeError):  # a role that the template refuses
+            own += processor.rendered(talk)
+    known = processor.tokenizer.added_tokens_decoder.values()
+    # A line break or a letter can be an added token, too; no template tells turns apart by it alone.
+    return frozenset(
+        str(token)
+        for token in known
+        if not token.special and len(str(token).strip()) > 1 and str(token) in own
+    )
+
+
+def _any_of(marks: Collection[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
 
 
 def _wrong(processor: Processor, role: str) -> str:

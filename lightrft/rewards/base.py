@@ -271,6 +271,7 @@ def _view(trajectory: Trajectory, messages: list[Any]) -> Answer:
         said=trajectory.said,
         step_rewards=trajectory.step_rewards,
         made=dict(trajectory.made),
+        replied=len(trajectory) - trajectory.num_chosen,
     )
 
 

@@ -34,6 +34,8 @@ class Answer:
     step_rewards: list[float] = field(default_factory=list)
     made: Mapping[str, Any] = field(default_factory=dict)
     """What was made besides text, by kind: {"image": (H, W, 3) uint8 array}."""
+    replied: int = 0
+    """How many of the tokens are replies of an environment."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -51,7 +53,7 @@ VIEWS: Mapping[str, Callable[[Answer], Any]] = {
     "finish": lambda t: t.finish,
     "said": lambda t: t.said,
     "step_rewards": lambda t: t.step_rewards,
-    "num_tokens": len,
+    "num_tokens": lambda t: len(t) - t.replied,
     "image": lambda t: made(t, "image"),
 }
 """What a per-answer function may ask for, by parameter name."""
@@ -89,7 +91,7 @@ def each(function: Callable[..., float]) -> PerAnswer:
     """Lifts a function of one answer to a reward: `@each  def short(answer: str) -> float: ...`.
 
     Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
-    text), messages, source, finish ("stop", "length" or "turns"), num_tokens, image ((H, W, 3) uint8, of a model that draws); and of a conversation with an environment, of which
+    text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose), image ((H, W, 3) uint8, of a model that draws); and of a conversation with an environment, of which
     `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). ValueError for a name that is none of these.
     """
     return PerAnswer(function)

@@ -9,7 +9,7 @@ from lightrft.config.sandbox import SandboxConfig
 from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.digits import digit, digit_second
-from lightrft.rewards.environment import environment
+from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
@@ -57,6 +57,7 @@ REWARDS: dict[str, RewardFunction] = {
     "digit": digit,
     "digit_second": digit_second,
     "environment": each(environment),
+    "turns": each(turns),
     "exact": each(exact),
     "format": each(tags),
     "json": each(json_object),

@@ -41,6 +41,7 @@ from lightrft.strategy.optimizer import (
 from lightrft.strategy.single import SingleFrozen
 from lightrft.strategy.zero_engine import GatedAdamW, Layout, Partitioned, Replicated, joined, piece_of
 from lightrft.strategy.zero_footprint import zero_footprint
+from lightrft.utils.extras import install_command
 from lightrft.utils.imports import require
 
 T = TypeVar("T")
@@ -135,7 +136,7 @@ def _deepspeed(device: torch.device) -> Any:
     if not deepspeed.__version__.startswith(VERSION):
         raise RuntimeError(
             f"strategy.backend=zero1, zero2 and zero3 are written for DeepSpeed {VERSION}x and this is {deepspeed.__version__}: "
-            'pip install "lightrft[deepspeed]", or take strategy.backend=fsdp.'
+            f"{install_command('deepspeed')}, or take strategy.backend=fsdp."
         )
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of every optimizer that is not its own
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)

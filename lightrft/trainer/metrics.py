@@ -53,6 +53,7 @@ METRICS: dict[str, str] = {
     "rollout/oldest_weight_version": "updates the weights had seen that sampled this step's responses, or the oldest token among them",
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
     "rollout/tokens_per_second_per_device": "the same of one rank, on average",
+    "rollout/read_tokens": "tokens that the model has read while sampling, all ranks: a prompt once for its responses; only of an engine that tells",
     "rollout/turns": "mean turns of the policy in a response; only with an environment, as the next ones",
     "rollout/max_turns_fraction": "share of responses that ended at environment.max_turns",
     "rollout/reply_tokens": "mean tokens of a response that its environment said; length/ counts those of the policy alone",

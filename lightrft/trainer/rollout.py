@@ -46,11 +46,13 @@ def rollout(
         return completions
 
     if turns is not None:
-        with turns.conversations(prompts, sampling, first_group) as talks:
-            first = replace(sampling, max_tokens=talks.most)
-            groups = _groups(talks.prompts, generate(talks.prompts, first), sampling, first_group, processor)
-            talks.go_on(engine, groups, generate, processor)
-            return groups
+        conversed: list[list[Trajectory]] = []
+        with turns.conversations(engine, sampling) as talks:
+            asked = talks.begin(prompts, first_group)
+            completions = generate(asked, replace(sampling, max_tokens=talks.most))
+            conversed = _groups(asked, completions, sampling, first_group, processor)
+            talks.go_on(conversed, generate, processor)
+        return conversed
     limit = min(sampling.max_tokens, most_now or sampling.max_tokens)
     asked = [*prompts, *(continued(t, min(limit, sampling.max_tokens - len(t))) for t in unfinished)]
     completions = generate(asked, replace(sampling, max_tokens=limit))

@@ -10,6 +10,7 @@ from typing import Protocol
 from lightrft.config import Config
 from lightrft.console.progress import Progress
 from lightrft.datasets.loader import PromptLoader
+from lightrft.engines.base import Keeping
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardResult, RewardRunner
 from lightrft.strategy.memory import Phase
@@ -39,7 +40,7 @@ class Supply(Protocol):
         ...
 
     def counted(self) -> dict[str, float]:
-        """What environments counted on this rank since it was last asked."""
+        """What environments and the engine counted on this rank since it was last asked: metric -> number."""
         ...
 
 
@@ -56,6 +57,8 @@ class Fresh:
     turns: Turns | None = None
     """What replies to the policy, where anything does."""
     _spent: tuple[int, float] = (0, 0.0)
+    _read: int = 0
+    """Tokens that the engine has read for these responses."""
 
     @property
     def weight_version(self) -> int:
@@ -83,16 +86,17 @@ class Fresh:
         self, seed: int, count: int, unfinished: Sequence[Trajectory] = (), most_now: int = 0
     ) -> list[Group]:
         """The groups of `count` new prompts; `unfinished` responses go on in place. No response gets more than `most_now` tokens, if set."""
-        config, memory_plan = self.config.rollout, self.sampler.memory_plan
+        config, memory_plan, engine = self.config.rollout, self.sampler.memory_plan, self.sampler.engine
         # A group is numbered by the place of its prompt in the run's sequence of draws, which is in checkpoints and only grows:
         # whatever is asked twice, waits or comes back under other settings, no two groups are ever taken for one.
         first_group = self.prompts.position
         prompts = self.prompts.draw(count)
         before, start = sum(map(len, unfinished)), memory_plan.seconds.get(Phase.ROLLOUT, 0.0)
+        read = engine.read_tokens if isinstance(engine, Keeping) else 0
         self.progress.phase("rollout")
         groups = self.sampler(
             lambda: rollout(
-                self.sampler.engine,
+                engine,
                 prompts,
                 training_sampling(config, seed, self.sampler.world),
                 self.processor,
@@ -106,6 +110,7 @@ class Fresh:
         tokens = sum(t.num_chosen for group in groups for t in group) + sum(map(len, unfinished)) - before
         seconds = memory_plan.seconds.get(Phase.ROLLOUT, 0.0) - start
         self._spent = self._spent[0] + tokens, self._spent[1] + seconds
+        self._read += engine.read_tokens - read if isinstance(engine, Keeping) else 0
         return groups
 
     def spent(self) -> tuple[int, float]:
@@ -114,8 +119,11 @@ class Fresh:
         return spent
 
     def counted(self) -> dict[str, float]:
-        """The counts of environments; they begin anew."""
-        return {} if self.turns is None else self.turns.counted()
+        """Counts of environments, and tokens that the engine read; they begin anew."""
+        counts = {} if self.turns is None else self.turns.counted()
+        if isinstance(self.sampler.engine, Keeping):
+            counts["rollout/read_tokens"], self._read = float(self._read), 0
+        return counts
 
 
 @dataclass
@@ -188,5 +196,5 @@ class Ahead:
         return self.source.spent()
 
     def counted(self) -> dict[str, float]:
-        """The counts of environments; they begin anew."""
+        """What the source has counted."""
         return self.source.counted()

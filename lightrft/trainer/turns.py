@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from lightrft.config import EnvironmentConfig
-from lightrft.engines.base import Engine, Joint
+from lightrft.engines.base import Engine, Joint, Keeping
 from lightrft.environments.base import Reply
 from lightrft.environments.episodes import EnvironmentFailedError, Episodes, Failed
 from lightrft.media.parts import described
@@ -25,6 +26,10 @@ Generate = Callable[[Sequence[Prompt], Sampling], list[list[Completion]]]
 """Asks the engine, and looks whether it gave what it was asked for."""
 SEEDS = 2**31
 """Seeds that gymnasium takes lie below."""
+
+
+class _ElsewhereError(Exception):
+    """Another rank that shares this one's engine has failed."""
 
 
 @dataclass(eq=False)
@@ -54,20 +59,25 @@ class Turns:
     counts: dict[str, float] = field(default_factory=dict)
     """What happened since it was last asked: environment/NAME -> number, on this rank."""
 
+    def apart(self, on_failure: Literal["raise", "drop"] | None = None) -> Turns:
+        """These environments with counts of their own, for responses that are not learned from; `on_failure` where that differs."""
+        config = self.config if on_failure is None else replace(self.config, on_failure=on_failure)
+        return replace(self, config=config, counts={})
+
     def counted(self) -> dict[str, float]:
         """The counts, which begin anew."""
         counts, self.counts = self.counts, {}
         return counts
 
     @contextmanager
-    def conversations(
-        self, prompts: Sequence[Prompt], sampling: Sampling, first_group: int
-    ) -> Iterator[Conversations]:
-        """Inside, there is an environment for each response to these prompts; `sampling.n` to each."""
-        found = Conversations(self, sampling)
+    def conversations(self, engine: Engine, sampling: Sampling) -> Iterator[Conversations]:
+        """Inside, there are environments for responses of this engine, `sampling.n` to each prompt."""
+        found = Conversations(self, engine, sampling)
         try:
-            found.begin(prompts, first_group)
-            yield found
+            with engine.keeping() if isinstance(engine, Keeping) else nullcontext():
+                yield found
+        except _ElsewhereError:
+            pass  # the ranks of a rollout meet at its end (World.independent), where that failure is raised on all of them
         finally:
             self.episodes.end(found.open)
 
@@ -80,12 +90,10 @@ class Turns:
 class Conversations:
     """The conversations of one rollout, from the environments' first words to the last turn."""
 
-    def __init__(self, turns: Turns, sampling: Sampling) -> None:
-        self.prompts: list[Prompt] = []
-        """Prompts with what their environments say first."""
+    def __init__(self, turns: Turns, engine: Engine, sampling: Sampling) -> None:
         self.open: set[int] = set()
         """Episodes that were begun and are not over."""
-        self._turns, self._sampling = turns, sampling
+        self._turns, self._engine, self._sampling = turns, engine, sampling
         self._begun: list[list[_Talk]] = []
 
     @property
@@ -93,31 +101,63 @@ class Conversations:
         """Most tokens of one turn."""
         return min(self._sampling.max_tokens, self._turns.config.turn_tokens or self._sampling.max_tokens)
 
-    def begin(self, prompts: Sequence[Prompt], first_group: int) -> None:
-        """An environment for each response. Those of a group begin with the same seed, and so with the same words."""
-        n, sampling = self._sampling.n, self._sampling
-        seeds = []
-        for place, prompt in enumerate(prompts):
-            group = first_group + sampling.first_index + place * sampling.index_stride
-            seed = derive_seed("environment", prompt.id, group) % SEEDS
-            seeds.append(seed if prompt.episode is None else prompt.episode)
-        wanted = [(seed, _row(prompt)) for seed, prompt in zip(seeds, prompts, strict=True) for _ in range(n)]
-        found = self._reset(wanted)
-        for place, (seed, prompt) in enumerate(zip(seeds, prompts, strict=True)):
-            begun = found[place * n : (place + 1) * n]
-            said = [reply.messages for _, reply in begun if isinstance(reply, Reply)]
-            if any(messages != said[0] for messages in said):
-                raise EnvironmentFailedError(
-                    f"environment '{self._turns.episodes.spec.name}' began the episodes of one group differently ({prompt.id}, seed "
-                    f"{seed}), so their responses answer no common prompt. Let reset draw from its seed alone."
-                )
-            self.prompts.append(self._asked(prompt, said[0] if said else (), seed))
-            self._begun.append([_Talk(seed, *one) for one in begun])
+    def begin(self, prompts: Sequence[Prompt], first_group: int) -> list[Prompt]:
+        """An environment for each response; the prompts with what it says first.
 
-    def go_on(
-        self, engine: Engine, groups: Sequence[Sequence[Trajectory]], generate: Generate, processor: Processor
-    ) -> None:
+        Those of a group begin with the same seed, and so with the same words.
+        """
+        n, asked = self._sampling.n, list[Prompt]()
+        seeds = [self._seed(prompt, place, first_group) for place, prompt in enumerate(prompts)]
+        wanted = [(seed, _row(prompt)) for seed, prompt in zip(seeds, prompts, strict=True) for _ in range(n)]
+        with self._together():
+            found = self._reset(wanted)
+            for place, (seed, prompt) in enumerate(zip(seeds, prompts, strict=True)):
+                begun = found[place * n : (place + 1) * n]
+                asked.append(
+                    self._asked(prompt, seed, [reply for _, reply in begun if isinstance(reply, Reply)])
+                )
+                self._begun.append([_Talk(seed, *one) for one in begun])
+        return asked
+
+    def _seed(self, prompt: Prompt, place: int, first_group: int) -> int:
+        """What fixes the episodes of a group: drawn from the rollout's seed, or that of the siblings who were asked before."""
+        sampling = self._sampling
+        group = first_group + sampling.first_index + place * sampling.index_stride
+        drawn = derive_seed("environment", sampling.seed, prompt.id, group) % SEEDS
+        return drawn if prompt.episode is None else prompt.episode
+
+    def go_on(self, groups: Sequence[Sequence[Trajectory]], generate: Generate, processor: Processor) -> None:
         """Takes the responses, which have had their first turn, to their ends; in place."""
+        with self._together():
+            going = self._answered(self._spoken_first(groups))
+        # Ranks that share an engine ask it equally often, if only for nothing.
+        while self._any(bool(going)):
+            room = [min(self.most, self._sampling.max_tokens - len(talk.t)) for talk in going]
+            asked = [continued(talk.t, most) for talk, most in zip(going, room, strict=True)]
+            completions = generate(asked, replace(self._sampling, max_tokens=self.most))
+            for talk, (completion,) in zip(going, completions, strict=True):
+                extend(talk.t, completion, processor, turn=len(talk.t))
+            with self._together():
+                going = self._answered(going)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Inside, a rank is by itself. Where it fails, the others that share its engine know before any of them asks that again, and
+        stop: they would wait for it in vain."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        if self._any(failure is not None):
+            raise failure or _ElsewhereError
+
+    def _any(self, here: bool) -> bool:
+        """Whether a rank of the engine says so."""
+        return self._engine.any(here) if isinstance(self._engine, Joint) else here
+
+    def _spoken_first(self, groups: Sequence[Sequence[Trajectory]]) -> list[_Talk]:
+        """The conversations that have had their first turn; those that had no environment are marked as failed."""
         spoken = []
         for group, talks in zip(groups, self._begun, strict=True):
             for t, talk in zip(group, talks, strict=True):
@@ -126,22 +166,12 @@ class Conversations:
                     self._give_up(t, talk.begun.reason)
                 else:
                     spoken.append(talk)
-        while True:
-            for talk in spoken:
-                talk.turns += 1
-            going = self._answered(spoken)
-            # Ranks that share an engine ask it equally often, if only for nothing.
-            if not (engine.any(bool(going)) if isinstance(engine, Joint) else going):
-                return
-            room = [min(self.most, self._sampling.max_tokens - len(talk.t)) for talk in going]
-            asked = [continued(talk.t, most) for talk, most in zip(going, room, strict=True)]
-            completions = generate(asked, replace(self._sampling, max_tokens=self.most))
-            for talk, (completion,) in zip(going, completions, strict=True):
-                extend(talk.t, completion, processor, turn=len(talk.t))
-            spoken = going
+        return spoken
 
     def _answered(self, spoken: Sequence[_Talk]) -> list[_Talk]:
         """Lets the environments reply to these turns; those that the policy is to go on with."""
+        for talk in spoken:
+            talk.turns += 1
         episodes, most = self._turns.episodes, self._sampling.max_tokens
         said = [(talk.episode, talk.t.answer, talk.t.finish == "length") for talk in spoken]
         going, failed, cut = [], [], []
@@ -212,6 +242,8 @@ class Conversations:
         found = self._reset([(talk.seed, _row(talk.t.prompt)) for talk in anew])
         for talk, (episode, begun) in zip(list(anew), found, strict=True):
             t = talk.t
+            if isinstance(begun, Reply) and _opened(t.prompt, begun) != t.prompt.messages:
+                begun = Failed("it begins otherwise with the same seed, and its prompt is written already")
             if isinstance(begun, Failed):
                 self._give_up(t, begun.reason)
                 anew.remove(talk)
@@ -249,28 +281,46 @@ class Conversations:
                     found[place] = episode, reply
         return [found[place] for place in range(len(wanted))]
 
-    def _asked(self, prompt: Prompt, said: Sequence[dict[str, str]], seed: int) -> Prompt:
-        """The prompt with what its environment says first, as further messages of the user; one that was begun before has it."""
-        if not said or prompt.episode is not None:
+    def _asked(self, prompt: Prompt, seed: int, begun: Sequence[Reply]) -> Prompt:
+        """The prompt with what its environments say first; one that was begun before has it.
+
+        EnvironmentFailedError if they begin differently, or if the prompt gets too long.
+        """
+        found = [(_opened(prompt, reply), reply.tools) for reply in begun]
+        told_before = prompt.episode is not None and any(messages != prompt.messages for messages, _ in found)
+        if told_before or any(one != found[0] for one in found):
+            raise EnvironmentFailedError(
+                f"environment '{self._turns.episodes.spec.name}' began the episodes of one group differently ({prompt.id}, seed "
+                f"{seed}), so their responses answer no common prompt. Let reset draw from its seed alone."
+            )
+        if prompt.episode is not None or not begun or not (begun[0].messages or begun[0].tools):
             return replace(prompt, episode=seed)
-        first = [Message(role=m["role"] or "user", content=m["content"]) for m in said]
-        messages = [m for m in prompt.messages if m["content"] != OPENING] + first
-        template = self._turns.template
+        (messages, tools), template = found[0], self._turns.template
         record = Record(prompt.id, messages, prompt.target, prompt.source)
-        asked = template.processor.open(template.prompt(record, len(first)))
+        asked = template.processor.open(template.prompt(record, len(begun[0].messages), tools))
         if len(asked.token_ids) > self._turns.max_prompt_tokens:
             raise EnvironmentFailedError(
                 f"{prompt.id}: the prompt with what environment '{self._turns.episodes.spec.name}' says first has {len(asked.token_ids)} "
                 f"tokens, tasks.max_prompt_tokens={self._turns.max_prompt_tokens}. Raise that."
             )
-        return replace(asked, episode=seed)
+        return replace(asked, episode=seed, row=prompt.messages)
+
+
+def _opened(prompt: Prompt, reply: Reply) -> list[Message]:
+    """The messages of a prompt whose environment begins with this: the user's, where it names no role."""
+    row = prompt.messages if prompt.row is None else prompt.row
+    first = [Message(role=m["role"] or "user", content=m["content"]) for m in reply.messages]
+    if not first:
+        return row
+    return first if reply.whole_prompt else [*(m for m in row if m["content"] != OPENING), *first]
 
 
 def _row(prompt: Prompt) -> dict[str, object]:
     """What an environment is told of the row."""
+    row = prompt.messages if prompt.row is None else prompt.row
     return {
         "id": prompt.id,
-        "messages": described(prompt.messages),
+        "messages": described([m for m in row if m["content"] != OPENING]),
         "target": prompt.target,
         "source": prompt.source,
     }

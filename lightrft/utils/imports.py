@@ -85,14 +85,18 @@ def load_file(path: str) -> ModuleType:
 
 
 def require(module: str, extra: str, instead: str = "") -> ModuleType:
-    """An optional package; RuntimeError naming the extra that installs it, and what to use instead."""
+    """An optional package of an extra; RuntimeError with the command that installs it, and what to use instead."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
+        from lightrft.utils.extras import (
+            install_command,
+        )  # here: worker processes import this module, and seldom need that
+
         other = f", or {instead}" if instead else ""
-        raise RuntimeError(f'{module} is not installed: pip install "lightrft[{extra}]"{other}.') from None
+        raise RuntimeError(f"{module} is not installed: {install_command(extra)}{other}.") from None
 
 
 def _check_allowed(name: str) -> None:

@@ -213,7 +213,9 @@ def test_a_process_by_itself_is_told_to_bring_others():
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 def test_without_deepspeed_its_backends_name_what_to_install():
-    with pytest.raises(ProcessRaisedException, match=r'RuntimeError: .*pip install "lightrft\[deepspeed\]"'):
+    with pytest.raises(
+        ProcessRaisedException, match=r'RuntimeError: .*pip install "deepspeed<0.20,>=0.19.8"'
+    ):
         together(strategy_of, 1, "zero1")
 
 

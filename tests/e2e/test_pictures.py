@@ -14,7 +14,7 @@ from tests.e2e.runs import DRAWING, steps
 
 
 def weights(run):
-    return load_file(drawing_run / "model/transformer/diffusion_pytorch_model.safetensors")
+    return load_file(run / "model/transformer/diffusion_pytorch_model.safetensors")
 
 
 def test_before_the_first_update_ratio_and_mismatch_are_none_and_the_divergence_too(drawing_run):

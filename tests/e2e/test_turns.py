@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lightrft.runs import trajectories
-from tests.e2e.runs import PLAIN, Lightrft, steps, summary
+from tests.e2e.runs import PLAIN, ROOT, Lightrft, steps, summary
 
 HERE = Path(__file__).parent
 TOLD = [
@@ -60,6 +61,46 @@ def test_a_run_with_tools_is_saved_shown_checked_and_resumed(lightrft: Lightrft)
     told = lightrft("check", "tiny", *tools, status=0)
     assert "between turns" in told
     assert "in role tool" in told
+
+
+def test_an_evaluation_leaves_failures_out_and_counts_for_itself(lightrft: Lightrft):
+    """Every second held-out episode fails, in a run that failures would stop (environment.on_failure=raise)."""
+    talk = [
+        *("--tasks.train", "episodes", "1", "--environment.workers", "0", "--environment.turn-tokens", "4"),
+        *("--environment.name", f"{HERE.parent}/unit/environments/talkers.py:FailsHeldOut"),
+        *("--environment.options", "kind", "raise", "--rollout.max-tokens", "120", "--evaluate.limit", "8"),
+    ]
+    lightrft("train", "tiny", *PLAIN, *talk, "--steps", "1", "--run", "run")
+    (row,) = steps(lightrft.cwd / "run")
+    assert row["environment/spoken"] == 3 * 16, (
+        "three turns of each response of the step, and none of the evaluations"
+    )
+    assert not {"environment/failed", "environment/restarted"} & row.keys()
+    report = json.loads((lightrft.cwd / "run/evaluation/after.json").read_text())["episodes"]
+    assert (report["responses"], report["failed_rewards"], report["score"]["mean"]) == (4, 4, 3.0)
+
+
+def test_an_agent_program_trains_what_it_asks(lightrft: Lightrft):
+    """The example; the schema of its tool, which it sends with each request, is in the prompt."""
+    agent = [
+        *("--tasks.train", "calculator", "1", "--rewards.functions", "environment", "1"),
+        *(
+            "--environment.name",
+            "agent",
+            "--environment.options",
+            "program",
+            f"{ROOT}/examples/agent.py:solve",
+        ),
+        *("--rollout.max-tokens", "40", "--evaluate.limit", "4", "--log.trajectories-every-steps", "1"),
+    ]
+    lightrft("train", "tiny", *PLAIN, *agent, "--steps", "2", "--run", "run")
+    rows = trajectories.load(lightrft.cwd / "run", 2)
+    assert {row["messages"][0]["role"] for row in rows} == {"user"}, (
+        "the question alone, as the program asks it"
+    )
+    assert {(len(row["messages"]), row["reward"]) for row in rows} == {(1, 0.0)}
+    first, _ = steps(lightrft.cwd / "run")
+    assert first["rollout/read_tokens"] > 4 * 300, "four prompts, in bytes, with the schema"
 
 
 def test_what_cannot_go_with_an_environment_is_refused_by_name(lightrft: Lightrft):

@@ -23,7 +23,7 @@ from lightrft.types import Sampling
 from tests.engines.models import media_model, text_model
 
 needs_sglang = pytest.mark.skipif(
-    find_spec("sglang") is None, reason="SGLang is not installed: pip install 'lightrft[sglang]'"
+    find_spec("sglang") is None, reason="SGLang is not installed: pip install sglang"
 )
 SHAPE = {
     "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512,

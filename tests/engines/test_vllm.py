@@ -23,9 +23,7 @@ from lightrft.types import Sampling
 from tests.distributed.launch import together
 from tests.engines.models import media_model, text_model
 
-needs_vllm = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed: pip install 'lightrft[vllm]'"
-)
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install vllm")
 SHAPE = {
     "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
 }  # fmt: skip

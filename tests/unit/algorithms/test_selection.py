@@ -52,3 +52,22 @@ def test_mixed_outcomes_looks_at_what_the_advantage_compares(parts, weights, by_
     for advantage, right in (("group_norm", by_sum), ("group_norm_by_part", any(advantages))):
         row = AlgorithmConfig(advantage=advantage, group_filter="mixed_outcomes")
         assert build(row, resolve).learns_from(found, named) == right
+
+
+@pytest.mark.parametrize(
+    ("turns", "by_sum", "by_turn"),
+    [
+        ([[1, 0], [0, 1]], False, True),  # equal sums of turns that differ
+        ([[1, 0], [1, 0]], False, False),
+        ([[1], [1, 0]], False, False),  # the second has a turn that none can be compared with
+        ([[0.1 + 0.2], [0.3]], False, False),
+        ([[1, 0], [1, 1]], True, True),
+    ],
+)
+def test_mixed_outcomes_looks_at_turns_where_the_advantage_does(turns, by_sum, by_turn):
+    found = group([float(sum(rewards)) for rewards in turns])
+    for t, rewards in zip(found, turns, strict=True):
+        t.step_rewards = [float(reward) for reward in rewards]
+    for advantage, right in (("group_norm", by_sum), ("group_norm_by_turn", by_turn)):
+        row = AlgorithmConfig(advantage=advantage, group_filter="mixed_outcomes")
+        assert build(row, resolve).learns_from(found, {"environment": 1.0}) == right

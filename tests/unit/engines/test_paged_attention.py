@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from lightrft.engines.paged_attention import Step
+from lightrft.engines.paged_suffix import Suffix
 from lightrft.engines.pages import Cache, Page, Pool, Stretch
 
 
@@ -61,3 +63,43 @@ def test_bfloat16_keys_are_kept_in_float32() -> None:
     keys, values = pool.read(0)
     assert_close(keys[0, 0, 0, 0], torch.tensor(1 / 3))
     assert values.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_the_end_of_a_response_attends_as_in_the_whole(window: int | None) -> None:
+    """Two responses to one prompt, cut anywhere, beside a running one; against one plain softmax over everything."""
+    cache = Cache()
+    prompt = Stretch(cache.prompts, 0)
+    prompt.extend(70)
+    device, heads, size = torch.device("cpu"), 2, 8
+    torch.manual_seed(0)
+    lengths, cuts = (50, 41, 600), (45, 1, 20)
+    whole = [torch.randn(3, heads, 70 + length, size, dtype=torch.float64) for length in lengths]
+    for tokens in whole[1:]:
+        tokens[:, :, :70] = whole[0][:, :, :70]
+    first = [t[:, :, :70] for t in whole[:1]]
+    Step([], [prompt], device).attend(Layer(), *(first[0][i][None] for i in range(3)), 0.5, window)
+    owns = [Stretch(cache.answers, 70) for _ in lengths]
+    for own, cut, tokens in zip(owns, cuts, whole, strict=True):  # what was read before
+        own.extend(cut)
+        parts = [tokens[i][None, :, 70 : 70 + cut] for i in range(3)]
+        Step([], [], device, suffixes=[Suffix(prompt, own, cut)]).attend(Layer(), *parts, 0.5, window)
+    new = [1, lengths[1] - cuts[1], lengths[2] - cuts[2]]
+    for own, count in zip(owns, new, strict=True):
+        own.extend(count)
+    ends = [70 + cut + count for cut, count in zip(cuts, new, strict=True)]
+    parts = [
+        torch.cat([t[i][None, :, end - n : end] for t, end, n in zip(whole, ends, new, strict=True)], 2)
+        for i in range(3)
+    ]
+    suffixes = [Suffix(prompt, own, n) for own, n in zip(owns[1:], new[1:], strict=True)]
+    layout = Step([(prompt, owns[0])], [], device, suffixes=suffixes)
+    found = layout.attend(Layer(), *parts, 0.5, window)[0]
+    right = []
+    for (q, k, v), end, n in zip(whole, ends, new, strict=True):
+        scores = 0.5 * q[:, end - n : end] @ k[:, :end].transpose(1, 2)
+        place = torch.arange(end)
+        row = place[end - n :, None]
+        hidden = (place > row) | (place <= row - (window or 10**6))
+        right.append((scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v[:, :end]).transpose(0, 1))
+    assert_close(found, torch.cat(right), atol=1e-12, rtol=0)

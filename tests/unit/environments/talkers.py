@@ -2,6 +2,7 @@
 
 import random
 import time
+from typing import ClassVar
 
 
 class Chatty:
@@ -109,3 +110,46 @@ class Endless:
 
     def final_reward(self):
         return 5.0
+
+
+class Changed(Moody):
+    """Begins otherwise once one has failed."""
+
+    words = "one"
+
+    def reset(self, *, seed, options):
+        super().reset(seed=seed, options=options)
+        return Changed.words, {}
+
+    def fails(self):
+        failed = super().fails()
+        Changed.words = "other" if failed else Changed.words
+        return failed
+
+
+class Witness:
+    """Writes down what it is told and when it is closed; raises in its second turn, at first."""
+
+    rows: ClassVar[list] = []
+    closed = 0
+
+    def reset(self, *, seed, options):
+        Witness.rows.append(options["messages"])
+        self.turn = 0
+        return f"first {seed}", {}
+
+    def step(self, action):
+        self.turn += 1
+        if self.turn == 2 and len(Witness.rows) == 4:
+            raise KeyError("a bad day")
+        return "half: \ud83d", 1.0, self.turn == 2, False, {}
+
+    def close(self):
+        Witness.closed += 1
+
+
+class FailsHeldOut(Moody):
+    """Fails for every second episode that is evaluated on."""
+
+    def fails(self):
+        return "/train/" not in self.id and int(self.id[-1]) % 2 == 1

@@ -23,6 +23,9 @@ class Store:
     def get_reward(self):
         return float(self.paid == self.target)
 
+    def close(self):
+        self.closed = True
+
     def _hidden(self):
         raise AssertionError
 
@@ -31,7 +34,7 @@ ROW = {"id": "q", "messages": [{"role": "user", "content": "Buy."}], "target": 3
 
 
 def test_methods_are_tools_and_the_reward_comes_at_the_end():
-    shop = adapted(Store())
+    shop = adapted(store := Store())
     assert [s["function"]["name"] for s in shop.schemas] == ["pay"]
     assert shop.reset(options=ROW) == ("You have 3 coins.", {})
     call = '<tool_call>{"name": "pay", "arguments": {"coins": 3}}</tool_call>'
@@ -39,6 +42,8 @@ def test_methods_are_tools_and_the_reward_comes_at_the_end():
     assert (messages_of(said)[0]["content"], reward, done) == ("paid 3", 0.0, False)
     assert shop.final_reward() == 1.0  # if it has to end here
     assert shop.step("Done.")[1:3] == (1.0, True)
+    shop.close()
+    assert store.closed
 
 
 def test_what_is_no_environment_is_refused():

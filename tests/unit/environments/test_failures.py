@@ -1,5 +1,7 @@
 """Environments that raise, hang or die: begun again, then left out or a stop; never a zero, never a hang."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from lightrft.testing import tiny_processor
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Record, Sampling
 from lightrft.utils.errors import boundary_of
+from lightrft.utils.imports import load_file
 
 TALKERS = Path(__file__).with_name("talkers.py")
 
@@ -25,7 +28,7 @@ def spoken():
     """Calls a rollout of two prompts, two responses each, in an environment of TALKERS; its groups and the counts."""
     with ExitStack() as stack:
 
-        def call(name="Moody", workers=1, timeout_seconds=20, prompts=None, **more):
+        def call(name="Moody", workers=1, timeout_seconds=20, prompts=None, share=lambda e: e, **more):
             processor = tiny_processor()
             module = load_model(ModelConfig(path="random:llama"), trainable=False)
             given = {"turn_tokens": 4, "workers": workers, "timeout_seconds": timeout_seconds, **more}
@@ -37,7 +40,8 @@ def spoken():
                 processor.prompt(Record(f"q{n}", [{"role": "user", "content": "hello"}], None, "talk"))
                 for n in range(2)
             ]
-            groups = rollout(engine, prompts, Sampling(n=2, max_tokens=120, seed=5), processor, turns=turns)
+            sampling = Sampling(n=2, max_tokens=120, seed=5)
+            groups = rollout(share(engine), prompts, sampling, processor, turns=turns)
             return groups, turns.counted()
 
         yield call
@@ -86,6 +90,65 @@ def test_or_its_response_is_left_out_counted_and_never_a_zero(kind, spoken):
     assert [t.group for t in found.dropped] == [1, 1]
     assert all(t.reward != t.reward for t in found.dropped)
     assert found.metrics["counts/dropped_responses"] == 2
+
+
+def test_what_fails_is_closed_and_begun_again_with_the_row_alone(spoken):
+    """And half a surrogate pair in what it says is a question mark."""
+    witness = load_file(str(TALKERS)).Witness
+    witness.rows.clear()
+    witness.closed = 0
+    groups, counts = spoken("Witness", workers=0)
+    assert counts["environment/restarted"] == 4
+    assert witness.rows == [[{"role": "user", "content": "hello"}]] * 8
+    assert witness.closed == 1 + 8, (
+        "the one that was asked for its tools, four that failed, and four that ended"
+    )
+    assert {t.said[1]["content"] for group in groups for t in group} == {"half: ?"}
+
+
+def test_one_that_begins_otherwise_after_a_failure_is_given_up(spoken):
+    """Its prompt holds what it said before."""
+    groups, _ = spoken("Changed", options={"kind": "raise"}, workers=0, on_failure="drop")
+    assert not any(t.failed for t in groups[0])
+    assert ["begins otherwise" in t.failed for t in groups[1]] == [True] * 2
+
+
+class Shared:
+    """An engine of two ranks, each a thread, that wait for each other in every call as those of a tensor-parallel one do."""
+
+    def __init__(self, engine, rank, barrier, said):
+        self._engine, self._rank, self._barrier, self._said = engine, rank, barrier, said
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def generate(self, *asked):
+        self._barrier.wait()
+        return self._engine.generate(*asked)
+
+    def any(self, here):
+        self._said[self._rank] = here
+        self._barrier.wait()
+        found = any(self._said)
+        self._barrier.wait()
+        return found
+
+
+@pytest.mark.parametrize("kind", ["raise", "reset"])
+def test_a_rank_that_stops_leaves_none_waiting_that_shares_its_engine(kind, spoken):
+    barrier, said = threading.Barrier(2, timeout=30), [False, False]
+
+    def rank(number):
+        kind_here = kind if number else "never"
+        return spoken(
+            options={"kind": kind_here}, workers=0, share=lambda engine: Shared(engine, number, barrier, said)
+        )
+
+    with ThreadPoolExecutor(2) as both:
+        well, failing = both.submit(rank, 0), both.submit(rank, 1)
+        with pytest.raises(EnvironmentFailedError, match="q1"):
+            failing.result(timeout=60)
+        well.result(timeout=60)  # where the ranks meet next, it learns of the failure
 
 
 def test_siblings_that_begin_differently_are_refused(spoken):

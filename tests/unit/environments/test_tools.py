@@ -35,6 +35,14 @@ def test_calls_in_tags_give_the_text_between_them():
     assert replies(environment, "I know it: 408. <calc>12 *") == ([], True, {})
 
 
+def test_an_argument_in_tags_is_read_as_its_annotation_says():
+    environment = Tools([f"{TOOLS}:double"], calls="tags")
+    assert replies(environment, "<double>21</double>")[0] == ["42"]
+    (said,), _, counts = replies(environment, "<double>many</double>")
+    assert said == "error: double: argument 'number' must be of type integer"
+    assert counts == {"calls": 1, "errors": 1}
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [

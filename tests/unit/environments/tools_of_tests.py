@@ -18,3 +18,8 @@ async def later(text):
 def broken():
     """Breaks."""
     return 1 / 0
+
+
+def double(number: int) -> int:
+    """Doubles."""
+    return 2 * number

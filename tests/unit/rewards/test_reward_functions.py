@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from lightrft.rewards.function import Answer, Question, as_reward, each, values_of
@@ -22,6 +24,14 @@ def test_each_fills_parameters_by_name():
         return 0.25
 
     assert seen([spoken("4")]) == [0.25]
+
+
+def test_the_length_of_a_conversation_is_what_the_policy_said():
+    @each
+    def seen(num_tokens):
+        return num_tokens
+
+    assert seen([replace(spoken("4"), said=[{"role": "assistant", "content": "4"}], replied=2)]) == [1.0]
 
 
 def test_each_gives_a_function_with_double_star_everything():

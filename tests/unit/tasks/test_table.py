@@ -275,7 +275,7 @@ def test_the_demo_states_every_value_in_its_sentence():
 def test_a_missing_reasoning_gym_is_named_with_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(
-        RuntimeError, match=r'reasoning_gym is not installed: pip install "lightrft\[reasoning\]"'
+        RuntimeError, match=r'reasoning_gym is not installed: pip install "reasoning-gym>=0.1.19"'
     ):
         load_task("reasoning_gym:chain_sum")
 

@@ -30,6 +30,7 @@ EXAMPLES = {
     "majority": Example("2 + 3?", "5", "<answer>5</answer>", "<answer>6</answer>"),
     "majority_right": Example("2 + 3?", "5", "<answer>5</answer>", "<answer>6</answer>"),
     "environment": Example("Guess.", None, "five", "six", right_steps=(-0.1, 1.0), wrong_steps=(-0.1,)),
+    "turns": Example("Guess.", None, "five", "six", right_steps=(-0.1, 1.0), wrong_steps=(-0.1,)),
     "math": SUM,
     "number": Example("2 + 3?", "5", "It is 5.", "It is 6."),
     "refuses_rightly": Example(

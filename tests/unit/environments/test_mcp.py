@@ -1,0 +1,72 @@
+"""Tools of an MCP server: a real one, in a process of its own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightrft.config import EnvironmentConfig
+from lightrft.environments.episodes import Episodes, Failed
+
+pytest.importorskip("mcp", reason="the package mcp is not installed")
+SERVER = f"{sys.executable} {Path(__file__).with_name('mcp_server.py')}"
+
+
+def call(name, **arguments):
+    inside = ", ".join(f'"{key}": {value}' for key, value in arguments.items())
+    return f'<tool_call>{{"name": "{name}", "arguments": {{{inside}}}}}</tool_call>'
+
+
+@pytest.fixture
+def episodes():
+    with Episodes(EnvironmentConfig(name="mcp", options={"command": SERVER}, workers=0)) as found:
+        yield found
+
+
+def test_its_tools_are_told_and_called_and_every_conversation_has_a_server(episodes):
+    pay, leave = episodes.schemas()
+    assert pay["function"]["description"] == "Pays so many coins."
+    assert pay["function"]["parameters"]["properties"]["coins"]["type"] == "integer"
+    assert leave["function"]["name"] == "leave"
+    (one, first), (two, _) = episodes.begin([(5, {}), (5, {})])
+    assert first.messages == ()
+    episodes.step([(one, call("pay", coins=3), False)])
+    found = episodes.step([(one, call("pay", coins=4), False), (two, call("pay", coins=4), False)])
+    assert [reply.messages[0]["content"] for reply in found] == ["7 for you", "4 for you"]
+    assert episodes.step([(one, "Done.", False)])[0].done
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (call("pay", coins=-1), "nobody pays less than nothing"),
+        (call("pay", coins='"many"'), "coins"),
+        (call("pay"), "coins"),
+        (call("owe", coins=1), "there is no tool 'owe'; there are: pay, leave"),
+        ("<tool_call>pay!</tool_call>", "the call is not JSON"),
+    ],
+)
+def test_a_wrong_call_is_told_so_and_counted(said, told, episodes):
+    ((one, _),) = episodes.begin([(5, {})])
+    (reply,) = episodes.step([(one, said, False)])
+    assert reply.messages[0]["content"].startswith("error: ")
+    assert told in reply.messages[0]["content"]
+    assert reply.counts == {"calls": 1.0, "errors": 1.0}
+
+
+def test_a_server_that_dies_is_a_failure_and_never_a_reply(episodes):
+    ((one, _),) = episodes.begin([(5, {})])
+    assert isinstance(episodes.step([(one, call("leave"), False)])[0], Failed)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "command COMMAND"),
+        ({"command": "no-such-program-anywhere"}, "no-such-program-anywhere"),
+    ],
+)
+def test_a_server_that_is_not_there_is_named_before_anything(options, told):
+    settings = EnvironmentConfig(name="mcp", options=options, workers=0)
+    with Episodes(settings) as episodes, pytest.raises(ValueError, match=told):
+        episodes.schemas()
