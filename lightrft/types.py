@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Any, Literal, TypedDict
 
+import torch
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
@@ -126,8 +127,7 @@ class Completion:
     """What fixes its random numbers, for the same engine to go on with it."""
     states: Tensor | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
-    """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each. And what was made besides
-    text, by kind: {"image": (H, W, 3) uint8 array}."""
+    """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each; and what was made, by kind: {"image": (H, W, 3) uint8 array}."""
 
 
 Origin = Literal["sampled", "carried_over", "replayed"]
@@ -180,10 +180,9 @@ class Trajectory:
     """Updates seen by the weights that sampled its first token."""
     stream: int = 0
     """Stream of random numbers, as in Completion."""
-    states: Tensor | None = None
+    states: Tensor | None = None  # as in Completion, and so is made
     made: Mapping[str, Any] = field(default_factory=dict)
-    reference: Tensor | None = None
-    """(L, ...) means of its steps under the reference, where the divergence is taken in closed form; the others as in Completion."""
+    reference: Tensor | None = None  # (L, ...) means of its steps under the reference
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
@@ -323,8 +322,7 @@ class Batch:
     rewards: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
-    divergence: Tensor | None = None
-    """Divergence from the reference in closed form, with its gradient, where the model can say it."""
+    divergence: Tensor | None = None  # from the reference in closed form, with its gradient
     inputs: Inputs | Steps | None = None
     """What the model reads; None where only columns are needed."""
 
@@ -394,3 +392,8 @@ class Terms:
     """name -> (T,) per-token diagnostics, averaged over the mask for the log."""
     ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
+
+
+def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
+    """One flat tensor from a list of rows."""
+    return torch.tensor([x for row in values for x in row], dtype=dtype)

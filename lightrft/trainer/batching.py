@@ -22,7 +22,7 @@ from lightrft.config import UpdateConfig
 from lightrft.models.kinds import Layout
 from lightrft.models.words import COLUMNS, token_layout
 from lightrft.parallel.world import World
-from lightrft.types import Batch, Prompt, Trajectory
+from lightrft.types import Batch, Prompt, Trajectory, concatenate
 from lightrft.utils.device import sent
 from lightrft.utils.seeding import derive_seed
 
@@ -122,11 +122,6 @@ def pack(
     if inputs:
         batch.inputs = layout(trajectories, share_prompts)
     return to_device(batch, device)
-
-
-def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """One flat tensor from a list of rows."""
-    return torch.tensor([x for row in values for x in row], dtype=dtype)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
