@@ -35,6 +35,7 @@ from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.logprobs import _BlockedHead
 from lightrft.models.tiny import tiny_tokenizer
+from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import SingleTrainable
@@ -42,7 +43,6 @@ from lightrft.testing import tiny_folder, tiny_prompt
 from lightrft.trainer.batching import Batching, batch_tokens, pack, unpack
 from lightrft.trainer.batching import plan as micro_batches
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.rollout import training_logprobs
 from lightrft.types import Batch, Sampling, Terms, Trajectory
 from lightrft.utils.device import accelerators, available_bytes, pick_device
 from lightrft.utils.imports import resolve

@@ -44,10 +44,11 @@ from lightrft.config import (
 )
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import Batching, by_group, dummy_answer, plan
+from lightrft.trainer.batching import Batching, by_group, plan
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms, Trajectory
 from tests.distributed.launch import together

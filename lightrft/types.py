@@ -92,6 +92,8 @@ class Prompt:
     """(R, P) for models with multi-axis rotary positions, else None."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """Forward keywords such as pixel_values; concatenated along dim 0 when packed."""
+    width: int = 0
+    """Positions read for each entry of a response by a model that reads the prompt with each (a denoising step); 0: entries are tokens."""
     unexpanded_token_ids: Sequence[int] = ()
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
     episode: int | None = None
@@ -123,6 +125,9 @@ class Completion:
     """Number of updates the weights that sampled it had seen."""
     stream: int = 0
     """What fixes its random numbers, for the same engine to go on with it."""
+    states: Tensor | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each; and what was made, by kind: {"image": (H, W, 3) uint8 array}."""
 
 
 Origin = Literal["sampled", "carried_over", "replayed"]
@@ -175,6 +180,9 @@ class Trajectory:
     """Updates seen by the weights that sampled its first token."""
     stream: int = 0
     """Stream of random numbers, as in Completion."""
+    states: Tensor | None = None  # as in Completion, and so is made
+    made: Mapping[str, Any] = field(default_factory=dict)
+    reference: Tensor | None = None  # (L, ...) means of its steps under the reference
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
@@ -191,6 +199,9 @@ class Trajectory:
     def num_chosen(self) -> int:
         """How many of its tokens the policy sampled; the others are replies of an environment, of which behavior is 0."""
         return len(self) if not self.said else sum(self.mask)
+
+
+GroupOfTrajectories = Sequence[Trajectory]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +238,42 @@ class Inputs:
     media: Mapping[str, Tensor] = field(default_factory=dict)
     team: Any = None
     """The process group whose ranks compute this batch together (models/sequence.py); None: each computes its own."""
+
+    @property
+    def read(self) -> int:
+        """Tokens the model reads."""
+        return int(self.token_ids.numel())
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Per sequence, tokens of its prompt and of its response."""
+        return [(b - a, d - c) for (a, b), (c, d) in zip(self.prompt_spans, self.response_spans, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a denoising model reads for one batch: a row for each step that noise entered, each prompt's conditions once."""
+
+    states: Tensor
+    """(T, 2, ...) float32: the states before and after each step."""
+    places: Tensor
+    prompts: Tensor
+    """(T,) int64 each: which step of the schedule it is, and which row of `media`, one for each prompt, conditions it."""
+    lengths: tuple[int, ...]
+    width: int  # of its Prompt
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    reference: Tensor | None = None  # (T, ...)
+    team: Any = None
+
+    @property
+    def read(self) -> int:
+        """Positions the model reads: `width` for each step."""
+        return self.width * int(self.places.numel())
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Per sequence, positions of its prompt, which are read with each step, and of its `lengths` steps."""
+        return [(0, n * self.width) for n in self.lengths]
 
 
 @dataclass(slots=True)
@@ -275,7 +322,8 @@ class Batch:
     rewards: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
-    inputs: Inputs | None = None
+    divergence: Tensor | None = None  # from the reference in closed form, with its gradient
+    inputs: Inputs | Steps | None = None
     """What the model reads; None where only columns are needed."""
 
     @property
@@ -344,9 +392,6 @@ class Terms:
     """name -> (T,) per-token diagnostics, averaged over the mask for the log."""
     ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
-
-
-GroupOfTrajectories = Sequence[Trajectory]
 
 
 def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -27,6 +27,7 @@ from lightrft.algorithms.selection import (
 )
 from lightrft.algorithms.shaping import teacher_advantage, token_rewards
 from lightrft.config import AlgorithmConfig
+from lightrft.config.algorithm import EXACT
 from lightrft.types import Batch, GroupOfTrajectories, Terms, Trajectory
 
 
@@ -167,6 +168,11 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         raise ValueError(
             "algorithm.kl=k1 with algorithm.kl_in=loss: its gradient is 0 on average, so it would add "
             "noise and no pull towards the reference. Set algorithm.kl=k3 or k2, or algorithm.kl_in=reward."
+        )
+    if config.kl == EXACT and config.kl_in == "reward" and config.kl_coefficient != 0:
+        raise ValueError(
+            f"algorithm.kl={EXACT} with algorithm.kl_in=reward: it is known where its gradient is, in the loss. Set algorithm.kl_in=loss, or "
+            "algorithm.kl=k1."
         )
     roles = _roles(config, resolve)
     _refuse_unused(config.options, tuple(roles.values()))

@@ -202,7 +202,7 @@ def add_regularisers(
     assert entropy is not None or algo.entropy_coefficient == 0, "an entropy bonus needs the entropy"
     loss, metrics = terms.loss, dict(terms.metrics)
     if batch.ref is not None:
-        divergence = KL[algo.kl](torch.where(batch.mask, new, 0.0), torch.where(batch.mask, batch.ref, 0.0))
+        divergence = _divergence(new, batch, algo)
         metrics["kl"] = divergence.detach()
         if algo.kl_in == "loss" and algo.kl_coefficient != 0:
             loss = loss + algo.kl_coefficient * divergence
@@ -219,6 +219,14 @@ def add_regularisers(
         if algo.entropy_coefficient != 0:
             loss = loss - algo.entropy_coefficient * entropy
     return Terms(torch.where(batch.mask, loss, 0.0), metrics)
+
+
+def _divergence(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Tensor:
+    """From the reference, (T,): in closed form where the model has said it, else estimated."""
+    assert batch.ref is not None
+    if batch.divergence is not None:
+        return torch.where(batch.mask, batch.divergence, 0.0)
+    return KL[algo.kl](torch.where(batch.mask, new, 0.0), torch.where(batch.mask, batch.ref, 0.0))
 
 
 def log_ratio(new: Tensor, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from lightrft.algorithms.requirements import check_remembered
 from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
-from lightrft.models.processor import Processor
+from lightrft.models.kinds import PolicyKind
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.runs.capsule import Capsules
@@ -23,10 +23,11 @@ from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.memory import MemoryPlan
 from lightrft.trainer.baseline import Greedy
-from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
+from lightrft.trainer.diversity import DiversityWatch
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.rl import RLTrainer
@@ -62,7 +63,7 @@ class Parts:
     memory_plan: MemoryPlan
     models: Models
     engine: Engine
-    processor: Processor
+    kind: PolicyKind
     prompts: PromptLoader
     judge: RewardRunner
     scaler: RewardScaler
@@ -89,11 +90,19 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         needs_baseline=parts.algorithm.needs_baseline,
         completed=parts.prompts.completed,
     )
-    batching = Batching(config.update, world, parts.device, dummy_answer(parts.processor.blank()))
+    kind = parts.kind
+    batching = Batching(config.update, world, parts.device, kind.blank(), layout=kind.layout)
     learner = Learner(
-        config, parts.memory_plan, batching, parts.algorithm, models.actor, models.critic, models.reference
+        config,
+        parts.memory_plan,
+        batching,
+        parts.algorithm,
+        models.actor,
+        models.critic,
+        models.reference,
+        kind.logprobs,
     )
-    capsules, journal = Capsules(parts.run, config.log), parts.journal
+    capsules, journal, watch = Capsules(parts.run, config.log), parts.journal, DiversityWatch()
     made = trainer(
         config=config,
         world=world,
@@ -105,12 +114,14 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         capture=Capture(capsules, config, world, learner),
         evaluator=parts.evaluator,
         journal=journal,
-        processor=parts.processor,
+        processor=kind.processor,
+        watch=watch,
         parts={
             "prompts": parts.prompts,
             "scaler": parts.scaler,
             "learner": learner,
             "capsules": capsules,
+            "diversity": watch,
         },
         rank_parts={"buffer": buffer},
     )
@@ -121,7 +132,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         journal=journal,
         world=world,
         memory_plan=parts.memory_plan,
-        processor=parts.processor,
+        write=kind.write,
         checkpoints=parts.checkpoints,
         evaluates=config.evaluate,
         interrupt=interrupt,
@@ -146,7 +157,7 @@ def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:
 def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Supply:
     """How responses come to a step: as the settings say, and so that none is lost that a checkpoint holds (`parts.left`)."""
     config = parts.config
-    given = (config, sampler, parts.prompts, parts.processor, parts.judge, parts.journal.progress)
+    given = (config, sampler, parts.prompts, parts.kind.processor, parts.judge, parts.journal.progress)
     source = Fresh(*given, turns=parts.turns)
     if config.rollout.max_tokens_per_step or "unfinished" in parts.left:
         source = Partial(*given, buffer=buffer)
@@ -158,7 +169,7 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
 def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
     """The part that samples, judges and chooses the groups of a step."""
     turns = parts.turns and parts.turns.apart()
-    greedy = Greedy(parts.config, sampler, parts.judge, parts.processor, turns)
+    greedy = Greedy(parts.config, sampler, parts.judge, parts.kind.processor, turns)
     return Collector(
         config=parts.config,
         world=parts.world,
@@ -186,6 +197,7 @@ def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scor
         scaler=parts.scaler,
         interrupt=interrupt,
         needs_old=needs_old(parts.config, parts.algorithm),
+        logprobs=parts.kind.logprobs,
     )
 
 

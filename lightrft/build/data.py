@@ -15,8 +15,7 @@ from lightrft.config import Config
 from lightrft.config.rewards import rewards_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
-from lightrft.models.describe import text_shape
-from lightrft.models.families import made_for
+from lightrft.models.describe import context
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
@@ -132,7 +131,7 @@ def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> 
 
 def beyond_context(config: Config, longest: int) -> str:
     """A sentence if the longest prompt, of so many tokens, and a full response are more than the model was made for; else empty."""
-    room, needed = made_for(text_shape(config.model)), longest + config.rollout.max_tokens
+    room, needed = context(config.model), longest + config.rollout.max_tokens
     if room is None or needed <= room:
         return ""
     return (

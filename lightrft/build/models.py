@@ -13,6 +13,7 @@ from lightrft.build.reward_models import Place
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
 from lightrft.models.critic_source import CriticSource
 from lightrft.models.describe import without_weights
+from lightrft.models.kinds import PolicyKind
 from lightrft.models.load import load_processor
 from lightrft.models.lora import is_adapted
 from lightrft.models.processor import Processor
@@ -34,11 +35,11 @@ def actor_updates(config: Config) -> int:
     return optimizer_steps(config, config.steps - config.critic.warmup_steps)
 
 
-def engine_module(config: Config, strategy: Strategy, actor: Trainable) -> nn.Module:
-    """What the native engine samples with: the actor itself or, where that is in pieces, a model that is given its weights."""
+def engine_module(kind: PolicyKind, strategy: Strategy, actor: Trainable) -> nn.Module:
+    """What an engine of this package samples with: the actor itself or, where that is in pieces, a model that is given its weights."""
     if not strategy.shards:
         return actor.module
-    return Source(config.model, learns=False).empty(strategy.device)
+    return kind.source(learns=False).empty(strategy.device)
 
 
 def build_critic(config: Config, algorithm: Algorithm, strategy: Strategy) -> Trainable | None:

@@ -19,14 +19,16 @@ from lightrft.config import OfflineConfig, command_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
 from lightrft.models.base import needed_base
+from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.tasks.table import Split, Task, load_tasks
-from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.offline import HeldOut, Objective, OfflineTrainer
 from lightrft.trainer.reference import Judgement, Referee
 from lightrft.trainer.run import Run
@@ -104,7 +106,7 @@ def build_run(
         journal=journal,
         world=world,
         memory_plan=memory_plan,
-        processor=setup.processor,
+        write=lambda module, weights, folder: write_folder(module, setup.processor, weights, folder),
         checkpoints=checkpoints,
         evaluates=config.evaluate,
         interrupt=interrupt,

@@ -11,11 +11,11 @@ from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, checked_left
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data
 from lightrft.build.judges import add_judging_models
+from lightrft.build.kinds import policy_of
 from lightrft.build.memory import build_memory_plan
 from lightrft.build.models import (
     actor_updates,
     build_critic,
-    build_processor,
     build_reference,
     build_teacher,
     check_models,
@@ -28,7 +28,7 @@ from lightrft.build.turns import build_turns
 from lightrft.config import Config
 from lightrft.engines.external import check_kinds
 from lightrft.models.base import needed_base
-from lightrft.models.source import Source
+from lightrft.models.kinds import PolicyKind
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.base import Strategy
@@ -52,7 +52,8 @@ def build_run(
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
     make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    processor = dated(build_processor(config), run, world)
+    kind = policy_of(config)
+    processor = dated(kind.processor, run, world)
     turns = build_turns(config, processor, stack)
     check_teacher(config, processor)
     check_models(config, algorithm)
@@ -65,8 +66,8 @@ def build_run(
     state = last_state(run, checkpoints, config, config.steps) if resume else None
     left = checked_left(config, algorithm, state)
 
-    models = build_models(config, algorithm, strategy)
-    engine = make_engine(engine_module(config, strategy, models.actor), processor, config.rollout)
+    models = build_models(config, kind, algorithm, strategy)
+    engine = make_engine(engine_module(kind, strategy, models.actor), processor, config.rollout)
     judging = add_judging_models(config, [task_data.judge, task_data.eval_judge], engine, processor, device)
     memory_plan = build_memory_plan(vars(models), engine, judging, device)
     journal = build_journal(config, config.steps, run, world, state, stack)
@@ -79,7 +80,7 @@ def build_run(
         memory_plan=memory_plan,
         models=models,
         engine=engine,
-        processor=processor,
+        kind=kind,
         prompts=task_data.prompts,
         judge=task_data.judge,
         scaler=scaler,
@@ -101,9 +102,9 @@ def build_run(
     return made
 
 
-def build_models(config: Config, algorithm: Algorithm, strategy: Strategy) -> Models:
+def build_models(config: Config, kind: PolicyKind, algorithm: Algorithm, strategy: Strategy) -> Models:
     """The models that a step computes with: loads their weights."""
-    source = Source(config.model)
+    source = kind.source()
     actor = strategy.trainable(source, config.optimizer, actor_updates(config))
     critic = build_critic(config, algorithm, strategy)
     reference = build_reference(source, actor, strategy) if algorithm.needs_reference else None

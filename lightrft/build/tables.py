@@ -9,6 +9,7 @@ import torch
 from lightrft.config import ZERO, RolloutConfig, StrategyConfig
 from lightrft.engines import footprint as engines
 from lightrft.engines.base import MakeEngine
+from lightrft.engines.denoise import denoiser
 from lightrft.engines.lmdeploy import LmdeployEngine
 from lightrft.engines.native import native_engine
 from lightrft.engines.sglang import SglangEngine
@@ -36,6 +37,7 @@ ALONE = "single"
 
 ENGINES: dict[str, MakeEngine] = {
     "native": native_engine,
+    "denoise": denoiser,
     "vllm": VllmEngine,
     "vllm_server": VllmServerEngine,
     "sglang": SglangEngine,
@@ -47,6 +49,7 @@ OWN_LIMIT = f"rollout.{OWN}.max_sequences"
 """The setting that bounds what its cache takes."""
 ENGINE_FOOTPRINTS: dict[str, engines.StateFootprint] = {
     "native": engines.native,
+    "denoise": engines.shared,
     "vllm": engines.vllm,
     "vllm_server": engines.remote,
     "sglang": engines.sglang,

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from lightrft.build.data import build_eval_sets, task_rewards
 from lightrft.build.judges import add_judging_models, check_judging
+from lightrft.build.kinds import policy_of
 from lightrft.build.memory import build_memory_plan
-from lightrft.build.models import build_processor
 from lightrft.build.other_models import held_whole
 from lightrft.build.process import prepare_process
 from lightrft.build.reward_models import model_rewards
@@ -25,7 +25,6 @@ from lightrft.build.turns import build_turns
 from lightrft.config import Config
 from lightrft.datasets.prompts import Opener
 from lightrft.engines.external import check_kinds
-from lightrft.models.load import load_model
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
@@ -57,7 +56,8 @@ def evaluate_in(
     """Scores a model on tasks.evaluate, every rank a part of the prompts; returns the estimates by task."""
     prepare_process(config)
     config = replace(config, evaluate=replace(config.evaluate, before_and_after=True))
-    processor = build_processor(config)
+    kind = policy_of(config)
+    processor = kind.processor
     turns = build_turns(config, processor, stack)
     eval_sets, judge = build_eval_sets(config, processor)
     check_judging(config, [judge], training=False)
@@ -77,7 +77,7 @@ def evaluate_in(
             turns=turns and turns.apart("drop"),
             open=Opener(processor, config.tasks),
         )
-        module = load_model(config.model, device, trainable=False)
+        module = kind.source(learns=False).full(device)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
         judging = add_judging_models(config, [judge], engine, processor, device)
         memory_plan = build_memory_plan(

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lightrft.build.kinds import engine_of
 from lightrft.build.rl import build_run
 from lightrft.build.tables import OWN
 from lightrft.config import Config, RolloutConfig, layers
@@ -32,7 +33,7 @@ def replay(run: Path, step: int) -> int:
         resolved.write_text(capsule.config_yaml, encoding="utf-8")
         config = layers.load([str(resolved)], Config)
         quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
-        config = replace(config, log=quiet, rollout=with_own_engine(config.rollout))
+        config = replace(config, log=quiet, rollout=with_own_engine(config.rollout, engine_of(config.model)))
         trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
         assert isinstance(trainer, RLTrainer)
         restore(trainer.actor, capsule.state)
@@ -55,9 +56,9 @@ def replay(run: Path, step: int) -> int:
     return 0 if same else 1
 
 
-def with_own_engine(config: RolloutConfig) -> RolloutConfig:
-    """Settings of the rollout with the native engine: what a step computes does not depend on who sampled its responses, nor need that one be here."""
+def with_own_engine(config: RolloutConfig, own: str = OWN) -> RolloutConfig:
+    """Settings of the rollout with the package's `own` engine: what a step computes does not depend on who sampled its responses, nor need that one be here."""
     plain = RolloutConfig()
-    sections = [f.name for f in fields(plain) if is_dataclass(getattr(plain, f.name)) and f.name != OWN]
+    sections = [f.name for f in fields(plain) if is_dataclass(getattr(plain, f.name)) and f.name != own]
     changes: dict[str, Any] = {name: getattr(plain, name) for name in sections}
-    return replace(config, engine=OWN, **changes)
+    return replace(config, engine=own, **changes)

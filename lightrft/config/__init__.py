@@ -9,7 +9,14 @@ from lightrft.config.algorithm import AlgorithmConfig
 from lightrft.config.answers import keywords_answer, sections
 from lightrft.config.data import TaskConfig
 from lightrft.config.dpo import DPOConfig
-from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
+from lightrft.config.engines import (
+    DenoiseConfig,
+    LmdeployConfig,
+    NativeEngineConfig,
+    ServerConfig,
+    SglangConfig,
+    VllmConfig,
+)
 from lightrft.config.environment import EnvironmentConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
 from lightrft.config.offline import HeldOutConfig, SFTLogConfig
@@ -61,6 +68,7 @@ __all__ = [
     "CriticConfig",
     "DPOConfig",
     "DeepspeedConfig",
+    "DenoiseConfig",
     "EnvironmentConfig",
     "EvaluateConfig",
     "FsdpConfig",

@@ -8,6 +8,9 @@ from typing import Literal
 from lightrft.config.checks import refuse_idle
 from lightrft.config.ranges import check_ranges
 
+EXACT = "exact"
+"""The choice of `algorithm.kl` that is no estimate from what was sampled."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
@@ -38,8 +41,8 @@ class AlgorithmConfig:
     """Learn only from this fraction of the tokens, those with the highest entropy at sampling; 1 minus the quantile of other trainers. 1: all."""
     high_entropy_scope: Literal["batch", "sequence"] = "batch"
     """What high_entropy_fraction is a fraction of: the tokens of a step on all ranks, or those of each response."""
-    kl: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
-    """Estimator of the divergence from the reference model; + means with the gradient of k2."""
+    kl: Literal["k1", "k2", "k3", "k1+", "k3+", "exact"] = "k3"
+    """Estimator of the divergence from the reference model; + means with the gradient of k2; exact: in closed form, of diffusion models only."""
     kl_coefficient: float = 0.0
     """Weight of the divergence from the reference; 0 loads no reference model."""
     kl_in: Literal["loss", "reward"] = "loss"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightrft.config.addresses import refuse_secrets
+from lightrft.config.checks import refuse_idle
 from lightrft.config.ranges import check_ranges
 
 
@@ -29,6 +30,77 @@ class NativeEngineConfig:
 
     def __post_init__(self) -> None:
         check_ranges("rollout.native", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseConfig:
+    """The engine that draws pictures with the actor's own weights; only with rollout.engine=denoise."""
+
+    serves = ("denoise",)
+    longest = 0
+    begins_with_noise = True
+
+    steps: int = 10
+    """Steps from noise to a picture in training (num_inference_steps)."""
+    evaluation_steps: int = 0
+    """Steps of a picture that is drawn without noise on the way, in evaluation; 0: as in training."""
+    first: int = 0
+    """The first step that noise may enter, from 0."""
+    until: int = 0
+    """The step behind the last one that noise may enter, at most steps - 1; 0: that. Half of the steps keep noise to the noisy half."""
+    window: int = 0
+    """How many steps noise enters and are learned from, the others are exact (ODE); 0: all from `first` to `until`."""
+    move: Literal["fixed", "random", "progressive"] = "fixed"
+    """Where the window lies: fixed: at `first`. random: anywhere from there to `until`, drawn anew at each call. progressive: one step on every
+    `move_every` updates, and from the beginning again after the last place (MixGRPO)."""
+    move_every: int = 25
+    """With move=progressive: optimizer updates for which the window stays."""
+    noise: Literal["sde", "dance", "cps"] = "sde"
+    """Which noise: sde of Flow-GRPO, dance of DanceGRPO, cps of Flow-CPS (coefficients-preserving)."""
+    level: float = 0.7
+    """How much of it: a of Flow-GRPO, eta of DanceGRPO and Flow-CPS."""
+    likelihood: Literal["mean", "sum"] = "mean"
+    """What the log-prob of a step is: the mean over the numbers of a picture's latent, with which published clip ranges (1e-4) and KL
+    weights were used; or the sum, which is the true one."""
+    guidance: float = 1.0
+    """Classifier-free guidance (guidance_scale), in training too; 1: none, at half the cost."""
+    height: int = 0
+    """Rows of a picture in pixels; 0: what the transformer was made for."""
+    width: int = 0
+    """Columns of a picture in pixels; 0: what the transformer was made for."""
+    max_text_tokens: int = 256
+    """Tokens of the long text encoder (max_sequence_length); positions without text are read as well."""
+    max_sequences: int = 256
+    """Maximum pictures drawn at once."""
+
+    @property
+    def learned(self) -> int:
+        """Steps that noise enters."""
+        return self.window or self.end - self.first
+
+    @property
+    def end(self) -> int:
+        """The step behind the last one that noise may enter."""
+        return self.until or self.steps - 1
+
+    def __post_init__(self) -> None:
+        check_ranges("rollout.denoise", self)
+        if self.end > self.steps - 1 or self.first + self.learned > self.end or self.learned < 1:
+            raise ValueError(
+                f"rollout.denoise.first={self.first}, rollout.denoise.window={self.window} and rollout.denoise.until={self.until} do not fit into "
+                f"rollout.denoise.steps={self.steps}, of which the last one ends without noise, where no likelihood is. Lower rollout.denoise.first, "
+                "rollout.denoise.window or rollout.denoise.until."
+            )
+        if self.move == "fixed":
+            cure = "set rollout.denoise.move=progressive"
+            refuse_idle(
+                "rollout.denoise", self, ["move_every"], because="rollout.denoise.move=fixed", cure=cure
+            )
+        elif not self.window:
+            raise ValueError(
+                f"rollout.denoise.move={self.move} with rollout.denoise.window=0: all steps are in the window, which cannot move. Set "
+                "rollout.denoise.window=2."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

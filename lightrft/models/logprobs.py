@@ -30,6 +30,10 @@ class LogProbs(NamedTuple):
     """log p(token t | what came before it), at the sampling temperature."""
     entropy: Tensor
     """Entropy in nats of the distribution token t was drawn from."""
+    divergence: Tensor | None = None
+    """Divergence from the reference in closed form, where the model can say it."""
+    means: Tensor | None = None
+    """(T, ...): means of the steps, for whoever compares with them later."""
 
 
 def logprobs(
@@ -48,7 +52,7 @@ def logprobs(
     flow through both outputs when they are enabled. A batch of a team (`Inputs.team`) is for all its ranks to call with,
     and all of them get all log-probs; see models/sequence.py for whose gradients are whose.
     """
-    assert batch.inputs is not None
+    assert isinstance(batch.inputs, Inputs)
     share = Share.of(batch.inputs)
     hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
     head = output_head(module)

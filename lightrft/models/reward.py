@@ -100,7 +100,7 @@ def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
 
     A response ends where its score is read (`up_to_score`).
     """
-    assert batch.inputs is not None
+    assert isinstance(batch.inputs, Inputs)
     ends = torch.tensor([end - 1 for _, end in batch.inputs.response_spans])
     inputs = replace(batch.inputs, predict=ends.to(batch.inputs.token_ids.device))
     share = Share.of(inputs)

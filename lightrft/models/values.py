@@ -13,7 +13,7 @@ from lightrft.models.describe import without_weights
 from lightrft.models.linear import ExactLinear
 from lightrft.models.logprobs import backbone, predicting_states
 from lightrft.models.sequence import Share
-from lightrft.types import Batch
+from lightrft.types import Batch, Inputs
 
 
 class ValueModel(nn.Module):
@@ -46,7 +46,7 @@ def critic_size(model: ModelConfig) -> int:
 
 def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
     """(T,) float32 (float64 for a float64 model): the value of the state in which each response token was chosen."""
-    assert batch.inputs is not None
+    assert isinstance(batch.inputs, Inputs)
     share = Share.of(batch.inputs)
     hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
     result: Tensor = module.head(hidden)

@@ -10,11 +10,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from lightrft.config import ModelConfig
-from lightrft.models.describe import RANDOM, model_folder
+from lightrft.models.describe import RANDOM, is_pipeline, model_folder, pipeline_folder
+
+LEARNS, PIPELINE_WEIGHTS = "transformer", "diffusion_pytorch_model.safetensors"
+"""The part of a pipeline that learns, and the file of its weights."""
 
 
 @dataclass
@@ -30,8 +33,12 @@ class Weights:
         """The weights of `model.path`; None for a model without safetensors files (a random one, or one in an older format)."""
         if config.path.startswith(RANDOM):
             return None
-        folder, revision = model_folder(config), config.revision
-        index = _file(folder, SAFE_WEIGHTS_INDEX_NAME, revision)
+        revision, single_name = config.revision, SAFE_WEIGHTS_NAME
+        if is_pipeline(config):
+            folder, single_name = str(pipeline_folder(config) / LEARNS), PIPELINE_WEIGHTS
+        else:
+            folder = model_folder(config)
+        index = _file(folder, f"{single_name}.index.json", revision)
         if index is not None:
             places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             found = {name: _file(folder, name, revision) for name in sorted(set(places.values()))}
@@ -41,7 +48,7 @@ class Weights:
                     f"model.path={config.path}: {lost[0]}, which its index names, is missing. Is the download complete?"
                 )
             return cls({name: file for name, place in places.items() if (file := found[place]) is not None})
-        single = _file(folder, SAFE_WEIGHTS_NAME, revision)
+        single = _file(folder, single_name, revision)
         if single is None:
             return None
         with safe_open(single, framework="pt") as file:

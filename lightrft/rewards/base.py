@@ -270,6 +270,7 @@ def _view(trajectory: Trajectory, messages: list[Any]) -> Answer:
         finish=trajectory.finish,
         said=trajectory.said,
         step_rewards=trajectory.step_rewards,
+        made=dict(trajectory.made),
         replied=len(trajectory) - trajectory.num_chosen,
     )
 

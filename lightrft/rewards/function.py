@@ -32,6 +32,8 @@ class Answer:
     finish: str
     said: list[Any] = field(default_factory=list)
     step_rewards: list[float] = field(default_factory=list)
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """What was made besides text, by kind: {"image": (H, W, 3) uint8 array}."""
     replied: int = 0
     """How many of the tokens are replies of an environment."""
 
@@ -52,8 +54,16 @@ VIEWS: Mapping[str, Callable[[Answer], Any]] = {
     "said": lambda t: t.said,
     "step_rewards": lambda t: t.step_rewards,
     "num_tokens": lambda t: len(t) - t.replied,
+    "image": lambda t: made(t, "image"),
 }
 """What a per-answer function may ask for, by parameter name."""
+
+
+def made(answer: Answer, kind: str) -> Any:
+    """What a response made of this kind. ValueError if it made none, as text does, or a picture that is no number."""
+    if kind not in answer.made:
+        raise ValueError(f"the response holds no {kind}: it is text, or its numbers were not finite.")
+    return answer.made[kind]
 
 
 class PerAnswer:
@@ -81,7 +91,7 @@ def each(function: Callable[..., float]) -> PerAnswer:
     """Lifts a function of one answer to a reward: `@each  def short(answer: str) -> float: ...`.
 
     Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
-    text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose); and of a conversation with an environment, of which
+    text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose), image ((H, W, 3) uint8, of a model that draws); and of a conversation with an environment, of which
     `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). ValueError for a name that is none of these.
     """
     return PerAnswer(function)

@@ -8,6 +8,7 @@ from functools import partial
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
+from lightrft.rewards.digits import digit, digit_second
 from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
@@ -53,6 +54,8 @@ REWARDS: dict[str, RewardFunction] = {
     "choice": each(choice),
     "choice_or_math": each(choice_or_math),
     "confident_math": each(confident_math),
+    "digit": digit,
+    "digit_second": digit_second,
     "environment": each(environment),
     "turns": each(turns),
     "exact": each(exact),

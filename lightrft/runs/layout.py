@@ -5,7 +5,8 @@ RUN/.lock                   held by the process that uses the folder
 RUN/config.yaml             the settings; config-until-step-000004.yaml: those before a resume changed them
 RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
 RUN/trajectories/           the responses of a step: step-000007.jsonl of the first rank, step-000007.rank-3.jsonl
-RUN/evaluation/             held-out scores and responses: before.json, before.jsonl
+                            of models that draw their pictures too: step-000007.png
+RUN/evaluation/             held-out scores and responses: before.json, before.jsonl, before.png
 RUN/summary.json            what the finished run says of itself            RUN/curves.png
 RUN/checkpoints/            to go on from                    RUN/capsules/      captured steps
 RUN/log.txt, RUN/logs/      the first rank's log; what other ranks printed
@@ -145,6 +146,7 @@ class RunFolder:
         for later in (saved for saved in self.saved_steps if saved > step):
             for file in self.all_responses(later):
                 file.unlink()
+                file.with_suffix(".png").unlink(missing_ok=True)
 
     @property
     def evaluation(self) -> Path:
@@ -223,6 +225,10 @@ class EvaluationFolder:
     def is_finished(self) -> bool:
         """Whether `lightrft evaluate` came to its end here."""
         return self.report("responses").is_file()
+
+    def pictures(self, label: str) -> Path:
+        """What held-out responses drew, where a model draws."""
+        return self.path / f"{label}.png"
 
     def responses(self, label: str) -> Path:
         """Every held-out response, one JSON object each."""

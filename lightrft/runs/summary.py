@@ -41,10 +41,16 @@ def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
     return [
         {
             "question": readable(a["messages"][-1]["content"]),
-            "before": a["response"],
-            "after": b["response"],
+            "before": told(a),
+            "after": told(b),
             "before_reward": a["reward"],
             "after_reward": b["reward"],
         }
         for a, b in pairs[:most]
     ]
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """A response in words; of a picture where it is."""
+    places = [f"{one['file']}, pixels {one['box']}" for one in row.get("made", {}).values()]
+    return "\n".join([row["response"], *places]).strip()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightrft.media.parts import described
 from lightrft.runs.layout import RunFolder
+from lightrft.runs.sheets import write_sheet
 
 if TYPE_CHECKING:
     from lightrft.types import Trajectory
@@ -33,10 +34,15 @@ def save(
     """
     path = RunFolder(run).responses(step, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
+    made = write_sheet([t.made for t in trajectories], path.with_suffix(".png"))
     unfinished = path.with_name(f".tmp-{path.name}")  # utils/atomic.py: recover
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for trajectory in trajectories:
-            row = _row(step, trajectory) | (_tokens(trajectory, pieces) if columns else {})
+        for trajectory, told in zip(trajectories, made, strict=True):
+            row = (
+                _row(step, trajectory)
+                | ({"made": told} if told else {})
+                | (_tokens(trajectory, pieces) if columns else {})
+            )
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     os.replace(unfinished, path)
     return path
@@ -71,6 +77,8 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{path}:{number}: the line is broken ({error}).") from None
     if not isinstance(row, dict) or "group" not in row:
         raise ValueError(f"{path}:{number}: the line holds no response.")
+    for one in row.get("made", {}).values():
+        one["file"] = str(path.with_name(Path(one["file"]).name))
     return row
 
 

@@ -16,10 +16,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from lightrft.config import OptimizerConfig, StrategyConfig
-from lightrft.models.blocks import blocks
-from lightrft.models.families import is_multimodal
+from lightrft.models.blocks import blocks, reads_media
 from lightrft.models.lazy import remake
-from lightrft.models.logprobs import backbone, causal_lm
+from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import exact_parts, full_weights
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
@@ -169,7 +168,7 @@ class FsdpTrainable:
         self.module, self._root, self._dtype, self._moves = module, root, dtype, moves
         named = learning(module)
         inside = {p for block in blocks(module) for p in block.parameters()}
-        sees = is_multimodal(backbone(module).config)
+        sees = reads_media(module)
         self._may_rest = [p for n, p in named if sees and p not in inside and ".lora_" not in n]
         self._learner = Learner(named, config, total_updates)
 

@@ -17,7 +17,17 @@ from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
-from lightrft.tasks import calculator, code, media_pairs, media_tasks, repair, safety, sentences, tiny
+from lightrft.tasks import (
+    calculator,
+    code,
+    media_pairs,
+    media_tasks,
+    pictures,
+    repair,
+    safety,
+    sentences,
+    tiny,
+)
 from lightrft.tasks.base import (
     BOXED,
     TAGGED,
@@ -362,5 +372,6 @@ TASKS: dict[str, Callable[[str], Task]] = {
     **code.TASKS,
     **media_tasks.TASKS,
     **media_pairs.TASKS,
+    **pictures.TASKS,
     **safety.TASKS,
 }

@@ -12,20 +12,19 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightrft.config import UpdateConfig
-from lightrft.models.families import joined
+from lightrft.models.kinds import Layout
+from lightrft.models.words import COLUMNS, token_layout
 from lightrft.parallel.world import World
-from lightrft.types import Batch, Inputs, Prompt, Trajectory, concatenate
+from lightrft.types import Batch, Prompt, Trajectory, concatenate
 from lightrft.utils.device import sent
 from lightrft.utils.seeding import derive_seed
-
-COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Batching:
     """Never divide a group, for losses that compare its responses."""
     outputs: Sequence[str] = ()
     """Names of Trajectory.parts that batches have as columns of `Batch.grades`."""
+    layout: Layout = token_layout
+    """What the model reads for some responses, as its kind has it (models/kinds.py)."""
 
     def updates(
         self, trajectories: Sequence[Trajectory], *, seed: int, first: int = 0
@@ -84,6 +85,7 @@ class Batching:
             device=self.device,
             outputs=self.outputs,
             prepare=prepare,
+            layout=self.layout,
         )
 
 
@@ -94,6 +96,7 @@ def pack(
     share_prompts: bool = True,
     outputs: Sequence[str] = (),
     device: torch.device | str = "cpu",
+    layout: Layout = token_layout,
 ) -> Batch:
     """One batch of all these responses, in this order; `inputs=False` leaves out what only a model reads.
 
@@ -117,73 +120,8 @@ def pack(
         if trajectories and all(name in t.columns for t in trajectories):
             setattr(batch, name, torch.cat([t.columns[name] for t in trajectories]))
     if inputs:
-        batch.inputs = _inputs(trajectories, share_prompts)
+        batch.inputs = layout(trajectories, share_prompts)
     return to_device(batch, device)
-
-
-def _inputs(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inputs:
-    tokens: list[int] = []
-    positions: list[Tensor] = []
-    prompt_spans: list[tuple[int, int]] = []
-    response_spans: list[tuple[int, int]] = []
-    predict: list[int] = []
-    media: dict[str, list[Tensor]] = {}
-    previous: Trajectory | None = None
-    for t in trajectories:
-        if not t.prompt.token_ids:
-            raise ValueError(
-                f"prompt '{t.prompt.id}' has no tokens, so nothing predicts the first token of its response."
-            )
-        siblings = previous is not None and previous.group == t.group and previous.prompt is t.prompt
-        if siblings and share_prompts:
-            prompt_spans.append(prompt_spans[-1])
-        else:
-            start = len(tokens)
-            tokens += t.prompt.token_ids
-            prompt_spans.append((start, len(tokens)))
-            positions.append(_prompt_positions(t))
-            for name, value in t.prompt.media.items():
-                media.setdefault(name, []).append(value)
-        start = len(tokens)
-        tokens += t.token_ids
-        response_spans.append((start, len(tokens)))
-        if t.token_ids:
-            predict += [prompt_spans[-1][1] - 1, *range(start, len(tokens) - 1)]
-            positions.append(response_positions(t))
-        previous = t
-    return Inputs(
-        token_ids=torch.tensor(tokens, dtype=torch.int64),
-        positions=torch.cat(positions, -1),
-        prompt_spans=tuple(prompt_spans),
-        response_spans=tuple(response_spans),
-        targets=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
-        predict=torch.tensor(predict, dtype=torch.int64),
-        chosen=_chosen(trajectories),
-        media={name: joined(values) for name, values in media.items()},
-    )
-
-
-def _chosen(trajectories: Sequence[Trajectory]) -> Tensor | None:
-    """Places of the tokens that the policy chose, of responses that hold others as well; all tokens of one that is masked whole."""
-    if all(all(t.mask) or not any(t.mask) for t in trajectories):
-        return None
-    wanted = [x for t in trajectories for x in (t.mask if any(t.mask) else [True] * len(t))]
-    return torch.tensor([place for place, x in enumerate(wanted) if x], dtype=torch.int64)
-
-
-def _prompt_positions(t: Trajectory) -> Tensor:
-    return torch.arange(len(t.prompt.token_ids)) if t.prompt.positions is None else t.prompt.positions
-
-
-def response_positions(t: Trajectory) -> Tensor:
-    """Text goes on counting after the prompt, in each position row from its last place (M-RoPE).
-
-    A prompt ends with text, so that this is one number for all axes; a clip before it may reach further in time.
-    """
-    if t.prompt.positions is None:
-        return torch.arange(len(t.prompt.token_ids), len(t.prompt.token_ids) + len(t))
-    steps = torch.arange(len(t))
-    return t.prompt.positions[:, -1:] + 1 + steps
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -194,16 +132,11 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
         for name in Batch.__dataclass_fields__
     }
     if batch.inputs is not None:
-        i = batch.inputs
-        moved["inputs"] = replace(
-            i,
-            token_ids=sent(i.token_ids, device),
-            positions=sent(i.positions, device),
-            targets=sent(i.targets, device),
-            predict=sent(i.predict, device),
-            chosen=None if i.chosen is None else sent(i.chosen, device),
-            media={name: sent(value, device) for name, value in i.media.items()},
-        )
+        read: Any = batch.inputs
+        parts = {f.name: getattr(read, f.name) for f in fields(read)}
+        tensors = {name: sent(value, device) for name, value in parts.items() if isinstance(value, Tensor)}
+        media = {name: sent(value, device) for name, value in read.media.items()}
+        moved["inputs"] = replace(read, **tensors, media=media)
     return Batch(**moved)
 
 
@@ -228,6 +161,7 @@ def rounds(
     device: torch.device | str,
     outputs: Sequence[str] = (),
     prepare: Callable[[Batch], None] = lambda _batch: None,
+    layout: Layout = token_layout,
 ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
     """All that this rank computes of what every rank has planned, so that all compute equally often; called by all ranks.
 
@@ -235,7 +169,7 @@ def rounds(
     rank of the team. `prepare` completes a batch of this rank before it goes to its team.
     """
     for answers in pad_count(planned, blank, world):
-        packed = pack(answers, share_prompts=share_prompts, outputs=outputs)
+        packed = pack(answers, share_prompts=share_prompts, outputs=outputs, layout=layout)
         prepare(packed)
         for batch, is_own in team_batches(packed, world, device):
             yield answers, batch, is_own and answers[0] is not blank
@@ -270,11 +204,11 @@ def plan(
             if not len(t):
                 continue
             shares = share_prompts and piece and piece[-1].prompt is t.prompt
-            extra = len(t) + (0 if shares else len(t.prompt.token_ids))
+            extra = reads(t) + (0 if shares else reads(t.prompt))
             if piece and size + extra > tokens_per_micro_batch and not whole_groups:
                 pieces.append((size, piece))
                 piece, size = [], 0
-                extra = len(t) + len(t.prompt.token_ids)
+                extra = reads(t) + reads(t.prompt)
             piece.append(t)
             size += extra
         if piece:
@@ -292,10 +226,11 @@ def plan(
     return batches
 
 
-def dummy_answer(prompt: Prompt) -> Trajectory:
-    """A response of one token to a prompt, from which nothing is learned."""
-    columns = {name: torch.zeros(1) for name in COLUMNS}
-    return Trajectory(prompt, -1, prompt.token_ids[:1], [False], [0.0], "length", reward=0.0, columns=columns)
+def reads(what: Trajectory | Prompt) -> int:
+    """Positions the model reads for a response, or for a prompt once in a batch."""
+    if isinstance(what, Trajectory):
+        return len(what) * max(1, what.prompt.width)
+    return 0 if what.width else len(what.token_ids)
 
 
 def pad_count(
@@ -311,7 +246,7 @@ def batch_tokens(answers: Sequence[Trajectory], *, share_prompts: bool = True) -
     """Tokens the model reads for these responses in one batch."""
     each = {(t.group, id(t.prompt)): t.prompt for t in answers}
     prompts = each.values() if share_prompts else [t.prompt for t in answers]
-    return sum(len(t) for t in answers) + sum(len(p.token_ids) for p in prompts)
+    return sum(map(reads, answers)) + sum(map(reads, prompts))
 
 
 def first_fit(sizes: Sequence[int], capacity: int) -> list[int]:

@@ -15,8 +15,10 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.runs.layout import EvaluationFolder
+from lightrft.runs.sheets import write_sheet
 from lightrft.runs.trajectories import conversation
 from lightrft.tasks.base import Task, extractor
+from lightrft.trainer.diversity import spread_of
 from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estimate, pass_at_k
 from lightrft.trainer.rollout import rollout
 from lightrft.trainer.turns import Turns
@@ -127,7 +129,11 @@ class Evaluator:
         rows = [row for rank in self.world.gather(mine) for row in rank]
         report = {eval_set.task.name: self._estimates(eval_set, rows) for eval_set in self.eval_sets}
         if self.world.is_first:
-            EvaluationFolder(self.folder).write(label, report, rows)
+            kept = EvaluationFolder(self.folder)
+            made = write_sheet([row.pop("made") for row in rows], kept.pictures(label))
+            kept.write(
+                label, report, [row | ({"made": m} if m else {}) for row, m in zip(rows, made, strict=True)]
+            )
         scores = {name: float(estimates["score"]["mean"]) for name, estimates in report.items()}
         total = sum(eval_set.weight for eval_set in self.eval_sets)
         mean = sum(scores[eval_set.task.name] * eval_set.weight for eval_set in self.eval_sets) / total
@@ -149,6 +155,9 @@ class Evaluator:
             extract = eval_set.task.extract or extractor(self.rewards.weights.get(eval_set.task.name, {}))
             votes = [_votes(g, extract) for g in groups if len(g) >= k]
             estimates[f"maj@{k}"] = majority_at_k(votes, k)
+        spread = [found for g in groups if (found := spread_of([row["made"] for row in g])) is not None]
+        if spread:
+            estimates["diversity"] = mean_estimate(spread)
         judged = sum(len(g) for g in groups)
         asked = sum(row["source"] == eval_set.task.name for row in rows)
         cut = sum(row["finish"] == "length" for g in groups for row in g)
@@ -178,6 +187,7 @@ class Evaluator:
             "reward": None if failed else t.reward,
             "parts": t.parts,
             "correct": not failed and self._right(t),
+            "made": dict(t.made),
         }
 
     def _right(self, t: Trajectory) -> bool:

@@ -11,14 +11,15 @@ from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
 from lightrft.config import Config
+from lightrft.models.kinds import Compute
 from lightrft.models.values import values
+from lightrft.models.words import training_logprobs
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching
 from lightrft.trainer.metrics import average
 from lightrft.trainer.mismatch import Agreement
 from lightrft.trainer.optimize import Averaging, optimize
-from lightrft.trainer.rollout import training_logprobs
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.seeding import derive_seed
 
@@ -37,6 +38,8 @@ class Learner:
     actor: Trainable
     critic: Trainable | None
     reference: Frozen | None
+    logprobs: Compute = training_logprobs
+    """What the actor says of a batch, as its kind has it (models/kinds.py)."""
     reference_moved: bool = False
     """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
     agreement: Agreement = field(init=False)
@@ -114,7 +117,8 @@ class Learner:
 
     def policy_loss(self, batch: Batch) -> Terms:
         """The algorithm's loss of each token under the actor's present weights, (T,)."""
-        new = self.actor.compute(training_logprobs, batch, self.config)
+        new = self.actor.compute(self.logprobs, batch, self.config)
+        batch.divergence = new.divergence
         terms = self.algorithm.loss(new.values, batch, new.entropy)
         sampled_at = new.values if batch.old is None else batch.old
         gap = mismatch(sampled_at, batch.behavior, batch.mask)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightrft.parallel.world import World
+from lightrft.trainer.diversity import diversity
 from lightrft.types import Batch, Trajectory
 
 METRICS: dict[str, str] = {
@@ -48,6 +49,7 @@ METRICS: dict[str, str] = {
     "critic/learning_rate": "its learning rate, averaged over its updates of the step",
     "critic/clip_fraction": "share of tokens at which critic.value_clip holds it back",
     "critic/counts/skipped_updates": "its updates skipped for a NaN or infinite loss or gradient, in this step",
+    "diversity/image": "standard deviation of a pixel (from -1 to 1) over the pictures for one prompt, mean over pixels and prompts; only of models that draw",
     "rollout/oldest_weight_version": "updates the weights had seen that sampled this step's responses, or the oldest token among them",
     "rollout/tokens_per_second": "sampled tokens per second of the rollout phase",
     "rollout/tokens_per_second_per_device": "the same of one rank, on average",
@@ -175,12 +177,12 @@ class Layout:
         """Takes a micro-batch into account."""
         assert batch.inputs is not None
         self.batches += 1
-        self.tokens += batch.inputs.token_ids.numel()
-        for (a, b), (c, d) in zip(batch.inputs.prompt_spans, batch.inputs.response_spans, strict=True):
+        self.tokens += batch.inputs.read
+        for asked, answered in batch.inputs.spans:
             self.answers += 1
-            self.whole += b - a + d - c
-            self.longest_prompt = max(self.longest_prompt, b - a)
-            self.longest_answer = max(self.longest_answer, d - c)
+            self.whole += asked + answered
+            self.longest_prompt = max(self.longest_prompt, asked)
+            self.longest_answer = max(self.longest_answer, answered)
 
     def result(self, tokens_per_micro_batch: int, world: World) -> dict[str, float]:
         """Metrics update/..., over all ranks."""
@@ -218,20 +220,24 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     answers, drawn, silent_sum, reward, length, cut, *talked = world.sum(local).tolist()
     mean = reward / max(answers, 1)
     squares = float(world.sum((rewards - mean).square().sum()))
-    return _of_talks(*talked) | {
-        "reward/mean": mean,
-        "reward/std": (squares / max(answers, 1)) ** 0.5,
-        **{
-            f"reward/{name}": value / by_part[f"{name}\0"]
-            for name, value in by_part.items()
-            if not name.endswith("\0")
-        },
-        "reward/zero_std_fraction": silent_sum / max(drawn, 1),
-        "length/mean": length / max(answers, 1),
-        "length/max": world.max(max((float(t.num_chosen) for t in ts), default=0.0)),
-        "length/truncated_fraction": cut / max(answers, 1),
-        "counts/responses": answers,
-    }
+    return (
+        _of_talks(*talked)
+        | diversity(groups, world)
+        | {
+            "reward/mean": mean,
+            "reward/std": (squares / max(answers, 1)) ** 0.5,
+            **{
+                f"reward/{name}": value / by_part[f"{name}\0"]
+                for name, value in by_part.items()
+                if not name.endswith("\0")
+            },
+            "reward/zero_std_fraction": silent_sum / max(drawn, 1),
+            "length/mean": length / max(answers, 1),
+            "length/max": world.max(max((float(t.num_chosen) for t in ts), default=0.0)),
+            "length/truncated_fraction": cut / max(answers, 1),
+            "counts/responses": answers,
+        }
+    )
 
 
 def _talked(ts: Sequence[Trajectory]) -> tuple[int, int, int, int]:

@@ -27,7 +27,7 @@ from lightrft.models.reward import values
 from lightrft.strategy.base import Trainable
 from lightrft.trainer.optimize import Averaging
 from lightrft.trainer.run import Evaluation, Metrics
-from lightrft.types import Batch, Prompt, Terms, Trajectory
+from lightrft.types import Batch, Inputs, Prompt, Terms, Trajectory
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Preferences:
         """COUNTS of each output, one after the other."""
         assert batch.grades is not None
         found = self._values(model, batch)
-        assert batch.inputs is not None
+        assert isinstance(batch.inputs, Inputs)
         everything = torch.ones_like(batch.mask)
         lengths = segment_count(everything, batch.segments, batch.num_sequences)
         # With their prompts, which are equally long unless responses are media: then of these the longer has more tokens.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightrft.models.processor import Processor
-from lightrft.trainer.batching import response_positions
+from lightrft.models.words import response_positions
 from lightrft.types import Completion, Continuation, Prompt, Trajectory
 
 
@@ -45,6 +45,7 @@ def extend(t: Trajectory, completion: Completion, processor: Processor, *, turn:
     t.behavior += completion.logprobs
     t.finish = completion.finish
     t.answer = processor.text(t.token_ids[turn:])
+    t.states, t.made = completion.states, completion.made
 
 
 def turn_rewards(trajectories: Sequence[Trajectory]) -> Tensor:

@@ -20,6 +20,7 @@ from lightrft.trainer.balance import balanced
 from lightrft.trainer.buffer import Group, RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
+from lightrft.trainer.diversity import DiversityWatch
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.run import Evaluation, Journal, Metrics, Part, RankPart
@@ -53,6 +54,8 @@ class RLTrainer:
     evaluator: Evaluator
     journal: Journal
     processor: Processor
+    watch: DiversityWatch
+    """Warns where pictures become the same, of models that draw."""
     parts: Mapping[str, Part]
     """Everything that goes into checkpoints besides models, the same on all ranks."""
     rank_parts: Mapping[str, RankPart]
@@ -103,6 +106,7 @@ class RLTrainer:
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
         """Metrics and responses of a step, to files."""
         self.journal.log(step, metrics)
+        self.watch.check(metrics)
         every = self.config.log.trajectories_every_steps
         if every and step % every == 0:
             self.journal.save(step, trajectories, self.processor, self.config.log.token_columns)

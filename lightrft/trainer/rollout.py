@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import nn
-
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config, RolloutConfig
 from lightrft.engines.base import Engine, EngineError
-from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.trainer.responses import begun, continued, extend
 from lightrft.trainer.turns import Turns
-from lightrft.types import Batch, Completion, Prompt, Sampling, Trajectory
+from lightrft.types import Completion, Prompt, Sampling, Trajectory
 
 
 def rollout(
@@ -108,18 +105,6 @@ def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Com
         raise EngineError(
             f"the engine {name} gave {told}. Learning needs all of them; lightrft.testing.check_engine says what an engine lacks."
         )
-
-
-def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogProbs:
-    """Log-probs and entropy of a batch under the distribution that `training_sampling` samples from."""
-    return logprobs(
-        module,
-        batch,
-        temperature=config.rollout.temperature,
-        first_token_temperature=config.rollout.first_token_temperature,
-        max_logits=config.update.logits_per_chunk,
-        exact_attention=config.model.attention == "separate",
-    )
 
 
 def needs_old(config: Config, algorithm: Algorithm) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lightrft.config import EvaluateConfig, HeldOutConfig
 from lightrft.console.progress import Progress
-from lightrft.models.export import write_folder
+from lightrft.models.kinds import Write
 from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
@@ -181,7 +181,8 @@ class Run:
     journal: Journal
     world: World
     memory_plan: MemoryPlan
-    processor: Processor
+    write: Write
+    """How the model's folder is written."""
     checkpoints: Checkpoints
     evaluates: EvaluateConfig | HeldOutConfig
     """When to look at held-out data."""
@@ -302,7 +303,7 @@ class Run:
 
     def save_model(self) -> None:
         """The Hugging Face folder of the run; called by all ranks."""
-        write_model(self.trainer.model, self.processor, RunFolder(self.folder).model, self.world)
+        write_model(self.trainer.model, self.write, RunFolder(self.folder).model, self.world)
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote; called by all ranks."""
@@ -335,12 +336,12 @@ class Run:
         }
 
 
-def write_model(model: Trainable, processor: Processor, target: Path, world: World) -> None:
+def write_model(model: Trainable, write: Write, target: Path, world: World) -> None:
     """The Hugging Face folder of a model's present weights; called by all ranks."""
     with model.adapters_merged():
         if world.is_first:
             with folder(target) as unfinished:
-                write_folder(model.module, processor, model.weights(), unfinished)
+                write(model.module, model.weights(), unfinished)
         else:
             for _ in model.weights():  # takes part in gathering them
                 pass

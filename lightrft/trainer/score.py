@@ -13,13 +13,14 @@ from lightrft.algorithms.advantages import explained_variance
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
 from lightrft.console.progress import Progress
+from lightrft.models.kinds import Compute
 from lightrft.models.values import values
+from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching, pack, unpack
 from lightrft.trainer.responses import turn_rewards
-from lightrft.trainer.rollout import training_logprobs
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Batch, Trajectory
 from lightrft.utils.interrupt import Interrupt
@@ -42,6 +43,8 @@ class Scorer:
     interrupt: Interrupt
     needs_old: bool
     """Whether the log-probs at sampling must be computed by themselves, see trainer/rollout.py."""
+    logprobs: Compute = training_logprobs
+    """What a model says of a batch, as the policy's kind has it (models/kinds.py)."""
 
     @torch.no_grad()
     def score(
@@ -82,7 +85,7 @@ class Scorer:
             self.fill_old([t for t in [*trajectories, *waiting] if "old" not in t.columns])
         for name, model in (("ref", self.reference), ("teacher", self.teacher)):
             if model is not None:
-                self.fill(trajectories, partial(self._seen_by, model), name)
+                self.fill(trajectories, partial(self._seen_by, model), name, keep=name == "ref")
                 filled.append(name)
         if self.critic is not None:
             self.fill(trajectories, partial(self._valued_by, self.critic), "values")
@@ -100,16 +103,18 @@ class Scorer:
         answers: Sequence[Trajectory],
         compute: Callable[[Batch], tuple[Tensor, ...]],
         *names: str,
+        keep: bool = False,
     ) -> None:
         """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
-        fill(answers, compute, *names, batching=self.batching, interrupt=self.interrupt)
+        fill(answers, compute, *names, batching=self.batching, interrupt=self.interrupt, keep=keep)
 
     def _sampled_at(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        found = self.actor.compute(training_logprobs, batch, self.config)
+        found = self.actor.compute(self.logprobs, batch, self.config)
         return found.values, found.entropy
 
-    def _seen_by(self, model: Frozen, batch: Batch) -> tuple[Tensor]:
-        return (model.compute(training_logprobs, batch, self.config).values,)
+    def _seen_by(self, model: Frozen, batch: Batch) -> tuple[Tensor, ...]:
+        found = model.compute(self.logprobs, batch, self.config)
+        return (found.values,) if found.means is None else (found.values, found.means)
 
     def _valued_by(self, critic: Trainable, batch: Batch) -> tuple[Tensor]:
         return (critic.compute(values, batch, self.config.model.attention == "separate"),)
@@ -121,14 +126,22 @@ def fill(
     *names: str,
     batching: Batching,
     interrupt: Interrupt,
+    keep: bool = False,
 ) -> None:
-    """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
+    """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks.
+
+    With `keep` it may find one tensor more, (T, ...), of which each response keeps its part as `reference`.
+    """
     for t in (t for t in answers if not len(t)):  # in no batch
         t.columns |= {name: torch.zeros(0) for name in names}
     for part, batch, counts in batching.rounds(answers):
-        for name, column in zip(names, compute(batch), strict=True):
+        found = compute(batch)
+        for name, column in zip(names, found, strict=not keep):
             if counts:
                 unpack(column, part, name)
+        if counts and len(found) > len(names):
+            for t, means in zip(part, found[-1].cpu().split([len(t) for t in part]), strict=True):
+                t.reference = means
         # Several stop together or not at all, and not in the middle of a sharded model.
         if batching.world.size == 1:
             interrupt.raise_if_stopped()

@@ -12,9 +12,10 @@ from lightrft.models.lazy import is_empty
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_folder, tiny_trajectories
-from lightrft.trainer.batching import Batching, by_group, dummy_answer, pack
+from lightrft.trainer.batching import Batching, by_group, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Trajectory
 from tests.distributed.launch import together

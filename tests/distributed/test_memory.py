@@ -12,9 +12,10 @@ from lightrft.build.tables import STRATEGIES
 from lightrft.config import DeepspeedConfig, ModelConfig, OptimizerConfig, StrategyConfig, UpdateConfig
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
-from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from lightrft.utils.device import peak_gib, resident_gib

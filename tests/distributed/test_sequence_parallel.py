@@ -43,9 +43,10 @@ from lightrft.models.sequence import check_shared
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.values import ValueModel, values
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import keep_double, tiny_trajectories
-from lightrft.trainer.batching import Batching, by_group, dummy_answer, pack
+from lightrft.trainer.batching import Batching, by_group, pack
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms
 from lightrft.utils.imports import resolve

@@ -23,9 +23,10 @@ from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.models.values import values
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.testing import check_strategy, tiny_trajectories
-from lightrft.trainer.batching import Batching, by_group, dummy_answer
+from lightrft.trainer.batching import Batching, by_group
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from tests.distributed.launch import together

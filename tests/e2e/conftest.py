@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.runs import PLAIN, Lightrft, Server
+from tests.e2e.runs import DRAWING, PLAIN, Lightrft, Server
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +27,23 @@ def tiny_run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     Lightrft(server, folder)("train", "tiny", *PLAIN, "--run", "run")
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def drawn_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that was hardly taught, for tests to which it does not matter what it draws."""
+    from lightrft.models.tiny_pictures import make_pipeline
+
+    pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
+    folder = tmp_path_factory.mktemp("digits") / "pipeline"
+    make_pipeline(folder, updates=5)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawing_run(server: Server, drawn_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps of a model that draws, of which the second is captured."""
+    place = tmp_path_factory.mktemp("pictures")
+    flags = ["--model.path", drawn_pipeline, "--run", "run", "--steps", "3", "--log.capture-steps", "2"]
+    Lightrft(server, place)("train", *DRAWING, *flags)
+    return place / "run"

@@ -21,6 +21,11 @@ PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=fa
 """What a test about something else does without: processes for rewards, TensorBoard, a live picture."""
 FOUR_STEPS = str(Path(__file__).with_name("four_steps.yaml"))
 """A layer over `tiny`, which by itself trains for as long as it takes to see it learn."""
+DRAWING = (
+    "digits_sd3", *PLAIN, "--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--evaluate.samples", "2",
+    "--evaluate.limit", "4", "--checkpoint.every-steps", "2",
+)  # fmt: skip
+"""A small run of a model that draws."""
 MEASURED = (
     "seconds/",
     "straggler/",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -153,8 +154,10 @@ def all_logged(
     preferring_run,
     comparing_run,
     talking_run,
+    request,
 ):
-    learning = (tiny_run, eventful_run, critical_run, comparing_run, talking_run)
+    drawing = [request.getfixturevalue("drawing_run")] if find_spec("diffusers") else []
+    learning = (tiny_run, eventful_run, critical_run, comparing_run, talking_run, *drawing)
     return set().union(*map(logged, (*learning, supervised_run, rating_run, preferring_run)))
 
 
@@ -167,7 +170,8 @@ def test_every_metric_of_the_table_is_logged_by_some_run(all_logged):
     of_several_ranks = {"update/rank_balance", "straggler/PHASE", "straggler/rank/PHASE"}
     # See tests/unit/strategy/test_memory.py, tests/accelerator.
     of_accelerators = set() if torch.accelerator.is_available() else {"memory/device/PHASE"}
-    assert sorted(METRICS.keys() - all_logged - of_several_ranks - of_accelerators) == []
+    of_pictures = set() if find_spec("diffusers") else {"diversity/image"}
+    assert sorted(METRICS.keys() - all_logged - of_several_ranks - of_accelerators - of_pictures) == []
 
 
 def test_every_meaning_is_a_phrase():

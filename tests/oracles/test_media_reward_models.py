@@ -29,10 +29,11 @@ from lightrft.models.families import part
 from lightrft.models.lora import full_weights
 from lightrft.models.reward import Conversation, load_reward_model, scores, up_to_score, values
 from lightrft.models.reward_source import RewardSource
+from lightrft.models.words import response_positions
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_processor
-from lightrft.trainer.batching import Batching, batch_tokens, pack, plan, response_positions
+from lightrft.trainer.batching import Batching, batch_tokens, pack, plan
 from lightrft.trainer.optimize import optimize
 from lightrft.trainer.preferences import Preferences
 from lightrft.types import Prompt

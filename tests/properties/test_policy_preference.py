@@ -18,10 +18,11 @@ from lightrft.algorithms.preference import COUNTS, group_mean, pairs
 from lightrft.config import DPOConfig, ModelConfig, OptimizerConfig, UpdateConfig
 from lightrft.datasets.comparisons import Side, siblings
 from lightrft.models.source import Source
+from lightrft.models.words import dummy_answer
 from lightrft.parallel.world import World
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import keep_double
-from lightrft.trainer.batching import Batching, dummy_answer
+from lightrft.trainer.batching import Batching
 from lightrft.trainer.offline import OfflineTrainer
 from lightrft.trainer.optimize import optimize
 from lightrft.trainer.policy_preferences import OUTPUT, PolicyPreferences

@@ -27,12 +27,13 @@ from lightrft.config import Config
 from lightrft.console.amounts import duration, size
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
+from lightrft.models.words import training_logprobs
 from lightrft.runs.folder import check_new
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import batch_tokens, pack, plan
-from lightrft.trainer.rollout import needs_old, training_logprobs, training_sampling
-from lightrft.types import Batch, Prompt, Trajectory
+from lightrft.trainer.rollout import needs_old, training_sampling
+from lightrft.types import Batch, Inputs, Prompt, Trajectory
 from lightrft.utils.device import device_bytes, release_memory
 from lightrft.utils.paths import expanded
 
@@ -169,7 +170,7 @@ def measure_pass(config: Config, parts: Parts, policy: Policy, answers: Sequence
     )
     share = config.update.share_prompts
     batch = pack(plan(answers, budget, share_prompts=share)[0], share_prompts=share, device=parts.device)
-    assert batch.inputs is not None
+    assert isinstance(batch.inputs, Inputs)
     before = settled_bytes(parts.device)
     loss = forward(config, policy.actor, batch)
     held = max(0, settled_bytes(parts.device) - before)

@@ -22,13 +22,14 @@ from lightrft.engines.base import EngineDiedError
 from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
 from lightrft.models.source import Source
+from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
 from lightrft.rewards.models import JUDGE
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
 from lightrft.trainer.mismatch import TOLERANCE, cuts, disagreement
-from lightrft.trainer.rollout import rollout, training_logprobs, training_sampling
+from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
 from lightrft.types import Trajectory
 

@@ -17,7 +17,7 @@ from lightrft.config import Config, layers
         ("--rollout.top-p high", "expected a number"),
         ("--rollout.max-tokens", "--rollout.max-tokens: needs a value."),
         ("--rollout.max-tokens --seed 1", "--rollout.max-tokens: needs a value."),
-        ("--algorithm.kl k9", "expected one of k1, k2, k3, k1+, k3+."),
+        ("--algorithm.kl k9", "expected one of k1, k2, k3, k1+, k3+, exact."),
         ("--rollout.vllm.sleep-level 3", "expected one of 1, 2."),
         (
             "--tasks.train gsm8k",

@@ -1,0 +1,175 @@
+"""Draws pictures with the actor's own transformer: noise enters the steps of a window, the others are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import DenoiseConfig, RolloutConfig
+from lightrft.engines.base import Engine, Progress
+from lightrft.engines.own_weights import OwnWeights
+from lightrft.engines.sampling import stream, uniforms
+from lightrft.models.flows import logprob
+from lightrft.models.lazy import is_empty
+from lightrft.models.lora import plain_state
+from lightrft.models.pictures import PictureProcessor, schedule
+from lightrft.models.processor import Processor
+from lightrft.models.schedule import per, window
+from lightrft.strategy.memory import Resident, Tensors
+from lightrft.types import Completion, Prompt, Sampling
+
+
+class Denoiser:
+    """An Engine over a denoising transformer.
+
+    What is drawn depends on the weights, the prompt, `sampling`, the prompt's place in the call and the response's own number; not on
+    what else is drawn, nor on `max_sequences`. At temperature 0 no noise enters after the first state, and a response has no entries.
+    """
+
+    def __init__(self, module: nn.Module, processor: PictureProcessor, config: DenoiseConfig) -> None:
+        self.weight_version, self.config = 0, config
+        self.device = next(module.parameters()).device
+        self._module, self._processor = module, processor
+        self._noisy = schedule(processor, config.steps)
+        self._plain = schedule(processor, config.evaluation_steps or config.steps)
+        self._vae: Any = processor.pipeline.vae(torch.device("cpu"))
+        self._own = OwnWeights(self, module) if is_empty(module) else None
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """Engine.generate; prompts that are not open yet are opened. ValueError for a prompt that is to go on."""
+        if any(prompt.continuation is not None for prompt in prompts):
+            raise ValueError(
+                "a picture is drawn in one go: there is none to go on with. Set rollout.max_tokens_per_step=0."
+            )
+        prompts = [self._processor.open(prompt) for prompt in prompts]
+        n = sampling.n
+        asked = [(prompt, place, k) for place, prompt in enumerate(prompts) for k in range(n)]
+        found: list[Completion] = []
+        for start in range(0, len(asked), self.config.max_sequences):
+            part = asked[start : start + self.config.max_sequences]
+            places = [sampling.first_index + place * sampling.index_stride for _, place, _ in part]
+            keys = [stream(sampling.seed, place, k) for place, (_, _, k) in zip(places, part, strict=True)]
+            found += self._drawn([prompt for prompt, _, _ in part], keys, sampling)
+            if progress is not None:
+                progress(len(found), sum(len(c.token_ids) for c in found))
+        return [found[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+    def _drawn(self, prompts: Sequence[Prompt], keys: Sequence[int], sampling: Sampling) -> list[Completion]:
+        """One picture for each prompt, from the streams `keys`."""
+        noisy = window(self.config, sampling.seed, self.weight_version) if sampling.temperature else range(0)
+        steps = self._noisy if sampling.temperature else self._plain
+        conditions = {
+            name: torch.cat([p.media[name] for p in prompts]).to(self.device) for name in prompts[0].media
+        }
+        streams = torch.tensor(keys)
+        x = normals(streams, 0, self._processor.shape).to(self.device)
+        pairs: list[Tensor] = []
+        logps: list[Tensor] = []
+        for place in range(steps.steps):
+            places = torch.full((len(x),), place, device=self.device)
+            if place in noisy:
+                step = steps.noisy(self._module, x, places, conditions)
+                new = step.mean + step.sd * normals(streams, 1 + place, self._processor.shape).to(self.device)
+                pairs.append(torch.stack([x, new], 1).cpu())
+                logps.append(logprob(new, step).cpu() * per(self.config, x[0].numel()))
+            else:
+                new = steps.exact(self._module, x, places, conditions)
+            x = new
+        pictures = self._pictures(x)
+        return [
+            Completion(
+                token_ids=list(noisy),
+                logprobs=[float(p[k]) for p in logps],
+                finish="stop",
+                weight_version=self.weight_version,
+                stream=key,
+                states=torch.stack([p[k] for p in pairs]) if pairs else None,
+                made={} if picture is None else {"image": picture},
+            )
+            for k, (key, picture) in enumerate(zip(keys, pictures, strict=True))
+        ]
+
+    def _pictures(self, x: Tensor) -> list[Any]:
+        """(H, W, 3) uint8 arrays of latents (B, C, H, W); None for one that is not finite."""
+        whole = x.flatten(1).isfinite().all(1).tolist()
+        return [
+            picture(self._decoded(one[None])[0]) if fine else None for one, fine in zip(x, whole, strict=True)
+        ]
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """Pictures in [-1, 1] of latents: themselves where there is no VAE."""
+        if self._vae is None:
+            return x
+        config = self._vae.config
+        latents: Tensor = x / config.scaling_factor + (config.shift_factor or 0.0)
+        found: Tensor = self._vae.decode(latents.to(next(self._vae.parameters()).dtype), return_dict=False)[0]
+        return found
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Engine.load_weights; a tensor that is the module's own costs nothing."""
+        if self._own is not None:
+            self._own.take(weights)
+            return
+        own = plain_state(self._module)
+        for name, tensor in weights:
+            if name not in own:
+                raise ValueError(f"the model has no weight named {name!r}.")
+            if own[name].data_ptr() != tensor.data_ptr():
+                own[name].copy_(tensor)
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether it draws with the actor's own weights."""
+        return self._own is None
+
+    def parts(self) -> dict[str, Resident]:
+        """The VAE, and the weights unless they belong to whoever trains them."""
+        found: dict[str, Resident] = {} if self._own is None else {"weights": self._own}
+        if self._vae is not None:
+            vae = self._vae
+            found["vae"] = Tensors(
+                lambda: list(vae.parameters()), str(self.device), moves=self.device.type != "cpu"
+            )
+        return found
+
+
+def normals(keys: Tensor, what: int, shape: Sequence[int]) -> Tensor:
+    """(B, *shape) float32 standard normal numbers: state number `what` of each stream.
+
+    The quantile of a uniform number, so that they depend on nothing but the stream's key and their place in it.
+    """
+    size = int(torch.Size(shape).numel())
+    counters = torch.arange(size) + what * size
+    u = uniforms(keys[:, None].expand(-1, size).reshape(-1), counters.repeat(len(keys)))
+    found: Tensor = torch.special.ndtri(u).float().view(len(keys), *shape)
+    return found
+
+
+def picture(x: Tensor) -> Any:
+    """(H, W, 3) uint8 array of a picture (C, H, W) in [-1, 1]; one channel is grey."""
+    grey = x if len(x) == 3 else x[:1].expand(3, -1, -1)
+    return (
+        ((grey.float().clamp(-1, 1) + 1) * 127.5)
+        .round()
+        .to(torch.uint8)
+        .permute(1, 2, 0)
+        .contiguous()
+        .cpu()
+        .numpy()
+    )
+
+
+def denoiser(module: nn.Module, processor: Processor | PictureProcessor, config: RolloutConfig) -> Engine:
+    """Draws with the module itself. ValueError for a language model."""
+    if not isinstance(processor, PictureProcessor):
+        raise ValueError(
+            f"rollout.engine={config.engine} draws pictures, and model.path is a language model. Set rollout.engine=native, or model.path to the "
+            "folder of a diffusion pipeline."
+        )
+    return Denoiser(module, processor, config.denoise)

@@ -1,0 +1,91 @@
+"""Settings of language models that mean nothing for pictures, refused by name before weights load."""
+
+from __future__ import annotations
+
+from lightrft.config import ZERO, Config
+from lightrft.config.checks import refuse_idle
+from lightrft.config.rollout import RolloutConfig
+
+ENGINE = "denoise"
+
+
+def check_settings(config: Config) -> None:
+    """ValueError, naming setting, value and cure, for what a diffusion pipeline cannot obey."""
+    path = f"model.path={config.model.path} is a diffusion pipeline"
+    if config.rollout.engine != ENGINE:
+        raise ValueError(
+            f"rollout.engine={config.rollout.engine}: {path}, which the engine {ENGINE} draws with. Set rollout.engine={ENGINE}."
+        )
+    _check_sampling(config, path)
+    _check_algorithm(config, path)
+    _check_parts(config, path)
+
+
+def _check_sampling(config: Config, path: str) -> None:
+    idle = (
+        "temperature", "first_token_temperature", "first_token_top_k", "top_k", "top_p", "min_p", "stop", "max_tokens_per_step",
+    )  # fmt: skip
+    refuse_idle("rollout", config.rollout, idle, because=path, cure="take a language model")
+    options = config.rollout.denoise
+    window = options.learned
+    most, plain = config.rollout.max_tokens, RolloutConfig().max_tokens
+    if most != window and (most != plain or config.algorithm.average == "fixed"):
+        raise ValueError(
+            f"rollout.max_tokens={most}: {path}, whose responses have an entry for each step that noise enters, {window} (rollout.denoise.first={options.first}, window={options.window}, until={options.until}). Set "
+            f"rollout.max_tokens={window}."
+        )
+    refuse_idle(
+        "evaluate", config.evaluate, ["top_p", "max_tokens"], because=path, cure="take a language model"
+    )
+    if config.evaluate.temperature not in (0.0, 1.0):
+        raise ValueError(
+            f"evaluate.temperature={config.evaluate.temperature}: {path}; 0 draws without noise on the way, 1 as in training. Set one of them."
+        )
+    if config.evaluate.majority_k:
+        raise ValueError(
+            f"evaluate.majority_k={config.evaluate.majority_k}: {path}, and pictures do not vote. Leave it out."
+        )
+
+
+def _check_algorithm(config: Config, path: str) -> None:
+    row = config.algorithm
+    idle = (
+        "high_entropy_fraction", "entropy_coefficient", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
+    )  # fmt: skip
+    refuse_idle(
+        "algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model"
+    )
+    for option, on in (
+        ("teacher.path", config.teacher.path),
+        ("critic.path", config.critic.path),
+        ("judge.path", config.judge.path),
+        ("environment.name", config.environment.name),
+        ("environment.tools", config.environment.tools),
+        ("reward_model.paths", config.reward_model.paths),
+    ):
+        if on:
+            raise ValueError(f"{option}={on}: {path}, and this reads words. Leave it out.")
+
+
+def _check_parts(config: Config, path: str) -> None:
+    model, strategy = config.model, config.strategy
+    for option, value, cure in (
+        (
+            "model.lora.rank",
+            model.lora.rank,
+            "Set model.lora.rank=0: adapters of pipelines are not there yet",
+        ),
+        ("model.freeze", model.freeze, "Leave it out: the transformer learns whole"),
+        ("model.chat_template", model.chat_template, "Leave it out: a prompt is read as it is"),
+        ("strategy.sequence_parallel", strategy.sequence_parallel - 1, "Set strategy.sequence_parallel=1"),
+    ):
+        if value:
+            raise ValueError(f"{option}: {path}. {cure}.")
+    if strategy.backend in ZERO:
+        raise ValueError(
+            f"strategy.backend={strategy.backend}: {path}, which learns by one process or by FSDP2. Set another strategy.backend."
+        )
+    if model.attention != "packed":
+        raise ValueError(
+            f"model.attention={model.attention}: {path}, which has its own attention. Leave it out."
+        )

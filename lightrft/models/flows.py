@@ -1,0 +1,90 @@
+"""One step of a flow from noise (sigma 1) to data (sigma 0): its mean and deviation, and what follows of them. Pure functions.
+
+Notation: x_s = (1 - s) x_0 + s e, velocity v = e - x_0, a step from s to s' < s, dt = s' - s. States are (T, ...), s and s' (T,)
+shaped to go with them. Every function of STEPS gives the mean (as x) and the deviation (as s) of the next state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """The normal distribution of the next state."""
+
+    mean: Tensor
+    """(T, ...)"""
+    sd: Tensor
+    """(T, 1, ...), the same for all numbers of a state."""
+
+
+def euler(x: Tensor, v: Tensor, s: Tensor, after: Tensor) -> Tensor:
+    """The exact step, without noise: x + v dt (diffusers' FlowMatchEulerDiscreteScheduler)."""
+    return x + (after - s) * v
+
+
+def sde(x: Tensor, v: Tensor, s: Tensor, after: Tensor, level: float, second: Tensor) -> Step:
+    """Flow-GRPO (Liu et al. 2025, https://arxiv.org/abs/2505.05470, eq. 9).
+
+    g = level sqrt(s / (1 - s)); mean = x (1 + g^2 dt / 2s) + v (1 + g^2 (1 - s) / 2s) dt, deviation = g sqrt(-dt). At s = 1 the
+    second sigma of the schedule stands in the denominator of g, as in their code. They use level 0.7.
+    """
+    g = level * torch.sqrt(s / (1 - torch.where(s == 1, second, s)))
+    dt = after - s
+    mean = x * (1 + g**2 / (2 * s) * dt) + v * (1 + g**2 * (1 - s) / (2 * s)) * dt
+    return Step(mean, g * (-dt).sqrt())
+
+
+def dance(x: Tensor, v: Tensor, s: Tensor, after: Tensor, level: float, second: Tensor) -> Step:  # noqa: ARG001
+    """DanceGRPO (Xue et al. 2025, https://arxiv.org/abs/2505.07818): the same equation with the constant g = level (eta; theirs 0.3).
+
+    mean = x + v dt + (level^2 / 2) (x - (1 - s)(x - s v)) / s^2 dt, deviation = level sqrt(-dt).
+    """
+    dt = after - s
+    mean = x + v * dt + level**2 / 2 * (x - (1 - s) * (x - s * v)) / s**2 * dt
+    return Step(mean, level * (-dt).sqrt())
+
+
+def cps(x: Tensor, v: Tensor, s: Tensor, after: Tensor, level: float, second: Tensor) -> Step:  # noqa: ARG001
+    """Flow-CPS (Wang et al. 2025, https://arxiv.org/abs/2509.05952): the noise that is put in is taken out of the old noise.
+
+    deviation = s' sin(level pi / 2); mean = (1 - s')(x - s v) + sqrt(s'^2 - deviation^2) (x + (1 - s) v). It keeps the noise level of
+    each state, not its distribution: drawn pictures are less diverse than those of the flow. Their code leaves the 1 / (2 deviation^2)
+    out of the log-prob; here it stands in it.
+    """
+    sd = after * math.sin(level * math.pi / 2)
+    mean = (1 - after) * (x - s * v) + (after**2 - sd**2).clamp(min=0).sqrt() * (x + (1 - s) * v)
+    return Step(mean, sd)
+
+
+STEPS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], Step]] = {
+    "sde": sde,
+    "dance": dance,
+    "cps": cps,
+}
+"""rollout.denoise.noise -> state, velocity, sigma, next sigma, level, second sigma of the schedule -> the next state."""
+
+
+def logprob(x: Tensor, step: Step) -> Tensor:
+    """(T,) log density of x, summed over its numbers."""
+    each = -((x - step.mean) ** 2) / (2 * step.sd**2) - step.sd.log() - 0.5 * math.log(2 * math.pi)
+    return each.flatten(1).sum(1)
+
+
+def entropy(step: Step) -> Tensor:
+    """(T,) nats, summed over the numbers of a state."""
+    each = 0.5 * math.log(2 * math.pi * math.e) + step.sd.log()
+    return each.expand_as(step.mean).flatten(1).sum(1)
+
+
+def divergence(step: Step, reference: Tensor) -> Tensor:
+    """(T,) KL(step || the same deviation around `reference`), in closed form: |mean - reference|^2 / (2 sd^2), with its gradient.
+
+    Of Flow-GRPO's step that is (|dt| / 2) (g (1 - s) / 2s + 1 / g)^2 |v - v_ref|^2; published code leaves the |dt| out.
+    """
+    return ((step.mean - reference) ** 2 / (2 * step.sd**2)).flatten(1).sum(1)

@@ -1,0 +1,212 @@
+"""Diffusion pipelines as policies: an entry of a response is a step that noise entered, and what is made is a picture."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import Config, DenoiseConfig
+from lightrft.config.algorithm import EXACT
+from lightrft.models.demands import check_settings
+from lightrft.models.flows import divergence, entropy, logprob
+from lightrft.models.logprobs import LogProbs
+from lightrft.models.pipelines import WITHOUT, FlowSource, Pipeline
+from lightrft.models.schedule import Schedule, per
+from lightrft.models.words import dummy_answer
+from lightrft.types import Batch, Message, Prompt, Record, Sampling, Steps, Trajectory
+
+REMEMBERED = 256
+"""Prompts whose conditions are kept, the last used ones."""
+
+
+@dataclass
+class PictureProcessor:
+    """Texts to conditions of the transformer, by the frozen text encoders of its pipeline."""
+
+    pipeline: Pipeline
+    config: DenoiseConfig
+    shape: tuple[int, ...]
+    """Channels, rows and columns of a state."""
+    width: int
+    """Positions the transformer reads for a step."""
+    day: datetime | None = None
+    media = None
+    stop_ids: frozenset[int] = frozenset()
+    _known: OrderedDict[str, dict[str, Tensor]] = field(default_factory=OrderedDict)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """What counts the tokens of a prompt: that of the encoder that reads the longest texts."""
+        from transformers import AutoTokenizer
+
+        names = [
+            n for n in ("tokenizer_3", "tokenizer_2", "tokenizer") if any(self.pipeline.index.get(n) or ())
+        ]
+        return AutoTokenizer.from_pretrained(self.pipeline.folder, subfolder=names[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens there are."""
+        return len(self.tokenizer)
+
+    def prompt(self, record: Record) -> Prompt:
+        """The last message as a prompt. ValueError for one longer than the text encoder reads, of which it would see only a part."""
+        text = said(record.messages)
+        tokens = list(self.tokenizer(text)["input_ids"])
+        most = min(self.tokenizer.model_max_length, 10**6)
+        if len(tokens) > most:
+            raise ValueError(
+                f"{record.id}: the prompt has {len(tokens)} tokens, and the text encoder reads {most}. Shorten it."
+            )
+        return Prompt(record.id, tokens, record.messages, record.target, record.source, width=self.width)
+
+    def open(self, prompt: Prompt) -> Prompt:
+        """The prompt with its conditions, which are made once for a text."""
+        return prompt if prompt.media else replace(prompt, media=self._conditions(said(prompt.messages)))
+
+    @torch.no_grad()
+    def _conditions(self, text: str) -> dict[str, Tensor]:
+        if text not in self._known:
+            encode, most = self.pipeline.family.conditions, self.config.max_text_tokens
+            found = encode(self.pipeline.encoders, text, most)
+            if self.config.guidance != 1:
+                found |= {WITHOUT + n: c for n, c in encode(self.pipeline.encoders, "", most).items()}
+            self._known[text] = found
+        self._known.move_to_end(text)
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return self._known[text]
+
+    def blank(self) -> Prompt:
+        """A prompt to be computed and not learned from."""
+        empty = Prompt("blank", [0], [Message(role="user", content="")], None, "", width=self.width)
+        return self.open(empty)
+
+    def stopping(self, sampling: Sampling) -> Sampling:
+        """The sampling as it is."""
+        return sampling
+
+    def text(self, token_ids: Sequence[int]) -> str:  # noqa: ARG002  # as Processor has it
+        """Nothing: what was made is a picture."""
+        return ""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """Steps by their numbers, for viewers."""
+        return [f"step {place} " for place in token_ids]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A diffusion pipeline; see PolicyKind (models/kinds.py)."""
+
+    config: Config
+    pipeline: Pipeline
+    processor: PictureProcessor
+
+    @classmethod
+    def of(cls, config: Config) -> Pictures:
+        """The pipeline of model.path. ValueError if it cannot learn, or not with these settings; no weights are read."""
+        pipeline = Pipeline(config.model)
+        check_settings(config)
+        pipeline.check()
+        options = config.rollout.denoise
+        shape, width = state_shape(pipeline, options)
+        return cls(config, pipeline, PictureProcessor(pipeline, options, shape, width))
+
+    def source(self, *, learns: bool = True) -> FlowSource:
+        """The transformer."""
+        return FlowSource(self.config.model, learns=learns)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The steps of training."""
+        return schedule(self.processor, self.config.rollout.denoise.steps)
+
+    def layout(self, answers: Sequence[Trajectory], share_prompts: bool) -> Steps:  # noqa: ARG002  # conditions are always shared
+        """A row for each step; the conditions of each prompt once."""
+        rows: dict[int, int] = {}
+        prompts: list[Prompt] = []
+        for t in answers:
+            if id(t.prompt) not in rows:
+                rows[id(t.prompt)] = len(prompts)
+                prompts.append(t.prompt)
+        states = [t.states for t in answers if t.states is not None]
+        means = [t.reference for t in answers if t.reference is not None]
+        return Steps(
+            states=torch.cat(states),
+            places=torch.tensor([place for t in answers for place in t.token_ids]),
+            prompts=torch.tensor([rows[id(t.prompt)] for t in answers for _ in t.token_ids]),
+            lengths=tuple(len(t) for t in answers),
+            width=self.processor.width,
+            media={name: torch.cat([p.media[name] for p in prompts]) for name in prompts[0].media},
+            reference=torch.cat(means) if len(means) == len(answers) else None,
+        )
+
+    def logprobs(self, module: nn.Module, batch: Batch, config: Config) -> LogProbs:
+        """Log-probs of the steps, each as it was drawn; per number of a state where rollout.denoise.likelihood=mean."""
+        inputs = batch.inputs
+        assert isinstance(inputs, Steps)
+        conditions = {name: value[inputs.prompts] for name, value in inputs.media.items()}
+        before, after = inputs.states[:, 0], inputs.states[:, 1]
+        step = self.schedule.noisy(module, before, inputs.places, conditions)
+        scale = per(config.rollout.denoise, before[0].numel())
+        gap = None if inputs.reference is None else divergence(step, inputs.reference) * scale
+        keeps = config.algorithm.kl == EXACT and not torch.is_grad_enabled()
+        means = step.mean if keeps else None
+        return LogProbs(logprob(after, step) * scale, entropy(step) * scale, gap, means)
+
+    def blank(self) -> Trajectory:
+        """One step from nothing to nothing."""
+        t = dummy_answer(self.processor.blank())
+        t.token_ids = [self.config.rollout.denoise.first]
+        t.states = torch.zeros(1, 2, *self.processor.shape)
+        t.reference = torch.zeros(1, *self.processor.shape)
+        return t
+
+    def write(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:  # noqa: ARG002
+        """A folder that DiffusionPipeline.from_pretrained loads."""
+        self.pipeline.write(weights, folder)
+
+
+def said(messages: Sequence[Message]) -> str:
+    """The text of the last message, which is what is to be drawn. ValueError for one that holds more than text."""
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        return content
+    if any(part.get("type") != "text" for part in content):
+        raise ValueError("the prompt holds media, and the pipeline of model.path reads text alone.")
+    return "".join(part["text"] for part in content)
+
+
+def schedule(processor: PictureProcessor, steps: int) -> Schedule:
+    """Steps of the processor's pipeline, so many of them."""
+    patches = patches_of(processor.pipeline, processor.shape)
+    return Schedule(processor.pipeline, processor.config, steps, patches)
+
+
+def patches_of(pipeline: Pipeline, shape: Sequence[int]) -> int:
+    """Positions of a state."""
+    return int(shape[1] // pipeline.shape["patch_size"] * (shape[2] // pipeline.shape["patch_size"]))
+
+
+def state_shape(pipeline: Pipeline, options: DenoiseConfig) -> tuple[tuple[int, int, int], int]:
+    """Channels, rows and columns of a latent, and the positions a step reads. ValueError for a size that cannot be cut into patches."""
+    sides = []
+    for name in ("height", "width"):
+        pixels, unit = getattr(options, name), pipeline.scale * pipeline.shape["patch_size"]
+        if pixels % unit:
+            raise ValueError(
+                f"rollout.denoise.{name}={pixels}: {pipeline.config.path} draws multiples of {unit} pixels. Set it to "
+                f"{max(1, round(pixels / unit)) * unit}."
+            )
+        sides.append(pixels // pipeline.scale or int(pipeline.shape["sample_size"]))
+    shape = (int(pipeline.shape["in_channels"]), sides[0], sides[1])
+    return shape, patches_of(pipeline, shape) + options.max_text_tokens

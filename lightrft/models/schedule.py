@@ -1,0 +1,102 @@
+"""When a picture gets how much noise: the steps of a scheduler, those of them that noise enters, and one step by a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import DenoiseConfig
+from lightrft.models.flows import STEPS, Step, euler
+from lightrft.models.pipelines import WITHOUT, Pipeline
+from lightrft.utils.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`steps` steps from noise to a picture, by a pipeline's transformer."""
+
+    pipeline: Pipeline
+    config: DenoiseConfig
+    steps: int
+    patches: int
+    """Positions of a state, which some schedules depend on."""
+
+    @cached_property
+    def _times(self) -> tuple[Tensor, Tensor]:
+        scheduler = self.pipeline.scheduler
+        options: dict[str, Any] = {}
+        if scheduler.config.get("use_dynamic_shifting"):
+            options["mu"] = shift(scheduler.config, self.patches)
+        scheduler.set_timesteps(self.steps, **options)
+        return scheduler.sigmas.float().clone(), scheduler.timesteps.float().clone()
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(steps + 1,) float32, from 1 or a little less to 0."""
+        return self._times[0]
+
+    def velocity(
+        self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor:
+        """(T, ...) float32 (float64 for a float64 model): the velocity at states `x` before steps `places`, guided if that is set."""
+        kind = next(module.parameters()).dtype
+        times = self._times[1].to(x.device)[places]
+        plain = {n: c.to(kind) for n, c in conditions.items() if not n.startswith(WITHOUT)}
+        found = self._forward(module, x.to(kind), times, plain)
+        if self.config.guidance == 1:
+            return found
+        empty = {n.removeprefix(WITHOUT): c.to(kind) for n, c in conditions.items() if n.startswith(WITHOUT)}
+        without = self._forward(module, x.to(kind), times, empty)
+        return without + self.config.guidance * (found - without)
+
+    def _forward(
+        self, module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor:
+        found = self.pipeline.family.forward(module, x, times, conditions)
+        return found if found.dtype == torch.float64 else found.float()
+
+    def noisy(self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]) -> Step:
+        """The distribution of the next state of a step that noise enters."""
+        v = self.velocity(module, x, places, conditions)
+        s, after = self._around(x, places)
+        return STEPS[self.config.noise](x, v, s, after, self.config.level, self.sigmas[1].to(x.device))
+
+    def exact(self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The next state of a step without noise."""
+        return euler(x, self.velocity(module, x, places, conditions), *self._around(x, places))
+
+    def _around(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        sigmas, shape = self.sigmas.to(x.device), (-1, *[1] * (x.dim() - 1))
+        return sigmas[places].view(shape), sigmas[places + 1].view(shape)
+
+
+def shift(config: Any, patches: int) -> float:
+    """How far a dynamic schedule is shifted for so many positions: a straight line, as in diffusers' pipelines (calculate_shift)."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (most - base) / (high - low)
+    return float(patches * slope + base - slope * low)
+
+
+def window(config: DenoiseConfig, seed: int, version: int) -> range:
+    """The steps that noise enters: the same for all responses, ranks and engines of a call, since they depend on its seed and the
+    version of the weights alone."""
+    size = config.learned
+    room = config.end - config.first - size + 1
+    if config.move == "random":
+        start = config.first + derive_seed(seed, "window") % room
+    elif config.move == "progressive":
+        start = config.first + version // config.move_every % room
+    else:
+        start = config.first
+    return range(start, start + size)
+
+
+def per(config: DenoiseConfig, numbers: int) -> float:
+    """What a sum over so many numbers of a state is multiplied by to be its likelihood."""
+    return 1 / numbers if config.likelihood == "mean" else 1.0

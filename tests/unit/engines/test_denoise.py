@@ -1,0 +1,183 @@
+"""Pictures are drawn as the pipelines of diffusers draw them, each by its own random numbers, and folders come back as they went in."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
+
+from lightrft.config import Config, DenoiseConfig, ModelConfig, RolloutConfig, TaskConfig
+from lightrft.engines.denoise import denoiser, normals, picture
+from lightrft.engines.sampling import stream
+from lightrft.models.pictures import Pictures
+from lightrft.models.tiny_pictures import _tokenizer
+from lightrft.rewards.base import stripped
+from lightrft.rewards.digits import digit
+from lightrft.trainer.batching import pack
+from lightrft.trainer.rollout import rollout
+from lightrft.types import Record, Sampling
+from tests.pipelines import sd3_pipeline
+
+WORDS = ("the digit five", "a two", "nine")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found = tmp_path_factory.mktemp("sd3") / "pipeline"
+    sd3_pipeline().save_pretrained(found)
+    return found
+
+
+def settings(folder, **denoise):
+    options = DenoiseConfig(**{"steps": 5, "max_text_tokens": 8, "likelihood": "sum", **denoise})
+    rollout = RolloutConfig(engine="denoise", denoise=options)
+    return Config(
+        model=ModelConfig(path=str(folder)), rollout=rollout, tasks=TaskConfig(train={"digits": 1.0})
+    )
+
+
+def made(folder, **denoise):
+    """Kind, module and engine of a pipeline."""
+    config = settings(folder, **denoise)
+    kind = Pictures.of(config)
+    module = kind.source().full()
+    return kind, module, denoiser(module, kind.processor, config.rollout)
+
+
+def prompts(kind):
+    records = [
+        Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(WORDS)
+    ]
+    return [kind.processor.open(kind.processor.prompt(record)) for record in records]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(folder, guidance):
+    """Latents within 1e-5, pixels within one level of 255."""
+    import diffusers
+
+    kind, _, engine = made(folder, guidance=guidance)
+    plain = diffusers.DiffusionPipeline.from_pretrained(folder)
+    plain.set_progress_bar_config(disable=True)
+    found = engine.generate(prompts(kind), Sampling(n=1, temperature=0.0, seed=3))
+    for place, text in enumerate(WORDS):
+        first = normals(torch.tensor([stream(3, place, 0)]), 0, kind.processor.shape)
+        given = {
+            "prompt": text, "latents": first, "guidance_scale": guidance, "num_inference_steps": 5, "max_sequence_length": 8,
+            "height": 16, "width": 16,
+        }  # fmt: skip
+        latent = plain(**given, output_type="latent").images
+        steps, conditions = engine._plain, prompts(kind)[place].media
+        x = first
+        with torch.no_grad():
+            for step in range(5):
+                x = steps.exact(engine._module, x, torch.tensor([step]), conditions)
+        torch.testing.assert_close(x, latent, rtol=0, atol=1e-5)
+        image = plain(**given, output_type="np").images[0]
+        theirs = torch.tensor(image * 255).round()
+        assert (torch.tensor(found[place][0].made["image"]).float() - theirs).abs().max() <= 1
+        assert found[place][0].token_ids == []
+
+
+def test_what_is_drawn_depends_on_seed_place_and_number_alone(folder):
+    """Not on the batch, nor on who else is drawn: to rounding, and its first noise bit for bit."""
+    kind, _, engine = made(folder)
+    asked = prompts(kind)
+    whole = engine.generate(asked, Sampling(n=3, seed=7))
+    engine.config = dataclasses.replace(engine.config, max_sequences=2)
+    apart = engine.generate(asked, Sampling(n=3, seed=7))
+    alone = engine.generate(asked[2:], Sampling(n=3, seed=7, first_index=2))
+    shared = engine.generate(asked[::2], Sampling(n=2, seed=7, index_stride=2))
+    for one, others in (
+        (whole[2][1], (apart[2][1], alone[0][1], shared[1][1])),
+        (whole[0][0], (apart[0][0], shared[0][0])),
+    ):
+        for other in others:
+            assert torch.equal(one.states[0, 0], other.states[0, 0])
+            torch.testing.assert_close(one.states, other.states, rtol=0, atol=1e-5)
+    assert not torch.equal(whole[0][0].states, whole[0][1].states)
+    other = engine.generate(asked, Sampling(n=1, seed=8))
+    assert not torch.equal(other[0][0].states, whole[0][0].states)
+
+
+def test_the_numbers_drawn_are_standard_normal():
+    x = normals(torch.arange(50) * 12345, 3, (8, 16, 16)).double().flatten()
+    assert abs(x.mean()) < 0.01
+    assert abs(x.std() - 1) < 0.01
+    assert abs((x.abs() < 1.959964).double().mean() - 0.95) < 0.005
+
+
+def test_before_the_first_update_the_trainer_gives_each_step_the_log_prob_it_was_drawn_with(folder):
+    for noise in ("sde", "dance", "cps"):
+        kind, module, engine = made(folder, noise=noise)
+        groups = rollout(engine, prompts(kind), Sampling(n=4, seed=1), kind.processor)
+        answers = [t for group in groups for t in group]
+        assert [len(t) for t in answers] == [4] * 12
+        batch = pack(answers, layout=kind.layout)
+        found = kind.logprobs(module, batch, kind.config).values
+        # The sum over 256 numbers, each of them to rounding.
+        torch.testing.assert_close(found, batch.behavior, rtol=0, atol=2e-3)
+
+
+def test_the_divergence_of_a_batch_from_its_own_model_is_nothing_and_of_another_something(folder):
+    kind, module, engine = made(folder)
+    exact = dataclasses.replace(kind.config.algorithm, kl="exact", kl_coefficient=0.1)
+    config = dataclasses.replace(kind.config, algorithm=exact)
+    answers = [t for g in rollout(engine, prompts(kind), Sampling(n=2), kind.processor) for t in g]
+    with torch.no_grad():
+        seen = kind.logprobs(module, pack(answers, layout=kind.layout), config)
+    assert seen.means is not None
+    for t, means in zip(answers, seen.means.split([len(t) for t in answers]), strict=True):
+        t.reference = means
+    batch = pack(answers, layout=kind.layout)
+    same = kind.logprobs(module, batch, config).divergence
+    assert same.abs().max() < 1e-6
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.01)
+    moved = kind.logprobs(module, batch, config)
+    assert moved.divergence.min() > 1e-4
+    assert moved.means is None
+
+
+def test_a_folder_is_written_that_diffusers_loads_and_all_else_is_copied_byte_for_byte(folder, tmp_path):
+    import diffusers
+
+    kind, module, _ = made(folder)
+    with torch.no_grad():
+        module.proj_out.bias.add_(0.5)
+    kind.pipeline.write(module.state_dict().items(), tmp_path / "whole")
+    kind.pipeline.write(module.state_dict().items(), tmp_path / "cut", file_bytes=50_000)
+    files = {f.relative_to(folder) for f in folder.rglob("*") if f.is_file()}
+    for name in files - {f for f in files if f.parts[0] == "transformer" and f.name != "config.json"}:
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(list((tmp_path / "cut/transformer").glob("*.safetensors"))) > 2
+    for written in ("whole", "cut"):
+        loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / written).transformer
+        assert all(torch.equal(w, module.state_dict()[n]) for n, w in loaded.state_dict().items())
+
+
+def test_a_picture_of_latents_that_are_not_finite_is_none_and_its_reward_fails_and_is_no_zero(folder):
+    kind, module, engine = made(folder)
+    with torch.no_grad():
+        module.proj_out.bias.fill_(torch.nan)
+    answers = [t for g in rollout(engine, prompts(kind)[:1], Sampling(n=1), kind.processor) for t in g]
+    assert answers[0].made == {}
+    with pytest.raises(ValueError, match="not finite"):
+        digit([stripped(answers[0])])
+
+
+def test_a_grey_picture_has_three_equal_channels_and_is_cut_at_black_and_white():
+    found = picture(torch.tensor([[[-2.0, 0.0], [1.0, 0.5]]]))
+    assert found.tolist() == [[[0] * 3, [128] * 3], [[255] * 3, [191] * 3]]
+
+
+def test_a_prompt_longer_than_the_text_encoder_reads_is_refused(folder):
+    kind, _, _ = made(folder)
+    assert len(_tokenizer()("a two")["input_ids"]) == 4
+    record = Record("long", [{"role": "user", "content": "a two " * 9}], 2, "digits")
+    with pytest.raises(ValueError, match="long: the prompt has 20 tokens, and the text encoder reads 8"):
+        kind.processor.prompt(record)

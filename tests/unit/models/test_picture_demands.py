@@ -1,0 +1,129 @@
+"""What a diffusion pipeline cannot obey is refused by name, with a cure, before any weight is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lightrft.build.kinds import engine_of, policy_of
+from lightrft.config import Config, ModelConfig, layers
+from lightrft.models.load import load_processor
+from lightrft.models.tiny_pictures import tiny_pipeline
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The settings of a pipeline without any weights."""
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "vae": [None, None],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    for part in ("transformer", "scheduler"):
+        (tmp_path / part).mkdir()
+    shape = {"_class_name": "SD3Transformer2DModel", "patch_size": 2, "sample_size": 8, "in_channels": 4}
+    (tmp_path / "transformer/config.json").write_text(json.dumps(shape))
+    return tmp_path
+
+
+def change(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def refused(folder, *flags, layer=("digits_sd3",)):
+    config = layers.load([*layer, "--model.path", str(folder), *flags], Config)
+    with pytest.raises(ValueError) as told:  # noqa: PT011  # its words are looked at by who asks
+        policy_of(config)
+    return str(told.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--rollout.temperature 0.7",
+        "--rollout.top-k 5",
+        "--rollout.top-p 0.9",
+        "--rollout.stop x",
+        "--rollout.max-tokens 9",
+        "--rollout.max-tokens-per-step 3",
+        "--algorithm.truncated mask",
+        "--algorithm.overlong-buffer 2",
+        "--algorithm.entropy-coefficient 0.1",
+        "--algorithm.high-entropy-fraction 0.2",
+        "--algorithm.average fixed",
+        "--model.lora.rank 4",
+        "--model.freeze vision",
+        "--model.chat-template plain",
+        "--model.attention separate",
+        "--strategy.backend zero2",
+        "--strategy.sequence-parallel 2",
+        "--evaluate.temperature 0.5",
+        "--evaluate.max-tokens 9",
+        "--evaluate.majority-k 1",
+        "--environment.name game.py:Game",
+        "--critic.path random:llama",
+    ],
+)
+def test_a_setting_of_language_models_is_refused_by_its_name(folder, flags):
+    option, *_ = flags.split()
+    told = refused(folder, *flags.split())
+    name = option.removeprefix("--").replace("-", "_")
+    assert name in told or (name == "algorithm.average" and "rollout.max_tokens" in told)
+    assert any(cure in told for cure in ("Set ", "Leave it out", "Lower "))
+
+
+def test_another_engine_is_refused(folder):
+    flags = ["tiny", "--tasks.train", "digits", "1"]
+    assert "Set rollout.engine=denoise" in refused(folder, *flags[1:], layer=("tiny",))
+
+
+def test_a_folder_that_cannot_learn_is_refused(folder):
+    change(folder / "transformer/config.json", _class_name="CogView4Transformer2DModel")
+    assert "CogView4Transformer2DModel, and this version knows: SD3Transformer2DModel" in refused(folder)
+    change(folder / "transformer/config.json", _class_name="SD3Transformer2DModel")
+    change(folder / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    assert "DPMSolverMultistepScheduler, and its steps are known of: FlowMatchEuler" in refused(folder)
+    change(folder / "model_index.json", scheduler=[None, None])
+    assert "the pipeline has no scheduler" in refused(folder)
+
+
+def test_a_picture_that_cannot_be_cut_into_patches_is_refused(folder):
+    pytest.importorskip("diffusers")
+    told = refused(folder, "--rollout.denoise.height", "40")
+    assert "rollout.denoise.height=40" in told
+    assert "multiples of 16 pixels. Set it to 32" in told
+
+
+def test_other_commands_name_those_that_take_a_pipeline(folder):
+    with pytest.raises(
+        ValueError, match="is a diffusion pipeline, which `lightrft train`, `evaluate` and `replay` take"
+    ):
+        load_processor(ModelConfig(path=str(folder)))
+
+
+def test_pictures_are_for_pipelines_and_words_for_language_models(folder):
+    words = ModelConfig(path="random:llama")
+    assert (engine_of(ModelConfig(path=str(folder))), engine_of(words)) == ("denoise", "native")
+    config = layers.load(
+        ["tiny", "grpo", "--algorithm.kl", "exact", "--algorithm.kl-coefficient", "0.1"], Config
+    )
+    with pytest.raises(ValueError, match=r"algorithm\.kl=exact .*Set algorithm\.kl=k3"):
+        policy_of(config)
+
+
+def test_an_unknown_tiny_pipeline_names_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match="tiny:cats: no such pipeline. There are: digits_sd3"):
+        tiny_pipeline("cats", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "layer", ["flow_grpo", "flow_grpo_fast", "dance_grpo", "mix_grpo", "flow_cps", "digits_sd3"]
+)
+def test_every_layer_is_a_whole_run_together_with_a_pipeline(folder, layer):
+    pytest.importorskip("diffusers")
+    config = layers.load([layer, "--model.path", str(folder), "--tasks.train", "digits", "1"], Config)
+    kind = policy_of(config)
+    assert kind.processor.shape == (4, 8, 8)
