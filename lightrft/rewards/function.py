@@ -57,6 +57,8 @@ VIEWS: Mapping[str, Callable[[Answer], Any]] = {
     "image": lambda t: made(t, "image"),
 }
 """What a per-answer function may ask for, by parameter name."""
+MADE = ("image",)
+"""Views of what texts do not have: given to a function that names them, and not to one that takes everything."""
 
 
 def made(answer: Answer, kind: str) -> Any:
@@ -91,7 +93,8 @@ def each(function: Callable[..., float]) -> PerAnswer:
     """Lifts a function of one answer to a reward: `@each  def short(answer: str) -> float: ...`.
 
     Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
-    text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose), image ((H, W, 3) uint8, of a model that draws); and of a conversation with an environment, of which
+    text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose), image ((H, W, 3) uint8,
+    of a model that draws); and of a conversation with an environment, of which
     `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). ValueError for a name that is none of these.
     """
     return PerAnswer(function)
@@ -151,7 +154,7 @@ def _parameters(function: Callable[..., float], name: str) -> list[str]:
     wanted: list[str] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            return list(VIEWS)
+            return [view for view in VIEWS if view not in MADE]
         if parameter.name in VIEWS and parameter.kind is not parameter.POSITIONAL_ONLY:
             wanted.append(parameter.name)
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
