@@ -20,6 +20,7 @@ from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.tasks import (
     calculator,
     code,
+    interpreter,
     media_pairs,
     media_tasks,
     pictures,
@@ -128,6 +129,16 @@ def calculator_task(option: str) -> Task:
         return limited(generated("calculator", calculator.questions(split, seed), config), split, config)
 
     return Task("calculator", load, {"number": 1.0}, calculator.gold, max_tokens=calculator.MAX_TOKENS)
+
+
+def interpreter_task(option: str) -> Task:
+    """Small generated functions and what they return, for a policy with an interpreter; see interpreter.py."""
+    no_option("interpreter", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        return limited(generated("interpreter", interpreter.questions(split, seed), config), split, config)
+
+    return Task("interpreter", load, {"number": 1.0}, interpreter.gold, max_tokens=interpreter.MAX_TOKENS)
 
 
 def episodes(option: str) -> Task:
@@ -359,6 +370,7 @@ def load_tasks(names: Iterable[str]) -> dict[str, Task]:
 TASKS: dict[str, Callable[[str], Task]] = {
     "aime": aime,
     "calculator": calculator_task,
+    "interpreter": interpreter_task,
     "demo": demo,
     "demo_pairs": demo_pairs,
     "episodes": episodes,
