@@ -11,9 +11,11 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.tools import Calls, Tools
+from lightrft.utils.imports import resolve
 from lightrft.utils.paths import expanded
 
 TEXTS = (".txt", ".md", ".rst")
@@ -57,14 +59,12 @@ class Search(Tools):
         calls: Calls = "json",
         seconds: float = USUAL_SECONDS,
     ) -> None:
-        """corpus: a file with a JSON object in each line, of which `field` and, where it has one, `title` are read, or a folder of
-        texts. top: passages in a reply. ValueError for a corpus that is not there or empty."""
+        """corpus: a file with a JSON object in each line, of which `field` and, where it has one, `title` are read, a folder of texts, or
+        the import path of a function that returns texts. top: passages in a reply. ValueError for a corpus that is not there or empty."""
         if top < 1:
             raise ValueError(f"environment.options top={top}: a reply has at least one passage. Set top 3.")
-        self._passages = list(passages_of(corpus, field, title))
-        if not self._passages:
-            raise ValueError(f"environment.options corpus={corpus} holds no text.")
-        self._index, self._top = BM25(self._passages), top
+        self._passages, self._index = indexed(corpus, field, title)
+        self._top = top
         super().__init__([], calls, seconds=seconds)
         self.add(self.search)
 
@@ -75,8 +75,21 @@ class Search(Tools):
         return "\n".join(lines) or "(nothing was found)"
 
 
+@cache
+def indexed(corpus: str, field: str, title: str) -> tuple[list[str], BM25]:
+    """The passages of a corpus and their index, made once in a process for all conversations. ValueError as from `passages_of`, and for
+    a corpus without text."""
+    passages = list(passages_of(corpus, field, title))
+    if not passages:
+        raise ValueError(f"environment.options corpus={corpus} holds no text.")
+    return passages, BM25(passages)
+
+
 def passages_of(corpus: str, field: str, title: str) -> Iterator[str]:
-    """The passages of a file or folder. ValueError naming file and line of what is none."""
+    """The passages of a file or folder, or what a function returns. ValueError naming file and line of what is none."""
+    if re.search(r":\w+$", corpus):
+        yield from resolve({}, corpus, "corpus")()
+        return
     place = expanded(corpus, "environment.options corpus")
     if place.is_dir():
         for file in sorted(f for f in place.rglob("*") if f.suffix in TEXTS):

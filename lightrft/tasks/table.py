@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lightrft.config import TaskConfig
@@ -20,6 +21,7 @@ from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.tasks import (
     calculator,
     code,
+    facts,
     interpreter,
     media_pairs,
     media_tasks,
@@ -121,24 +123,18 @@ def file(option: str) -> Task:
     return Task("file", _load_file, {}, bare_gold)
 
 
-def calculator_task(option: str) -> Task:
-    """Sums, differences and products of large numbers, for a policy with a calculator; see calculator.py."""
-    no_option("calculator", option)
+def _for_tools(name: str, made: ModuleType) -> Callable[[str], Task]:
+    """A task of generated questions with numbers for answers, which a policy with a tool can answer."""
 
-    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
-        return limited(generated("calculator", calculator.questions(split, seed), config), split, config)
+    def task(option: str) -> Task:
+        no_option(name, option)
 
-    return Task("calculator", load, {"number": 1.0}, calculator.gold, max_tokens=calculator.MAX_TOKENS)
+        def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+            return limited(generated(name, made.questions(split, seed), config), split, config)
 
+        return Task(name, load, {"number": 1.0}, made.gold, max_tokens=made.MAX_TOKENS)
 
-def interpreter_task(option: str) -> Task:
-    """Small generated functions and what they return, for a policy with an interpreter; see interpreter.py."""
-    no_option("interpreter", option)
-
-    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
-        return limited(generated("interpreter", interpreter.questions(split, seed), config), split, config)
-
-    return Task("interpreter", load, {"number": 1.0}, interpreter.gold, max_tokens=interpreter.MAX_TOKENS)
+    return task
 
 
 def episodes(option: str) -> Task:
@@ -369,8 +365,9 @@ def load_tasks(names: Iterable[str]) -> dict[str, Task]:
 
 TASKS: dict[str, Callable[[str], Task]] = {
     "aime": aime,
-    "calculator": calculator_task,
-    "interpreter": interpreter_task,
+    "calculator": _for_tools("calculator", calculator),
+    "facts": _for_tools("facts", facts),
+    "interpreter": _for_tools("interpreter", interpreter),
     "demo": demo,
     "demo_pairs": demo_pairs,
     "episodes": episodes,
