@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from lightrft.models.families import is_multimodal
-from lightrft.models.logprobs import backbone, causal_lm
+from lightrft.models.logprobs import backbone
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The decoder layers of the language part, or the blocks of a denoising transformer, in order: what must stay whole by its own word."""
-    if not hasattr(causal_lm(model), "get_output_embeddings"):  # a denoising transformer says it of itself
+    if denoises(model):  # it says so of itself
         named = set(getattr(model, "_no_split_modules", None) or ())
         return [m for m in model.modules() if type(m).__name__ in named]
     body = backbone(model)
@@ -22,4 +23,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def reads_media(model: nn.Module) -> bool:
     """Whether some responses may pass parts of the model by, such as a tower that sees."""
-    return hasattr(causal_lm(model), "get_output_embeddings") and is_multimodal(backbone(model).config)
+    return not denoises(model) and is_multimodal(backbone(model).config)
+
+
+def denoises(model: nn.Module) -> bool:
+    """Whether this is a denoising transformer: one of another package, with no model of transformers in it, as critics have."""
+    return not any(isinstance(part, PreTrainedModel) for part in model.modules())

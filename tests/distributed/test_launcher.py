@@ -75,8 +75,9 @@ def ranks(process, count=2):
     found = {}
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(process.pid).children():
-            if "lightrft" in child.cmdline() and "env" not in child.name():
-                found[int(child.environ()["RANK"])] = child
+            rank = child.environ().get("RANK")  # absent until it has a program of its own
+            if rank is not None and "lightrft" in child.cmdline() and "env" not in child.name():
+                found[int(rank)] = child
     return [found[rank] for rank in range(count)] if len(found) == count else []
 
 
