@@ -171,6 +171,6 @@ def build_evaluator(
         seed=0,
         folder=folder,
         world=world,
-        turns=turns and turns.apart("drop"),
+        turns=turns,
         open=Opener(processor, config.tasks),
     )

@@ -74,7 +74,7 @@ def evaluate_in(
             seed=config.seed,
             folder=folder,
             world=world,
-            turns=turns and turns.apart("drop"),
+            turns=turns,
             open=Opener(processor, config.tasks),
         )
         module = kind.source(learns=False).full(device)

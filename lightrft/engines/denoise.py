@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from lightrft.config import DenoiseConfig, RolloutConfig
 from lightrft.engines.base import Engine, Progress
-from lightrft.engines.own_weights import OwnWeights
+from lightrft.engines.own_weights import OwnWeights, load
 from lightrft.engines.sampling import stream, uniforms
 from lightrft.models.flows import logprob
 from lightrft.models.lazy import is_empty
-from lightrft.models.lora import plain_state
 from lightrft.models.pictures import PictureProcessor, schedule
 from lightrft.models.processor import Processor
 from lightrft.models.schedule import per, window
@@ -113,15 +112,7 @@ class Denoiser:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Engine.load_weights; a tensor that is the module's own costs nothing."""
-        if self._own is not None:
-            self._own.take(weights)
-            return
-        own = plain_state(self._module)
-        for name, tensor in weights:
-            if name not in own:
-                raise ValueError(f"the model has no weight named {name!r}.")
-            if own[name].data_ptr() != tensor.data_ptr():
-                own[name].copy_(tensor)
+        load(self._module, self._own, weights)
 
     @property
     def shares_weights(self) -> bool:

@@ -15,7 +15,7 @@ from lightrft.config import NativeEngineConfig, RolloutConfig
 from lightrft.engines.base import Engine, Progress
 from lightrft.engines.cuda_graphs import captures
 from lightrft.engines.kept import Kept
-from lightrft.engines.own_weights import OwnWeights
+from lightrft.engines.own_weights import OwnWeights, load
 from lightrft.engines.packed_linear import fast
 from lightrft.engines.pages import Cache
 from lightrft.engines.scheduler import Decode, SampledModel, Scheduler
@@ -23,7 +23,6 @@ from lightrft.models.attention import ATTENTION
 from lightrft.models.families import placeholders
 from lightrft.models.lazy import is_empty
 from lightrft.models.logprobs import causal_lm, text_config
-from lightrft.models.lora import plain_state
 from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Prompt, Sampling
@@ -109,19 +108,10 @@ class NativeEngine:
             self._kept = Kept(self._cache)
             self._cache.clear()
 
-    @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """A tensor that is the module's own costs nothing."""
         self._forget()
-        if self._own is not None:
-            self._own.take(weights)
-            return
-        own = plain_state(self._module)
-        for name, tensor in weights:
-            if name not in own:
-                raise ValueError(f"the model has no weight named {name!r}.")
-            if own[name].data_ptr() != tensor.data_ptr():
-                own[name].copy_(tensor)
+        load(self._module, self._own, weights)
 
     @property
     def shares_weights(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightrft.engines.base import NONE
 from lightrft.models.lazy import empty
-from lightrft.models.lora import plain_parameters
+from lightrft.models.lora import plain_parameters, plain_state
 
 
 class Versioned(Protocol):
@@ -57,3 +57,18 @@ class OwnWeights:
     def nbytes(self) -> int:
         """Bytes of the module's parameters."""
         return sum(p.numel() * p.element_size() for p in self._module.parameters())
+
+
+@torch.no_grad()
+def load(module: nn.Module, own: OwnWeights | None, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Engine.load_weights of an engine of this package. Without weights of its own it shares the actor's, and a tensor that is the
+    module's already costs nothing. ValueError for a name the module does not have."""
+    if own is not None:
+        own.take(weights)
+        return
+    shared = plain_state(module)
+    for name, tensor in weights:
+        if name not in shared:
+            raise ValueError(f"the model has no weight named {name!r}.")
+        if shared[name].data_ptr() != tensor.data_ptr():
+            shared[name].copy_(tensor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, revert_weight_conversion
@@ -20,6 +18,7 @@ from lightrft.models.load import save_words
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import merged_adapters, plain_parameters, plain_state
 from lightrft.models.processor import Processor
+from lightrft.models.shards import Shards
 
 FILE_BYTES = 5 * 10**9
 """The most bytes of a file of weights, as transformers has it."""
@@ -102,16 +101,13 @@ class Files:
     dtype: torch.dtype = torch.float32
     """Type of the first matrix that came."""
     _held: dict[str, Tensor] = field(default_factory=dict)
-    _places: list[list[str]] = field(default_factory=list)
-    """Names in each file written so far."""
-    _total: int = 0
 
     def __post_init__(self) -> None:
         first: dict[nn.Parameter, str] = {}
         for name, parameter in plain_parameters(self.model).items():
             first.setdefault(parameter, name)
         self._second = plain_parameters(self.model).keys() - set(first.values())
-        self._plain = _for_writing(self.model)
+        self._plain, self._shards = _for_writing(self.model), Shards(self.folder, "model")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, weight: Tensor) -> None:
@@ -125,41 +121,21 @@ class Files:
             and _layer(name) != _layer(*list(self._held)[-1:])
         ):
             self._write()
-        if not self._places and not self._held:
+        if self._shards.is_empty and not self._held:
             self.dtype = weight.dtype
         self._held[name] = weight.detach().cpu().contiguous()
 
     def close(self) -> None:
         """Writes what is left, and the index if there are several files."""
         self._write()
-        count = len(self._places)
-        names = [
-            f"model-{place + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
-            for place in range(count)
-        ]
-        for place, name in enumerate(names):
-            self._file(place).rename(self.folder / name)
-        if count > 1:
-            found = {
-                tensor: name for name, tensors in zip(names, self._places, strict=True) for tensor in tensors
-            }
-            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(found.items()))}
-            (self.folder / "model.safetensors.index.json").write_text(
-                json.dumps(index, indent=2), encoding="utf-8"
-            )
+        self._shards.close()
 
     def _size(self) -> int:
         return sum(weight.nbytes for weight in self._held.values())
 
     def _write(self) -> None:
-        written = {n: w.contiguous() for n, w in _written(self._plain, self._held).items()}
-        self._total += sum(weight.nbytes for weight in written.values())
-        save_file(written, self._file(len(self._places)), metadata={"format": "pt"})
-        self._places.append(list(written))
+        self._shards.write({n: w.contiguous() for n, w in _written(self._plain, self._held).items()})
         self._held = {}
-
-    def _file(self, place: int) -> Path:
-        return self.folder / f"part-{place:05d}.safetensors"
 
 
 def _layer(name: str) -> str:

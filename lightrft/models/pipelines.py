@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightrft.config import ModelConfig
 from lightrft.models.describe import PIPELINE, pipeline_folder
+from lightrft.models.shards import Shards
 from lightrft.models.source import Source
 from lightrft.models.weights import LEARNS
 from lightrft.models.weights import PIPELINE_WEIGHTS as WEIGHTS
@@ -181,32 +181,14 @@ class Pipeline:
     ) -> None:
         """The folder with these weights of the transformer; everything else is copied byte for byte."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True, ignore=_weights_of_transformer(self.folder))
-        target = folder / LEARNS
-        parts: list[list[str]] = []
-        held: dict[str, Tensor] = {}
-        total = 0
-
-        def flush() -> None:
-            save_file(held, target / f"part-{len(parts):05d}", metadata={"format": "pt"})
-            parts.append(list(held))
-            held.clear()
-
+        shards, held = Shards(folder / LEARNS, WEIGHTS.removesuffix(".safetensors")), dict[str, Tensor]()
         for name, weight in weights:
             if held and sum(w.nbytes for w in held.values()) + weight.nbytes > file_bytes:
-                flush()
+                shards.write(held)
+                held = {}
             held[name] = weight.detach().cpu().contiguous()
-            total += weight.nbytes
-        flush()
-        stem, count = WEIGHTS.removesuffix(".safetensors"), len(parts)
-        files = [
-            f"{stem}-{n + 1:05d}-of-{count:05d}.safetensors" if count > 1 else WEIGHTS for n in range(count)
-        ]
-        for place, file in enumerate(files):
-            (target / f"part-{place:05d}").rename(target / file)
-        if count > 1:
-            found = {name: file for file, names in zip(files, parts, strict=True) for name in names}
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(found.items()))}
-            (target / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        shards.write(held)
+        shards.close()
 
 
 def _weights_of_transformer(top: Path) -> Callable[[str, list[str]], list[str]]:

@@ -17,16 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.utils.digits import part
+from lightrft.utils.digits import TAUGHT, WORDS, part
 from lightrft.utils.imports import require
 
 log = logging.getLogger("lightrft")
 NAMES = ("digits_sd3",)
 VERSION = 1
 """To be raised when what is made changes, so that an older one is not taken from the cache."""
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-FORMS = ("{}", "a {}", "the digit {}")
-"""How pictures are called; tasks keep others for the held-out score."""
 TEXT = 8
 """Most tokens of a text."""
 WRONG, DROPPED = 0.4, 0.1
@@ -125,7 +122,7 @@ def _texts(parts: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Conditions of every digit in every form, and of no text at last: (texts, tokens, width) and (texts, width)."""
     kind = require("diffusers", "diffusion").StableDiffusion3Pipeline
     pipe = kind(**parts, vae=None, text_encoder_3=None, tokenizer_3=None)
-    texts = [form.format(word) for form in FORMS for word in WORDS]
+    texts = [form.format(word) for form in TAUGHT for word in WORDS]
     found = pipe.encode_prompt(
         [*texts, ""], None, None, device="cpu", do_classifier_free_guidance=False, max_sequence_length=1
     )
@@ -141,8 +138,8 @@ def _teach(net: Any, texts: tuple[Tensor, Tensor], updates: int) -> None:
     average = {name: weight.clone() for name, weight in net.state_dict().items()}
     for n in range(1, updates + 1):
         chosen = torch.randint(len(pictures), (PICTURES,))
-        form, empty = torch.randint(len(FORMS), (PICTURES,)), torch.rand(PICTURES) < DROPPED
-        text = torch.where(empty, len(FORMS) * len(WORDS), form * len(WORDS) + shown[chosen])
+        form, empty = torch.randint(len(TAUGHT), (PICTURES,)), torch.rand(PICTURES) < DROPPED
+        text = torch.where(empty, len(TAUGHT) * len(WORDS), form * len(WORDS) + shown[chosen])
         data = pictures[chosen].view(-1, 1, 8, 8)
         sigma, noise = torch.sigmoid(torch.randn(PICTURES)), torch.randn(data.shape)
         s = sigma.view(-1, 1, 1, 1)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,29 @@ class Records(list[Record]):
     def __init__(self, records: Sequence[Record] = (), skipped: int = 0) -> None:
         super().__init__(records)
         self.skipped = skipped
+
+
+def distinct_questions(
+    name: str,
+    draw: Callable[[random.Random], tuple[str, str]],
+    split: str,
+    seed: int,
+    train: int,
+    evaluate: int,
+) -> dict[str, str]:
+    """Answers by question, as many as the split has of what `draw` makes. Those of the evaluation are the same for every seed, and no
+    question is in both splits."""
+
+    def apart(source: random.Random, count: int, without: Container[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        while len(found) < count:
+            question, answer = draw(source)
+            if question not in without:
+                found[question] = answer
+        return found
+
+    held_out = apart(random.Random(name), evaluate, {})
+    return held_out if split == "evaluate" else apart(random.Random(f"{name}/{seed}"), train, held_out)
 
 
 Load = Callable[[Split, TaskConfig, str, int], Records]

@@ -8,8 +8,8 @@ Every prompt shows one such exchange; whether a calculator replies is up to the 
 from __future__ import annotations
 
 import random
-from collections.abc import Container
 
+from lightrft.tasks.base import distinct_questions
 from lightrft.types import Message, Record
 
 MAX_TOKENS = 160
@@ -38,9 +38,7 @@ MESSAGES: list[Message] = [
 def questions(split: str, seed: int) -> list[tuple[list[Message], str]]:
     """Prompts and results; half of the questions are products. The evaluation split is the same for every seed, and no question is in
     both."""
-    found = _distinct(random.Random("calculator"), EVALUATE, {})
-    if split != "evaluate":
-        found = _distinct(random.Random(f"calculator/{seed}"), TRAIN, found)
+    found = distinct_questions("calculator", _question, split, seed, TRAIN, EVALUATE)
     return [
         ([*MESSAGES, Message(role="user", content=question)], result) for question, result in found.items()
     ]
@@ -49,16 +47,6 @@ def questions(split: str, seed: int) -> list[tuple[list[Message], str]]:
 def gold(record: Record) -> str:
     """A right answer."""
     return f"The answer is {record.target}."
-
-
-def _distinct(draw: random.Random, count: int, without: Container[str]) -> dict[str, str]:
-    """Results of `count` questions, none of them among others, by question."""
-    found: dict[str, str] = {}
-    while len(found) < count:
-        question, result = _question(draw)
-        if question not in without:
-            found[question] = result
-    return found
 
 
 def _question(draw: random.Random) -> tuple[str, str]:

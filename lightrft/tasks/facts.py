@@ -15,41 +15,10 @@ from lightrft.types import Message, Record
 
 MAX_TOKENS = 192
 PEOPLE, HELD_OUT = 400, 100
-SYLLABLES = [
-    "ba",
-    "ce",
-    "do",
-    "fi",
-    "gu",
-    "ha",
-    "je",
-    "ko",
-    "lu",
-    "mi",
-    "no",
-    "pe",
-    "qui",
-    "ra",
-    "so",
-    "tu",
-    "va",
-    "we",
-    "xo",
-    "zi",
-    "bren",
-    "dal",
-    "fros",
-    "gim",
-    "hul",
-    "jor",
-    "kel",
-    "mard",
-    "nel",
-    "prin",
-    "rov",
-    "sten",
-    "tul",
-]
+SYLLABLES = (
+    "ba", "ce", "do", "fi", "gu", "ha", "je", "ko", "lu", "mi", "no", "pe", "qui", "ra", "so", "tu", "va", "we", "xo", "zi",
+    "bren", "dal", "fros", "gim", "hul", "jor", "kel", "mard", "nel", "prin", "rov", "sten", "tul",
+)  # fmt: skip
 QUESTIONS = {
     "born": ("In which year was {} born?", "What is the year of birth of {}?"),
     "goats": ("How many goats does {} keep?", "How many goats are there at {}'s?"),

@@ -11,8 +11,9 @@ model has read them. Every prompt shows one exchange; whether an interpreter rep
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Container
+from collections.abc import Callable
 
+from lightrft.tasks.base import distinct_questions
 from lightrft.types import Message, Record
 
 MAX_TOKENS = 256
@@ -72,9 +73,7 @@ FORMS: tuple[Callable[[random.Random], Made], ...] = (_line, _rest, _parts, _dig
 
 def questions(split: str, seed: int) -> list[tuple[list[Message], str]]:
     """Prompts and results. The evaluation split is the same for every seed, and no question is in both."""
-    found = _distinct(random.Random("interpreter"), EVALUATE, {})
-    if split != "evaluate":
-        found = _distinct(random.Random(f"interpreter/{seed}"), TRAIN, found)
+    found = distinct_questions("interpreter", _question, split, seed, TRAIN, EVALUATE)
     return [
         ([*MESSAGES, Message(role="user", content=question)], result) for question, result in found.items()
     ]
@@ -85,12 +84,6 @@ def gold(record: Record) -> str:
     return f"The result is {record.target}."
 
 
-def _distinct(draw: random.Random, count: int, without: Container[str]) -> dict[str, str]:
-    """Results of `count` questions, none of them among others, by question."""
-    found: dict[str, str] = {}
-    while len(found) < count:
-        function, argument, result = draw.choice(FORMS)(draw)
-        question = f"{function}\nWhat is f({argument})?"
-        if question not in without:
-            found[question] = str(result)
-    return found
+def _question(draw: random.Random) -> tuple[str, str]:
+    function, argument, result = draw.choice(FORMS)(draw)
+    return f"{function}\nWhat is f({argument})?", str(result)

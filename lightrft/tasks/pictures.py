@@ -9,10 +9,10 @@ from __future__ import annotations
 from lightrft.config import TaskConfig
 from lightrft.tasks.base import Records, Split, Task, limited, no_option
 from lightrft.types import Message, Record
+from lightrft.utils.digits import TAUGHT, WORDS
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FORMS: dict[Split, tuple[str, ...]] = {
-    "train": ("{}", "a {}", "the digit {}"),
+    "train": TAUGHT,
     "evaluate": ("the number {}",),
 }
 

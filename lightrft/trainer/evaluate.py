@@ -63,6 +63,10 @@ class Evaluator:
     open: Callable[[Prompt], Prompt | None] = lambda prompt: prompt
     """Reads the media of a prompt; None for one that cannot be used, which is then left out and counted in the log."""
 
+    def __post_init__(self) -> None:
+        # One conversation that fails is left out, and what training counts is not mixed with what happens here.
+        self.turns = self.turns and self.turns.apart("drop")
+
     def sample(
         self, engine: Engine, *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Trajectory]]:

@@ -308,19 +308,22 @@ class Conversations:
 
 def _opened(prompt: Prompt, reply: Reply) -> list[Message]:
     """The messages of a prompt whose environment begins with this: the user's, where it names no role."""
-    row = prompt.messages if prompt.row is None else prompt.row
+    row = _messages_of_row(prompt)
     first = [Message(role=m["role"] or "user", content=m["content"]) for m in reply.messages]
     if not first:
         return row
     return first if reply.whole_prompt else [*(m for m in row if m["content"] != OPENING), *first]
 
 
+def _messages_of_row(prompt: Prompt) -> list[Message]:
+    return prompt.messages if prompt.row is None else prompt.row
+
+
 def _row(prompt: Prompt) -> dict[str, object]:
     """What an environment is told of the row."""
-    row = prompt.messages if prompt.row is None else prompt.row
     return {
         "id": prompt.id,
-        "messages": described([m for m in row if m["content"] != OPENING]),
+        "messages": described([m for m in _messages_of_row(prompt) if m["content"] != OPENING]),
         "target": prompt.target,
         "source": prompt.source,
     }

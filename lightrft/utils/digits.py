@@ -14,6 +14,10 @@ FILE = "datasets/data/digits.csv.gz"
 PARTS = {"draw": slice(0, 900), "reward": slice(900, 1350), "score": slice(1350, 1797)}
 """Who learns from which pictures: what draws them, the judge of the reward, and the judge of the held-out score."""
 
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TAUGHT = ("{}", "a {}", "the digit {}")
+"""How pictures are called where something learns from them; the held-out score has another wording."""
+
 
 @cache
 def digits() -> tuple[Any, Any]:

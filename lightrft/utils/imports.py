@@ -91,9 +91,8 @@ def require(module: str, extra: str, instead: str = "") -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        from lightrft.utils.extras import (
-            install_command,
-        )  # here: worker processes import this module, and seldom need that
+        # Here, since worker processes import this module, and seldom need that.
+        from lightrft.utils.extras import install_command
 
         other = f", or {instead}" if instead else ""
         raise RuntimeError(f"{module} is not installed: {install_command(extra)}{other}.") from None
