@@ -80,7 +80,11 @@ class PromptLoader:
         if self._by_name is None:
             self._by_name = {(p.source, p.id): p for prompts in self.sources for p in prompts}
         known = self._by_name.get((prompt.source, prompt.id))
-        return prompt if known is None else replace(prompt, messages=known.messages, target=known.target)
+        if known is None:
+            return prompt
+        if prompt.row is not None:  # its messages hold what an environment said first, which no data has
+            return replace(prompt, row=known.messages, target=known.target)
+        return replace(prompt, messages=known.messages, target=known.target)
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on exactly here; plain numbers and texts."""

@@ -51,6 +51,8 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     """
     content = {f.name: getattr(prompt, f.name) for f in fields(Prompt)}
     content |= {"media": dict(prompt.media), "messages": described(prompt.messages)}
+    if prompt.row is not None:
+        content["row"] = described(prompt.row)
     try:
         plain(content["target"])
     except ValueError:

@@ -93,6 +93,23 @@ def test_paused_answers_get_media_back_that_are_stored_by_name_only(tmp_path):
     assert memory.unfinished[0][1].prompt is prompt
 
 
+def test_what_an_environment_said_first_stays_in_a_prompt_with_media(tmp_path):
+    """And the row behind it comes back with its picture, to be told to an environment again."""
+    picture = numpy.zeros((2, 2, 3), dtype=numpy.uint8)
+    row = [{"role": "user", "content": [{"type": "image", "image": picture}]}]
+    first = {"role": "user", "content": "Guess."}
+    spoken = Prompt("q7", [1, 2], [*row, first], None, "test", episode=3, row=row)
+    memory = RolloutBuffer(ReplayConfig())
+    memory.carried_over = [[replace(t, prompt=spoken) for t in group] for group in groups_of(1, count=1)]
+    write_state(tmp_path / "state.pt", memory.packed(memory.state()))
+    loader = PromptLoader([([Prompt("q7", [1], row, None, "test")], 1.0)], seed=0)
+    memory = RolloutBuffer(ReplayConfig(), completed=loader.completed)
+    memory.load(read_state(tmp_path / "state.pt"))
+    prompt = memory.carried_over[0][0].prompt
+    assert prompt.row[0]["content"][0]["image"] is picture
+    assert (prompt.messages[1], len(prompt.messages), prompt.episode) == (first, 2, 3)
+
+
 def test_ranks_share_what_comes_again():
     assert RolloutBuffer(ReplayConfig(groups_per_step=4), ranks=2).groups == 2
     with pytest.raises(ValueError, match="replay.groups_per_step=3 cannot be shared by 2 processes"):
