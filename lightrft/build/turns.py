@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from lightrft.config import Config
-from lightrft.environments.episodes import Episodes
+from lightrft.environments.episodes import Episodes, calls_limit
 from lightrft.environments.tools import RUNS_PROGRAMS
 from lightrft.models.processor import Processor
 from lightrft.models.turns import announce, turn_template
@@ -22,9 +22,9 @@ def build_turns(config: Config, processor: Processor, stack: ExitStack) -> Turns
     options = config.environment
     if not options.on:
         return None
-    if options.name == "repair" or RUNS_PROGRAMS.keys() & options.tools:
+    if options.runs_programs or RUNS_PROGRAMS.keys() & options.tools:
         seconds = options.timeout_seconds if options.workers else 0.0
-        check_box(config.sandbox, "environment.timeout_seconds", seconds, before=options.calls_seconds)
+        check_box(config.sandbox, "environment.timeout_seconds", seconds, before=calls_limit(options))
     template = turn_template(processor)
     episodes = stack.enter_context(Episodes(options, config.sandbox))
     schemas = episodes.schemas()

@@ -58,7 +58,7 @@ class DenoiseConfig:
     noise: Literal["sde", "dance", "cps"] = "sde"
     """Which noise: sde of Flow-GRPO, dance of DanceGRPO, cps of Flow-CPS (coefficients-preserving)."""
     level: float = 0.7
-    """How much of it: a of Flow-GRPO, eta of DanceGRPO and Flow-CPS."""
+    """How much of it: a of Flow-GRPO, eta of DanceGRPO and, at most 1, of Flow-CPS."""
     likelihood: Literal["mean", "sum"] = "mean"
     """What the log-prob of a step is: the mean over the numbers of a picture's latent, with which published clip ranges (1e-4) and KL
     weights were used; or the sum, which is the true one."""
@@ -90,6 +90,11 @@ class DenoiseConfig:
                 f"rollout.denoise.first={self.first}, rollout.denoise.window={self.window} and rollout.denoise.until={self.until} do not fit into "
                 f"rollout.denoise.steps={self.steps}, of which the last one ends without noise, where no likelihood is. Lower rollout.denoise.first, "
                 "rollout.denoise.window or rollout.denoise.until."
+            )
+        if self.noise == "cps" and self.level > 1:
+            raise ValueError(
+                f"rollout.denoise.level={self.level:g}: with rollout.denoise.noise=cps it is a share, and more than 1 takes out more noise than "
+                "there is. Set it to at most 1."
             )
         if self.move == "fixed":
             cure = "set rollout.denoise.move=progressive"

@@ -10,6 +10,8 @@ from lightrft.config.ranges import check_ranges
 USUAL_SECONDS = 10.0
 READ_CALLS = ("", "mcp", "repair", "search")
 """Environments that read the calls in a turn as environment.calls says; the others read turns by themselves."""
+RUN_PROGRAMS = ("repair",)
+"""Environments that run programs of the policy in the sandbox."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,9 @@ class EnvironmentConfig:
     """Most tokens of one reply; a longer one is cut in its middle."""
     timeout_seconds: float = 30.0
     """Longest time one reply may take; the process is then killed."""
-    calls_seconds: float = USUAL_SECONDS
-    """Longest time for the calls of one turn, all together: a later one is answered with an error."""
+    calls_seconds: float = 0.0
+    """Longest time for the calls of one turn, all together: a later one is answered with an error. 0: 10, or half of timeout_seconds where
+    that is less."""
     retries: int = 1
     """How often a conversation is begun again whose environment raised, hung or died."""
     on_failure: Literal["raise", "drop"] = "raise"
@@ -61,7 +64,7 @@ class EnvironmentConfig:
             raise ValueError(
                 f"environment.calls={self.calls} has no effect with environment.name={self.name}, which reads turns by itself. Leave it out."
             )
-        if self.name not in READ_CALLS and self.calls_seconds != USUAL_SECONDS:
+        if self.name not in READ_CALLS and self.calls_seconds:
             raise ValueError(
                 f"environment.calls_seconds={self.calls_seconds:g} has no effect with environment.name={self.name}, which reads turns by "
                 "itself. Leave it out."
@@ -76,6 +79,11 @@ class EnvironmentConfig:
             raise ValueError(
                 f"environment.options={self.options} has no effect without environment.name. Leave it out."
             )
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether the environment itself runs programs of the policy, whatever its tools do."""
+        return self.name in RUN_PROGRAMS
 
     @property
     def on(self) -> bool:

@@ -109,7 +109,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "turn_tokens": NOT_NEGATIVE,
         "reply_tokens": COUNT,
         "timeout_seconds": POSITIVE,
-        "calls_seconds": POSITIVE,
+        "calls_seconds": NOT_NEGATIVE,
         "retries": NOT_NEGATIVE,
         "workers": NOT_NEGATIVE,
         "memory_gb": NOT_NEGATIVE,

@@ -38,16 +38,19 @@ class Agent:
             raise ValueError(f"environment.options.program={program} is no function.")
         self._door: Door | None = None
         self._history: list[Said] = []
+        self._tools: list[Said] = []
+        self._told: int = 0
 
     def reset(self, *, seed: int, options: Mapping[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Starts the program; its first request is the prompt, with the tools it names. RuntimeError if it ends without asking."""
-        self._door, self._history = Door(), []
+        self._door, self._history, self._tools, self._told = Door(), [], [], 0
         given = {"base_url": self._door.url, "api_key": "none", "row": dict(options), "seed": seed}
         threading.Thread(target=self._run, args=(self._door, given), daemon=True).start()
         kind, found = self._next()
         if kind == "ended":
             raise RuntimeError(f"the program {self._name} ended before it had asked anything.")
-        return self._new(found), {"whole_prompt": True, "tools": found.get("tools") or []}
+        self._tools = found.get("tools") or []
+        return self._new(found), {"whole_prompt": True, "tools": self._tools}
 
     def step(
         self, action: str, truncated: bool = False
@@ -57,14 +60,18 @@ class Agent:
         self._history.append(said)
         self._opened.answers.put(_completion(said, truncated))
         kind, found = self._next()
+        counts = {"counts": {"refused": self._refused()}}
         if kind == "ended":
-            return "", 0.0 if found is None else found, True, False, {}
-        return self._new(found), 0.0, False, False, {}
+            return "", 0.0 if found is None else found, True, False, counts
+        return self._new(found), 0.0, False, False, counts
 
     def final_reward(self) -> float:
-        """Tells a program whose conversation was cut that no turn is left; what it returns then, or 0 where it gives up."""
+        """Tells a program whose conversation was cut that no turn is left; what it returns then, or 0 where it gives up for that. What it
+        raises for another reason is raised."""
         self._opened.end()
         kind, found = self._opened.events.get()
+        if kind == "raised" and not self._opened.tells_end(found):
+            raise found
         return found if kind == "ended" and found is not None else 0.0
 
     def close(self) -> None:
@@ -91,8 +98,18 @@ class Agent:
             raise found
         return kind, found
 
+    def _refused(self) -> int:
+        """Requests that were told of an error since the last turn."""
+        before, self._told = self._told, self._opened.refused
+        return self._told - before
+
     def _new(self, request: Mapping[str, Any]) -> list[Said]:
         """The messages behind those that were there. ValueError for a request that changes what was said before."""
+        if request.get("tools") and request["tools"] != self._tools:
+            raise ValueError(
+                f"the program {self._name} asks with other tools than at first. The policy is told of them in its prompt: name all of them in "
+                "the first request."
+            )
         messages = [_plain(message) for message in request["messages"]]
         if len(messages) < len(self._history) or not all(map(_alike, self._history, messages)):
             raise ValueError(

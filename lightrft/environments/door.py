@@ -25,6 +25,8 @@ class Door:
         """Requests; and how the program ended, which whoever runs it puts there."""
         self.answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         """The answer to the request that waits; None: there will be none."""
+        self.refused = 0
+        """Requests that were told of an error so far."""
         self._is_over, self._one = False, threading.Lock()
         self._key = secrets.token_urlsafe(
             16
@@ -56,6 +58,16 @@ class Door:
             return self.answers.get()
         finally:
             self._one.release()
+
+    def tells_end(self, error: BaseException) -> bool:
+        """Whether an error of the program comes of being told that its conversation is over, in whatever words its client has for that."""
+        found: BaseException | None = error
+        while found is not None:
+            told = f"{found} {getattr(found, 'url', '')}"
+            if OVER["code"] in told or OVER["message"] in told or self._key in told:
+                return True
+            found = found.__cause__ or found.__context__
+        return False
 
     def end(self) -> None:
         """Answers no further request."""
@@ -104,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _refuse(self, status: int, error: dict[str, str]) -> None:
+        self.door.refused += 1
         self._send({"error": {"type": "invalid_request_error", **error}}, status)
 
     def _send(self, found: dict[str, Any], status: int = 200) -> None:
@@ -144,8 +157,11 @@ def parsed(text: bytes) -> dict[str, Any]:
     if request.get("n", 1) != 1:
         raise ValueError("n: one choice is all there is; siblings are conversations of their own")
     tools = request.get("tools") or []
-    if not isinstance(tools, list) or not all(
-        isinstance(t, dict) and isinstance(t.get("function"), dict) for t in tools
-    ):
-        raise ValueError("tools: expected a list of functions")
+    if not isinstance(tools, list) or not all(map(_is_function, tools)):
+        raise ValueError("tools: expected a list of functions, each with a name")
     return request
+
+
+def _is_function(tool: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"] != ""

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lightrft.config import EnvironmentConfig, SandboxConfig
+from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.base import Act, Begin, Describe, End, Finish, Lost, Order, Reply, Spec
 from lightrft.environments.host import load
 from lightrft.utils.errors import RolloutError
@@ -41,14 +42,20 @@ class Failed:
 def spec_of(config: EnvironmentConfig) -> Spec:
     """The environment that settings name: one by name, or the tools. ValueError for an option that is not YAML."""
     if not config.name:
-        return Spec("tools", {"tools": list(config.tools)}, config.calls, config.calls_seconds)
+        return Spec("tools", {"tools": list(config.tools)}, config.calls, calls_limit(config))
     options = {}
     for name, text in config.options.items():
         try:
             options[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"environment.options.{name}={text!r} is not YAML: {error}") from None
-    return Spec(config.name, options, config.calls, config.calls_seconds)
+    return Spec(config.name, options, config.calls, calls_limit(config))
+
+
+def calls_limit(config: EnvironmentConfig) -> float:
+    """Seconds for the calls of one turn."""
+    usual = min(USUAL_SECONDS, config.timeout_seconds / 2) if config.workers else USUAL_SECONDS
+    return config.calls_seconds or usual
 
 
 class Episodes:

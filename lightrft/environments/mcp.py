@@ -13,12 +13,15 @@ from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.tools import Calls, Tools
 from lightrft.utils.imports import require
 
+INVALID_PARAMS = -32602
+"""JSON-RPC's code for arguments that a server does not take."""
+
 
 class MCP(Tools):
     """An environment of a server's tools; each conversation has a server of its own, or a connection to a common one.
 
-    A tool that says its call was wrong (`isError`), as one does that raises there, is a reply that says so; a server that dies or
-    breaks the protocol is a failure of the environment.
+    A tool that says its call was wrong (`isError`), as one does that raises there, is a reply that says so, and so is a server that
+    refuses the arguments; one that dies or breaks the protocol is a failure of the environment.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class MCP(Tools):
     def _connected(self, command: str, url: str) -> tuple[Any, Any]:
         """The client, and what runs its coroutines in a thread."""
         mcp, anyio = require("mcp", "mcp"), require("anyio.from_thread", "mcp")
+        self._refused: Any = mcp.MCPError
         server: Any = url
         if command:
             # The environment's process has only the variables that it may have: the server gets those.
@@ -87,7 +91,12 @@ class MCP(Tools):
         known = [tool.name for tool in self._listed]
         if name not in known:
             return f"error: there is no tool {name!r}; there are: {', '.join(known)}", False
-        result = self._portal.call(self._client.call_tool, name, arguments)
+        try:
+            result = self._portal.call(self._client.call_tool, name, arguments)
+        except self._refused as error:
+            if error.code != INVALID_PARAMS:
+                raise
+            return f"error: {error}", False
         text = _texts(result.content)
         return (f"error: {text}", False) if result.is_error else (text, True)
 

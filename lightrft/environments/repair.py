@@ -5,10 +5,7 @@ Records have the form of SWE-bench (https://arxiv.org/abs/2310.06770), see tasks
 
 from __future__ import annotations
 
-import io
 import re
-import subprocess
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,8 +14,9 @@ from lightrft.config.environment import USUAL_SECONDS
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.environments.base import Observation, ToolError
 from lightrft.environments.python import told
+from lightrft.environments.repositories import NAME, Repository, of_commit, of_folder
 from lightrft.environments.tools import Calls, Tools
-from lightrft.sandbox.suite import judged, pytest_folder, restored, with_pytest
+from lightrft.sandbox.suite import judged, paths_of, restored, steers, with_pytest
 from lightrft.utils.patches import patched, touched
 from lightrft.utils.paths import expanded
 from lightrft.workers.boxes import USUAL, box_of
@@ -26,8 +24,6 @@ from lightrft.workers.boxes import USUAL, box_of
 MOST_NAMES = 100
 """Names of files that the policy is told at first."""
 LONGEST_NAME = 200
-FOLDER_NAME = re.compile(r"\w[\w.-]*")
-COMMIT = re.compile(r"[0-9a-f]{7,64}")
 IN_FOLDER = "import sys\nsys.path += {paths!r}\nsys.dont_write_bytecode = True"
 
 
@@ -50,7 +46,7 @@ class Repair(Tools):
         self._repositories = _folder("repositories", repositories)
         self._packages = [str(_folder("packages", packages))] if packages else []
         self._box = with_pytest(box_of(sandbox), self._packages)
-        self._base: dict[str, bytes] = {}
+        self._base = Repository({}, {})
         self._files: dict[str, bytes] = {}
         self._gold: dict[str, bytes] = {}
         self._target: Mapping[str, Any] = {}
@@ -65,10 +61,10 @@ class Repair(Tools):
             raise ValueError(
                 f"{options['id']}: the target holds no tests of a repository; see tasks.format=swebench."
             )
-        self._base = files_of(self._repositories, self._target)
-        self._files, self._gold = dict(self._base), gold_files(self._base, self._target)
-        self._check_size(self._base | self._gold)
-        names = sorted(self._base)
+        self._base = repository_of(self._repositories, self._target)
+        self._files, self._gold = dict(self._base.files), gold_files(self._base, self._target)
+        self._check_size(self._base.files | self._gold)
+        names = sorted([*self._base.files, *self._base.links])
         more = [f"... and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
         return "\n".join(["Files of the repository:", *names[:MOST_NAMES], *more]), {}
 
@@ -79,20 +75,24 @@ class Repair(Tools):
 
     def final_reward(self) -> float:
         """1 if the repository as it stands passes all tests of the record, in a box of its own, else 0."""
-        files = restored(self._base, self._files, self._gold)
-        return float(judged(self._box, files, self._target["tests"], self._packages).share == 1.0)
+        files = self._base.whole(restored(self._base.files, self._files, self._gold))
+        return float(judged(self._box, files, self._target["tests"], len(self._packages)).share == 1.0)
 
     def run(self, code: str) -> str:
         """Runs a Python program in the folder of the repository and returns what it prints, e.g. open('a.py').read(), or
         pytest.main(['-q']). Files that it writes are gone when it ends; use edit to change them."""
-        path = [*self._packages, str(pytest_folder()), "/box"]
-        return told(self._box.run(code, files=self._files, before=IN_FOLDER.format(paths=path)))
+        path = [*paths_of(len(self._packages)), "/box"]
+        files = self._base.whole(self._files)
+        return told(self._box.run(code, files=files, before=IN_FOLDER.format(paths=path)))
 
     def edit(self, path: str, old: str, new: str) -> str:
         """Replaces the text `old`, which must stand just once in the file, with `new`. With an empty `old` the file is written anew."""
         name = str(PurePosixPath(path))
         if not _is_name(name):
             raise ToolError(f"{path[:200]!r} is no file of the repository")
+        name = self._base.place(name)
+        if not _is_name(name):
+            raise ToolError(f"{path} is a link that leads out of the repository")
         if any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in self._files):
             raise ToolError(f"{path} is a folder, or lies below a file")
         before, wanted = self._files.get(name, b""), _bytes(old)
@@ -106,51 +106,47 @@ class Repair(Tools):
         except ValueError as error:
             raise ToolError(str(error)) from None
         self._files[name] = after
-        return f"{path} is changed" if name in self._base else f"{path} is written"
+        return f"{path} is changed" if name in self._base.files else f"{path} is written"
 
     def _check_size(self, files: Mapping[str, bytes]) -> None:
-        used = sum(map(len, files.values())) + 4096 * len(files)
+        whole = self._base.whole(files)
+        used = sum(map(len, whole.values())) + 4096 * len(whole)
         if used > self._box.limits.disk_mib << 19:
             raise ValueError(
                 f"the repository takes {used >> 20} MiB, more than half of sandbox.disk_mib={self._box.limits.disk_mib}."
             )
 
 
-def files_of(repositories: Path, target: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a record's repository, before anything is mended. ValueError where it is not there."""
+def repository_of(repositories: Path, target: Mapping[str, Any]) -> Repository:
+    """A record's repository, before anything is mended. ValueError where it is not there."""
     names = target["instance_id"], target["repo"].replace("/", "__")
     for name in names:
-        if not FOLDER_NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(f"{name!r:.80} is no name of a repository.")
     place, clone = (repositories / name for name in names)
     if place.is_dir():
-        return {
-            file.relative_to(place).as_posix(): file.read_bytes()
-            for file in sorted(place.rglob("*"))
-            if file.is_file() and not file.is_symlink() and ".git" not in file.relative_to(place).parts
-        }
+        return of_folder(place)
     if not clone.is_dir():
         raise ValueError(
             f"environment.options repositories={repositories} has neither the folder {place.name} nor the git repository {clone.name}."
         )
-    commit = target["base_commit"]
-    if not COMMIT.fullmatch(commit):
-        raise ValueError(f"{place.name}: base_commit={commit!r} is no commit.")
-    command = ["git", "-C", str(clone), "archive", "--format=tar", commit]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
-    if done.returncode:
+    return of_commit(clone, target["base_commit"])
+
+
+def gold_files(base: Repository, target: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of the tests as the record has them. ValueError where its patch of tests does not fit the repository, or where a file of
+    a test is not there, so that nobody could pass it."""
+    after = patched(base.files, target["test_patch"])
+    whole = base.whole(after)
+    files = {test.partition("::")[0] for test in target["tests"]}
+    if missing := sorted(name for name in files if name not in whole):
         raise ValueError(
-            f"{clone} cannot be read at {commit}: {done.stderr.decode('utf-8', 'replace').strip()[-200:]}"
+            f"{missing[0]} holds a test of the record, and is neither in the repository nor in its test_patch."
         )
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        held = ((one.name, archive.extractfile(one)) for one in archive.getmembers() if one.isreg())
-        return {name: file.read() for name, file in held if file is not None}
-
-
-def gold_files(base: Mapping[str, bytes], target: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of the tests as the record has them. PatchError where its patch of tests does not fit the repository."""
-    after = patched(base, target["test_patch"])
-    names = touched(target["test_patch"]) | {test.partition("::")[0] for test in target["tests"]}
+    # What a link that steers pytest leads to steers it as well.
+    names = touched(target["test_patch"]) | {
+        base.place(name) for name in (*files, *filter(steers, base.links))
+    }
     return {name: after[name] for name in names if name in after}
 
 

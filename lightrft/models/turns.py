@@ -7,13 +7,14 @@ tokens that were sampled. So a conversation only grows, and no turn is tokenized
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
+from itertools import pairwise, product
 from typing import Any
 
 from jinja2 import TemplateError
@@ -28,8 +29,12 @@ HOW = {
     "tags": "To call one, write <NAME>ARGUMENT</NAME>, and its result is sent to you.",
 }
 """environment.calls -> what the policy is told of it."""
+ROLES = ("tool", "user", "system", "developer")
+"""Roles of replies that a template is tried with."""
 CUT = " [...] "
 """Stands where a long reply was cut."""
+
+log = logging.getLogger("lightrft")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class TurnTemplate:
 
     processor: Processor
     roles: frozenset[str]
-    """Roles among tool and user whose messages the template writes after an assistant's."""
+    """Roles whose messages the template writes after an assistant's, among tool, user and those of instructions."""
+    pairs: frozenset[tuple[str, str]]
+    """Roles of two messages that it writes one behind the other; others become one message."""
     marks: frozenset[str]
     """Tokens outside the vocabulary of texts that the template writes turns with though they are not special: `_as_text` breaks them."""
 
@@ -48,7 +55,7 @@ class TurnTemplate:
         messages: the conversation before that turn. The first token is usually the one that ends a turn, which the policy may
         have sampled itself (`Turns` leaves it out then). Texts of the reply are never read as special tokens.
         """
-        answer = [self.message(m) for m in reply]
+        answer = self.messages(reply)
         marked = [Message(role=m["role"], content=REPLIED.format(place)) for place, m in enumerate(answer)]
         text = suffix(self.processor, messages, marked)
         contents = {REPLIED.format(place): m["content"] for place, m in enumerate(answer)}
@@ -66,9 +73,7 @@ class TurnTemplate:
         of no width.
         """
         if tools:
-            told = copy(self.processor)
-            announce(told, [*told.tools, *tools], "json")
-            return replace(self, processor=told).prompt(record, said)
+            return self._telling(json.dumps(tools)).prompt(record, said)
         first, last = (
             record.messages[: len(record.messages) - said],
             record.messages[len(record.messages) - said :],
@@ -84,12 +89,57 @@ class TurnTemplate:
         tokens = [*self.processor.begin(), *self._apart(text, contents)]
         return Prompt(record.id, tokens, record.messages, record.target, record.source)
 
-    def message(self, message: Mapping[str, str]) -> Message:
-        """A message of a reply in a role that the template writes; in that of the user where it names none."""
-        role = message["role"] or "user"
-        if role in ("tool", "user") and role not in self.roles:
-            (role,) = self.roles
-        return Message(role=role, content=message["content"])
+    def messages(self, reply: Sequence[Mapping[str, str]]) -> list[Message]:
+        """The messages of a reply as the template writes them: in roles that it knows, that of the user where one names none, and
+        neighbours that it does not write one behind the other as one message."""
+        found: list[Message] = []
+        for message in reply:
+            role = self._role(message["role"] or "user")
+            if found and (found[-1]["role"], role) not in self.pairs:
+                found[-1] = Message(
+                    role=found[-1]["role"], content=f"{found[-1]['content']}\n{message['content']}"
+                )
+            else:
+                found.append(Message(role=role, content=message["content"]))
+        return found
+
+    def opening(self, row: Sequence[Message], first: Sequence[Mapping[str, str]]) -> list[Message]:
+        """The messages of a row and what its environment says first, the user's where that names no role. Of two neighbours in one role
+        that the template does not write so, one message is made."""
+        found = list(row)
+        for message in first:
+            role, before = message["role"] or "user", found[-1] if found else None
+            alike = before is not None and before["role"] == role != "assistant"
+            if (
+                before is not None
+                and alike
+                and (role, role) not in self.pairs
+                and isinstance(before["content"], str)
+            ):
+                found[-1] = Message(role=role, content=f"{before['content']}\n{message['content']}")
+            else:
+                found.append(Message(role=role, content=message["content"]))
+        return found
+
+    def _role(self, role: str) -> str:
+        if role in self.roles:
+            return role
+        other = "user" if "user" in self.roles else "tool"
+        if role not in ("tool", "user"):
+            _warn_once(role, other)
+        return other
+
+    def _telling(self, tools: str) -> TurnTemplate:
+        """The template in prompts that tell of these tools besides, a list of schemas as JSON."""
+        if tools not in self._told:
+            told = copy(self.processor)
+            announce(told, [*told.tools, *json.loads(tools)], "json")
+            self._told[tools] = turn_template(told)
+        return self._told[tools]
+
+    @cached_property
+    def _told(self) -> dict[str, TurnTemplate]:
+        return {}
 
     def cut(self, content: str, most: int) -> str:
         """A text of at most about so many tokens: a longer one is cut in its middle, with a mark."""
@@ -148,13 +198,23 @@ def suffix(processor: Processor, messages: Sequence[Message], reply: Sequence[Me
 def turn_template(processor: Processor) -> TurnTemplate:
     """How the model's template joins turns. ValueError, with the cure, for one that cannot: it leaves replies out, refuses
     them, or writes them otherwise after other turns."""
-    told = {role: _wrong(processor, role) for role in ("tool", "user")}
+    told = {role: _wrong(processor, [role]) for role in ROLES}
     roles = frozenset(role for role, wrong in told.items() if not wrong)
-    if not roles:
+    if not roles & {"tool", "user"}:
         raise ValueError(
             f"the model's chat template cannot join turns: {told['user']}. Set model.chat_template to a Jinja file that can."
         )
-    return TurnTemplate(processor, roles, _marks(processor))
+    pairs = frozenset(pair for pair in product(roles, roles) if not _wrong(processor, pair))
+    return TurnTemplate(processor, roles, pairs, _marks(processor))
+
+
+@cache
+def _warn_once(role: str, other: str) -> None:
+    log.warning(
+        "the environment says messages of role %s, which the chat template does not write between turns; they are written as the %s's",
+        role,
+        other,
+    )
 
 
 def announce(processor: Processor, schemas: Sequence[dict[str, Any]], calls: str) -> None:
@@ -190,14 +250,17 @@ def _any_of(marks: Collection[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
 
 
-def _wrong(processor: Processor, role: str) -> str:
-    """Why the template cannot take replies of this role; empty if it can."""
-    question, reply = Message(role="user", content="How far?"), Message(role=role, content=REPLIED.format(0))
-    longer: list[Any] = [question, Message(role="assistant", content="x"), Message(role=role, content="y")]
+def _wrong(processor: Processor, roles: Sequence[str]) -> str:
+    """Why the template cannot take a reply of messages in these roles; empty if it can."""
+    question = Message(role="user", content="How far?")
+    reply = [Message(role=role, content=REPLIED.format(place)) for place, role in enumerate(roles)]
+    longer = [question, Message(role="assistant", content="x"), Message(role=roles[0], content="y")]
     try:
-        found = [suffix(processor, before, [reply]) for before in ([question], longer)]
+        found = [suffix(processor, before, reply) for before in ([question], longer)]
     except (TemplateError, ValueError, TypeError) as error:
-        return f"it refuses a message of role {role} after the assistant's ({error})"
-    if reply["content"] not in found[0]:
-        return f"it leaves out messages of role {role}"
-    return "" if found[0] == found[1] else f"it writes a message of role {role} otherwise after other turns"
+        return f"it refuses a message of role {roles[-1]} after the assistant's ({error})"
+    if not all(str(message["content"]) in found[0] for message in reply):
+        return f"it leaves out messages of role {roles[-1]}"
+    return (
+        "" if found[0] == found[1] else f"it writes a message of role {roles[-1]} otherwise after other turns"
+    )

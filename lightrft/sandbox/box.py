@@ -42,6 +42,7 @@ COMPILES = "import marshal, sys; sys.stdout.buffer.write(marshal.dumps(compile(s
 
 
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Box:
@@ -52,10 +53,10 @@ class Box:
         limits: Limits,
         kind: Kind = "bubblewrap",
         python: str = "/usr/bin/python3",
-        readable: Sequence[str] = (),
+        readable: Mapping[str, str] = NOTHING,
     ) -> None:
-        """`readable`: files and folders that programs may read besides; only with bubblewrap."""
-        self.limits, self.kind, self.python, self.readable = limits, kind, python, tuple(readable)
+        """`readable`: files and folders that programs may read besides -> where they find them; only with bubblewrap."""
+        self.limits, self.kind, self.python, self.readable = limits, kind, python, dict(readable)
 
     def run(
         self, source: str, stdin: str = "", files: Mapping[str, bytes] = NO_FILES, before: str = ""
@@ -158,8 +159,8 @@ class Box:
         hidden = _packages(self.python)
         for place in hidden:
             words += ["--tmpfs", place]
-        for place in self.readable:
-            words += ["--ro-bind-try", place, place]
+        for place, inside in self.readable.items():
+            words += ["--ro-bind-try", place, inside]
         for place in hidden:
             words += ["--remount-ro", place]
         for device in ("/dev/null", "/dev/zero", "/dev/urandom"):

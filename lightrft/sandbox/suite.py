@@ -26,19 +26,16 @@ STEERING = frozenset(
 """Files that tell pytest, or Python, what to do before a test runs."""
 
 
-def judged(
-    box: Box, files: Mapping[str, bytes], tests: Sequence[str], packages: Sequence[str] = ()
-) -> Verdict:
-    """The tests that these files pass. `packages`: folders on the path besides pytest's. SandboxError if the box failed,
-    BrokenTestsError where there is no test or no pytest."""
+def judged(box: Box, files: Mapping[str, bytes], tests: Sequence[str], packages: int = 0) -> Verdict:
+    """The tests that these files pass. `box`: one `with_pytest`, and how many folders of packages it has besides. SandboxError if the
+    box failed, BrokenTestsError where there is no test or no pytest."""
     if not tests:
         raise BrokenTestsError("there is no test.")
     word = secrets.token_hex(16).encode()
     secret, report = os.pipe(), os.pipe()
     try:
         os.write(secret[1], word)
-        paths = [*packages, str(pytest_folder())]
-        call = f"run({list(tests)!r}, {paths!r}, {secret[0]}, {report[1]})"
+        call = f"run({list(tests)!r}, {paths_of(packages)!r}, {secret[0]}, {report[1]})"
         code = compiled(box.python, _text())
         started = box.start([code, call], channels=(secret[0],), report=report, files=files)
     except BaseException:
@@ -90,12 +87,16 @@ def with_pytest(box: Box, packages: Sequence[str] = ()) -> Box:
         raise SandboxError(
             f"a repository needs a box with a folder to write in, which sandbox.kind=bubblewrap alone has; here is {box.kind}. Install bubblewrap."
         )
-    return Box(box.limits, box.kind, box.python, [*pytest_files(), *packages])
+    *others, own = paths_of(len(packages))
+    held = {place: f"{own}/{Path(place).name}" for place in pytest_files()} | dict(
+        zip(packages, others, strict=True)
+    )
+    return Box(box.limits, box.kind, box.python, held)
 
 
-def pytest_folder() -> Path:
-    """The folder in which pytest is installed."""
-    return Path(str(_distribution("pytest").locate_file("")))
+def paths_of(packages: int) -> list[str]:
+    """Where a box has so many folders of packages, and last pytest: places that tell nothing of this machine."""
+    return [*(f"/packages/{number}" for number in range(packages)), "/packages/pytest"]
 
 
 @cache

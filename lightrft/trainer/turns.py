@@ -11,6 +11,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from jinja2 import TemplateError
+
 from lightrft.config import EnvironmentConfig
 from lightrft.engines.base import Engine, Joint, Keeping
 from lightrft.environments.base import Reply
@@ -219,7 +221,7 @@ class Conversations:
         t.token_ids += tokens
         t.mask += [False] * len(tokens)
         t.behavior += [0.0] * len(tokens)
-        t.said += [template.message(m) for m in messages]
+        t.said += template.messages(messages)
         return True
 
     def _again(self, failed: Sequence[tuple[_Talk, Failed]]) -> list[_Talk]:
@@ -242,7 +244,7 @@ class Conversations:
         found = self._reset([(talk.seed, _row(talk.t.prompt)) for talk in anew])
         for talk, (episode, begun) in zip(list(anew), found, strict=True):
             t = talk.t
-            if isinstance(begun, Reply) and _opened(t.prompt, begun) != t.prompt.messages:
+            if isinstance(begun, Reply) and self._opened(t.prompt, begun) != t.prompt.messages:
                 begun = Failed("it begins otherwise with the same seed, and its prompt is written already")
             if isinstance(begun, Failed):
                 self._give_up(t, begun.reason)
@@ -281,12 +283,20 @@ class Conversations:
                     found[place] = episode, reply
         return [found[place] for place in range(len(wanted))]
 
+    def _opened(self, prompt: Prompt, reply: Reply) -> list[Message]:
+        """The messages of a prompt whose environment begins with this."""
+        row = _messages_of_row(prompt)
+        if not reply.messages:
+            return row
+        kept = [] if reply.whole_prompt else [m for m in row if m["content"] != OPENING]
+        return self._turns.template.opening(kept, reply.messages)
+
     def _asked(self, prompt: Prompt, seed: int, begun: Sequence[Reply]) -> Prompt:
         """The prompt with what its environments say first; one that was begun before has it.
 
         EnvironmentFailedError if they begin differently, or if the prompt gets too long.
         """
-        found = [(_opened(prompt, reply), reply.tools) for reply in begun]
+        found = [(self._opened(prompt, reply), reply.tools) for reply in begun]
         told_before = prompt.episode is not None and any(messages != prompt.messages for messages, _ in found)
         if told_before or any(one != found[0] for one in found):
             raise EnvironmentFailedError(
@@ -297,7 +307,14 @@ class Conversations:
             return replace(prompt, episode=seed)
         (messages, tools), template = found[0], self._turns.template
         record = Record(prompt.id, messages, prompt.target, prompt.source)
-        asked = template.processor.open(template.prompt(record, len(begun[0].messages), tools))
+        try:
+            asked = template.processor.open(
+                template.prompt(record, _said_first(prompt, messages, begun[0]), tools)
+            )
+        except TemplateError as error:
+            raise EnvironmentFailedError(
+                f"{prompt.id}: the chat template refuses what environment '{self._turns.episodes.spec.name}' says first ({error})."
+            ) from None
         if len(asked.token_ids) > self._turns.max_prompt_tokens:
             raise EnvironmentFailedError(
                 f"{prompt.id}: the prompt with what environment '{self._turns.episodes.spec.name}' says first has {len(asked.token_ids)} "
@@ -306,13 +323,11 @@ class Conversations:
         return replace(asked, episode=seed, row=prompt.messages)
 
 
-def _opened(prompt: Prompt, reply: Reply) -> list[Message]:
-    """The messages of a prompt whose environment begins with this: the user's, where it names no role."""
-    row = _messages_of_row(prompt)
-    first = [Message(role=m["role"] or "user", content=m["content"]) for m in reply.messages]
-    if not first:
-        return row
-    return first if reply.whole_prompt else [*(m for m in row if m["content"] != OPENING), *first]
+def _said_first(prompt: Prompt, messages: Sequence[Message], reply: Reply) -> int:
+    """How many of these messages, the last ones, hold words of an environment that begins with this reply."""
+    row = [] if reply.whole_prompt else [m for m in _messages_of_row(prompt) if m["content"] != OPENING]
+    kept = next((n for n, (own, one) in enumerate(zip(row, messages, strict=False)) if own != one), len(row))
+    return len(messages) - kept
 
 
 def _messages_of_row(prompt: Prompt) -> list[Message]:

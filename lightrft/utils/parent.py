@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 PARENT = "LIGHTRFT_PARENT"
 """Environment variable: the number of the process that started this one and without which it must not go on."""
@@ -42,3 +44,23 @@ def _look_for(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
+
+
+def end_with_descendants(pid: int) -> None:
+    """Kills the session that a process of ours leads, and its descendants in sessions of their own, which would outlive it (Linux)."""
+    os.killpg(pid, signal.SIGSTOP)  # so that none is added meanwhile
+    below = _descendants(pid)
+    os.killpg(pid, signal.SIGKILL)
+    for one in below:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    found, left = list[int](), [pid]
+    while left:
+        with suppress(OSError):  # it has just ended, or this system does not tell
+            for told in Path(f"/proc/{left.pop()}/task").glob("*/children"):
+                left += map(int, told.read_text().split())
+                found += left
+    return list(dict.fromkeys(found))

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
+from lightrft.utils.parent import end_with_descendants
 from lightrft.workers.environment import passed_on
 from lightrft.workers.process import attempt
 
@@ -266,5 +267,5 @@ def outcome(kind: str, content: Any) -> Any:
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
     connection.close()
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        end_with_descendants(process.pid)
     process.wait()

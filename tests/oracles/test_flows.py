@@ -166,3 +166,11 @@ def test_the_window_is_of_the_seed_and_the_version_alone_and_never_holds_the_las
 def test_the_last_step_cannot_be_learned_from(options):
     with pytest.raises(ValueError, match=r"rollout\.denoise\.first=.*Lower"):
         DenoiseConfig(**options)
+
+
+def test_cps_takes_out_no_more_noise_than_there_is():
+    DenoiseConfig(noise="cps", level=1.0)
+    with pytest.raises(
+        ValueError, match=r"rollout.denoise.level=1.2: with rollout.denoise.noise=cps it is a share"
+    ):
+        DenoiseConfig(noise="cps", level=1.2)

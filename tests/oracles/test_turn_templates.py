@@ -53,6 +53,7 @@ HEADERS = (
 )
 ALTERNATING = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] not in ('user', 'assistant') %}{{ raise_exception('only user and assistant') }}"
+    "{% elif (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
     "{% endif %}<|turn|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<|end_of_turn|>\n{% endfor %}"
     f"{NEXT}<|turn|>model\n{{% endif %}}"
 )
@@ -121,7 +122,7 @@ def compared(processor, roles, conversations, *, seed=0):
             more = template.between(talk, reply)
             assert more[0] == end
             stream += more[closed:]
-            talk += [{"role": "assistant", "content": said}, *map(template.message, reply)]
+            talk += [{"role": "assistant", "content": said}, *template.messages(reply)]
         differ += processor.tokens(talk) != stream
     return differ
 
@@ -132,7 +133,8 @@ def test_pieces_are_the_whole(kind, tokens):
     processor = processor_of(kind, tokens())
     role = MARKS[kind][-1]
     roles = ["user", role] + (["system"] if kind != "alternating" else [])
-    assert turn_template(processor).roles == ({"tool", "user"} if role == "tool" else {"user"})
+    replies = turn_template(processor).roles & {"tool", "user"}
+    assert replies == ({"tool", "user"} if role == "tool" else {"user"})
     assert compared(processor, roles, 100) == 0
 
 
@@ -177,6 +179,34 @@ def test_what_an_environment_says_first_forges_no_turn(kind, is_special):
         found = prompt(f"five{mark} and {mark}assistant")
         assert [t for t in found.token_ids if t in special] == usual
         assert f"five{mark} and {mark}assistant" in processor.text(found.token_ids, special=True)
+
+
+def test_messages_that_the_template_does_not_write_one_behind_the_other_become_one():
+    """Two tool calls of one turn, or a question and what an environment says first, with a template that insists on alternation."""
+    processor = processor_of("alternating", tiny_tokenizer())
+    template, talk = turn_template(processor), [{"role": "user", "content": "How far?"}]
+    assert template.pairs == frozenset()
+    both = template.between(talk, [{"role": "tool", "content": "five"}, {"role": "tool", "content": "six"}])
+    assert both == template.between(talk, [{"role": "user", "content": "five\nsix"}])
+    first = template.opening(
+        talk, [{"role": "", "content": "Begin."}, {"role": "assistant", "content": "Yes."}]
+    )
+    assert first == [
+        {"role": "user", "content": "How far?\nBegin."},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    assert template.prompt(Record("q", first[:1], None, "x"), 1).token_ids == processor.tokens(first[:1])
+
+
+def test_roles_that_a_template_does_not_write_come_as_the_users(caplog):
+    """chatml writes any role; a template that knows three refuses or forgets others, which nobody would notice."""
+    processor = processor_of("chatml", tiny_tokenizer())
+    talk, reply = [{"role": "user", "content": "How far?"}], [{"role": "developer", "content": "Be short."}]
+    assert turn_template(processor).messages(reply) == reply
+    processor = processor_of("alternating", tiny_tokenizer())
+    template = turn_template(processor)
+    assert template.between(talk, reply) == template.between(talk, [{"role": "user", "content": "Be short."}])
+    assert "messages of role developer" in caplog.text
 
 
 def test_a_token_that_no_turn_is_written_with_stays_one_token():
@@ -254,7 +284,7 @@ def test_every_template_that_trl_has_is_joined_or_refused():
         processor.tokenizer.chat_template = file.read_text()
         processor.tokenizer.bos_token = "<|user|>"
         try:
-            joined[file.stem] = turn_template(processor).roles
+            joined[file.stem] = turn_template(processor).roles & {"tool", "user"}
         except ValueError as error:
             joined[file.stem] = f"refused: {error}"
     refused = {name: told for name, told in joined.items() if isinstance(told, str)}

@@ -61,6 +61,9 @@ def show_turns(section: Section, template: TurnTemplate, messages: Sequence[Mess
         section.fact("between turns", f"{text!r}, {len(tokens)} tokens, in role {role}")
     for role in sorted({"tool", "user"} - template.roles):
         section.fact("", f"the template cannot write replies of role {role}: they come in the other role")
+    for role in sorted({"tool", "user"} & template.roles):
+        if (role, role) not in template.pairs:
+            section.fact("", f"the template writes one message of role {role} at a time: several become one")
 
 
 def ask_template(section: Section, processor: Processor, messages: Sequence[Message]) -> None:

@@ -1,5 +1,6 @@
 """Agent programs of tests: each asks by HTTP, as a client of any server would."""
 
+import contextlib
 import json
 import threading
 import urllib.error
@@ -78,6 +79,7 @@ def tells_refusals(base_url, row):
         "n": ({"n": 3}, "/chat/completions"),
         "path": ({}, "/responses"),
         "tools": ({"tools": ["weather"]}, "/chat/completions"),
+        "nameless": ({"tools": [{"type": "function", "function": {}}]}, "/chat/completions"),
         "messages": ({"messages": "hello"}, "/chat/completions"),
     }.items():
         more, path = given
@@ -125,3 +127,36 @@ def endless(base_url, row):
             turns += 1
     except urllib.error.HTTPError as error:
         return float(turns) if json.load(error)["error"]["code"] == "context_length_exceeded" else -1.0
+
+
+def gives_up(base_url, row):
+    """Asks until it is told that there is no room, which it does not expect."""
+    messages = list(row["messages"])
+    while True:
+        messages += [said(base_url, messages), {"role": "user", "content": "more"}]
+
+
+def gives_up_with_words_of_its_own(base_url, row):
+    try:
+        gives_up(base_url, row)
+    except OSError as error:
+        raise RuntimeError("the model does not answer") from error
+
+
+def fails_at_its_end(base_url, row):
+    """Knows what to do when there is no room, and has a fault there."""
+    with contextlib.suppress(OSError):
+        gives_up(base_url, row)
+    return {}["score"]
+
+
+def leaves_tools_out(base_url, row):
+    """Tells of its tools once, and wants an answer without them in the end."""
+    messages = [*row["messages"], said(base_url, row["messages"], tools=[TOOL])]
+    said(base_url, [*messages, {"role": "user", "content": "and now?"}])
+    return 1.0
+
+
+def other_tools(base_url, row):
+    messages = [*row["messages"], said(base_url, row["messages"], tools=[TOOL])]
+    said(base_url, [*messages, {"role": "user", "content": "so?"}], tools=[TOOL, TOOL])

@@ -99,6 +99,14 @@ class Opening:
         return "", 1.0, True, False, {}
 
 
+class Instructs(Opening):
+    """Says it as a system would."""
+
+    def reset(self, *, seed):
+        said, info = super().reset(seed=seed)
+        return [{"role": "system", "content": said}], info
+
+
 class Endless:
     """Never ends by itself, and has a reward for where it stands."""
 

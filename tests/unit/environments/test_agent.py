@@ -39,7 +39,7 @@ def test_each_request_is_a_turn_and_its_new_messages_the_reply(begun):
             False,
             False,
         )
-    assert agent.step("six") == ("", 0.5, True, False, {})
+    assert agent.step("six") == ("", 0.5, True, False, {"counts": {"refused": 0}})
 
 
 def test_an_async_program_and_one_without_a_reward(begun):
@@ -82,11 +82,13 @@ def test_what_a_program_raises_or_leaves_undone_is_a_failure(begun):
 def test_requests_that_cannot_be_answered_are_refused_in_words(begun):
     row = ROW | {"target": {}}
     agent, _, _ = begun("tells_refusals", row=row)
-    assert agent.step("five")[2]
+    _, _, done, _, info = agent.step("five")
+    assert (done, info) == (True, {"counts": {"refused": len(row["target"])}})
     found = row["target"]
     assert found["n"].startswith("400 n: one choice")
     assert found["path"].startswith("404 no /")
-    assert found["tools"].startswith("400 tools: expected")
+    for name in ("tools", "nameless"):
+        assert found[name].startswith("400 tools: expected a list of functions, each with a name")
     assert found["messages"].startswith("400 messages: expected")
 
 
@@ -106,6 +108,29 @@ def test_a_program_whose_conversation_is_cut_is_told_and_says_what_it_has(begun)
     agent.step("one")
     agent.step("two")
     assert agent.final_reward() == 2.0
+
+
+@pytest.mark.parametrize("name", ["gives_up", "gives_up_with_words_of_its_own"])
+def test_a_program_that_gives_up_when_it_is_cut_has_no_reward(name, begun):
+    agent, _, _ = begun(name)
+    agent.step("one")
+    assert agent.final_reward() == 0.0
+
+
+def test_what_fails_for_another_reason_after_the_cut_is_a_failure_and_no_zero(begun):
+    agent, _, _ = begun("fails_at_its_end")
+    agent.step("one")
+    with pytest.raises(KeyError, match="score"):
+        agent.final_reward()
+
+
+def test_other_tools_than_at_first_are_a_failure_and_none_are_not(begun):
+    agent, _, _ = begun("leaves_tools_out")
+    agent.step("five")
+    assert agent.step("six")[1:3] == (1.0, True)
+    agent, _, _ = begun("other_tools")
+    with pytest.raises(ValueError, match="name all of them in the first request"):
+        agent.step("five")
 
 
 def test_a_program_that_hangs_is_ended_with_its_process(tmp_path):

@@ -28,8 +28,11 @@ def spoken():
     """Calls a rollout of two prompts, two responses each, in an environment of TALKERS; its groups and the counts."""
     with ExitStack() as stack:
 
-        def call(name="Moody", workers=1, timeout_seconds=20, prompts=None, share=lambda e: e, **more):
+        def call(
+            name="Moody", workers=1, timeout_seconds=20, prompts=None, share=lambda e: e, template="", **more
+        ):
             processor = tiny_processor()
+            processor.tokenizer.chat_template = template or processor.tokenizer.chat_template
             module = load_model(ModelConfig(path="random:llama"), trainable=False)
             given = {"turn_tokens": 4, "workers": workers, "timeout_seconds": timeout_seconds, **more}
             options = EnvironmentConfig(name=f"{TALKERS}:{name}", **given)
@@ -104,6 +107,31 @@ def test_what_fails_is_closed_and_begun_again_with_the_row_alone(spoken):
         "the one that was asked for its tools, four that failed, and four that ended"
     )
     assert {t.said[1]["content"] for group in groups for t in group} == {"half: ?"}
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) or m['role'] == 'system' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_template_that_insists_on_alternation_gets_one_message_of_two(spoken):
+    """The row's question and what is said first are one, after a failure as well."""
+    witness = load_file(str(TALKERS)).Witness
+    witness.rows.clear()
+    groups, counts = spoken("Witness", workers=0, template=ALTERNATING)
+    assert counts["environment/restarted"] == 4
+    for t in (t for group in groups for t in group):
+        (asked,) = t.prompt.messages
+        assert asked == {"role": "user", "content": f"hello\nfirst {t.prompt.episode}"}
+        assert not t.failed
+
+
+def test_what_a_template_refuses_to_begin_with_is_a_failure_by_name(spoken):
+    with pytest.raises(
+        EnvironmentFailedError, match=r"refuses what environment .*:Instructs' says first \(roles must"
+    ):
+        spoken("Instructs", workers=0, template=ALTERNATING)
 
 
 def test_one_that_begins_otherwise_after_a_failure_is_given_up(spoken):

@@ -133,24 +133,102 @@ def test_files_in_the_way_of_the_tests_are_no_failure_of_ours(files, folder):
     assert score(folder, files) == 0.0
 
 
+def git(clone, *words):
+    command = ["git", "-C", str(clone), "-c", "user.name=x", "-c", "user.email=x", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def committed(clone):
+    git(clone, "init", "-q")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "one")
+    return git(clone, "rev-parse", "HEAD")
+
+
 @boxed
 def test_a_git_repository_is_read_at_its_commit(tmp_path):
     clone = tmp_path / "owner__add"
     write(clone, FILES)
-    git = ["git", "-C", str(clone), "-c", "user.name=x", "-c", "user.email=x"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *words], check=True)
-    commit = subprocess.run(
-        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = committed(clone)
     write(clone, {"pkg/add.py": "later"})
-    subprocess.run([*git, "commit", "-qam", "two"], check=True)
+    git(clone, "commit", "-qam", "two")
     environment = begun(tmp_path, ROW | {"base_commit": commit})
     assert "return a - b" in said(environment, call("run", code="print(open('pkg/add.py').read())"))
     with pytest.raises(ValueError, match="cannot be read at 0123456789"):
         begun(tmp_path)
     with pytest.raises(ValueError, match="base_commit='--output=x' is no commit"):
         begun(tmp_path, ROW | {"base_commit": "--output=x"})
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+@boxed
+def test_a_repository_is_what_a_checkout_of_it_is(is_folder, tmp_path):
+    """Though its archives leave out the tests, its files are substituted there, and some of them are links: its right cure is right."""
+    held = FILES | {
+        ".gitattributes": "tests/ export-ignore\npkg/where.py export-subst\n",
+        "pkg/where.py": "AT = '$Format:%H$'\n",
+    }
+    held |= {
+        "real/words.py": "def words():\n    return 'many'\n",
+        "tests/test_words.py": "import pkg.where, again.words\n",
+    }
+    clone = tmp_path / (ROW["instance_id"] if is_folder else "owner__add")
+    write(clone, held)
+    (clone / "again").symlink_to("real")
+    (clone / "pkg" / "spoken.py").symlink_to("../again/words.py")
+    (clone / "out").symlink_to("/etc")
+    (clone / "round").symlink_to("round")
+    test = "from pkg.spoken import words\nfrom pkg.where import AT\ndef test(): assert (words(), AT[:2]) == ('two', '$F')\n"
+    patch = "".join(
+        [
+            "--- /dev/null\n+++ b/tests/test_both.py\n@@ -0,0 +1,3 @@\n",
+            *(f"+{line}\n" for line in test.splitlines()),
+        ]
+    )
+    row = ROW | {"test_patch": patch, "FAIL_TO_PASS": ["tests/test_both.py::test"], "PASS_TO_PASS": []}
+    environment = begun(tmp_path, row | {"base_commit": committed(clone)})
+    assert (
+        said(
+            environment,
+            call("run", code="import again.words as a, pkg.spoken as b\nprint(a.words(), b.words())"),
+        )
+        == "many many\n"
+    )
+    assert "/etc" not in said(environment, call("run", code="import os\nprint(os.listdir('.'))"))
+    assert environment.final_reward() == 0.0
+    for path in ("out/x", "round"):
+        assert said(environment, call("edit", path=path, old="", new="x")).startswith(
+            ("error: ", "round is written")
+        )
+    assert (
+        said(environment, call("edit", path="pkg/spoken.py", old="many", new="two"))
+        == "pkg/spoken.py is changed"
+    )
+    assert environment.final_reward() == 1.0
+
+
+@boxed
+def test_what_a_link_called_conftest_leads_to_is_restored_as_well(folder):
+    place = folder / ROW["instance_id"]
+    (place / "conftest.py").rename(place / "common.py")
+    (place / "conftest.py").symlink_to("common.py")
+    assert score(folder, {"common.py": CHEATS["conftest.py makes all pass"]["conftest.py"]}) == 0.0
+    assert score(folder, {"common.py": "", "pkg/add.py": MENDED}) == 1.0
+
+
+@boxed
+def test_the_policy_is_not_told_where_anything_lies_on_this_machine(folder):
+    """Paths are those of the box, whose interpreter alone lies where it does outside."""
+    environment = begun(folder)
+    told = said(environment, call("run", code="import sys, pytest\nprint(pytest.__file__, sys.path)"))
+    assert told.startswith("/packages/pytest/pytest/")
+    assert str(Path(pytest.__file__).parent.parent) not in told
+
+
+@boxed
+def test_a_test_whose_file_is_nowhere_is_no_response_that_failed(folder):
+    with pytest.raises(ValueError, match=r"tests/test_gone.py holds a test of the record, and is neither"):
+        begun(folder, ROW | {"PASS_TO_PASS": ["tests/test_gone.py::test"]})
 
 
 @boxed
@@ -182,6 +260,11 @@ def test_without_a_folder_to_write_in_it_is_refused(folder):
     [
         ({"FAIL_TO_PASS": "[]"}, "'FAIL_TO_PASS' names no test"),
         ({"FAIL_TO_PASS": {"a": 1}}, "must be a list of node ids"),
+        (
+            {"FAIL_TO_PASS": ["test_add (tests.test_add.T)"]},
+            r"names 'test_add \(tests.test_add.T\)', which is no node id",
+        ),
+        ({"PASS_TO_PASS": ["test_sums"]}, "'PASS_TO_PASS' names 'test_sums', which is no node id"),
         ({"test_patch": ""}, "'test_patch' is empty"),
         ({"test_patch": "a sentence"}, "no unified diff"),
         ({"repo": None}, "'repo'"),

@@ -9,7 +9,7 @@ import pytest
 from lightrft.config import EnvironmentConfig, SandboxConfig
 from lightrft.environments.base import ToolError
 from lightrft.environments.calculator import calc
-from lightrft.environments.episodes import Episodes
+from lightrft.environments.episodes import Episodes, calls_limit
 from lightrft.environments.tools import MOST_CALLS, Tools, schema
 from lightrft.sandbox.levels import levels
 from lightrft.workers.boxes import check_box
@@ -182,6 +182,14 @@ def test_calls_that_come_too_late_are_told_so_by_a_limit_of_their_own():
 def test_a_limit_of_calls_that_cannot_hold_is_refused(given, told):
     with pytest.raises(ValueError, match=told):
         EnvironmentConfig(**given)
+
+
+def test_a_short_time_for_replies_leaves_half_of_it_for_calls():
+    """A setting on its own is right: timeout_seconds alone asks for no second option."""
+    for timeout, limit in ((30.0, 10.0), (10.0, 5.0), (0.5, 0.25)):
+        assert calls_limit(EnvironmentConfig(tools=["calc"], timeout_seconds=timeout)) == limit
+    assert calls_limit(EnvironmentConfig(tools=["calc"], timeout_seconds=5.0, workers=0)) == 10.0
+    assert calls_limit(EnvironmentConfig(tools=["calc"], timeout_seconds=5.0, calls_seconds=3.0)) == 3.0
 
 
 def test_programs_need_room_behind_the_limit_of_calls():
