@@ -14,6 +14,7 @@ import yaml
 from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import LOSSES
+from lightrft.algorithms.online_preference import ONLINE_LOSSES
 from lightrft.algorithms.selection import GROUP_FILTERS, RESPONSE_FILTERS
 from lightrft.config import (
     AlgorithmConfig,
@@ -106,7 +107,7 @@ def algorithms_page(text: str) -> str:
     tables = {
         "rows": row_table(),
         "advantages": function_table(ADVANTAGES),
-        "losses": function_table(LOSSES),
+        "losses": function_table({**LOSSES, **ONLINE_LOSSES}),
         "kl": function_table(KL),
         "group_filters": function_table(GROUP_FILTERS),
         "response_filters": function_table(RESPONSE_FILTERS),

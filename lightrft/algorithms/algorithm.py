@@ -15,6 +15,7 @@ from lightrft.algorithms.advantages import ADVANTAGES, Advantage, whiten
 from lightrft.algorithms.correction import importance
 from lightrft.algorithms.kl import adaptive_kl
 from lightrft.algorithms.losses import LOSSES, PolicyLoss, add_regularisers
+from lightrft.algorithms.online_preference import ONLINE_LOSSES
 from lightrft.algorithms.selection import (
     GROUP_FILTERS,
     RESPONSE_FILTERS,
@@ -86,15 +87,27 @@ class Algorithm:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether batch.ref must be filled."""
-        return self.config.kl_coefficient != 0
+        """Whether batch.ref must be filled; a loss says so by an attribute `needs_reference = True`."""
+        return self.config.kl_coefficient != 0 or bool(
+            getattr(self.functions["loss"], "needs_reference", False)
+        )
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the loss compares the responses of a group, which no micro-batch may divide then; it says so by `compares_groups`."""
+        return bool(getattr(self.functions["loss"], "compares_groups", False))
+
+    def together(self, group_size: int) -> int:
+        """Most responses that are never divided over two micro-batches."""
+        most = int(getattr(self.functions["response_filter"], "most", group_size))
+        return min(most, group_size) if self.whole_groups else 1
 
     @property
     def needs_old(self) -> bool:
         """Whether batch.old and batch.entropy must be filled before the update, however few updates follow."""
         return (
             self.config.high_entropy_fraction < 1
-            or (self.needs_reference and self.config.kl_in == "reward")
+            or (self.config.kl_coefficient != 0 and self.config.kl_in == "reward")
             or (self.needs_teacher and self.config.teacher_in == "advantage")
         )
 
@@ -154,7 +167,7 @@ class Algorithm:
         """
         terms = self.policy_loss(new, batch, self.config)
         weights, metrics = importance(new if batch.old is None else batch.old, batch, self.config)
-        weighted = Terms(terms.loss * weights, {**terms.metrics, **metrics})
+        weighted = Terms(terms.loss * weights, {**terms.metrics, **metrics}, terms.ratios)
         return add_regularisers(weighted, new, batch, self.config, entropy=entropy)
 
 
@@ -207,7 +220,7 @@ def _roles(config: AlgorithmConfig, resolve: Resolve) -> dict[str, _Role]:
     """The functions that settings choose, by the name of the setting."""
     kinds: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
         "advantage": (ADVANTAGES, ("batch", "algo")),
-        "loss": (LOSSES, ("new", "batch", "algo")),
+        "loss": ({**LOSSES, **ONLINE_LOSSES}, ("new", "batch", "algo")),
         "group_filter": (GROUP_FILTERS, ("group",)),
         "response_filter": (RESPONSE_FILTERS, ("group", "draw")),
     }
@@ -282,6 +295,10 @@ class _Role:
             raise ValueError(
                 f"{self} needs the option '{missing[0]}'. Set algorithm.options={{{missing[0]}: ...}}."
             )
+        ranges = getattr(self.function, "ranges", {})
+        for name, value in options.items():
+            if name in ranges and value not in ranges[name]:
+                raise ValueError(f"algorithm.options.{name}={value:g}: must be {ranges[name]} with {self}.")
         return {name: value for name, value in options.items() if self.takes(name)}
 
 

@@ -218,7 +218,7 @@ def add_regularisers(
         metrics["entropy"] = entropy.detach()
         if algo.entropy_coefficient != 0:
             loss = loss - algo.entropy_coefficient * entropy
-    return Terms(torch.where(batch.mask, loss, 0.0), metrics)
+    return Terms(torch.where(batch.mask, loss, 0.0), metrics, terms.ratios)
 
 
 def _divergence(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Tensor:

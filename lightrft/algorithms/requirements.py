@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from lightrft.algorithms.algorithm import Algorithm, Resolve, build
+from lightrft.algorithms.online_preference import UNREAD
 from lightrft.config import Config
 from lightrft.config.checks import refuse_idle
 
@@ -23,6 +24,7 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
     """
     algorithm = build(config.algorithm, resolve)
     _check_groups(config, algorithm)
+    _check_preference(config, algorithm)
     _check_advantage(config, algorithm)
     _check_late_answers(config, algorithm)
     return algorithm
@@ -70,12 +72,38 @@ def _check_groups(config: Config, algorithm: Algorithm) -> None:
         refuse_idle("rollout", config.rollout, ["extra_groups"], because=because, cure=cure)
 
 
+def _check_preference(config: Config, algorithm: Algorithm) -> None:
+    """A loss that compares the responses of a group reads no advantage, and needs a group."""
+    row, size = config.algorithm, config.rollout.group_size
+    if not algorithm.whole_groups:
+        return
+    because = f"algorithm.loss={row.loss} learns from the order of the rewards in a group"
+    if row.advantage != "none":
+        raise ValueError(
+            f"{because}, and algorithm.advantage={row.advantage} would not be read. Set algorithm.advantage=none, or algorithm.loss=clipped."
+        )
+    if size < 2:
+        raise ValueError(
+            f"rollout.group_size={size}: {because}. Set rollout.group_size=8, or algorithm.loss=clipped."
+        )
+    for name, why in UNREAD.items():
+        refuse_idle("algorithm", row, [name], because=f"{because}: {why}", cure="set algorithm.loss=clipped")
+    for name, place, on in (
+        ("kl_in", "reward", row.kl_coefficient != 0),
+        ("teacher_in", "advantage", row.teacher_coefficient != 0),
+    ):
+        if on and getattr(row, name) == place:
+            raise ValueError(
+                f"algorithm.{name}={place}: {because}, so it would not be seen there. Set algorithm.{name}=loss."
+            )
+
+
 def _check_advantage(config: Config, algorithm: Algorithm) -> None:
     """Settings that the advantage does not read, and a critic or a teacher that it needs or has no use for."""
     row = config.algorithm
     because = f"algorithm.advantage={row.advantage}"
     taught = row.teacher_coefficient != 0 and row.teacher_in == "advantage"
-    if _says(algorithm, "advantage", "needs_teacher") and not taught:
+    if _says(algorithm, "advantage", "needs_teacher") and not taught and not algorithm.whole_groups:
         raise ValueError(
             f"{because} leaves everything to a teacher, and none enters the advantage. Set teacher.path, "
             "algorithm.teacher_coefficient=1 and algorithm.teacher_in=advantage, or another algorithm.advantage."

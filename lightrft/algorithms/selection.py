@@ -120,6 +120,8 @@ def random_responses(
 ResponseFilter = Callable[[GroupOfTrajectories, random.Random], list[Trajectory]]
 """A group with rewards and advantages, a source of chance -> the responses to learn from."""
 
+best_random.most = best_worst.most = 2  # type: ignore[attr-defined]
+
 RESPONSE_FILTERS: dict[str, Callable[..., list[Trajectory]]] = {
     "all": all_answers,
     "best_random": best_random,

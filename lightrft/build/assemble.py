@@ -91,7 +91,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         completed=parts.prompts.completed,
     )
     kind = parts.kind
-    batching = Batching(config.update, world, parts.device, kind.blank(), layout=kind.layout)
+    batching = build_batching(parts)
     learner = Learner(
         config,
         parts.memory_plan,
@@ -138,6 +138,12 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         interrupt=interrupt,
         started=parts.started,
     )
+
+
+def build_batching(parts: Parts) -> Batching:
+    """How responses are packed; groups that the loss compares stay whole."""
+    kind, whole = parts.kind, parts.algorithm.whole_groups
+    return Batching(parts.config.update, parts.world, parts.device, kind.blank(), whole, layout=kind.layout)
 
 
 def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:

@@ -18,7 +18,7 @@ class AlgorithmConfig:
 
     advantage: str = "group_norm"
     """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline,
-    gae (with a critic), none (with a teacher); or an import path."""
+    gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
     gamma: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
     gae_lambda: float = 1.0
@@ -26,7 +26,8 @@ class AlgorithmConfig:
     advantage_clip: float = 0.0
     """Advantages are clipped to [-x, x], after whitening; 0: not."""
     loss: str = "clipped"
-    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd; or an import path."""
+    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd; dpo, robust, ipo, hinge, simpo, orpo
+    on the responses of a group as their rewards order them (online DPO, with advantage=none); or an import path."""
     clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
     """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""
     average: Literal["token", "sequence", "fixed"] = "sequence"
@@ -79,7 +80,7 @@ class AlgorithmConfig:
     mismatch_limit: float = 2.0
     """Largest weight; mask also leaves out what is below its inverse."""
     options: dict[str, float] = field(default_factory=dict)
-    """Keyword arguments of the advantage, the loss, the group filter or the response filter (dual_clip, tau_positive, drift, responses_to_learn_from, or
+    """Keyword arguments of the advantage, the loss, the group filter or the response filter (dual_clip, tau_positive, drift, beta, responses_to_learn_from, or
     your own function's), checked against its signature at start-up."""
 
     def __post_init__(self) -> None:

@@ -127,7 +127,7 @@ class Learner:
             "mismatch/max": gap,
             "mismatch/log_perplexity_ratio": batch.behavior - sampled_at.detach(),
         }
-        return Terms(terms.loss, terms.metrics | found)
+        return Terms(terms.loss, terms.metrics | found, terms.ratios)
 
     def follow(self, step: int, metrics: Mapping[str, float]) -> Metrics:
         """Moves what moves after the update: the weight of the divergence from the reference, and the reference."""

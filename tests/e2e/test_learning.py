@@ -47,6 +47,7 @@ ALGORITHMS = [
         ],
     ),
     (["pf_ppo"], []),
+    (["online_dpo"], []),
     (
         ["ppo"],
         [

@@ -89,7 +89,9 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Tokens of the largest batch."""
-        return batch_tokens(self.config, self.lengths)
+        return batch_tokens(
+            self.config, self.lengths, self.algorithm.together(self.config.rollout.group_size)
+        )
 
     @cached_property
     def items(self) -> list[Item]:

@@ -166,9 +166,10 @@ def _chunk(config: Config | OfflineConfig) -> int:
     return logits_at_once(config.update.logits_per_chunk, on_cpu=config.strategy.device == "cpu")
 
 
-def batch_tokens(config: Config, lengths: Lengths) -> int:
-    """Most tokens in one pass: the budget, or a single prompt with its response where that is longer."""
-    return max(config.update.tokens_per_micro_batch, lengths.prompt + lengths.answer)
+def batch_tokens(config: Config, lengths: Lengths, together: int) -> int:
+    """Most tokens in one pass: the budget, or a prompt with the `together` responses that no batch divides where that is longer."""
+    prompts = 1 if config.update.share_prompts else together
+    return max(config.update.tokens_per_micro_batch, prompts * lengths.prompt + together * lengths.answer)
 
 
 def sums(found: list[Item]) -> dict[Phase, int]:

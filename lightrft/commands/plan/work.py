@@ -61,6 +61,7 @@ def work(
 ) -> Work:
     """All responses at full length, at most `most_running` sampled at a time. What is sent while blocks compute is taken to hide behind that, or the other way round."""
     roll, update, actor = config.rollout, config.update, models.actor
+    batch = batch_tokens(config, lengths, algorithm.together(roll.group_size))
     products, reading = 1e12 * rates.efficiency * rates.teraflops, 1e9 * rates.efficiency * rates.memory
     questions = roll.prompts_per_step / devices
     answers = questions * roll.group_size
@@ -73,13 +74,10 @@ def work(
     decoding = lengths.answer * ceil(answers / max(running, 1)) * each / reading
     rollout = Amounts(answers * lengths.answer, drawn, 0.0, max(drawn / products, decoding))
 
-    passes: list[Shape] = [actor] if needs_old(config, algorithm) else []
-    passes += [m for m in (models.reference, models.teacher, models.critic) if m is not None]
-    if algorithm.needs_reference and models.reference is None:
-        passes.append(actor)  # without its adapters
+    passes = _scoring(config, algorithm, models)
     asked = questions if update.share_prompts else answers
     judged = sum(forward_flops(model, lengths, asked, answers) for model in passes)
-    gathered = sum(_gathers(config, model, read, lengths, devices) for model in passes)
+    gathered = sum(_gathers(config, model, ceil(read / batch), devices) for model in passes)
     held = footprint(config.strategy, actor, devices)
     copies = held.copies
 
@@ -92,7 +90,7 @@ def work(
     score = Amounts(read * len(passes), judged, gathered, max(judged / products, sending(gathered)))
 
     updates = update.epochs * update.num_minibatches
-    micro_batches = max(1, ceil(read / update.num_minibatches / batch_tokens(config, lengths)))
+    micro_batches = max(1, ceil(read / update.num_minibatches / batch))
     recomputed = 1 / config.model.checkpoint_every if config.model.gradient_checkpointing else 0
     times = 3 + recomputed  # a backward pass is two forward passes
     learning = [actor] + ([models.critic] if models.critic is not None else [])
@@ -109,6 +107,15 @@ def work(
     pushed = actor.width * actor.plain * (group - 1) / group if held.sharded else 0.0
     sync = Amounts(0.0, 0.0, pushed, sending(pushed))
     return Work(rollout, score, sync, train, updates, micro_batches)
+
+
+def _scoring(config: Config, algorithm: Algorithm, models: Models) -> list[Shape]:
+    """The models that read all responses before the update."""
+    found: list[Shape] = [models.actor] if needs_old(config, algorithm) else []
+    found += [m for m in (models.reference, models.teacher, models.critic) if m is not None]
+    if algorithm.needs_reference and models.reference is None:
+        found.append(models.actor)  # without its adapters
+    return found
 
 
 def forward_flops(shape: Shape, lengths: Lengths, questions: float, answers: float) -> float:
@@ -131,9 +138,8 @@ def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> t
     return inside, among
 
 
-def _gathers(config: Config, shape: Shape, read: float, lengths: Lengths, devices: int) -> float:
-    """Bytes of the weights that a device gets from others for passes that only compute."""
+def _gathers(config: Config, shape: Shape, batches: int, devices: int) -> float:
+    """Bytes of the weights that a device gets from others for so many passes that only compute."""
     if not footprint(config.strategy, shape, devices).sharded:
         return 0.0
-    batches = max(1, ceil(read / batch_tokens(config, lengths)))
-    return batches * shape.width * shape.weights * (devices - 1) / devices
+    return max(1, batches) * shape.width * shape.weights * (devices - 1) / devices
