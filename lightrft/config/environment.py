@@ -19,7 +19,7 @@ class EnvironmentConfig:
     """An environment or tools that the policy speaks with, turn by turn. Off without name and tools: a response is one turn."""
 
     name: str = ""
-    """search (options corpus, top), agent (option program), mcp (option command or url), openenv (option url), repair (options
+    """search (options corpus, top, index), agent (option program), mcp (option command or url), openenv (option url), repair (options
     repositories, packages), or the import path of an environment: a class, or a function that makes one. Empty: the tools, if there
     are any."""
     options: dict[str, str] = field(default_factory=dict)

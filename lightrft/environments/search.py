@@ -10,8 +10,9 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from typing import Protocol
 
 from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.tools import Calls, Tools
@@ -47,6 +48,17 @@ class BM25:
         return heapq.nsmallest(top, scores, key=lambda place: (-scores[place], place))
 
 
+class Index(Protocol):
+    """What ranks passages; made of a list of texts."""
+
+    def best(self, query: str, top: int) -> Sequence[int]:
+        """Places of the passages that fit best, at most `top`, the best first."""
+        ...
+
+
+INDEXES: Mapping[str, Callable[[Sequence[str]], Index]] = {"bm25": BM25}
+
+
 class Search(Tools):
     """An environment with one tool, `search`; the response ends with a turn that does not call it."""
 
@@ -56,33 +68,38 @@ class Search(Tools):
         top: int = 3,
         field: str = "text",
         title: str = "title",
+        index: str = "bm25",
         calls: Calls = "json",
         seconds: float = USUAL_SECONDS,
     ) -> None:
         """corpus: a file with a JSON object in each line, of which `field` and, where it has one, `title` are read, a folder of texts, or
-        the import path of a function that returns texts. top: passages in a reply. ValueError for a corpus that is not there or empty."""
+        the import path of a function that returns texts. top: passages in a reply. index: bm25, or the import path of another `Index`, a
+        dense one for instance. ValueError for a corpus that is not there or empty, and for an index that is none."""
         if top < 1:
             raise ValueError(f"environment.options top={top}: a reply has at least one passage. Set top 3.")
-        self._passages, self._index = indexed(corpus, field, title)
+        self._passages, self._index = indexed(corpus, field, title, index)
         self._top = top
         super().__init__([], calls, seconds=seconds)
         self.add(self.search)
 
     def search(self, query: str) -> str:
         """Finds the passages that have most to do with the words of a query."""
-        found = self._index.best(query, self._top)
+        found = self._index.best(query, self._top)[: self._top]
         lines = [f"[{n}] {self._passages[place]}" for n, place in enumerate(found, start=1)]
         return "\n".join(lines) or "(nothing was found)"
 
 
 @cache
-def indexed(corpus: str, field: str, title: str) -> tuple[list[str], BM25]:
-    """The passages of a corpus and their index, made once in a process for all conversations. ValueError as from `passages_of`, and for
-    a corpus without text."""
+def indexed(corpus: str, field: str, title: str, index: str) -> tuple[list[str], Index]:
+    """The passages of a corpus and their index, made once in a process for all conversations. ValueError as from `passages_of`, for
+    a corpus without text, and for an index that finds nothing."""
     passages = list(passages_of(corpus, field, title))
     if not passages:
         raise ValueError(f"environment.options corpus={corpus} holds no text.")
-    return passages, BM25(passages)
+    made = resolve(INDEXES, index, "index")(passages)
+    if not callable(getattr(made, "best", None)):
+        raise ValueError(f"environment.options index={index} makes nothing with a method best(query, top).")
+    return passages, made
 
 
 def passages_of(corpus: str, field: str, title: str) -> Iterator[str]:

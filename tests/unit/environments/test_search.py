@@ -11,7 +11,8 @@ from lightrft.config import EnvironmentConfig
 from lightrft.environments.episodes import Episodes
 from lightrft.environments.search import BM25, Search, words
 
-REAL = Path(__file__).resolve().parents[4] / "shared/data/search_xquad"
+ROOT = Path(__file__).resolve().parents[3]
+REAL = ROOT.parent / "shared/data/search_xquad"
 TEXTS = ["the red fox", "the blue whale and the red bus", "a fox is a fox", "", "nothing here"]
 
 
@@ -81,6 +82,32 @@ def test_a_corpus_that_is_none_is_refused_by_file_and_line(content, told, tmp_pa
     options = EnvironmentConfig(name="search", options={"corpus": str(corpus)}, workers=0)
     with Episodes(options) as episodes, pytest.raises(ValueError, match=told):
         episodes.schemas()
+
+
+def test_an_index_of_ones_own_takes_the_place_of_the_ranking(tmp_path):
+    """A dense one finds what no word is shared with."""
+    pytest.importorskip("sklearn", reason="the package scikit-learn is not installed")
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    dense = f"{ROOT}/examples/dense_index.py:Dense"
+    misspelt = "<search>whales</search>"
+    assert Search(str(corpus), calls="tags").step(misspelt)[0][0]["content"] == "(nothing was found)"
+    found = Search(str(corpus), top=1, index=dense, calls="tags").step(misspelt)[0][0]["content"]
+    assert found == "[1] the blue whale and the red bus"
+
+
+def test_an_index_that_is_none_is_refused(tmp_path):
+    (tmp_path / "corpus.md").write_text("red fox")
+    for index, told in (
+        (f"{__file__}:words_of", r"index=.*:words_of makes nothing with a method best"),
+        ("bm26", "bm26"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Search(str(tmp_path), index=index)
+
+
+def words_of(texts):
+    return list(texts)
 
 
 def test_of_real_questions_most_find_their_passage():
