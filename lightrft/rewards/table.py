@@ -13,6 +13,7 @@ from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
+from lightrft.rewards.qa import squad_exact, squad_f1
 from lightrft.rewards.refusal import refuses_rightly
 from lightrft.rewards.text import (
     answer_tags,
@@ -72,6 +73,8 @@ REWARDS: dict[str, RewardFunction] = {
     "refuses_rightly": each(refuses_rightly),
     "repetition": each(repetition),
     "same_kind": each(same_kind),
+    "squad_exact": each(squad_exact),
+    "squad_f1": each(squad_f1),
     "words": each(words),
     **{name: each(make(USUAL)) for name, make in RUNS_PROGRAMS.items()},
 }

@@ -266,6 +266,8 @@ REPEATED = [
     "majority",
     "number",
     "repetition",
+    "squad_exact",
+    "squad_f1",
     "words",
 ]
 

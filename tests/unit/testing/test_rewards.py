@@ -39,6 +39,8 @@ EXAMPLES = {
     # A cost, to be given a negative weight.
     "repetition": Example("Write.", None, "no no no no no no no no no no", "each word comes once only here"),
     "same_kind": Example("kqz", "small", "abc", "ABC"),
+    "squad_exact": Example("Who?", ["The Red Fox", "a fox"], "the red fox.", "a red whale"),
+    "squad_f1": Example("Who?", ["The Red Fox", "a fox"], "the red fox.", "a blue whale"),
     "tests": PROGRAM,
     "tests_share": PROGRAM,
     "words": Example("Write.", "the red fox", "the red fox", "a blue whale"),
