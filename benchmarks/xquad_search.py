@@ -37,7 +37,16 @@ SFT = [
         "--batch-size",
         "8",
     ),
-    *("--max-tokens", "640", "--optimizer.learning-rate", "1e-4", "--tasks.max-prompt-tokens", "640"),
+    *(
+        "--max-tokens",
+        "640",
+        "--optimizer.learning-rate",
+        "1e-4",
+        "--tasks.max-prompt-tokens",
+        "640",
+        "--evaluate.before-and-after",
+        "false",
+    ),
 ]
 ASKED = [
     "--tasks.format",
@@ -164,7 +173,6 @@ def learn(folder: Path, steps: int, tool: list[str]) -> None:
 def run(folder: Path, words: list[str]) -> str:
     """Output of a command that runs in the folder. Ends with its error."""
     done = subprocess.run(
-        folder,
         [sys.executable, "-m", "lightrft", *words],
         capture_output=True,
         text=True,

@@ -134,7 +134,7 @@ def cold(*args: object, cwd: Path) -> Finished:
 def environment() -> dict[str, str]:
     """This process's, with our code found first, on the CPU, no width or colour of the terminal in the output."""
     ours = {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "LIGHTRFT_TRACEBACK": "",

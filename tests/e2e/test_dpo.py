@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lightrft.tasks.tiny import pairs
+from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
 
 QUIET = ["--log.tensorboard=false", "--log.progress=false"]
@@ -75,8 +76,9 @@ def test_killed_after_a_random_step_it_goes_on_to_the_same_end(lightrft, tmp_pat
     [
         (KTO, ["--strategy.backend", "fsdp"]),
         ([], ["--strategy.backend", "fsdp", "--strategy.sequence-parallel", "2"]),
+        pytest.param([], ["--strategy.backend", "zero3"], marks=needs_deepspeed),
     ],
-    ids=["kto", "teams"],
+    ids=["kto", "teams", "zero3"],
 )
 def test_two_processes_learn_what_one_does(lightrft, tmp_path, layers, flags):
     few = [*QUIET, "--steps", "2", "--evaluate.limit", "8", "--optimizer.schedule", "constant"]

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lightrft.config import ModelConfig
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.tasks.tiny import pairs
+from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
 
 QUIET = ["--log.tensorboard=false", "--log.progress=false"]
@@ -179,8 +180,9 @@ def test_killed_after_a_random_step_it_goes_on_to_the_same_end(lightrft, tmp_pat
         ["--strategy.backend", "fsdp"],
         ["--strategy.backend", "fsdp", "--strategy.sequence-parallel", "2"],
         ["lora", "--strategy.backend", "fsdp"],
+        pytest.param(["--strategy.backend", "zero3"], marks=needs_deepspeed),
     ],
-    ids=["fsdp", "teams", "lora"],
+    ids=["fsdp", "teams", "lora", "zero3"],
 )
 def test_two_processes_learn_what_one_does(lightrft, tmp_path, together):
     layers, flags = [x for x in together if x == "lora"], [x for x in together if x != "lora"]
