@@ -22,6 +22,7 @@ from lightrft.algorithms.selection import EQUAL_WITHIN
 from lightrft.algorithms.shaping import answer_rewards, clip_scores, moments
 from lightrft.algorithms.turns import turns_apart
 from lightrft.config import AlgorithmConfig
+from lightrft.config.ranges import Range
 from lightrft.types import Batch
 
 STD_EPSILON = 1e-6
@@ -102,6 +103,62 @@ def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """
     groups = _compare(batch, algo, "leave_one_out")
     return _spread(groups.centred * groups.size / (groups.size - 1), batch), _returns(batch)
+
+
+def maxrl(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward minus the mean of its group, over that mean: a prompt that is rarely solved weighs as much as its log-likelihood says.
+
+    A_i = (r_i - mean(r)) / mean(r), the same for every token of response i. MaxRL, Tajwar et al. 2026 (https://arxiv.org/abs/2602.02710): for rewards 0 and 1 its expectation is the gradient of sum_{k <= G} pass@k / k, which becomes that of log p as G grows.
+
+    A group without a success gives exactly 0, as do equal rewards. ValueError for rewards below 0, of which no mean is a likelihood, and for
+    a group of one response.
+    """
+    rewards = answer_rewards(batch, algo).double()
+    if bool((rewards < 0).any()):
+        raise ValueError(
+            f"algorithm.advantage=maxrl: a reward is {float(rewards.min()):g}, and this divides by the mean reward of a group, a "
+            "likelihood. Use rewards of at least 0, algorithm.kl_in=loss, or algorithm.advantage=group_norm."
+        )
+    groups = _compare(batch, algo, "maxrl")
+    mean = segment_sum(rewards, groups.group, batch.num_sequences)[groups.group] / groups.size
+    return _spread(groups.centred / torch.where(mean > 0, mean, 1.0), batch), _returns(batch)
+
+
+def pass_at_k(
+    batch: Batch, algo: AlgorithmConfig, *, k: float = 4, right_from: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """What a response does for the chance that one of k is right, over all subsets of k responses of the group.
+
+    With G responses of which W are wrong: m = 1 - C(W, k) / C(G, k) (the unbiased pass@k), s = sqrt(m (1 - m)), and
+    A = (1 - m) / s for a right response, A = (1 - m - C(W - 1, k - 1) / C(G - 1, k - 1)) / s for a wrong one. Chen et al. 2025, Pass@k
+    Training (https://arxiv.org/abs/2508.10751), its analytical form. A response is right if its reward is at least `right_from`.
+
+    Where every subset has a right response, or none has, all are exactly 0. ValueError unless 1 <= k <= G is a whole number.
+    """
+    rewards = answer_rewards(batch, algo).double()
+    groups = _beside((rewards >= right_from).double(), batch, "pass_at_k")
+    if k != int(k) or k < 1 or bool((groups.size < k).any()):
+        raise ValueError(
+            f"algorithm.options.k={k:g}: a whole number from 1 to the {int(groups.size.min())} responses of a group. Set it so, or raise "
+            "rollout.group_size."
+        )
+    wrong = (
+        groups.size
+        - segment_sum((rewards >= right_from).double(), groups.group, batch.num_sequences)[groups.group]
+    )
+    fail = _without(wrong, groups.size, int(k))
+    deviation = (fail * (1 - fail)).sqrt()
+    share = torch.where(rewards >= right_from, 0.0, _without(wrong - 1, groups.size - 1, int(k) - 1))
+    found = torch.where(deviation > 0, (fail - share) / torch.where(deviation > 0, deviation, 1.0), 0.0)
+    return _spread(found, batch), _returns(batch)
+
+
+def _without(wrong: Tensor, size: Tensor, k: int) -> Tensor:
+    """C(wrong, k) / C(size, k): the chance that k of `size` responses are all wrong."""
+    found = torch.ones_like(wrong)
+    for taken in range(k):
+        found = found * ((wrong - taken) / (size - taken)).clamp(min=0)
+    return found
 
 
 def reinforce(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -259,7 +316,9 @@ def _at_chosen(values: Tensor, batch: Batch) -> Tensor:
 Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
 """-> advantages (T,), returns (T,)"""
 
-for _comparing in (group_norm, group_norm_by_part, group_mean, leave_one_out, length_weighted_mean):
+for _comparing in (
+    group_norm, group_norm_by_part, group_mean, leave_one_out, length_weighted_mean, maxrl, pass_at_k,
+):  # fmt: skip
     _comparing.compares_responses = True  # type: ignore[attr-defined]
     _comparing.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
 group_norm_by_part.unused_settings = (  # type: ignore[attr-defined]
@@ -269,6 +328,9 @@ group_norm_by_part.unused_settings = (  # type: ignore[attr-defined]
     "overlong_buffer",
     "kl_in",
 )
+maxrl.unused_settings = ("gae_lambda", "gamma", "kl_in")  # type: ignore[attr-defined]
+pass_at_k.ranges = {"k": Range(1)}  # type: ignore[attr-defined]
+pass_at_k.subsets_of = "k"  # type: ignore[attr-defined]
 greedy_baseline.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
 reinforce.unused_settings = ("gae_lambda",)  # type: ignore[attr-defined]
 none.needs_teacher = none.ignores_rewards = True  # type: ignore[attr-defined]
@@ -290,6 +352,8 @@ ADVANTAGES: dict[str, Advantage] = {
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
     "length_weighted_mean": length_weighted_mean,
+    "maxrl": maxrl,
+    "pass_at_k": pass_at_k,
     "reinforce": reinforce,
     "greedy_baseline": greedy_baseline,
     "gae": gae,

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.kl import KL, MAX_EXPONENT, k3, k3_straight_through
-from lightrft.algorithms.segments import segment_mean
+from lightrft.algorithms.kl import KL, MAX_EXPONENT, k3_straight_through
+from lightrft.algorithms.ratios import advantages_of, clipped_terms, drift_of, log_ratio, response_mean
+from lightrft.algorithms.trust_regions import TRUST_REGIONS
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, Terms
 
@@ -38,7 +39,7 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
         raise ValueError(
             f"algorithm.options.dual_clip={dual_clip}: a bound of the ratio, so above 1, e.g. 3; 0 leaves it out."
         )
-    advantages = _advantages(batch)
+    advantages = advantages_of(batch)
     difference = log_ratio(new, batch)
     ratio = difference.exp()
     loss, stopped = _pessimistic(ratio, advantages, algo)
@@ -46,7 +47,7 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
         worst = -dual_clip * advantages
         beyond = (advantages < 0) & (loss > worst)
         loss, stopped = torch.where(beyond, worst, loss), stopped | beyond
-    return _clipped_terms(loss, difference, stopped)
+    return clipped_terms(loss, difference, stopped)
 
 
 def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -58,9 +59,9 @@ def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     response moves far less than that of a token: bounds are of the order of 3e-4.
     """
     difference = log_ratio(new, batch)
-    ratio = _answer_mean(difference, batch).exp()
-    loss, stopped = _pessimistic(ratio, _advantages(batch), algo)
-    return _clipped_terms(loss, difference, stopped)
+    ratio = response_mean(difference, batch).exp()
+    loss, stopped = _pessimistic(ratio, advantages_of(batch), algo)
+    return clipped_terms(loss, difference, stopped)
 
 
 def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -71,9 +72,9 @@ def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> 
     have one advantage and responses are averaged by sequence, its gradient is that of sequence_clipped.
     """
     difference = log_ratio(new, batch)
-    ratio = (_answer_mean(difference, batch).detach() + difference - difference.detach()).exp()
-    loss, stopped = _pessimistic(ratio, _advantages(batch), algo)
-    return _clipped_terms(loss, difference, stopped)
+    ratio = (response_mean(difference, batch).detach() + difference - difference.detach()).exp()
+    loss, stopped = _pessimistic(ratio, advantages_of(batch), algo)
+    return clipped_terms(loss, difference, stopped)
 
 
 def geometric(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -85,14 +86,14 @@ def geometric(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     GMPO, Zhao et al. 2025 (https://arxiv.org/abs/2507.20673), eq. 4. Here `clip` bounds the *logarithm* of the ratio; they use
     0.4 on both sides. Averaged by sequence it is theirs.
     """
-    advantages = _advantages(batch)
+    advantages = advantages_of(batch)
     difference = log_ratio(new, batch)
     bounded = difference.clamp(-algo.clip[0], algo.clip[1])
     sign = advantages.sign()
     worse = torch.minimum(sign * difference, sign * bounded) * sign
-    loss = -advantages * _answer_mean(worse, batch).exp()
+    loss = -advantages * response_mean(worse, batch).exp()
     stopped = (difference - bounded) * advantages > 0
-    return _clipped_terms(loss, difference, stopped)
+    return clipped_terms(loss, difference, stopped)
 
 
 def cispo(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -106,8 +107,8 @@ def cispo(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     difference = log_ratio(new, batch)
     ratio = difference.detach().exp()
     weight = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
-    loss = -weight * _advantages(batch) * torch.where(batch.mask, new, 0.0)
-    return _clipped_terms(loss, difference, weight != ratio)
+    loss = -weight * advantages_of(batch) * torch.where(batch.mask, new, 0.0)
+    return clipped_terms(loss, difference, weight != ratio)
 
 
 def sapo(
@@ -122,11 +123,11 @@ def sapo(
         raise ValueError(
             f"algorithm.options: tau_positive={tau_positive}, tau_negative={tau_negative} must be above 0."
         )
-    advantages = _advantages(batch)
+    advantages = advantages_of(batch)
     difference = log_ratio(new, batch)
     tau = torch.full_like(advantages, tau_negative).masked_fill(advantages > 0, tau_positive)
     gate = torch.sigmoid(tau * (difference.exp() - 1)) * 4 / tau
-    return Terms(-advantages * gate, _drift(difference))
+    return Terms(-advantages * gate, drift_of(difference))
 
 
 def cpgd(
@@ -144,7 +145,7 @@ def cpgd(
         raise ValueError(
             f"algorithm.options: drift={drift} must be at least 0 and drift_clip={drift_clip} above 0."
         )
-    advantages = _advantages(batch)
+    advantages = advantages_of(batch)
     difference = log_ratio(new, batch)
     low = math.log1p(-algo.clip[0]) if algo.clip[0] < 1 else -MAX_EXPONENT
     bounded = difference.clamp(low, math.log1p(algo.clip[1]))
@@ -152,7 +153,7 @@ def cpgd(
     inside = difference.clamp(max=math.log1p(drift_clip))
     pull = inside.expm1() - inside + drift_clip * (difference - inside)
     stopped = (difference - bounded) * advantages > 0
-    return _clipped_terms(loss + drift * pull, difference, stopped)
+    return clipped_terms(loss + drift * pull, difference, stopped)
 
 
 def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
@@ -161,8 +162,8 @@ def policy_gradient(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     Williams 1992 (https://doi.org/10.1007/BF00992696). Right for responses sampled from the weights being
     trained: use it with update.epochs=1 and update.num_minibatches=1.
     """
-    loss = -_advantages(batch) * torch.where(batch.mask, new, 0.0)
-    return Terms(loss, _drift(log_ratio(new, batch)))
+    loss = -advantages_of(batch) * torch.where(batch.mask, new, 0.0)
+    return Terms(loss, drift_of(log_ratio(new, batch)))
 
 
 def negative_log_likelihood(new: Tensor, batch: Batch, entropy: Tensor) -> Terms:
@@ -229,43 +230,11 @@ def _divergence(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Tensor:
     return KL[algo.kl](torch.where(batch.mask, new, 0.0), torch.where(batch.mask, batch.ref, 0.0))
 
 
-def log_ratio(new: Tensor, batch: Batch) -> Tensor:
-    """log(new / old), (T,), clamped to [-20, 20] so that its exp cannot overflow; 0 outside the mask.
-
-    Where it is clamped it has no gradient. verl clamps at the same place.
-    """
-    old = new.detach() if batch.old is None else batch.old
-    return torch.where(batch.mask, new - old, 0.0).clamp(-MAX_EXPONENT, MAX_EXPONENT)
-
-
 def _pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The clipped loss for any ratio, and where the clip stops its gradient; both (T,)."""
     bounded = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
     loss = -torch.minimum(ratio * advantages, bounded * advantages)
     return loss, (ratio - bounded) * advantages > 0
-
-
-def _clipped_terms(loss: Tensor, difference: Tensor, stopped: Tensor) -> Terms:
-    """A loss with its diagnostics, from the log-ratio and where a clip acts, all (T,)."""
-    low, high = (stopped & side for side in (difference < 0, difference > 0))
-    acts = {"clip/fraction": stopped, "clip/low": low, "clip/high": high}
-    return Terms(loss, {**_drift(difference), **{name: where.to(loss.dtype) for name, where in acts.items()}})
-
-
-def _answer_mean(values: Tensor, batch: Batch) -> Tensor:
-    """(T,) each token has the mean of `values` over the chosen tokens of its response."""
-    return segment_mean(values, batch.segments, batch.num_sequences, mask=batch.mask)[batch.segments]
-
-
-def _advantages(batch: Batch) -> Tensor:
-    assert batch.advantages is not None, "fill batch.advantages before the loss"
-    return torch.where(batch.mask, batch.advantages, 0.0)
-
-
-def _drift(difference: Tensor) -> dict[str, Tensor]:
-    """How far the policy has moved since sampling: the ratio, and the k3 estimate of KL(old || new)."""
-    difference = difference.detach()
-    return {"ratio/mean": difference.exp(), "approx_kl": k3(-difference, torch.zeros_like(difference))}
 
 
 policy_gradient.on_policy_only = True  # type: ignore[attr-defined]
@@ -283,4 +252,5 @@ LOSSES: dict[str, PolicyLoss] = {
     "cispo": cispo,
     "sapo": sapo,
     "cpgd": cpgd,
+    **TRUST_REGIONS,
 }

@@ -59,6 +59,12 @@ def _check_groups(config: Config, algorithm: Algorithm) -> None:
             f"rollout.group_size={size}: algorithm.advantage={row.advantage} compares responses to one "
             "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
         )
+    subset = _says(algorithm, "advantage", "subsets_of")
+    if subset and row.options.get(subset, 0) > size:
+        raise ValueError(
+            f"algorithm.options.{subset}={row.options[subset]:g}: algorithm.advantage={row.advantage} counts so many of the rollout.group_size={size} "
+            "responses. Make it smaller, or the other larger."
+        )
     if size < 2 and _says(algorithm, "group_filter", "compares_responses"):
         raise ValueError(
             f"algorithm.group_filter={row.group_filter} keeps groups in which rewards differ, and with rollout.group_size={size} there are "

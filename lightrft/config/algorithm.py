@@ -17,7 +17,7 @@ class AlgorithmConfig:
     """The algorithm: advantage, loss, clipping, KL and filters. Defaults: GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, reinforce, greedy_baseline,
+    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, maxrl, pass_at_k, reinforce, greedy_baseline,
     gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
     gamma: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
@@ -26,7 +26,7 @@ class AlgorithmConfig:
     advantage_clip: float = 0.0
     """Advantages are clipped to [-x, x], after whitening; 0: not."""
     loss: str = "clipped"
-    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd; dpo, robust, ipo, hinge, simpo, orpo
+    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd, dppo, dcpo, topr, dro; dpo, robust, ipo, hinge, simpo, orpo
     on the responses of a group as their rewards order them (online DPO, with advantage=none); or an import path."""
     clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
     """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""

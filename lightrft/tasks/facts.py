@@ -1,10 +1,11 @@
 """Facts about people who do not exist: no model knows them, and a search finds them.
 
-    In which year was Velmora Tandis born?   <search>Velmora Tandis born</search>
-    [1] Velmora Tandis was born in 1893, keeps 47 goats and lives at number 315.   She was born in 1893.
+    How many goats does Velmora Tandis keep?   <search>Velmora Tandis goats</search>
+    [1] Velmora Tandis keeps 47 goats.         The answer is 47.
 
-The corpus is `passages` (environment.options corpus), the same for every seed; who is asked about in training is never asked about
-in the evaluation. Every prompt shows one exchange.
+Each fact is a passage of its own, so that a search must say what is wanted of whom, and to read the answer is easy. The corpus is
+`passages` (environment.options corpus), the same for every seed; who is asked about in training is never asked about in the
+evaluation. Every prompt shows one exchange.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ QUESTIONS = {
     "goats": ("How many goats does {} keep?", "How many goats are there at {}'s?"),
     "house": ("At which number does {} live?", "What is the house number of {}?"),
 }
+SENTENCES = {"born": "{} was born in {}.", "goats": "{} keeps {} goats.", "house": "{} lives at number {}."}
 
 MESSAGES: list[Message] = [
     {
         "role": "system",
         "content": "You can search. Write <search>WORDS</search> and what was found is sent to you. Then answer with just the number.\n"
-        "Example:\nHow many goats does Olmin Pardu keep?\n<search>Olmin Pardu</search>\n[1] Olmin Pardu was born in 1874, keeps 12 goats and "
-        "lives at number 560.\nThe answer is 12.",
+        "Example:\nHow many goats does Olmin Pardu keep?\n<search>Olmin Pardu goats</search>\n[1] Olmin Pardu keeps 12 goats.\nThe answer is 12.",
     },
     {"role": "user", "content": "In which year was Sarvo Lindek born?"},
-    {"role": "assistant", "content": "<search>Sarvo Lindek</search>"},
-    {"role": "tool", "content": "[1] Sarvo Lindek was born in 1921, keeps 30 goats and lives at number 208."},
+    {"role": "assistant", "content": "<search>Sarvo Lindek born</search>"},
+    {"role": "tool", "content": "[1] Sarvo Lindek was born in 1921."},
     {"role": "assistant", "content": "The answer is 1921."},
 ]
 """What stands before every question."""
@@ -55,11 +56,8 @@ def people() -> list[dict[str, str]]:
 
 
 def passages() -> list[str]:
-    """The corpus: a sentence about each."""
-    return [
-        f"{one['name']} was born in {one['born']}, keeps {one['goats']} goats and lives at number {one['house']}."
-        for one in people()
-    ]
+    """The corpus: a sentence for each fact."""
+    return [SENTENCES[kind].format(one["name"], one[kind]) for one in people() for kind in SENTENCES]
 
 
 def questions(split: str, seed: int) -> list[tuple[list[Message], str]]:

@@ -48,6 +48,14 @@ ALGORITHMS = [
     ),
     (["pf_ppo"], []),
     (["online_dpo"], []),
+    (["maxrl"], []),
+    (["pass_at_k"], ["--algorithm.options", "k", "2", "right_from", "0.25", "--steps", "60"]),
+    (["gpg"], ["--steps", "60"]),
+    (["luspo"], ["--algorithm.clip", "0.003", "0.004"]),
+    (["dppo"], []),
+    (["dcpo"], []),
+    (["topr"], []),
+    (["dro"], []),
     (
         ["ppo"],
         [

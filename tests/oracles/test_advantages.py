@@ -1,5 +1,6 @@
 """The advantage estimators against slow loops written from the papers, in plain Python."""
 
+import itertools
 import math
 import random
 import statistics
@@ -30,7 +31,28 @@ def leave_one_out(rewards, i):
     return rewards[i] - sum(others) / len(others)
 
 
-COMPARING = {"group_norm": group_norm, "group_mean": group_mean, "leave_one_out": leave_one_out}
+def by_mean(rewards, i):
+    """MaxRL: of a group without a success nothing is learned."""
+    mean = statistics.fmean(rewards)
+    return (rewards[i] - mean) / mean if max(rewards) > min(rewards) else 0.0
+
+
+def by_pairs(rewards, i):
+    """Pass@2: whether a pair has a right response, over the pairs with this one, beside all pairs."""
+    pairs = itertools.combinations(range(len(rewards)), 2)
+    solved = {pair: float(any(rewards[j] >= 0.5 for j in pair)) for pair in pairs}
+    deviation = statistics.pstdev(solved.values())
+    own = statistics.fmean(value for pair, value in solved.items() if i in pair)
+    return (own - statistics.fmean(solved.values())) / deviation if deviation > 1e-9 else 0.0
+
+
+COMPARING = {
+    "group_norm": group_norm,
+    "group_mean": group_mean,
+    "leave_one_out": leave_one_out,
+    "maxrl": by_mean,
+    "pass_at_k": by_pairs,
+}
 
 
 def length_weighted_mean(rewards, lengths, i):
@@ -145,8 +167,13 @@ def to_come(answer, penalised, discount=1.0):
 @pytest.mark.parametrize("name", [name for name in ADVANTAGES if name != "gae"])
 def test_estimators_agree_with_their_papers(name, penalised, seed):
     answers = draw_answers(seed)
+    if name == "maxrl":
+        penalised = False
+        for answer in answers:
+            answer.score = abs(answer.score)
     algo = AlgorithmConfig(kl="k1", kl_in="reward", kl_coefficient=PENALTY if penalised else 0.0)
-    advantages, returns = ADVANTAGES[name](laid_end_to_end(answers, algo), algo)
+    options = {"k": 2} if name == "pass_at_k" else {}
+    advantages, returns = ADVANTAGES[name](laid_end_to_end(answers, algo), algo, **options)
     expected = []
     for answer in answers:
         siblings = [a for a in answers if a.group == answer.group]

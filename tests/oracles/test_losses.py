@@ -90,7 +90,47 @@ def cpgd(answer, still):
     return losses
 
 
+def dppo(answer, still):
+    """Total variation of "this token or another": a token beyond its bound, in the direction of its advantage, is left out."""
+    losses = []
+    for (new, old, advantage), (before, _, _) in zip(answer, still, strict=True):
+        moved = math.exp(before) - math.exp(old)
+        out = moved > HIGH if advantage > 0 else moved < -LOW
+        losses.append(0.0 if out else -advantage * min(math.exp(before - old), 20.0) * new)
+    return losses
+
+
+def dcpo(answer, still):
+    """The ratio r is held where |r (r - 1) p_old| is at most the bound, found by bisection; no further than 10."""
+    losses = []
+    for new, old, advantage in answer:
+        p, low, high = math.exp(old), [0.5, 1.0], [1.0, 1e6]
+        for _ in range(200):
+            middle = sum(low) / 2
+            low[middle * (middle - 1) * p > -LOW] = middle
+            middle = sum(high) / 2
+            high[middle * (middle - 1) * p > HIGH] = middle
+        least = 0.5 if 0.5 * -0.5 * p > -LOW else low[1]
+        ratio, most = math.exp(new - old), min(high[1], 10.0)
+        losses.append(-min(ratio * advantage, min(max(ratio, least), most) * advantage))
+    return losses
+
+
+def topr(answer, still):
+    """Good responses as they are, bad ones by the probability that the policy has left for them, at most 1."""
+    product = math.prod(math.exp(new - old) for new, old, _ in still)
+    return [-(1.0 if advantage > 0 else min(product, 1.0)) * advantage * new for new, _, advantage in answer]
+
+
+def dro(answer, still):
+    return [-advantage * new + 0.05 * (new - old) ** 2 for new, old, advantage in answer]
+
+
 ORACLES = {
+    "dppo": dppo,
+    "dcpo": dcpo,
+    "topr": topr,
+    "dro": dro,
     "clipped": clipped,
     "policy_gradient": policy_gradient,
     "sequence_clipped": sequence_clipped,

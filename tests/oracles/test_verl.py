@@ -24,9 +24,7 @@ def theirs(loss, answers, average, **settings):
         strategy="fsdp",
         rollout_n=1,
         ppo_micro_batch_size_per_gpu=1,
-        clip_ratio_low=LOW,
-        clip_ratio_high=HIGH,
-        **{"clip_ratio_c": 1e9} | settings,
+        **{"clip_ratio_low": LOW, "clip_ratio_high": HIGH, "clip_ratio_c": 1e9} | settings,
     )
     new = answers.new.clone().requires_grad_()
     function = verl.get_policy_loss_fn(loss)
@@ -66,6 +64,34 @@ def test_dual_clip_is_equal(seed):
     assert ours("clipped", answers, "token", options={"dual_clip": 1.2})[0] == pytest.approx(
         theirs("vanilla", answers, "token", clip_ratio_c=1.2)[0], abs=1e-9
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize(("verls", "options"), [("dppo_tv", {}), ("dppo_kl", {"kl": 1.0})])
+def test_dppo_is_equal(verls, options, average, seed):
+    """With probabilities that move by up to a half; verl needs log-probs below 0."""
+    answers = Answers(seed)
+    answers.old, answers.new = (-(x.abs() + 0.05) * answers.mask for x in (answers.old, answers.new))
+    found, gradient = ours(
+        "dppo", answers, average, clip=(0.05, 0.08), options={"ratio_limit": 1.5, **options}
+    )
+    settings = {"clip_ratio_low": 0.05, "clip_ratio_high": 0.08, "clip_ratio_c": 1.5}
+    expected, their_gradient = theirs(verls, answers, average, **settings)
+    assert found == pytest.approx(expected, abs=1e-7)
+    torch.testing.assert_close(gradient, their_gradient, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dro_is_equal(seed):
+    answers = Answers(seed)
+    policy_loss = pytest.importorskip("verl.workers.config").PolicyLossConfig
+    if "dro_beta" not in policy_loss.__dataclass_fields__:
+        pytest.skip("this verl has no DRO")
+    found, gradient = ours("dro", answers, "token", options={"beta": 0.3})
+    expected, their_gradient = theirs("dro", answers, "token", policy_loss=policy_loss(dro_beta=0.3))
+    assert found == pytest.approx(expected, abs=1e-7)
+    torch.testing.assert_close(gradient, their_gradient, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,6 @@
+import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -52,7 +54,7 @@ def test_reinforce_takes_the_reward_still_to_come():
 def test_every_token_of_an_answer_gets_its_advantage_and_none_outside_the_mask_does(name):
     batch = answers([1.0, 0.0], lengths=[3, 1], mask=[True, True, False, True], values=[0.0] * 4)
     batch.baselines, batch.turn_rewards = torch.zeros(2), torch.zeros(4)
-    advantages, returns = ADVANTAGES[name](batch, GRPO)
+    advantages, returns = ADVANTAGES[name](batch, GRPO, **({"k": 1} if name == "pass_at_k" else {}))
     assert advantages[0] == advantages[1] > 0
     assert advantages[2] == 0
     assert returns.tolist() == [1.0, 1.0, 0.0, 0.0]
@@ -156,3 +158,36 @@ def test_the_scale_of_one_part_changes_nothing_when_parts_are_normalised_by_them
     batch.grades = batch.grades * torch.tensor([1.0, factor])
     scaled, _ = group_norm_by_part(batch, GRPO)
     torch.testing.assert_close(scaled, plain)
+
+
+def test_maxrl_divides_by_the_mean_of_the_group():
+    """One right of four: (1 - 1/4) / (1/4) = 3, and -1; a group without a success says nothing."""
+    advantages, _ = ADVANTAGES["maxrl"](answers([1.0, 0.0, 0.0, 0.0]), GRPO)
+    assert advantages.tolist() == [3.0, -1.0, -1.0, -1.0]
+    assert ADVANTAGES["maxrl"](answers([0.0, 0.0]), GRPO)[0].tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match=r"a reward is -1, and this divides by the mean reward"):
+        ADVANTAGES["maxrl"](answers([1.0, -1.0]), GRPO)
+
+
+@pytest.mark.parametrize(
+    "rewards", [[1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0], [1, 1, 0], [1, 1, 1]]
+)
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_pass_at_k_is_what_all_subsets_say(rewards, k):
+    """The mean over subsets of k that a response is in, minus the mean over all, over the deviation over all."""
+    advantages, _ = ADVANTAGES["pass_at_k"](answers([float(r) for r in rewards]), GRPO, k=k)
+    subsets = list(itertools.combinations(range(len(rewards)), k))
+    solved = {s: float(any(rewards[i] for i in s)) for s in subsets}
+    mean = statistics.fmean(solved.values())
+    deviation = statistics.pstdev(solved.values())
+    expected = [
+        (statistics.fmean(solved[s] for s in subsets if i in s) - mean) / deviation if deviation else 0.0
+        for i in range(len(rewards))
+    ]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [0.0, 1.5, 4.0])
+def test_a_k_that_no_subset_has_is_refused(k):
+    with pytest.raises(ValueError, match=r"algorithm.options.k=.* from 1 to the 3 responses"):
+        ADVANTAGES["pass_at_k"](answers([1.0, 0.0, 0.0]), GRPO, k=k)

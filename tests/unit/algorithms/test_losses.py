@@ -67,6 +67,12 @@ def test_policy_gradient_is_the_advantage_times_the_log_prob():
         ("geometric", [-math.exp((0.3 - math.log(2)) / 2)] * 2),
         # Weights 1.3 and 0.8 on log 0.4 and log 0.2.
         ("cispo", [-1.3 * math.log(0.4), -0.8 * math.log(0.2)]),
+        # Probabilities move by 0.2 and -0.2, within 0.3; weights are the ratios.
+        ("dppo", [-2 * math.log(0.4), -0.5 * math.log(0.2)]),
+        # Bounds of the ratio: (1 + sqrt(1 + 4 * 0.3 / 0.2)) / 2 = 1.82 and, for p = 0.4, 1/2.
+        ("dcpo", [-(1 + math.sqrt(7)) / 2, -0.5]),
+        ("topr", [-math.log(0.4), -math.log(0.2)]),
+        ("dro", [-math.log(0.4) + 0.05 * math.log(2) ** 2, -math.log(0.2) + 0.05 * math.log(2) ** 2]),
         ("sapo", [-4 / (1 + math.exp(-1)), -4 / (1 + math.exp(0.5))]),
         # Logs ln 1.3 and -ln 2; drift beyond ln 1.2: 0.2 - ln 1.2 + 0.2 (ln 2 - ln 1.2), below: 1/2 - 1 + ln 2.
         (
@@ -155,3 +161,42 @@ def test_a_coefficient_without_what_it_weighs_is_a_broken_trainer(option):
         add_regularisers(
             nothing(), torch.zeros(2), make_batch([2]), AlgorithmConfig(**{option: 0.1}), entropy=None
         )
+
+
+def test_dppo_leaves_out_what_has_moved_too_far_with_its_advantage():
+    """By 0.4 with and against an advantage; the ratio of a rare token is bounded by its limit alone."""
+    batch = make_batch([4], old=logs(0.2, 0.6, 0.2, 0.01), advantages=[1.0, 1.0, -1.0, 1.0])
+    terms = LOSSES["dppo"](logs(0.6, 0.2, 0.6, 0.25), batch, PPO, ratio_limit=20.0)
+    expected = [0.0, -math.log(0.2) / 3, 3 * math.log(0.6), -20 * math.log(0.25)]
+    torch.testing.assert_close(terms.loss, torch.tensor(expected))
+    assert terms.metrics["clip/fraction"].tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_dppo_by_the_divergence_of_two_choices():
+    """KL of (0.5, 0.5) from (0.9, 0.1): 0.5 ln(0.5 / 0.9) + 0.5 ln(0.5 / 0.1) = 0.51, of (0.5, 0.5) from (0.6, 0.4): 0.02."""
+    batch = make_batch([2], old=logs(0.5, 0.5), advantages=[1.0, 1.0])
+    terms = LOSSES["dppo"](logs(0.9, 0.6), batch, PPO, kl=1)
+    torch.testing.assert_close(terms.loss, torch.tensor([0.0, -1.2 * math.log(0.6)]))
+
+
+def test_topr_forgets_a_bad_response_that_the_policy_would_not_say_any_more():
+    batch = make_batch([2, 2], old=logs(0.5, 0.5, 0.5, 0.5), advantages=[-1.0, -1.0, -1.0, -1.0])
+    terms = LOSSES["topr"](logs(0.1, 0.25, 0.9, 0.9), batch, PPO)
+    weights = [0.1, 0.1, 1.0, 1.0]
+    torch.testing.assert_close(terms.loss, torch.tensor(weights) * logs(0.1, 0.25, 0.9, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("dppo", {"ratio_limit": 1.0}, "ratio_limit=1.0 must be above 1"),
+        ("dppo", {"kl": 0.5}, "kl=0.5 must be 0 or 1"),
+        ("dcpo", {"ratio_limit": 0.5}, "ratio_limit=0.5"),
+        ("topr", {"weight_limit": 0.0}, "weight_limit=0.0"),
+        ("dro", {"beta": 0.0}, "beta=0.0"),
+    ],
+)
+def test_bounds_that_bound_nothing_are_refused(name, options, told):
+    batch = make_batch([1], old=logs(0.5), advantages=[1.0])
+    with pytest.raises(ValueError, match=told):
+        LOSSES[name](logs(0.5), batch, PPO, **options)

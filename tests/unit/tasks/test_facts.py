@@ -5,7 +5,7 @@ from lightrft.environments.episodes import Episodes
 from lightrft.tasks import facts
 
 
-def test_a_search_for_the_name_finds_every_fact():
+def test_a_search_for_the_name_and_what_is_wanted_finds_every_fact():
     options = EnvironmentConfig(
         name="search",
         options={"corpus": "lightrft.tasks.facts:passages", "top": "1"},
@@ -15,15 +15,17 @@ def test_a_search_for_the_name_finds_every_fact():
     names = {one["name"]: one for one in facts.people()}
     assert len(names) == facts.PEOPLE
     with Episodes(options) as episodes:
-        begun = episodes.begin([(1, {})] * len(names))
+        asked = [(name, kind) for name in names for kind in facts.QUESTIONS]
+        begun = episodes.begin([(1, {})] * len(asked))
+        words = {"born": "born", "goats": "goats", "house": "lives number"}
         said = [
-            (episode, f"<search>{name}</search>", False)
-            for (episode, _), name in zip(begun, names, strict=True)
+            (episode, f"<search>{name} {words[kind]}</search>", False)
+            for (episode, _), (name, kind) in zip(begun, asked, strict=True)
         ]
-        for (name, one), reply in zip(names.items(), episodes.step(said), strict=True):
-            text = reply.messages[0]["content"]
-            assert name in text
-            assert all(one[kind] in text for kind in facts.QUESTIONS)
+        for (name, kind), reply in zip(asked, episodes.step(said), strict=True):
+            assert (
+                reply.messages[0]["content"] == f"[1] {facts.SENTENCES[kind].format(name, names[name][kind])}"
+            )
 
 
 def test_who_is_asked_about_in_training_is_not_in_the_evaluation():
