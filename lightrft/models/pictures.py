@@ -117,6 +117,7 @@ class Pictures:
         pipeline = Pipeline(config.model)
         check_settings(config)
         pipeline.check()
+        FlowSource(config.model).check_adapters()
         options = config.rollout.denoise
         shape, width = state_shape(pipeline, options)
         return cls(config, pipeline, PictureProcessor(pipeline, options, shape, width))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightrft.config import ModelConfig
 from lightrft.models.describe import PIPELINE, pipeline_folder
+from lightrft.models.lora import add_adapters, check_targets
 from lightrft.models.shards import Shards
 from lightrft.models.source import Source
 from lightrft.models.weights import LEARNS
@@ -242,4 +243,9 @@ class FlowSource(Source):
         if self.learns and self.config.gradient_checkpointing:
             module.enable_gradient_checkpointing()
         prepared: nn.Module = module.eval().requires_grad_(self.learns)
-        return prepared
+        return add_adapters(prepared, self.config.lora) if self.learns and self.config.lora.rank else prepared
+
+    def check_adapters(self) -> None:
+        """ValueError for targets of model.lora.targets that the transformer lacks. Reads no weights."""
+        if self.config.lora.rank:
+            check_targets(replace(self, learns=False).empty(), self.config.lora)
