@@ -105,10 +105,7 @@ class Denoiser:
         """Pictures in [-1, 1] of latents: themselves where there is no VAE."""
         if self._vae is None:
             return x
-        config = self._vae.config
-        latents: Tensor = x / config.scaling_factor + (config.shift_factor or 0.0)
-        found: Tensor = self._vae.decode(latents.to(next(self._vae.parameters()).dtype), return_dict=False)[0]
-        return found
+        return self._processor.pipeline.family.decode(self._vae, x)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Engine.load_weights; a tensor that is the module's own costs nothing."""

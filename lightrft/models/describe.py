@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def pipeline_folder(config: ModelConfig) -> Path:
     if config.path.startswith(MADE):
         return tiny_pipeline(config.path.removeprefix(MADE), cache_folder(config.cache))
     return expanded(config.path, "model.path")
+
+
+def learned_part(folder: Path) -> str:
+    """The part of a pipeline that learns: its transformer, or its UNet."""
+    index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+    return next((part for part in ("transformer", "unet") if any(index.get(part) or ())), "transformer")
 
 
 def model_folder(config: ModelConfig) -> str:

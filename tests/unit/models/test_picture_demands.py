@@ -54,7 +54,6 @@ def refused(folder, *flags, layer=("digits_sd3",)):
         "--algorithm.entropy-coefficient 0.1",
         "--algorithm.high-entropy-fraction 0.2",
         "--algorithm.average fixed",
-        "--model.lora.rank 4",
         "--model.freeze vision",
         "--model.chat-template plain",
         "--model.attention separate",
