@@ -1,4 +1,4 @@
-"""A whole Stable Diffusion 3 pipeline of a few ten thousand random weights: transformer, VAE, two CLIP encoders, T5, tokenizers."""
+"""Whole pipelines of diffusers of a few ten thousand random weights: network, VAE, text encoders, tokenizers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,41 @@ import torch
 from lightrft.models.tiny_pictures import _tokenizer
 
 
-def sd3_pipeline(seed=0, *, shift=3.0, **changes):
-    """The pipeline, made of configs; `changes` are of the transformer."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+def clip(*, projects=True):
+    """A CLIP text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    torch.manual_seed(seed)
-    tokenizer = _tokenizer()
-    clip = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+    config = CLIPTextConfig(
+        vocab_size=len(_tokenizer()), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=8, projection_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(config).eval()
+
+
+def t5():
+    """A T5 text encoder."""
+    from transformers import T5Config, T5EncoderModel
+
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=len(_tokenizer()), **shape)).eval()
+
+
+def kl_vae(**changes):
+    """A VAE of pictures, two pixels to a number."""
+    import diffusers
+
+    given = {"shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False}
+    return diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, block_out_channels=[8, 8],
+        norm_num_groups=4, latent_channels=4, **{**given, **changes},
+    ).eval()  # fmt: skip
+
+
+def sd3_pipeline(seed=0, *, shift=3.0, **changes):
+    """Stable Diffusion 3; `changes` are of the transformer."""
+    import diffusers
+
+    torch.manual_seed(seed)
     shape = {
         "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8,
         "num_attention_heads": 4, "joint_attention_dim": 32, "caption_projection_dim": 32, "pooled_projection_dim": 32,
@@ -27,14 +50,31 @@ def sd3_pipeline(seed=0, *, shift=3.0, **changes):
     return diffusers.StableDiffusion3Pipeline(
         transformer=diffusers.SD3Transformer2DModel(**{**shape, **changes}).eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=shift),
-        vae=diffusers.AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, block_out_channels=[8, 8],
-            norm_num_groups=4, latent_channels=4, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False,
-        ).eval(),
-        text_encoder=CLIPTextModelWithProjection(clip).eval(),
-        tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(clip).eval(),
-        tokenizer_2=tokenizer,
-        text_encoder_3=T5EncoderModel(t5).eval(),
-        tokenizer_3=tokenizer,
+        vae=kl_vae(),
+        text_encoder=clip(),
+        tokenizer=_tokenizer(),
+        text_encoder_2=clip(),
+        tokenizer_2=_tokenizer(),
+        text_encoder_3=t5(),
+        tokenizer_3=_tokenizer(),
+    )
+
+
+def flux_pipeline(*, guidance_embeds=True):
+    """FLUX.1 dev, or schnell without guidance."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), guidance_embeds=guidance_embeds,
     )  # fmt: skip
+    return diffusers.FluxPipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance_embeds),
+        vae=kl_vae(),
+        text_encoder=clip(projects=False),
+        tokenizer=_tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=_tokenizer(),
+    )

@@ -92,11 +92,50 @@ def _sd3_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mappin
     return found
 
 
+def packed(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H / 2 W / 2, 4 C): squares of two by two numbers as positions."""
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), 4 * c)
+
+
+def unpacked(x: Tensor, like: Tensor) -> Tensor:
+    """What `packed` makes of a state, back in the shape of `like`."""
+    b, c, h, w = like.shape
+    return x.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+
+def places(x: Tensor) -> Tensor:
+    """(H / 2 W / 2, 3): nothing, row and column of each position of a packed state."""
+    rows, columns = x.shape[-2] // 2, x.shape[-1] // 2
+    found = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
+    found[..., 1] = torch.arange(rows, device=x.device)[:, None]
+    found[..., 2] = torch.arange(columns, device=x.device)[None, :]
+    return found.flatten(0, 1)
+
+
+def _flux_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
+    found = pipe.encode_prompt(asked.text or "", None, device=CPU, max_sequence_length=asked.most)
+    return {"encoder_hidden_states": found[0], "pooled_projections": found[1]}
+
+
+def _flux_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    text = torch.zeros(conditions["encoder_hidden_states"].shape[1], 3, device=x.device, dtype=x.dtype)
+    found = module(
+        hidden_states=packed(x), timestep=times / 1000, img_ids=places(x), txt_ids=text, return_dict=False, **conditions
+    )  # fmt: skip
+    return unpacked(found[0], x)
+
+
 FAMILIES: dict[str, Family] = {
     # Stable Diffusion 3 and 3.5 (Esser et al. 2024, https://arxiv.org/abs/2403.03206).
     "SD3Transformer2DModel": Family(
         "StableDiffusion3Pipeline", _sd3_conditions, _sd3_forward, channels=lambda s: int(s["in_channels"]),
         patch=lambda s: int(s["patch_size"]), sides=lambda s: (int(s["sample_size"]),) * 2, long="tokenizer_3",
+    ),
+    # FLUX.1 (Black Forest Labs 2024, https://github.com/black-forest-labs/flux): guidance is told to the network (dev) or left out (schnell).
+    "FluxTransformer2DModel": Family(
+        "FluxPipeline", _flux_conditions, _flux_forward, channels=lambda s: int(s["in_channels"]) // 4,
+        patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer_2", even=True,
     ),
 }  # fmt: skip
 """Class of the network -> how it is called."""
