@@ -78,3 +78,36 @@ def flux_pipeline(*, guidance_embeds=True):
         text_encoder_2=t5(),
         tokenizer_2=_tokenizer(),
     )
+
+
+def clip_vae(kind):
+    """A VAE of clips, two pixels and two frames to a number."""
+    import diffusers
+
+    return getattr(diffusers, kind)(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.0, 2.0],
+    ).eval()  # fmt: skip
+
+
+def qwen_pipeline():
+    """Qwen-Image."""
+    import diffusers
+
+    from lightrft.models.tiny import tiny_model
+
+    torch.manual_seed(0)
+    reader = tiny_model("qwen2_5_vl").eval()
+    transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=reader.config.get_text_config().hidden_size, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, shift_terminal=0.02
+        ),
+        vae=clip_vae("AutoencoderKLQwenImage"),
+        text_encoder=reader,
+        tokenizer=_tokenizer(),
+    )

@@ -126,6 +126,54 @@ def _flux_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mappi
     return unpacked(found[0], x)
 
 
+def norm_guided(found: Tensor, without: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance with each position as long as it is without, as Qwen-Image has it."""
+    plain, moved = packed(found), packed(guided(found, without, guidance))
+    scaled = moved * (plain.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True))
+    return unpacked(scaled, found)
+
+
+def _qwen_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
+    """Texts padded to one length, with what says which positions are words: prompts of a batch are read side by side."""
+    said, _ = pipe.encode_prompt(asked.text or "", device=CPU, max_sequence_length=asked.most)
+    words = said.shape[1]
+    mask = (torch.arange(asked.most) < words).float()[None]
+    return {
+        "encoder_hidden_states": nn.functional.pad(said, (0, 0, 0, asked.most - words)),
+        "encoder_hidden_states_mask": mask,
+    }
+
+
+def _qwen_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    size = [(1, x.shape[-2] // 2, x.shape[-1] // 2)]
+    given = {**conditions, "encoder_hidden_states_mask": conditions["encoder_hidden_states_mask"].bool()}
+    found = module(
+        hidden_states=packed(x), timestep=times / 1000, img_shapes=[size] * len(x), return_dict=False, **given
+    )
+    return unpacked(found[0], x)
+
+
+def frames_scale(vae: Settings) -> int:
+    """Pixels to a number of the latent of a VAE of clips."""
+    return int(2 ** len(vae["temperal_downsample"]))
+
+
+def frames_decode(vae: Any, x: Tensor) -> Tensor:
+    """Clips of the latents of a VAE of clips, which were standardised channel by channel."""
+    kind = next(vae.parameters()).dtype
+    mean, sd = (
+        torch.tensor(numbers, device=x.device, dtype=kind).view(1, -1, 1, 1, 1)
+        for numbers in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    found: Tensor = vae.decode(x.to(kind) * sd + mean, return_dict=False)[0]
+    return found
+
+
+def _still_decode(vae: Any, x: Tensor) -> Tensor:
+    """Pictures by a VAE of clips: their first frames."""
+    return frames_decode(vae, x[:, :, None])[:, :, 0]
+
+
 FAMILIES: dict[str, Family] = {
     # Stable Diffusion 3 and 3.5 (Esser et al. 2024, https://arxiv.org/abs/2403.03206).
     "SD3Transformer2DModel": Family(
@@ -136,6 +184,12 @@ FAMILIES: dict[str, Family] = {
     "FluxTransformer2DModel": Family(
         "FluxPipeline", _flux_conditions, _flux_forward, channels=lambda s: int(s["in_channels"]) // 4,
         patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer_2", even=True,
+    ),
+    # Qwen-Image (Wu et al. 2025, https://arxiv.org/abs/2508.02324).
+    "QwenImageTransformer2DModel": Family(
+        "QwenImagePipeline", _qwen_conditions, _qwen_forward, channels=lambda s: int(s["in_channels"]) // 4,
+        patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer", around=5, even=True, guided=norm_guided,
+        scale=frames_scale, decode=_still_decode,
     ),
 }  # fmt: skip
 """Class of the network -> how it is called."""
