@@ -80,13 +80,13 @@ def flux_pipeline(*, guidance_embeds=True):
     )
 
 
-def clip_vae(kind):
+def clip_vae(kind, **changes):
     """A VAE of clips, two pixels and two frames to a number."""
     import diffusers
 
     return getattr(diffusers, kind)(
         base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.0, 2.0],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.0, 2.0], **changes,
     ).eval()  # fmt: skip
 
 
@@ -109,5 +109,25 @@ def qwen_pipeline():
         ),
         vae=clip_vae("AutoencoderKLQwenImage"),
         text_encoder=reader,
+        tokenizer=_tokenizer(),
+    )
+
+
+def wan_pipeline():
+    """Wan 2.1."""
+    import diffusers
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=32,
+        ffn_dim=32, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+    return diffusers.WanPipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        vae=clip_vae("AutoencoderKLWan", scale_factor_spatial=2, scale_factor_temporal=2),
+        text_encoder=UMT5EncoderModel(UMT5Config(vocab_size=len(_tokenizer()), **shape)).eval(),
         tokenizer=_tokenizer(),
     )

@@ -68,6 +68,8 @@ class DenoiseConfig:
     """Rows of a picture in pixels; 0: what the transformer was made for."""
     width: int = 0
     """Columns of a picture in pixels; 0: what the transformer was made for."""
+    frames: int = 1
+    """Frames of a clip, of pipelines that draw clips; 1: a picture."""
     max_text_tokens: int = 256
     """Tokens of the long text encoder (max_sequence_length); positions without text are read as well."""
     max_sequences: int = 256

@@ -78,6 +78,8 @@ class Family:
     scale: Callable[[Settings], int] = kl_scale
     """Settings of the VAE -> pixels to a row of a state."""
     decode: Decode = kl_decode
+    frames: Callable[[Settings], int] | None = None
+    """Settings of the VAE -> frames to a number of the state; None: it draws pictures, not clips."""
 
 
 def _sd3_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
@@ -87,7 +89,7 @@ def _sd3_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
     return {"encoder_hidden_states": found[0], "pooled_projections": found[2]}
 
 
-def _sd3_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+def _plain_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     found: Tensor = module(hidden_states=x, timestep=times, return_dict=False, **conditions)[0]
     return found
 
@@ -174,10 +176,17 @@ def _still_decode(vae: Any, x: Tensor) -> Tensor:
     return frames_decode(vae, x[:, :, None])[:, :, 0]
 
 
+def _wan_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
+    said, _ = pipe.encode_prompt(
+        asked.text or "", do_classifier_free_guidance=False, device=CPU, max_sequence_length=asked.most
+    )
+    return {"encoder_hidden_states": said}
+
+
 FAMILIES: dict[str, Family] = {
     # Stable Diffusion 3 and 3.5 (Esser et al. 2024, https://arxiv.org/abs/2403.03206).
     "SD3Transformer2DModel": Family(
-        "StableDiffusion3Pipeline", _sd3_conditions, _sd3_forward, channels=lambda s: int(s["in_channels"]),
+        "StableDiffusion3Pipeline", _sd3_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
         patch=lambda s: int(s["patch_size"]), sides=lambda s: (int(s["sample_size"]),) * 2, long="tokenizer_3",
     ),
     # FLUX.1 (Black Forest Labs 2024, https://github.com/black-forest-labs/flux): guidance is told to the network (dev) or left out (schnell).
@@ -190,6 +199,12 @@ FAMILIES: dict[str, Family] = {
         "QwenImagePipeline", _qwen_conditions, _qwen_forward, channels=lambda s: int(s["in_channels"]) // 4,
         patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer", around=5, even=True, guided=norm_guided,
         scale=frames_scale, decode=_still_decode,
+    ),
+    # Wan 2.1, text to clip (Wan team 2025, https://arxiv.org/abs/2503.20314).
+    "WanTransformer3DModel": Family(
+        "WanPipeline", _wan_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
+        patch=lambda s: int(s["patch_size"][1]), sides=lambda _: (60, 104), long="tokenizer",
+        scale=lambda vae: int(vae["scale_factor_spatial"]), decode=frames_decode, frames=lambda vae: int(vae["scale_factor_temporal"]),
     ),
 }  # fmt: skip
 """Class of the network -> how it is called."""

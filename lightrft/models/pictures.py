@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -210,7 +211,7 @@ def schedule(processor: PictureProcessor, steps: int) -> Schedule:
 
 
 def state_shape(pipeline: Pipeline, options: DenoiseConfig) -> tuple[tuple[int, ...], int]:
-    """The shape of a latent, and the positions a step reads. ValueError for a size that cannot be cut into patches."""
+    """The shape of a latent, and the positions a step reads. ValueError for a size that cannot be cut into patches or frames."""
     family, made_for = pipeline.family, pipeline.family.sides(pipeline.shape)
     patch, sides = family.patch(pipeline.shape), []
     for name, plain in zip(("height", "width"), made_for, strict=True):
@@ -221,5 +222,20 @@ def state_shape(pipeline: Pipeline, options: DenoiseConfig) -> tuple[tuple[int, 
                 f"{max(1, round(pixels / unit)) * unit}."
             )
         sides.append(pixels // pipeline.scale or plain)
-    positions = sides[0] // patch * (sides[1] // patch)
-    return (family.channels(pipeline.shape), *sides), positions + options.max_text_tokens
+    frames = _frames(pipeline, options)
+    positions = math.prod(frames) * (sides[0] // patch) * (sides[1] // patch)
+    return (family.channels(pipeline.shape), *frames, *sides), positions + options.max_text_tokens
+
+
+def _frames(pipeline: Pipeline, options: DenoiseConfig) -> tuple[int, ...]:
+    """How many frames a latent has, where it has some. ValueError for a clip that the pipeline cannot draw."""
+    told, unit = f"rollout.denoise.frames={options.frames}: {pipeline.config.path} draws", pipeline.frames
+    if not unit:
+        if options.frames > 1:
+            raise ValueError(f"{told} pictures, not clips. Set rollout.denoise.frames=1.")
+        return ()
+    if (options.frames - 1) % unit:
+        raise ValueError(
+            f"{told} one frame and multiples of {unit} after it. Set it to {round((options.frames - 1) / unit) * unit + 1}."
+        )
+    return ((options.frames - 1) // unit + 1,)

@@ -189,6 +189,13 @@ class Pipeline:
         """Pixels to a row of the latent; 8 where there is no VAE, as the pipelines of diffusers take it."""
         return self.family.scale(self._json("vae/config.json")) if self.has_vae else 8
 
+    @property
+    def frames(self) -> int:
+        """Frames to a number of the latent; 0 of a pipeline that draws pictures."""
+        if self.family.frames is None:
+            return 0
+        return self.family.frames(self._json("vae/config.json")) if self.has_vae else 4  # as in `scale`
+
     def write(
         self, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = FILE_BYTES
     ) -> None:
