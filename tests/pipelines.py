@@ -30,11 +30,11 @@ def kl_vae(**changes):
     """A VAE of pictures, two pixels to a number."""
     import diffusers
 
-    given = {"shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False}
-    return diffusers.AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, block_out_channels=[8, 8],
-        norm_num_groups=4, latent_channels=4, **{**given, **changes},
-    ).eval()  # fmt: skip
+    plain = {
+        "shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False,
+        "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2, "block_out_channels": [8, 8],
+    }  # fmt: skip
+    return diffusers.AutoencoderKL(norm_num_groups=4, latent_channels=4, **{**plain, **changes}).eval()
 
 
 def sd3_pipeline(seed=0, *, shift=3.0, **changes):
@@ -131,3 +131,57 @@ def wan_pipeline():
         text_encoder=UMT5EncoderModel(UMT5Config(vocab_size=len(_tokenizer()), **shape)).eval(),
         tokenizer=_tokenizer(),
     )
+
+
+def ddim(**changes):
+    """The scheduler of a diffusion model, with few steps that it was trained on."""
+    import diffusers
+
+    plain = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False}
+    return diffusers.DDIMScheduler(**{**plain, "steps_offset": 1, **changes})
+
+
+def unet(**changes):
+    """A UNet with attention to text in one of its two levels."""
+    import diffusers
+
+    return diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **changes,
+    ).eval()  # fmt: skip
+
+
+def sd_pipeline(**scheduler):
+    """Stable Diffusion 1 or 2."""
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.StableDiffusionPipeline(
+        unet=unet(cross_attention_dim=16, attention_head_dim=8),
+        scheduler=ddim(**scheduler),
+        vae=kl_vae(shift_factor=None),
+        text_encoder=clip(projects=False),
+        tokenizer=_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl_pipeline():
+    """SDXL, eight pixels to a number as it always is."""
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.StableDiffusionXLPipeline(
+        unet=unet(
+            cross_attention_dim=32, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+            addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=64,
+        ),
+        scheduler=ddim(),
+        vae=kl_vae(shift_factor=None, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[8] * 4),
+        text_encoder=clip(projects=False),
+        tokenizer=_tokenizer(),
+        text_encoder_2=clip(),
+        tokenizer_2=_tokenizer(),
+    )  # fmt: skip

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
+SDXL_SCALE = 8
+"""Pixels to a row of SDXL's latents."""
 
 
 class Asked(NamedTuple):
@@ -58,8 +60,8 @@ def kl_decode(vae: Any, x: Tensor) -> Tensor:
 class Family:
     """How one class of denoising networks is called."""
 
-    pipeline: str
-    """Class of the pipeline that reads its prompts."""
+    pipelines: tuple[str, ...]
+    """Classes of the pipelines that draw with it from text alone."""
     conditions: Conditions
     forward: Forward
     channels: Callable[[Settings], int]
@@ -183,28 +185,55 @@ def _wan_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
     return {"encoder_hidden_states": said}
 
 
+def _unet_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
+    """Of Stable Diffusion with one text encoder, or of SDXL with two: the latter says nothing by zeros, where its folder has it so."""
+    if not hasattr(pipe, "tokenizer_2"):
+        return {"encoder_hidden_states": pipe.encode_prompt(asked.text or "", CPU, 1, False)[0]}
+    said, _, pooled, _ = pipe.encode_prompt(asked.text or "", device=CPU, do_classifier_free_guidance=False)
+    if asked.text is None and pipe.config.force_zeros_for_empty_prompt:
+        said, pooled = torch.zeros_like(said), torch.zeros_like(pooled)
+    return {"encoder_hidden_states": said, "text_embeds": pooled}
+
+
+def _unet_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    pooled, added = conditions.get("text_embeds"), {}
+    if pooled is not None:  # SDXL is told the picture's size, where it was cut, and the size asked for, in pixels
+        rows, columns = (SDXL_SCALE * side for side in x.shape[-2:])
+        sizes = x.new_tensor([rows, columns, 0, 0, rows, columns]).expand(len(x), -1)
+        added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+    found: Tensor = module(
+        x, times, encoder_hidden_states=conditions["encoder_hidden_states"], return_dict=False, **added
+    )[0]
+    return found
+
+
 FAMILIES: dict[str, Family] = {
     # Stable Diffusion 3 and 3.5 (Esser et al. 2024, https://arxiv.org/abs/2403.03206).
     "SD3Transformer2DModel": Family(
-        "StableDiffusion3Pipeline", _sd3_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
+        ("StableDiffusion3Pipeline",), _sd3_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
         patch=lambda s: int(s["patch_size"]), sides=lambda s: (int(s["sample_size"]),) * 2, long="tokenizer_3",
     ),
     # FLUX.1 (Black Forest Labs 2024, https://github.com/black-forest-labs/flux): guidance is told to the network (dev) or left out (schnell).
     "FluxTransformer2DModel": Family(
-        "FluxPipeline", _flux_conditions, _flux_forward, channels=lambda s: int(s["in_channels"]) // 4,
+        ("FluxPipeline",), _flux_conditions, _flux_forward, channels=lambda s: int(s["in_channels"]) // 4,
         patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer_2", even=True,
     ),
     # Qwen-Image (Wu et al. 2025, https://arxiv.org/abs/2508.02324).
     "QwenImageTransformer2DModel": Family(
-        "QwenImagePipeline", _qwen_conditions, _qwen_forward, channels=lambda s: int(s["in_channels"]) // 4,
+        ("QwenImagePipeline",), _qwen_conditions, _qwen_forward, channels=lambda s: int(s["in_channels"]) // 4,
         patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer", around=5, even=True, guided=norm_guided,
         scale=frames_scale, decode=_still_decode,
     ),
     # Wan 2.1, text to clip (Wan team 2025, https://arxiv.org/abs/2503.20314).
     "WanTransformer3DModel": Family(
-        "WanPipeline", _wan_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
+        ("WanPipeline",), _wan_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
         patch=lambda s: int(s["patch_size"][1]), sides=lambda _: (60, 104), long="tokenizer",
         scale=lambda vae: int(vae["scale_factor_spatial"]), decode=frames_decode, frames=lambda vae: int(vae["scale_factor_temporal"]),
+    ),
+    # Stable Diffusion 1 and 2 (Rombach et al. 2022, https://arxiv.org/abs/2112.10752), SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952).
+    "UNet2DConditionModel": Family(
+        ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), _unet_conditions, _unet_forward,
+        channels=lambda s: int(s["in_channels"]), patch=lambda _: 1, sides=lambda s: (int(s["sample_size"]),) * 2,
     ),
 }  # fmt: skip
 """Class of the network -> how it is called."""

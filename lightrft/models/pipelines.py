@@ -137,9 +137,9 @@ class Pipeline:
                 f"{told}its {self.learns} is a {name}, and this version knows: {', '.join(FAMILIES)}."
             )
         kind = self.index["_class_name"]
-        if kind != self.family.pipeline:
+        if kind not in self.family.pipelines:
             raise ValueError(
-                f"{told}it is a {kind}, and a {name} is read as a {self.family.pipeline}, which draws from text alone. Take such a folder."
+                f"{told}it is a {kind}, and with a {name} draw from text alone: {', '.join(self.family.pipelines)}. Take such a folder."
             )
         for part, cure in ALONE.items():
             if any(self.index.get(part) or ()) if isinstance(self.index.get(part), list) else self.index.get(part):
@@ -150,6 +150,9 @@ class Pipeline:
                 f"{told}its scheduler is a {scheduler}, and its steps are known of: {', '.join(LADDERS)}. Save the pipeline with one of them, "
                 "made by from_config of the old one."
             )
+        problem = self.ladder.problem(self._json("scheduler/scheduler_config.json"))
+        if problem:
+            raise ValueError(f"{told}its scheduler {problem}.")
         diffusers = library()
         version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
         if version < OLDEST:
@@ -166,7 +169,7 @@ class Pipeline:
     @cached_property
     def encoders(self) -> Any:
         """The pipeline without what draws: its frozen text encoders, on the CPU, and a network of no weights that tells its sizes."""
-        kind = library_class(self.family.pipeline)
+        kind = library_class(self.index["_class_name"])
         absent = {name for name, part in self.index.items() if isinstance(part, list) and not any(part)}
         idle = {*absent, *({"vae", "safety_checker", "feature_extractor", "image_encoder"} & set(self.index))}
         given = {**dict.fromkeys(idle), self.learns: FlowSource(self.config, learns=False).empty()}
@@ -231,7 +234,9 @@ class FlowSource(Source):
         module = self._class(pipeline).from_pretrained(
             pipeline.folder, subfolder=pipeline.learns, dtype=self.dtype
         )
-        return self._prepared(module.to(device, self.dtype))
+        for parameter in module.parameters():  # some classes keep parts in float32, and every process must compute alike
+            parameter.data = parameter.data.to(self.dtype)
+        return self._prepared(module.to(device))
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """The network before its weights are read; buffers are real."""

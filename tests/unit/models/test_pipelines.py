@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ from lightrft.models.pictures import Pictures
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Record, Sampling
-from tests.pipelines import flux_pipeline, qwen_pipeline, sd3_pipeline, wan_pipeline
+from tests.pipelines import flux_pipeline, qwen_pipeline, sd3_pipeline, sd_pipeline, sdxl_pipeline, wan_pipeline
 
 WORDS = ("the digit five", "a two")
+DDIM = {"noise": "ddim", "level": 1.0}
 PIPELINES = {
     "sd3": (sd3_pipeline, {"guidance": 1.0}),
     "flux dev": (flux_pipeline, {"guidance": 3.5}),
@@ -30,6 +32,9 @@ PIPELINES = {
     "qwen-image guided": (qwen_pipeline, {"guidance": 3.0, "max_text_tokens": 48}),
     "wan": (wan_pipeline, {"guidance": 4.0, "frames": 5}),
     "wan, a picture": (wan_pipeline, {"guidance": 1.0}),
+    "sd": (sd_pipeline, {"guidance": 7.5, **DDIM}),
+    "sd by v": (lambda: sd_pipeline(prediction_type="v_prediction"), {"guidance": 1.0, **DDIM}),
+    "sdxl": (sdxl_pipeline, {"guidance": 5.0, **DDIM, "height": 64, "width": 64}),
 }
 """Name -> what makes it, and how it is drawn with."""
 CALLS = {
@@ -39,7 +44,6 @@ CALLS = {
     "qwen-image guided": {"true_cfg_scale": 3.0, "negative_prompt": ""},
 }
 """What its pipeline calls that, where that is not guidance_scale."""
-SIDE = 16
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
@@ -53,7 +57,7 @@ def drawn(request, tmp_path_factory):
 
 
 def made(folder, lora=LoraConfig(), **denoise):  # noqa: B008  # it is frozen
-    plain = {"steps": 4, "max_text_tokens": 8, "likelihood": "sum", "height": SIDE, "width": SIDE}
+    plain = {"steps": 4, "max_text_tokens": 8, "likelihood": "sum", "height": 16, "width": 16}
     options = RolloutConfig(engine="denoise", denoise=DenoiseConfig(**{**plain, **denoise}))
     model = ModelConfig(path=str(folder), lora=lora)
     config = Config(model=model, rollout=options, tasks=TaskConfig(train={"digits": 1.0}))
@@ -68,26 +72,28 @@ def prompts(kind):
 
 
 def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(drawn):
-    """Latents within 1e-5, pixels within one level of 255."""
+    """Latents within 1e-5 of the largest number, pixels within one level of 255."""
     import diffusers
 
     name, folder, kind, module, engine = drawn
     plain = diffusers.DiffusionPipeline.from_pretrained(folder)
     plain.set_progress_bar_config(disable=True)
     found = engine.generate(prompts(kind), Sampling(n=1, temperature=0.0, seed=3))
-    guidance = kind.config.rollout.denoise.guidance
+    options = kind.config.rollout.denoise
     for place, text in enumerate(WORDS):
         first = normals(torch.tensor([stream(3, place, 0)]), 0, kind.processor.shape)
         given = {
-            "prompt": text, "num_inference_steps": 4, "max_sequence_length": kind.config.rollout.denoise.max_text_tokens, "height": SIDE, "width": SIDE,
-            "latents": layout(name)(first), **CALLS.get(name, {"guidance_scale": guidance}),
+            "prompt": text, "num_inference_steps": 4, "height": options.height, "width": options.width,
+            "latents": layout(name)(first), **CALLS.get(name, {"guidance_scale": options.guidance}),
         }  # fmt: skip
+        if "max_sequence_length" in inspect.signature(plain.__call__).parameters:
+            given["max_sequence_length"] = options.max_text_tokens
         latent = plain(**given, output_type="latent")[0]
         x, conditions = first, prompts(kind)[place].media
         with torch.no_grad():
             for step in range(4):
                 x = engine._plain.exact(module, x, torch.tensor([step]), conditions)
-        torch.testing.assert_close(layout(name)(x), latent, rtol=0, atol=1e-5)
+        torch.testing.assert_close(layout(name)(x), latent, rtol=0, atol=1e-5 * max(1, latent.abs().max().item()))
         theirs = torch.tensor(plain(**given, output_type="np")[0][0] * 255).round()
         ours = found[place][0].made
         assert (torch.tensor(ours.get("clip", ours["image"])).float() - theirs).abs().max() <= 1
@@ -148,7 +154,7 @@ def test_adapters_learn_beside_the_network_and_the_folder_holds_the_merged_weigh
     with merged_adapters(module):
         kind.write(module, plain_state(module).items(), tmp_path / "model")
     loaded = getattr(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model"), kind.pipeline.learns)
-    torch.testing.assert_close(logprobs(loaded), logprobs(module), rtol=0, atol=1e-3)
+    torch.testing.assert_close(logprobs(loaded), logprobs(module), rtol=1e-5, atol=1e-3)
 
 
 def test_a_packed_state_comes_back():
