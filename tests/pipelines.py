@@ -137,7 +137,13 @@ def ddim(**changes):
     """The scheduler of a diffusion model, with few steps that it was trained on."""
     import diffusers
 
-    plain = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False}
+    plain = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    }
     return diffusers.DDIMScheduler(**{**plain, "steps_offset": 1, **changes})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, checked_left
-from lightrft.build.data import build_evaluator, build_scaler, build_task_data
+from lightrft.build.data import build_evaluator, build_scaler, build_task_data, check_asked
 from lightrft.build.judges import add_judging_models
 from lightrft.build.kinds import policy_of
 from lightrft.build.memory import build_memory_plan
@@ -57,6 +57,7 @@ def build_run(
     turns = build_turns(config, processor, stack)
     check_teacher(config, processor)
     check_models(config, algorithm)
+    check_asked(config, kind)
     task_data = build_task_data(config, processor, world)
     stack.enter_context(task_data.judge)
     stack.enter_context(task_data.eval_judge)

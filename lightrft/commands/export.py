@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightrft.build.kinds import policy_of
 from lightrft.build.reward import build_model
-from lightrft.config import RewardTrainingConfig, RunConfig
+from lightrft.config import Config, RewardTrainingConfig, RunConfig
 from lightrft.models.base import check_base
 from lightrft.models.classifiers import HEAD
-from lightrft.models.export import write_folder
+from lightrft.models.export import FILE_BYTES, write_folder
+from lightrft.models.kinds import Write
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import full_weights
-from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -46,7 +47,7 @@ def writable(target: Path, file_gb: float) -> Path:
 def export(
     config: RunConfig, run: Path, target: Path, step: int | None, file_gb: float, output: str = ""
 ) -> int:
-    """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time.
+    """Makes a folder that transformers loads, or diffusers of a diffusion model, of the model in a checkpoint of any backend, on one process, a file's worth at a time.
 
     `output`: the one output of a reward model that the folder is to have, for programs that read one alone; empty: all.
     """
@@ -72,13 +73,13 @@ def export(
     check_base(config.model, state.get("base", ""), place)
     models = state["models"]
     stored = models["actor"] if "actor" in models else models["model"]  # of train, of the others
-    processor, source = _described(config)
+    write, source = _described(config)
     module = source.empty()
     weights = full_weights(module, reader(module, source, stored), source.dtype)
     if output:
         weights = only_output(module, weights, outputs.index(output), output)
     with explained(target.parent), folder(target) as unfinished:
-        write_folder(module, processor, weights, unfinished, file_bytes=int(file_gb * 1e9))
+        write(module, weights, unfinished, file_bytes=int(file_gb * 1e9))
     Console().print(f"{target}: the model after {place.name}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
@@ -93,8 +94,23 @@ def only_output(
         yield key, weight[place : place + 1] if key == f"{HEAD}.weight" else weight
 
 
-def _described(config: RunConfig) -> tuple[Processor, Source]:
-    """What turns texts into tokens, and the model as a run of these settings loads it."""
+def _described(config: RunConfig) -> tuple[Write, Source]:
+    """What writes the folder, and the model as a run of these settings loads it."""
+    if isinstance(config, Config):
+        kind = policy_of(config)
+        return kind.write, kind.source()
     if isinstance(config, RewardTrainingConfig):
-        return build_model(config)
-    return load_processor(config.model, config.media), Source(config.model)
+        processor, source = build_model(config)
+    else:
+        processor, source = load_processor(config.model, config.media), Source(config.model)
+
+    def write(
+        module: nn.Module,
+        weights: Iterable[tuple[str, Tensor]],
+        folder: Path,
+        *,
+        file_bytes: int = FILE_BYTES,
+    ) -> None:
+        write_folder(module, processor, weights, folder, file_bytes=file_bytes)
+
+    return write, source

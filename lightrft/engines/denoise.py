@@ -96,7 +96,9 @@ class Denoiser:
     def _made(self, x: Tensor) -> list[dict[str, Any]]:
         """What latents (B, ...) show, by kind: see `shown`. Nothing for one that is not finite."""
         whole = x.flatten(1).isfinite().all(1).tolist()
-        return [shown(self._decoded(one[None])[0]) if fine else {} for one, fine in zip(x, whole, strict=True)]
+        return [
+            shown(self._decoded(one[None])[0]) if fine else {} for one, fine in zip(x, whole, strict=True)
+        ]
 
     def _decoded(self, x: Tensor) -> Tensor:
         """Pictures, or clips, in [-1, 1] of latents: themselves where there is no VAE."""

@@ -197,7 +197,9 @@ def _unet_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
 
 def _unet_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     pooled, added = conditions.get("text_embeds"), {}
-    if pooled is not None:  # SDXL is told the picture's size, where it was cut, and the size asked for, in pixels
+    if (
+        pooled is not None
+    ):  # SDXL is told the picture's size, where it was cut, and the size asked for, in pixels
         rows, columns = (SDXL_SCALE * side for side in x.shape[-2:])
         sizes = x.new_tensor([rows, columns, 0, 0, rows, columns]).expand(len(x), -1)
         added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}

@@ -21,8 +21,16 @@ Layout = Callable[[Sequence[Trajectory], bool], Inputs | Steps]
 """Responses, and whether siblings share their prompt -> what the model reads for them."""
 Compute = Callable[[nn.Module, Batch, Config], LogProbs]
 """A model, a batch, the settings -> log-probs and entropy of every entry, (T,)."""
-Write = Callable[[nn.Module, Iterable[tuple[str, Tensor]], Path], None]
-"""A model that tells the shape, its whole weights one by one, an empty folder -> a folder that other programs load."""
+
+
+class Write(Protocol):
+    """A model that tells the shape, its whole weights one by one, an empty folder -> a folder that other programs load."""
+
+    def __call__(
+        self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = ...
+    ) -> None:
+        """`file_bytes`: the most of a file."""
+        ...
 
 
 class PolicyKind(Protocol):
@@ -31,6 +39,11 @@ class PolicyKind(Protocol):
     @property
     def processor(self) -> Any:
         """Messages to prompts, entries to text (models/processor.py)."""
+        ...
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """What its responses hold: of the views of a reward those in rewards/asked.py: ONLY."""
         ...
 
     def source(self, *, learns: bool = True) -> Source:
@@ -49,6 +62,8 @@ class PolicyKind(Protocol):
         """A response of one entry, to be computed and not learned from."""
         ...
 
-    def write(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    def write(
+        self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = ...
+    ) -> None:
         """Write of a model."""
         ...

@@ -76,7 +76,11 @@ def _diffusion_problem(scheduler: Mapping[str, Any]) -> str:
             )
     kind = scheduler.get("prediction_type", "epsilon")
     known = ", ".join(PREDICTIONS)
-    return "" if kind in PREDICTIONS else f"has prediction_type={kind}, and known are: {known}. Take another pipeline"
+    return (
+        ""
+        if kind in PREDICTIONS
+        else f"has prediction_type={kind}, and known are: {known}. Take another pipeline"
+    )
 
 
 PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -93,6 +97,8 @@ def _diffusion_velocity(scheduler: Any, x: Tensor, found: Tensor, a: Tensor) -> 
 
 LADDERS: dict[str, Ladder] = {
     "FlowMatchEulerDiscreteScheduler": Ladder(_flow_levels, ("sde", "dance", "cps"), euler),
-    "DDIMScheduler": Ladder(_diffusion_levels, ("ddim",), ddim_exact, _diffusion_velocity, _diffusion_problem),
+    "DDIMScheduler": Ladder(
+        _diffusion_levels, ("ddim",), ddim_exact, _diffusion_velocity, _diffusion_problem
+    ),
 }
 """Class of the scheduler -> how it steps."""

@@ -19,7 +19,7 @@ from lightrft.config.algorithm import EXACT
 from lightrft.models.demands import check_settings
 from lightrft.models.flows import divergence, entropy, logprob
 from lightrft.models.logprobs import LogProbs
-from lightrft.models.pipelines import FlowSource, Pipeline
+from lightrft.models.pipelines import FILE_BYTES, FlowSource, Pipeline
 from lightrft.models.schedule import Schedule, per
 from lightrft.models.words import dummy_answer
 from lightrft.types import Batch, Message, Prompt, Record, Sampling, Steps, Trajectory
@@ -130,6 +130,11 @@ class Pictures:
         shape, width = state_shape(pipeline, options)
         return cls(config, pipeline, PictureProcessor(pipeline, options, shape, width))
 
+    @property
+    def makes(self) -> frozenset[str]:
+        """Pictures, and clips where the pipeline draws them."""
+        return frozenset({"image", "clip"} if self.pipeline.frames else {"image"})
+
     def source(self, *, learns: bool = True) -> FlowSource:
         """The network."""
         return FlowSource(self.config.model, learns=learns)
@@ -180,9 +185,16 @@ class Pictures:
         t.reference = torch.zeros(1, *self.processor.shape)
         return t
 
-    def write(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:  # noqa: ARG002
+    def write(
+        self,
+        module: nn.Module,  # noqa: ARG002  # the folder tells the shape
+        weights: Iterable[tuple[str, Tensor]],
+        folder: Path,
+        *,
+        file_bytes: int = FILE_BYTES,
+    ) -> None:
         """A folder that DiffusionPipeline.from_pretrained loads."""
-        self.pipeline.write(weights, folder)
+        self.pipeline.write(weights, folder, file_bytes=file_bytes)
 
 
 def said(messages: Sequence[Message]) -> str:

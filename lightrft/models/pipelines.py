@@ -142,7 +142,11 @@ class Pipeline:
                 f"{told}it is a {kind}, and with a {name} draw from text alone: {', '.join(self.family.pipelines)}. Take such a folder."
             )
         for part, cure in ALONE.items():
-            if any(self.index.get(part) or ()) if isinstance(self.index.get(part), list) else self.index.get(part):
+            if (
+                any(self.index.get(part) or ())
+                if isinstance(self.index.get(part), list)
+                else self.index.get(part)
+            ):
                 raise ValueError(f"{told}its model_index.json has {part}, {cure}.")
         scheduler = self.index["scheduler"][1]
         if scheduler not in LADDERS:
@@ -203,7 +207,9 @@ class Pipeline:
         self, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = FILE_BYTES
     ) -> None:
         """The folder with these weights of the transformer; everything else is copied byte for byte."""
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True, ignore=_old_weights(self.folder / self.learns))
+        shutil.copytree(
+            self.folder, folder, dirs_exist_ok=True, ignore=_old_weights(self.folder / self.learns)
+        )
         shards, held = Shards(folder / self.learns, WEIGHTS.removesuffix(".safetensors")), dict[str, Tensor]()
         for name, weight in weights:
             if held and sum(w.nbytes for w in held.values()) + weight.nbytes > file_bytes:
@@ -234,7 +240,9 @@ class FlowSource(Source):
         module = self._class(pipeline).from_pretrained(
             pipeline.folder, subfolder=pipeline.learns, dtype=self.dtype
         )
-        for parameter in module.parameters():  # some classes keep parts in float32, and every process must compute alike
+        for (
+            parameter
+        ) in module.parameters():  # some classes keep parts in float32, and every process must compute alike
             parameter.data = parameter.data.to(self.dtype)
         return self._prepared(module.to(device))
 
@@ -247,9 +255,7 @@ class FlowSource(Source):
         pipeline = Pipeline(self.config)
         kind = self._class(pipeline)
         with init_empty_weights(include_buffers=False):
-            module: nn.Module = kind.from_config(
-                kind.load_config(pipeline.folder, subfolder=pipeline.learns)
-            )
+            module: nn.Module = kind.from_config(kind.load_config(pipeline.folder, subfolder=pipeline.learns))
         empty(module, dtype or self.dtype, device)
         for inner in module.modules():
             for name, buffer in inner._buffers.items():

@@ -204,9 +204,13 @@ def test_a_step_of_ddim_has_the_mean_and_the_deviation_of_diffusers(kind, spacin
         close = {"rtol": 1e-5, "atol": 1e-5}  # their alphas are float32
         torch.testing.assert_close(mean, theirs, **close)
         torch.testing.assert_close(sd * drawn_number, moved - theirs, **close)
-        torch.testing.assert_close(ladder.exact(x, v, a, after), scheduler.step(found, time, x).prev_sample, **close)
+        torch.testing.assert_close(
+            ladder.exact(x, v, a, after), scheduler.step(found, time, x).prev_sample, **close
+        )
         expected = Normal(theirs, scheduler._get_variance(time, time - 1000 // steps).sqrt()).log_prob(moved)
-        torch.testing.assert_close(logprob(moved, Step(mean, sd)), expected.flatten(1).sum(1), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            logprob(moved, Step(mean, sd)), expected.flatten(1).sum(1), rtol=1e-4, atol=1e-3
+        )
 
 
 def test_the_divergence_of_ddim_is_that_of_the_two_noises_it_was_told():

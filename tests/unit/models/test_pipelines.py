@@ -20,7 +20,14 @@ from lightrft.models.pictures import Pictures
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Record, Sampling
-from tests.pipelines import flux_pipeline, qwen_pipeline, sd3_pipeline, sd_pipeline, sdxl_pipeline, wan_pipeline
+from tests.pipelines import (
+    flux_pipeline,
+    qwen_pipeline,
+    sd3_pipeline,
+    sd_pipeline,
+    sdxl_pipeline,
+    wan_pipeline,
+)
 
 WORDS = ("the digit five", "a two")
 DDIM = {"noise": "ddim", "level": 1.0}
@@ -67,7 +74,9 @@ def made(folder, lora=LoraConfig(), **denoise):  # noqa: B008  # it is frozen
 
 
 def prompts(kind):
-    records = [Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(WORDS)]
+    records = [
+        Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(WORDS)
+    ]
     return [kind.processor.open(kind.processor.prompt(record)) for record in records]
 
 
@@ -93,7 +102,9 @@ def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(drawn):
         with torch.no_grad():
             for step in range(4):
                 x = engine._plain.exact(module, x, torch.tensor([step]), conditions)
-        torch.testing.assert_close(layout(name)(x), latent, rtol=0, atol=1e-5 * max(1, latent.abs().max().item()))
+        torch.testing.assert_close(
+            layout(name)(x), latent, rtol=0, atol=1e-5 * max(1, latent.abs().max().item())
+        )
         theirs = torch.tensor(plain(**given, output_type="np")[0][0] * 255).round()
         ours = found[place][0].made
         assert (torch.tensor(ours.get("clip", ours["image"])).float() - theirs).abs().max() <= 1
@@ -106,7 +117,9 @@ def layout(name):
 
 def test_the_trainer_gives_each_step_the_log_prob_it_was_drawn_with_and_a_gradient_to_all_weights(drawn):
     _, _, kind, module, engine = drawn
-    answers = [t for group in rollout(engine, prompts(kind), Sampling(n=2, seed=1), kind.processor) for t in group]
+    answers = [
+        t for group in rollout(engine, prompts(kind), Sampling(n=2, seed=1), kind.processor) for t in group
+    ]
     batch = pack(answers, layout=kind.layout)
     found = kind.logprobs(module, batch, kind.config).values
     torch.testing.assert_close(found, batch.behavior, rtol=0, atol=2e-3)
@@ -125,7 +138,9 @@ def test_what_is_sharded_are_blocks_that_are_not_in_each_other(drawn):
     inside = [{id(p) for p in block.parameters()} for block in found]
     assert len(found) >= 2
     assert sum(len(one) for one in inside) == len(set().union(*inside))
-    assert sum(p.numel() for block in found for p in block.parameters()) > 0.5 * sum(p.numel() for p in whole.parameters())
+    assert sum(p.numel() for block in found for p in block.parameters()) > 0.5 * sum(
+        p.numel() for p in whole.parameters()
+    )
 
 
 def test_adapters_learn_beside_the_network_and_the_folder_holds_the_merged_weights(drawn, tmp_path):
@@ -164,12 +179,15 @@ def test_a_packed_state_comes_back():
 
 
 def test_every_row_has_a_pipeline_here():
-    rows = {type(make().components.get("transformer") or make().components["unet"]).__name__ for make, _ in PIPELINES.values()}
+    rows = {
+        type(make().components.get("transformer") or make().components["unet"]).__name__
+        for make, _ in PIPELINES.values()
+    }
     assert rows == set(FAMILIES)
 
 
 def test_adapters_of_layers_that_are_not_there_are_refused_before_weights(drawn):
-    _, folder, kind, _, _ = drawn
+    _, _, kind, _, _ = drawn
     model = dataclasses.replace(kind.config.model, lora=LoraConfig(rank=2, targets=["q_proj"]))
     with pytest.raises(ValueError, match=r"model\.lora\.targets: no layer of the model is called 'q_proj'"):
         Pictures.of(dataclasses.replace(kind.config, model=model))
