@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from lightrft.build.reward import build_model
 from lightrft.config import Config, RewardTrainingConfig, RunConfig
 from lightrft.models.base import check_base
 from lightrft.models.classifiers import HEAD
-from lightrft.models.export import FILE_BYTES, write_folder
+from lightrft.models.export import write_folder
 from lightrft.models.kinds import Write
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import full_weights
+from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
@@ -73,13 +75,13 @@ def export(
     check_base(config.model, state.get("base", ""), place)
     models = state["models"]
     stored = models["actor"] if "actor" in models else models["model"]  # of train, of the others
-    write, source = _described(config)
+    write, source = _described(config, int(file_gb * 1e9))
     module = source.empty()
     weights = full_weights(module, reader(module, source, stored), source.dtype)
     if output:
         weights = only_output(module, weights, outputs.index(output), output)
     with explained(target.parent), folder(target) as unfinished:
-        write(module, weights, unfinished, file_bytes=int(file_gb * 1e9))
+        write(module, weights, unfinished)
     Console().print(f"{target}: the model after {place.name}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
@@ -94,23 +96,22 @@ def only_output(
         yield key, weight[place : place + 1] if key == f"{HEAD}.weight" else weight
 
 
-def _described(config: RunConfig) -> tuple[Write, Source]:
-    """What writes the folder, and the model as a run of these settings loads it."""
+def _described(config: RunConfig, file_bytes: int) -> tuple[Write, Source]:
+    """What writes the folder, in files of at most so many bytes, and the model as a run of these settings loads it."""
     if isinstance(config, Config):
         kind = policy_of(config)
-        return kind.write, kind.source()
+        return partial(kind.write, file_bytes=file_bytes), kind.source()
     if isinstance(config, RewardTrainingConfig):
         processor, source = build_model(config)
-    else:
-        processor, source = load_processor(config.model, config.media), Source(config.model)
+        return partial(_words, processor, file_bytes), source
+    return partial(_words, load_processor(config.model, config.media), file_bytes), Source(config.model)
 
-    def write(
-        module: nn.Module,
-        weights: Iterable[tuple[str, Tensor]],
-        folder: Path,
-        *,
-        file_bytes: int = FILE_BYTES,
-    ) -> None:
-        write_folder(module, processor, weights, folder, file_bytes=file_bytes)
 
-    return write, source
+def _words(
+    processor: Processor,
+    file_bytes: int,
+    module: nn.Module,
+    weights: Iterable[tuple[str, Tensor]],
+    folder: Path,
+) -> None:
+    write_folder(module, processor, weights, folder, file_bytes=file_bytes)

@@ -21,16 +21,8 @@ Layout = Callable[[Sequence[Trajectory], bool], Inputs | Steps]
 """Responses, and whether siblings share their prompt -> what the model reads for them."""
 Compute = Callable[[nn.Module, Batch, Config], LogProbs]
 """A model, a batch, the settings -> log-probs and entropy of every entry, (T,)."""
-
-
-class Write(Protocol):
-    """A model that tells the shape, its whole weights one by one, an empty folder -> a folder that other programs load."""
-
-    def __call__(
-        self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = ...
-    ) -> None:
-        """`file_bytes`: the most of a file."""
-        ...
+Write = Callable[[nn.Module, Iterable[tuple[str, Tensor]], Path], None]
+"""A model that tells the shape, its whole weights one by one, an empty folder -> a folder that other programs load."""
 
 
 class PolicyKind(Protocol):
@@ -65,5 +57,5 @@ class PolicyKind(Protocol):
     def write(
         self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = ...
     ) -> None:
-        """Write of a model."""
+        """Write of a model, in files of at most so many bytes."""
         ...
