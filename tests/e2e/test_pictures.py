@@ -12,7 +12,6 @@ pytest.importorskip("diffusers", reason="diffusers is not installed: pip install
 
 from tests.e2e.runs import DRAWING, steps
 
-
 FILE = "diffusion_pytorch_model.safetensors"
 
 
