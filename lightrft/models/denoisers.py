@@ -186,7 +186,7 @@ def _wan_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
 
 
 def _unet_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
-    """Of Stable Diffusion with one text encoder, or of SDXL with two: the latter says nothing by zeros, where its folder has it so."""
+    """What Stable Diffusion is told by its one text encoder, SDXL by two: the latter says nothing by zeros, where its folder has it so."""
     if not hasattr(pipe, "tokenizer_2"):
         return {"encoder_hidden_states": pipe.encode_prompt(asked.text or "", CPU, 1, False)[0]}
     said, _, pooled, _ = pipe.encode_prompt(asked.text or "", device=CPU, do_classifier_free_guidance=False)

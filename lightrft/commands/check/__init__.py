@@ -6,10 +6,9 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from lightrft.build.data import check_asked
 from lightrft.build.kinds import policy_of
-from lightrft.build.models import check_models, check_teacher
 from lightrft.build.process import prepare_process
+from lightrft.build.rl import check_policy
 from lightrft.build.turns import build_turns
 from lightrft.commands.check import costs, fools, policy, questions, settings, template
 from lightrft.commands.check.report import Report, Section
@@ -30,12 +29,10 @@ def preflight(config: Config) -> int:
 
 
 def read_data(section: Section, config: Config, parts: Parts, stack: ExitStack) -> questions.Questions:
-    """The data as the policy reads it, with the tools that it is told of; whether a teacher speaks its tokens, a team of processes can share
-    the models, and rewards ask for what it makes, is looked at before."""
+    """The data as the policy reads it, with the tools that it is told of; whether what stands beside the policy suits it is looked at
+    before."""
     kind = policy_of(config)
-    check_teacher(config, kind.processor)
-    check_models(config, parts.algorithm)
-    check_asked(config, kind)
+    check_policy(config, kind, parts.algorithm)
     return questions.data(section, config, parts, kind, build_turns(config, kind.processor, stack))
 
 
