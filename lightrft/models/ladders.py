@@ -75,6 +75,11 @@ def _diffusion_problem(scheduler: Mapping[str, Any]) -> str:
                 f"pipeline with {setting}=False"
             )
     kind = scheduler.get("prediction_type", "epsilon")
+    if scheduler.get("rescale_betas_zero_snr") and kind == "epsilon":
+        return (
+            "has rescale_betas_zero_snr and prediction_type=epsilon, and of pure noise no picture can be told from its noise. Save the pipeline "
+            "with rescale_betas_zero_snr=False, or take one with prediction_type=v_prediction"
+        )
     known = ", ".join(PREDICTIONS)
     return (
         ""

@@ -120,7 +120,13 @@ class Pipeline:
         return found
 
     def _json(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        """What a file of the folder says. ValueError naming it if it cannot be read."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model.path={self.config.path}: {name} cannot be read ({error}). Is the download complete?"
+            ) from error
         return found
 
     def check(self) -> None:
@@ -136,17 +142,14 @@ class Pipeline:
             raise ValueError(
                 f"{told}its {self.learns} is a {name}, and this version knows: {', '.join(FAMILIES)}."
             )
-        kind = self.index["_class_name"]
+        kind = self.index.get("_class_name")
         if kind not in self.family.pipelines:
             raise ValueError(
                 f"{told}it is a {kind}, and with a {name} draw from text alone: {', '.join(self.family.pipelines)}. Take such a folder."
             )
         for part, cure in ALONE.items():
-            if (
-                any(self.index.get(part) or ())
-                if isinstance(self.index.get(part), list)
-                else self.index.get(part)
-            ):
+            said = self.index.get(part)
+            if any(said) if isinstance(said, list) else said:
                 raise ValueError(f"{told}its model_index.json has {part}, {cure}.")
         scheduler = self.index["scheduler"][1]
         if scheduler not in LADDERS:

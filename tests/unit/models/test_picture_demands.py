@@ -198,6 +198,14 @@ def test_pipelines_that_draw_from_more_than_text_or_by_two_networks_are_refused(
     assert "it is a StableDiffusion3InpaintPipeline" in refused(folder)
 
 
+@pytest.mark.parametrize("file", ["transformer/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_folder_whose_settings_cannot_be_read_is_refused(folder, file, text):
+    pytest.importorskip("diffusers")
+    (folder / file).unlink() if text is None else (folder / file).write_text(text)
+    assert f"{file} cannot be read" in refused(folder)
+
+
 def test_frames_are_for_pipelines_that_draw_clips(folder):
     pytest.importorskip("diffusers")
     assert "pictures, not clips. Set rollout.denoise.frames=1" in refused(
