@@ -16,8 +16,10 @@ from lightrft.config.rewards import rewards_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.models.describe import context
+from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
+from lightrft.rewards.asked import check_views
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.models import JUDGE
 from lightrft.rewards.vote import VOTES
@@ -63,6 +65,15 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
     for one, asked in ((judge, sources), (eval_judge, [(e.prompts, e.weight) for e in eval_sets])):
         check_targets(config, one, (prompt for prompts, _ in asked for prompt in prompts))
     return data
+
+
+def check_asked(config: Config, kind: PolicyKind, *, training: bool = True) -> None:
+    """ValueError for a reward of training or evaluation that asks for what the policy's responses do not hold. Loads none of them."""
+    held_out = load_tasks(evaluated_tasks(config)).values()
+    rewards = [eval_rewards(config, task) for task in held_out]
+    if training:
+        rewards += training_rewards(config, training_tasks(config).values()).values()
+    check_views(sorted({name for weights in rewards for name in weights}), kind.makes, config.model.path)
 
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:

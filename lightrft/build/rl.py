@@ -9,7 +9,7 @@ from pathlib import Path
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, checked_left
-from lightrft.build.data import build_evaluator, build_scaler, build_task_data
+from lightrft.build.data import build_evaluator, build_scaler, build_task_data, check_asked
 from lightrft.build.judges import add_judging_models
 from lightrft.build.kinds import policy_of
 from lightrft.build.memory import build_memory_plan
@@ -55,8 +55,7 @@ def build_run(
     kind = policy_of(config)
     processor = dated(kind.processor, run, world)
     turns = build_turns(config, processor, stack)
-    check_teacher(config, processor)
-    check_models(config, algorithm)
+    check_policy(config, kind, algorithm)
     task_data = build_task_data(config, processor, world)
     stack.enter_context(task_data.judge)
     stack.enter_context(task_data.eval_judge)
@@ -100,6 +99,14 @@ def build_run(
         journal.progress.console.print(memory_plan.table())
     stack.enter_context(journal.progress)
     return made
+
+
+def check_policy(config: Config, kind: PolicyKind, algorithm: Algorithm) -> None:
+    """ValueError if a teacher speaks other tokens, a team of processes cannot share the models, or a reward asks for what the policy does
+    not make."""
+    check_teacher(config, kind.processor)
+    check_models(config, algorithm)
+    check_asked(config, kind)
 
 
 def build_models(config: Config, kind: PolicyKind, algorithm: Algorithm, strategy: Strategy) -> Models:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lightrft.build.data import build_eval_sets, task_rewards
+from lightrft.build.data import build_eval_sets, check_asked, task_rewards
 from lightrft.build.judges import add_judging_models, check_judging
 from lightrft.build.kinds import policy_of
 from lightrft.build.memory import build_memory_plan
@@ -59,6 +59,7 @@ def evaluate_in(
     kind = policy_of(config)
     processor = kind.processor
     turns = build_turns(config, processor, stack)
+    check_asked(config, kind, training=False)
     eval_sets, judge = build_eval_sets(config, processor)
     check_judging(config, [judge], training=False)
     prompts = (prompt for eval_set in eval_sets for prompt in eval_set.prompts)

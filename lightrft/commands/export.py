@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightrft.build.kinds import policy_of
 from lightrft.build.reward import build_model
-from lightrft.config import RewardTrainingConfig, RunConfig
+from lightrft.config import Config, RewardTrainingConfig, RunConfig
 from lightrft.models.base import check_base
 from lightrft.models.classifiers import HEAD
 from lightrft.models.export import write_folder
+from lightrft.models.kinds import Write
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import full_weights
@@ -46,7 +49,7 @@ def writable(target: Path, file_gb: float) -> Path:
 def export(
     config: RunConfig, run: Path, target: Path, step: int | None, file_gb: float, output: str = ""
 ) -> int:
-    """Makes a Hugging Face folder of the model in a checkpoint of any backend, on one process, a file's worth at a time.
+    """Makes a folder that transformers loads, or diffusers of a diffusion model, of the model in a checkpoint of any backend, on one process, a file's worth at a time.
 
     `output`: the one output of a reward model that the folder is to have, for programs that read one alone; empty: all.
     """
@@ -72,13 +75,13 @@ def export(
     check_base(config.model, state.get("base", ""), place)
     models = state["models"]
     stored = models["actor"] if "actor" in models else models["model"]  # of train, of the others
-    processor, source = _described(config)
+    write, source = _described(config, int(file_gb * 1e9))
     module = source.empty()
     weights = full_weights(module, reader(module, source, stored), source.dtype)
     if output:
         weights = only_output(module, weights, outputs.index(output), output)
     with explained(target.parent), folder(target) as unfinished:
-        write_folder(module, processor, weights, unfinished, file_bytes=int(file_gb * 1e9))
+        write(module, weights, unfinished)
     Console().print(f"{target}: the model after {place.name}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
@@ -93,8 +96,22 @@ def only_output(
         yield key, weight[place : place + 1] if key == f"{HEAD}.weight" else weight
 
 
-def _described(config: RunConfig) -> tuple[Processor, Source]:
-    """What turns texts into tokens, and the model as a run of these settings loads it."""
+def _described(config: RunConfig, file_bytes: int) -> tuple[Write, Source]:
+    """What writes the folder, in files of at most so many bytes, and the model as a run of these settings loads it."""
+    if isinstance(config, Config):
+        kind = policy_of(config)
+        return partial(kind.write, file_bytes=file_bytes), kind.source()
     if isinstance(config, RewardTrainingConfig):
-        return build_model(config)
-    return load_processor(config.model, config.media), Source(config.model)
+        processor, source = build_model(config)
+        return partial(_words, processor, file_bytes), source
+    return partial(_words, load_processor(config.model, config.media), file_bytes), Source(config.model)
+
+
+def _words(
+    processor: Processor,
+    file_bytes: int,
+    module: nn.Module,
+    weights: Iterable[tuple[str, Tensor]],
+    folder: Path,
+) -> None:
+    write_folder(module, processor, weights, folder, file_bytes=file_bytes)

@@ -9,6 +9,9 @@ from lightrft.config.addresses import refuse_secrets
 from lightrft.config.checks import refuse_idle
 from lightrft.config.ranges import check_ranges
 
+SHARES = ("cps", "ddim")
+"""Noises of rollout.denoise.noise whose level is a share of the noise there is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NativeEngineConfig:
@@ -55,10 +58,11 @@ class DenoiseConfig:
     `move_every` updates, and from the beginning again after the last place (MixGRPO)."""
     move_every: int = 25
     """With move=progressive: optimizer updates for which the window stays."""
-    noise: Literal["sde", "dance", "cps"] = "sde"
-    """Which noise: sde of Flow-GRPO, dance of DanceGRPO, cps of Flow-CPS (coefficients-preserving)."""
+    noise: Literal["sde", "dance", "cps", "ddim"] = "sde"
+    """Which noise. Of flows: sde of Flow-GRPO, dance of DanceGRPO, cps of Flow-CPS (coefficients-preserving). Of diffusion models with
+    a DDIMScheduler: ddim, as DDPO has it."""
     level: float = 0.7
-    """How much of it: a of Flow-GRPO, eta of DanceGRPO and, at most 1, of Flow-CPS."""
+    """How much of it: a of Flow-GRPO, eta of DanceGRPO and, at most 1, of Flow-CPS and DDIM."""
     likelihood: Literal["mean", "sum"] = "mean"
     """What the log-prob of a step is: the mean over the numbers of a picture's latent, with which published clip ranges (1e-4) and KL
     weights were used; or the sum, which is the true one."""
@@ -68,6 +72,8 @@ class DenoiseConfig:
     """Rows of a picture in pixels; 0: what the transformer was made for."""
     width: int = 0
     """Columns of a picture in pixels; 0: what the transformer was made for."""
+    frames: int = 1
+    """Frames of a clip, of pipelines that draw clips; 1: a picture."""
     max_text_tokens: int = 256
     """Tokens of the long text encoder (max_sequence_length); positions without text are read as well."""
     max_sequences: int = 256
@@ -91,9 +97,9 @@ class DenoiseConfig:
                 f"rollout.denoise.steps={self.steps}, of which the last one ends without noise, where no likelihood is. Lower rollout.denoise.first, "
                 "rollout.denoise.window or rollout.denoise.until."
             )
-        if self.noise == "cps" and self.level > 1:
+        if self.noise in SHARES and self.level > 1:
             raise ValueError(
-                f"rollout.denoise.level={self.level:g}: with rollout.denoise.noise=cps it is a share, and more than 1 takes out more noise than "
+                f"rollout.denoise.level={self.level:g}: with rollout.denoise.noise={self.noise} it is a share, and more than 1 takes out more noise than "
                 "there is. Set it to at most 1."
             )
         if self.move == "fixed":

@@ -126,6 +126,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "guidance": Range(1),
         "height": NOT_NEGATIVE,
         "width": NOT_NEGATIVE,
+        "frames": COUNT,
         "max_text_tokens": COUNT,
         "max_sequences": COUNT,
     },

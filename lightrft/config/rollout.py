@@ -86,6 +86,19 @@ class RolloutConfig:
         return max((part.longest for part in self.sections.values() if self.engine in part.serves), default=0)
 
     @property
+    def most_entries(self) -> int:
+        """Most entries of a response: tokens, or steps that noise enters."""
+        learned = (
+            getattr(part, "learned", 0) for part in self.sections.values() if self.engine in part.serves
+        )
+        return max(learned, default=0) or self.max_tokens
+
+    @property
+    def entries_are(self) -> str:
+        """What they are called."""
+        return "denoising steps" if self.begins_with_noise else "tokens"
+
+    @property
     def misses_stops(self) -> bool:
         """Whether the engine would miss a text of rollout.stop of which a response has a part when it goes on."""
         part = self.sections.get(self.engine)

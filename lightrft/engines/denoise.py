@@ -80,7 +80,6 @@ class Denoiser:
             else:
                 new = steps.exact(self._module, x, places, conditions)
             x = new
-        pictures = self._pictures(x)
         return [
             Completion(
                 token_ids=list(noisy),
@@ -89,26 +88,23 @@ class Denoiser:
                 weight_version=self.weight_version,
                 stream=key,
                 states=torch.stack([p[k] for p in pairs]) if pairs else None,
-                made={} if picture is None else {"image": picture},
+                made=made,
             )
-            for k, (key, picture) in enumerate(zip(keys, pictures, strict=True))
+            for k, (key, made) in enumerate(zip(keys, self._made(x), strict=True))
         ]
 
-    def _pictures(self, x: Tensor) -> list[Any]:
-        """(H, W, 3) uint8 arrays of latents (B, C, H, W); None for one that is not finite."""
+    def _made(self, x: Tensor) -> list[dict[str, Any]]:
+        """What latents (B, ...) show, by kind: see `shown`. Nothing for one that is not finite."""
         whole = x.flatten(1).isfinite().all(1).tolist()
         return [
-            picture(self._decoded(one[None])[0]) if fine else None for one, fine in zip(x, whole, strict=True)
+            shown(self._decoded(one[None])[0]) if fine else {} for one, fine in zip(x, whole, strict=True)
         ]
 
     def _decoded(self, x: Tensor) -> Tensor:
-        """Pictures in [-1, 1] of latents: themselves where there is no VAE."""
+        """Pictures, or clips, in [-1, 1] of latents: themselves where there is no VAE."""
         if self._vae is None:
             return x
-        config = self._vae.config
-        latents: Tensor = x / config.scaling_factor + (config.shift_factor or 0.0)
-        found: Tensor = self._vae.decode(latents.to(next(self._vae.parameters()).dtype), return_dict=False)[0]
-        return found
+        return self._processor.pipeline.family.decode(self._vae, x)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Engine.load_weights; a tensor that is the module's own costs nothing."""
@@ -142,18 +138,18 @@ def normals(keys: Tensor, what: int, shape: Sequence[int]) -> Tensor:
     return found
 
 
+def shown(x: Tensor) -> dict[str, Any]:
+    """{"image": (H, W, 3) uint8 array} of a picture (C, H, W) in [-1, 1]; of a clip (C, F, H, W) {"clip": (F, H, W, 3)} as well, and the
+    image is the frame in its middle."""
+    found = picture(x)
+    return {"image": found} if x.dim() == 3 else {"image": found[len(found) // 2], "clip": found}
+
+
 def picture(x: Tensor) -> Any:
-    """(H, W, 3) uint8 array of a picture (C, H, W) in [-1, 1]; one channel is grey."""
-    grey = x if len(x) == 3 else x[:1].expand(3, -1, -1)
-    return (
-        ((grey.float().clamp(-1, 1) + 1) * 127.5)
-        .round()
-        .to(torch.uint8)
-        .permute(1, 2, 0)
-        .contiguous()
-        .cpu()
-        .numpy()
-    )
+    """(..., 3) uint8 array of a picture or clip (C, ...) in [-1, 1]; one channel is grey."""
+    colours = x if len(x) == 3 else x[:1].expand(3, *x.shape[1:])
+    levels = ((colours.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.movedim(0, -1).contiguous().cpu().numpy()
 
 
 def denoiser(module: nn.Module, processor: Processor | PictureProcessor, config: RolloutConfig) -> Engine:

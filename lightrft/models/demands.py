@@ -70,11 +70,6 @@ def _check_algorithm(config: Config, path: str) -> None:
 def _check_parts(config: Config, path: str) -> None:
     model, strategy = config.model, config.strategy
     for option, value, cure in (
-        (
-            "model.lora.rank",
-            model.lora.rank,
-            "Set model.lora.rank=0: adapters of pipelines are not there yet",
-        ),
         ("model.freeze", model.freeze, "Leave it out: the transformer learns whole"),
         ("model.chat_template", model.chat_template, "Leave it out: a prompt is read as it is"),
         ("strategy.sequence_parallel", strategy.sequence_parallel - 1, "Set strategy.sequence_parallel=1"),

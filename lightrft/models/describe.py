@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,18 @@ def pipeline_folder(config: ModelConfig) -> Path:
     return expanded(config.path, "model.path")
 
 
+def learned_part(folder: Path) -> str:
+    """The part of a pipeline that learns: its transformer, or its UNet."""
+    index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+    return next((part for part in ("transformer", "unet") if any(index.get(part) or ())), "transformer")
+
+
 def model_folder(config: ModelConfig) -> str:
     """What transformers can load for `model.path`: a folder or a hub name. Package models are converted first."""
     path = config.path.removeprefix(RANDOM)
     if is_pipeline(config):
         raise ValueError(
-            f"model.path={path} is a diffusion pipeline, which `lightrft train`, `evaluate` and `replay` take; here a language model is read."
+            f"model.path={path} is a diffusion pipeline, which `lightrft train`, `evaluate`, `check`, `export` and `replay` take; here a language model is read."
         )
     if not path:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""One step of a flow from noise (sigma 1) to data (sigma 0): its mean and deviation, and what follows of them. Pure functions.
+"""One step from noise to data: its mean and deviation, and what follows of them. Pure functions.
 
-Notation: x_s = (1 - s) x_0 + s e, velocity v = e - x_0, a step from s to s' < s, dt = s' - s. States are (T, ...), s and s' (T,)
+Notation of flows, from noise (sigma 1) to data (sigma 0): x_s = (1 - s) x_0 + s e, velocity v = e - x_0, a step from s to s' < s, dt = s' - s. States are (T, ...), s and s' (T,)
 shaped to go with them. Every function of STEPS gives the mean (as x) and the deviation (as s) of the next state.
 """
 
@@ -62,12 +62,31 @@ def cps(x: Tensor, v: Tensor, s: Tensor, after: Tensor, level: float, second: Te
     return Step(mean, sd)
 
 
+def ddim(x: Tensor, v: Tensor, a: Tensor, after: Tensor, level: float, second: Tensor) -> Step:  # noqa: ARG001
+    """A step of a diffusion model by DDIM (Song et al. 2020, https://arxiv.org/abs/2010.02502, eq. 12 and 16), as DDPO learns it (Black et
+    al. 2023, https://arxiv.org/abs/2305.13301) with eta = level = 1.
+
+    Here `a` and `after` are the cumulated alphas of the states, x_a = sqrt(a) x_0 + sqrt(1 - a) e, and v = sqrt(a) e - sqrt(1 - a) x_0 (Salimans
+    and Ho 2022, https://arxiv.org/abs/2202.00512). deviation = level sqrt((1 - a') / (1 - a) (1 - a / a')), mean = sqrt(a') x_0 +
+    sqrt(1 - a' - deviation^2) e. A picture without noise at its end has no last step with a deviation.
+    """
+    x0, noise = a.sqrt() * x - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * x
+    sd = level * ((1 - after) / (1 - a) * (1 - a / after)).clamp(min=0).sqrt()
+    return Step(after.sqrt() * x0 + (1 - after - sd**2).clamp(min=0).sqrt() * noise, sd)
+
+
+def ddim_exact(x: Tensor, v: Tensor, a: Tensor, after: Tensor) -> Tensor:
+    """The step of `ddim` without noise."""
+    return ddim(x, v, a, after, 0.0, after).mean
+
+
 STEPS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], Step]] = {
     "sde": sde,
     "dance": dance,
     "cps": cps,
+    "ddim": ddim,
 }
-"""rollout.denoise.noise -> state, velocity, sigma, next sigma, level, second sigma of the schedule -> the next state."""
+"""rollout.denoise.noise -> state, velocity, level of noise, next one, strength, second level of the schedule -> the next state."""
 
 
 def logprob(x: Tensor, step: Step) -> Tensor:

@@ -33,6 +33,11 @@ class PolicyKind(Protocol):
         """Messages to prompts, entries to text (models/processor.py)."""
         ...
 
+    @property
+    def makes(self) -> frozenset[str]:
+        """What its responses hold: of the views of a reward those in rewards/asked.py: ONLY."""
+        ...
+
     def source(self, *, learns: bool = True) -> Source:
         """Where its weights come from."""
         ...
@@ -49,6 +54,8 @@ class PolicyKind(Protocol):
         """A response of one entry, to be computed and not learned from."""
         ...
 
-    def write(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-        """Write of a model."""
+    def write(
+        self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = ...
+    ) -> None:
+        """Write of a model, in files of at most so many bytes."""
         ...

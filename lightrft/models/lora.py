@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lightrft.config import LoraConfig
+from lightrft.models.blocks import blocks, denoises
 from lightrft.models.families import is_multimodal, part
 from lightrft.models.logprobs import causal_lm
 
@@ -27,23 +28,37 @@ def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
     """
     import peft
 
-    targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
     own = exact_parts(model)
-    if targets == "all-linear" and (own or is_multimodal(model.config)):
-        head = model.get_output_embeddings()
-        linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-        if is_multimodal(model.config):  # towers stay as they are
-            linears &= {name.rpartition(".")[0] for name, _ in part(model, "language")}
-        targets = sorted(linears - set(own))
+    targets = _all_linear(model, own) if config.targets == ["all-linear"] else config.targets
     if targets != "all-linear":
         _check_names(model, targets)
-    kind = None if own else "CAUSAL_LM"
+    kind = None if own or denoises(model) else "CAUSAL_LM"
     adapters = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type=kind)
     adapted = peft.get_peft_model(model, adapters)
     for name in own:
         model.get_submodule(name).requires_grad_(True)
     _check_adapted(adapted)
     return adapted
+
+
+def _all_linear(model: Any, own: tuple[str, ...]) -> Any:
+    """What all-linear names: every linear layer but the head and the parts that are `own`; towers of media stay as they are, and so does
+    all of a denoising transformer that is outside its blocks."""
+    if denoises(model):
+        inside = {id(m) for block in blocks(model) for m in block.modules()}
+        return sorted(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside)
+    if not (own or is_multimodal(model.config)):
+        return "all-linear"
+    head = _head(model)
+    linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    if is_multimodal(model.config):
+        linears &= {name.rpartition(".")[0] for name, _ in part(model, "language")}
+    return sorted(linears - set(own))
+
+
+def _head(model: Any) -> nn.Module | None:
+    """The layer from hidden states to the vocabulary; a denoising transformer has none."""
+    return None if denoises(model) else model.get_output_embeddings()
 
 
 def check_targets(model: Any, config: LoraConfig) -> None:
@@ -58,7 +73,7 @@ def _check_names(model: Any, targets: list[str]) -> None:
     parts = [name for name, _ in model.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in parts):
-            head = model.get_output_embeddings()
+            head = _head(model)
             linears = {
                 n.rpartition(".")[2]
                 for n, m in model.named_modules()
@@ -78,7 +93,7 @@ def _check_adapted(model: nn.Module) -> None:
     inner = causal_lm(model)
     named = {id(module): name for name, module in inner.named_modules()}
     for layer in _lora_layers(model):
-        if layer is inner.get_output_embeddings() or named[id(layer)] in exact_parts(inner):
+        if layer is _head(inner) or named[id(layer)] in exact_parts(inner):
             kind = "the head of the model"
         elif not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
             kind = f"of type {type(layer.get_base_layer()).__name__}"

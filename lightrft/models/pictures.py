@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from lightrft.config.algorithm import EXACT
 from lightrft.models.demands import check_settings
 from lightrft.models.flows import divergence, entropy, logprob
 from lightrft.models.logprobs import LogProbs
-from lightrft.models.pipelines import WITHOUT, FlowSource, Pipeline
+from lightrft.models.pipelines import FILE_BYTES, FlowSource, Pipeline
 from lightrft.models.schedule import Schedule, per
 from lightrft.models.words import dummy_answer
 from lightrft.types import Batch, Message, Prompt, Record, Sampling, Steps, Trajectory
@@ -29,28 +30,38 @@ REMEMBERED = 256
 
 @dataclass
 class PictureProcessor:
-    """Texts to conditions of the transformer, by the frozen text encoders of its pipeline."""
+    """Texts to conditions of the network, by the frozen text encoders of its pipeline."""
 
     pipeline: Pipeline
     config: DenoiseConfig
     shape: tuple[int, ...]
-    """Channels, rows and columns of a state."""
+    """Channels, rows and columns of a state, with frames before the rows where clips are drawn."""
     width: int
-    """Positions the transformer reads for a step."""
+    """Positions the network reads for a step."""
     day: datetime | None = None
     media = None
     stop_ids: frozenset[int] = frozenset()
     _known: OrderedDict[str, dict[str, Tensor]] = field(default_factory=OrderedDict)
 
     @cached_property
+    def _reader(self) -> str:
+        """The tokenizer of the encoder that reads the longest texts."""
+        names = (self.pipeline.family.long, "tokenizer_2", "tokenizer")
+        return next(n for n in names if any(self.pipeline.index.get(n) or ()))
+
+    @cached_property
     def tokenizer(self) -> Any:
-        """What counts the tokens of a prompt: that of the encoder that reads the longest texts."""
+        """What counts the tokens of a prompt."""
         from transformers import AutoTokenizer
 
-        names = [
-            n for n in ("tokenizer_3", "tokenizer_2", "tokenizer") if any(self.pipeline.index.get(n) or ())
-        ]
-        return AutoTokenizer.from_pretrained(self.pipeline.folder, subfolder=names[0])
+        return AutoTokenizer.from_pretrained(self.pipeline.folder, subfolder=self._reader)
+
+    @property
+    def _longest(self) -> int:
+        """Most tokens of a prompt."""
+        most: int = min(self.tokenizer.model_max_length, 10**6)
+        family = self.pipeline.family
+        return min(most, self.config.max_text_tokens - family.around) if self._reader == family.long else most
 
     @property
     def vocab_size(self) -> int:
@@ -61,10 +72,10 @@ class PictureProcessor:
         """The last message as a prompt. ValueError for one longer than the text encoder reads, of which it would see only a part."""
         text = said(record.messages)
         tokens = list(self.tokenizer(text)["input_ids"])
-        most = min(self.tokenizer.model_max_length, 10**6)
-        if len(tokens) > most:
+        if len(tokens) > self._longest:
             raise ValueError(
-                f"{record.id}: the prompt has {len(tokens)} tokens, and the text encoder reads {most}. Shorten it."
+                f"{record.id}: the prompt has {len(tokens)} tokens, and the text encoder reads {self._longest}. Shorten it, or raise "
+                "rollout.denoise.max_text_tokens where the encoder can read more."
             )
         return Prompt(record.id, tokens, record.messages, record.target, record.source, width=self.width)
 
@@ -75,11 +86,7 @@ class PictureProcessor:
     @torch.no_grad()
     def _conditions(self, text: str) -> dict[str, Tensor]:
         if text not in self._known:
-            encode, most = self.pipeline.family.conditions, self.config.max_text_tokens
-            found = encode(self.pipeline.encoders, text, most)
-            if self.config.guidance != 1:
-                found |= {WITHOUT + n: c for n, c in encode(self.pipeline.encoders, "", most).items()}
-            self._known[text] = found
+            self._known[text] = self.pipeline.asked(text, self.config)
         self._known.move_to_end(text)
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -117,12 +124,19 @@ class Pictures:
         pipeline = Pipeline(config.model)
         check_settings(config)
         pipeline.check()
+        check_noise(pipeline, config.rollout.denoise)
+        FlowSource(config.model).check_adapters()
         options = config.rollout.denoise
         shape, width = state_shape(pipeline, options)
         return cls(config, pipeline, PictureProcessor(pipeline, options, shape, width))
 
+    @property
+    def makes(self) -> frozenset[str]:
+        """Pictures, and clips where the pipeline draws them."""
+        return frozenset({"image", "clip"} if self.pipeline.frames else {"image"})
+
     def source(self, *, learns: bool = True) -> FlowSource:
-        """The transformer."""
+        """The network."""
         return FlowSource(self.config.model, learns=learns)
 
     @cached_property
@@ -171,9 +185,16 @@ class Pictures:
         t.reference = torch.zeros(1, *self.processor.shape)
         return t
 
-    def write(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:  # noqa: ARG002
+    def write(
+        self,
+        module: nn.Module,  # noqa: ARG002  # the folder tells the shape
+        weights: Iterable[tuple[str, Tensor]],
+        folder: Path,
+        *,
+        file_bytes: int = FILE_BYTES,
+    ) -> None:
         """A folder that DiffusionPipeline.from_pretrained loads."""
-        self.pipeline.write(weights, folder)
+        self.pipeline.write(weights, folder, file_bytes=file_bytes)
 
 
 def said(messages: Sequence[Message]) -> str:
@@ -186,27 +207,47 @@ def said(messages: Sequence[Message]) -> str:
     return "".join(part["text"] for part in content)
 
 
+def check_noise(pipeline: Pipeline, options: DenoiseConfig) -> None:
+    """ValueError for noise that the pipeline's scheduler does not step with."""
+    if options.noise not in pipeline.ladder.noises:
+        raise ValueError(
+            f"rollout.denoise.noise={options.noise}: the scheduler of model.path={pipeline.config.path} is a {pipeline.index['scheduler'][1]}, "
+            f"which steps with {', '.join(pipeline.ladder.noises)}. Set rollout.denoise.noise={pipeline.ladder.noises[0]}."
+        )
+
+
 def schedule(processor: PictureProcessor, steps: int) -> Schedule:
     """Steps of the processor's pipeline, so many of them."""
-    patches = patches_of(processor.pipeline, processor.shape)
-    return Schedule(processor.pipeline, processor.config, steps, patches)
+    positions = processor.width - processor.config.max_text_tokens
+    return Schedule(processor.pipeline, processor.config, steps, positions)
 
 
-def patches_of(pipeline: Pipeline, shape: Sequence[int]) -> int:
-    """Positions of a state."""
-    return int(shape[1] // pipeline.shape["patch_size"] * (shape[2] // pipeline.shape["patch_size"]))
-
-
-def state_shape(pipeline: Pipeline, options: DenoiseConfig) -> tuple[tuple[int, int, int], int]:
-    """Channels, rows and columns of a latent, and the positions a step reads. ValueError for a size that cannot be cut into patches."""
-    sides = []
-    for name in ("height", "width"):
-        pixels, unit = getattr(options, name), pipeline.scale * pipeline.shape["patch_size"]
+def state_shape(pipeline: Pipeline, options: DenoiseConfig) -> tuple[tuple[int, ...], int]:
+    """The shape of a latent, and the positions a step reads. ValueError for a size that cannot be cut into patches or frames."""
+    family, made_for = pipeline.family, pipeline.family.sides(pipeline.shape)
+    patch, sides = family.patch(pipeline.shape), []
+    for name, plain in zip(("height", "width"), made_for, strict=True):
+        pixels, unit = getattr(options, name), pipeline.scale * patch
         if pixels % unit:
             raise ValueError(
                 f"rollout.denoise.{name}={pixels}: {pipeline.config.path} draws multiples of {unit} pixels. Set it to "
                 f"{max(1, round(pixels / unit)) * unit}."
             )
-        sides.append(pixels // pipeline.scale or int(pipeline.shape["sample_size"]))
-    shape = (int(pipeline.shape["in_channels"]), sides[0], sides[1])
-    return shape, patches_of(pipeline, shape) + options.max_text_tokens
+        sides.append(pixels // pipeline.scale or plain)
+    frames = _frames(pipeline, options)
+    positions = math.prod(frames) * (sides[0] // patch) * (sides[1] // patch)
+    return (family.channels(pipeline.shape), *frames, *sides), positions + options.max_text_tokens
+
+
+def _frames(pipeline: Pipeline, options: DenoiseConfig) -> tuple[int, ...]:
+    """How many frames a latent has, where it has some. ValueError for a clip that the pipeline cannot draw."""
+    told, unit = f"rollout.denoise.frames={options.frames}: {pipeline.config.path} draws", pipeline.frames
+    if not unit:
+        if options.frames > 1:
+            raise ValueError(f"{told} pictures, not clips. Set rollout.denoise.frames=1.")
+        return ()
+    if (options.frames - 1) % unit:
+        raise ValueError(
+            f"{told} one frame and multiples of {unit} after it. Set it to {round((options.frames - 1) / unit) * unit + 1}."
+        )
+    return ((options.frames - 1) // unit + 1,)

@@ -1,15 +1,14 @@
-"""Diffusion pipelines as diffusers writes them: a table of the transformers we can read, and the parts of a folder that do not learn.
+"""Diffusion pipelines as diffusers writes them: the network that learns, and the parts of a folder that do not.
 
-A pipeline is one row of FAMILIES: how its text becomes conditions, how a state, a time and conditions become its forward, and how
-many positions that reads.
+What differs between them stands in two tables: FAMILIES (models/denoisers.py) of networks, LADDERS (models/ladders.py) of schedulers.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,60 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightrft.config import ModelConfig
-from lightrft.models.describe import PIPELINE, pipeline_folder
+from lightrft.config import DenoiseConfig, ModelConfig
+from lightrft.models.denoisers import FAMILIES, Asked, Family
+from lightrft.models.describe import PIPELINE, learned_part, pipeline_folder
+from lightrft.models.ladders import LADDERS, Ladder
+from lightrft.models.lora import add_adapters, check_targets
 from lightrft.models.shards import Shards
 from lightrft.models.source import Source
-from lightrft.models.weights import LEARNS
 from lightrft.models.weights import PIPELINE_WEIGHTS as WEIGHTS
 from lightrft.utils.imports import require
 
 OLDEST = (0, 42)
 """The oldest diffusers whose pipelines these rows were written against."""
-SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 FILE_BYTES = 10 * 10**9
 """The most bytes of a file of weights, as diffusers has it."""
 WITHOUT = "without."
 """What the names of conditions begin with that say nothing, for guidance."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one class of denoising transformers is called."""
-
-    pipeline: str
-    """Class of the pipeline that reads its prompts."""
-    conditions: Callable[[Any, str, int], dict[str, Tensor]]
-    """Pipeline, text, most tokens of the long text encoder -> keywords of the forward, (1, ...) each; on the CPU."""
-    forward: Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-    """Transformer, states (T, C, H, W), times (T,) as the scheduler has them, conditions -> velocity (T, C, H, W)."""
-
-
-def _sd3_conditions(pipe: Any, text: str, most: int) -> dict[str, Tensor]:
-    found = pipe.encode_prompt(
-        text,
-        None,
-        None,
-        device=torch.device("cpu"),
-        do_classifier_free_guidance=False,
-        max_sequence_length=most,
-    )
-    return {"encoder_hidden_states": found[0], "pooled_projections": found[2]}
-
-
-def _sd3_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-    found: Tensor = module(hidden_states=x, timestep=times, return_dict=False, **conditions)[0]
-    return found
-
-
-FAMILIES: dict[str, Family] = {
-    "SD3Transformer2DModel": Family("StableDiffusion3Pipeline", _sd3_conditions, _sd3_forward),
+ALONE = {
+    "transformer_2": "a second network for other levels of noise, and one learns here. Take a pipeline of one, as Wan 2.1",
+    "expand_timesteps": "which gives each position a time of its own. Take a pipeline without, as Wan 2.1",
 }
-"""Class of the transformer -> how it is called. Stable Diffusion 3 and 3.5 (Esser et al. 2024, https://arxiv.org/abs/2403.03206)."""
+"""What no pipeline may have -> why not, and the cure."""
 
 
-def library() -> Any:
-    """The package diffusers, without its bars and what its import says of packages for other models. RuntimeError if it is not installed."""
+def library(*parts: str) -> Any:
+    """The package diffusers with `parts` of it imported, without its bars and what an import says of packages for other models.
+
+    RuntimeError if it is not installed.
+    """
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -78,15 +51,16 @@ def library() -> Any:
     try:
         diffusers: Any = require("diffusers", "diffusion")
         diffusers.utils.logging.disable_progress_bar()
-        for part in (
-            "FlowMatchEulerDiscreteScheduler",
-            *FAMILIES,
-            *(family.pipeline for family in FAMILIES.values()),
-        ):
+        for part in parts:
             getattr(diffusers, part)  # it imports when asked for
     finally:
         logging.set_verbosity(before)
     return diffusers
+
+
+def library_class(name: str) -> Any:
+    """A class of diffusers."""
+    return getattr(library(name), name)
 
 
 @dataclass(frozen=True)
@@ -106,23 +80,59 @@ class Pipeline:
         return self._json(PIPELINE)
 
     @cached_property
+    def learns(self) -> str:
+        """The part that learns."""
+        return learned_part(self.folder)
+
+    @cached_property
     def shape(self) -> dict[str, Any]:
-        """The settings of the transformer."""
-        return self._json(f"{LEARNS}/config.json")
+        """The settings of the network."""
+        return self._json(f"{self.learns}/config.json")
 
     @property
     def family(self) -> Family:
-        """How the transformer is called."""
+        """How the network is called."""
         return FAMILIES[self.shape["_class_name"]]
 
+    @property
+    def ladder(self) -> Ladder:
+        """How the scheduler steps."""
+        return LADDERS[self.index["scheduler"][1]]
+
+    def guides_twice(self, guidance: float) -> bool:
+        """Whether so much guidance takes a second prediction, without the text: not where the network is told of it."""
+        return guidance != 1 and not self.embeds_guidance
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told how much it is guided."""
+        return bool(self.shape.get("guidance_embeds"))
+
+    def asked(self, text: str, options: DenoiseConfig) -> dict[str, Tensor]:
+        """Conditions of a text, (1, ...) each."""
+        most = options.max_text_tokens
+        found = self.family.conditions(self.encoders, Asked(text, most))
+        if self.embeds_guidance:
+            found["guidance"] = torch.tensor([options.guidance])
+        if self.guides_twice(options.guidance):
+            nothing = self.family.conditions(self.encoders, Asked(None, most))
+            found |= {WITHOUT + name: condition for name, condition in nothing.items()}
+        return found
+
     def _json(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        """What a file of the folder says. ValueError naming it if it cannot be read."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model.path={self.config.path}: {name} cannot be read ({error}). Is the download complete?"
+            ) from error
         return found
 
     def check(self) -> None:
         """ValueError naming the folder and the cure if it holds no pipeline that can learn here. Reads no weights."""
         told = f"model.path={self.config.path}: "
-        for part in (LEARNS, "scheduler"):
+        for part in (self.learns, "scheduler"):
             if not any(self.index.get(part) or ()) or not (self.folder / part).is_dir():
                 raise ValueError(
                     f"{told}the pipeline has no {part}. Take a folder as DiffusionPipeline.save_pretrained writes it."
@@ -130,13 +140,26 @@ class Pipeline:
         name = self.shape.get("_class_name")
         if name not in FAMILIES:
             raise ValueError(
-                f"{told}its transformer is a {name}, and this version knows: {', '.join(FAMILIES)}."
+                f"{told}its {self.learns} is a {name}, and this version knows: {', '.join(FAMILIES)}."
             )
-        scheduler = self.index["scheduler"][1]
-        if scheduler not in SCHEDULERS:
+        kind = self.index.get("_class_name")
+        if kind not in self.family.pipelines:
             raise ValueError(
-                f"{told}its scheduler is a {scheduler}, and its steps are known of: {', '.join(SCHEDULERS)}."
+                f"{told}it is a {kind}, and with a {name} draw from text alone: {', '.join(self.family.pipelines)}. Take such a folder."
             )
+        for part, cure in ALONE.items():
+            said = self.index.get(part)
+            if any(said) if isinstance(said, list) else said:
+                raise ValueError(f"{told}its model_index.json has {part}, {cure}.")
+        scheduler = self.index["scheduler"][1]
+        if scheduler not in LADDERS:
+            raise ValueError(
+                f"{told}its scheduler is a {scheduler}, and its steps are known of: {', '.join(LADDERS)}. Save the pipeline with one of them, "
+                "made by from_config of the old one."
+            )
+        problem = self.ladder.problem(self._json("scheduler/scheduler_config.json"))
+        if problem:
+            raise ValueError(f"{told}its scheduler {problem}.")
         diffusers = library()
         version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
         if version < OLDEST:
@@ -147,41 +170,50 @@ class Pipeline:
     @cached_property
     def scheduler(self) -> Any:
         """The noise schedule."""
-        diffusers = library()
-        return getattr(diffusers, self.index["scheduler"][1]).from_pretrained(
-            self.folder, subfolder="scheduler"
-        )
+        kind = library_class(self.index["scheduler"][1])
+        return kind.from_pretrained(self.folder, subfolder="scheduler")
 
     @cached_property
     def encoders(self) -> Any:
-        """The pipeline without what draws: its frozen text encoders, on the CPU, and a transformer of no weights that tells its sizes."""
-        diffusers = library()
-        kind = getattr(diffusers, self.family.pipeline)
+        """The pipeline without what draws: its frozen text encoders, on the CPU, and a network of no weights that tells its sizes."""
+        kind = library_class(self.index["_class_name"])
         absent = {name for name, part in self.index.items() if isinstance(part, list) and not any(part)}
-        given = {**dict.fromkeys({*absent, "vae"}), LEARNS: FlowSource(self.config, learns=False).empty()}
+        idle = {*absent, *({"vae", "safety_checker", "feature_extractor", "image_encoder"} & set(self.index))}
+        given = {**dict.fromkeys(idle), self.learns: FlowSource(self.config, learns=False).empty()}
         return kind.from_pretrained(self.folder, dtype=torch.float32, **given)
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether states are latents, and not pixels."""
+        return any(self.index.get("vae") or ())
 
     def vae(self, device: torch.device) -> Any:
         """What turns latents into pictures; None of a pipeline that draws pixels."""
-        if not any(self.index.get("vae") or ()):
+        if not self.has_vae:
             return None
-        diffusers = library()
-        kind = getattr(diffusers, self.index["vae"][1])
+        kind = library_class(self.index["vae"][1])
         return kind.from_pretrained(self.folder, subfolder="vae").to(device).eval().requires_grad_(False)
 
     @property
     def scale(self) -> int:
-        """Pixels to a number of the latent, each way."""
-        if not any(self.index.get("vae") or ()):
-            return 8  # what the pipelines of diffusers take where there is none
-        return int(2 ** (len(self._json("vae/config.json")["block_out_channels"]) - 1))
+        """Pixels to a row of the latent; 8 where there is no VAE, as the pipelines of diffusers take it."""
+        return self.family.scale(self._json("vae/config.json")) if self.has_vae else 8
+
+    @property
+    def frames(self) -> int:
+        """Frames to a number of the latent; 0 of a pipeline that draws pictures."""
+        if self.family.frames is None:
+            return 0
+        return self.family.frames(self._json("vae/config.json")) if self.has_vae else 4  # as in `scale`
 
     def write(
         self, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = FILE_BYTES
     ) -> None:
         """The folder with these weights of the transformer; everything else is copied byte for byte."""
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True, ignore=_weights_of_transformer(self.folder))
-        shards, held = Shards(folder / LEARNS, WEIGHTS.removesuffix(".safetensors")), dict[str, Tensor]()
+        shutil.copytree(
+            self.folder, folder, dirs_exist_ok=True, ignore=_old_weights(self.folder / self.learns)
+        )
+        shards, held = Shards(folder / self.learns, WEIGHTS.removesuffix(".safetensors")), dict[str, Tensor]()
         for name, weight in weights:
             if held and sum(w.nbytes for w in held.values()) + weight.nbytes > file_bytes:
                 shards.write(held)
@@ -191,11 +223,11 @@ class Pipeline:
         shards.close()
 
 
-def _weights_of_transformer(top: Path) -> Callable[[str, list[str]], list[str]]:
-    """For copytree: the old weights of the transformer stay behind."""
+def _old_weights(part: Path) -> Callable[[str, list[str]], list[str]]:
+    """For copytree: the old weights of the part that learned stay behind."""
 
     def ignored(folder: str, names: list[str]) -> list[str]:
-        inside = Path(folder) == top / LEARNS
+        inside = Path(folder) == part
         return [name for name in names if inside and name != "config.json"]
 
     return ignored
@@ -203,25 +235,30 @@ def _weights_of_transformer(top: Path) -> Callable[[str, list[str]], list[str]]:
 
 @dataclass(frozen=True)
 class FlowSource(Source):
-    """The transformer of a pipeline's folder."""
+    """The network of a pipeline's folder: a transformer or a UNet."""
 
     def full(self, device: torch.device | str = "cpu") -> nn.Module:
-        """The transformer with all its weights."""
-        folder = pipeline_folder(self.config)
-        module = self._class().from_pretrained(folder, subfolder=LEARNS, dtype=self.dtype)
+        """The network with all its weights, of one type."""
+        pipeline = Pipeline(self.config)
+        module = self._class(pipeline).from_pretrained(
+            pipeline.folder, subfolder=pipeline.learns, dtype=self.dtype
+        )
+        for (
+            parameter
+        ) in module.parameters():  # some classes keep parts in float32, and every process must compute alike
+            parameter.data = parameter.data.to(self.dtype)
         return self._prepared(module.to(device))
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """The transformer before its weights are read; buffers are real."""
+        """The network before its weights are read; buffers are real."""
         from accelerate import init_empty_weights
 
         from lightrft.models.lazy import empty
 
-        kind = self._class()
+        pipeline = Pipeline(self.config)
+        kind = self._class(pipeline)
         with init_empty_weights(include_buffers=False):
-            module: nn.Module = kind.from_config(
-                kind.load_config(pipeline_folder(self.config), subfolder=LEARNS)
-            )
+            module: nn.Module = kind.from_config(kind.load_config(pipeline.folder, subfolder=pipeline.learns))
         empty(module, dtype or self.dtype, device)
         for inner in module.modules():
             for name, buffer in inner._buffers.items():
@@ -234,12 +271,16 @@ class FlowSource(Source):
             name: p.detach() for name, p in FlowSource(self.config, learns=False).full().named_parameters()
         }
 
-    def _class(self) -> Any:
-        name = Pipeline(self.config).shape["_class_name"]
-        return getattr(library(), name)
+    def _class(self, pipeline: Pipeline) -> Any:
+        return library_class(pipeline.shape["_class_name"])
 
     def _prepared(self, module: Any) -> nn.Module:
         if self.learns and self.config.gradient_checkpointing:
             module.enable_gradient_checkpointing()
         prepared: nn.Module = module.eval().requires_grad_(self.learns)
-        return prepared
+        return add_adapters(prepared, self.config.lora) if self.learns and self.config.lora.rank else prepared
+
+    def check_adapters(self) -> None:
+        """ValueError for targets of model.lora.targets that the transformer lacks. Reads no weights."""
+        if self.config.lora.rank:
+            check_targets(replace(self, learns=False).empty(), self.config.lora)

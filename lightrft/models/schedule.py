@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightrft.config import DenoiseConfig
-from lightrft.models.flows import STEPS, Step, euler
+from lightrft.models.flows import STEPS, Step
+from lightrft.models.ladders import Levels
 from lightrft.models.pipelines import WITHOUT, Pipeline
 from lightrft.utils.seeding import derive_seed
 
@@ -23,36 +23,36 @@ class Schedule:
     pipeline: Pipeline
     config: DenoiseConfig
     steps: int
-    patches: int
+    positions: int
     """Positions of a state, which some schedules depend on."""
 
     @cached_property
-    def _times(self) -> tuple[Tensor, Tensor]:
-        scheduler = self.pipeline.scheduler
-        options: dict[str, Any] = {}
-        if scheduler.config.get("use_dynamic_shifting"):
-            options["mu"] = shift(scheduler.config, self.patches)
-        scheduler.set_timesteps(self.steps, **options)
-        return scheduler.sigmas.float().clone(), scheduler.timesteps.float().clone()
-
-    @property
-    def sigmas(self) -> Tensor:
-        """(steps + 1,) float32, from 1 or a little less to 0."""
-        return self._times[0]
+    def levels(self) -> Levels:
+        """Levels of noise: for a flow sigmas, from 1 or a little less to 0."""
+        pipeline = self.pipeline
+        return pipeline.ladder.levels(pipeline.scheduler, self.steps, self.positions, pipeline.family.even)
 
     def velocity(
         self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor:
         """(T, ...) float32 (float64 for a float64 model): the velocity at states `x` before steps `places`, guided if that is set."""
+        found = self._predicted(module, x, places, conditions)
+        level, _ = self._around(x, places)
+        return self.pipeline.ladder.velocity(self.pipeline.scheduler, x, found, level)
+
+    def _predicted(
+        self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor:
+        """What the network says of the states, guided."""
         kind = next(module.parameters()).dtype
-        times = self._times[1].to(x.device)[places]
+        times = self.levels.times.to(x.device)[places]
         plain = {n: c.to(kind) for n, c in conditions.items() if not n.startswith(WITHOUT)}
         found = self._forward(module, x.to(kind), times, plain)
-        if self.config.guidance == 1:
+        if not self.pipeline.guides_twice(self.config.guidance):
             return found
         empty = {n.removeprefix(WITHOUT): c.to(kind) for n, c in conditions.items() if n.startswith(WITHOUT)}
         without = self._forward(module, x.to(kind), times, empty)
-        return without + self.config.guidance * (found - without)
+        return self.pipeline.family.guided(found, without, self.config.guidance)
 
     def _forward(
         self, module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]
@@ -64,23 +64,17 @@ class Schedule:
         """The distribution of the next state of a step that noise enters."""
         v = self.velocity(module, x, places, conditions)
         s, after = self._around(x, places)
-        return STEPS[self.config.noise](x, v, s, after, self.config.level, self.sigmas[1].to(x.device))
+        return STEPS[self.config.noise](x, v, s, after, self.config.level, self.levels.after[0].to(x.device))
 
     def exact(self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The next state of a step without noise."""
-        return euler(x, self.velocity(module, x, places, conditions), *self._around(x, places))
+        v = self.velocity(module, x, places, conditions)
+        return self.pipeline.ladder.exact(x, v, *self._around(x, places))
 
     def _around(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        sigmas, shape = self.sigmas.to(x.device), (-1, *[1] * (x.dim() - 1))
-        return sigmas[places].view(shape), sigmas[places + 1].view(shape)
-
-
-def shift(config: Any, patches: int) -> float:
-    """How far a dynamic schedule is shifted for so many positions: a straight line, as in diffusers' pipelines (calculate_shift)."""
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    slope = (most - base) / (high - low)
-    return float(patches * slope + base - slope * low)
+        before, after, _ = self.levels
+        shape = (-1, *[1] * (x.dim() - 1))
+        return before.to(x.device)[places].view(shape), after.to(x.device)[places].view(shape)
 
 
 def window(config: DenoiseConfig, seed: int, version: int) -> range:

@@ -14,10 +14,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from lightrft.config import ModelConfig
-from lightrft.models.describe import RANDOM, is_pipeline, model_folder, pipeline_folder
+from lightrft.models.describe import RANDOM, is_pipeline, learned_part, model_folder, pipeline_folder
 
-LEARNS, PIPELINE_WEIGHTS = "transformer", "diffusion_pytorch_model.safetensors"
-"""The part of a pipeline that learns, and the file of its weights."""
+PIPELINE_WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The file of weights of a pipeline's part."""
 
 
 @dataclass
@@ -35,7 +35,8 @@ class Weights:
             return None
         revision, single_name = config.revision, SAFE_WEIGHTS_NAME
         if is_pipeline(config):
-            folder, single_name = str(pipeline_folder(config) / LEARNS), PIPELINE_WEIGHTS
+            place = pipeline_folder(config)
+            folder, single_name = str(place / learned_part(place)), PIPELINE_WEIGHTS
         else:
             folder = model_folder(config)
         index = _file(folder, f"{single_name}.index.json", revision)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightrft.config import Config
 from lightrft.config.algorithm import EXACT
-from lightrft.models.export import write_folder
+from lightrft.models.export import FILE_BYTES, write_folder
 from lightrft.models.families import joined
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import LogProbs, logprobs
@@ -126,6 +126,11 @@ class Words:
         processor.stopping(Sampling(stop=tuple(config.rollout.stop)))
         return cls(config, processor)
 
+    @property
+    def makes(self) -> frozenset[str]:
+        """Text."""
+        return frozenset({"answer"})
+
     def source(self, *, learns: bool = True) -> Source:
         """The model of model.path."""
         return Source(self.config.model, learns=learns)
@@ -142,6 +147,13 @@ class Words:
         """One token in answer to one token."""
         return dummy_answer(self.processor.blank())
 
-    def write(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    def write(
+        self,
+        module: nn.Module,
+        weights: Iterable[tuple[str, Tensor]],
+        folder: Path,
+        *,
+        file_bytes: int = FILE_BYTES,
+    ) -> None:
         """A folder that plain transformers loads."""
-        write_folder(module, self.processor, weights, folder)
+        write_folder(module, self.processor, weights, folder, file_bytes=file_bytes)

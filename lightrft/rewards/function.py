@@ -33,7 +33,7 @@ class Answer:
     said: list[Any] = field(default_factory=list)
     step_rewards: list[float] = field(default_factory=list)
     made: Mapping[str, Any] = field(default_factory=dict)
-    """What was made besides text, by kind: {"image": (H, W, 3) uint8 array}."""
+    """What was made besides text, by kind: {"image": (H, W, 3) uint8 array}, and {"clip": (F, H, W, 3)} where frames were drawn."""
     replied: int = 0
     """How many of the tokens are replies of an environment."""
 
@@ -55,9 +55,10 @@ VIEWS: Mapping[str, Callable[[Answer], Any]] = {
     "step_rewards": lambda t: t.step_rewards,
     "num_tokens": lambda t: len(t) - t.replied,
     "image": lambda t: made(t, "image"),
+    "clip": lambda t: made(t, "clip"),
 }
 """What a per-answer function may ask for, by parameter name."""
-MADE = ("image",)
+MADE = ("image", "clip")
 """Views of what texts do not have: given to a function that names them, and not to one that takes everything."""
 
 
@@ -94,7 +95,7 @@ def each(function: Callable[..., float]) -> PerAnswer:
 
     Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
     text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose), image ((H, W, 3) uint8,
-    of a model that draws); and of a conversation with an environment, of which
+    of a model that draws; of a clip the frame in its middle), clip ((F, H, W, 3) uint8, of one that draws clips); and of a conversation with an environment, of which
     `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). ValueError for a name that is none of these.
     """
     return PerAnswer(function)

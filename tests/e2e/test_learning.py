@@ -50,7 +50,7 @@ ALGORITHMS = [
     (["online_dpo"], []),
     (["maxrl"], []),
     (["pass_at_k"], ["--algorithm.options", "k", "2", "right_from", "0.25", "--steps", "60"]),
-    (["gpg"], ["--steps", "60"]),
+    (["gpg"], ["--rollout.prompts-per-step", "16"]),
     (["luspo"], ["--algorithm.clip", "0.003", "0.004"]),
     (["dppo"], []),
     (["dcpo"], []),

@@ -12,9 +12,11 @@ pytest.importorskip("diffusers", reason="diffusers is not installed: pip install
 
 from tests.e2e.runs import DRAWING, steps
 
+FILE = "diffusion_pytorch_model.safetensors"
+
 
 def weights(run):
-    return load_file(run / "model/transformer/diffusion_pytorch_model.safetensors")
+    return load_file(run / "model/transformer" / FILE)
 
 
 def test_before_the_first_update_ratio_and_mismatch_are_none_and_the_divergence_too(drawing_run):
@@ -100,3 +102,29 @@ def test_algorithms_of_language_models_learn_from_pictures_without_a_line(lightr
         own = ["--model.path", drawn_pipeline, "--run", name, "--steps", "2", "--checkpoint.every-steps", "0"]
         lightrft("train", DRAWING[0], layer, *DRAWING[1:], *flags, *own, "--evaluate.before-and-after=false")
         assert all(row["grad_norm"] > 0 for row in steps(lightrft.cwd / name)), name
+
+
+def test_adapters_learn_and_a_checkpoint_is_exported_as_the_folder_that_the_run_wrote(
+    lightrft, drawn_pipeline
+):
+    own = ["--model.path", drawn_pipeline, "--run", "adapted", "--steps", "2", "--model.lora.rank", "2"]
+    lightrft("train", *DRAWING, *own, "--evaluate.before-and-after=false")
+    assert all(row["grad_norm"] > 0 for row in steps(lightrft.cwd / "adapted"))
+    lightrft("export", "adapted", "exported")
+    found, written = (
+        weights(lightrft.cwd / "adapted"),
+        load_file(lightrft.cwd / "exported/transformer" / FILE),
+    )
+    began = load_file(drawn_pipeline / "transformer" / FILE)
+    assert found.keys() == written.keys() == began.keys()
+    assert all(torch.allclose(found[name], weight, atol=1e-6) for name, weight in written.items())
+    changed = {name for name, weight in began.items() if not torch.equal(weight, found[name])}
+    assert changed
+    assert all(name.startswith("transformer_blocks.") and name.endswith(".weight") for name in changed)
+
+
+def test_a_run_is_checked_before_it_costs_anything(lightrft, drawn_pipeline):
+    told = " ".join(lightrft("check", *DRAWING, "--model.path", drawn_pipeline).split())
+    assert "4 prompts x 4 responses = 16 responses of at most 4 denoising steps" in told
+    assert "engine and trainer agree" in told
+    assert "ready" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,16 +12,17 @@ from torch.distributions import Normal, kl_divergence
 
 from lightrft.config import DenoiseConfig
 from lightrft.models.flows import STEPS, Step, divergence, entropy, euler, logprob
+from lightrft.models.ladders import LADDERS
 from lightrft.models.schedule import window
 
 D = 12
 
 
-def drawn(seed=0, rows=5):
+def drawn(seed=0, rows=5, noise="sde"):
     g = torch.Generator().manual_seed(seed)
     x, v, other = (torch.randn(rows, 3, 4, generator=g, dtype=torch.float64) for _ in range(3))
     s = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)[:rows].view(-1, 1, 1)
-    return x, v, other, s, s - 0.1
+    return (x, v, other, 1.05 - s, 1.1 - s) if noise == "ddim" else (x, v, other, s, s - 0.1)
 
 
 def step_of(noise, x, v, s, after, level=0.7):
@@ -29,6 +31,10 @@ def step_of(noise, x, v, s, after, level=0.7):
 
 def plain_step(noise, x, v, s, after, level, second):
     """Mean and deviation of one number, from the papers."""
+    if noise == "ddim":  # DDIM, eq. 12 and 16: s and after are the cumulated alphas
+        x0, e = math.sqrt(s) * x - math.sqrt(1 - s) * v, math.sqrt(s) * v + math.sqrt(1 - s) * x
+        sd = level * math.sqrt((1 - after) / (1 - s)) * math.sqrt(1 - s / after)
+        return math.sqrt(after) * x0 + math.sqrt(1 - after - sd**2) * e, sd
     dt = after - s
     if noise == "cps":
         sd = after * math.sin(level * math.pi / 2)
@@ -41,7 +47,7 @@ def plain_step(noise, x, v, s, after, level, second):
 
 @pytest.mark.parametrize("noise", STEPS)
 def test_a_step_is_that_of_its_paper_number_by_number(noise):
-    x, v, _, s, after = drawn()
+    x, v, _, s, after = drawn(noise=noise)
     step = step_of(noise, x, v, s, after)
     for row in range(5):
         for i in range(3):
@@ -68,7 +74,7 @@ def test_the_first_step_of_a_schedule_by_hand():
 
 @pytest.mark.parametrize("noise", STEPS)
 def test_log_prob_entropy_and_divergence_are_those_of_a_normal_distribution(noise):
-    x, v, other, s, after = drawn(1)
+    x, v, other, s, after = drawn(1, noise=noise)
     step, ref = step_of(noise, x, v, s, after), step_of(noise, x, other, s, after)
     mine, theirs = Normal(step.mean, step.sd), Normal(ref.mean, ref.sd)
     torch.testing.assert_close(
@@ -168,9 +174,55 @@ def test_the_last_step_cannot_be_learned_from(options):
         DenoiseConfig(**options)
 
 
-def test_cps_takes_out_no_more_noise_than_there_is():
-    DenoiseConfig(noise="cps", level=1.0)
+@pytest.mark.parametrize("noise", ["cps", "ddim"])
+def test_no_more_noise_is_taken_out_than_there_is(noise):
+    DenoiseConfig(noise=noise, level=1.0)
     with pytest.raises(
-        ValueError, match=r"rollout.denoise.level=1.2: with rollout.denoise.noise=cps it is a share"
+        ValueError, match=rf"rollout.denoise.level=1.2: with rollout.denoise.noise={noise} it is a share"
     ):
-        DenoiseConfig(noise="cps", level=1.2)
+        DenoiseConfig(noise=noise, level=1.2)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_step_of_ddim_has_the_mean_and_the_deviation_of_diffusers(kind, spacing):
+    """Of every step of a schedule that noise may enter: without it at eta 0, and at eta 1 by the difference that one drawn number makes."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(
+        clip_sample=False, set_alpha_to_one=False, prediction_type=kind, timestep_spacing=spacing, steps_offset=spacing == "leading"
+    )  # fmt: skip
+    ladder, steps = LADDERS["DDIMScheduler"], 7
+    levels = ladder.levels(scheduler, steps, 0, False)
+    x, found, drawn_number, *_ = drawn(5, rows=1)
+    for place, time in enumerate(scheduler.timesteps[:-1]):  # the last one is never learned from
+        a, after = (t[place].double().view(1, 1, 1) for t in levels[:2])
+        v = ladder.velocity(scheduler, x, found, a)
+        mean, sd = STEPS["ddim"](x, v, a, after, 1.0, a)
+        nothing = torch.zeros_like(x)
+        theirs = scheduler.step(found, time, x, eta=1.0, variance_noise=nothing).prev_sample
+        moved = scheduler.step(found, time, x, eta=1.0, variance_noise=drawn_number).prev_sample
+        close = {"rtol": 1e-5, "atol": 1e-5}  # their alphas are float32
+        torch.testing.assert_close(mean, theirs, **close)
+        torch.testing.assert_close(sd * drawn_number, moved - theirs, **close)
+        torch.testing.assert_close(
+            ladder.exact(x, v, a, after), scheduler.step(found, time, x).prev_sample, **close
+        )
+        expected = Normal(theirs, scheduler._get_variance(time, time - 1000 // steps).sqrt()).log_prob(moved)
+        torch.testing.assert_close(
+            logprob(moved, Step(mean, sd)), expected.flatten(1).sum(1), rtol=1e-4, atol=1e-3
+        )
+
+
+def test_the_divergence_of_ddim_is_that_of_the_two_noises_it_was_told():
+    """KL = c^2 |e - e_ref|^2 / (2 sd^2), c = sqrt(a' / a) sqrt(1 - a) - sqrt(1 - a' - sd^2), with a gradient."""
+    x, e, other, a, after = drawn(6, noise="ddim")
+    e.requires_grad_(True)
+    turn = LADDERS["DDIMScheduler"].velocity
+    kind = SimpleNamespace(config=SimpleNamespace(prediction_type="epsilon"))
+    step, ref = (step_of("ddim", x, turn(kind, x, noise, a), a, after, 1.0) for noise in (e, other))
+    c = (after * (1 - a) / a).sqrt() - (1 - after - step.sd**2).sqrt()
+    expected = (c**2 * (e - other) ** 2 / (2 * step.sd**2)).flatten(1).sum(1)
+    found = divergence(step, ref.mean)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    (slope,) = torch.autograd.grad(found.sum(), e)
+    torch.testing.assert_close(slope, (c**2 / step.sd**2 * (e - other)).detach(), rtol=1e-8, atol=1e-9)

@@ -6,14 +6,15 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from lightrft.build.models import build_processor, check_models, check_teacher
+from lightrft.build.kinds import policy_of
 from lightrft.build.process import prepare_process
+from lightrft.build.rl import check_policy
 from lightrft.build.turns import build_turns
 from lightrft.commands.check import costs, fools, policy, questions, settings, template
 from lightrft.commands.check.report import Report, Section
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
-from lightrft.models.processor import Processor
+from lightrft.rewards.asked import TEXT
 
 __all__ = ["preflight"]
 
@@ -27,18 +28,12 @@ def preflight(config: Config) -> int:
     return report.verdict()
 
 
-def processor(config: Config, parts: Parts) -> Processor:
-    """The policy's, after a look at whether a teacher speaks its tokens and a team of processes can share the models."""
-    found = build_processor(config)
-    check_teacher(config, found)
-    check_models(config, parts.algorithm)
-    return found
-
-
 def read_data(section: Section, config: Config, parts: Parts, stack: ExitStack) -> questions.Questions:
-    """The data as the policy reads it, with the tools that it is told of."""
-    found = processor(config, parts)
-    return questions.data(section, config, parts, found, build_turns(config, found, stack))
+    """The data as the policy reads it, with the tools that it is told of; whether what stands beside the policy suits it is looked at
+    before."""
+    kind = policy_of(config)
+    check_policy(config, kind, parts.algorithm)
+    return questions.data(section, config, parts, kind, build_turns(config, kind.processor, stack))
 
 
 def _look(report: Report, config: Config, stack: ExitStack) -> None:
@@ -49,13 +44,16 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     found = report.run("data", lambda s: read_data(s, config, parts, stack))
     if found is None or not found.read:
         return
-    report.run("chat template", lambda s: template.chat_template(s, found))
-    report.run("rewards on gold answers", lambda s: questions.rewards(s, config, parts, found))
+    writes = TEXT in found.kind.makes  # what is known of texts alone
+    if writes:
+        report.run("chat template", lambda s: template.chat_template(s, found))
+        report.run("rewards on gold answers", lambda s: questions.rewards(s, config, parts, found))
     start = report.run("sampled responses", lambda s: policy.samples(s, config, parts, found))
     if start is None:
         return
     if parts.judge.models:
         report.run("answers that say nothing", lambda s: fools.fools(s, parts, found, start))
     report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))
-    report.run("time and memory", lambda s: costs.time_and_memory(s, config, parts, found, start))
+    if writes:
+        report.run("time and memory", lambda s: costs.time_and_memory(s, config, parts, found, start))
     report.run("disk", lambda s: costs.disk(s, config, parts, start))

@@ -21,8 +21,7 @@ from lightrft.console.progress import shorten
 from lightrft.engines.base import EngineDiedError
 from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
-from lightrft.models.source import Source
-from lightrft.models.words import training_logprobs
+from lightrft.models.kinds import PolicyKind
 from lightrft.parallel.world import World
 from lightrft.rewards.models import JUDGE
 from lightrft.strategy.base import Trainable
@@ -42,6 +41,7 @@ LONGEST_SAMPLE = 128
 class Policy:
     """The model as the run would have it at step 0."""
 
+    kind: PolicyKind
     actor: Trainable
     sampler: Sampler
     memory_plan: MemoryPlan
@@ -61,7 +61,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     """Loads the model, and shows what it writes before any training and what the rewards make of that."""
     check_kinds(config.rollout.engine, questions.read, questions.processor.media, parts.device)
     started = time.perf_counter()
-    actor = parts.strategy.trainable(Source(config.model), config.optimizer, 1)
+    actor = parts.strategy.trainable(questions.kind.source(), config.optimizer, 1)
     engine = parts.make_engine(actor.module, questions.processor, config.rollout)
     numbers = sum(p.numel() for p in actor.module.parameters())
     section.fact(
@@ -72,11 +72,13 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     fits_judges(section, config, parts, questions)
     most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
-    spread = [questions.read[i * len(questions.read) // PROMPTS] for i in range(PROMPTS)]
+    spread = [
+        questions.processor.open(questions.read[i * len(questions.read) // PROMPTS]) for i in range(PROMPTS)
+    ]
     judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
     memory_plan = build_memory_plan({"actor": actor}, engine, judging, parts.device)
     sampler = Sampler(engine, actor, memory_plan, World.current(), config.rollout.max_engine_restarts)
-    policy = Policy(actor, sampler, memory_plan, judging)
+    policy = Policy(questions.kind, actor, sampler, memory_plan, judging)
     memory_plan.begin()
     groups = sampler(lambda: rollout(engine, spread, sampling, questions.processor, turns=questions.turns))
     answers = [t for group in groups for t in group]
@@ -139,10 +141,13 @@ def shown(t: Trajectory) -> Panel:
 def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> None:
     """Compares the log-probs of the sampled tokens: the engine's, and the trainer's for the same weights."""
     batch = pack(
-        [t for t in policy.samples if len(t)], share_prompts=config.update.share_prompts, device=parts.device
+        [t for t in policy.samples if len(t)],
+        share_prompts=config.update.share_prompts,
+        device=parts.device,
+        layout=policy.kind.layout,
     )
     with policy.memory_plan(Phase.SCORE), torch.no_grad():
-        gap = (policy.actor.compute(training_logprobs, batch, config).values - batch.behavior).abs()
+        gap = (policy.actor.compute(policy.kind.logprobs, batch, config).values - batch.behavior).abs()
     mean, largest = float(gap.mean()), float(gap.max())
     section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
     judge_mismatch(section, config, mean, largest)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from lightrft.config import Config, TaskConfig
 from lightrft.console.progress import sparkline
 from lightrft.datasets.prompts import Opener, prepare
 from lightrft.media import parts as media
+from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import GoldReport, check_gold
@@ -40,7 +42,7 @@ BUCKETS = 40
 class Questions:
     """The data of a run as the model reads it."""
 
-    processor: Processor
+    kind: PolicyKind
     turns: Turns | None
     """What replies to the policy, where anything does."""
     records: Mapping[str, Sequence[Record]]
@@ -54,15 +56,19 @@ class Questions:
     """What the model is tried on: all training prompts or, where they hold media, some with these read."""
 
     @property
+    def processor(self) -> Any:
+        """What turns messages into prompts."""
+        return self.kind.processor
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest training prompt, as far as they were read."""
         return max(len(p.token_ids) for p in self.read)
 
 
-def data(
-    section: Section, config: Config, parts: Parts, processor: Processor, turns: Turns | None
-) -> Questions:
+def data(section: Section, config: Config, parts: Parts, kind: PolicyKind, turns: Turns | None) -> Questions:
     """Reads both splits and counts their tokens through the real chat template."""
+    processor = kind.processor
     table = Table(
         "task", "split", "prompts", "shortest", "median", "95 %", "longest", box=None, pad_edge=False
     )
@@ -91,7 +97,7 @@ def data(
     section.lines.insert(0, table)
     read = with_media(section, config, processor, found["train"])
     questions = Questions(
-        processor, turns, records["train"], records["evaluate"], found["train"], found["evaluate"], read
+        kind, turns, records["train"], records["evaluate"], found["train"], found["evaluate"], read
     )
     if questions.read:
         judge_data(section, config, questions)

@@ -117,11 +117,11 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
     )
     section.fact(
         "a step",
-        f"{roll.prompts_per_step} prompts x {roll.group_size} responses = {answers} responses of at most {roll.max_tokens} tokens",
+        f"{roll.prompts_per_step} prompts x {roll.group_size} responses = {answers} responses of at most {roll.most_entries} {roll.entries_are}",
     )
     section.fact(
         "",
-        f"= at most {answers * roll.max_tokens:,} response tokens, in {updates} update{'s' * (updates > 1)} of {answers // update.num_minibatches} responses",
+        f"= at most {answers * roll.most_entries:,} response {roll.entries_are}, in {updates} update{'s' * (updates > 1)} of {answers // update.num_minibatches} responses",
     )
     section.fact(
         "the run",

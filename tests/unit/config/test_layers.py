@@ -138,7 +138,7 @@ def test_a_layer_fits_the_kind_of_training_whose_options_it_sets(tmp_path: Path)
 @pytest.mark.parametrize("name", sorted(layers.shipped()))
 def test_every_shipped_layer_loads_and_says_what_it_is_for(name: str) -> None:
     needs = ["--teacher.path", "random:llama"] if name == "distil" else []
-    cls = next((kind for start, kind in RUNS.items() if name.startswith(start)), Config)
+    cls = next((kind for start, kind in RUNS.items() if name.startswith(f"{start}_")), Config)
     assert layers.load([name, *needs], cls) != cls()
     assert len(layers.describe(layers.shipped()[name])) > 20
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from lightrft.build.data import check_asked
 from lightrft.build.kinds import engine_of, policy_of
 from lightrft.config import Config, ModelConfig, layers
 from lightrft.models.load import load_processor
@@ -24,6 +26,7 @@ def folder(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     for part in ("transformer", "scheduler"):
         (tmp_path / part).mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text("{}")
     shape = {"_class_name": "SD3Transformer2DModel", "patch_size": 2, "sample_size": 8, "in_channels": 4}
     (tmp_path / "transformer/config.json").write_text(json.dumps(shape))
     return tmp_path
@@ -54,7 +57,6 @@ def refused(folder, *flags, layer=("digits_sd3",)):
         "--algorithm.entropy-coefficient 0.1",
         "--algorithm.high-entropy-fraction 0.2",
         "--algorithm.average fixed",
-        "--model.lora.rank 4",
         "--model.freeze vision",
         "--model.chat-template plain",
         "--model.attention separate",
@@ -99,7 +101,8 @@ def test_a_picture_that_cannot_be_cut_into_patches_is_refused(folder):
 
 def test_other_commands_name_those_that_take_a_pipeline(folder):
     with pytest.raises(
-        ValueError, match="is a diffusion pipeline, which `lightrft train`, `evaluate` and `replay` take"
+        ValueError,
+        match="is a diffusion pipeline, which `lightrft train`, `evaluate`, `check`, `export` and `replay` take",
     ):
         load_processor(ModelConfig(path=str(folder)))
 
@@ -127,3 +130,94 @@ def test_every_layer_is_a_whole_run_together_with_a_pipeline(folder, layer):
     config = layers.load([layer, "--model.path", str(folder), "--tasks.train", "digits", "1"], Config)
     kind = policy_of(config)
     assert kind.processor.shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reward", "told"),
+    [
+        ("digits_sd3", "math", "asks for `answer`, and a response"),
+        ("tiny", "digit", "asks for `image`, and a response"),
+    ],
+)
+def test_a_reward_of_what_the_policy_does_not_make_is_refused_before_weights_load(
+    folder, layer, reward, told
+):
+    pytest.importorskip("diffusers")
+    path = str(folder) if layer == "digits_sd3" else "random:llama"
+    config = layers.load(
+        [layer, "--model.path", path, "--tasks.train", "digits", "1", "--rewards.functions", reward, "1"],
+        Config,
+    )
+    with pytest.raises(ValueError, match=told):
+        check_asked(config, policy_of(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "noise", "told"),
+    [
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            {},
+            "ddim",
+            "which steps with sde, dance, cps. Set rollout.denoise.noise=sde",
+        ),
+        (
+            "DDIMScheduler",
+            {"clip_sample": False},
+            "sde",
+            "which steps with ddim. Set rollout.denoise.noise=ddim",
+        ),
+        (
+            "DDIMScheduler",
+            {"clip_sample": True},
+            "ddim",
+            "has clip_sample.*Save the pipeline with clip_sample=False",
+        ),
+        (
+            "DDIMScheduler",
+            {"prediction_type": "flow"},
+            "ddim",
+            "prediction_type=flow, and known are: epsilon",
+        ),
+    ],
+)
+def test_noise_that_the_scheduler_does_not_step_with_is_refused(folder, kind, scheduler, noise, told):
+    pytest.importorskip("diffusers")
+    change(folder / "model_index.json", scheduler=["diffusers", kind])
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    assert re.search(told, refused(folder, "--rollout.denoise.noise", noise))
+
+
+def test_pipelines_that_draw_from_more_than_text_or_by_two_networks_are_refused(folder):
+    pytest.importorskip("diffusers")
+    change(folder / "model_index.json", transformer_2=["diffusers", "SD3Transformer2DModel"])
+    assert "model_index.json has transformer_2" in refused(folder)
+    change(
+        folder / "model_index.json", transformer_2=[None, None], _class_name="StableDiffusion3InpaintPipeline"
+    )
+    assert "it is a StableDiffusion3InpaintPipeline" in refused(folder)
+
+
+@pytest.mark.parametrize("file", ["transformer/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_folder_whose_settings_cannot_be_read_is_refused(folder, file, text):
+    pytest.importorskip("diffusers")
+    (folder / file).unlink() if text is None else (folder / file).write_text(text)
+    assert f"{file} cannot be read" in refused(folder)
+
+
+def test_frames_are_for_pipelines_that_draw_clips(folder):
+    pytest.importorskip("diffusers")
+    assert "pictures, not clips. Set rollout.denoise.frames=1" in refused(
+        folder, "--rollout.denoise.frames", "5"
+    )
+    shape = {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2], "in_channels": 4}
+    change(
+        folder / "model_index.json",
+        _class_name="WanPipeline",
+        transformer=["diffusers", "WanTransformer3DModel"],
+    )
+    (folder / "transformer/config.json").write_text(json.dumps(shape))
+    assert "draws one frame and multiples of 4 after it. Set it to 5" in refused(
+        folder, "--rollout.denoise.frames", "6"
+    )

@@ -1,0 +1,70 @@
+"""A reward of pictures is refused for a model that writes, and the other way round, without running a line of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightrft.rewards.asked import check_views, parameters
+
+MINE = """
+raise RuntimeError("a reward's file was run")
+
+def bright(image, target, *, strict=True): ...
+
+def moves(clip): ...
+
+def polite(answer, **others): ...
+
+both = bright
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "picture_rewards_of_a_user.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return f"{tmp_path}/picture_rewards_of_a_user.py"
+
+
+def test_parameters_are_read_and_not_run(mine):
+    assert parameters(f"{mine}:bright") == ("image", "target", "strict")
+    assert parameters("picture_rewards_of_a_user:polite") == ("answer",)
+    assert parameters("digit_second") == ("image", "target")
+    assert "answer" in parameters("math")
+    unknown = (
+        f"{mine}:both",
+        f"{mine}:nothing",
+        "no.such.module:x",
+        "no_such_file.py:x",
+        "majority",
+        "judge",
+    )
+    assert all(parameters(name) == () for name in unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "makes", "told"),
+    [
+        ("digit", {"answer"}, "'digit' asks for `image`, and a response of model.path=M holds answer"),
+        ("math", {"image"}, "'math' asks for `answer`, and a response of model.path=M holds image"),
+        ("{}:moves", {"image"}, "asks for `clip`, and a response of model.path=M holds image"),
+        (
+            "{}:bright",
+            {"answer"},
+            "Take a reward that asks for `answer`, or a model whose responses hold `image`",
+        ),
+        (
+            "{}:polite",
+            {"image", "clip"},
+            "asks for `answer`, and a response of model.path=M holds image and clip",
+        ),
+    ],
+)
+def test_what_a_response_does_not_hold_is_refused_by_name(mine, name, makes, told):
+    with pytest.raises(ValueError, match=told):
+        check_views([name.format(mine)], makes, "M")
+
+
+def test_what_it_holds_or_what_cannot_be_told_is_let_through(mine):
+    check_views(["digit", f"{mine}:bright", f"{mine}:moves", "majority"], {"image", "clip"}, "M")
+    check_views(["math", "majority", f"{mine}:both", f"{mine}:polite"], {"answer"}, "M")
