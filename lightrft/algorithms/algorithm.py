@@ -66,6 +66,9 @@ class Algorithm:
     needs_turns: bool
     """Whether it looks at the rewards of turns, batch.turn_rewards; a function says so by `needs_turns = True`."""
 
+    entropy_held: float
+    """With algorithm.entropy_target: the coefficient of the entropy bonus in the steps in which that acts."""
+
     functions: Mapping[str, Any]
     """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
 
@@ -160,6 +163,23 @@ class Algorithm:
         """This algorithm with another weight of the divergence from the reference."""
         return replace(self, config=replace(self.config, kl_coefficient=kl_coefficient))
 
+    def with_adapted_entropy(self, entropy: float | None) -> Algorithm:
+        """The algorithm of the next step, after one in which the entropy was this, nats per token.
+
+        c' = c + entropy_step below the target, c - entropy_step above it, at least 0, and the bonus has the weight c' if the entropy was at
+        most the target, else 0. Skywork-OR1, He et al. 2025 (https://arxiv.org/abs/2505.22312), whose c has no floor.
+        """
+        row = self.config
+        if not row.entropy_target or entropy is None:
+            return self
+        step = row.entropy_step if entropy < row.entropy_target else -row.entropy_step
+        held = max(0.0, self.entropy_held + step)
+        return self.with_entropy(held, held if entropy <= row.entropy_target else 0.0)
+
+    def with_entropy(self, held: float, acting: float) -> Algorithm:
+        """This algorithm with other weights of the entropy bonus: the one that is held, and that of the next step."""
+        return replace(self, entropy_held=held, config=replace(self.config, entropy_coefficient=acting))
+
     def loss(self, new: Tensor, batch: Batch, entropy: Tensor | None = None) -> Terms:
         """Policy loss, divergence from the reference and entropy bonus of each token; 0 outside the mask.
 
@@ -212,6 +232,7 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         needs_baseline,
         needs_parts,
         needs_turns,
+        config.entropy_coefficient,
         {kind: role.function for kind, role in roles.items()},
     )
 

@@ -61,7 +61,12 @@ class AlgorithmConfig:
     teacher_in: Literal["advantage", "loss"] = "advantage"
     """Where the teacher enters: log teacher - log policy is added to the advantage, or its divergence (k3+) to the loss."""
     entropy_coefficient: float = 0.0
-    """Weight of an entropy bonus in the loss."""
+    """Weight of an entropy bonus in the loss; with entropy_target the one that it begins with."""
+    entropy_target: float = 0.0
+    """Entropy per token, nats, that the bonus holds: it acts in the step after one at or below it, and its coefficient moves by entropy_step
+    towards that (Skywork-OR1). 0: the coefficient is fixed."""
+    entropy_step: float = 0.005
+    """With entropy_target: what the coefficient gains after a step below the target, and loses after one above it; never below 0."""
     truncated: Literal["keep", "mask"] = "keep"
     """Responses truncated at rollout.max_tokens: learn from them as from others, or mask their tokens in the loss."""
     whiten: bool = False
@@ -101,6 +106,7 @@ class AlgorithmConfig:
                 "kl_coefficient, e.g. 0.01",
             ),
             (self.kl_target == 0, ["kl_gain"], "kl_target", "kl_target, e.g. 0.05"),
+            (self.entropy_target == 0, ["entropy_step"], "entropy_target", "entropy_target, e.g. 0.2"),
             (
                 self.reference_update_steps == 0,
                 ["reference_update_rate"],

@@ -169,6 +169,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "kl_coefficient": NOT_NEGATIVE,
         "kl_target": NOT_NEGATIVE,
         "kl_gain": POSITIVE,
+        "entropy_target": NOT_NEGATIVE,
+        "entropy_step": POSITIVE,
         "reference_update_steps": NOT_NEGATIVE,
         "reference_update_rate": SOME,
         "teacher_coefficient": NOT_NEGATIVE,

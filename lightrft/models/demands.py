@@ -50,7 +50,7 @@ def _check_sampling(config: Config, path: str) -> None:
 def _check_algorithm(config: Config, path: str) -> None:
     row = config.algorithm
     idle = (
-        "high_entropy_fraction", "entropy_coefficient", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
+        "high_entropy_fraction", "entropy_coefficient", "entropy_target", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
     )  # fmt: skip
     refuse_idle(
         "algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model"

@@ -130,22 +130,27 @@ class Learner:
         return Terms(terms.loss, terms.metrics | found, terms.ratios)
 
     def follow(self, step: int, metrics: Mapping[str, float]) -> Metrics:
-        """Moves what moves after the update: the weight of the divergence from the reference, and the reference."""
-        coefficient = self.algorithm.config.kl_coefficient
+        """Moves what moves after the update: the weights of the divergence from the reference and of the entropy, and the reference."""
+        row, found = self.algorithm.config, dict[str, float]()
+        if row.entropy_target:
+            found["entropy_coefficient"] = row.entropy_coefficient
+        coefficient = row.kl_coefficient
         self.algorithm = self.algorithm.with_adapted_kl(metrics.get("kl"))
+        self.algorithm = self.algorithm.with_adapted_entropy(metrics.get("entropy"))
         if self.reference is None:
-            return {}
+            return found
         every = self.algorithm.config.reference_update_steps
         if every and step % every == 0:
             with self.memory_plan(Phase.SCORE):
                 self.reference.follow(self.actor.weights(), self.algorithm.config.reference_update_rate)
             self.reference_moved = True
-        return {"kl_coefficient": coefficient}
+        return found | {"kl_coefficient": coefficient}
 
     def state(self) -> dict[str, Any]:
         """The learner's state besides the models, for the checkpoint."""
         return {
             "kl_coefficient": self.algorithm.config.kl_coefficient,
+            "entropy": [self.algorithm.entropy_held, self.algorithm.config.entropy_coefficient],
             "reference_moved": self.reference_moved,
         }
 
@@ -153,4 +158,6 @@ class Learner:
         """Takes a `state` back."""
         if self.config.algorithm.kl_target:
             self.algorithm = self.algorithm.with_kl_coefficient(state["kl_coefficient"])
+        if self.config.algorithm.entropy_target and "entropy" in state:
+            self.algorithm = self.algorithm.with_entropy(*state["entropy"])
         self.reference_moved = state["reference_moved"]

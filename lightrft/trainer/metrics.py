@@ -23,6 +23,7 @@ METRICS: dict[str, str] = {
     "length/truncated_fraction": "share of responses truncated at rollout.max_tokens",
     "entropy": "mean entropy of the next-token distribution over the learned tokens, nats, at the sampling temperature",
     "kl": "mean estimated divergence from the reference model (algorithm.kl); only with a reference",
+    "entropy_coefficient": "weight of the entropy bonus in this step, which algorithm.entropy_target moves; only with that",
     "kl_coefficient": "algorithm.kl_coefficient in this step, which algorithm.kl_target moves; only with a reference",
     "teacher_kl": "mean estimated divergence from the teacher (k3); only with a teacher",
     "constraint/multiplier": "what a unit of constraint.cost takes off the reward in this step; its mean is reward/PART",

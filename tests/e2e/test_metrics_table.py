@@ -83,7 +83,7 @@ def critical_run(server, tmp_path_factory):
             "--constraint.cost",
             "length",
         ),
-        *("--rollout.max-tokens-per-step", "6"),
+        *("--rollout.max-tokens-per-step", "6", "--algorithm.entropy-target", "1.0"),
         *("--algorithm.teacher-coefficient", "0.1", "--teacher.path", "random:llama"),
     ]
     Lightrft(server, folder)("train", "tiny", "ppo", *PLAIN, "--run", "run", *flags)

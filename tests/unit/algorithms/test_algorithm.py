@@ -195,3 +195,22 @@ def test_the_weight_of_the_divergence_is_steered_only_where_a_target_is_set():
         row.loss(torch.tensor([-1.0]), batch).loss.item() for row in (steered, steered.with_adapted_kl(0.9))
     ]
     assert loss[1] == pytest.approx(1.02 * loss[0])
+
+
+def test_the_entropy_bonus_acts_below_its_target_and_grows_there():
+    """Skywork-OR1: 0.005 a step towards the target, and no bonus after a step above it."""
+    row = algorithm(entropy_target=0.5)
+    acting, held = [], []
+    for entropy in (0.9, 0.4, 0.3, 0.5, 0.7, 0.2):
+        row = row.with_adapted_entropy(entropy)
+        acting.append(row.config.entropy_coefficient)
+        held.append(row.entropy_held)
+    assert held == pytest.approx([0.0, 0.005, 0.01, 0.005, 0.0, 0.005])
+    assert acting == pytest.approx([0.0, 0.005, 0.01, 0.005, 0.0, 0.005])
+    above = algorithm(entropy_target=0.5, entropy_coefficient=0.02, entropy_step=0.01).with_adapted_entropy(
+        0.6
+    )
+    assert (above.entropy_held, above.config.entropy_coefficient) == pytest.approx((0.01, 0.0))
+    fixed = algorithm(entropy_coefficient=0.02)
+    assert fixed.with_adapted_entropy(0.1) is fixed
+    assert row.with_adapted_entropy(None) is row
