@@ -108,7 +108,8 @@ def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 def maxrl(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The reward minus the mean of its group, over that mean: a prompt that is rarely solved weighs as much as its log-likelihood says.
 
-    A_i = (r_i - mean(r)) / mean(r), the same for every token of response i. MaxRL, Tajwar et al. 2026 (https://arxiv.org/abs/2602.02710): for rewards 0 and 1 its expectation is the gradient of sum_{k <= G} pass@k / k, which becomes that of log p as G grows.
+    A_i = (r_i - mean(r)) / mean(r), the same for every token of response i. MaxRL, Tajwar et al. 2026 (https://arxiv.org/abs/2602.02710): for rewards 0 and 1 the
+    expectation of its gradient is that of sum_{k < G} pass@k / k, which becomes that of log p as G grows.
 
     A group without a success gives exactly 0, as do equal rewards. ValueError for rewards below 0, of which no mean is a likelihood, and for
     a group of one response.
@@ -133,31 +134,27 @@ def pass_at_k(
     A = (1 - m) / s for a right response, A = (1 - m - C(W - 1, k - 1) / C(G - 1, k - 1)) / s for a wrong one. Chen et al. 2025, Pass@k
     Training (https://arxiv.org/abs/2508.10751), its analytical form. A response is right if its reward is at least `right_from`.
 
-    Where every subset has a right response, or none has, all are exactly 0. ValueError unless 1 <= k <= G is a whole number.
+    Where every subset has a right response, or none has, all are exactly 0. A group that has lost responses to failed rewards, and has
+    fewer than k, is one subset.
     """
     rewards = answer_rewards(batch, algo).double()
-    groups = _beside((rewards >= right_from).double(), batch, "pass_at_k")
-    if k != int(k) or k < 1 or bool((groups.size < k).any()):
-        raise ValueError(
-            f"algorithm.options.k={k:g}: a whole number from 1 to the {int(groups.size.min())} responses of a group. Set it so, or raise "
-            "rollout.group_size."
-        )
-    wrong = (
-        groups.size
-        - segment_sum((rewards >= right_from).double(), groups.group, batch.num_sequences)[groups.group]
-    )
-    fail = _without(wrong, groups.size, int(k))
+    right = (rewards >= right_from).double()
+    groups = _beside(right, batch, "pass_at_k")
+    wrong = groups.size - segment_sum(right, groups.group, batch.num_sequences)[groups.group]
+    taken = groups.size.clamp(max=k)
+    fail = _without(wrong, groups.size, taken)
     deviation = (fail * (1 - fail)).sqrt()
-    share = torch.where(rewards >= right_from, 0.0, _without(wrong - 1, groups.size - 1, int(k) - 1))
+    share = torch.where(right > 0, 0.0, _without(wrong - 1, groups.size - 1, taken - 1))
     found = torch.where(deviation > 0, (fail - share) / torch.where(deviation > 0, deviation, 1.0), 0.0)
     return _spread(found, batch), _returns(batch)
 
 
-def _without(wrong: Tensor, size: Tensor, k: int) -> Tensor:
-    """C(wrong, k) / C(size, k): the chance that k of `size` responses are all wrong."""
+def _without(wrong: Tensor, size: Tensor, taken: Tensor) -> Tensor:
+    """C(wrong, taken) / C(size, taken): the chance that so many of `size` responses are all wrong."""
     found = torch.ones_like(wrong)
-    for taken in range(k):
-        found = found * ((wrong - taken) / (size - taken)).clamp(min=0)
+    for place in range(int(taken.max()) if taken.numel() else 0):
+        each = ((wrong - place) / (size - place).clamp(min=1)).clamp(min=0)
+        found = torch.where(place < taken, found * each, found)
     return found
 
 
@@ -228,7 +225,7 @@ gae.needs_values = True  # type: ignore[attr-defined]
 
 
 def none(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """No advantage from rewards: what is learned comes from a teacher alone (algorithm.teacher_coefficient)."""
+    """No advantage from rewards: what is learned comes from a teacher (algorithm.teacher_coefficient), or from a loss that compares responses."""
     returns = _returns(batch)
     return torch.zeros_like(returns), returns
 
@@ -328,7 +325,7 @@ group_norm_by_part.unused_settings = (  # type: ignore[attr-defined]
     "overlong_buffer",
     "kl_in",
 )
-maxrl.unused_settings = ("gae_lambda", "gamma", "kl_in")  # type: ignore[attr-defined]
+maxrl.plain_rewards = pass_at_k.plain_rewards = True  # type: ignore[attr-defined]
 pass_at_k.ranges = {"k": Range(1)}  # type: ignore[attr-defined]
 pass_at_k.subsets_of = "k"  # type: ignore[attr-defined]
 greedy_baseline.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from lightrft.algorithms.kl import MAX_EXPONENT
-from lightrft.algorithms.segments import segment_sum
+from lightrft.algorithms.segments import segment_mean, segment_sum
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch
 
@@ -26,33 +28,40 @@ def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[T
     """The weight of each token's policy loss, (T,), without gradient, and what is worth logging.
 
     With p the trainer's and q the engine's probability of a token under the weights that sampled (`logprobs` and
-    batch.behavior), rho = p / q per token, or the product of these over the chosen tokens of the response
-    (mismatch_level="sequence", which is unbiased but varies more), and C = mismatch_limit:
+    batch.behavior), rho = p / q per token, the product of these over the chosen tokens of the response
+    (mismatch_level="sequence", which is unbiased but varies more) or their geometric mean ("sequence_mean"), C = mismatch_limit, and
+    c = mismatch_floor, or 1 / C where that is 0:
 
         none        1
         truncate    min(rho, C)                    TIS, Yao et al. 2025, Your Efficient RL Framework Secretly Brings You
                                                    Off-Policy RL Training (https://fengyao.notion.site/off-policy-rl);
                                                    V-trace's truncation (Espeholt et al. 2018,
                                                    https://arxiv.org/abs/1802.01561)
-        mask        rho if 1/C <= rho <= C else 0  what the two disagree about too much is not learned from
+        mask        rho if c <= rho <= C else 0    what the two disagree about too much is not learned from (IcePop, Ling team 2025,
+                                                   https://arxiv.org/abs/2510.18855; masked importance sampling)
+        reject      1 if c <= rho <= C else 0      the same without a weight: rejection sampling, as verl's rollout_rs
 
-    Logged whatever is set: rho per token (mismatch/ratio) and the share of tokens whose weight the limit changes or
-    would change (mismatch/beyond_limit).
+    Logged whatever is set: rho per token (mismatch/ratio) and its square, for the effective sample size, and the share of tokens
+    whose weight the limits change or would change (mismatch/beyond_limit).
     """
     difference = torch.where(batch.mask, logprobs.detach() - batch.behavior, 0.0)
     token_ratio = difference.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()
     ratio = token_ratio
-    if algo.mismatch_level == "sequence":
-        total = segment_sum(difference, batch.segments, batch.num_sequences)
+    if algo.mismatch_level != "token":
+        over = segment_sum if algo.mismatch_level == "sequence" else partial(segment_mean, mask=batch.mask)
+        total = over(difference, batch.segments, batch.num_sequences)
         ratio = total.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()[batch.segments]
-    limit = algo.mismatch_limit
+    limit, kind = algo.mismatch_limit, algo.mismatch_correction
     beyond = ratio > limit
-    if algo.mismatch_correction == "mask":
-        beyond = beyond | (ratio < 1 / limit)
-    metrics = {"mismatch/ratio": token_ratio, "mismatch/beyond_limit": beyond.to(ratio.dtype)}
-    if algo.mismatch_correction == "none":
+    if kind in ("mask", "reject"):
+        beyond = beyond | (ratio < (algo.mismatch_floor or 1 / limit))
+    metrics = {
+        "mismatch/ratio": token_ratio,
+        "mismatch/square": token_ratio.square(),
+        "mismatch/beyond_limit": beyond.to(ratio.dtype),
+    }
+    if kind == "none":
         return torch.ones_like(ratio), metrics
-    cut = (
-        ratio.clamp(max=limit) if algo.mismatch_correction == "truncate" else torch.where(beyond, 0.0, ratio)
-    )
-    return cut, metrics
+    if kind == "truncate":
+        return ratio.clamp(max=limit), metrics
+    return torch.where(beyond, 0.0, ratio if kind == "mask" else 1.0), metrics

@@ -29,6 +29,9 @@ UNREAD = {
     "truncated": "it compares whole responses",
     "mismatch_correction": "it compares whole responses",
     "reward_clip": "it reads the order of rewards alone",
+    "overlong_buffer": "it reads the order of rewards alone",
+    "gamma": "it reads no advantages",
+    "gae_lambda": "it reads no advantages",
 }
 """Settings of the algorithm that say nothing to such a loss, and why."""
 

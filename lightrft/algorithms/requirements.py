@@ -5,12 +5,13 @@ A function says so by attributes, a built-in one as well as one of a user's own 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from typing import Any
 
 from lightrft.algorithms.algorithm import Algorithm, Resolve, build
 from lightrft.algorithms.online_preference import UNREAD
-from lightrft.config import Config
+from lightrft.config import AlgorithmConfig, Config
 from lightrft.config.checks import refuse_idle
 
 CURES = {"gae_lambda": "advantage=gae", "gamma": "advantage=reinforce"}
@@ -25,6 +26,8 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
     algorithm = build(config.algorithm, resolve)
     _check_groups(config, algorithm)
     _check_preference(config, algorithm)
+    _check_plain_rewards(config, algorithm)
+    _check_reference(config.algorithm, algorithm)
     _check_advantage(config, algorithm)
     _check_late_answers(config, algorithm)
     return algorithm
@@ -59,12 +62,7 @@ def _check_groups(config: Config, algorithm: Algorithm) -> None:
             f"rollout.group_size={size}: algorithm.advantage={row.advantage} compares responses to one "
             "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
         )
-    subset = _says(algorithm, "advantage", "subsets_of")
-    if subset and row.options.get(subset, 0) > size:
-        raise ValueError(
-            f"algorithm.options.{subset}={row.options[subset]:g}: algorithm.advantage={row.advantage} counts so many of the rollout.group_size={size} "
-            "responses. Make it smaller, or the other larger."
-        )
+    _check_subsets(row, algorithm, size)
     if size < 2 and _says(algorithm, "group_filter", "compares_responses"):
         raise ValueError(
             f"algorithm.group_filter={row.group_filter} keeps groups in which rewards differ, and with rollout.group_size={size} there are "
@@ -78,30 +76,72 @@ def _check_groups(config: Config, algorithm: Algorithm) -> None:
         refuse_idle("rollout", config.rollout, ["extra_groups"], because=because, cure=cure)
 
 
+def _check_subsets(row: AlgorithmConfig, algorithm: Algorithm, size: int) -> None:
+    """An advantage that counts subsets of a group needs a whole number of responses that a group has."""
+    name = _says(algorithm, "advantage", "subsets_of")
+    if not name:
+        return
+    usual = inspect.signature(algorithm.functions["advantage"]).parameters[name].default
+    count = row.options.get(name, usual)
+    if count != int(count) or count > size:
+        raise ValueError(
+            f"algorithm.options.{name}={count:g}: algorithm.advantage={row.advantage} counts subsets of so many of the rollout.group_size={size} "
+            "responses: a whole number, and no larger. Make it smaller, or the other larger."
+        )
+
+
 def _check_preference(config: Config, algorithm: Algorithm) -> None:
-    """A loss that compares the responses of a group reads no advantage, and needs a group."""
-    row, size = config.algorithm, config.rollout.group_size
+    """A loss that compares the responses of a group reads no advantage, and needs whole groups."""
     if not algorithm.whole_groups:
         return
-    because = f"algorithm.loss={row.loss} learns from the order of the rewards in a group"
+    row, size = config.algorithm, config.rollout.group_size
+    because = f"algorithm.loss={row.loss}, which learns from the order of the rewards in a group"
+    other = "algorithm.loss=clipped"
     if row.advantage != "none":
         raise ValueError(
-            f"{because}, and algorithm.advantage={row.advantage} would not be read. Set algorithm.advantage=none, or algorithm.loss=clipped."
+            f"algorithm.advantage={row.advantage} is not read by {because}. Set algorithm.advantage=none, or {other}."
         )
     if size < 2:
         raise ValueError(
-            f"rollout.group_size={size}: {because}. Set rollout.group_size=8, or algorithm.loss=clipped."
+            f"rollout.group_size={size} leaves nothing to {because}. Set rollout.group_size=8, or {other}."
         )
+    if row.options.get("responses_to_learn_from", 2) < 2:
+        raise ValueError(
+            f"algorithm.options.responses_to_learn_from=1 leaves nothing to {because}. Set it to 2 or more, or {other}."
+        )
+    parts, prompts = config.update.num_minibatches, config.rollout.prompts_per_step
+    if parts > prompts:
+        raise ValueError(
+            f"update.num_minibatches={parts} is more than rollout.prompts_per_step={prompts}, and no group is divided for {because}. Set "
+            f"update.num_minibatches={prompts} or less."
+        )
+    refuse_idle("constraint", config.constraint, because=because, cure=f"set {other}")
     for name, why in UNREAD.items():
-        refuse_idle("algorithm", row, [name], because=f"{because}: {why}", cure="set algorithm.loss=clipped")
+        refuse_idle("algorithm", row, [name], because=f"{because}: {why}", cure=f"set {other}")
     for name, place, on in (
         ("kl_in", "reward", row.kl_coefficient != 0),
         ("teacher_in", "advantage", row.teacher_coefficient != 0),
     ):
         if on and getattr(row, name) == place:
-            raise ValueError(
-                f"algorithm.{name}={place}: {because}, so it would not be seen there. Set algorithm.{name}=loss."
-            )
+            raise ValueError(f"algorithm.{name}={place} is not seen by {because}. Set algorithm.{name}=loss.")
+
+
+def _check_plain_rewards(config: Config, algorithm: Algorithm) -> None:
+    """An advantage that reads rewards as they are given has no use for what changes them before."""
+    if _says(algorithm, "advantage", "plain_rewards"):
+        because = f"algorithm.advantage={config.algorithm.advantage}, which reads rewards as they are given"
+        cure = "set algorithm.advantage=group_norm"
+        refuse_idle("rewards", config.rewards, ["scale", "normalise"], because=because, cure=cure)
+        refuse_idle("constraint", config.constraint, because=because, cure=cure)
+        refuse_idle("algorithm", config.algorithm, ["overlong_buffer", "kl_in"], because=because, cure=cure)
+
+
+def _check_reference(row: AlgorithmConfig, algorithm: Algorithm) -> None:
+    """A reference that nothing reads follows nobody."""
+    if not algorithm.needs_reference:
+        because = f"algorithm.kl_coefficient={row.kl_coefficient:g}"
+        cure = "set algorithm.kl_coefficient, e.g. 0.01"
+        refuse_idle("algorithm", row, ["reference_update_steps"], because=because, cure=cure)
 
 
 def _check_advantage(config: Config, algorithm: Algorithm) -> None:

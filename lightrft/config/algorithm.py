@@ -77,13 +77,15 @@ class AlgorithmConfig:
     """The last so many tokens before rollout.max_tokens cost more and more of overlong_penalty; 0: no penalty for length."""
     overlong_penalty: float = 1.0
     """What a response of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
-    mismatch_correction: Literal["none", "truncate", "mask"] = "none"
+    mismatch_correction: Literal["none", "truncate", "mask", "reject"] = "none"
     """Importance weights against the mismatch of engine and trainer: none; truncate: p_trainer / p_engine, at most mismatch_limit (TIS);
-    mask: the same with 0 beyond the limit either way (IcePop per token, MIS per sequence)."""
-    mismatch_level: Literal["token", "sequence"] = "token"
-    """A weight per token, or the product over the response for all its tokens."""
+    mask: the same with 0 beyond the limits (IcePop per token, MIS per sequence); reject: 1 with 0 beyond the limits (rejection sampling)."""
+    mismatch_level: Literal["token", "sequence", "sequence_mean"] = "token"
+    """A ratio per token; the product over the response for all its tokens; or their geometric mean, which no length makes extreme."""
     mismatch_limit: float = 2.0
-    """Largest weight; mask also leaves out what is below its inverse."""
+    """Largest ratio."""
+    mismatch_floor: float = 0.0
+    """With mismatch_correction=mask or reject: smallest ratio; 0: the inverse of mismatch_limit. IcePop has 0.5 and 5."""
     options: dict[str, float] = field(default_factory=dict)
     """Keyword arguments of the advantage, the loss, the group filter or the response filter (dual_clip, tau_positive, drift, beta, responses_to_learn_from, or
     your own function's), checked against its signature at start-up."""
@@ -101,7 +103,7 @@ class AlgorithmConfig:
         for off, names, because, cure in (
             (
                 self.kl_coefficient == 0,
-                ["kl_target", "reference_update_steps"],
+                ["kl_target"],
                 "kl_coefficient",
                 "kl_coefficient, e.g. 0.01",
             ),
@@ -114,6 +116,12 @@ class AlgorithmConfig:
                 "reference_update_steps=1",
             ),
             (self.teacher_coefficient == 0, ["teacher_in"], "teacher_coefficient", "teacher_coefficient=1"),
+            (
+                self.mismatch_correction not in ("mask", "reject"),
+                ["mismatch_floor"],
+                "mismatch_correction",
+                "mismatch_correction=mask",
+            ),
             (
                 self.overlong_buffer == 0,
                 ["overlong_penalty"],

@@ -90,6 +90,8 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "filter_groups": "algorithm.group_filter",
     "max_num_gen_batches": "rollout.max_sampling_rounds",
     "rollout_is": "algorithm.mismatch_correction",
+    "rollout_rs": "algorithm.mismatch_correction",
+    "rollout_rs_threshold": "algorithm.mismatch_limit",
     "rollout_is_threshold": "algorithm.mismatch_limit",
     "clip_grad": "optimizer.max_grad_norm",
     "grad_clip": "optimizer.max_grad_norm",

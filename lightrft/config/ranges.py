@@ -179,6 +179,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "overlong_buffer": NOT_NEGATIVE,
         "overlong_penalty": NOT_NEGATIVE,
         "mismatch_limit": Range(1, without_low=True),
+        "mismatch_floor": Range(0, 1, without_high=True),
         "options": ANY,
     },
     "rewards": {

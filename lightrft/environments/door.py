@@ -60,14 +60,21 @@ class Door:
             self._one.release()
 
     def tells_end(self, error: BaseException) -> bool:
-        """Whether an error of the program comes of being told that its conversation is over, in whatever words its client has for that."""
-        found: BaseException | None = error
-        while found is not None:
-            told = f"{found} {getattr(found, 'url', '')}"
-            if OVER["code"] in told or OVER["message"] in told or self._key in told:
-                return True
-            found = found.__cause__ or found.__context__
-        return False
+        """Whether an error of the program is, or was raised from, being told that its conversation is over, in whatever words its client has
+        for that. What merely happened while it dealt with that is a fault of its own."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(self.tells_end, error.exceptions))
+        if self._is_refusal(error):
+            return True
+        return error.__cause__ is not None and self.tells_end(error.__cause__)
+
+    def _is_refusal(self, error: BaseException) -> bool:
+        told = f"{error} {getattr(error, 'url', '')}"
+        if OVER["code"] in told or OVER["message"] in told:
+            return True
+        response = getattr(error, "response", None)
+        status = [getattr(error, name, None) for name in ("code", "status", "status_code")]
+        return self._key in told and 400 in [*status, getattr(response, "status_code", None)]
 
     def end(self) -> None:
         """Answers no further request."""

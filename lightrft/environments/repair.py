@@ -76,6 +76,13 @@ class Repair(Tools):
     def final_reward(self) -> float:
         """1 if the repository as it stands passes all tests of the record, in a box of its own, else 0."""
         files = self._base.whole(restored(self._base.files, self._files, self._gold))
+        # What steers the tests through a link is as it was, too, and is not there where it was not.
+        before = self._base.whole(self._base.files | self._gold)
+        files = {
+            name: before[name] if steers(name) else files[name]
+            for name in files
+            if not steers(name) or name in before
+        }
         return float(judged(self._box, files, self._target["tests"], len(self._packages)).share == 1.0)
 
     def run(self, code: str) -> str:
@@ -91,8 +98,8 @@ class Repair(Tools):
         if not _is_name(name):
             raise ToolError(f"{path[:200]!r} is no file of the repository")
         name = self._base.place(name)
-        if not _is_name(name):
-            raise ToolError(f"{path} is a link that leads out of the repository")
+        if not _is_name(name) or name in self._base.links:
+            raise ToolError(f"{path} is a link that leads out of the repository, or nowhere")
         if any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in self._files):
             raise ToolError(f"{path} is a folder, or lies below a file")
         before, wanted = self._files.get(name, b""), _bytes(old)
@@ -143,10 +150,7 @@ def gold_files(base: Repository, target: Mapping[str, Any]) -> dict[str, bytes]:
         raise ValueError(
             f"{missing[0]} holds a test of the record, and is neither in the repository nor in its test_patch."
         )
-    # What a link that steers pytest leads to steers it as well.
-    names = touched(target["test_patch"]) | {
-        base.place(name) for name in (*files, *filter(steers, base.links))
-    }
+    names = touched(target["test_patch"]) | {base.place(name) for name in files}
     return {name: after[name] for name in names if name in after}
 
 

@@ -44,15 +44,15 @@ class Repository:
     def whole(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """These files, and for each link that leads to some of them copies in its place. A box holds no links, which could lead out."""
         found = dict(files)
-        for link in self.links:
+        # Twice, for links in folders that links lead to. A link to a folder that it lies in shows that folder as it is without links.
+        for link in [*self.links, *self.links]:
             place = self.place(link)
-            if place in files:
-                found[link] = files[place]
+            if place in found:
+                found[link] = found[place]
                 continue
-            below = {
-                name[len(place) :]: content for name, content in files.items() if name.startswith(f"{place}/")
-            }
-            found |= {f"{link}{rest}": content for rest, content in below.items()}
+            inside = "" if place == "." else f"{place}/"
+            held = files if link.startswith(inside) else found
+            found |= {f"{link}/{name[len(inside) :]}": held[name] for name in held if name.startswith(inside)}
         return found
 
 

@@ -7,6 +7,8 @@ from lightrft.config.checks import refuse_idle
 from lightrft.config.rollout import RolloutConfig
 
 ENGINE = "denoise"
+NEED_PROBABILITIES = ("dppo", "dppo_kl", "dcpo", "orpo")
+"""Losses that compute with the probability of a token, where a step of drawing has a density."""
 
 
 def check_settings(config: Config) -> None:
@@ -52,6 +54,10 @@ def _check_algorithm(config: Config, path: str) -> None:
     idle = (
         "high_entropy_fraction", "entropy_coefficient", "entropy_target", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
     )  # fmt: skip
+    if row.loss in NEED_PROBABILITIES:
+        raise ValueError(
+            f"algorithm.loss={row.loss}: {path}, whose steps have densities and no probabilities. Set algorithm.loss=clipped."
+        )
     refuse_idle(
         "algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model"
     )

@@ -79,6 +79,11 @@ class Learner:
         found = average(updates)
         if "mismatch/log_perplexity_ratio" in found:  # the mean of logarithms is taken first
             found["mismatch/perplexity_ratio"] = math.exp(found.pop("mismatch/log_perplexity_ratio"))
+        if "mismatch/square" in found:
+            square = found.pop("mismatch/square")
+            found["mismatch/effective_samples"] = (
+                found["mismatch/ratio"] ** 2 / square if square > 0 else math.nan
+            )
         self.agreement.check(found)
         return found | {f"critic/{name}": x for name, x in of_critic.items()}
 

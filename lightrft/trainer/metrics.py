@@ -42,6 +42,7 @@ METRICS: dict[str, str] = {
     "mismatch/max": "its maximum; far above 0.1 in float32 points to a wrong temperature, template or stale weights",
     "mismatch/perplexity_ratio": "perplexity of the sampled tokens by the trainer / by the engine, same weights; 1 is no mismatch",
     "mismatch/ratio": "mean of p by trainer / p by engine of the sampled tokens, same weights",
+    "mismatch/effective_samples": "effective sample size of the sampled tokens under the ratios p by trainer / p by engine, as a share: mean squared over mean of squares; 1 is no mismatch",
     "mismatch/beyond_limit": "share of tokens whose weight algorithm.mismatch_limit cuts, or would if algorithm.mismatch_correction were set",
     "critic/explained_variance": "1 - Var(return - value) / Var(return) before the update; 1 is a perfect critic, 0 knows the mean only",
     "critic/value": "mean value of the critic, averaged over its updates; only with a critic, as all of critic/",

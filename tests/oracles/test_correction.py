@@ -25,37 +25,44 @@ def draw_answers(seed):
     ]
 
 
-def oracle(answers, kind, level):
+def oracle(answers, kind, level, floor=0.0):
     weights = []
     for answer in answers:
-        product = 1.0
+        product, count = 1.0, sum(chosen for chosen, _, _ in answer)
         for chosen, p, q in answer:
             product *= math.exp(p) / math.exp(q) if chosen else 1.0
+        whole = {"sequence": product, "sequence_mean": product ** (1 / max(count, 1))}
         for chosen, p, q in answer:
-            rho = product if level == "sequence" else math.exp(p) / math.exp(q)
+            rho = whole.get(level, math.exp(p) / math.exp(q))
             if kind == "truncate":
                 rho = min(rho, LIMIT)
-            elif not 1 / LIMIT <= rho <= LIMIT:
+            elif not (floor or 1 / LIMIT) <= rho <= LIMIT:
                 rho = 0.0
+            elif kind == "reject":
+                rho = 1.0
             weights.append(rho if chosen else None)
     return weights
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("kind", ["truncate", "mask"])
-def test_weights_agree_with_a_loop(kind, level, seed):
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence_mean"])
+@pytest.mark.parametrize(
+    ("kind", "floor"), [("truncate", 0.0), ("mask", 0.0), ("mask", 0.9), ("reject", 0.0), ("reject", 0.4)]
+)
+def test_weights_agree_with_a_loop(kind, floor, level, seed):
     answers = draw_answers(seed)
     flat = [token for answer in answers for token in answer]
     chosen, trainer, engine = zip(*flat, strict=True)
     batch = make_batch(
         list(map(len, answers)), mask=list(chosen), behavior=torch.tensor(engine, dtype=torch.float64)
     )
-    algo = AlgorithmConfig(mismatch_correction=kind, mismatch_level=level, mismatch_limit=LIMIT)
+    algo = AlgorithmConfig(
+        mismatch_correction=kind, mismatch_level=level, mismatch_limit=LIMIT, mismatch_floor=floor
+    )
     logprobs = torch.tensor(trainer, dtype=torch.float64, requires_grad=True)
     weights, metrics = importance(logprobs, batch, algo)
     assert not weights.requires_grad
-    expected = oracle(answers, kind, level)
+    expected = oracle(answers, kind, level, floor)
     found = [w if m else None for w, m in zip(weights.tolist(), chosen, strict=True)]
     assert found == [None if w is None else pytest.approx(w, abs=1e-12) for w in expected]
     ratios = [math.exp(p - q) for _, p, q in flat]
@@ -66,8 +73,8 @@ def test_weights_agree_with_a_loop(kind, level, seed):
 
 def test_an_engine_that_agrees_gives_weights_of_one():
     batch = make_batch([3, 2], behavior=[-1.0, -2.0, -0.5, -0.1, -3.0])
-    for kind in ("none", "truncate", "mask"):
-        for level in ("token", "sequence"):
+    for kind in ("none", "truncate", "mask", "reject"):
+        for level in ("token", "sequence", "sequence_mean"):
             algo = AlgorithmConfig(mismatch_correction=kind, mismatch_level=level)
             weights, metrics = importance(batch.behavior, batch, algo)
             assert weights.tolist() == [1.0] * 5

@@ -100,6 +100,18 @@ def dppo(answer, still):
     return losses
 
 
+def dppo_kl(answer, still):
+    """The same bounds for the divergence of "this token or another", on the side that the advantage moves to."""
+    losses = []
+    for (new, old, advantage), (before, _, _) in zip(answer, still, strict=True):
+        p, q = math.exp(old), math.exp(before)
+        others = [math.log(max(1 - x, 1e-7)) for x in (p, q)]  # drawn log-probs may lie above 0
+        apart = p * math.log(p / q) + (1 - p) * (others[0] - others[1])
+        out = (apart > HIGH and q > p) if advantage > 0 else (apart > LOW and q < p)
+        losses.append(0.0 if out else -advantage * min(q / p, 20.0) * new)
+    return losses
+
+
 def dcpo(answer, still):
     """The ratio r is held where |r (r - 1) p_old| is at most the bound, found by bisection; no further than 10."""
     losses = []
@@ -128,6 +140,7 @@ def dro(answer, still):
 
 ORACLES = {
     "dppo": dppo,
+    "dppo_kl": dppo_kl,
     "dcpo": dcpo,
     "topr": topr,
     "dro": dro,

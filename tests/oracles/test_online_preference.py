@@ -131,20 +131,53 @@ def test_places_are_those_of_the_rewards_in_their_group():
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--algorithm.advantage", "group_norm"], r"algorithm.advantage=group_norm would not be read. Set algorithm.advantage=none"),
-        (["--rollout.group-size", "1", "--algorithm.group-filter", "all"], r"rollout.group_size=1: algorithm.loss=dpo learns from the order"),
+        (["--algorithm.advantage", "group_norm"], r"algorithm.advantage=group_norm is not read by .* Set algorithm.advantage=none"),
+        (["--rollout.group-size", "1", "--algorithm.group-filter", "all"], r"rollout.group_size=1 leaves nothing to algorithm.loss=dpo, which learns from the order"),
         (["--algorithm.clip", "0.1", "0.1"], r"algorithm.clip=\[0.1, 0.1\] has no effect"),
         (["--algorithm.truncated", "mask"], r"algorithm.truncated=mask has no effect .* compares whole responses"),
         (["--algorithm.mismatch-correction", "truncate"], "algorithm.mismatch_correction=truncate has no effect"),
         (["--algorithm.kl-coefficient", "0.1", "--algorithm.kl", "k1", "--algorithm.kl-in", "reward"], "Set algorithm.kl_in=loss"),
         (["--algorithm.options", "beta", "-1"], r"algorithm.options.beta=-1: must be .* with algorithm.loss=dpo"),
         (["--algorithm.options", "gamma", "1"], r"algorithm.options.gamma: none of .* takes it"),
+        (["--update.num-minibatches", "9", "--rollout.prompts-per-step", "8"], r"update.num_minibatches=9 is more than rollout.prompts_per_step=8"),
+        (["--algorithm.response-filter", "random_responses", "--algorithm.options", "responses_to_learn_from", "1"], "leaves nothing to"),
+        (["--algorithm.overlong-buffer", "2"], "order of rewards alone. Set it to 0, or set algorithm.loss=clipped"),
         (["--constraint.cost", "length", "--constraint.limit", "1"], "constraint"),
     ],
 )  # fmt: skip
 def test_what_such_a_loss_does_not_read_is_refused(flags, told):
     with pytest.raises(ValueError, match=told):
         build_for(layers.load(["tiny", "online_dpo", *flags], Config), resolve)
+
+
+def test_a_reference_may_follow_without_a_penalty():
+    """The losses that read one, in place of the divergence."""
+    follow = ["--algorithm.reference-update-steps", "4"]
+    assert build_for(layers.load(["tiny", "online_dpo", *follow], Config), resolve).needs_reference
+    for loss in ("simpo", "orpo"):
+        with pytest.raises(
+            ValueError, match=r"reference_update_steps=4 has no effect with algorithm.kl_coefficient=0"
+        ):
+            build_for(layers.load(["tiny", "online_dpo", *follow, "--algorithm.loss", loss], Config), resolve)
+
+
+@pytest.mark.parametrize("below", ["gspo", "dapo", "dr_grpo", "reinforce_pp_baseline"])
+def test_the_layer_goes_on_top_of_others(below):
+    build_for(
+        layers.load(
+            [
+                "tiny",
+                below,
+                "online_dpo",
+                "--algorithm.overlong-buffer",
+                "0",
+                "--update.num-minibatches",
+                "1",
+            ],
+            Config,
+        ),
+        resolve,
+    )
 
 
 def test_it_says_what_it_needs():

@@ -187,7 +187,20 @@ def test_pass_at_k_is_what_all_subsets_say(rewards, k):
     assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("k", [0.0, 1.5, 4.0])
-def test_a_k_that_no_subset_has_is_refused(k):
-    with pytest.raises(ValueError, match=r"algorithm.options.k=.* from 1 to the 3 responses"):
-        ADVANTAGES["pass_at_k"](answers([1.0, 0.0, 0.0]), GRPO, k=k)
+def test_a_group_with_fewer_responses_than_k_is_one_subset():
+    """As rewards.on_failure=drop may leave it: all of it is right or wrong."""
+    batch = answers([1.0, 0.0, 0.0])
+    assert ADVANTAGES["pass_at_k"](batch, GRPO, k=4)[0].tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_maxrl_follows_pass_at_k_for_all_k_below_the_group(size, p):
+    """Over all outcomes of a policy that is right with probability p: d/dp sum_{k < G} pass@k / k = sum_{k < G} (1 - p)^(k - 1)."""
+    total = 0.0
+    for outcome in itertools.product([0.0, 1.0], repeat=size):
+        chance = math.prod(p if r else 1 - p for r in outcome)
+        advantages = ADVANTAGES["maxrl"](answers(list(outcome)), GRPO)[0].tolist()
+        slopes = [1 / p if r else -1 / (1 - p) for r in outcome]
+        total += chance * statistics.fmean(a * s for a, s in zip(advantages, slopes, strict=True))
+    assert total == pytest.approx(sum((1 - p) ** (k - 1) for k in range(1, size)), abs=1e-5)

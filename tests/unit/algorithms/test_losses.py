@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 
+from lightrft.algorithms.algorithm import build
 from lightrft.algorithms.losses import LOSSES, add_regularisers, clipped, log_ratio, policy_gradient
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 from lightrft.types import Terms
+from lightrft.utils.imports import resolve
 
 PPO = AlgorithmConfig(clip=[0.2, 0.3])
 
@@ -69,6 +71,8 @@ def test_policy_gradient_is_the_advantage_times_the_log_prob():
         ("cispo", [-1.3 * math.log(0.4), -0.8 * math.log(0.2)]),
         # Probabilities move by 0.2 and -0.2, within 0.3; weights are the ratios.
         ("dppo", [-2 * math.log(0.4), -0.5 * math.log(0.2)]),
+        # KL of (0.2, 0.8) and (0.4, 0.6): 0.09 and 0.10.
+        ("dppo_kl", [-2 * math.log(0.4), -0.5 * math.log(0.2)]),
         # Bounds of the ratio: (1 + sqrt(1 + 4 * 0.3 / 0.2)) / 2 = 1.82 and, for p = 0.4, 1/2.
         ("dcpo", [-(1 + math.sqrt(7)) / 2, -0.5]),
         ("topr", [-math.log(0.4), -math.log(0.2)]),
@@ -175,7 +179,7 @@ def test_dppo_leaves_out_what_has_moved_too_far_with_its_advantage():
 def test_dppo_by_the_divergence_of_two_choices():
     """KL of (0.5, 0.5) from (0.9, 0.1): 0.5 ln(0.5 / 0.9) + 0.5 ln(0.5 / 0.1) = 0.51, of (0.5, 0.5) from (0.6, 0.4): 0.02."""
     batch = make_batch([2], old=logs(0.5, 0.5), advantages=[1.0, 1.0])
-    terms = LOSSES["dppo"](logs(0.9, 0.6), batch, PPO, kl=1)
+    terms = LOSSES["dppo_kl"](logs(0.9, 0.6), batch, PPO)
     torch.testing.assert_close(terms.loss, torch.tensor([0.0, -1.2 * math.log(0.6)]))
 
 
@@ -187,16 +191,23 @@ def test_topr_forgets_a_bad_response_that_the_policy_would_not_say_any_more():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "option", "value"),
     [
-        ("dppo", {"ratio_limit": 1.0}, "ratio_limit=1.0 must be above 1"),
-        ("dppo", {"kl": 0.5}, "kl=0.5 must be 0 or 1"),
-        ("dcpo", {"ratio_limit": 0.5}, "ratio_limit=0.5"),
-        ("topr", {"weight_limit": 0.0}, "weight_limit=0.0"),
-        ("dro", {"beta": 0.0}, "beta=0.0"),
+        ("dppo", "ratio_limit", 1.0),
+        ("dppo_kl", "ratio_limit", 0.0),
+        ("dcpo", "ratio_limit", 0.5),
+        ("topr", "weight_limit", 0.0),
+        ("dro", "beta", 0.0),
     ],
 )
-def test_bounds_that_bound_nothing_are_refused(name, options, told):
-    batch = make_batch([1], old=logs(0.5), advantages=[1.0])
-    with pytest.raises(ValueError, match=told):
-        LOSSES[name](logs(0.5), batch, PPO, **options)
+def test_bounds_that_bound_nothing_are_refused(name, option, value):
+    with pytest.raises(
+        ValueError, match=rf"algorithm.options.{option}={value:g}: must be .* with algorithm.loss={name}"
+    ):
+        build(AlgorithmConfig(loss=name, options={option: value}), resolve)
+
+
+def test_a_token_that_was_nearly_impossible_has_a_finite_loss():
+    batch = make_batch([1], old=torch.tensor([-100.0]), advantages=[1.0])
+    terms = LOSSES["dcpo"](torch.tensor([-99.0]), batch, AlgorithmConfig(clip=[0.0, 0.2]))
+    assert torch.isfinite(terms.loss).all()

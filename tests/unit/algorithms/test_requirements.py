@@ -14,6 +14,7 @@ from lightrft.config import (
     RewardConfig,
     RolloutConfig,
     TeacherConfig,
+    layers,
 )
 from lightrft.utils.imports import resolve
 
@@ -141,3 +142,31 @@ def test_groups_that_are_left_over_are_older_too():
 def test_a_greedy_baseline_is_of_the_same_weights(settings, name):
     with pytest.raises(ValueError, match=f"{name} with algorithm.advantage=greedy_baseline"):
         build(algorithm=AlgorithmConfig(advantage="greedy_baseline"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("layer", "flags", "told"),
+    [
+        (
+            "pass_at_k",
+            ["--rollout.group-size", "3"],
+            r"algorithm.options.k=4: .* of the rollout.group_size=3",
+        ),
+        ("pass_at_k", ["--algorithm.options", "k", "2.5"], r"algorithm.options.k=2.5: .* a whole number"),
+        ("pass_at_k", ["--algorithm.options", "k", "0"], r"algorithm.options.k=0: must be"),
+        (
+            "pass_at_k",
+            ["--rewards.normalise", "shift_and_scale"],
+            "rewards.normalise=shift_and_scale has no effect",
+        ),
+        (
+            "maxrl",
+            ["--rewards.normalise", "shift_and_scale"],
+            "rewards.normalise=shift_and_scale has no effect",
+        ),
+        ("maxrl", ["--algorithm.overlong-buffer", "4"], "algorithm.overlong_buffer=4 has no effect"),
+    ],
+)
+def test_what_would_end_a_run_at_its_first_step_is_refused_before_it(layer, flags, told):
+    with pytest.raises(ValueError, match=told):
+        build_for(layers.load(["tiny", layer, *flags], Config), resolve)

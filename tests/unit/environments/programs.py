@@ -1,6 +1,6 @@
 """Agent programs of tests: each asks by HTTP, as a client of any server would."""
 
-import contextlib
+import asyncio
 import json
 import threading
 import urllib.error
@@ -145,9 +145,23 @@ def gives_up_with_words_of_its_own(base_url, row):
 
 def fails_at_its_end(base_url, row):
     """Knows what to do when there is no room, and has a fault there."""
-    with contextlib.suppress(OSError):
+    try:
         gives_up(base_url, row)
-    return {}["score"]
+    except OSError:
+        return {}["score"]
+
+
+async def gives_up_in_a_group(base_url, row):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(gives_up, base_url, row))
+
+
+def asks_for_what_is_not_there(base_url, row):
+    """Another refusal than that of the end."""
+    try:
+        gives_up(base_url, row)
+    except OSError:
+        ask(base_url, row["messages"], path="/responses")
 
 
 def leaves_tools_out(base_url, row):

@@ -110,7 +110,7 @@ def test_a_program_whose_conversation_is_cut_is_told_and_says_what_it_has(begun)
     assert agent.final_reward() == 2.0
 
 
-@pytest.mark.parametrize("name", ["gives_up", "gives_up_with_words_of_its_own"])
+@pytest.mark.parametrize("name", ["gives_up", "gives_up_with_words_of_its_own", "gives_up_in_a_group"])
 def test_a_program_that_gives_up_when_it_is_cut_has_no_reward(name, begun):
     agent, _, _ = begun(name)
     agent.step("one")
@@ -121,6 +121,10 @@ def test_what_fails_for_another_reason_after_the_cut_is_a_failure_and_no_zero(be
     agent, _, _ = begun("fails_at_its_end")
     agent.step("one")
     with pytest.raises(KeyError, match="score"):
+        agent.final_reward()
+    agent, _, _ = begun("asks_for_what_is_not_there")
+    agent.step("one")
+    with pytest.raises(OSError, match="404"):
         agent.final_reward()
 
 

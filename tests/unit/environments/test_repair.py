@@ -10,6 +10,7 @@ import pytest
 from lightrft.config import EnvironmentConfig, SandboxConfig, TaskConfig
 from lightrft.environments.episodes import Episodes
 from lightrft.environments.repair import Repair
+from lightrft.environments.repositories import Repository
 from lightrft.sandbox.levels import levels
 from lightrft.sandbox.lifetime import SandboxError
 from lightrft.sandbox.suite import judged, with_pytest
@@ -197,9 +198,7 @@ def test_a_repository_is_what_a_checkout_of_it_is(is_folder, tmp_path):
     assert "/etc" not in said(environment, call("run", code="import os\nprint(os.listdir('.'))"))
     assert environment.final_reward() == 0.0
     for path in ("out/x", "round"):
-        assert said(environment, call("edit", path=path, old="", new="x")).startswith(
-            ("error: ", "round is written")
-        )
+        assert said(environment, call("edit", path=path, old="", new="x")).startswith("error: ")
     assert (
         said(environment, call("edit", path="pkg/spoken.py", old="many", new="two"))
         == "pkg/spoken.py is changed"
@@ -214,6 +213,34 @@ def test_what_a_link_called_conftest_leads_to_is_restored_as_well(folder):
     (place / "conftest.py").symlink_to("common.py")
     assert score(folder, {"common.py": CHEATS["conftest.py makes all pass"]["conftest.py"]}) == 0.0
     assert score(folder, {"common.py": "", "pkg/add.py": MENDED}) == 1.0
+
+
+@boxed
+def test_no_link_is_a_way_to_steer_the_tests(folder):
+    """One that leads nowhere yet, and one whose folder has been filled."""
+    place = folder / ROW["instance_id"]
+    (place / "tests").mkdir()
+    (place / "tests" / "conftest.py").symlink_to("../hooks/c.py")
+    (place / "meta").mkdir()
+    (place / "meta" / "METADATA").write_text("Name: x\n")
+    (place / "x-1.dist-info").symlink_to("meta")
+    hooks = CHEATS["conftest.py makes all pass"]["conftest.py"]
+    assert score(folder, {"hooks/c.py": hooks, "meta/entry_points.txt": "[pytest11]\nx = hooks.c\n"}) == 0.0
+    assert score(folder, {"hooks/c.py": "", "pkg/add.py": MENDED}) == 1.0
+
+
+def test_links_show_what_a_checkout_shows():
+    """To a parent folder, and within a folder that another link leads to."""
+    held = Repository(
+        {"a.py": b"1", "dir/b.py": b"2"}, {"tests/all": "..", "x": "dir", "dir/l.py": "../a.py"}
+    )
+    assert held.whole(held.files) == held.files | {
+        "tests/all/a.py": b"1",
+        "tests/all/dir/b.py": b"2",
+        "x/b.py": b"2",
+        "x/l.py": b"1",
+        "dir/l.py": b"1",
+    }
 
 
 @boxed
