@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightrft.commands.train import train
     from lightrft.config import Config
     from lightrft.rewards.base import each
+    from lightrft.runs.reader import Run
     from lightrft.trainer.rl import RLTrainer
     from lightrft.types import Batch, Completion, Message, Prompt, Record, Sampling, Terms, Trajectory
 
@@ -22,6 +23,7 @@ __all__ = [
     "Prompt",
     "RLTrainer",
     "Record",
+    "Run",
     "Sampling",
     "Terms",
     "Trajectory",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "Config": "lightrft.config",
     "RLTrainer": "lightrft.trainer.rl",
+    "Run": "lightrft.runs.reader",
     "each": "lightrft.rewards.base",
     "evaluate": "lightrft.commands.evaluate",
     "train": "lightrft.commands.train",

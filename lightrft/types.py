@@ -163,8 +163,7 @@ class Trajectory:
     """The response decoded, special tokens left out; of a conversation with an environment the policy's last turn."""
     said: list[Message] = field(default_factory=list)
     """The turns of the policy and the replies between them, where an environment replies; empty where none does."""
-    step_rewards: list[float] = field(default_factory=list)
-    """What the environment gave for each turn."""
+    step_rewards: list[float] = field(default_factory=list)  # by the environment, a turn each
     failed: str = ""
     """Why the environment could not go on, so that the response has no reward; empty: it could."""
     reward: float = nan
@@ -172,10 +171,10 @@ class Trajectory:
     """Reward by name, unweighted."""
     baseline: float = nan
     """Reward of another response to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
-    baseline_parts: dict[str, float] = field(default_factory=dict)
-    """The baseline's reward by name."""
+    baseline_parts: dict[str, float] = field(default_factory=dict)  # the baseline's reward by name
     columns: dict[str, Tensor] = field(default_factory=dict)
     """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
+    learned: dict[str, Tensor] = field(default_factory=dict)  # as columns: Terms.tokens, for people
     weight_version: int = 0
     """Updates seen by the weights that sampled its first token."""
     stream: int = 0
@@ -392,6 +391,7 @@ class Terms:
     """name -> (T,) per-token diagnostics, averaged over the mask for the log."""
     ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
+    tokens: dict[str, Tensor] = field(default_factory=dict)  # name -> (T,) to be saved, no gradient
 
 
 def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:

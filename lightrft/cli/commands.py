@@ -277,7 +277,15 @@ def view(args: Sequence[str]) -> int:
     run = run_folder(str(own.run))
     from lightrft.console import view as viewer
 
-    viewer.view(run, step=own.step, group=own.group, best=own.best, worst=own.worst, color=own.color)
+    viewer.view(
+        run,
+        step=own.step,
+        group=own.group,
+        best=own.best,
+        worst=own.worst,
+        color=own.color,
+        status=own.status,
+    )
     return 0
 
 

@@ -148,6 +148,20 @@ class ViewOptions:
     """Show so many responses with the lowest reward."""
     color: Literal["none", "logprob", "advantage"] = "none"
     """Colour tokens by how sure the model was, or by their advantage."""
+    status: Literal[
+        "",
+        "trained",
+        "masked",
+        "unselected",
+        "filtered_out",
+        "extra",
+        "waiting",
+        "failed",
+        "carried_over",
+        "replayed",
+        "zero_variance",
+    ] = ""
+    """Show only responses that the step used in this way, that came in this way, or whose group has one reward (zero_variance)."""
 
 
 @dataclass(frozen=True)

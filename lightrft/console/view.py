@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightrft.media.parts import readable
-from lightrft.runs import trajectories
-from lightrft.runs.layout import RunFolder
-from lightrft.runs.metrics import read_metrics
+from lightrft.runs.curves import PANELS
+from lightrft.runs.reader import ResponseGroup, Run, question, token_columns
 from lightrft.runs.sheets import read_picture
 from lightrft.utils.shown import shown
 
@@ -23,6 +23,7 @@ Color = Literal["none", "logprob", "advantage"]
 Row = dict[str, Any]
 ENDS = {"stop": "complete", "turns": "ended at environment.max_turns"}
 """How a response ended -> what is said of it; all others were truncated."""
+BLOCKS = "▁▂▃▄▅▆▇█"
 WIDEST = 48
 """Columns of a picture that is shown."""
 LEGENDS = {
@@ -39,26 +40,33 @@ def view(
     best: int = 0,
     worst: int = 0,
     color: Color = "none",
+    status: str = "",
     console: Console | None = None,
 ) -> None:
-    """Prints the steps of a run; with `step` its groups; with `group`, `best` or `worst` whole responses.
+    """Prints the steps of a run; with `step` its groups; with `group`, `best` or `worst` whole responses; with `status` those of it.
 
-    Raises ValueError for a step or group that was not saved.
+    Raises ValueError for a step, group or status that is not there.
     """
     console = console or Console(highlight=False)
+    kept = Run(run)
     whole_answers = best > 0 or worst > 0 or group is not None
-    if step is None and not whole_answers:
-        logged = read_metrics(run)
-        if logged and not any("reward/mean" in row for row in logged):
-            console.print(given_responses_table(logged))
+    if step is None and not whole_answers and not status:
+        if kept.learns_from_given:
+            console.print(given_responses_table(kept.metrics()))
+            console.print(curves(kept))
             return
-        console.print(steps_table(run))
+        console.print(steps_table(kept))
+        console.print(curves(kept))
         hint = f"lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob"
         console.print(Text(shown(hint), "dim"), soft_wrap=True)
         return
-    rows = load_step(run, -1 if step is None else step)
-    if not whole_answers:
-        console.print(groups_table(rows))
+    rows = kept.responses(-1 if step is None else step, status or None)
+    if not rows:
+        asked = f"no response with status {status}" if status else "no response was saved"
+        console.print(Text(f"{asked} in this step"))
+        return
+    if not whole_answers and not status:
+        console.print(groups_table(kept.groups(-1 if step is None else step)))
         return
     if color != "none":
         console.print(LEGENDS[color])
@@ -66,12 +74,26 @@ def view(
         console.print(answer_panel(row, color))
 
 
-def load_step(run: Path, step: int) -> list[Row]:
-    """Saved responses of a step; a negative step counts from the last one."""
-    saved = RunFolder(run).saved_steps
-    if step < 0 and -step <= len(saved):
-        step = saved[step]
-    return trajectories.load(run, step)
+def curves(run: Run) -> Table:
+    """One line per metric that the run's picture draws: its course in blocks, its first and its last value."""
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    for heading in ("", "course", "first", "last"):
+        table.add_column(heading, no_wrap=True)
+    logged = run.metrics()
+    for name in (name for names, *_ in PANELS for name in names):
+        values = [row[name] for row in logged if row.get(name) is not None]
+        if len(values) > 1:
+            table.add_row(name, spark(values, WIDEST), f"{values[0]:.4g}", f"{values[-1]:.4g}")
+    return table
+
+
+def spark(values: Sequence[float], width: int) -> str:
+    """The course of some values, at most `width` blocks high as the mean of what falls on each, between the least and the largest."""
+    count = min(width, len(values))
+    cuts = [len(values) * n // count for n in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, high = min(means), max(means)
+    return "".join(BLOCKS[round((x - low) / (high - low) * 7) if high > low else 3] for x in means)
 
 
 def given_responses_table(logged: Sequence[Row]) -> Table:
@@ -94,14 +116,14 @@ def given_responses_table(logged: Sequence[Row]) -> Table:
     return table
 
 
-def steps_table(run: Path) -> Table:
+def steps_table(run: Run) -> Table:
     """One line per logged step: reward, spread, length, and whether its responses were saved."""
-    saved = set(RunFolder(run).saved_steps)
+    saved = set(run.steps)
     table = Table(box=None, header_style="dim", padding=(0, 1))
     for heading in ("step", "reward", "spread", "zero variance", "length", "truncated", "responses"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for row in read_metrics(run):
+    for row in run.metrics():
         mean = row.get("reward/mean")
         if mean is not None:
             table.add_row(
@@ -117,7 +139,7 @@ def steps_table(run: Path) -> Table:
     return table
 
 
-def groups_table(rows: Sequence[Row]) -> Table:
+def groups_table(groups: Sequence[ResponseGroup]) -> Table:
     """One line per group: its prompt, and the reward of each response."""
     table = Table(box=None, header_style="dim", padding=(0, 2))
     table.add_column("group", justify="right")
@@ -127,20 +149,15 @@ def groups_table(rows: Sequence[Row]) -> Table:
     table.add_column("mean", justify="right")
     table.add_column("rewards")
     table.add_column("use", no_wrap=True)
-    for group in dict.fromkeys(row["group"] for row in rows):
-        members = [row for row in rows if row["group"] == group]
-        rewards = [row["reward"] for row in members if row["reward"] is not None]
-        mean = f"{sum(rewards) / len(rewards):.2f}" if rewards else "-"
-        first = members[0]
-        marks = " ".join(number(row["reward"], "{:.2g}") for row in members)
+    for group in groups:
         table.add_row(
-            str(group),
-            Text(shown(first["source"])),
-            Text(shown(question(first))),
-            Text(shown(first["target"])),
-            mean,
-            marks,
-            ", ".join(dict.fromkeys(use(row) for row in members)),
+            str(group.number),
+            Text(shown(group.source)),
+            Text(shown(group.question)),
+            Text(shown(group.target)),
+            "-" if math.isnan(group.mean) else f"{group.mean:.2f}",
+            " ".join(number(reward, "{:.2g}") for reward in group.rewards),
+            ", ".join(dict.fromkeys(use(row) for row in group.responses)),
         )
     return table
 
@@ -185,23 +202,17 @@ def answer_panel(row: Row, color: Color) -> Panel:
     return Panel(Group(*body), title=title, title_align="left", border_style="dim")
 
 
-def question(row: Row) -> str:
-    """The last thing a user said in the prompt."""
-    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
-    return readable(asked[-1] if asked else row["messages"][-1]["content"]).strip()
-
-
 def coloured(row: Row, color: Color) -> Text:
     """The response; with a colour, token by token. ValueError if the tokens were not saved."""
     if color == "none" and row.get("made"):
         return drawn(row["made"]["image"])
     if color == "none":
         return conversation(row["said"]) if row.get("said") else Text(shown(row["response"].strip()))
-    tokens = row.get("tokens", {})
+    tokens = token_columns(row)
     column = tokens.get("behavior" if color == "logprob" else "advantages")
     if column is None or "pieces" not in tokens:
         raise ValueError(
-            f"--color {color}: this run saved no tokens with its responses. Set log.token_columns=true in the next run."
+            f"--color {color}: this response has no such column, which only responses learned from have. Set --color logprob or none."
         )
     largest = max((abs(value) for value in column if value is not None), default=0.0) or 1.0
     text = Text()

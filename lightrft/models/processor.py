@@ -12,6 +12,7 @@ from typing import Any
 
 from lightrft.media.parts import MediaError, has_media, parts
 from lightrft.models.media import MediaEncoder
+from lightrft.models.pieces import pieces
 from lightrft.models.template import written
 from lightrft.types import Message, Prompt, Record, Sampling
 
@@ -198,8 +199,8 @@ class Processor:
         return replace(sampling, stop=texts, stop_token_ids=(*sampling.stop_token_ids, *ids))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself, for viewers."""
-        return [str(self.tokenizer.decode([t])) for t in token_ids]
+        """The text of each token, for viewers; together they are the text with its special tokens (models/pieces.py)."""
+        return pieces(lambda ids: self.text(ids, special=True), token_ids)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer and template into a Hugging Face folder."""

@@ -15,7 +15,7 @@ from lightrft.utils.states import plain
 
 _FLAT = {"token_ids": torch.int64, "mask": torch.bool, "behavior": torch.float64}
 """Per-token lists of a Trajectory, laid end to end; float64 is what a Python float is."""
-_PASSING = {"origin", "use"}
+_PASSING = {"origin", "use", "learned"}
 """What the present step says of a Trajectory; the next one says it anew."""
 
 

@@ -30,7 +30,8 @@ def save(
 ) -> Path:
     """Writes one step's responses of a rank, replacing an earlier file of that step, and returns the file.
 
-    `pieces` turns token ids into one text each, for viewers; `columns` adds per-token log-probs and advantages.
+    `pieces` turns token ids into one text each, for viewers; `columns` adds what is known of each token:
+    ids, mask, behavior (log-prob at sampling), Trajectory.columns, and of those learned from new, entropy and weight.
     """
     path = RunFolder(run).responses(step, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,8 +119,9 @@ def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]]
         "mask": trajectory.mask,
         "behavior": [_finite(value) for value in trajectory.behavior],
     }
-    for name, column in trajectory.columns.items():
-        tokens[name] = [_finite(value) for value in column.tolist()]
+    for name, column in (trajectory.learned | trajectory.columns).items():
+        short = _significant if name == "weight" else _finite
+        tokens[name] = [short(value) for value in column.tolist()]
     if pieces is not None:
         tokens["pieces"] = pieces(trajectory.token_ids)
     return {"tokens": tokens}
@@ -127,6 +129,10 @@ def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]]
 
 def _finite(value: float) -> float | None:
     return round(float(value), DIGITS) if math.isfinite(value) else None
+
+
+def _significant(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def _ranges(numbers: Sequence[int]) -> str:

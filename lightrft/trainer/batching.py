@@ -177,9 +177,13 @@ def rounds(
 
 def unpack(values: Tensor, trajectories: Sequence[Trajectory], name: str) -> None:
     """Gives each trajectory its part of a (T,) column, as float32 on the CPU."""
-    parts = values.detach().to("cpu", torch.float32).split([len(t) for t in trajectories])
-    for t, part in zip(trajectories, parts, strict=True):
+    for t, part in zip(trajectories, split(values, trajectories), strict=True):
         t.columns[name] = part
+
+
+def split(values: Tensor, trajectories: Sequence[Trajectory]) -> Sequence[Tensor]:
+    """The part of each trajectory, (L,), of a (T,) column, as float32 on the CPU."""
+    return torch.split(values.detach().to("cpu", torch.float32), [len(t) for t in trajectories])
 
 
 def plan(

@@ -97,6 +97,7 @@ class Learner:
     ) -> Iterator[Metrics]:
         """The gradient steps of the actor; also what `lightrft replay` computes again, from update number `first` on."""
         seed = derive_seed(self.config.seed, "update", step)
+        every = self.config.log.trajectories_every_steps
         return optimize(
             self.actor,
             self.batching.updates(trajectories, seed=seed, first=first),
@@ -104,6 +105,7 @@ class Learner:
             averaging=Averaging(self.algorithm.config.average, self.config.rollout.max_tokens),
             batching=self.batching,
             before_update=before_update,
+            keep_tokens=self.config.log.token_columns and every > 0 and step % every == 0,
         )
 
     def learn_values(
@@ -132,7 +134,8 @@ class Learner:
             "mismatch/max": gap,
             "mismatch/log_perplexity_ratio": batch.behavior - sampled_at.detach(),
         }
-        return Terms(terms.loss, terms.metrics | found, terms.ratios)
+        told = {"new": new.values.detach(), "entropy": new.entropy.detach(), "weight": batch.weights}
+        return Terms(terms.loss, terms.metrics | found, terms.ratios, told)
 
     def follow(self, step: int, metrics: Mapping[str, float]) -> Metrics:
         """Moves what moves after the update: the weights of the divergence from the reference and of the entropy, and the reference."""

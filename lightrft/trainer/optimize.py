@@ -10,7 +10,7 @@ import torch
 
 from lightrft.algorithms.averaging import Average, denominators, learned_groups, token_weights
 from lightrft.strategy.base import Trainable
-from lightrft.trainer.batching import Batching, pack
+from lightrft.trainer.batching import Batching, pack, split
 from lightrft.trainer.metrics import Layout, TokenMeans
 from lightrft.types import Batch, Terms, Trajectory
 
@@ -33,13 +33,17 @@ def optimize(
     averaging: Averaging,
     batching: Batching,
     before_update: Callable[[int, float], None] = lambda _index, _norm: None,
+    keep_tokens: bool = False,
 ) -> Iterator[dict[str, float]]:
     """One optimizer update for each of `updates` (see Batching.updates); yields the metrics of each. Called by all ranks.
 
     `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
+    `keep_tokens`: what the loss tells of each token (Terms.tokens) becomes `Trajectory.learned`.
     """
     for index, answers in updates:
-        means, layout, local_loss = _accumulate(model, answers, loss, averaging, batching)
+        means, layout, local_loss = _accumulate(
+            model, answers, loss, averaging, batching, keep_tokens=keep_tokens
+        )
         norm = model.gradient_norm()
         total = float(batching.world.sum(local_loss.cpu()))
         if not math.isfinite(total):
@@ -64,6 +68,8 @@ def _accumulate(
     loss: Loss,
     averaging: Averaging,
     batching: Batching,
+    *,
+    keep_tokens: bool,
 ) -> tuple[TokenMeans, Layout, torch.Tensor]:
     """Adds the gradient of one update; gives what its metrics are made of, and this rank's part of the loss."""
     whole = pack(answers, inputs=False)
@@ -77,7 +83,8 @@ def _accumulate(
     def weigh(batch: Batch) -> None:
         batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, parts)
 
-    for _, batch, counts in batching.rounds(answers, prepare=weigh):
+    told: list[tuple[Sequence[Trajectory], dict[str, torch.Tensor]]] = []
+    for part, batch, counts in batching.rounds(answers, prepare=weigh):
         terms = loss(batch)
         weighted = (batch.weights * terms.loss).sum()
         model.backward(weighted)
@@ -86,4 +93,10 @@ def _accumulate(
             total += weighted.detach()
             means.add(terms.metrics, batch.mask)
             means.add_ratios(terms.ratios)
+            if keep_tokens:
+                told.append((part, terms.tokens))
+    for told_of, columns in told:  # after all of them are queued, since a device is waited for here
+        for name, column in columns.items():
+            for t, values in zip(told_of, split(column, told_of), strict=True):
+                t.learned[name] = values
     return means, layout, total

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from lightrft import cli
 from lightrft.cli import loading
 from lightrft.cli.options import TrainOptions, taken
 from lightrft.config import RUNS, Config, DPOConfig, RewardTrainingConfig, SFTConfig, layers
+from lightrft.runs import trajectories
+from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.metrics import Logger
+from lightrft.types import Prompt, Trajectory
 from lightrft.utils.imports import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +78,24 @@ def write_files(page: Path, folder: Path) -> None:
             (folder / block.file).write_text(block.text, encoding="utf-8")
 
 
+def write_run(run: Path) -> None:
+    """A run folder of one step, with a group whose responses differ and one whose responses do not."""
+    logger = Logger(run, tensorboard=False)
+    logger.log(1, {"reward/mean": 0.75, "length/mean": 2.0})
+    logger.close()
+    saved = []
+    for group, rewards in enumerate([(1.0, 0.0), (1.0, 1.0)]):
+        prompt = Prompt(f"q{group}", [1], [{"role": "user", "content": "2 + 3?"}], "5", "sums")
+        for reward in rewards:
+            t = Trajectory(prompt, group, [7, 8], [True] * 2, [-0.5, -1.0], "stop", answer="5", reward=reward)
+            t.columns = {"advantages": torch.tensor([1.0, 1.0])}
+            t.learned = {"new": torch.tensor([-0.5, -1.1])}
+            saved.append(t)
+    trajectories.save(run, 1, saved, pieces=lambda ids: ["5", "."][: len(ids)])
+    scores = {"sums": {"questions": 1, "score": {"mean": 1.0}}}
+    EvaluationFolder(RunFolder(run).evaluation).write("after", scores, [{"response": "5", "reward": 1.0}])
+
+
 def of(language: str) -> list[Block]:
     return [block for block in BLOCKS if block.language == language]
 
@@ -82,6 +105,8 @@ def test_python_blocks_run(block: Block, folder: Path) -> None:
     write_files(block.page, folder)
     file = folder / (block.file or "block.py")
     file.write_text(block.text, encoding="utf-8")
+    if block.page.name == "run_folder.md":
+        write_run(folder / "RUN")
     load_file(str(file))
 
 

@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.algorithms.kl import adaptive_kl
+from lightrft.config import ModelConfig
+from lightrft.models.load import load_processor
 from lightrft.runs import trajectories
 from lightrft.runs.capsule import read
+from lightrft.runs.reader import Run
 from lightrft.strategy.checkpoint import Stored
 from tests.e2e.runs import PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
 
@@ -35,6 +38,22 @@ def test_a_run_leaves_everything_a_reader_looks_for(tiny_run):
         f"step-00000{n}.jsonl" for n in (1, 2, 3, 4)
     ]
     assert {p.name for p in (tiny_run / "evaluation").iterdir()} >= {"before.jsonl", "after.jsonl"}
+
+
+def test_a_default_run_saves_what_its_update_computed_of_each_token(tiny_run):
+    run = Run(tiny_run)
+    processor = load_processor(ModelConfig(path=str(tiny_run / "model")))
+    for row in run.responses(1, "trained"):
+        tokens = run.tokens(1, row["place"])
+        assert {len(column) for column in tokens.values()} == {len(tokens["ids"])}
+        assert "".join(tokens["pieces"]) == processor.text(tokens["ids"], special=True)
+        assert tokens["new"] == pytest.approx(
+            tokens["behavior"], abs=1e-4
+        )  # one update: the weights that sampled
+        assert set(tokens["ratio"]) == {1.0}
+        assert all(nats > 0 for nats in tokens["entropy"])
+    weights = [w for row in run.responses(1, "trained") for w in row["tokens"]["weight"]]
+    assert sum(weights) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_the_summary_says_how_long_how_many_and_how_good(tiny_run):

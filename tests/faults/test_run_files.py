@@ -14,6 +14,7 @@ from lightrft.parallel.world import World
 from lightrft.runs import trajectories
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import read_metrics
+from lightrft.runs.reader import Run
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.types import Prompt, Trajectory
 
@@ -57,8 +58,8 @@ def test_what_a_model_says_moves_no_cursor_and_is_no_markup(tmp_path):
     saved(run, EVIL)
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=200)
-    rows = trajectories.load(run, 1)
-    console.print(groups_table(rows))
+    rows = Run(run).responses(1)
+    console.print(groups_table(Run(run).groups(1)))
     console.print(answer_panel(rows[0], "none"))
     console.print(answer_panel(rows[0], "logprob"))
     view(run, console=console)

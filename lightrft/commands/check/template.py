@@ -32,7 +32,9 @@ def chat_template(section: Section, questions: Questions) -> None:
     stops = [
         f"{token} {text!r}"
         for token, text in zip(
-            sorted(processor.stop_ids), processor.pieces(sorted(processor.stop_ids)), strict=True
+            sorted(processor.stop_ids),
+            [processor.pieces([one])[0] for one in sorted(processor.stop_ids)],
+            strict=True,
         )
     ]
     section.fact("a response ends with", " or ".join(stops))

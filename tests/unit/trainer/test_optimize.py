@@ -41,6 +41,7 @@ def run(
     seed=0,
     first=0,
     before=lambda i, n: None,
+    keep=False,
     **update,
 ):
     batching = Batching(UpdateConfig(**update), World(), torch.device("cpu"))
@@ -52,6 +53,7 @@ def run(
             averaging=Averaging(average, max_tokens),
             batching=batching,
             before_update=before,
+            keep_tokens=keep,
         )
     )
 
@@ -64,6 +66,25 @@ def token_losses(model):
         return Terms(model.module.w.expand(batch.num_tokens), {"number": tokens, "number/max": tokens})
 
     return loss
+
+
+@pytest.mark.parametrize("budget", [1, 1000])
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_loss_tells_of_tokens_goes_to_the_responses_they_are_of(keep, budget):
+    """Whatever the packing, and only if asked for."""
+    answers = tiny_trajectories([(2, [3, 1]), (1, [2])])
+    for t in answers:
+        t.behavior = [float(10 * t.group + n) for n in range(len(t))]
+    model = trainable()
+
+    def loss(batch):
+        told = {"doubled": 2 * batch.behavior, "weight": batch.weights}
+        return Terms(model.module.w.expand(batch.num_tokens), tokens=told)
+
+    run(model, answers, loss, keep=keep, tokens_per_micro_batch=budget)
+    for t in answers:
+        expected = {"doubled": [2 * x for x in t.behavior], "weight": pytest.approx([1 / 6] * len(t))}
+        assert {name: column.tolist() for name, column in t.learned.items()} == (expected if keep else {})
 
 
 def test_the_weights_of_an_update_sum_to_one():

@@ -1,0 +1,281 @@
+"""Everything that a run saved, read back: the one reader, for the terminal, for notebooks and for programs of one's own."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightrft.media.parts import readable
+from lightrft.runs import trajectories
+from lightrft.runs.curves import PANELS
+from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.metrics import read_metrics, series
+from lightrft.utils.shown import shown
+
+Row = dict[str, Any]
+USES = ("trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed")
+ORIGINS = ("carried_over", "replayed")
+ZERO_VARIANCE = "zero_variance"
+STATUSES = (*USES, *ORIGINS, ZERO_VARIANCE)
+"""What the step did with a response (types.Use), how it came into the step where it was not sampled in it (types.Origin), and whether
+all of its group have the same reward."""
+MOST_SHOWN = 200
+"""Rows of a table in a notebook."""
+
+Where = str | Callable[[Any], bool] | None
+"""Which to keep: those of a status, those for which a function is true, or all."""
+
+
+@dataclass(frozen=True)
+class ResponseGroup:
+    """The responses to one prompt in one step that were sampled together."""
+
+    number: int
+    """As in the responses' `group`."""
+    responses: Sequence[Row] = field(repr=False)
+
+    @property
+    def question(self) -> str:
+        """The last thing a user said in the prompt."""
+        return question(self.responses[0])
+
+    @property
+    def target(self) -> Any:
+        """The reference answer."""
+        return self.responses[0]["target"]
+
+    @property
+    def source(self) -> str:
+        """The task."""
+        return str(self.responses[0]["source"])
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """The reward of each response; None where a reward failed or has not come yet."""
+        return [row["reward"] for row in self.responses]
+
+    @property
+    def mean(self) -> float:
+        """The mean reward; NaN where none is known."""
+        known = [reward for reward in self.rewards if reward is not None]
+        return sum(known) / len(known) if known else math.nan
+
+    @property
+    def statuses(self) -> list[str]:
+        """Every status of any of its responses, each once."""
+        return list(dict.fromkeys(status for row in self.responses for status in row["statuses"]))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A held-out evaluation."""
+
+    when: str
+    """before, step-000050, after."""
+    scores: dict[str, Any]
+    """Estimates by task."""
+    responses: list[Row] = field(repr=False)
+    """One for each held-out prompt and sample, in the order of the prompts."""
+
+
+class Table(list[Any]):
+    """A list that a notebook shows as a table: `columns` says what it shows of each entry, by heading."""
+
+    def __init__(self, rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]]) -> None:
+        super().__init__(rows)
+        self._columns = columns
+
+    def _repr_html_(self) -> str:
+        """All text of models and data is escaped."""
+        rows = [[str(cell(row)) for cell in self._columns.values()] for row in self[:MOST_SHOWN]]
+        left_out = len(self) - len(rows)
+        return _table(list(self._columns), rows) + (f"<p>{left_out} more rows</p>" if left_out else "")
+
+
+class Run:
+    """A run folder, read only: of any command that trains, finished or going on.
+
+    Example: `Run("runs/demo").responses(-1, "zero_variance")`. Steps count from 1; a negative one from the last saved step. ValueError
+    for a folder without a run, and for a step, place or evaluation that is not there, naming those that are.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser()
+        files = RunFolder(self.folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is not a folder. Give the folder of a run, e.g. runs/NAME.")
+        if not (files.is_run or files.has_steps or files.trajectories.is_dir()):
+            raise ValueError(
+                f"{self.folder} is not a run folder: it has no {files.config.name}, {files.metrics.name} or {files.trajectories.name}/."
+            )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps whose responses are saved."""
+        return RunFolder(self.folder).saved_steps
+
+    @property
+    def learns_from_given(self) -> bool:
+        """Whether it learned from given responses (sft, reward, dpo), so that no step has a reward."""
+        rows = self.metrics()
+        return bool(rows) and not any("reward/mean" in row for row in rows)
+
+    def metrics(self) -> Table:
+        """A dict for each line of metrics.jsonl, in order; a metric that was not finite is None."""
+        rows = read_metrics(self.folder)
+        names = ["step", *(name for names, *_ in PANELS for name in names)]
+        known = [name for name in names if any(name in row for row in rows)]
+        return Table(rows, {name: _getter(name) for name in known})
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric. ValueError if no step logged it, with the names that were."""
+        rows = read_metrics(self.folder)
+        if not any(name in row for row in rows):
+            names = sorted({known for row in rows for known in row} - {"step", "time"})
+            raise ValueError(f"no metric {name} in {self.folder}; there are: {', '.join(names) or 'none'}.")
+        return series(rows, name)
+
+    def responses(self, step: int = -1, where: Where = None) -> Table:
+        """The responses of a step, on all ranks: those trained on in their order, then those that were not.
+
+        Each is a dict, docs/run_folder.md says of what; `place` is its place in the step and `statuses` its STATUSES.
+        """
+        rows = trajectories.load(self.folder, self._step(step))
+        equal = _zero_variance(rows)
+        for place, row in enumerate(rows):
+            row["place"], row["statuses"] = place, _statuses(row, equal)
+        meets = _condition(where)
+        columns = {name: _getter(name) for name in ("place", "group", "reward", "length", "finish")}
+        told = {"statuses": lambda row: ", ".join(row["statuses"]), "response": lambda row: row["response"]}
+        return Table([row for row in rows if meets(row)], columns | told)
+
+    def groups(self, step: int = -1, where: Where = None) -> Table:
+        """The ResponseGroups of a step. A status keeps the groups with a response of it, and a function is asked about the group."""
+        rows = self.responses(step)
+        meets = _condition(where)
+        members: dict[int, list[Row]] = {}
+        for row in rows:
+            members.setdefault(row["group"], []).append(row)
+        found = [ResponseGroup(number, siblings) for number, siblings in members.items()]
+        columns = {name: _attribute(name) for name in ("number", "source", "question", "target", "mean")}
+        told = {"rewards": _attribute("rewards"), "statuses": lambda group: ", ".join(group.statuses)}
+        return Table([group for group in found if meets(group)], columns | told)
+
+    def tokens(self, step: int, place: int) -> dict[str, list[Any]]:
+        """The columns of a response's tokens, each with an entry for each token (docs/run_folder.md); `place` is its place in the step.
+
+        ValueError if the run saved none.
+        """
+        rows = trajectories.load(self.folder, self._step(step))
+        if not 0 <= place < len(rows):
+            raise ValueError(f"no response {place} in step {step}: its places are 0 to {len(rows) - 1}.")
+        return token_columns(rows[place])
+
+    @property
+    def evaluations(self) -> list[str]:
+        """The held-out evaluations that are there: before, step-000050, after."""
+        order = {"before": 0, "after": 2}
+        files = RunFolder(self.folder).evaluation.glob("*.json")
+        return sorted((file.stem for file in files), key=lambda when: (order.get(when, 1), when))
+
+    def evaluation(self, when: str = "after") -> Evaluated:
+        """Scores and responses of a held-out evaluation."""
+        if when not in self.evaluations:
+            raise ValueError(
+                f"no evaluation '{when}' in {self.folder}; there are: {', '.join(self.evaluations) or 'none'}."
+            )
+        files = EvaluationFolder(RunFolder(self.folder).evaluation)
+        return Evaluated(when, files.read_report(when), files.read_responses(when))
+
+    def _step(self, step: int) -> int:
+        return self.steps[step] if step < 0 and -step <= len(self.steps) else step
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        logged = self.metrics()
+        saved = f"responses of {len(self.steps)} steps saved" if self.steps else "no responses saved"
+        held_out = f"evaluations: {', '.join(self.evaluations) or 'none'}"
+        title = html.escape(shown(self.folder.name, lines=False))
+        return f"<h4>{title}</h4><p>{len(logged)} lines of metrics; {saved}; {html.escape(held_out)}</p>{logged._repr_html_()}"
+
+
+def token_columns(row: Row) -> dict[str, list[Any]]:
+    """The saved columns of a response, and those that follow from them: ratio, difference. ValueError if its tokens were not saved."""
+    if "tokens" not in row:
+        raise ValueError(
+            "this run saved no tokens with its responses. Set log.token_columns=true in the next run."
+        )
+    columns = dict(row["tokens"])
+    new, behavior = columns.get("new"), columns.get("behavior")
+    at_sampling = columns.get("old", new)  # one update a step: the weights that learn are those that sampled
+    if new is not None and at_sampling is not None:
+        columns["ratio"] = _of(new, at_sampling, columns["mask"], lambda a, b: math.exp(min(a - b, 700.0)))
+    if at_sampling is not None and behavior is not None:
+        columns["difference"] = _of(at_sampling, behavior, columns["mask"], lambda a, b: a - b)
+    return columns
+
+
+def question(row: Row) -> str:
+    """The last thing a user said in the prompt of a response."""
+    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    return readable(asked[-1] if asked else row["messages"][-1]["content"]).strip()
+
+
+def _of(
+    left: Sequence[float | None],
+    right: Sequence[float | None],
+    mask: Sequence[bool],
+    function: Callable[[float, float], float],
+) -> list[float | None]:
+    """The function of two columns; None where one is unknown, or the policy did not choose the token."""
+    return [
+        function(a, b) if chosen and a is not None and b is not None else None
+        for a, b, chosen in zip(left, right, mask, strict=True)
+    ]
+
+
+def _zero_variance(rows: Sequence[Row]) -> set[int]:
+    """The groups whose responses, two at least, have one reward between them."""
+    rewards: dict[int, list[float]] = {}
+    for row in rows:
+        if row["reward"] is not None:
+            rewards.setdefault(row["group"], []).append(row["reward"])
+    return {group for group, known in rewards.items() if len(known) > 1 and len(set(known)) == 1}
+
+
+def _statuses(row: Row, equal: set[int]) -> list[str]:
+    found = [status for status in (row.get("use"), row.get("origin")) if status in STATUSES]
+    return [str(status) for status in found] + [ZERO_VARIANCE] * (row["group"] in equal)
+
+
+def _condition(where: Where) -> Callable[[Any], bool]:
+    if where is None:
+        return lambda _row: True
+    if not isinstance(where, str):
+        return where
+    if where not in STATUSES:
+        raise ValueError(f"no status '{where}'; choose one of: {', '.join(STATUSES)}.")
+    return lambda what: where in (what.statuses if isinstance(what, ResponseGroup) else what["statuses"])
+
+
+def _getter(name: str) -> Callable[[Any], Any]:
+    return lambda row: row.get(name, "")
+
+
+def _attribute(name: str) -> Callable[[Any], Any]:
+    return lambda what: getattr(what, name)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table of plain text."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
+    lines = [
+        "<tr>" + "".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    ]
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
