@@ -39,7 +39,7 @@ def pipeline_folder(config: ModelConfig) -> Path:
 def as_object(found: Any) -> dict[str, Any]:
     """What JSON holds. ValueError if that is no object."""
     if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")  # noqa: TRY004  # what is wrong is the file
+        raise ValueError("it holds no JSON object")  # what is wrong is the file
     return found
 
 
