@@ -385,7 +385,7 @@ def _next_commands(run: Path) -> str:
     return (
         f"{_files(run)}"
         f"  lightrft view {run} --step -1 --best 3        read the last responses, token by token\n"
-        f"  lightrft evaluate TASK --model {RunFolder(run).model}   score it on another task\n"
+        f"  lightrft evaluate TASK {RunFolder(run).config} --model {RunFolder(run).model}   score it on another task\n"
         f"  lightrft train {RunFolder(run).config} --seed 1    the same run with another seed\n"
         f"  tensorboard --logdir {run.parent}"
     )

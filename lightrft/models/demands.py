@@ -54,6 +54,10 @@ def _check_algorithm(config: Config, path: str) -> None:
     idle = (
         "high_entropy_fraction", "entropy_coefficient", "entropy_target", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
     )  # fmt: skip
+    if row.advantage == "gae":
+        raise ValueError(
+            f"algorithm.advantage=gae: {path}, and a critic reads words. Set algorithm.advantage=group_norm."
+        )
     if row.loss in NEED_PROBABILITIES:
         raise ValueError(
             f"algorithm.loss={row.loss}: {path}, whose steps have densities and no probabilities. Set algorithm.loss=clipped."

@@ -80,6 +80,8 @@ class Family:
     scale: Callable[[Settings], int] = kl_scale
     """Settings of the VAE -> pixels to a row of a state."""
     decode: Decode = kl_decode
+    scheduler: str = "FlowMatchEulerDiscreteScheduler"
+    """What steps with its predictions."""
     frames: Callable[[Settings], int] | None = None
     """Settings of the VAE -> frames to a number of the state; None: it draws pictures, not clips."""
 
@@ -235,7 +237,7 @@ FAMILIES: dict[str, Family] = {
     # Stable Diffusion 1 and 2 (Rombach et al. 2022, https://arxiv.org/abs/2112.10752), SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952).
     "UNet2DConditionModel": Family(
         ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), _unet_conditions, _unet_forward,
-        channels=lambda s: int(s["in_channels"]), patch=lambda _: 1, sides=lambda s: (int(s["sample_size"]),) * 2,
+        channels=lambda s: int(s["in_channels"]), patch=lambda _: 1, sides=lambda s: (int(s["sample_size"]),) * 2, scheduler="DDIMScheduler",
     ),
 }  # fmt: skip
 """Class of the network -> how it is called."""

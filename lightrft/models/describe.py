@@ -36,9 +36,21 @@ def pipeline_folder(config: ModelConfig) -> Path:
     return expanded(config.path, "model.path")
 
 
+def as_object(found: Any) -> dict[str, Any]:
+    """What JSON holds. ValueError if that is no object."""
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")  # what is wrong is the file
+    return found
+
+
 def learned_part(folder: Path) -> str:
     """The part of a pipeline that learns: its transformer, or its UNet."""
-    index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+    try:
+        index = as_object(json.loads((folder / PIPELINE).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path={folder}: {PIPELINE} cannot be read ({error}). Is the download complete?"
+        ) from error
     return next((part for part in ("transformer", "unet") if any(index.get(part) or ())), "transformer")
 
 

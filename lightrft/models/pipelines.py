@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightrft.config import DenoiseConfig, ModelConfig
 from lightrft.models.denoisers import FAMILIES, Asked, Family
-from lightrft.models.describe import PIPELINE, learned_part, pipeline_folder
+from lightrft.models.describe import PIPELINE, as_object, learned_part, pipeline_folder
 from lightrft.models.ladders import LADDERS, Ladder
 from lightrft.models.lora import add_adapters, check_targets
 from lightrft.models.shards import Shards
@@ -122,7 +122,7 @@ class Pipeline:
     def _json(self, name: str) -> dict[str, Any]:
         """What a file of the folder says. ValueError naming it if it cannot be read."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            found = as_object(json.loads((self.folder / name).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"model.path={self.config.path}: {name} cannot be read ({error}). Is the download complete?"
@@ -132,11 +132,34 @@ class Pipeline:
     def check(self) -> None:
         """ValueError naming the folder and the cure if it holds no pipeline that can learn here. Reads no weights."""
         told = f"model.path={self.config.path}: "
+        self._check_parts(told)
+        self._check_kind(told)
+        self._check_scheduler(told)
+        diffusers = library()
+        version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+        if version < OLDEST:
+            raise ValueError(
+                f"{told}diffusers {diffusers.__version__} is older than {'.'.join(map(str, OLDEST))}. Try: pip install --upgrade diffusers"
+            )
+
+    def _check_parts(self, told: str) -> None:
+        """What must be in the folder is there."""
         for part in (self.learns, "scheduler"):
             if not any(self.index.get(part) or ()) or not (self.folder / part).is_dir():
                 raise ValueError(
                     f"{told}the pipeline has no {part}. Take a folder as DiffusionPipeline.save_pretrained writes it."
                 )
+        for part, said in self.index.items():
+            needed = (
+                part.startswith(("text_encoder", "tokenizer", "vae")) and isinstance(said, list) and any(said)
+            )
+            if needed and not (self.folder / part).is_dir():
+                raise ValueError(
+                    f"{told}model_index.json names {part}, and there is no such folder. Is the download complete?"
+                )
+
+    def _check_kind(self, told: str) -> None:
+        """Network and pipeline are known."""
         name = self.shape.get("_class_name")
         if name not in FAMILIES:
             raise ValueError(
@@ -151,21 +174,18 @@ class Pipeline:
             said = self.index.get(part)
             if any(said) if isinstance(said, list) else said:
                 raise ValueError(f"{told}its model_index.json has {part}, {cure}.")
-        scheduler = self.index["scheduler"][1]
-        if scheduler not in LADDERS:
+
+    def _check_scheduler(self, told: str) -> None:
+        """The scheduler steps with what the network predicts."""
+        scheduler, fits = self.index["scheduler"][1], self.family.scheduler
+        if scheduler != fits:
             raise ValueError(
-                f"{told}its scheduler is a {scheduler}, and its steps are known of: {', '.join(LADDERS)}. Save the pipeline with one of them, "
-                "made by from_config of the old one."
+                f"{told}its scheduler is a {scheduler}, and the steps of a {self.shape['_class_name']} are known of a {fits}. Save the pipeline "
+                "with one, made by from_config of the old one, and with its shift if it had one (flow_shift of Wan's)."
             )
         problem = self.ladder.problem(self._json("scheduler/scheduler_config.json"))
         if problem:
             raise ValueError(f"{told}its scheduler {problem}.")
-        diffusers = library()
-        version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-        if version < OLDEST:
-            raise ValueError(
-                f"{told}diffusers {diffusers.__version__} is older than {'.'.join(map(str, OLDEST))}. Try: pip install --upgrade diffusers"
-            )
 
     @cached_property
     def scheduler(self) -> Any:

@@ -13,6 +13,8 @@ from lightrft.utils.paths import expanded
 
 TEXT = "answer"
 """The view of what was written."""
+VOTES = ("majority", "majority_right")
+"""Rewards of a group that read its texts."""
 ONLY = (TEXT, *MADE)
 """Views of which a kind of model makes some and not others."""
 
@@ -24,6 +26,11 @@ def check_views(names: Iterable[str], makes: Iterable[str], path: str) -> None:
     """
     made = [view for view in ONLY if view in set(makes)]
     for name in names:
+        if TEXT not in made and name in VOTES:
+            raise ValueError(
+                f"rewards.functions: the reward '{name}' counts equal texts, and a response of model.path={path} holds {' and '.join(made)}. Take a "
+                f"reward that asks for `{made[-1]}`."
+            )
         lacking = [view for view in ONLY if view in parameters(name) and view not in made]
         if lacking:
             what = " and ".join(made)

@@ -115,7 +115,7 @@ def as_reward(found: Any, name: str) -> RewardFunction:
     if isinstance(found, PerAnswer):
         return found
     signature = inspect.signature(found)
-    if "answer" in signature.parameters:
+    if signature.parameters.keys() & {"answer", *MADE}:
         return each(found)
     try:
         signature.bind([])

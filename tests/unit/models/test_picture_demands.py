@@ -87,7 +87,17 @@ def test_a_folder_that_cannot_learn_is_refused(folder):
     assert "CogView4Transformer2DModel, and this version knows: SD3Transformer2DModel" in refused(folder)
     change(folder / "transformer/config.json", _class_name="SD3Transformer2DModel")
     change(folder / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
-    assert "DPMSolverMultistepScheduler, and its steps are known of: FlowMatchEuler" in refused(folder)
+    assert (
+        "DPMSolverMultistepScheduler, and the steps of a SD3Transformer2DModel are known of a FlowMatchEuler"
+        in refused(folder)
+    )
+    change(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    assert "DDIMScheduler, and the steps of a SD3Transformer2DModel" in refused(folder), (
+        "it would take a velocity for noise"
+    )
+    change(folder / "model_index.json", text_encoder=["transformers", "CLIPTextModel"])
+    assert "names text_encoder, and there is no such folder" in refused(folder)
+    change(folder / "model_index.json", text_encoder=[None, None])
     change(folder / "model_index.json", scheduler=[None, None])
     assert "the pipeline has no scheduler" in refused(folder)
 
@@ -183,6 +193,13 @@ def test_a_reward_of_what_the_policy_does_not_make_is_refused_before_weights_loa
 )
 def test_noise_that_the_scheduler_does_not_step_with_is_refused(folder, kind, scheduler, noise, told):
     pytest.importorskip("diffusers")
+    if kind == "DDIMScheduler":
+        unet = {"unet": ["diffusers", "UNet2DConditionModel"], "transformer": [None, None]}
+        change(folder / "model_index.json", _class_name="StableDiffusionPipeline", **unet)
+        (folder / "unet").mkdir()
+        (folder / "unet/config.json").write_text(
+            json.dumps({"_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4})
+        )
     change(folder / "model_index.json", scheduler=["diffusers", kind])
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     assert re.search(told, refused(folder, "--rollout.denoise.noise", noise))
@@ -221,3 +238,21 @@ def test_frames_are_for_pipelines_that_draw_clips(folder):
     assert "draws one frame and multiples of 4 after it. Set it to 5" in refused(
         folder, "--rollout.denoise.frames", "6"
     )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "7"])
+def test_an_index_that_is_none_is_named(folder, content):
+    (folder / "model_index.json").write_text(content)
+    assert "model_index.json cannot be read" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--algorithm.loss dppo --algorithm.clip 0.1 0.1", "algorithm.loss=dppo"),
+        ("--algorithm.loss dcpo", "whose steps have densities and no probabilities"),
+        ("--algorithm.advantage gae", "algorithm.advantage=gae"),
+    ],
+)
+def test_what_reads_probabilities_or_words_is_refused(folder, flags, told):
+    assert told in refused(folder, *flags.split())

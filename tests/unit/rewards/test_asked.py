@@ -47,6 +47,7 @@ def test_parameters_are_read_and_not_run(mine):
     [
         ("digit", {"answer"}, "'digit' asks for `image`, and a response of model.path=M holds answer"),
         ("math", {"image"}, "'math' asks for `answer`, and a response of model.path=M holds image"),
+        ("majority", {"image"}, "'majority' counts equal texts, and a response of model.path=M holds image"),
         ("{}:moves", {"image"}, "asks for `clip`, and a response of model.path=M holds image"),
         (
             "{}:bright",
@@ -66,5 +67,5 @@ def test_what_a_response_does_not_hold_is_refused_by_name(mine, name, makes, tol
 
 
 def test_what_it_holds_or_what_cannot_be_told_is_let_through(mine):
-    check_views(["digit", f"{mine}:bright", f"{mine}:moves", "majority"], {"image", "clip"}, "M")
+    check_views(["digit", f"{mine}:bright", f"{mine}:moves"], {"image", "clip"}, "M")
     check_views(["math", "majority", f"{mine}:both", f"{mine}:polite"], {"answer"}, "M")

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from lightrft.rewards.function import Answer, Question, as_reward, each, values_of
+from lightrft.rewards.table import load_reward
 
 
 def spoken(answer, *, target="5", messages=({"role": "user", "content": "2 + 3?"},)):
@@ -137,3 +138,12 @@ def test_an_error_names_the_answer_it_was_judging():
     with pytest.raises(ZeroDivisionError) as caught:
         picky([spoken("a"), spoken("")])
     assert caught.value.__notes__ == ["while judging the response ''"]
+
+
+def test_a_plain_function_of_a_picture_or_a_clip_is_one_of_each_response(tmp_path):
+    """By import path and without a decorator, as one of a text."""
+    (tmp_path / "mine.py").write_text(
+        "def bright(image):\n    return image\n\ndef moves(clip, target):\n    return clip\n"
+    )
+    for name, view in (("bright", "image"), ("moves", "clip")):
+        assert view in load_reward(f"{tmp_path}/mine.py:{name}").parameters
