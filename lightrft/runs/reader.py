@@ -35,7 +35,7 @@ class ResponseGroup:
     """The responses to one prompt in one step that were sampled together."""
 
     number: int
-    """As in the responses' `group`."""
+    """Number that the responses of the group have in common."""
     responses: Sequence[Row] = field(repr=False)
 
     @property
