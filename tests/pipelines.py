@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from lightrft.engines.denoise import denoiser
+from lightrft.models.pictures import Pictures
 from lightrft.models.tiny_pictures import _tokenizer
+from lightrft.types import Record
 
 
 def clip(*, projects=True):
@@ -191,3 +194,18 @@ def sdxl_pipeline():
         text_encoder_2=clip(),
         tokenizer_2=_tokenizer(),
     )  # fmt: skip
+
+
+def made(config):
+    """Kind, module and engine of a pipeline's settings."""
+    kind = Pictures.of(config)
+    module = kind.source().full()
+    return kind, module, denoiser(module, kind.processor, config.rollout)
+
+
+def prompts(kind, words):
+    """What asks for a picture of each text."""
+    records = [
+        Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(words)
+    ]
+    return [kind.processor.open(kind.processor.prompt(record)) for record in records]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.policy_preference import POLICY_LOSSES, response_values
+from lightrft.algorithms.policy_preference import POLICY_LOSSES, pair_ratios, response_values
 from lightrft.algorithms.preference import PreferenceLoss, pairs
 from lightrft.algorithms.selection import EQUAL_WITHIN
 from lightrft.config import AlgorithmConfig
@@ -76,11 +76,7 @@ class OnlinePreference:
         values = response_values(new, batch, average=average, reference=self.needs_reference)
         grades = places(batch.scores, batch.groups)
         losses = self._function(values, grades, batch.groups, **options)
-        better, worse = pairs(grades, batch.groups)
-        apart = (values[better] - values[worse]).detach()
-        count = apart.new_tensor(float(apart.numel()))
-        right = (apart > 0).double() + 0.5 * (apart == 0)
-        ratios = {"pairs/accuracy": (right.sum(), count), "pairs/margin": (apart.sum(), count)}
+        ratios = pair_ratios(values.detach(), *pairs(grades, batch.groups))
         return Terms(losses[batch.segments], {}, ratios)
 
 

@@ -47,6 +47,18 @@ def better_and_worse(grades: Tensor, groups: Tensor, *, compares: bool) -> tuple
     return (grades > 0).nonzero()[:, 0], (grades <= 0).nonzero()[:, 0]
 
 
+def pair_ratios(values: Tensor, better: Tensor, worse: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sum and number of what is measured of pairs: whether the better response has the higher value, a tie counting half, and by how much."""
+    apart = values[better] - values[worse]
+    right = (apart > 0).double() + 0.5 * (apart == 0)
+    return {"pairs/accuracy": sum_and_number(right), "pairs/margin": sum_and_number(apart)}
+
+
+def sum_and_number(values: Tensor) -> tuple[Tensor, Tensor]:
+    """What the log divides over a whole update."""
+    return values.sum(), torch.tensor(float(values.numel()), device=values.device)
+
+
 def dpo(
     values: Tensor, grades: Tensor, groups: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> Tensor:

@@ -16,7 +16,7 @@ from lightrft.environments.base import Observation, ToolError
 from lightrft.environments.python import told
 from lightrft.environments.repositories import NAME, Repository, of_commit, of_folder
 from lightrft.environments.tools import Calls, Tools
-from lightrft.sandbox.suite import judged, paths_of, restored, steers, with_pytest
+from lightrft.sandbox.suite import judged, paths_of, restored, with_pytest
 from lightrft.utils.patches import patched, touched
 from lightrft.utils.paths import expanded
 from lightrft.workers.boxes import USUAL, box_of
@@ -75,14 +75,9 @@ class Repair(Tools):
 
     def final_reward(self) -> float:
         """1 if the repository as it stands passes all tests of the record, in a box of its own, else 0."""
-        files = self._base.whole(restored(self._base.files, self._files, self._gold))
-        # What steers the tests through a link is as it was, too, and is not there where it was not.
-        before = self._base.whole(self._base.files | self._gold)
-        files = {
-            name: before[name] if steers(name) else files[name]
-            for name in files
-            if not steers(name) or name in before
-        }
+        once = restored(self._base.files, self._files, self._gold)
+        # Again with the links, so that what steers the tests through one is as it was, too.
+        files = restored(self._base.whole(self._base.files | self._gold), self._base.whole(once), {})
         return float(judged(self._box, files, self._target["tests"], len(self._packages)).share == 1.0)
 
     def run(self, code: str) -> str:

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.policy_preference import better_and_worse, chosen_nll, response_values
+from lightrft.algorithms.policy_preference import (
+    better_and_worse,
+    chosen_nll,
+    pair_ratios,
+    response_values,
+    sum_and_number,
+)
 from lightrft.algorithms.preference import COUNTS, count_pairs
 from lightrft.algorithms.segments import segment_count
 from lightrft.config import DPOConfig
@@ -131,14 +137,12 @@ class PolicyPreferences:
         better, worse = better_and_worse(_grades(batch), batch.groups, compares=self.compares)
         ratios: dict[str, tuple[Tensor, Tensor]] = {}
         if self.compares:
-            apart = values[better] - values[worse]
-            right = (apart > 0).double() + 0.5 * (apart == 0)
-            ratios |= {"pairs/accuracy": _ratio(right), "pairs/margin": _ratio(apart)}
+            ratios |= pair_ratios(values, better, worse)
         if self.needs_reference:
             shifts = response_values(found, batch, average=False, reference=True)
             ratios |= {
-                "logp_shift/chosen": _ratio(shifts[better]),
-                "logp_shift/rejected": _ratio(shifts[worse]),
+                "logp_shift/chosen": sum_and_number(shifts[better]),
+                "logp_shift/rejected": sum_and_number(shifts[worse]),
             }
         return ratios
 
@@ -165,8 +169,3 @@ def _grades(batch: Batch) -> Tensor:
     """(S,): what each response is worth."""
     assert batch.grades is not None
     return batch.grades[:, 0]
-
-
-def _ratio(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and number."""
-    return values.sum(), torch.tensor(float(values.numel()), device=values.device)

@@ -285,11 +285,9 @@ class Conversations:
 
     def _opened(self, prompt: Prompt, reply: Reply) -> list[Message]:
         """The messages of a prompt whose environment begins with this."""
-        row = _messages_of_row(prompt)
         if not reply.messages:
-            return row
-        kept = [] if reply.whole_prompt else [m for m in row if m["content"] != OPENING]
-        return self._turns.template.opening(kept, reply.messages)
+            return _messages_of_row(prompt)
+        return self._turns.template.opening(_kept(prompt, reply), reply.messages)
 
     def _asked(self, prompt: Prompt, seed: int, begun: Sequence[Reply]) -> Prompt:
         """The prompt with what its environments say first; one that was begun before has it.
@@ -325,7 +323,7 @@ class Conversations:
 
 def _said_first(prompt: Prompt, messages: Sequence[Message], reply: Reply) -> int:
     """How many of these messages, the last ones, hold words of an environment that begins with this reply."""
-    row = [] if reply.whole_prompt else [m for m in _messages_of_row(prompt) if m["content"] != OPENING]
+    row = _kept(prompt, reply)
     kept = next((n for n, (own, one) in enumerate(zip(row, messages, strict=False)) if own != one), len(row))
     return len(messages) - kept
 
@@ -334,11 +332,21 @@ def _messages_of_row(prompt: Prompt) -> list[Message]:
     return prompt.messages if prompt.row is None else prompt.row
 
 
+def _asked_of_row(prompt: Prompt) -> list[Message]:
+    """Messages that a row has of its own."""
+    return [m for m in _messages_of_row(prompt) if m["content"] != OPENING]
+
+
+def _kept(prompt: Prompt, reply: Reply) -> list[Message]:
+    """Messages of a row that stand before what its environment says first."""
+    return [] if reply.whole_prompt else _asked_of_row(prompt)
+
+
 def _row(prompt: Prompt) -> dict[str, object]:
     """What an environment is told of the row."""
     return {
         "id": prompt.id,
-        "messages": described([m for m in _messages_of_row(prompt) if m["content"] != OPENING]),
+        "messages": described(_asked_of_row(prompt)),
         "target": prompt.target,
         "source": prompt.source,
     }

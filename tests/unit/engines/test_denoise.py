@@ -10,16 +10,15 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
 
 from lightrft.config import Config, DenoiseConfig, ModelConfig, RolloutConfig, TaskConfig
-from lightrft.engines.denoise import denoiser, normals, picture
+from lightrft.engines.denoise import normals, picture
 from lightrft.engines.sampling import stream
-from lightrft.models.pictures import Pictures
 from lightrft.models.tiny_pictures import _tokenizer
 from lightrft.rewards.base import stripped
 from lightrft.rewards.digits import digit
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout
 from lightrft.types import Record, Sampling
-from tests.pipelines import sd3_pipeline
+from tests.pipelines import made, prompts, sd3_pipeline
 
 WORDS = ("the digit five", "a two", "nine")
 
@@ -39,30 +38,15 @@ def settings(folder, **denoise):
     )
 
 
-def made(folder, **denoise):
-    """Kind, module and engine of a pipeline."""
-    config = settings(folder, **denoise)
-    kind = Pictures.of(config)
-    module = kind.source().full()
-    return kind, module, denoiser(module, kind.processor, config.rollout)
-
-
-def prompts(kind):
-    records = [
-        Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(WORDS)
-    ]
-    return [kind.processor.open(kind.processor.prompt(record)) for record in records]
-
-
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(folder, guidance):
     """Latents within 1e-5, pixels within one level of 255."""
     import diffusers
 
-    kind, _, engine = made(folder, guidance=guidance)
+    kind, _, engine = made(settings(folder, guidance=guidance))
     plain = diffusers.DiffusionPipeline.from_pretrained(folder)
     plain.set_progress_bar_config(disable=True)
-    found = engine.generate(prompts(kind), Sampling(n=1, temperature=0.0, seed=3))
+    found = engine.generate(prompts(kind, WORDS), Sampling(n=1, temperature=0.0, seed=3))
     for place, text in enumerate(WORDS):
         first = normals(torch.tensor([stream(3, place, 0)]), 0, kind.processor.shape)
         given = {
@@ -70,7 +54,7 @@ def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(folder, guid
             "height": 16, "width": 16,
         }  # fmt: skip
         latent = plain(**given, output_type="latent").images
-        steps, conditions = engine._plain, prompts(kind)[place].media
+        steps, conditions = engine._plain, prompts(kind, WORDS)[place].media
         x = first
         with torch.no_grad():
             for step in range(5):
@@ -84,8 +68,8 @@ def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(folder, guid
 
 def test_what_is_drawn_depends_on_seed_place_and_number_alone(folder):
     """Not on the batch, nor on who else is drawn: to rounding, and its first noise bit for bit."""
-    kind, _, engine = made(folder)
-    asked = prompts(kind)
+    kind, _, engine = made(settings(folder))
+    asked = prompts(kind, WORDS)
     whole = engine.generate(asked, Sampling(n=3, seed=7))
     engine.config = dataclasses.replace(engine.config, max_sequences=2)
     apart = engine.generate(asked, Sampling(n=3, seed=7))
@@ -112,8 +96,8 @@ def test_the_numbers_drawn_are_standard_normal():
 
 def test_before_the_first_update_the_trainer_gives_each_step_the_log_prob_it_was_drawn_with(folder):
     for noise in ("sde", "dance", "cps"):
-        kind, module, engine = made(folder, noise=noise)
-        groups = rollout(engine, prompts(kind), Sampling(n=4, seed=1), kind.processor)
+        kind, module, engine = made(settings(folder, noise=noise))
+        groups = rollout(engine, prompts(kind, WORDS), Sampling(n=4, seed=1), kind.processor)
         answers = [t for group in groups for t in group]
         assert [len(t) for t in answers] == [4] * 12
         batch = pack(answers, layout=kind.layout)
@@ -123,10 +107,10 @@ def test_before_the_first_update_the_trainer_gives_each_step_the_log_prob_it_was
 
 
 def test_the_divergence_of_a_batch_from_its_own_model_is_nothing_and_of_another_something(folder):
-    kind, module, engine = made(folder)
+    kind, module, engine = made(settings(folder))
     exact = dataclasses.replace(kind.config.algorithm, kl="exact", kl_coefficient=0.1)
     config = dataclasses.replace(kind.config, algorithm=exact)
-    answers = [t for g in rollout(engine, prompts(kind), Sampling(n=2), kind.processor) for t in g]
+    answers = [t for g in rollout(engine, prompts(kind, WORDS), Sampling(n=2), kind.processor) for t in g]
     with torch.no_grad():
         seen = kind.logprobs(module, pack(answers, layout=kind.layout), config)
     assert seen.means is not None
@@ -146,7 +130,7 @@ def test_the_divergence_of_a_batch_from_its_own_model_is_nothing_and_of_another_
 def test_a_folder_is_written_that_diffusers_loads_and_all_else_is_copied_byte_for_byte(folder, tmp_path):
     import diffusers
 
-    kind, module, _ = made(folder)
+    kind, module, _ = made(settings(folder))
     with torch.no_grad():
         module.proj_out.bias.add_(0.5)
     kind.pipeline.write(module.state_dict().items(), tmp_path / "whole")
@@ -161,10 +145,10 @@ def test_a_folder_is_written_that_diffusers_loads_and_all_else_is_copied_byte_fo
 
 
 def test_a_picture_of_latents_that_are_not_finite_is_none_and_its_reward_fails_and_is_no_zero(folder):
-    kind, module, engine = made(folder)
+    kind, module, engine = made(settings(folder))
     with torch.no_grad():
         module.proj_out.bias.fill_(torch.nan)
-    answers = [t for g in rollout(engine, prompts(kind)[:1], Sampling(n=1), kind.processor) for t in g]
+    answers = [t for g in rollout(engine, prompts(kind, WORDS)[:1], Sampling(n=1), kind.processor) for t in g]
     assert answers[0].made == {}
     with pytest.raises(ValueError, match="not finite"):
         digit([stripped(answers[0])])
@@ -176,7 +160,7 @@ def test_a_grey_picture_has_three_equal_channels_and_is_cut_at_black_and_white()
 
 
 def test_a_prompt_longer_than_the_text_encoder_reads_is_refused(folder):
-    kind, _, _ = made(folder)
+    kind, _, _ = made(settings(folder))
     assert len(_tokenizer()("a two")["input_ids"]) == 4
     record = Record("long", [{"role": "user", "content": "a two " * 9}], 2, "digits")
     with pytest.raises(ValueError, match="long: the prompt has 20 tokens, and the text encoder reads 8"):

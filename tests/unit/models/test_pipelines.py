@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
 
 from lightrft.config import Config, DenoiseConfig, LoraConfig, ModelConfig, RolloutConfig, TaskConfig
-from lightrft.engines.denoise import denoiser, normals
+from lightrft.engines.denoise import normals
 from lightrft.engines.sampling import stream
 from lightrft.models.blocks import blocks
 from lightrft.models.denoisers import FAMILIES, packed, unpacked
@@ -19,9 +19,11 @@ from lightrft.models.lora import is_adapted, merged_adapters, plain_state
 from lightrft.models.pictures import Pictures
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout
-from lightrft.types import Record, Sampling
+from lightrft.types import Sampling
 from tests.pipelines import (
     flux_pipeline,
+    made,
+    prompts,
     qwen_pipeline,
     sd3_pipeline,
     sd_pipeline,
@@ -59,25 +61,16 @@ def drawn(request, tmp_path_factory):
     make, denoise = PIPELINES[request.param]
     folder = tmp_path_factory.mktemp("pipeline") / "saved"
     make().save_pretrained(folder)
-    kind, module, engine = made(folder, **denoise)
+    kind, module, engine = made_of(folder, **denoise)
     return request.param, folder, kind, module, engine
 
 
-def made(folder, lora=LoraConfig(), **denoise):  # noqa: B008  # it is frozen
+def made_of(folder, lora=LoraConfig(), **denoise):  # noqa: B008  # it is frozen
     plain = {"steps": 4, "max_text_tokens": 8, "likelihood": "sum", "height": 16, "width": 16}
     options = RolloutConfig(engine="denoise", denoise=DenoiseConfig(**{**plain, **denoise}))
     model = ModelConfig(path=str(folder), lora=lora)
     config = Config(model=model, rollout=options, tasks=TaskConfig(train={"digits": 1.0}))
-    kind = Pictures.of(config)
-    module = kind.source().full()
-    return kind, module, denoiser(module, kind.processor, config.rollout)
-
-
-def prompts(kind):
-    records = [
-        Record(str(n), [{"role": "user", "content": text}], n, "digits") for n, text in enumerate(WORDS)
-    ]
-    return [kind.processor.open(kind.processor.prompt(record)) for record in records]
+    return made(config)
 
 
 def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(drawn):
@@ -87,7 +80,7 @@ def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(drawn):
     name, folder, kind, module, engine = drawn
     plain = diffusers.DiffusionPipeline.from_pretrained(folder)
     plain.set_progress_bar_config(disable=True)
-    found = engine.generate(prompts(kind), Sampling(n=1, temperature=0.0, seed=3))
+    found = engine.generate(prompts(kind, WORDS), Sampling(n=1, temperature=0.0, seed=3))
     options = kind.config.rollout.denoise
     for place, text in enumerate(WORDS):
         first = normals(torch.tensor([stream(3, place, 0)]), 0, kind.processor.shape)
@@ -98,7 +91,7 @@ def test_without_noise_on_the_way_a_picture_is_that_of_the_pipeline(drawn):
         if "max_sequence_length" in inspect.signature(plain.__call__).parameters:
             given["max_sequence_length"] = options.max_text_tokens
         latent = plain(**given, output_type="latent")[0]
-        x, conditions = first, prompts(kind)[place].media
+        x, conditions = first, prompts(kind, WORDS)[place].media
         with torch.no_grad():
             for step in range(4):
                 x = engine._plain.exact(module, x, torch.tensor([step]), conditions)
@@ -118,7 +111,9 @@ def layout(name):
 def test_the_trainer_gives_each_step_the_log_prob_it_was_drawn_with_and_a_gradient_to_all_weights(drawn):
     _, _, kind, module, engine = drawn
     answers = [
-        t for group in rollout(engine, prompts(kind), Sampling(n=2, seed=1), kind.processor) for t in group
+        t
+        for group in rollout(engine, prompts(kind, WORDS), Sampling(n=2, seed=1), kind.processor)
+        for t in group
     ]
     batch = pack(answers, layout=kind.layout)
     found = kind.logprobs(module, batch, kind.config).values
@@ -148,7 +143,7 @@ def test_adapters_learn_beside_the_network_and_the_folder_holds_the_merged_weigh
     import diffusers
 
     name, folder, plain, before, engine = drawn
-    kind, module, _ = made(folder, LoraConfig(rank=2), **PIPELINES[name][1])
+    kind, module, _ = made_of(folder, LoraConfig(rank=2), **PIPELINES[name][1])
     learns = {n for n, p in module.named_parameters() if p.requires_grad}
     assert is_adapted(module)
     assert all(".lora_" in n for n in learns)
@@ -156,7 +151,9 @@ def test_adapters_learn_beside_the_network_and_the_folder_holds_the_merged_weigh
         for n, p in module.named_parameters():
             if n in learns:
                 p.add_(0.05 * torch.randn_like(p))
-    answers = [t for group in rollout(engine, prompts(plain), Sampling(n=1), plain.processor) for t in group]
+    answers = [
+        t for group in rollout(engine, prompts(plain, WORDS), Sampling(n=1), plain.processor) for t in group
+    ]
     batch = pack(answers, layout=kind.layout)
 
     def logprobs(of):
