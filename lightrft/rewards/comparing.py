@@ -14,7 +14,7 @@ from typing import Any
 from lightrft.config import JudgeConfig
 from lightrft.datasets.judging import LETTERS, conversed
 from lightrft.models.processor import Processor
-from lightrft.rewards.function import Answer
+from lightrft.rewards.function import Answer, response
 from lightrft.rewards.models import Ask, judge_prompt, judge_template, made, replies_to
 from lightrft.types import Completion, Prompt, Sampling
 from lightrft.utils.choices import letter
@@ -123,8 +123,8 @@ class ComparingJudge:
     def _prompts(self, answers: Sequence[Answer], match: Match) -> tuple[Prompt, Prompt] | None:
         """The match in both orders; None for texts that are the same. ValueError if there is nothing to compare with."""
         answer = answers[match.one]
-        mine = answer.answer
-        theirs = target_text(answer) if match.other is None else answers[match.other].answer
+        mine = conversed(response(answer))
+        theirs = target_text(answer) if match.other is None else conversed(response(answers[match.other]))
         if mine.strip() == theirs.strip():
             return None
         return self._prompt(answer, mine, theirs), self._prompt(answer, theirs, mine)

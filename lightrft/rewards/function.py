@@ -41,6 +41,11 @@ class Answer:
         return len(self.token_ids)
 
 
+def response(answer: Answer) -> list[Any]:
+    """What followed the prompt, as messages: the policy's, or every turn and reply of a conversation with an environment."""
+    return answer.said or [{"role": "assistant", "content": answer.answer}]
+
+
 RewardFunction = Callable[[Sequence[Answer]], Sequence[float]]
 """Whole groups, in order, all of one task -> one number per answer."""
 

@@ -23,7 +23,7 @@ from lightrft.datasets.media import shown
 from lightrft.media.parts import has_media, readable
 from lightrft.models.processor import Processor
 from lightrft.models.reward import Conversation, up_to_score
-from lightrft.rewards.function import Answer
+from lightrft.rewards.function import Answer, response
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.paths import expanded
 from lightrft.workers.pool import Failure
@@ -79,7 +79,7 @@ class GenerativeJudge:
     def _prompt(self, answer: Answer) -> Prompt:
         filling = {
             "question": conversed(answer.prompt.messages),
-            "answer": answer.answer,
+            "answer": conversed(response(answer)),
             "target": str(answer.prompt.target),
         }
         return judge_prompt(self._processor, answer.prompt.id, self._template, filling, self._longest)
@@ -219,8 +219,7 @@ class ScalarReward:
 
     def _tokens(self, asked: Sequence[Message], answer: Answer) -> list[int]:
         """The whole conversation, its media unread."""
-        said: Message = {"role": "assistant", "content": answer.answer}
-        tokens = self._processor.tokens([*asked, said], answer_next=False)
+        tokens = self._processor.tokens([*asked, *response(answer)], answer_next=False)
         if answer.finish == "length" and self._ending in tokens:  # not shown as finished: its turn stays open
             tokens = tokens[: len(tokens) - 1 - tokens[::-1].index(self._ending)]
         return tokens

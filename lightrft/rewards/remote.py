@@ -18,7 +18,8 @@ from urllib.parse import urldefrag
 from lightrft.config import RemoteConfig
 from lightrft.config.addresses import secret
 from lightrft.config.remote import addresses
-from lightrft.rewards.function import Answer, question
+from lightrft.datasets.judging import conversed
+from lightrft.rewards.function import Answer, question, response
 from lightrft.workers.pool import Failure
 
 PASSING = (408, 429)
@@ -149,13 +150,18 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "token_ids": list(answer.token_ids),
         "answer": answer.answer,
         "finish": answer.finish,
+        **(
+            {"said": answer.said, "step_rewards": answer.step_rewards, "replied": answer.replied}
+            if answer.said
+            else {}
+        ),
     }
 
 
 def _openrlhf(answers: Sequence[Answer]) -> dict[str, Any]:
     prompts = [question(one.prompt.messages) for one in answers]
     return {
-        "query": [prompt + one.answer for prompt, one in zip(prompts, answers, strict=True)],
+        "query": [prompt + conversed(response(one)) for prompt, one in zip(prompts, answers, strict=True)],
         "prompts": prompts,
         "labels": [_plain(one.prompt.target) for one in answers],
     }

@@ -32,6 +32,7 @@ MOST_WAITING = 64
 MOST_CONNECTIONS = 256
 READ_SECONDS = 20.0
 """Time in which a request must have come, header and body."""
+FINISHES = ("stop", "length", "turns")
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -291,24 +292,36 @@ def _answer(one: Any, place: int, tasks: Tasks) -> Trajectory:
 
     need(isinstance(one, dict), "expected an object")
     messages, answer, tokens = one.get("messages"), one.get("answer"), one.get("token_ids", [])
+    said, worth, replied = one.get("said", []), one.get("step_rewards", []), one.get("replied", 0)
     need(
         isinstance(messages, list) and all(map(_is_message, messages)),
         "messages: expected a list of {role, content}",
     )
     need(isinstance(answer, str), "answer: expected a text")
+    need(isinstance(said, list) and all(map(_is_message, said)), "said: expected a list of {role, content}")
+    need(
+        isinstance(worth, list) and all(type(one) in (int, float) for one in worth),
+        "step_rewards: expected numbers",
+    )
     need(
         isinstance(tokens, list) and all(type(token) is int for token in tokens),
         "token_ids: expected whole numbers",
     )
+    need(
+        type(replied) is int and 0 <= replied <= len(tokens),
+        "replied: expected how many of token_ids are replies",
+    )
     group, finish = one.get("group", place), one.get("finish", "stop")
     need(type(group) is int, "group: expected a whole number")
-    need(finish in ("stop", "length"), "finish: expected stop or length")
+    need(finish in FINISHES, f"finish: expected {', '.join(FINISHES)}")
     source = tasks.judged_as(one.get("source"))
     need(
         bool(source), f"source: {one.get('source')!r:.80} is none of the tasks here: {', '.join(tasks.names)}"
     )
     prompt = Prompt(str(one.get("id", place)), [], messages, one.get("target"), source)
-    return Trajectory(prompt, group, tokens, [True] * len(tokens), [0.0] * len(tokens), finish, answer=answer)
+    mask = [True] * (len(tokens) - replied) + [False] * replied  # which of them they are is not told
+    none = [0.0] * len(tokens)
+    return Trajectory(prompt, group, tokens, mask, none, finish, answer, said=said, step_rewards=worth)
 
 
 def _is_message(message: Any) -> bool:

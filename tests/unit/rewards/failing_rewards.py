@@ -54,3 +54,9 @@ def process_id(answer):
 @each
 def torch_loaded(answer):
     return "torch" in sys.modules
+
+
+@each
+def talked(said, step_rewards, num_tokens, finish):
+    """Sees what belongs to a conversation with an environment."""
+    return 1000.0 * (finish == "turns") + num_tokens + len(said) + sum(step_rewards)

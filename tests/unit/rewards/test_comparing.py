@@ -1,6 +1,7 @@
 """A judge that compares: which comparisons are asked, and what is made of what it says."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,20 @@ def test_each_response_gets_its_win_rate_among_siblings_and_both_orders_are_aske
     assert counted == {
         "counts/judge_comparisons": 6, "counts/judge_contradictions": 0, "counts/judge_failed_comparisons": 0,
     }  # fmt: skip
+
+
+def test_conversations_that_end_alike_are_compared_as_a_whole():
+    """A last turn that is the same is no tie where what was said before differs."""
+
+    def talk(first):
+        said = [("assistant", first), ("user", "go on"), ("assistant", "so 4")]
+        return replace(answer("so 4"), said=[{"role": role, "content": text} for role, text in said])
+
+    found, ask, _ = judged(longer, [talk("add them up"), talk("add")], **SIBLINGS)
+    assert found == [1.0, 0.0]
+    assert ask.asked[0] == tuple(
+        f"Assistant: {x}\nUser: go on\nAssistant: so 4" for x in ("add them up", "add")
+    )
 
 
 def test_groups_are_not_mixed():

@@ -23,6 +23,12 @@ def answer(text, question="2 + 2?", target="4"):
     return Answer(Question("q", messages, target, "test"), group=0, token_ids=[1], answer=text, finish="stop")
 
 
+def talk(last, reply="8"):
+    """A conversation with an environment, of two turns of the policy."""
+    said = [("assistant", "4 * 2"), ("user", reply), ("assistant", last)]
+    return replace(answer(last), said=[{"role": role, "content": text} for role, text in said])
+
+
 class Replying:
     """An engine that says these texts, in turn, and remembers what it was asked."""
 
@@ -56,6 +62,11 @@ def test_the_last_score_of_a_reply_counts_as_a_share_of_full_marks():
     assert ask.asked[0].startswith("<|user|>")
     assert ask.asked[0].endswith("<|assistant|>")
     assert (ask.sampling.n, ask.sampling.temperature, ask.sampling.max_tokens) == (1, 0.0, 256)
+
+
+def test_a_judge_is_shown_the_whole_of_a_conversation_with_an_environment():
+    _, ask = judged(["Score: 3"], [talk("so 8")])
+    assert "[Answer]\nAssistant: 4 * 2\nUser: 8\nAssistant: so 8\n" in ask.asked[0]
 
 
 def test_several_replies_are_averaged_and_those_without_a_score_left_out():
@@ -114,6 +125,18 @@ def test_a_reward_model_reads_the_question_and_the_answer_to_its_end():
 
     assert ScalarReward(scores, tiny_processor(), None)([answer("four")]) == [0.25]
     assert seen == ["<|user|>2 + 2?<|end|><|assistant|>four<|end|>"]
+
+
+def test_a_reward_model_reads_the_whole_of_a_conversation_with_an_environment():
+    seen = []
+
+    def scores(conversations):
+        seen.extend(tiny_processor().text(tokens, special=True) for tokens in conversations)
+        return [0.0 for _ in conversations]
+
+    ScalarReward(scores, tiny_processor(), None)([talk("so 8"), replace(talk("so"), finish="length")])
+    begun = "<|user|>2 + 2?<|end|><|assistant|>4 * 2<|end|><|user|>8<|end|><|assistant|>so"
+    assert seen == [begun + " 8<|end|>", begun]
 
 
 def test_the_token_at_which_a_reward_model_reads_its_score_can_be_shown():

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ from lightrft.types import Prompt, Trajectory
 from lightrft.workers.pool import Failure
 
 KEY = "REWARD_KEY_OF_A_TEST"
+TALKED = f"{Path(__file__).parent / 'failing_rewards.py'}:talked"
 
 
 def responses(count, source=ANY_TASK):
@@ -162,6 +164,23 @@ def test_groups_of_several_clients_stay_apart(tmp_path):
     assert found == [[4.0] * 8] * 4
 
 
+def test_a_conversation_is_judged_there_as_a_whole():
+    one = responses(1)[0]
+    said = [("assistant", "add"), ("user", "go on"), ("assistant", one.answer)]
+    talk = replace(
+        one,
+        token_ids=[5] * 6,
+        mask=[True, False, False, True, True, True],
+        behavior=[0.0] * 6,
+        finish="turns",
+        said=[{"role": role, "content": text} for role, text in said],
+        step_rewards=[0.25, -1.0],
+    )
+    with serving({TALKED: 1.0}) as (url, _):
+        found = asked(url, [talk, one])
+    assert found == [1006.25, 0.0]
+
+
 def test_openrlhf_s_form_is_understood_and_spoken():
     with serving() as (url, _):
         found = asked(f"{url}/get_reward", responses(20), protocol="openrlhf")
@@ -201,6 +220,9 @@ DEEP = b'{"answers": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         ({"answers": [{**GOOD["answers"][0], "answer": 3}]}, "answer: expected a text"),
         ({"answers": [{**GOOD["answers"][0], "token_ids": [True]}]}, "token_ids"),
         ({"answers": [{**GOOD["answers"][0], "finish": "abort"}]}, "finish"),
+        ({"answers": [{**GOOD["answers"][0], "said": ["x"]}]}, "said: expected"),
+        ({"answers": [{**GOOD["answers"][0], "step_rewards": ["x"]}]}, "step_rewards: expected"),
+        ({"answers": [{**GOOD["answers"][0], "replied": 1}]}, "replied: expected"),
         (
             {
                 "answers": [
