@@ -53,7 +53,9 @@ def logprobs(
     and all of them get all log-probs; see models/sequence.py for whose gradients are whose.
     """
     assert isinstance(batch.inputs, Inputs)
-    share = Share.of(batch.inputs)
+    share = Share.of(
+        batch.inputs, batch.inputs.chosen
+    )  # the head costs as much for a token that nobody chose
     hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
     head = output_head(module)
     cap = getattr(text_config(module), "final_logit_softcapping", None)
@@ -64,20 +66,11 @@ def logprobs(
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         divisor = torch.full_like(first, temperature, dtype=exact).masked_fill(first, first_token_temperature)
         divisor = share.own(divisor)[:, None]
-    targets, chosen = share.own(batch.inputs.targets), None if share.team is not None else batch.inputs.chosen
-    if chosen is not None:  # the head costs as much for a token that nobody chose
-        hidden, targets = hidden.index_select(0, chosen), targets.index_select(0, chosen)
-        divisor = divisor.index_select(0, chosen) if isinstance(divisor, Tensor) else divisor
     never = placeholders(causal_lm(module).config)
     max_logits = logits_at_once(max_logits, on_cpu=hidden.device.type == "cpu")
     values, entropy = _BlockedHead.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, divisor, cap, max_logits, never
+        hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
     )
-    if chosen is not None:
-        values, entropy = (
-            column.new_zeros(share.num_predicted).index_copy(0, chosen, column)
-            for column in (values, entropy)
-        )
     return LogProbs(share.whole(values), share.whole(entropy))
 
 

@@ -30,27 +30,28 @@ from lightrft.types import Inputs
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's part of a batch: of its N tokens, and of the T response tokens, those whose predicting token is here."""
+    """This rank's part of a batch: of its N tokens, and of the T response tokens that are asked for, those whose predicting token is here."""
 
     team: Any
     """The process group that computes the batch together; None: this rank does it alone, and its part is all."""
     num_tokens: int
     """N"""
-    rows: Tensor
-    """(T',) int64, which response tokens are its own, of T; unused where it is alone."""
+    rows: Tensor | None
+    """(T',) int64, which response tokens are its own, of T; None: all."""
     predict: Tensor
     """(T',) int64, where the tokens that predict them are among its own tokens."""
     num_predicted: int
     """T"""
 
     @classmethod
-    def of(cls, inputs: Inputs) -> Share:
-        """The part of the calling rank."""
-        team, predict = inputs.team, inputs.predict
-        rows = predict
+    def of(cls, inputs: Inputs, chosen: Tensor | None = None) -> Share:
+        """The part of the calling rank. `chosen`: (K,) int64, the response tokens that are asked for; None: all."""
+        team, predict, rows = inputs.team, inputs.predict, chosen
         if team is not None:
-            rows = (predict % team.size() == team.rank()).nonzero()[:, 0]
-            predict = predict[rows] // team.size()
+            here = predict % team.size() == team.rank()
+            rows = here.nonzero()[:, 0] if chosen is None else chosen[here[chosen]]
+        if rows is not None:
+            predict = predict[rows] // (1 if team is None else team.size())
         return cls(team, inputs.token_ids.numel(), rows, predict, inputs.predict.numel())
 
     def tokens(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -74,12 +75,15 @@ class Share:
 
     def own(self, column: Tensor) -> Tensor:
         """The rows of a (T, ...) column that are this rank's, (T', ...)."""
-        return column if self.team is None else column.index_select(0, self.rows)
+        return column if self.rows is None else column.index_select(0, self.rows)
 
     def whole(self, values: Tensor) -> Tensor:
-        """(T,) on every rank of the team, from each one's own (T',); the gradient of its own rows reaches each."""
-        if self.team is None:
+        """(T,) on every rank of the team, from each one's own (T',), 0 where nothing was asked for; the gradient of its own rows reaches
+        each."""
+        if self.rows is None:
             return values
+        if self.team is None:
+            return values.new_zeros(self.num_predicted).index_copy(0, self.rows, values)
         found: Tensor = _Together.apply(values, self.rows, self.num_predicted, self.team)  # type: ignore[no-untyped-call]
         return found
 

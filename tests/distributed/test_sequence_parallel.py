@@ -39,7 +39,7 @@ from lightrft.config import (
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import logprobs, text_config
-from lightrft.models.sequence import check_shared
+from lightrft.models.sequence import Share, check_shared
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.values import ValueModel, values
@@ -77,6 +77,8 @@ class Case:
     double: bool = True
     share_prompts: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    replies: bool = False
+    """Whether others say some of the tokens, as an environment does."""
 
 
 def adapted(model: Any) -> nn.Module:
@@ -128,6 +130,11 @@ CASES = {
     "one token": Case("llama", shape=[(1, [1])]),
     "all answers on one rank": Case("llama", shape=[(2, [1]), (4, [1, 0])]),
     "a critic": Case("qwen3", prepare=critic),
+    "replies between what was chosen": Case("qwen3", replies=True),
+    "replies, a first token with another temperature": Case(
+        "llama", replies=True, options={"first_token_temperature": 0.3}
+    ),
+    "a critic of conversations": Case("qwen3", replies=True, prepare=critic),
 }
 
 
@@ -172,9 +179,20 @@ def compare(case: Case, team: Any) -> dict[str, float]:
     """The largest difference between computing alone and together, of columns and of gradients."""
     model: Any = tiny_model(case.family, attention=ATTENTION, **case.changes)
     model = case.prepare(model.double() if case.double else model)
-    batch = pack(tiny_trajectories(case.shape, seed=1), share_prompts=case.share_prompts)
+    trajectories = tiny_trajectories(case.shape, seed=1)
+    for t in trajectories if case.replies else ():
+        t.mask = [place % 3 != 1 for place in range(len(t))]
+    batch = pack(trajectories, share_prompts=case.share_prompts)
     assert batch.inputs is not None
     of_team = for_team(batch, team)
+    if case.replies:
+        assert of_team.inputs is not None
+        assert batch.inputs.chosen is not None
+        rows = torch.tensor(Share.of(of_team.inputs, of_team.inputs.chosen).predict.numel())
+        dist.all_reduce(rows)
+        assert (
+            int(rows) == batch.inputs.chosen.numel() < batch.num_tokens
+        )  # of which the head computes logits
     with keep_double() if case.double else nullcontext():
         wanted, found = measured(case, model, batch), measured(case, model, of_team)
     assert wanted.keys() == found.keys(), wanted.keys() ^ found.keys()
