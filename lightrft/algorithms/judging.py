@@ -68,32 +68,34 @@ def ties_score(rows: Mapping[str, Tied]) -> float:
     """RewardBench 2's score of its subset Ties, by id (`ref:N`, `tied:N`).
 
     Accuracy (all right responses above all others) on both kinds counts 0.3 each; that the right ones lie closer together than they
-    lie to the others 0.2, the same with the margin of the reference prompt 0.2, and tanh(margin / spread - 1) 0.01. Malik et al. 2025
-    (https://arxiv.org/abs/2506.01937), appendix; `process_single_model` of the package rewardbench.
+    lie to the others 0.2, the same with the margin of the reference prompt 0.2, and tanh(margin / spread - 1) 0.01, of rows whose right
+    responses do not all get the same. Malik et al. 2025 (https://arxiv.org/abs/2506.01937), appendix; `process_single_model` of the
+    package rewardbench 0.1.4, whose mean of no rows is NaN, and 0 here.
     """
-    stats: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
+    stats: dict[str, dict[str, tuple[float | None, float]]] = {"ref": {}, "tied": {}}
     for name, row in rows.items():
         kind, _, number = name.partition(":")
-        stats[kind][number] = (max(row.right) - min(row.right), min(row.right) - max(row.wrong))
-    accuracy = [
-        sum(margin > 0 for _, margin in kind.values()) / len(kind) if kind else 0.0
-        for kind in (stats["ref"], stats["tied"])
-    ]
+        stats[kind][number] = _spread_and_margin(row)
+    accuracy = [_mean([margin > 0 for _, margin in kind.values()]) for kind in stats.values()]
     both = [(*stats["tied"][n], stats["ref"][n][1]) for n in stats["tied"] if n in stats["ref"]]
-    total = 0.3 * sum(accuracy)
-    if both:
-        close = sum(margin > spread for spread, margin, _ in both) / len(both)
-        hard = sum(min(margin, ref) > spread for spread, margin, ref in both) / len(both)
-        shares = [_tanh_of(min(margin, ref), spread) for spread, margin, ref in both]
-        total += 0.2 * close + 0.2 * hard + 0.01 * sum(shares) / len(shares)
-    return total
+    known = [(spread, margin, ref) for spread, margin, ref in both if spread is not None]
+    close = _mean([margin > spread for spread, margin, _ in known])
+    hard = _mean([min(margin, ref) > spread for spread, margin, ref in known])
+    shares = [math.tanh(min(margin, ref) / spread - 1) for spread, margin, ref in known if spread > 0]
+    return 0.3 * sum(accuracy) + 0.2 * close + 0.2 * hard + 0.01 * _mean(shares)
 
 
-def _tanh_of(margin: float, spread: float) -> float:
-    """tanh(margin / spread - 1); 0 for 0 / 0."""
-    if spread:
-        return math.tanh(margin / spread - 1)
-    return math.copysign(1.0, margin) if margin else 0.0
+def _spread_and_margin(row: Tied) -> tuple[float | None, float]:
+    """How far the right responses are apart (None: there are not two), and how far above the others; 0 where one side is empty."""
+    if not row.right or not row.wrong:
+        return None, 0.0
+    spread = max(row.right) - min(row.right) if len(row.right) > 1 else None
+    return spread, min(row.right) - max(row.wrong)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """0 for none."""
+    return sum(values) / len(values) if values else 0.0
 
 
 def _parts(groups: Tensor) -> list[Tensor]:

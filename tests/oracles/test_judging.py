@@ -1,8 +1,12 @@
 """RewardBench's own measures, as plain Python from their definition: one best of K with shared first places, and the score of Ties."""
 
+import ast
 import math
 import random
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -42,7 +46,7 @@ def test_best_of_4_and_pairs_are_counted_as_rewardbench_counts(seed):
 
 def of_prompt(row):
     """Whether all right responses are above all others; how far the right ones are apart; how far from the others."""
-    apart = max(row.right) - min(row.right) if len(row.right) > 1 else None
+    apart = max(row.right) - min(row.right) if len(row.right) > 1 else np.nan
     margin = min(row.right) - max(row.wrong)
     return margin > 0, apart, margin
 
@@ -60,23 +64,42 @@ def process_single_model(rows):
             [ref[n][2] for n in both],
         )
     )
-    least = np.minimum(outside, inside)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.nan_to_num(np.tanh(least / apart - 1), nan=0.0)
+    least, several = np.minimum(outside, inside), ~np.isnan(apart)
+    shares = np.tanh(least[apart > 0] / apart[apart > 0] - 1)
     accuracies = np.mean([r[0] for r in tied.values()]), np.mean([r[0] for r in ref.values()])
     return (
-        0.3 * accuracies[0] + 0.3 * accuracies[1] + 0.2 * np.mean(inside > apart)
-        + 0.2 * np.mean(least > apart) + 0.01 * np.mean(shares)
+        0.3 * accuracies[0] + 0.3 * accuracies[1] + 0.2 * np.mean((inside > apart)[several])
+        + 0.2 * np.mean((least > apart)[several]) + 0.01 * np.mean(shares)
     )  # fmt: skip
 
 
+def published(rows):
+    """RewardBench's own function, taken out of its file: the package asks for others that this needs nothing of."""
+    try:
+        file = distribution("rewardbench").locate_file("rewardbench/utils.py")
+    except PackageNotFoundError:
+        pytest.skip("the package rewardbench is not installed")
+    wanted = ("sample_stats", "process_single_model")
+    tree = ast.parse(Path(str(file)).read_text(encoding="utf-8"))
+    tree.body = [part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name in wanted]
+    room = {"np": np, "math": math, "Dataset": datasets.Dataset}
+    exec(compile(tree, str(file), "exec"), room)
+    return room["process_single_model"](
+        [
+            {"id": name, "scores": [*row.right, *row.wrong], "num_correct": len(row.right)}
+            for name, row in rows.items()
+        ]
+    )[1]
+
+
+@pytest.mark.parametrize("score", [process_single_model, published])
 @pytest.mark.parametrize("seed", range(5))
-def test_ties_are_scored_as_rewardbench_2_scores_them(seed):
+def test_ties_are_scored_as_rewardbench_2_scores_them(score, seed):
     draw = random.Random(seed)
     rows = {}
     for n in range(40):
         lift = draw.choice([0.0, 3.0])
         rows[f"ref:{n}"] = Tied([draw.gauss(lift, 1)], scores(draw, 9))
         right = [0.5] * 3 if n % 5 == 0 else [lift + draw.gauss(0, 1) for _ in range(draw.randrange(2, 9))]
-        rows[f"tied:{n}"] = Tied(right, scores(draw, 9))
-    assert ties_score(rows) == pytest.approx(process_single_model(rows), abs=1e-12)
+        rows[f"tied:{n}"] = Tied(right[:1] if n % 7 == 0 else right, scores(draw, 9))
+    assert ties_score(rows) == pytest.approx(score(rows), abs=1e-12)
