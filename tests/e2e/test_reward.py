@@ -6,17 +6,20 @@ import json
 import random
 import re
 import signal
+from typing import Optional
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lightrft.config import ModelConfig
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.tasks.tiny import pairs
 from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
+from tests.published import published
 
 QUIET = ["--log.tensorboard=false", "--log.progress=false"]
 SHORT = [
@@ -133,28 +136,85 @@ def test_it_learns_which_response_is_better_where_lengths_say_nothing(rated):
     assert "longer wins" in said
 
 
-def test_plain_transformers_scores_as_we_do_padded_on_either_side(rated):
-    folder = rated / "model"
-    plain = AutoModelForSequenceClassification.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert plain.config.architectures == ["LlamaForSequenceClassification"]
-    assert (plain.config.num_labels, plain.config.id2label) == (1, {0: "score"})
-    talks = [
+@pytest.fixture(scope="module")
+def talks():
+    """25 pairs as conversations, the better one of each first."""
+    return [
         [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
         for row in pairs("evaluate", 0)[:25]
         for side in ("chosen", "rejected")
     ]
+
+
+@pytest.fixture(scope="module")
+def known(rated, talks):
+    """Their tokens, and the scores that we compute."""
+    tokenizer = AutoTokenizer.from_pretrained(rated / "model")
     tokens = [tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"] for talk in talks]
-    ours = load_reward_model(ModelConfig(path=str(folder)))
+    ours = load_reward_model(ModelConfig(path=str(rated / "model")))
     found = [row[0] for row in scores(ours, tokens, 10_000)]
     assert max(found) - min(found) > 2
-    for side in ("right", "left"):
-        tokenizer.padding_side = side
-        for start in range(0, 50, 8):
-            padded = tokenizer.pad({"input_ids": tokens[start : start + 8]}, return_tensors="pt")
-            with torch.no_grad():
-                theirs = plain(**padded).logits[:, 0].tolist()
-            assert theirs == pytest.approx(found[start : start + 8], abs=1e-4)
+    return tokens, found
+
+
+def in_batches(folder, tokens, side, score):
+    """What `score` makes of eight padded conversations at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = side
+    found = []
+    for start in range(0, len(tokens), 8):
+        padded = tokenizer.pad({"input_ids": tokens[start : start + 8]}, return_tensors="pt")
+        with torch.no_grad():
+            found += score(padded)
+    return found
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_plain_transformers_scores_as_we_do_padded_on_either_side(rated, known, side):
+    tokens, ours = known
+    plain = AutoModelForSequenceClassification.from_pretrained(rated / "model")
+    assert plain.config.architectures == ["LlamaForSequenceClassification"]
+    assert (plain.config.num_labels, plain.config.id2label) == (1, {0: "score"})
+    found = in_batches(rated / "model", tokens, side, lambda padded: plain(**padded).logits[:, 0].tolist())
+    assert found == pytest.approx(ours, abs=1e-4)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_openrlhf_s_loader_reads_the_folder_and_scores_as_we_do(rated, known, side):
+    tokens, ours = known
+    needs = {"nn": torch.nn, "torch": torch, "AutoConfig": AutoConfig, "Optional": Optional}
+    (make,) = published("openrlhf", "openrlhf/models/model.py", ("_get_reward_model",), needs)
+    config = AutoConfig.from_pretrained(rated / "model")
+    config.normalize_reward = False
+    body = AutoModel._model_mapping[type(config)]
+    theirs = make(body.__base__, body, "score").from_pretrained(rated / "model", config=config)
+
+    def score(padded):
+        return theirs(padded["input_ids"], padded["attention_mask"]).tolist()
+
+    assert in_batches(rated / "model", tokens, side, score) == pytest.approx(ours, abs=1e-4)
+
+
+def test_trl_takes_the_folder_and_counts_the_same_margins(rated, talks, known, tmp_path):
+    """Its trainer begins with our model: the measures of its evaluation are those of our scores."""
+    trl = pytest.importorskip("trl", reason="TRL is not installed (pip install --no-deps trl)")
+    ours = torch.tensor(known[1]).view(-1, 2)
+    rows = datasets.Dataset.from_list(
+        [{"chosen": better, "rejected": worse} for better, worse in zip(talks[::2], talks[1::2], strict=True)]
+    )
+    settings = {"report_to": "none", "use_cpu": True, "per_device_eval_batch_size": 25, "bf16": False}
+    trainer = trl.RewardTrainer(
+        model=str(rated / "model"),
+        args=trl.RewardConfig(str(tmp_path), **settings),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    found = trainer.evaluate()
+    gaps = ours[:, 0] - ours[:, 1]
+    assert found["eval_margin"] == pytest.approx(float(gaps.mean()), abs=1e-4)
+    assert found["eval_mean_reward"] == pytest.approx(float(ours.mean()), abs=1e-4)
+    assert found["eval_accuracy"] == pytest.approx(float((gaps > 0).float().mean()))
+    assert found["eval_loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(gaps).mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

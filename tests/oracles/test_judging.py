@@ -1,10 +1,7 @@
 """RewardBench's own measures, as plain Python from their definition: one best of K with shared first places, and the score of Ties."""
 
-import ast
 import math
 import random
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 from lightrft.algorithms.judging import Tied, judged, ties_score
+from tests.published import published
 
 
 def scores(draw, n):
@@ -73,18 +71,13 @@ def process_single_model(rows):
     )  # fmt: skip
 
 
-def published(rows):
-    """RewardBench's own function, taken out of its file: the package asks for others that this needs nothing of."""
-    try:
-        file = distribution("rewardbench").locate_file("rewardbench/utils.py")
-    except PackageNotFoundError:
-        pytest.skip("the package rewardbench is not installed")
-    wanted = ("sample_stats", "process_single_model")
-    tree = ast.parse(Path(str(file)).read_text(encoding="utf-8"))
-    tree.body = [part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name in wanted]
-    room = {"np": np, "math": math, "Dataset": datasets.Dataset}
-    exec(compile(tree, str(file), "exec"), room)
-    return room["process_single_model"](
+def rewardbench(rows):
+    """RewardBench's own function."""
+    needs = {"np": np, "math": math, "Dataset": datasets.Dataset}
+    _, score = published(
+        "rewardbench", "rewardbench/utils.py", ("sample_stats", "process_single_model"), needs
+    )
+    return score(
         [
             {"id": name, "scores": [*row.right, *row.wrong], "num_correct": len(row.right)}
             for name, row in rows.items()
@@ -92,7 +85,7 @@ def published(rows):
     )[1]
 
 
-@pytest.mark.parametrize("score", [process_single_model, published])
+@pytest.mark.parametrize("score", [process_single_model, rewardbench])
 @pytest.mark.parametrize("seed", range(5))
 def test_ties_are_scored_as_rewardbench_2_scores_them(score, seed):
     draw = random.Random(seed)
