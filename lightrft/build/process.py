@@ -15,8 +15,10 @@ from lightrft.config import RunConfig, command_of
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
 from lightrft.models.processor import Processor
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
+from lightrft.runs.live import Events, Status, note_environment
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.trainer.run import Journal
@@ -94,4 +96,20 @@ def build_journal(
         stack.enter_context(logger)
         RunFolder(run).drop_responses_after(state["done"] if state else 0)
     progress = Progress(config, steps, state["done"] if state else 0, run=run, show=world.is_first)
-    return Journal(run, progress, logger, world.rank)
+    if world.is_first:
+        note_environment(run, world.size)
+        stack.enter_context(Status(RunFolder(run).status, lambda: _now(progress)))
+    return Journal(run, progress, logger, world.rank, Events(RunFolder(run).events(world.rank)))
+
+
+def _now(progress: Progress) -> dict[str, Any]:
+    """What a run does at this moment, for whoever looks at it from outside."""
+    left = progress.seconds_left()
+    return {
+        "phase": progress.current or STATUS.phase,
+        "step": STATUS.step,
+        "done": progress.done,
+        "steps": progress.total,
+        "responses": [progress.answered, progress.expected],
+        "seconds_left": None if left is None else round(left),
+    }

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from lightrft.media.parts import readable
 from lightrft.runs.curves import PANELS
+from lightrft.runs.live import described
+from lightrft.runs.live import status as status_of
 from lightrft.runs.reader import ResponseGroup, Run, question, token_columns
 from lightrft.runs.sheets import read_picture
 from lightrft.utils.shown import shown
@@ -54,9 +56,11 @@ def view(
         if kept.learns_from_given:
             console.print(given_responses_table(kept.metrics()))
             console.print(curves(kept))
+            say_status(kept.folder, console)
             return
         console.print(steps_table(kept))
         console.print(curves(kept))
+        say_status(kept.folder, console)
         hint = f"lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob"
         console.print(Text(shown(hint), "dim"), soft_wrap=True)
         return
@@ -72,6 +76,13 @@ def view(
         console.print(LEGENDS[color])
     for row in chosen(rows, group=group, best=best, worst=worst):
         console.print(answer_panel(row, color))
+
+
+def say_status(run: Path, console: Console) -> None:
+    """One line on what the run does now, or how it ended; nothing where its folder does not say."""
+    said = described(status_of(run))
+    if said:
+        console.print(Text(shown(said)), soft_wrap=True)
 
 
 def curves(run: Run) -> Table:

@@ -3,6 +3,9 @@
 RUN/format.json             the number of this arrangement, when the run began, and by which version
 RUN/.lock                   held by the process that uses the folder
 RUN/config.yaml             the settings; config-until-step-000004.yaml: those before a resume changed them
+RUN/status.json             what the run does now, or how it ended: `runs/live.py`
+RUN/environment.json        versions, command and devices of each start
+RUN/events/                 what each rank did, and when: rank-0.jsonl
 RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
 RUN/trajectories/           the responses of a step: step-000007.jsonl of the first rank, step-000007.rank-3.jsonl
                             of models that draw their pictures too: step-000007.png
@@ -108,6 +111,20 @@ class RunFolder:
     def config_until(self, step: int) -> Path:
         """The settings of the steps up to this one, which a resume has changed."""
         return self.path / f"config-until-step-{step:06d}.yaml"
+
+    @property
+    def status(self) -> Path:
+        """What the run does now, or how it ended."""
+        return self.path / "status.json"
+
+    @property
+    def environment(self) -> Path:
+        """What each start of the run ran on."""
+        return self.path / "environment.json"
+
+    def events(self, rank: int = 0) -> Path:
+        """What a rank did and when, one JSON object each."""
+        return self.path / "events" / f"rank-{rank}.jsonl"
 
     @property
     def metrics(self) -> Path:

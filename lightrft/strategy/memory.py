@@ -108,6 +108,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class PhaseEnd:
+    """A phase that has ended, for whoever writes down when what happened."""
+
+    phase: Phase
+    seconds: float
+    waited: float
+    """The part of it in which other ranks were waited for."""
+    moved: Sequence[str]
+    """What its beginning moved: '-actor optimizer', '+engine cache'."""
+    before_bytes: int
+    after_bytes: int
+    """Allocated on the device before and after that."""
+    peak_bytes: int
+    """Most bytes allocated in it; 0 where nobody counts."""
+
+
 @dataclass
 class MemoryPlan:
     """Entering a phase moves only the difference to the last one; leaving moves nothing."""
@@ -118,6 +135,8 @@ class MemoryPlan:
     """Gives freed memory back to whoever lent it, between two phases."""
     most: Callable[[], int] = lambda: 0
     """Most bytes that were allocated since it was last called; 0 where nobody counts."""
+    ended: Callable[[PhaseEnd], None] = lambda _: None
+    """Told of each phase that has ended."""
     phase: Phase = Phase.IDLE
     peaks: dict[Phase, int] = field(default_factory=dict)
     """Most bytes allocated in each phase since `reset_peaks`, moving residents included."""
@@ -150,8 +169,10 @@ class MemoryPlan:
         STATUS.set_phase(phase.value)
         start, waited = time.perf_counter(), STATUS.waited
         self.most()
+        moved: Sequence[str] = ()
+        held = (0, 0)
         try:
-            self._enter(phase)
+            moved, held = self._enter(phase)
             yield
         except Exception as error:
             if not is_out_of_memory(error):
@@ -159,12 +180,17 @@ class MemoryPlan:
             raise NoRoomError(self._full(phase, WORKING.get(phase, ""))) from error
         finally:
             self._inside = False
-            self.peaks[phase] = max(self.peaks.get(phase, 0), self.most())
+            end = PhaseEnd(
+                phase, time.perf_counter() - start, STATUS.waited - waited, moved, *held, self.most()
+            )
+            self.peaks[phase] = max(self.peaks.get(phase, 0), end.peak_bytes)
             STATUS.set_phase("between phases") if sys.exc_info()[0] is None else None
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-            self.waited[phase] = self.waited.get(phase, 0.0) + STATUS.waited - waited
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + end.seconds
+            self.waited[phase] = self.waited.get(phase, 0.0) + end.waited
+            self.ended(end)
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: Phase) -> tuple[Sequence[str], tuple[int, int]]:
+        """Moves; what was moved, and bytes on the device before and after."""
         before, here = self.phase, self.measure()
         leaving = [n for n, (_, ps) in self._rows.items() if before in ps and phase not in ps]
         arriving = [n for n, (_, ps) in self._rows.items() if phase in ps and before not in ps]
@@ -180,9 +206,10 @@ class MemoryPlan:
                     raise
                 raise NoRoomError(self._full(phase, REMEDIES.get(kind_of(name), ""), name)) from error
         self.phase = phase
-        if leaving or arriving:
-            signs = [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
-            self.moves = [*signs, f"{here / 2**30:.2f} -> {self.measure() / 2**30:.2f} GiB"]
+        there, signs = self.measure(), [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
+        if signs:
+            self.moves = [*signs, f"{here / 2**30:.2f} -> {there / 2**30:.2f} GiB"]
+        return signs, (here, there)
 
     def _full(self, phase: Phase, lever: str, wanted: str = "") -> str:
         """What to say when there is no room for `wanted`, or for what a phase computes."""

@@ -18,6 +18,7 @@ from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs import trajectories as saved
 from lightrft.runs.layout import RunFolder
+from lightrft.runs.live import Events
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
@@ -107,6 +108,13 @@ class Journal:
     logger: Logger | None
     """Only on the first rank."""
     rank: int = 0
+    events: Events | None = None
+    """What this rank does, and when."""
+
+    def happened(self, event: str, step: int, **facts: Any) -> None:
+        """An event of this rank."""
+        if self.events is not None:
+            self.events.add(event, step, **facts)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Metrics to the files."""
@@ -242,6 +250,11 @@ class Run:
     def begin(self) -> None:
         """From here on the phases of the memory plan hold; what was built or loaded is the state to go on from."""
         self.memory_plan.begin()
+        STATUS.set_step(self.done)
+        if self.journal.events is not None:
+            events = self.journal.events
+            self.memory_plan.ended = lambda end: events.phase(STATUS.step, end)
+        self.journal.happened("start", self.done, processes=self.world.size)
         self._position = self._snapshot()
 
     def take(self, step: int) -> None:
@@ -270,7 +283,11 @@ class Run:
         if label is None or label in self.evaluations:
             return
         self.journal.progress.phase("evaluate")
+        start = time.perf_counter()
         found = self.trainer.evaluate(label)
+        self.journal.happened(
+            "evaluated", self.done, label=label, seconds=round(time.perf_counter() - start, 4)
+        )
         self.memory_plan.reset_seconds()  # no time of a step
         self.evaluations[label] = found.values
         self.journal.log(self.done, {f"{found.name}/{task}": value for task, value in found.values.items()})
@@ -295,6 +312,7 @@ class Run:
         models = {name: model.tensor_state() for name, model in learners.items()}
         models |= {name: model.tensor_state() for name, model in followers.items()}
         self.checkpoints.save(self._position["done"], state, models)
+        self.journal.happened("saved", self._position["done"])
 
     def save_now(self) -> None:
         """Writes a checkpoint, and is done only when it is on the disk."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 
 import pytest
 
+from lightrft.runs.live import described, status
 from tests.e2e.runs import PLAIN, Lightrft, Started, assert_same_run, model_bytes, rows, steps, wait_until
 
 SMALL = ["--rollout.max-tokens", "6", "--rollout.prompts-per-step", "2", "--evaluate.limit", "6"]
@@ -107,6 +109,9 @@ def test_killed_again_and_again_a_run_still_arrives(lightrft, whole, tmp_path):
     running = lightrft.start(*arguments("plain"), "--run", "run")
     for step in (2, 4, 7):
         kill_after_step(running, tmp_path / "run", step)
+        assert re.fullmatch(
+            r"ended without a word in .+ of step \d of \d \(killed\?\)", described(status(tmp_path / "run"))
+        )
         running = lightrft.start("train", "--resume", "run")
     assert running.wait().status == 0
     assert_same_run(tmp_path / "run", expected)
@@ -121,17 +126,18 @@ def test_killed_before_the_first_checkpoint_a_run_begins_again(lightrft, whole, 
     assert_same_run(tmp_path / "run", expected)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_a_run_saves_and_says_so_and_goes_on_to_the_same_end(
-    lightrft, whole, tmp_path, number, status
+    lightrft, whole, tmp_path, number, code
 ):
     expected, _ = whole("plain")
     running = lightrft.start(*arguments("plain"), "--run", "run")
     wait_for_step(running, tmp_path / "run", 2)
     running.send(number)
     stopped = running.wait()
-    assert stopped.status == status, stopped.output
+    assert stopped.status == code, stopped.output
     assert f"stopped by {number.name} after step" in stopped.output
+    assert status(tmp_path / "run")["state"] == "stopped"
     assert "lightrft train --resume run" in stopped.output
     last = steps(tmp_path / "run")[-1]["step"]
     assert (tmp_path / "run" / "checkpoints" / f"step-{last:06d}").is_dir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from lightrft.config import ModelConfig
 from lightrft.models.load import load_processor
 from lightrft.runs import trajectories
 from lightrft.runs.capsule import read
+from lightrft.runs.layout import RunFolder
+from lightrft.runs.live import described, status
 from lightrft.runs.reader import Run
 from lightrft.strategy.checkpoint import Stored
 from tests.e2e.runs import PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
@@ -54,6 +57,33 @@ def test_a_default_run_saves_what_its_update_computed_of_each_token(tiny_run):
         assert all(nats > 0 for nats in tokens["entropy"])
     weights = [w for row in run.responses(1, "trained") for w in row["tokens"]["weight"]]
     assert sum(weights) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_its_events_say_when_each_phase_ended_and_its_status_that_it_has(tiny_run):
+    folder = RunFolder(tiny_run)
+    events = [json.loads(line) for line in folder.events().read_text(encoding="utf-8").splitlines()]
+    assert (events[0]["event"], events[0]["step"], events[0]["processes"]) == ("start", 0, 1)
+    assert [e["time"] for e in events] == sorted(e["time"] for e in events)
+    assert [e["label"] for e in events if e["event"] == "evaluated"] == ["before", "after"]
+    assert events[-1]["event"] == "saved"
+    logged = Run(tiny_run).metrics()
+    for row in [
+        row for row in logged if 0 < row["step"] < 4
+    ]:  # the last one's phases are those of an evaluation too
+        for phase in ("rollout", "score", "train"):
+            mine = [
+                e for e in events if e["event"] == "phase" and (e["step"], e["phase"]) == (row["step"], phase)
+            ]
+            assert sum(e["seconds"] for e in mine) == pytest.approx(row[f"seconds/{phase}"], abs=1e-3)
+    assert described(status(tiny_run)) == "finished after step 4 of 4"
+
+
+def test_it_says_what_it_ran_on_and_no_path_of_the_machine(tiny_run):
+    written = RunFolder(tiny_run).environment.read_text(encoding="utf-8")
+    (start,) = json.loads(written)["starts"]
+    assert start["versions"]["torch"] == torch.__version__
+    assert start["processes"] == 1
+    assert str(Path.home()) not in written
 
 
 def test_the_summary_says_how_long_how_many_and_how_good(tiny_run):
