@@ -199,3 +199,45 @@ def test_the_picture_that_others_are_compared_with_is_another_one_in_each_step(f
         first = baselines(1)
         assert baselines(1) == first
         assert all(one != other for one, other in zip(first, baselines(2), strict=True))
+
+
+def test_a_picture_that_is_matched_is_drawn_without_noise_and_learned_from_as_in_pre_training(folder):
+    """With advantage 1 the gradient is that of the mean squared error of the velocity (flow matching), written out."""
+    options = {"noise": "match", "level": 0.5**0.5, "likelihood": "mean", "first": 1}
+    kind, module, engine = made(settings(folder, **options))
+    asked = prompts(kind, WORDS)
+    groups = rollout(engine, asked, Sampling(n=2, seed=5), kind.processor)
+    plain = engine.generate(asked, Sampling(n=2, seed=5, temperature=0.0))
+    for group, drawn in zip(groups, plain, strict=True):
+        for t, one in zip(group, drawn, strict=True):
+            assert (t.made["image"] == one.made["image"]).all()
+            assert t.token_ids == [1, 2, 3]
+    answers = [t for group in groups for t in group]
+    levels = engine._noisy.levels.before
+    batch = pack(answers, layout=kind.layout)
+    found = kind.logprobs(module, batch, kind.config).values
+    torch.testing.assert_close(found, batch.behavior, rtol=0, atol=1e-5)
+    (-found.mean()).backward()
+    ours = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    errors = []
+    for t in answers:
+        ends = [x - levels[k] * v for k, (x, v) in zip(t.token_ids, t.states, strict=True)]
+        assert all(torch.allclose(end, ends[0], atol=1e-5) for end in ends), "one picture"
+        for place, (x, v) in zip(t.token_ids, t.states, strict=True):
+            guess = module(
+                hidden_states=x[None],
+                timestep=1000 * levels[place][None],
+                return_dict=False,
+                **t.prompt.media,
+            )[0][0]
+            errors.append(((guess - v) ** 2).mean())
+    torch.stack(errors).mean().backward()
+    for name, gradient in ours.items():
+        expected = module.get_parameter(name).grad
+        assert torch.allclose(
+            gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-9
+        ), name
+    noise = [t.states[0, 0] + (1 - levels[1]) * t.states[0, 1] for t in answers]
+    assert 0.7 < torch.stack(noise).std() < 1.3, "noise of its own, drawn anew for each picture"
+    assert not torch.allclose(noise[0], noise[1])

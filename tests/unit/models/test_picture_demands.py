@@ -199,7 +199,7 @@ def test_a_reward_of_what_the_policy_does_not_make_is_refused_before_weights_loa
             "FlowMatchEulerDiscreteScheduler",
             {},
             "ddim",
-            "which steps with sde, dance, cps. Set rollout.denoise.noise=sde",
+            "which steps with sde, dance, cps, match. Set rollout.denoise.noise=sde",
         ),
         (
             "DDIMScheduler",
