@@ -178,7 +178,7 @@ def sd_pipeline(**scheduler):
 
 
 def sdxl_pipeline():
-    """SDXL, eight pixels to a number as it always is."""
+    """SDXL, two pixels to a number."""
     import diffusers
 
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def sdxl_pipeline():
             addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=64,
         ),
         scheduler=ddim(),
-        vae=kl_vae(shift_factor=None, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[8] * 4),
+        vae=kl_vae(shift_factor=None),
         text_encoder=clip(projects=False),
         tokenizer=_tokenizer(),
         text_encoder_2=clip(),

@@ -100,6 +100,13 @@ class Algorithm:
         """Whether the loss compares the responses of a group, which no micro-batch may divide then; it says so by `compares_groups`."""
         return bool(getattr(self.functions["loss"], "compares_groups", False))
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether the loss of an entry looks at no other one, so that micro-batches may divide a response; a loss says so by an attribute
+        `entrywise = True`."""
+        alone = bool(getattr(self.functions["loss"], "entrywise", False))
+        return alone and self.config.mismatch_level == "token"
+
     def together(self, group_size: int) -> int:
         """Most responses that are never divided over two micro-batches."""
         most = int(getattr(self.functions["response_filter"], "most", group_size))

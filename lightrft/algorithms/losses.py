@@ -238,6 +238,8 @@ def _pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tu
 
 
 policy_gradient.on_policy_only = True  # type: ignore[attr-defined]
+for _alone in (clipped, policy_gradient, cispo, sapo, cpgd):
+    _alone.entrywise = True  # type: ignore[attr-defined]
 
 
 PolicyLoss = Callable[[Tensor, Batch, AlgorithmConfig], Terms]

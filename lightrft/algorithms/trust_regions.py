@@ -106,6 +106,8 @@ def dro(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, beta: float = 0.1) 
 
 for _bounded in (dppo, dppo_kl, dcpo):
     _bounded.ranges = {"ratio_limit": Range(1, without_low=True)}  # type: ignore[attr-defined]
+for _alone in (dppo, dppo_kl, dcpo, dro):
+    _alone.entrywise = True  # type: ignore[union-attr]
 topr.ranges = {"weight_limit": POSITIVE}  # type: ignore[attr-defined]
 dro.ranges = {"beta": POSITIVE}  # type: ignore[attr-defined]
 

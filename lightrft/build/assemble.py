@@ -142,8 +142,16 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
 
 def build_batching(parts: Parts) -> Batching:
     """How responses are packed; groups that the loss compares stay whole."""
-    kind, whole = parts.kind, parts.algorithm.whole_groups
-    return Batching(parts.config.update, parts.world, parts.device, kind.blank(), whole, layout=kind.layout)
+    kind, algorithm = parts.kind, parts.algorithm
+    return Batching(
+        parts.config.update,
+        parts.world,
+        parts.device,
+        kind.blank(),
+        algorithm.whole_groups,
+        layout=kind.layout,
+        entrywise=algorithm.entrywise,
+    )
 
 
 def build_sampler(parts: Parts, interrupt: Interrupt) -> Sampler:

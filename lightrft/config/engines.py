@@ -58,11 +58,12 @@ class DenoiseConfig:
     `move_every` updates, and from the beginning again after the last place (MixGRPO)."""
     move_every: int = 25
     """With move=progressive: optimizer updates for which the window stays."""
-    noise: Literal["sde", "dance", "cps", "ddim"] = "sde"
-    """Which noise. Of flows: sde of Flow-GRPO, dance of DanceGRPO, cps of Flow-CPS (coefficients-preserving). Of diffusion models with
-    a DDIMScheduler: ddim, as DDPO has it."""
+    noise: Literal["sde", "dance", "cps", "ddim", "match"] = "sde"
+    """Which noise. Of flows: sde of Flow-GRPO, dance of DanceGRPO, cps of Flow-CPS (coefficients-preserving), match of AWM: none on the
+    way, the finished picture is noised anew. Of diffusion models with a DDIMScheduler: ddim, as DDPO has it."""
     level: float = 0.7
-    """How much of it: a of Flow-GRPO, eta of DanceGRPO and, at most 1, of Flow-CPS and DDIM."""
+    """How much of it: a of Flow-GRPO, eta of DanceGRPO and, at most 1, of Flow-CPS and DDIM. With match the deviation that errors of the
+    velocity are measured in, so that a squared one weighs 1 / (2 level^2)."""
     likelihood: Literal["mean", "sum"] = "mean"
     """What the log-prob of a step is: the mean over the numbers of a picture's latent, with which published clip ranges (1e-4) and KL
     weights were used; or the sum, which is the true one."""

@@ -76,7 +76,8 @@ class UpdateConfig:
     num_minibatches: int = 1
     """Optimizer steps per pass, a count and not a size; responses are shared out evenly, groups split only where they must be."""
     tokens_per_micro_batch: int = 1024
-    """Size of a micro-batch: most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it."""
+    """Size of a micro-batch: most tokens the model reads in one forward and backward pass. Gradients accumulate and do not depend on it.
+    A longer response is a micro-batch of its own; one of denoising steps is divided where the loss looks at each alone."""
     logits_per_chunk: int = 0
     """Most logits (positions x part of the vocabulary) that exist at once; 4 bytes each. 0: 4,194,304 on a CPU, where what fits the
     cache is fastest, 67,108,864 elsewhere."""

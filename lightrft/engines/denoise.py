@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from lightrft.config import DenoiseConfig, RolloutConfig
 from lightrft.engines.base import Engine, Progress
 from lightrft.engines.own_weights import OwnWeights, load
 from lightrft.engines.sampling import stream, uniforms
-from lightrft.models.flows import logprob
+from lightrft.models.flows import AFTERWARDS, logprob, noised
 from lightrft.models.lazy import is_empty
 from lightrft.models.pictures import PictureProcessor, schedule
 from lightrft.models.processor import Processor
-from lightrft.models.schedule import per, window
+from lightrft.models.schedule import Schedule, per, window
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.types import Completion, Prompt, Sampling
 
@@ -61,7 +61,10 @@ class Denoiser:
 
     def _drawn(self, prompts: Sequence[Prompt], keys: Sequence[int], sampling: Sampling) -> list[Completion]:
         """One picture for each prompt, from the streams `keys`."""
-        noisy = window(self.config, sampling.seed, self.weight_version) if sampling.temperature else range(0)
+        learned = (
+            window(self.config, sampling.seed, self.weight_version) if sampling.temperature else range(0)
+        )
+        noisy = range(0) if self.config.noise in AFTERWARDS else learned
         steps = self._noisy if sampling.temperature else self._plain
         conditions = {
             name: torch.cat([p.media[name] for p in prompts]).to(self.device) for name in prompts[0].media
@@ -80,9 +83,13 @@ class Denoiser:
             else:
                 new = steps.exact(self._module, x, places, conditions)
             x = new
+        for place in learned if not noisy else ():
+            pair, logp = self._noised(x, place, steps, streams, conditions)
+            pairs.append(pair)
+            logps.append(logp)
         return [
             Completion(
-                token_ids=list(noisy),
+                token_ids=list(learned),
                 logprobs=[float(p[k]) for p in logps],
                 finish="stop",
                 weight_version=self.weight_version,
@@ -92,6 +99,16 @@ class Denoiser:
             )
             for k, (key, made) in enumerate(zip(keys, self._made(x), strict=True))
         ]
+
+    def _noised(
+        self, x: Tensor, place: int, steps: Schedule, streams: Tensor, conditions: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Of pictures noised to the level of step `place`: the states with their velocities, (B, 2, ...), and the log-probs of these, (B,)."""
+        noise = normals(streams, 1 + place, self._processor.shape).to(self.device)
+        state, velocity = noised(x, noise, steps.levels.before[place].to(self.device))
+        step = steps.noisy(self._module, state, torch.full((len(x),), place, device=self.device), conditions)
+        logp = logprob(velocity, step).cpu() * per(self.config, x[0].numel())
+        return torch.stack([state, velocity], 1).cpu(), logp
 
     def _made(self, x: Tensor) -> list[dict[str, Any]]:
         """What latents (B, ...) show, by kind: see `shown`. Nothing for one that is not finite."""

@@ -7,6 +7,8 @@ from lightrft.config.checks import refuse_idle
 from lightrft.config.rollout import RolloutConfig
 
 ENGINE = "denoise"
+GREEDY = "greedy_baseline"
+"""The advantage that compares with a picture without noise on the way."""
 NEED_PROBABILITIES = ("dppo", "dppo_kl", "dcpo", "orpo")
 """Losses that compute with the probability of a token, where a step of drawing has a density."""
 
@@ -28,6 +30,11 @@ def _check_sampling(config: Config, path: str) -> None:
         "temperature", "first_token_temperature", "first_token_top_k", "top_k", "top_p", "min_p", "stop", "max_tokens_per_step",
     )  # fmt: skip
     refuse_idle("rollout", config.rollout, idle, because=path, cure="take a language model")
+    refuse_idle("update", config.update, ["share_prompts"], because=path, cure="take a language model")
+    if config.tasks.on_long_prompt == "truncate_left":
+        raise ValueError(
+            f"tasks.on_long_prompt=truncate_left: {path}, whose text encoders read a prompt as it is. Set tasks.on_long_prompt=skip."
+        )
     options = config.rollout.denoise
     window = options.learned
     most, plain = config.rollout.max_tokens, RolloutConfig().max_tokens
@@ -43,9 +50,26 @@ def _check_sampling(config: Config, path: str) -> None:
         raise ValueError(
             f"evaluate.temperature={config.evaluate.temperature}: {path}; 0 draws without noise on the way, 1 as in training. Set one of them."
         )
+    _check_evaluation_steps(config)
     if config.evaluate.majority_k:
         raise ValueError(
             f"evaluate.majority_k={config.evaluate.majority_k}: {path}, and pictures do not vote. Leave it out."
+        )
+
+
+def _check_evaluation_steps(config: Config) -> None:
+    """They are those of pictures without noise on the way, in evaluation alone."""
+    steps = config.rollout.denoise.evaluation_steps
+    told = f"rollout.denoise.evaluation_steps={steps}"
+    if steps and config.evaluate.temperature:
+        raise ValueError(
+            f"{told} has no effect with evaluate.temperature={config.evaluate.temperature:g}, which draws as training does. Set "
+            "rollout.denoise.evaluation_steps=0, or evaluate.temperature=0."
+        )
+    if steps not in (0, config.rollout.denoise.steps) and config.algorithm.advantage == GREEDY:
+        raise ValueError(
+            f"{told} with algorithm.advantage={GREEDY}: a picture would be compared with one of other steps than its own, "
+            f"{config.rollout.denoise.steps}. Set rollout.denoise.evaluation_steps=0, or algorithm.advantage=group_norm."
         )
 
 

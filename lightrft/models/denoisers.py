@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
-SDXL_SCALE = 8
-"""Pixels to a row of SDXL's latents."""
 
 
 class Asked(NamedTuple):
@@ -25,6 +23,8 @@ class Asked(NamedTuple):
     """None: what guidance is told when nothing is said."""
     most: int
     """Most tokens of the long text encoder."""
+    size: tuple[int, int]
+    """Rows and columns of the picture in pixels."""
 
 
 Settings = Mapping[str, Any]
@@ -188,23 +188,20 @@ def _wan_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
 
 
 def _unet_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
-    """What Stable Diffusion is told by its one text encoder, SDXL by two: the latter says nothing by zeros, where its folder has it so."""
+    """What Stable Diffusion is told by its one text encoder, SDXL by two: the latter says nothing by zeros, where its folder has it so, and is
+    told the picture's size, where it was cut, and the size asked for, in pixels."""
     if not hasattr(pipe, "tokenizer_2"):
         return {"encoder_hidden_states": pipe.encode_prompt(asked.text or "", CPU, 1, False)[0]}
     said, _, pooled, _ = pipe.encode_prompt(asked.text or "", device=CPU, do_classifier_free_guidance=False)
     if asked.text is None and pipe.config.force_zeros_for_empty_prompt:
         said, pooled = torch.zeros_like(said), torch.zeros_like(pooled)
-    return {"encoder_hidden_states": said, "text_embeds": pooled}
+    sizes = torch.tensor([[*asked.size, 0.0, 0.0, *asked.size]])
+    return {"encoder_hidden_states": said, "text_embeds": pooled, "time_ids": sizes}
 
 
 def _unet_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-    pooled, added = conditions.get("text_embeds"), {}
-    if (
-        pooled is not None
-    ):  # SDXL is told the picture's size, where it was cut, and the size asked for, in pixels
-        rows, columns = (SDXL_SCALE * side for side in x.shape[-2:])
-        sizes = x.new_tensor([rows, columns, 0, 0, rows, columns]).expand(len(x), -1)
-        added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+    own = {name: c for name, c in conditions.items() if name != "encoder_hidden_states"}
+    added = {"added_cond_kwargs": own} if own else {}
     found: Tensor = module(
         x, times, encoder_hidden_states=conditions["encoder_hidden_states"], return_dict=False, **added
     )[0]

@@ -80,13 +80,30 @@ def ddim_exact(x: Tensor, v: Tensor, a: Tensor, after: Tensor) -> Tensor:
     return ddim(x, v, a, after, 0.0, after).mean
 
 
+def match(x: Tensor, v: Tensor, s: Tensor, after: Tensor, level: float, second: Tensor) -> Step:  # noqa: ARG001
+    """Not a step but a guess, of the velocity of a picture that was noised anew (`noised`), as Advantage Weighted Matching learns it (Xue et
+    al. 2025, https://arxiv.org/abs/2509.25050): log p = -w |v - (e - x_0)|^2 with w = 1 / (2 level^2), and what does not depend on v.
+
+    mean = v, deviation = level. With advantage 1 and one update its gradient is that of flow matching.
+    """
+    return Step(v, torch.full_like(s, level))
+
+
+def noised(x: Tensor, e: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The state of a flow at level s between a picture x and noise e, and its true velocity."""
+    return (1 - s) * x + s * e, e - x
+
+
 STEPS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], Step]] = {
     "sde": sde,
     "dance": dance,
     "cps": cps,
     "ddim": ddim,
+    "match": match,
 }
 """rollout.denoise.noise -> state, velocity, level of noise, next one, strength, second level of the schedule -> the next state."""
+AFTERWARDS = ("match",)
+"""Those of which no noise enters on the way: entries are levels at which the finished picture is noised anew."""
 
 
 def logprob(x: Tensor, step: Step) -> Tensor:

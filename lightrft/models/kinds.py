@@ -54,6 +54,11 @@ class PolicyKind(Protocol):
         """A response of one entry, to be computed and not learned from."""
         ...
 
+    @property
+    def beside(self) -> int:
+        """Bytes that `write` puts beside the weights, where that is more than a few files of settings."""
+        ...
+
     def write(
         self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = ...
     ) -> None:

@@ -101,7 +101,7 @@ def _diffusion_velocity(scheduler: Any, x: Tensor, found: Tensor, a: Tensor) -> 
 
 
 LADDERS: dict[str, Ladder] = {
-    "FlowMatchEulerDiscreteScheduler": Ladder(_flow_levels, ("sde", "dance", "cps"), euler),
+    "FlowMatchEulerDiscreteScheduler": Ladder(_flow_levels, ("sde", "dance", "cps", "match"), euler),
     "DDIMScheduler": Ladder(
         _diffusion_levels, ("ddim",), ddim_exact, _diffusion_velocity, _diffusion_problem
     ),

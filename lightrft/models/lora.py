@@ -73,15 +73,19 @@ def _check_names(model: Any, targets: list[str]) -> None:
     parts = [name for name, _ in model.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in parts):
-            head = _head(model)
-            linears = {
-                n.rpartition(".")[2]
-                for n, m in model.named_modules()
-                if isinstance(m, nn.Linear) and m is not head
-            }
             raise ValueError(
-                f"model.lora.targets: no layer of the model is called '{target}'. Its linear layers: {', '.join(sorted(linears))}."
+                f"model.lora.targets: no layer of the model is called '{target}'. Its linear layers: {', '.join(_linear_names(model))}."
             )
+
+
+def _linear_names(model: Any) -> list[str]:
+    """What the linear layers but the head are called, adapted or not; of two in a list the list's name is part of it (to_out.0)."""
+    head, found = _head(model), set[str]()
+    for name, module in model.named_modules():
+        path = name.removesuffix(".base_layer").split(".")
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and ".lora_" not in name:
+            found.add(".".join(path[-2:] if path[-1].isdigit() else path[-1:]))
+    return sorted(found)
 
 
 def _check_adapted(model: nn.Module) -> None:
@@ -99,9 +103,10 @@ def _check_adapted(model: nn.Module) -> None:
             kind = f"of type {type(layer.get_base_layer()).__name__}"
         else:
             continue
+        examples = " ".join(_linear_names(inner)[:2])
         raise ValueError(
             f"model.lora.targets: '{named[id(layer)]}' is {kind}, and only linear layers inside the model can be adapted. Name those, e.g. "
-            "q_proj v_proj, or take all-linear, which leaves the head out."
+            f"{examples}, or take all-linear, which leaves the others out."
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightrft.config import Config, DenoiseConfig
 from lightrft.config.algorithm import EXACT
+from lightrft.config.checks import refuse_idle
 from lightrft.models.demands import check_settings
 from lightrft.models.flows import divergence, entropy, logprob
 from lightrft.models.logprobs import LogProbs
@@ -125,10 +126,13 @@ class Pictures:
         check_settings(config)
         pipeline.check()
         check_noise(pipeline, config.rollout.denoise)
+        check_text(pipeline, config.rollout.denoise)
         FlowSource(config.model).check_adapters()
         options = config.rollout.denoise
         shape, width = state_shape(pipeline, options)
-        return cls(config, pipeline, PictureProcessor(pipeline, options, shape, width))
+        processor = PictureProcessor(pipeline, options, shape, width)
+        check_steps(processor)
+        return cls(config, pipeline, processor)
 
     @property
     def makes(self) -> frozenset[str]:
@@ -185,6 +189,11 @@ class Pictures:
         t.reference = torch.zeros(1, *self.processor.shape)
         return t
 
+    @property
+    def beside(self) -> int:
+        """Bytes of all parts but the network's weights."""
+        return self.pipeline.beside
+
     def write(
         self,
         module: nn.Module,  # noqa: ARG002  # the folder tells the shape
@@ -220,6 +229,34 @@ def schedule(processor: PictureProcessor, steps: int) -> Schedule:
     """Steps of the processor's pipeline, so many of them."""
     positions = processor.width - processor.config.max_text_tokens
     return Schedule(processor.pipeline, processor.config, steps, positions)
+
+
+def check_steps(processor: PictureProcessor) -> None:
+    """ValueError for more steps than the pipeline's scheduler has."""
+    pipeline, options = processor.pipeline, processor.config
+    for option in ("steps", "evaluation_steps"):
+        steps = getattr(options, option)
+        try:
+            _ = schedule(processor, steps).levels if steps else None
+        except (ValueError, IndexError, ImportError) as error:
+            most = pipeline.scheduler.config.num_train_timesteps - pipeline.scheduler.config.get(
+                "steps_offset", 0
+            )
+            cure = (
+                f"Set it to at most {most}" if steps > most else "Save the pipeline with other settings of it"
+            )
+            raise ValueError(
+                f"rollout.denoise.{option}={steps}: the {pipeline.index['scheduler'][1]} of model.path={pipeline.config.path} "
+                f"cannot take them ({error}). {cure}."
+            ) from error
+
+
+def check_text(pipeline: Pipeline, options: DenoiseConfig) -> None:
+    """ValueError for a length of texts where no text encoder is told one."""
+    if not pipeline.family.long:
+        cure = "take a pipeline with a long text encoder, such as Stable Diffusion 3"
+        because = f"model.path={pipeline.config.path}, whose text encoders read a length of their own"
+        refuse_idle("rollout.denoise", options, ["max_text_tokens"], because=because, cure=cure)
 
 
 def state_shape(pipeline: Pipeline, options: DenoiseConfig) -> tuple[tuple[int, ...], int]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import DenoiseConfig, ModelConfig
+from lightrft.models.complete import check_files
 from lightrft.models.denoisers import FAMILIES, Asked, Family
 from lightrft.models.describe import PIPELINE, as_object, learned_part, pipeline_folder
 from lightrft.models.ladders import LADDERS, Ladder
@@ -110,14 +111,19 @@ class Pipeline:
 
     def asked(self, text: str, options: DenoiseConfig) -> dict[str, Tensor]:
         """Conditions of a text, (1, ...) each."""
-        most = options.max_text_tokens
-        found = self.family.conditions(self.encoders, Asked(text, most))
+        most, size = options.max_text_tokens, self.size(options)
+        found = self.family.conditions(self.encoders, Asked(text, most, size))
         if self.embeds_guidance:
             found["guidance"] = torch.tensor([options.guidance])
         if self.guides_twice(options.guidance):
-            nothing = self.family.conditions(self.encoders, Asked(None, most))
+            nothing = self.family.conditions(self.encoders, Asked(None, most, size))
             found |= {WITHOUT + name: condition for name, condition in nothing.items()}
         return found
+
+    def size(self, options: DenoiseConfig) -> tuple[int, int]:
+        """Rows and columns of a picture in pixels."""
+        rows, columns = (side * self.scale for side in self.family.sides(self.shape))
+        return options.height or rows, options.width or columns
 
     def _json(self, name: str) -> dict[str, Any]:
         """What a file of the folder says. ValueError naming it if it cannot be read."""
@@ -135,6 +141,7 @@ class Pipeline:
         self._check_parts(told)
         self._check_kind(told)
         self._check_scheduler(told)
+        check_files(self.folder, self.index, self.learns, told)
         diffusers = library()
         version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
         if version < OLDEST:
@@ -225,6 +232,13 @@ class Pipeline:
         if self.family.frames is None:
             return 0
         return self.family.frames(self._json("vae/config.json")) if self.has_vae else 4  # as in `scale`
+
+    @property
+    def beside(self) -> int:
+        """Bytes that `write` copies."""
+        copied = _old_weights(self.folder / self.learns)
+        files = (f for f in self.folder.rglob("*") if f.is_file())
+        return sum(f.stat().st_size for f in files if not copied(str(f.parent), [f.name]))
 
     def write(
         self, weights: Iterable[tuple[str, Tensor]], folder: Path, *, file_bytes: int = FILE_BYTES

@@ -147,6 +147,11 @@ class Words:
         """One token in answer to one token."""
         return dummy_answer(self.processor.blank())
 
+    @property
+    def beside(self) -> int:
+        """Nothing worth counting."""
+        return 0
+
     def write(
         self,
         module: nn.Module,

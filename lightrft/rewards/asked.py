@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -64,8 +64,11 @@ def _file(place: str) -> Path | None:
     """The Python file of a file's path or of a module's name; None of one that is not found."""
     if place.endswith(".py"):
         return expanded(place, "file")
-    try:
-        spec = importlib.util.find_spec(place) if place else None
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+    for folder in (
+        sys.path if place else ()
+    ):  # importlib.util.find_spec would run the packages around a module
+        whole = Path(folder).joinpath(*place.split("."))
+        for file in (whole / "__init__.py", whole.with_name(f"{whole.name}.py")):
+            if file.is_file():
+                return file
+    return None

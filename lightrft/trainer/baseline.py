@@ -16,6 +16,7 @@ from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
 from lightrft.trainer.turns import Turns
 from lightrft.types import Trajectory
+from lightrft.utils.seeding import derive_seed
 
 
 class Baseline(Protocol):
@@ -44,7 +45,10 @@ class Greedy:
         """RuntimeError if the reward fails for the greedy responses to all prompts, of all ranks."""
         # Groups that waited know theirs already: from the weights that sampled them.
         new = [group for group in groups if not has_baseline(group)]
-        sampling = replace(training_sampling(self.config.rollout, seed=0), n=1, temperature=0.0)
+        # Words need no seed here. A picture begins with noise, so that it is another one in each step, of the same steps as the others.
+        seed = derive_seed(self.config.seed, "baseline", step)
+        sampling = training_sampling(self.config.rollout, seed, self.sampler.world)
+        sampling = replace(sampling, n=1, temperature=0.0)
         prompts = [group[0].prompt for group in new]
         likely = self.sampler(
             lambda: rollout(
@@ -59,7 +63,8 @@ class Greedy:
         judged = self.sampler.judged(self.judge, [t for (t,) in likely]).kept
         penalise_length(judged, self.config.algorithm, self.config.rollout.max_tokens)
         for answer in judged:
-            for t in new[answer.group]:  # a group's number is its place here
+            place = (answer.group - sampling.first_index) // sampling.index_stride
+            for t in new[place]:
                 t.baseline, t.baseline_parts = answer.reward, answer.parts
         if not self.sampler.world.max(any(map(has_baseline, groups))):
             raise RuntimeError(

@@ -26,6 +26,9 @@ from lightrft.types import Batch, Prompt, Trajectory, concatenate
 from lightrft.utils.device import sent
 from lightrft.utils.seeding import derive_seed
 
+Prepare = Callable[[Sequence[Trajectory], Batch], None]
+"""Responses, the batch of them -> fills in what the batch lacks."""
+
 
 @dataclass(frozen=True)
 class Batching:
@@ -44,6 +47,8 @@ class Batching:
     """Names of Trajectory.parts that batches have as columns of `Batch.grades`."""
     layout: Layout = token_layout
     """What the model reads for some responses, as its kind has it (models/kinds.py)."""
+    entrywise: bool = False
+    """Whether the loss of an entry looks at no other, so that a response may be divided (trainer/division.py)."""
 
     def updates(
         self, trajectories: Sequence[Trajectory], *, seed: int, first: int = 0
@@ -67,7 +72,7 @@ class Batching:
                     yield index, part
 
     def rounds(
-        self, trajectories: Sequence[Trajectory], prepare: Callable[[Batch], None] = lambda _batch: None
+        self, trajectories: Sequence[Trajectory], prepare: Prepare = lambda _part, _batch: None
     ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
         """These responses in micro-batches of `config.tokens_per_micro_batch` tokens at most; called by all ranks, see `rounds`."""
         share_prompts = self.config.share_prompts
@@ -160,17 +165,17 @@ def rounds(
     share_prompts: bool,
     device: torch.device | str,
     outputs: Sequence[str] = (),
-    prepare: Callable[[Batch], None] = lambda _batch: None,
+    prepare: Prepare = lambda _part, _batch: None,
     layout: Layout = token_layout,
 ) -> Iterator[tuple[list[Trajectory], Batch, bool]]:
     """All that this rank computes of what every rank has planned, so that all compute equally often; called by all ranks.
 
     Gives the responses, a batch, and whether the batch is of these responses and counts: not if it is blank, or of another
-    rank of the team. `prepare` completes a batch of this rank before it goes to its team.
+    rank of the team. `prepare` completes a batch of this rank, of these responses, before it goes to its team.
     """
     for answers in pad_count(planned, blank, world):
         packed = pack(answers, share_prompts=share_prompts, outputs=outputs, layout=layout)
-        prepare(packed)
+        prepare(answers, packed)
         for batch, is_own in team_batches(packed, world, device):
             yield answers, batch, is_own and answers[0] is not blank
 

@@ -11,6 +11,7 @@ import torch
 from lightrft.algorithms.averaging import Average, denominators, learned_groups, token_weights
 from lightrft.strategy.base import Trainable
 from lightrft.trainer.batching import Batching, pack, split
+from lightrft.trainer.division import Divided, divide
 from lightrft.trainer.metrics import Layout, TokenMeans
 from lightrft.types import Batch, Terms, Trajectory
 
@@ -72,19 +73,23 @@ def _accumulate(
     keep_tokens: bool,
 ) -> tuple[TokenMeans, Layout, torch.Tensor]:
     """Adds the gradient of one update; gives what its metrics are made of, and this rank's part of the loss."""
-    whole = pack(answers, inputs=False)
+    whole, most = pack(answers, inputs=False), batching.config.tokens_per_micro_batch
     local = denominators(whole.mask, whole.segments, whole.num_sequences)
     everywhere = batching.world.sum(torch.tensor([*local, learned_groups(whole)]))
     tokens, sequences, groups = (int(x) for x in everywhere)
     parts = groups if averaging.by == "group" else sequences
+    whole.weights = token_weights(whole, averaging.by, averaging.max_tokens, tokens, parts)
+    divided = divide(answers, most) if batching.entrywise else Divided(answers, [[t] for t in answers])
+    lengths = [len(t) for t in divided.pieces]
+    own = dict(zip(map(id, divided.pieces), whole.weights.split(lengths), strict=True))
     means, layout = TokenMeans(), Layout()
     total = torch.zeros((), dtype=torch.float64, device=batching.device)
 
-    def weigh(batch: Batch) -> None:
-        batch.weights = token_weights(batch, averaging.by, averaging.max_tokens, tokens, parts)
+    def weigh(part: Sequence[Trajectory], batch: Batch) -> None:
+        batch.weights = torch.cat([own.get(id(t), torch.zeros(len(t))) for t in part])  # a blank one has none
 
     told: list[tuple[Sequence[Trajectory], dict[str, torch.Tensor]]] = []
-    for part, batch, counts in batching.rounds(answers, prepare=weigh):
+    for part, batch, counts in batching.rounds(divided.pieces, prepare=weigh):
         terms = loss(batch)
         weighted = (batch.weights * terms.loss).sum()
         model.backward(weighted)
@@ -99,4 +104,6 @@ def _accumulate(
         for name, column in columns.items():
             for t, values in zip(told_of, split(column, told_of), strict=True):
                 t.learned[name] = values
+    if told:
+        divided.join()
     return means, layout, total

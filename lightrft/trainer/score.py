@@ -20,6 +20,7 @@ from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching, pack, unpack
+from lightrft.trainer.division import divide
 from lightrft.trainer.responses import turn_rewards
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Batch, Trajectory
@@ -134,7 +135,8 @@ def fill(
     """
     for t in (t for t in answers if not len(t)):  # in no batch
         t.columns |= {name: torch.zeros(0) for name in names}
-    for part, batch, counts in batching.rounds(answers):
+    divided = divide(answers, batching.config.tokens_per_micro_batch)
+    for part, batch, counts in batching.rounds(divided.pieces):
         found = compute(batch)
         for name, column in zip(names, found, strict=not keep):
             if counts:
@@ -145,3 +147,4 @@ def fill(
         # Several stop together or not at all, and not in the middle of a sharded model.
         if batching.world.size == 1:
             interrupt.raise_if_stopped()
+    divided.join()

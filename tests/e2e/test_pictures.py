@@ -127,4 +127,8 @@ def test_a_run_is_checked_before_it_costs_anything(lightrft, drawn_pipeline):
     told = " ".join(lightrft("check", *DRAWING, "--model.path", drawn_pipeline).split())
     assert "4 prompts x 4 responses = 16 responses of at most 4 denoising steps" in told
     assert "engine and trainer agree" in told
+    assert "sampled denoising steps" in told
+    assert "4 denoising steps, stop" in told
+    assert "tokens, stop" not in told
+    assert "larger batch of its own" not in told
     assert "ready" in told

@@ -19,8 +19,8 @@ from tests.pipelines import (
 
 ROWS = {
     "sd3 with adapters": (sd3_pipeline, "flow_grpo", ["--model.lora.rank", "2"]),
-    "sd": (sd_pipeline, "dpok", []),
-    "sdxl": (sdxl_pipeline, "ddpo", ["--rollout.denoise.height", "64", "--rollout.denoise.width", "64"]),
+    "sd": (sd_pipeline, "dpok", ["--rollout.denoise.max-text-tokens", "256"]),
+    "sdxl": (sdxl_pipeline, "ddpo", ["--rollout.denoise.max-text-tokens", "256"]),
     "flux": (flux_pipeline, "flow_grpo", []),
     "qwen": (qwen_pipeline, "flow_grpo", ["--rollout.denoise.max-text-tokens", "48"]),
     "wan": (wan_pipeline, "flow_grpo", ["--rollout.denoise.frames", "5"]),

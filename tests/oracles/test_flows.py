@@ -35,6 +35,8 @@ def plain_step(noise, x, v, s, after, level, second):
         x0, e = math.sqrt(s) * x - math.sqrt(1 - s) * v, math.sqrt(s) * v + math.sqrt(1 - s) * x
         sd = level * math.sqrt((1 - after) / (1 - s)) * math.sqrt(1 - s / after)
         return math.sqrt(after) * x0 + math.sqrt(1 - after - sd**2) * e, sd
+    if noise == "match":  # no step: the error of the velocity, in units of level
+        return v, level
     dt = after - s
     if noise == "cps":
         sd = after * math.sin(level * math.pi / 2)

@@ -326,7 +326,7 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
     module = policy.actor.module
     learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
     learned += critic_size(critic_source(config).config) if parts.algorithm.needs_critic else 0
-    model = nbytes(module.parameters())
+    model = nbytes(module.parameters()) + policy.kind.beside
     moved = 0
     if config.algorithm.reference_update_steps:  # the reference, in float32 where it follows slowly
         exact = config.algorithm.reference_update_rate < 1

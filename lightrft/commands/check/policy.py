@@ -84,7 +84,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     answers = [t for group in groups for t in group]
     seconds = judged(section, parts, policy, answers) / len(answers)
     for t in answers:
-        section.show(shown(t))
+        section.show(shown(t, config.rollout.entries_are))
     cut = sum(t.finish == "length" for t in answers)
     if cut == len(answers) and most == config.rollout.max_tokens:
         section.warn(
@@ -127,14 +127,14 @@ def fits_judges(section: Section, config: Config, parts: Parts, questions: Quest
             )
 
 
-def shown(t: Trajectory) -> Panel:
-    """One response with its prompt, reward and parts."""
+def shown(t: Trajectory, entries: str) -> Panel:
+    """One response with its prompt, reward and parts; `entries`: what it is long in."""
     question = t.prompt.messages[-1]["content"]
     parts = ", ".join(f"{name} {value:g}" for name, value in t.parts.items())
     said = "\n".join(f"[{m['role']}] {m['content']}" for m in t.said) or t.answer
     text = Text.assemble((shorten(readable(question), 300), "dim"), "\n", shorten(said, 600))
     return Panel(
-        text, title=f"reward {t.reward:g} ({parts})  {len(t)} tokens, {t.finish}", title_align="left"
+        text, title=f"reward {t.reward:g} ({parts})  {len(t)} {entries}, {t.finish}", title_align="left"
     )
 
 
@@ -149,7 +149,10 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
     with policy.memory_plan(Phase.SCORE), torch.no_grad():
         gap = (policy.actor.compute(policy.kind.logprobs, batch, config).values - batch.behavior).abs()
     mean, largest = float(gap.mean()), float(gap.max())
-    section.fact("difference", f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled tokens")
+    section.fact(
+        "difference",
+        f"mean {mean:.2g}, largest {largest:.2g} over {gap.numel()} sampled {config.rollout.entries_are}",
+    )
     judge_mismatch(section, config, mean, largest)
 
 

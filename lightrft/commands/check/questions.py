@@ -100,7 +100,7 @@ def data(section: Section, config: Config, parts: Parts, kind: PolicyKind, turns
         kind, turns, records["train"], records["evaluate"], found["train"], found["evaluate"], read
     )
     if questions.read:
-        judge_data(section, config, questions)
+        judge_data(section, config, questions, entrywise=parts.algorithm.entrywise)
     return questions
 
 
@@ -164,8 +164,8 @@ def fit(section: Section, what: str, prompts: Sequence[Prompt], config: TaskConf
     return fitting
 
 
-def judge_data(section: Section, config: Config, questions: Questions) -> None:
-    """What the lengths and the two splits mean for the run."""
+def judge_data(section: Section, config: Config, questions: Questions, *, entrywise: bool) -> None:
+    """What the lengths and the two splits mean for the run; `entrywise`: of its algorithm."""
     lengths = [len(p.token_ids) for p in questions.train]
     low, high = min(lengths), max(lengths)
     section.fact("training lengths", f"{low} {histogram(lengths)} {high} tokens")
@@ -183,11 +183,26 @@ def judge_data(section: Section, config: Config, questions: Questions) -> None:
         )
     elif questions.evaluate:
         section.ok("no evaluation prompt is also a training prompt.")
-    room = max(high, questions.longest) + config.rollout.max_tokens
-    if room > config.update.tokens_per_micro_batch:
+    judge_batch(section, config, questions, max(high, questions.longest), entrywise=entrywise)
+
+
+def judge_batch(
+    section: Section, config: Config, questions: Questions, longest: int, *, entrywise: bool
+) -> None:
+    """Warns if what is never divided over micro-batches reads more than one of them is to."""
+    most, width = config.update.tokens_per_micro_batch, max(p.width for p in questions.read)
+    told, room = "the longest prompt and a full response are", longest + config.rollout.max_tokens
+    if width:
+        told, room = "a denoising step reads", width
+        if not entrywise:  # its loss looks at the whole response
+            told, room = (
+                f"algorithm.loss={config.algorithm.loss} looks at all steps of a response, which read",
+                width * config.rollout.most_entries,
+            )
+    if room > most:
         section.warn(
-            f"the longest prompt and a full response are {room} tokens, more than update.tokens_per_micro_batch={config.update.tokens_per_micro_batch}: "
-            "such a response makes a larger batch of its own, and more memory is needed than the budget says."
+            f"{told} {room:,} {'positions' if width else 'tokens'}, more than update.tokens_per_micro_batch={most}: such a "
+            f"{'step' if width and entrywise else 'response'} makes a larger batch of its own, and more memory is needed than the budget says."
         )
 
 

@@ -9,14 +9,18 @@ import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
 
-from lightrft.config import Config, DenoiseConfig, ModelConfig, RolloutConfig, TaskConfig
+from lightrft.build.memory import build_memory_plan
+from lightrft.config import Config, DenoiseConfig, ModelConfig, RewardConfig, RolloutConfig, TaskConfig
 from lightrft.engines.denoise import normals, picture
 from lightrft.engines.sampling import stream
 from lightrft.models.tiny_pictures import _tokenizer
-from lightrft.rewards.base import stripped
+from lightrft.parallel.world import World
+from lightrft.rewards.base import RewardRunner, stripped
 from lightrft.rewards.digits import digit
+from lightrft.trainer.baseline import Greedy
 from lightrft.trainer.batching import pack
 from lightrft.trainer.rollout import rollout
+from lightrft.trainer.sampler import Sampler, Unchanging
 from lightrft.types import Record, Sampling
 from tests.pipelines import made, prompts, sd3_pipeline
 
@@ -138,6 +142,10 @@ def test_a_folder_is_written_that_diffusers_loads_and_all_else_is_copied_byte_fo
     files = {f.relative_to(folder) for f in folder.rglob("*") if f.is_file()}
     for name in files - {f for f in files if f.parts[0] == "transformer" and f.name != "config.json"}:
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    size = sum(f.stat().st_size for f in (tmp_path / "whole").rglob("*") if f.is_file())
+    weights = sum(w.nbytes for w in module.state_dict().values())
+    assert 0 <= size - weights - kind.beside < 50_000  # names and shapes in the file of weights
+    assert kind.beside > 100_000
     assert len(list((tmp_path / "cut/transformer").glob("*.safetensors"))) > 2
     for written in ("whole", "cut"):
         loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / written).transformer
@@ -165,3 +173,71 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_refused(folder):
     record = Record("long", [{"role": "user", "content": "a two " * 9}], 2, "digits")
     with pytest.raises(ValueError, match="long: the prompt has 20 tokens, and the text encoder reads 8"):
         kind.processor.prompt(record)
+
+
+MEAN = """
+def mean(image):
+    return float(image.mean())
+"""
+
+
+def test_the_picture_that_others_are_compared_with_is_another_one_in_each_step(folder, tmp_path):
+    (tmp_path / "mine.py").write_text(MEAN)
+    kind, module, engine = made(settings(folder))
+    sampler = Sampler(
+        engine, Unchanging(module), build_memory_plan({}, engine, {}, torch.device("cpu")), World()
+    )
+    reward = {f"{tmp_path}/mine.py:mean": 1.0}
+    with RewardRunner({"digits": reward}, RewardConfig(workers=0)) as judge:
+
+        def baselines(step):
+            groups = rollout(engine, prompts(kind, WORDS), Sampling(n=2), kind.processor)
+            Greedy(kind.config, sampler, judge, kind.processor)(step, groups)
+            assert all(one.baseline == other.baseline for one, other in groups)
+            return [group[0].baseline for group in groups]
+
+        first = baselines(1)
+        assert baselines(1) == first
+        assert all(one != other for one, other in zip(first, baselines(2), strict=True))
+
+
+def test_a_picture_that_is_matched_is_drawn_without_noise_and_learned_from_as_in_pre_training(folder):
+    """With advantage 1 the gradient is that of the mean squared error of the velocity (flow matching), written out."""
+    options = {"noise": "match", "level": 0.5**0.5, "likelihood": "mean", "first": 1}
+    kind, module, engine = made(settings(folder, **options))
+    asked = prompts(kind, WORDS)
+    groups = rollout(engine, asked, Sampling(n=2, seed=5), kind.processor)
+    plain = engine.generate(asked, Sampling(n=2, seed=5, temperature=0.0))
+    for group, drawn in zip(groups, plain, strict=True):
+        for t, one in zip(group, drawn, strict=True):
+            assert (t.made["image"] == one.made["image"]).all()
+            assert t.token_ids == [1, 2, 3]
+    answers = [t for group in groups for t in group]
+    levels = engine._noisy.levels.before
+    batch = pack(answers, layout=kind.layout)
+    found = kind.logprobs(module, batch, kind.config).values
+    torch.testing.assert_close(found, batch.behavior, rtol=0, atol=1e-5)
+    (-found.mean()).backward()
+    ours = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    errors = []
+    for t in answers:
+        ends = [x - levels[k] * v for k, (x, v) in zip(t.token_ids, t.states, strict=True)]
+        assert all(torch.allclose(end, ends[0], atol=1e-5) for end in ends), "one picture"
+        for place, (x, v) in zip(t.token_ids, t.states, strict=True):
+            guess = module(
+                hidden_states=x[None],
+                timestep=1000 * levels[place][None],
+                return_dict=False,
+                **t.prompt.media,
+            )[0][0]
+            errors.append(((guess - v) ** 2).mean())
+    torch.stack(errors).mean().backward()
+    for name, gradient in ours.items():
+        expected = module.get_parameter(name).grad
+        assert torch.allclose(
+            gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-9
+        ), name
+    noise = [t.states[0, 0] + (1 - levels[1]) * t.states[0, 1] for t in answers]
+    assert 0.7 < torch.stack(noise).std() < 1.3, "noise of its own, drawn anew for each picture"
+    assert not torch.allclose(noise[0], noise[1])

@@ -13,10 +13,12 @@ from lightrft.config import Config, ModelConfig, layers
 from lightrft.models.load import load_processor
 from lightrft.models.tiny_pictures import tiny_pipeline
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
 
 @pytest.fixture
 def folder(tmp_path):
-    """The settings of a pipeline without any weights."""
+    """The settings of a pipeline; its file of weights is empty."""
     index = {
         "_class_name": "StableDiffusion3Pipeline",
         "transformer": ["diffusers", "SD3Transformer2DModel"],
@@ -29,11 +31,27 @@ def folder(tmp_path):
     (tmp_path / "scheduler/scheduler_config.json").write_text("{}")
     shape = {"_class_name": "SD3Transformer2DModel", "patch_size": 2, "sample_size": 8, "in_channels": 4}
     (tmp_path / "transformer/config.json").write_text(json.dumps(shape))
+    (tmp_path / "transformer" / WEIGHTS).touch()
     return tmp_path
 
 
 def change(file, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def of_diffusion(folder, **scheduler):
+    """Makes it a Stable Diffusion 1."""
+    change(
+        folder / "model_index.json",
+        _class_name="StableDiffusionPipeline",
+        unet=["diffusers", "UNet2DConditionModel"],
+        transformer=[None, None],
+        scheduler=["diffusers", "DDIMScheduler"],
+    )
+    (folder / "transformer").rename(folder / "unet")
+    shape = {"_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4}
+    (folder / "unet/config.json").write_text(json.dumps(shape))
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"clip_sample": False, **scheduler}))
 
 
 def refused(folder, *flags, layer=("digits_sd3",)):
@@ -65,6 +83,10 @@ def refused(folder, *flags, layer=("digits_sd3",)):
         "--evaluate.temperature 0.5",
         "--evaluate.max-tokens 9",
         "--evaluate.majority-k 1",
+        "--tasks.on-long-prompt truncate_left",
+        "--update.share-prompts false",
+        "--rollout.denoise.evaluation-steps 20 --evaluate.temperature 1",
+        "--rollout.denoise.evaluation-steps 20 --algorithm.advantage greedy_baseline",
         "--environment.name game.py:Game",
         "--critic.path random:llama",
     ],
@@ -133,11 +155,19 @@ def test_an_unknown_tiny_pipeline_names_those_there_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layer", ["flow_grpo", "flow_grpo_fast", "dance_grpo", "mix_grpo", "flow_cps", "digits_sd3"]
+    "layer",
+    [
+        name
+        for name in layers.shipped()
+        if any(layers.read(file).get("rollout", {}).get("engine") == "denoise" for file in layers.chain(name))
+    ],
 )
 def test_every_layer_is_a_whole_run_together_with_a_pipeline(folder, layer):
     pytest.importorskip("diffusers")
-    config = layers.load([layer, "--model.path", str(folder), "--tasks.train", "digits", "1"], Config)
+    flags = ["--model.path", str(folder), "--tasks.train", "digits", "1"]
+    if layers.load([layer, *flags], Config).rollout.denoise.noise == "ddim":
+        of_diffusion(folder)
+    config = layers.load([layer, *flags], Config)
     kind = policy_of(config)
     assert kind.processor.shape == (4, 8, 8)
 
@@ -169,7 +199,7 @@ def test_a_reward_of_what_the_policy_does_not_make_is_refused_before_weights_loa
             "FlowMatchEulerDiscreteScheduler",
             {},
             "ddim",
-            "which steps with sde, dance, cps. Set rollout.denoise.noise=sde",
+            "which steps with sde, dance, cps, match. Set rollout.denoise.noise=sde",
         ),
         (
             "DDIMScheduler",
@@ -194,12 +224,7 @@ def test_a_reward_of_what_the_policy_does_not_make_is_refused_before_weights_loa
 def test_noise_that_the_scheduler_does_not_step_with_is_refused(folder, kind, scheduler, noise, told):
     pytest.importorskip("diffusers")
     if kind == "DDIMScheduler":
-        unet = {"unet": ["diffusers", "UNet2DConditionModel"], "transformer": [None, None]}
-        change(folder / "model_index.json", _class_name="StableDiffusionPipeline", **unet)
-        (folder / "unet").mkdir()
-        (folder / "unet/config.json").write_text(
-            json.dumps({"_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4})
-        )
+        of_diffusion(folder)
     change(folder / "model_index.json", scheduler=["diffusers", kind])
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     assert re.search(told, refused(folder, "--rollout.denoise.noise", noise))
@@ -256,3 +281,84 @@ def test_an_index_that_is_none_is_named(folder, content):
 )
 def test_what_reads_probabilities_or_words_is_refused(folder, flags, told):
     assert told in refused(folder, *flags.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "steps", "told"),
+    [
+        ("steps", 1000, "Set it to at most 999"),  # the scheduler would name a level beyond the last one
+        ("steps", 1500, "Set it to at most 999"),
+        (
+            "evaluation-steps",
+            1200,
+            r"evaluation_steps=1200: the DDIMScheduler of model\.path.*cannot take them",
+        ),
+    ],
+)
+def test_more_steps_than_the_scheduler_has_are_refused(folder, option, steps, told):
+    pytest.importorskip("diffusers")
+    of_diffusion(folder, steps_offset=1)
+    flags = ["--tasks.train", "digits", "1", f"--rollout.denoise.{option}", str(steps)]
+    assert re.search(told, refused(folder, *flags, layer=("ddpo",)))
+
+
+def test_a_length_of_texts_that_no_encoder_is_told_is_refused(folder):
+    pytest.importorskip("diffusers")
+    of_diffusion(folder)
+    flags = ["--tasks.train", "digits", "1", "--rollout.denoise.max-text-tokens", "77"]
+    assert "rollout.denoise.max_text_tokens=77 has no effect with model.path" in refused(
+        folder, *flags, layer=("ddpo",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["diffusion_pytorch_model.fp16.safetensors"], r'only as variant fp16.*variant="fp16"'),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], "only as variant fp16"),
+        ([], "transformer has no file of weights.*Is the download complete"),
+        (["diffusion_pytorch_model.safetensors.index.json"], "lacks two.safetensors, which its"),
+    ],
+)
+def test_weights_that_would_not_load_are_refused_by_their_names(folder, names, told):
+    pytest.importorskip("diffusers")
+    (folder / "transformer" / WEIGHTS).unlink()
+    for name in names:
+        there = json.dumps({"weight_map": {"a": "two.safetensors"}}) if name.endswith(".json") else ""
+        (folder / "transformer" / name).write_text(there)
+    assert re.search(told, refused(folder))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_parts_without_weights_are_refused_as_well(folder, part):
+    pytest.importorskip("diffusers")
+    kind = {"text_encoder": ["transformers", "CLIPTextModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    change(folder / "model_index.json", **{part: kind[part]})
+    (folder / part).mkdir()
+    assert f"{part} has no config.json" in refused(folder)
+    (folder / part / "config.json").write_text("{}")
+    (folder / part / "model.fp16.safetensors").touch()
+    assert f"{part} has weights only as variant fp16" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "needs"),
+    [
+        ("CLIPTokenizer", ["vocab.json"], "tokenizer.json or vocab.json with merges.txt"),
+        ("T5TokenizerFast", [], "tokenizer.json or spiece.model"),
+        ("CLIPTokenizer", ["vocab.json", "merges.txt"], ""),
+        ("T5TokenizerFast", ["spiece.model"], ""),
+        ("Qwen2Tokenizer", ["tokenizer.json"], ""),
+    ],
+)
+def test_a_tokenizer_without_words_is_refused(folder, kind, there, needs):
+    """transformers would make one that knows a few marks, and draw from nothing."""
+    pytest.importorskip("diffusers")
+    change(folder / "model_index.json", tokenizer=["transformers", kind])
+    (folder / "tokenizer").mkdir()
+    for name in ("tokenizer_config.json", *there):
+        (folder / "tokenizer" / name).write_text("{}")
+    if needs:
+        assert f"tokenizer, a {kind}, has no words: it needs {needs}" in refused(folder)
+    else:
+        policy_of(layers.load(["digits_sd3", "--model.path", str(folder)], Config))

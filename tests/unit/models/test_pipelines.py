@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from tests.pipelines import (
 )
 
 WORDS = ("the digit five", "a two")
-DDIM = {"noise": "ddim", "level": 1.0}
+DDIM = {"noise": "ddim", "level": 1.0, "max_text_tokens": 256}
 PIPELINES = {
     "sd3": (sd3_pipeline, {"guidance": 1.0}),
     "flux dev": (flux_pipeline, {"guidance": 3.5}),
@@ -43,7 +44,7 @@ PIPELINES = {
     "wan, a picture": (wan_pipeline, {"guidance": 1.0}),
     "sd": (sd_pipeline, {"guidance": 7.5, **DDIM}),
     "sd by v": (lambda: sd_pipeline(prediction_type="v_prediction"), {"guidance": 1.0, **DDIM}),
-    "sdxl": (sdxl_pipeline, {"guidance": 5.0, **DDIM, "height": 64, "width": 64}),
+    "sdxl": (sdxl_pipeline, {"guidance": 5.0, **DDIM, "height": 16, "width": 24}),
 }
 """Name -> what makes it, and how it is drawn with."""
 CALLS = {
@@ -188,3 +189,16 @@ def test_adapters_of_layers_that_are_not_there_are_refused_before_weights(drawn)
     model = dataclasses.replace(kind.config.model, lora=LoraConfig(rank=2, targets=["q_proj"]))
     with pytest.raises(ValueError, match=r"model\.lora\.targets: no layer of the model is called 'q_proj'"):
         Pictures.of(dataclasses.replace(kind.config, model=model))
+
+
+def test_adapters_of_what_is_not_linear_are_refused_with_names_of_what_is(drawn):
+    _, _, kind, module, _ = drawn
+    convolutions = [n for n, m in module.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)]
+    for name in convolutions[:1]:  # FLUX and Qwen-Image have none
+        model = dataclasses.replace(kind.config.model, lora=LoraConfig(rank=2, targets=[name]))
+        with pytest.raises(ValueError, match=f"'{name}' is of type Conv") as told:
+            Pictures.of(dataclasses.replace(kind.config, model=model))
+        cure = re.search(r"Name those, e\.g\. (\S+) (\S+), or take", str(told.value))
+        assert cure is not None
+        named = dataclasses.replace(kind.config.model, lora=LoraConfig(rank=2, targets=list(cure.groups())))
+        Pictures.of(dataclasses.replace(kind.config, model=named))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from lightrft.rewards.asked import check_views, parameters
@@ -40,6 +42,18 @@ def test_parameters_are_read_and_not_run(mine):
         "judge",
     )
     assert all(parameters(name) == () for name in unknown)
+
+
+def test_no_package_around_a_module_is_run_to_find_it(tmp_path, monkeypatch):
+    inner = tmp_path / "pictures_of_a_user/inner"
+    inner.mkdir(parents=True)
+    for folder in (inner.parent, inner):
+        (folder / "__init__.py").write_text('raise RuntimeError("a package was run")\ndef clear(clip): ...\n')
+    (inner / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert parameters("pictures_of_a_user.inner.mine:bright") == ("image", "target", "strict")
+    assert parameters("pictures_of_a_user.inner:clear") == ("clip",)
+    assert not [name for name in sys.modules if name.startswith("pictures_of_a_user")]
 
 
 @pytest.mark.parametrize(
