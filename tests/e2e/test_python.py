@@ -13,7 +13,7 @@ from lightrft import Config, cli
 from lightrft.config import layers
 from lightrft.runs.layout import RunFolder
 
-ROWS = [{"prompt": f"Say {word}", "target": word} for word in ("a", "b", "c", "d", "e", "f", "g", "h")]
+ROWS = [{"prompt": f"Say {word}", "target": word, "weight": n} for n, word in enumerate("abcdefgh")]
 SMALL = {
     "model": "random:llama",
     "data": ROWS,
@@ -59,10 +59,11 @@ def test_two_runs_in_a_row_the_second_in_a_thread_are_the_same_and_leave_the_pro
 
 
 def test_a_run_goes_on_from_python_and_the_command_line_says_what_is_missing(capsys):
-    def short(answer: str) -> float:
-        return -float(len(answer))
+    def short(answer: str, weight: int) -> float:  # of the row
+        return -float(weight)
 
     run = lightrft.train(**SMALL, rewards={short: 0.5})
+    assert {row["parts"]["short"] for row in run.responses()} <= {-float(row["weight"]) for row in ROWS}
     settings = yaml.safe_load(RunFolder(run.folder).config.read_text(encoding="utf-8"))
     assert settings["tasks"]["train"] == {"inline:rows": 1.0}
     assert settings["rewards"]["functions"] == {"inline:short": 0.5}
@@ -90,6 +91,17 @@ def test_a_function_that_hangs_ends_by_its_time_limit_as_an_exception_of_one_lin
         in str(raised.value)
     )
     assert "\n" not in str(raised.value)
+
+
+def test_a_reward_that_asks_for_what_no_row_has_is_refused_before_any_weight_loads(monkeypatch):
+    monkeypatch.setattr("lightrft.build.rl.build_models", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(
+        ValueError,
+        match="reward 'inline:graded' asks for 'level', and rows/data.0. has no such field; it has: prompt, target",
+    ):
+        lightrft.train(**SMALL, rewards={"graded": lambda answer, level: 1.0})
+    with pytest.raises(ValueError, match="asks for 'completion', which is called 'answer' here"):
+        lightrft.train(**SMALL, rewards={"elsewhere": lambda completion: 1.0})
 
 
 def test_a_whole_config_trains_and_evaluation_fine_tuning_and_comparisons_take_rows():
