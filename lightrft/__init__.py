@@ -6,8 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightrft.commands.evaluate import evaluate
-    from lightrft.commands.train import train
+    from lightrft.api import dpo, evaluate, reward, sft, train
     from lightrft.config import Config
     from lightrft.rewards.base import each
     from lightrft.runs.reader import Run
@@ -27,8 +26,11 @@ __all__ = [
     "Sampling",
     "Terms",
     "Trajectory",
+    "dpo",
     "each",
     "evaluate",
+    "reward",
+    "sft",
     "train",
 ]
 
@@ -36,9 +38,8 @@ _HOMES = {
     "Config": "lightrft.config",
     "RLTrainer": "lightrft.trainer.rl",
     "Run": "lightrft.runs.reader",
+    **dict.fromkeys(("dpo", "evaluate", "reward", "sft", "train"), "lightrft.api"),
     "each": "lightrft.rewards.base",
-    "evaluate": "lightrft.commands.evaluate",
-    "train": "lightrft.commands.train",
 }
 
 

@@ -50,6 +50,7 @@ class Record:
     target: Any
     source: str
     """Name of the task it came from; selects the reward."""
+    columns: Mapping[str, Any] = field(default_factory=dict)  # all fields of the row
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,8 @@ class Prompt:
     """Positions read for each entry of a response by a model that reads the prompt with each (a denoising step); 0: entries are tokens."""
     unexpanded_token_ids: Sequence[int] = ()
     """The prompt's tokens with one mark for each medium, as engines that read media by themselves want it; empty without."""
-    episode: int | None = None
-    """Seed of its environment, once that was begun: whatever answers the prompt again has the same one."""
+    episode: int | None = None  # seed of its environment, once begun, for whatever answers the prompt again
+    columns: Mapping[str, Any] = field(default_factory=dict)  # fields of the row that a reward asks for
     row: list[Message] | None = None
     """The messages of the row, where others stand above because of what its environment said first."""
     continuation: Continuation | None = None
@@ -235,8 +236,7 @@ class Inputs:
     chosen: Tensor | None = None
     """(K,) int64: the response tokens whose log-probs are wanted, where others stand between, as replies of an environment do; None: all."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
-    team: Any = None
-    """The process group whose ranks compute this batch together (models/sequence.py); None: each computes its own."""
+    team: Any = None  # the process group whose ranks compute this batch together; None: each its own
 
     @property
     def read(self) -> int:

@@ -19,7 +19,7 @@ from lightrft.models.describe import context
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
-from lightrft.rewards.asked import check_views
+from lightrft.rewards.asked import asked, check_views, wanted_fields
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.models import JUDGE
 from lightrft.rewards.vote import VOTES
@@ -52,9 +52,10 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
     """Loads the tasks' data, both splits, and the rewards."""
     tasks = training_tasks(config)
     models = model_rewards(config)
-    judge = RewardRunner(training_rewards(config, tasks.values()), config.rewards, models, config.sandbox)
+    rewards = training_rewards(config, tasks.values())
+    judge = RewardRunner(rewards, config.rewards, models, config.sandbox)
     sources = [
-        (prompts_of(config, task, "train", processor), config.tasks.train[name])
+        (prompts_of(config, task, "train", processor, rewards[task.name]), config.tasks.train[name])
         for name, task in tasks.items()
     ]
     opener = Opener(processor, config.tasks)
@@ -62,8 +63,8 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
     eval_sets, eval_judge = build_eval_sets(config, processor)
     check_judging(config, [judge, eval_judge])
     data = TaskData(loader, judge, eval_sets, eval_judge)
-    for one, asked in ((judge, sources), (eval_judge, [(e.prompts, e.weight) for e in eval_sets])):
-        check_targets(config, one, (prompt for prompts, _ in asked for prompt in prompts))
+    for one, judged in ((judge, sources), (eval_judge, [(e.prompts, e.weight) for e in eval_sets])):
+        check_targets(config, one, (prompt for prompts, _ in judged for prompt in prompts))
     return data
 
 
@@ -73,14 +74,17 @@ def check_asked(config: Config, kind: PolicyKind, *, training: bool = True) -> N
     rewards = [eval_rewards(config, task) for task in held_out]
     if training:
         rewards += training_rewards(config, training_tasks(config).values()).values()
-    check_views(sorted({name for weights in rewards for name in weights}), kind.makes, config.model.path)
+    names = sorted({name for weights in rewards for name in weights})
+    for name in names:
+        asked(name)
+    check_views(names, kind.makes, config.model.path)
 
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
     """The held-out prompts, the same whatever the training settings, and their judge."""
     eval_sets, weights = [], evaluated_tasks(config)
     for name, task in load_tasks(weights).items():
-        prompts = prompts_of(config, task, "evaluate", processor)
+        prompts = prompts_of(config, task, "evaluate", processor, eval_rewards(config, task))
         eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weights[name]))
     rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
     # Evaluation goes on when one response cannot be judged: such responses are counted in the report, never scored.
@@ -131,9 +135,12 @@ def task_rewards(config: Config, task: Task) -> dict[str, float]:
     return chosen
 
 
-def prompts_of(config: Config, task: Task, split: Any, processor: Processor) -> list[Prompt]:
-    """The prompts of one split of a task."""
-    prompts, counts = prepare(records_of(config, task, split), processor, config.tasks)
+def prompts_of(
+    config: Config, task: Task, split: Any, processor: Processor, rewards: Iterable[str]
+) -> list[Prompt]:
+    """The prompts of one split of a task, with the fields of their rows that these rewards ask for. ValueError where a row lacks one."""
+    found = records_of(config, task, split)
+    prompts, counts = prepare(found, processor, config.tasks, wanted_fields(found, rewards))
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
     if split == "train" and (told := beyond_context(config, counts.longest)):
         log.warning("%s: %s", task.name, told)

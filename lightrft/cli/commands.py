@@ -261,6 +261,22 @@ def config(args: Sequence[str]) -> int:
     return 0
 
 
+def schema(args: Sequence[str]) -> int:
+    """Print the JSON Schema of YAML layers, for editors and programs: lightrft schema [train | sft | reward | dpo]."""
+    if args[:1] and args[0] in ("-h", "--help"):
+        print(schema.__doc__)
+        return 0
+    command = args[0] if args else "train"
+    if command not in RUNS or len(args) > 1:
+        raise ValueError(
+            f"lightrft schema {' '.join(args)}: expected one of {', '.join(RUNS)}. For example: lightrft schema sft"
+        )
+    from lightrft.config.schema import schema as schema_of
+
+    print(json.dumps(schema_of(RUNS[command], command), indent=2, ensure_ascii=False))
+    return 0
+
+
 def replay(args: Sequence[str]) -> int:
     """Compute a captured step again and compare it with the record: lightrft replay RUN --step 7."""
     own = parsed(ReplayOptions, "replay", args)
@@ -325,6 +341,7 @@ COMMANDS: dict[str, Command] = {
     "check": check,
     "plan": plan,
     "config": config,
+    "schema": schema,
     "replay": replay,
     "view": view,
     "export": export,

@@ -169,7 +169,9 @@ def _compared(
         ids = tokens("" if is_medium else text)
         # A response that is a medium stands in the messages, where reward models that read it look for it.
         before = [*before, last] if is_medium else before
-        asked = Prompt(where, [], [*messages, *before], row.get(config.tasks.target_field), SOURCE)
+        asked = Prompt(
+            where, [], [*messages, *before], row.get(config.tasks.target_field), SOURCE, columns=row
+        )
         said = Trajectory(
             prompt=asked, group=group, token_ids=ids, mask=[True] * len(ids), behavior=[0.0] * len(ids),
             finish="stop", answer=text,

@@ -36,6 +36,7 @@ from lightrft.config.training import (
     OptimizerConfig,
     UpdateConfig,
 )
+from lightrft.config.values import refuse_values
 
 OfflineConfig = SFTConfig | RewardTrainingConfig | DPOConfig
 """Settings of a run that learns from given responses."""
@@ -107,5 +108,5 @@ _seen: set[type] = set()
 for _command in RUNS.values():
     for _name, _section in sections(_command):
         if _section not in _seen:
-            keywords_answer(_section, _name)
+            keywords_answer(_section, _name, refuse_values)
             _seen.add(_section)

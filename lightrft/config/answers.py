@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_type_hints
 
 from lightrft.config.foreign_names import FOREIGN, RENAMED
@@ -58,8 +58,10 @@ def near(name: str, names: Sequence[str]) -> list[str]:
     return close[:MOST] or difflib.get_close_matches(name, names, n=1, cutoff=0.75)
 
 
-def keywords_answer(cls: type[Any], section: str) -> None:
-    """Lets a class of options answer a keyword that is none of its fields, as YAML and flags do."""
+def keywords_answer(
+    cls: type[Any], section: str, refuse: Callable[[type[Any], str, dict[str, Any]], None]
+) -> None:
+    """Lets a class of options answer a keyword that is none of its fields, as YAML and flags do, and `refuse` values of another kind."""
     make = cls.__init__
     known = [f"{section}.{field.name}".lstrip(".") for field in dataclasses.fields(cls)]
 
@@ -69,6 +71,7 @@ def keywords_answer(cls: type[Any], section: str) -> None:
             dotted = f"{section}.{name}".lstrip(".")
             if dotted not in known:
                 raise TypeError(f"{cls.__name__} has no option '{name}'. {answer(dotted, known)}".rstrip())
+        refuse(cls, section, settings)
         make(self, *args, **settings)
 
     cls.__init__ = checked

@@ -140,6 +140,11 @@ def file_flags(file: Path, cls: type[Any]) -> list[str]:
     return list(_flatten(tree, cls, file))
 
 
+def tree_flags(tree: dict[str, Any], cls: type[Any], told: str) -> list[str]:
+    """Settings by section, every value a text, as flags; an error begins with `told` in place of a file."""
+    return list(_flatten(tree, cls, Path(told)))
+
+
 def read(file: Path) -> dict[str, Any]:
     """What a YAML file says, every value a text. ValueError for what is not `option: value`."""
     try:

@@ -83,8 +83,8 @@ class PromptLoader:
         if known is None:
             return prompt
         if prompt.row is not None:  # its messages hold what an environment said first, which no data has
-            return replace(prompt, row=known.messages, target=known.target)
-        return replace(prompt, messages=known.messages, target=known.target)
+            return replace(prompt, row=known.messages, target=known.target, columns=known.columns)
+        return replace(prompt, messages=known.messages, target=known.target, columns=known.columns)
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on exactly here; plain numbers and texts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -38,9 +38,12 @@ class Counts:
 
 
 def prepare(
-    records: Iterable[Record], processor: Processor, config: TaskConfig
+    records: Iterable[Record],
+    processor: Processor,
+    config: TaskConfig,
+    columns: Collection[str] | None = (),
 ) -> tuple[list[Prompt], Counts]:
-    """Prompts in the records' order, and how many were skipped or cut.
+    """Prompts in the records' order, and how many were skipped or cut. `columns`: fields of the row that they keep; None: all.
 
     An empty prompt is treated like a bad record (tasks.on_bad_record), a long one by tasks.on_long_prompt. Raises
     ValueError where these say so, and when nothing is left.
@@ -53,7 +56,8 @@ def prepare(
             counts.longest = max(counts.longest, len(prompt.token_ids))
             prompt = _fitting(prompt, config, counts)
         if prompt is not None:
-            prompts.append(prompt)
+            kept = {name: one for name, one in record.columns.items() if columns is None or name in columns}
+            prompts.append(replace(prompt, columns=kept) if kept else prompt)
     counts.kept, counts.broken = len(prompts), bad.skipped
     if counts.too_long or counts.truncated or counts.empty:
         log.warning(

@@ -263,6 +263,16 @@ def stored(rows: Any) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
+def given(rows: Any, name: str, bad: BadRecords) -> Iterator[Located]:
+    """The rows that a program holds, a datasets.Dataset or any sequence of dicts, each with its place: NAME[7]."""
+    for number, row in enumerate(stored(rows) if hasattr(rows, "with_format") else rows):
+        where = f"{name}[{number}]"
+        if isinstance(row, dict) and all(isinstance(key, str) for key in row):
+            yield from _sound(where, row, bad)
+        else:
+            bad(f"{where}: expected a dict of fields, found {_shown(repr(row))}")
+
+
 def _glimpse(line: bytes) -> str:
     """The beginning of a line, control characters shown: an error text is one line, and moves no cursor."""
     text = line[:400].decode("utf-8", "backslashreplace").strip()

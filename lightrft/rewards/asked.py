@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from lightrft.rewards.function import MADE, PerAnswer
+from lightrft.rewards.function import PerAnswer
+from lightrft.rewards.signature import MADE, Asked, asked_of, asked_of_one, refuse_async, refuse_lacking
 from lightrft.rewards.table import REWARDS
+from lightrft.types import Record
+from lightrft.utils.inline import find, is_inline
 from lightrft.utils.paths import expanded
 
 TEXT = "answer"
@@ -41,23 +45,105 @@ def check_views(names: Iterable[str], makes: Iterable[str], path: str) -> None:
 
 
 def parameters(name: str) -> tuple[str, ...]:
-    """Parameters by name of the function of one response that a reward is; none where that cannot be told without running a user's code.
+    """Parameters by name of the function of one response that a reward is; none where that cannot be told without running a user's code."""
+    if name in REWARDS and not isinstance(REWARDS[name], PerAnswer):
+        return ()
+    signature = _signature(name)
+    if signature is None:
+        return ()
+    return tuple(
+        p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
 
-    A user's file is read and not run: rewards may load much, and do so in processes of their own.
+
+def asked(name: str) -> Asked | None:
+    """What the reward of this name or import path asks for; None where that cannot be told without running a user's code.
+
+    ValueError for a function that could not be called rightly. A user's file is read and not run: rewards may load much, and do so in
+    processes of their own.
     """
-    if name in REWARDS:
-        function = REWARDS[name]
-        return tuple(function.parameters) if isinstance(function, PerAnswer) else ()
+    signature = _signature(name)
+    if signature is None:
+        return None if ":" in name else Asked("all")  # given by a model
+    return (asked_of_one if _is_lifted(name) else asked_of)(signature, name)
+
+
+def wanted_fields(records: Sequence[Record], names: Iterable[str]) -> frozenset[str] | None:
+    """Fields of the rows that any of these rewards asks for; None: all of them.
+
+    ValueError for the first record without a field that a reward cannot be called without.
+    """
+    found, everything = set[str](), False
+    for name in names:
+        needs = asked(name)
+        everything = everything or needs is None or needs.everything
+        if needs is not None and (needs.required or needs.optional):
+            found |= {*needs.required, *needs.optional}
+            for record in records:
+                refuse_lacking(needs, name, record.id, record.columns)
+    return None if everything else frozenset(found)
+
+
+def _is_lifted(name: str) -> bool:
+    """Whether the function of a reward is called for each response because somebody says so."""
+    if name in REWARDS or is_inline(name):
+        return isinstance(REWARDS[name] if name in REWARDS else find(name, "reward"), PerAnswer)
+    node = _defined(name)
+    return node is not None and any(_is_each(decorator) for decorator in node.decorator_list)
+
+
+def _signature(name: str) -> inspect.Signature | None:
+    if name in REWARDS or is_inline(name):
+        function = REWARDS[name] if name in REWARDS else find(name, "reward")
+        if not callable(function):
+            raise ValueError(f"reward '{name}' is a {type(function).__name__}, not a function.")
+        return inspect.signature(function.function if isinstance(function, PerAnswer) else function)
+    node = _defined(name)
+    if isinstance(node, ast.AsyncFunctionDef):
+        refuse_async(name)
+    if node is None or not all(_is_each(decorator) for decorator in node.decorator_list):
+        return None
+    return inspect.Signature(list(_parameters(node.args)))
+
+
+def _defined(name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The text of the function that an import path names; None where that file defines none of this name."""
     place, _, attribute = name.rpartition(":")
     file = _file(place)
     try:
         tree = ast.parse(file.read_text(encoding="utf-8")) if file is not None else None
     except (OSError, ValueError, SyntaxError):
-        return ()  # whoever loads it says what is wrong
+        return None  # whoever loads it says what is wrong
     for node in () if tree is None else tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return tuple(argument.arg for argument in (*node.args.args, *node.args.kwonlyargs))
-    return ()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == attribute:
+            return node
+    return None
+
+
+def _is_each(decorator: ast.expr) -> bool:
+    return ast.unparse(decorator).rpartition(".")[2] == "each"
+
+
+def _parameters(arguments: ast.arguments) -> Iterator[inspect.Parameter]:
+    """The parameters of a function that is text. A default is there or not; what it is, is not known."""
+    plain = [*arguments.posonlyargs, *arguments.args]
+    without = len(plain) - len(arguments.defaults)
+    for place, argument in enumerate(plain):
+        kind = (
+            inspect.Parameter.POSITIONAL_ONLY
+            if place < len(arguments.posonlyargs)
+            else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        )
+        yield inspect.Parameter(
+            argument.arg, kind, default=inspect.Parameter.empty if place < without else None
+        )
+    if arguments.vararg:
+        yield inspect.Parameter(arguments.vararg.arg, inspect.Parameter.VAR_POSITIONAL)
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        empty = inspect.Parameter.empty if default is None else None
+        yield inspect.Parameter(argument.arg, inspect.Parameter.KEYWORD_ONLY, default=empty)
+    if arguments.kwarg:
+        yield inspect.Parameter(arguments.kwarg.arg, inspect.Parameter.VAR_KEYWORD)
 
 
 def _file(place: str) -> Path | None:

@@ -263,7 +263,7 @@ def seen(trajectory: Trajectory) -> Answer:
 def _view(trajectory: Trajectory, messages: list[Any]) -> Answer:
     prompt = trajectory.prompt
     return Answer(
-        prompt=Question(prompt.id, messages, prompt.target, prompt.source),
+        prompt=Question(prompt.id, messages, prompt.target, prompt.source, prompt.columns),
         group=trajectory.group,
         token_ids=trajectory.token_ids,
         answer=trajectory.answer,

@@ -101,7 +101,7 @@ def _judged(records: Sequence[Record], answers: Sequence[str], judge: RewardRunn
 
 def _spoken(number: int, record: Record, answer: str) -> Trajectory:
     messages: list[Message] = record.messages
-    prompt = Prompt(id=record.id, token_ids=[], messages=messages, target=record.target, source=record.source)
+    prompt = Prompt(record.id, [], messages, record.target, record.source, columns=record.columns)
     return Trajectory(
         prompt=prompt, group=number, token_ids=[0], mask=[True], behavior=[0.0], finish="stop", answer=answer
     )

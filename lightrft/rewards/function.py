@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightrft.rewards.signature import Asked, asked_of, asked_of_one, in_lists, refuse_async, refuse_lacking
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -16,6 +18,8 @@ class Question:
     messages: list[Any]
     target: Any
     source: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the row that any reward asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def response(answer: Answer) -> list[Any]:
 RewardFunction = Callable[[Sequence[Answer]], Sequence[float]]
 """Whole groups, in order, all of one task -> one number per answer."""
 
-VIEWS: Mapping[str, Callable[[Answer], Any]] = {
+READ: Mapping[str, Callable[[Answer], Any]] = {
     "answer": lambda t: t.answer,
     "target": lambda t: t.prompt.target,
     "prompt": lambda t: question(t.prompt.messages),
@@ -62,9 +66,7 @@ VIEWS: Mapping[str, Callable[[Answer], Any]] = {
     "image": lambda t: made(t, "image"),
     "clip": lambda t: made(t, "clip"),
 }
-"""What a per-answer function may ask for, by parameter name."""
-MADE = ("image", "clip")
-"""Views of what texts do not have: given to a function that names them, and not to one that takes everything."""
+"""How each of VIEWS is read of a response."""
 
 
 def made(answer: Answer, kind: str) -> Any:
@@ -81,18 +83,42 @@ class PerAnswer:
         self.function = function
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__doc__ = function.__doc__
-        self.parameters = _parameters(function, self.__name__)
+        self.asked = asked_of_one(inspect.signature(function), self.__name__)
+        self.parameters = list(self.asked.views)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         """One reward for each answer, in their order."""
         return [self._one(answer) for answer in answers]
 
     def _one(self, answer: Answer) -> float:
+        columns = answer.prompt.columns
+        refuse_lacking(self.asked, self.__name__, answer.prompt.id, columns)
+        given = {
+            name: columns[name] for name in (*self.asked.required, *self.asked.optional) if name in columns
+        }
         try:
-            return number(self.function(**{name: VIEWS[name](answer) for name in self.parameters}))
+            return number(self.function(**{name: READ[name](answer) for name in self.parameters}, **given))
         except Exception as error:
             error.add_note(f"while judging the response {answer.answer[:500]!r}")
             raise
+
+
+class OverAll:
+    """A function of all responses of a task, or of lists as TRL gives them, with fields of their rows; made by `as_reward`."""
+
+    def __init__(self, function: Callable[..., Sequence[float]], asked: Asked) -> None:
+        self.function, self.asked = function, asked
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.__doc__ = function.__doc__
+
+    def __call__(self, answers: Sequence[Answer]) -> Sequence[float]:
+        """One reward for each answer, in their order."""
+        for answer in answers:
+            refuse_lacking(self.asked, self.__name__, answer.prompt.id, answer.prompt.columns)
+        if self.asked.form == "lists":
+            return self.function(**in_lists(self.asked, answers))
+        fields = {name: [a.prompt.columns[name] for a in answers] for name in self.asked.required}
+        return self.function(answers, **fields)
 
 
 def each(function: Callable[..., float]) -> PerAnswer:
@@ -101,36 +127,30 @@ def each(function: Callable[..., float]) -> PerAnswer:
     Parameters are filled by name; a function takes those it needs of: answer, target, prompt (the last question as
     text), messages, source, finish ("stop", "length" or "turns"), num_tokens (that the policy chose), image ((H, W, 3) uint8,
     of a model that draws; of a clip the frame in its middle), clip ((F, H, W, 3) uint8, of one that draws clips); and of a conversation with an environment, of which
-    `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). ValueError for a name that is none of these.
+    `answer` is the last turn: said (the messages after the prompt) and step_rewards (of each turn). Any other name is a field of the row.
     """
     return PerAnswer(function)
 
 
 def as_reward(found: Any, name: str) -> RewardFunction:
-    """What a user named, as a RewardFunction: a plain function with a parameter `answer` is lifted by `each`.
+    """What a user named, as a RewardFunction, by its parameters (signature.py): called for each response, with all of a task, or in TRL's
+    form.
 
-    ValueError for what can be called in neither way.
+    ValueError for what can be called in none of these ways.
     """
     if not callable(found):
         raise ValueError(f"reward '{name}' is a {type(found).__name__}, not a function.")
     if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(getattr(found, "__call__", None)):  # noqa: B004  # to look at it
-        raise ValueError(
-            f"reward '{name}' is an async function. Make it a plain one; inside it, asyncio.run(...) waits for many requests at once."
-        )
+        refuse_async(name)
     if isinstance(found, PerAnswer):
         return found
-    signature = inspect.signature(found)
-    if signature.parameters.keys() & {"answer", *MADE}:
+    asked = asked_of(inspect.signature(found), name)
+    if asked.form == "one":
         return each(found)
-    try:
-        signature.bind([])
-    except TypeError as error:
-        raise ValueError(
-            f"reward '{name}' cannot be called with the responses of a task ({error}). Let it take a parameter `answer`, and others of: "
-            f"{', '.join(VIEWS)}, to be called for each response; or one parameter, all responses of a task."
-        ) from None
-    reward: RewardFunction = found
-    return reward
+    if asked == Asked("all"):
+        reward: RewardFunction = found
+        return reward
+    return OverAll(found, asked)
 
 
 def values_of(function: RewardFunction, answers: Sequence[Answer]) -> list[float]:
@@ -154,17 +174,3 @@ def question(messages: Sequence[Any]) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(part["text"] for part in content if part.get("type") == "text")
-
-
-def _parameters(function: Callable[..., float], name: str) -> list[str]:
-    wanted: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            return [view for view in VIEWS if view not in MADE]
-        if parameter.name in VIEWS and parameter.kind is not parameter.POSITIONAL_ONLY:
-            wanted.append(parameter.name)
-        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
-            raise ValueError(
-                f"reward '{name}' asks for '{parameter.name}'; a per-response reward can have: {', '.join(VIEWS)}."
-            )
-    return wanted

@@ -45,12 +45,12 @@ def stored(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:
-    """The fields of a prompt; media that were read stay, their sources by name only.
+    """What a checkpoint holds of a prompt: media that were read stay, their sources by name only; fields of the row do not.
 
     A target that holds objects of a task's own is kept as text: no update reads it.
     """
     content = {f.name: getattr(prompt, f.name) for f in fields(Prompt)}
-    content |= {"media": dict(prompt.media), "messages": described(prompt.messages)}
+    content |= {"media": dict(prompt.media), "messages": described(prompt.messages), "columns": {}}
     if prompt.row is not None:
         content["row"] = described(prompt.row)
     try:

@@ -189,7 +189,9 @@ def records(
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             bad(f"{where}: {kind}{error}")
             continue
-        found.append(Record(id=f"{source}/{where}", messages=messages, target=target, source=source))
+        found.append(
+            Record(id=f"{source}/{where}", messages=messages, target=target, source=source, columns=row)
+        )
     found.skipped = bad.skipped
     return found
 

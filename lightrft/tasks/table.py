@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import FORMATS, Example
+from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
@@ -278,6 +278,11 @@ def generated(name: str, questions: Sequence[tuple[str | list[Message], Any]], c
     return records(rows, FORMATS["columns"], own, BadRecords(), source=name, instruction="")
 
 
+def row_format(name: str) -> Format:
+    """How a row becomes messages and target: the format called so, or what an import path names."""
+    return resolve({**ROW_FORMATS, **code.CODE_FORMATS, **repair.FORMATS}, name, "format")
+
+
 def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
     _check_split(split, config)
     place = config.train_file if split == "train" else config.evaluate_file
@@ -285,7 +290,7 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
     if data and is_file(place) and not expanded(place, "data file").exists():
         place = str(Path(data) / place)
     bad = BadRecords(config.on_bad_record)
-    form = resolve({**ROW_FORMATS, **code.CODE_FORMATS, **repair.FORMATS}, config.format, "format")
+    form = row_format(config.format)
     folder = expanded(place, "data file").parent if is_file(place) else hub_folder()
     rows = list(read(place, part, bad))
     found = records(rows, form, config, bad, source="file", instruction="", folder=folder)

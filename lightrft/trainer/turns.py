@@ -318,7 +318,7 @@ class Conversations:
                 f"{prompt.id}: the prompt with what environment '{self._turns.episodes.spec.name}' says first has {len(asked.token_ids)} "
                 f"tokens, tasks.max_prompt_tokens={self._turns.max_prompt_tokens}. Raise that."
             )
-        return replace(asked, episode=seed, row=prompt.messages)
+        return replace(asked, episode=seed, row=prompt.messages, columns=prompt.columns)
 
 
 def _said_first(prompt: Prompt, messages: Sequence[Message], reply: Reply) -> int:

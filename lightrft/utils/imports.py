@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
+from lightrft.utils import inline
 from lightrft.utils.paths import expanded
 
 T = TypeVar("T")
@@ -29,12 +30,15 @@ def without_code(why: str) -> Iterator[None]:
 
 
 def resolve(table: Mapping[str, T], name: str, what: str) -> T:
-    """The built-in called `name`, or what 'package.module:attribute' or 'path/to/file.py:attribute' names.
+    """The built-in called `name`, or what 'package.module:attribute', 'path/to/file.py:attribute' or 'inline:NAME' names.
 
     `what` is the noun for error messages ("loss"). Raises ValueError saying what exists and what was perhaps meant.
     """
     if name in table:
         return table[name]
+    if inline.is_inline(name):
+        given: T = inline.find(name, what)
+        return given
     if ":" in name:
         place, attribute = name.rsplit(":", 1)
         module = load_file(place) if place.endswith(".py") else _import(place, name, what)

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
+from lightrft.utils import inline
 from lightrft.utils.parent import end_with_descendants
 from lightrft.workers.environment import passed_on
 from lightrft.workers.process import attempt
@@ -203,13 +204,14 @@ class Worker(Generic[T]):
     def __init__(self, work: Work, names: Sequence[str], allowed: Allowed) -> None:
         self.work = work
         self.allowed = allowed
+        given = inline.packed(names, work.noun)
         self.connection, child = Pipe()
         self.process = _STARTER.start(child, allowed)
         child.close()
         self.healthy = True
         self._loaded = False
         self._finalizer = weakref.finalize(self, _end, self.process, self.connection)
-        self.connection.send((work.loader, list(names), work.settings))
+        self.connection.send((work.loader, list(names), work.settings, given))
 
     def ready(self) -> None:
         """Waits until the functions are loaded. ValueError with the child's reason if they cannot be."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lightrft.utils import inline
 from lightrft.utils.imports import resolve
 from lightrft.utils.output import guarded_output
 from lightrft.utils.parent import end_with_parent
@@ -29,7 +30,8 @@ def main(descriptor: int, parent: int, most_bytes: int) -> None:
     limit_memory(most_bytes)
     connection = Connection(descriptor)
     try:
-        loader, names, settings = connection.recv()
+        loader, names, settings, given = connection.recv()
+        inline.unpack(given)
         load = resolve(NO_BUILT_INS, loader, "loader")
         further = () if settings is None else (settings,)
         functions = {name: load(name, *further) for name in names}

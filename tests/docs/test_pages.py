@@ -93,7 +93,9 @@ def test_every_named_option_exists() -> None:
     sections = {name.split(".")[0] for name in known if "." in name}
     for page in PAGES:
         for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", page.read_text(encoding="utf-8")):
-            if name.split(".")[0] in sections and not name.endswith((".yaml", ".py", ".json", ".jsonl", ".txt")):
+            if name.split(".")[0] in sections and not name.endswith(
+                (".yaml", ".py", ".json", ".jsonl", ".txt")
+            ):
                 assert name in known or any(k.startswith(f"{name}.") for k in known), f"{page.name}: {name}"
 
 

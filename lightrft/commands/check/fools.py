@@ -80,7 +80,9 @@ def right_and_wrong(parts: Parts, questions: Questions) -> Iterator[tuple[Trajec
         for place in range(1, len(some)):
             if golds[place - 1] != golds[place]:
                 record = some[place]
-                prompt = Prompt(record.id, [], record.messages, record.target, record.source)
+                prompt = Prompt(
+                    record.id, [], record.messages, record.target, record.source, columns=record.columns
+                )
                 yield (
                     judged_answer(number, prompt, golds[place]),
                     judged_answer(number, prompt, golds[place - 1]),

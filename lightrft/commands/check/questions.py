@@ -21,6 +21,7 @@ from lightrft.datasets.prompts import Opener, prepare
 from lightrft.media import parts as media
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
+from lightrft.rewards.asked import wanted_fields
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import GoldReport, check_gold
 from lightrft.tasks.table import Split, Task
@@ -78,7 +79,10 @@ def data(section: Section, config: Config, parts: Parts, kind: PolicyKind, turns
     for split, tasks in splits:
         for name, task in tasks.items():
             loaded = records_of(config, task, split)
-            counted, counts = prepare(loaded, processor, replace(config.tasks, max_prompt_tokens=UNLIMITED))
+            judge = parts.judge if split == "train" or parts.eval_judge is None else parts.eval_judge
+            columns = wanted_fields(loaded, judge.weights.get(task.name, ()))
+            unlimited = replace(config.tasks, max_prompt_tokens=UNLIMITED)
+            counted, counts = prepare(loaded, processor, unlimited, columns)
             lengths = sorted(len(p.token_ids) for p in counted)
             table.add_row(
                 name,

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from lightrft.rewards.asked import check_views, parameters
+from lightrft.rewards.asked import asked, check_views, parameters, wanted_fields
+from lightrft.types import Record
 
 MINE = """
 raise RuntimeError("a reward's file was run")
@@ -54,6 +55,56 @@ def test_no_package_around_a_module_is_run_to_find_it(tmp_path, monkeypatch):
     assert parameters("pictures_of_a_user.inner.mine:bright") == ("image", "target", "strict")
     assert parameters("pictures_of_a_user.inner:clear") == ("clip",)
     assert not [name for name in sys.modules if name.startswith("pictures_of_a_user")]
+
+
+FIELDS = """
+from lightrft import each
+raise RuntimeError("a reward's file was run")
+
+def graded(answer, level, *, bonus=1): ...
+
+def all_of_them(found, scale=2.0): ...
+
+@each
+def lifted(level): ...
+
+def trl(completions, level, **kwargs): ...
+
+def verl(data_source, solution_str, ground_truth): ...
+
+async def later(answer): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("graded", {"level", "bonus"}),
+        ("all_of_them", set()),
+        ("lifted", {"level"}),
+        ("trl", None),
+        ("nothing", None),
+    ],
+)
+def test_the_fields_that_rewards_ask_for_are_read_of_their_text(name, expected, tmp_path):
+    file = tmp_path / "graded.py"
+    file.write_text(FIELDS, encoding="utf-8")
+    row = Record("r", [], "5", "s", columns={"prompt": "2 + 3?", "level": 3, "other": 1})
+    assert wanted_fields([row], [f"{file}:{name}", "math", "judge"]) == expected
+
+
+def test_a_row_without_the_field_and_a_signature_that_cannot_work_are_refused_by_text_alone(tmp_path):
+    file = tmp_path / "graded.py"
+    file.write_text(FIELDS, encoding="utf-8")
+    row = Record("file/rows.jsonl:3", [], "5", "s", columns={"prompt": "2 + 3?"})
+    with pytest.raises(
+        ValueError, match="asks for 'level', and file/rows.jsonl:3 has no such field; it has: prompt. Call"
+    ):
+        wanted_fields([row], [f"{file}:graded"])
+    with pytest.raises(ValueError, match="asks for 'solution_str', which is called 'answer' here"):
+        asked(f"{file}:verl")
+    with pytest.raises(ValueError, match="is an async function"):
+        asked(f"{file}:later")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,11 @@ def spoken(answer, *, target="5", messages=({"role": "user", "content": "2 + 3?"
     return Answer(prompt=asked, group=0, token_ids=[7, 8, 9], answer=answer, finish="length")
 
 
+def of_row(answer, /, **columns):
+    one = spoken(answer)
+    return replace(one, prompt=replace(one.prompt, columns=columns))
+
+
 def test_each_fills_parameters_by_name():
     @each
     def seen(finish, answer, target, prompt, source, num_tokens):
@@ -51,14 +56,65 @@ def test_each_leaves_unknown_parameters_with_defaults_alone():
     assert short([spoken("abc"), spoken("abcd")]) == [1.0, 0.0]
 
 
-def test_each_refuses_a_parameter_it_cannot_fill():
-    with pytest.raises(
-        ValueError, match="reward 'odd' asks for 'gold'; a per-response reward can have: answer, target"
-    ):
+def test_any_other_parameter_is_a_field_of_the_row_and_one_with_a_default_may_be_absent():
+    @each
+    def odd(answer, difficulty, bonus=0.5):
+        return difficulty + bonus
 
-        @each
-        def odd(answer, gold):
-            return 1.0
+    assert odd([of_row("4", difficulty=2), of_row("4", difficulty=3, bonus=1)]) == [2.5, 4.0]
+    with pytest.raises(
+        ValueError, match="reward 'odd' asks for 'difficulty', and q has no such field; it has: level"
+    ):
+        odd([of_row("4", level=2)])
+
+
+def test_a_view_is_not_taken_from_a_field_of_its_name():
+    @each
+    def right(answer, target):
+        return answer == target
+
+    assert right([of_row("5", answer="of the row", target="of the row")]) == [1.0]
+
+
+def test_a_function_of_one_view_is_called_for_each_response():
+    def brief(num_tokens):
+        return -num_tokens
+
+    assert as_reward(brief, "brief")([spoken("abc"), spoken("de")]) == [-3.0, -3.0]
+
+
+def test_a_function_of_all_responses_gets_fields_as_lists():
+    def weighted(answers, difficulty):
+        return [len(a.answer) * d for a, d in zip(answers, difficulty, strict=True)]
+
+    assert as_reward(weighted, "weighted")([of_row("ab", difficulty=2), of_row("c", difficulty=5)]) == [4, 5]
+
+
+def test_a_reward_in_the_form_of_trl_gets_what_trl_gives_it():
+    """The examples of TRL's documentation of GRPOTrainer, custom reward functions: texts for a text, messages for messages."""
+
+    def reward_len(completions, **kwargs):
+        return [-abs(20 - len(completion)) for completion in completions]
+
+    def same(prompts, completions, completion_ids, ground_truth):
+        assert completion_ids == [[7, 8, 9]] * len(prompts)
+        contents = [completion[0]["content"] for completion in completions]
+        assert all(completion[0]["role"] == "assistant" for completion in completions)
+        return [float(c == gt) for c, gt in zip(contents, ground_truth, strict=True)]
+
+    def everything(completions, **kwargs):
+        assert kwargs.keys() == {"prompts", "completion_ids", "ground_truth", "level"}
+        return [float(level) for level in kwargs["level"]]
+
+    text = of_row("x" * 18, prompt="Say x", ground_truth="x", level=3)
+    talk = of_row("x", prompt=[{"role": "user", "content": "Say x"}], ground_truth="x", level=4)
+    assert as_reward(reward_len, "len")([text]) == [-2]
+    assert as_reward(same, "same")([talk, replace(talk, answer="y")]) == [1.0, 0.0]
+    assert as_reward(everything, "all")([text, talk]) == [3.0, 4.0]
+    with pytest.raises(
+        ValueError, match="is in TRL's form .* tells texts from conversations by the row's field `prompt`"
+    ):
+        as_reward(reward_len, "len")([of_row("x", question="Say x")])
 
 
 def two(answers, targets):
@@ -78,10 +134,36 @@ class Later:
         return [1.0]
 
 
-@pytest.mark.parametrize("found", [two, compute_score, later, Later(), lambda: 1.0], ids="abcde")
-def test_what_could_never_be_called_with_responses_is_refused_before_any_is_sampled(found):
-    with pytest.raises(ValueError, match=r"reward 'mine' (cannot be called|is an async function)"):
+def logged(completions, log_metric):
+    return [1.0]
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            compute_score,
+            "asks for 'solution_str', which is called 'answer' here. Let it take a parameter `answer`",
+        ),
+        (lambda completion: 1.0, "asks for 'completion', which is called 'answer' here"),
+        (lambda responses: [1.0], "asks for 'responses', which is called 'answers' here"),
+        (logged, "asks for 'log_metric', a part of TRL's trainer. Leave it out"),
+        (later, "is an async function"),
+        (Later(), "is an async function"),
+        (lambda: 1.0, "cannot be called with the responses of a task. Let it take a parameter `answer`"),
+    ],
+)
+def test_what_could_never_be_called_rightly_is_refused_before_any_response_is_sampled(found, told):
+    with pytest.raises(ValueError, match="reward 'mine'") as raised:
         as_reward(found, "mine")
+    assert told in str(raised.value)
+
+
+def test_a_parameter_without_a_field_is_refused_before_any_response_is_sampled():
+    with pytest.raises(
+        ValueError, match="reward 'two' asks for 'targets', and q has no such field; it has: no fields"
+    ):
+        as_reward(two, "two")([spoken("5")])
 
 
 def test_a_function_of_all_responses_may_have_any_parameter_first_and_others_with_defaults():

@@ -1,0 +1,202 @@
+"""LightRFT from Python: the functions behind `lightrft.train`, `lightrft.sft`, `lightrft.reward`, `lightrft.dpo` and `lightrft.evaluate`.
+
+They take what the command line takes, and objects of the program besides: rows, tasks, reward functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightrft.api.process import as_guest, one_line
+from lightrft.api.settings import Given, add_data, add_held_out, add_rewards, loaded, scored_by
+from lightrft.commands import dpo as dpo_command
+from lightrft.commands import evaluate as evaluate_command
+from lightrft.commands import reward as reward_command
+from lightrft.commands import sft as sft_command
+from lightrft.commands import train as train_command
+from lightrft.config import Config, DPOConfig, EvaluateConfig, RewardTrainingConfig, RunConfig, SFTConfig
+from lightrft.runs.layout import RunFolder
+from lightrft.runs.reader import Run
+from lightrft.utils.inline import held
+from lightrft.utils.paths import expanded
+
+Layers = str | Sequence[str]
+"""Names of shipped layers, or paths of YAML files, the later ones over the earlier ones."""
+
+
+@one_line
+def train(
+    config: Config | None = None,
+    resume: Path | str | None = None,
+    *,
+    model: Any = None,
+    data: Any = None,
+    rewards: Any = None,
+    algorithm: Any = None,
+    evaluate: Any = None,
+    layers: Layers = (),
+    **settings: Any,
+) -> Run:
+    """Reinforcement learning, in this process; the finished run.
+
+    model: path or name, or a dict of options of section model.
+    data: rows (a list of dicts or texts, or a datasets.Dataset), a Task, the name of a task or a file, or a dict of tasks with weights.
+    rewards: a function, a name, a list of them, or a dict of them with weights; or a dict of options of section rewards.
+    algorithm: a layer such as "grpo", or a dict of options of section algorithm.
+    evaluate: rows, a Task or names to measure on; False for no evaluation; or a dict of options of section evaluate, with the key data.
+    settings: any other option: steps=30, rollout={"group_size": 8}, or **{"rollout.group_size": 8}. A function is a value where an import
+    path is.
+    config: settings to begin with; without anything else it is the whole run.     resume: folder of a run to go on with.
+
+    ValueError for a mistake, of one sentence with option, value and cure, before any weight loads; RuntimeError where another run goes on
+    in this process; Stopped, after saving, if SIGTERM or Ctrl-C came.
+    """
+    given = Given("lightrft.train")
+    words = _common(given, model, algorithm, layers, settings)
+    add_data(given, data, evaluate, Config)
+    if rewards is not None:
+        add_rewards(given, rewards)
+    return _run(train_command.train, Config, given, config, words, resume)
+
+
+@one_line
+def sft(
+    config: SFTConfig | None = None,
+    resume: Path | str | None = None,
+    *,
+    model: Any = None,
+    data: Any = None,
+    evaluate: Any = None,
+    layers: Layers = (),
+    **settings: Any,
+) -> Run:
+    """Supervised fine-tuning on given conversations, in this process; the finished run. Arguments and errors as of `train`."""
+    return _offline(
+        sft_command.train, SFTConfig, "sft", (config, resume, model, data, evaluate, layers), settings
+    )
+
+
+@one_line
+def reward(
+    config: RewardTrainingConfig | None = None,
+    resume: Path | str | None = None,
+    *,
+    model: Any = None,
+    data: Any = None,
+    evaluate: Any = None,
+    layers: Layers = (),
+    **settings: Any,
+) -> Run:
+    """Training of a reward model from compared responses, in this process; the finished run. Arguments and errors as of `train`."""
+    given = (config, resume, model, data, evaluate, layers)
+    return _offline(reward_command.train, RewardTrainingConfig, "reward", given, settings)
+
+
+@one_line
+def dpo(
+    config: DPOConfig | None = None,
+    resume: Path | str | None = None,
+    *,
+    model: Any = None,
+    data: Any = None,
+    evaluate: Any = None,
+    layers: Layers = (),
+    **settings: Any,
+) -> Run:
+    """Training of a policy on compared responses, in this process; the finished run. Arguments and errors as of `train`."""
+    return _offline(
+        dpo_command.train, DPOConfig, "dpo", (config, resume, model, data, evaluate, layers), settings
+    )
+
+
+@one_line
+def evaluate(
+    config: Config | None = None,
+    *,
+    model: Any = None,
+    data: Any = None,
+    rewards: Any = None,
+    evaluate: Mapping[str, Any] | EvaluateConfig | None = None,
+    layers: Layers = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Scores a model, in this process; the estimates with their intervals, by task.
+
+    data: what to ask, as in `train`.     rewards: what scores the responses; left out: the task's own.     evaluate: options of section
+    evaluate, e.g. {"samples": 8}. Everything else, and errors, as of `train`.
+    """
+    given = Given("lightrft.evaluate")
+    words = _common(given, model, None, layers, settings)
+    if data is not None:
+        add_held_out(given, scored_by(data, rewards), Config, "data")
+    if evaluate is not None:
+        given.put("evaluate", evaluate)
+    if rewards is not None:
+        add_rewards(given, rewards)
+    whole = config if config is not None and not given.tree else None
+    asked = whole or loaded(Config, given, config=config, named_layers=words, resume=None)
+    if not asked.tasks.evaluate:
+        raise ValueError(
+            "lightrft.evaluate: there is nothing to ask. Give data=ROWS, or the name of a task: data='gsm8k'"
+        )
+    with held(given.objects):
+        return as_guest(partial(evaluate_command.evaluate, asked))
+
+
+def _offline(
+    start: Callable[[Any, Path | None], Path],
+    cls: type[Any],
+    command: str,
+    asked: tuple[Any, ...],
+    settings: Mapping[str, Any],
+) -> Run:
+    config, resume, model, data, evaluate, layers = asked
+    given = Given(f"lightrft.{command}")
+    words = _common(given, model, None, layers, settings)
+    add_data(given, data, evaluate, cls)
+    return _run(start, cls, given, config, words, resume)
+
+
+def _common(
+    given: Given, model: Any, algorithm: Any, layers: Layers, settings: Mapping[str, Any]
+) -> list[str]:
+    """Puts what every function takes; the names of layers."""
+    words = [layers] if isinstance(layers, str) else list(layers)
+    if model is not None:
+        is_section = isinstance(model, Mapping) or hasattr(model, "path")
+        if not is_section and not isinstance(model, str | Path):
+            raise ValueError(
+                f"{given.called}: model is a {type(model).__name__}. Save it with save_pretrained(FOLDER), and its tokenizer too, and give "
+                "the folder: model='FOLDER'"
+            )
+        given.put("model" if is_section else "model.path", model)
+    if isinstance(algorithm, str):
+        words.append(algorithm)
+    elif isinstance(algorithm, list | tuple):
+        words += algorithm
+    elif algorithm is not None:
+        given.put("algorithm", algorithm)
+    for name, value in settings.items():
+        given.put(name, value)
+    return words
+
+
+def _run(
+    start: Callable[[Any, Path | None], Path],
+    cls: type[Any],
+    given: Given,
+    config: RunConfig | None,
+    words: list[str],
+    resume: Path | str | None,
+) -> Run:
+    """A run by the function behind a command, and then its reader."""
+    run = expanded(str(resume), "resume") if resume is not None else None
+    if run is not None and not RunFolder(run).is_run:
+        raise ValueError(f"{given.called}: resume={run} is not the folder of a run.")
+    whole = config if config is not None and not (given.tree or words) else None
+    asked = whole or loaded(cls, given, config=config, named_layers=words, resume=None if config else run)
+    with held(given.objects):
+        return Run(as_guest(partial(start, asked, run)))

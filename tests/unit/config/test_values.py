@@ -1,0 +1,60 @@
+"""Classes of options that are made in Python refuse values of another kind, and say what is expected."""
+
+import pytest
+
+from lightrft.config import (
+    AlgorithmConfig,
+    Config,
+    EvaluateConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SFTConfig,
+    TaskConfig,
+    VllmConfig,
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Config(steps="ten"), "steps='ten': expected a whole number. For example: steps=8"),
+        (lambda: Config(steps=True), "steps=True: expected a whole number."),
+        (lambda: Config(steps=2.0), "steps=2.0: expected a whole number."),
+        (lambda: Config(model="x"), "For example: model=ModelConfig(path='x')"),
+        (lambda: SFTConfig(log=3), "log=3: expected the section's own class, SFTLogConfig."),
+        (lambda: AlgorithmConfig(clip=0.2), "algorithm.clip=0.2: expected a list, each entry a number."),
+        (lambda: LogConfig(progress=1), "log.progress=1: expected true or false. For example: progress=True"),
+        (
+            lambda: TaskConfig(train={"a": "b"}),
+            "tasks.train={'a': 'b'}: expected a dict of names, each with a number.",
+        ),
+        (
+            lambda: TaskConfig(on_bad_record="stop"),
+            "tasks.on_bad_record='stop': expected one of raise, skip.",
+        ),
+        (lambda: ModelConfig(path=3), "model.path=3: expected a text."),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_option_value_and_example(make, told):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011  # the message is compared below
+        make()
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_whole_number_is_a_number():
+    assert OptimizerConfig(learning_rate=1).learning_rate == 1
+    assert TaskConfig(train={"tiny": 1}).train == {"tiny": 1}
+
+
+def test_numbers_that_are_beyond_their_range_are_left_to_the_ranges():
+    with pytest.raises(ValueError, match="must be at least 1 and at most 2"):
+        VllmConfig(sleep_level=3)
+    with pytest.raises(ValueError, match="must be at least"):
+        EvaluateConfig(limit=float("nan"))
+
+
+def test_an_unknown_option_names_the_one_that_was_meant():
+    with pytest.raises(TypeError, match="Config has no option 'stepz'. Perhaps you meant: steps"):
+        Config(stepz=1)
