@@ -15,7 +15,7 @@ from lightrft.models.critic_source import CriticSource
 from lightrft.models.describe import without_weights
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.load import load_processor
-from lightrft.models.lora import is_adapted
+from lightrft.models.lora import is_adapted, starts_as_base
 from lightrft.models.processor import Processor
 from lightrft.models.sequence import check_shared
 from lightrft.models.source import Source
@@ -57,9 +57,18 @@ def critic_source(config: Config) -> CriticSource:
     return CriticSource(critic_config(config.model, place.path), output=place.output)
 
 
+def check_reference(model: ModelConfig) -> None:
+    """ValueError if the model that a run begins from is not there to compare with: the reference is read from model.path."""
+    if model.lora.start:
+        raise ValueError(
+            f"model.lora.start={model.lora.start} in a run that compares with the model it began from: that is model.path with these "
+            "adapters, and no folder holds it. Set model.path to the merged model (RUN/model) and leave model.lora.start out."
+        )
+
+
 def build_reference(source: Source, policy: Trainable, strategy: Strategy) -> Frozen:
     """The model that the policy, made of `source`, started from: the policy without its adapters where it has some."""
-    if is_adapted(policy.module):
+    if starts_as_base(source.config.lora) and is_adapted(policy.module):
         return WithoutAdapters(policy)
     return strategy.frozen(replace(source, learns=False))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lightrft.build.memory import build_sft_memory_plan
-from lightrft.build.models import build_reference, check_team
+from lightrft.build.models import build_reference, check_reference, check_team
 from lightrft.build.process import build_journal, checked_base, last_state, prepare_process, shared
 from lightrft.build.tables import STRATEGIES
 from lightrft.build.tasks import evaluated_tasks, training_tasks
@@ -55,6 +55,10 @@ class Setup:
     """What reads the media of a drawn prompt; None: those of the prompt itself."""
     outputs: Sequence[str] = ()
     """Grades that a loss compares responses by: their names in Trajectory.parts."""
+
+    def __post_init__(self) -> None:
+        if self.judgement is not None:
+            check_reference(self.source.config)
 
 
 def build_run(

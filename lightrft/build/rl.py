@@ -19,6 +19,7 @@ from lightrft.build.models import (
     build_reference,
     build_teacher,
     check_models,
+    check_reference,
     check_teacher,
     engine_module,
 )
@@ -106,6 +107,8 @@ def check_policy(config: Config, kind: PolicyKind, algorithm: Algorithm) -> None
     not make."""
     check_teacher(config, kind.processor)
     check_models(config, algorithm)
+    if algorithm.needs_reference:
+        check_reference(config.model)
     check_asked(config, kind)
 
 

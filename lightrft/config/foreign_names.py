@@ -65,6 +65,7 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "lora_r": "model.lora.rank",
     "lora_alpha": "model.lora.alpha",
     "lora_target_modules": "model.lora.targets",
+    "lora_dropout": "model.lora.dropout",
     # verl
     "rollout.n": "rollout.group_size",
     "train_batch_size": ("batch_size", "rollout.prompts_per_step"),

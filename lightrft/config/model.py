@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightrft.config.checks import refuse_idle
 from lightrft.config.ranges import check_ranges
 
 
@@ -18,9 +19,30 @@ class LoraConfig:
     """Scale: the adapter's output is multiplied by alpha / rank."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers to adapt, or all-linear."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that is dropped in gradient passes; only where no ratio of log-probs is taken: sft, reward, dpo."""
+    use_rslora: bool = False
+    """Rank-stabilized LoRA: the scale is alpha / sqrt(rank)."""
+    use_dora: bool = False
+    """Weight-decomposed adapters: the norm of each output's weights is learned apart from their direction. Not with weights in pieces."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Names of parts that are trained whole beside the adapters, such as norm, and saved with them."""
+    start: str = ""
+    """Adapter folder (peft) that the adapters start from; rank, alpha, targets and kind must be its own. Empty: new adapters."""
 
     def __post_init__(self) -> None:
         check_ranges("model.lora", self)
+        if not self.rank:
+            refuse_idle(
+                "model.lora",
+                self,
+                because="model.lora.rank=0, which trains no adapters",
+                cure="set model.lora.rank, e.g. 16",
+            )
+        if self.use_dora and self.dropout:
+            raise ValueError(
+                f"model.lora.dropout={self.dropout} with model.lora.use_dora: the learned norms are of whole weights. Set one of them to 0 or false."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_tokens": COUNT,
     },
     "model": {"checkpoint_every": COUNT},
-    "model.lora": {"rank": NOT_NEGATIVE, "alpha": COUNT},
+    "model.lora": {"rank": NOT_NEGATIVE, "alpha": COUNT, "dropout": Range(0, 1, without_high=True)},
     "media": {
         "max_pixels": NOT_NEGATIVE,
         "fps": POSITIVE,

@@ -145,6 +145,11 @@ class Config:
             raise ValueError(
                 "tasks.rewards is the reward of task file, which is not among tasks.train or tasks.evaluate. Set rewards.functions."
             )
+        if self.model.lora.dropout:
+            raise ValueError(
+                f"model.lora.dropout={self.model.lora.dropout} with lightrft train: the ratio of new to old log-probs would be noise of the "
+                "dropped inputs. Set it to 0; lightrft sft, reward and dpo take it."
+            )
         if self.algorithm.reference_update_steps and self.model.lora.rank:
             raise ValueError(
                 f"algorithm.reference_update_steps={self.algorithm.reference_update_steps} with model.lora.rank={self.model.lora.rank}: there the "

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from lightrft.config import ModelConfig
+from lightrft.models.adapters import advice
 from lightrft.models.families import attention_of, is_multimodal, made_for
-from lightrft.models.folder import NO_CODE, check_folder, why
+from lightrft.models.folder import ADAPTER, NO_CODE, check_folder, why
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.tiny_pictures import tiny_pipeline
@@ -69,6 +70,10 @@ def model_folder(config: ModelConfig) -> str:
         return str(package_model(path.removeprefix(PACKAGE), cache_folder(config.cache)))
     folder = expanded(path, "model.path")
     if folder.is_dir():
+        if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
+            raise ValueError(
+                f"model.path={path} holds adapters, not a model. Name the model that they were made for, and: {advice(folder)}"
+            )
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"model.path={path}: the folder has no config.json, so it is not a Hugging Face model."

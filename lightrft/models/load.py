@@ -98,7 +98,7 @@ def load_model(
     """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable."""
     import_all(config.imports)
     if trainable and config.lora.rank:
-        check_targets(without_weights(config), config.lora)  # before weights are read
+        check_targets(without_weights(config), config)  # before weights are read
     dtype = getattr(torch, config.dtype)
     model: Any = _untrained(config, dtype) if config.path.startswith(RANDOM) else _pretrained(config, dtype)
     return prepared(model.to(device), config, trainable)
@@ -111,7 +111,7 @@ def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
     if not trainable:
         return model.requires_grad_(False)  # type: ignore[no-any-return]
     freeze(model, config.freeze)
-    model = add_adapters(model, config.lora) if config.lora.rank else model
+    model = add_adapters(model, config) if config.lora.rank else model
     if config.gradient_checkpointing:
         causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]

@@ -11,34 +11,88 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lightrft.config import LoraConfig
+from lightrft.config import LoraConfig, ModelConfig
+from lightrft.models.adapters import check_start, drop_in_learning, read_adapter
 from lightrft.models.blocks import blocks, denoises
 from lightrft.models.families import is_multimodal, part
 from lightrft.models.logprobs import causal_lm
+from lightrft.utils.paths import expanded
 
 Gather = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 """The whole of a tensor that a backend holds in pieces, in a type."""
 
 
-def add_adapters(model: Any, config: LoraConfig) -> nn.Module:
-    """The model with new low-rank adapters beside the linear layers that `model.lora.targets` names; parts of it that are `exact`
-    (a head to values) learn whole.
+def add_adapters(model: Any, settings: ModelConfig) -> nn.Module:
+    """The model with low-rank adapters beside the linear layers that `model.lora.targets` names, new ones or those of the folder
+    `model.lora.start`; parts of it that are `exact` (a head to values) or in `model.lora.modules_to_save` learn whole.
 
-    ValueError for targets that it lacks, and for layers whose adapters something would miss: see `_check_adapted`.
+    ValueError for targets that it lacks, for layers whose adapters something would miss (see `_check_adapted`), and for a folder
+    to start from that holds other adapters than the settings describe.
     """
     import peft
+
+    config = settings.lora
 
     own = exact_parts(model)
     targets = _all_linear(model, own) if config.targets == ["all-linear"] else config.targets
     if targets != "all-linear":
         _check_names(model, targets)
     kind = None if own or denoises(model) else "CAUSAL_LM"
-    adapters = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type=kind)
+    adapters = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        target_modules=targets,
+        task_type=kind,
+    )
+    check_start(config)
     adapted = peft.get_peft_model(model, adapters)
-    for name in own:
-        model.get_submodule(name).requires_grad_(True)
+    adapters.base_model_name_or_path = _base(settings.path)
+    adapters.revision = None if settings.revision == "main" else settings.revision
     _check_adapted(adapted)
+    if config.start:
+        read_adapter(adapted, config.start)
+    drop_in_learning(adapted)
+    for name in (*own, *_trained_whole(adapted, config.modules_to_save)):
+        model.get_submodule(name).requires_grad_(True)
     return adapted
+
+
+def _base(path: str) -> str:
+    """The model as an adapter folder names it: a folder by its whole path."""
+    folder = expanded(path, "model.path")
+    return str(folder.absolute()) if folder.is_dir() else path
+
+
+def _trained_whole(adapted: nn.Module, wanted: list[str]) -> list[str]:
+    """The parts of the plain model that `model.lora.modules_to_save` names. ValueError for a name that no part has, and for parts
+    that peft could not give back to another model: those with adapters, and two that share a matrix."""
+    inner = causal_lm(adapted)
+    layers, found = {id(layer) for layer in _lora_layers(adapted)}, []
+    shared = _shared(inner)
+    for name in wanted:
+        places = [(n, m) for n, m in inner.named_modules() if n == name or n.endswith(f".{name}")]
+        told = f"model.lora.modules_to_save: '{name}'"
+        if not places:
+            raise ValueError(f"{told} names no part of the model. Name modules, such as norm or lm_head.")
+        for place, module in places:
+            if any(id(m) in layers for m in module.modules()):
+                raise ValueError(f"{told} has adapters in it. Take it out, or name other model.lora.targets.")
+            if any(p in shared for p in module.parameters()):
+                raise ValueError(
+                    f"{told}: the model ties its head to its embedding, which other programs would untie. Take it out."
+                )
+            found.append(place)
+    return found
+
+
+def _shared(model: nn.Module) -> set[nn.Parameter]:
+    """Parameters that stand in more than one place of the model."""
+    seen: set[nn.Parameter] = set()
+    every = [p for _, p in model.named_parameters(remove_duplicate=False)]
+    return {p for p in every if p in seen or seen.add(p)}  # type: ignore[func-returns-value]
 
 
 def _all_linear(model: Any, own: tuple[str, ...]) -> Any:
@@ -61,11 +115,25 @@ def _head(model: Any) -> nn.Module | None:
     return None if denoises(model) else model.get_output_embeddings()
 
 
-def check_targets(model: Any, config: LoraConfig) -> None:
+def check_targets(model: Any, settings: ModelConfig) -> None:
     """ValueError as `add_adapters` raises it; for a model without weights, before those of the real one are read."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the real model gives them again
-        add_adapters(model, config)
+        add_adapters(model, settings)
+
+
+def check_whole(config: LoraConfig, backend: str) -> None:
+    """ValueError for adapters that need whole weights, from a backend that holds them in pieces."""
+    if config.use_dora:
+        raise ValueError(
+            f"model.lora.use_dora with strategy.backend={backend}: a norm is of whole weights, and this backend holds pieces. Set "
+            "model.lora.use_dora=false, or take a strategy.backend that holds whole weights."
+        )
+
+
+def starts_as_base(config: LoraConfig) -> bool:
+    """Whether a model without its adapters is the model that a run began from."""
+    return bool(config.rank) and not (config.start or config.modules_to_save)
 
 
 def _check_names(model: Any, targets: list[str]) -> None:
@@ -127,6 +195,7 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
         for layer, original in zip(layers, originals, strict=True):
             layer.get_base_layer().weight.data = original
             layer.merged_adapters.clear()
+            layer._caches.clear()  # norms of DoRA, kept by peft for an unmerging that does not come
 
 
 def exact_parts(model: nn.Module) -> tuple[str, ...]:
@@ -167,7 +236,7 @@ def full_weights(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterat
             kept = torch.promote_types(dtype, torch.float32) if name.startswith(exact) else dtype
             yield name, gather(parameter, kept)
         else:
-            yield name, (gather(parameter, torch.float32) + _difference(layer, gather)).to(dtype)
+            yield name, _adapted(gather(parameter, torch.float32), layer, gather).to(dtype)
     for name, buffer in causal_lm(model).named_buffers():
         owner, _, own = name.rpartition(".")
         if own not in causal_lm(model).get_submodule(owner)._non_persistent_buffers_set:
@@ -188,6 +257,17 @@ def _adapted_layers(model: nn.Module) -> dict[nn.Parameter, Any]:
     layers = _lora_layers(model)
     weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
     return dict(zip(weights, layers, strict=True))
+
+
+def _adapted(weight: torch.Tensor, layer: Any, gather: Gather) -> torch.Tensor:
+    """A whole weight with its adapters folded in; under DoRA the weights of each output keep a norm of their own (Liu et al. 2024,
+    https://arxiv.org/abs/2402.09353, eq. 5)."""
+    found = weight + _difference(layer, gather)
+    outputs = 1 if layer.fan_in_fan_out else 0
+    for magnitude in layer.lora_magnitude_vector.values():
+        norms = gather(magnitude.weight, torch.float32) / found.norm(dim=1 - outputs)
+        found = found * norms.unsqueeze(1 - outputs)
+    return found
 
 
 def _difference(layer: Any, gather: Gather) -> torch.Tensor:

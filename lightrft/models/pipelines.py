@@ -312,9 +312,9 @@ class FlowSource(Source):
         if self.learns and self.config.gradient_checkpointing:
             module.enable_gradient_checkpointing()
         prepared: nn.Module = module.eval().requires_grad_(self.learns)
-        return add_adapters(prepared, self.config.lora) if self.learns and self.config.lora.rank else prepared
+        return add_adapters(prepared, self.config) if self.learns and self.config.lora.rank else prepared
 
     def check_adapters(self) -> None:
         """ValueError for targets of model.lora.targets that the transformer lacks. Reads no weights."""
         if self.config.lora.rank:
-            check_targets(replace(self, learns=False).empty(), self.config.lora)
+            check_targets(replace(self, learns=False).empty(), self.config)

@@ -46,7 +46,7 @@ class RewardSource(Source):
     def full(self, device: torch.device | str = "cpu") -> nn.Module:
         """The model with all its weights."""
         if self.learns and self.config.lora.rank:
-            check_targets(without_weights(self.config), self.config.lora)  # before weights are read
+            check_targets(without_weights(self.config), self.config)  # before weights are read
         if self.has_head:
             model = trained(self.config, f"model.path={self.config.path}").to(device)
             self._named(model.config)

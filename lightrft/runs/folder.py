@@ -112,7 +112,10 @@ def evaluated_in(config: Config) -> Iterator[Path]:
 def settings_text(config: RunConfig) -> str:
     """The settings as config.yaml has them: without the run's own place, and with models that are found from any folder."""
     model = replace(
-        config.model, path=_rooted(config.model.path), chat_template=_rooted(config.model.chat_template)
+        config.model,
+        path=_rooted(config.model.path),
+        chat_template=_rooted(config.model.chat_template),
+        lora=replace(config.model.lora, start=_rooted(config.model.lora.start)),
     )
     if not isinstance(config, Config):
         return layers.to_yaml(replace(config, run="", model=model))

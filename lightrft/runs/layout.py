@@ -14,6 +14,7 @@ RUN/summary.json            what the finished run says of itself            RUN/
 RUN/checkpoints/            to go on from                    RUN/capsules/      captured steps
 RUN/log.txt, RUN/logs/      the first rank's log; what other ranks printed
 RUN/model/                  the finished model as a Hugging Face folder
+RUN/adapter/                its adapters as peft writes them, where it learned some
 """
 
 from __future__ import annotations
@@ -208,6 +209,11 @@ class RunFolder:
     def model(self) -> Path:
         """The finished model as a Hugging Face folder."""
         return self.path / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished model's adapters as peft writes them, of a run that learned some."""
+        return self.path / "adapter"
 
     @property
     def is_run(self) -> bool:

@@ -21,7 +21,7 @@ from lightrft.config import DeepspeedConfig, OptimizerConfig, StrategyConfig
 from lightrft.models.describe import without_weights
 from lightrft.models.families import is_multimodal
 from lightrft.models.logprobs import causal_lm
-from lightrft.models.lora import exact_parts
+from lightrft.models.lora import check_whole, exact_parts
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
@@ -69,6 +69,7 @@ class Zero:
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> ZeroTrainable:
         """The optimizer changes float32 weights; the model computes in `source.dtype`."""
         self._refuse_media(source)
+        check_whole(source.config.lora, self.config.backend)
         module = source.empty(self.device) if self.stage == 3 else source.full(self.device)
         for name in exact_parts(module):  # all weights of an engine are of one type
             causal_lm(module).get_submodule(name).to(source.dtype)

@@ -19,7 +19,7 @@ from lightrft.config import OptimizerConfig, StrategyConfig
 from lightrft.models.blocks import blocks, reads_media
 from lightrft.models.lazy import remake
 from lightrft.models.logprobs import causal_lm
-from lightrft.models.lora import exact_parts, full_weights
+from lightrft.models.lora import check_whole, exact_parts, full_weights
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Root, Saved, need_processes
@@ -47,6 +47,7 @@ class Fsdp:
 
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> FsdpTrainable:
         """The optimizer changes float32 weights; the model computes in `source.dtype`."""
+        check_whole(source.config.lora, self.config.backend)
         exact = torch.promote_types(source.dtype, torch.float32)
         module, root = self._sharded(source, exact)
         return FsdpTrainable(module, root, config, total_updates, source.dtype, self._moves())

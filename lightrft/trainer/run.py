@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from lightrft.config import EvaluateConfig, HeldOutConfig
 from lightrft.console.progress import Progress
+from lightrft.models.adapters import write_adapter
 from lightrft.models.kinds import Write
+from lightrft.models.lora import is_adapted
 from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
@@ -22,6 +24,7 @@ from lightrft.runs.live import Events
 from lightrft.runs.metrics import Logger
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.learned import learned
 from lightrft.strategy.memory import MemoryPlan
 from lightrft.trainer.metrics import read_rate
 from lightrft.trainer.stragglers import Stragglers
@@ -320,8 +323,11 @@ class Run:
         self.checkpoints.wait()
 
     def save_model(self) -> None:
-        """The Hugging Face folder of the run; called by all ranks."""
-        write_model(self.trainer.model, self.write, RunFolder(self.folder).model, self.world)
+        """The Hugging Face folder of the run, and that of its adapters if it has learned some; called by all ranks."""
+        files = RunFolder(self.folder)
+        write_model(self.trainer.model, self.write, files.model, self.world)
+        if is_adapted(self.trainer.model.module):
+            write_adapters(self.trainer.model, files.adapter, self.world)
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote; called by all ranks."""
@@ -363,6 +369,15 @@ def write_model(model: Trainable, write: Write, target: Path, world: World) -> N
         else:
             for _ in model.weights():  # takes part in gathering them
                 pass
+    world.barrier()
+
+
+def write_adapters(model: Trainable, target: Path, world: World) -> None:
+    """The folder of a model's present adapters; called by all ranks."""
+    weights = learned(model, world)
+    if world.is_first:
+        with folder(target) as unfinished:
+            write_adapter(model.module, weights, unfinished)
     world.barrier()
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightrft.config import ModelConfig
+from lightrft.models.load import load_model
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, cold, model_bytes, rows, summary, wait_until
 
 QUIET = ["--log.tensorboard=false", "--log.progress=false"]
@@ -21,7 +24,7 @@ TWELVE = ["--steps", "12", "--checkpoint.every-steps", "5", "--evaluate.every-st
 VARIANTS = {
     "plain": [],
     "schedule": ["--optimizer.schedule", "cosine", "--optimizer.warmup-steps", "3", "--average", "sequence"],
-    "lora": ["lora"],
+    "lora": ["lora", "--model.lora.dropout", "0.2"],
     "bf16": ["bf16"],
     "epochs": ["--steps", "0", "--epochs", "0.4", "--tasks.train-limit", "300"],
 }
@@ -302,6 +305,24 @@ def test_held_out_rows_are_never_split_off_by_guess(lightrft, tmp_path):
     file = ["--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl"]
     output = lightrft("sft", "sft_tiny", *QUIET, *file, "--run", "run", status=2)
     assert "none are split off by guess" in output
+
+
+@pytest.mark.parametrize("layers", [["lora"], ["lora", "fsdp"]], ids=" ".join)
+def test_adapters_are_saved_beside_the_model_that_they_make(lightrft, tmp_path, layers):
+    many = ["--processes", "2"] if "fsdp" in layers else []
+    flags = [*QUIET, *NO_HELD_OUT, "--steps", "2", "--optimizer.learning-rate", "0.1"]
+    lightrft("sft", "sft_tiny", *layers, *many, *flags, "--run", "run")
+    run, tokens = tmp_path / "run", torch.tensor([[1, 2, 3, 4]])
+    base = load_model(ModelConfig(path="random:llama"), trainable=False)
+    base.set_attn_implementation("eager")
+    with torch.no_grad():
+        before = base(tokens).logits
+        theirs = PeftModel.from_pretrained(base, run / "adapter")(tokens).logits
+        merged = AutoModelForCausalLM.from_pretrained(run / "model", attn_implementation="eager")(
+            tokens
+        ).logits
+    torch.testing.assert_close(theirs, merged, atol=1e-5, rtol=0)
+    assert (merged - before).abs().max() > 1e-2
 
 
 def test_a_run_is_resumed_by_the_command_that_began_it(lightrft, learned):

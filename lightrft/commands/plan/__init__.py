@@ -30,6 +30,7 @@ from lightrft.commands.plan.work import Work, work
 from lightrft.config import Config, check_backend
 from lightrft.config.plan import Hardware, Rates
 from lightrft.engines.footprint import EngineFootprint
+from lightrft.models.lora import starts_as_base
 from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
 from lightrft.parallel.world import World
@@ -152,7 +153,7 @@ def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
 def models_of(config: Config, algorithm: Algorithm) -> Models:
     """The shapes of a run's models, from their config.json alone."""
     critic = Shape(critic_source(config)) if algorithm.needs_critic else None
-    apart = algorithm.needs_reference and not config.model.lora.rank
+    apart = algorithm.needs_reference and not starts_as_base(config.model.lora)
     reference = Shape(Source(config.model, learns=False)) if apart else None
     teacher = Shape(Source(teacher_model(config), learns=False)) if algorithm.needs_teacher else None
     judging, scoring = judging_models(config)

@@ -21,6 +21,7 @@ from lightrft.commands.plan.report import memory_as_json, memory_table, show_ver
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import DPOConfig, OfflineConfig, RewardTrainingConfig, check_backend
 from lightrft.config.plan import Hardware
+from lightrft.models.lora import starts_as_base
 from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
 from lightrft.parallel.world import World
@@ -124,7 +125,7 @@ class OfflinePlan:
 def plan(config: OfflineConfig, hardware: Hardware, prompt_tokens: int, response_tokens: int) -> OfflinePlan:
     """The plan of a run. ValueError for a model that is not there."""
     source, compared, together = learner(config)
-    apart = compared and not config.model.lora.rank
+    apart = compared and not starts_as_base(config.model.lora)
     # Responses that a loss compares are read in one batch with their prompt, which a pair makes longer than the budget first.
     tokens = max(config.update.tokens_per_micro_batch, prompt_tokens + together * response_tokens)
     reference = Shape(Source(config.model, learns=False)) if apart else None
