@@ -322,8 +322,8 @@ class Batch:
     advantages: Tensor | None = None
     returns: Tensor | None = None
     divergence: Tensor | None = None  # from the reference in closed form, with its gradient
-    inputs: Inputs | Steps | None = None
-    """What the model reads; None where only columns are needed."""
+    marks: Tensor | None = None  # by the loss, see algorithms/surveys.py
+    inputs: Inputs | Steps | None = None  # what the model reads; None where only columns are needed
 
     @property
     def num_sequences(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lightrft.algorithms.advantages import ADVANTAGES, Advantage, whiten
-from lightrft.algorithms.correction import importance
+from lightrft.algorithms.correction import importance, on_policy
 from lightrft.algorithms.kl import adaptive_kl
 from lightrft.algorithms.losses import LOSSES, PolicyLoss, add_regularisers
 from lightrft.algorithms.online_preference import ONLINE_LOSSES
@@ -30,6 +30,9 @@ from lightrft.algorithms.shaping import teacher_advantage, token_rewards
 from lightrft.config import AlgorithmConfig
 from lightrft.config.algorithm import EXACT
 from lightrft.types import Batch, GroupOfTrajectories, Terms, Trajectory
+
+Survey = Callable[[Tensor, Batch, Callable[[Tensor], Tensor]], Tensor]
+"""Log-probs (T,) under the policy as it is, all responses of an update on this rank, a sum over ranks -> marks (T,)."""
 
 
 class Resolve(Protocol):
@@ -68,6 +71,9 @@ class Algorithm:
 
     entropy_held: float
     """With algorithm.entropy_target: the coefficient of the entropy bonus in the steps in which that acts."""
+
+    survey: Survey | None
+    """Looks at all tokens of an update before its gradient and marks them; a loss says so by an attribute `survey`, see surveys.py."""
 
     functions: Mapping[str, Any]
     """advantage, loss, group_filter and response_filter as they were found, with the attributes that say what they need."""
@@ -194,6 +200,10 @@ class Algorithm:
         """
         terms = self.policy_loss(new, batch, self.config)
         weights, metrics = importance(new if batch.old is None else batch.old, batch, self.config)
+        if self.config.off_policy_mask_limit:
+            kept = on_policy(new, batch, self.config)
+            weights = weights * kept
+            metrics["off_policy/masked"] = 1 - kept
         weighted = Terms(terms.loss * weights, {**terms.metrics, **metrics}, terms.ratios)
         return add_regularisers(weighted, new, batch, self.config, entropy=entropy)
 
@@ -240,6 +250,7 @@ def build(config: AlgorithmConfig, resolve: Resolve) -> Algorithm:
         needs_parts,
         needs_turns,
         config.entropy_coefficient,
+        _bound_survey(roles["loss"], options["loss"], config),
         {kind: role.function for kind, role in roles.items()},
     )
 
@@ -282,6 +293,21 @@ def _bound_loss(loss: _Role, options: dict[str, Any]) -> PolicyLoss:
             raise ValueError(
                 f"{loss} must return Terms with a loss of shape ({batch.num_tokens},), not averaged."
             )
+        return result
+
+    return bound
+
+
+def _bound_survey(loss: _Role, options: dict[str, Any], config: AlgorithmConfig) -> Survey | None:
+    """The loss's survey with the options of the loss, if it has one; what it returns is looked at."""
+    survey = getattr(loss.function, "survey", None)
+    if survey is None:
+        return None
+
+    def bound(present: Tensor, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        result: Tensor = survey(present, batch, config, reduce, **options)
+        if not _is_column(result, batch):
+            raise ValueError(f"{loss}: its survey must return a tensor of shape ({batch.num_tokens},).")
         return result
 
     return bound

@@ -24,6 +24,19 @@ def mismatch(logprobs: Tensor, behavior: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (logprobs.detach() - behavior).abs(), 0.0)
 
 
+def on_policy(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Tensor:
+    """(T,) 0 for tokens of bad responses that the policy has left too far behind, else 1.
+
+    0 where A_t < 0 and the mean over the response's chosen tokens of log q - log p is above algo.off_policy_mask_limit, q the engine's
+    probability at sampling and p that of the policy as it is. Off-policy sequence masking, DeepSeek-V3.2 2025
+    (https://arxiv.org/abs/2512.02556), eq. 9.
+    """
+    assert batch.advantages is not None, "fill batch.advantages before the loss"
+    left = segment_mean(batch.behavior - new.detach(), batch.segments, batch.num_sequences, mask=batch.mask)
+    masked = batch.mask & (batch.advantages < 0) & (left > algo.off_policy_mask_limit)[batch.segments]
+    return 1 - masked.to(new.dtype)
+
+
 def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The weight of each token's policy loss, (T,), without gradient, and what is worth logging.
 

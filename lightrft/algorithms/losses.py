@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from lightrft.algorithms.kl import KL, MAX_EXPONENT, k3_straight_through
-from lightrft.algorithms.ratios import advantages_of, clipped_terms, drift_of, log_ratio, response_mean
+from lightrft.algorithms.ratios import (
+    advantages_of,
+    clipped_terms,
+    drift_of,
+    log_ratio,
+    pessimistic,
+    response_mean,
+)
+from lightrft.algorithms.surveys import SURVEYING
 from lightrft.algorithms.trust_regions import TRUST_REGIONS
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, Terms
@@ -42,7 +50,7 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
     advantages = advantages_of(batch)
     difference = log_ratio(new, batch)
     ratio = difference.exp()
-    loss, stopped = _pessimistic(ratio, advantages, algo)
+    loss, stopped = pessimistic(ratio, advantages, algo)
     if dual_clip:
         worst = -dual_clip * advantages
         beyond = (advantages < 0) & (loss > worst)
@@ -60,7 +68,7 @@ def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
     """
     difference = log_ratio(new, batch)
     ratio = response_mean(difference, batch).exp()
-    loss, stopped = _pessimistic(ratio, advantages_of(batch), algo)
+    loss, stopped = pessimistic(ratio, advantages_of(batch), algo)
     return clipped_terms(loss, difference, stopped)
 
 
@@ -73,7 +81,7 @@ def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> 
     """
     difference = log_ratio(new, batch)
     ratio = (response_mean(difference, batch).detach() + difference - difference.detach()).exp()
-    loss, stopped = _pessimistic(ratio, advantages_of(batch), algo)
+    loss, stopped = pessimistic(ratio, advantages_of(batch), algo)
     return clipped_terms(loss, difference, stopped)
 
 
@@ -230,16 +238,11 @@ def _divergence(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Tensor:
     return KL[algo.kl](torch.where(batch.mask, new, 0.0), torch.where(batch.mask, batch.ref, 0.0))
 
 
-def _pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """The clipped loss for any ratio, and where the clip stops its gradient; both (T,)."""
-    bounded = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
-    loss = -torch.minimum(ratio * advantages, bounded * advantages)
-    return loss, (ratio - bounded) * advantages > 0
-
-
 policy_gradient.on_policy_only = True  # type: ignore[attr-defined]
 for _alone in (clipped, policy_gradient, cispo, sapo, cpgd):
     _alone.entrywise = True  # type: ignore[attr-defined]
+for _unclipped in (policy_gradient, sapo):
+    setattr(_unclipped, "unused_settings", ("clip",))  # noqa: B010  # mypy knows no attributes of functions
 
 
 PolicyLoss = Callable[[Tensor, Batch, AlgorithmConfig], Terms]
@@ -255,4 +258,5 @@ LOSSES: dict[str, PolicyLoss] = {
     "sapo": sapo,
     "cpgd": cpgd,
     **TRUST_REGIONS,
+    **SURVEYING,
 }

@@ -28,6 +28,7 @@ UNREAD = {
     "high_entropy_fraction": "it compares whole responses",
     "truncated": "it compares whole responses",
     "mismatch_correction": "it compares whole responses",
+    "off_policy_mask_limit": "it reads no advantages",
     "reward_clip": "it reads the order of rewards alone",
     "overlong_buffer": "it reads the order of rewards alone",
     "gamma": "it reads no advantages",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightrft.algorithms.kl import MAX_EXPONENT, k3
 from lightrft.algorithms.segments import segment_mean
+from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, Terms
 
 
@@ -26,6 +27,13 @@ def clipped_terms(loss: Tensor, difference: Tensor, stopped: Tensor) -> Terms:
     return Terms(
         loss, {**drift_of(difference), **{name: where.to(loss.dtype) for name, where in acts.items()}}
     )
+
+
+def pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The clipped loss for any ratio, and where the clip stops its gradient; both (T,)."""
+    bounded = ratio.clamp(1 - algo.clip[0], 1 + algo.clip[1])
+    loss = -torch.minimum(ratio * advantages, bounded * advantages)
+    return loss, (ratio - bounded) * advantages > 0
 
 
 def response_mean(values: Tensor, batch: Batch) -> Tensor:

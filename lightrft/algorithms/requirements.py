@@ -30,6 +30,7 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
     _check_reference(config.algorithm, algorithm)
     _check_advantage(config, algorithm)
     _check_late_answers(config, algorithm)
+    _check_loss(config, algorithm)
     return algorithm
 
 
@@ -172,11 +173,8 @@ def _check_advantage(config: Config, algorithm: Algorithm) -> None:
 
 def _check_late_answers(config: Config, algorithm: Algorithm) -> None:
     """Responses of older weights need a loss that knows their ratio, and a baseline of the same weights."""
-    rollout, row = config.rollout, config.algorithm
-    late = {
-        "rollout.max_tokens_per_step": rollout.max_tokens_per_step > 0,
-        "rollout.overlap_rewards": rollout.overlap_rewards,
-    }
+    row = config.algorithm
+    late = _late(config)
     name = next((name for name, used in late.items() if used), "")
     if name and algorithm.needs_baseline:
         raise ValueError(
@@ -185,14 +183,43 @@ def _check_late_answers(config: Config, algorithm: Algorithm) -> None:
         )
     if not _says(algorithm, "loss", "on_policy_only"):
         return
-    reused = {
-        "replay.groups_per_step": config.replay.groups_per_step > 0,
-        "rollout.extra_groups": rollout.extra_groups == "carry_over",
-        **late,
-    }
-    name = next((name for name, used in reused.items() if used), "")
+    name = next((name for name, used in _reused(config).items() if used), "")
     if name:
         raise ValueError(
             f"{name} learns from responses of earlier weights (off-policy), and algorithm.loss={row.loss} takes all responses for on-policy. "
             "Set algorithm.loss=clipped."
+        )
+
+
+def _late(config: Config) -> dict[str, bool]:
+    """Settings with which responses come from older weights while they are sampled -> whether they are on."""
+    return {
+        "rollout.max_tokens_per_step": config.rollout.max_tokens_per_step > 0,
+        "rollout.overlap_rewards": config.rollout.overlap_rewards,
+    }
+
+
+def _reused(config: Config) -> dict[str, bool]:
+    """All settings with which responses of older weights are learned from -> whether they are on."""
+    return {
+        "replay.groups_per_step": config.replay.groups_per_step > 0,
+        "rollout.extra_groups": config.rollout.extra_groups == "carry_over",
+        **_late(config),
+    }
+
+
+def _check_loss(config: Config, algorithm: Algorithm) -> None:
+    """Settings that the loss does not read, and a loss that is the plain policy gradient where no ratio leaves 1."""
+    row, update = config.algorithm, config.update
+    because = f"algorithm.loss={row.loss}"
+    unused = list(_says(algorithm, "loss", "unused_settings") or ())
+    for name in unused:
+        refuse_idle("algorithm", row, [name], because=because, cure="set algorithm.loss=clipped")
+    if update.epochs * update.num_minibatches > 1 or any(_reused(config).values()):
+        return
+    if _says(algorithm, "loss", "needs_updates"):
+        raise ValueError(
+            f"{because} with update.num_minibatches={update.num_minibatches} and update.epochs={update.epochs}: with one update per step of new "
+            "responses no ratio leaves 1, and it is the plain policy gradient. Set update.num_minibatches=2 or more, or "
+            "algorithm.loss=policy_gradient."
         )

@@ -104,12 +104,66 @@ def dro(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, beta: float = 0.1) 
     return Terms(loss, drift_of(difference))
 
 
-for _bounded in (dppo, dppo_kl, dcpo):
+def aspo(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, ratio_limit: float = 3.0) -> Terms:
+    """Clipped loss in which a good token weighs by the inverse of its ratio: what has become likely is pushed less, what is still unlikely more.
+
+    Good tokens (A_t > 0): loss_t = -A_t * r_t / sg(r_t)^2 with r_t = min(ratio_t, 1 + clip[1]), so that the weight of the gradient is 1 / r_t. Others: loss_t
+    = -A_t * max(ratio_t, 1 - clip[0]). Where the weight exceeds `ratio_limit` the loss is -A_t * ratio_limit * log p_t, which keeps the gradient.
+    ASPO, Wang et al. 2025 (https://arxiv.org/abs/2510.06062), with one pair of bounds for all tokens; their code has others for tokens of
+    high entropy.
+    """
+    advantages, difference = advantages_of(batch), log_ratio(new, batch)
+    ratio, good = difference.exp(), advantages > 0
+    bounded = torch.where(good, ratio.clamp(max=1 + algo.clip[1]), ratio.clamp(min=1 - algo.clip[0]))
+    still = bounded.detach()
+    weighted = torch.where(good, bounded / still.square().clamp(min=1e-12), bounded)
+    heavy = torch.where(good, 1 / still.clamp(min=1e-6), still) > ratio_limit
+    log_prob = torch.where(batch.mask, new, 0.0)
+    loss = -advantages * torch.where(heavy, ratio_limit * log_prob, weighted)
+    stopped = (ratio.detach() != still) & (advantages != 0)
+    return clipped_terms(loss, difference, stopped)
+
+
+def vespo(
+    new: Tensor,
+    batch: Batch,
+    algo: AlgorithmConfig,
+    *,
+    k_positive: float = 2.0,
+    lambda_positive: float = 3.0,
+    k_negative: float = 3.0,
+    lambda_negative: float = 2.0,
+) -> Terms:
+    """Policy gradient whose weight is a smooth hill over the ratio of the whole response: 1 at ratio 1, and less and less far from it.
+
+    loss_t = -A_t * sg(phi(w_i)) * log p_t, w_i the product of the response's ratios, phi(w) = w^k * exp(lambda * (1 - w)), with other k and lambda
+    for A_t < 0. VESPO, Shen et al. 2026 (https://arxiv.org/abs/2602.10693), with their defaults; no length takes a root of the product. The hill is highest at
+    w = k / lambda: below 1 for good responses, above it for bad ones.
+    """
+    advantages, difference = advantages_of(batch), log_ratio(new, batch)
+    whole = segment_sum(difference.detach(), batch.segments, batch.num_sequences)
+    log_weight = whole.clamp(-MAX_EXPONENT, MAX_EXPONENT)[batch.segments]
+    good = advantages >= 0
+    power = torch.where(good, k_positive, k_negative)
+    decay = torch.where(good, lambda_positive, lambda_negative)
+    weight = (power * log_weight + decay * (1 - log_weight.exp())).exp()
+    loss = -advantages * weight * torch.where(batch.mask, new, 0.0)
+    return Terms(loss, drift_of(difference))
+
+
+for _bounded in (dppo, dppo_kl, dcpo, aspo):
     _bounded.ranges = {"ratio_limit": Range(1, without_low=True)}  # type: ignore[attr-defined]
 for _alone in (dppo, dppo_kl, dcpo, dro):
     _alone.entrywise = True  # type: ignore[union-attr]
 topr.ranges = {"weight_limit": POSITIVE}  # type: ignore[attr-defined]
 dro.ranges = {"beta": POSITIVE}  # type: ignore[attr-defined]
+vespo.ranges = dict.fromkeys(  # type: ignore[attr-defined]
+    ("k_positive", "lambda_positive", "k_negative", "lambda_negative"), POSITIVE
+)
+for _plain in (dro, vespo, aspo):
+    setattr(_plain, "needs_updates", True)  # noqa: B010  # mypy knows no attributes of functions
+for _unclipped in (topr, dro, vespo):
+    setattr(_unclipped, "unused_settings", ("clip",))  # noqa: B010
 
 TRUST_REGIONS: Mapping[str, Callable[..., Terms]] = {
     "dppo": dppo,
@@ -117,4 +171,6 @@ TRUST_REGIONS: Mapping[str, Callable[..., Terms]] = {
     "dcpo": dcpo,
     "topr": topr,
     "dro": dro,
+    "aspo": aspo,
+    "vespo": vespo,
 }

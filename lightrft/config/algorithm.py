@@ -26,7 +26,7 @@ class AlgorithmConfig:
     advantage_clip: float = 0.0
     """Advantages are clipped to [-x, x], after whitening; 0: not."""
     loss: str = "clipped"
-    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd, dppo, dcpo, topr, dro; dpo, robust, ipo, hinge, simpo, orpo
+    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd, dppo, dcpo, topr, dro, aspo, vespo, clip_cov, kl_cov, m2po; dpo, robust, ipo, hinge, simpo, orpo
     on the responses of a group as their rewards order them (online DPO, with advantage=none); or an import path."""
     clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
     """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""
@@ -86,6 +86,9 @@ class AlgorithmConfig:
     """Largest ratio."""
     mismatch_floor: float = 0.0
     """With mismatch_correction=mask or reject: smallest ratio; 0: the inverse of mismatch_limit. IcePop has 0.5 and 5."""
+    off_policy_mask_limit: float = 0.0
+    """Tokens with a negative advantage are not learned from where the mean over the response of log p at sampling - log p now is above this
+    (off-policy sequence masking of DeepSeek-V3.2); 0: all are."""
     options: dict[str, float] = field(default_factory=dict)
     """Keyword arguments of the advantage, the loss, the group filter or the response filter (dual_clip, tau_positive, drift, beta, responses_to_learn_from, or
     your own function's), checked against its signature at start-up."""

@@ -23,6 +23,7 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "vllm_importance_sampling_correction": "algorithm.mismatch_correction",
     "vllm_importance_sampling_mode": "algorithm.mismatch_correction",
     "vllm_importance_sampling_cap": "algorithm.mismatch_limit",
+    "off_policy_mask_threshold": "algorithm.off_policy_mask_limit",
     "sync_ref_model": "algorithm.reference_update_steps",
     "ref_model_sync_steps": "algorithm.reference_update_steps",
     "ref_model_mixup_alpha": "algorithm.reference_update_rate",

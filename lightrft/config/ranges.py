@@ -180,6 +180,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "overlong_penalty": NOT_NEGATIVE,
         "mismatch_limit": Range(1, without_low=True),
         "mismatch_floor": Range(0, 1, without_high=True),
+        "off_policy_mask_limit": NOT_NEGATIVE,
         "options": ANY,
     },
     "rewards": {

@@ -19,7 +19,7 @@ from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.types import Batch, Inputs, Prompt, Sampling, Trajectory
 
-COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns")
+COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns", "marks")
 """What may be known of each entry of a response."""
 
 

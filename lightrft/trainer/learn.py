@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
@@ -20,6 +22,7 @@ from lightrft.trainer.batching import Batching
 from lightrft.trainer.metrics import average
 from lightrft.trainer.mismatch import Agreement
 from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.survey import surveyed
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.seeding import derive_seed
 
@@ -100,13 +103,25 @@ class Learner:
         every = self.config.log.trajectories_every_steps
         return optimize(
             self.actor,
-            self.batching.updates(trajectories, seed=seed, first=first),
+            self._updates(trajectories, seed=seed, first=first),
             self.policy_loss,
             averaging=Averaging(self.algorithm.config.average, self.config.rollout.max_tokens),
             batching=self.batching,
             before_update=before_update,
             keep_tokens=self.config.log.token_columns and every > 0 and step % every == 0,
         )
+
+    def _updates(
+        self, trajectories: Sequence[Trajectory], *, seed: int, first: int
+    ) -> Iterator[tuple[int, list[Trajectory]]]:
+        """The updates of the actor, looked at by the loss before their gradients if it asks for that."""
+        updates = self.batching.updates(trajectories, seed=seed, first=first)
+        if self.algorithm.survey is None:
+            return updates
+        return surveyed(updates, self._log_probs, self.algorithm.survey, self.batching)
+
+    def _log_probs(self, batch: Batch) -> Tensor:
+        return self.actor.compute(self.logprobs, batch, self.config).values
 
     def learn_values(
         self, critic: Trainable, step: int, trajectories: Sequence[Trajectory]

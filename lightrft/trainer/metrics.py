@@ -44,6 +44,7 @@ METRICS: dict[str, str] = {
     "mismatch/ratio": "mean of p by trainer / p by engine of the sampled tokens, same weights",
     "mismatch/effective_samples": "effective sample size of the sampled tokens under the ratios p by trainer / p by engine, as a share: mean squared over mean of squares; 1 is no mismatch",
     "mismatch/beyond_limit": "share of tokens whose weight algorithm.mismatch_limit cuts, or would if algorithm.mismatch_correction were set",
+    "off_policy/masked": "share of tokens not learned from because the policy has left their bad response behind; only with algorithm.off_policy_mask_limit",
     "critic/explained_variance": "1 - Var(return - value) / Var(return) before the update; 1 is a perfect critic, 0 knows the mean only",
     "critic/value": "mean value of the critic, averaged over its updates; only with a critic, as all of critic/",
     "critic/loss": "its loss, averaged over its updates of the step",

@@ -56,6 +56,11 @@ ALGORITHMS = [
     (["dcpo"], []),
     (["topr"], []),
     (["dro"], []),
+    (["clip_cov"], []),
+    (["kl_cov"], []),
+    (["m2po"], []),
+    (["vespo"], []),
+    (["aspo", "opsm"], []),
     (
         ["ppo"],
         [

@@ -51,7 +51,10 @@ def ours(loss, answers, average, *, clip=(LOW, HIGH), options=None, entropy=None
     new = answers.new[answers.mask].requires_grad_()
     counts = denominators(batch.mask, batch.segments, batch.num_sequences)
     weights = token_weights(batch, average, WIDTH, *counts)
-    terms = build(algo, resolve).loss(new, batch, None if entropy is None else entropy(new))
+    algorithm = build(algo, resolve)
+    if algorithm.survey is not None:
+        batch.marks = algorithm.survey(new.detach(), batch, lambda x: x)
+    terms = algorithm.loss(new, batch, None if entropy is None else entropy(new))
     value = (weights * terms.loss).sum()
     value.backward()
     return value.item(), new.grad

@@ -6,9 +6,11 @@ import random
 import pytest
 import torch
 
-from lightrft.algorithms.correction import importance
+from lightrft.algorithms.algorithm import build
+from lightrft.algorithms.correction import importance, on_policy
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
+from lightrft.utils.imports import resolve
 
 LIMIT = 1.5
 
@@ -88,3 +90,19 @@ def test_what_lies_beyond_the_limit_is_told_even_if_nothing_is_done_about_it():
     )
     assert weights.tolist() == [1.0, 1.0, 1.0]
     assert metrics["mismatch/beyond_limit"].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_bad_responses_that_the_policy_has_left_behind_are_not_learned_from():
+    """Means of log q - log p: 0.5 over the two chosen tokens of the first (its third says nothing), 0.3, 0.5 of a good one, and -1."""
+    batch = make_batch(
+        [3, 1, 1, 1],
+        mask=[True, True, False, True, True, True],
+        behavior=[-1.0, -1.0, 9.0, -1.0, -1.0, -2.0],
+        advantages=[-1.0, -1.0, -1.0, -1.0, 1.0, -1.0],
+    )
+    new = torch.tensor([-1.2, -1.8, 0.0, -1.3, -1.5, -1.0])
+    kept = on_policy(new, batch, AlgorithmConfig(off_policy_mask_limit=0.4))
+    assert kept.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    terms = build(AlgorithmConfig(off_policy_mask_limit=0.4), resolve).loss(new, batch)
+    assert terms.loss.tolist()[:2] == [0.0, 0.0]
+    assert terms.metrics["off_policy/masked"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]

@@ -29,6 +29,7 @@ def theirs(answers, *, entropy=None, **settings):
         "delta": None,
         "sapo_temperature_pos": 1.0,
         "sapo_temperature_neg": 1.05,
+        "off_policy_mask_threshold": None,
         **settings,
     }
     trainer = SimpleNamespace(
@@ -37,7 +38,6 @@ def theirs(answers, *, entropy=None, **settings):
         accelerator=Accelerator(cpu=True),
         model=SimpleNamespace(training=True),
         aux_loss_enabled=False,
-        off_policy_mask_threshold=None,
         use_vllm=False,
         current_gradient_accumulation_steps=1,
         max_completion_length=WIDTH,
@@ -47,6 +47,8 @@ def theirs(answers, *, entropy=None, **settings):
     )
     entropies = new.square() if entropy is None else entropy(new)
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (new, entropies, None)
+    trainer.get_off_policy_mask = GRPOTrainer.get_off_policy_mask
+    trainer.get_gamma_weights = GRPOTrainer.get_gamma_weights
     trainer.get_high_entropy_mask = MethodType(GRPOTrainer.get_high_entropy_mask, trainer)
     inputs = {
         "prompt_ids": torch.zeros(8, 1, dtype=torch.int64),
@@ -56,6 +58,7 @@ def theirs(answers, *, entropy=None, **settings):
         "advantages": answers.advantages,
         "old_per_token_logps": answers.old,
         "ref_per_token_logps": answers.ref,
+        "sampling_per_token_logps": answers.behavior,
         "num_items_in_batch": answers.mask.sum().double(),
     }
     value = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
@@ -92,6 +95,24 @@ def test_cispo_is_equal_where_its_bound_is_counted_from_one(seed):
 def test_sapo_is_equal(seed):
     answers = Answers(seed)
     assert_equal(ours("sapo", answers, "sequence"), theirs(answers, loss_type="sapo"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_vespo_is_equal(seed):
+    answers = Answers(seed)
+    names = {"k_pos": 2.5, "lambda_pos": 3.5, "k_neg": 1.5, "lambda_neg": 2.0}
+    options = {"k_positive": 2.5, "lambda_positive": 3.5, "k_negative": 1.5, "lambda_negative": 2.0}
+    expected = theirs(answers, loss_type="vespo", **{f"vespo_{name}": x for name, x in names.items()})
+    assert_equal(ours("vespo", answers, "token", options=options), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_off_policy_sequence_masking_is_equal(seed):
+    answers = Answers(seed)
+    expected = theirs(answers, loss_type="bnpo", off_policy_mask_threshold=0.02)
+    mine = ours("clipped", answers, "token", off_policy_mask_limit=0.02)
+    assert_equal(mine, expected)
+    assert mine[0] != ours("clipped", answers, "token")[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

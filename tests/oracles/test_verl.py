@@ -93,6 +93,33 @@ def test_dro_is_equal(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize(
+    ("name", "mine", "verls"),
+    [
+        (
+            "clip_cov",
+            {"covariance_fraction": 1.0, "covariance_low": 0.1, "covariance_high": 2.0},
+            {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.1, "clip_cov_ub": 2.0},
+        ),
+        (
+            "kl_cov",
+            {"covariance_fraction": 0.25, "covariance_penalty": 0.7},
+            {"kl_cov_ratio": 0.25, "ppo_kl_coef": 0.7},
+        ),
+    ],
+)
+def test_tokens_chosen_by_their_covariance_are_equal(name, mine, verls, average, seed):
+    """For Clip-Cov with so large a share that all candidates are taken, since verl draws from its own generator."""
+    answers = Answers(seed)
+    policy_loss = pytest.importorskip("verl.workers.config").PolicyLossConfig
+    found, gradient = ours(name, answers, average, options=mine)
+    expected, their_gradient = theirs(name, answers, average, policy_loss=policy_loss(**verls))
+    assert found == pytest.approx(expected, abs=1e-7)
+    torch.testing.assert_close(gradient, their_gradient, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_geometric_is_equal_averaged_by_sequence(seed):
     answers = Answers(seed)
     found, gradient = ours("geometric", answers, "sequence")

@@ -77,6 +77,9 @@ def test_policy_gradient_is_the_advantage_times_the_log_prob():
         ("dcpo", [-(1 + math.sqrt(7)) / 2, -0.5]),
         ("topr", [-math.log(0.4), -math.log(0.2)]),
         ("dro", [-math.log(0.4) + 0.05 * math.log(2) ** 2, -math.log(0.2) + 0.05 * math.log(2) ** 2]),
+        # The inverse of 1.3, at which the ratio 2 is held, and of 1/2.
+        ("aspo", [-1 / 1.3, -2.0]),
+        ("vespo", [-math.log(0.4), -math.log(0.2)]),
         ("sapo", [-4 / (1 + math.exp(-1)), -4 / (1 + math.exp(0.5))]),
         # Logs ln 1.3 and -ln 2; drift beyond ln 1.2: 0.2 - ln 1.2 + 0.2 (ln 2 - ln 1.2), below: 1/2 - 1 + ln 2.
         (

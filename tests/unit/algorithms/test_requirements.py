@@ -14,6 +14,7 @@ from lightrft.config import (
     RewardConfig,
     RolloutConfig,
     TeacherConfig,
+    UpdateConfig,
     layers,
 )
 from lightrft.utils.imports import resolve
@@ -170,3 +171,23 @@ def test_a_greedy_baseline_is_of_the_same_weights(settings, name):
 def test_what_would_end_a_run_at_its_first_step_is_refused_before_it(layer, flags, told):
     with pytest.raises(ValueError, match=told):
         build_for(layers.load(["tiny", layer, *flags], Config), resolve)
+
+
+@pytest.mark.parametrize("loss", ["dro", "vespo", "aspo", "kl_cov", "m2po"])
+def test_a_loss_of_ratios_needs_ratios_that_leave_one(loss):
+    row = AlgorithmConfig(loss=loss)
+    with pytest.raises(
+        ValueError, match=f"algorithm.loss={loss} with update.num_minibatches=1 .*plain policy"
+    ):
+        build(algorithm=row)
+    build(algorithm=row, update=UpdateConfig(num_minibatches=2))
+    build(algorithm=row, replay=ReplayConfig(groups_per_step=1))
+
+
+@pytest.mark.parametrize("loss", ["policy_gradient", "sapo", "topr", "dro", "vespo", "kl_cov", "m2po"])
+def test_a_clip_that_the_loss_does_not_read_is_refused(loss):
+    told = (
+        rf"algorithm.clip=\[0.1, 0.2\] has no effect with algorithm.loss={loss}. .*set algorithm.loss=clipped"
+    )
+    with pytest.raises(ValueError, match=told):
+        build(algorithm=AlgorithmConfig(loss=loss, clip=[0.1, 0.2]), update=UpdateConfig(num_minibatches=2))
