@@ -9,82 +9,27 @@ import threading
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 
 from lightrft import cli
 from lightrft.console.web import answers, page
 from lightrft.console.web.export import export
 from lightrft.console.web.server import make_server
 from lightrft.runs import trajectories
-from lightrft.runs.layout import EvaluationFolder, RunFolder
-from lightrft.runs.metrics import Logger
 from lightrft.runs.reader import Run
 from lightrft.types import Prompt, Trajectory
+from tests.made_runs import uniform_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><svg onload=alert(1)>\x1b[2J\u202e"
-GROUPS, SIBLINGS, STEPS = 3, 4, 6
-
-
-def made_run(folder, text="fine", steps=STEPS):
-    """Three groups of four responses in each step; `text` is in every place that a model or a record fills."""
-    with Logger(folder, tensorboard=False) as logger:
-        for step in range(1, steps + 1):
-            logger.log(
-                step,
-                {"reward/mean": step / 10, "entropy": 1 / step, "seconds/rollout": 1.0, "loss": float("nan")},
-            )
-            save_step(folder, step, text)
-    RunFolder(folder).config.write_text(f"steps: {steps}\nmodel:\n  path: /srv/models/small\n  imports: []\n")
-    for when, right in (("before", False), ("after", True)):
-        rows = [
-            {"id": f"p{n}", "source": "sums", "messages": [{"role": "user", "content": text}], "target": text}
-            | {
-                "response": text,
-                "finish": "stop",
-                "length": 2,
-                "reward": float(right),
-                "parts": {},
-                "correct": right,
-            }
-            for n in range(2)
-        ]
-        score = {"mean": float(right), "low": 0.0, "high": 1.0}
-        EvaluationFolder(RunFolder(folder).evaluation).write(
-            when, {"sums": {"score": score, "questions": 2}}, rows
-        )
-    RunFolder(folder).write_format()
-    return folder
-
-
-def save_step(folder, step, text):
-    rows = []
-    for group in range(GROUPS):
-        prompt = Prompt(f"q{group}", [1], [{"role": "user", "content": text}], text, "sums")
-        for n in range(SIBLINGS):
-            t = Trajectory(
-                prompt, group, [7, 8], [True, False], [-0.5, -1.0], "stop", answer=text, reward=n / 4
-            )
-            t.use, t.learned = (
-                "trained",
-                {"new": torch.tensor([-0.25, -1.0]), "weight": torch.tensor([0.5, 0.0])},
-            )
-            t.columns = {"advantages": torch.tensor([n - 1.5, 0.0])}
-            t.parts = {"exact": n / 4}
-            t.said = (
-                [{"role": "assistant", "content": text}, {"role": "tool", "content": text}] if n == 0 else []
-            )
-            rows.append(t)
-    trajectories.save(folder, step, rows, pieces=lambda ids: [text] * len(ids))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return made_run(tmp_path_factory.mktemp("web") / "fine")
+    return uniform_run(tmp_path_factory.mktemp("web") / "fine", "fine")
 
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory):
-    return made_run(tmp_path_factory.mktemp("web") / "</title><script>alert(2)<", EVIL)
+    return uniform_run(tmp_path_factory.mktemp("web") / "</title><script>alert(2)<", EVIL)
 
 
 def test_an_overview_has_metrics_by_name_scores_and_settings_without_folders(run):
@@ -294,7 +239,7 @@ def test_an_export_holds_the_answers_of_the_server(run, tmp_path):
 
 
 def test_a_small_export_says_what_it_leaves_out_and_keeps_to_its_size(tmp_path):
-    long = made_run(tmp_path / "long", text="".join(map(chr, range(0x4E00, 0x5A00))), steps=8)
+    long = uniform_run(tmp_path / "long", text="".join(map(chr, range(0x4E00, 0x5A00))), steps=8)
     size = len(page.alone("", "")) / 2**20 + 0.11
     (told,) = export([Run(long)], tmp_path / "r.html", size)
     text, kept = saved(tmp_path / "r.html")
