@@ -111,7 +111,7 @@ class Algorithm:
         """Whether the loss of an entry looks at no other one, so that micro-batches may divide a response; a loss says so by an attribute
         `entrywise = True`."""
         alone = bool(getattr(self.functions["loss"], "entrywise", False))
-        return alone and self.config.mismatch_level == "token"
+        return alone and self.config.mismatch_level == "token" and not self.config.off_policy_mask_limit
 
     def together(self, group_size: int) -> int:
         """Most responses that are never divided over two micro-batches."""

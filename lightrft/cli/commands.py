@@ -33,6 +33,7 @@ from lightrft.config import RUNS, Config, check_backend, layers
 from lightrft.runs.folder import evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.imports import without_code
+from lightrft.utils.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -288,21 +289,41 @@ def replay(args: Sequence[str]) -> int:
 
 
 def view(args: Sequence[str]) -> int:
-    """Read a run's responses in the terminal: lightrft view RUN --step 7 --best 3."""
+    """Look at runs in the terminal or in a browser: lightrft view RUN --step 7 --best 3, lightrft view RUN --web."""
     own = parsed(ViewOptions, "view", args)
-    run = run_folder(str(own.run))
+    if not own.run:
+        raise ValueError("which run? For example: lightrft view runs/NAME")
+    runs = [run_folder(str(run)) for run in own.run]
+    if own.web or own.export or own.advice:
+        return _view_whole(own, runs)
     from lightrft.console import view as viewer
 
-    viewer.view(
-        run,
-        step=own.step,
-        group=own.group,
-        best=own.best,
-        worst=own.worst,
-        color=own.color,
-        status=own.status,
-    )
+    for run in runs:
+        viewer.view(
+            run,
+            step=own.step,
+            group=own.group,
+            best=own.best,
+            worst=own.worst,
+            color=own.color,
+            status=own.status,
+        )
     return 0
+
+
+def _view_whole(own: ViewOptions, folders: Sequence[Path]) -> int:
+    """What looks at whole runs: advice, a file for a browser, a server. 1 if advice was asked for and there is an alarm."""
+    from lightrft.console import web
+    from lightrft.console.advice import show
+    from lightrft.runs.reader import Run
+
+    runs = [Run(folder) for folder in folders]
+    alarms = [show(run) for run in runs] if own.advice else []
+    if own.export:
+        web.export(runs, expanded(own.export, "--export"), own.export_mib)
+    if own.web:
+        web.serve(runs, own.port)
+    return int(any(alarms))
 
 
 def export(args: Sequence[str]) -> int:

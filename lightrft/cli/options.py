@@ -134,10 +134,10 @@ class ReplayOptions:
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Steps of a run; with --step its groups; with --group, --best or --worst whole responses."""
+    """Steps of a run; with --step its groups; with --group, --best or --worst whole responses. In a browser with --web."""
 
-    run: Annotated[Folder, tyro.conf.arg(metavar="RUN")]
-    """The run folder."""
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run folder; several to look at in turn, or side by side in a browser."""
     step: int | None = None
     """Which step; -1 is the last one."""
     group: int | None = None
@@ -162,6 +162,16 @@ class ViewOptions:
         "zero_variance",
     ] = ""
     """Show only responses that the step used in this way, that came in this way, or whose group has one reward (zero_variance)."""
+    web: bool = False
+    """Look at it in a browser, also while it trains: start a server for this machine alone, and print its address."""
+    port: int = 0
+    """Port of that server; 0: a free one."""
+    export: str = ""
+    """Write an HTML file that shows the runs in a browser, without a server and a network."""
+    export_mib: float = 20.0
+    """Largest size of that file in MiB; it says what it leaves out."""
+    advice: bool = False
+    """Say what the run's metrics advise; the command ends with 1 if there is an alarm."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightrft.media.parts import readable
 from lightrft.runs import trajectories
+from lightrft.runs.advice import Advice, advise
 from lightrft.runs.curves import PANELS
+from lightrft.runs.facts import Facts
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.metrics import read_metrics, series
 from lightrft.utils.shown import shown
@@ -170,10 +174,11 @@ class Run:
 
         ValueError if the run saved none.
         """
-        rows = trajectories.load(self.folder, self._step(step))
-        if not 0 <= place < len(rows):
-            raise ValueError(f"no response {place} in step {step}: its places are 0 to {len(rows) - 1}.")
-        return token_columns(rows[place])
+        return token_columns(self.response(step, place))
+
+    def response(self, step: int, place: int) -> Row:
+        """One response by its place in the step, as it is saved; the others are not read. ValueError if it is not there."""
+        return trajectories.load_one(self.folder, self._step(step), place)
 
     @property
     def evaluations(self) -> list[str]:
@@ -190,6 +195,22 @@ class Run:
             )
         files = EvaluationFolder(RunFolder(self.folder).evaluation)
         return Evaluated(when, files.read_report(when), files.read_responses(when))
+
+    def config(self) -> Row:
+        """The settings by dotted name, as config.yaml has them; empty without that file. ValueError if it is not readable."""
+        file = RunFolder(self.folder).config
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: not readable as YAML ({error}).") from None
+        return dict(_flat("", found)) if isinstance(found, dict) else {}
+
+    def advice(self) -> list[Advice]:
+        """What the run's metrics, settings and last saved responses say about how it goes; alarms first, advice only without alarms."""
+        intervals = [(when, *_interval(self.evaluation(when).scores)) for when in self.evaluations]
+        known = [(when, low, high) for when, low, high in intervals if low is not None and high is not None]
+        texts = [str(row["response"]) for row in self.responses()] if self.steps else []
+        return advise(Facts(self.metrics(), self.config(), known, texts))
 
     def _step(self, step: int) -> int:
         return self.steps[step] if step < 0 and -step <= len(self.steps) else step
@@ -238,6 +259,24 @@ def _of(
         function(a, b) if chosen and a is not None and b is not None else None
         for a, b, chosen in zip(left, right, mask, strict=True)
     ]
+
+
+def _flat(before: str, settings: Row) -> Iterator[tuple[str, Any]]:
+    """Settings of sections by dotted name; an empty section stays one."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(f"{before}{name}.", value)
+        else:
+            yield f"{before}{name}", value
+
+
+def _interval(scores: Row) -> tuple[float | None, float | None]:
+    """Lowest and highest score, as the mean over the tasks; None where one is unknown."""
+    found = [one.get("score", {}) for one in scores.values() if isinstance(one, dict)]
+    lows, highs = [one.get("low") for one in found], [one.get("high") for one in found]
+    if not found or None in lows or None in highs:
+        return None, None
+    return sum(lows) / len(lows), sum(highs) / len(highs)
 
 
 def _zero_variance(rows: Sequence[Row]) -> set[int]:

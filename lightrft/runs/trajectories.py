@@ -54,6 +54,24 @@ def load(run: Path, step: int) -> list[dict[str, Any]]:
 
     ValueError naming the steps that are there.
     """
+    return [row for file in _files(run, step) for row in _rows(file)]
+
+
+def load_one(run: Path, step: int, place: int) -> dict[str, Any]:
+    """The saved response at this place of a step, without parsing the others. ValueError for a step or place that is not there."""
+    seen = 0
+    for path in _files(run, step):
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line == "\n":
+                    continue
+                if seen == place:
+                    return _parsed(path, number, line)
+                seen += 1
+    raise ValueError(f"no response {place} in step {step}: its places are 0 to {seen - 1}.")
+
+
+def _files(run: Path, step: int) -> list[Path]:
     files = RunFolder(run).all_responses(step)
     if not files:
         there = RunFolder(run).saved_steps
@@ -63,7 +81,7 @@ def load(run: Path, step: int) -> list[dict[str, Any]]:
             else "none are saved: set log.trajectories_every_steps above 0"
         )
         raise ValueError(f"no responses of step {step} in {run}; {known}.")
-    return [row for file in files for row in _rows(file)]
+    return files
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

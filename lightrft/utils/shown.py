@@ -5,17 +5,23 @@ from __future__ import annotations
 
 def shown(text: object, *, lines: bool = True) -> str:
     r"""The text with its control characters written out (ESC as \x1b); new lines and tabs stay with `lines`."""
-    kept = "\n\t" if lines else ""
-    return "".join(_written(c) if c not in kept and _controls(c) else c for c in str(text))
-
-
-def _controls(character: str) -> bool:
-    return (
-        character < " "
-        or "\x7f" <= character <= "\x9f"
-        or character in "\u2028\u2029\u202a\u202b\u202d\u202e\u2066\u2067\u2068"
-    )
+    return str(text).translate(_WRITTEN if lines else _WRITTEN | _WRITTEN_LINES)
 
 
 def _written(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+_WRITTEN_LINES = {ord(c): _written(c) for c in "\n\t"}
+_WRITTEN = {
+    n: _written(chr(n))
+    for n in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        0x2028,
+        0x2029,
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+    if n not in _WRITTEN_LINES
+}

@@ -1,0 +1,23 @@
+"""Runs in a browser: a server for this machine, or one file. Both show the same page, which asks the same questions (answers.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightrft.console.web import export as exporting
+from lightrft.console.web import server
+from lightrft.runs.reader import Run
+
+__all__ = ["export", "serve"]
+
+serve = server.serve
+
+
+def export(runs: Sequence[Run], file: Path, mib: float) -> None:
+    """Writes runs as one file, and prints its size and what it leaves out. ValueError for a size or name that cannot be."""
+    left_out = exporting.export(runs, file, mib)
+    print(f"{file}: {file.stat().st_size / exporting.MIB:.2f} MiB")
+    for run, told in zip(runs, left_out, strict=True):
+        if told:
+            print(f"  left out of {run.folder.name}: {told}. A larger --export-mib keeps more.")

@@ -1,0 +1,291 @@
+"""What the viewer in a browser asks of a run, as JSON: the server answers it live, and an export holds the same answers in its file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from lightrft.media.parts import KINDS, readable
+from lightrft.media.pictures import picture
+from lightrft.media.sources import MediaError
+from lightrft.runs.curves import PANELS, title_of
+from lightrft.runs.layout import RunFolder
+from lightrft.runs.reader import ResponseGroup, Run
+from lightrft.runs.sheets import read_picture
+from lightrft.utils.imports import require
+from lightrft.utils.shown import shown
+
+Row = dict[str, Any]
+LARGEST_PICTURE = 512
+"""Longest side of a picture in a page, in pixels."""
+SHOWN_OF_RESPONSE = (
+    "place",
+    "prompt_id",
+    "reward",
+    "parts",
+    "length",
+    "finish",
+    "statuses",
+    "weight_version",
+    "response",
+    "failed",
+    "step_rewards",
+    "correct",
+    "use",
+    "origin",
+)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One question: what answers it, and the words after its name in a path."""
+
+    answer: Callable[..., Any]
+    words: tuple[type, ...] = ()
+
+
+def overview(run: Run) -> Row:
+    """Everything about a run that is no response: metrics by name, scores, advice, settings, and what is saved."""
+    rows = list(run.metrics())
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {
+        "name": run.folder.name,
+        "title": title_of(run.folder),
+        "learns_from_given": run.learns_from_given,
+        "finished": RunFolder(run.folder).summary.is_file(),
+        "metrics": {name: [row.get(name) for row in rows] for name in names},
+        "panels": [
+            {"names": list(known), "title": title, "unit": unit}
+            for names, title, unit in PANELS
+            if (known := [name for name in names if any(name in row for row in rows)])
+        ],
+        "steps": run.steps,
+        "evaluations": {when: run.evaluation(when).scores for when in run.evaluations},
+        "advice": [asdict(one) for one in run.advice()],
+        "config": {name: _without_path(value) for name, value in run.config().items()},
+    }
+
+
+def pulse(run: Run) -> Row:
+    """What changes when a run went on: cheap enough to be asked every second."""
+    files = RunFolder(run.folder)
+    logged = files.metrics.stat().st_size if files.metrics.exists() else 0
+    return {
+        "logged": logged,
+        "steps": run.steps[-1:],
+        "evaluations": run.evaluations,
+        "finished": files.summary.is_file(),
+    }
+
+
+def groups(run: Run, step: int) -> Row:
+    """The groups of a step with all their responses, without tokens."""
+    return {"step": step, "groups": [_group(group) for group in run.groups(step)]}
+
+
+def tokens(run: Run, step: int, place: int) -> Row:
+    """The columns of one response's tokens."""
+    return {"columns": run.tokens(step, place)}
+
+
+def evaluation(run: Run, when: str) -> Row:
+    """Scores and all responses of a held-out evaluation."""
+    found = run.evaluation(when)
+    return {
+        "when": when,
+        "scores": found.scores,
+        "responses": [_evaluated(row, n) for n, row in enumerate(found.responses)],
+    }
+
+
+def pictures(run: Run, where: str, place: int) -> Row:
+    """The pictures of one response as data URLs: what its prompt shows, and what the model drew. `where` is a step or an evaluation.
+
+    A picture that cannot be read has its reason in place of a URL.
+    """
+    row, folder = _found(run, where, place)
+    asked = [_asked(source) for kind, source in _media(row) if kind == "image"]
+    drawn = [_drawn(folder / Path(one["file"]).name, one["box"]) for one in row.get("made", {}).values()]
+    return {"asked": asked, "drawn": drawn}
+
+
+ROUTES = {
+    "overview": Route(overview),
+    "pulse": Route(pulse),
+    "groups": Route(groups, (int,)),
+    "tokens": Route(tokens, (int, int)),
+    "evaluation": Route(evaluation, (str,)),
+    "pictures": Route(pictures, (str, int)),
+}
+
+
+def answer(runs: Sequence[Run], path: str) -> Any:
+    """The answer to a path: `runs`, or the number of a run, a route and its words, e.g. 0/tokens/7/12.
+
+    ValueError for a path that asks nothing known, and for what is not there.
+    """
+    if path == "runs":
+        return [run.folder.name for run in runs]
+    number, _, rest = path.partition("/")
+    name, *words = rest.split("/")
+    route = ROUTES.get(name)
+    if route is None or len(words) != len(route.words):
+        raise ValueError(f"nothing answers '{path}'; there are: runs, {', '.join(ROUTES)}.")
+    if not number.isdecimal() or int(number) >= len(runs):
+        raise ValueError(f"no run {number}: their numbers are 0 to {len(runs) - 1}.")
+    return route.answer(runs[int(number)], *_typed(path, words, route.words))
+
+
+def encoded(found: Any) -> bytes:
+    """An answer as JSON in ASCII; control characters written out, and null for a number that is not finite."""
+    return json.dumps(_plain(found), separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _typed(path: str, words: Sequence[str], kinds: Sequence[type]) -> list[Any]:
+    if any(kind is int and not word.isdecimal() for word, kind in zip(words, kinds, strict=True)):
+        raise ValueError(f"'{path}' needs whole numbers from 0.")
+    return [kind(word) for word, kind in zip(words, kinds, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, bool | int | None):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {shown(name): _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else shown(value)
+
+
+def _group(group: ResponseGroup) -> Row:
+    first = group.responses[0]
+    return {
+        "number": group.number,
+        "source": group.source,
+        "question": _question(first["messages"]),
+        "messages": _messages(first["messages"]),
+        "target": group.target,
+        "mean": group.mean,
+        "statuses": group.statuses,
+        "responses": [_response(row) for row in group.responses],
+    }
+
+
+def _response(row: Row) -> Row:
+    found = {name: row[name] for name in SHOWN_OF_RESPONSE if name in row}
+    found |= {"said": _messages(row["said"])} if row.get("said") else {}
+    columns = row.get("tokens", {})
+    found["advantage"] = _first_chosen(columns.get("advantages"), columns.get("mask"))
+    found["has_tokens"] = bool(columns)
+    found["has_pictures"] = bool(row.get("made")) or any(kind == "image" for kind, _ in _media(row))
+    return found
+
+
+def _evaluated(row: Row, place: int) -> Row:
+    found = _response(row | {"place": place, "prompt_id": row.get("id", str(place))})
+    asked = _messages(row["messages"]) if "messages" in row else []
+    return found | {
+        "source": row.get("source", ""),
+        "target": row.get("target"),
+        "messages": asked,
+        "question": _question(row["messages"]) if asked else "",
+    }
+
+
+def _first_chosen(column: Sequence[float | None] | None, mask: Sequence[bool] | None) -> float | None:
+    """The entry of the first token that the policy chose: the advantage, where all tokens of a response share one."""
+    if column is None or mask is None:
+        return None
+    return next((value for value, chosen in zip(column, mask, strict=True) if chosen), None)
+
+
+def _messages(said: Sequence[Row]) -> list[Row]:
+    """Messages with one text each; what else a message has, such as tool calls, is kept beside it."""
+    return [
+        {"role": one.get("role", ""), "text": _text(one.get("content"))}
+        | {
+            name: one[name]
+            for name in ("tool_calls", "name", "tool_call_id", "reasoning_content")
+            if one.get(name)
+        }
+        for one in said
+    ]
+
+
+def _question(messages: Sequence[Row]) -> str:
+    """The last thing a user said."""
+    asked = [one for one in messages if one.get("role") == "user"] or messages
+    return _text(asked[-1].get("content")).strip()
+
+
+def _text(content: Any) -> str:
+    """Text and, for media, their kind and the last part of their name."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    named = [
+        {**part, part["type"]: _base_name(part[part["type"]])} if part.get("type") in KINDS else part
+        for part in content
+    ]
+    return readable(named)
+
+
+def _base_name(source: Any) -> str:
+    return PurePosixPath(PureWindowsPath(str(source)).as_posix()).name
+
+
+def _media(row: Row) -> list[tuple[str, Any]]:
+    contents = [one.get("content") for one in (*row.get("messages", ()), *(row.get("said") or ()))]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [(part["type"], part[part["type"]]) for part in parts if part.get("type") in KINDS]
+
+
+def _found(run: Run, where: str, place: int) -> tuple[Row, Path]:
+    """A response of a step or of an evaluation, and the folder that its pictures lie in."""
+    files = RunFolder(run.folder)
+    if where.isdecimal():
+        return run.response(int(where), place), files.trajectories
+    rows = run.evaluation(where).responses
+    if place >= len(rows):
+        raise ValueError(f"no response {place} in evaluation '{where}': it has {len(rows)}.")
+    return rows[place], files.evaluation
+
+
+def _asked(source: Any) -> Row:
+    """A picture of a prompt, read anew from its file and so never anything but a picture; no address is fetched."""
+    try:
+        return {"url": _url(picture(source, max_pixels=LARGEST_PICTURE**2)), "name": _base_name(source)}
+    except (MediaError, ValueError, OSError) as error:
+        reason = str(error).replace(str(source), _base_name(source))
+        return {"name": _base_name(source), "missing": reason}
+
+
+def _drawn(sheet: Path, box: Sequence[int]) -> Row:
+    """A picture that a model drew, cut out of its sheet."""
+    if not sheet.is_file():
+        return {"name": sheet.name, "missing": f"the picture is not there: {sheet.name}"}
+    pixels = read_picture(sheet, box, LARGEST_PICTURE)
+    return {"url": _url(require("PIL.Image", "media").fromarray(pixels)), "name": sheet.name}
+
+
+def _url(image: Any) -> str:
+    written = io.BytesIO()
+    image.save(written, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
+
+
+def _without_path(value: Any) -> Any:
+    """A setting without the folders of this machine: they say nothing elsewhere, and should not be passed on."""
+    if isinstance(value, list):
+        return [_without_path(one) for one in value]
+    is_path = isinstance(value, str) and (
+        value.startswith(("/", "~/")) or PureWindowsPath(value).is_absolute()
+    )
+    return f".../{_base_name(value)}" if is_path else value

@@ -1,0 +1,342 @@
+"""The viewer in a real browser: what is seen, what keys and pointer do, and that no text of a run is ever run.
+
+Needs playwright (`pip install playwright`) and Chromium (Debian: `apt-get install --no-install-recommends chromium`). With
+LIGHTRFT_SCREENSHOTS=docs the pictures of docs/viewer.md are made anew.
+"""
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightrft.console.web.export import export
+from lightrft.console.web.server import make_server
+from lightrft.runs import trajectories
+from lightrft.runs.metrics import Logger
+from lightrft.runs.reader import Run
+from lightrft.types import Prompt, Trajectory
+from tests.made_runs import learning_run, uniform_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs Chromium: apt-get install --no-install-recommends chromium"
+    ),
+]
+SCREENSHOTS = os.environ.get("LIGHTRFT_SCREENSHOTS", "")
+EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=2><svg onload=window.ran=3>{{ran}}\x1b[2J"
+VIEWS = ("0/overview", "0/groups/6", "0/group/6/1", "0/tokens/6/4", "0/evaluation/after")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two runs that learn, and one file with both."""
+    folder = tmp_path_factory.mktemp("runs")
+    first = learning_run(folder / "sums")
+    second = learning_run(folder / "sums-slow", seed=1, learning_rate=1e-5)
+    export([Run(first), Run(second)], folder / "both.html", 20.0)
+    return first, second, folder / "both.html"
+
+
+@pytest.fixture
+def page(browser):
+    """A page that fails the test if it logs an error or opens a dialog."""
+    made = browser.new_page(viewport={"width": 1200, "height": 760}, color_scheme="light")
+    wrong = []
+    made.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    made.on("pageerror", lambda error: wrong.append(str(error)))
+    made.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    made.set_default_timeout(10_000)
+    yield made
+    made.close()
+    assert not wrong
+
+
+@pytest.fixture
+def served():
+    """Serves runs for one test, and returns the address."""
+    made = []
+
+    def start(*folders):
+        server, address = make_server([Run(folder) for folder in folders])
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        made.append((server, thread))
+        return address
+
+    yield start
+    for server, thread in made:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def picture(page, name):
+    if SCREENSHOTS:
+        page.screenshot(path=Path(SCREENSHOTS) / f"viewer-{name}.png")
+
+
+def wait(page, expression):
+    """Until the expression is true. Asked from outside, since the page's policy lets nothing be evaluated inside it."""
+    end = time.monotonic() + 20
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never true: {expression}"
+        page.wait_for_timeout(30)
+
+
+def opened(page, address, view):
+    page.goto(f"{address}#/{view}")
+    page.wait_for_selector("main h1")
+    wait(page, "!document.querySelector('main').innerText.includes('Loading')")
+    return page
+
+
+def test_an_exported_file_opens_without_a_network(page, files):
+    page.context.set_offline(True)
+    opened(page, files[2].as_uri(), "0/overview")
+    before, after = (
+        Run(files[0]).evaluation(when).scores["sums"]["score"]["mean"] for when in ("before", "after")
+    )
+    assert page.inner_text("h1") == f"sums: held-out score {before:.1%} before, {after:.1%} after 8 steps"
+    assert page.locator(".chart canvas").count() >= 6
+    assert page.inner_text(".advice.good").startswith("✓ No alarm.")
+    assert page.locator(".scores tbody tr").count() == 2
+    assert page.locator(".stack").count() == 8
+    picture(page, "overview")
+
+
+def test_siblings_stand_side_by_side_sorted_by_reward_with_what_they_share_in_grey(page, files):
+    opened(page, files[2].as_uri(), "0/groups/4")
+    assert page.locator("tr[data-row]").count() == 6
+    page.click("tr[data-row] >> nth=0")
+    page.wait_for_selector(".response")
+    rewards = [float(text.split()[1]) for text in page.locator(".response header b").all_inner_texts()]
+    assert len(rewards) == 6
+    assert rewards == sorted(rewards, reverse=True)
+    shared = set(page.locator(".common").all_inner_texts())
+    assert len(shared) == 1
+    assert shared.pop().startswith("We add the two numbers step by step.")
+    boxes = [page.locator(".response").nth(n).bounding_box() for n in range(2)]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    picture(page, "group")
+
+
+def test_tokens_are_coloured_by_every_column_and_tell_all_of_them(page, files):
+    opened(page, files[2].as_uri(), "0/tokens/4/0")
+    names = page.locator(".choices button").all_inner_texts()
+    for column in (
+        "log-prob at sampling",
+        "entropy",
+        "advantage",
+        "ratio new / old",
+        "trainer less engine",
+        "policy less reference (KL)",
+        "weight in the loss",
+    ):
+        assert any(column in name for name in names), names
+    tokens = page.locator(".tokens span[data-n]")
+    looks = []
+    for key in range(1, 6):
+        page.keyboard.press(str(key))
+        wait(
+            page,
+            f"document.querySelectorAll('.choices button')[{key - 1}].getAttribute('aria-pressed') === 'true'",
+        )
+        looks.append(
+            tuple(
+                page.evaluate(
+                    "[...document.querySelectorAll('.tokens span[data-n]')].map((one) => one.className)"
+                )
+            )
+        )
+    assert len(set(looks)) >= 4
+    saved = Run(files[0]).tokens(4, 0)
+    tokens.nth(2).hover()
+    told = page.inner_text(".values")
+    assert f"{saved['behavior'][2]:.4g}"[:6] in told
+    assert len(page.locator(".values dt").all()) == len(names) + 1
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text(".values dt >> nth=0") == "token 3"
+    picture(page, "tokens")
+
+
+def test_signs_besides_colour_tell_more_likely_from_less_likely(page, files):
+    opened(page, files[2].as_uri(), "0/tokens/4/0")
+    page.click("button:has-text('ratio new / old')")
+    page.wait_for_selector(".tokens .p2, .tokens .p3, .tokens .p4")
+    style = "(name) => { const one = document.createElement('span'); one.className = name; document.body.append(one); return getComputedStyle(one).borderBottomStyle; }"
+    assert page.evaluate(style, "p3") == "solid"
+    assert page.evaluate(style, "n3") == "dotted"
+    assert "repeating-linear-gradient" in page.evaluate(
+        style.replace("borderBottomStyle", "backgroundImage"), "masked"
+    )
+
+
+def test_turns_tool_calls_and_pictures_are_shown(page, files):
+    address = files[2].as_uri()
+    opened(page, address, "0/group/1/1")
+    assert page.locator(".turn.tool").first.inner_text().split() == ["tool", "42"]
+    assert "calculator" in page.locator(".call").first.inner_text()
+    assert not page.locator(".turn.assistant details .text").first.is_visible()
+    opened(page, address, "0/group/1/2")
+    page.wait_for_selector(".pictures img")
+    assert page.evaluate("document.querySelector('.pictures img').naturalWidth") == 16
+
+
+def test_held_out_prompts_are_found_by_what_became_of_them(page, files):
+    opened(page, files[2].as_uri(), "0/evaluation/after")
+    run = Run(files[0])
+    right = [[row["correct"] for row in run.evaluation(when).responses] for when in ("before", "after")]
+    gained = sum(not was and now for was, now in zip(*right, strict=True))
+    page.click("button:has-text('wrong → right')")
+    assert page.locator("tr[data-row]").count() == gained > 0
+    assert f"({gained})" in page.inner_text("button:has-text('wrong → right')")
+    page.click("tr[data-row] >> nth=0")
+    assert page.locator(".siblings .response").count() == 2
+
+
+def test_two_runs_are_compared_by_what_differs_and_by_the_same_prompt(page, files):
+    opened(page, files[2].as_uri(), "compare")
+    page.wait_for_selector("text=McNemar")
+    settings = page.locator("section >> nth=0").locator("tbody code").all_inner_texts()
+    assert settings == ["seed", "optimizer.learning_rate"]
+    assert page.locator(".chart canvas").count() >= 6
+    assert page.locator("tr[data-row]").count() == 40
+    picture(page, "compare")
+
+
+def test_a_filter_finds_responses_and_says_what_it_cannot_read(page, files):
+    opened(page, files[2].as_uri(), "0/groups/1")
+    run = Run(files[0])
+    page.keyboard.press("/")
+    page.keyboard.type('reward=1 & "answer is"')
+    wanted = sum(row["reward"] == 1 for row in run.responses(1))
+    page.wait_for_selector(f"text={wanted} responses")
+    page.check("text=all saved steps")
+    everywhere = sum(row["reward"] == 1 for step in run.steps for row in run.responses(step))
+    page.wait_for_selector(f"text={everywhere} responses")
+    page.fill("#search", "nonsense<3")
+    assert "no field nonsense" in page.inner_text(".problem")
+
+
+def test_keys_move_between_groups_steps_and_views(page, files):
+    opened(page, files[2].as_uri(), "0/group/3/12")
+    page.keyboard.press("j")
+    page.wait_for_url("**/group/3/13")
+    page.keyboard.press("k")
+    page.wait_for_url("**/group/3/12")
+    page.keyboard.press("l")
+    page.wait_for_url("**/groups/4")
+    page.wait_for_selector("tr[data-row]")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/group/4/18")
+    page.keyboard.press("?")
+    assert page.is_visible("[role=dialog]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("[role=dialog]", state="detached")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.keyboard.press("t")
+    wait(page, "document.documentElement.dataset.theme === 'dark'")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.keyboard.press("t")
+
+
+@pytest.mark.parametrize(
+    "view", ["0/overview", "0/groups/4", "0/group/4/18", "0/tokens/4/0", "0/evaluation/after", "compare"]
+)
+def test_a_telephone_shows_every_view_without_scrolling_sideways(page, files, view):
+    page.set_viewport_size({"width": 360, "height": 740})
+    opened(page, files[2].as_uri(), view)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("how", ["server", "file"])
+def test_no_text_of_a_run_is_run(page, served, tmp_path, how):
+    run = uniform_run(tmp_path / "<img src=x onerror=window.ran=4>", EVIL)
+    with Logger(run, start_step=6, tensorboard=False) as logger:
+        logger.log(
+            7, {"reward/mean": 1.0, f"reward/{EVIL}": 1.0, f"seconds/{EVIL}": 1.0, f"straggler/{EVIL}": 1.0}
+        )
+    if how == "file":
+        export([Run(run), Run(run)], tmp_path / "r.html", 20.0)
+    address = (tmp_path / "r.html").as_uri() if how == "file" else served(run, run)
+    for view in (*VIEWS, "compare"):
+        opened(page, address, view)
+        if view.startswith("0/evaluation"):
+            page.click("tr[data-row] >> nth=0")
+        page.wait_for_timeout(100)
+        assert page.evaluate("window.ran") is None
+        assert page.locator("main img, main script, main svg[onload]").count() == 0
+        if view != "compare":
+            assert "onerror=window.ran" in page.inner_text("body")
+    assert page.locator("script").count() == (12 if how == "file" else 11)
+
+
+def test_a_page_follows_a_run_that_goes_on(page, served, tmp_path):
+    run = uniform_run(tmp_path / "live", "fine", steps=2)
+    opened(page, served(run), "0/overview")
+    page.wait_for_selector("text=follows the run")
+    assert "2 of 2 steps" in page.inner_text("main")
+    with Logger(run, start_step=2, tensorboard=False) as logger:
+        logger.log(3, {"reward/mean": 0.9})
+    page.wait_for_selector("text=3 of 2 steps", timeout=10_000)
+
+
+def test_32768_tokens_stay_fluent(page, served, tmp_path):
+    """Opened, coloured anew and walked through, within times that a person does not wait for; generous, for slow machines."""
+    count = 32_768
+    prompt = Prompt("q", [1], [{"role": "user", "content": "?"}], "5", "sums")
+    t = Trajectory(
+        prompt,
+        0,
+        list(range(count)),
+        [True] * count,
+        [-(n % 9) / 2 for n in range(count)],
+        "stop",
+        answer="x",
+        reward=1.0,
+    )
+    t.columns = {"entropy": torch.arange(count) % 7 / 7.0}
+    words = ["a", " long", " text", " of", " words\n"]
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.log(1, {"reward/mean": 1.0})
+    trajectories.save(tmp_path, 1, [t], pieces=lambda ids: [words[n % 5] for n in range(len(ids))])
+    begun = time.monotonic()
+    opened(page, served(tmp_path), "0/tokens/1/0")
+    wait(page, f"document.querySelectorAll('.tokens span[data-n]').length === {count}")
+    first = time.monotonic() - begun
+    again = page.evaluate(
+        """async () => {
+          const before = document.querySelector('.tokens span[data-n="3"]').className, begun = performance.now();
+          [...document.querySelectorAll('.choices button')].find((one) => one.innerText.includes('entropy')).click();
+          await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+          return [performance.now() - begun, before !== document.querySelector('.tokens span[data-n="3"]').className];
+        }"""
+    )
+    scrolled = page.evaluate(
+        """async () => {
+          const place = document.querySelector('.tokens'), begun = performance.now();
+          for (let n = 1; n <= 20; n++) { place.scrollTop = place.scrollHeight * n / 20; await new Promise(requestAnimationFrame); }
+          return (performance.now() - begun) / 20;
+        }"""
+    )
+    print(f"opened in {first:.2f} s, coloured in {again[0]:.0f} ms, {scrolled:.0f} ms a frame of scrolling")
+    assert first < 15
+    assert again[1]
+    assert again[0] < 3000
+    assert scrolled < 300

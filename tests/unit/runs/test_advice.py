@@ -1,0 +1,201 @@
+"""Each rule on a made run that is bad in its one way, and on runs that learn as they should."""
+
+import math
+import re
+
+import pytest
+
+from lightrft.cli import main
+from lightrft.config import RUNS, layers
+from lightrft.runs import trajectories
+from lightrft.runs.advice import RULES, advise
+from lightrft.runs.facts import Facts, rises
+from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.metrics import Logger
+from lightrft.types import Prompt, Trajectory
+
+NOISE = [0.01, -0.02, 0.015, -0.01, 0.02, -0.015, 0.005]
+
+
+def good(steps):
+    """A run that learns: reward from 0.2 to 0.9, entropy falls to a tenth of its start, nothing else to be seen."""
+    rows = []
+    for n in range(steps):
+        share = n / max(1, steps - 1)
+        rows.append(
+            {
+                "step": n + 1,
+                "reward/mean": 0.2 + 0.7 * share + NOISE[n % 7],
+                "reward/zero_std_fraction": 0.25 + 0.2 * share,
+                "length/mean": 50 + NOISE[n % 7],
+                "length/truncated_fraction": 0.6 if n == 0 else 0.05,
+                "entropy": 1.78 - 1.65 * share,
+                "grad_norm": 1.2 + NOISE[n % 7],
+                "loss": NOISE[n % 7],
+                "approx_kl": 1e-3,
+                "clip/fraction": 0.02,
+                "mismatch/max": 6e-5,
+                "mismatch/mean_abs": 1e-5,
+                "mismatch/ratio": 1.0,
+                "kl": 0.01 + 0.001 * share,
+                "seconds/step": 10.0,
+                "seconds/rollout": 4.0,
+                "memory/rss_gib": 4.0 + NOISE[n % 7],
+                "counts/responses": 64,
+                "counts/dropped_responses": 0,
+                "counts/skipped_updates": 0,
+                "critic/explained_variance": 0.5,
+                "straggler/train": 1.1,
+            }
+        )
+    return rows
+
+
+def with_course(steps, **courses):
+    """The good run with other courses: a function of the share of the run that is done."""
+    rows = good(steps)
+    for name, course in courses.items():
+        for n, row in enumerate(rows):
+            value = course(n / (steps - 1))
+            row[name.replace("__", "/")] = (
+                None if value is None else value + (NOISE[n % 7] if name == "reward__mean" else 0)
+            )
+    return rows
+
+
+def flat(level):
+    return lambda _share: level
+
+
+SINGLE = {"model.dtype": "float32"}
+BAD = {
+    "not_finite": (with_course(20, loss=lambda share: None if share > 0.9 else 0.0), {}, {}),
+    "skipped_updates": (
+        with_course(20, counts__skipped_updates=lambda share: 1 if share > 0.9 else 0),
+        {},
+        {},
+    ),
+    "failing_rewards": (with_course(20, counts__dropped_responses=flat(2)), {}, {}),
+    "reward_hacking": (good(40), {}, {"intervals": [("before", 0.4, 0.5), ("after", 0.1, 0.2)]}),
+    "mismatch": (with_course(20, mismatch__max=flat(0.4)), SINGLE, {}),
+    "critic": (with_course(20, critic__explained_variance=flat(-0.3)), {}, {}),
+    "entropy_collapse": (with_course(60, reward__mean=lambda share: min(0.4, 0.2 + 2 * share)), {}, {}),
+    "truncation": (with_course(20, length__truncated_fraction=flat(0.4)), {}, {}),
+    "zero_variance": (with_course(20, reward__zero_std_fraction=flat(0.6)), {}, {}),
+    "clipping": (with_course(20, clip__fraction=flat(0.4)), {}, {}),
+    "gradient_spike": (with_course(20, grad_norm=lambda share: 9.0 if share == 1 else 1.0), {}, {}),
+    "divergence": (
+        with_course(60, kl=lambda share: 0.01 + 0.2 * share, reward__mean=flat(0.85), entropy=flat(1.0)),
+        {},
+        {},
+    ),
+    "longer": (
+        with_course(
+            30, length__mean=lambda share: 50 + 100 * share, reward__mean=flat(0.5), entropy=flat(1.0)
+        ),
+        {},
+        {},
+    ),
+    "format_alone": (
+        with_course(
+            30, reward__form=lambda share: min(1.0, 0.5 + 1.5 * max(0.0, share - 0.4)), reward__task=flat(0.1)
+        ),
+        {},
+        {},
+    ),
+    "too_slow": (
+        with_course(40, approx_kl=flat(1e-7), reward__mean=flat(0.5), entropy=flat(1.0)),
+        {"update.num_minibatches": 4},
+        {},
+    ),
+    "stragglers": (with_course(20, straggler__train=flat(1.9)), {}, {}),
+    "slow_rollout": (with_course(20, seconds__rollout=flat(8.5)), {}, {}),
+    "memory": (with_course(40, memory__rss_gib=lambda share: 4 + 8 * share), {}, {}),
+    "garbled": (good(20), {}, {"responses": ["fine", "\ufffd\ufffd\ufffd", "a b c d " * 20, "good"]}),
+    "overfitting": (
+        [
+            {"step": n, "nll": 2 - 0.05 * n, "loss": 2 - 0.05 * n}
+            | ({"held_out_nll/mean": 1 + abs(n - 8) / 20} if n % 4 == 0 else {})
+            for n in range(25)
+        ],
+        {},
+        {},
+    ),
+}
+
+
+def rules(found):
+    return [one.rule for one in found]
+
+
+def test_every_rule_has_a_bad_run_here():
+    assert set(BAD) == set(RULES)
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_a_bad_run_fires_exactly_its_rule(name):
+    rows, config, more = BAD[name]
+    (one,) = advise(Facts(rows, config, **more))
+    assert one.rule == name
+    assert one.evidence
+    assert one.source
+
+
+@pytest.mark.parametrize("steps", [1, 5, 16, 24, 60, 200])
+def test_a_run_that_learns_is_left_alone_though_its_entropy_falls(steps):
+    assert (
+        rules(
+            advise(
+                Facts(good(steps), {"update.num_minibatches": 4}, [("before", 0.2, 0.3), ("after", 0.8, 0.9)])
+            )
+        )
+        == []
+    )
+    assert advise(Facts([])) == []
+
+
+def test_alarms_come_without_advice():
+    rows = with_course(20, clip__fraction=flat(0.4), critic__explained_variance=flat(-1.0))
+    assert rules(advise(Facts(rows))) == ["critic"]
+
+
+def test_more_truncation_with_a_falling_reward_is_an_alarm():
+    rows = with_course(
+        20, length__truncated_fraction=lambda share: share, reward__mean=lambda share: 1 - share
+    )
+    (one,) = advise(Facts(rows))
+    assert (one.rule, one.level) == ("truncation", "alarm")
+
+
+def test_a_line_is_measured_in_its_standard_errors():
+    """Worked by hand: y = 0, 2, 1, 3 has slope 0.8, squares left 1.8, so a standard error of sqrt(0.9 / 5)."""
+    assert rises([(0, 0.0), (1, 2.0), (2, 1.0), (3, 3.0)]) == pytest.approx(0.8 / math.sqrt(0.9 / 5))
+    assert rises([(0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0)]) == 100.0
+    assert rises([(0, 1.0)] * 3) == 0.0
+
+
+def test_every_option_that_a_rule_names_exists():
+    known = {name for kind in RUNS.values() for name, *_ in layers.options(kind)}
+    named = {name for rule in RULES.values() for name in re.findall(r"\b[a-z]+(?:\.[a-z_]+)+\b", rule.option)}
+    assert len(named) > 15
+    assert named <= known
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_1_on_an_alarm(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("model:\n  dtype: float32\n")
+    with Logger(tmp_path, tensorboard=False) as logger:
+        for row in with_course(20, mismatch__max=flat(0.4)):
+            logger.log(
+                row["step"], {name: math.nan if v is None else v for name, v in row.items() if name != "step"}
+            )
+    prompt = Prompt("q", [1], [{"role": "user", "content": "?"}], "5", "sums")
+    trajectories.save(
+        tmp_path, 1, [Trajectory(prompt, 0, [7], [True], [-0.5], "stop", answer="5", reward=1.0)]
+    )
+    EvaluationFolder(RunFolder(tmp_path).evaluation).write(
+        "before", {"sums": {"score": {"mean": None, "low": None, "high": None}}}, []
+    )
+    assert main(["view", str(tmp_path), "--advice"]) == 1
+    told = capsys.readouterr().out
+    assert "alarm: mismatch" in told
+    assert "algorithm.mismatch_correction" in told
