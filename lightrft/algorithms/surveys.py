@@ -200,5 +200,7 @@ m2po.ranges = {"second_moment_limit": POSITIVE}  # type: ignore[attr-defined]
 for _ratio in (kl_cov, m2po):
     setattr(_ratio, "needs_updates", True)  # noqa: B010  # mypy knows no attributes of functions
     setattr(_ratio, "unused_settings", ("clip",))  # noqa: B010
+for _alone in (clip_cov, kl_cov, m2po):  # once the marks are there
+    setattr(_alone, "entrywise", True)  # noqa: B010
 
 SURVEYING: Mapping[str, Callable[..., Terms]] = {"clip_cov": clip_cov, "kl_cov": kl_cov, "m2po": m2po}

@@ -153,7 +153,7 @@ def vespo(
 
 for _bounded in (dppo, dppo_kl, dcpo, aspo):
     _bounded.ranges = {"ratio_limit": Range(1, without_low=True)}  # type: ignore[attr-defined]
-for _alone in (dppo, dppo_kl, dcpo, dro):
+for _alone in (dppo, dppo_kl, dcpo, aspo, dro):
     _alone.entrywise = True  # type: ignore[union-attr]
 topr.ranges = {"weight_limit": POSITIVE}  # type: ignore[attr-defined]
 dro.ranges = {"beta": POSITIVE}  # type: ignore[attr-defined]

@@ -152,9 +152,18 @@ def test_a_loss_says_whether_it_looks_at_more_than_an_entry(name):
     batch.old, batch.ref, new = (0.3 * torch.randn(count, generator=draw) - 2 for _ in range(3))
     batch.advantages = torch.randn(count, generator=draw)
     batch.scores = torch.randn(len(answers), generator=draw)
+    batch.marks = (torch.rand(count, generator=draw) < 0.5).float()
     owners = batch.segments
     alone = dataclasses.replace(
         batch, segments=torch.arange(count), groups=batch.groups[owners], scores=batch.scores[owners]
     )
     whole, single = (algorithm.policy_loss(new, b, algorithm.config).loss for b in (batch, alone))
     assert torch.equal(whole, single) is algorithm.entrywise
+
+
+def test_what_is_decided_for_a_whole_response_is_never_divided():
+    for settings in ({"mismatch_level": "sequence", "mismatch_limit": 2.0}, {"off_policy_mask_limit": 0.1}):
+        assert build(AlgorithmConfig(loss="clipped", advantage="group_norm"), resolve).entrywise
+        assert not build(
+            AlgorithmConfig(loss="clipped", advantage="group_norm", **settings), resolve
+        ).entrywise
