@@ -103,7 +103,7 @@ class Denoiser:
     def _noised(
         self, x: Tensor, place: int, steps: Schedule, streams: Tensor, conditions: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Pictures noised to the level of step `place`: the states with their velocities, (B, 2, ...), and the log-probs of these, (B,)."""
+        """Pictures noised to the level of step `place` with their velocities, (B, 2, ...), and the log-probs of these, (B,)."""
         noise = normals(streams, 1 + place, self._processor.shape).to(self.device)
         state, velocity = noised(x, noise, steps.levels.before[place].to(self.device))
         step = steps.noisy(self._module, state, torch.full((len(x),), place, device=self.device), conditions)

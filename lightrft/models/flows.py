@@ -103,7 +103,7 @@ STEPS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], St
 }
 """rollout.denoise.noise -> state, velocity, level of noise, next one, strength, second level of the schedule -> the next state."""
 AFTERWARDS = ("match",)
-"""Rows without noise on the way: entries are levels at which the finished picture is noised anew."""
+"""Noises that enter none of the steps on the way: entries are levels at which the finished picture is noised anew."""
 
 
 def logprob(x: Tensor, step: Step) -> Tensor:
