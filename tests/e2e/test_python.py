@@ -49,8 +49,27 @@ def test_two_runs_in_a_row_the_second_in_a_thread_are_the_same_and_leave_the_pro
     def vowels(answer: str) -> float:  # of this function alone: it reaches the worker pickled
         return weight * sum(c in "aeiou" for c in answer)
 
+    told = []
+
+    class Sink:
+        def __init__(self, run):
+            told.append((run.name, run.settings["steps"]))
+
+        def log(self, step, metrics):
+            told.append((step, metrics["reward/mean"]))
+
+        def groups(self, step, rows):
+            told.append((step, [row["reward"] for row in rows]))
+
+        def close(self):
+            told.append("closed")
+
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    runs = [lightrft.train(**SMALL, rewards=vowels)]
+    runs = [lightrft.train(**SMALL | {"log": {**SMALL["log"], "to": [Sink]}}, rewards=vowels)]
+    responses = runs[0].responses()
+    first = [row["reward"] for row in responses if row["group"] == responses[0]["group"]]
+    mean = runs[0].metrics()[0]["reward/mean"]
+    assert told == [(runs[0].folder.name, 1), (1, mean), (1, first), "closed"]
     thread = threading.Thread(target=lambda: runs.append(lightrft.train(**SMALL, rewards=vowels)))
     thread.start()
     thread.join()
