@@ -20,7 +20,6 @@ from lightrft.commands import train as train_command
 from lightrft.config import Config, DPOConfig, EvaluateConfig, RewardTrainingConfig, RunConfig, SFTConfig
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.reader import Run
-from lightrft.utils.inline import held
 from lightrft.utils.paths import expanded
 
 Layers = str | Sequence[str]
@@ -142,8 +141,7 @@ def evaluate(
         raise ValueError(
             "lightrft.evaluate: there is nothing to ask. Give data=ROWS, or the name of a task: data='gsm8k'"
         )
-    with held(given.objects):
-        return as_guest(partial(evaluate_command.evaluate, asked))
+    return as_guest(partial(evaluate_command.evaluate, asked), given.objects)
 
 
 def _offline(
@@ -198,5 +196,4 @@ def _run(
         raise ValueError(f"{given.called}: resume={run} is not the folder of a run.")
     whole = config if config is not None and not (given.tree or words) else None
     asked = whole or loaded(cls, given, config=config, named_layers=words, resume=None if config else run)
-    with held(given.objects):
-        return Run(as_guest(partial(start, asked, run)))
+    return Run(as_guest(partial(start, asked, run), given.objects))

@@ -6,14 +6,16 @@ import functools
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from lightrft.utils.failures import is_explained
+from lightrft.utils.inline import held
 from lightrft.utils.seeding import generator_states, restore_generators
 
 P = ParamSpec("P")
@@ -41,8 +43,8 @@ def one_line(function: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
-def as_guest(work: Callable[[], T]) -> T:
-    """What `work`, a run or an evaluation, gives. It may seed, set threads and log as in a process of its own; afterwards all that is as
+def as_guest(work: Callable[[], T], objects: Mapping[str, Any] = MappingProxyType({})) -> T:
+    """What `work`, a run or an evaluation whose settings name `objects`, gives. It may seed, set threads and log as in a process of its own; afterwards all that is as
     before. RuntimeError if another run goes on in this process."""
     if not _GOING_ON.acquire(blocking=False):
         raise RuntimeError(
@@ -50,7 +52,7 @@ def as_guest(work: Callable[[], T]) -> T:
             "as a process of its own: lightrft train ..."
         )
     try:
-        with _restored():
+        with _restored(), held(objects):
             return work()
     finally:
         _GOING_ON.release()

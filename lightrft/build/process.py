@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.config import RunConfig, command_of
+from lightrft.config.layers import options
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
 from lightrft.models.processor import Processor
@@ -20,6 +22,8 @@ from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import Events, Status, note_environment
 from lightrft.runs.metrics import Logger
+from lightrft.runs.sinks import Sinks, found
+from lightrft.runs.trackers import Opened
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.trainer.run import Journal
 from lightrft.utils.device import pick_device, reuse_host_memory, use_tf32
@@ -29,7 +33,8 @@ log = logging.getLogger("lightrft")
 
 
 def prepare_process(config: RunConfig) -> None:
-    """Seeds, threads and memory habits of this process."""
+    """Seeds, threads and memory habits of this process. ValueError for a sink that is not there, before anything is made."""
+    found(config.log.to)
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
     use_tf32(pick_device(config.strategy.device), config.strategy.tf32)
@@ -90,16 +95,18 @@ def build_journal(
     stack: contextlib.ExitStack,
 ) -> Journal:
     """Metrics and live picture of a run of `steps` steps, from those on that `state` has done; files are closed with the stack."""
-    logger = None
+    logger, sinks = None, None
     if world.is_first:
-        logger = Logger(run, state["done"] if state else -1, tensorboard=config.log.tensorboard)
+        tensorboard = config.log.tensorboard and "tensorboard" not in config.log.to
+        logger = Logger(run, state["done"] if state else -1, tensorboard=tensorboard)
         stack.enter_context(logger)
+        sinks = stack.enter_context(build_sinks(config, run, state["done"] if state else 0))
         RunFolder(run).drop_responses_after(state["done"] if state else 0)
     progress = Progress(config, steps, state["done"] if state else 0, run=run, show=world.is_first)
     if world.is_first:
         note_environment(run, world.size)
         stack.enter_context(Status(RunFolder(run).status, lambda: _now(progress)))
-    return Journal(run, progress, logger, world.rank, Events(RunFolder(run).events(world.rank)))
+    return Journal(run, progress, logger, world.rank, sinks, Events(RunFolder(run).events(world.rank)))
 
 
 def _now(progress: Progress) -> dict[str, Any]:
@@ -113,3 +120,9 @@ def _now(progress: Progress) -> dict[str, Any]:
         "responses": [progress.answered, progress.expected],
         "seconds_left": None if left is None else round(left),
     }
+
+
+def build_sinks(config: RunConfig, run: Path, done: int) -> Sinks:
+    """Where metrics go besides the run folder. ValueError for a sink that is not there."""
+    settings = {name: reduce(getattr, name.split("."), config) for name, *_ in options(type(config))}
+    return Sinks(config.log.to, Opened(run, run.absolute().name, settings, done))

@@ -32,7 +32,7 @@ def replay(run: Path, step: int) -> int:
         resolved = RunFolder(Path(scratch)).config
         resolved.write_text(capsule.config_yaml, encoding="utf-8")
         config = layers.load([str(resolved)], Config)
-        quiet = replace(config.log, progress=False, tensorboard=False, capture_steps=[])
+        quiet = replace(config.log, progress=False, tensorboard=False, to=[], capture_steps=[])
         config = replace(config, log=quiet, rollout=with_own_engine(config.rollout, engine_of(config.model)))
         trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
         assert isinstance(trainer, RLTrainer)

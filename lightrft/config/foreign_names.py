@@ -45,7 +45,7 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "num_labels": "outputs",
     "output_dir": "run",
     "run_name": "name",
-    "report_to": "log.tensorboard",
+    "report_to": "log.to",
     "logging_steps": "log.trajectories_every_steps",
     "save_steps": "checkpoint.every_steps",
     "save_total_limit": "checkpoint.keep_last",

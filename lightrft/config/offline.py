@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
@@ -34,6 +34,9 @@ class SFTLogConfig:
     """Live progress in the terminal; false prints one line per step."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    to: list[str] = field(default_factory=list)
+    """Where metrics go besides the run folder: tensorboard, wandb, trackio, mlflow, swanlab, or import paths
+    (mine.py:Sink). A sink that fails is counted and told once, and never stops the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

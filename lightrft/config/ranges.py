@@ -250,7 +250,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "pass_k": COUNT,
         "majority_k": COUNT,
     },
-    "log": {"trajectories_every_steps": NOT_NEGATIVE, "capture_steps": COUNT, "capture_spikes": NOT_NEGATIVE},
+    "log": {
+        "sample_groups": NOT_NEGATIVE,
+        "trajectories_every_steps": NOT_NEGATIVE,
+        "capture_steps": COUNT,
+        "capture_spikes": NOT_NEGATIVE,
+    },
 }
 """Section -> setting -> what it may be; of a list or a table, what each number in it may be. The settings of `lightrft sft`,
 `lightrft reward` and `lightrft dpo` outside their sections stand under sft, reward and dpo."""

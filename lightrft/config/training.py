@@ -150,6 +150,11 @@ class LogConfig:
     """Live progress in the terminal; false prints one line per step."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    to: list[str] = field(default_factory=list)
+    """Where metrics and a sample of groups go besides the run folder: tensorboard, wandb, trackio, mlflow, swanlab, or import paths
+    (mine.py:Sink). A sink that fails is counted and told once, and never stops the run."""
+    sample_groups: int = 1
+    """Groups of a step whose responses go to the sinks of log.to; 0: none."""
     trajectories_every_steps: int = 1
     """Save the responses of every n-th step for `lightrft view`; 0: none."""
     token_columns: bool = True

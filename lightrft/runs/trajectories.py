@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightrft.media.parts import described
+from lightrft.media.parts import described, readable
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.sheets import write_sheet
 
@@ -47,6 +47,23 @@ def save(
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     os.replace(unfinished, path)
     return path
+
+
+def sample(trajectories: Sequence[Trajectory], groups: int) -> list[dict[str, Any]]:
+    """The responses of the first groups, each as one flat row for a table of another program."""
+    first = list(dict.fromkeys(t.group for t in trajectories))[:groups]
+    return [
+        {
+            "group": t.group,
+            "prompt": readable(described(t.prompt.messages)[-1]["content"]) if t.prompt.messages else "",
+            "response": t.answer,
+            "target": "" if t.prompt.target is None else str(t.prompt.target),
+            "reward": _finite(t.reward),
+            "finish": t.finish,
+        }
+        for t in trajectories
+        if t.group in first
+    ]
 
 
 def load(run: Path, step: int) -> list[dict[str, Any]]:

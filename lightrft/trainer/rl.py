@@ -106,6 +106,7 @@ class RLTrainer:
     def record(self, step: int, metrics: Metrics, trajectories: list[Trajectory]) -> None:
         """Metrics and responses of a step, to files."""
         self.journal.log(step, metrics)
+        self.journal.sample(step, trajectories, self.config.log.sample_groups)
         self.watch.check(metrics)
         every = self.config.log.trajectories_every_steps
         if every and step % every == 0:

@@ -22,6 +22,7 @@ from lightrft.runs import trajectories as saved
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import Events
 from lightrft.runs.metrics import Logger
+from lightrft.runs.sinks import Sinks
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.learned import learned
@@ -111,6 +112,8 @@ class Journal:
     logger: Logger | None
     """Only on the first rank."""
     rank: int = 0
+    sinks: Sinks | None = None
+    """Only on the first rank."""
     events: Events | None = None
     """What this rank does, and when."""
 
@@ -124,6 +127,13 @@ class Journal:
         if self.logger is not None:
             with explained(self.folder):
                 self.logger.log(step, metrics)
+        if self.sinks is not None:
+            self.sinks.log(step, metrics)
+
+    def sample(self, step: int, trajectories: Sequence[Trajectory], groups: int) -> None:
+        """The responses of the first so many groups of this rank, to the sinks."""
+        if self.sinks is not None and groups:
+            self.sinks.groups(step, saved.sample(trajectories, groups))
 
     def save(
         self, step: int, trajectories: Sequence[Trajectory], processor: Processor, columns: bool

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +17,7 @@ from lightrft import Config, cli
 from lightrft.config import layers
 from lightrft.runs.layout import RunFolder
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = [{"prompt": f"Say {word}", "target": word, "weight": n} for n, word in enumerate("abcdefgh")]
 SMALL = {
     "model": "random:llama",
@@ -44,8 +49,27 @@ def test_two_runs_in_a_row_the_second_in_a_thread_are_the_same_and_leave_the_pro
     def vowels(answer: str) -> float:  # of this function alone: it reaches the worker pickled
         return weight * sum(c in "aeiou" for c in answer)
 
+    told = []
+
+    class Sink:
+        def __init__(self, run):
+            told.append((run.name, run.settings["steps"]))
+
+        def log(self, step, metrics):
+            told.append((step, metrics["reward/mean"]))
+
+        def groups(self, step, rows):
+            told.append((step, [row["reward"] for row in rows]))
+
+        def close(self):
+            told.append("closed")
+
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    runs = [lightrft.train(**SMALL, rewards=vowels)]
+    runs = [lightrft.train(**SMALL | {"log": {**SMALL["log"], "to": [Sink]}}, rewards=vowels)]
+    responses = runs[0].responses()
+    first = [row["reward"] for row in responses if row["group"] == responses[0]["group"]]
+    mean = runs[0].metrics()[0]["reward/mean"]
+    assert told == [(runs[0].folder.name, 1), (1, mean), (1, first), "closed"]
     thread = threading.Thread(target=lambda: runs.append(lightrft.train(**SMALL, rewards=vowels)))
     thread.start()
     thread.join()
@@ -102,6 +126,23 @@ def test_a_reward_that_asks_for_what_no_row_has_is_refused_before_any_weight_loa
         lightrft.train(**SMALL, rewards={"graded": lambda answer, level: 1.0})
     with pytest.raises(ValueError, match="asks for 'completion', which is called 'answer' here"):
         lightrft.train(**SMALL, rewards={"elsewhere": lambda completion: 1.0})
+
+
+def test_the_notebook_of_the_examples_runs_from_its_first_cell_to_its_last(tmp_path):
+    """In a process of its own, whose main module the cells are, as in a notebook."""
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    program = "import sys, json\nfor cell in json.load(sys.stdin):\n    exec(compile(cell, 'cell', 'exec'), globals())\n"
+    program += "assert rewards[-1] > rewards[0] + 0.2\nassert run._repr_html_()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(cells),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_whole_config_trains_and_evaluation_fine_tuning_and_comparisons_take_rows():

@@ -128,7 +128,7 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["train", "tiny", "--learning-rate", "1"], "Perhaps you meant: --optimizer.learning-rate, "),
         (["train", "tiny", "--num_generations", "4"], "In LightRFT this is --rollout.group-size."),
         (["train", "tiny", "--lr=1"], "no option --lr. In LightRFT this is --optimizer.learning-rate."),
-        (["train", "tiny", "--report_to", "wandb"], "In LightRFT this is --log.tensorboard."),
+        (["train", "tiny", "--report_to", "wandb"], "In LightRFT this is --log.to."),
         (
             ["train", "tiny", "--rollout.max-draws", "1"],
             "is called --rollout.max-sampling-rounds now.",

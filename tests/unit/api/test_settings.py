@@ -182,7 +182,7 @@ def test_what_a_run_changes_in_the_process_is_as_before_and_a_second_at_the_same
 
     def second():
         try:
-            process.as_guest(lambda: None)
+            process.as_guest(lambda: None, {"inline:mine": 2})
         except RuntimeError as error:
             refused.append(str(error))
 
@@ -193,11 +193,12 @@ def test_what_a_run_changes_in_the_process_is_as_before_and_a_second_at_the_same
         other = threading.Thread(target=second)
         other.start()
         other.join()
+        assert inline.find("inline:mine", "reward") == 1  # not that of the run which was refused
         raise ValueError("it failed")
 
     try:
         with pytest.raises(ValueError, match="it failed"):
-            process.as_guest(run)
+            process.as_guest(run, {"inline:mine": 1})
         assert before == (
             random.getstate(),
             torch.get_num_threads(),
