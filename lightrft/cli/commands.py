@@ -14,6 +14,7 @@ from lightrft import __version__
 from lightrft.cli import help as helping
 from lightrft.cli.loading import load, load_as, load_run, run_folder
 from lightrft.cli.options import (
+    ChatOptions,
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
@@ -303,6 +304,25 @@ def export(args: Sequence[str]) -> int:
         )
 
 
+def chat(args: Sequence[str]) -> int:
+    """Talk with a model in the terminal: lightrft chat RUN, or lightrft chat MODEL."""
+    own = parsed(ChatOptions, "chat", args)
+    for name, fits, range_ in (
+        ("temperature", 0 <= own.temperature < float("inf"), "at least 0"),
+        ("top-p", 0 < own.top_p <= 1, "above 0 and at most 1"),
+        ("max-tokens", own.max_tokens >= 1, "at least 1"),
+    ):
+        if not fits:
+            raise ValueError(f"--{name} must be {range_}.")
+    from lightrft.commands import chat as command
+    from lightrft.types import Sampling
+
+    sampling = Sampling(
+        max_tokens=own.max_tokens, temperature=own.temperature, top_p=own.top_p, seed=own.seed
+    )
+    return command.chat(own.model, own.system, sampling)
+
+
 def doctor(args: Sequence[str]) -> int:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
     parsed(DoctorOptions, "doctor", args)
@@ -328,6 +348,7 @@ COMMANDS: dict[str, Command] = {
     "replay": replay,
     "view": view,
     "export": export,
+    "chat": chat,
     "doctor": doctor,
     "init": init,
 }
