@@ -20,6 +20,7 @@ from lightrft.cli.options import (
     ExportOptions,
     JudgeOptions,
     PlanOptions,
+    PushOptions,
     ReplayOptions,
     ServeOptions,
     ServeRewardsOptions,
@@ -323,6 +324,15 @@ def chat(args: Sequence[str]) -> int:
     return command.chat(own.model, own.system, sampling)
 
 
+def push(args: Sequence[str]) -> int:
+    """Upload a run's model with its card to the hub: lightrft push RUN OWNER/NAME [--dry-run]."""
+    own = parsed(PushOptions, "push", args)
+    run = run_folder(str(own.run))
+    from lightrft.commands import push as command
+
+    return command.push(run, own.name, dry_run=own.dry_run, private=own.private)
+
+
 def doctor(args: Sequence[str]) -> int:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
     parsed(DoctorOptions, "doctor", args)
@@ -349,6 +359,7 @@ COMMANDS: dict[str, Command] = {
     "view": view,
     "export": export,
     "chat": chat,
+    "push": push,
     "doctor": doctor,
     "init": init,
 }

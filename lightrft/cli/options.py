@@ -201,6 +201,20 @@ class ChatOptions:
 
 
 @dataclass(frozen=True)
+class PushOptions:
+    """Upload the model of a finished run to the hub, with a card that says how it was made."""
+
+    run: Annotated[Folder, tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
+    """The model's name on the hub."""
+    dry_run: bool = False
+    """Show the card and the files, and upload nothing."""
+    private: bool = False
+    """Make the repository private if it is new."""
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
 
