@@ -6,16 +6,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
-from lightrft.config import ModelConfig, NativeEngineConfig
-from lightrft.engines.native import NativeEngine
+from lightrft.build.tables import ENGINES, OWN
+from lightrft.config import ModelConfig, RolloutConfig
 from lightrft.models.describe import context
 from lightrft.models.load import load_model, load_processor
-from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
 from lightrft.runs.layout import RunFolder
-from lightrft.types import Message, Record, Sampling
+from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.device import pick_device
+from lightrft.utils.imports import resolve
 from lightrft.utils.shown import shown
 
 NEW, QUIT = "/new", "/quit"
@@ -25,12 +26,8 @@ def chat(model: str, system: str, sampling: Sampling) -> int:
     """Talks until the input ends or /quit."""
     config = ModelConfig(path=model_of(model))
     processor = load_processor(config)
-    engine = NativeEngine(
-        causal_lm(load_model(config, pick_device("auto"), trainable=False)),
-        processor.stop_ids,
-        processor.text,
-        NativeEngineConfig(),
-    )
+    module = load_model(config, pick_device("auto"), trainable=False)
+    engine: Any = resolve(ENGINES, OWN, "engine")(module, processor, RolloutConfig())
     talk = Conversation(engine, processor, sampling, context(config), system)
     write(f"{shown(config.path, lines=False)}: {NEW} begins again, {QUIT} ends.\n")
     converse(talk, asked(), write)
@@ -81,11 +78,19 @@ def converse(talk: Conversation, lines: Iterable[str], show: Callable[[str], obj
                 show(f"{shown(error)}\n")
 
 
+class Follows(Protocol):
+    """An engine that tells the tokens of a response as it draws them."""
+
+    def follow(self, prompt: Prompt, sampling: Sampling, told: Callable[[list[int]], object]) -> Completion:
+        """One response."""
+        ...
+
+
 @dataclass
 class Conversation:
     """A model, and what was said."""
 
-    engine: NativeEngine
+    engine: Follows
     processor: Processor
     sampling: Sampling
     longest: int | None
