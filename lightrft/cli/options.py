@@ -193,6 +193,38 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class ChatOptions:
+    """Talk with a model, each response shown as it is drawn; text only."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """The model, as in model.path, or the folder of a finished run."""
+    system: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
+    """System message."""
+    temperature: float = 0.7
+    """Sampling temperature; 0: the most likely token."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens with this total probability."""
+    max_tokens: int = 512
+    """Maximum tokens per response."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Upload the model of a finished run to the hub, with a card that says how it was made."""
+
+    run: Annotated[Folder, tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
+    """The model's name on the hub."""
+    dry_run: bool = False
+    """Show the card and the files, and upload nothing."""
+    private: bool = False
+    """Make the repository private if it is new."""
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
 

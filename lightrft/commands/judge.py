@@ -21,7 +21,8 @@ from lightrft.config import Config
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.console import pairs as shown
 from lightrft.datasets.media_preferences import ROW_FORMATS
-from lightrft.datasets.sources import BadRecords, Row, is_file, read
+from lightrft.datasets.shards import base_of
+from lightrft.datasets.sources import BadRecords, Row, is_local, read
 from lightrft.media.parts import has_media, readable
 from lightrft.rewards import comparing
 from lightrft.rewards.base import RewardRunner
@@ -132,9 +133,7 @@ def comparisons(config: Config) -> tuple[list[Compared], str]:
             return [0] * len(text)
         return list(tokenizer.encode(text, add_special_tokens=False))
 
-    folder = (
-        expanded(tasks.train_file, "tasks.train_file").parent if is_file(tasks.train_file) else hub_folder()
-    )
+    folder = base_of(tasks.train_file) if is_local(tasks.train_file) else hub_folder()
     found: list[Compared] = []
     for group, (where, row) in enumerate(read(tasks.train_file, tasks.train_split, bad)):
         try:

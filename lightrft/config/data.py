@@ -17,7 +17,8 @@ class TaskConfig:
     evaluate: dict[str, float] = field(default_factory=dict)
     """Task name -> weight in the mean evaluation score. Empty: the tasks of train, on their evaluation split."""
     train_file: str = ""
-    """For task `file`: json/jsonl/csv/parquet file, hub name or folder of a run (whose responses are the rows) to train on."""
+    """For task `file`: json/jsonl/csv/parquet file, folder or pattern of them, address (hf://, s3://), hub name, folder that datasets saved, or
+    folder of a run (whose responses are the rows) to train on."""
     evaluate_file: str = ""
     """For task `file`: the same for evaluation. Must not be the training file."""
     train_split: str = "train"
@@ -30,9 +31,9 @@ class TaskConfig:
     format: str = "columns"
     """For task `file`: how a row becomes messages and target: a name or an import path."""
     prompt_field: str = "prompt"
-    """For format `columns`: the field with the prompt, or with a list of messages."""
+    """For format `columns`: the field with the prompt, or with a list of messages, also as JSON text; dotted names reach inside."""
     target_field: str = "target"
-    """For format `columns`: the field with the reference answer; may be absent from the rows if left empty."""
+    """For format `columns`: the field with the reference answer (reward_model.ground_truth reaches inside one); empty: none."""
     system: str = ""
     """System message put before each prompt; empty: none."""
     instruction: str = ""

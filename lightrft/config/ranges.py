@@ -217,6 +217,10 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "optimizer": {
         "learning_rate": NOT_NEGATIVE,
+        "options": ANY,
+        "cycles": COUNT,
+        "power": POSITIVE,
+        "decay_steps": NOT_NEGATIVE,
         "betas": Range(0, 1, without_high=True),
         "eps": NOT_NEGATIVE,
         "weight_decay": NOT_NEGATIVE,

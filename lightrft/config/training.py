@@ -5,31 +5,53 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightrft.config.checks import refuse_idle
 from lightrft.config.ranges import check_ranges
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "muon", "adafactor")
+"""Names of optimizers (strategy/optimizers.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     section = "optimizer"
 
+    name: str = "adamw"
+    """adamw, adamw_8bit (bitsandbytes), muon (matrices of layers; AdamW for the rest), adafactor, or the import path of a class."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Options of the named optimizer that have no setting here, such as momentum of muon."""
     learning_rate: float = 1e-6
     """Peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Decay of the running mean and of the running square of the gradient."""
+    """Decay of the running mean and of the running square of the gradient; of AdamW."""
     eps: float = 1e-8
-    """Added to the root of the running square."""
+    """Added to the root of the running square; of AdamW."""
     weight_decay: float = 0.0
     """Decoupled weight decay; not applied to biases and norms."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: never."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up."""
+    schedule: Literal[
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "constant"
+    """How the learning rate goes on after the warm-up, as transformers has it by these names."""
+    cycles: int = 1
+    """Times that cosine_with_restarts falls, each time from the peak."""
+    power: float = 1.0
+    """Power of polynomial."""
+    decay_steps: int = 0
+    """Optimizer steps at the end over which warmup_stable_decay falls by a cosine."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises from 0 linearly."""
     final_fraction: float = 0.0
-    """Share of the peak learning rate that linear and cosine fall to, one step after the last: with 0 the last one still learns."""
+    """Share of the peak learning rate that a schedule falls to, one step after the last: with 0 the last one still learns."""
     max_bad_steps: int = 5
     """Optimizer steps in a row with a NaN or infinite loss or gradient, each skipped and counted, before the run stops."""
 
@@ -37,11 +59,36 @@ class OptimizerConfig:
         check_ranges(self.section, self)
         if len(self.betas) != 2:
             raise ValueError(f"{self.section}.betas={self.betas}: give two numbers, e.g. [0.9, 0.999].")
+        for name, owner in (
+            ("cycles", "cosine_with_restarts"),
+            ("power", "polynomial"),
+            ("decay_steps", "warmup_stable_decay"),
+        ):
+            if self.schedule != owner:
+                because = f"{self.section}.schedule={self.schedule}"
+                refuse_idle(
+                    self.section, self, [name], because=because, cure=f"set {self.section}.schedule={owner}"
+                )
+        if self.schedule == "warmup_stable_decay" and not self.decay_steps:
+            raise ValueError(
+                f"{self.section}.decay_steps=0: warmup_stable_decay needs an end to fall over. Set it, e.g. 100."
+            )
+        if self.name not in OPTIMIZERS and ":" not in self.name:
+            raise ValueError(
+                f"{self.section}.name={self.name}: there is no such optimizer. Take one of {', '.join(OPTIMIZERS)}, or the import path of your own: "
+                "package.module:name or path/to/file.py:name."
+            )
+        if self.name == "adafactor" or ":" in self.name:
+            because, cure = (
+                f"{self.section}.name={self.name}",
+                f"put options of that optimizer into {self.section}.options",
+            )
+            refuse_idle(self.section, self, ["betas", "eps"], because=because, cure=cure)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticOptimizerConfig(OptimizerConfig):
-    """AdamW of the critic and its schedule."""
+    """The optimizer of the critic and its schedule."""
 
     section = "critic.optimizer"
 

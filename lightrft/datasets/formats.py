@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -37,17 +38,68 @@ Format = Callable[[Row, TaskConfig], Example]
 
 
 def field(row: Row, name: str, setting: str = "") -> Any:
-    """The row's field; ValueError naming the ones it has, and the setting to change, if it is absent or null."""
+    """The row's field, or one inside of it by a dotted name (reward_model.ground_truth, answers.0), also inside of JSON text.
+
+    ValueError naming the fields that there are, and the setting to change, if it is absent or null.
+    """
     if row.get(name) is not None:
         return row[name]
+    if "." in name and name not in row:
+        return _inside(row, name, setting)
     problem = f"field '{name}' is null" if name in row else f"no field '{name}'"
     cure = f" Set {setting}." if setting else ""
     raise ValueError(f"{problem}; the row has: {', '.join(row)}.{cure}")
 
 
+def _inside(row: Row, name: str, setting: str) -> Any:
+    found: Any = row
+    for place, part in enumerate(name.split(".")):
+        whole = ".".join(name.split(".")[:place])
+        if isinstance(found, str):
+            found = _as_json(found)
+        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict) and found.get(part) is not None:
+            found = found[part]
+        else:
+            there = (
+                f"it has: {', '.join(map(str, found))}" if isinstance(found, dict) else f"it is {found!r:.80}"
+            )
+            problem = (
+                f"'{whole}' has no '{part}'; {there}."
+                if whole
+                else f"no field '{part}'; the row has: {', '.join(row)}."
+            )
+            raise ValueError(f"field '{name}': {problem}{f' Set {setting}.' if setting else ''}")
+    return found
+
+
+def _as_json(text: str) -> Any:
+    """What a cell of JSON text holds; the text itself if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(turn, dict)
+            and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
+            for turn in value
+        )
+    )
+
+
 def text_field(row: Row, name: str, setting: str = "") -> str:
     """A field that must hold text with something in it; blanks at its ends are part of it."""
-    value = field(row, name, setting)
+    return _text(field(row, name, setting), name)
+
+
+def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"field '{name}' must be text, not {type(value).__name__}: {value!r:.80}")
     if not value.strip():
@@ -70,11 +122,13 @@ def columns(row: Row, config: TaskConfig) -> Example:
     setting = "tasks.prompt_field"
     refuse_unread(row, UNREAD_OF_ROW, "the row")
     value = field(row, config.prompt_field, setting)
+    if isinstance(value, str) and value.lstrip().startswith("[") and _is_conversation(_as_json(value)):
+        value = _as_json(value)  # messages in a cell of a csv file
     prompt: str | list[Message]
     if isinstance(value, list):
         prompt = filled(_messages(value, config.prompt_field), row)
     else:
-        prompt = asked(text_field(row, config.prompt_field, setting), row)
+        prompt = asked(_text(value, config.prompt_field), row)
     target = (
         field(row, config.target_field, "tasks.target_field, or leave it empty if there is none")
         if config.target_field

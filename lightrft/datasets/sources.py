@@ -6,11 +6,12 @@ import csv
 import gzip
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from lightrft.datasets.rollouts import read_rollouts, rollouts_folder
+from lightrft.datasets.shards import fetched, is_address, is_pattern, read_saved, saved_set, shards
 from lightrft.utils.hub import unreachable
 from lightrft.utils.paths import expanded
 
@@ -47,23 +48,39 @@ class BadRecords:
 
 
 def is_file(place: str) -> bool:
-    """Whether a name means a local file rather than a hub data set ("owner/name" or "owner/name:subset")."""
+    """Whether a name means files, here or at an address, rather than a hub data set ("owner/name" or "owner/name:subset")."""
     path = expanded(place, "data file")
+    if is_address(place) or is_pattern(place):
+        return True
     return _kind(path) in READERS or path.exists() or place.startswith((".", "~", "/"))
 
 
+def is_local(place: str) -> bool:
+    """Whether a name means files of this machine."""
+    return is_file(place) and not is_address(place)
+
+
 def read(place: str, split: str, bad: BadRecords) -> Iterator[Located]:
-    """Every row of a local file, of one split of a hub data set, or of some steps of a run, in the order it has there.
+    """Every row of a local file, a folder or a pattern of files, or files at an address, of one split of a data set of the hub or on
+    the disk, or of some steps of a run, in the order it has there.
 
     A broken row is handed to `bad`. Raises ValueError for a missing file, an unknown kind of file, or a data set
     that the hub does not give.
     """
     if not is_file(place):
         return _hub(place, split)
+    if is_address(place):
+        return _each(fetched(place, _readable), bad)
     path = expanded(place, "data file")
     rollouts = rollouts_folder(place)
     if rollouts is not None:
         return read_rollouts(place, rollouts, split, lambda file: _jsonl(file, bad), bad)
+    saved = saved_set(place)
+    if saved is not None:
+        named = enumerate(stored(read_saved(saved, split)))
+        return ((f"{saved.name}/{split}[{number}]", row) for number, row in named)
+    if path.is_dir() or is_pattern(place):
+        return _each(shards(place, _readable), bad)
     if not path.is_file():
         raise ValueError(f"no data file '{place}' (looked for {path.resolve()}).")
     reader = READERS.get(_kind(path))
@@ -72,6 +89,17 @@ def read(place: str, split: str, bad: BadRecords) -> Iterator[Located]:
             f"{place}: cannot read this kind of file. There are: {', '.join(sorted(READERS))}, each but .parquet also as .gz."
         )
     return reader(path, bad)
+
+
+def _each(files: Iterable[tuple[str, Path]], bad: BadRecords) -> Iterator[Located]:
+    """The rows of files one after the other, each row named by its file's name among them."""
+    for name, path in files:
+        for where, row in READERS[_kind(path)](path, bad):
+            yield name + where.removeprefix(path.name), row
+
+
+def _readable(name: str) -> bool:
+    return _kind(Path(name)) in READERS
 
 
 def _kind(path: Path) -> str:

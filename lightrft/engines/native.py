@@ -5,8 +5,9 @@ Which answers run when is scheduler.py's; what they attend to is paged_attention
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,28 @@ class NativeEngine:
         """ValueError for an empty prompt. Media must have been read (Processor.open)."""
         _check(prompts, sampling)
         rollout = Scheduler(self._model, prompts, sampling, self._kept)
+
+        def told() -> None:
+            if progress is not None:
+                progress(rollout.finished, rollout.tokens)
+
+        self._run(rollout, told)
+        return [[a.completion(self.weight_version) for a in answers] for answers in rollout.answers]
+
+    def follow(self, prompt: Prompt, sampling: Sampling, told: Callable[[list[int]], object]) -> Completion:
+        """One response; `told` gets its tokens so far after each of them. ValueError as from `generate`."""
+        _check([prompt], sampling)
+        rollout = Scheduler(self._model, [prompt], replace(sampling, n=1), self._kept)
+        self._run(rollout, lambda: told(rollout.answers[0][0].tokens))
+        return rollout.answers[0][0].completion(self.weight_version)
+
+    def _run(self, rollout: Scheduler, told: Callable[[], object]) -> None:
+        """Takes all steps of a rollout, and tells after each."""
         weights = fast(self._module) if self._config.pack_weights else nullcontext()
         with torch.no_grad(), _evaluating(self._module), weights:
             try:
                 while rollout.step():
-                    if progress is not None:
-                        progress(rollout.finished, rollout.tokens)
+                    told()
             except BaseException:  # a layer may have been given room and the next not
                 self._forget()
                 self._cache.offload()
@@ -90,7 +107,6 @@ class NativeEngine:
                 self.read_tokens += rollout.read_tokens
                 if self._kept is None:
                     self._cache.clear()
-        return [[a.completion(self.weight_version) for a in answers] for answers in rollout.answers]
 
     @contextmanager
     def keeping(self) -> Iterator[None]:

@@ -31,13 +31,10 @@ from lightrft.strategy.memory import Resident, Tensors
 from lightrft.strategy.optimizer import (
     MOMENTS,
     Progress,
-    adamw,
     check_shapes,
     learning,
-    moments,
-    set_steps,
-    steps_taken,
 )
+from lightrft.strategy.optimizers import adamw, moments, need_adamw, set_steps, steps_taken
 from lightrft.strategy.single import SingleFrozen
 from lightrft.strategy.zero_engine import GatedAdamW, Layout, Partitioned, Replicated, joined, piece_of
 from lightrft.strategy.zero_footprint import zero_footprint
@@ -69,6 +66,7 @@ class Zero:
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> ZeroTrainable:
         """The optimizer changes float32 weights; the model computes in `source.dtype`."""
         self._refuse_media(source)
+        need_adamw(config, self.config.backend)
         check_whole(source.config.lora, self.config.backend)
         module = source.empty(self.device) if self.stage == 3 else source.full(self.device)
         for name in exact_parts(module):  # all weights of an engine are of one type
@@ -290,7 +288,8 @@ class ZeroTrainable:
 
     def scalar_state(self) -> dict[str, Any]:
         """Version, schedule and number of steps taken; the same on all ranks."""
-        return {**self._progress.state(), "step": steps_taken(self._optimizer, self._layout.masters())}
+        steps = steps_taken(self._optimizer, self._layout.masters())
+        return {**self._progress.state(), "step": steps, "optimizer": "adamw", "numbers": {}}
 
     @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:

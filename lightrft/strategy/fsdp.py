@@ -30,6 +30,7 @@ from lightrft.strategy.fsdp_footprint import fsdp_footprint
 from lightrft.strategy.load_weights import fill, placed, rows
 from lightrft.strategy.memory import Resident
 from lightrft.strategy.optimizer import Learner, learning
+from lightrft.strategy.optimizers import check_pieces
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Fsdp:
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> FsdpTrainable:
         """The optimizer changes float32 weights; the model computes in `source.dtype`."""
         check_whole(source.config.lora, self.config.backend)
+        check_pieces(config, self.config.backend)
         exact = torch.promote_types(source.dtype, torch.float32)
         module, root = self._sharded(source, exact)
         return FsdpTrainable(module, root, config, total_updates, source.dtype, self._moves())
@@ -348,7 +350,7 @@ class Moments:
         if self.moves:
             for state in self.optimizer.state.values():
                 for name, value in state.items():
-                    if value.dim():
+                    if isinstance(value, Tensor) and value.dim():
                         state[name] = value.to(place)
 
 

@@ -1,9 +1,9 @@
-"""What all backends share of an optimizer: AdamW, its schedule, and what becomes of updates that cannot be used."""
+"""What all backends share of an optimizer: its state, its schedule, and what becomes of updates that cannot be used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,52 +12,18 @@ from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
 from lightrft.strategy.base import Saved
-
-
-def decay_groups(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> list[dict[str, object]]:
-    """Parameter groups: matrices with optimizer.weight_decay, biases and norms without."""
-    matrices, rest = ([p for p in parameters if (p.dim() > 1) is wanted] for wanted in (True, False))
-    decayed: dict[str, object] = {"params": matrices, "weight_decay": config.weight_decay}
-    return [decayed, {"params": rest, "weight_decay": 0.0}]
-
-
-def adamw(
-    parameters: Sequence[nn.Parameter],
-    config: OptimizerConfig,
-    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
-) -> torch.optim.AdamW:
-    """AdamW over these parameters."""
-    return kind(
-        decay_groups(parameters, config),
-        lr=config.learning_rate,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        fused=True,
-    )
-
+from lightrft.strategy.optimizers import (
+    build_optimizer,
+    numbers_of,
+    set_steps,
+    steps_taken,
+    take_numbers,
+    tensors_of,
+)
+from lightrft.strategy.schedules import schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of a gradient."""
-
-
-def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """What AdamW knows of a parameter: step (a number), exp_avg and exp_avg_sq; zeros before its first update."""
-    state: dict[str, Tensor] = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-    return state
-
-
-def steps_taken(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> int:
-    """AdamW's own count of updates."""
-    return max(int(moments(optimizer, p)["step"]) for p in parameters)
-
-
-def set_steps(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], count: int) -> None:
-    """Sets that count."""
-    for parameter in parameters:
-        moments(optimizer, parameter)["step"].fill_(count)
 
 
 def check_shapes(saved: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor]) -> None:
@@ -80,14 +46,14 @@ def learning(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 class Learner:
-    """AdamW over named float32 weights, whole ones or pieces (DTensor)."""
+    """An optimizer over named float32 weights, whole ones or pieces (DTensor)."""
 
     def __init__(
         self, named: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig, total_updates: int
     ) -> None:
         self._named = list(named)
         self.parameters = [parameter for _, parameter in self._named]
-        self.optimizer = adamw(self.parameters, config)
+        self.optimizer = build_optimizer(self._named, config)
         self.progress = Progress(config, total_updates)
 
     def gradients(self) -> list[Tensor]:
@@ -108,24 +74,33 @@ class Learner:
         return usable
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """Weights and moments in float32 as weights/NAME, exp_avg/NAME and exp_avg_sq/NAME, live."""
+        """Weights in float32 as weights/NAME, and what the optimizer knows of them, such as exp_avg/NAME and exp_avg_sq/NAME, live."""
         found = {f"weights/{name}": parameter.detach() for name, parameter in self._named}
-        for name, parameter in self._named:
-            state = moments(self.optimizer, parameter)
-            found |= {f"{moment}/{name}": state[moment] for moment in MOMENTS}
-        return found
+        return found | tensors_of(self.optimizer, self._named)
 
     def scalar_state(self) -> dict[str, Any]:
-        """Version, schedule and number of steps taken."""
-        return {**self.progress.state(), "step": steps_taken(self.optimizer, self.parameters)}
+        """Version, schedule, number of steps taken, and other single numbers of the optimizer."""
+        return {
+            **self.progress.state(),
+            "step": steps_taken(self.optimizer, self.parameters),
+            "optimizer": self.progress.config.name,
+            "numbers": numbers_of(self.optimizer, self._named),
+        }
 
     @torch.no_grad()
     def load(self, saved: Saved, numbers: dict[str, Any]) -> None:
         """Takes weights, moments and numbers back. ValueError if they are of another model."""
+        before, own = numbers.get("optimizer", "adamw"), self.progress.config
+        if before != own.name:
+            raise ValueError(
+                f"{own.section}.name={own.name}: the checkpoint holds the state of {before}, which means nothing to it. Set {own.section}.name="
+                f"{before}, or begin a new run from the weights."
+            )
         tensors = self.tensor_state()
         check_shapes(saved.shapes(), tensors)
         saved.into(tensors)
         set_steps(self.optimizer, self.parameters, numbers["step"])
+        take_numbers(self.optimizer, self._named, numbers.get("numbers", {}))
         self.progress.load(numbers)
 
 
@@ -171,23 +146,3 @@ class Progress:
         """Takes a `state` back."""
         self.updates, self.version = state["updates"], state["version"]
         self.bad_in_a_row = state["bad_in_a_row"]
-
-
-def schedule(config: OptimizerConfig, total_updates: int) -> Callable[[int], float]:
-    """Share of the peak learning rate at update 0, 1, ..., total_updates - 1.
-
-    Warm-up rises over `warmup_steps` updates and reaches 1 at the last of them; linear and cosine then fall towards
-    `final_fraction`, which would be that of the update after the last: so with 0 the last one still learns, as in transformers.
-    """
-    warmup, final = config.warmup_steps, config.final_fraction
-
-    def rate(update: int) -> float:
-        if update < warmup:
-            return (update + 1) / warmup
-        if config.schedule == "constant":
-            return 1.0
-        done = min(1.0, (update - warmup) / max(1, total_updates - warmup))
-        fall = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return final + (1 - final) * fall
-
-    return rate

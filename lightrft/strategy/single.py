@@ -125,7 +125,12 @@ class SingleTrainable:
         own = [m for (_, p), m in zip(self._named, self._masters, strict=True) if p is not m]
 
         def optimizer() -> list[Tensor]:
-            return own + [t for s in self.optimizer.state.values() for t in s.values() if t.dim()]
+            return own + [
+                t
+                for s in self.optimizer.state.values()
+                for t in s.values()
+                if isinstance(t, Tensor) and t.dim()
+            ]
 
         moments = 2 * sum(m.numel() * m.element_size() for m in self._masters)
         planned = moments + sum(m.numel() * m.element_size() for m in own)

@@ -17,7 +17,8 @@ from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
-from lightrft.datasets.sources import BadRecords, Row, is_file, read
+from lightrft.datasets.shards import base_of, is_there, saved_set
+from lightrft.datasets.sources import BadRecords, Row, is_file, is_local, read
 from lightrft.tasks import (
     calculator,
     code,
@@ -287,11 +288,11 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
     _check_split(split, config)
     place = config.train_file if split == "train" else config.evaluate_file
     part = config.train_split if split == "train" else config.evaluate_split
-    if data and is_file(place) and not expanded(place, "data file").exists():
+    if data and is_local(place) and not is_there(place):
         place = str(Path(data) / place)
     bad = BadRecords(config.on_bad_record)
     form = row_format(config.format)
-    folder = expanded(place, "data file").parent if is_file(place) else hub_folder()
+    folder = base_of(place) if is_local(place) else hub_folder()
     rows = list(read(place, part, bad))
     found = records(rows, form, config, bad, source="file", instruction="", folder=folder)
     if not found:
@@ -312,7 +313,7 @@ def _check_split(split: Split, config: TaskConfig) -> None:
         )
     if not train or not evaluate:
         return
-    if is_file(train) and is_file(evaluate):
+    if saved_set(train) is None and is_file(train) and is_file(evaluate):
         if (
             expanded(train, "tasks.train_file").resolve()
             == expanded(evaluate, "tasks.evaluate_file").resolve()

@@ -240,6 +240,11 @@ class Run:
     def train(self) -> None:
         """Takes the steps that are left, and saves. Raises Stopped if asked to stop before the last; what was done is saved first."""
         self.begin()
+        if self.done >= self.steps:
+            self.journal.progress.note(
+                f"the run has taken all its {self.steps} steps: nothing is left to learn. To go on: lightrft {self.command} --resume "
+                f"{self.folder} --steps {2 * self.steps}"
+            )
         with self.interrupt:
             try:
                 self.evaluate_if_due()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -305,6 +306,17 @@ def test_held_out_rows_are_never_split_off_by_guess(lightrft, tmp_path):
     file = ["--tasks.train", "file", "1", "--tasks.train-file", "rows.jsonl"]
     output = lightrft("sft", "sft_tiny", *QUIET, *file, "--run", "run", status=2)
     assert "none are split off by guess" in output
+
+
+def test_a_finished_run_that_is_resumed_says_that_nothing_is_left(lightrft, learned, tmp_path):
+    shutil.copytree(learned, tmp_path / "run")
+    before = model_bytes(tmp_path / "run")
+    output = lightrft("sft", "--resume", "run")
+    assert (
+        "all its 60 steps: nothing is left to learn. To go on: lightrft sft --resume run --steps 120"
+        in output
+    )
+    assert model_bytes(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("layers", [["lora"], ["lora", "fsdp"]], ids=" ".join)

@@ -11,7 +11,7 @@ from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.strategy.in_memory import InMemory, restore, snapshot
-from lightrft.strategy.optimizer import schedule
+from lightrft.strategy.schedules import schedule
 from lightrft.strategy.single import Single, SingleFrozen, SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.batching import pack

@@ -1,0 +1,168 @@
+"""`lightrft push`: the model of a finished run to the hub, with a card that says how it was made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from lightrft import __version__
+from lightrft.models.folder import ADAPTER
+from lightrft.runs.layout import RunFolder
+from lightrft.utils.hub import unreachable
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+ROW = ("advantage", "loss", "average", "clip", "kl_coefficient", "response_filters", "group_filters")
+"""Settings of an algorithm that its row in the card has."""
+
+
+def push(run: Path, name: str, *, dry_run: bool, private: bool) -> int:
+    """Uploads RUN/model, RUN/adapter if there is one, and the card; with `dry_run` only shows them."""
+    files = RunFolder(run)
+    check(files, name)
+    text, uploads = card(files), dict(uploaded(files))
+    if dry_run:
+        out = Console(soft_wrap=True, markup=False, highlight=False)
+        out.print(text)
+        for place, file in uploads.items():
+            size = len(file) if isinstance(file, bytes) else file.stat().st_size
+            out.print(f"{size / 1e6:10.3f} MB  {place}")
+        out.print(f"{len(uploads)} files and README.md would go to {name}; nothing was uploaded.")
+        return 0
+    if why := unreachable():
+        raise ValueError(
+            f"{name}: {why}. Look at the files with --dry-run, and push where there is a network."
+        )
+    _upload(uploads, text, name, private)
+    return 0
+
+
+def check(files: RunFolder, name: str) -> None:
+    """ValueError for a name that the hub does not take, or a run without a finished model."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name}: the hub names models OWNER/NAME, with letters, digits, '.', '-' and '_'.")
+    if not files.model.is_dir() or not files.read_summary():
+        raise ValueError(
+            f"{files.path}: the run has not finished, so there is no model to push. Finish it, or make a folder of a checkpoint: lightrft export "
+            f"{files.path} FOLDER"
+        )
+
+
+def uploaded(files: RunFolder) -> Iterator[tuple[str, bytes | Path]]:
+    """Name in the repository -> file, or what it holds where a place on this machine was taken out."""
+    for folder, below in ((files.model, ""), (files.adapter, "adapter/")):
+        for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if file.is_file():
+                held = file if file.name != ADAPTER else _without_places(file)
+                yield below + file.relative_to(folder).as_posix(), held
+
+
+def _without_places(file: Path) -> bytes:
+    """What an adapter's settings say, of its base on this machine only the name."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    found["base_model_name_or_path"] = public(str(found.get("base_model_name_or_path") or ""))
+    return json.dumps(found, indent=2, sort_keys=True).encode()
+
+
+def card(files: RunFolder) -> str:
+    """The model card of a finished run; of places on this machine only the last name is told."""
+    config = yaml.safe_load(files.config.read_text(encoding="utf-8")) or {}
+    summary = files.read_summary()
+    base = str(config.get("model", {}).get("path", ""))
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["lightrft"]}
+    if NAME.fullmatch(base) and not Path(base).exists():
+        head["base_model"] = base
+    rows = [
+        ("base model", public(base)),
+        ("algorithm", algorithm_row(config)),
+        (
+            "data",
+            ", ".join(f"{public(task)} ({share:g})" for task, share in config["tasks"]["train"].items()),
+        ),
+        ("files", public(str(config["tasks"].get("train_file", ""))) or "-"),
+        ("adapters", _adapters(config.get("model", {}).get("lora", {}))),
+        ("steps", str(summary.get("steps", ""))),
+        ("seed", str(config.get("seed", 0))),
+        ("LightRFT", __version__),
+    ]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        "# How this model was trained",
+        _table(("what", "value"), rows),
+        "## Scores on held-out data",
+        _scores(summary),
+        "The settings of the run, `config.yaml`, are the whole recipe: `lightrft config` reads them.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def algorithm_row(config: Mapping[str, Any]) -> str:
+    """The algorithm of a run, as the row of settings that it is; of a run from given responses its loss."""
+    algorithm = config.get("algorithm")
+    if isinstance(algorithm, dict):
+        told = {name: algorithm[name] for name in ROW if algorithm.get(name) not in (None, [], "")}
+        told["group_size"] = config.get("rollout", {}).get("group_size")
+    else:
+        told = {name: config[name] for name in ("loss", "train_on", "average", "outputs") if config.get(name)}
+    return ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+
+
+def public(text: str) -> str:
+    """A name as it is; of a place on a machine its last part; of two, what a reader can use."""
+    prefix, _, rest = text.rpartition(":") if ".py:" in text else ("", "", text)
+    place = Path(prefix or rest)
+    if place.is_absolute() or text.startswith((".", "~")):
+        return place.name + (f":{rest}" if prefix else "")
+    return text
+
+
+def _adapters(lora: Mapping[str, Any]) -> str:
+    return f"LoRA, rank {lora['rank']}, alpha {lora['alpha']}" if lora.get("rank") else "none"
+
+
+def _scores(summary: Mapping[str, Any]) -> str:
+    """Scores before and after with their 95 % intervals, or the measures of a run from given responses."""
+    found = summary.get("evaluation") or {}
+    rows = []
+    for label in ("before", "after"):
+        for task, one in (found.get(f"{label}_by_task") or {}).items():
+            score = one["score"]
+            interval = f"{score['low']:.3f} to {score['high']:.3f}"
+            rows.append((label, public(task), f"{score['mean']:.3f}", interval, str(one["questions"])))
+    if rows:
+        return _table(("when", "task", "score", "95 % interval", "questions"), rows)
+    measured = [(n, v) for n, v in summary.items() if isinstance(v, dict) and {"before", "after"} <= v.keys()]
+    plain = [
+        (name, f"{v['before']:.4f}", f"{v['after']:.4f}")
+        for name, v in measured
+        if isinstance(v["before"], float) and isinstance(v["after"], float)
+    ]
+    return _table(("measure", "before", "after"), plain) if plain else "None were taken."
+
+
+def _table(heads: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+
+
+def _upload(uploads: Mapping[str, bytes | Path], text: str, name: str, private: bool) -> None:
+    """One commit with all files, by the library of the hub and the key that it knows."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub = HfApi(library_name="lightrft", library_version=__version__)
+    added = [CommitOperationAdd(path_in_repo=place, path_or_fileobj=file) for place, file in uploads.items()]
+    added.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=text.encode()))
+    try:
+        hub.create_repo(name, private=private, exist_ok=True)
+        done = hub.create_commit(name, operations=added, commit_message="Model of a run of LightRFT")
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"{name}: the hub refuses it: {str(error).splitlines()[0]}. Log in with: hf auth login"
+        ) from error
+    Console().print(f"{name}: {done.commit_url}", soft_wrap=True, markup=False, highlight=False)

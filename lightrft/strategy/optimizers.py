@@ -1,0 +1,255 @@
+"""Optimizers by name, and what a checkpoint keeps of each: whatever it knows of a parameter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import OptimizerConfig
+from lightrft.utils.imports import require, resolve
+
+Named = Sequence[tuple[str, nn.Parameter]]
+Make = Callable[[Named, OptimizerConfig], Any]
+"""Named float32 weights, settings -> an optimizer as torch has them."""
+
+
+def decay_groups(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> list[dict[str, object]]:
+    """Parameter groups: matrices with optimizer.weight_decay, biases and norms without."""
+    matrices, rest = ([p for p in parameters if (p.dim() > 1) is wanted] for wanted in (True, False))
+    decayed: dict[str, object] = {"params": matrices, "weight_decay": config.weight_decay}
+    return [decayed, {"params": rest, "weight_decay": 0.0}]
+
+
+def adamw(
+    parameters: Sequence[nn.Parameter],
+    config: OptimizerConfig,
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+) -> torch.optim.AdamW:
+    """AdamW over these parameters."""
+    return kind(
+        decay_groups(parameters, config),
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+class Together:
+    """Two optimizers as one, each over parameters of its own."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        self.param_groups: list[dict[str, Any]] = [group for part in parts for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """Parameter -> what its optimizer knows of it; live."""
+        return {p: known for part in self.parts for p, known in part.state.items()}
+
+    def step(self) -> None:
+        """One update of each."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of all parameters."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+
+def _adamw(named: Named, config: OptimizerConfig) -> Any:
+    _known_options(config, {})
+    return adamw([p for _, p in named], config)
+
+
+def _adamw_8bit(named: Named, config: OptimizerConfig) -> Any:
+    library = require("bitsandbytes", "bitsandbytes")
+    betas = (config.betas[0], config.betas[1])
+    groups = decay_groups([p for _, p in named], config)
+    options = _known_options(config, library.optim.AdamW8bit)
+    return library.optim.AdamW8bit(groups, lr=config.learning_rate, betas=betas, eps=config.eps, **options)
+
+
+def _muon(named: Named, config: OptimizerConfig) -> Any:
+    """Matrices of numbered layers by Muon, with steps as large as AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982, eq. 4);
+    embeddings, heads, biases and norms by AdamW."""
+    inner = [p for name, p in named if is_hidden_matrix(name, p)]
+    rest = [p for name, p in named if not is_hidden_matrix(name, p)]
+    if not inner:
+        raise ValueError(
+            "optimizer.name=muon: no matrix of a layer learns, and all else is AdamW's. Set optimizer.name=adamw."
+        )
+    options: dict[str, Any] = {"adjust_lr_fn": "match_rms_adamw", **_known_options(config, torch.optim.Muon)}
+    first = torch.optim.Muon(inner, lr=config.learning_rate, weight_decay=config.weight_decay, **options)
+    return Together(first, adamw(rest, config)) if rest else first
+
+
+def _adafactor(named: Named, config: OptimizerConfig) -> Any:
+    options = _known_options(config, torch.optim.Adafactor)
+    return torch.optim.Adafactor(
+        decay_groups([p for _, p in named], config), lr=config.learning_rate, **options
+    )
+
+
+OPTIMIZERS: dict[str, Make] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "muon": _muon,
+    "adafactor": _adafactor,
+}
+
+
+def build_optimizer(named: Named, config: OptimizerConfig) -> Any:
+    """The optimizer called `optimizer.name`, over named float32 weights, whole ones or pieces (DTensor).
+
+    ValueError for an unknown name or option. An import path names a class that is called as torch's are:
+    (groups with weight_decay, lr=, **optimizer.options).
+    """
+    if ":" not in config.name:
+        return resolve(OPTIMIZERS, config.name, "optimizer")(named, config)
+    own: Any = resolve({}, config.name, "optimizer")
+    options = _known_options(config, own)
+    return own(decay_groups([p for _, p in named], config), lr=config.learning_rate, **options)
+
+
+def need_adamw(config: OptimizerConfig, backend: str) -> None:
+    """ValueError for an optimizer that a backend with an AdamW of its own cannot take."""
+    if config.name != "adamw":
+        raise ValueError(
+            f"{config.section}.name={config.name} with strategy.backend={backend}, which divides AdamW's state itself. Set "
+            f"{config.section}.name=adamw, or another strategy.backend."
+        )
+
+
+WHOLE = ("adafactor", "adamw_8bit")
+"""Optimizers whose library computes with whole tensors alone."""
+
+
+def check_pieces(config: OptimizerConfig, backend: str) -> None:
+    """ValueError for an optimizer that cannot change weights in pieces (DTensor)."""
+    if config.name in WHOLE:
+        raise ValueError(
+            f"{config.section}.name={config.name} with strategy.backend={backend}: its library changes whole weights, and this backend "
+            f"holds pieces. Set {config.section}.name=adamw or muon, or take a strategy.backend that holds whole weights."
+        )
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether it is a matrix inside a numbered layer: no embedding, no head."""
+    return parameter.dim() == 2 and any(part.isdecimal() for part in name.split("."))
+
+
+def _known_options(config: OptimizerConfig, kind: Any) -> dict[str, Any]:
+    """optimizer.options. ValueError for one that the optimizer does not have, or that has a setting of its own."""
+    known = inspect.signature(kind).parameters if callable(kind) else kind
+    own = {"params", "lr", "betas", "eps", "weight_decay"}
+    if not any(getattr(p, "kind", None) is inspect.Parameter.VAR_KEYWORD for p in dict(known).values()):
+        wrong = sorted(name for name in config.options if name not in known or name in own)
+        if wrong:
+            there = ", ".join(sorted(name for name in known if name not in own)) or "none"
+            raise ValueError(
+                f"{config.section}.options.{wrong[0]}: {config.name} has no such option; it has {there}."
+            )
+    return dict(config.options)
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What AdamW knows of a parameter: step (a number), exp_avg and exp_avg_sq; zeros before its first update."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return state
+
+
+def known_of(optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
+    """Makes an optimizer know all these parameters, as it does before its first update."""
+    present, wanted = optimizer.state, set(parameters)
+    for part in getattr(optimizer, "parts", (optimizer,)):
+        own = [p for group in part.param_groups for p in group["params"] if p in wanted]
+        for parameter in own:
+            if present.get(parameter):
+                continue
+            if isinstance(part, torch.optim.AdamW):
+                moments(part, parameter)
+            else:
+                _meet(part, parameter)
+
+
+@torch.no_grad()
+def _meet(optimizer: Any, parameter: nn.Parameter) -> None:
+    """A step of gradient zero and learning rate zero for one parameter: it changes no weight, and its count is zero again."""
+    everyone = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients, rates = [p.grad for p in everyone], [group["lr"] for group in optimizer.param_groups]
+    before = parameter.detach().clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in everyone:
+        p.grad = None
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    parameter.copy_(before)
+    for p, gradient in zip(everyone, gradients, strict=True):
+        p.grad = gradient
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    _count(optimizer.state[parameter], 0)
+
+
+def _count(state: dict[str, Any], steps: int) -> None:
+    if isinstance(state.get("step"), Tensor):
+        state["step"].fill_(steps)
+    elif "step" in state:
+        state["step"] = steps
+
+
+def tensors_of(optimizer: Any, named: Named) -> dict[str, Tensor]:
+    """What an optimizer knows of each parameter as KIND/NAME, live: AdamW's are exp_avg/NAME and exp_avg_sq/NAME."""
+    known_of(optimizer, [p for _, p in named])
+    state = optimizer.state
+    return {
+        f"{kind}/{name}": value
+        for name, p in named
+        for kind, value in state[p].items()
+        if isinstance(value, Tensor) and value.dim() and kind != "step"
+    }
+
+
+def numbers_of(optimizer: Any, named: Named) -> dict[str, dict[str, float]]:
+    """The single numbers that it knows of each parameter, but for its steps: kind -> name -> number."""
+    known_of(optimizer, [p for _, p in named])
+    found: dict[str, dict[str, float]] = {}
+    for name, p in named:
+        for kind, value in optimizer.state[p].items():
+            single = isinstance(value, (int, float)) or (isinstance(value, Tensor) and not value.dim())
+            if single and kind != "step":
+                found.setdefault(kind, {})[name] = float(value)
+    return found
+
+
+def take_numbers(optimizer: Any, named: Named, numbers: Mapping[str, Mapping[str, float]]) -> None:
+    """Takes `numbers_of` back."""
+    parameters = dict(named)
+    for kind, values in numbers.items():
+        for name, value in values.items():
+            state = optimizer.state[parameters[name]]
+            now = state[kind]
+            state[kind] = torch.full_like(now, value) if isinstance(now, Tensor) else type(now)(value)
+
+
+def steps_taken(optimizer: Any, parameters: Sequence[nn.Parameter]) -> int:
+    """The optimizer's own count of updates."""
+    known_of(optimizer, parameters)
+    return max((int(optimizer.state[p].get("step", 0)) for p in parameters), default=0)
+
+
+def set_steps(optimizer: Any, parameters: Sequence[nn.Parameter], count: int) -> None:
+    """Sets that count."""
+    known_of(optimizer, parameters)
+    for p in parameters:
+        _count(optimizer.state[p], count)
