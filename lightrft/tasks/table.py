@@ -19,6 +19,7 @@ from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.tasks import (
+    benchmarks,
     calculator,
     code,
     facts,
@@ -378,6 +379,7 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "svamp": svamp,
     "tiny": tiny_task,
     "tiny_pairs": tiny_pairs,
+    **benchmarks.TASKS,
     **code.TASKS,
     **media_tasks.TASKS,
     **media_pairs.TASKS,
