@@ -64,6 +64,12 @@ def _check_groups(config: Config, algorithm: Algorithm) -> None:
             "prompt and needs at least 2. Set rollout.group_size=8, or algorithm.advantage=reinforce."
         )
     _check_subsets(row, algorithm, size)
+    if size < 2:
+        because, cure = (
+            f"rollout.group_size={size}, which leaves nothing to compare",
+            "set rollout.group_size=8",
+        )
+        refuse_idle("rollout", config.rollout, ["rest_passes"], because=because, cure=cure)
     if size < 2 and _says(algorithm, "group_filter", "compares_responses"):
         raise ValueError(
             f"algorithm.group_filter={row.group_filter} keeps groups in which rewards differ, and with rollout.group_size={size} there are "

@@ -191,6 +191,7 @@ def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Co
         supply=build_supply(parts, sampler, buffer),
         buffer=buffer,
         scaler=parts.scaler,
+        prompts=parts.prompts if parts.config.rollout.rest_passes else None,
         baseline=greedy if parts.algorithm.needs_baseline else None,
     )
 

@@ -32,6 +32,7 @@ from lightrft.cli.options import (
 from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import RUNS, Config, check_backend, layers
+from lightrft.config.suites import tasks_of
 from lightrft.runs.folder import evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.imports import without_code
@@ -129,17 +130,19 @@ class AskedEvaluation:
             )
         task, *words = rest
         named, flags = layers.split(words)
-        config = load("evaluate", [*named, "--tasks.evaluate", task, "1", *flags])
-        if task not in config.tasks.evaluate:
+        asked = [word for name in tasks_of(task) for word in (name, "1")]
+        config = load("evaluate", [*named, "--tasks.evaluate", *asked, *flags])
+        missing = next((name for name in tasks_of(task) if name not in config.tasks.evaluate), None)
+        if missing is not None:
             raise ValueError(
                 f"lightrft evaluate {task}, but tasks.evaluate names only {', '.join(config.tasks.evaluate)}. Leave the flag out, or name "
-                f"{task} there too, e.g. --tasks.evaluate {task} 1 {' '.join(f'{name} {weight:g}' for name, weight in config.tasks.evaluate.items())}"
+                f"{missing} there too, e.g. --tasks.evaluate {missing} 1 {' '.join(f'{name} {weight:g}' for name, weight in config.tasks.evaluate.items())}"
             )
         return cls(task, config, own.check, Launch(own.gpus, own.processes), words)
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Score a model on a task: lightrft evaluate TASK [LAYERS...] FLAGS; --check proves the task's gold answers."""
+    """Score a model on tasks: lightrft evaluate TASK[,TASK...] [LAYERS...] FLAGS, or suite:NAME; --check proves the task's gold answers."""
     asked = AskedEvaluation.of(args)
     if asked.launch.is_wanted and not asked.check:
         config = asked.launch.placed(asked.config)
@@ -149,7 +152,7 @@ def evaluate(args: Sequence[str]) -> int:
     from lightrft.commands import evaluate as command
 
     if asked.check:
-        return command.check_task(asked.config, asked.task)
+        return max(command.check_task(asked.config, name) for name in tasks_of(asked.task))
     command.evaluate(asked.config)
     return 0
 

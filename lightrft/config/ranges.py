@@ -101,6 +101,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "top_p": SOME,
         "min_p": Range(0, 1, without_high=True),
         "max_sampling_rounds": COUNT,
+        "rest_passes": NOT_NEGATIVE,
         "max_tokens_per_step": NOT_NEGATIVE,
         "max_engine_restarts": NOT_NEGATIVE,
     },

@@ -48,6 +48,9 @@ class RolloutConfig:
     """Texts that end a response."""
     max_sampling_rounds: int = 4
     """With algorithm.group_filter other than all (dynamic sampling): maximum rounds of sampling per step before training on what there is."""
+    rest_passes: int = 0
+    """Curriculum: a prompt whose responses all got the same reward (solved, or hopeless at present) is left out of the next so many passes through
+    its task, and then comes back. 0: every pass asks all prompts."""
     extra_groups: Literal["drop", "carry_over"] = "drop"
     """Extra groups left over after dynamic sampling: drop them, or carry them over to the next step (off-policy by one step)."""
     max_tokens_per_step: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,8 @@ class PromptLoader:
     """Draws prompts: whole shuffled epochs of each source, sources mixed by weight.
 
     All ranks walk the same sequence of draws and each takes every size-th of them, so no prompt is drawn by two ranks
-    and a step's prompts do not depend on the number of ranks. Nothing but the seed and the number of draws decides
-    what comes next; there is no hidden state.
+    and a step's prompts do not depend on the number of ranks. Nothing but the seed, the number of draws and the prompts that
+    were left out for a while (`rest`) decides what comes next; there is no hidden state.
     """
 
     def __init__(
@@ -44,16 +44,21 @@ class PromptLoader:
         self.shares = [weight / total for _, weight in sources]
         self.seed, self.rank, self.size, self.open = seed, rank, size, open
         self.drawn = [0] * len(sources)
-        """Draws from each source so far, over all ranks."""
+        """Places of each source gone through so far, over all ranks, those that were left out included."""
+        self.given = [0] * len(sources)
+        """Prompts of each source that were drawn."""
+        self.resting: list[dict[int, int]] = [{} for _ in sources]
+        """Of each source: place of a prompt -> the last pass that leaves it out."""
         self.fingerprint = [
             _fingerprint(prompts, share) for prompts, share in zip(self.sources, self.shares, strict=True)
         ]
         self._orders: dict[int, tuple[int, list[int]]] = {}
         self._by_name: dict[tuple[str, str], Prompt] | None = None
+        self._places: dict[tuple[str, str], tuple[int, int]] | None = None
 
     @property
     def position(self) -> int:
-        """Draws so far, over all ranks and sources: the place of the next one, which no later draw has."""
+        """Places gone through so far, over all ranks and sources: that of the next draw, or before it, and after all earlier ones."""
         return sum(self.drawn)
 
     def draw(self, n: int) -> list[Prompt]:
@@ -86,11 +91,42 @@ class PromptLoader:
             return replace(prompt, row=known.messages, target=known.target, columns=known.columns)
         return replace(prompt, messages=known.messages, target=known.target, columns=known.columns)
 
+    def rest(self, names: Iterable[tuple[str, str]], passes: int) -> None:
+        """Leaves these prompts (source, id) out of `passes` passes through their source, after that in which they were last drawn; then they
+        come back.
+
+        To be called on all ranks with the same prompts, between the same draws. A prompt that is not of this data is passed over.
+        """
+        if self._places is None:
+            self._places = {
+                (p.source, p.id): (source, place)
+                for source, prompts in enumerate(self.sources)
+                for place, p in enumerate(prompts)
+            }
+        for name in names:
+            if name in self._places:
+                source, place = self._places[name]
+                now, turn = divmod(self.drawn[source], len(self.sources[source]))
+                drawn_now = place in self._order(source, now)[:turn]  # else in the pass before
+                self.resting[source][place] = now + passes - (not drawn_now)
+
+    @property
+    def left_out(self) -> int:
+        """Prompts that are left out at present."""
+        passes = [done // len(prompts) for done, prompts in zip(self.drawn, self.sources, strict=True)]
+        return sum(
+            until >= now
+            for now, places in zip(passes, self.resting, strict=True)
+            for until in places.values()
+        )
+
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on exactly here; plain numbers and texts."""
         return {
             "seed": self.seed,
             "drawn": list(self.drawn),
+            "given": list(self.given),
+            "resting": [sorted(map(list, places.items())) for places in self.resting],
             "fingerprint": [dict(f) for f in self.fingerprint],
         }
 
@@ -113,14 +149,23 @@ class PromptLoader:
                     "Restore the data and the options of tasks and model.chat_template, or start a new run."
                 )
         self.drawn = list(state["drawn"])
+        self.given = list(state.get("given", self.drawn))
+        resting = state.get("resting", [[] for _ in self.sources])
+        self.resting = [dict(map(tuple, places)) for places in resting]
 
     def _next(self) -> tuple[int, int]:
-        """Source and place of the next draw: the source furthest behind its share, the next place of its epoch."""
-        total = sum(self.drawn) + 1
-        source = max(range(len(self.shares)), key=lambda s: self.shares[s] * total - self.drawn[s])
-        epoch, turn = divmod(self.drawn[source], len(self.sources[source]))
-        self.drawn[source] += 1
-        return source, self._order(source, epoch)[turn]
+        """Source and place of the next draw: the source furthest behind its share, the next place of its epoch that does not rest."""
+        total = sum(self.given) + 1
+        source = max(range(len(self.shares)), key=lambda s: self.shares[s] * total - self.given[s])
+        self.given[source] += 1
+        resting = self.resting[source]
+        while True:  # ends, as each prompt comes back after some passes
+            epoch, turn = divmod(self.drawn[source], len(self.sources[source]))
+            self.drawn[source] += 1
+            place = self._order(source, epoch)[turn]
+            if resting.get(place, -1) < epoch:
+                resting.pop(place, None)
+                return source, place
 
     def _order(self, source: int, epoch: int) -> list[int]:
         if source not in self._orders or self._orders[source][0] != epoch:

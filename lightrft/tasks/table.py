@@ -20,6 +20,7 @@ from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
 from lightrft.datasets.shards import base_of, is_there, saved_set
 from lightrft.datasets.sources import BadRecords, Row, is_file, is_local, read
 from lightrft.tasks import (
+    benchmarks,
     calculator,
     code,
     facts,
@@ -384,6 +385,7 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "svamp": svamp,
     "tiny": tiny_task,
     "tiny_pairs": tiny_pairs,
+    **benchmarks.TASKS,
     **code.TASKS,
     **media_tasks.TASKS,
     **media_pairs.TASKS,

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.selection import mixed_outcomes
 from lightrft.config import Config
+from lightrft.datasets.loader import PromptLoader
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardResult
 from lightrft.trainer.baseline import Baseline, has_baseline
@@ -56,6 +58,8 @@ class Collector:
     supply: Supply
     buffer: RolloutBuffer
     scaler: RewardScaler
+    prompts: PromptLoader | None = None
+    """With rollout.rest_passes: what is told which prompts say nothing at present."""
     baseline: Baseline | None = None
     """Finds the responses to compare with besides the siblings, where the algorithm asks for it."""
     unused: list[Trajectory] = field(default_factory=list, init=False)
@@ -85,6 +89,8 @@ class Collector:
         self._need_some(step, kept, drawn)
         metrics = describe(drawn.groups, self.world) | drawn.counts | self._of_rollout(drawn.groups)
         metrics["rollout/sampling_rounds"] = float(drawn.attempts)
+        if self.prompts is not None:
+            metrics["rollout/prompts_resting"] = float(self.prompts.left_out)
         kept, surplus = self._divided(step, kept, drawn)
         if self.config.rollout.extra_groups == "carry_over":
             self.buffer.carried_over = surplus
@@ -113,6 +119,7 @@ class Collector:
         drawn.counts = average([drawn.counts, counts])
         groups = by_group(judged.kept)
         drawn.groups += groups
+        self._let_rest(groups)
         worthy: list[Group] = []
         others: list[Group] = []
         for group in groups:
@@ -126,6 +133,18 @@ class Collector:
             (t for group in groups for t in group), self.algorithm.config, self.config.rollout.max_tokens
         )
         return worthy
+
+    def _let_rest(self, groups: Sequence[Group]) -> None:
+        """Leaves prompts out for some passes whose responses all got the same reward: solved, or hopeless. Called by all ranks."""
+        if self.prompts is None:
+            return
+        equal = [
+            (group[0].prompt.source, group[0].prompt.id)
+            for group in groups
+            if len(group) > 1 and not mixed_outcomes(group)
+        ]
+        for names in self.world.gather(equal):
+            self.prompts.rest(names, self.config.rollout.rest_passes)
 
     def _need_some(self, step: int, kept: Sequence[Group], drawn: Drawn) -> None:
         """RuntimeError if no rank has a group to learn from."""

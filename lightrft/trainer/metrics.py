@@ -67,6 +67,7 @@ METRICS: dict[str, str] = {
     "rollout/sampling_rounds": "rounds of sampling; more than one only with algorithm.group_filter",
     "rollout/off_policy_fraction": "share of the step's tokens that older weights sampled; only with rollout.max_tokens_per_step or rollout.overlap_rewards, or where a resume left some",
     "rollout/groups_unfinished": "groups whose responses go on in the next step, all ranks; only with the same",
+    "rollout/prompts_resting": "prompts that are left out at present, because their responses all got the same reward; only with rollout.rest_passes",
     "rollout/groups_filtered_out": "groups sampled and not learned from (algorithm.group_filter), all ranks",
     "rollout/groups_carried_over": "surplus groups that wait for the next step, all ranks; only with rollout.extra_groups=carry_over",
     "seconds/rollout": "time sampling responses, on the rank where it took longest, as all seconds/",

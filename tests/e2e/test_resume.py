@@ -57,6 +57,24 @@ VARIANTS = {
         *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.max-tokens-per-step", "5"),
         *("--rollout.overlap-rewards", "true", "--rewards.workers", "1"),
     ],
+    "resting": [
+        *("grpo", "--steps", "8", "--checkpoint.every-steps", "2", "--tasks.train-limit", "7"),
+        *(
+            "--rollout.rest-passes",
+            "1",
+            "--algorithm.group-filter",
+            "mixed_outcomes",
+            "--rollout.group-size",
+            "2",
+        ),
+        *("--rollout.extra-groups", "carry_over", "--replay.groups-per-step", "1"),
+    ],
+    "resting_late": [
+        *("grpo", "--steps", "8", "--checkpoint.every-steps", "2", "--tasks.train-limit", "7"),
+        *("--rollout.rest-passes", "1", "--rollout.max-tokens-per-step", "5", "--rollout.group-size", "2"),
+        *("--rollout.overlap-rewards", "true", "--rewards.workers", "1"),
+    ],
+    "surveyed": ["--algorithm.loss", "m2po", "--replay.groups-per-step", "1", "--steps", "5"],
 }
 
 

@@ -65,6 +65,13 @@ def test_evaluate_takes_a_task_then_layers_then_flags() -> None:
     assert AskedEvaluation.of(["gsm8k", "--check"]).check
 
 
+def test_evaluate_takes_several_tasks_and_suites() -> None:
+    asked = AskedEvaluation.of(["tiny,suite:words", "tiny"])
+    assert asked.config.tasks.evaluate == {"tiny": 1.0, "gsm8k": 1.0, "svamp": 1.0}
+    with pytest.raises(ValueError, match="name svamp there too"):
+        AskedEvaluation.of(["gsm8k,svamp", "--tasks.evaluate", "gsm8k", "1"])
+
+
 def test_evaluate_with_check_tries_the_gold_answers_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "tiny", "--check", "--rewards.workers", "0"]) == 0
     printed = capsys.readouterr().out

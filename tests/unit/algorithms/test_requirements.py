@@ -191,3 +191,12 @@ def test_a_clip_that_the_loss_does_not_read_is_refused(loss):
     )
     with pytest.raises(ValueError, match=told):
         build(algorithm=AlgorithmConfig(loss=loss, clip=[0.1, 0.2]), update=UpdateConfig(num_minibatches=2))
+
+
+def test_prompts_rest_only_where_responses_can_be_compared():
+    with pytest.raises(ValueError, match="rollout.rest_passes=2 has no effect with rollout.group_size=1"):
+        build(
+            rollout=RolloutConfig(group_size=1, rest_passes=2),
+            algorithm=AlgorithmConfig(advantage="reinforce"),
+        )
+    build(rollout=RolloutConfig(group_size=2, rest_passes=2))

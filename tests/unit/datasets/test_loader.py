@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import pytest
@@ -120,3 +121,58 @@ def test_a_mixture_of_nothing_is_refused():
         PromptLoader([([], 1.0)], seed=0)
     with pytest.raises(ValueError, match="gives 'a' the weight 0.0"):
         PromptLoader([(source("a", 1), 0.0)], seed=0)
+
+
+@pytest.mark.parametrize("judged_after", [1, 3, 5, 8])
+def test_a_prompt_that_rests_is_left_out_of_so_many_passes_and_comes_back(judged_after):
+    """Whether its rewards are known in the pass in which it was drawn, or in the one after."""
+    plain = ids(PromptLoader([(source("a", 5), 1.0)], seed=0).draw(10))
+    name = plain[0] if judged_after <= 5 else plain[9]  # drawn by then, once
+    loader = PromptLoader([(source("a", 5), 1.0)], seed=0)
+    before = ids(loader.draw(judged_after))
+    loader.rest([("a", name), ("b", "not of this data")], 2)
+    assert loader.left_out == 1
+    drawn = before + ids(loader.draw(18 - judged_after))
+    first, second, third, fourth = drawn[:5], drawn[5:9], drawn[9:13], drawn[13:]
+    assert sorted(first) == sorted(fourth) == ids(source("a", 5))
+    assert sorted([*second, name]) == sorted([*third, name]) == ids(source("a", 5))
+    assert loader.left_out == 0
+    assert loader.position == 20  # places only grow, those left out included
+
+
+def test_where_all_prompts_rest_they_come_back_together():
+    loader = PromptLoader([(source("a", 4), 1.0)], seed=0)
+    loader.draw(4)
+    loader.rest([("a", f"a/{n}") for n in range(4)], 3)
+    assert sorted(ids(loader.draw(4))) == ids(source("a", 4))
+
+
+def test_the_mixture_holds_though_prompts_of_one_source_rest():
+    loader = PromptLoader([(source("a", 30), 1.0), (source("b", 30), 1.0)], seed=0)
+    loader.draw(60)
+    loader.rest([("a", f"a/{n}") for n in range(25)], 5)
+    assert Counter(p.source for p in loader.draw(40)) == {"a": 20, "b": 20}
+
+
+@pytest.mark.parametrize("before", [0, 3, 7, 11])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_resumed_loader_knows_what_rests_on_any_number_of_ranks(before, size):
+    sources = [(source("a", 7), 2.0), (source("b", 4), 1.0)]
+    loader = PromptLoader(sources, seed=5)
+    loader.draw(before)
+    loader.rest([("a", "a/1"), ("a", "a/6"), ("b", "b/0")], 2)
+    loader.draw(2)
+    ranks = [PromptLoader(sources, seed=5, rank=rank, size=size) for rank in range(size)]
+    for rank in ranks:
+        rank.load(json.loads(json.dumps(loader.state())))
+    shares = [ids(rank.draw(10)) for rank in ranks]
+    assert [n for turn in zip(*shares, strict=True) for n in turn] == ids(loader.draw(10 * size))
+
+
+def test_a_state_from_before_prompts_could_rest_is_read():
+    loader = PromptLoader([(source("a", 7), 1.0)], seed=5)
+    loader.draw(4)
+    state = {name: value for name, value in loader.state().items() if name not in ("given", "resting")}
+    resumed = PromptLoader([(source("a", 7), 1.0)], seed=5)
+    resumed.load(state)
+    assert ids(resumed.draw(9)) == ids(loader.draw(9))
