@@ -25,7 +25,7 @@
     if (!overview.advice.length) return html`<p class="advice good"><b>✓ No alarm.</b> No rule found anything to say about this run.</p>`;
     return html`<section class="cards">${overview.advice.map((one) => html`<article key=${one.rule} class=${"advice " + one.level}>
       <h3>${one.level === "alarm" ? "⚠ Alarm" : "→ Advice"}: ${V.words(one.rule)}</h3><p>${one.sentence}</p>
-      <dl><dt>Seen</dt><dd>${one.evidence}</dd><dt>Change</dt><dd>${one.option}</dd><dt>Source</dt><dd>${one.source}</dd></dl></article>`)}</section>`;
+      <dl><dt>Seen</dt><dd>${one.evidence}</dd><dt>Change</dt><dd>${one.option}</dd><dt>Source</dt><dd>${one.source.startsWith("https://") ? html`<a href=${one.source} rel="noreferrer">${one.source}</a>` : one.source}</dd></dl></article>`)}</section>`;
   }
 
   function Curves({ overview, number, theme }) {
