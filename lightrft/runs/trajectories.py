@@ -76,9 +76,7 @@ def load_some(run: Path, step: int, most: int) -> list[dict[str, Any]]:
     lines = [
         (file, number, line)
         for file in _files(run, step)
-        for number, line in enumerate(
-            file.read_text(encoding="utf-8", errors="replace").split("\n"), start=1
-        )
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), start=1)
         if line
     ]
     return [_parsed(*one) for one in lines[:: max(1, math.ceil(len(lines) / most))]]

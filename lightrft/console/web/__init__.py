@@ -21,4 +21,6 @@ def export(runs: Sequence[Run], file: Path, mib: float) -> None:
     print(f"{shown(file, lines=False)}: {file.stat().st_size / exporting.MIB:.2f} MiB")
     for run, told in zip(runs, left_out, strict=True):
         if told:
-            print(f"  left out of {shown(run.folder.name, lines=False)}: {told}. A larger --export-mib keeps more.")
+            print(
+                f"  left out of {shown(run.folder.name, lines=False)}: {told}. A larger --export-mib keeps more."
+            )
