@@ -251,6 +251,17 @@ def test_a_small_export_says_what_it_leaves_out_and_keeps_to_its_size(tmp_path):
     assert kept["left_out"] == [told]
 
 
+def test_an_export_reads_no_more_of_a_long_run_than_it_has_room_for(run, tmp_path, monkeypatch):
+    """The other steps are not opened: with room for reading one step's file, the last step alone is in it."""
+    monkeypatch.setattr("lightrft.console.web.export.MOST_READ", 1e-9)
+    read = []
+    load = trajectories.load
+    monkeypatch.setattr(trajectories, "load", lambda folder, step: read.append(step) or load(folder, step))
+    (told,) = export([Run(run)], tmp_path / "r.html", 20.0)
+    assert set(read) == {6}
+    assert told == "the responses of 5 steps (1, 2, 3, 4, 5)"
+
+
 def test_no_text_of_a_run_is_markup_in_an_export(evil, tmp_path):
     export([Run(evil)], tmp_path / "r.html", 20.0)
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
