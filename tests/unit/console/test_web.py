@@ -12,7 +12,7 @@ import pytest
 
 from lightrft import cli
 from lightrft.console.web import answers, page
-from lightrft.console.web.export import export
+from lightrft.console.web.one_file import export
 from lightrft.console.web.server import make_server
 from lightrft.runs import trajectories
 from lightrft.runs.reader import Run
@@ -253,7 +253,7 @@ def test_a_small_export_says_what_it_leaves_out_and_keeps_to_its_size(tmp_path):
 
 def test_an_export_reads_no_more_of_a_long_run_than_it_has_room_for(run, tmp_path, monkeypatch):
     """The other steps are not opened: with room for reading one step's file, the last step alone is in it."""
-    monkeypatch.setattr("lightrft.console.web.export.MOST_READ", 1e-9)
+    monkeypatch.setattr("lightrft.console.web.one_file.MOST_READ", 1e-9)
     read = []
     load = trajectories.load
     monkeypatch.setattr(trajectories, "load", lambda folder, step: read.append(step) or load(folder, step))
