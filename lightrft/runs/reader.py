@@ -209,7 +209,8 @@ class Run:
 
     def advice(self) -> list[Advice]:
         """What the run's metrics, settings and last saved responses say about how it goes; alarms first, advice only without alarms."""
-        intervals = [(when, *_interval(self.evaluation(when).scores)) for when in self.evaluations]
+        scores = EvaluationFolder(RunFolder(self.folder).evaluation).read_report
+        intervals = [(when, *_interval(scores(when))) for when in self.evaluations]
         known = [(when, low, high) for when, low, high in intervals if low is not None and high is not None]
         some = trajectories.load_some(self.folder, self.steps[-1], MOST_ADVISED) if self.steps else []
         texts = [str(row["response"]) for row in some]

@@ -42,6 +42,18 @@ def test_an_overview_has_metrics_by_name_scores_and_settings_without_folders(run
     assert str(run) not in json.dumps(told)
 
 
+def test_broken_files_are_told_and_the_rest_is_shown(tmp_path):
+    run = uniform_run(tmp_path / "broken", "fine", steps=2)
+    for file in ("trajectories/step-000002.jsonl", "evaluation/after.json", "config.yaml"):
+        (run / file).write_text("{broken\n")
+    told = answers.answer([Run(run)], "0/overview")
+    assert [one.split(":")[0] for one in told["problems"]] == ["evaluation after", "advice", "settings"]
+    assert told["metrics"]["step"] == [1, 2]
+    assert told["evaluations"]["before"]["sums"]["questions"] == 2
+    with pytest.raises(ValueError, match=r"step-000002.jsonl:1: the line is broken"):
+        answers.answer([Run(run)], "0/groups/2")
+
+
 def test_groups_have_their_siblings_and_tokens_all_their_columns(run):
     told = answers.answer([Run(run)], "0/groups/2")["groups"]
     assert [group["number"] for group in told] == [0, 1, 2]
