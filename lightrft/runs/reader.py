@@ -29,6 +29,8 @@ STATUSES = (*USES, *ORIGINS, ZERO_VARIANCE)
 all of its group have the same reward."""
 MOST_SHOWN = 200
 """Rows of a table in a notebook."""
+MOST_ADVISED = 32
+"""Responses of the last saved step that advice looks at."""
 
 Where = str | Callable[[Any], bool] | None
 """Which to keep: those of a status, those for which a function is true, or all."""
@@ -207,9 +209,11 @@ class Run:
 
     def advice(self) -> list[Advice]:
         """What the run's metrics, settings and last saved responses say about how it goes; alarms first, advice only without alarms."""
-        intervals = [(when, *_interval(self.evaluation(when).scores)) for when in self.evaluations]
+        scores = EvaluationFolder(RunFolder(self.folder).evaluation).read_report
+        intervals = [(when, *_interval(scores(when))) for when in self.evaluations]
         known = [(when, low, high) for when, low, high in intervals if low is not None and high is not None]
-        texts = [str(row["response"]) for row in self.responses()] if self.steps else []
+        some = trajectories.load_some(self.folder, self.steps[-1], MOST_ADVISED) if self.steps else []
+        texts = [str(row["response"]) for row in some]
         return advise(Facts(self.metrics(), self.config(), known, texts))
 
     def _step(self, step: int) -> int:

@@ -88,6 +88,17 @@ def load_one(run: Path, step: int, place: int) -> dict[str, Any]:
     raise ValueError(f"no response {place} in step {step}: its places are 0 to {seen - 1}.")
 
 
+def load_some(run: Path, step: int, most: int) -> list[dict[str, Any]]:
+    """At most so many responses of a step, evenly spaced over all ranks; the others are not parsed. ValueError as from `load`."""
+    lines = [
+        (file, number, line)
+        for file in _files(run, step)
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), start=1)
+        if line
+    ]
+    return [_parsed(*one) for one in lines[:: max(1, math.ceil(len(lines) / most))]]
+
+
 def _files(run: Path, step: int) -> list[Path]:
     files = RunFolder(run).all_responses(step)
     if not files:

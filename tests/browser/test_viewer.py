@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightrft.console.web.export import export
+from lightrft.console.web.one_file import export
 from lightrft.console.web.server import make_server
 from lightrft.runs import trajectories
 from lightrft.runs.metrics import Logger

@@ -162,8 +162,8 @@ def test_a_loss_says_whether_it_looks_at_more_than_an_entry(name):
 
 
 def test_what_is_decided_for_a_whole_response_is_never_divided():
-    for settings in ({"mismatch_level": "sequence", "mismatch_limit": 2.0}, {"off_policy_mask_limit": 0.1}):
+    for changes in ({"mismatch_level": "sequence", "mismatch_limit": 2.0}, {"off_policy_mask_limit": 0.1}):
         assert build(AlgorithmConfig(loss="clipped", advantage="group_norm"), resolve).entrywise
         assert not build(
-            AlgorithmConfig(loss="clipped", advantage="group_norm", **settings), resolve
+            AlgorithmConfig(loss="clipped", advantage="group_norm", **changes), resolve
         ).entrywise

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightrft.console.web import export as exporting
-from lightrft.console.web import server
+from lightrft.console.web import one_file, server
 from lightrft.runs.reader import Run
+from lightrft.utils.shown import shown
 
 __all__ = ["export", "serve"]
 
@@ -16,8 +16,10 @@ serve = server.serve
 
 def export(runs: Sequence[Run], file: Path, mib: float) -> None:
     """Writes runs as one file, and prints its size and what it leaves out. ValueError for a size or name that cannot be."""
-    left_out = exporting.export(runs, file, mib)
-    print(f"{file}: {file.stat().st_size / exporting.MIB:.2f} MiB")
+    left_out = one_file.export(runs, file, mib)
+    print(f"{shown(file, lines=False)}: {file.stat().st_size / one_file.MIB:.2f} MiB")
     for run, told in zip(runs, left_out, strict=True):
         if told:
-            print(f"  left out of {run.folder.name}: {told}. A larger --export-mib keeps more.")
+            print(
+                f"  left out of {shown(run.folder.name, lines=False)}: {told}. A larger --export-mib keeps more."
+            )

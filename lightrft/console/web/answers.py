@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightrft.media.parts import KINDS, readable
 from lightrft.media.pictures import picture
 from lightrft.media.sources import MediaError
 from lightrft.runs.curves import PANELS, title_of
-from lightrft.runs.layout import RunFolder
+from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.reader import ResponseGroup, Run
 from lightrft.runs.sheets import read_picture
 from lightrft.utils.imports import require
@@ -51,11 +52,22 @@ class Route:
 
 
 def overview(run: Run) -> Row:
-    """Everything about a run that is no response: metrics by name, scores, advice, settings, and what is saved."""
+    """Everything about a run that is no response: metrics by name, scores, advice, settings, and what is saved.
+
+    A broken file of scores, responses or settings is a sentence in `problems`: the rest is shown all the same.
+    """
+    problems: list[str] = []
+    scores = EvaluationFolder(RunFolder(run.folder).evaluation).read_report
+    evaluations = {
+        when: _or_told(problems, f"evaluation {when}", partial(scores, when), {}) for when in run.evaluations
+    }
+    advice = _or_told(problems, "advice", run.advice, [])
+    config = _or_told(problems, "settings", run.config, {})
     rows = list(run.metrics())
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {
         "name": run.folder.name,
+        "problems": problems,
         "title": title_of(run.folder),
         "learns_from_given": run.learns_from_given,
         "finished": RunFolder(run.folder).summary.is_file(),
@@ -66,10 +78,18 @@ def overview(run: Run) -> Row:
             if (known := [name for name in names if any(name in row for row in rows)])
         ],
         "steps": run.steps,
-        "evaluations": {when: run.evaluation(when).scores for when in run.evaluations},
-        "advice": [asdict(one) for one in run.advice()],
-        "config": {name: _without_path(value) for name, value in run.config().items()},
+        "evaluations": evaluations,
+        "advice": [asdict(one) for one in advice],
+        "config": {name: _without_path(value) for name, value in config.items()},
     }
+
+
+def _or_told(problems: list[str], what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return make()
+    except (ValueError, OSError) as error:
+        problems.append(f"{what}: {error}")
+        return otherwise
 
 
 def pulse(run: Run) -> Row:

@@ -12,7 +12,7 @@ import pytest
 
 from lightrft import cli
 from lightrft.console.web import answers, page
-from lightrft.console.web.export import export
+from lightrft.console.web.one_file import export
 from lightrft.console.web.server import make_server
 from lightrft.runs import trajectories
 from lightrft.runs.reader import Run
@@ -40,6 +40,18 @@ def test_an_overview_has_metrics_by_name_scores_and_settings_without_folders(run
     assert told["config"] == {"steps": 6, "model.path": ".../small", "model.imports": []}
     assert [one["rule"] for one in told["advice"]] == ["not_finite"]
     assert str(run) not in json.dumps(told)
+
+
+def test_broken_files_are_told_and_the_rest_is_shown(tmp_path):
+    run = uniform_run(tmp_path / "broken", "fine", steps=2)
+    for file in ("trajectories/step-000002.jsonl", "evaluation/after.json", "config.yaml"):
+        (run / file).write_text("{broken\n")
+    told = answers.answer([Run(run)], "0/overview")
+    assert [one.split(":")[0] for one in told["problems"]] == ["evaluation after", "advice", "settings"]
+    assert told["metrics"]["step"] == [1, 2]
+    assert told["evaluations"]["before"]["sums"]["questions"] == 2
+    with pytest.raises(ValueError, match=r"step-000002.jsonl:1: the line is broken"):
+        answers.answer([Run(run)], "0/groups/2")
 
 
 def test_groups_have_their_siblings_and_tokens_all_their_columns(run):
@@ -249,6 +261,17 @@ def test_a_small_export_says_what_it_leaves_out_and_keeps_to_its_size(tmp_path):
     assert f"the responses of {8 - len(steps)} steps" in told
     assert "the tokens of" in told
     assert kept["left_out"] == [told]
+
+
+def test_an_export_reads_no_more_of_a_long_run_than_it_has_room_for(run, tmp_path, monkeypatch):
+    """The other steps are not opened: with room for reading one step's file, the last step alone is in it."""
+    monkeypatch.setattr("lightrft.console.web.one_file.MOST_READ", 1e-9)
+    read = []
+    load = trajectories.load
+    monkeypatch.setattr(trajectories, "load", lambda folder, step: read.append(step) or load(folder, step))
+    (told,) = export([Run(run)], tmp_path / "r.html", 20.0)
+    assert set(read) == {6}
+    assert told == "the responses of 5 steps (1, 2, 3, 4, 5)"
 
 
 def test_no_text_of_a_run_is_markup_in_an_export(evil, tmp_path):

@@ -133,7 +133,7 @@
         ${names.length > 1 ? html`<a href="#/compare" aria-current=${isCompare ? "page" : null}>Compare</a>` : null}</nav>
       <span><button onClick=${turnTheme} title="light or dark (t)" aria-label="light or dark">◐</button> <button onClick=${() => showKeys(true)} aria-label="keys">?</button></span></header>
       ${told ? html`<p class="note">This file leaves out ${told}.</p>` : null}${problem ? html`<p class="problem" role="alert">${problem}</p>` : null}
-      <main><${Guard} at=${location.hash}>${runs.error || state.error ? html`<${V.Waiting} state=${runs.error ? runs : state} />` : overview ? html`<${View} key=${isCompare ? "compare" : number + view} overview=${overview} runs=${state.found} names=${names} number=${number} words=${words} version=${version} theme=${theme} />` : html`<p class="faint">Loading …</p>`}<//></main>
+      <main><${Guard} at=${location.hash}>${runs.error || state.error ? html`<${V.Waiting} state=${runs.error ? runs : state} />` : state.found && !overview ? html`<p class="problem" role="alert">There is no run ${number}; their numbers are 0 to ${names.length - 1}.</p>` : overview ? html`<${View} key=${isCompare ? "compare" : number + view} overview=${overview} runs=${state.found} names=${names} number=${number} words=${words} version=${version} theme=${theme} />` : html`<p class="faint">Loading …</p>`}<//></main>
       ${hasKeys ? html`<${Keys} close=${() => showKeys(false)} />` : null}`;
   }
 

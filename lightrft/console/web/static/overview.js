@@ -10,7 +10,7 @@
   // One line for each evaluation and task: score and 95 % interval, drawn and written.
   function Scores({ overview, number }) {
     const lines = Object.entries(overview.evaluations).flatMap(([when, tasks]) =>
-      Object.entries(tasks).filter(([, one]) => one && one.score).map(([task, one]) => ({ when, task, ...one.score, of: one.questions })));
+      Object.entries(tasks || {}).filter(([, one]) => one && one.score).map(([task, one]) => ({ when, task, ...one.score, of: one.questions })));
     if (!lines.length) return null;
     const low = Math.min(0, ...lines.map((one) => one.low ?? one.mean ?? 0)), high = Math.max(1, ...lines.map((one) => one.high ?? one.mean ?? 1));
     const at = (value) => 100 * (value - low) / (high - low);
@@ -22,10 +22,11 @@
   }
 
   function Advice({ overview }) {
+    if (!overview.advice.length && overview.problems.length) return null;
     if (!overview.advice.length) return html`<p class="advice good"><b>✓ No alarm.</b> No rule found anything to say about this run.</p>`;
     return html`<section class="cards">${overview.advice.map((one) => html`<article key=${one.rule} class=${"advice " + one.level}>
       <h3>${one.level === "alarm" ? "⚠ Alarm" : "→ Advice"}: ${V.words(one.rule)}</h3><p>${one.sentence}</p>
-      <dl><dt>Seen</dt><dd>${one.evidence}</dd><dt>Change</dt><dd>${one.option}</dd><dt>Source</dt><dd>${one.source}</dd></dl></article>`)}</section>`;
+      <dl><dt>Seen</dt><dd>${one.evidence}</dd><dt>Change</dt><dd>${one.option}</dd><dt>Source</dt><dd>${one.source.startsWith("https://") ? html`<a href=${one.source} rel="noreferrer">${one.source}</a>` : one.source}</dd></dl></article>`)}</section>`;
   }
 
   function Curves({ overview, number, theme }) {
@@ -82,6 +83,7 @@
     const last = steps.length ? steps[steps.length - 1] : 0;
     return html`<h1>${overview.title}</h1>
       <p class="faint">${overview.finished ? "finished" : "not finished"} · ${last} of ${V.text(overview.config.steps) || "?"} steps · responses of ${overview.steps.length} steps saved</p>
+      ${overview.problems.map((one, n) => html`<p class="problem" role="alert" key=${n}>Not readable: ${one}</p>`)}
       <${Advice} overview=${overview} /><${Scores} overview=${overview} number=${number} />
       ${steps.length ? html`<${Curves} overview=${overview} number=${number} theme=${theme} /><${Phases} overview=${overview} />` : html`<p>No step has been logged yet.</p>`}
       <${Settings} overview=${overview} />`;

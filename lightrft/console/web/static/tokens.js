@@ -2,7 +2,7 @@
 // changes their classes. So 32,768 tokens stay fluent.
 (function () {
   "use strict";
-  const { html, useState, useEffect, useRef, useMemo } = window.htmPreact;
+  const { html, useState, useEffect, useLayoutEffect, useRef, useMemo } = window.htmPreact;
   const V = window.viewer;
   const BLOCK = 256, LONGEST = 2048;
 
@@ -35,8 +35,8 @@
     const place = useRef(null);
     const spans = useRef([]);
     const marked = useRef(null);
-    useEffect(() => { spans.current = build(place.current, columns.pieces); marked.current = null; }, [columns]);
-    useEffect(() => { V.classes(columns, colouring).forEach((name, n) => { spans.current[n].className = name; }); }, [columns, colouring]);
+    useLayoutEffect(() => { spans.current = build(place.current, columns.pieces); marked.current = null; }, [columns]);
+    useLayoutEffect(() => { V.classes(columns, colouring).forEach((name, n) => { spans.current[n].className = name; }); }, [columns, colouring]);
     useEffect(() => {
       if (marked.current) marked.current.removeAttribute("aria-current");
       marked.current = at === null ? null : spans.current[at.n];

@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.console.web import answers, page
+from lightrft.runs.layout import RunFolder
 from lightrft.runs.reader import Run, token_columns
 from lightrft.utils.atomic import write_text
 from lightrft.utils.shown import shown
 
 MIB = 2**20
+MOST_REFUSED = 5
+"""Answers of a kind that found no room before the others of the kind are not tried any more."""
+MOST_READ = 16
+"""Bytes of saved responses that are read for each byte of room, so that a run of any length is exported in a minute: packed, they are
+about a fifth."""
 ROOM_FOR_WORDS = 2048
 """Bytes kept for the sentences about what is left out."""
 
@@ -93,51 +99,61 @@ def export(runs: Sequence[Run], file: Path, mib: float) -> list[str]:
 
 def _fill(budget: Budget, number: int, run: Run) -> LeftOut:
     left_out = LeftOut()
+    pictures: list[tuple[str, int]] = []
     for when in run.evaluations:
-        if not budget.add(f"{number}/evaluation/{when}", answers.evaluation(run, when)):
+        told = answers.evaluation(run, when)
+        if budget.add(f"{number}/evaluation/{when}", told):
+            pictures += [(when, row["place"]) for row in told["responses"] if row["has_pictures"]]
+        else:
             left_out.evaluations.append(when)
     inside: list[int] = []
+    known, readable = 0, MOST_READ * budget.left
     for step in _spread(run.steps):
-        told = answers.groups(run, step)
-        (inside if budget.add(f"{number}/groups/{step}", told) else left_out.steps).append(step)
+        readable -= sum(file.stat().st_size for file in RunFolder(run.folder).all_responses(step))
+        if len(left_out.steps) >= MOST_REFUSED or (readable < 0 and inside):
+            left_out.steps.append(step)
+            continue
+        rows = answers.groups(run, step)
+        if not budget.add(f"{number}/groups/{step}", rows):
+            left_out.steps.append(step)
+            continue
+        inside.append(step)
+        responses = [row for group in rows["groups"] for row in group["responses"]]
+        pictures += [(str(step), row["place"]) for row in responses if row["has_pictures"]]
+        known += sum(row["has_tokens"] for row in responses)
     left_out.steps.sort()
-    for step in inside:
-        left_out.pictures += _pictures(budget, number, run, str(step), answers.groups(run, step)["groups"])
-    for when in set(run.evaluations) - set(left_out.evaluations):
-        left_out.pictures += _pictures(budget, number, run, when, [answers.evaluation(run, when)])
-    left_out.tokens = _tokens(budget, number, run, sorted(inside))
+    for where, place in pictures:
+        path = f"{number}/pictures/{where}/{place}"
+        is_full = left_out.pictures >= MOST_REFUSED
+        left_out.pictures += is_full or not budget.add(path, answers.pictures(run, where, place))
+    left_out.tokens = known - _tokens(budget, number, run, inside)
     return left_out
 
 
-def _pictures(budget: Budget, number: int, run: Run, where: str, groups: Sequence[Any]) -> int:
-    """Adds the pictures of some responses, and counts those that are left out."""
-    places = [row["place"] for group in groups for row in group["responses"] if row["has_pictures"]]
-    paths = [(f"{number}/pictures/{where}/{place}", place) for place in places]
-    return sum(not budget.add(path, answers.pictures(run, where, place)) for path, place in paths)
-
-
 def _tokens(budget: Budget, number: int, run: Run, steps: Sequence[int]) -> int:
-    """Adds the tokens of responses, a path for each step; as many responses as there is room for, and counts the others.
+    """Adds the tokens of responses, a path for each step, as many as there is room for, and returns how many.
 
-    Responses are packed one by one to know their size; those of a step together are smaller.
+    Responses are packed one by one to know their size; those of a step together are smaller. Steps are read until there is twice as
+    much as fits, so that a run of any length is exported in about the same time.
     """
     sizes: list[tuple[int, int, int, int]] = []
     for step in steps:
+        if sum(size for *_, size in sizes) > 2 * budget.left:
+            break
         for rank, row in _ranked(run, step):
-            found = answers.encoded(_columns(row))
-            sizes.append((rank, step, row["place"], len(gzip.compress(found, 6)) * 4 // 3))
+            packed = gzip.compress(answers.encoded(_columns(row)), 6)
+            sizes.append((rank, step, row["place"], len(packed) * 4 // 3))
     chosen: dict[int, set[int]] = {}
-    room, left = budget.left, 0
+    room = budget.left
     for _, step, place, size in sorted(sizes):
-        if size > room:
-            left += 1
-            continue
-        room -= size
-        chosen.setdefault(step, set()).add(place)
+        if size <= room:
+            room -= size
+            chosen.setdefault(step, set()).add(place)
+    kept = 0
     for step, places in chosen.items():
         rows = {str(row["place"]): _columns(row) for row in run.responses(step) if row["place"] in places}
-        left += 0 if budget.add(f"{number}/tokens/{step}", rows) else len(rows)
-    return left
+        kept += len(rows) if budget.add(f"{number}/tokens/{step}", rows) else 0
+    return kept
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:
