@@ -15,8 +15,6 @@ from rich.text import Text
 
 from lightrft.media.parts import readable
 from lightrft.runs.curves import PANELS
-from lightrft.runs.live import described
-from lightrft.runs.live import status as status_of
 from lightrft.runs.reader import ResponseGroup, Run, question, token_columns
 from lightrft.runs.sheets import read_picture
 from lightrft.utils.shown import shown
@@ -56,11 +54,11 @@ def view(
         if kept.learns_from_given:
             console.print(given_responses_table(kept.metrics()))
             console.print(curves(kept))
-            say_status(kept.folder, console)
+            say_status(kept, console)
             return
         console.print(steps_table(kept))
         console.print(curves(kept))
-        say_status(kept.folder, console)
+        say_status(kept, console)
         hint = f"lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob"
         console.print(Text(shown(hint), "dim"), soft_wrap=True)
         return
@@ -78,9 +76,9 @@ def view(
         console.print(answer_panel(row, color))
 
 
-def say_status(run: Path, console: Console) -> None:
+def say_status(run: Run, console: Console) -> None:
     """One line on what the run does now, or how it ended; nothing where its folder does not say."""
-    said = described(status_of(run))
+    said = run.status().get("said")
     if said:
         console.print(Text(shown(said)), soft_wrap=True)
 

@@ -39,6 +39,9 @@ BEAT_SECONDS = 5.0
 """How often where it does not: whoever reads it sees that the run lives."""
 SILENT_SECONDS = 60.0
 """A status that is older is that of a process that ended without a word."""
+LAST_STEPS = 3
+MOST_READ = 2**18
+"""Bytes of a file of events that a timeline reads."""
 CORE = ("torch", "transformers", "peft", "datasets", "safetensors")
 
 
@@ -163,6 +166,40 @@ def described(said: Facts) -> str:
         return f"ended without a word in {place} (killed?)"
     why = f": {said['why']}" if said.get("why") else ""
     return f"{said['state']} {done}{why}"
+
+
+def timeline(run: Path, steps: int = LAST_STEPS) -> list[dict[str, Any]]:
+    """The phases of the last steps, of every rank: `rank`, `step`, `phase`, `start` (seconds since the first of them), `seconds`,
+    `waited`, `moved`, and bytes of device memory. Empty for a run of a version that did not say."""
+    files = sorted(
+        (run / "events").glob("rank-*.jsonl"), key=lambda file: int(file.stem.removeprefix("rank-"))
+    )
+    found = []
+    for file in files:
+        rank = int(file.stem.removeprefix("rank-"))
+        mine = [event for event in _last(file) if event.get("event") == "phase"]
+        wanted = sorted({event["step"] for event in mine})[-steps:]
+        found += [
+            {**event, "rank": rank, "start": event["time"] - event["seconds"]}
+            for event in mine
+            if event["step"] in wanted
+        ]
+    first = min((event["start"] for event in found), default=0.0)
+    return [{**event, "start": round(event["start"] - first, 3)} for event in found]
+
+
+def _last(file: Path) -> list[dict[str, Any]]:
+    """The last events of a file, from the last start on: those of before it may be of steps that were taken again."""
+    with file.open("rb") as read:
+        size = read.seek(0, os.SEEK_END)
+        read.seek(max(0, size - MOST_READ))
+        lines = read.read().split(b"\n")[1 if size > MOST_READ else 0 :]
+    events: list[dict[str, Any]] = []
+    for line in lines:
+        with suppress(ValueError):  # cut while it was written
+            event = json.loads(line)
+            events = [] if event["event"] == "start" else [*events, event]
+    return events
 
 
 def _clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lightrft.media.parts import readable
-from lightrft.runs import trajectories
+from lightrft.runs import live, trajectories
 from lightrft.runs.advice import Advice, advise
 from lightrft.runs.curves import PANELS
 from lightrft.runs.facts import Facts
@@ -206,6 +206,15 @@ class Run:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: not readable as YAML ({error}).") from None
         return dict(_flat("", found)) if isinstance(found, dict) else {}
+
+    def status(self) -> Row:
+        """What the run does now, or how it ended, as status.json has it; `said`: in one line. Empty where the run does not say."""
+        found = live.status(self.folder)
+        return {**found, "said": live.described(found)} if found else {}
+
+    def timeline(self, steps: int = live.LAST_STEPS) -> list[Row]:
+        """When which rank was in which phase in the last steps, see `runs.live.timeline`."""
+        return live.timeline(self.folder, steps)
 
     def advice(self) -> list[Advice]:
         """What the run's metrics, settings and last saved responses say about how it goes; alarms first, advice only without alarms."""

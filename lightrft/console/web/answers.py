@@ -71,6 +71,8 @@ def overview(run: Run) -> Row:
         "title": title_of(run.folder),
         "learns_from_given": run.learns_from_given,
         "finished": RunFolder(run.folder).summary.is_file(),
+        "status": run.status().get("said", ""),
+        "timeline": _or_told(problems, "events", run.timeline, []),
         "metrics": {name: [row.get(name) for row in rows] for name in names},
         "panels": [
             {"names": list(known), "title": title, "unit": unit}
@@ -100,6 +102,7 @@ def pulse(run: Run) -> Row:
         "logged": logged,
         "steps": run.steps[-1:],
         "evaluations": run.evaluations,
+        "status": run.status().get("said", ""),
         "finished": files.summary.is_file(),
     }
 

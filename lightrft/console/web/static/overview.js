@@ -70,6 +70,18 @@
       ${memory.length ? html`<div class="panel"><h3>memory <span class="faint">GiB</span></h3><${V.Chart} series=${memory.map((name) => V.series(overview, name, { legend: true }))} /></div>` : null}</div></section>`;
   }
 
+  // When which rank was in which phase: one lane for each rank.
+  function Timeline({ overview }) {
+    const rows = overview.timeline || [];
+    if (!rows.length) return null;
+    const phases = [...new Set(rows.map((row) => row.phase))].sort(), ranks = [...new Set(rows.map((row) => row.rank))];
+    const end = Math.max(...rows.map((row) => row.start + row.seconds)) || 1, steps = rows.map((row) => row.step);
+    const tell = (row) => `step ${row.step}, ${row.phase}: from ${V.number(row.start)} s, ${V.number(row.seconds)} s` + (row.waited > 0 ? `, ${V.number(row.waited)} s of it waiting` : "") + (row.moved.length ? `; moved ${row.moved.join(", ")}` : "") + (row.peak_bytes ? `; at most ${V.number(row.peak_bytes / 2 ** 30)} GiB` : "");
+    return html`<section><h2>Timeline <span class="faint">steps ${Math.min(...steps)} to ${Math.max(...steps)}, ${V.number(end)} s</span></h2>
+      <p class="legend">${phases.map((name, n) => html`<span class="key" key=${name}><i class=${"swatch f" + (n % 6)}></i>${name}</span>`)}</p>
+      ${ranks.map((rank) => html`<div class="lane" key=${rank}><span class="faint">rank ${rank}</span><div role="img" aria-label=${"phases of rank " + rank}>${rows.filter((row) => row.rank === rank).map((row, n) => html`<i key=${n} class=${"f" + (phases.indexOf(row.phase) % 6)} title=${tell(row)} style=${{ left: 100 * row.start / end + "%", width: 100 * row.seconds / end + "%" }}></i>`)}</div></div>`)}</section>`;
+  }
+
   function Settings({ overview }) {
     const [wanted, set] = useState("");
     const lines = Object.entries(overview.config).filter(([name, value]) => (name + V.text(value)).toLowerCase().includes(wanted.toLowerCase()));
@@ -82,10 +94,10 @@
     const steps = overview.metrics.step || [];
     const last = steps.length ? steps[steps.length - 1] : 0;
     return html`<h1>${overview.title}</h1>
-      <p class="faint">${overview.finished ? "finished" : "not finished"} · ${last} of ${V.text(overview.config.steps) || "?"} steps · responses of ${overview.steps.length} steps saved</p>
+      <p class="faint">${overview.status || (overview.finished ? "finished" : "not finished")} · ${last} of ${V.text(overview.config.steps) || "?"} steps · responses of ${overview.steps.length} steps saved</p>
       ${overview.problems.map((one, n) => html`<p class="problem" role="alert" key=${n}>Not readable: ${one}</p>`)}
       <${Advice} overview=${overview} /><${Scores} overview=${overview} number=${number} />
-      ${steps.length ? html`<${Curves} overview=${overview} number=${number} theme=${theme} /><${Phases} overview=${overview} />` : html`<p>No step has been logged yet.</p>`}
+      ${steps.length ? html`<${Curves} overview=${overview} number=${number} theme=${theme} /><${Phases} overview=${overview} /><${Timeline} overview=${overview} />` : html`<p>No step has been logged yet.</p>`}
       <${Settings} overview=${overview} />`;
   };
 })();
