@@ -15,6 +15,7 @@ from lightrft.cli import help as helping
 from lightrft.cli.loading import load, load_as, load_run, run_folder
 from lightrft.cli.options import (
     ChatOptions,
+    CompletionOptions,
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
@@ -373,6 +374,15 @@ def push(args: Sequence[str]) -> int:
     return command.push(run, own.name, dry_run=own.dry_run, private=own.private)
 
 
+def completion(args: Sequence[str]) -> int:
+    """Print a script for bash that completes commands, layers, flags, tasks and run folders."""
+    parsed(CompletionOptions, "completion", args)
+    from lightrft.cli.completion import script
+
+    print(script(COMMANDS, __version__), end="")
+    return 0
+
+
 def doctor(args: Sequence[str]) -> int:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
     parsed(DoctorOptions, "doctor", args)
@@ -401,6 +411,7 @@ COMMANDS: dict[str, Command] = {
     "export": export,
     "chat": chat,
     "push": push,
+    "completion": completion,
     "doctor": doctor,
     "init": init,
 }

@@ -225,6 +225,11 @@ class PushOptions:
 
 
 @dataclass(frozen=True)
+class CompletionOptions:
+    """Print the script by which bash completes commands, layers, flags, tasks and run folders: source <(lightrft completion)."""
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Print versions, devices, cores and memory, and which optional packages are missing."""
 
