@@ -48,7 +48,7 @@ class PromptLoader:
         self.given = [0] * len(sources)
         """Prompts of each source that were drawn."""
         self.resting: list[dict[int, int]] = [{} for _ in sources]
-        """Of each source: place of a prompt -> the last pass that leaves it out."""
+        """Source -> place of a prompt -> the last pass that leaves it out."""
         self.fingerprint = [
             _fingerprint(prompts, share) for prompts, share in zip(self.sources, self.shares, strict=True)
         ]

@@ -143,6 +143,15 @@ def test_every_shipped_layer_loads_and_says_what_it_is_for(name: str) -> None:
     assert len(layers.describe(layers.shipped()[name])) > 20
 
 
+def test_a_row_of_an_algorithm_says_itself_whether_it_stays_near_the_reference() -> None:
+    """Laid over another row it must not keep that one's coefficient: `grpo dapo` is DAPO. Models that draw bring their own."""
+    for name, file in layers.shipped().items():
+        row = layers.read(file)
+        algorithm = row.get("algorithm") or {}
+        if "loss" in algorithm and "denoise" not in (row.get("rollout") or {}):
+            assert "kl_coefficient" in algorithm, name
+
+
 @settings(max_examples=40)
 @given(st.data())
 def test_grouping_layers_differently_changes_nothing(tmp_path_factory, data) -> None:  # type: ignore[no-untyped-def]
