@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from lightrft.config import EvaluateConfig, HeldOutConfig
 from lightrft.console.progress import Progress
-from lightrft.models.adapters import write_adapter
 from lightrft.models.kinds import Write
 from lightrft.models.lora import is_adapted
 from lightrft.models.processor import Processor
@@ -25,12 +24,12 @@ from lightrft.runs.metrics import Logger
 from lightrft.runs.sinks import Sinks
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.learned import learned
 from lightrft.strategy.memory import MemoryPlan
 from lightrft.trainer.metrics import read_rate
 from lightrft.trainer.stragglers import Stragglers
+from lightrft.trainer.write import write_adapters, write_model
 from lightrft.types import Trajectory
-from lightrft.utils.atomic import explained, folder
+from lightrft.utils.atomic import explained
 from lightrft.utils.device import peak_gib, resident_gib
 from lightrft.utils.errors import boundary_of
 from lightrft.utils.interrupt import Interrupt, Stopped
@@ -373,27 +372,6 @@ class Run:
             "parts": {name: part.state() for name, part in self.trainer.parts.items()},
             "ranks": {name: part.state() for name, part in self.rank_parts.items()},
         }
-
-
-def write_model(model: Trainable, write: Write, target: Path, world: World) -> None:
-    """The Hugging Face folder of a model's present weights; called by all ranks."""
-    with model.adapters_merged():
-        if world.is_first:
-            with folder(target) as unfinished:
-                write(model.module, model.weights(), unfinished)
-        else:
-            for _ in model.weights():  # takes part in gathering them
-                pass
-    world.barrier()
-
-
-def write_adapters(model: Trainable, target: Path, world: World) -> None:
-    """The folder of a model's present adapters; called by all ranks."""
-    weights = learned(model, world)
-    if world.is_first:
-        with folder(target) as unfinished:
-            write_adapter(model.module, weights, unfinished)
-    world.barrier()
 
 
 def evaluation_label(config: EvaluateConfig | HeldOutConfig, done: int, total: int) -> str | None:

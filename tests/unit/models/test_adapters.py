@@ -20,7 +20,7 @@ from lightrft.models.tiny import FAMILIES
 from lightrft.parallel.world import World
 from lightrft.strategy.single import Single, SingleFrozen, SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_folder
-from lightrft.trainer.run import write_adapters
+from lightrft.trainer.write import write_adapters
 
 TOKENS = torch.tensor([[1, 2, 3, 4]])
 
