@@ -62,56 +62,6 @@ def train(
 
 
 @one_line
-def sft(
-    config: SFTConfig | None = None,
-    resume: Path | str | None = None,
-    *,
-    model: Any = None,
-    data: Any = None,
-    evaluate: Any = None,
-    layers: Layers = (),
-    **settings: Any,
-) -> Run:
-    """Supervised fine-tuning on given conversations, in this process; the finished run. Arguments and errors as of `train`."""
-    return _offline(
-        sft_command.train, SFTConfig, "sft", (config, resume, model, data, evaluate, layers), settings
-    )
-
-
-@one_line
-def reward(
-    config: RewardTrainingConfig | None = None,
-    resume: Path | str | None = None,
-    *,
-    model: Any = None,
-    data: Any = None,
-    evaluate: Any = None,
-    layers: Layers = (),
-    **settings: Any,
-) -> Run:
-    """Training of a reward model from compared responses, in this process; the finished run. Arguments and errors as of `train`."""
-    given = (config, resume, model, data, evaluate, layers)
-    return _offline(reward_command.train, RewardTrainingConfig, "reward", given, settings)
-
-
-@one_line
-def dpo(
-    config: DPOConfig | None = None,
-    resume: Path | str | None = None,
-    *,
-    model: Any = None,
-    data: Any = None,
-    evaluate: Any = None,
-    layers: Layers = (),
-    **settings: Any,
-) -> Run:
-    """Training of a policy on compared responses, in this process; the finished run. Arguments and errors as of `train`."""
-    return _offline(
-        dpo_command.train, DPOConfig, "dpo", (config, resume, model, data, evaluate, layers), settings
-    )
-
-
-@one_line
 def evaluate(
     config: Config | None = None,
     *,
@@ -142,20 +92,6 @@ def evaluate(
             "lightrft.evaluate: there is nothing to ask. Give data=ROWS, or the name of a task: data='gsm8k'"
         )
     return as_guest(partial(evaluate_command.evaluate, asked), given.objects)
-
-
-def _offline(
-    start: Callable[[Any, Path | None], Path],
-    cls: type[Any],
-    command: str,
-    asked: tuple[Any, ...],
-    settings: Mapping[str, Any],
-) -> Run:
-    config, resume, model, data, evaluate, layers = asked
-    given = Given(f"lightrft.{command}")
-    words = _common(given, model, None, layers, settings)
-    add_data(given, data, evaluate, cls)
-    return _run(start, cls, given, config, words, resume)
 
 
 def _common(
@@ -197,3 +133,36 @@ def _run(
     whole = config if config is not None and not (given.tree or words) else None
     asked = whole or loaded(cls, given, config=config, named_layers=words, resume=None if config else run)
     return Run(as_guest(partial(start, asked, run), given.objects))
+
+
+def _offline(
+    command: str, cls: type[RunConfig], start: Callable[[Any, Path | None], Path], about: str
+) -> Callable[..., Run]:
+    """The function of a command that learns from given responses."""
+
+    @one_line
+    def learn(
+        config: RunConfig | None = None,
+        resume: Path | str | None = None,
+        *,
+        model: Any = None,
+        data: Any = None,
+        evaluate: Any = None,
+        layers: Layers = (),
+        **settings: Any,
+    ) -> Run:
+        given = Given(f"lightrft.{command}")
+        words = _common(given, model, None, layers, settings)
+        add_data(given, data, evaluate, cls)
+        return _run(start, cls, given, config, words, resume)
+
+    learn.__name__ = learn.__qualname__ = command
+    learn.__doc__ = f"{about}, in this process; the finished run. Arguments and errors as of `train`; config is a {cls.__name__}."
+    return learn
+
+
+sft = _offline("sft", SFTConfig, sft_command.train, "Supervised fine-tuning on given conversations")
+reward = _offline(
+    "reward", RewardTrainingConfig, reward_command.train, "Training of a reward model from compared responses"
+)
+dpo = _offline("dpo", DPOConfig, dpo_command.train, "Training of a policy on compared responses")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from datetime import datetime
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from lightrft.config import RunConfig, command_of
-from lightrft.config.layers import options
+from lightrft.config.layers import values
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
 from lightrft.models.processor import Processor
@@ -95,18 +94,18 @@ def build_journal(
     stack: contextlib.ExitStack,
 ) -> Journal:
     """Metrics and live picture of a run of `steps` steps, from those on that `state` has done; files are closed with the stack."""
+    files, done = RunFolder(run), state["done"] if state else 0
+    progress = Progress(config, steps, done, run=run, show=world.is_first)
     logger, sinks = None, None
     if world.is_first:
         tensorboard = config.log.tensorboard and "tensorboard" not in config.log.to
-        logger = Logger(run, state["done"] if state else -1, tensorboard=tensorboard)
+        logger = Logger(run, done if state else -1, tensorboard=tensorboard)
         stack.enter_context(logger)
-        sinks = stack.enter_context(build_sinks(config, run, state["done"] if state else 0))
-        RunFolder(run).drop_responses_after(state["done"] if state else 0)
-    progress = Progress(config, steps, state["done"] if state else 0, run=run, show=world.is_first)
-    if world.is_first:
+        sinks = stack.enter_context(build_sinks(config, run, done))
+        files.drop_responses_after(done)
         note_environment(run, world.size)
-        stack.enter_context(Status(RunFolder(run).status, lambda: _now(progress)))
-    return Journal(run, progress, logger, world.rank, sinks, Events(RunFolder(run).events(world.rank)))
+        stack.enter_context(Status(files.status, lambda: _now(progress)))
+    return Journal(run, progress, logger, world.rank, sinks, Events(files.events(world.rank)))
 
 
 def _now(progress: Progress) -> dict[str, Any]:
@@ -124,5 +123,4 @@ def _now(progress: Progress) -> dict[str, Any]:
 
 def build_sinks(config: RunConfig, run: Path, done: int) -> Sinks:
     """Where metrics go besides the run folder. ValueError for a sink that is not there."""
-    settings = {name: reduce(getattr, name.split("."), config) for name, *_ in options(type(config))}
-    return Sinks(config.log.to, Opened(run, run.absolute().name, settings, done))
+    return Sinks(config.log.to, Opened(run, run.absolute().name, values(config), done))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 
 from lightrft.config import RunConfig, check_backend
-from lightrft.config.layers import options
+from lightrft.config.layers import values
 from lightrft.parallel.world import World
 from lightrft.runs.folder import begun, earlier, taken_up
 from lightrft.runs.layout import RunFolder
@@ -49,8 +48,7 @@ def claimed(
 def refuse_missing(config: RunConfig, resume: Path | None, command: str) -> None:
     """ValueError naming every object that a Python program gave to the run, and that this program does not hold."""
     lost: dict[str, list[str]] = {}
-    for name, *_ in options(type(config)):
-        value = reduce(getattr, name.split("."), config)
+    for name, value in values(config).items():
         texts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else []
         plain = [text[text.find(PREFIX) :] for text in texts if isinstance(text, str) and PREFIX in text]
         if found := missing(plain):

@@ -21,14 +21,13 @@ from lightrft.config import Config
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.console import pairs as shown
 from lightrft.datasets.media_preferences import ROW_FORMATS
-from lightrft.datasets.shards import base_of
-from lightrft.datasets.sources import BadRecords, Row, is_local, read
+from lightrft.datasets.sources import BadRecords, Row, read
 from lightrft.media.parts import has_media, readable
 from lightrft.rewards import comparing
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.fools import judged_answer, spread, try_fools
 from lightrft.rewards.models import JUDGE
-from lightrft.tasks.base import conversation, hub_folder, placed
+from lightrft.tasks.base import conversation, media_folder, placed
 from lightrft.tasks.table import load_task
 from lightrft.trainer.metrics import average
 from lightrft.types import Prompt, Trajectory
@@ -133,7 +132,7 @@ def comparisons(config: Config) -> tuple[list[Compared], str]:
             return [0] * len(text)
         return list(tokenizer.encode(text, add_special_tokens=False))
 
-    folder = base_of(tasks.train_file) if is_local(tasks.train_file) else hub_folder()
+    folder = media_folder(tasks.train_file)
     found: list[Compared] = []
     for group, (where, row) in enumerate(read(tasks.train_file, tasks.train_split, bad)):
         try:

@@ -17,7 +17,7 @@ from lightrft.runs.layout import RunFolder
 from lightrft.utils.hub import unreachable
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-ROW = ("advantage", "loss", "average", "clip", "kl_coefficient", "response_filters", "group_filters")
+ROW = ("advantage", "loss", "average", "clip", "kl_coefficient", "response_filter", "group_filter")
 """Settings of an algorithm that its row in the card has."""
 
 

@@ -16,6 +16,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Hashable, Iterator, Sequence
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -225,6 +226,11 @@ def options(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any], 
             yield from options(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]  # a class, by the type hint
         else:
             yield f"{prefix}{field.name}", cls, field, hint
+
+
+def values(config: Any) -> dict[str, Any]:
+    """The value of every option, by its dotted name."""
+    return {name: reduce(getattr, name.split("."), config) for name, *_ in options(type(config))}
 
 
 NOTHING = ("null", "Null", "NULL", "~", "None")

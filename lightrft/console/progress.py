@@ -19,8 +19,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from lightrft.console.amounts import clock
 from lightrft.runs.layout import RunFolder
+from lightrft.utils.amounts import clock
 from lightrft.utils.intervals import wilson
 from lightrft.utils.shown import shown
 

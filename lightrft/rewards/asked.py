@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lightrft.rewards.function import PerAnswer
-from lightrft.rewards.signature import MADE, Asked, asked_of, asked_of_one, refuse_async, refuse_lacking
+from lightrft.rewards.signature import Asked, asked_of, asked_of_one, refuse_async, refuse_lacking
 from lightrft.rewards.table import REWARDS
+from lightrft.rewards.views import MADE
 from lightrft.types import Record
 from lightrft.utils.inline import find, is_inline
 from lightrft.utils.paths import expanded

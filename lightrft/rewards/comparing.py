@@ -14,8 +14,9 @@ from typing import Any
 from lightrft.config import JudgeConfig
 from lightrft.datasets.judging import LETTERS, conversed
 from lightrft.models.processor import Processor
-from lightrft.rewards.function import Answer, response
+from lightrft.rewards.function import Answer
 from lightrft.rewards.models import Ask, judge_prompt, judge_template, made, replies_to
+from lightrft.rewards.views import response
 from lightrft.types import Completion, Prompt, Sampling
 from lightrft.utils.choices import letter
 from lightrft.workers.pool import Failure

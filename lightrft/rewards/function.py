@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightrft.rewards.signature import Asked, asked_of, asked_of_one, in_lists, refuse_async, refuse_lacking
+from lightrft.rewards.views import READ
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +46,8 @@ class Answer:
         return len(self.token_ids)
 
 
-def response(answer: Answer) -> list[Any]:
-    """What followed the prompt, as messages: the policy's, or every turn and reply of a conversation with an environment."""
-    return answer.said or [{"role": "assistant", "content": answer.answer}]
-
-
 RewardFunction = Callable[[Sequence[Answer]], Sequence[float]]
 """Whole groups, in order, all of one task -> one number per answer."""
-
-READ: Mapping[str, Callable[[Answer], Any]] = {
-    "answer": lambda t: t.answer,
-    "target": lambda t: t.prompt.target,
-    "prompt": lambda t: question(t.prompt.messages),
-    "messages": lambda t: t.prompt.messages,
-    "source": lambda t: t.prompt.source,
-    "finish": lambda t: t.finish,
-    "said": lambda t: t.said,
-    "step_rewards": lambda t: t.step_rewards,
-    "num_tokens": lambda t: len(t) - t.replied,
-    "image": lambda t: made(t, "image"),
-    "clip": lambda t: made(t, "clip"),
-}
-"""How each of VIEWS is read of a response."""
-
-
-def made(answer: Answer, kind: str) -> Any:
-    """What a response made of this kind. ValueError if it made none, as text does, or a picture that is no number."""
-    if kind not in answer.made:
-        raise ValueError(f"the response holds no {kind}: it is text, or its numbers were not finite.")
-    return answer.made[kind]
 
 
 class PerAnswer:
@@ -166,11 +140,3 @@ def number(value: Any) -> float:
     if value is None or isinstance(value, str | bytes):
         raise TypeError(f"it returned {value!r}, which is not a number.")
     return float(value)
-
-
-def question(messages: Sequence[Any]) -> str:
-    """The text of the last message."""
-    content = messages[-1]["content"] if messages else ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(part["text"] for part in content if part.get("type") == "text")

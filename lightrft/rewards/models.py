@@ -23,7 +23,8 @@ from lightrft.datasets.media import shown
 from lightrft.media.parts import has_media, readable
 from lightrft.models.processor import Processor
 from lightrft.models.reward import Conversation, up_to_score
-from lightrft.rewards.function import Answer, response
+from lightrft.rewards.function import Answer
+from lightrft.rewards.views import response
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.paths import expanded
 from lightrft.workers.pool import Failure

@@ -19,7 +19,8 @@ from lightrft.config import RemoteConfig
 from lightrft.config.addresses import secret
 from lightrft.config.remote import addresses
 from lightrft.datasets.judging import conversed
-from lightrft.rewards.function import Answer, question, response
+from lightrft.rewards.function import Answer
+from lightrft.rewards.views import question, response
 from lightrft.workers.pool import Failure
 
 PASSING = (408, 429)

@@ -7,22 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-VIEWS = (
-    "answer",
-    "target",
-    "prompt",
-    "messages",
-    "source",
-    "finish",
-    "said",
-    "step_rewards",
-    "num_tokens",
-    "image",
-    "clip",
-)
-"""What a function of one response may ask for, besides the fields of the row; function.py says what each is."""
-MADE = ("image", "clip")
-"""Views of what texts do not have: given to a function that names them, and not to one that takes everything."""
+from lightrft.rewards.views import MADE, VIEWS, response
+
 LISTS = ("prompts", "completions", "completion_ids")
 """Parameters of a reward in TRL's form, which gets lists with an entry for each response."""
 BY_TRL = ("trainer_state", "log_extra", "log_metric")
@@ -163,9 +149,7 @@ def in_lists(asked: Asked, answers: Any) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {
         "prompts": [answer.prompt.columns["prompt"] for answer in answers],
         "completions": [
-            answer.answer
-            if isinstance(answer.prompt.columns["prompt"], str)
-            else [{"role": "assistant", "content": answer.answer}]
+            answer.answer if isinstance(answer.prompt.columns["prompt"], str) else response(answer)
             for answer in answers
         ],
         "completion_ids": [answer.token_ids for answer in answers],

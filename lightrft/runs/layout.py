@@ -128,6 +128,14 @@ class RunFolder:
         return self.path / "events" / f"rank-{rank}.jsonl"
 
     @property
+    def all_events(self) -> dict[int, Path]:
+        """Rank -> the file of its events, in the order of the ranks."""
+        found = {
+            int(file.stem.removeprefix("rank-")): file for file in self.events().parent.glob("rank-*.jsonl")
+        }
+        return dict(sorted(found.items()))
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per step."""
         return self.path / "metrics.jsonl"

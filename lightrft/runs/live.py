@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,8 @@ import psutil
 from lightrft import __version__
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.memory import PhaseEnd
+from lightrft.utils.amounts import clock
+from lightrft.utils.atomic import write_text
 from lightrft.utils.device import accelerators
 from lightrft.utils.extras import extras, installed
 from lightrft.utils.interrupt import Stopped
@@ -40,8 +43,8 @@ BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 """A status that is older is that of a process that ended without a word."""
 LAST_STEPS = 3
-MOST_READ = 2**18
-"""Bytes of a file of events that a timeline reads."""
+MOST_READ, MOST_RANKS = 2**18, 64
+"""Bytes of a file of events, and files, that a timeline reads."""
 CORE = ("torch", "transformers", "peft", "datasets", "safetensors")
 
 
@@ -121,13 +124,11 @@ class Status:
     def _write(self, said: Facts) -> None:
         """Replaces the file; not worth waiting for the disk."""
         whole = {**said, "time": round(time.time(), 3), "pid": os.getpid(), "host": socket.gethostname()}
-        unfinished = self._file.with_name(f".tmp-{self._file.name}-{os.getpid()}")
         try:
-            unfinished.write_text(json.dumps(whole) + "\n", encoding="utf-8")
-            unfinished.replace(self._file)
-        except OSError as error:
+            write_text(self._file, json.dumps(whole) + "\n", lasts=False)
+        except (OSError, RuntimeError) as error:
             if not self._failed:
-                log.warning("%s is not written: %s", self._file.name, error.strerror or error)
+                log.warning("%s is not written: %s", self._file.name, error)
             self._failed = True
 
 
@@ -161,7 +162,7 @@ def described(said: Facts) -> str:
         answered, expected = said.get("responses") or (0, 0)
         counted = f", {answered} of {expected} responses" if expected else ""
         left = said.get("seconds_left")
-        return f"running: {place}{counted}" + (f", {_clock(left)} left" if left else "")
+        return f"running: {place}{counted}" + (f", {clock(left)} left" if left else "")
     if said["state"] == "ended":
         return f"ended without a word in {place} (killed?)"
     why = f": {said['why']}" if said.get("why") else ""
@@ -169,14 +170,10 @@ def described(said: Facts) -> str:
 
 
 def timeline(run: Path, steps: int = LAST_STEPS) -> list[dict[str, Any]]:
-    """The phases of the last steps, of every rank: `rank`, `step`, `phase`, `start` (seconds since the first of them), `seconds`,
+    """The phases of the last steps, of the first ranks: `rank`, `step`, `phase`, `start` (seconds since the first of them), `seconds`,
     `waited`, `moved`, and bytes of device memory. Empty for a run of a version that did not say."""
-    files = sorted(
-        (run / "events").glob("rank-*.jsonl"), key=lambda file: int(file.stem.removeprefix("rank-"))
-    )
     found = []
-    for file in files:
-        rank = int(file.stem.removeprefix("rank-"))
+    for rank, file in islice(RunFolder(run).all_events.items(), MOST_RANKS):
         mine = [event for event in _last(file) if event.get("event") == "phase"]
         wanted = sorted({event["step"] for event in mine})[-steps:]
         found += [
@@ -198,14 +195,11 @@ def _last(file: Path) -> list[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError):  # cut while it was written
             event = json.loads(line)
-            events = [] if event["event"] == "start" else [*events, event]
+            if event["event"] == "start":
+                events.clear()
+            else:
+                events.append(event)
     return events
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def note_environment(run: Path, processes: int) -> None:
@@ -215,11 +209,9 @@ def note_environment(run: Path, processes: int) -> None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         starts = list(json.loads(file.read_text(encoding="utf-8"))["starts"])
     try:
-        file.write_text(
-            json.dumps({"starts": [*starts, _environment(processes)]}, indent=2), encoding="utf-8"
-        )
-    except OSError as error:
-        log.warning("%s is not written: %s", file.name, error.strerror or error)
+        write_text(file, json.dumps({"starts": [*starts, _environment(processes)]}, indent=2))
+    except (OSError, RuntimeError) as error:
+        log.warning("%s is not written: %s", file.name, error)
 
 
 def _environment(processes: int) -> dict[str, Any]:

@@ -14,6 +14,25 @@ from lightrft.runs.layout import RunFolder
 from lightrft.utils.atomic import write_text
 
 
+class Scalars:
+    """TensorBoard events of metrics. Those of steps after `start_step` that are there are hidden, since these will be taken again."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.events: Any = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes each metric of a step, at once."""
+        for name, value in metrics.items():
+            self.events.add_scalar(name, value, step)
+        self.events.flush()
+
+    def close(self) -> None:
+        """Closes the file of events."""
+        self.events.close()
+
+
 class Logger:
     """Writes the metrics of each step, so that a run that is killed has lost nothing that it logged.
 
@@ -26,23 +45,21 @@ class Logger:
         self.path = RunFolder(run).metrics
         drop_after(self.path, start_step)
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
-        self._events: Any = _event_writer(RunFolder(run).tensorboard, start_step) if tensorboard else None
+        self._scalars = Scalars(RunFolder(run).tensorboard, start_step) if tensorboard else None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line {"step", "time", ...}. A value that is NaN or infinite is written as null."""
         row = {"step": step, "time": time.time()} | {name: _finite(value) for name, value in metrics.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        if self._events is not None:
-            for name, value in metrics.items():
-                self._events.add_scalar(name, value, step)
-            self._events.flush()
+        if self._scalars is not None:
+            self._scalars.log(step, metrics)
 
     def close(self) -> None:
         """Closes the files of metrics."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        if self._scalars is not None:
+            self._scalars.close()
 
     def __enter__(self) -> Logger:
         return self
@@ -93,9 +110,3 @@ def drop_after(path: Path, step: int) -> None:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _event_writer(folder: Path, start_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)

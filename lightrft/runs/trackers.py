@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.runs.layout import RunFolder
+from lightrft.runs.metrics import Scalars
 
 Row = Mapping[str, Any]
 """A response: prompt, response, target, reward, finish, group."""
@@ -36,29 +37,16 @@ class Opened:
         return "lightrft"
 
 
-class TensorBoard:
+class TensorBoard(Scalars):
     """Events in RUN/tensorboard, and groups as text."""
 
     def __init__(self, run: Opened) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        purged = run.done + 1 if run.done else None
-        self._events = SummaryWriter(str(RunFolder(run.folder).tensorboard), purge_step=purged)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Scalars."""
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        super().__init__(RunFolder(run.folder).tensorboard, run.done)
 
     def groups(self, step: int, rows: Sequence[Row]) -> None:
         """Responses as JSON, one below the other."""
         lines = (json.dumps(dict(row), ensure_ascii=False, default=str) for row in rows)
-        self._events.add_text("groups", "\n\n".join(f"    {line}" for line in lines), step)
-
-    def close(self) -> None:
-        """Closes the file of events."""
-        self._events.close()
+        self.events.add_text("groups", "\n\n".join(f"    {line}" for line in lines), step)
 
 
 class Wandb:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.judging import Verdict
-from lightrft.datasets.sources import BadRecords, Row, read
+from lightrft.datasets.shards import base_of
+from lightrft.datasets.sources import BadRecords, Row, is_local, read
 from lightrft.media.parts import located, outside
 from lightrft.types import Message, Record
 from lightrft.utils.answers import concluded, plain_words, vote
@@ -160,6 +161,11 @@ def hub_folder() -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME)
+
+
+def media_folder(place: str) -> Path:
+    """The folder by which relative paths of pictures and sounds go in rows of a file, or of a data set of the hub."""
+    return base_of(place) if is_local(place) else hub_folder()
 
 
 def records(

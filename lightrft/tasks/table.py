@@ -17,7 +17,7 @@ from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
-from lightrft.datasets.shards import base_of, is_there, saved_set
+from lightrft.datasets.shards import is_there, saved_set
 from lightrft.datasets.sources import BadRecords, Row, is_file, is_local, read
 from lightrft.tasks import (
     benchmarks,
@@ -47,8 +47,8 @@ from lightrft.tasks.base import (
     chosen_gold,
     conversation,
     from_places,
-    hub_folder,
     limited,
+    media_folder,
     no_option,
     records,
 )
@@ -293,7 +293,7 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
         place = str(Path(data) / place)
     bad = BadRecords(config.on_bad_record)
     form = row_format(config.format)
-    folder = base_of(place) if is_local(place) else hub_folder()
+    folder = media_folder(place)
     rows = list(read(place, part, bad))
     found = records(rows, form, config, bad, source="file", instruction="", folder=folder)
     if not found:

@@ -34,15 +34,16 @@ _TROUBLE = {
 }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Puts `text` (UTF-8) into the file `path`; a reader sees the old content or the new, never a part."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, lasts: bool = True) -> None:
+    """Puts `text` (UTF-8) into the file `path`, as `write_bytes` does."""
+    write_bytes(path, text.encode(), lasts=lasts)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, lasts: bool = True) -> None:
     """Puts `data` into the file `path`; a reader sees the old content or the new, never a part.
 
-    Makes the folders above it. RuntimeError if the disk is full or not writable.
+    Makes the folders above it. `lasts`: waits until it is on the disk, so that it outlives the machine's fall. RuntimeError if the
+    disk is full or not writable.
     """
     temporary = _temporary(path)
     try:
@@ -51,9 +52,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if lasts:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync(path.parent)
+            if lasts:
+                _sync(path.parent)
     except BaseException:
         with suppress(OSError):  # the first error says more
             temporary.unlink(missing_ok=True)

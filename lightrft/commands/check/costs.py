@@ -24,7 +24,6 @@ from lightrft.commands.check.settings import Parts
 from lightrft.commands.plan import models_of
 from lightrft.commands.plan.memory import SHOWN, Item, Lengths, Models, engine_of, items, passes, sums
 from lightrft.config import Config
-from lightrft.console.amounts import duration, size
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
 from lightrft.models.words import training_logprobs
@@ -34,6 +33,7 @@ from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import batch_tokens, pack, plan
 from lightrft.trainer.rollout import needs_old, training_sampling
 from lightrft.types import Batch, Inputs, Prompt, Trajectory
+from lightrft.utils.amounts import duration, size
 from lightrft.utils.device import device_bytes, release_memory
 from lightrft.utils.paths import expanded
 

@@ -14,8 +14,8 @@ from lightrft.commands.plan.memory import Item
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import Config, OfflineConfig
 from lightrft.config.plan import Hardware
-from lightrft.console.amounts import duration
 from lightrft.strategy.memory import Phase
+from lightrft.utils.amounts import duration
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The card of a run, and what would be uploaded with it: all that a reader needs, and no place on the machine that made it."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import yaml
 
 from lightrft import cli
-from lightrft.commands.push import algorithm_row, card, public
-from lightrft.config import Config, LoraConfig, ModelConfig, SFTConfig, TaskConfig
+from lightrft.commands.push import ROW, algorithm_row, card, public
+from lightrft.config import AlgorithmConfig, Config, LoraConfig, ModelConfig, SFTConfig, TaskConfig
 from lightrft.runs.folder import settings_text
 from lightrft.runs.layout import RunFolder
 
@@ -80,6 +81,10 @@ def test_a_run_from_given_responses_tells_its_measures(tmp_path):
     )
     assert "| held_out_nll | 2.5000 | 1.2500 |" in card(files)
     assert algorithm_row({"train_on": "last_turn", "average": "token"}) == "train_on last_turn, average token"
+
+
+def test_every_setting_of_the_row_is_one_of_an_algorithm():
+    assert set(ROW) <= {field.name for field in fields(AlgorithmConfig)}
 
 
 def test_a_dry_run_shows_card_and_files_and_no_place_of_the_machine(finished, capsys):

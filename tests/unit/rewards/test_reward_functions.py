@@ -111,6 +111,14 @@ def test_a_reward_in_the_form_of_trl_gets_what_trl_gives_it():
     assert as_reward(reward_len, "len")([text]) == [-2]
     assert as_reward(same, "same")([talk, replace(talk, answer="y")]) == [1.0, 0.0]
     assert as_reward(everything, "all")([text, talk]) == [3.0, 4.0]
+    said = [
+        {"role": "assistant", "content": "?"},
+        {"role": "tool", "content": "!"},
+        {"role": "assistant", "content": "x"},
+    ]
+    assert as_reward(lambda completions: [float(completions == [said])], "whole")(
+        [replace(talk, said=said)]
+    ) == [1.0]
     with pytest.raises(
         ValueError, match="is in TRL's form .* tells texts from conversations by the row's field `prompt`"
     ):

@@ -42,10 +42,10 @@
       let last = null, timer = null, isCurrent = true;
       const look = async () => {
         try {
-          const now = await V.ask(`${number}/pulse`);
+          const { status, ...now } = await V.ask(`${number}/pulse`);  // what it does now changes all the time, and nothing else with it
           const told = JSON.stringify(now);
           if (last !== null && told !== last) V.forget();
-          if (isCurrent) set((old) => ({ version: old.version + (last !== null && told !== last ? 1 : 0), isLive: !now.finished }));
+          if (isCurrent) set((old) => ({ version: old.version + (last !== null && told !== last ? 1 : 0), isLive: !now.finished, status }));
           last = told;
         } catch (error) {
           if (isCurrent) set((old) => ({ ...old, isLive: false, problem: error.message }));
@@ -117,7 +117,7 @@
     const [hasKeys, showKeys] = useState(false);
     const isCompare = first === "compare";
     const number = isCompare ? 0 : Number(first) || 0;
-    const { version, isLive, problem } = useVersion(number);
+    const { version, isLive, status, problem } = useVersion(number);
     const runs = V.useAnswer("runs");
     const names = runs.found || [];
     const state = useOverviews(names.length, version);
@@ -128,7 +128,7 @@
     const told = leftOut.found && leftOut.found[number];
     const tab = { group: "groups", tokens: "groups" }[view] || view;
     return html`<header class="top"><span class="runs">${names.length > 1 ? html`<select aria-label="run" value=${number} onChange=${(e) => V.go(e.target.value, tab)}>${names.map((name, n) => html`<option key=${n} value=${n}>${name}</option>`)}</select>` : html`<b>${names[0]}</b>`}
-        ${isLive ? html`<span class="live" title="this page follows the run">● follows the run</span>` : null}</span>
+        ${isLive ? html`<span class="live" title="this page follows the run">● follows the run${status ? ` · ${status}` : null}</span>` : null}</span>
       <nav>${Object.entries(TABS).map(([name, words_]) => html`<a key=${name} href=${V.link(number, name)} aria-current=${!isCompare && tab === name ? "page" : null}>${words_}</a>`)}
         ${names.length > 1 ? html`<a href="#/compare" aria-current=${isCompare ? "page" : null}>Compare</a>` : null}</nav>
       <span><button onClick=${turnTheme} title="light or dark (t)" aria-label="light or dark">◐</button> <button onClick=${() => showKeys(true)} aria-label="keys">?</button></span></header>

@@ -13,13 +13,12 @@
   const surprise = () => (value) => (value > Math.log(0.5) ? "" : value > Math.log(0.1) ? "n1" : value > Math.log(0.01) ? "n2" : value > Math.log(0.001) ? "n3" : "n4");
   const signed = (values) => { const most = largest(values); return (value) => around(value / most); };
   const ratio = () => (value) => around(Math.log(Math.max(value, 1e-9)) / Math.log(2));
-  const amount = (values) => { const most = largest(values); return (value) => around(value / most); };
 
   // Column -> its words, its scale, and what the colours mean. Columns that are not listed are shown around 0.
   V.COLUMNS = {
     behavior: ["log-prob at sampling", surprise, "orange: the token was unlikely when it was sampled (from below 50 % to below 0.1 %)"],
     probability: ["probability at sampling", (values) => (value) => surprise(values)(Math.log(Math.max(value, 1e-30))), "orange: the token was unlikely when it was sampled"],
-    entropy: ["entropy", amount, "blue: the model was unsure what comes here"],
+    entropy: ["entropy", signed, "blue: the model was unsure what comes here"],
     advantages: ["advantage", signed, "blue: made more likely; orange: made less likely"],
     ratio: ["ratio new / old", ratio, "blue: already more likely than when sampled; orange: less likely; full colour at a factor of 2"],
     difference: ["trainer less engine", signed, "blue: the trainer finds the token likelier than the engine did; orange: less likely"],
