@@ -123,3 +123,9 @@ def test_a_question_with_a_picture_is_saved_and_shown_by_the_pictures_name(tmp_p
         "image": "bytes",
     }
     assert "[image bytes]How many?" in shown(tmp_path, step=7, group=4)
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(0, []), (1, [4, 4]), (2, [4, 4, 2]), (9, [4, 4, 2])])
+def test_a_sample_has_the_responses_of_the_first_groups(groups, kept):
+    responses = [trajectory(number, 1.0, "7") for number in (4, 4, 2)]
+    assert [row["group"] for row in trajectories.sample(responses, groups)] == kept
