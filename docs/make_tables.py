@@ -128,6 +128,8 @@ def row_table() -> str:
         chosen = dict(tree.get("algorithm", {}))
         if "tasks" in tree or not chosen:
             continue
+        for setting in unread(chosen.get("loss")):
+            chosen.pop(setting, None)
         cells = [str(chosen.pop(column, "")) for column in columns]
         weight = chosen.pop("kl_coefficient", None)
         kind, where = chosen.pop("kl", AlgorithmConfig.kl), chosen.pop("kl_in", AlgorithmConfig.kl_in)
@@ -136,6 +138,11 @@ def row_table() -> str:
         more = ", ".join(f"{key}: {value}" for key, value in {**chosen, **options}.items())
         lines.append(f"| `{name}` | {' | '.join([*cells, kl, more])} |")
     return "\n".join(lines) + "\n"
+
+
+def unread(loss: str | None) -> tuple[str, ...]:
+    """Settings that a loss does not read."""
+    return getattr({**LOSSES, **ONLINE_LOSSES}.get(loss), "unused_settings", ())
 
 
 def function_table(table: Mapping[str, Callable[..., Any]]) -> str:

@@ -151,8 +151,10 @@ def wait_until(condition: Callable[[], bool], *, running: Started, seconds: floa
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what was measured by the clock or in bytes of memory."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    """The whole lines of metrics.jsonl, without what was measured by the clock or in bytes of memory."""
+    lines = (
+        (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    )  # behind them one being written
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(MEASURED)} for line in lines]
 
 

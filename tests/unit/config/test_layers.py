@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightrft.config import RUNS, Config, RolloutConfig, SFTConfig, TaskConfig, layers
+from lightrft.algorithms.losses import LOSSES
+from lightrft.algorithms.online_preference import ONLINE_LOSSES
+from lightrft.config import RUNS, AlgorithmConfig, Config, RolloutConfig, SFTConfig, TaskConfig, layers
 
 PRINTABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 NUMBERS = st.floats(allow_nan=False)
@@ -150,6 +152,15 @@ def test_a_row_of_an_algorithm_says_itself_whether_it_stays_near_the_reference()
         algorithm = row.get("algorithm") or {}
         if "loss" in algorithm and "denoise" not in (row.get("rollout") or {}):
             assert "kl_coefficient" in algorithm, name
+
+
+def test_a_row_whose_loss_reads_no_clip_takes_back_that_of_a_layer_below() -> None:
+    """A changed clip that is not read is refused, and `dapo rloo` is RLOO."""
+    losses = {**LOSSES, **ONLINE_LOSSES}
+    for name, file in layers.shipped().items():
+        algorithm = layers.read(file).get("algorithm") or {}
+        if "clip" in getattr(losses.get(algorithm.get("loss")), "unused_settings", ()):
+            assert [float(bound) for bound in algorithm["clip"]] == AlgorithmConfig().clip, name
 
 
 @settings(max_examples=40)
