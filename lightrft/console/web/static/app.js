@@ -82,12 +82,16 @@
     if (step !== undefined && view !== "evaluation") V.go(number, "groups", step);
   }
 
-  function useKeys({ overview, number, view, words, names, turnTheme, showKeys }) {
+  function useKeys({ shown, overview, number, view, words, names, turnTheme, showKeys }) {
     useEffect(() => {
       const go = { o: "overview", g: "groups", e: "evaluation" };
       const press = (event) => {
         if (event.key === "Escape") { showKeys(false); document.activeElement.blur(); }
         if (V.isTyping(event)) return;
+        if ("jkhl".includes(event.key) && V.parts().join("/") !== shown.join("/")) {  // meant for a view that is not drawn yet
+          setTimeout(() => document.dispatchEvent(new KeyboardEvent("keydown", { key: event.key })), 20);
+          return;
+        }
         const link = document.querySelector(`a[data-key="${event.key === "j" ? "j" : "k"}"]`);
         if (event.key === "/") { const field = document.getElementById("search"); if (field) { event.preventDefault(); field.focus(); } }
         else if (event.key === "?") showKeys(true);
@@ -112,7 +116,7 @@
   }
 
   function App() {
-    const [first = "0", view = "overview", ...words] = useHash();
+    const shown = useHash(), [first = "0", view = "overview", ...words] = shown;
     const [theme, turnTheme] = useTheme();
     const [hasKeys, showKeys] = useState(false);
     const isCompare = first === "compare";
@@ -123,7 +127,7 @@
     const state = useOverviews(names.length, version);
     const leftOut = V.useAnswer(V.isFile ? "left_out" : null);
     const overview = state.found && state.found[number];
-    useKeys({ overview, number, view: isCompare ? "compare" : view, words, names, turnTheme, showKeys });
+    useKeys({ shown, overview, number, view: isCompare ? "compare" : view, words, names, turnTheme, showKeys });
     const View = isCompare ? V.views.compare : V.views[view] || V.views.overview;
     const told = leftOut.found && leftOut.found[number];
     const tab = { group: "groups", tokens: "groups" }[view] || view;
