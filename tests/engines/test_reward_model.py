@@ -17,12 +17,17 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 SHAPE = {
     "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
 }  # fmt: skip
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1",
+}  # fmt: skip
+"""Within this process, beside others on the same cores and in the same memory."""
 
 
 @needs_vllm
 @pytest.mark.timeout(400)
 def test_vllm_scores_as_we_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     from vllm import LLM
     from vllm.config import PoolerConfig
 
@@ -44,7 +49,8 @@ def test_vllm_scores_as_we_do(tmp_path, monkeypatch):
 
     # Its default puts a sigmoid on a single label.
     raw = PoolerConfig(task="classify", use_activation=False)
-    llm = LLM(str(run / "model"), runner="pooling", dtype="float32", enforce_eager=True, pooler_config=raw)
+    small = {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.1}
+    llm = LLM(str(run / "model"), runner="pooling", pooler_config=raw, **small)
     try:
         theirs = llm.classify([{"prompt_token_ids": row} for row in tokens], use_tqdm=False)
     finally:
