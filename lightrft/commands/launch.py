@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from lightrft.commands.lookout import Lookout
 
+UNEXPLAINED = {"message": "lightrft: a process of the run ended, and none was left to say why.", "status": 1}
+"""The verdict on an attempt of which none was written: all its processes were ended before they could."""
 C = TypeVar("C", Config, SFTConfig, RewardTrainingConfig, DPOConfig)
 
 
@@ -182,8 +184,9 @@ def _attend(
             lookout = lookout or _lookout(agent, verdicts, timeout_seconds)
             if lookout is not None:
                 lookout.look(children)
-            while (file := verdicts / f"{attempt}.json").exists():
-                told = json.loads(file.read_text(encoding="utf-8"))
+            newest = 0 if lookout is None else lookout.newest_attempt
+            while (file := verdicts / f"{attempt}.json").exists() or attempt < newest:
+                told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else UNEXPLAINED
                 if "message" in told and attempt < max_restarts and not asked:
                     print(
                         f"{told['message']}\nlightrft: starting again ({attempt + 1} of {max_restarts})",

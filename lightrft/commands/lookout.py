@@ -71,6 +71,11 @@ class Lookout:
             for child in ranks.values():
                 self._kill(child)
 
+    @property
+    def newest_attempt(self) -> int:
+        """The last attempt of which a process was seen, from 0 on."""
+        return max((place[0] for place in self._places.values() if place is not None), default=0)
+
     def _most(self, ranks: Sequence[Place] | dict[Place, psutil.Process]) -> float:
         most = most_seconds(self.timeout_seconds)
         return most if all(self._heard[place].word for place in ranks) else max(most, START_SECONDS)

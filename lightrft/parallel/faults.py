@@ -51,6 +51,13 @@ def raise_if_failed() -> None:
         raise STATUS.watch.news
 
 
+def begin_failing() -> None:
+    """From here on this process handles a failure: SIGTERM, which launchers send to the others of one that died, waits until it has
+    been told why."""
+    if STATUS.watch is not None:
+        STATUS.watch.failing = True
+
+
 def can_save(group: Group, done: int, error: Exception) -> bool:
     """Whether, after this error, all ranks are here with `done` whole steps; also lets the others know of the error."""
     if group.size == 1:

@@ -76,6 +76,10 @@ class World(Group):
         """Raises what was heard of other ranks, a failure or a stop. Call it often in long work inside `independent`."""
         faults.raise_if_failed()
 
+    def begin_failing(self) -> None:
+        """From here on this process handles a failure, and is left the time to tell of it."""
+        faults.begin_failing()
+
     def can_save(self, done: int, error: Exception) -> bool:
         """Whether, after this error, all ranks are here with `done` whole steps, so that a collective save will succeed."""
         return faults.can_save(self, done, error)

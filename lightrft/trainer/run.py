@@ -256,6 +256,7 @@ class Run:
                 )
                 raise
             except Exception as error:
+                self.world.begin_failing()
                 log.info("failed after step %d: %s", self.done, boundary_of(error) or type(error).__name__)
                 # In the middle of an update, or where not all ranks fail together, the last checkpoint is the state to go on from.
                 if self.trainer.whole and self.world.can_save(self.done, error):
