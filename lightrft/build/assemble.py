@@ -12,6 +12,7 @@ import torch
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import check_remembered
+from lightrft.build.process import peak_teraflops
 from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
@@ -80,7 +81,7 @@ class Parts:
 
 def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     """The run, before its first step."""
-    config, world, models = parts.config, parts.world, parts.models
+    config, world = parts.config, parts.world
     interrupt = Interrupt(world.max)
     sampler = build_sampler(parts, interrupt)
     buffer = RolloutBuffer(
@@ -92,16 +93,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     )
     kind = parts.kind
     batching = build_batching(parts)
-    learner = Learner(
-        config,
-        parts.memory_plan,
-        batching,
-        parts.algorithm,
-        models.actor,
-        models.critic,
-        models.reference,
-        kind.logprobs,
-    )
+    learner = build_learner(parts, batching)
     capsules, journal, watch = Capsules(parts.run, config.log), parts.journal, DiversityWatch()
     made = trainer(
         config=config,
@@ -137,6 +129,22 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         evaluates=config.evaluate,
         interrupt=interrupt,
         started=parts.started,
+        peak_teraflops=peak_teraflops(config.strategy, config.model, parts.device),
+    )
+
+
+def build_learner(parts: Parts, batching: Batching) -> Learner:
+    """What teaches the critic and the actor."""
+    models = parts.models
+    return Learner(
+        parts.config,
+        parts.memory_plan,
+        batching,
+        parts.algorithm,
+        models.actor,
+        models.critic,
+        models.reference,
+        parts.kind.logprobs,
     )
 
 

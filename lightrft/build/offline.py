@@ -12,7 +12,14 @@ import torch
 
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import build_reference, check_reference, check_team
-from lightrft.build.process import build_journal, checked_base, last_state, prepare_process, shared
+from lightrft.build.process import (
+    build_journal,
+    checked_base,
+    last_state,
+    peak_teraflops,
+    prepare_process,
+    shared,
+)
 from lightrft.build.tables import STRATEGIES
 from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.config import OfflineConfig, command_of
@@ -80,9 +87,7 @@ def build_run(
     check_team(config.strategy, {"model.path": config.model})
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)
-    steps = config.steps or math.ceil(
-        config.epochs * sum(len(source) for source in prompts.sources) / config.batch_size
-    )
+    steps = config.steps or _steps_of_epochs(config, prompts)
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, world)
     state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(setup.source, config.optimizer, steps)
@@ -115,12 +120,18 @@ def build_run(
         evaluates=config.evaluate,
         interrupt=interrupt,
         started=started,
+        peak_teraflops=peak_teraflops(config.strategy, config.model, device),
         base=needed_base(config.model, compared=reference is not None, checked=checked_base(state)),
     )
     if state is not None:
         made.load(state)
     stack.enter_context(journal.progress)
     return made
+
+
+def _steps_of_epochs(config: OfflineConfig, prompts: PromptLoader) -> int:
+    """Steps that see each prompt as often as `epochs` says."""
+    return math.ceil(config.epochs * sum(len(source) for source in prompts.sources) / config.batch_size)
 
 
 def build_batching(config: OfflineConfig, setup: Setup, world: World, device: torch.device) -> Batching:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from lightrft.config import RunConfig, command_of
+from lightrft.config import ModelConfig, RunConfig, StrategyConfig, command_of
 from lightrft.config.layers import values
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
@@ -26,6 +26,7 @@ from lightrft.runs.trackers import Opened
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.trainer.run import Journal
 from lightrft.utils.device import pick_device, reuse_host_memory, use_tf32
+from lightrft.utils.peaks import known_teraflops
 from lightrft.utils.seeding import seed_everything
 
 log = logging.getLogger("lightrft")
@@ -40,6 +41,11 @@ def prepare_process(config: RunConfig) -> None:
     reuse_host_memory()
     disable_progress_bar()  # transformers' own bars would tear the live picture
     seed_everything(config.seed)
+
+
+def peak_teraflops(strategy: StrategyConfig, model: ModelConfig, device: torch.device) -> float | None:
+    """The rate at which a device multiplies matrices, 10^12 operations a second: as set, else what is known of it; None if nothing is."""
+    return strategy.peak_teraflops or known_teraflops(device, getattr(torch, model.dtype))
 
 
 def dated(processor: Processor, run: Path, world: World) -> Processor:

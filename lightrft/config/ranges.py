@@ -237,7 +237,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "tokens_per_micro_batch": COUNT,
         "logits_per_chunk": NOT_NEGATIVE,
     },
-    "strategy": {"threads": NOT_NEGATIVE, "timeout_seconds": POSITIVE, "sequence_parallel": COUNT},
+    "strategy": {
+        "threads": NOT_NEGATIVE,
+        "timeout_seconds": POSITIVE,
+        "peak_teraflops": NOT_NEGATIVE,
+        "sequence_parallel": COUNT,
+    },
     "strategy.fsdp": {"replicas": COUNT},
     "strategy.deepspeed": {
         "bucket_mib": COUNT,

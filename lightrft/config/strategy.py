@@ -71,6 +71,9 @@ class StrategyConfig:
     tf32: bool = False
     """On NVIDIA devices, multiply float32 matrices with 10 bits instead of 23 (TensorFloat-32), several times as fast and exact to
     1e-3; false: as they are. bfloat16 models multiply in bfloat16 either way."""
+    peak_teraflops: float = 0.0
+    """Rate at which a device multiplies matrices in the type of the model, 10^12 operations a second, which train/mfu is a share of;
+    0: what is known of the device by its name."""
     sequence_parallel: int = 1
     """Processes that compute each micro-batch together, each a part of its tokens: for responses too long for one (Ulysses)."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)

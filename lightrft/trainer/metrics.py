@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightrft.models.operations import Operations
 from lightrft.parallel.world import World
 from lightrft.trainer.diversity import diversity
 from lightrft.types import Batch, Trajectory
@@ -87,6 +88,8 @@ METRICS: dict[str, str] = {
     "counts/judge_failed_comparisons": "comparisons without a verdict in both orders, which do not count",
     "counts/skipped_updates": "updates skipped for a NaN or infinite loss or gradient, in this step",
     "counts/tokens_read": "tokens that the updates of the step read, each prompt once per micro-batch, all ranks",
+    "counts/teraflop": "floating-point operations of the step's updates, 10^12, forward and backward, all ranks; recomputed activations, and towers that read media, left out",
+    "critic/counts/teraflop": "the same of the critic",
     "counts/responses": "responses sampled and judged in this step, all ranks, whether or not they are learned from",
     "evaluation/TASK": "held-out score of a task: mean reward of the task's own reward function",
     "evaluation/mean": "the scores of all evaluation tasks, weighted",
@@ -95,6 +98,8 @@ METRICS: dict[str, str] = {
     "counts/tokens_learned": "tokens the assistant says in this step's conversations, all ranks",
     "train/tokens_per_second": "tokens read per second of the train phase, forward and backward, all ranks",
     "train/tokens_per_second_per_device": "tokens read per second of the train phase on one rank, on average; in reinforcement learning too",
+    "train/teraflops_per_device": "floating-point operations per second of the train phase on one device, on average, 10^12; not of models that draw",
+    "train/mfu": "model FLOPs utilization: the same as a share of strategy.peak_teraflops, or of the rate known of the device; else absent",
     "held_out_nll/TASK": "nll on the held-out conversations of a task",
     "held_out_nll/mean": "the same of all tasks, weighted",
     "pairs/accuracy": "share of the pairs of a prompt's responses that the step's model orders as their grades do, a tie counting half, and a prompt without pairs; only when a reward model is trained, in lightrft dpo, and with losses of online preferences, whose grades are rewards",
@@ -176,30 +181,43 @@ class Layout:
     """Tokens of all responses, each with its prompt."""
     longest_prompt: int = 0
     longest_answer: int = 0
+    predicted: int = 0
+    """Response tokens that meet the output head."""
+    pairs: float = 0.0
+    """Pairs of a token and one that it attends to."""
 
     def add(self, batch: Batch) -> None:
         """Takes a micro-batch into account."""
         assert batch.inputs is not None
         self.batches += 1
         self.tokens += batch.inputs.read
-        for asked, answered in batch.inputs.spans:
+        spans, chosen = batch.inputs.spans, getattr(batch.inputs, "chosen", None)
+        said = sum(answered for _, answered in spans)
+        self.predicted += said if chosen is None else chosen.numel()
+        # Prompts are read once for all that continue them; of the mean length here, which is exact where they are equally long.
+        self.pairs += (batch.inputs.read - said) * sum(asked for asked, _ in spans) / max(len(spans), 1) / 2
+        for asked, answered in spans:
             self.answers += 1
             self.whole += asked + answered
+            self.pairs += answered * (asked + answered / 2)
             self.longest_prompt = max(self.longest_prompt, asked)
             self.longest_answer = max(self.longest_answer, answered)
 
-    def result(self, tokens_per_micro_batch: int, world: World) -> dict[str, float]:
-        """Metrics update/..., over all ranks."""
-        sums = world.sum(
-            torch.tensor([self.batches, self.tokens, self.answers, self.whole], dtype=torch.float64)
-        )
-        batches, tokens, answers, whole = sums.tolist()
+    def result(
+        self, tokens_per_micro_batch: int, world: World, model: Operations | None = None
+    ) -> dict[str, float]:
+        """Metrics update/... and counts of what was read, over all ranks. `model`: what its passes take, where that is known."""
+        taken = 0.0 if model is None else model.update(self.tokens, self.predicted, self.pairs)
+        local = [self.batches, self.tokens, self.answers, self.whole, taken / 1e12]
+        batches, tokens, answers, whole, taken = world.sum(torch.tensor(local, dtype=torch.float64)).tolist()
         rectangle = answers * (world.max(self.longest_prompt) + world.max(self.longest_answer))
         found = {
             "counts/tokens_read": tokens,
             "update/token_budget_used": tokens / max(1.0, batches * tokens_per_micro_batch),
             "update/padding_avoided": (rectangle - whole) / max(1.0, rectangle),
         }
+        if model is not None:
+            found["counts/teraflop"] = taken
         if world.size > 1:  # the ranks of a team share the work of each
             busiest = world.max(world.team_sum(self.tokens) / world.team_size)
             found["update/rank_balance"] = tokens / world.size / max(1.0, busiest)
@@ -262,12 +280,23 @@ def _of_talks(count: float, turns: float, reply_tokens: float, ended: float) -> 
     }
 
 
-def read_rate(metrics: dict[str, float], world: World) -> dict[str, float]:
-    """train/tokens_per_second_per_device, from counts and seconds of a step; nothing of a step in which only a critic learns."""
-    if "counts/tokens_read" not in metrics:
-        return {}
-    rate = metrics["counts/tokens_read"] / max(metrics["seconds/train"], 1e-9) / world.size
-    return {"train/tokens_per_second_per_device": rate}
+def read_rate(
+    metrics: dict[str, float], world: World, peak_teraflops: float | None = None
+) -> dict[str, float]:
+    """train/..._per_device and train/mfu, from counts and seconds of a step.
+
+    Tokens are those of the model that the run is about, so a step in which only a critic learns has none; operations are those of
+    the critic too. peak_teraflops: the rate of a device, None if it is not known.
+    """
+    seconds, found = max(metrics["seconds/train"], 1e-9) * world.size, dict[str, float]()
+    if "counts/tokens_read" in metrics:
+        found["train/tokens_per_second_per_device"] = metrics["counts/tokens_read"] / seconds
+    taken = [metrics[name] for name in ("counts/teraflop", "critic/counts/teraflop") if name in metrics]
+    if taken:
+        found["train/teraflops_per_device"] = sum(taken) / seconds
+        if peak_teraflops:
+            found["train/mfu"] = found["train/teraflops_per_device"] / peak_teraflops
+    return found
 
 
 def average(updates: Iterable[dict[str, float]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lightrft.algorithms.averaging import Average, denominators, learned_groups, token_weights
+from lightrft.models.operations import operations_of
 from lightrft.strategy.base import Trainable
 from lightrft.trainer.batching import Batching, pack, split
 from lightrft.trainer.division import Divided, divide
@@ -41,6 +42,7 @@ def optimize(
     `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
     `keep_tokens`: what the loss tells of each token (Terms.tokens) becomes `Trajectory.learned`.
     """
+    operations = operations_of(model.module)
     for index, answers in updates:
         means, layout, local_loss = _accumulate(
             model, answers, loss, averaging, batching, keep_tokens=keep_tokens
@@ -58,7 +60,7 @@ def optimize(
             "grad_norm": norm,
             "learning_rate": rate,
             **means.result(batching.world),
-            **layout.result(batching.config.tokens_per_micro_batch, batching.world),
+            **layout.result(batching.config.tokens_per_micro_batch, batching.world, operations),
             **bad,
         }
 

@@ -213,6 +213,8 @@ class Run:
     """Time that the run took before it was resumed."""
     done: int = 0
     """Steps behind us."""
+    peak_teraflops: float | None = None
+    """Rate at which a device multiplies matrices at most, 10^12 operations a second, for train/mfu; None: not known."""
     base: str = ""
     """What tells the weights it began from, where its checkpoints hold only a part (models/base.py: needed_base)."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -282,7 +284,7 @@ class Run:
         metrics, trajectories = self.trainer.train_step(step)
         self.done = step
         metrics |= self.stragglers.seconds(self.memory_plan, time.perf_counter() - start)
-        metrics |= read_rate(metrics, self.world)
+        metrics |= read_rate(metrics, self.world, self.peak_teraflops)
         metrics |= {
             "memory/rss_gib": self.world.max(resident_gib()),
             "memory/peak_gib": self.world.max(peak_gib()),

@@ -150,14 +150,14 @@ def activations(config: Config | OfflineConfig, shape: Shape, tokens: int) -> in
     own = -(-tokens // config.strategy.sequence_parallel)
     recomputed = shape.working if config.model.gradient_checkpointing else 0.0
     states = 3 * EXACT * shape.hidden  # in float32 for the head: states, their gradient, and a block's
-    chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
+    chunk = 2 * EXACT * min(_chunk(config), own * shape.operations.head // shape.hidden)
     return int(own * (shape.kept + recomputed + states)) + chunk
 
 
 def scoring(config: Config | OfflineConfig, shape: Shape, tokens: int) -> int:
     """Bytes that a pass without gradients takes: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
-    chunk = 2 * EXACT * min(_chunk(config), own * shape.head // shape.hidden)
+    chunk = 2 * EXACT * min(_chunk(config), own * shape.operations.head // shape.hidden)
     return int(own * (shape.working + EXACT * shape.hidden)) + chunk
 
 

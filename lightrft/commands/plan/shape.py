@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.models.blocks import blocks
-from lightrft.models.classifiers import HEAD
-from lightrft.models.logprobs import backbone, causal_lm, text_config
+from lightrft.models.logprobs import backbone, text_config
+from lightrft.models.operations import Operations, operations_of, size_per_head
 from lightrft.models.source import Source
-from lightrft.models.values import ValueModel
 
 SHORT, LONG = 64, 128
 """Tokens of the two passes from which what a token leaves behind is read off."""
@@ -77,25 +76,11 @@ class Shape:
         return sum(weight.numel() for weight in found)
 
     @cached_property
-    def products(self) -> float:
-        """Weights that one token is multiplied with in the blocks; of experts only those that it is sent to."""
-        config, total = text_config(self.module), 0.0
-        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-        for block in blocks(self.module):
-            for name, parameter in block.named_parameters():
-                if parameter.dim() > 1:
-                    of_expert = experts and ".experts." in f".{name}."
-                    total += parameter.numel() * (config.num_experts_per_tok / experts if of_expert else 1)
-        return total
-
-    @cached_property
-    def head(self) -> int:
-        """Weights of the output head."""
-        if isinstance(self.module, ValueModel):
-            return self.module.head.weight.numel()
-        model = causal_lm(self.module)
-        head = model.get_output_embeddings() or model.get_submodule(HEAD)  # of a reward model
-        return int(head.weight.numel())
+    def operations(self) -> Operations:
+        """What its passes take."""
+        found = operations_of(self.module)
+        assert found is not None, "a model of texts"
+        return found
 
     @property
     def hidden(self) -> int:
@@ -103,17 +88,11 @@ class Shape:
         return int(text_config(self.module).hidden_size)
 
     @cached_property
-    def attention(self) -> int:
-        """Query heads times the size of a head, summed over layers."""
-        config = text_config(self.module)
-        return self.blocks * int(config.num_attention_heads) * _head_size(config)
-
-    @cached_property
     def cached(self) -> int:
         """Keys and values of one token in the engine's cache, each."""
         config = text_config(self.module)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return self.blocks * int(heads) * _head_size(config)
+        return self.blocks * int(heads) * size_per_head(config)
 
     @cached_property
     def kept(self) -> float:
@@ -126,10 +105,6 @@ class Shape:
         """Bytes that one token takes in one block while it is computed."""
         plain = replace(self.source.config, gradient_checkpointing=False, checkpoint_every=1)
         return Shape(replace(self.source, config=plain)).kept / self.blocks
-
-
-def _head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def kept_bytes(module: nn.Module, tokens: int) -> int:

@@ -126,7 +126,7 @@ def forward_flops(shape: Shape, lengths: Lengths, questions: float, answers: flo
     prompt, answer = lengths.prompt, lengths.answer
     tokens = questions * prompt + answers * answer
     scores = questions * prompt**2 / 2 + answers * (answer * prompt + answer**2 / 2)
-    return 2 * shape.products * tokens + 4 * shape.attention * scores + 2 * shape.head * answers * answer
+    return shape.operations.forward(tokens, answers * answer, scores)
 
 
 def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> tuple[float, float]:

@@ -110,9 +110,9 @@ def test_numbers_of_a_small_model(model):
     assert shape.inside == 3 * block
     assert shape.largest_block == block
     assert shape.weights == 3 * block + 2 * 512 * 64 + 64
-    assert shape.products == 3 * (block - 2 * 64)
-    assert shape.head == 512 * 64
-    assert shape.attention == 3 * 64
+    assert shape.operations.products == 3 * (block - 2 * 64)
+    assert shape.operations.head == 512 * 64
+    assert shape.operations.attention == 3 * 64
     assert shape.cached == 3 * 32
 
 
@@ -120,7 +120,7 @@ def test_experts_count_as_often_as_a_token_is_sent_to_them(model):
     sizes = {**SMALL, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 16}
     shape = Shape(Source(ModelConfig(path=model(sizes, "qwen3_moe", decoder_sparse_step=1))))
     attention, router, expert = 64 * (64 + 32 + 32 + 64), 8 * 64, 3 * 64 * 96
-    assert shape.products == pytest.approx(3 * (attention + router + 2 * expert))
+    assert shape.operations.products == pytest.approx(3 * (attention + router + 2 * expert))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -150,7 +150,7 @@ def test_a_forward_pass_takes_as_many_operations_as_torch_counts(tmp_path):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         predicting_states(module, batch.inputs, Share.of(batch.inputs), exact_attention=True)
     products = {str(op): n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op)}
-    assert 2 * shape.products * 64 == pytest.approx(sum(products.values()), rel=0.01)
+    assert 2 * shape.operations.products * 64 == pytest.approx(sum(products.values()), rel=0.01)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lightrft.models.operations import Operations
 from lightrft.parallel.world import World
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.batching import pack
@@ -106,6 +107,22 @@ def test_a_layout_is_compared_with_its_budget_and_with_a_rectangle():
         "update/token_budget_used": (8 + 8) / 32,
         "update/padding_avoided": pytest.approx(1 - 20 / 30),
     }
+
+
+def test_the_operations_of_an_update_are_counted_by_tokens_and_what_they_attend_to():
+    """A prompt of 4 with answers of 3 and 1: the four see 4 * 4 / 2 pairs, and the answers 3 * (4 + 3 / 2) and 1 * (4 + 1 / 2)."""
+    layout = Layout()
+    layout.add(pack(tiny_trajectories([(4, [3, 1])])))
+    model = Operations(products=1e12, head=int(1e11), attention=int(1e10), learned=0.5)
+    forward, attended = 2 * (8 * 1.0 + 4 * 0.1), 4 * 0.01 * (8 + 3 * 5.5 + 4.5)
+    found = layout.result(tokens_per_micro_batch=16, world=World(), model=model)
+    assert found["counts/teraflop"] == pytest.approx(2.5 * forward + 3 * attended)
+
+
+def test_model_flops_utilization_is_a_share_of_the_rate_of_one_device_and_counts_the_critic():
+    step = {"counts/teraflop": 30.0, "critic/counts/teraflop": 10.0, "seconds/train": 2.0}
+    assert read_rate(step, World(0, 4), 10.0) == {"train/teraflops_per_device": 5.0, "train/mfu": 0.5}
+    assert read_rate(step, World(0, 4)) == {"train/teraflops_per_device": 5.0}
 
 
 def test_the_rate_of_reading_is_that_of_one_rank():
