@@ -183,10 +183,11 @@ def model_judge(
 def judge_in_words(config: Config, engine: Engine, processor: Processor) -> Output:
     """The reward of a judge that this engine answers for: a score of each response, or its win rate."""
     given = (engine.generate, processor, config.judge, most_read(config, JUDGE))
+    sees = processor.media is not None
     if config.judge.against == "none":
-        return Output(GenerativeJudge(*given))
+        return Output(GenerativeJudge(*given), sees_media=sees)
     judge = ComparingJudge(*given)
-    return Output(judge, counted=judge.counted)
+    return Output(judge, counted=judge.counted, sees_media=sees)
 
 
 def most_read(config: Config, name: str) -> int | None:
@@ -227,7 +228,7 @@ def judge_with_processor(config: Config) -> tuple[ModelConfig, Processor]:
     """The model of the judge, and what turns texts into its tokens. ValueError naming its settings."""
     model = judge_model(config)
     with named(JUDGE):
-        return model, load_processor(model)
+        return model, load_processor(model, config.media)
 
 
 def judge_model(config: Config) -> ModelConfig:

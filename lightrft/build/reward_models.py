@@ -15,6 +15,7 @@ from lightrft.models.describe import PACKAGE, RANDOM, is_tiny, stored_shape, tex
 from lightrft.models.families import made_for
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import text_config
+from lightrft.models.media import limits_of
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.rewards.base import OUR_METRICS
 from lightrft.rewards.models import JUDGE, REWARD_MODEL, Output, ScalarReward
@@ -56,7 +57,11 @@ def model_rewards(config: Config) -> dict[str, Output | None]:
     if config.remote.urls and config.remote.key:
         secret("remote.key", config.remote.key)
     here = dict.fromkeys((JUDGE, *config.reward_model.paths))
-    return here | {name: Output(RemoteReward(name, config.remote)) for name in config.remote.urls}
+    sees, limits = config.remote.send_media, limits_of(config.media)
+    return here | {
+        name: Output(RemoteReward(name, config.remote, limits), sees_media=sees)
+        for name in config.remote.urls
+    }
 
 
 def _keys(config: Config) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,8 @@ from lightrft.config import Config
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.models import JUDGE
-from lightrft.rewards.service import Batcher, RewardServer, Tasks
+from lightrft.rewards.requests import Tasks
+from lightrft.rewards.service import MOST_BYTES, MOST_BYTES_WITH_MEDIA, Batcher, RewardServer
 from lightrft.tasks.table import load_tasks
 from lightrft.types import Trajectory
 from lightrft.utils.device import pick_device
@@ -45,7 +46,10 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
         hold_judging_models(config, judge, pick_device(config.strategy.device))
         batcher = Batcher(lambda answers: judged(judge, answers), batch_ms / 1000)
         tasks = Tasks(tuple(judge.weights), ANY_TASK * (ANY_TASK in judge.weights))
-        with RewardServer((address.host, address.port), batcher, tasks, key=key) as server:
+        sees = any(output is not None and output.sees_media for output in judge.models.values())
+        most = MOST_BYTES_WITH_MEDIA if sees else MOST_BYTES
+        place = address.host, address.port
+        with RewardServer(place, batcher, tasks, key=key, most_bytes=most) as server:
             if address.certificate:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(address.certificate, address.private_key or None)

@@ -197,6 +197,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "memory_mib": Range(64),
         "output_kib": COUNT,
         "disk_mib": COUNT,
+        "processes": NOT_NEGATIVE,
+        "machine_processes": COUNT,
     },
     "constraint": {
         "limit": ANY,

@@ -30,11 +30,19 @@ class RemoteConfig:
     retries: int = 2
     """How often a request is sent again, to the next address if there are several, after a failure that may pass: no connection, no reply in
     time, or the statuses 408, 429 and 5xx."""
+    send_media: bool = False
+    """Send the pictures, clips and sounds of prompts with the responses, each once in a request, for reward models and judges there that
+    see or hear; else their names alone."""
     plain_http: bool = False
     """Allow http to other machines: responses and the key can then be read on the way."""
 
     def __post_init__(self) -> None:
         check_ranges("remote", self)
+        if self.send_media and self.protocol != "lightrft":
+            raise ValueError(
+                f"remote.send_media=true with remote.protocol={self.protocol}: that form has no place for media. Set remote.protocol=lightrft, or "
+                "remote.send_media=false."
+            )
         for name, urls in self.urls.items():
             for url in addresses(urls):
                 self._check_url(name, url)

@@ -27,5 +27,22 @@ class SandboxConfig:
     disk_mib: int = 16
     """Size of the folder in memory that a program may write in, in MiB; only with bubblewrap, else it can write nowhere."""
 
+    processes: int = 0
+    """Processes, and their threads, that one program may have at a time besides itself, such as a shell; only with bubblewrap. Processor
+    time and memory are then those of all of them together. 0: none, and up to 32 threads."""
+    machine_processes: int = 512
+    """With sandbox.processes: processes that all programs may have on one machine, whichever ranks and runs of yours start them. A program
+    that finds no place waits for one, at most for sandbox.wall_seconds."""
+
     def __post_init__(self) -> None:
         check_ranges("sandbox", self)
+        if self.processes and self.kind not in ("auto", "bubblewrap"):
+            raise ValueError(
+                f"sandbox.processes={self.processes} needs a box that can end all that a program starts, which is sandbox.kind=bubblewrap "
+                f"(or auto), not {self.kind}."
+            )
+        if self.machine_processes <= self.processes:
+            raise ValueError(
+                f"sandbox.machine_processes={self.machine_processes} has no room for one program and its sandbox.processes={self.processes}. "
+                f"Set it to at least {self.processes + 1}."
+            )

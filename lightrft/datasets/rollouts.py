@@ -54,8 +54,8 @@ def read_rollouts(
     """A row for each group of finished responses, as the format `graded` reads it: `prompt`, `responses`, `grades` (their rewards), and
     the prompt's own `target`.
 
-    A response that was cut off at the limit of tokens is left out, since a response in a row is a finished one; so is one that the step
-    took over from another step, where it stands too, and one that has no reward.
+    A response that was cut off at the limit of tokens is left out, since a response in a row is a finished one; so is one without any
+    text, one that the step took over from another step, where it stands too, and one that has no reward.
     """
     for step in chosen_steps(place, folder, split):
         groups: dict[tuple[Any, Any], Row] = {}
@@ -71,6 +71,8 @@ def read_rollouts(
 
 def _add(groups: dict[tuple[Any, Any], Row], saved: Row) -> None:
     if saved["origin"] != "sampled" or saved["finish"] != "stop" or saved["reward"] is None:
+        return
+    if not saved["response"].strip():
         return
     if any(
         isinstance(turn["content"], list) and any(part["type"] != "text" for part in turn["content"])

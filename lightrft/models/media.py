@@ -26,6 +26,11 @@ SPEECH_RATE = 16_000
 """Samples per second of a family whose processor names no rate."""
 
 
+def limits_of(options: MediaConfig) -> Limits:
+    """What these settings let be read."""
+    return Limits(tuple(options.urls), options.max_megabytes, options.fetch_seconds, options.max_megapixels)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A question as the model reads it."""
@@ -89,7 +94,7 @@ class MediaEncoder:
             max_frames=o.max_frames,
             max_seconds=o.max_seconds,
             rate=self.rate,
-            limits=Limits(tuple(o.urls), o.max_megabytes, o.fetch_seconds, o.max_megapixels),
+            limits=limits_of(o),
         )
 
     def encode(self, messages: Sequence[Message], text: str) -> Encoded:
@@ -137,6 +142,12 @@ class MediaEncoder:
                     raise ValueError(
                         f"a text holds {mark!r}, which the model takes for its own mark of {kind}. Write it otherwise."
                     )
+
+    def without_marks(self, text: str) -> str:
+        """A text in which nothing is taken for a medium: marks are broken by a space of no width."""
+        for mark, _ in self.marks().values():
+            text = text.replace(mark, f"{mark[0]}\u200b{mark[1:]}")
+        return text
 
     def _check_seen(self, token_ids: Sequence[int], messages: Sequence[Message]) -> None:
         """MediaError for media of a kind that gave fewer tokens than there are of them: too small or too short to be seen.

@@ -132,12 +132,11 @@ class ComparingJudge:
 
     def _prompt(self, answer: Answer, first: str, second: str) -> Prompt:
         filling = {
-            "question": conversed(answer.prompt.messages),
             "answer_a": first,
             "answer_b": second,
             "target": str(answer.prompt.target),
         }
-        return judge_prompt(self._processor, answer.prompt.id, self._template, filling, self._longest)
+        return judge_prompt(self._processor, answer, self._template, filling, self._longest)
 
     def _worth(
         self, straight: Sequence[Completion] | Failure, turned: Sequence[Completion] | Failure

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 
 from lightrft.config import JudgeConfig
 from lightrft.datasets.conversations import end_of_answer
-from lightrft.datasets.judging import PAIR, SINGLE, conversed, written
+from lightrft.datasets.judging import PAIR, SINGLE, conversed, question, written
 from lightrft.datasets.media import shown
 from lightrft.media.parts import has_media, readable
 from lightrft.models.processor import Processor
@@ -78,12 +78,8 @@ class GenerativeJudge:
         )
 
     def _prompt(self, answer: Answer) -> Prompt:
-        filling = {
-            "question": conversed(answer.prompt.messages),
-            "answer": conversed(response(answer)),
-            "target": str(answer.prompt.target),
-        }
-        return judge_prompt(self._processor, answer.prompt.id, self._template, filling, self._longest)
+        filling = {"answer": conversed(response(answer)), "target": str(answer.prompt.target)}
+        return judge_prompt(self._processor, answer, self._template, filling, self._longest)
 
     def _verdict(self, replies: Sequence[Completion] | Failure) -> float | Failure:
         """The mean of the scores that are named."""
@@ -126,11 +122,23 @@ def replies_to(
 
 
 def judge_prompt(
-    processor: Processor, name: str, template: str, filling: Mapping[str, str], longest: int | None
+    processor: Processor, answer: Answer, template: str, filling: Mapping[str, str], longest: int | None
 ) -> Prompt:
-    """The filled template as one message to a judge. ValueError if it has more than `longest` tokens (None: any number)."""
-    message: Message = {"role": "user", "content": written(template, filling)}
-    prompt = processor.prompt(Record(f"{name}, judged", [message], None, "judge"))
+    """The filled template as one message to a judge, with the media of the question in the place of {question} where the model reads any.
+
+    ValueError for media that it does not read, and if there are more than `longest` tokens (None: any number).
+    """
+    asked, reader = answer.prompt.messages, processor.media
+    filling = {"question": conversed(asked), **filling}
+    if reader is not None:
+        filling = {name: reader.without_marks(text) for name, text in filling.items()}
+    messages: str | list[Message] = written(template, filling)
+    if reader is not None and has_media(asked):
+        messages = question(template, asked, filling)
+    if isinstance(messages, str):
+        messages = [Message(role="user", content=messages)]
+    record = Record(f"{answer.prompt.id}, judged", messages, None, "judge")
+    prompt = processor.open(processor.prompt(record))
     _check_room(prompt.token_ids, longest, JUDGE)
     return prompt
 

@@ -8,7 +8,7 @@ import math
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,14 +19,18 @@ from lightrft.config import RemoteConfig
 from lightrft.config.addresses import secret
 from lightrft.config.remote import addresses
 from lightrft.datasets.judging import conversed
+from lightrft.media.sources import STANDARD, Limits, MediaError
 from lightrft.rewards.function import Answer
 from lightrft.rewards.views import question, response
+from lightrft.rewards.wire import Sent, named
 from lightrft.workers.pool import Failure
 
 PASSING = (408, 429)
 """Statuses, besides 5xx, after which the same request may succeed."""
 MOST_REPLY = 16 * 2**20
 """Bytes of a reply; a longer one is none that was asked for."""
+MOST_SENT = 48 * 2**20
+"""Characters of the media of one request, less than a server reads."""
 FIRST_PAUSE = 0.2
 """Seconds before the first request that is sent again; each further pause is twice as long."""
 
@@ -49,6 +53,8 @@ class RemoteReward:
 
     name: str
     config: RemoteConfig
+    limits: Limits = STANDARD
+    """What may be fetched of media, and how large one may be."""
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
         """The reward of each response, or why it has none. Takes at most timeout_seconds x (retries + 1) and the pauses for each request."""
@@ -71,6 +77,8 @@ class RemoteReward:
                 return [Failure(f"{_bare(url)} refused it: {error}")] * len(answers)
             except (OSError, http.client.HTTPException) as error:
                 told = f"{_bare(url)}: {error or type(error).__name__}"
+            except MediaError as error:
+                return self._one_by_one(number, answers, error)
             if attempt < self.config.retries:
                 time.sleep(pause)
                 pause *= 2
@@ -78,11 +86,28 @@ class RemoteReward:
             answers
         )
 
+    def _one_by_one(self, number: int, answers: Sequence[Answer], error: MediaError) -> list[float | Failure]:
+        """The rewards, prompt by prompt, where media of one of them cannot be sent, or all of them not together."""
+        groups = _requests(answers, 1)
+        if len(groups) == 1:
+            return [Failure(f"its media cannot be sent: {error}")] * len(answers)
+        return [value for group in groups for value in self._part(number, group)]
+
+    def _body(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """A request in the form of `lightrft serve-rewards`. MediaError for media that cannot be read, or are too much for one request."""
+        if not self.config.send_media:
+            return {"answers": [as_json(one, named(one.prompt.messages)) for one in answers]}
+        sent = Sent(self.limits)
+        body = [as_json(one, sent.messages(one.prompt.messages)) for one in answers]
+        if sent.size > MOST_SENT:
+            raise MediaError(f"{sent.size} bytes in base64 are more than a request may have ({MOST_SENT}).")
+        return {"answers": body, "media": sent.table}
+
     def _ask(self, url: str, answers: Sequence[Answer]) -> list[float | Failure]:
         address, other = urldefrag(url)
         if self.config.protocol == "openrlhf":
             return _numbers(self._post(address, _openrlhf(answers)).get("rewards"), len(answers))
-        reply = self._post(f"{address.rstrip('/')}/rewards", {"answers": [as_json(one) for one in answers]})
+        reply = self._post(f"{address.rstrip('/')}/rewards", self._body(answers))
         rewards = reply.get("rewards")
         wanted = other or self.name
         if not isinstance(rewards, dict):
@@ -140,11 +165,11 @@ def _read(reply: http.client.HTTPResponse, end: float) -> bytes:
     return bytes(found)
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
-    """A response as `lightrft serve-rewards` reads it; media are named, not sent."""
+def as_json(answer: Answer, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A response as `lightrft serve-rewards` reads it, its prompt in these messages."""
     return {
         "id": answer.prompt.id,
-        "messages": answer.prompt.messages,
+        "messages": list(messages),
         "target": _plain(answer.prompt.target),
         "source": answer.prompt.source,
         "group": answer.group,

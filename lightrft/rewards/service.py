@@ -8,40 +8,40 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-import math
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from lightrft.types import Message, Prompt, Trajectory
+from lightrft.rewards.requests import (
+    BadRequestError,
+    Tasks,
+    openrlhf_reply,
+    parsed,
+    read_answers,
+    read_openrlhf,
+)
+from lightrft.types import Trajectory
 
 log = logging.getLogger("lightrft")
 Judge = Callable[[Sequence[Trajectory]], Mapping[str, Sequence[float | None]]]
 """Responses -> reward name -> a number for each of them, None where the reward failed."""
 MOST_BYTES = 16 * 2**20
-MOST_ANSWERS = 1024
+MOST_BYTES_WITH_MEDIA = 64 * 2**20
+"""Longest request where a reward reads media."""
+MOST_READING = 512 * 2**20
+"""Bytes of all requests together that are read and judged at a time; who comes then is told to come again."""
 MOST_WAITING = 64
 """Requests that may wait for their turn; further ones are told to come again."""
 MOST_CONNECTIONS = 256
 READ_SECONDS = 20.0
 """Time in which a request must have come, header and body."""
-FINISHES = ("stop", "length", "turns")
-ROLES = ("system", "user", "assistant", "tool", "developer")
-
-
-class BadRequestError(Exception):
-    """What a client must change, and the status that says so."""
-
-    def __init__(self, told: str, status: int = 400) -> None:
-        super().__init__(told)
-        self.status = status
 
 
 @dataclass
@@ -50,19 +50,6 @@ class Job:
 
     answers: list[Trajectory]
     result: Future[dict[str, list[float | None]]] = field(default_factory=Future)
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """The tasks whose rewards are served."""
-
-    names: tuple[str, ...]
-    others: str = ""
-    """The one of them as which responses of all other tasks are judged; empty: they are refused."""
-
-    def judged_as(self, source: Any) -> str:
-        """The task whose rewards a response gets; empty for none."""
-        return source if isinstance(source, str) and source in self.names else self.others
 
 
 class Batcher:
@@ -140,10 +127,27 @@ class RewardServer(ThreadingHTTPServer):
         *,
         key: str = "",
         timeout: float = 300.0,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
-        """`timeout`: seconds that a request may wait for its rewards."""
+        """`timeout`: seconds that a request may wait for its rewards; `most_bytes`: the longest one."""
         super().__init__(address, Handler)
+        self.most_bytes, self._reading, self._count = most_bytes, 0, threading.Lock()
         self.batcher, self.tasks, self.key, self.reward_seconds = batcher, tasks, key, timeout
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[None]:
+        """Inside, a request of this size is held. BadRequestError for one that is too long, or too long beside the others."""
+        if size > self.most_bytes:
+            raise BadRequestError(f"at most {self.most_bytes} bytes", 413)
+        with self._count:
+            if self._reading + size > MOST_READING:
+                raise BadRequestError(f"{self._reading} bytes are being judged already", 429)
+            self._reading += size
+        try:
+            yield
+        finally:
+            with self._count:
+                self._reading -= size
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answers in a thread, of which there are not more than MOST_CONNECTIONS; a connection beyond those is closed."""
@@ -197,12 +201,9 @@ class Handler(BaseHTTPRequestHandler):
         """POST /rewards and /get_reward."""
         try:
             self._check_key()
-            body = self._body()
-            read = {"/rewards": read_answers, "/get_reward": read_openrlhf}.get(self.path)
-            if read is None:
-                raise BadRequestError("there is no such path", 404)
-            answers = read(body, self.server.tasks)
-            found = self.server.batcher.put(answers).result(self.server.reward_seconds)
+            size = self._size()
+            with self.server.room_for(size):
+                found = self._judged(size)
             self._reply(200, openrlhf_reply(found) if self.path == "/get_reward" else {"rewards": found})
         except BadRequestError as error:
             self.close_connection = True  # what is left of the body is not read
@@ -221,16 +222,27 @@ class Handler(BaseHTTPRequestHandler):
         if len(given) != 1 or not hmac.compare_digest(given[0].encode("latin-1", "replace"), expected):
             raise BadRequestError("the key is missing or wrong", 401)
 
-    def _body(self) -> Any:
-        """The JSON of the request, read within READ_SECONDS."""
+    def _judged(self, size: int) -> dict[str, list[float | None]]:
+        """The rewards that a request of this size asks for."""
+        body = self._body(size)
+        read = {"/rewards": read_answers, "/get_reward": read_openrlhf}.get(self.path)
+        if read is None:
+            raise BadRequestError("there is no such path", 404)
+        answers = read(body, self.server.tasks)
+        del body
+        return self.server.batcher.put(answers).result(self.server.reward_seconds)
+
+    def _size(self) -> int:
+        """The length of the body, as the header says."""
         lengths = self.headers.get_all("Content-Length") or []
         if self.headers.get("Transfer-Encoding") or not lengths:
             raise BadRequestError("give the length of the body", 411)
         if len(lengths) != 1 or not lengths[0].isascii() or not lengths[0].isdigit():
             raise BadRequestError("the length of the body is no number")
-        size = int(lengths[0][:12])
-        if size > MOST_BYTES:
-            raise BadRequestError(f"at most {MOST_BYTES} bytes", 413)
+        return int(lengths[0][:12])
+
+    def _body(self, size: int) -> Any:
+        """The JSON of the request, read within READ_SECONDS."""
         found = bytearray()
         while len(found) < size:
             piece = self.rfile.read1(size - len(found))
@@ -254,117 +266,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # as BaseHTTPRequestHandler calls it
         """Nothing: what clients send is not for logs."""
-
-
-def parsed(text: bytes) -> Any:
-    """JSON whose numbers are finite and whose texts are texts. BadRequestError for anything else."""
-
-    def finite(word: str) -> float:
-        if not math.isfinite(number := float(word)):
-            raise ValueError(f"{word} is no finite number")
-        return number
-
-    def refuse(word: str) -> float:
-        raise ValueError(f"{word} is no JSON")
-
-    try:
-        found = json.loads(text.decode(), parse_float=finite, parse_constant=refuse)
-        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise BadRequestError(
-            f"the body is no JSON that is read here: {str(error)[:200] or type(error).__name__}"
-        ) from None
-    return found
-
-
-def read_answers(body: Any, tasks: Tasks) -> list[Trajectory]:
-    """The responses of {"answers": [...]}, see rewards/remote.py: as_json. BadRequestError naming what is wrong."""
-    found = body.get("answers") if isinstance(body, dict) else None
-    if not isinstance(found, list) or len(found) > MOST_ANSWERS:
-        raise BadRequestError(f'expected {{"answers": [...]}} with at most {MOST_ANSWERS} of them')
-    return [_answer(one, place, tasks) for place, one in enumerate(found)]
-
-
-def _answer(one: Any, place: int, tasks: Tasks) -> Trajectory:
-    def need(condition: bool, told: str) -> None:
-        if not condition:
-            raise BadRequestError(f"answers[{place}]: {told}")
-
-    need(isinstance(one, dict), "expected an object")
-    messages, answer, tokens = one.get("messages"), one.get("answer"), one.get("token_ids", [])
-    said, worth, replied = one.get("said", []), one.get("step_rewards", []), one.get("replied", 0)
-    need(
-        isinstance(messages, list) and all(map(_is_message, messages)),
-        "messages: expected a list of {role, content}",
-    )
-    need(isinstance(answer, str), "answer: expected a text")
-    need(isinstance(said, list) and all(map(_is_message, said)), "said: expected a list of {role, content}")
-    need(
-        isinstance(worth, list) and all(type(one) in (int, float) for one in worth),
-        "step_rewards: expected numbers",
-    )
-    need(
-        isinstance(tokens, list) and all(type(token) is int for token in tokens),
-        "token_ids: expected whole numbers",
-    )
-    need(
-        type(replied) is int and 0 <= replied <= len(tokens),
-        "replied: expected how many of token_ids are replies",
-    )
-    group, finish = one.get("group", place), one.get("finish", "stop")
-    need(type(group) is int, "group: expected a whole number")
-    need(finish in FINISHES, f"finish: expected {', '.join(FINISHES)}")
-    source = tasks.judged_as(one.get("source"))
-    need(
-        bool(source), f"source: {one.get('source')!r:.80} is none of the tasks here: {', '.join(tasks.names)}"
-    )
-    prompt = Prompt(str(one.get("id", place)), [], messages, one.get("target"), source)
-    mask = [True] * (len(tokens) - replied) + [False] * replied  # which of them they are is not told
-    none = [0.0] * len(tokens)
-    return Trajectory(prompt, group, tokens, mask, none, finish, answer, said=said, step_rewards=worth)
-
-
-def _is_message(message: Any) -> bool:
-    """Whether it is a message of text; media would be files of this machine, or addresses that it should fetch."""
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        return False
-    content = message.get("content")
-    if isinstance(content, str):
-        return True
-    return isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in content
-    )
-
-
-def read_openrlhf(body: Any, tasks: Tasks) -> list[Trajectory]:
-    """The responses of OpenRLHF's form: each query begins with its prompt."""
-    queries = _texts(body, "query")
-    prompts, labels = _texts(body, "prompts") or [""] * len(queries), body.get("labels")
-    labels = [None] * len(queries) if labels is None else labels
-    if not isinstance(labels, list) or len({len(queries), len(prompts), len(labels)}) != 1:
-        raise BadRequestError("expected query, prompts and labels: lists of one length")
-    if not all(query.startswith(prompt) for query, prompt in zip(queries, prompts, strict=True)):
-        raise BadRequestError("each query must begin with its prompt")
-    found = [
-        {"messages": [Message(role="user", content=prompt)], "answer": query[len(prompt) :], "target": label}
-        for query, prompt, label in zip(queries, prompts, labels, strict=True)
-    ]
-    return read_answers({"answers": found}, tasks)
-
-
-def _texts(body: Any, name: str) -> list[str]:
-    found = body.get(name) if isinstance(body, dict) else None
-    if found is None and name != "query":
-        return []
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise BadRequestError(f"{name}: expected a list of texts")
-    return found
-
-
-def openrlhf_reply(found: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
-    """OpenRLHF's form of the rewards. BadRequestError if there are several."""
-    if len(found) != 1:
-        raise BadRequestError(f"this form has one reward, and here are {', '.join(found)}; ask /rewards")
-    values = next(iter(found.values()))
-    return {"rewards": values, "scores": values, "extra_logs": {}}

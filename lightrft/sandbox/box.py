@@ -17,13 +17,17 @@ from types import MappingProxyType
 from typing import Literal
 
 from lightrft.sandbox.lifetime import Limits, Outcome, SandboxError, Started, finish
+from lightrft.sandbox.places import place_among
 from lightrft.sandbox.syscalls import AUDIT_ARCH, rules
+from lightrft.sandbox.watch import Watch
 
 Kind = Literal["bubblewrap", "landlock", "none"]
 FIRST_UID, UIDS = 61184, 4336
 """Users that belong to nobody (those of systemd's dynamic users); a box started by root is one of them, another one each time."""
 THREADS = 32
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+PROGRAMS = ("/usr/bin", "/bin")
+"""What is seen besides where a program may start others."""
 INSTALLED = ("site-packages", "dist-packages")
 FIRST = """
 import marshal, os, sys
@@ -80,10 +84,15 @@ class Box:
         `report`: a pipe of which it has the second end. `files`: what lies in its folder, by path. Whoever calls lets `finish` end it."""
         if files and self.kind != "bubblewrap":
             raise SandboxError(f"a {self.kind} box has no folder for files; bubblewrap's has.")
+        if self.limits.processes and self.kind != "bubblewrap":
+            raise SandboxError(
+                f"programs in a {self.kind} box start no processes; those in bubblewrap's may."
+            )
         inside = compiled(self.python, _text("inside.py"))
         job = (
             b"%08x" % len(inside) + inside + repr(self._job(sources, files)).encode("utf-8", "surrogatepass")
         )
+        place = place_among(self.limits)
         given, told = os.pipe(), os.pipe()
         inner = [given[0], told[1], *channels, *([report[1]] if report else [])]
         began, other = time.monotonic(), _another_user(self.kind)
@@ -102,7 +111,7 @@ class Box:
                 extra_groups=None if other is None else [],
             )
         except OSError as error:
-            for descriptor in (*given, *told):
+            for descriptor in (*given, *told, *([place] if place >= 0 else [])):
                 os.close(descriptor)
             raise SandboxError(f"a {self.kind} box did not start: {error}.") from None
         os.close(given[0])
@@ -119,7 +128,8 @@ class Box:
         said = {name: bytearray() for name in ends.values()}
         alive = os.pidfd_open(process.pid)
         seconds, free = self.limits.cpu_seconds, self.kind == "none"
-        return Started(process, job, stdin, ends, began, seconds, free, said, alive)
+        watch = Watch(process.pid) if self.limits.processes else None
+        return Started(process, job, stdin, ends, began, seconds, free, said, alive, watch, place)
 
     def _job(self, sources: Sequence[str | bytes], files: Mapping[str, bytes]) -> dict[str, object]:
         machine = platform.machine()
@@ -131,13 +141,20 @@ class Box:
             "cpu_seconds": limits.cpu_seconds,
             "memory": limits.memory_mib << 20,
             "disk": limits.disk_mib << 20 if self.kind == "bubblewrap" else 0,
-            "threads": THREADS + (_threads_of_user() if os.getuid() and self.kind != "bubblewrap" else 0),
+            "threads": self._threads(),
+            "processes": limits.processes,
             "parent": 0 if self.kind == "bubblewrap" else os.getpid(),
             "folder": "/box" if self.kind == "bubblewrap" else "/",
             "landlock": _opened(self.python) if self.kind == "landlock" else None,
-            "rules": rules(machine) if confined else {},
+            "rules": rules(machine, limits.processes > 0) if confined else {},
             "arch": AUDIT_ARCH.get(machine, 0),
         }
+
+    def _threads(self) -> int:
+        """What the kernel lets the user of a program have: processes, and their threads."""
+        if self.limits.processes:
+            return self.limits.processes + 2  # itself, and the first process, which waits for it
+        return THREADS + (_threads_of_user() if os.getuid() and self.kind != "bubblewrap" else 0)
 
     def _command(self, given: int, told: int) -> list[str]:
         program = [self.python, "-I", "-S", "-B", "-c", FIRST, str(given), str(told)]
@@ -163,6 +180,10 @@ class Box:
             words += ["--ro-bind-try", place, inside]
         for place in hidden:
             words += ["--remount-ro", place]
+        if self.limits.processes:
+            words += ["--setenv", "PATH", "/usr/bin:/bin"]
+            words += [word for place in PROGRAMS for word in ("--ro-bind-try", place, place)]
+            words += ["--size", str(self.limits.disk_mib << 20), "--tmpfs", "/dev/shm"]  # for semaphores
         for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
             words += ["--dev-bind", device, device]
         return [

@@ -24,6 +24,8 @@ LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000
 EPERM, ENOTTY, ENOSYS = 1, 25, 38
 CLONE_THREAD, CLONE3, AF_UNIX = 0x00010000, 435, 1
+CLONE_NEW = 0x7E020000
+"""The flags of clone that ask for namespaces."""
 REQUESTS = (
     0x5401,
     0x5413,
@@ -123,11 +125,15 @@ def landlock(read: Sequence[str], listed: Sequence[str]) -> None:
 
 def of_argument(rule: str) -> list[tuple[int, int, int, int]]:
     """Instructions that end with a verdict on a call whose number fits; the low half of its argument is looked at, or a whole address."""
-    load = {"own": 16, "thread": 16, "unix": 16, "ioctl": 24, "fcntl": 24, "nameless": 48}[rule]
+    load = {"own": 16, "thread": 16, "process": 16, "unix": 16, "ioctl": 24, "fcntl": 24, "nameless": 48}[
+        rule
+    ]
     code = [(LOAD, 0, 0, load)]
     allow, refuse = (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE | (ENOTTY if rule == "ioctl" else EPERM))
     if rule == "thread":
         return [*code, (ANY_BIT, 1, 0, CLONE_THREAD), refuse, allow]
+    if rule == "process":
+        return [*code, (ANY_BIT, 0, 1, CLONE_NEW), refuse, allow]
     if rule == "nameless":
         return [*code, (EQUAL, 0, 2, 0), (LOAD, 0, 0, load + 4), (EQUAL, 1, 0, 0), refuse, allow]
     if rule == "fcntl":
@@ -168,6 +174,17 @@ def confine(job: dict[str, Any]) -> None:
         seccomp(job["arch"], job["rules"])
 
 
+def reap() -> None:
+    """Returns in a child, which becomes the program. This process, the first of its namespace, waits for it and for all that it leaves
+    behind, and ends with it, by which the kernel ends every other process in here."""
+    program = os.fork()
+    while program:
+        child, status = os.wait()
+        if child == program:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+
+
 def main() -> None:
     """Takes the job, confines itself, says so, and becomes the program."""
     told = int(sys.argv[2])
@@ -181,6 +198,8 @@ def main() -> None:
         os._exit(1)
     os.write(told, b"ready")
     os.close(told)
+    if job["processes"]:
+        reap()
     for leave in ("exit", "quit"):
         setattr(builtins, leave, sys.exit)
     sys.argv[:] = ["program.py"]

@@ -78,7 +78,8 @@ def by_calls(box: Box, program: str, tests: Calls) -> Verdict:
         judging = f"judge({job!r}, {ask[1]}, {answer[0]}, {report[1]})"
         sides = [compiled(box.python, _text(side)) for side in ("answering", "asking")]
         boxes.append(box.start([sides[0], serving], channels=(ask[0], answer[1])))
-        boxes.append(box.start([sides[1], judging], channels=(ask[1], answer[0]), report=report))
+        alone = Box(replace(box.limits, processes=0), box.kind, box.python)  # tests start no processes
+        boxes.append(alone.start([sides[1], judging], channels=(ask[1], answer[0]), report=report))
     except BaseException:
         if len(boxes) < 2:
             os.close(report[0])

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,25 @@ for name in ('/no/socket', chr(0) + 'none'):
         print('out')
 print('confined')
 """
+FORKS = """
+import os, socket, time
+for leave in (lambda: socket.socket(socket.AF_INET), lambda: open('/etc/passwd'), lambda: open('/usr/new', 'w'), lambda: os.chmod('/', 0o755)):
+    try:
+        leave()
+    except OSError:
+        continue
+    print('out')
+started = 0
+try:
+    while True:
+        if not os.fork():
+            time.sleep(30)
+            os._exit(0)
+        started += 1
+except OSError:
+    print(started)
+"""
+"""Starts as many processes as it may, which the box then ends."""
 PROBE_LIMITS = Limits(cpu_seconds=10, wall_seconds=30.0)
 
 
@@ -48,6 +68,11 @@ def make_box(limits: Limits, kind: str = "auto", python: str = "") -> Box:
     wanted = [level for level in LEVELS if kind in ("auto", level)]
     for level in wanted:
         found, _ = _tried(level, python)
+        if found and limits.processes and (why := _tried_with_processes(level, found)):
+            raise SandboxError(
+                f"sandbox.processes={limits.processes}: programs that start processes cannot be held here: {why}. Install bubblewrap 0.8 or "
+                "later and use Linux 5.14 or later, or set sandbox.processes=0."
+            )
         if found:
             return Box(limits, level, found)
     reasons = "; ".join(f"{LEVELS[level]}: {_tried(level, python)[1]}" for level in wanted)
@@ -79,6 +104,18 @@ def _tried(kind: Kind, python: str) -> tuple[str, str]:
             else f"{outcome.why}: {outcome.stderr[-200:]}"
         )
     return "", why.rstrip(".")
+
+
+@cache
+def _tried_with_processes(kind: Kind, python: str) -> str:
+    """Why programs of this level cannot start processes; empty where they can, as many as they may."""
+    try:
+        outcome = Box(replace(PROBE_LIMITS, processes=3), kind, python).run(FORKS)
+    except SandboxError as error:
+        return str(error).rstrip(".")
+    if outcome.stdout == "3\n":
+        return ""
+    return f"one that may start 3 told {outcome.stdout!r:.100}, {outcome.why}: {outcome.stderr[-200:]!r}"
 
 
 def _interpreters(python: str) -> list[str]:

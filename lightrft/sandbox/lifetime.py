@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Status = Literal["ended", "failed", "killed", "cpu", "wall", "output"]
+from lightrft.sandbox.watch import Watch
+
+Status = Literal["ended", "failed", "killed", "cpu", "wall", "output", "memory"]
 CPU_SHARE = 0.75
 """Share of its processor time after which a program that was killed was killed for that: the kernel's count runs ahead of its report."""
 SETUP_SECONDS = 30.0
@@ -34,6 +36,10 @@ class Limits:
     output_kib: int = 64
     disk_mib: int = 16
     """Size of its folder, which is in memory; with Landlock it can write nowhere."""
+    processes: int = 0
+    """Processes that it may start, at a time; only with bubblewrap. Above 0, processor time and memory are those of all together."""
+    machine_processes: int = 0
+    """Processes of all such programs on this machine together; 0: without a limit."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,10 @@ class Started:
     said: dict[str, bytearray] = field(default_factory=dict)
     alive: int = -1
     """Descriptor that is readable when the process has ended."""
+    watch: Watch | None = None
+    """What it uses together with the processes that it may start."""
+    place: int = -1
+    """Descriptor that holds its place among the processes of this machine."""
     over: Status | None = None
     outcome: Outcome | None = None
 
@@ -108,8 +118,8 @@ def _attend(
     while running:
         now = time.monotonic()
         for box in list(running):
-            if box.over or _is_late(box, now, limits):
-                box.over = box.over or "wall"
+            box.over = box.over or _limit_reached(box, now, limits)
+            if box.over:
                 running.remove(box)
                 _kill(box)
                 over = over or box is until
@@ -142,6 +152,18 @@ def _is_ready(box: Started) -> bool:
 
 def _is_late(box: Started, now: float, limits: Limits) -> bool:
     return now - box.began > (limits.wall_seconds if _is_ready(box) else SETUP_SECONDS)
+
+
+def _limit_reached(box: Started, now: float, limits: Limits) -> Status | None:
+    """The limit that it is over, of those that the kernel does not watch."""
+    if _is_late(box, now, limits):
+        return "wall"
+    if box.watch is None or not box.watch.is_due(now):
+        return None
+    used = box.watch.used()
+    if used.memory > limits.memory_mib << 20:
+        return "memory"
+    return "cpu" if used.cpu_seconds > limits.cpu_seconds else None
 
 
 def _give(waiting: selectors.BaseSelector, box: Started, descriptor: int) -> None:
@@ -201,7 +223,9 @@ def _end(box: Started) -> None:
     for descriptor in list(box.ends):
         _close(box, descriptor)
     os.close(box.alive)
-    cpu = usage.ru_utime + usage.ru_stime
+    if box.place >= 0:
+        os.close(box.place)
+    cpu = max(usage.ru_utime + usage.ru_stime, box.watch.cpu_seconds if box.watch else 0.0)
     box.outcome = _outcome(box, box.process.returncode, cpu)
 
 
@@ -234,5 +258,10 @@ def _outcome(box: Started, code: int, cpu: float) -> Outcome:
             told = signal.Signals(number).name
         if number in (signal.SIGKILL, signal.SIGXCPU):
             status = "cpu" if cpu >= CPU_SHARE * box.cpu_seconds else "killed"
-    why = {"wall": "its time was up", "cpu": "its processor time was up", "output": "it wrote too much"}
+    why = {
+        "wall": "its time was up",
+        "cpu": "its processor time was up",
+        "output": "it wrote too much",
+        "memory": "its processes took too much memory",
+    }
     return Outcome(status, out, err, why.get(status, told), cpu)

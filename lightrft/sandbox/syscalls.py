@@ -14,6 +14,8 @@ OWN = "own"
 """Allowed where the first argument is 0 or the number of the calling process: no other can be meant."""
 THREAD = "thread"
 """Allowed where the flags ask for a thread: new processes are not."""
+PROCESS = "process"
+"""Allowed unless the flags ask for a namespace: where a program may start processes."""
 IOCTL = "ioctl"
 """Allowed for the requests that files and terminals are asked in ordinary use."""
 FCNTL = "fcntl"
@@ -56,14 +58,25 @@ _WITH_RULE: Mapping[str, tuple[int, int, str]] = {
     "tgkill": (234, 131, OWN),
     "prlimit64": (302, 261, OWN),
 }
+_WITH_PROCESSES: Mapping[str, tuple[int | None, int | None, str]] = {
+    "clone": (56, 220, PROCESS), "fork": (57, None, ""), "vfork": (58, None, ""), "execve": (59, 221, ""), "kill": (62, 129, ""),
+    "link": (86, None, ""), "setpgid": (109, 154, ""), "setsid": (112, 157, ""), "rt_sigtimedwait": (128, 137, ""),
+    "rt_sigsuspend": (130, 133, ""), "tkill": (200, 130, ""), "tgkill": (234, 131, ""), "waitid": (247, 95, ""),
+    "linkat": (265, 37, ""), "close_range": (436, 436, ""),
+}  # fmt: skip
+"""What programs that may start processes can call besides; their signals end at the box's own processes, as these are all they see."""
 
 
-def rules(machine: str) -> dict[int, str]:
-    """Number -> "" (allowed), or the rule for its arguments. ValueError for a machine whose calls are not known here."""
+def rules(machine: str, processes: bool = False) -> dict[int, str]:
+    """Number -> "" (allowed), or the rule for its arguments. `processes`: whether a program may start some. ValueError for a machine whose
+    calls are not known here."""
     if machine not in AUDIT_ARCH:
         raise ValueError(f"system calls of {machine} are not known here; there are {', '.join(AUDIT_ARCH)}")
     column = list(AUDIT_ARCH).index(machine)
     plain = {numbers[column]: "" for numbers in _PLAIN.values()}
     found: dict[int, str] = {number: rule for number, rule in plain.items() if number is not None}
-    with_rule = {(row[0], row[1])[column]: row[2] for row in _WITH_RULE.values()}
-    return found | with_rule
+    for row in (*_WITH_RULE.values(), *(_WITH_PROCESSES.values() if processes else ())):
+        number = (row[0], row[1])[column]
+        if number is not None:
+            found[number] = row[2]
+    return found

@@ -28,6 +28,8 @@ def box_of(sandbox: SandboxConfig) -> Box:
         memory_mib=sandbox.memory_mib,
         output_kib=sandbox.output_kib,
         disk_mib=sandbox.disk_mib,
+        processes=sandbox.processes,
+        machine_processes=sandbox.machine_processes if sandbox.processes else 0,
     )
     return make_box(limits, sandbox.kind, sandbox.python)
 
@@ -36,8 +38,10 @@ def check_box(sandbox: SandboxConfig, option: str, seconds: float, *, before: fl
     """ValueError where programs cannot be run with these settings; warns where nothing protects from them.
 
     `option`: the setting that limits the time of who runs them, to `seconds` (0: no limit), in which `before` seconds may pass until a
-    program begins that takes all of sandbox.wall_seconds.
+    program begins that takes all of sandbox.wall_seconds. One that starts processes may wait as long for its place.
     """
+    if sandbox.processes:
+        before += sandbox.wall_seconds
     least = before + sandbox.wall_seconds + MARGIN_SECONDS
     if seconds and seconds < least:
         begins = f", and may begin after {before:g} seconds" if before else ""

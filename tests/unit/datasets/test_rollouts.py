@@ -31,13 +31,13 @@ def said(answers, *, step, group=0, **changes):
 
 @pytest.fixture
 def run(tmp_path):
-    """Three steps; the second has two ranks and responses that are no rows: cut off, taken over, without a reward."""
+    """Three steps; the second has two ranks and responses that are no rows: cut off, taken over, without a reward, without text."""
     save(tmp_path, 1, said({"4": 1.0, "5": 0.0}, step=1))
     save(
         tmp_path,
         2,
         [
-            *said({"6": 0.5}, step=2),
+            *said({"6": 0.5, "": 1.0, " \n": 0.0}, step=2),
             *said({"7": 1.0}, step=2, finish="length"),
             *said({"4": 1.0}, step=1, origin="replayed"),
         ],

@@ -6,9 +6,11 @@ from dataclasses import replace
 from email.message import Message
 from urllib.error import HTTPError
 
+import numpy
 import pytest
 
-from lightrft.config import JudgeConfig, RewardConfig
+from lightrft.config import JudgeConfig, MediaConfig, ModelConfig, RewardConfig
+from lightrft.models.load import load_processor
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.function import Answer, Question
@@ -62,6 +64,34 @@ def test_the_last_score_of_a_reply_counts_as_a_share_of_full_marks():
     assert ask.asked[0].startswith("<|user|>")
     assert ask.asked[0].endswith("<|assistant|>")
     assert (ask.sampling.n, ask.sampling.temperature, ask.sampling.max_tokens) == (1, 0.0, 256)
+
+
+def test_a_judge_that_sees_is_shown_the_pictures_where_the_question_stands_and_no_others():
+    """Marks of pictures that the response writes stay text; a judge of text is told names."""
+    pixels = [numpy.full((8, 8, 3), n, numpy.uint8) for n in (0, 255)]
+    sees, asked = load_processor(ModelConfig(path="random:llava"), MediaConfig()), []
+    mark = sees.media.marks()["image"][0]
+    picture = [{"type": "image", "image": pixels[0]}, {"type": "text", "text": "which?"}]
+    one = answer(f"black {mark}{mark}", picture)
+    other = answer("white", [{"type": "image", "image": pixels[1]}, picture[1]])
+
+    def ask(prompts, sampling):
+        asked.extend(prompts)
+        return [
+            [Completion(sees.tokenizer.encode("8", add_special_tokens=False), [0.0], "stop")] for _ in prompts
+        ]
+
+    options = JudgeConfig(path="policy", score_pattern="([0-9])")
+    assert GenerativeJudge(ask, sees, options, None)([one, other]) == [0.8, 0.8]
+    shown = [prompt.media["pixel_values"] for prompt in asked]
+    assert [len(found) for found in shown] == [1, 1]
+    assert shown[0].mean() < shown[1].mean()
+    content = asked[0].messages[0]["content"]
+    assert content[0]["text"].endswith("[Question]\n")
+    assert [part["type"] for part in content] == ["text", "image", "text", "text"]
+    assert f"[Answer]\nblack {mark[0]}\u200b{mark[1:]}" in content[3]["text"]
+    _, told = judged(["Score: 1"], [answer("x", [{"type": "image", "image": "a.png"}])])
+    assert "[Question]\n[image a.png]\n" in told.asked[0]
 
 
 def test_a_judge_is_shown_the_whole_of_a_conversation_with_an_environment():

@@ -21,7 +21,8 @@ from lightrft.rewards import remote, service
 from lightrft.rewards.base import RewardRunner, stripped
 from lightrft.rewards.models import Output
 from lightrft.rewards.remote import RemoteReward
-from lightrft.rewards.service import Batcher, RewardServer, Tasks
+from lightrft.rewards.requests import Tasks
+from lightrft.rewards.service import Batcher, RewardServer
 from lightrft.types import Prompt, Trajectory
 from lightrft.workers.pool import Failure
 
@@ -50,9 +51,11 @@ def responses(count, source=ANY_TASK):
 
 
 @contextmanager
-def serving(rewards=None, batch_seconds=0.0, key="", delay=0.0):
+def serving(rewards=None, batch_seconds=0.0, key="", delay=0.0, runner=None):
     """A real server in threads of this process; its address, and the server."""
-    runner = RewardRunner({ANY_TASK: rewards or {"number": 1.0}}, RewardConfig(workers=0, on_failure="drop"))
+    runner = runner or RewardRunner(
+        {ANY_TASK: rewards or {"number": 1.0}}, RewardConfig(workers=0, on_failure="drop")
+    )
 
     def judge(answers):
         time.sleep(delay)
