@@ -141,12 +141,11 @@ def coming_page(text: str) -> str:
 
 
 def names_table(names: Mapping[str, str | tuple[str, ...]]) -> str:
-    """A foreign name, as plain text since it is no option, and ours on each line; the first of several is that of the first command that has it."""
+    """A foreign name, as plain text since it is no option, and ours on each line; of several the first that a command has."""
     lines = ["| there | here |", "|---|---|"]
     for name, ours in names.items():
-        lines.append(
-            f"| `{name}` | {', '.join(f'`{one}`' for one in ([ours] if isinstance(ours, str) else ours))} |"
-        )
+        several = [ours] if isinstance(ours, str) else ours
+        lines.append(f"| {name} | {', '.join(f'`{one}`' for one in several)} |")
     return "\n".join(lines) + "\n"
 
 
