@@ -1,10 +1,11 @@
 """Learning curves of every algorithm on one tiny task: mean and spread over seeds, in one picture.
 
     python benchmarks/algorithms.py
+    python benchmarks/algorithms.py --seeds 1 --steps 20 --picture ""
 
-Each shipped row trains the random model of `lightrft train tiny` for some steps with the same answers per step and the
-same learning rate, so this shows that and how each learns, not which is best: nothing is tuned, and the task is a toy.
-Writes results/algorithms.json and docs/algorithms.png.
+Each shipped layer that says how a language model learns trains the random model of `lightrft train tiny` for some steps with the same
+answers per step and the same learning rate, so this shows that and how each learns, not which is best: nothing is tuned, and the task is
+a toy. Layers without an advantage of their own stand on `grpo`. Writes results/algorithms.json and docs/algorithms.png.
 """
 
 from __future__ import annotations
@@ -20,38 +21,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import compare
+import yaml
+
+from lightrft.config import layers
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "algorithms.png"
 GROUPS = ["--rollout.prompts-per-step", "8", "--rollout.group-size", "8"]
 SINGLE = ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1"]
-ROWS: dict[str, list[str]] = {
-    "grpo": GROUPS,
-    "dr_grpo": GROUPS,
-    "dapo": GROUPS,
-    "gspo": [*GROUPS, "--algorithm.clip", "0.003", "0.004"],
-    "gmpo": [*GROUPS, "--update.num-minibatches", "2"],
-    "cispo": [*GROUPS, "--update.num-minibatches", "2"],
-    "sapo": [*GROUPS, "--update.num-minibatches", "2"],
-    "cpgd": [*GROUPS, "--update.num-minibatches", "2"],
-    "rloo": GROUPS,
-    "opo": GROUPS,
-    "pf_ppo": GROUPS,
-    "remax": [*SINGLE, "--algorithm.whiten", "true", "--algorithm.kl-coefficient", "0"],
-    "reinforce": SINGLE,
-    "reinforce_pp": SINGLE,
-    "reinforce_pp_baseline": GROUPS,
-    "ppo": [*SINGLE, "--critic.optimizer.learning-rate", "3e-3"],
-    "distil": GROUPS,
-    "grpo fire": [*GROUPS, "--rollout.first-token-temperature", "2", "--rollout.first-token-top-k", "0"],
-    "grpo entropy_tokens": [*GROUPS, "--algorithm.high-entropy-fraction", "0.5"],
-    "grpo lagrangian": [*GROUPS, "--constraint.limit", "0.004", "--constraint.learning-rate", "500"],
+LEARNING = {"algorithm", "constraint", "critic", "rewards", "rollout", "update"}
+"""Sections of a layer that is an algorithm, or adds to one, and no more."""
+LEFT_OUT: dict[str, str] = {
+    "ttrl": "no two answers to this task say the same, so there is nothing to vote about",
+    "mt_grpo": "it compares turns, and this task has one",
 }
-"""Layers -> what they need here: 64 answers per step for all; bounds and rates that suit so small a model.
+"""Layers of that kind that do not run here, and why."""
+NEEDED: dict[str, list[str]] = {
+    "gspo": ["--algorithm.clip", "0.003", "0.004"],
+    "luspo": ["--algorithm.clip", "0.003", "0.004"],
+    "gmpo": ["--update.num-minibatches", "2"],
+    "cispo": ["--update.num-minibatches", "2"],
+    "sapo": ["--update.num-minibatches", "2"],
+    "cpgd": ["--update.num-minibatches", "2"],
+    "opsm": ["--update.num-minibatches", "2"],
+    "remax": ["--algorithm.whiten", "true", "--algorithm.kl-coefficient", "0"],
+    "ppo": ["--critic.optimizer.learning-rate", "3e-3"],
+    "fire": ["--rollout.first-token-temperature", "2", "--rollout.first-token-top-k", "0"],
+    "entropy_tokens": ["--algorithm.high-entropy-fraction", "0.5"],
+    "lagrangian": ["--constraint.limit", "0.004", "--constraint.learning-rate", "500"],
+}
+"""Layer -> bounds and rates that suit so small a model. `distil` learns from a model that `grpo` trained."""
 
-`distil` learns from a model that `grpo` trained. `ttrl` is not among them: no two answers to this task say the same, so
-there is nothing to vote about.
-"""
+
+def rows() -> dict[str, list[str]]:
+    """Layers of a run -> its flags, 64 answers per step for all: what is shipped, the rows of docs/algorithms.md among it."""
+    found = {}
+    for name, file in layers.shipped().items():
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        rollout = tree.get("rollout", {})
+        if not tree.keys() <= LEARNING or "engine" in rollout or name in LEFT_OUT:
+            continue
+        alone = "advantage" in tree.get("algorithm", {})
+        size = SINGLE if rollout.get("group_size") == 1 else GROUPS
+        found[name if alone else f"grpo {name}"] = [*size, *NEEDED.get(name, [])]
+    return found
+
+
+ROWS = rows()
 
 
 def main() -> None:
@@ -63,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--learning-rate", default="3e-3")
+    parser.add_argument("--picture", default=str(PICTURE), help="where to draw; empty: nowhere")
     options = parser.parse_args()
     curves: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -90,11 +107,17 @@ def main() -> None:
                 rewards(row, [*flags, "--seed", str(seed), "--run", str(run)])
                 for seed, run in enumerate(runs)
             ]
-            ends = [statistics.mean(curve[-5:]) for curve in curves[row]]
-            compare.say(f"{row}: reward of the last five steps {min(ends):.2f} - {max(ends):.2f}")
+            starts, ends = (
+                [statistics.mean(part) for part in parts]
+                for parts in zip(*((c[:5], c[-5:]) for c in curves[row]), strict=True)
+            )
+            compare.say(
+                f"{row}: reward of the first five steps {statistics.mean(starts):.2f}, of the last five {min(ends):.2f} - {max(ends):.2f}"
+            )
             compare.write_results("algorithms", {"steps": options.steps, "curves": curves})
-    draw(curves)
-    print(f"picture: {PICTURE}")
+    if options.picture:
+        draw(curves, Path(options.picture))
+        print(f"picture: {options.picture}")
 
 
 def rewards(layers: str, flags: Sequence[str]) -> list[float]:
@@ -108,7 +131,7 @@ def rewards(layers: str, flags: Sequence[str]) -> list[float]:
     return [r["reward/mean"] for r in map(json.loads, lines) if "reward/mean" in r]
 
 
-def draw(curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
+def draw(curves: Mapping[str, Sequence[Sequence[float]]], place: Path) -> None:
     """One small panel per row: the mean over seeds, and from the lowest to the highest."""
     import matplotlib
 
@@ -120,8 +143,8 @@ def draw(curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
     figure, axes = plt.subplots(
         lines, columns, figsize=(2.6 * columns, 1.9 * lines), sharex=True, sharey=True, squeeze=False
     )
-    for place, axis in enumerate(axes.flat):
-        axis.set_visible(place < len(curves))
+    for number, axis in enumerate(axes.flat):
+        axis.set_visible(number < len(curves))
     for axis, (row, runs) in zip(axes.flat, curves.items(), strict=False):
         steps = range(1, len(runs[0]) + 1)
         by_step = list(zip(*runs, strict=True))
@@ -135,7 +158,7 @@ def draw(curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("mean reward", fontsize=9)
     figure.tight_layout()
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(place, dpi=110)
 
 
 if __name__ == "__main__":

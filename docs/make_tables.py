@@ -26,6 +26,7 @@ from lightrft.config import (
     SFTLogConfig,
     layers,
 )
+from lightrft.config.foreign_names import OPENRLHF, RENAMED, TRL, VERL
 from lightrft.trainer.metrics import METRICS
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
@@ -117,6 +118,35 @@ def algorithms_page(text: str) -> str:
         assert len(block.findall(text)) == 1, f"docs/algorithms.md needs one block {name}"
         text = block.sub(lambda found, table=table: found[1] + table + found[2], text)
     return text
+
+
+COMING_PAGE = PAGE.with_name("coming_from.md")
+
+
+def coming_page(text: str) -> str:
+    """The page for those who know other frameworks, its tables written anew."""
+    tables = {
+        "trl": names_table(TRL),
+        "verl": names_table(VERL),
+        "openrlhf": names_table(OPENRLHF),
+        "earlier": names_table(
+            {old: f"{old.rpartition('.')[0]}.{new}".lstrip(".") for old, new in RENAMED.items()}
+        ),
+    }
+    for name, table in tables.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert len(block.findall(text)) == 1, f"docs/coming_from.md needs one block {name}"
+        text = block.sub(lambda found, table=table: found[1] + table + found[2], text)
+    return text
+
+
+def names_table(names: Mapping[str, str | tuple[str, ...]]) -> str:
+    """A foreign name, as plain text since it is no option, and ours on each line; of several the first that a command has."""
+    lines = ["| there | here |", "|---|---|"]
+    for name, ours in names.items():
+        several = [ours] if isinstance(ours, str) else ours
+        lines.append(f"| {name} | {', '.join(f'`{one}`' for one in several)} |")
+    return "\n".join(lines) + "\n"
 
 
 def row_table() -> str:
@@ -222,4 +252,5 @@ def cell(text: str) -> str:
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
+    COMING_PAGE.write_text(coming_page(COMING_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     ALGORITHMS_PAGE.write_text(algorithms_page(ALGORITHMS_PAGE.read_text(encoding="utf-8")), encoding="utf-8")

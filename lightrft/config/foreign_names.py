@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-FOREIGN: dict[str, str | tuple[str, ...]] = {
-    # Trainers of Hugging Face and TRL
+Names = dict[str, str | tuple[str, ...]]
+"""Last part of a foreign name, or its last two -> our option; where commands have different ones, the first that a command has."""
+
+TRL: Names = {
     "num_generations": "rollout.group_size",
     "generation_batch_size": "rollout.prompts_per_step",
     "max_completion_length": "rollout.max_tokens",
@@ -67,7 +69,10 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "lora_alpha": "model.lora.alpha",
     "lora_target_modules": "model.lora.targets",
     "lora_dropout": "model.lora.dropout",
-    # verl
+}
+"""Trainers of Hugging Face and TRL."""
+
+VERL: Names = {
     "rollout.n": "rollout.group_size",
     "train_batch_size": ("batch_size", "rollout.prompts_per_step"),
     "max_response_length": "rollout.max_tokens",
@@ -107,7 +112,10 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "experiment_name": "name",
     "train_files": "tasks.train_file",
     "val_files": "tasks.evaluate_file",
-    # OpenRLHF
+}
+"""verl."""
+
+OPENRLHF: Names = {
     "n_samples_per_prompt": "rollout.group_size",
     "rollout_batch_size": "rollout.prompts_per_step",
     "rollout.batch_size": "rollout.prompts_per_step",
@@ -149,7 +157,10 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "label_key": "tasks.target_field",
     "zero_stage": "strategy.backend",
 }
-"""Last part of a foreign name, or its last two -> our option; where commands have different ones, the first that this one has."""
+"""OpenRLHF."""
+
+FOREIGN: Names = {**TRL, **VERL, **OPENRLHF}
+"""Names of all of them."""
 
 RENAMED: dict[str, str] = {
     "model.activation_checkpointing": "gradient_checkpointing",

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from lightrft.utils.answers import concluded
 
+FIXED = ("yes", "no", "noanswer")
+"""Answers of HotpotQA that no other answer is partly."""
 MARKS = str.maketrans("", "", string.punctuation)
 
 
@@ -25,6 +27,20 @@ def squad_f1(answer: str, target: str | Sequence[str]) -> float:
     """F1 of the words of the concluded answer against those of the right one that fits best, from 0 to 1."""
     said = normalised(concluded(answer))
     return max(_f1(said, normalised(right)) for right in _right(target))
+
+
+def hotpot_f1(answer: str, target: str | Sequence[str]) -> float:
+    """F1 as HotpotQA publishes it (Yang et al. 2018, https://arxiv.org/abs/1809.09600): as `squad_f1`, but where the answer or the right
+    one is yes, no or noanswer, anything else is 0."""
+    said = normalised(concluded(answer))
+    return max(
+        _f1(said, normalised(right)) if said == normalised(right) or not _fixed(said, right) else 0.0
+        for right in _right(target)
+    )
+
+
+def _fixed(said: Sequence[str], right: str) -> bool:
+    return any(" ".join(words) in FIXED for words in (said, normalised(right)))
 
 
 def normalised(text: str) -> list[str]:

@@ -12,12 +12,20 @@ from lightrft.rewards.digits import digit, digit_second
 from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
+from lightrft.rewards.instructions import (
+    instructions,
+    instructions_loose,
+    instructions_loose_share,
+    instructions_share,
+)
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
-from lightrft.rewards.qa import squad_exact, squad_f1
+from lightrft.rewards.qa import hotpot_f1, squad_exact, squad_f1
 from lightrft.rewards.refusal import refuses_rightly
 from lightrft.rewards.text import (
     answer_tags,
     choice,
+    choice_or_open,
+    choice_words,
     exact,
     json_fields,
     json_object,
@@ -54,6 +62,8 @@ REWARDS: dict[str, RewardFunction] = {
     "boxed_math": each(boxed_math),
     "choice": each(choice),
     "choice_or_math": each(choice_or_math),
+    "choice_or_open": each(choice_or_open),
+    "choice_words": each(choice_words),
     "confident_math": each(confident_math),
     "digit": digit,
     "digit_second": digit_second,
@@ -61,6 +71,11 @@ REWARDS: dict[str, RewardFunction] = {
     "turns": each(turns),
     "exact": each(exact),
     "format": each(tags),
+    "hotpot_f1": each(hotpot_f1),
+    "instructions": each(instructions),
+    "instructions_loose": each(instructions_loose),
+    "instructions_loose_share": each(instructions_loose_share),
+    "instructions_share": each(instructions_share),
     "json": each(json_object),
     "json_fields": each(json_fields),
     "json_only": each(json_only),

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lightrft.utils.answers import concluded, plain_words
+from lightrft.utils.answers import NUMBER, concluded, plain, plain_words, value
 from lightrft.utils.choices import letter
 from lightrft.utils.objects import first_json_object, same_json
 
 FORMAT = re.compile(r"<think>.+?</think>\s*<answer>.+?</answer>", re.DOTALL)
 ANSWER_ONLY = re.compile(r"<answer>.+?</answer>", re.DOTALL)
+_WORD = r"\w+"
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -43,6 +44,39 @@ def choice(answer: str, target: str) -> float:
     """1 if the last choice letter that the answer commits to is the target's: "(B)", "B.", "the answer is b"."""
     found = letter(answer)
     return float(bool(found) and found == str(target).strip().strip("().").upper())
+
+
+def choice_words(answer: str, target: Mapping[str, Any]) -> float:
+    """1 if the concluded answer has all words of the right choice, and none that only other choices have, as MMAU is scored
+    (Sakshi et al. 2024, https://arxiv.org/abs/2410.19168). The target is {"answer": ..., "choices": [...]}."""
+    said, right = _word_set(concluded(answer)), _word_set(target["answer"])
+    wrong = set[str]().union(*(_word_set(choice) - right for choice in target["choices"]))
+    return float(bool(said) and right <= said and not said & wrong)
+
+
+def choice_or_open(answer: str, target: Mapping[str, Any]) -> float:
+    """1 for the right letter of {"letter": "B"}; of {"answers": ["0.5", "a half"]} if one of them is found in the concluded answer:
+    a number if one there is the same to two decimals, words if they stand there, whatever their case (as MMMU is scored, Yue et
+    al. 2023, https://arxiv.org/abs/2311.16502, but an answer without a letter is wrong where MMMU guesses one)."""
+    if "letter" in target:
+        return choice(answer, target["letter"])
+    said = concluded(answer)
+    return float(any(_is_in(said, str(right)) for right in target["answers"]))
+
+
+def _is_in(said: str, right: str) -> bool:
+    wanted = value(plain(right))
+    if wanted is None:
+        return (
+            f" {' '.join(re.findall(_WORD, right.lower()))} "
+            in f" {' '.join(re.findall(_WORD, said.lower()))} "
+        )
+    numbers = (value(found) for found in re.findall(NUMBER, said))
+    return any(number is not None and round(number, 2) == round(wanted, 2) for number in numbers)
+
+
+def _word_set(text: str) -> set[str]:
+    return set(re.findall(_WORD, text.lower()))
 
 
 def json_object(answer: str, target: Mapping[str, Any] | str) -> float:

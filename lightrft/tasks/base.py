@@ -8,7 +8,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,16 @@ Load = Callable[[Split, TaskConfig, str, int], Records]
 
 
 @dataclass(frozen=True)
+class Measure:
+    """The mean of one reward over an evaluation, shown beside the score."""
+
+    reward: str
+    """A name in Task.rewards, usually one with weight 0."""
+    weight: Callable[[Any], float] = lambda _target: 1.0
+    """How much a prompt counts, by its target: the number of its instructions, for instance."""
+
+
+@dataclass(frozen=True)
 class Task:
     """Data, format, reward and self-check under one name."""
 
@@ -85,6 +95,8 @@ class Task:
     rewards compare (`extractor`)."""
     max_tokens: int = 512
     """Room that answers usually need; a hint for configurations."""
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    """Name -> what an evaluation reports besides the score."""
 
 
 def _same_text(answer: str) -> str:

@@ -123,8 +123,8 @@ def _nlvr_boxes(option: str) -> Task:
     """The split of nlvr; a box that was drawn in both of its parts is evaluated only."""
     name, (_, how, reward) = f"nlvr:{option}", NLVR_BOXES[option]
     load = from_program(name, partial(box_rows, name, option), instruction=f"{how} {TAGGED}".strip())
-    extract = {} if reward == "number" else {"extract": plain_words}
-    return Task(name, load, {reward: 1.0}, tagged_gold, max_tokens=64, **extract)
+    extract = None if reward == "number" else plain_words
+    return Task(name, load, {reward: 1.0}, tagged_gold, max_tokens=64, extract=extract)
 
 
 def box_rows(name: str, option: str, split: Split, data: str, bad: BadRecords) -> list[Located]:

@@ -40,6 +40,22 @@ def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     return Estimate(mean, *_bootstrap(values, seed))
 
 
+def weighted_estimate(values: Sequence[float], weights: Sequence[float], seed: int = 0) -> Estimate:
+    """The mean of one value per prompt, prompts counting by their weights: sum(w v) / sum(w), with a bootstrap over prompts."""
+    if len(set(weights)) <= 1:
+        return mean_estimate(values, seed)
+    draw = numpy.random.default_rng(seed)
+    weight, product = (
+        numpy.asarray(weights, dtype=numpy.float64),
+        numpy.asarray(values) * numpy.asarray(weights),
+    )
+    drawn = [draw.integers(len(weight), size=len(weight)) for _ in range(RESAMPLES)]
+    low, high = numpy.quantile(
+        [product[places].sum() / weight[places].sum() for places in drawn], [0.025, 0.975]
+    )
+    return Estimate(float(product.sum() / weight.sum()), float(low), float(high))
+
+
 def pass_at_k(counts: Sequence[tuple[int, int]], k: int, seed: int = 0) -> Estimate:
     """pass@k over prompts, from (samples, right ones) of each."""
     return mean_estimate([pass_chance(n, c, k) for n, c in counts], seed)

@@ -19,7 +19,14 @@ from lightrft.runs.sheets import write_sheet
 from lightrft.runs.trajectories import conversation
 from lightrft.tasks.base import Task, extractor
 from lightrft.trainer.diversity import spread_of
-from lightrft.trainer.estimates import Estimate, Vote, majority_at_k, mean_estimate, pass_at_k
+from lightrft.trainer.estimates import (
+    Estimate,
+    Vote,
+    majority_at_k,
+    mean_estimate,
+    pass_at_k,
+    weighted_estimate,
+)
 from lightrft.trainer.rollout import rollout
 from lightrft.trainer.turns import Turns
 from lightrft.types import Prompt, Sampling, Trajectory
@@ -159,6 +166,12 @@ class Evaluator:
             extract = eval_set.task.extract or extractor(self.rewards.weights.get(eval_set.task.name, {}))
             votes = [_votes(g, extract) for g in groups if len(g) >= k]
             estimates[f"maj@{k}"] = majority_at_k(votes, k)
+        for name, measure in eval_set.task.measures.items():
+            if (label := self.rewards.labels.get(measure.reward, "")) and all(
+                label in row["parts"] for g in groups for row in g
+            ):
+                parts = [sum(row["parts"][label] for row in g) / len(g) for g in groups]
+                estimates[name] = weighted_estimate(parts, [measure.weight(g[0]["target"]) for g in groups])
         spread = [found for g in groups if (found := spread_of([row["made"] for row in g])) is not None]
         if spread:
             estimates["diversity"] = mean_estimate(spread)

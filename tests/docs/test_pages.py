@@ -32,6 +32,8 @@ def test_the_generated_pages_are_current() -> None:
     assert tables.METRICS_PAGE.read_text(encoding="utf-8") == tables.metrics_page(), "run: make docs-tables"
     text = tables.ALGORITHMS_PAGE.read_text(encoding="utf-8")
     assert text == tables.algorithms_page(text), "run: make docs-tables"
+    text = tables.COMING_PAGE.read_text(encoding="utf-8")
+    assert text == tables.coming_page(text), "run: make docs-tables"
 
 
 def test_the_menu_names_every_page_once() -> None:

@@ -13,6 +13,7 @@ from lightrft.rewards.table import REWARDS
 from lightrft.rewards.text import choice, json_fields, json_object, words
 from lightrft.rewards.vote import majority, majority_right
 from lightrft.types import Prompt, Trajectory
+from lightrft.utils.instructions import KINDS
 
 RIGHT = [
     ("The answer is 42. This answer is correct.", "42"),
@@ -240,6 +241,7 @@ def test_a_reward_named_like_a_metric_keeps_its_whole_name(tmp_path):
 
 
 SIZE = 200_000
+WANTS = {name for _, needs in KINDS.values() for name in needs}
 UNITS = {
     "lines": "\n",
     "box": "\\boxed{",
@@ -252,14 +254,38 @@ UNITS = {
     "answer": "answer is ",
     "A": "(A) ",
     "lineB": "\n B ",
+    "stop": ".",
+    "star": "*",
+    "bracket": "[",
+    "title": "<<",
     "sp_box": "\\boxed" + " " * 199_990 + "{",
     "blank": "The answer is x" + " " * 199_000 + "y",
 }
+GIVEN = {
+    **dict.fromkeys(["relation", "let_relation", "capital_relation"], "at least"),
+    **{
+        name: 3
+        for name in WANTS
+        if name.startswith("num_") or name.endswith("frequency") or name == "nth_paragraph"
+    },
+    **{
+        "keywords": ["a"],
+        "forbidden_words": ["b"],
+        "keyword": "c",
+        "letter": "d",
+        "language": "de",
+        "first_word": "e",
+    },
+    **{"end_phrase": "f", "prompt_to_repeat": "g", "postscript_marker": "P.P.S", "section_spliter": "Part"},
+}
+EVERY_INSTRUCTION = {"instruction_id_list": list(KINDS), "kwargs": [GIVEN] * len(KINDS)}
 REPEATED = [
     "answer_tags",
     "choice",
     "exact",
     "format",
+    "hotpot_f1",
+    "instructions",
     "json",
     "json_fields",
     "math",
@@ -276,7 +302,7 @@ REPEATED = [
 def test_no_reward_takes_more_than_linear_time(kind):
     unit = UNITS[kind]
     text = (unit * (SIZE // len(unit) + 1))[:SIZE] + "x"
-    targets = {"json": ONE, "json_fields": ONE, "choice": "B"}
+    targets = {"json": ONE, "json_fields": ONE, "choice": "B", "instructions": EVERY_INSTRUCTION}
     for name in REPEATED:
         answer = Answer(Question("q", [], targets.get(name, "42"), "t"), 0, [0], text, "stop")
         start = time.process_time()

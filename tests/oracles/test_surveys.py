@@ -11,6 +11,7 @@ from lightrft.algorithms.ratios import log_ratio
 from lightrft.algorithms.surveys import largest
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
+from tests.published import published
 
 ALGO = AlgorithmConfig(clip=[0.2, 0.3])
 
@@ -128,6 +129,19 @@ def test_m2po_by_hand():
     expected = [-math.exp(0.1), -math.exp(0.2), 0.0, -math.exp(-1.0), math.exp(1.0)]
     assert terms.loss.tolist() == pytest.approx(expected)
     assert terms.metrics["clip/high"].tolist() == [0.0, 0.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.04, 0.1, 5.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_m2po_leaves_out_the_tokens_that_areal_masks(seed, limit):
+    """AReaL looks at all tokens that it is given, our row at those that moved with their advantage: it is given these."""
+    names = ("_apply_m2po_masking", "_get_m2po_loss_mask")
+    masking, _ = published("areal", "areal/trainer/ppo/actor.py", names, {"torch": torch})
+    new, batch = drawn(seed)
+    inside = batch.mask & ((new - batch.old) * batch.advantages > 0)
+    ours("m2po", new, batch, second_moment_limit=limit)
+    kept = masking(batch.old[None], new[None], inside[None], limit)[0]
+    assert torch.equal(inside & ~batch.marks.bool(), kept)
 
 
 @pytest.mark.parametrize("wanted", [1, 3, 7, 8, 100])

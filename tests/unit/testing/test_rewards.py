@@ -15,14 +15,29 @@ PROGRAM = Example(
     "```python\ndef add(a, b): return a + b\n```",
     "```python\ndef add(a, b): return a\n```",
 )
+FOLLOWED = Example(
+    "Say it.",
+    {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    "So it is.",
+    "So, so, it is,\n, so.",
+)
 EXAMPLES = {
     "answer_tags": Example("2 + 3?", "5", "<answer>5</answer>", "It is 5."),
     "boxed_math": SUM,
     "choice": Example("A or B?", "B", "The answer is B.", "The answer is A."),
     "choice_or_math": Example("A or B?", "B", "<answer>B</answer>", "<answer>A</answer>"),
+    "choice_or_open": Example(
+        "How long?", {"answers": ["2.5"]}, "<answer>2.50 m</answer>", "<answer>25</answer>"
+    ),
+    "choice_words": Example("Who?", {"answer": "A man", "choices": ["A man", "A cat"]}, "a man", "a cat"),
     "confident_math": Example("2 + 3?", "5", "\\boxed{5} Confidence: 90%", "\\boxed{6} Confidence: 90%"),
     "exact": Example("2 + 3?", "5", "5", "6"),
     "format": Example("2 + 3?", "5", "<think>it adds up</think><answer>5</answer>", "5"),
+    "hotpot_f1": Example("Who?", ["The Red Fox", "yes"], "the red fox.", "a blue whale"),
+    "instructions": FOLLOWED,
+    "instructions_loose": FOLLOWED,
+    "instructions_loose_share": FOLLOWED,
+    "instructions_share": FOLLOWED,
     "json": Example("As JSON.", {"a": 1}, '{"a": 1}', "a is 1"),
     "json_fields": Example("As JSON.", {"a": 1, "b": 2}, '{"a": 1, "b": 2}', '{"a": 3}'),
     "json_only": Example("As JSON.", '{"a": 1}', '{"a": 1}', 'Here: {"a": 1}'),

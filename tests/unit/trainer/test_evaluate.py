@@ -1,6 +1,7 @@
 """Held-out evaluation with the real engine on a tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from lightrft.engines.native import NativeEngine
 from lightrft.models.load import load_model
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
+from lightrft.tasks.base import Measure
 from lightrft.tasks.table import Records, Task, load_task
 from lightrft.testing import tiny_processor, tiny_prompt
 from lightrft.trainer.evaluate import EvalSet, Evaluator
@@ -149,3 +151,25 @@ def test_a_task_of_the_house_can_be_asked(engine, evaluator):
     ]
     found = evaluator([EvalSet(task, [PROCESSOR.prompt(r) for r in records], 1.0)], {"tiny": "half"})
     assert reported(found, found.sample(engine), "x") == {"tiny": 0.5, "mean": 0.5}
+
+
+def test_other_measures_stand_beside_the_score_and_prompts_count_by_their_weight(engine, evaluator, tmp_path):
+    plain = eval_set("a", 2)
+    prompts = [
+        replace(prompt, target=target) for prompt, target in zip(plain.prompts, ([1], [1, 2, 3]), strict=True)
+    ]
+    (tmp_path / "seen.py").write_text(
+        "def seen(answer: str, target: list) -> float:\n    return float(len(target) == 1)\n"
+    )
+    name = f"{tmp_path}/seen.py:seen"
+    task = replace(plain.task, measures={"each": Measure(name), "by size": Measure(name, len)})
+    found = evaluator([EvalSet(task, prompts, 1.0)], {"a": "half"})
+    found.rewards = RewardRunner(
+        {"a": {f"{tmp_path}/rewards.py:half": 1.0, name: 0.0}}, RewardConfig(workers=0)
+    )
+    assert reported(found, found.sample(engine), "before")["a"] == 0.5, (
+        "a reward with weight 0 is only watched"
+    )
+    report = json.loads((tmp_path / "evaluation" / "before.json").read_text())["a"]
+    assert (report["each"]["mean"], report["by size"]["mean"]) == (0.5, 0.25)
+    assert 0 <= report["by size"]["low"] <= 0.25 <= report["by size"]["high"] <= 1
