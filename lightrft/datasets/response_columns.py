@@ -1,7 +1,9 @@
 """The columns of saved responses in Arrow: plain fields, JSON for what has no fixed form, and lists with an entry for each token.
 
 Numbers of tokens are decimals of DIGITS places, in four bytes before they are packed. Log-probs that differ little from those at
-sampling are kept as that difference, which packs to a quarter; `NAME_minus_behavior` says so in its name.
+sampling are kept as that difference, which packs to a quarter; `NAME_minus_behavior` says so in its name. Differences have all DIGITS
+places, since they are what shows whether engine and trainer agree; log-probs at sampling and entropies, which are only looked at, have
+fewer.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ DIGITS = 5
 UNIT = 10**DIGITS
 MOST_UNITS = 10**9 - 1
 """What a decimal of four bytes holds."""
-NUMBER = pa.decimal32(9, DIGITS)
+COARSE = {"behavior": 4, "entropy": 3}
+"""Decimal places of columns that have fewer."""
 TOKEN, BESIDE = "token_", "_minus_behavior"
 BESIDE_BEHAVIOR = ("old", "new", "ref", "teacher")
 PLAIN: dict[str, Any] = {
@@ -100,7 +103,7 @@ def _token_columns(tokens: Sequence[Mapping[str, Any] | None], sizes: Sequence[i
     """A list column for each name that any response has; null where a response has it not."""
     columns = {}
     behavior = [one for one in tokens if one is not None and "behavior" in one]
-    is_decimal = _fits(_units(_flat(behavior, "behavior")))
+    is_decimal = _fits(_units(_flat(behavior, "behavior"), DIGITS))
     for name in dict.fromkeys(name for one in tokens for name in one or ()):
         having = [one for one in tokens if one is not None and name in one]
         having = _news(tokens, sizes) if name == "pieces" else having
@@ -121,14 +124,15 @@ def _encoded(name: str, having: Sequence[Mapping[str, Any]], *, beside: bool) ->
     values = _flat(having, name)
     if name == "weight":
         return name, pa.array(values.astype(np.float32), mask=~np.isfinite(values))
-    units = _units(values)
+    digits = COARSE.get(name, DIGITS)
+    units = _units(values, digits)
     if beside:
-        differences = units - _units(_flat(having, "behavior"))
+        differences = units - _units(_flat(having, "behavior"), DIGITS)
         unknown = np.isnan(differences) & ~np.isnan(units)
         if not unknown.any() and _fits(differences):
-            return name + BESIDE, _decimals(differences)
+            return name + BESIDE, _decimals(differences, digits)
     if _fits(units):
-        return name, _decimals(units)
+        return name, _decimals(units, digits)
     return name, pa.array(values, mask=~np.isfinite(values))
 
 
@@ -155,20 +159,20 @@ def _flat(tokens: Sequence[Mapping[str, Any] | None], name: str) -> NDArray[np.f
     return np.concatenate(known) if known else np.zeros(0)
 
 
-def _units(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _units(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
     """In units of the last place; NaN where a value is not finite."""
-    return np.where(np.isfinite(values), np.rint(values * UNIT), np.nan)
+    return np.where(np.isfinite(values), np.rint(values * 10.0**digits), np.nan)
 
 
 def _fits(units: NDArray[np.float64]) -> bool:
     return not (np.abs(units) > MOST_UNITS).any()
 
 
-def _decimals(units: NDArray[np.float64]) -> Any:
+def _decimals(units: NDArray[np.float64], digits: int) -> Any:
     known = ~np.isnan(units)
     whole = np.where(known, units, 0).astype(np.int32)
     valid = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little").tobytes())
-    return pa.Array.from_buffers(NUMBER, len(whole), [valid, pa.py_buffer(whole.tobytes())])
+    return pa.Array.from_buffers(pa.decimal32(9, digits), len(whole), [valid, pa.py_buffer(whole.tobytes())])
 
 
 def _lists(values: Any, counts: Sequence[int | None]) -> Any:
@@ -224,12 +228,12 @@ def _each(lists: Any) -> list[Any]:
 
 
 def _decoded(values: Any) -> Any:
-    """Units of a decimal column, as float64 with NaN for what is unknown; other columns as they are."""
+    """A decimal column in units of DIGITS places, as float64 with NaN for what is unknown; other columns as they are."""
     if not pa.types.is_decimal(values.type):
         return values
     width, start = values.type.bit_width // 32, values.offset
     raw = np.frombuffer(values.buffers()[1], np.int32)[start * width : (start + len(values)) * width : width]
-    units = raw.astype(np.float64)
+    units = raw.astype(np.float64) * 10 ** (DIGITS - values.type.scale)
     if values.null_count:
         units[~values.is_valid().to_numpy(zero_copy_only=False)] = np.nan
     return units

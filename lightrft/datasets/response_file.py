@@ -23,7 +23,7 @@ from lightrft.datasets.response_columns import EXACT, TOKEN, Row, rows_of, table
 SUFFIX = ".parquet"
 TOKENS_TOGETHER = 16_384
 """Groups share a row group until they have so many tokens, about 100 KB in the file: each costs 2 KB to describe."""
-LEVEL, SELDOM = 9, 4
+LEVEL, SELDOM = 15, 4
 INDEX, INDEXED = "lightrft.responses", ("place", "group", "use", "origin", "finish", "length", "reward")
 """Key of the index in the footer, and the fields that it repeats of each response."""
 

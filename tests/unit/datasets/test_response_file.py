@@ -47,12 +47,13 @@ def written(tmp_path, rows):
 
 
 def same(name, was, now):
-    """What is kept of a number: five decimals, of a weight five digits; None of what is not finite."""
+    """What is kept of a number: five decimals, of a log-prob or entropy four, of a weight five digits; None of what is not finite."""
     if not math.isfinite(was):
         return now is None
     if name == "weight":
         return now == float(f"{np.float32(was):.5g}")
-    return math.isclose(was, now, abs_tol=5.1e-6, rel_tol=1e-12)
+    places = 5.1e-6 if name == "mine" else 5.6e-5
+    return math.isclose(was, now, abs_tol=places, rel_tol=1e-12)
 
 
 @settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -181,5 +182,5 @@ def test_a_demo_kind_of_response_takes_few_bytes_for_a_token(tmp_path):
         }
     size = written(tmp_path, rows).stat().st_size
     as_json = sum(len(json.dumps(row, default=list)) for row in rows)
-    assert size < 13 * len(rows) * 32
+    assert size < 11 * len(rows) * 32
     assert size < as_json / 7
