@@ -105,8 +105,9 @@ def _token_columns(tokens: Sequence[Mapping[str, Any] | None], sizes: Sequence[i
     behavior = [one for one in tokens if one is not None and "behavior" in one]
     is_decimal = _fits(_units(_flat(behavior, "behavior"), DIGITS))
     for name in dict.fromkeys(name for one in tokens for name in one or ()):
-        having = [one for one in tokens if one is not None and name in one]
-        having = _news(tokens, sizes) if name == "pieces" else having
+        having: list[Mapping[str, Any]] = [one for one in tokens if one is not None and name in one]
+        if name == "pieces":
+            having = [*_news(tokens, sizes)]
         counts = [len(one[name]) if one is not None and name in one else None for one in tokens]
         beside = name in BESIDE_BEHAVIOR and is_decimal and all("behavior" in one for one in having)
         kind, values = _encoded(name, having, beside=beside)

@@ -10,6 +10,7 @@ RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   
 RUN/trajectories/           the responses of a step: step-000007.parquet of the first rank, step-000007.rank-3.parquet
                             (.jsonl in runs of versions before)
                             of models that draw their pictures too: step-000007.png
+RUN/media/                  small copies of what the prompts of saved responses show, by their hash
 RUN/evaluation/             held-out scores and responses: before.json, before.jsonl, before.png
 RUN/summary.json            what the finished run says of itself            RUN/curves.png
 RUN/checkpoints/            to go on from                    RUN/capsules/      captured steps
@@ -192,6 +193,11 @@ class RunFolder:
         for later in (saved for saved in self.saved_steps if saved > step):
             for file in self.trajectories.glob(f"step-{later:06d}.*"):
                 file.unlink()
+
+    @property
+    def media(self) -> Path:
+        """The folder of small copies of what prompts show."""
+        return self.path / "media"
 
     @property
     def evaluation(self) -> Path:

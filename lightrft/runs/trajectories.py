@@ -18,7 +18,8 @@ from lightrft.runs.layout import RunFolder
 from lightrft.runs.sheets import write_sheet
 
 if TYPE_CHECKING:
-    from lightrft.types import Trajectory
+    from lightrft.runs.media import MediaCopies
+    from lightrft.types import Prompt, Trajectory
 
 JSON_TO_PACKED = 8
 """How many times smaller a response is as it is saved now than as a line of JSON."""
@@ -32,17 +33,21 @@ def save(
     rank: int = 0,
     pieces: Callable[[Sequence[int]], list[str]] | None = None,
     columns: bool = True,
+    media: MediaCopies | None = None,
 ) -> Path:
     """Writes one step's responses of a rank, replacing an earlier file of that step, and returns the file.
 
     `pieces` turns token ids into one text each, for viewers; `columns` adds what is known of each token:
-    ids, mask, behavior (log-prob at sampling), Trajectory.columns, and of those learned from new, entropy and weight.
+    ids, mask, behavior (log-prob at sampling), Trajectory.columns, and of those learned from new, entropy and weight. `media` copies
+    what prompts show; without it they are saved by their paths.
     """
     path = RunFolder(run).responses(step, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = write_sheet([t.made for t in trajectories], path.with_suffix(".png"))
+    shown = {} if media is None else _shown({id(t.prompt): t.prompt for t in trajectories}, media)
     rows = [
         _row(step, trajectory)
+        | shown.get(id(trajectory.prompt), {})
         | ({"made": told} if told else {})
         | (_tokens(trajectory, pieces) if columns else {})
         for trajectory, told in zip(trajectories, made, strict=True)
@@ -53,6 +58,11 @@ def save(
     os.replace(unfinished, path)
     RunFolder(run).old_responses(step, rank).unlink(missing_ok=True)
     return path
+
+
+def _shown(prompts: dict[int, Prompt], media: MediaCopies) -> dict[int, dict[str, Any]]:
+    """The messages of prompts with the copies of their media, each prompt read once for all its responses."""
+    return {number: {"messages": media.kept(prompt.messages)} for number, prompt in prompts.items()}
 
 
 def sample(trajectories: Sequence[Trajectory], groups: int) -> list[dict[str, Any]]:

@@ -10,12 +10,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lightrft.console.web.one_file import export
 from lightrft.console.web.server import make_server
 from lightrft.runs import trajectories
+from lightrft.runs.media import MediaCopies
 from lightrft.runs.metrics import Logger
 from lightrft.runs.reader import Run
 from lightrft.types import Prompt, Trajectory
@@ -195,6 +197,29 @@ def test_turns_tool_calls_and_pictures_are_shown(page, files):
     opened(page, address, "0/group/1/2")
     page.wait_for_selector(".pictures img")
     assert page.evaluate("document.querySelector('.pictures img').naturalWidth") == 16
+
+
+def test_a_sound_of_a_prompt_is_played_and_a_clip_moves(page, served, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(8000) * 0.3) / 2, 8000)
+    frames = [np.full((20, 30, 3), 60 * n, np.uint8) for n in range(4)]
+    parts = [
+        {"type": "audio", "audio": str(tmp_path / "tone.wav")},
+        {"type": "video", "video": {"frames": frames, "fps": 2.0}},
+        {"type": "text", "text": "What?"},
+    ]
+    prompt = Prompt("q", [1], [{"role": "user", "content": parts}], "5", "sums")
+    t = Trajectory(prompt, 0, [7], [True], [-0.5], "stop", answer="x", reward=1.0)
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.log(1, {"reward/mean": 1.0})
+    trajectories.save(tmp_path, 1, [t], media=MediaCopies(tmp_path / "media", 1.0))
+    export([Run(tmp_path)], tmp_path / "run.html", 20.0)
+    for address in (served(tmp_path), (tmp_path / "run.html").as_uri()):
+        opened(page, address, "0/group/1/0")
+        page.wait_for_selector("audio[controls]")
+        wait(page, "document.querySelector('audio').duration > 0.9")
+        assert page.evaluate("document.querySelector('.pictures img').naturalWidth") == 30
+        assert page.evaluate("document.querySelector('.pictures img').src.startsWith('data:image/webp')")
 
 
 def test_held_out_prompts_are_found_by_what_became_of_them(page, files):

@@ -92,7 +92,8 @@
     const state = V.useAnswer(path);
     if (!state.found) return html`<${V.Waiting} state=${state} />`;
     const all = [...state.found.drawn, ...state.found.asked];
-    return html`<div class="pictures">${all.map((one, n) => one.url && one.url.startsWith("data:image/png;base64,") ? html`<img key=${n} src=${one.url} alt=${one.name} />` : html`<p key=${n} class="faint">[${one.name}: ${one.missing}]</p>`)}</div>`;
+    return html`<div class="pictures">${all.map((one, n) => /^data:image\/(png|webp);base64,/.test(one.url || "") ? html`<img key=${n} src=${one.url} alt=${one.name} />`
+      : /^data:audio\/ogg;base64,/.test(one.url || "") ? html`<figure key=${n}><audio controls src=${one.url} aria-label=${one.name}></audio><figcaption class="faint">${one.name}</figcaption></figure>` : html`<p key=${n} class="faint">[${one.name}: ${one.missing}]</p>`)}</div>`;
   };
 
   V.ResponseCard = function ({ row, number, where, prefix, hasLink = true }) {
