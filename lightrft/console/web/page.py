@@ -12,6 +12,7 @@ SCRIPTS = (
     "vendor/htm-preact.js",
     "vendor/uplot.js",
     "core.js",
+    "diff.js",
     "colours.js",
     "charts.js",
     "overview.js",
