@@ -265,6 +265,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "log": {
         "sample_groups": NOT_NEGATIVE,
         "trajectories_every_steps": NOT_NEGATIVE,
+        "media_mib": NOT_NEGATIVE,
         "capture_steps": COUNT,
         "capture_spikes": NOT_NEGATIVE,
     },

@@ -206,6 +206,8 @@ class LogConfig:
     """Save the responses of every n-th step for `lightrft view`; 0: none."""
     token_columns: bool = True
     """Save per-token log-probs and advantages with the trajectories."""
+    media_mib: float = 64.0
+    """MiB of small copies of the pictures, clips and sounds of saved prompts in the run folder; 0: their names alone."""
     capture_steps: list[int] = field(default_factory=list)
     """Steps whose whole input is written as a capsule for `lightrft replay`."""
     capture_spikes: float = 0.0

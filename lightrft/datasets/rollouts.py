@@ -11,8 +11,8 @@ from lightrft.utils.paths import expanded
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[tuple[str, Row]]]
-"""Gives the located rows of one jsonl file."""
-FILE = re.compile(r"step-(\d+)(\.rank-\d+)?\.jsonl")
+"""Gives the located rows of one file."""
+FILE = re.compile(r"step-(\d+)(?:\.rank-(\d+))?\.(?:jsonl|parquet)")
 STEPS = re.compile(r"(\d+)(-(\d*))?")
 WHOLE = ("", "train", "test")
 """Values of tasks.train_split and tasks.evaluate_split that name no steps: the defaults, which are meant for the hub."""
@@ -59,7 +59,7 @@ def read_rollouts(
     """
     for step in chosen_steps(place, folder, split):
         groups: dict[tuple[Any, Any], Row] = {}
-        for file in sorted(folder.glob(f"step-{step:06d}*.jsonl")):
+        for file in _files(folder, step):
             for where, saved in rows(file):
                 try:
                     _add(groups, saved)
@@ -67,6 +67,15 @@ def read_rollouts(
                     bad(f"{where}: no response that a run has saved ({type(error).__name__}: {error})")
         for (prompt, _), row in groups.items():
             yield f"step {step}, {prompt}", row
+
+
+def _files(folder: Path, step: int) -> list[Path]:
+    """The files of a step by rank; of a rank that has two, the one that this version writes."""
+    found = {}
+    for file in sorted(folder.iterdir()):  # .parquet after .jsonl
+        if (name := FILE.fullmatch(file.name)) and int(name[1]) == step:
+            found[int(name[2] or 0)] = file
+    return [found[rank] for rank in sorted(found)]
 
 
 def _add(groups: dict[tuple[Any, Any], Row], saved: Row) -> None:

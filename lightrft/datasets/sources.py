@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from lightrft.datasets import response_file
 from lightrft.datasets.rollouts import read_rollouts, rollouts_folder
 from lightrft.datasets.shards import fetched, is_address, is_pattern, read_saved, saved_set, shards
 from lightrft.utils.hub import unreachable
@@ -74,7 +75,7 @@ def read(place: str, split: str, bad: BadRecords) -> Iterator[Located]:
     path = expanded(place, "data file")
     rollouts = rollouts_folder(place)
     if rollouts is not None:
-        return read_rollouts(place, rollouts, split, lambda file: _jsonl(file, bad), bad)
+        return read_rollouts(place, rollouts, split, lambda file: _saved(file, bad), bad)
     saved = saved_set(place)
     if saved is not None:
         named = enumerate(stored(read_saved(saved, split)))
@@ -218,6 +219,15 @@ def _parquet(path: Path, bad: BadRecords) -> Iterator[Located]:
         raise ValueError(
             f"{path}: cannot be read as parquet from row {number} on ({_told(error)})."
         ) from None
+
+
+def _saved(path: Path, bad: BadRecords) -> Iterator[Located]:
+    """Responses that a run has saved, without their tokens."""
+    if path.suffix != response_file.SUFFIX:
+        yield from _jsonl(path, bad)
+        return
+    for number, row in enumerate(response_file.read(path, tokens=False)):
+        yield from _sound(f"{path.name}[{number}]", row, bad)
 
 
 def _parsed(text: str) -> Any:

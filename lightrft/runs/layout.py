@@ -7,8 +7,10 @@ RUN/status.json             what the run does now, or how it ended: `runs/live.p
 RUN/environment.json        versions, command and devices of each start
 RUN/events/                 what each rank did, and when: rank-0.jsonl
 RUN/metrics.jsonl           a line for each step             RUN/tensorboard/   the same as events
-RUN/trajectories/           the responses of a step: step-000007.jsonl of the first rank, step-000007.rank-3.jsonl
+RUN/trajectories/           the responses of a step: step-000007.parquet of the first rank, step-000007.rank-3.parquet
+                            (.jsonl in runs of versions before)
                             of models that draw their pictures too: step-000007.png
+RUN/media/                  small copies of what the prompts of saved responses show, by their hash
 RUN/evaluation/             held-out scores and responses: before.json, before.jsonl, before.png
 RUN/summary.json            what the finished run says of itself            RUN/curves.png
 RUN/checkpoints/            to go on from                    RUN/capsules/      captured steps
@@ -30,8 +32,10 @@ from typing import Any
 from lightrft import __version__
 from lightrft.utils.atomic import write_text
 
-FORMAT = 1
+FORMAT = 2
 """The arrangement described above. To be raised when files move, so that an older version says so instead of missing them."""
+READS = (1, FORMAT)
+"""Arrangements that are read; 1 has responses as JSON lines."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,9 @@ class RunFolder:
                 f"{self.format}: it does not say how the run's files are arranged ({error}). Write "
                 f'{{"format": {FORMAT}, "lightrft": "{__version__}"}} into it if this version wrote the run.'
             ) from None
-        if number != FORMAT:
+        if number not in READS:
             raise ValueError(
-                f"{self.path}: the run has format {number}, and LightRFT {__version__} reads format {FORMAT}. Use LightRFT "
+                f"{self.path}: the run has format {number}, and LightRFT {__version__} reads formats {READS[0]} to {FORMAT}. Use LightRFT "
                 f"{version}, which wrote it."
             )
 
@@ -151,28 +155,49 @@ class RunFolder:
         return self.path / "trajectories"
 
     def responses(self, step: int, rank: int = 0) -> Path:
-        """The saved responses of a rank in a step, one JSON object each."""
-        return self.trajectories / (f"step-{step:06d}" + f".rank-{rank}" * (rank > 0) + ".jsonl")
+        """The saved responses of a rank in a step, as Parquet."""
+        return self.trajectories / (f"step-{step:06d}" + f".rank-{rank}" * (rank > 0) + ".parquet")
+
+    def old_responses(self, step: int, rank: int = 0) -> Path:
+        """Where versions before saved them, one JSON object each."""
+        return self.responses(step, rank).with_suffix(".jsonl")
 
     def all_responses(self, step: int) -> list[Path]:
-        """The files that there are of a step, in the order of their ranks."""
-        others = self.trajectories.glob(f"step-{step:06d}.rank-*.jsonl")
-        ranked = sorted(others, key=lambda file: int(file.name.split(".")[1].removeprefix("rank-")))
-        return [file for file in (self.responses(step), *ranked) if file.is_file()]
+        """The files that there are of a step, in the order of their ranks; one for each, the new one where there are both."""
+        found = {
+            self.rank_of(file): file
+            for ending in (".jsonl", ".parquet")
+            for file in self.trajectories.glob(f"step-{step:06d}*{ending}")
+        }
+        return [found[rank] for rank in sorted(found)]
+
+    @staticmethod
+    def rank_of(responses: Path) -> int:
+        """The rank whose responses a file holds."""
+        _, *rank, _ = responses.name.split(".")
+        return int(rank[0].removeprefix("rank-")) if rank else 0
 
     @property
     def saved_steps(self) -> list[int]:
         """The steps whose responses are saved, in order."""
         return sorted(
-            {int(f.name.split(".")[0].removeprefix("step-")) for f in self.trajectories.glob("step-*.jsonl")}
+            {
+                int(file.name.split(".")[0].removeprefix("step-"))
+                for file in self.trajectories.glob("step-*")
+                if file.suffix in (".parquet", ".jsonl")
+            }
         )
 
     def drop_responses_after(self, step: int) -> None:
         """Removes the responses of later steps, which a resumed run takes again, perhaps with fewer ranks."""
         for later in (saved for saved in self.saved_steps if saved > step):
-            for file in self.all_responses(later):
+            for file in self.trajectories.glob(f"step-{later:06d}.*"):
                 file.unlink()
-                file.with_suffix(".png").unlink(missing_ok=True)
+
+    @property
+    def media(self) -> Path:
+        """The folder of small copies of what prompts show."""
+        return self.path / "media"
 
     @property
     def evaluation(self) -> Path:

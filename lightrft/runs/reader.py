@@ -182,6 +182,40 @@ class Run:
         """One response by its place in the step, as it is saved; the others are not read. ValueError if it is not there."""
         return trajectories.load_one(self.folder, self._step(step), place)
 
+    def find(
+        self,
+        status: str = "",
+        *,
+        step: int | None = None,
+        rank: int | None = None,
+        group: int | None = None,
+    ) -> Table:
+        """The saved responses of all steps, or of some: `step`, `place` (what `response` wants), `rank`, `group`, `reward`, `length`,
+        `finish`, `statuses`. Reads the index of each file and no response, so that one of a long run is found at once.
+
+        ValueError for a step that is not there and for no status.
+        """
+        if status:
+            _condition(status)
+        steps = self.steps if step is None else [self._step(step)]
+        found = []
+        for one in steps:
+            rows = trajectories.index(self.folder, one)
+            equal = _zero_variance(rows)
+            found += [_found(row, equal) for row in rows]
+        wanted = {"rank": rank, "group": group}
+        columns = {
+            name: _getter(name) for name in ("step", "place", "rank", "group", "reward", "length", "finish")
+        }
+        told = {"statuses": lambda row: ", ".join(row["statuses"])}
+        kept = [
+            row
+            for row in found
+            if all(value is None or row[name] == value for name, value in wanted.items())
+            and (not status or status in row["statuses"])
+        ]
+        return Table(kept, columns | told)
+
     @property
     def evaluations(self) -> list[str]:
         """The held-out evaluations that are there: before, step-000050, after."""
@@ -304,6 +338,11 @@ def _zero_variance(rows: Sequence[Row]) -> set[int]:
 def _statuses(row: Row, equal: set[int]) -> list[str]:
     found = [status for status in (row.get("use"), row.get("origin")) if status in STATUSES]
     return [str(status) for status in found] + [ZERO_VARIANCE] * (row["group"] in equal)
+
+
+def _found(row: Row, equal: set[int]) -> Row:
+    kept = {name: row[name] for name in ("step", "place", "rank", "group", "reward", "length", "finish")}
+    return kept | {"statuses": _statuses(row, equal)}
 
 
 def _condition(where: Where) -> Callable[[Any], bool]:

@@ -1,4 +1,6 @@
-"""A step's responses as one JSON line each, a file for each rank: RUN/trajectories/step-000007.jsonl."""
+"""A step's responses as Parquet, a file for each rank: RUN/trajectories/step-000007.parquet. Those of runs begun before, as JSON lines,
+are read too.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightrft.datasets import response_file
+from lightrft.datasets.response_columns import DIGITS
 from lightrft.media.parts import described, readable
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.sheets import write_sheet
 
 if TYPE_CHECKING:
-    from lightrft.types import Trajectory
+    from lightrft.runs.media import MediaCopies
+    from lightrft.types import Prompt, Trajectory
 
-DIGITS = 5  # of saved log-probs and advantages: enough to read and to plot, a third of the size
+JSON_TO_PACKED = 8
+"""How many times smaller a response is as it is saved now than as a line of JSON."""
 
 
 def save(
@@ -27,26 +33,36 @@ def save(
     rank: int = 0,
     pieces: Callable[[Sequence[int]], list[str]] | None = None,
     columns: bool = True,
+    media: MediaCopies | None = None,
 ) -> Path:
     """Writes one step's responses of a rank, replacing an earlier file of that step, and returns the file.
 
     `pieces` turns token ids into one text each, for viewers; `columns` adds what is known of each token:
-    ids, mask, behavior (log-prob at sampling), Trajectory.columns, and of those learned from new, entropy and weight.
+    ids, mask, behavior (log-prob at sampling), Trajectory.columns, and of those learned from new, entropy and weight. `media` copies
+    what prompts show; without it they are saved by their paths.
     """
     path = RunFolder(run).responses(step, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = write_sheet([t.made for t in trajectories], path.with_suffix(".png"))
+    shown = {} if media is None else _shown({id(t.prompt): t.prompt for t in trajectories}, media)
+    rows = [
+        _row(step, trajectory)
+        | shown.get(id(trajectory.prompt), {})
+        | ({"made": told} if told else {})
+        | (_tokens(trajectory, pieces) if columns else {})
+        for trajectory, told in zip(trajectories, made, strict=True)
+    ]
     unfinished = path.with_name(f".tmp-{path.name}")  # utils/atomic.py: recover
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for trajectory, told in zip(trajectories, made, strict=True):
-            row = (
-                _row(step, trajectory)
-                | ({"made": told} if told else {})
-                | (_tokens(trajectory, pieces) if columns else {})
-            )
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    with unfinished.open("wb") as file:
+        response_file.write(file, rows)
     os.replace(unfinished, path)
+    RunFolder(run).old_responses(step, rank).unlink(missing_ok=True)
     return path
+
+
+def _shown(prompts: dict[int, Prompt], media: MediaCopies) -> dict[int, dict[str, Any]]:
+    """The messages of prompts with the copies of their media, each prompt read once for all its responses."""
+    return {number: {"messages": media.kept(prompt.messages)} for number, prompt in prompts.items()}
 
 
 def sample(trajectories: Sequence[Trajectory], groups: int) -> list[dict[str, Any]]:
@@ -66,37 +82,49 @@ def sample(trajectories: Sequence[Trajectory], groups: int) -> list[dict[str, An
     ]
 
 
-def load(run: Path, step: int) -> list[dict[str, Any]]:
+def load(run: Path, step: int, *, tokens: bool = True) -> list[dict[str, Any]]:
     """The saved responses of a step, rank by rank: those trained on in their order, then those that were not.
 
-    ValueError naming the steps that are there.
+    `tokens`: with the columns of their tokens. ValueError naming the steps that are there.
     """
-    return [row for file in _files(run, step) for row in _rows(file)]
+    return [row for file in _files(run, step) for row in _read(file, None, tokens)]
 
 
 def load_one(run: Path, step: int, place: int) -> dict[str, Any]:
-    """The saved response at this place of a step, without parsing the others. ValueError for a step or place that is not there."""
+    """The saved response at this place of a step, without reading more than the responses beside it. ValueError for a step or place that
+    is not there."""
     seen = 0
     for path in _files(run, step):
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                if line == "\n":
-                    continue
-                if seen == place:
-                    return _parsed(path, number, line)
-                seen += 1
+        count = _count(path)
+        if place < seen + count:
+            return _read(path, [place - seen], True)[0]
+        seen += count
     raise ValueError(f"no response {place} in step {step}: its places are 0 to {seen - 1}.")
 
 
 def load_some(run: Path, step: int, most: int) -> list[dict[str, Any]]:
-    """At most so many responses of a step, evenly spaced over all ranks; the others are not parsed. ValueError as from `load`."""
-    lines = [
-        (file, number, line)
-        for file in _files(run, step)
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), start=1)
-        if line
+    """At most so many responses of a step without their tokens, evenly spaced over all ranks. ValueError as from `load`."""
+    files = _files(run, step)
+    places = [(file, place) for file in files for place in range(_count(file))]
+    chosen = places[:: max(1, math.ceil(len(places) / most))]
+    return [
+        row for file in files for row in _read(file, [place for one, place in chosen if one == file], False)
     ]
-    return [_parsed(*one) for one in lines[:: max(1, math.ceil(len(lines) / most))]]
+
+
+def index(run: Path, step: int) -> list[dict[str, Any]]:
+    """What the files of a step say of its responses without being read: rank, place in the step, group, use, origin, finish, length,
+    reward. ValueError as from `load`."""
+    found = [{**row, "rank": RunFolder.rank_of(file)} for file in _files(run, step) for row in _index(file)]
+    return [{**row, "step": step, "place": place} for place, row in enumerate(found)]
+
+
+def packed_size(run: Path, step: int) -> int:
+    """Bytes of the saved responses of a step, those of JSON lines as if they were saved now."""
+    return sum(
+        file.stat().st_size // (1 if file.suffix == response_file.SUFFIX else JSON_TO_PACKED)
+        for file in RunFolder(run).all_responses(step)
+    )
 
 
 def _files(run: Path, step: int) -> list[Path]:
@@ -112,9 +140,39 @@ def _files(run: Path, step: int) -> list[Path]:
     return files
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, places: Sequence[int] | None, tokens: bool) -> list[dict[str, Any]]:
+    """The responses of a file at these places, or all."""
+    if path.suffix == response_file.SUFFIX:
+        rows = response_file.read(path, places, tokens=tokens)
+    else:
+        lines = _lines(path)
+        wanted = lines if places is None else [lines[place] for place in places]
+        rows = [_parsed(path, number, line) for number, line in wanted]
+    for row in rows:
+        for one in row.get("made", {}).values():
+            one["file"] = str(path.with_name(Path(one["file"]).name))
+    return rows
+
+
+def _index(path: Path) -> list[dict[str, Any]]:
+    """What is known of each response of a file by its place; of JSON lines everything."""
+    if path.suffix == response_file.SUFFIX:
+        return response_file.index(path)
+    return [
+        {name: row.get(name) for name in response_file.INDEXED if name != "place"}
+        for row in _read(path, None, False)
+    ]
+
+
+def _count(path: Path) -> int:
+    """How many responses a file holds."""
+    return len(response_file.index(path)) if path.suffix == response_file.SUFFIX else len(_lines(path))
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file that are not empty, and their numbers."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [_parsed(path, number, line) for number, line in enumerate(lines, start=1) if line]
+    return [(number, line) for number, line in enumerate(lines, start=1) if line]
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -124,8 +182,6 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{path}:{number}: the line is broken ({error}).") from None
     if not isinstance(row, dict) or "group" not in row:
         raise ValueError(f"{path}:{number}: the line holds no response.")
-    for one in row.get("made", {}).values():
-        one["file"] = str(path.with_name(Path(one["file"]).name))
     return row
 
 
@@ -159,15 +215,13 @@ def conversation(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]] | None) -> dict[str, Any]:
-    """Per-token lists, each (L,)."""
+    """Per-token lists and arrays, each (L,)."""
     tokens: dict[str, Any] = {
         "ids": trajectory.token_ids,
         "mask": trajectory.mask,
-        "behavior": [_finite(value) for value in trajectory.behavior],
+        "behavior": trajectory.behavior,
     }
-    for name, column in (trajectory.learned | trajectory.columns).items():
-        short = _significant if name == "weight" else _finite
-        tokens[name] = [short(value) for value in column.tolist()]
+    tokens |= {name: column.numpy() for name, column in (trajectory.learned | trajectory.columns).items()}
     if pieces is not None:
         tokens["pieces"] = pieces(trajectory.token_ids)
     return {"tokens": tokens}
@@ -175,10 +229,6 @@ def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]]
 
 def _finite(value: float) -> float | None:
     return round(float(value), DIGITS) if math.isfinite(value) else None
-
-
-def _significant(value: float) -> float | None:
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def _ranges(numbers: Sequence[int]) -> str:

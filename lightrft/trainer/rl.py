@@ -110,7 +110,7 @@ class RLTrainer:
         self.watch.check(metrics)
         every = self.config.log.trajectories_every_steps
         if every and step % every == 0:
-            self.journal.save(step, trajectories, self.processor, self.config.log.token_columns)
+            self.journal.save(step, trajectories, self.processor, self.config.log)
 
     def evaluate(self, label: str) -> Evaluation:
         """Held-out scores by task; every response goes into the run folder under `label`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightrft.config import EvaluateConfig, HeldOutConfig
+from lightrft.config import EvaluateConfig, HeldOutConfig, LogConfig
 from lightrft.console.progress import Progress
 from lightrft.models.kinds import Write
 from lightrft.models.lora import is_adapted
@@ -20,6 +20,7 @@ from lightrft.parallel.world import World
 from lightrft.runs import trajectories as saved
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import Events
+from lightrft.runs.media import MediaCopies
 from lightrft.runs.metrics import Logger
 from lightrft.runs.sinks import Sinks
 from lightrft.strategy.base import Frozen, Trainable
@@ -115,6 +116,8 @@ class Journal:
     """Only on the first rank."""
     events: Events | None = None
     """What this rank does, and when."""
+    media: MediaCopies | None = None
+    """Where copies of media go, once a step was saved."""
 
     def happened(self, event: str, step: int, **facts: Any) -> None:
         """An event of this rank."""
@@ -135,13 +138,16 @@ class Journal:
             self.sinks.groups(step, saved.sample(trajectories, groups))
 
     def save(
-        self, step: int, trajectories: Sequence[Trajectory], processor: Processor, columns: bool
+        self, step: int, trajectories: Sequence[Trajectory], processor: Processor, config: LogConfig
     ) -> None:
-        """The responses of this rank; `columns`: with what is known of each token."""
+        """The responses of this rank, with small copies of what their prompts show."""
+        if self.media is None:
+            self.media = MediaCopies(RunFolder(self.folder).media, config.media_mib)
         with explained(self.folder):
             saved.save(
-                self.folder, step, trajectories, rank=self.rank, pieces=processor.pieces, columns=columns
-            )
+                self.folder, step, trajectories, rank=self.rank, pieces=processor.pieces,
+                columns=config.token_columns, media=self.media,
+            )  # fmt: skip
 
 
 class Trainer(Protocol):

@@ -5,17 +5,22 @@ LIGHTRFT_SCREENSHOTS=docs the pictures of docs/viewer.md are made anew.
 """
 
 import os
+import random
+import re
 import shutil
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lightrft.console.web.one_file import export
 from lightrft.console.web.server import make_server
 from lightrft.runs import trajectories
+from lightrft.runs.media import MediaCopies
 from lightrft.runs.metrics import Logger
 from lightrft.runs.reader import Run
 from lightrft.types import Prompt, Trajectory
@@ -135,6 +140,72 @@ def test_siblings_stand_side_by_side_sorted_by_reward_with_what_they_share_in_gr
     picture(page, "group")
 
 
+def fewest_changes(left, right):
+    """Words that go or come at least, by the table of longest common subsequences."""
+    row = [0] * (len(right) + 1)
+    for one in left:
+        before, row = row, [0]
+        for n, other in enumerate(right):
+            row.append(before[n] + 1 if one == other else max(row[n], before[n + 1]))
+    return len(left) + len(right) - 2 * row[-1]
+
+
+def test_a_difference_loses_no_letter_and_changes_as_few_words_as_can_be(page, files):
+    opened(page, files[2].as_uri(), "0/overview")
+    draw = random.Random(0)
+    texts = [
+        [
+            "".join(
+                draw.choice(["ab", "c", "Zwölf", " ", "\n", ",", "日本"]) for _ in range(draw.randrange(25))
+            )
+        ]
+        for _ in range(120)
+    ]
+    pairs = [[a, b] for (a,), (b,) in pairwise(texts)] + [["", ""], ["a b", "a b"], ["", "x y"]]
+    for (left, right), told in zip(
+        pairs,
+        page.evaluate("(pairs) => pairs.map(([a, b]) => window.viewer.wordDiff(a, b))", pairs),
+        strict=True,
+    ):
+        assert "".join(text for kind, text in told if kind != "new") == left
+        assert "".join(text for kind, text in told if kind != "gone") == right
+        cut = [re.findall(r"\s+|\w+|[^\s\w]", text) for text in (left, right)]
+        changed = sum(len(re.findall(r"\s+|\w+|[^\s\w]", text)) for kind, text in told if kind != "same")
+        assert changed <= fewest_changes(*cut), (left, right, told)
+    long = [f"{n} " for n in range(9000)]
+    told = page.evaluate("([a, b]) => window.viewer.wordDiff(a, b)", ["".join(long), "".join(reversed(long))])
+    assert "".join(text for kind, text in told if kind != "gone") == "".join(reversed(long)), (
+        "too different: all is new"
+    )
+
+
+def test_two_responses_of_a_group_and_of_a_pair_are_compared_word_by_word(page, files):
+    opened(page, files[2].as_uri(), "0/groups/4")
+    page.click("tr[data-row] >> nth=0")
+    page.wait_for_selector(".response")
+    plain = page.locator(".response .text").all_inner_texts()
+    assert page.locator(".response ins").count() == 0
+    page.select_option("#against", index=1)
+    page.wait_for_selector(".response .diff")
+    assert page.locator(".response .diff").count() == 5
+    for n, text in enumerate(plain[1:]):
+        diff = page.locator(".response .diff").nth(n)
+        kept = diff.evaluate(
+            "(one) => [...one.children].filter((part) => part.tagName !== 'DEL').map((part) => part.textContent).join('')"
+        )
+        assert kept == text
+        was = diff.evaluate(
+            "(one) => [...one.children].filter((part) => part.tagName !== 'INS').map((part) => part.textContent).join('')"
+        )
+        assert was == plain[0]
+    for view in ("0/evaluation/after", "compare"):
+        opened(page, files[2].as_uri(), view)
+        page.check("text=word by word")
+        page.click("tr[data-row] >> nth=0")
+        page.wait_for_selector(".siblings .diff")
+        assert page.locator(".siblings .diff").count() == 1
+
+
 def test_tokens_are_coloured_by_every_column_and_tell_all_of_them(page, files):
     opened(page, files[2].as_uri(), "0/tokens/4/0")
     names = page.locator(".choices button").all_inner_texts()
@@ -195,6 +266,29 @@ def test_turns_tool_calls_and_pictures_are_shown(page, files):
     opened(page, address, "0/group/1/2")
     page.wait_for_selector(".pictures img")
     assert page.evaluate("document.querySelector('.pictures img').naturalWidth") == 16
+
+
+def test_a_sound_of_a_prompt_is_played_and_a_clip_moves(page, served, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(8000) * 0.3) / 2, 8000)
+    frames = [np.full((20, 30, 3), 60 * n, np.uint8) for n in range(4)]
+    parts = [
+        {"type": "audio", "audio": str(tmp_path / "tone.wav")},
+        {"type": "video", "video": {"frames": frames, "fps": 2.0}},
+        {"type": "text", "text": "What?"},
+    ]
+    prompt = Prompt("q", [1], [{"role": "user", "content": parts}], "5", "sums")
+    t = Trajectory(prompt, 0, [7], [True], [-0.5], "stop", answer="x", reward=1.0)
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.log(1, {"reward/mean": 1.0})
+    trajectories.save(tmp_path, 1, [t], media=MediaCopies(tmp_path / "media", 1.0))
+    export([Run(tmp_path)], tmp_path / "run.html", 20.0)
+    for address in (served(tmp_path), (tmp_path / "run.html").as_uri()):
+        opened(page, address, "0/group/1/0")
+        page.wait_for_selector("audio[controls]")
+        wait(page, "document.querySelector('audio').duration > 0.9")
+        assert page.evaluate("document.querySelector('.pictures img').naturalWidth") == 30
+        assert page.evaluate("document.querySelector('.pictures img').src.startsWith('data:image/webp')")
 
 
 def test_held_out_prompts_are_found_by_what_became_of_them(page, files):
@@ -284,7 +378,7 @@ def test_no_text_of_a_run_is_run(page, served, tmp_path, how):
         assert page.locator("main img, main script, main svg[onload]").count() == 0
         if view != "compare":
             assert "onerror=window.ran" in page.inner_text("body")
-    assert page.locator("script").count() == (12 if how == "file" else 11)
+    assert page.locator("script").count() == (13 if how == "file" else 12)
 
 
 def test_a_page_follows_a_run_that_goes_on(page, served, tmp_path):

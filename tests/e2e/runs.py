@@ -16,6 +16,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from lightrft.datasets import response_file
+
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=false"]
 """What a test about something else does without: processes for rewards, TensorBoard, a live picture."""
@@ -171,10 +173,12 @@ def model_bytes(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-def answers(run: Path) -> dict[str, str]:
-    """Every saved answer, with its tokens' log-probs and advantages: file name -> content."""
-    files = [*run.glob("trajectories/*.jsonl"), *run.glob("evaluation/*.jsonl")]
-    return {str(file.relative_to(run)): file.read_text(encoding="utf-8") for file in sorted(files)}
+def answers(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every saved answer, with its tokens' log-probs and advantages: file name -> rows."""
+    found = {file: response_file.read(file) for file in run.glob("trajectories/*.parquet")}
+    for file in run.glob("evaluation/*.jsonl"):
+        found[file] = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    return {str(file.relative_to(run)): found[file] for file in sorted(found)}
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lightrft.runs.reader import Run
 from tests.e2e.runs import PLAIN
 
 ENGINE = '''
@@ -63,11 +64,11 @@ def win_rates(texts, rivals):
 def test_siblings_are_compared_by_a_ring_and_a_run_resumes_with_it(lightrft, tmp_path):
     options = [*JUDGE, *REWARD, *OFF, "--judge.against", "siblings", "--judge.rivals", "1"]
     lightrft("train", *RUN, *options)
-    files = sorted((tmp_path / "run" / "trajectories").glob("*.jsonl"))
-    assert len(files) == 2
-    for file in files:
+    run = Run(tmp_path / "run")
+    assert len(run.steps) == 2
+    for step in run.steps:
         groups = {}
-        for row in map(json.loads, file.read_text().splitlines()):
+        for row in run.responses(step):
             groups.setdefault(row["group"], []).append(row)
         for group in groups.values():
             assert [row["reward"] for row in group] == pytest.approx(

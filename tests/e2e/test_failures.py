@@ -15,6 +15,7 @@ import torch
 
 from lightrft.models.export import save_model
 from lightrft.runs import trajectories
+from lightrft.runs.reader import Run
 from lightrft.testing import tiny_folder, tiny_model, tiny_processor
 from tests.e2e.runs import PLAIN, answers, assert_same_run, rows, steps, wait_until
 
@@ -126,8 +127,8 @@ def test_with_drop_answers_without_a_reward_are_left_out_and_counted(lightrft, t
         assert steps(tmp_path / "run")[1]["counts/failed/nan"] == 4
     else:
         assert sum(dropped.values()) > 4
-    saved = (tmp_path / "run" / "trajectories" / "step-000002.jsonl").read_text().splitlines()
-    uses = Counter(row["use"] for row in map(json.loads, saved) if row["reward"] is not None)
+    saved = Run(tmp_path / "run").responses(2)
+    uses = Counter(row["use"] for row in saved if row["reward"] is not None)
     assert uses["trained"] == learned[2]
     assert len(saved) == 16, "those without a reward are saved as failed"
 
@@ -191,9 +192,9 @@ def test_when_all_rewards_are_equal_advantages_are_zero_and_no_weight_moves(ligh
         assert row["grad_norm"] == 0
         assert row["loss"] == 0
         assert "counts/skipped_updates" not in row
-    for content in answers(tmp_path / "run").values():
-        for line in content.splitlines():
-            assert set(json.loads(line)["tokens"]["advantages"]) == {0.0}
+    for saved in answers(tmp_path / "run").values():
+        for row in saved:
+            assert set(row["tokens"]["advantages"]) == {0.0}
 
 
 def test_with_mixed_outcomes_and_no_difference_the_run_says_what_to_do(lightrft):
@@ -237,8 +238,7 @@ def test_answers_without_text_get_a_reward_like_any_other(lightrft, tmp_path):
     for row in steps(tmp_path / "run"):
         assert row["length/max"] == 1
         assert row["reward/mean"] == row["grad_norm"] == 0
-    saved = (tmp_path / "run" / "trajectories" / "step-000001.jsonl").read_text().splitlines()
-    assert {json.loads(line)["response"] for line in saved} == {""}
+    assert {row["response"] for row in Run(tmp_path / "run").responses(1)} == {""}
 
 
 def test_truncated_answers_can_be_left_out_of_the_loss(lightrft, tmp_path):

@@ -11,6 +11,7 @@ from lightrft.models.load import load_processor
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.rewards.function import Answer, Question
 from lightrft.rewards.models import ScalarReward
+from lightrft.runs.reader import Run
 from lightrft.testing import tiny_processor
 from tests.e2e.runs import PLAIN
 from tests.unit.models.test_reward import reward_folder
@@ -56,8 +57,8 @@ def steps_of(folder):
 
 
 def answers_of(folder):
-    files = sorted((folder / "run" / "trajectories").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    run = Run(folder / "run")
+    return [row for step in run.steps for row in run.responses(step)]
 
 
 def test_a_reward_model_is_learned_from_and_held_in_the_score_phase(lightrft, tmp_path):

@@ -38,7 +38,7 @@ def test_a_run_leaves_everything_a_reader_looks_for(tiny_run):
     }
     assert (tiny_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in (tiny_run / "trajectories").iterdir()) == [
-        f"step-00000{n}.jsonl" for n in (1, 2, 3, 4)
+        f"step-00000{n}.parquet" for n in (1, 2, 3, 4)
     ]
     assert {p.name for p in (tiny_run / "evaluation").iterdir()} >= {"before.jsonl", "after.jsonl"}
 

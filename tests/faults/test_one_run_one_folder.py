@@ -170,7 +170,7 @@ def test_what_a_killed_run_left_unfinished_goes_when_it_is_taken_up(config):
         run / ".tmp-model-123" / "model.safetensors",
         run / ".tmp-summary.json-123",
         files.evaluation / ".tmp-before.json-123",
-        files.trajectories / ".tmp-step-000001.jsonl",
+        files.trajectories / ".tmp-step-000001.parquet",
     ]
     for file in left:
         file.parent.mkdir(parents=True, exist_ok=True)

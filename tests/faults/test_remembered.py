@@ -12,6 +12,7 @@ import torch
 
 from lightrft.build.assemble import check_unfinished
 from lightrft.config import ReplayConfig, RolloutConfig
+from lightrft.runs.reader import Run
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.buffer import RolloutBuffer
 from tests.distributed.conftest import lightrft, server
@@ -34,10 +35,10 @@ DYNAMIC = {
 def saved_groups(folder):
     """(step, group) -> the prompt of each of its saved responses."""
     found = defaultdict(list)
-    for file in sorted(folder.glob("trajectories/*.jsonl")):
-        for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
-            row = json.loads(line)
-            found[row["step"], row["group"]].append(row["prompt_id"])
+    run = Run(folder)
+    for step in run.steps:
+        for row in run.responses(step):
+            found[step, row["group"]].append(row["prompt_id"])
     return found
 
 

@@ -1,7 +1,6 @@
 """Files of a run that were changed, and what strangers say on a terminal."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def test_a_broken_line_of_metrics_is_named(tmp_path):
 
 def test_a_broken_line_of_responses_is_named(tmp_path):
     (tmp_path / "trajectories").mkdir()
-    RunFolder(tmp_path).responses(1).write_text('{"group": 1}\n{"gro\n')
+    RunFolder(tmp_path).old_responses(1).write_text('{"group": 1}\n{"gro\n')
     with pytest.raises(ValueError, match=r"step-000001.jsonl:2: the line is broken"):
         trajectories.load(tmp_path, 1)
 
@@ -84,4 +83,4 @@ def test_a_report_shows_answers_as_they_are(tmp_path):
 
 def test_half_a_character_stops_no_step_from_being_kept(tmp_path):
     saved(tmp_path, "a\ud83d")
-    assert "a\ud83d" in json.loads(RunFolder(tmp_path).responses(1).read_text().splitlines()[0]).values()
+    assert trajectories.load(tmp_path, 1)[0]["response"] == "a\ud83d"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lightrft.models.pieces import pieces
@@ -45,8 +45,65 @@ def sentencepiece():
     return tokenizer
 
 
+def unigram():
+    """As T5's and XLNet's: the likeliest pieces, ▁ for a space."""
+    names = ["<unk>", "▁", *dict.fromkeys("Itis7,nwopacedé?'日本語"), "▁is", "▁it", "two", "▁two"]
+    tokenizer = Tokenizer(
+        models.Unigram([(name, -float(len(names) - n)) for n, name in enumerate(names)], 0, False)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return tokenizer
+
+
+def unigram_of_bytes():
+    """As Gemma's: no space is put in front, and bytes for unknown letters."""
+    names = [
+        "<unk>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        "▁",
+        *dict.fromkeys("Itis7,nwopac?'"),
+        "▁is",
+        "▁▁",
+    ]
+    scores = [(name, -float(n)) for n, name in enumerate(names)]
+    tokenizer = Tokenizer(models.Unigram(scores, 0, True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
+
+
+def wordpiece():
+    """As BERT's: ## continues a word, and the decoder puts the spaces and takes some away before signs."""
+    names = [
+        "[UNK]",
+        *dict.fromkeys("itis7,nwopacedé?'"),
+        *(f"##{c}" for c in dict.fromkeys("itsnwo7é")),
+        "is",
+        "##is",
+        "two",
+    ]
+    tokenizer = Tokenizer(models.WordPiece({name: n for n, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    return tokenizer
+
+
+def words():
+    """Whole words, joined by spaces."""
+    names = ["[UNK]", "It", "is", "two", "spaces", "?", "日本語"]
+    tokenizer = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+MAKERS = [byte_level, sentencepiece, unigram, unigram_of_bytes, wordpiece, words]
+
+
 @pytest.mark.parametrize("cleans", [False, True])
-@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("make", MAKERS)
 def test_pieces_join_to_the_decoded_text(make, cleans):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), clean_up_tokenization_spaces=cleans)
     draw = random.Random(1)

@@ -109,9 +109,9 @@ def test_replay_wants_a_run_and_a_step(run: Path, capsys: pytest.CaptureFixture[
 def test_a_run_that_is_arranged_in_another_way_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    (run / "format.json").write_text('{"format": 2, "lightrft": "9.1.0"}')
+    (run / "format.json").write_text('{"format": 3, "lightrft": "9.1.0"}')
     assert cli.main([*command, str(run)]) == 2
-    assert "the run has format 2" in capsys.readouterr().err
+    assert "the run has format 3" in capsys.readouterr().err
 
 
 def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lightrft.media.parts import KINDS, readable
@@ -17,6 +17,7 @@ from lightrft.media.pictures import picture
 from lightrft.media.sources import MediaError
 from lightrft.runs.curves import PANELS, title_of
 from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.media import COPY, base_name, copy_of, webp
 from lightrft.runs.reader import ResponseGroup, Run
 from lightrft.runs.sheets import read_picture
 from lightrft.utils.imports import require
@@ -128,12 +129,14 @@ def evaluation(run: Run, when: str) -> Row:
 
 
 def pictures(run: Run, where: str, place: int) -> Row:
-    """The pictures of one response as data URLs: what its prompt shows, and what the model drew. `where` is a step or an evaluation.
+    """Pictures, clips and sounds of one response as data URLs: what its prompt shows, and what the model drew. `where` is a step or an
+    evaluation.
 
-    A picture that cannot be read has its reason in place of a URL.
+    One that cannot be read has its reason in place of a URL.
     """
     row, folder = _found(run, where, place)
-    asked = [_asked(source) for kind, source in _media(row) if kind == "image"]
+    copies = RunFolder(run.folder).media
+    asked = [_kept(copies, part) for part in _media(row) if COPY in part or part["type"] == "image"]
     drawn = [_drawn(folder / Path(one["file"]).name, one["box"]) for one in row.get("made", {}).values()]
     return {"asked": asked, "drawn": drawn}
 
@@ -208,7 +211,9 @@ def _response(row: Row) -> Row:
     columns = row.get("tokens", {})
     found["advantage"] = _first_chosen(columns.get("advantages"), columns.get("mask"))
     found["has_tokens"] = bool(columns)
-    found["has_pictures"] = bool(row.get("made")) or any(kind == "image" for kind, _ in _media(row))
+    found["has_pictures"] = bool(row.get("made")) or any(
+        COPY in part or part["type"] == "image" for part in _media(row)
+    )
     return found
 
 
@@ -254,20 +259,17 @@ def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     named = [
-        {**part, part["type"]: _base_name(part[part["type"]])} if part.get("type") in KINDS else part
+        {**part, part["type"]: base_name(part[part["type"]])} if part.get("type") in KINDS else part
         for part in content
     ]
     return readable(named)
 
 
-def _base_name(source: Any) -> str:
-    return PurePosixPath(PureWindowsPath(str(source)).as_posix()).name
-
-
-def _media(row: Row) -> list[tuple[str, Any]]:
+def _media(row: Row) -> list[Row]:
+    """The parts of a prompt or a conversation that are not text."""
     contents = [one.get("content") for one in (*row.get("messages", ()), *(row.get("said") or ()))]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    return [(part["type"], part[part["type"]]) for part in parts if part.get("type") in KINDS]
+    return [part for part in parts if part.get("type") in KINDS]
 
 
 def _found(run: Run, where: str, place: int) -> tuple[Row, Path]:
@@ -281,13 +283,43 @@ def _found(run: Run, where: str, place: int) -> tuple[Row, Path]:
     return rows[place], files.evaluation
 
 
+def _kept(folder: Path, part: Row) -> Row:
+    """A medium of a prompt by its copy in the run folder; of runs that kept none a picture by its path."""
+    source = part[part["type"]]
+    if COPY not in part:
+        return _asked(source)
+    try:
+        return {"url": _copied(copy_of(folder, part)), "name": base_name(source)}
+    except (ValueError, OSError) as error:
+        return {"name": base_name(source), "missing": str(error)}
+
+
+def _copied(file: Path) -> str:
+    """A copy as a data URL: pictures are decoded and encoded anew, and a sound is what begins as one."""
+    data = file.read_bytes()
+    if file.suffix == ".ogg":
+        if not data.startswith(b"OggS"):
+            raise ValueError(f"media/{file.name} is no sound")
+        return f"data:audio/ogg;base64,{base64.b64encode(data).decode('ascii')}"
+    with require("PIL.Image", "media").open(io.BytesIO(data), formats=("WEBP",)) as found:
+        count = getattr(found, "n_frames", 1)
+        if count == 1:
+            return _url(found.convert("RGB"))
+        frames, seconds = [], 0.0
+        for n in range(count):
+            found.seek(n)
+            frames.append(found.convert("RGB"))
+            seconds = max(seconds, found.info.get("duration", 0) / 1000)
+    return f"data:image/webp;base64,{base64.b64encode(webp(frames, seconds)).decode('ascii')}"
+
+
 def _asked(source: Any) -> Row:
     """A picture of a prompt, read anew from its file and so never anything but a picture; no address is fetched."""
     try:
-        return {"url": _url(picture(source, max_pixels=LARGEST_PICTURE**2)), "name": _base_name(source)}
+        return {"url": _url(picture(source, max_pixels=LARGEST_PICTURE**2)), "name": base_name(source)}
     except (MediaError, ValueError, OSError) as error:
-        reason = str(error).replace(str(source), _base_name(source))
-        return {"name": _base_name(source), "missing": reason}
+        reason = str(error).replace(str(source), base_name(source))
+        return {"name": base_name(source), "missing": reason}
 
 
 def _drawn(sheet: Path, box: Sequence[int]) -> Row:
@@ -311,4 +343,4 @@ def _without_path(value: Any) -> Any:
     is_path = isinstance(value, str) and (
         value.startswith(("/", "~/")) or PureWindowsPath(value).is_absolute()
     )
-    return f".../{_base_name(value)}" if is_path else value
+    return f".../{base_name(value)}" if is_path else value

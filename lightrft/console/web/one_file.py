@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.console.web import answers, page
-from lightrft.runs.layout import RunFolder
 from lightrft.runs.reader import Run, token_columns
+from lightrft.runs.trajectories import packed_size
 from lightrft.utils.atomic import write_text
 from lightrft.utils.shown import shown
 
 MIB = 2**20
 MOST_REFUSED = 5
 """Answers of a kind that found no room before the others of the kind are not tried any more."""
-MOST_READ = 16
-"""Bytes of saved responses that are read for each byte of room, so that a run of any length is exported in a minute: packed, they are
-about a fifth."""
+MOST_READ = 2
+"""Bytes of saved responses that are read for each byte of room, so that a run of any length is exported in a minute."""
 ROOM_FOR_WORDS = 2048
 """Bytes kept for the sentences about what is left out."""
 
@@ -109,7 +108,7 @@ def _fill(budget: Budget, number: int, run: Run) -> LeftOut:
     inside: list[int] = []
     known, readable = 0, MOST_READ * budget.left
     for step in _spread(run.steps):
-        readable -= sum(file.stat().st_size for file in RunFolder(run.folder).all_responses(step))
+        readable -= packed_size(run.folder, step)
         if len(left_out.steps) >= MOST_REFUSED or (readable < 0 and inside):
             left_out.steps.append(step)
             continue

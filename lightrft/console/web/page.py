@@ -12,6 +12,7 @@ SCRIPTS = (
     "vendor/htm-preact.js",
     "vendor/uplot.js",
     "core.js",
+    "diff.js",
     "colours.js",
     "charts.js",
     "overview.js",
@@ -25,7 +26,7 @@ SCRIPTS = (
 STYLES = ("vendor/uplot.css", "style.css")
 KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 """Type of a part by the ending of its name."""
-NOTHING_ELSE = "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'"
+NOTHING_ELSE = "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
 """The part of the content security policy that both pages have: no address, no frame, no form, no script but the listed ones."""
 
 

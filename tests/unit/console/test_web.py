@@ -44,13 +44,13 @@ def test_an_overview_has_metrics_by_name_scores_and_settings_without_folders(run
 
 def test_broken_files_are_told_and_the_rest_is_shown(tmp_path):
     run = uniform_run(tmp_path / "broken", "fine", steps=2)
-    for file in ("trajectories/step-000002.jsonl", "evaluation/after.json", "config.yaml"):
+    for file in ("trajectories/step-000002.parquet", "evaluation/after.json", "config.yaml"):
         (run / file).write_text("{broken\n")
     told = answers.answer([Run(run)], "0/overview")
     assert [one.split(":")[0] for one in told["problems"]] == ["evaluation after", "advice", "settings"]
     assert told["metrics"]["step"] == [1, 2]
     assert told["evaluations"]["before"]["sums"]["questions"] == 2
-    with pytest.raises(ValueError, match=r"step-000002.jsonl:1: the line is broken"):
+    with pytest.raises(ValueError, match=r"step-000002.parquet: the file is broken"):
         answers.answer([Run(run)], "0/groups/2")
 
 

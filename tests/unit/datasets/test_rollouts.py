@@ -77,6 +77,7 @@ def test_a_split_that_names_no_saved_step_is_refused(run, split, message):
 
 
 def test_a_row_of_another_file_is_named(run):
+    (run / "trajectories" / "step-000001.parquet").unlink()
     (run / "trajectories" / "step-000001.jsonl").write_text('{"prompt": "4?"}\n')
     with pytest.raises(ValueError, match=r"step-000001.jsonl:1: no response that a run has saved .*origin"):
         list(read(str(run), "1", BadRecords()))

@@ -17,7 +17,7 @@ from lightrft.runs.layout import EvaluationFolder, RunFolder, newest_runs
 def test_a_new_run_says_how_its_files_are_arranged_and_who_arranged_them(tmp_path: Path) -> None:
     run = new_run(layers.load(["tiny", "--run", str(tmp_path / "run")], Config))
     said = json.loads((run / "format.json").read_text())
-    assert (said["format"], said["lightrft"]) == (1, __version__)
+    assert (said["format"], said["lightrft"]) == (2, __version__)
     RunFolder(run).check_format()
 
 
@@ -39,7 +39,7 @@ def test_another_arrangement_is_refused_with_the_version_that_reads_it(tmp_path:
 @pytest.mark.parametrize("text", ["", "[]", "7", '{"format": 1}', '{"format": "x", "lightrft": "1"}'])
 def test_a_number_that_cannot_be_read_is_told_with_its_cure(tmp_path: Path, text: str) -> None:
     (tmp_path / "format.json").write_text(text)
-    with pytest.raises(ValueError, match=r'format\.json: .* Write \{"format": 1, '):
+    with pytest.raises(ValueError, match=r'format\.json: .* Write \{"format": 2, '):
         RunFolder(tmp_path).check_format()
 
 

@@ -1,7 +1,9 @@
 """A run folder read back by the one reader."""
 
 import io
+import json
 import math
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -11,11 +13,13 @@ from rich.console import Console
 import lightrft
 from lightrft.cli.options import ViewOptions
 from lightrft.console.view import spark, view
+from lightrft.datasets import response_file
 from lightrft.runs import trajectories
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.metrics import Logger
 from lightrft.runs.reader import STATUSES, Run
 from lightrft.types import Origin, Prompt, Trajectory, Use
+from tests.made_runs import uniform_run, uniform_step
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><svg onload=alert(1)>\x1b[2J"
 
@@ -148,3 +152,73 @@ def test_every_status_that_a_step_gives_can_be_asked_for():
     assert (*get_args(Use), *(x for x in get_args(Origin) if x != "sampled"), "zero_variance") == STATUSES
     assert ("", *STATUSES) == get_args(get_type_hints(ViewOptions)["status"])
     assert lightrft.Run is Run
+
+
+def as_json_lines(run, steps):
+    """Turns saved steps into the files that versions before wrote."""
+    files = RunFolder(run)
+    for step in steps:
+        for file in files.all_responses(step):
+            rows = response_file.read(file)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            files.old_responses(step, files.rank_of(file)).write_text(lines)
+            file.unlink()
+
+
+def test_a_run_of_a_version_before_is_read_as_one_of_this_and_goes_on_in_new_files(tmp_path):
+    new, old = (uniform_run(tmp_path / name, "fine", steps=3) for name in ("new", "old"))
+    as_json_lines(old, (1, 2))
+    (old / "format.json").write_text('{"format": 1, "lightrft": "0.1.0"}')
+    RunFolder(old).check_format()
+    runs = [Run(new), Run(old)]
+    assert runs[0].steps == runs[1].steps == [1, 2, 3]
+    for step in (1, 2, 3):
+        assert list(runs[0].responses(step)) == list(runs[1].responses(step))
+        assert runs[0].response(step, 5) == runs[1].response(step, 5)
+        assert runs[0].tokens(step, 5) == runs[1].tokens(step, 5)
+        assert trajectories.load_some(new, step, 4) == [
+            {name: value for name, value in row.items() if name != "tokens"}
+            for row in trajectories.load_some(old, step, 4)
+        ]
+    assert list(runs[0].find()) == list(runs[1].find())
+    uniform_step(old, 2, "fine", 3, 4)
+    assert sorted(file.name for file in RunFolder(old).trajectories.iterdir()) == [
+        "step-000001.jsonl", "step-000002.parquet", "step-000003.parquet",
+    ]  # fmt: skip
+    RunFolder(old).drop_responses_after(0)
+    assert Run(old).steps == []
+
+
+def test_a_response_of_any_step_rank_group_and_status_is_found(tmp_path):
+    for step in (1, 2):
+        for rank in (0, 1):
+            made = [
+                kept(2 * rank + n // 2, reward=float(n == 3), use="extra" if step == 2 else "trained")
+                for n in range(4)
+            ]
+            trajectories.save(tmp_path, step, made, rank=rank)
+    run = Run(tmp_path)
+    assert len(run.find()) == 16
+    assert [(row["step"], row["place"]) for row in run.find("zero_variance", rank=1)] == [
+        (1, 4),
+        (1, 5),
+        (2, 4),
+        (2, 5),
+    ]
+    assert [row["group"] for row in run.find("extra")] == [0, 0, 1, 1, 2, 2, 3, 3]
+    (found,) = [row for row in run.find(group=3, step=-1) if row["reward"] == 1.0]
+    assert found == {
+        "step": 2, "place": 7, "rank": 1, "group": 3, "reward": 1.0, "length": 1, "finish": "stop", "statuses": ["extra"],
+    }  # fmt: skip
+    assert run.response(2, 7)["group"] == 3
+    assert run.find(group=9) == []
+    with pytest.raises(ValueError, match="no status 'all'"):
+        run.find("all")
+    with pytest.raises(ValueError, match=r"no responses of step 9 .*saved steps: 1-2"):
+        run.find(step=9)
+
+
+def kept(group, **values):
+    prompt = Prompt(f"q{group}", [1], [{"role": "user", "content": "?"}], "5", "sums")
+    made = Trajectory(prompt, group, [7], [True], [-0.5], "stop", answer="x")
+    return replace(made, **values)

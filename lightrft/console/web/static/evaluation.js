@@ -40,6 +40,7 @@
     const [kind, setKind] = useState("all");
     const [wanted, setWanted] = useState("");
     const [open, setOpen] = useState(null);
+    const [isDiff, setDiff] = useState(false);
     const count = (name) => pairs.filter((pair) => name === "all" || pair.kind === name).length;
     const meets = V.filter(wanted);
     const isWrong = typeof meets === "string";
@@ -47,14 +48,15 @@
     const kept = isWrong ? [] : pairs.filter((pair) => (kind === "all" || pair.kind === kind) && hit(pair));
     return html`<div class="choices" role="group" aria-label="which prompts">${Object.entries(KINDS).map(([name, words]) => html`<button key=${name} aria-pressed=${name === kind} onClick=${() => setKind(name)}>${SIGNS[name] || ""} ${words} (${count(name)})</button>`)}</div>
       <p class="faint">${pairs.length ? `McNemar's exact test of ${count("gained")} gained against ${count("lost")} lost: p = ${V.number(V.mcnemar(count("gained"), count("lost")))}` : "No prompt is in both."}</p>
-      <div class="tools"><label class="grow">filter <input id="search" type="search" placeholder=${V.FILTER_HELP} value=${wanted} onInput=${(e) => setWanted(e.target.value)} /></label></div>
+      <div class="tools"><label class="grow">filter <input id="search" type="search" placeholder=${V.FILTER_HELP} value=${wanted} onInput=${(e) => setWanted(e.target.value)} /></label>
+        <label><input type="checkbox" checked=${isDiff} onChange=${(e) => setDiff(e.target.checked)} /> word by word</label></div>
       ${isWrong ? html`<p class="problem" role="alert">${meets}</p>` : null}
       <div class="wide"><table class="rows"><thead><tr><th></th><th>prompt</th><th>reference</th><th class="num">${names[0]}</th><th class="num">${names[1]}</th></tr></thead><tbody>
       ${kept.slice(0, 500).map((pair) => html`<tr key=${pair.id} data-row aria-expanded=${open === pair.id} onClick=${() => setOpen(open === pair.id ? null : pair.id)}>
         <td title=${KINDS[pair.kind]}>${SIGNS[pair.kind]}</td><td class="clip"><button class="plain">${pair.after[0].question || pair.id}</button></td><td class="clip short">${V.text(pair.after[0].target)}</td>
         <td class="num">${V.number(V.mean(pair.before.map((row) => row.reward)))}</td><td class="num">${V.number(V.mean(pair.after.map((row) => row.reward)))}</td></tr>
         ${open === pair.id ? html`<tr key=${pair.id + " open"}><td colspan="5"><div class="ask"><section><h2>Prompt</h2><${V.Text} text=${pair.after[0].question} /></section><section><h2>Reference</h2><${V.Text} text=${V.text(pair.after[0].target)} /></section></div>
-          <div class="siblings">${[pair.before, pair.after].map((rows, side) => html`<div key=${side}><h3>${names[side]}</h3>${rows.map((row) => html`<${V.ResponseCard} key=${row.place} row=${row} number=${number[side]} where=${wheres[side]} hasLink=${false}
+          <div class="siblings">${[pair.before, pair.after].map((rows, side) => html`<div key=${side}><h3>${names[side]}</h3>${rows.map((row, n) => html`<${V.ResponseCard} key=${row.place} row=${row} number=${number[side]} where=${wheres[side]} hasLink=${false} against=${isDiff && side === 1 && pair.before.length ? (pair.before[Math.min(n, pair.before.length - 1)].response || "") : undefined}
             prefix=${pair.before.length + pair.after.length === 2 ? V.commonPrefix([pair.before[0].response || "", pair.after[0].response || ""]) : 0} />`)}</div>`)}</div></td></tr>` : null}`)}</tbody></table></div>
       ${kept.length > 500 ? html`<p class="faint">the first 500 of ${kept.length} are shown</p>` : null}`;
   };

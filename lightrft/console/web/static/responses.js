@@ -92,17 +92,18 @@
     const state = V.useAnswer(path);
     if (!state.found) return html`<${V.Waiting} state=${state} />`;
     const all = [...state.found.drawn, ...state.found.asked];
-    return html`<div class="pictures">${all.map((one, n) => one.url && one.url.startsWith("data:image/png;base64,") ? html`<img key=${n} src=${one.url} alt=${one.name} />` : html`<p key=${n} class="faint">[${one.name}: ${one.missing}]</p>`)}</div>`;
+    return html`<div class="pictures">${all.map((one, n) => /^data:image\/(png|webp);base64,/.test(one.url || "") ? html`<img key=${n} src=${one.url} alt=${one.name} />`
+      : /^data:audio\/ogg;base64,/.test(one.url || "") ? html`<figure key=${n}><audio controls src=${one.url} aria-label=${one.name}></audio><figcaption class="faint">${one.name}</figcaption></figure>` : html`<p key=${n} class="faint">[${one.name}: ${one.missing}]</p>`)}</div>`;
   };
 
-  V.ResponseCard = function ({ row, number, where, prefix, hasLink = true }) {
+  V.ResponseCard = function ({ row, number, where, prefix, against, hasLink = true }) {
     const parts = Object.entries(row.parts || {});
     return html`<article class="response"><header><b>reward ${V.number(row.reward)}</b>
       ${row.advantage === null || row.advantage === undefined ? null : html`<span title="advantage of its first token">${row.advantage > 0 ? "▲" : row.advantage < 0 ? "▼" : "="} ${V.number(row.advantage)}</span>`}
       <span class=${V.isTruncated(row) ? "mark" : "faint"}>${row.length} tokens, ${V.ended(row)}</span><${V.Marks} statuses=${row.statuses} /></header>
       ${row.failed ? html`<p class="problem">no reward: ${V.text(row.failed)}</p>` : null}
       ${row.has_pictures ? html`<${V.Pictures} path=${`${number}/pictures/${where}/${row.place}`} />` : null}
-      ${row.said ? html`<${V.Conversation} messages=${row.said} />` : html`<${Thinking} text=${row.response || ""} prefix=${prefix} />`}
+      ${typeof against === "string" ? html`<${V.Diff} left=${against} right=${row.response || ""} />` : row.said ? html`<${V.Conversation} messages=${row.said} />` : html`<${Thinking} text=${row.response || ""} prefix=${prefix} />`}
       <footer>${parts.map(([name, value]) => html`<span key=${name}>${name} <b>${V.number(value)}</b></span>`)}
         ${row.weight_version === undefined ? null : html`<span class="faint">weights v${row.weight_version}</span>`}
         ${hasLink && row.has_tokens ? html`<a href=${V.link(number, "tokens", where, row.place)}>tokens</a>` : null}</footer></article>`;
@@ -110,6 +111,7 @@
 
   V.views.group = function ({ overview, number, words, version }) {
     const [step, wanted] = words.map(Number);
+    const [base, setBase] = useState(null);
     const state = V.useAnswer(`${number}/groups/${step}`, version);
     if (!state.found) return html`<h1>Group ${words[1]} of step ${words[0]}</h1><${V.Waiting} state=${state} />`;
     const groups = state.found.groups;
@@ -118,6 +120,7 @@
     const group = groups[at];
     const ranked = [...group.responses].sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity));
     const prefix = V.commonPrefix(ranked.map((row) => row.response || ""));
+    const against = ranked.find((row) => row.place === base);
     const to = (n) => groups[n] && V.link(number, "group", step, groups[n].number);
     return html`<nav class="around"><a href=${V.link(number, "groups", step)}>groups of step ${step}</a>
         ${to(at - 1) ? html`<a data-key="k" href=${to(at - 1)}>← previous <kbd>k</kbd></a>` : null}${to(at + 1) ? html`<a data-key="j" href=${to(at + 1)}>next <kbd>j</kbd> →</a>` : null}</nav>
@@ -125,6 +128,8 @@
       <div class="ask"><section><h2>Prompt</h2>${group.messages.length > 1 ? html`<${V.Conversation} messages=${group.messages} />` : html`<${V.Text} text=${group.question} />`}</section>
       <section><h2>Reference</h2><${V.Text} text=${V.text(group.target)} /></section></div>
       <h2>${ranked.length} responses, best first <span class="faint">mean ${V.number(group.mean)}${prefix > 0 ? "; what all begin with is grey" : ""}</span></h2>
-      <div class="siblings">${ranked.map((row) => html`<${V.ResponseCard} key=${row.place} row=${row} number=${number} where=${step} prefix=${prefix} />`)}</div>`;
+      ${ranked.length > 1 ? html`<div class="tools"><label>word by word against <select id="against" value=${against ? base : ""} onChange=${(e) => setBase(e.target.value === "" ? null : Number(e.target.value))}><option value="">none</option>
+        ${ranked.map((row, n) => html`<option key=${row.place} value=${row.place}>response ${n + 1}, reward ${V.number(row.reward)}</option>`)}</select></label>${against ? html`<span class="faint"><del>only there</del> <ins>only here</ins></span>` : null}</div>` : null}
+      <div class="siblings">${ranked.map((row) => html`<${V.ResponseCard} key=${row.place} row=${row} number=${number} where=${step} prefix=${prefix} against=${against && row !== against ? against.response || "" : undefined} />`)}</div>`;
   };
 })();
