@@ -104,7 +104,7 @@ def _layout_of(config: Any, inputs: Inputs, *, exact: bool) -> Layout:
         )
     if not isinstance(inputs, Canvases):
         raise ValueError(
-            "the model is a masked diffusion language model, and here responses are read from left to right. `lightrft train`, `sft`, "
+            "the model is a masked diffusion language model, and here responses are read from left to right. `lightrft train`, "
             "`evaluate`, `check`, `export` and `replay` take one."
         )
     return BothWays(inputs.prompt_spans)

@@ -46,7 +46,7 @@ def test_the_folder_loads_with_transformers_and_says_both_ways_what_it_said_here
     assert type(plain) is LlamaForCausalLM
     assert is_masked(ModelConfig(path=str(folder)))
     assert AutoTokenizer.from_pretrained(folder).mask_token_id == 260
-    kind, module, engine = made(settings(path=folder, max_tokens=4))
+    kind, _, engine = made(settings(path=folder, max_tokens=4))
     (asked, *_) = prompts(kind)
     row = torch.tensor([[*asked.token_ids, 260, 260, 260, 260]])
     (found,) = engine.generate([asked], replace(_sampling(), temperature=0.0))

@@ -138,6 +138,7 @@ def test_without_temperature_the_engine_unmasks_as_the_slow_sampler_does(context
         assert one.finish == ("stop" if 256 in tokens else "length")
 
 
+@pytest.mark.extended
 def test_blocks_are_revealed_as_the_pipeline_of_diffusers_reveals_them():
     """LLaDA2Pipeline divides prompt and response together, so prompts here are whole blocks long."""
     pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")

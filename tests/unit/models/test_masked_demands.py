@@ -40,7 +40,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("flags", REFUSED)
 def test_a_setting_that_it_cannot_obey_is_named_with_a_cure(flags):
-    words = [word for word in flags.split(" ")]
+    words = flags.split(" ")
     clear = ["--rollout.unmask.tokens-per-step", "1"] if "engine" in flags else []
     with pytest.raises(ValueError) as told:  # noqa: PT011  # its words are looked at below
         policy_of(config(*words, *clear))
