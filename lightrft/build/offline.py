@@ -19,6 +19,7 @@ from lightrft.config import OfflineConfig, command_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
 from lightrft.models.base import needed_base
+from lightrft.models.describe import check_reads_on
 from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
@@ -77,6 +78,7 @@ def build_run(
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
     setup = made_of(world)
+    check_reads_on(config.model)
     check_team(config.strategy, {"model.path": config.model})
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)

@@ -53,7 +53,7 @@ class View:
     canvas: list[int]
     """Tokens, with masks."""
     places: list[int]
-    """Of the response's tokens those that are predicted."""
+    """The response's tokens that are predicted."""
     share: float = 1.0
     prompt: list[int] | None = None
     """None: as it is."""
@@ -119,7 +119,7 @@ class Reading:
 
 
 def revealed(t: Trajectory, options: UnmaskConfig) -> tuple[list[int], int]:
-    """Of each token the step that revealed it, and the size of the canvas; of a response that says neither, from left to right on its own."""
+    """The step that revealed each token, and the size of the canvas; for a response that says neither, from left to right on its own."""
     if t.states is None:
         return [place // options.tokens_per_step for place in range(len(t))], len(t)
     return t.states[:, 0].tolist(), int(t.states[0, 1])

@@ -40,6 +40,15 @@ def is_masked(config: ModelConfig) -> bool:
     return mask_of(text_shape(config)) is not None
 
 
+def check_reads_on(config: ModelConfig) -> None:
+    """ValueError for a masked diffusion language model, where responses are read from left to right."""
+    if is_masked(config):
+        raise ValueError(
+            f"model.path={config.path} is a masked diffusion language model, which `lightrft train`, `evaluate`, `check`, `export` and `replay` "
+            "take; here responses are read from left to right. Take a model that writes so."
+        )
+
+
 def pipeline_folder(config: ModelConfig) -> Path:
     """The folder of a pipeline; a tiny one is made at its first use and kept in `model.cache`."""
     if config.path.startswith(MADE):

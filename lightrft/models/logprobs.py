@@ -94,7 +94,7 @@ def predicting_states(
 
 
 def _layout_of(config: Any, inputs: Inputs, *, exact: bool) -> Layout:
-    """Which tokens see which. ValueError for a masked model that is to read from left to right."""
+    """The rule of which tokens see which. ValueError for a masked model that is to read from left to right."""
     if mask_of(config) is None:
         return SharedPrompts.of(
             inputs.prompt_spans,

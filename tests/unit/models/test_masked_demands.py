@@ -10,7 +10,7 @@ from lightrft.build.kinds import engine_of, policy_of
 from lightrft.config import Config, ModelConfig, RolloutConfig, UnmaskConfig, layers
 from lightrft.engines.native import native_engine
 from lightrft.engines.unmask import unmasker
-from lightrft.models.describe import is_masked
+from lightrft.models.describe import check_reads_on, is_masked
 from lightrft.models.load import load_processor
 from lightrft.models.masked import MaskedWords
 from lightrft.models.tiny import tiny_config, tiny_model, tiny_reader
@@ -83,6 +83,12 @@ def test_a_kind_is_told_by_its_config(tmp_path):
     for change in ({"is_causal": True}, {"mask_token_id": None}):
         (tmp_path / "config.json").write_text(json.dumps({**shape, **change}))
         assert not is_masked(ModelConfig(path=str(tmp_path)))
+
+
+def test_what_reads_from_left_to_right_refuses_it():
+    check_reads_on(ModelConfig(path="random:llama"))
+    with pytest.raises(ValueError, match="model.path=random:masked is a masked diffusion language model"):
+        check_reads_on(ModelConfig(path="random:masked"))
 
 
 def test_layers_that_see_a_part_of_a_text_are_refused(tmp_path):
