@@ -58,6 +58,7 @@ class Setup:
     """Grades that a loss compares responses by: their names in Trajectory.parts."""
 
     def __post_init__(self) -> None:
+        check_reads_on(self.source.config)
         if self.judgement is not None:
             check_reference(self.source.config)
 
@@ -78,7 +79,6 @@ def build_run(
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
     setup = made_of(world)
-    check_reads_on(config.model)
     check_team(config.strategy, {"model.path": config.model})
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)
