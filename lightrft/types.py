@@ -128,7 +128,7 @@ class Completion:
     """What fixes its random numbers, for the same engine to go on with it."""
     states: Tensor | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
-    """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each; and what was made, by kind: {"image": (H, W, 3) uint8 array}."""
+    """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each; and what was made, by kind: {"image": (H, W, 3) uint8 array}. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
 
 
 Origin = Literal["sampled", "carried_over", "replayed"]

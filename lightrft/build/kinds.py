@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from lightrft.build.tables import OWN
 from lightrft.config import Config, ModelConfig
 from lightrft.models.demands import ENGINE as DRAWS
-from lightrft.models.describe import is_pipeline
+from lightrft.models.describe import is_masked, is_pipeline
 from lightrft.models.kinds import PolicyKind
+from lightrft.models.masked import MaskedWords
+from lightrft.models.masked_demands import ENGINE as REVEALS
 from lightrft.models.pictures import Pictures
 from lightrft.models.words import Words
 
@@ -25,6 +27,7 @@ class Row:
 
 KINDS: tuple[Row, ...] = (
     Row(is_pipeline, Pictures.of, DRAWS),
+    Row(is_masked, MaskedWords.of, REVEALS),
     Row(lambda _: True, Words.of, OWN),
 )
 """The first row that holds a model is its kind."""

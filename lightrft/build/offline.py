@@ -26,6 +26,7 @@ from lightrft.config import OfflineConfig, command_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
 from lightrft.models.base import needed_base
+from lightrft.models.describe import check_reads_on
 from lightrft.models.export import write_folder
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
@@ -64,6 +65,7 @@ class Setup:
     """Grades that a loss compares responses by: their names in Trajectory.parts."""
 
     def __post_init__(self) -> None:
+        check_reads_on(self.source.config)
         if self.judgement is not None:
             check_reference(self.source.config)
 

@@ -13,6 +13,7 @@ from lightrft.engines.denoise import denoiser
 from lightrft.engines.lmdeploy import LmdeployEngine
 from lightrft.engines.native import native_engine
 from lightrft.engines.sglang import SglangEngine
+from lightrft.engines.unmask import unmasker
 from lightrft.engines.vllm import VllmEngine
 from lightrft.engines.vllm_serve import serve
 from lightrft.engines.vllm_server import VllmServerEngine
@@ -38,6 +39,7 @@ ALONE = "single"
 ENGINES: dict[str, MakeEngine] = {
     "native": native_engine,
     "denoise": denoiser,
+    "unmask": unmasker,
     "vllm": VllmEngine,
     "vllm_server": VllmServerEngine,
     "sglang": SglangEngine,
@@ -50,6 +52,7 @@ OWN_LIMIT = f"rollout.{OWN}.max_sequences"
 ENGINE_FOOTPRINTS: dict[str, engines.StateFootprint] = {
     "native": engines.native,
     "denoise": engines.shared,
+    "unmask": engines.shared,
     "vllm": engines.vllm,
     "vllm_server": engines.remote,
     "sglang": engines.sglang,

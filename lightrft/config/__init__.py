@@ -15,6 +15,7 @@ from lightrft.config.engines import (
     NativeEngineConfig,
     ServerConfig,
     SglangConfig,
+    UnmaskConfig,
     VllmConfig,
 )
 from lightrft.config.environment import EnvironmentConfig
@@ -98,6 +99,7 @@ __all__ = [
     "StrategyConfig",
     "TaskConfig",
     "TeacherConfig",
+    "UnmaskConfig",
     "UpdateConfig",
     "VllmConfig",
     "check_backend",

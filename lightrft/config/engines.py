@@ -116,6 +116,64 @@ class DenoiseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnmaskConfig:
+    """The engine of masked diffusion language models; only with rollout.engine=unmask."""
+
+    serves = ("unmask",)
+    longest = 0
+
+    tokens_per_step: int = 1
+    """Tokens that a denoising step reveals; rollout.max_tokens / tokens_per_step steps make a response."""
+    block: int = 0
+    """Tokens of a block: blocks are revealed from left to right, and none after that with an end token (semi-autoregressive); 0: the response is
+    one block."""
+    order: Literal["confidence", "entropy", "margin", "left", "random", "sampled"] = "confidence"
+    """Which masked tokens of the block are revealed next: those with the largest probability, the lowest entropy, the largest lead of the first
+    choice over the second; from left to right; in random order; or those whose sampled token is the likeliest (LLaDA)."""
+    threshold: float = 1.0
+    """Reveal those too whose probability, as order=confidence or order=sampled has it, is above this, so that a response takes fewer steps;
+    1: none."""
+    context: Literal["canvas", "blocks"] = "canvas"
+    """What a step reads beside the prompt: the whole canvas of rollout.max_tokens with its masks (LLaDA), or the blocks up to its own (block
+    diffusion)."""
+    predicts: Literal["own", "next"] = "own"
+    """Which token a position of the model predicts: its own (LLaDA), or the next one (Dream)."""
+    likelihood: Literal["path", "mean_field", "elbo"] = "path"
+    """The log-prob of a token. path: given the state that it was revealed from, the policy itself. mean_field: given the prompt and a canvas of masks,
+    in one pass (diffu-GRPO). elbo: a bound of the log-likelihood, from `draws` random masks."""
+    prompt_mask: float = 0.0
+    """With likelihood=mean_field: share of the prompt's tokens that are masked at random, by seed, prompt and response alone (d1: 0.15)."""
+    draws: int = 4
+    """With likelihood=elbo: random masks of a response, each read once."""
+    max_sequences: int = 256
+    """Maximum responses that are revealed at once."""
+
+    def __post_init__(self) -> None:
+        check_ranges("rollout.unmask", self)
+        section = "rollout.unmask"
+        if self.block and self.tokens_per_step > self.block:
+            raise ValueError(
+                f"{section}.tokens_per_step={self.tokens_per_step}: a step reveals tokens of one block, and {section}.block={self.block}. Set it to "
+                f"at most {self.block}."
+            )
+        if self.context == "blocks" and not self.block:
+            raise ValueError(
+                f"{section}.context=blocks has no effect with {section}.block=0, where the response is one block. Set {section}.block, e.g. 32, or "
+                f"{section}.context=canvas."
+            )
+        if self.order not in ("confidence", "sampled"):
+            told, cure = f"{section}.order={self.order}", f"set {section}.order=confidence"
+            refuse_idle(section, self, ["threshold"], because=told, cure=cure)
+        for option, likelihood in (("prompt_mask", "mean_field"), ("draws", "elbo")):
+            if self.likelihood != likelihood:
+                told, cure = (
+                    f"{section}.likelihood={self.likelihood}",
+                    f"set {section}.likelihood={likelihood}",
+                )
+                refuse_idle(section, self, [option], because=told, cure=cure)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VllmConfig:
     """vLLM in the trainer's process; only with rollout.engine=vllm."""
 

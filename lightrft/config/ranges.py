@@ -131,6 +131,14 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_text_tokens": COUNT,
         "max_sequences": COUNT,
     },
+    "rollout.unmask": {
+        "tokens_per_step": COUNT,
+        "block": NOT_NEGATIVE,
+        "threshold": SOME,
+        "prompt_mask": Range(0, 1, without_high=True),
+        "draws": COUNT,
+        "max_sequences": COUNT,
+    },
     "rollout.vllm": {
         "max_num_seqs": COUNT,
         "max_model_len": NOT_NEGATIVE,

@@ -12,11 +12,20 @@ from lightrft.config.engines import (
     NativeEngineConfig,
     ServerConfig,
     SglangConfig,
+    UnmaskConfig,
     VllmConfig,
 )
 from lightrft.config.ranges import check_ranges
 
-EngineSection = NativeEngineConfig | DenoiseConfig | VllmConfig | ServerConfig | SglangConfig | LmdeployConfig
+EngineSection = (
+    NativeEngineConfig
+    | DenoiseConfig
+    | UnmaskConfig
+    | VllmConfig
+    | ServerConfig
+    | SglangConfig
+    | LmdeployConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,7 @@ class RolloutConfig:
     """How responses are sampled for training."""
 
     engine: str = "native"
-    """native, denoise (pictures of diffusion pipelines), vllm, vllm_server, sglang, lmdeploy, or the import path of an Engine class."""
+    """native, denoise (pictures of diffusion pipelines), unmask (masked diffusion language models), vllm, vllm_server, sglang, lmdeploy, or the import path of an Engine class."""
     prompts_per_step: int = 8
     """Prompts per training step, over all ranks."""
     group_size: int = 8
@@ -62,6 +71,7 @@ class RolloutConfig:
     """How often in one rollout an engine that died is started again before the run stops."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
     denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
+    unmask: UnmaskConfig = field(default_factory=UnmaskConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     sglang: SglangConfig = field(default_factory=SglangConfig)
@@ -80,7 +90,7 @@ class RolloutConfig:
         """The engines' own sections by name."""
         return {
             name: getattr(self, name)
-            for name in ("native", "denoise", "vllm", "server", "sglang", "lmdeploy")
+            for name in ("native", "denoise", "unmask", "vllm", "server", "sglang", "lmdeploy")
         }
 
     @property

@@ -20,7 +20,7 @@ from lightrft.engines.own_weights import OwnWeights, load
 from lightrft.engines.packed_linear import fast
 from lightrft.engines.pages import Cache
 from lightrft.engines.scheduler import Decode, SampledModel, Scheduler
-from lightrft.models.attention import ATTENTION
+from lightrft.models.attention import ATTENTION, mask_of
 from lightrft.models.families import placeholders
 from lightrft.models.lazy import is_empty
 from lightrft.models.logprobs import causal_lm, text_config
@@ -52,6 +52,10 @@ class NativeEngine:
             raise ValueError(
                 f"the native engine needs the model's attention to be {ATTENTION!r}, not {text._attn_implementation!r}. "
                 f"Load the model with attn_implementation={ATTENTION!r}."
+            )
+        if mask_of(text) is not None:
+            raise ValueError(
+                "the native engine samples from left to right, and this is a masked diffusion language model. Set rollout.engine=unmask."
             )
         self.weight_version = 0
         self.device = next(module.parameters()).device

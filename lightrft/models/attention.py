@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,13 @@ from lightrft.utils.device import has_varlen_kernel
 ATTENTION = "lightrft_packed"
 
 Span = tuple[int, int]
+
+
+def mask_of(config: Any) -> int | None:
+    """The token that stands for one not yet revealed, of a masked diffusion language model: one whose tokens all see each other, as
+    transformers says it, and that has such a token. None for all others."""
+    mask = getattr(config, "mask_token_id", None)
+    return mask if getattr(config, "is_causal", True) is False and isinstance(mask, int) else None
 
 
 class Layout(Protocol):
@@ -109,6 +117,43 @@ class SharedPrompts:
         return out.transpose(1, 2)
 
 
+@dataclass(frozen=True)
+class BothWays:
+    """Rows laid end to end, in each of which every token sees every other."""
+
+    rows: tuple[Span, ...]
+
+    def attend(
+        self,
+        module: Any,  # noqa: ARG002  # as Layout has it
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Attention within each row; shapes as in `Layout`. Neighbours of one length are one call."""
+        longest = max(b - a for a, b in self.rows)
+        if sliding_window is not None and longest > sliding_window:
+            raise ValueError(
+                f"this model's layers look {sliding_window} tokens far, and a row has {longest}: attention both ways has no window here."
+            )
+        pieces: list[Tensor] = []
+        for length, rows in groupby(self.rows, key=lambda row: row[1] - row[0]):
+            spans = list(rows)
+            start, end = spans[0][0], spans[-1][1]
+
+            def apart(x: Tensor, a: int = start, b: int = end, n: int = length) -> Tensor:
+                return x[0, :, a:b].reshape(x.shape[1], -1, n, x.shape[3]).transpose(0, 1)
+
+            q, k, v = (apart(x) for x in (query, key, value))
+            out = F.scaled_dot_product_attention(
+                q, k, v, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+            )
+            pieces.append(out.transpose(1, 2).flatten(0, 1))
+        return torch.cat(pieces)[None]
+
+
 def _forward(
     module: Any,
     query: Tensor,
@@ -137,7 +182,9 @@ def _forward(
             raise ValueError(
                 f"{ATTENTION} reads one packed row without a cache; call the model through lightrft, or load it with attn_implementation='sdpa'."
             )
-        layout = SharedPrompts((((0, length), ()),))
+        whole = ((0, length),)
+        two_way = mask_of(getattr(module, "config", None)) is not None
+        layout = BothWays(whole) if two_way else SharedPrompts(((whole[0], ()),))
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     return layout.attend(module, query, key, value, scaling, sliding_window), None

@@ -12,12 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 
 from lightrft.config import ModelConfig
 from lightrft.models.adapters import advice
+from lightrft.models.attention import mask_of
 from lightrft.models.families import attention_of, is_multimodal, made_for
 from lightrft.models.folder import ADAPTER, NO_CODE, check_folder, why
 from lightrft.models.packages import cache_folder, package_model
 from lightrft.models.tiny import tiny_config, tiny_model
 from lightrft.models.tiny_pictures import tiny_pipeline
 from lightrft.utils.hub import check_model
+from lightrft.utils.imports import import_all
 from lightrft.utils.paths import expanded
 
 RANDOM, PACKAGE, MADE = "random:", "package:", "tiny:"
@@ -28,6 +30,23 @@ PIPELINE = "model_index.json"
 def is_pipeline(config: ModelConfig) -> bool:
     """Whether `model.path` is a diffusion pipeline: a folder as diffusers writes it, or a tiny one that is made here."""
     return config.path.startswith(MADE) or (expanded(config.path, "model.path") / PIPELINE).is_file()
+
+
+def is_masked(config: ModelConfig) -> bool:
+    """Whether `model.path` is a masked diffusion language model: its config.json has `"is_causal": false` and a `mask_token_id`."""
+    if is_pipeline(config):
+        return False
+    import_all(config.imports)
+    return mask_of(text_shape(config)) is not None
+
+
+def check_reads_on(config: ModelConfig) -> None:
+    """ValueError for a masked diffusion language model, where responses are read from left to right."""
+    if is_masked(config):
+        raise ValueError(
+            f"model.path={config.path} is a masked diffusion language model, which `lightrft train`, `evaluate`, `check`, `export` and `replay` "
+            "take; here responses are read from left to right. Take a model that writes so."
+        )
 
 
 def pipeline_folder(config: ModelConfig) -> Path:

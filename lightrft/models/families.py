@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMultimodalLM
 
-from lightrft.models.attention import ATTENTION
+from lightrft.models.attention import ATTENTION, mask_of
 
 Span = tuple[int, int]
 KINDS = {"image": 1, "video": 2, "audio": 3}
@@ -82,7 +82,10 @@ def attention_of(config: Any) -> str | dict[str, str]:
 
 
 def placeholders(config: Any) -> list[int]:
-    """Tokens that stand for media. No answer may hold one: the model would look for a picture that is not there."""
+    """Tokens that stand for media, or for a masked token. No answer may hold one: the model would look for a picture that is not there."""
+    mask = mask_of(config)
+    if mask is not None:
+        return [mask]
     names = [f"{kind}_token_{what}" for kind in KINDS for what in ("id", "index")]
     found = {getattr(config, name, None) for name in names}
     return sorted(token for token in found if isinstance(token, int)) if is_multimodal(config) else []

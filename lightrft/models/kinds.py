@@ -1,7 +1,7 @@
 """What a kind of model says for itself to be a policy: how it is read, computed and written. One object for each kind.
 
-Nothing outside the rooms of models and engines asks which kind it has: `models/words.py` holds language models, `models/pictures.py`
-diffusion pipelines, and build/kinds.py the table of both.
+Nothing outside the rooms of models and engines asks which kind it has: `models/words.py` holds language models, `models/masked.py` those of
+masked diffusion, `models/pictures.py` diffusion pipelines, and build/kinds.py the table of all.
 """
 
 from __future__ import annotations

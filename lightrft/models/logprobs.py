@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightrft.models.attention import SharedPrompts
+from lightrft.models.attention import BothWays, Layout, SharedPrompts, mask_of
+from lightrft.models.canvases import Canvases
 from lightrft.models.families import forward_media, placeholders, seen_both_ways
 from lightrft.models.linear import linear
 from lightrft.models.products import logits_at_once, multiplies_widely, wide_product
@@ -79,12 +80,7 @@ def predicting_states(
 ) -> Tensor:
     """(T, H): the last hidden states that predict the response tokens; of a team's batch those of this rank's share."""
     body = backbone(module)
-    layout = SharedPrompts.of(
-        inputs.prompt_spans,
-        inputs.response_spans,
-        exact=exact_attention,
-        both_ways=seen_both_ways(body.config, inputs.token_ids.tolist()) if inputs.media else (),
-    )
+    layout = _layout_of(body.config, inputs, exact=exact_attention)
     token_ids, positions = share.tokens(inputs)
     out = body(
         input_ids=token_ids.unsqueeze(0),
@@ -95,6 +91,32 @@ def predicting_states(
     )
     hidden: Tensor = out.last_hidden_state[0]
     return hidden.index_select(0, share.predict)
+
+
+def _layout_of(config: Any, inputs: Inputs, *, exact: bool) -> Layout:
+    """The rule of which tokens see which. ValueError for a masked model that is to read from left to right."""
+    if mask_of(config) is None:
+        return SharedPrompts.of(
+            inputs.prompt_spans,
+            inputs.response_spans,
+            exact=exact,
+            both_ways=seen_both_ways(config, inputs.token_ids.tolist()) if inputs.media else (),
+        )
+    if not isinstance(inputs, Canvases):
+        raise ValueError(
+            "the model is a masked diffusion language model, and here responses are read from left to right. `lightrft train`, "
+            "`evaluate`, `check`, `export` and `replay` take one."
+        )
+    return BothWays(inputs.prompt_spans)
+
+
+def all_logits(module: nn.Module, hidden: Tensor) -> Tensor:
+    """(T, V) float32 logits of hidden states (T, H) at temperature 1, soft-capped where the model does so."""
+    head = output_head(module)
+    cap = getattr(text_config(module), "final_logit_softcapping", None)
+    never = placeholders(causal_lm(module).config)
+    logits, _ = _Head(hidden, head.weight, head.bias, 1.0, cap, never).logits(slice(0, head.weight.shape[0]))
+    return logits
 
 
 def causal_lm(module: nn.Module) -> Any:

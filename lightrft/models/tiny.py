@@ -51,6 +51,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
+MASK = "<|mask|>"
+MASKED: dict[str, dict[str, Any]] = {
+    "masked": {
+        "model_type": "llama",
+        "is_causal": False,
+        "vocab_size": VOCABULARY + 1,
+        "mask_token_id": VOCABULARY,
+    },
+}
+"""Masked diffusion language models: the transformers that FAMILIES are, with attention both ways."""
+
 
 def tiny_tokenizer(
     marks: Sequence[str] = (), called: Mapping[str, str] | None = None
@@ -73,18 +84,22 @@ def tiny_tokenizer(
 
 def tiny_reader(family: str) -> Any:
     """The tokenizer of a tiny model, or its processor if it sees or hears."""
+    if family in MASKED:
+        tokenizer = tiny_tokenizer((MASK,))
+        tokenizer.mask_token = MASK
+        return tokenizer
     return tiny_processor(family, tiny_tokenizer(MARKS, CALLED)) if family in MEDIA else tiny_tokenizer()
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
     """The config of a tiny model; `changes` override it, those of the text part in models that see or hear, but for whole parts of
     that name (audio_config, say)."""
-    if family not in {**FAMILIES, **MEDIA}:
-        known = ", ".join([*FAMILIES, *MEDIA])
+    if family not in {**FAMILIES, **MASKED, **MEDIA}:
+        known = ", ".join([*FAMILIES, *MASKED, *MEDIA])
         raise ValueError(f"model.path=random:{family}: no such tiny model. There are: {known}.")
     shape = {**_SHAPE, "eos_token_id": 256, "bos_token_id": None, "pad_token_id": None}
     if family not in MEDIA:
-        return AutoConfig.for_model(**{**shape, **FAMILIES[family], **changes})
+        return AutoConfig.for_model(**{**shape, **{**FAMILIES, **MASKED}[family], **changes})
     options = {
         name: {**part, **changes.pop(name, {})} if isinstance(part, dict) else part
         for name, part in MEDIA[family].items()
@@ -103,7 +118,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
 def tiny_model(
     family: str = "llama", *, seed: int = 0, attention: str | dict[str, str] = "sdpa", **changes: Any
 ) -> PreTrainedModel:
-    """A random float32 model of one of FAMILIES or MEDIA; `changes` as in `tiny_config`."""
+    """A random float32 model of one of FAMILIES, MASKED or MEDIA; `changes` as in `tiny_config`."""
     config = tiny_config(family, **changes)
     auto = AutoModelForMultimodalLM if family in MEDIA else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

@@ -81,9 +81,8 @@ def _accumulate(
     tokens, sequences, groups = (int(x) for x in everywhere)
     parts = groups if averaging.by == "group" else sequences
     whole.weights = token_weights(whole, averaging.by, averaging.max_tokens, tokens, parts)
-    divided = divide(answers, most) if batching.entrywise else Divided(answers, [[t] for t in answers])
-    lengths = [len(t) for t in divided.pieces]
-    own = dict(zip(map(id, divided.pieces), whole.weights.split(lengths), strict=True))
+    divided = divide(answers, most) if batching.entrywise else Divided.none(answers)
+    own = divided.shares(whole.weights)
     means, layout = TokenMeans(), Layout()
     total = torch.zeros((), dtype=torch.float64, device=batching.device)
 

@@ -26,7 +26,6 @@ from lightrft.commands.plan.memory import SHOWN, Item, Lengths, Models, engine_o
 from lightrft.config import Config
 from lightrft.models.describe import without_weights
 from lightrft.models.values import critic_size
-from lightrft.models.words import training_logprobs
 from lightrft.runs.folder import check_new
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
@@ -169,23 +168,24 @@ def measure_pass(config: Config, parts: Parts, policy: Policy, answers: Sequence
         else config.update.tokens_per_micro_batch
     )
     share = config.update.share_prompts
-    batch = pack(plan(answers, budget, share_prompts=share)[0], share_prompts=share, device=parts.device)
+    part = plan(answers, budget, share_prompts=share)[0]
+    batch = pack(part, share_prompts=share, device=parts.device, layout=policy.kind.layout)
     assert isinstance(batch.inputs, Inputs)
     before = settled_bytes(parts.device)
-    loss = forward(config, policy.actor, batch)
+    loss = forward(config, policy, batch)
     held = max(0, settled_bytes(parts.device) - before)
     backward(policy.actor, loss)
     times = [time.perf_counter()]
-    loss = forward(config, policy.actor, batch)
+    loss = forward(config, policy, batch)
     times.append(time.perf_counter())
     backward(policy.actor, loss)
     times.append(time.perf_counter())
     return Pass(batch.inputs.token_ids.numel(), times[1] - times[0], times[2] - times[1], held)
 
 
-def forward(config: Config, actor: Trainable, batch: Batch) -> Tensor:
+def forward(config: Config, policy: Policy, batch: Batch) -> Tensor:
     """A loss with everything behind it that a backward pass needs; the device is done with it."""
-    loss = -actor.compute(training_logprobs, batch, config).values.mean()
+    loss = -policy.actor.compute(policy.kind.logprobs, batch, config).values.mean()
     float(loss.detach())
     return loss
 
