@@ -63,6 +63,7 @@ def eventful_run(server, tmp_path_factory):
         "drop",
         "--algorithm.loss",
         "broken.py:nan_at_step_2",
+        *("--rollout.max-staleness", "1", "--strategy.device", "cpu"),
     ]
     Lightrft(server, folder)("train", "tiny", "grpo", *PLAIN, "--run", "run", "--steps", "2", *flags)
     return folder / "run"
