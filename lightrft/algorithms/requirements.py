@@ -36,13 +36,13 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
 
 def check_remembered(config: Config, algorithm: Algorithm, left: Collection[str]) -> None:
     """ValueError if a checkpoint holds responses, of the kinds in `left`, that the present algorithm cannot learn from."""
-    row = config.algorithm
+    row, left = config.algorithm, set(left) - {"unanswered"}  # of which nothing was sampled
     if left and _says(algorithm, "loss", "on_policy_only"):
         raise ValueError(
             f"the checkpoint holds responses of earlier weights that were not learned from yet ({', '.join(sorted(left))}), and "
             f"algorithm.loss={row.loss} takes all responses for on-policy. Resume with algorithm.loss=clipped, or start a new run."
         )
-    late = sorted({"prefetched", "unfinished"} & set(left))
+    late = sorted({"prefetched", "unfinished"} & left)
     if late and algorithm.needs_baseline:
         raise ValueError(
             f"the checkpoint holds responses of earlier weights that were not judged yet ({', '.join(late)}), and the greedy response "
@@ -202,6 +202,7 @@ def _late(config: Config) -> dict[str, bool]:
     return {
         "rollout.max_tokens_per_step": config.rollout.max_tokens_per_step > 0,
         "rollout.overlap_rewards": config.rollout.overlap_rewards,
+        "rollout.max_staleness": config.rollout.max_staleness > 0,
     }
 
 

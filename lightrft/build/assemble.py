@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from lightrft.rewards.base import RewardRunner
 from lightrft.runs.capsule import Capsules
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.memory import MemoryPlan
+from lightrft.strategy.memory import MemoryPlan, Phase
+from lightrft.trainer.asynchronous import Beside
 from lightrft.trainer.baseline import Greedy
 from lightrft.trainer.batching import Batching
 from lightrft.trainer.buffer import RolloutBuffer
@@ -30,6 +32,7 @@ from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
 from lightrft.trainer.diversity import DiversityWatch
 from lightrft.trainer.evaluate import Evaluator
+from lightrft.trainer.flight import Flight
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.rl import RLTrainer
 from lightrft.trainer.rollout import needs_old
@@ -77,6 +80,8 @@ class Parts:
     """What replies to the policy, where anything does."""
     left: Collection[str] = ()
     """Kinds of groups that wait in the checkpoint to go on from."""
+    stack: ExitStack = field(default_factory=ExitStack)
+    """What is to be done when the run ends, well or not."""
 
 
 def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
@@ -183,9 +188,30 @@ def build_supply(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Suppl
     source = Fresh(*given, turns=parts.turns)
     if config.rollout.max_tokens_per_step or "unfinished" in parts.left:
         source = Partial(*given, buffer=buffer)
-    if config.rollout.overlap_rewards or "prefetched" in parts.left:
+    if config.rollout.max_staleness:
+        return build_beside(parts, source, buffer)
+    if config.rollout.overlap_rewards or not {"prefetched", "unanswered"}.isdisjoint(parts.left):
         return Ahead(source, buffer, last=config.steps if config.rollout.overlap_rewards else 0)
     return source
+
+
+def build_beside(parts: Parts, source: Fresh, buffer: RolloutBuffer) -> Beside:
+    """Sampling beside learning: whoever uses the engine waits for it, the timeline shows it, and the end of the run ends it."""
+
+    def ended(flight: Flight) -> None:
+        facts = {
+            "phase": Phase.ROLLOUT.value,
+            "seconds": round(flight.seconds, 4),
+            "waited": 0.0,
+            "moved": [],
+        }
+        parts.journal.happened("phase", flight.order.step, **facts, beside=True)
+
+    keeps_all = parts.algorithm.keeps_all_groups
+    supply = Beside(source, buffer, last=parts.config.steps, at_once=keeps_all, ended=ended)
+    source.sampler.settle = supply.settle
+    parts.stack.callback(supply.close)
+    return supply
 
 
 def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -52,11 +52,8 @@ def check_judging(config: Config, judges: Sequence[RewardRunner], *, training: b
                 f"--rewards.functions {name} 1"
             )
     _check_remote(config, judges, training)
-    if training and used and config.rollout.overlap_rewards:
-        raise ValueError(
-            f"rollout.overlap_rewards with the reward '{min(used)}': the model that judges and the rollout would want the device at the "
-            "same time. Leave rollout.overlap_rewards out."
-        )
+    if training:
+        _check_late(config, used)
     rated = sorted(used & scored.keys())
     if rated and JUDGE in used and config.judge.path == POLICY:
         raise ValueError(
@@ -104,6 +101,20 @@ def check_targets(config: Config, judge: RewardRunner, prompts: Iterable[Prompt]
         raise ValueError(
             f"judge.against=target compares responses with the target, and {without.id} has none. Set tasks.target_field to the field that "
             "holds it, or judge.against=siblings."
+        )
+
+
+def _check_late(config: Config, used: Collection[str]) -> None:
+    """ValueError if a model that judges would be asked while the next step is sampled where it computes."""
+    if used and config.rollout.overlap_rewards:
+        raise ValueError(
+            f"rollout.overlap_rewards with the reward '{min(used)}': the model that judges and the rollout would want the device at the "
+            "same time. Leave rollout.overlap_rewards out."
+        )
+    if JUDGE in used and config.judge.path == POLICY and config.rollout.max_staleness:
+        raise ValueError(
+            f"rollout.max_staleness={config.rollout.max_staleness} with judge.path=policy: the engine would have to judge this step while it samples the "
+            "next one. Set judge.path to a model of its own, or leave rollout.max_staleness out."
         )
 
 

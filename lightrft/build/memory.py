@@ -17,8 +17,10 @@ def build_memory_plan(
     engine: Engine,
     judging: Mapping[str, Resident],
     device: torch.device,
+    beside: bool = False,
 ) -> MemoryPlan:
-    """The memory plan of a run with an engine: who is in device memory in which phase, by the table RESIDENCY."""
+    """The memory plan of a run with an engine: who is in device memory in which phase, by the table RESIDENCY. With `beside` the engine
+    samples in all of them."""
     memory_plan = MemoryPlan(
         lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
     )
@@ -29,6 +31,9 @@ def build_memory_plan(
         }
     samples_itself = isinstance(engine, Sharing) and engine.shares_weights
     for name, part in found.items():
+        if beside and name.startswith("engine "):
+            memory_plan.add(name, part, *(phase for phase in Phase if phase is not Phase.IDLE))
+            continue
         shared = name in ("actor weights", "policy weights") and samples_itself
         memory_plan.add(
             name, part, *RESIDENCY.get(kind_of(name), (Phase.ROLLOUT,)), *([Phase.ROLLOUT] if shared else [])

@@ -35,9 +35,10 @@ def actor_updates(config: Config) -> int:
     return optimizer_steps(config, config.steps - config.critic.warmup_steps)
 
 
-def engine_module(kind: PolicyKind, strategy: Strategy, actor: Trainable) -> nn.Module:
-    """What an engine of this package samples with: the actor itself or, where that is in pieces, a model that is given its weights."""
-    if not strategy.shards:
+def engine_module(config: Config, kind: PolicyKind, strategy: Strategy, actor: Trainable) -> nn.Module:
+    """What an engine of this package samples with: the actor itself or, where that is in pieces or learns meanwhile, a model that is given
+    its weights."""
+    if not strategy.shards and not config.rollout.max_staleness:
         return actor.module
     return kind.source(learns=False).empty(strategy.device)
 

@@ -6,6 +6,8 @@ import contextlib
 import logging
 from pathlib import Path
 
+import torch
+
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, checked_left
@@ -27,6 +29,8 @@ from lightrft.build.process import build_journal, checked_base, dated, last_stat
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
 from lightrft.build.turns import build_turns
 from lightrft.config import Config
+from lightrft.engines.base import MakeEngine
+from lightrft.engines.beside import check_beside
 from lightrft.engines.external import check_kinds
 from lightrft.models.base import needed_base
 from lightrft.models.kinds import PolicyKind
@@ -51,7 +55,7 @@ def build_run(
     check_processes(config, world)
     algorithm = build_for(config, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
-    make_engine = resolve(ENGINES, config.rollout.engine, "rollout engine")
+    make_engine = engine_maker(config, device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     kind = policy_of(config)
     processor = dated(kind.processor, run, world)
@@ -67,9 +71,9 @@ def build_run(
     left = checked_left(config, algorithm, state)
 
     models = build_models(config, kind, algorithm, strategy)
-    engine = make_engine(engine_module(kind, strategy, models.actor), processor, config.rollout)
+    engine = make_engine(engine_module(config, kind, strategy, models.actor), processor, config.rollout)
     judging = add_judging_models(config, [task_data.judge, task_data.eval_judge], engine, processor, device)
-    memory_plan = build_memory_plan(vars(models), engine, judging, device)
+    memory_plan = build_memory_plan(vars(models), engine, judging, device, config.rollout.max_staleness > 0)
     journal = build_journal(config, config.steps, run, world, state, stack)
     evaluator = build_evaluator(config, task_data, processor, turns, RunFolder(run).evaluation, world)
     parts = Parts(
@@ -91,6 +95,7 @@ def build_run(
         started=started,
         turns=turns,
         left=left,
+        stack=stack,
     )
     made = assemble(trainer_class, parts)
     made.base = needed_base(config.model, compared=algorithm.needs_reference, checked=checked_base(state))
@@ -100,6 +105,13 @@ def build_run(
         journal.progress.console.print(memory_plan.table())
     stack.enter_context(journal.progress)
     return made
+
+
+def engine_maker(config: Config, device: torch.device) -> MakeEngine:
+    """What rollout.engine names. ValueError if it cannot sample as rollout.max_staleness asks for."""
+    make_engine: MakeEngine = resolve(ENGINES, config.rollout.engine, "rollout engine")
+    check_beside(config.rollout, make_engine, device)
+    return make_engine
 
 
 def check_policy(config: Config, kind: PolicyKind, algorithm: Algorithm) -> None:

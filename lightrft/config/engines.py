@@ -20,6 +20,8 @@ class NativeEngineConfig:
     serves = ("native",)
     longest = 0
     finds_stops_across_steps = True
+    beside = ("cpu",)
+    """Types of the trainer's device beside which it can sample while the trainer learns; any: all."""
 
     max_sequences: int = 256
     """Maximum concurrent sequences; the rest queue."""
@@ -209,6 +211,7 @@ class ServerConfig:
 
     serves = ("vllm_server",)
     longest = 0
+    beside = ("any",)
 
     urls: list[str] = field(default_factory=list)
     """Where they are, e.g. http://node7:8000; prompts are shared out among them, and each is given all weights at a sync."""

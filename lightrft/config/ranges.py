@@ -103,6 +103,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_sampling_rounds": COUNT,
         "rest_passes": NOT_NEGATIVE,
         "max_tokens_per_step": NOT_NEGATIVE,
+        "max_staleness": Range(0, 1),
         "max_engine_restarts": NOT_NEGATIVE,
     },
     "environment": {

@@ -173,7 +173,7 @@ class Config:
                 )
             return
         named = f"environment.{'name' if self.environment.name else 'tools'}"
-        for option in ("overlap_rewards", "max_tokens_per_step"):
+        for option in ("overlap_rewards", "max_staleness", "max_tokens_per_step"):
             if value := getattr(self.rollout, option):
                 raise ValueError(
                     f"rollout.{option}={value} with {named}: conversations with an environment end in the step they begin in. Leave "

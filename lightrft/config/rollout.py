@@ -67,6 +67,9 @@ class RolloutConfig:
     part); groups are trained on when all their responses have ended. 0: responses end in the step they begin in."""
     overlap_rewards: bool = False
     """Sample the next step while the rewards of this one are computed (asynchronous, one step off-policy)."""
+    max_staleness: int = 0
+    """Asynchronous rollout: 1: sample the next step, in an engine with memory of its own (vllm_server), while this one is judged and learned from, so that
+    responses come from weights one step older (one step off-policy), never more. 0: sampling and learning take turns."""
     max_engine_restarts: int = 2
     """How often in one rollout an engine that died is started again before the run stops."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
@@ -97,6 +100,24 @@ class RolloutConfig:
     def longest(self) -> int:
         """Tokens of a prompt with its response for which the engine was set to keep room; 0: it was not set."""
         return max((part.longest for part in self.sections.values() if self.engine in part.serves), default=0)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether responses may come from weights older than those that learn from them, while they are sampled."""
+        return bool(self.max_tokens_per_step or self.overlap_rewards or self.max_staleness)
+
+    def samples_beside(self, device: str) -> bool:
+        """Whether the engine can sample while a trainer learns on a device of this type (cpu, cuda); one of a user says so itself."""
+        places = (
+            s.beside for s in self.sections.values() if self.engine in s.serves and hasattr(s, "beside")
+        )
+        return any(device in place or "any" in place for place in places)
+
+    @property
+    def beside_names(self) -> str:
+        """Engines that can do so whatever the device, for people."""
+        sections = [s for s in self.sections.values() if "any" in getattr(s, "beside", ())]
+        return " or ".join(name for section in sections for name in section.serves)
 
     @property
     def most_entries(self) -> int:
@@ -131,6 +152,7 @@ class RolloutConfig:
             if self.engine not in section.serves and ":" not in self.engine:
                 cure = f"set rollout.engine={section.serves[0]}"
                 refuse_idle(f"rollout.{name}", section, because=because, cure=cure)
+        self._check_staleness(because)
         if self.max_tokens_per_step >= self.max_tokens:
             raise ValueError(
                 f"rollout.max_tokens_per_step={self.max_tokens_per_step} has no effect with rollout.max_tokens={self.max_tokens}. Set it below, e.g. "
@@ -140,6 +162,31 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across two steps would be "
                 "missed. Leave one of them out, or set rollout.engine=native."
+            )
+
+    def _check_staleness(self, because: str) -> None:
+        """Sampling beside learning needs an engine with memory of its own, and responses that end in one rollout."""
+        if not self.max_staleness:
+            return
+        setting = f"rollout.max_staleness={self.max_staleness}"
+        if ":" not in self.engine and not self.samples_beside("cpu"):
+            raise ValueError(
+                f"{setting} with {because}: that engine has its memory from the trainer, so that the two take turns. Set rollout.engine={self.beside_names}, "
+                "with servers on devices of their own, or rollout.overlap_rewards=true."
+            )
+        if self.overlap_rewards:
+            raise ValueError(
+                f"rollout.overlap_rewards=true has no effect with {setting}, which samples while rewards are computed and while the step learns. Leave "
+                "rollout.overlap_rewards out."
+            )
+        if self.extra_groups == "carry_over":
+            raise ValueError(
+                f"rollout.extra_groups=carry_over with {setting}: what is carried over to the next step would be older than that. Leave one of them out."
+            )
+        if self.max_tokens_per_step:
+            raise ValueError(
+                f"rollout.max_tokens_per_step={self.max_tokens_per_step} with {setting}: responses that go on over several steps would be older than that. "
+                "Leave one of them out."
             )
 
 

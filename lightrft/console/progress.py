@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     from lightrft.config import RunConfig
 
 BARS = "▁▂▃▄▅▆▇█"
-PHASE_COLORS = {"rollout": "cyan", "score": "magenta", "sync": "yellow", "train": "green", "evaluate": "blue"}
+PHASE_COLORS = {
+    "rollout": "cyan",
+    "score": "magenta",
+    "sync": "yellow",
+    "wait": "red",
+    "train": "green",
+    "evaluate": "blue",
+}
 ROWS = [  # metric, what it is called here, how its number is written
     ("reward/mean", "reward", "{:.3f}"),
     ("nll", "loss per token", "{:.3f}"),

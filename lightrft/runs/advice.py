@@ -107,7 +107,7 @@ RULES: dict[str, Rule] = {
     ),
     "slow_rollout": Rule(
         hints.slow_rollout,
-        "rollout.overlap_rewards, rollout.max_tokens_per_step, or a faster rollout.engine",
+        "rollout.max_staleness, rollout.overlap_rewards, rollout.max_tokens_per_step, or a faster rollout.engine",
         OURS,
     ),
     "memory": Rule(hints.memory, "fewer rewards.workers; the log says what was loaded", OURS),

@@ -171,7 +171,7 @@ def described(said: Facts) -> str:
 
 def timeline(run: Path, steps: int = LAST_STEPS) -> list[dict[str, Any]]:
     """The phases of the last steps, of the first ranks: `rank`, `step`, `phase`, `start` (seconds since the first of them), `seconds`,
-    `waited`, `moved`, and bytes of device memory. Empty for a run of a version that did not say."""
+    `waited`, `moved`, bytes of device memory, and `beside` where it went on in a thread beside the other phases. Empty for a run of a version that did not say."""
     found = []
     for rank, file in islice(RunFolder(run).all_events.items(), MOST_RANKS):
         mine = [event for event in _last(file) if event.get("event") == "phase"]

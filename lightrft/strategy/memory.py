@@ -28,6 +28,8 @@ class Phase(Enum):
     SCORE = "score"
     SYNC = "sync"
     TRAIN = "train"
+    WAIT = "wait"
+    """For responses that are sampled beside the step (rollout.max_staleness); nothing is moved for it."""
 
 
 RESIDENCY: dict[str, tuple[Phase, ...]] = {
@@ -115,7 +117,7 @@ class PhaseEnd:
     phase: Phase
     seconds: float
     waited: float
-    """The part of it in which other ranks were waited for."""
+    """The part of it in which other ranks were waited for, or responses."""
     moved: Sequence[str]
     """What its beginning moved: '-actor optimizer', '+engine cache'."""
     before_bytes: int
@@ -143,7 +145,7 @@ class MemoryPlan:
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent inside each phase since `reset_seconds`."""
     waited: dict[Phase, float] = field(default_factory=dict)
-    """The part of it in which other ranks were waited for, in exchanges of World."""
+    """The part of it in which other ranks were waited for, in exchanges of World, or responses in phase wait."""
     moves: list[str] = field(default_factory=list)
     """What the last entry moved: '-optimizer', '+engine cache', and bytes before and after."""
     _rows: dict[str, tuple[Resident, frozenset[Phase]]] = field(default_factory=dict)
@@ -180,9 +182,9 @@ class MemoryPlan:
             raise NoRoomError(self._full(phase, WORKING.get(phase, ""))) from error
         finally:
             self._inside = False
-            end = PhaseEnd(
-                phase, time.perf_counter() - start, STATUS.waited - waited, moved, *held, self.most()
-            )
+            seconds = time.perf_counter() - start
+            idle = seconds if phase is Phase.WAIT else STATUS.waited - waited
+            end = PhaseEnd(phase, seconds, idle, moved, *held, self.most())
             self.peaks[phase] = max(self.peaks.get(phase, 0), end.peak_bytes)
             STATUS.set_phase("between phases") if sys.exc_info()[0] is None else None
             self.seconds[phase] = self.seconds.get(phase, 0.0) + end.seconds
@@ -192,6 +194,8 @@ class MemoryPlan:
     def _enter(self, phase: Phase) -> tuple[Sequence[str], tuple[int, int]]:
         """Moves; what was moved, and bytes on the device before and after."""
         before, here = self.phase, self.measure()
+        if phase is Phase.WAIT:
+            return (), (here, here)
         leaving = [n for n, (_, ps) in self._rows.items() if before in ps and phase not in ps]
         arriving = [n for n, (_, ps) in self._rows.items() if phase in ps and before not in ps]
         for name in leaving:  # free first, then fill: the peak stays low

@@ -10,7 +10,7 @@ from typing import Protocol
 from lightrft.config import Config
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardRunner
-from lightrft.trainer.buffer import Group
+from lightrft.trainer.flight import Group
 from lightrft.trainer.length import penalise_length
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler

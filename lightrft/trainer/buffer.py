@@ -6,17 +6,16 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from lightrft.config import ReplayConfig
 from lightrft.runs.storage import restored, stored
-from lightrft.types import Origin, Prompt, Trajectory
+from lightrft.trainer.flight import Flight, Group, apart, mark_older
+from lightrft.types import Origin, Prompt
 
 log = logging.getLogger("lightrft")
 
-Group = list[Trajectory]
-KINDS = ("carried_over", "prefetched", "unfinished")
+KINDS = ("carried_over", "prefetched", "unfinished", "unanswered")
 
 
 class RolloutBuffer:
@@ -49,7 +48,11 @@ class RolloutBuffer:
         self.unfinished: list[Group] = []
         """Not judged yet: some of their responses go on in the next step."""
         self.prefetched: list[Group] = []
-        """Drawn for the next step (rollout.overlap_rewards), not judged yet."""
+        """Drawn for the next step (rollout.overlap_rewards, rollout.max_staleness), not judged yet."""
+        self.flight: Flight | None = None
+        """What is sampled for the next step now (rollout.max_staleness); a checkpoint holds what becomes of it."""
+        self.unanswered: list[Group] = []
+        """Prompts of the next step that a checkpoint holds without responses, which were lost with their engine; to be asked again. A group has one response without tokens."""
         self.asked = 0
         """The last step whose prompts were sampled ahead, whatever became of their responses."""
         self.replayable: list[tuple[int, Group]] = []
@@ -71,10 +74,16 @@ class RolloutBuffer:
         taken, self.prefetched = self.prefetched, []
         return taken
 
+    def take_unanswered(self) -> list[Group]:
+        """The prompts to be asked again, as groups; none wait any more."""
+        taken, self.unanswered = self.unanswered, []
+        return taken
+
     def mark_stale(self) -> None:
         """The weights have changed: what has been sampled and not learned from is of older ones now."""
-        for t in (t for group in [*self.prefetched, *self.unfinished] for t in group):
-            t.stale = len(t)
+        mark_older([*self.prefetched, *self.unfinished])
+        if self.flight is not None:
+            self.flight.outdated = True
 
     def sample(self, step: int, draw: random.Random) -> list[Group]:
         """Groups of the last `max_age` steps to learn from again, at random and none twice; fewer if there are fewer."""
@@ -92,19 +101,27 @@ class RolloutBuffer:
     def state(self) -> dict[str, Any]:
         """The groups remembered now; later steps do not change it. See `packed`."""
         prefetched, unfinished = (
-            [[_apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
+            [[apart(t) for t in group] for group in groups] for groups in (self.prefetched, self.unfinished)
         )
         return {
             "asked": self.asked,
             "carried_over": list(self.carried_over),
             "prefetched": prefetched,
             "unfinished": unfinished,
+            "unanswered": list(self.unanswered),
+            "flight": self.flight,
             "replayable": list(self.replayable),
         }
 
     def packed(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A `state` as it is written into a checkpoint; packing takes time, so only what is written is packed."""
-        kinds = {name: state[name] for name in KINDS}
+        """A `state` as it is written into a checkpoint; packing takes time, so only what is written is packed.
+
+        What was being sampled is waited for, so that the run goes on as if it had not been interrupted.
+        """
+        kinds = {name: list(state[name]) for name in KINDS}
+        if state["flight"] is not None:
+            kinds["prefetched"] += state["flight"].groups()
+            kinds["unanswered"] += state["flight"].unanswered()
         groups = [
             *(g for groups in kinds.values() for g in groups),
             *(group for _, group in state["replayable"]),
@@ -146,7 +163,7 @@ class RolloutBuffer:
         for packed in ranks:
             groups = self._groups(packed)
             for name in KINDS:
-                kinds[name] += [next(groups) for _ in range(packed["counts"][name])]
+                kinds[name] += [next(groups) for _ in range(packed["counts"].get(name, 0))]
             replayable += zip(packed["born"], groups, strict=True)
         if len(ranks) > 1:
             for groups_of_kind in kinds.values():
@@ -189,17 +206,6 @@ def _drop(
             "%d groups that wait to be learned from and %d of earlier steps are dropped: %s", *lost, why
         )
     carried_over[:], replayable[:] = waiting, earlier
-
-
-def _apart(t: Trajectory) -> Trajectory:
-    """Copy of a response with lists of its own, which do not grow when it goes on."""
-    return replace(
-        t,
-        token_ids=list(t.token_ids),
-        mask=list(t.mask),
-        behavior=list(t.behavior),
-        columns=dict(t.columns),
-    )
 
 
 def _came_as(origin: Origin, groups: Sequence[Group]) -> None:

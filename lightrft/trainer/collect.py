@@ -15,7 +15,8 @@ from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardResult
 from lightrft.trainer.baseline import Baseline, has_baseline
 from lightrft.trainer.batching import by_group
-from lightrft.trainer.buffer import Group, RolloutBuffer
+from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.flight import Group
 from lightrft.trainer.length import penalise_length
 from lightrft.trainer.metrics import average, describe
 from lightrft.trainer.scaler import RewardScaler
@@ -85,6 +86,7 @@ class Collector:
             kept += self._worthy(judged, drawn)
             if self.world.all(len(kept) >= self.share):
                 break
+        self.supply.collected(step, self.share)
         drawn.counts = self.world.sum_by_name(drawn.counts | self.supply.counted())
         self._need_some(step, kept, drawn)
         metrics = describe(drawn.groups, self.world) | drawn.counts | self._of_rollout(drawn.groups)
@@ -181,8 +183,9 @@ class Collector:
         answers = [t for group in groups for t in group]
         tokens, seconds = self.supply.spent()
         seconds = max(self.world.max(seconds), 1e-9)
-        sums = [tokens, sum(map(len, answers)), sum(t.stale for t in answers)]
-        fresh, judged, stale = self.world.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+        behind = sum(self.supply.weight_version - t.weight_version for t in answers)
+        sums = [tokens, sum(map(len, answers)), sum(t.stale for t in answers), behind, len(answers)]
+        fresh, judged, stale, behind, count = self.world.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
         oldest = min((float(t.weight_version) for t in answers), default=float(self.supply.weight_version))
         metrics = {
             "rollout/tokens_per_second": fresh / seconds,
@@ -191,12 +194,8 @@ class Collector:
         }
         unfinished = self._sum(len(self.buffer.unfinished))
         # A resume may have brought such responses whatever the settings are now.
-        if (
-            self.config.rollout.max_tokens_per_step
-            or self.config.rollout.overlap_rewards
-            or stale
-            or unfinished
-        ):
+        if self.config.rollout.is_late or stale or unfinished:
+            metrics["rollout/staleness"] = behind / max(count, 1.0)
             metrics["rollout/off_policy_fraction"] = stale / max(judged, 1.0)
             metrics["rollout/groups_unfinished"] = unfinished
         return metrics

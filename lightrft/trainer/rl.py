@@ -17,11 +17,12 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.trainer.balance import balanced
-from lightrft.trainer.buffer import Group, RolloutBuffer
+from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
 from lightrft.trainer.diversity import DiversityWatch
 from lightrft.trainer.evaluate import Evaluator
+from lightrft.trainer.flight import Group
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.run import Evaluation, Journal, Metrics, Part, RankPart
 from lightrft.trainer.sampler import Sampler
@@ -68,6 +69,7 @@ class RLTrainer:
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
         """One step: everything between two sets of weights. Its metrics, and the responses it learned from, then those it did not."""
+        self.sampler.settle()
         self.push_weights()
         fresh, metrics = self.collect(step)
         draw = random.Random(derive_seed(self.config.seed, "filter", step, self.world.rank))

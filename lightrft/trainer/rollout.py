@@ -114,12 +114,7 @@ def needs_old(config: Config, algorithm: Algorithm) -> bool:
     """
     several = config.update.epochs * config.update.num_minibatches > 1
     roll = config.rollout
-    older = (
-        config.replay.groups_per_step > 0
-        or roll.extra_groups == "carry_over"
-        or roll.max_tokens_per_step > 0
-        or roll.overlap_rewards
-    )
+    older = config.replay.groups_per_step > 0 or roll.extra_groups == "carry_over" or roll.is_late
     return algorithm.needs_old or several or older
 
 

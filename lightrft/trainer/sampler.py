@@ -70,6 +70,8 @@ class Sampler:
     """For who samples to tell how many responses are finished, and of how many."""
     push: Callable[[], None] = field(init=False)
     """How weights come to the engine before it samples: `push_weights`, unless whoever holds the sampler has another way."""
+    settle: Callable[[], None] = lambda: None
+    """Waits until nothing is sampled beside the step, so that the engine is free; called by all ranks."""
     _pushed: bool = False
     """Whether the engine was given any weights by this process."""
 
@@ -85,9 +87,14 @@ class Sampler:
             self.engine.weight_version = self.policy.version
             self._pushed = True
 
+    def forget(self) -> None:
+        """The engine was started again, and is given weights before it samples next."""
+        self._pushed = False
+
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Inside, the engine may sample; other ranks may be at another place meanwhile."""
+        self.settle()
         self.push()
         # An engine that shares the policy's module reads it while it samples, so adapters stay folded in.
         with self.memory_plan(Phase.ROLLOUT), self.policy.adapters_merged(), self.world.independent():
@@ -115,7 +122,7 @@ class Sampler:
                 if died is not None:
                     log.warning("the engine died and is started again: %s", died)
                     died.restart()
-            self._pushed = False
+            self.forget()
         else:
             raise EngineError(
                 f"the engine died {self.restarts + 1} times in one rollout (rollout.max_engine_restarts={self.restarts}), "

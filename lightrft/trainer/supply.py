@@ -1,4 +1,7 @@
-"""Where the judged groups of a step come from: asked now, asked in pieces over several steps, or asked one step ahead."""
+"""Where the judged groups of a step come from: asked now, in pieces over several steps, or one step ahead.
+
+What samples while the trainer learns stands in trainer/asynchronous.py.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ from lightrft.engines.base import Keeping
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardResult, RewardRunner
 from lightrft.strategy.memory import Phase
-from lightrft.trainer.buffer import Group, RolloutBuffer
+from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.flight import Group, Order, Tell
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
 from lightrft.trainer.turns import Turns
-from lightrft.types import Trajectory
+from lightrft.types import Prompt, Trajectory
 from lightrft.utils.seeding import derive_seed
 
 
@@ -27,12 +31,16 @@ class Supply(Protocol):
 
     @property
     def weight_version(self) -> int:
-        """Updates seen by the weights that sample now."""
+        """Updates seen by the policy's present weights."""
         ...
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
         """The responses to `count` new prompts of this rank, or what is there of them by now. `attempt` counts the prompts
         asked in a step, from 1; with `count` 0 nothing new is asked. Called by all ranks."""
+        ...
+
+    def collected(self, step: int, count: int) -> None:
+        """Told when a step has all its groups, judged: what needs the engine next may begin. Called by all ranks."""
         ...
 
     def spent(self) -> tuple[int, float]:
@@ -62,8 +70,8 @@ class Fresh:
 
     @property
     def weight_version(self) -> int:
-        """Version of the weights that the engine samples with."""
-        return self.sampler.engine.weight_version
+        """Updates seen by the policy's present weights; an engine may have dropped its own by now."""
+        return self.sampler.policy.version
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
         """Groups of `count` new prompts, sampled and judged."""
@@ -71,7 +79,19 @@ class Fresh:
 
     def ask(self, step: int, attempt: int, count: int, *, again: bool = False) -> list[Group]:
         """Whole groups, not judged yet. `again`: prompts were taken for this attempt before, whose random streams are taken."""
-        return self.rollout(self.seed(step, attempt, again), count)
+        return self.sampled(self.order(step, attempt, count, again=again))
+
+    def order(self, step: int, attempt: int, count: int, *, again: bool = False) -> Order:
+        """What to sample for `count` new prompts, which are drawn now."""
+        # A group is numbered by the place of its prompt in the run's sequence of draws, which is in checkpoints and only grows:
+        # whatever is asked twice, waits or comes back under other settings, no two groups are ever taken for one.
+        first_group = self.prompts.position
+        return self.order_of(step, self.seed(step, attempt, again), self.prompts.draw(count), first_group)
+
+    def order_of(self, step: int, seed: int, prompts: Sequence[Prompt], first_group: int) -> Order:
+        """What to sample for these prompts, whose groups are numbered from there."""
+        sampling = training_sampling(self.config.rollout, seed, self.sampler.world)
+        return Order(step, prompts, sampling, first_group)
 
     def seed(self, step: int, attempt: int, again: bool) -> int:
         """What fixes the random streams of an attempt's responses."""
@@ -82,36 +102,43 @@ class Fresh:
         self.progress.phase("score")
         return self.sampler.judged(self.judge, [t for group in groups for t in group])
 
-    def rollout(
-        self, seed: int, count: int, unfinished: Sequence[Trajectory] = (), most_now: int = 0
-    ) -> list[Group]:
-        """The groups of `count` new prompts; `unfinished` responses go on in place. No response gets more than `most_now` tokens, if set."""
-        config, memory_plan, engine = self.config.rollout, self.sampler.memory_plan, self.sampler.engine
-        # A group is numbered by the place of its prompt in the run's sequence of draws, which is in checkpoints and only grows:
-        # whatever is asked twice, waits or comes back under other settings, no two groups are ever taken for one.
-        first_group = self.prompts.position
-        prompts = self.prompts.draw(count)
+    def sampled(self, order: Order, unfinished: Sequence[Trajectory] = (), most_now: int = 0) -> list[Group]:
+        """The groups of an order, where the engine may sample; `unfinished` responses go on in place. No response gets more than
+        `most_now` tokens, if set. Called by all ranks."""
+        memory_plan, engine = self.sampler.memory_plan, self.sampler.engine
         before, start = sum(map(len, unfinished)), memory_plan.seconds.get(Phase.ROLLOUT, 0.0)
         read = engine.read_tokens if isinstance(engine, Keeping) else 0
         self.progress.phase("rollout")
-        groups = self.sampler(
-            lambda: rollout(
-                engine,
-                prompts,
-                training_sampling(config, seed, self.sampler.world),
-                self.processor,
-                first_group=first_group,
-                unfinished=unfinished,
-                most_now=most_now,
-                turns=self.turns,
-                progress=self.sampler.progress,
-            )
-        )
-        tokens = sum(t.num_chosen for group in groups for t in group) + sum(map(len, unfinished)) - before
-        seconds = memory_plan.seconds.get(Phase.ROLLOUT, 0.0) - start
-        self._spent = self._spent[0] + tokens, self._spent[1] + seconds
-        self._read += engine.read_tokens - read if isinstance(engine, Keeping) else 0
+        groups = self.sampler(lambda: self.responses(order, self.sampler.progress, unfinished, most_now))
+        tokens = sum(map(len, unfinished)) - before
+        self.count(groups, memory_plan.seconds.get(Phase.ROLLOUT, 0.0) - start, read, tokens)
         return groups
+
+    def responses(
+        self, order: Order, tell: Tell, unfinished: Sequence[Trajectory] = (), most_now: int = 0
+    ) -> list[Group]:
+        """The groups of an order from the engine as it is; calls no other rank."""
+        return rollout(
+            self.sampler.engine,
+            order.prompts,
+            order.sampling,
+            self.processor,
+            first_group=order.first_group,
+            unfinished=unfinished,
+            most_now=most_now,
+            turns=self.turns,
+            progress=tell,
+        )
+
+    def count(self, groups: Sequence[Group], seconds: float, read: int, more: int = 0) -> None:
+        """Adds the tokens of these groups and `more`, the time they took, and what the engine has read since it had read `read`."""
+        tokens = more + sum(t.num_chosen for group in groups for t in group)
+        self._spent = self._spent[0] + tokens, self._spent[1] + seconds
+        engine = self.sampler.engine
+        self._read += engine.read_tokens - read if isinstance(engine, Keeping) else 0
+
+    def collected(self, step: int, count: int) -> None:
+        """Nothing begins before the next step."""
 
     def spent(self) -> tuple[int, float]:
         """Tokens sampled and seconds of sampling since the last call."""
@@ -141,7 +168,8 @@ class Partial(Fresh):
         waiting = self.buffer.take_unfinished()
         going_on = [t for group in waiting for t in group if t.finish == "paused"]
         most_now = self.config.rollout.max_tokens_per_step
-        groups = waiting + self.rollout(self.seed(step, attempt, again), count, going_on, most_now)
+        order = self.order(step, attempt, count, again=again)
+        groups = waiting + self.sampled(order, going_on, most_now)
         cut = [any(t.finish == "paused" for t in group) for group in groups]
         self.buffer.unfinished = [group for group, waits in zip(groups, cut, strict=True) if waits]
         return [group for group, waits in zip(groups, cut, strict=True) if not waits]
@@ -162,21 +190,43 @@ class Ahead:
 
     @property
     def weight_version(self) -> int:
-        """Version of the weights that the engine samples with."""
+        """Updates seen by the policy's present weights."""
         return self.source.weight_version
 
     def draw(self, step: int, attempt: int, count: int) -> RewardResult:
         """Judged groups, those asked ahead first; while they are judged, the next step's are asked."""
-        groups = self.buffer.take_prefetched() if attempt == 1 else []
+        groups = self.due(step, attempt, count)
+        if self.buffer.asked > step or step >= self.last:
+            return self.source.judged(groups)
+        self.buffer.asked = step + 1
+        return self.judged_meanwhile(groups, count)
+
+    def due(self, step: int, attempt: int, count: int) -> list[Group]:
+        """The groups of this attempt, not judged yet: those asked ahead, or new ones where there are none."""
+        groups = (self.buffer.take_prefetched() + self.asked_again(step)) if attempt == 1 else []
         if not self.source.sampler.world.max(len(groups)):
             # Otherwise the other ranks have theirs, and all responses of this one are unfinished. Where those that were asked
             # ahead are unfinished on every rank, or were learned from a step early, others are asked in their place.
             again = attempt == 1 and self.buffer.asked >= step
             groups = self.source.ask(step, attempt, count, again=again)
-        if self.buffer.asked > step or step >= self.last:
-            return self.source.judged(groups)
-        self.buffer.asked = step + 1
-        return self.judged_meanwhile(groups, count)
+        return groups
+
+    def asked_again(self, step: int) -> list[Group]:
+        """The groups of prompts that were asked ahead before a resume and had no responses yet. Called by all ranks."""
+        source, lost = self.source, self.buffer.take_unanswered()
+        if not source.sampler.world.max(len(lost)):
+            return []
+        seed = source.seed(step, 1, again=True)
+        groups = source.sampled(
+            source.order_of(step, seed, [group[0].prompt for group in lost], first_group=0)
+        )
+        for (asked,), group in zip(lost, groups, strict=True):
+            for t in group:
+                t.group = asked.group
+        return groups
+
+    def collected(self, step: int, count: int) -> None:
+        """The next step is asked while this one is judged, not later."""
 
     def judged_meanwhile(self, groups: Sequence[Group], count: int) -> RewardResult:
         """The responses with their rewards, which are computed while as many prompts of the next step are sampled from."""

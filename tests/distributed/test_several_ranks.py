@@ -65,9 +65,16 @@ def test_a_rank_with_nothing_to_learn_from_keeps_step_with_the_others(lightrft, 
         assert row["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("partial", [[], ["--rollout.max-tokens-per-step", "3"]], ids=["overlap", "both"])
-def test_late_answers_of_two_ranks_are_those_of_one(lightrft, tmp_path, partial):
-    late = ["--rollout.overlap-rewards", "true", "--rewards.workers", "1", *partial]
+OVERLAP = ["--rollout.overlap-rewards", "true", "--rewards.workers", "1"]
+LATE = {
+    "overlap": OVERLAP,
+    "both": [*OVERLAP, "--rollout.max-tokens-per-step", "3"],
+    "beside": ["--rollout.max-staleness", "1"],
+}
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_late_answers_of_two_ranks_are_those_of_one(lightrft, tmp_path, late):
     flags = [*SMALL, *late, "--rollout.prompts-per-step", "4", "--steps", "4"]
     run(lightrft, "train", "tiny", "grpo", *flags, "--strategy.backend", "fsdp", "--run", "two")
     lightrft("train", "tiny", "grpo", *flags, "--run", "one")

@@ -64,6 +64,7 @@ def eventful_run(server, tmp_path_factory):
         "--algorithm.loss",
         "broken.py:nan_at_step_2",
         *("--strategy.peak-teraflops", "1"),
+        *("--rollout.max-staleness", "1", "--strategy.device", "cpu"),
     ]
     Lightrft(server, folder)("train", "tiny", "grpo", *PLAIN, "--run", "run", "--steps", "2", *flags)
     return folder / "run"

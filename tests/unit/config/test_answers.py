@@ -30,7 +30,7 @@ def test_every_answer_is_an_option_and_no_name_that_is_answered_is():
         ("--algo.advantage.estimator", "In LightRFT this is --algorithm.advantage."),
         ("--rollout.batch_size", "In LightRFT this is --rollout.prompts-per-step."),
         ("--eval.steps", "In LightRFT this is --evaluate.every-steps."),
-        ("--train.async_enable", "In LightRFT this is --rollout.overlap-rewards."),
+        ("--train.async_enable", "In LightRFT this is --rollout.max-staleness."),
         ("--reward_model.overlong_buffer.len", "In LightRFT this is --algorithm.overlong-buffer."),
         ("--num_train_epochs", "In LightRFT this is --steps."),
         ("--zzzzzzzz", ""),

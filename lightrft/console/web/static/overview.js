@@ -70,16 +70,17 @@
       ${memory.length ? html`<div class="panel"><h3>memory <span class="faint">GiB</span></h3><${V.Chart} series=${memory.map((name) => V.series(overview, name, { legend: true }))} /></div>` : null}</div></section>`;
   }
 
-  // When which rank was in which phase: one lane for each rank.
+  // When which rank was in which phase: one lane for each rank, and one more for what it samples beside its steps.
   function Timeline({ overview }) {
     const rows = overview.timeline || [];
     if (!rows.length) return null;
     const phases = [...new Set(rows.map((row) => row.phase))].sort(), ranks = [...new Set(rows.map((row) => row.rank))];
+    const lanes = ranks.flatMap((rank) => [false, true].map((beside) => ({ name: `rank ${rank}` + (beside ? ", beside" : ""), rows: rows.filter((row) => row.rank === rank && Boolean(row.beside) === beside) })).filter((lane) => lane.rows.length));
     const end = Math.max(...rows.map((row) => row.start + row.seconds)) || 1, steps = rows.map((row) => row.step);
     const tell = (row) => `step ${row.step}, ${row.phase}: from ${V.number(row.start)} s, ${V.number(row.seconds)} s` + (row.waited > 0 ? `, ${V.number(row.waited)} s of it waiting` : "") + (row.moved.length ? `; moved ${row.moved.join(", ")}` : "") + (row.peak_bytes ? `; at most ${V.number(row.peak_bytes / 2 ** 30)} GiB` : "");
     return html`<section><h2>Timeline <span class="faint">steps ${Math.min(...steps)} to ${Math.max(...steps)}, ${V.number(end)} s</span></h2>
       <p class="legend">${phases.map((name, n) => html`<span class="key" key=${name}><i class=${"swatch f" + (n % 6)}></i>${name}</span>`)}</p>
-      ${ranks.map((rank) => html`<div class="lane" key=${rank}><span class="faint">rank ${rank}</span><div role="img" aria-label=${"phases of rank " + rank}>${rows.filter((row) => row.rank === rank).map((row, n) => html`<i key=${n} class=${"f" + (phases.indexOf(row.phase) % 6)} title=${tell(row)} style=${{ left: 100 * row.start / end + "%", width: 100 * row.seconds / end + "%" }}></i>`)}</div></div>`)}</section>`;
+      ${lanes.map((lane) => html`<div class="lane" key=${lane.name}><span class="faint">${lane.name}</span><div role="img" aria-label=${"phases of " + lane.name}>${lane.rows.map((row, n) => html`<i key=${n} class=${"f" + (phases.indexOf(row.phase) % 6)} title=${tell(row)} style=${{ left: 100 * row.start / end + "%", width: 100 * row.seconds / end + "%" }}></i>`)}</div></div>`)}</section>`;
   }
 
   function Settings({ overview }) {
