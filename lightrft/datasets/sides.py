@@ -95,6 +95,7 @@ class SidesOpener(Opener):
 def told_apart(prompt: Asked) -> Iterator[Any]:
     """What two comparisons have in common if one gives the other away: the prompt with its media or, where responses are media, one of
     these with what was asked."""
+    assert isinstance(prompt, Prompt)  # comparisons are tokenised at the start
     sides: Sequence[Side] = prompt.target
     own = [side.prompt for side in sides if side.prompt is not None]
     for one in own or [prompt]:
