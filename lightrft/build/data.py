@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from lightrft.build.reward_models import model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config
 from lightrft.config.rewards import rewards_of
+from lightrft.datasets.deferred import prepared
 from lightrft.datasets.loader import PromptLoader
-from lightrft.datasets.prompts import Opener, prepare
+from lightrft.datasets.prompts import Asked, Opener
 from lightrft.models.describe import context
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
@@ -27,7 +28,7 @@ from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.turns import Turns
-from lightrft.types import Prompt
+from lightrft.utils.garbage import uncollected
 
 log = logging.getLogger("lightrft")
 
@@ -42,8 +43,8 @@ class TaskData:
     eval_judge: RewardRunner
 
     @property
-    def asked(self) -> Iterator[Prompt]:
-        """All prompts."""
+    def asked(self) -> Iterator[Asked]:
+        """All prompts, those that are not tokenised yet as records."""
         for prompts in (*self.prompts.sources, *(eval_set.prompts for eval_set in self.eval_sets)):
             yield from prompts
 
@@ -59,7 +60,7 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
         for name, task in tasks.items()
     ]
     opener = Opener(processor, config.tasks)
-    loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener)
+    loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener, tokens=opener.tokens)
     eval_sets, eval_judge = build_eval_sets(config, processor)
     check_judging(config, [judge, eval_judge])
     data = TaskData(loader, judge, eval_sets, eval_judge)
@@ -82,10 +83,11 @@ def check_asked(config: Config, kind: PolicyKind, *, training: bool = True) -> N
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:
     """The held-out prompts, the same whatever the training settings, and their judge."""
-    eval_sets, weights = [], evaluated_tasks(config)
+    eval_sets, weights, opener = [], evaluated_tasks(config), Opener(processor, config.tasks)
     for name, task in load_tasks(weights).items():
         prompts = prompts_of(config, task, "evaluate", processor, eval_rewards(config, task))
-        eval_sets.append(EvalSet(task, prompts[: config.evaluate.limit or None], weights[name]))
+        some = map(opener.written, prompts[: config.evaluate.limit or None])
+        eval_sets.append(EvalSet(task, [prompt for prompt in some if prompt is not None], weights[name]))
     rewards = {eval_set.task.name: eval_rewards(config, eval_set.task) for eval_set in eval_sets}
     # Evaluation goes on when one response cannot be judged: such responses are counted in the report, never scored.
     return eval_sets, RewardRunner(
@@ -137,11 +139,15 @@ def task_rewards(config: Config, task: Task) -> dict[str, float]:
 
 def prompts_of(
     config: Config, task: Task, split: Any, processor: Processor, rewards: Iterable[str]
-) -> list[Prompt]:
-    """The prompts of one split of a task, with the fields of their rows that these rewards ask for. ValueError where a row lacks one."""
-    found = records_of(config, task, split)
-    prompts, counts = prepare(found, processor, config.tasks, wanted_fields(found, rewards))
+) -> Sequence[Asked]:
+    """The prompts of one split of a task, with the fields of their rows that these rewards ask for; of many those that are not
+    tokenised yet as records. ValueError where a row lacks a field."""
+    with uncollected():
+        found = records_of(config, task, split)
+        prompts, counts = prepared(found, processor, config.tasks, wanted_fields(found, rewards))
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
+    if counts.deferred:
+        log.info("%s, %s: %d of them are tokenised when they are drawn", task.name, split, counts.deferred)
     if split == "train" and (told := beyond_context(config, counts.longest)):
         log.warning("%s: %s", task.name, told)
     return prompts

@@ -17,6 +17,7 @@ from lightrft.build.reward_models import (
 )
 from lightrft.build.tables import ENGINES, OWN
 from lightrft.config import POLICY, Config, LoraConfig, ModelConfig
+from lightrft.datasets.prompts import Asked
 from lightrft.engines.base import Engine, MakeEngine
 from lightrft.models.describe import text_shape
 from lightrft.models.families import made_for
@@ -33,7 +34,6 @@ from lightrft.rewards.models import (
     judge_template,
 )
 from lightrft.strategy.memory import Resident
-from lightrft.types import Prompt
 from lightrft.utils.imports import resolve
 
 
@@ -91,7 +91,7 @@ def check_siblings(config: Config) -> None:
         )
 
 
-def check_targets(config: Config, judge: RewardRunner, prompts: Iterable[Prompt]) -> None:
+def check_targets(config: Config, judge: RewardRunner, prompts: Iterable[Asked]) -> None:
     """ValueError for a prompt without the target that its responses are to be compared with."""
     if config.judge.against != "target" or JUDGE not in judge.models:
         return

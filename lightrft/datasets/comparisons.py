@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from lightrft.config import DPOConfig, RewardTrainingConfig
 from lightrft.datasets.conversations import answer_to
-from lightrft.datasets.prompts import prepare
+from lightrft.datasets.prompts import Asked, prepare
 from lightrft.datasets.sides import Side, any_media, own_prompt, read_of, told_apart
 from lightrft.datasets.sources import BadRecords
 from lightrft.media.parts import has_media, readable
@@ -277,7 +277,7 @@ def warn_of_shortcuts(
             log.warning("%s, %s: %d of %d grades are above 0", name, output, sum(signs), len(signs))
 
 
-def warn_of_leaks(learned: Iterable[Prompt], held_out: Sequence[Prompt], name: str) -> None:
+def warn_of_leaks(learned: Iterable[Asked], held_out: Sequence[Prompt], name: str) -> None:
     """Says in the log how many held-out prompts are learned from, too."""
     known = {key for prompt in learned for key in told_apart(prompt)}
     shared = sum(any(key in known for key in told_apart(prompt)) for prompt in held_out)

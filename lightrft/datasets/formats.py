@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.media import filled
+from lightrft.datasets.media import COLUMNS, filled
 from lightrft.datasets.sources import Row
 from lightrft.types import Message
 
@@ -109,6 +109,8 @@ def _text(value: Any, name: str) -> str:
 
 def asked(text: str, row: Row) -> str | list[Message]:
     """A question with the row's pictures, clips and sounds (see `filled`); the text alone if there are none."""
+    if COLUMNS.isdisjoint(row):
+        return text
     content = filled([Message(role="user", content=text)], row)[0]["content"]
     return text if isinstance(content, str) else [Message(role="user", content=content)]
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightrft.types import Prompt
+from lightrft.datasets.prompts import Asked
+from lightrft.types import Prompt, Record
 
 
 class PromptLoader:
@@ -22,14 +23,16 @@ class PromptLoader:
 
     def __init__(
         self,
-        sources: Sequence[tuple[Sequence[Prompt], float]],
+        sources: Sequence[tuple[Sequence[Asked], float]],
         seed: int,
         rank: int = 0,
         size: int = 1,
         *,
-        open: Callable[[Prompt], Prompt | None] = lambda prompt: prompt,
+        open: Callable[[Any], Prompt | None] = lambda prompt: prompt,
+        tokens: Callable[[Any], list[int]] = lambda prompt: prompt.token_ids,
     ) -> None:
-        """`open` reads the media of a drawn prompt (datasets.prompts.Opener); None for one that cannot be used."""
+        """`open` tokenises what is drawn and reads its media (datasets.prompts.Opener); None for what cannot be used. `tokens`: of a
+        prompt, whose media are not read."""
         if not sources:
             raise ValueError("there is nothing to train on. Set tasks.train, e.g. {gsm8k: 1.0}.")
         for prompts, weight in sources:
@@ -49,11 +52,13 @@ class PromptLoader:
         """Prompts of each source that were drawn."""
         self.resting: list[dict[int, int]] = [{} for _ in sources]
         """Source -> place of a prompt -> the last pass that leaves it out."""
+        self.tokens = tokens
         self.fingerprint = [
-            _fingerprint(prompts, share) for prompts, share in zip(self.sources, self.shares, strict=True)
+            _fingerprint(prompts, share, tokens)
+            for prompts, share in zip(self.sources, self.shares, strict=True)
         ]
         self._orders: dict[int, tuple[int, list[int]]] = {}
-        self._by_name: dict[tuple[str, str], Prompt] | None = None
+        self._by_name: dict[tuple[str, str], Asked] | None = None
         self._places: dict[tuple[str, str], tuple[int, int]] | None = None
 
     @property
@@ -141,7 +146,12 @@ class PromptLoader:
             raise ValueError(
                 f"the run was trained on {_names(then)}, now tasks.train has {_names(now)}. Restore tasks.train, or start a new run."
             )
-        for old, new in zip(then, now, strict=True):
+        for old, new, prompts in zip(then, now, self.sources, strict=True):
+            # A run whose prompts were all tokenised at the start can go on with prompts that are not, and the other way round.
+            new = {
+                **{f: d(prompts, self.tokens) for f, d in DIGESTS.items() if f in old and f not in new},
+                **new,
+            }
             changed = [f"{key} was {old[key]}, is {new[key]}" for key in old if old[key] != new[key]]
             if changed:
                 raise ValueError(
@@ -175,18 +185,50 @@ class PromptLoader:
         return self._orders[source][1]
 
 
-def _fingerprint(prompts: Sequence[Prompt], share: float) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(
-            f"{prompt.id}\0{prompt.token_ids}\0{_stable(prompt.target)}\0".encode("utf-8", "surrogatepass")
-        )
+def _fingerprint(
+    prompts: Sequence[Asked], share: float, tokens: Callable[[Any], list[int]]
+) -> dict[str, Any]:
+    digest = "texts" if any(isinstance(prompt, Record) for prompt in prompts) else "contents"
     return {
         "source": prompts[0].source,
         "prompts": len(prompts),
         "share": round(share, 9),
-        "contents": digest.hexdigest()[:16],
+        digest: DIGESTS[digest](prompts, tokens),
     }
+
+
+def _of_tokens(prompts: Sequence[Asked], tokens: Callable[[Any], list[int]]) -> str:
+    """Digest of every prompt's tokens."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(
+            f"{prompt.id}\0{tokens(prompt)}\0{_stable(prompt.target)}\0".encode("utf-8", "surrogatepass")
+        )
+    return digest.hexdigest()[:16]
+
+
+def _of_texts(prompts: Sequence[Asked], tokens: Callable[[Any], list[int]]) -> str:
+    """Digest of every prompt's texts, and of the tokens of some, by which another template or tokenizer is seen."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        target = prompt.target if type(prompt.target) is str else [_stable(prompt.target)]
+        said = "\0".join(f"{m['role']}\0{_said(m['content'])}" for m in prompt.messages)
+        digest.update(f"{prompt.id}\0{said}\0{target}\0".encode("utf-8", "surrogatepass"))
+    some = (prompts[i * len(prompts) // SOME] for i in range(min(SOME, len(prompts))))
+    digest.update(str([tokens(prompt) for prompt in some]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _said(content: Any) -> str:
+    """The text of a message, and the kinds of its media: where they lie may change."""
+    if isinstance(content, str):
+        return content
+    return "\0".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in content)
+
+
+SOME = 64
+DIGESTS = {"contents": _of_tokens, "texts": _of_texts}
+"""What a fingerprint holds of prompts that are tokenised, and of records that are not yet."""
 
 
 def _stable(target: Any) -> str:

@@ -12,6 +12,8 @@ from lightrft.types import Message
 
 MARK = re.compile("<(image|video|audio)>")
 """Where a medium belongs in a text."""
+COLUMNS = frozenset(name for kind in KINDS for name in (kind, f"{kind}s"))
+"""Fields of a row that hold media."""
 
 
 def filled(messages: Sequence[Message], row: Row) -> list[Message]:
@@ -22,7 +24,7 @@ def filled(messages: Sequence[Message], row: Row) -> list[Message]:
     before clips before sounds. A row without any such column is left as it is, whatever its texts say.
     ValueError naming both numbers where places and media differ.
     """
-    if not any(name in row for kind in KINDS for name in (kind, f"{kind}s")):
+    if COLUMNS.isdisjoint(row):
         return list(messages)
     media = {kind: _column(row, kind) for kind in KINDS}
     split = [_split(message["content"]) for message in messages]

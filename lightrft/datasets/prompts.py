@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lightrft.models.processor import Processor
 
 log = logging.getLogger("lightrft")
+
+Asked = Prompt | Record
+"""What is asked: already in the model's tokens, or still to be."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,9 @@ class Counts:
     broken: int = 0
     """Skipped: two of one name, or refused by the chat template, the tokenizer or the model."""
     longest: int = 0
-    """Tokens of the longest prompt, before any cut."""
+    """Tokens of the longest prompt, before any cut, of those that were tokenised."""
+    deferred: int = 0
+    """Kept, to be tokenised when they are drawn."""
 
 
 def prepare(
@@ -51,40 +56,70 @@ def prepare(
     prompts: list[Prompt] = []
     counts, bad, seen = Counts(), BadRecords(config.on_bad_record), set[str]()
     for record in records:
-        prompt = _nonempty(record, processor, config, counts, bad, seen)
+        if not is_new(record, seen, bad):
+            continue
+        prompt = nonempty(record, processor, config, counts, bad)
         if prompt is not None:
             counts.longest = max(counts.longest, len(prompt.token_ids))
-            prompt = _fitting(prompt, config, counts)
+            prompt = fitted(prompt, config, counts)
         if prompt is not None:
-            kept = {name: one for name, one in record.columns.items() if columns is None or name in columns}
+            kept = kept_columns(record, columns)
             prompts.append(replace(prompt, columns=kept) if kept else prompt)
     counts.kept, counts.broken = len(prompts), bad.skipped
+    tell(counts, config)
+    return prompts, counts
+
+
+def kept_columns(record: Record, columns: Collection[str] | None) -> dict[str, Any]:
+    """The fields of the row that are kept: those named, or with None all."""
+    return {name: one for name, one in record.columns.items() if columns is None or name in columns}
+
+
+def tell(counts: Counts, config: TaskConfig) -> None:
+    """Logs what was skipped or cut. ValueError if nothing is left."""
     if counts.too_long or counts.truncated or counts.empty:
         log.warning(
             "prompts: %d kept, %d of them truncated on the left; skipped %d over %d tokens and %d empty ones",
             counts.kept, counts.truncated, counts.too_long, config.max_prompt_tokens, counts.empty,
         )  # fmt: skip
-    if not prompts:
+    if not counts.kept:
         raise ValueError(
             f"no prompt is left: {counts.too_long} over tasks.max_prompt_tokens={config.max_prompt_tokens} (the longest has "
             f"{counts.longest}), {counts.empty} empty. Raise tasks.max_prompt_tokens, or set tasks.on_long_prompt=truncate_left."
         )
-    return prompts, counts
 
 
 class Opener:
-    """Reads the media of a question when its turn has come, so that no more are in memory than a step needs.
+    """Tokenises a record that was deferred, and reads the media of a question, when its turn has come, so that no more are in memory than a step needs.
 
-    None for a question whose media cannot be read (tasks.on_bad_record) or that is too long with them
-    (tasks.on_long_prompt), counted and logged; ValueError where these say so.
+    None for a question whose media cannot be read or that the chat template refuses (tasks.on_bad_record), or that is too long
+    with its media (tasks.on_long_prompt), counted and logged; ValueError where these say so.
     """
 
     def __init__(self, processor: Processor, config: TaskConfig) -> None:
         self.processor, self.config = processor, config
         self.bad, self.counts = BadRecords(config.on_bad_record), Counts()
 
-    def __call__(self, prompt: Prompt) -> Prompt | None:
+    def written(self, asked: Asked) -> Prompt | None:
+        """The prompt in the model's tokens, its media not read yet; None if it is left out."""
+        if isinstance(asked, Prompt):
+            return asked
+        prompt = nonempty(asked, self.processor, self.config, self.counts, self.bad)
+        if prompt is None:
+            return None
+        fitting = fitted(prompt, self.config, self.counts)
+        return fitting if fitting is None else replace(fitting, columns=asked.columns)
+
+    def tokens(self, asked: Asked) -> list[int]:
+        """(P,) tokens of the prompt, its media not read; none if it is left out."""
+        prompt = self.written(asked)
+        return [] if prompt is None else prompt.token_ids
+
+    def __call__(self, asked: Asked) -> Prompt | None:
         """The prompt with its media read, or None if it is left out."""
+        prompt = self.written(asked)
+        if prompt is None:
+            return None
         try:
             opened = self.processor.open(prompt)
         except MediaError as error:
@@ -92,7 +127,7 @@ class Opener:
             return None
         if opened is prompt:
             return prompt
-        fitting = _fitting(opened, self.config, self.counts)
+        fitting = fitted(opened, self.config, self.counts)
         if fitting is None:
             log.warning(
                 "skipped %s: %d tokens with its media, tasks.max_prompt_tokens=%d",
@@ -101,15 +136,21 @@ class Opener:
         return fitting
 
 
-def _nonempty(
-    record: Record, processor: Processor, config: TaskConfig, counts: Counts, bad: BadRecords, seen: set[str]
-) -> Prompt | None:
+def is_new(record: Record, seen: set[str], bad: BadRecords) -> bool:
+    """Whether no record before had this id; it is then among those seen. Another one of the same id goes to `bad`."""
     if record.id in seen:
         bad(
             f"{record.id}: another record has this id; their responses would be taken for responses to one prompt."
         )
-        return None
+        return False
     seen.add(record.id)
+    return True
+
+
+def nonempty(
+    record: Record, processor: Processor, config: TaskConfig, counts: Counts, bad: BadRecords
+) -> Prompt | None:
+    """The record in the model's tokens; None if it has none, or cannot be written, as tasks.on_bad_record says."""
     if any(message["content"] for message in record.messages):
         try:
             prompt = processor.prompt(record)
@@ -143,7 +184,8 @@ def refused(name: str, error: Exception) -> str:
     return f"{name}: {kind}{error}"
 
 
-def _fitting(prompt: Prompt, config: TaskConfig, counts: Counts) -> Prompt | None:
+def fitted(prompt: Prompt, config: TaskConfig, counts: Counts) -> Prompt | None:
+    """The prompt, cut if need be; None if it is too long, counted. ValueError where tasks.on_long_prompt says so."""
     length, most = len(prompt.token_ids), config.max_prompt_tokens
     if length <= most:
         return prompt

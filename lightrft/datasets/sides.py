@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.media import shown
-from lightrft.datasets.prompts import Opener
+from lightrft.datasets.prompts import Asked, Opener
 from lightrft.media.parts import has_media, parts
 from lightrft.media.sources import Made, MediaError, label
 from lightrft.types import Message, Prompt, Record
@@ -58,8 +58,11 @@ class SidesOpener(Opener):
         super().__init__(processor, config)
         self._until = until
 
-    def __call__(self, prompt: Prompt) -> Prompt | None:
+    def __call__(self, asked: Asked) -> Prompt | None:
         """The comparison with its media read, or None if it is left out."""
+        prompt = self.written(asked)
+        if prompt is None:
+            return None
         sides: Sequence[Side] = prompt.target
         if all(side.prompt is None for side in sides):
             return super().__call__(prompt)
@@ -89,9 +92,10 @@ class SidesOpener(Opener):
         return side._replace(token_ids=tokens[most:], prompt=before)
 
 
-def told_apart(prompt: Prompt) -> Iterator[Any]:
+def told_apart(prompt: Asked) -> Iterator[Any]:
     """What two comparisons have in common if one gives the other away: the prompt with its media or, where responses are media, one of
     these with what was asked."""
+    assert isinstance(prompt, Prompt)  # comparisons are tokenised at the start
     sides: Sequence[Side] = prompt.target
     own = [side.prompt for side in sides if side.prompt is not None]
     for one in own or [prompt]:

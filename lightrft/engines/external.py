@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
+from lightrft.datasets.prompts import Asked
 from lightrft.engines.sampling import stream
 from lightrft.media.parts import KINDS, Media, parts
 from lightrft.models.export import published
@@ -80,7 +81,7 @@ sounds by their addresses only."""
 
 
 def check_kinds(
-    engine: str, prompts: Iterable[Prompt], reader: MediaEncoder | None, device: torch.device
+    engine: str, prompts: Iterable[Asked], reader: MediaEncoder | None, device: torch.device
 ) -> None:
     """ValueError for a question with media that the engine of this name does not read, or not as the model does."""
     reads = READS.get(engine, KINDS)

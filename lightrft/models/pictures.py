@@ -41,6 +41,8 @@ class PictureProcessor:
     """Positions the network reads for a step."""
     day: datetime | None = None
     media = None
+    can_defer = False
+    """Whether prompts may be read when they are drawn: a text that is too long for the encoder is refused at the start."""
     stop_ids: frozenset[int] = frozenset()
     _known: OrderedDict[str, dict[str, Tensor]] = field(default_factory=OrderedDict)
 

@@ -7,6 +7,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,8 @@ class Processor:
 
         Until then a mark stands for each medium among the tokens.
         """
-        if self.media is not None:
-            self.media.check_texts(record.messages)
+        kinds = self.check(record)
         token_ids = self.tokens(record.messages)
-        kinds = {kind for kind, _ in parts(record.messages)}
-        deaf = kinds - (set() if self.media is None else self.media.kinds)
-        if deaf:
-            raise ValueError(
-                f"{record.id}: the prompt holds media of the kind '{min(deaf)}', which the model of model.path does not read."
-            )
         rows = None if self.media is None or kinds else self.media.text_positions(token_ids)
         return Prompt(
             id=record.id,
@@ -72,6 +66,28 @@ class Processor:
             source=record.source,
             positions=rows,
         )
+
+    def check(self, record: Record) -> set[str]:
+        """The kinds of media in the record's messages. ValueError for one that the model does not read, and for a text that holds a mark of one.
+
+        Writes and tokenises nothing.
+        """
+        if self.media is not None:
+            self.media.check_texts(record.messages)
+        if all(isinstance(message["content"], str) for message in record.messages):
+            return set()
+        kinds = {kind for kind, _ in parts(record.messages)}
+        deaf = kinds - (set() if self.media is None else self.media.kinds)
+        if deaf:
+            raise ValueError(
+                f"{record.id}: the prompt holds media of the kind '{min(deaf)}', which the model of model.path does not read."
+            )
+        return kinds
+
+    @cached_property
+    def can_defer(self) -> bool:
+        """Whether prompts may be tokenised when they are drawn: no token can be beyond the model's table."""
+        return bool(max(self.tokenizer.get_vocab().values(), default=0) < self.vocab_size)
 
     def blank(self) -> Prompt:
         """A question of one token, to be computed and not learned from."""

@@ -15,7 +15,9 @@ import yaml
 import lightrft
 from lightrft import Config, cli
 from lightrft.config import layers
+from lightrft.datasets import deferred
 from lightrft.runs.layout import RunFolder
+from tests.e2e.runs import assert_same_run
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [{"prompt": f"Say {word}", "target": word, "weight": n} for n, word in enumerate("abcdefgh")]
@@ -171,3 +173,16 @@ def test_a_whole_config_trains_and_evaluation_fine_tuning_and_comparisons_take_r
     )
     assert scores["rows"]["score"]["mean"] == 1.0
     assert scores["rows"]["questions"] == 2
+
+
+def test_prompts_that_are_tokenised_when_drawn_give_the_same_run_before_and_after_a_resume(monkeypatch):
+    rows = [{"prompt": f"Say {word}" + "!" * n, "target": word} for n, word in enumerate("abcdefgh")]
+    asked = SMALL | {"data": rows, "rewards": "majority", "steps": 3, "tasks": {"max_prompt_tokens": 90}}
+    whole = lightrft.train(**asked)
+    begun = lightrft.train(**asked | {"steps": 1})
+    monkeypatch.setattr(deferred, "AT_ONCE", 0)
+    monkeypatch.setattr(deferred, "LONGEST", 1)
+    late = lightrft.train(**asked)
+    gone_on = lightrft.train(**asked, resume=begun.folder)
+    assert_same_run(whole.folder, late.folder)
+    assert_same_run(whole.folder, gone_on.folder)
