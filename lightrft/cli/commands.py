@@ -230,14 +230,10 @@ def plan(args: Sequence[str]) -> int:
     if named and RUNS[named] is not Config:
         return _plan_offline(own, load_as(RUNS[named], f"plan {named}", rest[1:]))
     config = load("plan", rest[1:] if named else rest)
-    from lightrft.commands import plan as planning
-    from lightrft.commands.plan import report
+    from lightrft.commands.plan import kinds, report
 
-    lengths = planning.Lengths(
-        own.prompt_tokens or config.tasks.max_prompt_tokens, own.response_tokens or config.rollout.max_tokens
-    )
     with _code(own.run_code, "plan"):
-        found = planning.plan(config, own.hardware, lengths)
+        found = kinds.plan_of(config, own.hardware, own.prompt_tokens or 0, own.response_tokens or 0)
         if own.json:
             print(json.dumps(report.as_json(found), indent=2))
         else:

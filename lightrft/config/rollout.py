@@ -133,6 +133,11 @@ class RolloutConfig:
         return "denoising steps" if self.begins_with_noise else "tokens"
 
     @property
+    def limit(self) -> str:
+        """The setting that bounds how many responses this package's own engine samples at once."""
+        return f"rollout.{'denoise' if self.begins_with_noise else 'native'}.max_sequences"
+
+    @property
     def misses_stops(self) -> bool:
         """Whether the engine would miss a text of rollout.stop of which a response has a part when it goes on."""
         part = self.sections.get(self.engine)

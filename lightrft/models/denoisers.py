@@ -33,6 +33,8 @@ Conditions = Callable[[Any, Asked], dict[str, Tensor]]
 """Pipeline, what is asked -> keywords of the forward, (1, ...) each; on the CPU."""
 Forward = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """Network, states (T, ...), times (T,) as the scheduler has them, conditions -> what it predicts, shaped as the states."""
+Shapes = Callable[[Settings, int, int], dict[str, tuple[int, ...]]]
+"""Settings of the network, tokens of the long text encoder, positions of CLIP -> name and shape of each of `Conditions`, for one text."""
 Guided = Callable[[Tensor, Tensor, float], Tensor]
 """Prediction with the text, without it, guidance -> the guided prediction."""
 Decode = Callable[[Any, Tensor], Tensor]
@@ -63,6 +65,7 @@ class Family:
     pipelines: tuple[str, ...]
     """Classes of the pipelines that draw with it from text alone."""
     conditions: Conditions
+    shapes: Shapes
     forward: Forward
     channels: Callable[[Settings], int]
     """Settings of the network -> channels of a state."""
@@ -91,6 +94,13 @@ def _sd3_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
         asked.text or "", None, None, device=CPU, do_classifier_free_guidance=False, max_sequence_length=asked.most
     )  # fmt: skip
     return {"encoder_hidden_states": found[0], "pooled_projections": found[2]}
+
+
+def _sd3_shapes(s: Settings, most: int, clip: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "encoder_hidden_states": (1, clip + most, s["joint_attention_dim"]),
+        "pooled_projections": (1, s["pooled_projection_dim"]),
+    }
 
 
 def _plain_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -124,6 +134,14 @@ def _flux_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
     return {"encoder_hidden_states": found[0], "pooled_projections": found[1]}
 
 
+def _flux_shapes(s: Settings, most: int, clip: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG001  # CLIP gives one vector
+    found = {
+        "encoder_hidden_states": (1, most, s["joint_attention_dim"]),
+        "pooled_projections": (1, s["pooled_projection_dim"]),
+    }
+    return {**found, "guidance": (1,)} if s.get("guidance_embeds") else found
+
+
 def _flux_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     text = torch.zeros(conditions["encoder_hidden_states"].shape[1], 3, device=x.device, dtype=x.dtype)
     found = module(
@@ -147,6 +165,13 @@ def _qwen_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
     return {
         "encoder_hidden_states": nn.functional.pad(said, (0, 0, 0, asked.most - words)),
         "encoder_hidden_states_mask": mask,
+    }
+
+
+def _qwen_shapes(s: Settings, most: int, clip: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG001  # there is no CLIP
+    return {
+        "encoder_hidden_states": (1, most, s["joint_attention_dim"]),
+        "encoder_hidden_states_mask": (1, most),
     }
 
 
@@ -187,6 +212,10 @@ def _wan_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
     return {"encoder_hidden_states": said}
 
 
+def _wan_shapes(s: Settings, most: int, clip: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG001  # there is no CLIP
+    return {"encoder_hidden_states": (1, most, s["text_dim"])}
+
+
 def _unet_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
     """What Stable Diffusion is told by its one text encoder, SDXL by two: the latter says nothing by zeros, where its folder has it so, and is
     told the picture's size, where it was cut, and the size asked for, in pixels."""
@@ -197,6 +226,15 @@ def _unet_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
         said, pooled = torch.zeros_like(said), torch.zeros_like(pooled)
     sizes = torch.tensor([[*asked.size, 0.0, 0.0, *asked.size]])
     return {"encoder_hidden_states": said, "text_embeds": pooled, "time_ids": sizes}
+
+
+def _unet_shapes(s: Settings, most: int, clip: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG001  # CLIP reads its own length
+    found: dict[str, tuple[int, ...]] = {"encoder_hidden_states": (1, clip, s["cross_attention_dim"])}
+    if s.get("addition_embed_type") == "text_time":
+        told = 6  # numbers of `sizes`, each spread over addition_time_embed_dim
+        pooled = s["projection_class_embeddings_input_dim"] - told * s["addition_time_embed_dim"]
+        found |= {"text_embeds": (1, pooled), "time_ids": (1, told)}
+    return found
 
 
 def _unet_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -211,29 +249,29 @@ def _unet_forward(module: nn.Module, x: Tensor, times: Tensor, conditions: Mappi
 FAMILIES: dict[str, Family] = {
     # Stable Diffusion 3 and 3.5 (Esser et al. 2024, https://arxiv.org/abs/2403.03206).
     "SD3Transformer2DModel": Family(
-        ("StableDiffusion3Pipeline",), _sd3_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
+        ("StableDiffusion3Pipeline",), _sd3_conditions, _sd3_shapes, _plain_forward, channels=lambda s: int(s["in_channels"]),
         patch=lambda s: int(s["patch_size"]), sides=lambda s: (int(s["sample_size"]),) * 2, long="tokenizer_3",
     ),
     # FLUX.1 (Black Forest Labs 2024, https://github.com/black-forest-labs/flux): guidance is told to the network (dev) or left out (schnell).
     "FluxTransformer2DModel": Family(
-        ("FluxPipeline",), _flux_conditions, _flux_forward, channels=lambda s: int(s["in_channels"]) // 4,
+        ("FluxPipeline",), _flux_conditions, _flux_shapes, _flux_forward, channels=lambda s: int(s["in_channels"]) // 4,
         patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer_2", even=True,
     ),
     # Qwen-Image (Wu et al. 2025, https://arxiv.org/abs/2508.02324).
     "QwenImageTransformer2DModel": Family(
-        ("QwenImagePipeline",), _qwen_conditions, _qwen_forward, channels=lambda s: int(s["in_channels"]) // 4,
+        ("QwenImagePipeline",), _qwen_conditions, _qwen_shapes, _qwen_forward, channels=lambda s: int(s["in_channels"]) // 4,
         patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer", around=5, even=True, guided=norm_guided,
         scale=frames_scale, decode=_still_decode,
     ),
     # Wan 2.1, text to clip (Wan team 2025, https://arxiv.org/abs/2503.20314).
     "WanTransformer3DModel": Family(
-        ("WanPipeline",), _wan_conditions, _plain_forward, channels=lambda s: int(s["in_channels"]),
+        ("WanPipeline",), _wan_conditions, _wan_shapes, _plain_forward, channels=lambda s: int(s["in_channels"]),
         patch=lambda s: int(s["patch_size"][1]), sides=lambda _: (60, 104), long="tokenizer",
         scale=lambda vae: int(vae["scale_factor_spatial"]), decode=frames_decode, frames=lambda vae: int(vae["scale_factor_temporal"]),
     ),
     # Stable Diffusion 1 and 2 (Rombach et al. 2022, https://arxiv.org/abs/2112.10752), SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952).
     "UNet2DConditionModel": Family(
-        ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), _unet_conditions, _unet_forward,
+        ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), _unet_conditions, _unet_shapes, _unet_forward,
         channels=lambda s: int(s["in_channels"]), patch=lambda _: 1, sides=lambda s: (int(s["sample_size"]),) * 2, scheduler="DDIMScheduler",
     ),
 }  # fmt: skip

@@ -135,9 +135,21 @@ class Pipeline:
             ) from error
         return found
 
+    def part(self, name: str) -> dict[str, Any]:
+        """The settings of a part; none of one that the pipeline lacks."""
+        return self._json(f"{name}/config.json") if any(self.index.get(name) or ()) else {}
+
+    def check_kind(self) -> None:
+        """ValueError as `check`, as far as settings of its parts say; weights and words need not be there."""
+        told = f"model.path={self.config.path}: "
+        self._check_learner(told)
+        self._check_kind(told)
+        self._check_scheduler(told)
+
     def check(self) -> None:
         """ValueError naming the folder and the cure if it holds no pipeline that can learn here. Reads no weights."""
         told = f"model.path={self.config.path}: "
+        self._check_learner(told)
         self._check_parts(told)
         self._check_kind(told)
         self._check_scheduler(told)
@@ -149,13 +161,16 @@ class Pipeline:
                 f"{told}diffusers {diffusers.__version__} is older than {'.'.join(map(str, OLDEST))}. Try: pip install --upgrade diffusers"
             )
 
-    def _check_parts(self, told: str) -> None:
-        """What must be in the folder is there."""
+    def _check_learner(self, told: str) -> None:
+        """What no pipeline is without is there."""
         for part in (self.learns, "scheduler"):
             if not any(self.index.get(part) or ()) or not (self.folder / part).is_dir():
                 raise ValueError(
                     f"{told}the pipeline has no {part}. Take a folder as DiffusionPipeline.save_pretrained writes it."
                 )
+
+    def _check_parts(self, told: str) -> None:
+        """What model_index.json names is there."""
         for part, said in self.index.items():
             needed = (
                 part.startswith(("text_encoder", "tokenizer", "vae")) and isinstance(said, list) and any(said)

@@ -11,7 +11,7 @@ from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import judging_models
 from lightrft.build.models import check_models, critic_source, teacher_model
 from lightrft.build.process import shared
-from lightrft.build.tables import OWN_LIMIT, SHARED, check_processes, footprint
+from lightrft.build.tables import SHARED, check_processes, footprint
 from lightrft.commands.plan.memory import (
     Item,
     Lengths,
@@ -134,14 +134,35 @@ class Plan:
             self.engine.most_running,
         )
 
+    @property
+    def least(self) -> int:
+        """Tokens of the smallest batch that a run can do with."""
+        return self.lengths.prompt + self.lengths.answer
+
+    @property
+    def processes(self) -> int:
+        """Those of one machine."""
+        return min(self.hardware.devices, self.hardware.per_node)
+
+    @property
+    def host(self) -> list[Item]:
+        """What a process keeps in host memory, where that is known."""
+        return []
+
     @cached_property
     def problems(self) -> list[str]:
         """What would stop the run, or waste it."""
-        return [
-            *_refused(self.config, self.algorithm, self.hardware.devices),
-            *_wasted(self),
-            *_too_large(self),
-        ]
+        return [*self.refused, *_wasted(self), *self.too_large]
+
+    @property
+    def refused(self) -> list[str]:
+        """What the run itself would refuse."""
+        return _refused(self.config, self.algorithm, self.hardware.devices)
+
+    @property
+    def too_large(self) -> list[str]:
+        """What does not fit a device, with the cure."""
+        return _too_large(self)
 
 
 def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
@@ -186,16 +207,21 @@ def refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
     return found
 
 
-def _wasted(plan: Plan) -> list[str]:
-    config, devices, found = plan.config, plan.hardware.devices, []
+def idle(plan: Plan) -> list[str]:
+    """Whether devices have nothing to learn from in an update."""
+    config, devices = plan.config, plan.hardware.devices
     answers = config.rollout.prompts_per_step * config.rollout.group_size
-    each = answers / devices / config.update.num_minibatches
-    if each < 1:
-        found.append(
-            f"update.num_minibatches={config.update.num_minibatches}: {answers} responses on {devices} devices leave some without any in an "
-            "update. Raise rollout.prompts_per_step, or lower update.num_minibatches."
-        )
-    budget, whole = config.update.tokens_per_micro_batch, plan.lengths.prompt + plan.lengths.answer
+    if answers / devices / config.update.num_minibatches >= 1:
+        return []
+    return [
+        f"update.num_minibatches={config.update.num_minibatches}: {answers} responses on {devices} devices leave some without any in an "
+        "update. Raise rollout.prompts_per_step, or lower update.num_minibatches."
+    ]
+
+
+def _wasted(plan: Plan) -> list[str]:
+    config, found = plan.config, idle(plan)
+    budget, whole = config.update.tokens_per_micro_batch, plan.least
     if budget < whole:
         found.append(
             f"update.tokens_per_micro_batch={budget}: one prompt with its response can be {whole} tokens, more than the micro-batch; such sequences get a batch of their own. "
@@ -214,7 +240,7 @@ def _too_large(plan: Plan) -> list[str]:
     if most <= plan.usable:
         return []
     told = f"{phase.value} needs {most / GIB:.1f} GiB of a device, and {plan.usable / GIB:.1f} may be used."
-    if plan.largest_batch >= plan.lengths.prompt + plan.lengths.answer and phase is Phase.TRAIN:
+    if plan.largest_batch >= plan.least and phase is Phase.TRAIN:
         return [f"{told} Set update.tokens_per_micro_batch={plan.largest_batch}."]
     return [f"{told} {_cure(plan, phase)}"]
 
@@ -224,7 +250,7 @@ def _cure(plan: Plan, phase: Phase) -> str:
     if not held.sharded:
         return f"Share the weights out: strategy.backend={SHARED}, on more devices."
     if phase is Phase.ROLLOUT:
-        return f"Set strategy.offload=true, or lower {OWN_LIMIT}."
+        return f"Set strategy.offload=true, or lower {plan.config.rollout.limit}."
     if not config.model.gradient_checkpointing:
         return "Set model.gradient_checkpointing=true."
     if held.to_host:

@@ -29,6 +29,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "devices": plan.hardware.devices,
         "tokens": asdict(plan.lengths),
         "memory": memory_as_json(plan.items, plan.sums, plan.usable),
+        "host": {item.name: item.bytes for item in plan.host},
         "batch": {"tokens": plan.tokens, "largest": plan.largest_batch},
         "updates": plan.work.updates,
         "micro_batches": plan.work.micro_batches,
@@ -43,6 +44,8 @@ def show(plan: Plan) -> None:
     """Tables on the terminal."""
     console = Console(emoji=False)
     console.print(memory_table(plan.config, plan.models.actor, plan.hardware, plan.items, plan.sums))
+    if plan.host:
+        console.print(_host(plan))
     console.print(_work(plan))
     rates = plan.hardware.rates
     console.print(
@@ -96,6 +99,16 @@ def memory_table(
     return table
 
 
+def _host(plan: Plan) -> Table:
+    table = Table("GiB of host memory", "a process", f"{plan.processes} of a machine")
+    for item in plan.host:
+        table.add_row(item.name, _gib(item.bytes), _gib(plan.processes * item.bytes))
+    table.add_section()
+    whole = sum(item.bytes for item in plan.host)
+    table.add_row("sum", _gib(whole), _gib(plan.processes * whole), style="bold")
+    return table
+
+
 def _work(plan: Plan) -> Table:
     found, devices = plan.work, plan.hardware.devices
     table = Table(
@@ -121,4 +134,5 @@ def _work(plan: Plan) -> Table:
 
 
 def _gib(count: int) -> str:
-    return f"{count / GIB:.2f}"
+    gib = count / GIB
+    return f"{gib:.2f}" if not count or gib >= 0.005 else f"{gib:.1g}"

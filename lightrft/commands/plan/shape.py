@@ -138,15 +138,16 @@ class _Kernel:
         scaling: float,  # noqa: ARG002  # as Layout has it
         sliding_window: int | None,  # noqa: ARG002  # as Layout has it
     ) -> Tensor:
-        out: Tensor = _Flash.apply(query, key, value)  # type: ignore[no-untyped-call]
+        out: Tensor = Flash.apply(query, key, value)  # type: ignore[no-untyped-call]
         return out.transpose(1, 2)
 
 
-class _Flash(torch.autograd.Function):
+class Flash(torch.autograd.Function):
     """Queries, keys, values, the result, and one float32 for each head and token."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """A tensor shaped as the queries, not computed."""
         out = torch.empty_like(query)
         sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, out, sums)

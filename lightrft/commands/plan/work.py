@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 from lightrft.algorithms.algorithm import Algorithm
@@ -11,7 +12,7 @@ from lightrft.commands.plan.memory import Lengths, Models, batch_tokens
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import Config
 from lightrft.config.plan import Rates
-from lightrft.strategy.footprint import EXACT
+from lightrft.strategy.footprint import EXACT, Footprint
 from lightrft.trainer.rollout import needs_old
 
 
@@ -77,15 +78,9 @@ def work(
     passes = _scoring(config, algorithm, models)
     asked = questions if update.share_prompts else answers
     judged = sum(forward_flops(model, lengths, asked, answers) for model in passes)
-    gathered = sum(_gathers(config, model, ceil(read / batch), devices) for model in passes)
+    gathered = sum(gathers(config, model, ceil(read / batch), devices) for model in passes)
     held = footprint(config.strategy, actor, devices)
-    copies = held.copies
-
-    def sending(inside: float, among: float = 0.0) -> float:
-        """Seconds for bytes to the devices that share a copy of the model, and to those of other copies."""
-        return (inside / rates.between(devices // copies, per_node)) + among / rates.between(
-            devices, per_node
-        )
+    sending = partial(sending_seconds, held, rates, devices, per_node)
 
     score = Amounts(read * len(passes), judged, gathered, max(judged / products, sending(gathered)))
 
@@ -103,10 +98,17 @@ def work(
         read * update.epochs, learned, inside + among, max(learned / products, sending(inside, among))
     )
 
-    group = devices // copies
+    group = devices // held.copies
     pushed = actor.width * actor.plain * (group - 1) / group if held.sharded else 0.0
     sync = Amounts(0.0, 0.0, pushed, sending(pushed))
     return Work(rollout, score, sync, train, updates, micro_batches)
+
+
+def sending_seconds(
+    held: Footprint, rates: Rates, devices: int, per_node: int, inside: float, among: float = 0.0
+) -> float:
+    """Seconds for bytes to the devices that share a copy of the model, and to those of other copies."""
+    return inside / rates.between(devices // held.copies, per_node) + among / rates.between(devices, per_node)
 
 
 def _scoring(config: Config, algorithm: Algorithm, models: Models) -> list[Shape]:
@@ -138,7 +140,7 @@ def traffic(config: Config, shape: Shape, micro_batches: int, devices: int) -> t
     return inside, among
 
 
-def _gathers(config: Config, shape: Shape, batches: int, devices: int) -> float:
+def gathers(config: Config, shape: Shape, batches: int, devices: int) -> float:
     """Bytes of the weights that a device gets from others for so many passes that only compute."""
     if not footprint(config.strategy, shape, devices).sharded:
         return 0.0

@@ -134,7 +134,7 @@ def test_a_picture_that_cannot_be_cut_into_patches_is_refused(folder):
 def test_other_commands_name_those_that_take_a_pipeline(folder):
     with pytest.raises(
         ValueError,
-        match="is a diffusion pipeline, which `lightrft train`, `evaluate`, `check`, `export` and `replay` take",
+        match="is a diffusion pipeline, which `lightrft train`, `plan`, `evaluate`, `check`, `export` and `replay` take",
     ):
         load_processor(ModelConfig(path=str(folder)))
 

@@ -1,0 +1,28 @@
+"""Plans by what learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightrft.commands.plan import Hardware, Lengths, Plan, pictures
+from lightrft.commands.plan import plan as plan_words
+from lightrft.config import Config, ModelConfig
+from lightrft.models.describe import is_pipeline
+
+
+def _words(config: Config, hardware: Hardware, prompt: int, response: int) -> Plan:
+    lengths = Lengths(prompt or config.tasks.max_prompt_tokens, response or config.rollout.max_tokens)
+    return plan_words(config, hardware, lengths)
+
+
+PLANS: tuple[tuple[Callable[[ModelConfig], bool], Callable[[Config, Hardware, int, int], Plan]], ...] = (
+    (is_pipeline, pictures.plan),
+    (lambda _: True, _words),
+)
+"""Whether a model is of a kind -> its plan for these devices, prompts and responses of so many tokens; 0: as the settings allow. The first
+row that holds counts."""
+
+
+def plan_of(config: Config, hardware: Hardware, prompt: int, response: int) -> Plan:
+    """The plan of a run of reinforcement learning. ValueError for a model that is not there, or settings that it cannot obey."""
+    return next(plan for holds, plan in PLANS if holds(config.model))(config, hardware, prompt, response)
