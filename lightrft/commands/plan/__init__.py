@@ -141,7 +141,7 @@ class Plan:
 
     @property
     def processes(self) -> int:
-        """Those of one machine."""
+        """Processes of one machine."""
         return min(self.hardware.devices, self.hardware.per_node)
 
     @property

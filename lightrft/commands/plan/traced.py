@@ -27,7 +27,7 @@ class Kept:
 
     whole: int
     outside: int
-    """Of them, what is not made within a block."""
+    """What of them is not made within a block."""
     entering: int
     """What the blocks are given: all that is kept of them where they are computed again (model.gradient_checkpointing)."""
     largest: int
