@@ -194,7 +194,7 @@ def test_what_a_row_leaves_behind_is_what_a_real_pass_keeps(tiny):
 
 
 def test_what_a_pass_without_gradients_takes_is_what_torch_allocates(tiny):
-    """The highest sum of what its profiler saw allocated and freed; the plan is up to 1.4 times that for Qwen-Image, within a quarter for others."""
+    """The highest sum of what its profiler saw allocated and freed; the plan is 1.4 times that for Qwen-Image, for which no cause is known."""
     planned = plan_of(tiny, Hardware(), 0, 0).shape.computing(16)
     _, _, run = trained(tiny, 16)
     with torch.no_grad():
