@@ -11,7 +11,7 @@ from torch import Tensor
 from lightrft.models.operations import Operations
 from lightrft.parallel.world import World
 from lightrft.trainer.diversity import diversity
-from lightrft.types import Batch, Trajectory
+from lightrft.types import Batch, Inputs, Trajectory
 
 METRICS: dict[str, str] = {
     "reward/mean": "mean reward of the step's responses, as sampled (before any group is left out)",
@@ -193,9 +193,9 @@ class Layout:
         assert batch.inputs is not None
         self.batches += 1
         self.tokens += batch.inputs.read
-        spans, chosen = batch.inputs.spans, getattr(batch.inputs, "chosen", None)
+        spans = batch.inputs.spans
         said = sum(answered for _, answered in spans)
-        self.predicted += said if chosen is None else chosen.numel()
+        self.predicted += _predicted(batch)
         # Prompts are read once for all that continue them; of the mean length here, which is exact where they are equally long.
         self.pairs += (batch.inputs.read - said) * sum(asked for asked, _ in spans) / max(len(spans), 1) / 2
         for asked, answered in spans:
@@ -224,6 +224,14 @@ class Layout:
             busiest = world.max(world.team_sum(self.tokens) / world.team_size)
             found["update/rank_balance"] = tokens / world.size / max(1.0, busiest)
         return found
+
+
+def _predicted(batch: Batch) -> int:
+    """Positions that meet the output head; none of a model that draws."""
+    if not isinstance(batch.inputs, Inputs):
+        return 0
+    chosen = batch.inputs.chosen
+    return int(batch.inputs.predict.numel() if chosen is None else chosen.numel())
 
 
 def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, float]:
