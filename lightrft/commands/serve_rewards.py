@@ -17,8 +17,8 @@ from lightrft.commands.address import Address
 from lightrft.config import Config
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
-from lightrft.rewards.models import JUDGE
 from lightrft.rewards.service import Batcher, RewardServer, Tasks
+from lightrft.rewards.table import JUDGE
 from lightrft.tasks.table import load_tasks
 from lightrft.types import Trajectory
 from lightrft.utils.device import pick_device
