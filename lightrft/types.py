@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # rows, tasks and rewards are read without torch
+    from torch import Tensor
 
 Finish = Literal["stop", "length"]
 """How an engine left a response: at its end, or truncated at the most tokens allowed."""
@@ -392,8 +392,3 @@ class Terms:
     ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
     tokens: dict[str, Tensor] = field(default_factory=dict)  # name -> (T,) to be saved, no gradient
-
-
-def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """One flat tensor from a list of rows."""
-    return torch.tensor([x for row in values for x in row], dtype=dtype)

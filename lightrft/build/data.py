@@ -22,7 +22,7 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.asked import asked, check_views, wanted_fields
 from lightrft.rewards.base import RewardRunner
-from lightrft.rewards.models import JUDGE
+from lightrft.rewards.table import JUDGE
 from lightrft.rewards.vote import VOTES
 from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator

@@ -27,12 +27,12 @@ from lightrft.models.source import Source
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.comparing import ComparingJudge
 from lightrft.rewards.models import (
-    JUDGE,
     REWARD_MODEL,
     GenerativeJudge,
     Output,
     judge_template,
 )
+from lightrft.rewards.table import JUDGE
 from lightrft.strategy.memory import Resident
 from lightrft.utils.imports import resolve
 

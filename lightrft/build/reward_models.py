@@ -18,9 +18,9 @@ from lightrft.models.logprobs import text_config
 from lightrft.models.media import limits_of
 from lightrft.models.reward import load_reward_model, scores
 from lightrft.rewards.base import OUR_METRICS
-from lightrft.rewards.models import JUDGE, REWARD_MODEL, Output, ScalarReward
+from lightrft.rewards.models import REWARD_MODEL, Output, ScalarReward
 from lightrft.rewards.remote import RemoteReward
-from lightrft.rewards.table import REWARDS
+from lightrft.rewards.table import JUDGE, REWARDS
 from lightrft.strategy.memory import Resident
 
 

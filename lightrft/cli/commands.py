@@ -86,6 +86,10 @@ def run_training(command: str, args: Sequence[str], without_words: str) -> int:
     if not args:
         raise ValueError(f"{without_words}. All layers and sections of options: lightrft {command} --help")
     asked = AskedRun.of(command, args)
+    if isinstance(asked.config, Config):
+        from lightrft.rewards.asked import check_named
+
+        check_named(asked.config)
     if asked.launch.is_wanted:
         return launch_run(asked)
     import_module(f"lightrft.commands.{command}").train(asked.config, asked.resume)

@@ -26,7 +26,7 @@ from lightrft.media.parts import has_media, readable
 from lightrft.rewards import comparing
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.fools import judged_answer, spread, try_fools
-from lightrft.rewards.models import JUDGE
+from lightrft.rewards.table import JUDGE
 from lightrft.tasks.base import conversation, media_folder, placed
 from lightrft.tasks.table import load_task
 from lightrft.trainer.metrics import average

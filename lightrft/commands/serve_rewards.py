@@ -17,9 +17,9 @@ from lightrft.commands.address import Address
 from lightrft.config import Config
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
-from lightrft.rewards.models import JUDGE
 from lightrft.rewards.requests import Tasks
 from lightrft.rewards.service import MOST_BYTES, MOST_BYTES_WITH_MEDIA, Batcher, RewardServer
+from lightrft.rewards.table import JUDGE
 from lightrft.tasks.table import load_tasks
 from lightrft.types import Trajectory
 from lightrft.utils.device import pick_device

@@ -7,14 +7,20 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lightrft.config import Config
+from lightrft.config.rewards import rewards_of
 from lightrft.rewards.function import PerAnswer
 from lightrft.rewards.signature import Asked, asked_of, asked_of_one, refuse_async, refuse_lacking
-from lightrft.rewards.table import REWARDS
+from lightrft.rewards.table import JUDGE, REWARDS
 from lightrft.rewards.views import MADE
-from lightrft.types import Record
+from lightrft.utils.imports import load_file, resolve
 from lightrft.utils.inline import find, is_inline
 from lightrft.utils.paths import expanded
+
+if TYPE_CHECKING:
+    from lightrft.types import Record
 
 TEXT = "answer"
 """The view of what was written."""
@@ -22,6 +28,24 @@ VOTES = ("majority", "majority_right")
 """Rewards of a group that read its texts."""
 ONLY = (TEXT, *MADE)
 """Views of which a kind of model makes some and not others."""
+
+
+def check_named(config: Config) -> None:
+    """ValueError for a reward of the settings that is not there, or whose function could not be called rightly.
+
+    Said before torch is imported. Of a user's code only the text is read.
+    """
+    given = dict.fromkeys([JUDGE, *config.reward_model.paths, *config.remote.urls])
+    chosen = [rewards_of(config.rewards.functions, task, config.tasks.train) for task in config.tasks.train]
+    for name in sorted(
+        {name for weights in (*chosen, config.tasks.rewards) for name in weights} - given.keys()
+    ):
+        if ":" not in name:
+            resolve({**REWARDS, **given}, name, "reward")
+        place = name.rpartition(":")[0]
+        if place.endswith(".py") and not expanded(place, "file").is_file():
+            load_file(place)  # says where it was looked for
+        asked(name)
 
 
 def check_views(names: Iterable[str], makes: Iterable[str], path: str) -> None:

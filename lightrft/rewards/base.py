@@ -14,8 +14,8 @@ from lightrft.config import RewardConfig, SandboxConfig
 from lightrft.media.parts import described
 from lightrft.rewards.code import check_sandbox
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
-from lightrft.rewards.models import JUDGE, ModelReward, Output
-from lightrft.rewards.table import REWARDS, RUNS_PROGRAMS, load_reward, load_values
+from lightrft.rewards.models import ModelReward, Output
+from lightrft.rewards.table import JUDGE, REWARDS, RUNS_PROGRAMS, load_reward, load_values
 from lightrft.types import Trajectory
 from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import resolve

@@ -24,6 +24,7 @@ from lightrft.media.parts import has_media, readable
 from lightrft.models.processor import Processor
 from lightrft.models.reward import Conversation, up_to_score
 from lightrft.rewards.function import Answer
+from lightrft.rewards.table import JUDGE
 from lightrft.rewards.views import response
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.paths import expanded
@@ -37,7 +38,7 @@ ModelReward = Callable[[Sequence[Answer]], Sequence[float | Sequence[float] | Fa
 answers."""
 Ask = Callable[[Sequence[Prompt], Sampling], list[list[Completion]]]
 """An engine's `generate`."""
-JUDGE, REWARD_MODEL = "judge", "reward_model"
+REWARD_MODEL = "reward_model"
 """Sections of the settings of models that judge; the first is the name of its reward, too."""
 
 

@@ -52,6 +52,8 @@ def load_values(name: str, sandbox: SandboxConfig = USUAL) -> Callable[[Sequence
     return partial(values_of, function)
 
 
+JUDGE = "judge"
+"""The reward that a model gives which is asked for it in words."""
 RUNS_PROGRAMS: dict[str, Callable[[SandboxConfig], Callable[..., float]]] = {
     "tests": PassesTests,
     "tests_share": ShareOfTests,

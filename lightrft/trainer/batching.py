@@ -22,7 +22,7 @@ from lightrft.config import UpdateConfig
 from lightrft.models.kinds import Layout
 from lightrft.models.words import COLUMNS, token_layout
 from lightrft.parallel.world import World
-from lightrft.types import Batch, Prompt, Trajectory, concatenate
+from lightrft.types import Batch, Prompt, Trajectory
 from lightrft.utils.device import sent
 from lightrft.utils.seeding import derive_seed
 
@@ -115,7 +115,7 @@ def pack(
         mask=torch.tensor([x for t in trajectories for x in t.mask], dtype=torch.bool),
         scores=torch.tensor([t.reward for t in trajectories], dtype=torch.float32),
         weights=torch.zeros(int(lengths.sum())),
-        behavior=concatenate([t.behavior for t in trajectories]),
+        behavior=torch.tensor([x for t in trajectories for x in t.behavior], dtype=torch.float32),
         baselines=torch.tensor([t.baseline for t in trajectories], dtype=torch.float32),
     )
     if outputs:

@@ -309,11 +309,34 @@ def test_config_of_sft_prints_what_would_run(capsys: pytest.CaptureFixture[str],
     )
 
 
-@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["config", "tiny"], ["train", "tniy"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["config", "tiny"],
+        ["completion"],
+        ["train", "tniy"],
+        ["train", "tiny", "--rewards.functions", "maht", "1"],
+        ["train", "tiny", "--rewards.functions", "nowhere.py:mine", "1"],
+    ],
+)
 def test_torch_is_not_imported_before_a_command_needs_it(args: list[str]) -> None:
     code = f"import sys; from lightrft.cli import main; main({args}); sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_a_reward_that_could_not_be_called_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("print('run')\ndef score(completion):\n    return 1.0\n")
+    words = ["train", "tiny", "--rewards.functions", f"{tmp_path / 'mine.py'}:score", "1"]
+    code = f"import sys; from lightrft.cli import main; print(main({words}), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert done.stdout == "2 False\n"  # and the file was read, not run
+    assert "asks for 'completion', which is called 'answer' here" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_public_names_are_there() -> None:

@@ -10,7 +10,7 @@ from lightrft.types import Prompt, Trajectory
 
 
 def test_the_examples_run():
-    found = doctest.testmod(types)
+    found = doctest.testmod(types, extraglobs={"torch": torch})
     assert found.attempted > 10
     assert found.failed == 0
 

@@ -23,7 +23,7 @@ from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
 from lightrft.models.kinds import PolicyKind
 from lightrft.parallel.world import World
-from lightrft.rewards.models import JUDGE
+from lightrft.rewards.table import JUDGE
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
