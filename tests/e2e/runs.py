@@ -34,6 +34,8 @@ MEASURED = (
     "memory/",
     "rollout/tokens_per_second",
     "train/tokens_per_second",
+    "train/teraflops_per_device",
+    "train/mfu",
     "time",
 )
 """Beginnings of metrics that differ between two runs that are otherwise the same."""
