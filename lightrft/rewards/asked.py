@@ -40,6 +40,10 @@ def check_named(config: Config) -> None:
     for name in sorted(
         {name for weights in (*chosen, config.tasks.rewards) for name in weights} - given.keys()
     ):
+        if is_inline(
+            name
+        ):  # what a resume from the command line lacks is told of all settings at once (commands/claim.py)
+            continue
         if ":" not in name:
             resolve({**REWARDS, **given}, name, "reward")
         place = name.rpartition(":")[0]
