@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from lightrft.config import ZERO, RolloutConfig, StrategyConfig
+from lightrft.config import ZERO, OptimizerConfig, RolloutConfig, StrategyConfig
 from lightrft.engines import footprint as engines
 from lightrft.engines.base import MakeEngine
 from lightrft.engines.denoise import denoiser
@@ -21,6 +21,7 @@ from lightrft.strategy.base import Strategy
 from lightrft.strategy.deepspeed import Zero
 from lightrft.strategy.footprint import Footprint, Sizes
 from lightrft.strategy.fsdp import Fsdp, check_replicas
+from lightrft.strategy.optimizers import check_pieces, need_adamw
 from lightrft.strategy.single import Single
 from lightrft.trainer.rl import RLTrainer
 from lightrft.utils.imports import resolve
@@ -30,6 +31,11 @@ STRATEGIES: dict[str, Callable[[StrategyConfig, torch.device], Strategy]] = {
     "fsdp": Fsdp,
     **dict.fromkeys(ZERO, Zero),
 }
+OPTIMIZER_CHECKS: dict[str, Callable[[OptimizerConfig, str], None]] = {
+    "fsdp": check_pieces,
+    **dict.fromkeys(ZERO, need_adamw),
+}
+"""Backend -> what it raises for an optimizer that it cannot take."""
 SHARED = "fsdp"
 """The backend to take where a model is too large for one process."""
 ALONE = "single"
@@ -91,3 +97,10 @@ def engine_footprint(
 def check_processes(config: StrategyConfig, processes: int) -> None:
     """ValueError for settings of a backend that do not fit so many processes."""
     check_replicas(config.fsdp.replicas, processes)
+
+
+def check_optimizer(config: StrategyConfig, optimizer: OptimizerConfig) -> None:
+    """ValueError for an optimizer that the backend cannot take, as it raises it itself before weights load."""
+    check = OPTIMIZER_CHECKS.get(config.backend)
+    if check is not None:
+        check(optimizer, config.backend)

@@ -332,25 +332,27 @@ def _view_whole(own: ViewOptions, folders: Sequence[Path]) -> int:
 
 
 def export(args: Sequence[str]) -> int:
-    """Export a checkpoint from any backend as a Hugging Face model: lightrft export RUN OUT."""
+    """Export a checkpoint from any backend as a Hugging Face model, or its adapter: lightrft export RUN OUT."""
     own = parsed(ExportOptions, "export", args)
+    own.check()
     run = run_folder(str(own.run))
     from lightrft.commands import export as command
 
     file = RunFolder(run).config
     kind: type[Any] = next((one for one in RUNS.values() if layers.fits(file, one)), Config)
     with _code(own.run_code, "export"):
-        return command.export(
-            load_as(kind, "export", [str(file)]), run, own.out, own.step, own.file_gb, own.output
-        )
+        config = load_as(kind, "export", [str(file)])
+        if own.adapter:
+            return command.export_adapter(config, run, own.out, own.step)
+        return command.export(config, run, own.out, own.step, own.file_gb, own.output)
 
 
 def completion(args: Sequence[str]) -> int:
-    """Print a script for bash that completes commands, layers, flags, tasks and run folders."""
-    parsed(CompletionOptions, "completion", args)
+    """Print a script that completes commands, layers, flags, tasks and run folders: lightrft completion [bash | zsh | fish]."""
+    own = parsed(CompletionOptions, "completion", args)
     from lightrft.cli.completion import script
 
-    print(script(COMMANDS, __version__), end="")
+    print(script(COMMANDS, __version__, own.shell), end="")
     return 0
 
 

@@ -176,7 +176,7 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write the policy of a checkpoint as plain transformers loads it; adapters are merged into the weights."""
+    """Write the policy of a checkpoint as plain transformers loads it; adapters are merged into the weights, or written alone."""
 
     run: Annotated[Folder, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
@@ -188,8 +188,20 @@ class ExportOptions:
     """Most gigabytes of weights in a file, and so in memory."""
     output: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """The one output of a reward model to keep, for programs that read one alone; all if left out."""
+    adapter: bool = False
+    """Write the adapter alone, in float32, as peft loads it onto the plain model; only of a run that learned one."""
     run_code: bool = False
     """Run the code that the settings name (model.imports, a trainer, rewards or losses of one's own): only where you trust them."""
+
+    def check(self) -> None:
+        """ValueError for options of the whole model beside `adapter`."""
+        if not self.adapter:
+            return
+        for flag, given in (("--output", self.output), ("--file-gb", self.file_gb != ExportOptions.file_gb)):
+            if given:
+                raise ValueError(
+                    f"{flag} has no effect with --adapter, which writes one file of all that was learned. Leave one of them out."
+                )
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,11 @@ class PushOptions:
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """Print the script by which bash completes commands, layers, flags, tasks and run folders: source <(lightrft completion)."""
+    """Print the script by which a shell completes commands, layers, flags, tasks and run folders: source <(lightrft completion bash),
+    source <(lightrft completion zsh), or lightrft completion fish | source."""
+
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional] = "bash"
+    """The shell."""
 
 
 @dataclass(frozen=True)

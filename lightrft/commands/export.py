@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from lightrft.build.kinds import policy_of
 from lightrft.build.reward import build_model
 from lightrft.config import Config, RewardTrainingConfig, RunConfig
+from lightrft.models.adapters import write_adapter
 from lightrft.models.base import check_base
 from lightrft.models.classifiers import HEAD
-from lightrft.models.export import write_folder
+from lightrft.models.export import FILE_BYTES, write_folder
 from lightrft.models.kinds import Write
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import causal_lm
@@ -24,13 +26,15 @@ from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
+from lightrft.strategy.base import Saved
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.load_weights import reader
+from lightrft.strategy.optimizer import check_shapes, learning
 from lightrft.utils.atomic import explained, folder
 from lightrft.utils.paths import expanded
 
 
-def writable(target: Path, file_gb: float) -> Path:
+def writable(target: Path, file_gb: float = FILE_BYTES / 1e9) -> Path:
     """The folder to make, behind links. ValueError if it cannot be one, before anything is read."""
     if not file_gb > 0:
         raise ValueError(
@@ -64,6 +68,51 @@ def export(
                 else "the run trained no reward model. Leave it out."
             )
         )
+    place, stored = _stored(config, run, step)
+    write, source = _described(config, int(file_gb * 1e9))
+    module = source.empty()
+    weights = full_weights(module, reader(module, source, stored), source.dtype)
+    if output:
+        weights = only_output(module, weights, outputs.index(output), output)
+    with explained(target.parent), folder(target) as unfinished:
+        write(module, weights, unfinished)
+    _tell(target, "model", place)
+    return 0
+
+
+def export_adapter(config: RunConfig, run: Path, target: Path, step: int | None) -> int:
+    """Makes a folder that peft loads onto the plain model, of the adapters in a checkpoint of any backend, in float32 and on one process.
+
+    ValueError for a run that learned none.
+    """
+    target = writable(target)
+    if not config.model.lora.rank:
+        raise ValueError(
+            f"--adapter: {run} learned no adapters (model.lora.rank=0). Leave --adapter out to export the whole model."
+        )
+    place, stored = _stored(config, run, step)
+    module = _described(config, FILE_BYTES)[1].empty()
+    adapters = _learned(module, stored)
+    with explained(target.parent), folder(target) as unfinished:
+        write_adapter(module, adapters, unfinished)
+    _tell(target, "adapter", place)
+    return 0
+
+
+def _learned(module: nn.Module, stored: Saved) -> Mapping[str, Tensor]:
+    """What learned of a model, whole and in float32, by the names of its parameters. ValueError if the checkpoint is of another model."""
+    found = {
+        f"weights/{name}": torch.empty(p.shape, dtype=torch.float32, device="cpu")
+        for name, p in learning(module)
+    }
+    shapes = stored.shapes()
+    check_shapes({name: shape for name, shape in shapes.items() if name.startswith("weights/")}, found)
+    stored.into(found)
+    return {name.removeprefix("weights/"): tensor for name, tensor in found.items()}
+
+
+def _stored(config: RunConfig, run: Path, step: int | None) -> tuple[Path, Saved]:
+    """A run's checkpoint after that step, or its newest complete one, and what it holds of the policy. ValueError where there is none."""
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.checkpoint, World())
     place = checkpoints.latest(clear=False) if step is None else checkpoints.of(step)
     if place is None:
@@ -74,16 +123,11 @@ def export(
     state = checkpoints.load(place)
     check_base(config.model, state.get("base", ""), place)
     models = state["models"]
-    stored = models["actor"] if "actor" in models else models["model"]  # of train, of the others
-    write, source = _described(config, int(file_gb * 1e9))
-    module = source.empty()
-    weights = full_weights(module, reader(module, source, stored), source.dtype)
-    if output:
-        weights = only_output(module, weights, outputs.index(output), output)
-    with explained(target.parent), folder(target) as unfinished:
-        write(module, weights, unfinished)
-    Console().print(f"{target}: the model after {place.name}", soft_wrap=True, markup=False, highlight=False)
-    return 0
+    return place, models["actor"] if "actor" in models else models["model"]  # of train, of the others
+
+
+def _tell(target: Path, what: str, place: Path) -> None:
+    Console().print(f"{target}: the {what} after {place.name}", soft_wrap=True, markup=False, highlight=False)
 
 
 def only_output(

@@ -30,6 +30,11 @@ class Sizes(Protocol):
         ...
 
     @property
+    def optimizer_state(self) -> int:
+        """Bytes of what the optimizer keeps of the weights that learn (strategy/optimizers.py: state_bytes)."""
+        ...
+
+    @property
     def inside(self) -> int:
         """Weights in the blocks; the others are embeddings, head, the last norm, and towers of media."""
         ...
@@ -73,7 +78,7 @@ class Footprint:
 
     weights: int
     optimizer: int = 0
-    """Moments, and float32 weights beside those that compute."""
+    """What the optimizer keeps, and float32 weights beside those that compute."""
     gradients: int = 0
     gathered: int = 0
     """Weights of other processes and their gradients, while blocks compute."""

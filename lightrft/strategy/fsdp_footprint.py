@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from lightrft.config import FsdpConfig
-from lightrft.strategy.footprint import ADAM, EXACT, Footprint, Sizes, Traffic
+from lightrft.strategy.footprint import EXACT, Footprint, Sizes, Traffic
 
 
 def fsdp_footprint(options: FsdpConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:
-    """Pieces of weights, float32 where they learn, of gradients and moments; nothing of them with strategy.fsdp.offload."""
+    """Pieces of weights, float32 where they learn, of gradients and the optimizer's state; nothing of them with strategy.fsdp.offload."""
     pieces = processes // options.replicas
     learned = sizes.learned if learns else 0
     held = not options.offload
     return Footprint(
         weights=(EXACT * learned + sizes.width * (sizes.weights - learned)) // pieces if held else 0,
-        optimizer=ADAM * learned // pieces if held else 0,
+        optimizer=sizes.optimizer_state // pieces if held and learns else 0,
         gradients=EXACT * learned // pieces if held else 0,
         gathered=_gathered(options, sizes, learned),
         sharded=True,

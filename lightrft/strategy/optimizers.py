@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
+from lightrft.strategy.footprint import ADAM, EXACT
 from lightrft.utils.imports import require, resolve
 
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -104,13 +105,58 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
+def _state_adamw(name: str, weight: Tensor, config: OptimizerConfig) -> int:  # noqa: ARG001  # as Count has it
+    return ADAM * weight.numel()
+
+
+def _state_adamw_8bit(name: str, weight: Tensor, config: OptimizerConfig) -> int:  # noqa: ARG001  # as Count has it
+    """A byte for each moment and a float32 for 256 of them; small tensors in float32. So has bitsandbytes 0.50; two tables of 1 KiB
+    that all weights share are left out."""
+    if config.options.get("optim_bits") == 32 or weight.numel() < config.options.get("min_8bit_size", 4096):
+        return ADAM * weight.numel()
+    return 2 * (weight.numel() + EXACT * -(-weight.numel() // 256))
+
+
+def _state_muon(name: str, weight: Tensor, config: OptimizerConfig) -> int:  # noqa: ARG001  # as Count has it
+    return (EXACT if is_hidden_matrix(name, weight) else ADAM) * weight.numel()
+
+
+def _state_adafactor(name: str, weight: Tensor, config: OptimizerConfig) -> int:  # noqa: ARG001  # as Count has it
+    """Of a matrix one number for each row and one for each column, and as many for each matrix of a stack; of a vector all."""
+    if weight.dim() < 2:
+        return EXACT * weight.numel()
+    return EXACT * (weight.numel() // weight.shape[-1] + weight.numel() // weight.shape[-2])
+
+
+Count = Callable[[str, Tensor, OptimizerConfig], int]
+"""Name of a weight, the weight, settings -> bytes of what an optimizer keeps of it."""
+STATE_BYTES: dict[str, Count] = {
+    "adamw": _state_adamw,
+    "adamw_8bit": _state_adamw_8bit,
+    "muon": _state_muon,
+    "adafactor": _state_adafactor,
+}
+
+
+def state_bytes(named: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -> int:
+    """Bytes that the optimizer called `optimizer.name` keeps of these weights, float32 ones or of the meta device, but for its single
+    numbers; those of an import path are counted as AdamW's (`is_unknown`)."""
+    count = STATE_BYTES["adamw" if is_unknown(config) else config.name]
+    return sum(count(name, weight, config) for name, weight in named)
+
+
+def is_unknown(config: OptimizerConfig) -> bool:
+    """Whether the optimizer is an import path, so that nobody knows what it keeps before its first step."""
+    return ":" in config.name
+
+
 def build_optimizer(named: Named, config: OptimizerConfig) -> Any:
     """The optimizer called `optimizer.name`, over named float32 weights, whole ones or pieces (DTensor).
 
     ValueError for an unknown name or option. An import path names a class that is called as torch's are:
     (groups with weight_decay, lr=, **optimizer.options).
     """
-    if ":" not in config.name:
+    if not is_unknown(config):
         return resolve(OPTIMIZERS, config.name, "optimizer")(named, config)
     own: Any = resolve({}, config.name, "optimizer")
     options = _known_options(config, own)

@@ -15,9 +15,10 @@ from lightrft.models.lora import is_adapted, merged_adapters, plain_state
 from lightrft.models.source import Source
 from lightrft.strategy.base import Saved, Trainable
 from lightrft.strategy.ema import follow
-from lightrft.strategy.footprint import ADAM, EXACT, Footprint, Sizes
+from lightrft.strategy.footprint import EXACT, Footprint, Sizes
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.strategy.optimizer import Learner, learning
+from lightrft.strategy.optimizers import state_bytes
 
 T = TypeVar("T")
 
@@ -43,7 +44,8 @@ class Single:
         """The whole model; a smaller type than float32 learns through float32 weights beside its own."""
         learned = sizes.learned if learns else 0
         masters = EXACT * learned if sizes.width < EXACT else 0
-        return Footprint(sizes.width * sizes.weights, ADAM * learned + masters, EXACT * learned)
+        state = sizes.optimizer_state if learns else 0
+        return Footprint(sizes.width * sizes.weights, state + masters, EXACT * learned)
 
     def _moves(self) -> bool:
         return self.config.offload and self.device.type != "cpu"
@@ -120,7 +122,7 @@ class SingleTrainable:
         return merged_adapters(self.module)
 
     def parts(self) -> dict[str, Resident]:
-        """Weights, and the optimizer's moments with the float32 master weights, as residents."""
+        """Weights, and the optimizer's state with the float32 master weights, as residents."""
         device = str(self._named[0][1].device)
         own = [m for (_, p), m in zip(self._named, self._masters, strict=True) if p is not m]
 
@@ -132,8 +134,8 @@ class SingleTrainable:
                 if isinstance(t, Tensor) and t.dim()
             ]
 
-        moments = 2 * sum(m.numel() * m.element_size() for m in self._masters)
-        planned = moments + sum(m.numel() * m.element_size() for m in own)
+        named = [(name, m) for (name, _), m in zip(self._named, self._masters, strict=True)]
+        planned = state_bytes(named, self._learner.progress.config) + sum(m.nbytes for m in own)
         return {
             "weights": Tensors(lambda: list(self.module.parameters()), device, moves=self._moves),
             "optimizer": Tensors(optimizer, device, moves=self._moves, planned_bytes=planned),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightrft.config import DeepspeedConfig
-from lightrft.strategy.footprint import ADAM, EXACT, Footprint, Sizes, Traffic
+from lightrft.strategy.footprint import EXACT, Footprint, Sizes, Traffic
 
 
 def zero_footprint(
@@ -16,7 +16,7 @@ def zero_footprint(
         processes,
         weights=sizes.width * sizes.weights,
         gradients=EXACT * learned,
-        optimizer=(EXACT + ADAM) * learned,
+        optimizer=EXACT * learned + (sizes.optimizer_state if learns else 0),
     )
     weights, gradients, optimizer = map(int, shares)
     piece = EXACT * learned // processes

@@ -19,7 +19,7 @@ from lightrft.models.logprobs import logprobs
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Strategy, Trainable
-from lightrft.strategy.footprint import EXACT
+from lightrft.strategy.footprint import ADAM, EXACT
 from lightrft.strategy.in_memory import restore
 from lightrft.strategy.single import Single
 from lightrft.testing.batches import tiny_trajectories
@@ -172,6 +172,7 @@ class Numbers:
     learned: int
     inside: int
     largest_block: int
+    optimizer_state: int
     width: int = EXACT
 
     @classmethod
@@ -180,7 +181,8 @@ class Numbers:
         lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
         blocks = [sum(p.numel() for p in block.parameters()) for block in max(lists, key=len, default=[])]
         learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        return cls(sum(p.numel() for p in module.parameters()), learned, sum(blocks), max(blocks, default=0))
+        weights = sum(p.numel() for p in module.parameters())
+        return cls(weights, learned, sum(blocks), max(blocks, default=0), ADAM * learned)
 
 
 def _whole(tensor: Tensor) -> Tensor:

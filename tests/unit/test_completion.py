@@ -1,4 +1,4 @@
-"""The script for bash, run by bash: what a Tab key offers."""
+"""The scripts for bash, zsh and fish, run by those: what a Tab key offers."""
 
 import shutil
 import subprocess
@@ -6,20 +6,41 @@ import subprocess
 import pytest
 
 from lightrft.cli.commands import COMMANDS
-from lightrft.cli.completion import LAYERED, OF_RUNS, script
+from lightrft.cli.completion import LAYERED, OF_RUNS, SHELLS, script
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+ZSH = """
+compdef() {{ }}
+_files() {{ }}
+compadd() {{ print -rl -- ${{(M)offered:#$PREFIX*}} }}
+source {file}; words=({typed}); CURRENT={count}; PREFIX='{word}'; _lightrft
+"""
+ASKING = {
+    "bash": (
+        "source {file}; COMP_WORDS=({typed}); COMP_CWORD=$(({count} - 1)); _lightrft lightrft '{word}' '{before}'; "
+        'printf "%s\\n" "${{COMPREPLY[@]}}"'
+    ),
+    "zsh": ZSH,
+    "fish": "function __fish_complete_path; end; source {file}; complete -C '{line}'",
+}
+"""Shell -> what asks its script for what fits the last word; only fish can be asked as a person would."""
+
+
+@pytest.fixture(scope="module", params=SHELLS)
+def shell(request):
+    if shutil.which(request.param) is None:
+        pytest.skip(f"needs {request.param}")
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    made = tmp_path_factory.mktemp("completion") / "lightrft.bash"
-    made.write_text(script(COMMANDS, "1"))
+def file(tmp_path_factory, shell):
+    made = tmp_path_factory.mktemp("completion") / f"lightrft.{shell}"
+    made.write_text(script(COMMANDS, "1", shell))
     return made
 
 
 @pytest.fixture
-def offered(file, tmp_path):
+def offered(file, shell, tmp_path):
     for name in ("runs/first", "runs/second", "runs/not_one", "own"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").touch()
@@ -27,13 +48,15 @@ def offered(file, tmp_path):
             (tmp_path / name / "format.json").touch()
 
     def of(*words):
-        typed = " ".join(f"'{word}'" for word in ("lightrft", *words))
-        before = words[-2] if len(words) > 1 else "lightrft"
-        asked = (
-            f"source {file}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _lightrft lightrft '{words[-1]}' '{before}'; "
-            'printf "%s\\n" "${COMPREPLY[@]}"'
+        asked = ASKING[shell].format(
+            file=file,
+            typed=" ".join(f"'{word}'" for word in ("lightrft", *words)),
+            line=" ".join(("lightrft", *words)),
+            count=len(words) + 1,
+            word=words[-1],
+            before=("lightrft", *words)[-2],
         )
-        done = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run([shell, "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.stderr == ""
         return done.stdout.split()
 
@@ -54,6 +77,7 @@ def offered(file, tmp_path):
         (["view", "runs/f"], ["runs/first"]),
         (["chat", ""], ["own", "runs/first", "runs/second"]),
         (["doctor", ""], []),
+        (["completion", "z"], ["zsh"]),
     ],
 )
 def test_a_tab_key_offers_what_may_follow(offered, words, wanted):
@@ -62,3 +86,21 @@ def test_a_tab_key_offers_what_may_follow(offered, words, wanted):
 
 def test_the_commands_of_the_lists_exist():
     assert set(LAYERED) | set(OF_RUNS) <= set(COMMANDS)
+
+
+def test_a_shell_reads_its_script(file, shell):
+    done = subprocess.run([shell, "-n", str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_offers_every_command_and_what_may_follow(shell):
+    """Here no shell is needed: each command has a case, with its own layers and no other command's."""
+    made = script(COMMANDS, "1", shell)
+    cases = {name: f"case {name}\n" if shell == "fish" else f"          {name}) " for name in COMMANDS}
+    assert all(made.count(case) == 1 for case in cases.values())
+    lines = made.replace("\n                    string", " string").splitlines()
+    behind = {name: next(line for line in lines if case.strip() in line) for name, case in cases.items()}
+    assert " sft_tiny " in behind["sft"]
+    assert " sft_tiny " not in behind["train"]
+    assert "lightrft_runs" in behind["view"]

@@ -11,7 +11,7 @@ from lightrft.algorithms.requirements import build_for
 from lightrft.build.judges import judging_models
 from lightrft.build.models import check_models, critic_source, teacher_model
 from lightrft.build.process import shared
-from lightrft.build.tables import SHARED, check_processes, footprint
+from lightrft.build.tables import SHARED, check_optimizer, check_processes, footprint
 from lightrft.commands.plan.memory import (
     Item,
     Lengths,
@@ -173,14 +173,17 @@ def plan(config: Config, hardware: Hardware, lengths: Lengths) -> Plan:
 
 def models_of(config: Config, algorithm: Algorithm) -> Models:
     """The shapes of a run's models, from their config.json alone."""
-    critic = Shape(critic_source(config)) if algorithm.needs_critic else None
+    critic = (
+        Shape(critic_source(config), optimizer=config.critic.optimizer) if algorithm.needs_critic else None
+    )
     apart = algorithm.needs_reference and not starts_as_base(config.model.lora)
     reference = Shape(Source(config.model, learns=False)) if apart else None
     teacher = Shape(Source(teacher_model(config), learns=False)) if algorithm.needs_teacher else None
     judging, scoring = judging_models(config)
     judge = None if judging is None else Shape(Source(judging, learns=False))
     rated = {name: Shape(Source(model, learns=False)) for name, model in scoring.items()}
-    return Models(Shape(Source(config.model)), critic, reference, teacher, judge, rated)
+    actor = Shape(Source(config.model), optimizer=config.optimizer)
+    return Models(actor, critic, reference, teacher, judge, rated)
 
 
 def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
@@ -190,6 +193,8 @@ def _refused(config: Config, algorithm: Algorithm, devices: int) -> list[str]:
         lambda: check_backend(strategy, devices),
         lambda: shared("rollout.prompts_per_step", asked, World(0, devices)),
         lambda: check_processes(strategy, devices),
+        lambda: check_optimizer(strategy, config.optimizer),
+        *([lambda: check_optimizer(strategy, config.critic.optimizer)] if algorithm.needs_critic else []),
         lambda: check_team_size(devices, strategy.sequence_parallel),
         lambda: check_models(config, algorithm),
     ]

@@ -62,17 +62,17 @@ class Residents:
     actor_samples: bool
     """Whether the engine samples with the actor's weights."""
 
-    def add(self, name: str, size: int) -> None:
-        """A resident by its name in RESIDENCY; what belongs to an engine is let go of wherever it runs."""
+    def add(self, name: str, size: int, told: str = "") -> None:
+        """A resident by its name in RESIDENCY, with what is `told` behind it; what belongs to an engine is let go of wherever it runs."""
         sampled = name == "actor weights" and self.actor_samples
         needed = (*RESIDENCY[kind_of(name)], *([Phase.ROLLOUT] if sampled else []))
         stays = not self.moves and not name.startswith(("engine", "judge cache"))
-        self.found.append(Item(name, size, SHOWN if stays else needed))
+        self.found.append(Item(name + told, size, SHOWN if stays else needed))
 
-    def learner(self, name: str, part: Footprint) -> None:
-        """A model that learns: its residents, and what comes and goes in phase train."""
+    def learner(self, name: str, part: Footprint, told: str) -> None:
+        """A model that learns: its residents, and what comes and goes in phase train. `told`: of its optimizer's bytes."""
         self.add(f"{name} weights", part.weights)
-        self.add(f"{name} optimizer", part.optimizer)
+        self.add(f"{name} optimizer", part.optimizer, told)
         when, turn = (SHOWN, "") if part.gradients_stay else ((Phase.TRAIN,), name)
         self.found.append(Item(f"{name} gradients", part.gradients, when, turn))
         self.found.append(Item(f"{name}, gathered to compute", part.gathered, (Phase.TRAIN,), name))
@@ -108,7 +108,7 @@ def items(
     held = Residents([], may_move, engine.shares_weights)
     for name, shape in (("actor", actor), ("critic", models.critic)):
         if shape is not None:
-            held.learner(name, part_of(shape))
+            held.learner(name, part_of(shape), shape.optimizer_told)
     for name, shape in (("reference", models.reference), ("teacher", models.teacher)):
         if shape is not None:
             held.frozen(name, part_of(shape, learns=False))

@@ -13,7 +13,7 @@ from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build.models import check_team
 from lightrft.build.process import shared
 from lightrft.build.reward import bound_loss, build_model
-from lightrft.build.tables import check_processes, footprint
+from lightrft.build.tables import check_optimizer, check_processes, footprint
 from lightrft.commands.plan import GIB, refusals
 from lightrft.commands.plan.memory import Item, activations, largest_batch, moves, scoring
 from lightrft.commands.plan.memory import sums as summed
@@ -53,7 +53,7 @@ class OfflinePlan:
         learning = (Phase.TRAIN,) if may_move else BOTH
         found = [
             Item("weights", part.weights, BOTH),
-            Item("optimizer", part.optimizer, learning),
+            Item(f"optimizer{self.model.optimizer_told}", part.optimizer, learning),
             Item("gradients", part.gradients, BOTH if part.gradients_stay else (Phase.TRAIN,)),
             Item("gathered to compute", part.gathered, BOTH, "model"),
         ]
@@ -106,6 +106,7 @@ class OfflinePlan:
             lambda: check_backend(strategy, devices),
             lambda: shared("batch_size", self.config.batch_size, World(0, devices)),
             lambda: check_processes(strategy, devices),
+            lambda: check_optimizer(strategy, self.config.optimizer),
             lambda: check_team_size(devices, strategy.sequence_parallel),
             lambda: check_team(strategy, {"model.path": self.config.model}),
         ]
@@ -129,7 +130,7 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt_tokens: int, response
     # Responses that a loss compares are read in one batch with their prompt, which a pair makes longer than the budget first.
     tokens = max(config.update.tokens_per_micro_batch, prompt_tokens + together * response_tokens)
     reference = Shape(Source(config.model, learns=False)) if apart else None
-    return OfflinePlan(config, hardware, Shape(source), reference, tokens)
+    return OfflinePlan(config, hardware, Shape(source, optimizer=config.optimizer), reference, tokens)
 
 
 def learner(config: OfflineConfig) -> tuple[Source, bool, int]:

@@ -296,7 +296,8 @@ def plan(config: Config, hardware: Hardware, prompt: int, response: int) -> Pict
     pipeline.check_kind()
     check_noise(pipeline, options)
     algorithm = build_for(config, resolve)
-    shape = PictureShape(FlowSource(config.model), pipeline=pipeline, options=options)
+    source = FlowSource(config.model)
+    shape = PictureShape(source, pipeline=pipeline, options=options, optimizer=config.optimizer)
     apart = algorithm.needs_reference and not starts_as_base(config.model.lora)
     frozen = replace(shape, source=FlowSource(config.model, learns=False)) if apart else None
     for name in encoders_of(pipeline):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightrft.config import OptimizerConfig
 from lightrft.models.blocks import blocks
 from lightrft.models.logprobs import backbone, text_config
 from lightrft.models.operations import Operations, operations_of, size_per_head
 from lightrft.models.source import Source
+from lightrft.strategy.optimizers import is_unknown, state_bytes
 
 SHORT, LONG = 64, 128
 """Tokens of the two passes from which what a token leaves behind is read off."""
@@ -23,6 +25,8 @@ class Shape:
     """Sizes of a model as the settings make it, in numbers (not bytes) unless said."""
 
     source: Source
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, kw_only=True)
+    """What changes the weights that learn."""
 
     @cached_property
     def module(self) -> nn.Module:
@@ -43,6 +47,17 @@ class Shape:
     def learned(self) -> int:
         """Weights that learn."""
         return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+    @cached_property
+    def optimizer_state(self) -> int:
+        """Bytes of what the optimizer keeps of the weights that learn."""
+        learning = ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+        return state_bytes(learning, self.optimizer)
+
+    @property
+    def optimizer_told(self) -> str:
+        """What a table says behind the name of the optimizer's bytes: nothing where they are known."""
+        return ", counted as AdamW's" if is_unknown(self.optimizer) else ""
 
     @cached_property
     def plain(self) -> int:

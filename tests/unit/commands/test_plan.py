@@ -22,6 +22,7 @@ from lightrft.config import (
     JudgeConfig,
     LoraConfig,
     ModelConfig,
+    OptimizerConfig,
     RewardConfig,
     RewardModelConfig,
     RolloutConfig,
@@ -162,6 +163,7 @@ class Numbers:
     learned: int = 120
     inside: int = 100
     largest_block: int = 50
+    optimizer_state: int = 8 * 120
 
 
 def test_bytes_sent_in_an_update():
@@ -492,3 +494,33 @@ def test_models_that_judge_are_counted_whole_where_they_judge(model, tmp_path):
     assert found["reward model a+b weights"].bytes == 2 * sum(p.numel() for p in body.parameters())
     asked = settings(path, "single", judge=JudgeConfig(path="policy"))
     assert not [item for item in plan(asked, Hardware(1, 80.0), LENGTHS).items if "judge" in item.name]
+
+
+@pytest.mark.parametrize(("name", "rank"), [("muon", 0), ("adafactor", 4)])
+def test_a_plan_counts_the_state_of_the_optimizer_that_is_chosen(tmp_path, name, rank):
+    path = str(tiny_folder(tmp_path / "m", "llama"))
+    model = ModelConfig(path=path, lora=LoraConfig(rank=rank))
+    config = settings(path, "single", model=model, optimizer=OptimizerConfig(name=name))
+    actor = STRATEGIES["single"](config.strategy, torch.device("cpu")).trainable(
+        Source(model), config.optimizer, 1
+    )
+    kept = actor.tensor_state().items()  # the optimizer has met all weights
+    real = sum(tensor.nbytes for key, tensor in kept if not key.startswith("weights/"))
+    found = plan(config, Hardware(1, 8.0), LENGTHS)
+    assert {item.name: item.bytes for item in found.items}["actor optimizer"] == real
+    assert real < 8 * found.models.actor.learned
+
+
+def test_an_optimizer_of_ones_own_is_said_to_be_counted_as_adamws(tmp_path, capsys):
+    flags = ["--optimizer.name", "torch.optim:SGD", "--strategy.device", "cpu", "--gpus", "1", "--json"]
+    for command, item in ((["train", "tiny"], "actor optimizer"), (["sft", "sft_tiny"], "optimizer")):
+        assert main(["plan", *command, *flags]) == 0
+        said = json.loads(capsys.readouterr().out)
+        names = {i["name"]: i["bytes"] for i in said["memory"]["items"]}
+        assert names[f"{item}, counted as AdamW's"] == 8 * said["learned"]
+
+
+def test_a_plan_refuses_an_optimizer_as_the_backend_does(model):
+    config = settings(model(SMALL, "llama"), "zero2", optimizer=OptimizerConfig(name="muon"))
+    told = "optimizer.name=muon with strategy.backend=zero2, which divides AdamW's state itself"
+    assert any(told in problem for problem in plan(config, Hardware(2, 80.0), LENGTHS).problems)

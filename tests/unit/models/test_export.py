@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightrft.commands.export import export
+from lightrft.cli import main
+from lightrft.commands.export import export, export_adapter
 from lightrft.config import CheckpointConfig, Config, LoraConfig, ModelConfig, OptimizerConfig
 from lightrft.engines.external import WeightNames
 from lightrft.models.export import published, save_model, write_folder
@@ -61,8 +64,8 @@ def test_the_weights_of_a_layer_stay_in_one_file(tmp_path):
     assert len(set(found.values())) == 4  # embeddings, two layers, the last norm
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
+def taught(tmp_path, rank):
+    """Settings and a checkpoint, in tmp_path/run, of a model that has learned for three updates; the model beside them."""
     base = tiny_folder(tmp_path / "base", "llama")
     config = Config(model=ModelConfig(path=str(base), lora=LoraConfig(rank=rank)))
     torch.manual_seed(0)
@@ -71,8 +74,16 @@ def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
         batch = pack(tiny_trajectories([(4, [5, 3])]))
         actor.backward(-logprobs(actor.module, batch, temperature=1.0, max_logits=10**6).values.sum())
         actor.step(actor.gradient_norm())
-    run = tmp_path / "run"
-    Checkpoints(run / "checkpoints", CheckpointConfig(), World()).save(3, {}, {"actor": actor.tensor_state()})
+    Checkpoints(tmp_path / "run" / "checkpoints", CheckpointConfig(), World()).save(
+        3, {}, {"actor": actor.tensor_state()}
+    )
+    return config, actor
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
+    config, actor = taught(tmp_path, rank)
+    base, run = tmp_path / "base", tmp_path / "run"
     save_model(actor.module, tiny_processor(), tmp_path / "live")
     being_written = run / "checkpoints" / ".tmp-step-000004-1"
     being_written.mkdir()
@@ -82,6 +93,30 @@ def test_an_exported_checkpoint_is_the_model_that_was_saved(tmp_path, rank):
         found, expected = (loaded(tmp_path / name)(TOKENS).logits for name in ("out", "live"))
         assert not torch.allclose(expected, loaded(base)(TOKENS).logits, atol=1e-3)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_an_exported_adapter_makes_the_model_that_was_saved_of_its_base(tmp_path):
+    config, actor = taught(tmp_path, 4)
+    save_model(actor.module, tiny_processor(), tmp_path / "live")
+    export_adapter(config, tmp_path / "run", tmp_path / "out", 3)
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(".lora_" in name and tensor.dtype is torch.float32 for name, tensor in stored.items())
+    with torch.no_grad():
+        found = PeftModel.from_pretrained(loaded(tmp_path / "base"), tmp_path / "out")(TOKENS).logits
+        expected = loaded(tmp_path / "live")(TOKENS).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    resized = replace(config, model=replace(config.model, lora=LoraConfig(rank=2)))
+    with pytest.raises(ValueError, match="the checkpoint is of another model: .*lora_A"):
+        export_adapter(resized, tmp_path / "run", tmp_path / "other", None)
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_adapter_is_exported_only_of_a_run_that_learned_one(tmp_path, capsys):
+    with pytest.raises(ValueError, match="--adapter: .*run learned no adapters .model.lora.rank=0.. Leave"):
+        export_adapter(Config(), tmp_path / "run", tmp_path / "out", None)
+    for flag, value in (("--output", "cost"), ("--file-gb", "2")):
+        assert main(["export", "run", "out", "--adapter", flag, value]) == 2
+        assert f"{flag} has no effect with --adapter" in capsys.readouterr().err
 
 
 def test_an_export_goes_into_a_new_folder_only(tmp_path):

@@ -13,7 +13,16 @@ from lightrft.config import OptimizerConfig
 from lightrft.config.training import OPTIMIZERS as NAMED
 from lightrft.config.training import CriticOptimizerConfig
 from lightrft.strategy.in_memory import restore, snapshot
-from lightrft.strategy.optimizers import OPTIMIZERS, check_pieces, is_hidden_matrix, need_adamw
+from lightrft.strategy.optimizers import (
+    OPTIMIZERS,
+    STATE_BYTES,
+    build_optimizer,
+    check_pieces,
+    is_hidden_matrix,
+    is_unknown,
+    need_adamw,
+    state_bytes,
+)
 from lightrft.strategy.schedules import SCHEDULES, schedule
 from lightrft.strategy.single import SingleTrainable
 
@@ -82,7 +91,7 @@ def learn(model, steps):
 
 
 def test_the_names_of_the_settings_are_those_of_the_table():
-    assert tuple(OPTIMIZERS) == NAMED
+    assert tuple(OPTIMIZERS) == tuple(STATE_BYTES) == NAMED
 
 
 NAMES = ["adamw", "muon", "adafactor", "own"]
@@ -235,3 +244,47 @@ def test_a_backend_with_an_adamw_of_its_own_refuses_others():
 def test_muon_without_a_matrix_to_learn_says_so():
     with pytest.raises(ValueError, match="no matrix of a layer learns"):
         SingleTrainable(nn.Linear(2, 2), OptimizerConfig(name="muon"), 1)
+
+
+def weights_of_all_shapes():
+    """Weights with gradients: an embedding, a matrix of a layer, a stack of matrices, a kernel of four axes, a vector."""
+    shapes = {
+        "embed.weight": (70, 64),
+        "layers.0.up.weight": (80, 64),
+        "layers.0.experts": (3, 8, 5),
+        "conv.weight": (6, 5, 3, 2),
+        "layers.0.norm.weight": (64,),
+    }
+    found = [(name, nn.Parameter(torch.randn(shape))) for name, shape in shapes.items()]
+    for _, weight in found:
+        weight.grad = torch.randn_like(weight)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adamw", {}),
+        ("muon", {}),
+        ("adafactor", {}),
+        ("adamw_8bit", {}),
+        ("adamw_8bit", {"min_8bit_size": 100}),
+    ],
+)
+def test_the_bytes_of_a_state_are_those_after_a_real_step(name, options):
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    config, named = OptimizerConfig(name=name, options=options), weights_of_all_shapes()
+    optimizer = build_optimizer(named, config)
+    optimizer.step()
+    kept = [(kind, t) for known in optimizer.state.values() for kind, t in known.items() if kind != "step"]
+    real = sum(t.nbytes for kind, t in kept if not kind.startswith("qmap"))  # tables that all weights share
+    on_meta = [(n, p.detach().to("meta")) for n, p in named]
+    assert state_bytes(on_meta, config) == real > 0
+
+
+def test_the_state_of_ones_own_optimizer_is_counted_as_adamws(own):
+    config = OptimizerConfig(name=own)
+    assert is_unknown(config)
+    assert not is_unknown(OptimizerConfig(name="muon"))
+    assert state_bytes([("w", torch.zeros(3, 5)), ("b", torch.zeros(7))], config) == 8 * (15 + 7)
