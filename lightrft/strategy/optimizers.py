@@ -122,7 +122,7 @@ def _state_muon(name: str, weight: Tensor, config: OptimizerConfig) -> int:  # n
 
 
 def _state_adafactor(name: str, weight: Tensor, config: OptimizerConfig) -> int:  # noqa: ARG001  # as Count has it
-    """Of a matrix one number for each row and one for each column, and as many for each matrix of a stack; of a vector all."""
+    """One number for each row and each column of a matrix, and of each matrix of a stack; all of a vector."""
     if weight.dim() < 2:
         return EXACT * weight.numel()
     return EXACT * (weight.numel() // weight.shape[-1] + weight.numel() // weight.shape[-2])
