@@ -79,7 +79,7 @@ def _products(module: nn.Module, config: Any) -> Iterator[tuple[nn.Parameter, fl
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     for block in blocks(module):
         for name, parameter in block.named_parameters():
-            if parameter.dim() > 1 or hasattr(parameter, "ds_shape"):
+            if len(getattr(parameter, "ds_shape", parameter.shape)) > 1:
                 of_expert = experts and ".experts." in f".{name}."
                 yield parameter, config.num_experts_per_tok / experts if of_expert else 1.0
 

@@ -39,6 +39,8 @@ MEASURED = (
     "time",
 )
 """Beginnings of metrics that differ between two runs that are otherwise the same."""
+PACKING = ("update/", "counts/tokens_read", "counts/teraflop")
+"""Beginnings of metrics that tell how responses were packed."""
 
 
 def short(args: Sequence[object]) -> tuple[object, ...]:

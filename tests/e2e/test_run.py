@@ -22,7 +22,7 @@ from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import described, status
 from lightrft.runs.reader import Run
 from lightrft.strategy.checkpoint import Stored
-from tests.e2e.runs import PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
+from tests.e2e.runs import PACKING, PLAIN, assert_same_run, cold, model_bytes, rows, steps, summary
 
 
 def test_a_run_leaves_everything_a_reader_looks_for(tiny_run):
@@ -170,9 +170,7 @@ def test_settings_of_speed_and_memory_change_no_result(lightrft, tiny_run, tmp_p
     expected, (found,) = steps(tiny_run)[0], steps(tmp_path / "run")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        if name.startswith(
-            ("update/", "counts/tokens_read", "counts/teraflop")
-        ):  # these tell how it was packed
+        if name.startswith(PACKING):
             continue
         assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
