@@ -165,6 +165,9 @@ class Trajectory:
     said: list[Message] = field(default_factory=list)
     """The turns of the policy and the replies between them, where an environment replies; empty where none does."""
     step_rewards: list[float] = field(default_factory=list)  # by the environment, a turn each
+    forks: list[Trajectory] = field(
+        default_factory=list
+    )  # more rows of the conversation, see responses.py: fork
     failed: str = ""
     """Why the environment could not go on, so that the response has no reward; empty: it could."""
     reward: float = nan

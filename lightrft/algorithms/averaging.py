@@ -33,9 +33,11 @@ def learned_groups(batch: Batch) -> int:
     return int(batch.groups[batch.segments[batch.mask]].unique().numel())
 
 
-def token_weights(batch: Batch, average: Average, max_tokens: int, tokens: int, sequences: int) -> Tensor:
-    """The weight of each token's loss, (T,), 0 outside the mask. The last two: `denominators` of all ranks; for `group` the number
-    of groups (`learned_groups`) in the place of that of sequences.
+def token_weights(
+    batch: Batch, average: Average, max_tokens: int, tokens: int, sequences: int, owners: Tensor | None = None
+) -> Tensor:
+    """The weight of each token's loss, (T,), 0 outside the mask. `tokens`, `sequences`: `denominators` of all ranks; for `group` the number
+    of groups (`learned_groups`) in the place of that of sequences. `owners` (S,): the response that each row is of; None: each is one.
 
     token     w = 1 / tokens                     Every token counts the same. DAPO, Yu et al. 2025
                                                  (https://arxiv.org/abs/2503.14476), eq. 12. Weights sum to 1.
@@ -59,5 +61,6 @@ def token_weights(batch: Batch, average: Average, max_tokens: int, tokens: int, 
         return weights / (
             max(sequences, 1) * segment_count(batch.mask, members, names.numel()).clamp(min=1)[members]
         )
-    lengths = segment_count(batch.mask, batch.segments, batch.num_sequences).clamp(min=1)  # (S,)
-    return weights / (max(sequences, 1) * lengths[batch.segments])
+    own = batch.segments if owners is None else owners[batch.segments]
+    lengths = segment_count(batch.mask, own, batch.num_sequences).clamp(min=1)
+    return weights / (max(sequences, 1) * lengths[own])

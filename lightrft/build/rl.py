@@ -27,7 +27,7 @@ from lightrft.build.models import (
 )
 from lightrft.build.process import build_journal, checked_base, dated, last_state, prepare_process, shared
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
-from lightrft.build.turns import build_turns
+from lightrft.build.turns import build_turns, check_forks
 from lightrft.config import Config
 from lightrft.engines.base import MakeEngine
 from lightrft.engines.beside import check_beside
@@ -119,6 +119,7 @@ def check_policy(config: Config, kind: PolicyKind, algorithm: Algorithm) -> None
     not make."""
     check_teacher(config, kind.processor)
     check_models(config, algorithm)
+    check_forks(config, algorithm)
     if algorithm.needs_reference:
         check_reference(config.model)
     check_asked(config, kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
 from lightrft.environments.episodes import Episodes, calls_limit
 from lightrft.environments.tools import RUNS_PROGRAMS
@@ -11,6 +12,26 @@ from lightrft.models.processor import Processor
 from lightrft.models.turns import announce, turn_template
 from lightrft.trainer.turns import Turns
 from lightrft.workers.boxes import check_box
+
+
+def check_forks(config: Config, algorithm: Algorithm) -> None:
+    """ValueError for an algorithm that says of each token of a response something of its own, or compares rows as if they were responses."""
+    if not config.environment.forks:
+        return
+    row, wrong = config.algorithm, ""
+    if algorithm.needs_critic or algorithm.needs_turns:
+        wrong = f"algorithm.advantage={row.advantage}"
+    elif row.high_entropy_fraction < 1:
+        wrong = f"algorithm.high_entropy_fraction={row.high_entropy_fraction:g}"
+    elif algorithm.needs_old:
+        wrong = "algorithm.teacher_in=advantage" if algorithm.needs_teacher else "algorithm.kl_in=reward"
+    elif algorithm.whole_groups:
+        wrong = f"algorithm.loss={row.loss}"
+    if wrong:
+        raise ValueError(
+            f"environment.forks=true with {wrong}: the rows of a response have one advantage, its own, and {wrong} needs more than that. Leave one of "
+            "them out."
+        )
 
 
 def build_turns(config: Config, processor: Processor, stack: ExitStack) -> Turns | None:

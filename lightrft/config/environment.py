@@ -32,6 +32,10 @@ class EnvironmentConfig:
     """Tell the policy of its tools in every prompt, through the chat template or in the system message; false where the rows do."""
     max_turns: int = 8
     """Most turns of the policy in one response."""
+    forks: bool = False
+    """Whether the program of environment.name=agent may ask with another past than its conversation has, as one does that tries again, or asks
+    for parts apart from each other: what follows is a further row of the same response, which has its reward and is learned from as well. Without
+    it such a program is a failure."""
     turn_tokens: int = 0
     """Most tokens of one turn; 0: as many as rollout.max_tokens leaves. That limits all turns with all replies."""
     reply_tokens: int = 1024
@@ -68,6 +72,10 @@ class EnvironmentConfig:
             raise ValueError(
                 f"environment.calls_seconds={self.calls_seconds:g} has no effect with environment.name={self.name}, which reads turns by "
                 "itself. Leave it out."
+            )
+        if self.forks and self.name in READ_CALLS:
+            raise ValueError(
+                f"environment.forks=true has no effect with environment.name={self.name}, whose conversations have one past. Leave it out."
             )
         is_bounded = self.on and self.name in READ_CALLS and self.workers > 0
         if is_bounded and self.calls_seconds >= self.timeout_seconds:

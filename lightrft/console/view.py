@@ -17,6 +17,7 @@ from lightrft.media.parts import readable
 from lightrft.runs.curves import PANELS
 from lightrft.runs.reader import ResponseGroup, Run, question, token_columns
 from lightrft.runs.sheets import read_picture
+from lightrft.runs.trajectories import spoken
 from lightrft.utils.shown import shown
 
 Color = Literal["none", "logprob", "advantage"]
@@ -216,7 +217,7 @@ def coloured(row: Row, color: Color) -> Text:
     if color == "none" and row.get("made"):
         return drawn(row["made"]["image"])
     if color == "none":
-        return conversation(row["said"]) if row.get("said") else Text(shown(row["response"].strip()))
+        return conversation(spoken(row)) if row.get("said") else Text(shown(row["response"].strip()))
     tokens = token_columns(row)
     column = tokens.get("behavior" if color == "logprob" else "advantages")
     if column is None or "pieces" not in tokens:

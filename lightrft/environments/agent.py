@@ -1,7 +1,8 @@
 """An agent program, as it is, for an environment: it asks the policy as it would ask any server that speaks OpenAI's protocol.
 
 The program runs in a thread and is given the address of an endpoint of its own (door.py). Each of its requests is a turn of one
-response, whose tokens are kept as they were sampled: of a request only the messages that are new are read.
+response, whose tokens are kept as they were sampled: of a request only the messages that are new are read. One that asks with another past
+begins a new row of the response, behind the last turn that it shares with a row there is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import inspect
 import json
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightrft.environments.base import Observation, taken
@@ -21,6 +24,31 @@ from lightrft.utils.imports import resolve
 
 Said = dict[str, Any]
 """A message in OpenAI's form."""
+
+
+@dataclass
+class _Row:
+    """What was said in one row of the response."""
+
+    history: list[Said] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    """How many of these messages there were at the end of each turn of the policy."""
+
+    def shared(self, messages: list[Said]) -> int:
+        """How many messages a request has in common with it."""
+        pairs = zip(self.history, messages, strict=False)
+        return next(
+            (n for n, (old, new) in enumerate(pairs) if not _alike(old, new)),
+            min(len(self.history), len(messages)),
+        )
+
+    def turns(self, messages: int) -> int:
+        """How many turns of the policy end within its first messages."""
+        return bisect_right(self.ends, messages)
+
+    def cut(self, turns: int, first: int) -> _Row:
+        """The beginning of the row up to the end of so many turns; of none, the `first` messages, which are the prompt."""
+        return _Row(self.history[: self.ends[turns - 1] if turns else first], self.ends[:turns])
 
 
 class Agent:
@@ -37,33 +65,42 @@ class Agent:
         if not callable(self._program):
             raise ValueError(f"environment.options.program={program} is no function.")
         self._door: Door | None = None
-        self._history: list[Said] = []
         self._tools: list[Said] = []
         self._told: int = 0
+        self._rows: list[_Row] = []
+        self._row: int = 0
+        """The row that the program has asked for."""
+        self._first: int = 0
+        """Messages of the prompt."""
 
     def reset(self, *, seed: int, options: Mapping[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Starts the program; its first request is the prompt, with the tools it names. RuntimeError if it ends without asking."""
-        self._door, self._history, self._tools, self._told = Door(), [], [], 0
+        self._door, self._tools, self._told = Door(), [], 0
+        self._rows, self._row = [_Row()], 0
         given = {"base_url": self._door.url, "api_key": "none", "row": dict(options), "seed": seed}
         threading.Thread(target=self._run, args=(self._door, given), daemon=True).start()
         kind, found = self._next()
         if kind == "ended":
             raise RuntimeError(f"the program {self._name} ended before it had asked anything.")
         self._tools = found.get("tools") or []
-        return self._new(found), {"whole_prompt": True, "tools": self._tools}
+        messages = self._messages(found)
+        self._first = len(messages)
+        return self._added(messages, 0), {"whole_prompt": True, "tools": self._tools}
 
     def step(
         self, action: str, truncated: bool = False
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Answers the program, and waits until it asks again or ends."""
-        said = assistant(action)
-        self._history.append(said)
+        said, row = assistant(action), self._rows[self._row]
+        row.history.append(said)
+        row.ends.append(len(row.history))
         self._opened.answers.put(_completion(said, truncated))
         kind, found = self._next()
-        counts = {"counts": {"refused": self._refused()}}
+        info: dict[str, Any] = {"counts": {"refused": self._refused()}}
         if kind == "ended":
-            return "", 0.0 if found is None else found, True, False, counts
-        return self._new(found), 0.0, False, False, counts
+            return "", 0.0 if found is None else found, True, False, info
+        new, past = self._placed(self._messages(found))
+        return new, 0.0, False, False, info | ({} if past is None else {"past": past})
 
     def final_reward(self) -> float:
         """Tells a program whose conversation was cut that no turn is left; what it returns then, or 0 where it gives up for that. What it
@@ -103,23 +140,51 @@ class Agent:
         before, self._told = self._told, self._opened.refused
         return self._told - before
 
-    def _new(self, request: Mapping[str, Any]) -> list[Said]:
-        """The messages behind those that were there. ValueError for a request that changes what was said before."""
+    def _messages(self, request: Mapping[str, Any]) -> list[Said]:
+        """The messages of a request. ValueError for media, and for tools that its first one did not name."""
         if request.get("tools") and request["tools"] != self._tools:
             raise ValueError(
                 f"the program {self._name} asks with other tools than at first. The policy is told of them in its prompt: name all of them in "
                 "the first request."
             )
-        messages = [_plain(message) for message in request["messages"]]
-        if len(messages) < len(self._history) or not all(map(_alike, self._history, messages)):
+        return [_plain(message) for message in request["messages"]]
+
+    def _placed(self, messages: list[Said]) -> tuple[list[Said], tuple[int, int] | None]:
+        """The messages of a request that are new, and the (row, turns) they stand behind, None where that is the turn before."""
+        shared = [row.shared(messages) for row in self._rows]
+        going_on = [n for n, row in enumerate(self._rows) if shared[n] == len(row.history) < len(messages)]
+        if self._row in going_on:
+            return self._added(messages, self._row), None
+        if going_on:
+            self._row = going_on[-1]
+            return self._added(messages, self._row), (self._row, len(self._rows[self._row].ends))
+        turns = [row.turns(n) for row, n in zip(self._rows, shared, strict=True)]
+        row = max(range(len(turns)), key=lambda n: (turns[n], shared[n]))
+        self._check_past(messages, shared[row])
+        self._row = len(self._rows)
+        self._rows.append(self._rows[row].cut(turns[row], self._first))
+        return self._added(messages, self._row), (row, turns[row])
+
+    def _check_past(self, messages: list[Said], shared: int) -> None:
+        """ValueError for a request with another prompt, or without anything new."""
+        if shared < self._first:
             raise ValueError(
-                f"the program {self._name} asks with another past than its conversation has. A response is one conversation that only "
-                "grows: let it ask with all that was said, as it was said, and new messages behind."
+                f"the program {self._name} asks with another beginning than its first request had, whose messages are the prompt of all its "
+                "responses. Let it ask with those first, as they were, or leave such requests to a server of their own."
             )
-        added = messages[len(self._history) :]
-        if not added:
+        if messages[-1]["role"] == "assistant":
             raise ValueError(f"the program {self._name} asks without a new message.")
-        self._history += added
+
+    def _added(self, messages: list[Said], row: int) -> list[Said]:
+        """The messages behind those of a row, which has them from now on. ValueError for words of the policy that it never said."""
+        history = self._rows[row].history
+        added = messages[len(history) :]
+        if (row or self._rows[row].ends) and any(message["role"] == "assistant" for message in added):
+            raise ValueError(
+                f"the program {self._name} asks with words of the assistant that the policy never said. Let it give them back as they were, or "
+                "write what it keeps of them as a user's message."
+            )
+        history += added
         return [{"role": message["role"], "content": message["content"]} for message in added]
 
 

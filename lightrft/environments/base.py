@@ -40,7 +40,10 @@ class Environment(Protocol):
     def step(self, action: str) -> tuple[Observation, float, bool, bool, Mapping[str, Any]]:
         """What the policy said in this turn -> observation, reward, terminated, truncated, info. Numbers under info["counts"] are
         added up as metrics environment/NAME. An episode that is cut for its turns or tokens is asked for `final_reward()`, where it has
-        that method."""
+        that method.
+
+        With environment.forks, info["past"] = (row, turns) says what the observation stands behind: the first `turns` turns of the policy in
+        one row of the conversation, of which row 0 was the first. Unless that is the end of the row, a new row begins there."""
         ...
 
 
@@ -123,6 +126,8 @@ class Reply:
     tools: tuple[dict[str, Any], ...] = ()
     """Schemas, in OpenAI's form, that the prompt of an episode which begins tells the policy of."""
     counts: dict[str, float] = field(default_factory=dict)
+    past: tuple[int, int] | None = None
+    """Row of the conversation, and how many turns of it, that the messages stand behind; None: the last turn."""
 
 
 @dataclass(frozen=True, slots=True)

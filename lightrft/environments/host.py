@@ -101,7 +101,7 @@ class Host:
         if done:
             self._end(order.episode)
         counted = {str(name): float(count) for name, count in counts.items()}
-        return Reply(messages_of(said), reward, done, counts=counted)
+        return Reply(messages_of(said), reward, done, counts=counted, past=past_of(info or {}))
 
     def _finish(self, order: Finish) -> Reply | Lost:
         environment = self._episodes.get(order.episode)
@@ -121,6 +121,16 @@ def _close(environment: Any) -> None:
     if close is not None:
         with contextlib.suppress(Exception):  # it is over, whatever its end says
             close()
+
+
+def past_of(info: Mapping[str, Any]) -> tuple[int, int] | None:
+    """What an observation stands behind, where the information tells it. TypeError for what is no pair of numbers."""
+    found = info.get("past")
+    if found is None:
+        return None
+    if not isinstance(found, (tuple, list)) or [type(n) for n in found] != [int, int]:
+        raise TypeError(f"info['past'] is {found!r}, not (row, turns).")
+    return found[0], found[1]
 
 
 def finite(reward: Any) -> float:

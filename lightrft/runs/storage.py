@@ -21,9 +21,11 @@ _PASSING = {"origin", "use", "learned"}
 
 def stored(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """What `restored` makes the same trajectories from. Responses to one prompt go on sharing it."""
+    forks = [len(t.forks) for t in trajectories]
+    trajectories = [row for t in trajectories for row in (t, *t.forks)]
     prompts = {id(t.prompt): t.prompt for t in trajectories}
     places = {key: place for place, key in enumerate(prompts)}
-    apart = {"prompt", "columns", *_FLAT, *_PASSING}
+    apart = {"prompt", "columns", "forks", *_FLAT, *_PASSING}
     columns: dict[str, tuple[list[int], list[Tensor]]] = {}
     for place, t in enumerate(trajectories):
         for name, values in t.columns.items():
@@ -35,6 +37,7 @@ def stored(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "prompts": [_prompt(prompt) for prompt in prompts.values()],
         "prompt_of": [places[id(t.prompt)] for t in trajectories],
         "lengths": [len(t) for t in trajectories],
+        "forks": forks,
         "flat": {name: torch.tensor(values, dtype=_FLAT[name]) for name, values in flat.items()},
         "columns": {name: (members, torch.cat(parts)) for name, (members, parts) in columns.items()},
         "rest": [
@@ -76,4 +79,9 @@ def restored(
     for name, (members, values) in packed["columns"].items():
         for place, part in zip(members, values.split([lengths[m] for m in members]), strict=True):
             trajectories[place].columns[name] = part
-    return trajectories
+    rows, found = iter(trajectories), list[Trajectory]()
+    for forks in packed.get("forks", [0] * len(trajectories)):  # an earlier version had none
+        t = next(rows)
+        t.forks = [next(rows) for _ in range(forks)]
+        found.append(t)
+    return found

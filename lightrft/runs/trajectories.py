@@ -19,7 +19,7 @@ from lightrft.runs.sheets import write_sheet
 
 if TYPE_CHECKING:
     from lightrft.runs.media import MediaCopies
-    from lightrft.types import Prompt, Trajectory
+    from lightrft.types import Message, Prompt, Trajectory
 
 JSON_TO_PACKED = 8
 """How many times smaller a response is as it is saved now than as a line of JSON."""
@@ -50,6 +50,7 @@ def save(
         | shown.get(id(trajectory.prompt), {})
         | ({"made": told} if told else {})
         | (_tokens(trajectory, pieces) if columns else {})
+        | _forks(trajectory, pieces, columns)
         for trajectory, told in zip(trajectories, made, strict=True)
     ]
     unfinished = path.with_name(f".tmp-{path.name}")  # utils/atomic.py: recover
@@ -212,6 +213,42 @@ def conversation(trajectory: Trajectory) -> dict[str, Any]:
         rewards = [_finite(reward) for reward in trajectory.step_rewards]
         found = {"said": trajectory.said, "step_rewards": rewards}
     return found | ({"failed": trajectory.failed} if trajectory.failed else {})
+
+
+def _forks(
+    trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]] | None, columns: bool
+) -> dict[str, Any]:
+    """The further rows of a conversation: what each begins with of an earlier one, in messages, what was said behind that, and its tokens."""
+    found: list[dict[str, Any]] = []
+    before = [trajectory.said]
+    for fork in trajectory.forks:
+        shared = max(_in_common(fork.said, said) for said in before)
+        tokens = {n: _plain(x) for n, x in _tokens(fork, pieces)["tokens"].items()} if columns else {}
+        found.append(
+            {"shared": shared, "said": fork.said[shared:], **({"tokens": tokens} if columns else {})}
+        )
+        before.append(fork.said)
+    return {"forks": found} if found else {}
+
+
+def spoken(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation of a saved response, for people: its messages, then those of each fork behind a line that says where it begins."""
+    messages = list(row.get("said") or ())
+    for number, fork in enumerate(row.get("forks", ()), start=1):
+        where = f"behind {fork['shared']} messages" if fork["shared"] else "behind the prompt"
+        messages += [{"role": f"fork {number}", "content": where}, *fork["said"]]
+    return messages
+
+
+def _in_common(a: Sequence[Message], b: Sequence[Message]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _plain(values: Any) -> list[Any]:
+    """A column of tokens as JSON has it."""
+    return [
+        round(x, DIGITS) if isinstance(x, float) else x for x in getattr(values, "tolist", lambda: values)()
+    ]
 
 
 def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]] | None) -> dict[str, Any]:

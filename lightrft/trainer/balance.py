@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightrft.parallel.world import World
 from lightrft.runs.storage import restored, stored
-from lightrft.trainer.batching import batch_tokens, by_group, least_loaded
+from lightrft.trainer.batching import batch_tokens, by_group, least_loaded, rows_of
 from lightrft.types import Trajectory
 
 
@@ -18,7 +18,7 @@ def balanced(answers: Sequence[Trajectory], world: World) -> list[Trajectory]:
     if world.size == 1:
         return list(answers)
     groups = by_group(answers)
-    targets = assign(world.gather([batch_tokens(group) for group in groups]))[world.rank]
+    targets = assign(world.gather([batch_tokens(rows_of(group)) for group in groups]))[world.rank]
     outgoing = [
         [t for group, target in zip(groups, targets, strict=True) if target == rank for t in group]
         for rank in range(world.size)

@@ -329,6 +329,18 @@ def minibatches(
     return [parts[part] for part in sorted(used)]
 
 
+def rows_of(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """All that is read of these responses: each, followed by its forks."""
+    return [row for t in trajectories for row in (t, *t.forks)]
+
+
+def owners_of(trajectories: Sequence[Trajectory]) -> Tensor:
+    """(S,) int64: to which of the responses each of their `rows_of` belongs."""
+    return torch.tensor(
+        [place for place, t in enumerate(trajectories) for _ in (t, *t.forks)], dtype=torch.int64
+    )
+
+
 def by_group(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
     """Responses of one group together, groups in the order of their first responses."""
     groups: dict[int, list[Trajectory]] = {}

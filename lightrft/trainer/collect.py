@@ -102,7 +102,8 @@ class Collector:
         self.unused = drawn.unused
         if self.algorithm.config.truncated == "mask":
             for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
-                t.mask = [False] * len(t)
+                for row in (t, *t.forks):
+                    row.mask = [False] * len(row)
         return kept, metrics
 
     def _asks(self, attempts: int) -> bool:

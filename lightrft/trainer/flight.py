@@ -129,10 +129,11 @@ def apart(t: Trajectory) -> Trajectory:
         mask=list(t.mask),
         behavior=list(t.behavior),
         columns=dict(t.columns),
+        forks=[apart(fork) for fork in t.forks],
     )
 
 
 def mark_older(groups: Sequence[Group]) -> None:
     """Notes that the weights have changed since all tokens of these were sampled."""
-    for t in (t for group in groups for t in group):
-        t.stale = len(t)
+    for row in (row for group in groups for t in group for row in (t, *t.forks)):
+        row.stale = len(row)

@@ -62,6 +62,7 @@ METRICS: dict[str, str] = {
     "rollout/max_turns_fraction": "share of responses that ended at environment.max_turns",
     "rollout/reply_tokens": "mean tokens of a response that its environment said; length/ counts those of the policy alone",
     "environment/COUNT": "what an environment counts, all ranks; of tools calls, and errors, calls that the policy was told are wrong; of agent programs requests that were refused",
+    "environment/forks": "rows that conversations have besides their first (environment.forks)",
     "environment/restarted": "conversations begun again because their environment failed, or another one in its process",
     "environment/failed": "conversations left out because their environment failed more often than environment.retries",
     "environment/seconds": "time in which replies of environments were waited for, summed over ranks",

@@ -11,7 +11,7 @@ import torch
 from lightrft.algorithms.averaging import Average, denominators, learned_groups, token_weights
 from lightrft.models.operations import operations_of
 from lightrft.strategy.base import Trainable
-from lightrft.trainer.batching import Batching, pack, split
+from lightrft.trainer.batching import Batching, owners_of, pack, rows_of, split
 from lightrft.trainer.division import Divided, divide
 from lightrft.trainer.metrics import Layout, TokenMeans
 from lightrft.types import Batch, Terms, Trajectory
@@ -75,13 +75,15 @@ def _accumulate(
     keep_tokens: bool,
 ) -> tuple[TokenMeans, Layout, torch.Tensor]:
     """Adds the gradient of one update; gives what its metrics are made of, and this rank's part of the loss."""
-    whole, most = pack(answers, inputs=False), batching.config.tokens_per_micro_batch
-    local = denominators(whole.mask, whole.segments, whole.num_sequences)
+    rows, most = rows_of(answers), batching.config.tokens_per_micro_batch
+    whole, owners = pack(rows, inputs=False), owners_of(answers)
+    # A response with forks is one sequence: it weighs no more than others for having been asked in several rows.
+    local = denominators(whole.mask, owners[whole.segments], len(answers))
     everywhere = batching.world.sum(torch.tensor([*local, learned_groups(whole)]))
     tokens, sequences, groups = (int(x) for x in everywhere)
     parts = groups if averaging.by == "group" else sequences
-    whole.weights = token_weights(whole, averaging.by, averaging.max_tokens, tokens, parts)
-    divided = divide(answers, most) if batching.entrywise else Divided.none(answers)
+    whole.weights = token_weights(whole, averaging.by, averaging.max_tokens, tokens, parts, owners)
+    divided = divide(rows, most) if batching.entrywise else Divided.none(rows)
     own = divided.shares(whole.weights)
     means, layout = TokenMeans(), Layout()
     total = torch.zeros((), dtype=torch.float64, device=batching.device)

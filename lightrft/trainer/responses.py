@@ -8,9 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightrft.engines.sampling import stream
 from lightrft.models.processor import Processor
 from lightrft.models.words import response_positions
-from lightrft.types import Completion, Continuation, Prompt, Trajectory
+from lightrft.types import Completion, Continuation, Message, Prompt, Trajectory
+
+FORKED = 1
+"""Tells the random numbers of forks from those that an engine draws for a response that goes on."""
 
 
 def begun(prompt: Prompt, group: int, completion: Completion, processor: Processor) -> Trajectory:
@@ -46,6 +50,51 @@ def extend(t: Trajectory, completion: Completion, processor: Processor, *, turn:
     t.finish = completion.finish
     t.answer = processor.text(t.token_ids[turn:])
     t.states, t.made = completion.states, completion.made
+
+
+def fork(row: Trajectory, tokens: int, turns: int, number: int) -> Trajectory:
+    """A row that begins with the first `tokens` of another, up to the end of so many turns of the policy, and random numbers of its own. It
+    learns from none of them: the other row does."""
+    spoken, said = 0, list[Message]()
+    for message in row.said:
+        if spoken == turns:
+            break
+        said.append(message)
+        spoken += message["role"] == "assistant"
+    return Trajectory(
+        prompt=row.prompt,
+        group=row.group,
+        token_ids=row.token_ids[:tokens],
+        mask=[False] * tokens,
+        behavior=[0.0] * tokens,
+        finish="paused",
+        said=said,
+        weight_version=row.weight_version,
+        stream=stream(row.stream, number, FORKED),
+    )
+
+
+def share_with_forks(trajectories: Sequence[Trajectory]) -> None:
+    """Gives the forks of judged responses what these were given: reward and baseline, and each chosen token the advantage.
+
+    ValueError where an advantage differs between the tokens of a response: it says nothing of those of another row.
+    """
+    for t in (t for t in trajectories if t.forks):
+        chosen = torch.tensor(t.mask)
+        for name in ("advantages", "returns"):
+            own = t.columns[name][chosen].unique()
+            if len(own) > 1:
+                raise ValueError(
+                    f"environment.forks=true with an advantage that differs between the tokens of a response ({t.prompt.id}): a fork is "
+                    "learned from with one number. Set algorithm.advantage to one that gives a number for each response, such as group_norm, "
+                    "or environment.forks=false."
+                )
+            for fork in t.forks:
+                fork.columns[name] = torch.where(torch.tensor(fork.mask), own.sum(), 0.0)
+        for fork in t.forks:
+            fork.columns["rewards"] = torch.zeros(len(fork))
+            fork.reward, fork.parts = t.reward, t.parts
+            fork.baseline, fork.baseline_parts = t.baseline, t.baseline_parts
 
 
 def turn_rewards(trajectories: Sequence[Trajectory]) -> Tensor:

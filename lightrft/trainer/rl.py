@@ -152,4 +152,5 @@ def mark_use(scored: Sequence[Trajectory], chosen: Sequence[Trajectory]) -> None
     for t in scored:
         learned: Use = "trained" if any(t.mask) or not t.mask else "masked"
         t.use = learned if id(t) in selected else "unselected"
-        t.learned = {}  # of an earlier step, if it is replayed
+        for row in (t, *t.forks):
+            row.learned = {}  # of an earlier step, if it is replayed

@@ -19,9 +19,9 @@ from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
-from lightrft.trainer.batching import Batching, pack, unpack
+from lightrft.trainer.batching import Batching, pack, rows_of, unpack
 from lightrft.trainer.division import divide
-from lightrft.trainer.responses import turn_rewards
+from lightrft.trainer.responses import share_with_forks, turn_rewards
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Batch, Trajectory
 from lightrft.utils.interrupt import Interrupt
@@ -54,7 +54,7 @@ class Scorer:
         """Fills the columns of `trajectories`; `waiting` ones get the log-probs that they have now, if any do. By all ranks."""
         self.progress.phase("score")
         with self.memory_plan(Phase.SCORE):
-            filled = self._by_models(trajectories, waiting)
+            filled = self._by_models(rows_of(trajectories), rows_of(waiting))
             whole = pack(trajectories, inputs=False)
             for name in filled if not trajectories else ():  # all responses of this rank were dropped
                 setattr(whole, name, torch.zeros(0))
@@ -68,6 +68,7 @@ class Scorer:
             algorithm.compute_advantages(whole, self.world.sum)
             for name in ("rewards", "advantages", "returns"):
                 unpack(getattr(whole, name), trajectories, name)
+            share_with_forks(trajectories)
             if whole.values is None:
                 return {}
             assert whole.returns is not None

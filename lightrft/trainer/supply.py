@@ -17,6 +17,7 @@ from lightrft.engines.base import Keeping
 from lightrft.models.processor import Processor
 from lightrft.rewards.base import RewardResult, RewardRunner
 from lightrft.strategy.memory import Phase
+from lightrft.trainer.batching import rows_of
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.flight import Group, Order, Tell
 from lightrft.trainer.rollout import rollout, training_sampling
@@ -132,7 +133,7 @@ class Fresh:
 
     def count(self, groups: Sequence[Group], seconds: float, read: int, more: int = 0) -> None:
         """Adds the tokens of these groups and `more`, the time they took, and what the engine has read since it had read `read`."""
-        tokens = more + sum(t.num_chosen for group in groups for t in group)
+        tokens = more + sum(row.num_chosen for group in groups for row in rows_of(group))
         self._spent = self._spent[0] + tokens, self._spent[1] + seconds
         engine = self.sampler.engine
         self._read += engine.read_tokens - read if isinstance(engine, Keeping) else 0

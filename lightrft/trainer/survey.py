@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from lightrft.trainer.batching import Batching, pack, split, unpack
+from lightrft.trainer.batching import Batching, pack, rows_of, split, unpack
 from lightrft.types import Batch, Trajectory
 
 Update = tuple[int, list[Trajectory]]
@@ -25,13 +25,14 @@ def surveyed(
     `mark` finds the marks (T,) from them, a batch of all responses of this rank, and what sums over ranks.
     """
     for index, answers in updates:
-        present = _present(answers, log_probs, batching)
-        whole = pack(answers, inputs=False)
+        rows = rows_of(answers)
+        present = _present(rows, log_probs, batching)
+        whole = pack(rows, inputs=False)
         if not answers:  # of this rank
             whole.advantages = torch.zeros(0)
-        unpack(mark(present, whole, batching.world.sum), answers, "marks")
+        unpack(mark(present, whole, batching.world.sum), rows, "marks")
         yield index, answers
-        for t in answers:  # of these weights, and of no use to others
+        for t in rows:  # of these weights, and of no use to others
             t.columns.pop("marks", None)
 
 

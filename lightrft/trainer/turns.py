@@ -21,6 +21,7 @@ from lightrft.media.parts import described
 from lightrft.models.processor import Processor
 from lightrft.models.turns import TurnTemplate
 from lightrft.trainer.responses import continued, extend
+from lightrft.trainer.talk import Talk
 from lightrft.types import OPENING, Completion, Message, Prompt, Record, Sampling, Trajectory
 from lightrft.utils.seeding import derive_seed
 
@@ -34,19 +35,8 @@ class _ElsewhereError(Exception):
     """Another rank that shares this one's engine has failed."""
 
 
-@dataclass(eq=False)
-class _Talk:
-    """One conversation on its way."""
-
-    seed: int
-    episode: int
-    begun: Reply | Failed
-    """What its environment said first."""
-    t: Trajectory = field(init=False)
-    """The response, once it has had its first turn."""
-    failures: int = 0
-    turns: int = 0
-    """How often the policy has spoken."""
+class _PastError(Exception):
+    """An environment asks with a past that its conversation cannot have."""
 
 
 @dataclass
@@ -96,7 +86,7 @@ class Conversations:
         self.open: set[int] = set()
         """Episodes that were begun and are not over."""
         self._turns, self._engine, self._sampling = turns, engine, sampling
-        self._begun: list[list[_Talk]] = []
+        self._begun: list[list[Talk]] = []
 
     @property
     def most(self) -> int:
@@ -118,7 +108,7 @@ class Conversations:
                 asked.append(
                     self._asked(prompt, seed, [reply for _, reply in begun if isinstance(reply, Reply)])
                 )
-                self._begun.append([_Talk(seed, *one) for one in begun])
+                self._begun.append([Talk(seed, *one) for one in begun])
         return asked
 
     def _seed(self, prompt: Prompt, place: int, first_group: int) -> int:
@@ -134,11 +124,11 @@ class Conversations:
             going = self._answered(self._spoken_first(groups))
         # Ranks that share an engine ask it equally often, if only for nothing.
         while self._any(bool(going)):
-            room = [min(self.most, self._sampling.max_tokens - len(talk.t)) for talk in going]
-            asked = [continued(talk.t, most) for talk, most in zip(going, room, strict=True)]
+            room = [min(self.most, self._sampling.max_tokens - len(talk.row)) for talk in going]
+            asked = [continued(talk.row, most) for talk, most in zip(going, room, strict=True)]
             completions = generate(asked, replace(self._sampling, max_tokens=self.most))
             for talk, (completion,) in zip(going, completions, strict=True):
-                extend(talk.t, completion, processor, turn=len(talk.t))
+                extend(talk.row, completion, processor, turn=len(talk.row))
             with self._together():
                 going = self._answered(going)
 
@@ -158,22 +148,22 @@ class Conversations:
         """Whether a rank of the engine says so."""
         return self._engine.any(here) if isinstance(self._engine, Joint) else here
 
-    def _spoken_first(self, groups: Sequence[Sequence[Trajectory]]) -> list[_Talk]:
+    def _spoken_first(self, groups: Sequence[Sequence[Trajectory]]) -> list[Talk]:
         """The conversations that have had their first turn; those that had no environment are marked as failed."""
         spoken = []
         for group, talks in zip(groups, self._begun, strict=True):
             for t, talk in zip(group, talks, strict=True):
-                talk.t = t
+                talk.open(t)
                 if isinstance(talk.begun, Failed):
                     self._give_up(t, talk.begun.reason)
                 else:
                     spoken.append(talk)
         return spoken
 
-    def _answered(self, spoken: Sequence[_Talk]) -> list[_Talk]:
+    def _answered(self, spoken: Sequence[Talk]) -> list[Talk]:
         """Lets the environments reply to these turns; those that the policy is to go on with."""
         for talk in spoken:
-            talk.turns += 1
+            talk.note_turn()
         episodes, most = self._turns.episodes, self._sampling.max_tokens
         said = [(talk.episode, talk.t.answer, talk.t.finish == "length") for talk in spoken]
         going, failed, cut = [], [], []
@@ -183,7 +173,13 @@ class Conversations:
         for talk, reply in zip(spoken, replies, strict=True):
             if isinstance(reply, Failed):
                 failed.append((talk, reply))
-            elif self._replied(talk, reply, most):
+                continue
+            try:
+                goes_on = self._replied(talk, reply, most)
+            except _PastError as error:
+                failed.append((talk, Failed(str(error))))
+                continue
+            if goes_on:
                 going.append(talk)
             elif not reply.done:
                 cut.append(talk)
@@ -195,11 +191,9 @@ class Conversations:
                 self.open.discard(talk.episode)
         return going + self._again(failed)
 
-    def _replied(self, talk: _Talk, reply: Reply, most: int) -> bool:
-        """Adds the turn and its reply to the conversation; whether it goes on."""
+    def _replied(self, talk: Talk, reply: Reply, most: int) -> bool:
+        """Adds what was replied to the conversation; whether it goes on. _PastError for a past that it cannot have."""
         t, config = talk.t, self._turns.config
-        before = [*t.prompt.messages, *t.said]
-        t.said.append(Message(role="assistant", content=t.answer))
         t.step_rewards.append(reply.reward)
         for name, number in reply.counts.items():
             self._turns.count(name, number)
@@ -209,22 +203,50 @@ class Conversations:
         if talk.turns >= config.max_turns:
             t.finish = "turns"
             return False
-        template = self._turns.template
-        messages = [{**m, "content": template.cut(m["content"], config.reply_tokens)} for m in reply.messages]
+        is_new = reply.past is not None and self._turned(talk, reply, reply.past)
+        if self._add(talk.row, reply, most):
+            self._turns.count("forks", is_new)
+            return True
+        if is_new:  # nothing is said in it
+            t.forks.pop()
+        t.finish = "length"
+        return False
+
+    def _turned(self, talk: Talk, reply: Reply, past: tuple[int, int]) -> bool:
+        """Turns to the past that a reply stands behind; whether it is the beginning of a new row."""
+        if not self._turns.config.forks:
+            raise _PastError(
+                "it asks with another past than its conversation has. Let it ask with all that was said, as it was said, and new messages behind, or "
+                "set environment.forks=true to learn from each past in a row of its own"
+            )
+        if not past[1] and reply.messages:
+            raise _PastError(
+                "info['past'] puts messages right behind the prompt, whose tokens are there already; behind it only the policy may speak"
+            )
+        try:
+            return talk.turn_to(*past)
+        except ValueError as error:
+            raise _PastError(f"info['past'] is {past}, and {error}") from None
+
+    def _add(self, row: Trajectory, reply: Reply, most: int) -> bool:
+        """Adds a reply to a row; False, and nothing is added, where no room is left for a turn."""
+        if not row.said:  # the prompt is asked again
+            return True
+        template, most_of_reply = self._turns.template, self._turns.config.reply_tokens
+        messages = [{**m, "content": template.cut(m["content"], most_of_reply)} for m in reply.messages]
         messages = messages or [{"role": "", "content": ""}]
-        tokens = template.between(before, messages)
-        if t.token_ids and tokens[:1] == t.token_ids[-1:]:
+        tokens = template.between([*row.prompt.messages, *row.said[:-1]], messages)
+        if row.token_ids and tokens[:1] == row.token_ids[-1:]:
             tokens = tokens[1:]  # the policy has ended its turn itself
-        if len(t) + len(tokens) >= most:
-            t.finish = "length"
+        if len(row) + len(tokens) >= most:
             return False
-        t.token_ids += tokens
-        t.mask += [False] * len(tokens)
-        t.behavior += [0.0] * len(tokens)
-        t.said += template.messages(messages)
+        row.token_ids += tokens
+        row.mask += [False] * len(tokens)
+        row.behavior += [0.0] * len(tokens)
+        row.said += template.messages(messages)
         return True
 
-    def _again(self, failed: Sequence[tuple[_Talk, Failed]]) -> list[_Talk]:
+    def _again(self, failed: Sequence[tuple[Talk, Failed]]) -> list[Talk]:
         """Begins conversations anew whose environment failed, with fresh ones; those that may not are marked as failed.
 
         The same random numbers fix what the policy says, so that nothing is left of the failure where the environment replies
@@ -250,8 +272,9 @@ class Conversations:
                 self._give_up(t, begun.reason)
                 anew.remove(talk)
                 continue
-            t.token_ids, t.mask, t.behavior, t.said, t.step_rewards = [], [], [], [], []
-            talk.episode, talk.turns = episode, 0
+            t.token_ids, t.mask, t.behavior, t.said, t.step_rewards, t.forks = [], [], [], [], [], []
+            talk.open(t)
+            talk.episode = episode
         return anew
 
     def _give_up(self, t: Trajectory, reason: str) -> None:

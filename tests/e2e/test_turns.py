@@ -103,6 +103,30 @@ def test_an_agent_program_trains_what_it_asks(lightrft: Lightrft):
     assert first["rollout/read_tokens"] > 4 * 300, "four prompts, in bytes, with the schema"
 
 
+def test_conversations_that_fork_are_learned_replayed_saved_shown_and_resumed(lightrft: Lightrft):
+    forking = [
+        *("--environment.name", f"{HERE.parent}/unit/environments/talkers.py:Forking"),
+        *("--environment.forks", "true", "--environment.turn-tokens", "6", "--environment.workers", "1"),
+        *("--rewards.functions", "environment", "1", "--replay.groups-per-step", "2", "--update.epochs", "2"),
+        *("--log.trajectories-every-steps", "1", "--rollout.max-tokens", "300", "--evaluate.limit", "2"),
+    ]
+    lightrft("train", "tiny", *PLAIN, *forking, "--steps", "2", "--run", "run")
+    lightrft("train", "--resume", "run", "--steps", "3")
+    found = steps(lightrft.cwd / "run")
+    assert [row["environment/forks"] for row in found] == [2 * row["counts/responses"] for row in found]
+    rows = trajectories.load(lightrft.cwd / "run", 3)
+    assert {row["origin"] for row in rows} == {"sampled", "replayed"}
+    for row in rows:
+        again, back = row["forks"]
+        assert (again["shared"], back["shared"]) == (0, 1)
+        assert back["said"][0]["role"] == "user"
+        tokens = back["tokens"]
+        assert len({len(column) for column in tokens.values()}) == 1
+        assert {"ids", "mask", "behavior", "old", "new", "advantages"} <= tokens.keys()
+        assert row["reward"] == 3.0, "six turns, half a point each"
+    assert "fork 2" in lightrft("view", "run", "--step", "3", "--best", "1")
+
+
 def test_what_cannot_go_with_an_environment_is_refused_by_name(lightrft: Lightrft):
     for flags, told in (
         (["--rollout.overlap-rewards", "true"], "rollout.overlap_rewards"),
@@ -113,3 +137,24 @@ def test_what_cannot_go_with_an_environment_is_refused_by_name(lightrft: Lightrf
     ):
         done = lightrft("train", "tiny", "--environment.tools", "calc", *flags, status=2)
         assert told in done
+    forks = [
+        "--environment.name",
+        f"{HERE.parent}/unit/environments/talkers.py:Forking",
+        "--environment.forks",
+        "true",
+    ]
+    for layers, flags, told in (
+        (["ppo"], [], "algorithm.advantage=gae"),
+        (["online_dpo"], [], "algorithm.loss="),
+        ([], ["--algorithm.high-entropy-fraction", "0.2"], "algorithm.high_entropy_fraction=0.2"),
+        (
+            [],
+            ["--algorithm.kl-coefficient", "0.1", "--algorithm.kl-in", "reward"],
+            "algorithm.kl_in=reward",
+        ),
+    ):
+        done = lightrft("train", "tiny", *layers, *forks, *flags, status=2)
+        assert f"environment.forks=true with {told}" in done
+    assert "has no effect with environment.name=search" in lightrft(
+        "train", "tiny", "--environment.name", "search", "--environment.forks", "true", status=2
+    )

@@ -20,6 +20,7 @@ from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.media import COPY, base_name, copy_of, webp
 from lightrft.runs.reader import ResponseGroup, Run
 from lightrft.runs.sheets import read_picture
+from lightrft.runs.trajectories import spoken
 from lightrft.utils.imports import require
 from lightrft.utils.shown import shown
 
@@ -207,7 +208,7 @@ def _group(group: ResponseGroup) -> Row:
 
 def _response(row: Row) -> Row:
     found = {name: row[name] for name in SHOWN_OF_RESPONSE if name in row}
-    found |= {"said": _messages(row["said"])} if row.get("said") else {}
+    found |= {"said": _messages(spoken(row))} if row.get("said") else {}
     columns = row.get("tokens", {})
     found["advantage"] = _first_chosen(columns.get("advantages"), columns.get("mask"))
     found["has_tokens"] = bool(columns)

@@ -64,6 +64,26 @@ def begins_anew(base_url, row):
     said(base_url, [{"role": "user", "content": "something else"}])
 
 
+def wanders(base_url, row):
+    def user(text):
+        return {"role": "user", "content": text}
+
+    asked = row["messages"]
+    a = [*asked, said(base_url, asked)]
+    b = [*asked, said(base_url, asked)]
+    b += [user("again b")]
+    b += [said(base_url, b)]
+    said(base_url, [*a, user("on a")])
+    b += [user("once more b")]
+    said(base_url, b)
+    return 1.0
+
+
+def asks_again(base_url, row):
+    asked = [*row["messages"], said(base_url, row["messages"]), {"role": "user", "content": "why?"}]
+    return float(said(base_url, asked) != said(base_url, asked))
+
+
 def raises(base_url):
     raise KeyError("no such city")
 

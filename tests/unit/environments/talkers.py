@@ -20,6 +20,24 @@ class Chatty:
         return reply, self.draw.random(), self.left <= 0, False, {"counts": {"spoken": 1}}
 
 
+class Forking:
+    """Goes on, asks the prompt again, goes back to the first turn, and on where it was; the seed says what it replies."""
+
+    PASTS = (None, (0, 0), None, (0, 1), (1, 2), None)
+
+    def reset(self, *, seed, options):
+        self.draw, self.turn = random.Random(seed), 0
+        return "", {}
+
+    def step(self, action):
+        past = self.PASTS[self.turn]
+        self.turn += 1
+        words = "".join(self.draw.choice("abcdef 123") for _ in range(self.draw.randint(1, 20)))
+        reply = [] if past == (0, 0) else [{"role": "user", "content": words}]
+        info = {} if past is None else {"past": past}
+        return reply, 0.5, self.turn == len(self.PASTS), False, info
+
+
 class Told:
     """The kind of characters that is wanted is told in the reply alone (datasets of task `told`)."""
 

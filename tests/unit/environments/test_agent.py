@@ -65,11 +65,33 @@ def test_a_call_that_is_none_stays_in_the_text():
     assert [c["function"] for c in said["tool_calls"]] == [{"name": "a", "arguments": "{}"}]
 
 
-@pytest.mark.parametrize("name", ["rewrites", "begins_anew"])
-def test_another_past_than_the_conversation_has_is_a_failure_that_says_so(name, begun):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("rewrites", "words of the assistant that the policy never said"), ("begins_anew", "another beginning")],
+)
+def test_a_past_that_no_row_has_is_a_failure_that_says_so(name, told, begun):
     agent, _, _ = begun(name)
-    with pytest.raises(ValueError, match="one conversation that only grows"):
+    with pytest.raises(ValueError, match=told):
         agent.step("five")
+
+
+def test_requests_with_another_past_stand_behind_the_turns_that_they_share(begun):
+    """The program asks a second time, goes on with that, back to the first answer with another question, and on with the second again."""
+    agent, first, _ = begun("wanders")
+    assert first == ROW["messages"]
+    found = [agent.step(text) for text in ("a1", "b1", "b2", "a2", "b3")]
+    user = [[{"role": "user", "content": text}] for text in ("again b", "on a", "once more b")]
+    told = [(said, info.get("past")) for said, *_, info in found[:4]]
+    assert told == [([], (0, 0)), (user[0], None), (user[1], (0, 1)), (user[2], (1, 2))]
+    assert found[4][1:3] == (1.0, True)
+
+
+def test_a_question_asked_again_behind_a_turn_is_a_reply_of_its_own(begun):
+    agent, _, _ = begun("asks_again")
+    assert agent.step("x")[0] == [{"role": "user", "content": "why?"}]
+    said, _, _, _, info = agent.step("y")
+    assert (said, info["past"]) == ([{"role": "user", "content": "why?"}], (0, 1))
+    assert agent.step("z")[2]
 
 
 def test_what_a_program_raises_or_leaves_undone_is_a_failure(begun):

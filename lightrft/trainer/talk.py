@@ -1,0 +1,60 @@
+"""One conversation on its way, in as many rows as its program has asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lightrft.environments.base import Reply
+from lightrft.environments.episodes import Failed
+from lightrft.trainer.responses import fork
+from lightrft.types import Message, Trajectory
+
+
+@dataclass(eq=False)
+class Talk:
+    """One conversation on its way."""
+
+    seed: int
+    episode: int
+    begun: Reply | Failed
+    """What its environment said first."""
+    t: Trajectory = field(init=False)
+    """The response, once it has had its first turn."""
+    failures: int = 0
+    turns: int = 0
+    """How often the policy has spoken."""
+    number: int = 0
+    """The row in which the policy speaks now: the response, 0, or one of its forks."""
+    ends: list[list[int]] = field(default_factory=list)
+    """Tokens of each row up to the end of each turn of the policy in it."""
+
+    def open(self, t: Trajectory) -> None:
+        """Begins with the first turn of a response."""
+        self.t, self.turns, self.number, self.ends = t, 0, 0, [[]]
+
+    @property
+    def row(self) -> Trajectory:
+        """The row in which the policy speaks now."""
+        return [self.t, *self.t.forks][self.number]
+
+    def note_turn(self) -> None:
+        """The policy has spoken: how the response ends now, and where in its row that turn does."""
+        row, self.turns = self.row, self.turns + 1
+        row.said.append(Message(role="assistant", content=row.answer))
+        self.t.answer, self.t.finish = row.answer, row.finish
+        self.ends[self.number].append(len(row))
+
+    def turn_to(self, number: int, turns: int) -> bool:
+        """Goes on behind the first `turns` turns of a row: in it where it ends there, else in a new one, which learns from what follows
+        alone. Whether that is new. ValueError for a row, or a turn of it, that is not there."""
+        rows = [self.t, *self.t.forks]
+        if not (0 <= number < len(rows) and 0 <= turns <= len(self.ends[number])):
+            raise ValueError(f"there is no turn {turns} in row {number} of {len(rows)}")
+        ends, self.number = self.ends[number][:turns], number
+        kept = ends[-1] if ends else 0
+        if ends and kept == len(rows[number]):
+            return False
+        self.t.forks.append(fork(rows[number], kept, turns, len(rows)))
+        self.ends.append(ends)
+        self.number = len(rows)
+        return True
