@@ -80,7 +80,7 @@ def _accumulate(
 ) -> tuple[TokenMeans, Layout, torch.Tensor]:
     """Adds the gradient of one update; gives what its metrics are made of, and this rank's part of the loss."""
     whole, most = pack(answers, inputs=False), batching.config.tokens_per_micro_batch
-    read = list(answers) if idle is None else worth_reading(answers, idle)
+    read = list(answers) if idle is None else worth_reading(answers, idle, batching.world)
     local = denominators(whole.mask, whole.segments, whole.num_sequences)
     counted = [*local, learned_groups(whole), len(answers) - len(read)]
     tokens, sequences, groups, skipped = (int(x) for x in batching.world.sum(torch.tensor(counted)))

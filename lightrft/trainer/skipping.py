@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from lightrft.parallel.world import World
 from lightrft.types import Trajectory
 
 Idle = Callable[[Trajectory], bool]
@@ -27,19 +28,26 @@ def without_advantage(t: Trajectory) -> bool:
     return without_mask(t) or not bool(t.columns["advantages"][torch.tensor(t.mask)].any())
 
 
-def worth_reading(answers: Sequence[Trajectory], idle: Idle) -> list[Trajectory]:
-    """The responses that are not idle, in their order, and one that is of each kind which would otherwise be missing.
+def worth_reading(answers: Sequence[Trajectory], idle: Idle, world: World) -> list[Trajectory]:
+    """This rank's responses that are not idle, in their order; of each kind that would be missing on all ranks one idle response stays.
 
     A kind is what its prompt holds besides text. An update with a gradient of 0 still moves the weights (momentum, weight decay), and one
-    without any gradient does not: so the shortest response stays where none of its kind is left, here or in a tower that only media
-    reach, and no rank that had something to read is left without.
+    without any gradient does not: so where none of its kind is left, the shortest stays, for the model and for a tower that only
+    media reach. Which one that is does not depend on who has it. Called by all ranks.
     """
     kept = {id(t) for t in answers if not idle(t)}
     present = {_kind(t) for t in answers if id(t) in kept}
-    for t in sorted(answers, key=len):  # stable: the first of equally long ones
-        if len(t) and _kind(t) not in present:
-            kept.add(id(t))
-            present.add(_kind(t))
+    shortest: dict[frozenset[str], tuple[int, int, int]] = {}
+    for place, t in enumerate(answers):
+        if len(t):
+            one = (len(t), t.group, place)
+            shortest[_kind(t)] = min(one, shortest.get(_kind(t), one))
+    everywhere = world.gather((present, shortest))
+    somewhere = set().union(*(kinds for kinds, _ in everywhere))
+    for kind, (length, group, place) in shortest.items():
+        first = min(others[kind][:2] for _, others in everywhere if kind in others)
+        if kind not in somewhere and (length, group) == first:
+            kept.add(id(answers[place]))
     return [t for t in answers if id(t) in kept]
 
 

@@ -24,8 +24,9 @@ SHAPE = [(6, [5, 3, 9]), (4, [2, 7]), (9, [4, 6]), (3, [8, 4, 4])]
 OWNERS = (0, 1, 1, 0)
 IDLE = ({1, 2}, {0, 1, 2, 3}, {0})
 """Groups without advantage in each step: all that the second rank has, all of both ranks, and some of the first."""
-SKIPPED = [3, 8, 3]
-"""Of two ranks, each of which keeps one response where it has no others."""
+SKIPPED = [4, 9, 3]
+"""Only where nothing else is left on any rank one response stays."""
+READ = ("loss", "grad_norm", "entropy", "update/skipped_responses")
 
 
 def answers_of(step):
@@ -43,8 +44,8 @@ def policy_loss(model, batch):
 
 
 def learned(backend, source, idle, team=1):
-    """Weights after the steps, and how many responses each left out."""
-    model, skipped = strategy_of(backend).trainable(source, OPTIONS, 3), []
+    """Weights after the steps, and what each told."""
+    model, told = strategy_of(backend).trainable(source, OPTIONS, 3), []
     world = World.current(team)
     blank = dummy_answer(load_processor(source.config).blank())
     batching = Batching(UpdateConfig(tokens_per_micro_batch=16), world, CPU, blank)
@@ -59,8 +60,8 @@ def learned(backend, source, idle, team=1):
             batching=batching,
             idle=idle,
         )
-        skipped.append(metrics.get("update/skipped_responses"))
-    return full(model), skipped
+        told.append({name: metrics[name] for name in READ if name in metrics})
+    return full(model), told
 
 
 def exactly(*args):
@@ -73,27 +74,31 @@ def whole():
     return learned("single", ACTOR, None)[0]
 
 
+def agrees(ranks, weights, told, tolerance):
+    """Whether all ranks have these weights, and told this, however the responses were shared out."""
+    assert [row["update/skipped_responses"] for row in told] == SKIPPED
+    for theirs, theirs_told in ranks:
+        for name, weight in weights.items():
+            assert_close(theirs[name], weight, atol=tolerance, rtol=0, msg=name)
+        for found, expected in zip(theirs_told, told, strict=True):
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 def test_sharded_weights_are_those_of_one_process_that_reads_all():
-    expected, none = exactly("single", DOUBLE, None)
-    assert none == [None] * 3
-    for weights, skipped in together(exactly, 2, "fsdp", DOUBLE, without_advantage, seconds=240):
-        assert skipped == SKIPPED
-        for name, weight in expected.items():
-            assert_close(weights[name], weight, atol=1e-10, rtol=0, msg=name)
+    expected, _ = exactly("single", DOUBLE, None)
+    same, told = exactly("single", DOUBLE, without_advantage)
+    ranks = together(exactly, 2, "fsdp", DOUBLE, without_advantage, seconds=240)
+    agrees([(same, told), *ranks], expected, told, 1e-10)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_leaves_them_out(backend, whole):
-    for weights, skipped in together(learned, 2, backend, ACTOR, without_advantage, seconds=240):
-        assert skipped == SKIPPED
-        for name, weight in whole.items():
-            assert_close(weights[name], weight, atol=1e-6, rtol=0, msg=name)
+    _, told = learned("single", ACTOR, without_advantage)
+    agrees(together(learned, 2, backend, ACTOR, without_advantage, seconds=240), whole, told, 1e-6)
 
 
 @pytest.mark.extended
 def test_a_team_that_computes_a_batch_together_leaves_them_out(whole):
-    for weights, skipped in together(learned, 2, "fsdp", ACTOR, without_advantage, 2, seconds=240):
-        assert skipped == SKIPPED
-        for name, weight in whole.items():
-            assert_close(weights[name], weight, atol=1e-6, rtol=0, msg=name)
+    _, told = learned("single", ACTOR, without_advantage)
+    agrees(together(learned, 2, "fsdp", ACTOR, without_advantage, 2, seconds=240), whole, told, 1e-6)

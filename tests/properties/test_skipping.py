@@ -200,7 +200,7 @@ def test_one_response_of_each_kind_of_prompt_stays():
     answers = judged(SHAPE, {1, 2})
     pictures = [t for t in answers if t.group == answers[5].group]
     object.__setattr__(pictures[0].prompt, "media", {"pixel_values": torch.zeros(1)})
-    kept = worth_reading(answers, without_advantage)
+    kept = worth_reading(answers, without_advantage, World())
     assert [t for t in kept if t.prompt.media] == [min(pictures, key=len)]
     assert [t for t in kept if not t.prompt.media] == [t for t in answers if not without_advantage(t)]
 
