@@ -113,6 +113,20 @@ class Algorithm:
         alone = bool(getattr(self.functions["loss"], "entrywise", False))
         return alone and self.config.mismatch_level == "token" and not self.config.off_policy_mask_limit
 
+    @property
+    def zero_without_advantage(self) -> bool:
+        """Whether a response of which all advantages are 0 has no part in the gradient, nor in what the coefficients of the next step are
+        adapted to; a loss says so by an attribute `zero_without_advantage = True`."""
+        row, led = self.config, getattr(self.functions["loss"], "zero_without_advantage", False)
+        pulls = (
+            row.kl_coefficient != 0 and row.kl_in == "loss",
+            self.needs_teacher and row.teacher_in == "loss",
+            row.entropy_coefficient != 0,
+            row.kl_target != 0,
+            row.entropy_target != 0,
+        )
+        return bool(led) and not any(pulls)
+
     def together(self, group_size: int) -> int:
         """Most responses that are never divided over two micro-batches."""
         most = int(getattr(self.functions["response_filter"], "most", group_size))

@@ -241,6 +241,8 @@ def _divergence(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Tensor:
 policy_gradient.on_policy_only = True  # type: ignore[attr-defined]
 for _alone in (clipped, policy_gradient, cispo, sapo, cpgd):
     _alone.entrywise = True  # type: ignore[attr-defined]
+for _led in (clipped, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, policy_gradient):
+    setattr(_led, "zero_without_advantage", True)  # noqa: B010  # mypy knows no attributes of functions
 for _unclipped in (policy_gradient, sapo):
     setattr(_unclipped, "unused_settings", ("clip",))  # noqa: B010  # mypy knows no attributes of functions
 

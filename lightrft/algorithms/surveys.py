@@ -202,5 +202,10 @@ for _ratio in (kl_cov, m2po):
     setattr(_ratio, "unused_settings", ("clip",))  # noqa: B010
 for _alone in (clip_cov, kl_cov, m2po):  # once the marks are there
     setattr(_alone, "entrywise", True)  # noqa: B010
+for _led in (
+    clip_cov,
+    m2po,
+):  # once the marks are there; kl_cov pulls marked tokens back, whatever their advantage
+    setattr(_led, "zero_without_advantage", True)  # noqa: B010
 
 SURVEYING: Mapping[str, Callable[..., Terms]] = {"clip_cov": clip_cov, "kl_cov": kl_cov, "m2po": m2po}

@@ -162,6 +162,8 @@ vespo.ranges = dict.fromkeys(  # type: ignore[attr-defined]
 )
 for _plain in (dro, vespo, aspo):
     setattr(_plain, "needs_updates", True)  # noqa: B010  # mypy knows no attributes of functions
+for _led in (dppo, dppo_kl, dcpo, topr, aspo, vespo):  # not dro, whose square acts on every token
+    setattr(_led, "zero_without_advantage", True)  # noqa: B010
 for _unclipped in (topr, dro, vespo):
     setattr(_unclipped, "unused_settings", ("clip",))  # noqa: B010
 

@@ -79,4 +79,6 @@ def check_given_responses(
     refuse_idle(
         "update", update, ["epochs", "num_minibatches"], because=because, cure="set batch_size or epochs"
     )
+    because = f"lightrft {command}, which has no advantages"
+    refuse_idle("update", update, ["skip_zero_advantage"], because=because, cure="use lightrft train")
     refuse_idle("tasks", tasks, ["rewards"], because=f"lightrft {command}, which {measures}", cure=cure)

@@ -130,6 +130,10 @@ class UpdateConfig:
     cache is fastest, 67,108,864 elsewhere."""
     share_prompts: bool = True
     """Compute a prompt once for all responses to it. false lays it before each response; slow, for checking."""
+    skip_zero_advantage: bool = True
+    """Neither read nor differentiate a response that cannot change the gradient, as all advantages of its tokens are 0 (all rewards of a group equal) or
+    none is learned from; nothing is skipped that a KL, teacher or entropy term of the loss acts on. Metrics of tokens are then of those that were read. Only
+    lightrft train; false reads all."""
 
     def __post_init__(self) -> None:
         check_ranges("update", self)

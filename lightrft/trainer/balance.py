@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightrft.parallel.world import World
 from lightrft.runs.storage import restored, stored
-from lightrft.trainer.batching import batch_tokens, by_group, least_loaded, rows_of
+from lightrft.trainer.batching import batch_tokens, by_group, least_loaded
 from lightrft.types import Trajectory
 
 
-def balanced(answers: Sequence[Trajectory], world: World) -> list[Trajectory]:
+def balanced(
+    answers: Sequence[Trajectory],
+    world: World,
+    work: Callable[[Sequence[Trajectory]], int] = batch_tokens,
+) -> list[Trajectory]:
     """This rank's share of the responses of all ranks; groups stay whole, and no gradient depends on who has what.
 
-    Called by all ranks. What the update reads of a response moves with it; messages and target may come as text.
+    `work`: tokens that are read of a group; one of which none is stays where it is. Called by all ranks. What the update reads of a response moves with it; messages and target may come as text.
     """
     if world.size == 1:
         return list(answers)
     groups = by_group(answers)
-    targets = assign(world.gather([batch_tokens(rows_of(group)) for group in groups]))[world.rank]
+    sizes = [work(group) for group in groups]
+    shared = iter(assign(world.gather([size for size in sizes if size]))[world.rank])
+    targets = [next(shared) if size else world.rank for size in sizes]
     outgoing = [
         [t for group, target in zip(groups, targets, strict=True) if target == rank for t in group]
         for rank in range(world.size)

@@ -18,10 +18,11 @@ from lightrft.models.values import values
 from lightrft.models.words import training_logprobs
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
-from lightrft.trainer.batching import Batching
+from lightrft.trainer.batching import Batching, batch_tokens, rows_of
 from lightrft.trainer.metrics import average
 from lightrft.trainer.mismatch import Agreement
 from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.skipping import Idle, without_advantage, without_mask
 from lightrft.trainer.survey import surveyed
 from lightrft.types import Batch, Terms, Trajectory
 from lightrft.utils.seeding import derive_seed
@@ -109,7 +110,22 @@ class Learner:
             batching=self.batching,
             before_update=before_update,
             keep_tokens=self.config.log.token_columns and every > 0 and step % every == 0,
+            idle=self.idle,
         )
+
+    @property
+    def idle(self) -> Idle | None:
+        """Whether a scored response has no part in the gradient of the actor; None where every one is to be read."""
+        if not self.config.update.skip_zero_advantage or self.algorithm.whole_groups:
+            return None
+        return without_advantage if self.algorithm.zero_without_advantage else without_mask
+
+    def work(self, group: Sequence[Trajectory]) -> int:
+        """Tokens that an update reads of a group."""
+        rows = rows_of(group)
+        if self.idle is None or self.critic is not None:  # the critic learns from all
+            return batch_tokens(rows)
+        return batch_tokens([t for t in rows if not self.idle(t)])
 
     def _updates(
         self, trajectories: Sequence[Trajectory], *, seed: int, first: int

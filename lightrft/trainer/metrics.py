@@ -36,6 +36,7 @@ METRICS: dict[str, str] = {
     "loss": "the weighted loss, averaged over the updates of the step",
     "update/token_budget_used": "share of update.tokens_per_micro_batch that micro-batches fill on average, in tokens read",
     "update/padding_avoided": "share of padding if the responses of an update were laid out as a rectangle, prompts and responses each as long as the longest",
+    "update/skipped_responses": "responses of an update that were not read because their advantages are all 0, or none of their tokens is learned from, all ranks, averaged over the updates of the step; only with update.skip_zero_advantage",
     "update/rank_balance": "tokens read by a rank on average / by the busiest rank; 1 is even; only with several ranks",
     "grad_norm": "global gradient norm before clipping, averaged over the updates of the step",
     "learning_rate": "learning rate of the step's last update",
@@ -188,6 +189,8 @@ class Layout:
     """Response tokens that meet the output head."""
     pairs: float = 0.0
     """Pairs of a token and one that it attends to."""
+    skipped: int | None = None
+    """Responses of all ranks that were not read, as they have no gradient; None: that was not looked for."""
 
     def add(self, batch: Batch) -> None:
         """Takes a micro-batch into account."""
@@ -219,6 +222,8 @@ class Layout:
             "update/token_budget_used": tokens / max(1.0, batches * tokens_per_micro_batch),
             "update/padding_avoided": (rectangle - whole) / max(1.0, rectangle),
         }
+        if self.skipped is not None:
+            found["update/skipped_responses"] = float(self.skipped)
         if model is not None:
             found["counts/teraflop"] = taken
         if world.size > 1:  # the ranks of a team share the work of each

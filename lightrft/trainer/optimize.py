@@ -14,6 +14,7 @@ from lightrft.strategy.base import Trainable
 from lightrft.trainer.batching import Batching, owners_of, pack, rows_of, split
 from lightrft.trainer.division import Divided, divide
 from lightrft.trainer.metrics import Layout, TokenMeans
+from lightrft.trainer.skipping import Idle, worth_reading
 from lightrft.types import Batch, Terms, Trajectory
 
 Loss = Callable[[Batch], Terms]
@@ -36,16 +37,18 @@ def optimize(
     batching: Batching,
     before_update: Callable[[int, float], None] = lambda _index, _norm: None,
     keep_tokens: bool = False,
+    idle: Idle | None = None,
 ) -> Iterator[dict[str, float]]:
     """One optimizer update for each of `updates` (see Batching.updates); yields the metrics of each. Called by all ranks.
 
     `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
     `keep_tokens`: what the loss tells of each token (Terms.tokens) becomes `Trajectory.learned`.
+    `idle`: whether a response is known to have no gradient; it counts in every denominator, but is not read (trainer/skipping.py).
     """
     operations = operations_of(model.module)
     for index, answers in updates:
         means, layout, local_loss = _accumulate(
-            model, answers, loss, averaging, batching, keep_tokens=keep_tokens
+            model, answers, loss, averaging, batching, keep_tokens=keep_tokens, idle=idle
         )
         norm = model.gradient_norm()
         total = float(batching.world.sum(local_loss.cpu()))
@@ -73,19 +76,21 @@ def _accumulate(
     batching: Batching,
     *,
     keep_tokens: bool,
+    idle: Idle | None,
 ) -> tuple[TokenMeans, Layout, torch.Tensor]:
     """Adds the gradient of one update; gives what its metrics are made of, and this rank's part of the loss."""
     rows, most = rows_of(answers), batching.config.tokens_per_micro_batch
     whole, owners = pack(rows, inputs=False), owners_of(answers)
+    read = rows if idle is None else worth_reading(rows, idle, batching.world)
     # A response with forks is one sequence: it weighs no more than others for having been asked in several rows.
     local = denominators(whole.mask, owners[whole.segments], len(answers))
-    everywhere = batching.world.sum(torch.tensor([*local, learned_groups(whole)]))
-    tokens, sequences, groups = (int(x) for x in everywhere)
+    counted = [*local, learned_groups(whole), len(rows) - len(read)]
+    tokens, sequences, groups, skipped = (int(x) for x in batching.world.sum(torch.tensor(counted)))
     parts = groups if averaging.by == "group" else sequences
     whole.weights = token_weights(whole, averaging.by, averaging.max_tokens, tokens, parts, owners)
-    divided = divide(rows, most) if batching.entrywise else Divided.none(rows)
-    own = divided.shares(whole.weights)
-    means, layout = TokenMeans(), Layout()
+    divided = divide(read, most) if batching.entrywise else Divided.none(read)
+    own = divided.shares(_of_those(read, rows, whole.weights))
+    means, layout = TokenMeans(), Layout(skipped=None if idle is None else skipped)
     total = torch.zeros((), dtype=torch.float64, device=batching.device)
 
     def weigh(part: Sequence[Trajectory], batch: Batch) -> None:
@@ -110,3 +115,9 @@ def _accumulate(
     if told:
         divided.join()
     return means, layout, total
+
+
+def _of_those(some: Sequence[Trajectory], among: Sequence[Trajectory], column: torch.Tensor) -> torch.Tensor:
+    """The part of a column (T,) over the responses `among` that is of `some` of them, in their order."""
+    parts = {id(t): own for t, own in zip(among, column.split([len(t) for t in among]), strict=True)}
+    return torch.cat([column[:0], *(parts[id(t)] for t in some)])

@@ -80,7 +80,7 @@ class RLTrainer:
         # Advantages compare whole groups, so responses are chosen after they are scored.
         chosen = [t for group in groups for t in self.learner.algorithm.response_filter(group, draw)]
         mark_use(trajectories, chosen)
-        metrics |= self.update(step, balanced(chosen, self.world))
+        metrics |= self.update(step, balanced(chosen, self.world, self.learner.work))
         metrics |= self.learner.follow(step, metrics)
         self.buffer.mark_stale()
         return metrics, trajectories + self.collector.unused

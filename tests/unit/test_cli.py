@@ -172,6 +172,7 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["sft", "sft_tiny", "--epochs", "3"], "epochs=3.0 has no effect with steps=60"),
         (["sft", "sft_tiny", "--steps", "0", "--epochs", "0"], "epochs=0: must be above 0"),
         (["sft", "sft_tiny", "--update.epochs", "3"], "update.epochs=3 has no effect"),
+        (["sft", "sft_tiny", "--update.skip-zero-advantage=false"], "lightrft sft, which has no advantages"),
         (["sft", "sft_tiny", "--tasks.rewards", "math", "1"], "tasks.rewards={'math': 1.0} has no effect"),
     ],
 )

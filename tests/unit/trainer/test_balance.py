@@ -28,6 +28,20 @@ def shared_out():
     }
 
 
+def idle_ones():
+    """The groups of this rank of two after sharing out by the work in them: those numbered 0 have none."""
+    world = World.current()
+    answers = tiny_trajectories([(2, [40]), (2, [30]), (2, [20])] if world.rank == 0 else [(2, [10])])
+    for number, t in enumerate(answers):
+        t.group = 10 * world.rank + number
+    found = balanced(answers, world, lambda group: 0 if group[0].group in (0, 10) else len(group[0]))
+    return [t.group for t in found]
+
+
+def test_what_takes_no_work_stays_where_it_is():
+    assert together(idle_ones, 2) == [[0, 1], [10, 2]]
+
+
 def test_alone_a_rank_keeps_what_it_has():
     answers = tiny_trajectories([(2, [3, 1]), (1, [5])])
     assert all(a is b for a, b in zip(balanced(answers, World()), answers, strict=True))
