@@ -28,6 +28,7 @@ def check_settings(config: Config) -> None:
 def _check_sampling(config: Config, path: str) -> None:
     idle = (
         "temperature", "first_token_temperature", "first_token_top_k", "top_k", "top_p", "min_p", "stop", "max_tokens_per_step",
+        "routing_replay",
     )  # fmt: skip
     refuse_idle("rollout", config.rollout, idle, because=path, cure="take a language model")
     refuse_idle("update", config.update, ["share_prompts"], because=path, cure="take a language model")
@@ -77,6 +78,7 @@ def _check_algorithm(config: Config, path: str) -> None:
     row = config.algorithm
     idle = (
         "high_entropy_fraction", "entropy_coefficient", "entropy_target", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
+        "router_aux_coefficient",
     )  # fmt: skip
     if row.advantage == "gae":
         raise ValueError(

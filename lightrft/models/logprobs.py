@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightrft.models.attention import BothWays, Layout, SharedPrompts, mask_of
 from lightrft.models.canvases import Canvases
+from lightrft.models.experts import OWN, Routing, routers_of
 from lightrft.models.families import forward_media, placeholders, seen_both_ways
 from lightrft.models.linear import linear
 from lightrft.models.products import logits_at_once, multiplies_widely, wide_product
@@ -35,6 +36,14 @@ class LogProbs(NamedTuple):
     """Divergence from the reference in closed form, where the model can say it."""
     means: Tensor | None = None
     """(T, ...): means of the steps, for whoever compares with them later."""
+    router_load: Tensor | None = None
+    """(M, E) float64: tokens that each expert of each layer got, as `Inputs.counted` counts them; None of models without experts."""
+    router_mass: Tensor | None = None
+    """(E,): probability of each expert over the same tokens and all layers, with its gradient; only if it is asked for."""
+    router_changed: Tensor | None = None
+    """(2,): experts replayed that the routers would not have chosen now, and all that were replayed; only where some were."""
+    experts: Tensor | None = None
+    """(N, M, K): the experts of each token; only without gradients."""
 
 
 def logprobs(
@@ -45,19 +54,22 @@ def logprobs(
     max_logits: int,
     first_token_temperature: float = 0.0,
     exact_attention: bool = False,
+    balances: bool = False,
 ) -> LogProbs:
     """Log-probs and entropy of every response token of a batch under `module`; 0 of those that nobody chose (`Inputs.chosen`).
 
     `temperature` divides the logits, as in sampling; the first token of each response has `first_token_temperature` if that is
     not 0. `max_logits` bounds how many logits exist at once; 0: what suits the device. Gradients
     flow through both outputs when they are enabled. A batch of a team (`Inputs.team`) is for all its ranks to call with,
-    and all of them get all log-probs; see models/sequence.py for whose gradients are whose.
+    and all of them get all log-probs; see models/sequence.py for whose gradients are whose. What routers tell is of this rank's own tokens.
+    `Inputs.experts` are replayed; `balances`: whether `router_mass` is wanted.
     """
     assert isinstance(batch.inputs, Inputs)
     share = Share.of(
         batch.inputs, batch.inputs.chosen
     )  # the head costs as much for a token that nobody chose
-    hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
+    routing = _routing(module, batch.inputs, share, balances)
+    hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention, routing=routing)
     head = output_head(module)
     cap = getattr(text_config(module), "final_logit_softcapping", None)
     divisor: float | Tensor = temperature
@@ -72,11 +84,43 @@ def logprobs(
     values, entropy = _BlockedHead.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
     )
-    return LogProbs(share.whole(values), share.whole(entropy))
+    return LogProbs(share.whole(values), share.whole(entropy), **_told(routing, share))
+
+
+def _routing(module: nn.Module, inputs: Inputs, share: Share, balances: bool) -> Routing | None:
+    """What routers are to do; None of a model without known ones."""
+    if routers_of(module) is None or inputs.counted is None:
+        return None
+    replayed = None if inputs.experts is None else share.of_tokens(inputs.experts, OWN)
+    return Routing(
+        replayed,
+        share.of_tokens(inputs.counted, 0),
+        weighs=balances and torch.is_grad_enabled(),
+        keeps=not torch.is_grad_enabled(),
+    )
+
+
+def _told(routing: Routing | None, share: Share) -> dict[str, Tensor]:
+    """What routers told, as LogProbs has it."""
+    if routing is None:
+        return {}
+    found = {"router_load": routing.all_loads()}
+    if routing.weighs:
+        found["router_mass"] = routing.whole_mass()
+    if routing.changed:
+        found["router_changed"] = routing.all_changed()
+    if routing.keeps:
+        found["experts"] = share.all_tokens(routing.all_chosen())
+    return found
 
 
 def predicting_states(
-    module: nn.Module, inputs: Inputs, share: Share, *, exact_attention: bool = False
+    module: nn.Module,
+    inputs: Inputs,
+    share: Share,
+    *,
+    exact_attention: bool = False,
+    routing: Routing | None = None,
 ) -> Tensor:
     """(T, H): the last hidden states that predict the response tokens; of a team's batch those of this rank's share."""
     body = backbone(module)
@@ -87,6 +131,7 @@ def predicting_states(
         position_ids=positions.unsqueeze(0) if positions.dim() == 1 else positions.unsqueeze(1),
         use_cache=False,
         layout=share.layout(layout),
+        **({} if routing is None else {"routing": routing}),
         **forward_media(body, inputs.media),
     )
     hidden: Tensor = out.last_hidden_state[0]

@@ -25,13 +25,20 @@ def check_settings(config: Config) -> None:
 
 def _check_sampling(config: Config, path: str) -> None:
     cure = "take a model that writes from left to right"
-    idle = ("first_token_temperature", "first_token_top_k", "stop", "max_tokens_per_step")
+    idle = ("first_token_temperature", "first_token_top_k", "stop", "max_tokens_per_step", "routing_replay")
     refuse_idle("rollout", config.rollout, idle, because=path, cure=cure)
     refuse_idle("update", config.update, ["share_prompts"], because=path, cure=cure)
 
 
 def _check_algorithm(config: Config, path: str) -> None:
     row = config.algorithm
+    refuse_idle(
+        "algorithm",
+        row,
+        ["router_aux_coefficient"],
+        because=path,
+        cure="take a language model that reads from left to right",
+    )
     if row.advantage == "gae":
         raise ValueError(
             f"algorithm.advantage=gae: {path}, and a critic reads from left to right. Set algorithm.advantage=group_norm."

@@ -27,6 +27,8 @@ REFUSED = {
     "--rollout.stop x": "rollout.stop=['x'] has no effect with model.path=random:masked is a masked",
     "--rollout.max-tokens-per-step 4": "rollout.max_tokens_per_step=4 has no effect",
     "--rollout.first-token-temperature 2": "rollout.first_token_temperature=2.0 has no effect",
+    "--rollout.routing-replay old": "rollout.routing_replay=old has no effect",
+    "--algorithm.router-aux-coefficient -1": "algorithm.router_aux_coefficient=-1.0 has no effect",
     "--update.share-prompts=false": "update.share_prompts=False has no effect",
     "--algorithm.advantage gae": "Set algorithm.advantage=group_norm.",
     "--algorithm.kl exact --algorithm.kl-coefficient 0.1": "Set algorithm.kl=k3.",
