@@ -212,9 +212,11 @@ def test_an_answer_in_two_calls_has_the_experts_of_one() -> None:
             assert len(rest.experts) == 15
         extend(t, rest, processor)
         assert t.token_ids == whole.token_ids
-        assert whole.experts is not None and t.experts is not None
+        assert whole.experts is not None
+        assert t.experts is not None
         assert t.experts.tolist() == whole.experts.tolist()
-        assert t.experts.shape == (15, 2, 2) and t.experts.dtype == torch.uint8
+        assert t.experts.shape == (15, 2, 2)
+        assert t.experts.dtype == torch.uint8
 
 
 def test_a_token_of_unknown_experts_chooses_its_own() -> None:
