@@ -17,8 +17,8 @@ class AlgorithmConfig:
     """The algorithm: advantage, loss, clipping, KL and filters. Defaults: GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, maxrl, pass_at_k, reinforce, greedy_baseline,
-    gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
+    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, optimal_token_baseline, maxrl, pass_at_k, reinforce,
+    greedy_baseline, gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
     gamma: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
     gae_lambda: float = 1.0
