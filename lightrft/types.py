@@ -314,6 +314,7 @@ class Batch:
     """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
     old: Tensor | None = None
     entropy: Tensor | None = None  # of the distribution each token was sampled from, nats
+    squares: Tensor | None = None  # sum over the vocabulary of p^2, of the same distribution
     ref: Tensor | None = None
     teacher: Tensor | None = None
     values: Tensor | None = None
@@ -344,8 +345,7 @@ class Sampling:
         1.0
     """
 
-    n: int = 1
-    """Responses per prompt."""
+    n: int = 1  # responses per prompt
     max_tokens: int = 256
     """Most tokens of a response."""
     temperature: float = 1.0

@@ -191,8 +191,7 @@ def optimal_token_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor,
     """The reward still to come, minus the mean of the siblings' at the same token, weighted by how uncertain each response was so far.
 
     A_it = G_it - sum_j(W_jt * G_jt) / sum_j(W_jt), over the responses j with a t-th chosen token; G_it = sum_{u >= t} r_iu and W_jt the sum over u <= t
-    of the squared gradient of log p_ju by the logits. OTB, Li et al. 2026 (https://arxiv.org/abs/2602.07078), which takes
-    1 - 2 p + sum_v p_v^2 for that; here it is (1 - p)^2, see `energies`. With two tokens to choose from the two baselines are equal.
+    of 1 - 2 p_ju + sum_v p_v^2, the squared gradient of log p_ju by the logits. OTB, Li et al. 2026 (https://arxiv.org/abs/2602.07078).
 
     Where one response alone goes on, or all were certain so far, the baseline is that of group_mean; verl has 0 there.
     Equal rewards at the last token give exactly 0. ValueError for a group of one response.
@@ -204,6 +203,9 @@ def optimal_token_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor,
     worth = (groups.centred[batch.segments] - gone)[batch.mask]
     advantages = worth - token_baselines(worth, batch, groups.group)
     return _at_chosen(advantages.to(returns.dtype), batch), returns
+
+
+optimal_token_baseline.needs_squares = True  # type: ignore[attr-defined]
 
 
 def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:

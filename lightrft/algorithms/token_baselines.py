@@ -10,14 +10,19 @@ from lightrft.types import Batch
 
 
 def energies(batch: Batch) -> Tensor:
-    """(K,) float64 of the K chosen tokens: the sum of (1 - p)^2 over those of its response up to and with each.
+    """(K,) float64 of the K chosen tokens: the sum of 1 - 2 p + sum_v p_v^2 over those of its response up to and with each.
 
-    The squared gradient of log p_t by the logits is 1 - 2 p_t + sum_v p_v^2 = (1 - p_t)^2 + the squares of the other tokens, which add
-    up to at most (1 - p_t)^2: what is summed here lies between half of it and all of it, and needs the sampled token alone. p is that
-    of batch.old, or of batch.behavior where there is none.
+    That is the squared gradient of log p by the logits. p is that of batch.old, or of batch.behavior where there is none, sum_v p_v^2 is
+    batch.squares; rounding below 0 is taken for 0. ValueError where that column is missing.
     """
-    known = batch.behavior if batch.old is None else batch.old
-    return _so_far(torch.expm1(known[batch.mask].double()).square(), batch.segments[batch.mask])
+    if batch.squares is None:
+        raise ValueError(
+            "algorithm.advantage=optimal_token_baseline: some responses were scored by a run with another advantage, so that the sum of "
+            "squared probabilities at their tokens is not known. Go on with that one, or begin a new run."
+        )
+    p = (batch.behavior if batch.old is None else batch.old)[batch.mask].double().exp()
+    energy = (1 - 2 * p + batch.squares[batch.mask].double()).clamp(min=0)
+    return _so_far(energy, batch.segments[batch.mask])
 
 
 def token_baselines(worth: Tensor, batch: Batch, group: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class AlgorithmConfig:
     entropy_step: float = 0.005
     """With entropy_target: what the coefficient gains after a step below the target, and loses after one above it; never below 0."""
     router_aux_coefficient: float = 0.0
-    """Of mixtures of experts: weight of the load-balancing (auxiliary) loss of the routers; -1: the model's own, router_aux_loss_coef of its
+    """Mixtures of experts: weight of the load-balancing (auxiliary) loss of the routers; -1: the model's own, router_aux_loss_coef of its
     configuration. 0: none."""
     truncated: Literal["keep", "mask"] = "keep"
     """Responses truncated at rollout.max_tokens: learn from them as from others, or mask their tokens in the loss."""

@@ -28,9 +28,9 @@ EngineSection = (
 )
 
 SAMPLING = "sampling"
-"""Of rollout.routing_replay: the experts chosen at sampling."""
+"""rollout.routing_replay: the experts chosen at sampling."""
 OLD = "old"
-"""Of rollout.routing_replay: those chosen when log-probs at sampling were computed."""
+"""rollout.routing_replay: those chosen when log-probs at sampling were computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class RolloutConfig:
     """Asynchronous rollout: 1: sample the next step, in an engine with memory of its own (vllm_server), while this one is judged and learned from, so that
     responses come from weights one step older (one step off-policy), never more. 0: sampling and learning take turns."""
     routing_replay: Literal["off", "sampling", "old"] = "off"
-    """Of mixtures of experts: the updates send each token to the experts that were chosen when it was sampled (sampling: R3, by an engine that tells them: native,
+    """Mixtures of experts: the updates send each token to the experts that were chosen when it was sampled (sampling: R3, by an engine that tells them: native,
     vllm on an accelerator, sglang), or when log-probs at sampling were computed (old: R2, any engine). off: routers choose anew in each pass."""
     max_engine_restarts: int = 2
     """How often in one rollout an engine that died is started again before the run stops."""

@@ -50,7 +50,7 @@ class SampledModel:
     captures: bool
     """Whether passes are recorded on devices that can."""
     routers: Routers | None = None
-    """Its routers, where the experts that they choose are to be told."""
+    """The routers of the model, where the experts that they choose are to be told."""
 
 
 @dataclass(eq=False, slots=True)

@@ -37,7 +37,7 @@ class Routers:
     layers: tuple[int, ...]
     """(M,) the numbers of the decoder layers that have experts, from 0."""
     num_layers: int
-    """Of all decoder layers."""
+    """How many decoder layers there are, with experts or without."""
     num_experts: int
     per_token: int
 

@@ -34,6 +34,8 @@ class LogProbs(NamedTuple):
     """Entropy in nats of the distribution token t was drawn from."""
     divergence: Tensor | None = None
     """Divergence from the reference in closed form, where the model can say it."""
+    squares: Tensor | None = None
+    """Sum over the vocabulary of p^2, of the distribution token t was drawn from; only without gradients."""
     means: Tensor | None = None
     """(T, ...): means of the steps, for whoever compares with them later."""
     router_load: Tensor | None = None
@@ -81,10 +83,11 @@ def logprobs(
         divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     max_logits = logits_at_once(max_logits, on_cpu=hidden.device.type == "cpu")
-    values, entropy = _BlockedHead.apply(  # type: ignore[no-untyped-call]
+    values, entropy, squares = _BlockedHead.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
     )
-    return LogProbs(share.whole(values), share.whole(entropy), **_told(routing, share))
+    found = LogProbs(share.whole(values), share.whole(entropy), **_told(routing, share))
+    return found if squares is None else found._replace(squares=share.whole(squares))
 
 
 def _routing(module: nn.Module, inputs: Inputs, share: Share, balances: bool) -> Routing | None:
@@ -191,7 +194,8 @@ def text_config(module: nn.Module) -> Any:
 
 
 class _BlockedHead(torch.autograd.Function):
-    """hidden (T, H) -> log-probs (T,) and entropy (T,); logits live for one block of the vocabulary at a time.
+    """hidden (T, H) -> log-probs (T,), entropy (T,), and the sum of p^2 (T,) where nothing asks for a gradient; logits live for one block of
+    the vocabulary at a time.
 
     With z = logits / temperature and p = softmax(z): log p_t = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z,
     d log p_t / dz = onehot(t) - p and d entropy / dz = -p (z - logsumexp(z) + entropy). The sums over the vocabulary
@@ -206,7 +210,7 @@ class _BlockedHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor,
         temperature: float | Tensor, cap: float | None, max_logits: int, never: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         ctx.set_materialize_grads(False)
         head = _Head(hidden, weight, bias, temperature, cap, never)
         rows = hidden.shape[0]
@@ -216,6 +220,7 @@ class _BlockedHead(torch.autograd.Function):
             torch.zeros_like(chosen),
             torch.zeros_like(chosen),
         )  # sums of exp(z - top) and exp(z - top) z
+        squares = None if any(ctx.needs_input_grad) else torch.zeros_like(chosen)  # of exp(z - top)
         blocks = _blocks(rows, weight.shape[0], max_logits)
         for block in blocks:
             z, _ = head.logits(block)
@@ -226,16 +231,17 @@ class _BlockedHead(torch.autograd.Function):
             e = torch.sub(z, highest[:, None]).exp_()
             mass = mass * shrink + e.sum(1)
             moment = moment * shrink + torch.linalg.vecdot(e, z)
+            squares = None if squares is None else squares * shrink**2 + torch.linalg.vecdot(e, e)
             top = highest
         total = top + mass.log()
         entropy = total - moment / mass
         ctx.save_for_backward(hidden, weight, bias, tokens, total, entropy)
         ctx.options, ctx.blocks = (temperature, cap, never), blocks
-        return chosen - total, entropy
+        return chosen - total, entropy, None if squares is None else squares / mass**2
 
     @staticmethod
     def backward(
-        ctx: Any, grad_value: Tensor | None, grad_entropy: Tensor | None
+        ctx: Any, grad_value: Tensor | None, grad_entropy: Tensor | None, _of_squares: None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, total, entropy = ctx.saved_tensors
         temperature, cap, never = ctx.options

@@ -22,7 +22,18 @@ from lightrft.types import Batch, Inputs, Prompt, Sampling, Trajectory
 
 BLANK = -1
 """Group of a response from which nothing is learned and that counts nowhere."""
-COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns", "marks")
+COLUMNS = (
+    "old",
+    "entropy",
+    "squares",
+    "ref",
+    "teacher",
+    "values",
+    "rewards",
+    "advantages",
+    "returns",
+    "marks",
+)
 """What may be known of each entry of a response."""
 
 

@@ -93,7 +93,7 @@ class RouterWatch:
         return self.coefficient * found
 
     def metrics(self) -> dict[str, float]:
-        """Of the update that was made, for all ranks to call; forgets it."""
+        """Metrics of the update that was made; forgets it. Called by all ranks."""
         if self.routers is None:
             return {}
         world = self.batching.world

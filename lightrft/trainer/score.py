@@ -49,6 +49,8 @@ class Scorer:
     interrupt: Interrupt
     needs_old: bool
     """Whether the log-probs at sampling must be computed by themselves, see trainer/rollout.py."""
+    needs_squares: bool = False
+    """Whether the advantage reads Batch.squares."""
     logprobs: Compute = training_logprobs
     """What a model says of a batch, as the policy's kind has it (models/kinds.py)."""
 
@@ -89,7 +91,7 @@ class Scorer:
         # may have brought such responses whatever the settings are now.
         older = any(t.stale or "old" in t.columns for t in trajectories)
         if self.needs_old or not self.world.all(not older):
-            filled += ["old", "entropy"]
+            filled += list(self._sampling_columns)
             # What waits is learned from after the weights have moved, so its log-probs are taken now.
             self.fill_old([t for t in [*trajectories, *waiting] if "old" not in t.columns])
         for name, model in (("ref", self.reference), ("teacher", self.teacher)):
@@ -104,7 +106,7 @@ class Scorer:
 
     def fill_old(self, answers: Sequence[Trajectory]) -> None:
         """Columns old and entropy: under the actor's present weights, but of older tokens as the weights then sampled them."""
-        self.fill(answers, self._sampled_at, "old", "entropy", take=self._keep_experts)
+        self.fill(answers, self._sampled_at, *self._sampling_columns, take=self._keep_experts)
         for t in answers:
             t.columns["old"][: t.stale] = torch.tensor(t.behavior[: t.stale])
 
@@ -118,11 +120,18 @@ class Scorer:
         """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
         fill(answers, compute, *names, batching=self.batching, interrupt=self.interrupt, take=take)
 
+    @property
+    def _sampling_columns(self) -> tuple[str, ...]:
+        return ("old", "entropy", "squares") if self.needs_squares else ("old", "entropy")
+
     def _sampled_at(self, batch: Batch) -> tuple[Tensor, ...]:
         found = self.actor.compute(self.logprobs, batch, self.config)
-        if self.config.rollout.routing_replay != OLD or found.experts is None:
-            return found.values, found.entropy
-        return found.values, found.entropy, found.experts
+        columns = [found.values, found.entropy]
+        if self.needs_squares:
+            assert found.squares is not None, "refused for models that do not tell it"
+            columns.append(found.squares)
+        keeps = self.config.rollout.routing_replay == OLD and found.experts is not None
+        return (*columns, found.experts) if keeps and found.experts is not None else tuple(columns)
 
     def _keep_experts(self, part: Sequence[Trajectory], batch: Batch, experts: Tensor) -> None:
         routers = routers_of(self.actor.module)

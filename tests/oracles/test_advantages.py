@@ -71,7 +71,8 @@ def by_token(answer, siblings, penalised):
         for sibling in siblings:
             chosen = [u for u, m in enumerate(sibling.mask) if m]
             if len(chosen) > place:
-                weights.append(sum((1 - math.exp(sibling.old[u])) ** 2 for u in chosen[: place + 1]))
+                energy = [1 - 2 * math.exp(sibling.old[u]) + sibling.squares[u] for u in chosen]
+                weights.append(sum(energy[: place + 1]))
                 worths.append(sum(sibling.rewards(penalised)[u] for u in chosen[place:]))
         own = sum(answer.rewards(penalised)[u] for u, m in enumerate(answer.mask) if m and u >= t)
         if len(weights) > 1:
@@ -103,6 +104,8 @@ class Answer:
         self.score = draw.choice([0.0, 1.0, draw.uniform(-2, 2)])
         self.mask = [draw.random() < 0.8 for _ in range(length)]
         self.old = [-draw.random() for _ in range(length)]
+        other = random.Random(length)
+        self.squares = [math.exp(2 * x) + other.random() * (1 - math.exp(x)) ** 2 for x in self.old]
         self.ref = [-draw.random() for _ in range(length)]
         self.greedy = draw.uniform(-1, 1)
         self.values = [draw.gauss(0, 1) for _ in range(length)]
@@ -147,6 +150,7 @@ def laid_end_to_end(answers, algo):
         scores=torch.tensor([a.score for a in answers], dtype=torch.float64),
         mask=[m for a in answers for m in a.mask],
         old=column("old"),
+        squares=column("squares"),
         ref=column("ref"),
         values=column("values"),
         baselines=torch.tensor([a.greedy for a in answers], dtype=torch.float64),
