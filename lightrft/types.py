@@ -127,6 +127,7 @@ class Completion:
     stream: int = 0
     """What fixes its random numbers, for the same engine to go on with it."""
     states: Tensor | None = None
+    experts: Tensor | None = None  # (n, M, K) of the last n tokens read, models/experts.py
     made: Mapping[str, Any] = field(default_factory=dict)
     """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each; and what was made, by kind: {"image": (H, W, 3) uint8 array}. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
 
@@ -151,8 +152,7 @@ class Trajectory:
     prompt: Prompt
     group: int
     """Siblings (responses sampled together for one prompt) share it. Never derived from the text of the prompt."""
-    token_ids: list[int]
-    """(L,) everything after the prompt."""
+    token_ids: list[int]  # (L,) everything after the prompt
     mask: list[bool]
     """(L,) True where the policy chose the token."""
     behavior: list[float]
@@ -171,21 +171,19 @@ class Trajectory:
     failed: str = ""
     """Why the environment could not go on, so that the response has no reward; empty: it could."""
     reward: float = nan
-    parts: dict[str, float] = field(default_factory=dict)
-    """Reward by name, unweighted."""
+    parts: dict[str, float] = field(default_factory=dict)  # reward by name, unweighted
     baseline: float = nan
     """Reward of another response to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
     baseline_parts: dict[str, float] = field(default_factory=dict)  # the baseline's reward by name
     columns: dict[str, Tensor] = field(default_factory=dict)
     """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
     learned: dict[str, Tensor] = field(default_factory=dict)  # as columns: Terms.tokens, for people
-    weight_version: int = 0
-    """Updates seen by the weights that sampled its first token."""
-    stream: int = 0
-    """Stream of random numbers, as in Completion."""
+    weight_version: int = 0  # updates seen by the weights that sampled its first token
+    stream: int = 0  # of random numbers, as in Completion
     states: Tensor | None = None  # as in Completion, and so is made
     made: Mapping[str, Any] = field(default_factory=dict)
     reference: Tensor | None = None  # (L, ...) means of its steps under the reference
+    experts: Tensor | None = None  # (P + L - 1, M, K) those of all tokens but the last, models/experts.py
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
@@ -239,6 +237,8 @@ class Inputs:
     chosen: Tensor | None = None
     """(K,) int64: the response tokens whose log-probs are wanted, where others stand between, as replies of an environment do; None: all."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
+    experts: Tensor | None = None  # (N, M, K) int16 to be replayed; -1: the router's own
+    counted: Tensor | None = None  # (N,) float32, in how many sequences a token is read that another follows
     team: Any = None  # the process group whose ranks compute this batch together; None: each its own
 
     @property
@@ -316,8 +316,8 @@ class Batch:
     turn_rewards: Tensor | None = None
     """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
     old: Tensor | None = None
-    entropy: Tensor | None = None
-    """Entropy of the distribution each token was sampled from, nats."""
+    entropy: Tensor | None = None  # of the distribution each token was sampled from, nats
+    squares: Tensor | None = None  # sum over the vocabulary of p^2, of the same distribution
     ref: Tensor | None = None
     teacher: Tensor | None = None
     values: Tensor | None = None
@@ -348,8 +348,7 @@ class Sampling:
         1.0
     """
 
-    n: int = 1
-    """Responses per prompt."""
+    n: int = 1  # responses per prompt
     max_tokens: int = 256
     """Most tokens of a response."""
     temperature: float = 1.0
@@ -395,3 +394,4 @@ class Terms:
     ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """name -> () sum and () count of what is counted otherwise than by token, e.g. by pair: the log has their ratio over a whole update."""
     tokens: dict[str, Tensor] = field(default_factory=dict)  # name -> (T,) to be saved, no gradient
+    auxiliary: Tensor | None = None  # () a loss beside that of tokens, averaged already

@@ -20,6 +20,7 @@ from torch import Tensor
 from lightrft.algorithms.segments import reverse_scan, segment_count, segment_sum
 from lightrft.algorithms.selection import EQUAL_WITHIN
 from lightrft.algorithms.shaping import answer_rewards, clip_scores, moments
+from lightrft.algorithms.token_baselines import token_baselines
 from lightrft.algorithms.turns import turns_apart
 from lightrft.config import AlgorithmConfig
 from lightrft.config.ranges import Range
@@ -186,6 +187,27 @@ def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, T
     return _spread(groups.centred - (weighted / total)[groups.group], batch), _returns(batch)
 
 
+def optimal_token_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """The reward still to come, minus the mean of the siblings' at the same token, weighted by how uncertain each response was so far.
+
+    A_it = G_it - sum_j(W_jt * G_jt) / sum_j(W_jt), over the responses j with a t-th chosen token; G_it = sum_{u >= t} r_iu and W_jt the sum over u <= t
+    of 1 - 2 p_ju + sum_v p_v^2, the squared gradient of log p_ju by the logits. OTB, Li et al. 2026 (https://arxiv.org/abs/2602.07078).
+
+    Where one response alone goes on, or all were certain so far, the baseline is that of group_mean; verl has 0 there.
+    Equal rewards at the last token give exactly 0. ValueError for a group of one response.
+    """
+    groups = _compare(batch, algo, "optimal_token_baseline")
+    returns = _returns(batch)
+    # Centred first, which changes no weighted mean: equal rewards then leave no rounding behind.
+    gone = answer_rewards(batch, algo).double()[batch.segments] - returns.double()
+    worth = (groups.centred[batch.segments] - gone)[batch.mask]
+    advantages = worth - token_baselines(worth, batch, groups.group)
+    return _at_chosen(advantages.to(returns.dtype), batch), returns
+
+
+optimal_token_baseline.needs_squares = True  # type: ignore[attr-defined]
+
+
 def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The reward still to come, minus the reward of the greedy (most likely) response to the prompt.
 
@@ -314,7 +336,7 @@ Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
 """-> advantages (T,), returns (T,)"""
 
 for _comparing in (
-    group_norm, group_norm_by_part, group_mean, leave_one_out, length_weighted_mean, maxrl, pass_at_k,
+    group_norm, group_norm_by_part, group_mean, leave_one_out, length_weighted_mean, optimal_token_baseline, maxrl, pass_at_k,
 ):  # fmt: skip
     _comparing.compares_responses = True  # type: ignore[attr-defined]
     _comparing.unused_settings = ("gae_lambda", "gamma")  # type: ignore[attr-defined]
@@ -349,6 +371,7 @@ ADVANTAGES: dict[str, Advantage] = {
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
     "length_weighted_mean": length_weighted_mean,
+    "optimal_token_baseline": optimal_token_baseline,
     "maxrl": maxrl,
     "pass_at_k": pass_at_k,
     "reinforce": reinforce,

@@ -133,10 +133,16 @@ class Algorithm:
         return min(most, group_size) if self.whole_groups else 1
 
     @property
+    def needs_squares(self) -> bool:
+        """Whether the advantage looks at batch.squares; a function says so by an attribute `needs_squares = True`."""
+        return bool(getattr(self.functions["advantage"], "needs_squares", False))
+
+    @property
     def needs_old(self) -> bool:
         """Whether batch.old and batch.entropy must be filled before the update, however few updates follow."""
         return (
-            self.config.high_entropy_fraction < 1
+            self.needs_squares
+            or self.config.high_entropy_fraction < 1
             or (self.config.kl_coefficient != 0 and self.config.kl_in == "reward")
             or (self.needs_teacher and self.config.teacher_in == "advantage")
         )

@@ -246,6 +246,7 @@ def build_scorer(parts: Parts, batching: Batching, interrupt: Interrupt) -> Scor
         scaler=parts.scaler,
         interrupt=interrupt,
         needs_old=needs_old(parts.config, parts.algorithm),
+        needs_squares=parts.algorithm.needs_squares,
         logprobs=parts.kind.logprobs,
     )
 

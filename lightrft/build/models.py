@@ -13,6 +13,7 @@ from lightrft.build.reward_models import Place
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
 from lightrft.models.critic_source import CriticSource
 from lightrft.models.describe import without_weights
+from lightrft.models.experts import check_experts
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.load import load_processor
 from lightrft.models.lora import is_adapted, starts_as_base
@@ -103,16 +104,30 @@ def check_teacher(config: Config, processor: Processor) -> None:
 
 
 def check_models(config: Config, algorithm: Algorithm) -> None:
-    """ValueError if critic.path names no output of a reward model, or the processes of strategy.sequence_parallel cannot compute one of
+    """ValueError if critic.path names no output of a reward model, a setting is of experts that the model has not, or the processes of strategy.sequence_parallel cannot compute one of
     the models together."""
     if algorithm.needs_critic:
         critic_source(config).check()
+    check_routing(config)
     models = {"model.path": config.model}
     if algorithm.needs_critic and config.critic.path:
         models["critic.path"] = critic_source(config).config
     if algorithm.needs_teacher:
         models["teacher.path"] = teacher_model(config)
     check_team(config.strategy, models)
+
+
+def check_routing(config: Config) -> None:
+    """ValueError for settings of mixtures of experts with a model that is none."""
+    for setting, on in (
+        (f"rollout.routing_replay={config.rollout.routing_replay}", config.rollout.routing_replay != "off"),
+        (
+            f"algorithm.router_aux_coefficient={config.algorithm.router_aux_coefficient:g}",
+            config.algorithm.router_aux_coefficient,
+        ),
+    ):
+        if on:
+            check_experts(setting, config.model.path, without_weights(config.model))
 
 
 def check_team(strategy: StrategyConfig, models: Mapping[str, ModelConfig]) -> None:

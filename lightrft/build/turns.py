@@ -19,7 +19,7 @@ def check_forks(config: Config, algorithm: Algorithm) -> None:
     if not config.environment.forks:
         return
     row, wrong = config.algorithm, ""
-    if algorithm.needs_critic or algorithm.needs_turns:
+    if algorithm.needs_critic or algorithm.needs_turns or algorithm.needs_squares:
         wrong = f"algorithm.advantage={row.advantage}"
     elif row.high_entropy_fraction < 1:
         wrong = f"algorithm.high_entropy_fraction={row.high_entropy_fraction:g}"

@@ -17,8 +17,8 @@ class AlgorithmConfig:
     """The algorithm: advantage, loss, clipping, KL and filters. Defaults: GRPO without KL."""
 
     advantage: str = "group_norm"
-    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, maxrl, pass_at_k, reinforce, greedy_baseline,
-    gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
+    """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, optimal_token_baseline, maxrl, pass_at_k, reinforce,
+    greedy_baseline, gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
     gamma: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
     gae_lambda: float = 1.0
@@ -67,6 +67,9 @@ class AlgorithmConfig:
     towards that (Skywork-OR1). 0: the coefficient is fixed."""
     entropy_step: float = 0.005
     """With entropy_target: what the coefficient gains after a step below the target, and loses after one above it; never below 0."""
+    router_aux_coefficient: float = 0.0
+    """Mixtures of experts: weight of the load-balancing (auxiliary) loss of the routers; -1: the model's own, router_aux_loss_coef of its
+    configuration. 0: none."""
     truncated: Literal["keep", "mask"] = "keep"
     """Responses truncated at rollout.max_tokens: learn from them as from others, or mask their tokens in the loss."""
     whiten: bool = False
@@ -98,6 +101,10 @@ class AlgorithmConfig:
         if len(self.clip) != 2:
             raise ValueError(
                 f"algorithm.clip={self.clip}: give two numbers, below and above, e.g. [0.2, 0.28]."
+            )
+        if self.router_aux_coefficient < 0 and self.router_aux_coefficient != -1:
+            raise ValueError(
+                f"algorithm.router_aux_coefficient={self.router_aux_coefficient:g}: give a weight, e.g. 0.001, or -1 for the model's own."
             )
         self._refuse_idle()
 

@@ -18,6 +18,7 @@ class NativeEngineConfig:
     """The engine that samples with the actor's own weights."""
 
     serves = ("native",)
+    tells_experts = ("native",)
     longest = 0
     finds_stops_across_steps = True
     beside = ("cpu",)
@@ -180,6 +181,7 @@ class VllmConfig:
     """vLLM in the trainer's process; only with rollout.engine=vllm."""
 
     serves = ("vllm", "vllm_server")
+    tells_experts = ("vllm",)
 
     max_num_seqs: int = 256
     """Maximum concurrent sequences."""
@@ -239,6 +241,7 @@ class SglangConfig:
     """SGLang in processes of its own beside the trainer; only with rollout.engine=sglang."""
 
     serves = ("sglang",)
+    tells_experts = ("sglang",)
 
     max_running_requests: int = 256
     """Maximum concurrent sequences."""

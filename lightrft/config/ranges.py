@@ -185,6 +185,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "reference_update_rate": SOME,
         "teacher_coefficient": NOT_NEGATIVE,
         "entropy_coefficient": ANY,
+        "router_aux_coefficient": Range(-1),
         "reward_clip": NOT_NEGATIVE,
         "overlong_buffer": NOT_NEGATIVE,
         "overlong_penalty": NOT_NEGATIVE,

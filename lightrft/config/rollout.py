@@ -27,6 +27,11 @@ EngineSection = (
     | LmdeployConfig
 )
 
+SAMPLING = "sampling"
+"""rollout.routing_replay: the experts chosen at sampling."""
+OLD = "old"
+"""rollout.routing_replay: those chosen when log-probs at sampling were computed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
@@ -70,6 +75,9 @@ class RolloutConfig:
     max_staleness: int = 0
     """Asynchronous rollout: 1: sample the next step, in an engine with memory of its own (vllm_server), while this one is judged and learned from, so that
     responses come from weights one step older (one step off-policy), never more. 0: sampling and learning take turns."""
+    routing_replay: Literal["off", "sampling", "old"] = "off"
+    """Mixtures of experts: the updates send each token to the experts that were chosen when it was sampled (sampling: R3, by an engine that tells them: native,
+    vllm on an accelerator, sglang), or when log-probs at sampling were computed (old: R2, any engine). off: routers choose anew in each pass."""
     max_engine_restarts: int = 2
     """How often in one rollout an engine that died is started again before the run stops."""
     native: NativeEngineConfig = field(default_factory=NativeEngineConfig)
@@ -100,6 +108,12 @@ class RolloutConfig:
     def longest(self) -> int:
         """Tokens of a prompt with its response for which the engine was set to keep room; 0: it was not set."""
         return max((part.longest for part in self.sections.values() if self.engine in part.serves), default=0)
+
+    @property
+    def tells_experts(self) -> bool:
+        """Whether the engine tells which experts it chose; one of a user may."""
+        told = any(self.engine in getattr(s, "tells_experts", ()) for s in self.sections.values())
+        return told or ":" in self.engine
 
     @property
     def is_late(self) -> bool:
@@ -158,6 +172,12 @@ class RolloutConfig:
                 cure = f"set rollout.engine={section.serves[0]}"
                 refuse_idle(f"rollout.{name}", section, because=because, cure=cure)
         self._check_staleness(because)
+        if self.routing_replay == SAMPLING and not self.tells_experts:
+            able = ", ".join(name for s in self.sections.values() for name in getattr(s, "tells_experts", ()))
+            raise ValueError(
+                f"rollout.routing_replay={SAMPLING} with {because}: that engine does not tell which experts it chose ({able} do). Set "
+                f"rollout.routing_replay={OLD}, or another rollout.engine."
+            )
         if self.max_tokens_per_step >= self.max_tokens:
             raise ValueError(
                 f"rollout.max_tokens_per_step={self.max_tokens_per_step} has no effect with rollout.max_tokens={self.max_tokens}. Set it below, e.g. "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig, RolloutConfig
+from lightrft.config.rollout import SAMPLING
 from lightrft.engines.base import Engine, Progress
 from lightrft.engines.cuda_graphs import captures
 from lightrft.engines.kept import Kept
@@ -21,6 +22,7 @@ from lightrft.engines.packed_linear import fast
 from lightrft.engines.pages import Cache
 from lightrft.engines.scheduler import Decode, SampledModel, Scheduler
 from lightrft.models.attention import ATTENTION, mask_of
+from lightrft.models.experts import routers_of
 from lightrft.models.families import placeholders
 from lightrft.models.lazy import is_empty
 from lightrft.models.logprobs import causal_lm, text_config
@@ -42,10 +44,13 @@ class NativeEngine:
         stop_ids: frozenset[int],
         decode: Decode,
         config: NativeEngineConfig,
+        *,
+        tells_experts: bool = False,
     ) -> None:
         """`stop_ids` end an answer; `decode` turns tokens into text, for stop texts. ValueError for a model it cannot run.
 
-        A empty module becomes the engine's own; any other is shared with whoever trains it.
+        A empty module becomes the engine's own; any other is shared with whoever trains it. `tells_experts`: whether responses come with
+        the experts that each token was sent to.
         """
         text = text_config(module)
         if text._attn_implementation != ATTENTION:
@@ -70,6 +75,7 @@ class NativeEngine:
             cap=getattr(text, "final_logit_softcapping", None),
             never=placeholders(causal_lm(module).config),
             captures=captures(config.cuda_graphs, module, text),
+            routers=routers_of(module) if tells_experts else None,
         )
         self._own = OwnWeights(self, module) if is_empty(module) else None
         self._kept: Kept | None = None
@@ -175,4 +181,10 @@ def _check(prompts: Sequence[Prompt], sampling: Sampling) -> None:
 
 def native_engine(module: nn.Module, processor: Processor, config: RolloutConfig) -> Engine:
     """Samples with the module itself: new weights are there without being moved, unless it is empty and waits for them."""
-    return NativeEngine(causal_lm(module), processor.stop_ids, processor.text, config.native)
+    return NativeEngine(
+        causal_lm(module),
+        processor.stop_ids,
+        processor.text,
+        config.native,
+        tells_experts=config.routing_replay == SAMPLING,
+    )

@@ -21,6 +21,7 @@ from lightrft.engines.paged_attention import Step
 from lightrft.engines.paged_suffix import Suffix
 from lightrft.engines.pages import Cache, Stretch
 from lightrft.engines.sampling import draw, stream, uniforms
+from lightrft.models.experts import Routers, Routing
 from lightrft.models.families import forward_media, joined, seen_both_ways
 from lightrft.models.logprobs import backbone, output_head
 from lightrft.models.products import multiplies_widely, wide_product
@@ -48,6 +49,8 @@ class SampledModel:
     """Tokens that are never drawn: placeholders of media."""
     captures: bool
     """Whether passes are recorded on devices that can."""
+    routers: Routers | None = None
+    """The routers of the model, where the experts that they choose are to be told."""
 
 
 @dataclass(eq=False, slots=True)
@@ -65,6 +68,8 @@ class _Question:
     """Position of an answer's first token in each row; see trainer/batching.py."""
     hidden: Tensor | None = None
     """(1, H), what predicts the first token of every answer."""
+    experts: Tensor | None = None
+    """(n, M, K) of its tokens that were read in this call, if they are to be told."""
 
     @classmethod
     def of(cls, place: int, prompt: Prompt, sampling: Sampling, cache: Cache, kept: Kept | None) -> _Question:
@@ -103,11 +108,16 @@ class _Answer:
     finish: Finish | None = None
     since: int = 0
     """Place of the first token in which a stop text counts."""
+    experts: list[Tensor] = field(default_factory=list)
+    """(M, K) of each token that was read in this call, if they are to be told."""
 
     def completion(self, version: int) -> Completion:
         """The tokens sampled in this call; those of earlier calls are left out."""
         new = self.tokens[len(self.tokens) - len(self.logprobs) :]
-        return Completion(new, self.logprobs, self.finish or "length", version, self.stream)
+        told = None if self.question.experts is None else [*self.question.experts, *self.experts]
+        experts = None if told is None else torch.stack(told)
+        finish = self.finish or "length"
+        return Completion(new, self.logprobs, finish, version, self.stream, experts=experts)
 
     def to_keep(self) -> KeptAnswer:
         """What may go on later."""
@@ -232,11 +242,13 @@ class Scheduler:
             seen_both_ways(self._backbone.config, read) if media else (),
             [Suffix(q.read, q.own, counts[q]) for q in parts if q.own is not None],
         )
+        routing = None if self._model.routers is None else Routing(keeps=True)
         out = self._backbone(
             input_ids=sent([tokens], self._device),
             position_ids=self._positions(counts),
             use_cache=False,
             layout=layout,
+            **({} if routing is None else {"routing": routing}),
             **forward_media(self._backbone, {name: joined(values) for name, values in media.items()}),
         )
         hidden: Tensor = out.last_hidden_state[0]
@@ -244,7 +256,18 @@ class Scheduler:
         for question, count in counts.items():
             end += count
             question.hidden = hidden[end - 1 : end].clone()
+        if routing is not None:
+            self._note_experts(routing, counts)
         return hidden
+
+    def _note_experts(self, routing: Routing, counts: Mapping[_Question, int]) -> None:
+        """Gives answers and questions the experts of the tokens that this pass has read of them."""
+        assert self._model.routers is not None
+        told = routing.all_chosen().to(self._model.routers.compact).cpu()
+        for answer, row in zip(self._running, told, strict=False):
+            answer.experts.append(row)
+        for question, rows in zip(counts, told[len(self._running) :].split([*counts.values()]), strict=True):
+            question.experts = rows
 
     def _repeated(self, recorder: GraphRunner) -> Tensor | None:
         """The running answers' newest tokens by a recording; None where there is none for them: positions of several rows."""

@@ -6,6 +6,7 @@ run when its scheduler dies.
 
 from __future__ import annotations
 
+import base64
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
+from lightrft.config.rollout import SAMPLING
 from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.buckets import buckets
 from lightrft.engines.external import (
@@ -37,6 +39,7 @@ from lightrft.engines.external import (
     refuse,
 )
 from lightrft.engines.sampling import stream, uniforms
+from lightrft.models.experts import Routers, of_layers, routers_of
 from lightrft.models.families import placeholders
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.processor import Processor
@@ -63,6 +66,7 @@ class SglangEngine:
         self._never = placeholders(causal_lm(module).config)
         self._check = partial(check_kinds, "sglang", reader=processor.media, device=weight.device)
         self._bucket, self._start_seconds = config.sglang.bucket_mib * 2**20, config.sglang.start_seconds
+        self._routers = routers_of(causal_lm(module)) if config.routing_replay == SAMPLING else None
         self._sleeps = weight.device.type != "cpu"
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._asleep: set[str] = set()
@@ -135,6 +139,7 @@ class SglangEngine:
             sampling_params=options,
             image_data=media if any(media) else None,
             return_logprob=True,
+            return_routed_experts=self._routers is not None,
         )
         found = iter(self._there(call, progress))
         groups = [[self._completion(next(found), one.seed + k) for k in range(one.n)] for one in questions]
@@ -164,7 +169,10 @@ class SglangEngine:
         finish: Finish = "stop" if kind == "stop" else "length"
         chosen = out["meta_info"]["output_token_logprobs"]
         tokens = [token for _, token, _ in chosen]
-        return Completion(tokens, [logprob for logprob, _, _ in chosen], finish, self.weight_version, seed)
+        logprobs = [logprob for logprob, _, _ in chosen]
+        told = out["meta_info"].get("routed_experts")
+        experts = None if self._routers is None or told is None else _experts(told, self._routers)
+        return Completion(tokens, logprobs, finish, self.weight_version, seed, experts=experts)
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -203,6 +211,12 @@ class SglangEngine:
         if self._sleeps and tag in self._asleep:
             self._there(lambda: self._engine.resume_memory_occupation(tags=[tag]))
         self._asleep.discard(tag)
+
+
+def _experts(told: str, routers: Routers) -> Tensor:
+    """(n, M, K) from what SGLang tells of all decoder layers: int32, in base64."""
+    numbers = torch.frombuffer(bytearray(base64.b64decode(told)), dtype=torch.int32)
+    return of_layers(numbers.view(-1, routers.num_layers, routers.per_token), routers)
 
 
 def _read(prompt: Prompt) -> list[dict[str, Any]]:
@@ -299,6 +313,8 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             processor.media is not None and processor.media.sees_both_ways
         ):  # the one that takes a mask of the model's own
             more["attention_backend"] = "triton"
+    if config.routing_replay == SAMPLING:
+        more["enable_return_routed_experts"] = True
     if options.context_length:
         more["context_length"] = options.context_length
     with folder_without_weights(module, processor) as folder:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
+from lightrft.config.rollout import SAMPLING
 from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.external import (
     CURE,
@@ -32,6 +33,7 @@ from lightrft.engines.external import (
     same_tokens,
 )
 from lightrft.engines.vllm_weights import check_taken, pack_again
+from lightrft.models.experts import Routers, of_layers, routers_of
 from lightrft.models.families import placeholders
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.media import frames_taken
@@ -60,6 +62,7 @@ class VllmEngine:
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._cache_nbytes = int(config.vllm.cache_gib * 2**30) if self._on_cpu else 0
         self._level = config.vllm.sleep_level
+        self._routers = told_routers(config, module, on_cpu=self._on_cpu)
         check_shared(config.vllm.tensor_parallel_size, causal_lm(module).config)
         self._group = _group(config.vllm.tensor_parallel_size)
         # Asked before vLLM makes a group of its own in this process.
@@ -162,7 +165,9 @@ class VllmEngine:
         tokens = list(out.token_ids)
         chosen = [step[token].logprob for step, token in zip(out.logprobs, tokens, strict=True)]
         finish: Finish = "stop" if out.finish_reason == "stop" else "length"
-        return Completion(tokens, chosen, finish, self.weight_version, one.seed + out.index)
+        told = out.routed_experts if self._routers is not None else None
+        experts = None if self._routers is None or told is None else of_layers(told, self._routers)
+        return Completion(tokens, chosen, finish, self.weight_version, one.seed + out.index, experts=experts)
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -188,6 +193,18 @@ class VllmEngine:
         self._llm.sleep(level=self._level)
         if self._level == 2:
             self.weight_version = NONE
+
+
+def told_routers(config: RolloutConfig, module: nn.Module, *, on_cpu: bool) -> Routers | None:
+    """The routers whose choices vLLM is to tell, if rollout.routing_replay asks for that. ValueError on a CPU, where vLLM does not tell."""
+    if config.routing_replay != SAMPLING:
+        return None
+    if on_cpu:
+        raise ValueError(
+            f"rollout.routing_replay={SAMPLING} with rollout.engine=vllm on a CPU: vLLM tells which experts it chose on accelerators alone. Set "
+            "rollout.routing_replay=old, or rollout.engine=native."
+        )
+    return routers_of(causal_lm(module))
 
 
 def check_shared(processes: int, shape: Any) -> None:
@@ -240,6 +257,8 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
         }
     if options.max_model_len:
         more["max_model_len"] = options.max_model_len
+    if config.routing_replay == SAMPLING:
+        more["enable_return_routed_experts"] = True
     if processor.media is not None:  # else load_format=dummy would draw at random what pictures are scaled by
         more["mm_device_do_normalize"] = False
     with folder_without_weights(module, processor) as folder:

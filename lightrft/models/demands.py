@@ -11,6 +11,11 @@ GREEDY = "greedy_baseline"
 """The advantage that compares with a picture without noise on the way."""
 NEED_PROBABILITIES = ("dppo", "dppo_kl", "dcpo", "orpo")
 """Losses that compute with the probability of a token, where a step of drawing has a density."""
+OTHER_ADVANTAGES = {
+    "gae": "and a critic reads words",
+    "optimal_token_baseline": "whose steps have densities and no probabilities",
+}
+"""Advantages that need more of a model than it has, and why."""
 
 
 def check_settings(config: Config) -> None:
@@ -28,6 +33,7 @@ def check_settings(config: Config) -> None:
 def _check_sampling(config: Config, path: str) -> None:
     idle = (
         "temperature", "first_token_temperature", "first_token_top_k", "top_k", "top_p", "min_p", "stop", "max_tokens_per_step",
+        "routing_replay",
     )  # fmt: skip
     refuse_idle("rollout", config.rollout, idle, because=path, cure="take a language model")
     refuse_idle("update", config.update, ["share_prompts"], because=path, cure="take a language model")
@@ -77,10 +83,11 @@ def _check_algorithm(config: Config, path: str) -> None:
     row = config.algorithm
     idle = (
         "high_entropy_fraction", "entropy_coefficient", "entropy_target", "truncated", "overlong_buffer", "teacher_coefficient", "gae_lambda",
+        "router_aux_coefficient",
     )  # fmt: skip
-    if row.advantage == "gae":
+    if row.advantage in OTHER_ADVANTAGES:
         raise ValueError(
-            f"algorithm.advantage=gae: {path}, and a critic reads words. Set algorithm.advantage=group_norm."
+            f"algorithm.advantage={row.advantage}: {path}, {OTHER_ADVANTAGES[row.advantage]}. Set algorithm.advantage=group_norm."
         )
     if row.loss in NEED_PROBABILITIES:
         raise ValueError(

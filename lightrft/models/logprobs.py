@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightrft.models.attention import BothWays, Layout, SharedPrompts, mask_of
 from lightrft.models.canvases import Canvases
+from lightrft.models.experts import OWN, Routing, routers_of
 from lightrft.models.families import forward_media, placeholders, seen_both_ways
 from lightrft.models.linear import linear
 from lightrft.models.products import logits_at_once, multiplies_widely, wide_product
@@ -33,8 +34,18 @@ class LogProbs(NamedTuple):
     """Entropy in nats of the distribution token t was drawn from."""
     divergence: Tensor | None = None
     """Divergence from the reference in closed form, where the model can say it."""
+    squares: Tensor | None = None
+    """Sum over the vocabulary of p^2, of the distribution token t was drawn from; only without gradients."""
     means: Tensor | None = None
     """(T, ...): means of the steps, for whoever compares with them later."""
+    router_load: Tensor | None = None
+    """(M, E) float64: tokens that each expert of each layer got, as `Inputs.counted` counts them; None of models without experts."""
+    router_mass: Tensor | None = None
+    """(E,): probability of each expert over the same tokens and all layers, with its gradient; only if it is asked for."""
+    router_changed: Tensor | None = None
+    """(2,): experts replayed that the routers would not have chosen now, and all that were replayed; only where some were."""
+    experts: Tensor | None = None
+    """(N, M, K): the experts of each token; only without gradients."""
 
 
 def logprobs(
@@ -45,19 +56,22 @@ def logprobs(
     max_logits: int,
     first_token_temperature: float = 0.0,
     exact_attention: bool = False,
+    balances: bool = False,
 ) -> LogProbs:
     """Log-probs and entropy of every response token of a batch under `module`; 0 of those that nobody chose (`Inputs.chosen`).
 
     `temperature` divides the logits, as in sampling; the first token of each response has `first_token_temperature` if that is
     not 0. `max_logits` bounds how many logits exist at once; 0: what suits the device. Gradients
     flow through both outputs when they are enabled. A batch of a team (`Inputs.team`) is for all its ranks to call with,
-    and all of them get all log-probs; see models/sequence.py for whose gradients are whose.
+    and all of them get all log-probs; see models/sequence.py for whose gradients are whose. What routers tell is of this rank's own tokens.
+    `Inputs.experts` are replayed; `balances`: whether `router_mass` is wanted.
     """
     assert isinstance(batch.inputs, Inputs)
     share = Share.of(
         batch.inputs, batch.inputs.chosen
     )  # the head costs as much for a token that nobody chose
-    hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
+    routing = _routing(module, batch.inputs, share, balances)
+    hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention, routing=routing)
     head = output_head(module)
     cap = getattr(text_config(module), "final_logit_softcapping", None)
     divisor: float | Tensor = temperature
@@ -69,14 +83,47 @@ def logprobs(
         divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     max_logits = logits_at_once(max_logits, on_cpu=hidden.device.type == "cpu")
-    values, entropy = _BlockedHead.apply(  # type: ignore[no-untyped-call]
+    values, entropy, squares = _BlockedHead.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
     )
-    return LogProbs(share.whole(values), share.whole(entropy))
+    found = LogProbs(share.whole(values), share.whole(entropy), **_told(routing, share))
+    return found if squares is None else found._replace(squares=share.whole(squares))
+
+
+def _routing(module: nn.Module, inputs: Inputs, share: Share, balances: bool) -> Routing | None:
+    """What routers are to do; None of a model without known ones."""
+    if routers_of(module) is None or inputs.counted is None:
+        return None
+    replayed = None if inputs.experts is None else share.of_tokens(inputs.experts, OWN)
+    return Routing(
+        replayed,
+        share.of_tokens(inputs.counted, 0),
+        weighs=balances and torch.is_grad_enabled(),
+        keeps=not torch.is_grad_enabled(),
+    )
+
+
+def _told(routing: Routing | None, share: Share) -> dict[str, Tensor]:
+    """What routers told, as LogProbs has it."""
+    if routing is None:
+        return {}
+    found = {"router_load": routing.all_loads()}
+    if routing.weighs:
+        found["router_mass"] = routing.whole_mass()
+    if routing.changed:
+        found["router_changed"] = routing.all_changed()
+    if routing.keeps:
+        found["experts"] = share.all_tokens(routing.all_chosen())
+    return found
 
 
 def predicting_states(
-    module: nn.Module, inputs: Inputs, share: Share, *, exact_attention: bool = False
+    module: nn.Module,
+    inputs: Inputs,
+    share: Share,
+    *,
+    exact_attention: bool = False,
+    routing: Routing | None = None,
 ) -> Tensor:
     """(T, H): the last hidden states that predict the response tokens; of a team's batch those of this rank's share."""
     body = backbone(module)
@@ -87,6 +134,7 @@ def predicting_states(
         position_ids=positions.unsqueeze(0) if positions.dim() == 1 else positions.unsqueeze(1),
         use_cache=False,
         layout=share.layout(layout),
+        **({} if routing is None else {"routing": routing}),
         **forward_media(body, inputs.media),
     )
     hidden: Tensor = out.last_hidden_state[0]
@@ -146,7 +194,8 @@ def text_config(module: nn.Module) -> Any:
 
 
 class _BlockedHead(torch.autograd.Function):
-    """hidden (T, H) -> log-probs (T,) and entropy (T,); logits live for one block of the vocabulary at a time.
+    """hidden (T, H) -> log-probs (T,), entropy (T,), and the sum of p^2 (T,) where nothing asks for a gradient; logits live for one block of
+    the vocabulary at a time.
 
     With z = logits / temperature and p = softmax(z): log p_t = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z,
     d log p_t / dz = onehot(t) - p and d entropy / dz = -p (z - logsumexp(z) + entropy). The sums over the vocabulary
@@ -161,7 +210,7 @@ class _BlockedHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor,
         temperature: float | Tensor, cap: float | None, max_logits: int, never: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         ctx.set_materialize_grads(False)
         head = _Head(hidden, weight, bias, temperature, cap, never)
         rows = hidden.shape[0]
@@ -171,6 +220,7 @@ class _BlockedHead(torch.autograd.Function):
             torch.zeros_like(chosen),
             torch.zeros_like(chosen),
         )  # sums of exp(z - top) and exp(z - top) z
+        squares = None if any(ctx.needs_input_grad) else torch.zeros_like(chosen)  # of exp(z - top)
         blocks = _blocks(rows, weight.shape[0], max_logits)
         for block in blocks:
             z, _ = head.logits(block)
@@ -181,16 +231,17 @@ class _BlockedHead(torch.autograd.Function):
             e = torch.sub(z, highest[:, None]).exp_()
             mass = mass * shrink + e.sum(1)
             moment = moment * shrink + torch.linalg.vecdot(e, z)
+            squares = None if squares is None else squares * shrink**2 + torch.linalg.vecdot(e, e)
             top = highest
         total = top + mass.log()
         entropy = total - moment / mass
         ctx.save_for_backward(hidden, weight, bias, tokens, total, entropy)
         ctx.options, ctx.blocks = (temperature, cap, never), blocks
-        return chosen - total, entropy
+        return chosen - total, entropy, None if squares is None else squares / mass**2
 
     @staticmethod
     def backward(
-        ctx: Any, grad_value: Tensor | None, grad_entropy: Tensor | None
+        ctx: Any, grad_value: Tensor | None, grad_entropy: Tensor | None, _of_squares: None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, total, entropy = ctx.saved_tensors
         temperature, cap, never = ctx.options

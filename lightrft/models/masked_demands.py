@@ -9,6 +9,11 @@ from lightrft.models.describe import stored_shape
 from lightrft.models.families import is_multimodal
 
 ENGINE = "unmask"
+OTHER_ADVANTAGES = {
+    "gae": "and a critic reads from left to right",
+    "optimal_token_baseline": "and what it adds up comes from left to right",
+}
+"""Advantages that need more of a model than it has, and why."""
 
 
 def check_settings(config: Config) -> None:
@@ -25,16 +30,23 @@ def check_settings(config: Config) -> None:
 
 def _check_sampling(config: Config, path: str) -> None:
     cure = "take a model that writes from left to right"
-    idle = ("first_token_temperature", "first_token_top_k", "stop", "max_tokens_per_step")
+    idle = ("first_token_temperature", "first_token_top_k", "stop", "max_tokens_per_step", "routing_replay")
     refuse_idle("rollout", config.rollout, idle, because=path, cure=cure)
     refuse_idle("update", config.update, ["share_prompts"], because=path, cure=cure)
 
 
 def _check_algorithm(config: Config, path: str) -> None:
     row = config.algorithm
-    if row.advantage == "gae":
+    refuse_idle(
+        "algorithm",
+        row,
+        ["router_aux_coefficient"],
+        because=path,
+        cure="take a language model that reads from left to right",
+    )
+    if row.advantage in OTHER_ADVANTAGES:
         raise ValueError(
-            f"algorithm.advantage=gae: {path}, and a critic reads from left to right. Set algorithm.advantage=group_norm."
+            f"algorithm.advantage={row.advantage}: {path}, {OTHER_ADVANTAGES[row.advantage]}. Set algorithm.advantage=group_norm."
         )
     if row.kl == EXACT and row.kl_coefficient:
         raise ValueError(

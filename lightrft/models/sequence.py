@@ -69,6 +69,24 @@ class Share:
         last = positions.amax(-1, keepdim=True).expand(*positions.shape[:-1], missing)
         return ids[rank::size], torch.cat([positions, last], -1)[..., rank::size]
 
+    def of_tokens(self, column: Tensor, padding: int) -> Tensor:
+        """The rows of an (N, ...) column that are of this rank's tokens, (n, ...), `padding` for its tokens of padding."""
+        if self.team is None:
+            return column
+        size = self.team.size()
+        missing = _padded(self.num_tokens, size) - self.num_tokens
+        more = column.new_full((missing, *column.shape[1:]), padding)
+        return torch.cat([column, more])[self.team.rank() :: size]
+
+    def all_tokens(self, own: Tensor) -> Tensor:
+        """(N, ...) of all ranks of the team, from each one's own (n, ...); without gradients."""
+        if self.team is None:
+            return own
+        size = self.team.size()
+        found = own.new_empty(size * len(own), *own.shape[1:])
+        dist.all_gather_into_tensor(found, own.contiguous(), group=self.team)
+        return found.view(size, *own.shape).transpose(0, 1).flatten(0, 1)[: self.num_tokens]
+
     def layout(self, layout: Layout) -> Layout:
         """Layout for attention layers that see this rank's tokens only."""
         return layout if self.team is None else Swapped(layout, self.team, self.num_tokens)

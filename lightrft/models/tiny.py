@@ -51,6 +51,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "num_experts": 8,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+    },
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        "num_experts": 8,
+        "shared_expert_intermediate_size": 32,
+        "decoder_sparse_step": 2,
+    },
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "intermediate_size": 32},
+}
+"""Mixtures of experts, 2 of which each token is sent to."""
+EXPERT_SHAPE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
 MASK = "<|mask|>"
 MASKED: dict[str, dict[str, Any]] = {
     "masked": {
@@ -94,12 +112,13 @@ def tiny_reader(family: str) -> Any:
 def tiny_config(family: str, **changes: Any) -> Any:
     """The config of a tiny model; `changes` override it, those of the text part in models that see or hear, but for whole parts of
     that name (audio_config, say)."""
-    if family not in {**FAMILIES, **MASKED, **MEDIA}:
-        known = ", ".join([*FAMILIES, *MASKED, *MEDIA])
+    if family not in {**FAMILIES, **EXPERTS, **MASKED, **MEDIA}:
+        known = ", ".join([*FAMILIES, *EXPERTS, *MASKED, *MEDIA])
         raise ValueError(f"model.path=random:{family}: no such tiny model. There are: {known}.")
     shape = {**_SHAPE, "eos_token_id": 256, "bos_token_id": None, "pad_token_id": None}
     if family not in MEDIA:
-        return AutoConfig.for_model(**{**shape, **{**FAMILIES, **MASKED}[family], **changes})
+        shape |= EXPERT_SHAPE if family in EXPERTS else {}
+        return AutoConfig.for_model(**{**shape, **{**FAMILIES, **EXPERTS, **MASKED}[family], **changes})
     options = {
         name: {**part, **changes.pop(name, {})} if isinstance(part, dict) else part
         for name, part in MEDIA[family].items()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightrft.config import Config
 from lightrft.config.algorithm import EXACT
+from lightrft.models.experts import OWN
 from lightrft.models.export import FILE_BYTES, write_folder
 from lightrft.models.families import joined
 from lightrft.models.load import load_processor
@@ -19,7 +20,20 @@ from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.types import Batch, Inputs, Prompt, Sampling, Trajectory
 
-COLUMNS = ("old", "entropy", "ref", "teacher", "values", "rewards", "advantages", "returns", "marks")
+BLANK = -1
+"""Group of a response from which nothing is learned and that counts nowhere."""
+COLUMNS = (
+    "old",
+    "entropy",
+    "squares",
+    "ref",
+    "teacher",
+    "values",
+    "rewards",
+    "advantages",
+    "returns",
+    "marks",
+)
 """What may be known of each entry of a response."""
 
 
@@ -62,6 +76,8 @@ def token_layout(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inp
         targets=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
         predict=torch.tensor(predict, dtype=torch.int64),
         chosen=_chosen(trajectories),
+        experts=_experts(trajectories, prompt_spans, response_spans, len(tokens)),
+        counted=_counted(trajectories, prompt_spans, response_spans, len(tokens)),
         media={name: joined(values) for name, values in media.items()},
     )
 
@@ -72,6 +88,38 @@ def _chosen(trajectories: Sequence[Trajectory]) -> Tensor | None:
         return None
     wanted = [x for t in trajectories for x in (t.mask if any(t.mask) else [True] * len(t))]
     return torch.tensor([place for place, x in enumerate(wanted) if x], dtype=torch.int64)
+
+
+Spans = Sequence[tuple[int, int]]
+
+
+def _experts(
+    trajectories: Sequence[Trajectory], prompts: Spans, responses: Spans, read: int
+) -> Tensor | None:
+    """(N, M, K) of the responses of which they are known, OWN elsewhere; None where they are known of none.
+
+    Of a prompt that several responses share, the first one's: it is computed once.
+    """
+    known = next((t.experts for t in trajectories if t.experts is not None), None)
+    if known is None:
+        return None
+    found = torch.full((read, *known.shape[1:]), OWN, dtype=torch.int16)
+    for t, (a, b), (c, d) in reversed(list(zip(trajectories, prompts, responses, strict=True))):
+        if t.experts is not None and c < d:
+            rows = t.experts.to(torch.int16)
+            found[a : a + len(rows[: b - a])] = rows[: b - a]
+            found[c : c + len(rows[b - a :])] = rows[b - a :]
+    return found
+
+
+def _counted(trajectories: Sequence[Trajectory], prompts: Spans, responses: Spans, read: int) -> Tensor:
+    """(N,) how often each token is read to sample another one, if each response has its prompt to itself."""
+    found = torch.zeros(read)
+    for t, (a, b), (c, d) in zip(trajectories, prompts, responses, strict=True):
+        if c < d and t.group != BLANK:
+            found[a:b] += 1
+            found[c : d - 1] += 1
+    return found
 
 
 def _prompt_positions(t: Trajectory) -> Tensor:
@@ -98,13 +146,16 @@ def training_logprobs(module: nn.Module, batch: Batch, config: Config) -> LogPro
         first_token_temperature=config.rollout.first_token_temperature,
         max_logits=config.update.logits_per_chunk,
         exact_attention=config.model.attention == "separate",
+        balances=config.algorithm.router_aux_coefficient != 0,
     )
 
 
 def dummy_answer(prompt: Prompt) -> Trajectory:
     """A response of one token to a prompt, from which nothing is learned."""
     columns = {name: torch.zeros(1) for name in COLUMNS}
-    return Trajectory(prompt, -1, prompt.token_ids[:1], [False], [0.0], "length", reward=0.0, columns=columns)
+    return Trajectory(
+        prompt, BLANK, prompt.token_ids[:1], [False], [0.0], "length", reward=0.0, columns=columns
+    )
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ def make_batch(
     num_tokens, num_sequences = sum(lengths), len(lengths)
     given: dict[str, Any] = {name: torch.as_tensor(value) for name, value in columns.items()}
     worth = torch.zeros(num_sequences) if scores is None else torch.as_tensor(scores)
+    known = given.get("old", given.get("behavior", torch.zeros(num_tokens)))
+    given = {"squares": torch.exp(2 * known), **given}  # as if all other tokens had no probability
     given = {"grades": worth[:, None], "part_weights": torch.ones(num_sequences, 1), **given}
     return Batch(
         segments=torch.repeat_interleave(

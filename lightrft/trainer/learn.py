@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
 from lightrft.config import Config
+from lightrft.models.experts import balancing_weight, routers_of
 from lightrft.models.kinds import Compute
+from lightrft.models.logprobs import LogProbs
 from lightrft.models.values import values
 from lightrft.models.words import training_logprobs
 from lightrft.strategy.base import Frozen, Trainable
@@ -22,6 +22,7 @@ from lightrft.trainer.batching import Batching, batch_tokens, rows_of
 from lightrft.trainer.metrics import average
 from lightrft.trainer.mismatch import Agreement
 from lightrft.trainer.optimize import Averaging, optimize
+from lightrft.trainer.routers import RouterWatch
 from lightrft.trainer.skipping import Idle, without_advantage, without_mask
 from lightrft.trainer.survey import surveyed
 from lightrft.types import Batch, Terms, Trajectory
@@ -47,9 +48,13 @@ class Learner:
     reference_moved: bool = False
     """Whether the reference is no longer the model the run began with, and so belongs into checkpoints."""
     agreement: Agreement = field(init=False)
+    routers: RouterWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.config, self.batching.world)
+        replays = self.config.rollout.routing_replay != "off"
+        weight = balancing_weight(self.config.algorithm.router_aux_coefficient, self.actor.module)
+        self.routers = RouterWatch(routers_of(self.actor.module), self.batching, weight, replays)
 
     @property
     def learners(self) -> dict[str, Trainable]:
@@ -102,7 +107,7 @@ class Learner:
         """The gradient steps of the actor; also what `lightrft replay` computes again, from update number `first` on."""
         seed = derive_seed(self.config.seed, "update", step)
         every = self.config.log.trajectories_every_steps
-        return optimize(
+        for metrics in optimize(
             self.actor,
             self._updates(trajectories, seed=seed, first=first),
             self.policy_loss,
@@ -111,13 +116,18 @@ class Learner:
             before_update=before_update,
             keep_tokens=self.config.log.token_columns and every > 0 and step % every == 0,
             idle=self.idle,
-        )
+        ):
+            yield metrics | self.routers.metrics()
 
     @property
     def idle(self) -> Idle | None:
         """Whether a scored response has no part in the gradient of the actor; None where every one is to be read."""
-        if not self.config.update.skip_zero_advantage or self.algorithm.whole_groups:
-            return None
+        if (
+            not self.config.update.skip_zero_advantage
+            or self.algorithm.whole_groups
+            or self.routers.coefficient
+        ):
+            return None  # the balance of experts is over all tokens
         return without_advantage if self.algorithm.zero_without_advantage else without_mask
 
     def work(self, group: Sequence[Trajectory]) -> int:
@@ -132,12 +142,15 @@ class Learner:
     ) -> Iterator[tuple[int, list[Trajectory]]]:
         """The updates of the actor, looked at by the loss before their gradients if it asks for that."""
         updates = self.batching.updates(trajectories, seed=seed, first=first)
+        updates = self.routers.surveyed(updates, self._present)
         if self.algorithm.survey is None:
             return updates
-        return surveyed(updates, self._log_probs, self.algorithm.survey, self.batching)
+        return surveyed(
+            updates, lambda batch: self._present(batch).values, self.algorithm.survey, self.batching
+        )
 
-    def _log_probs(self, batch: Batch) -> Tensor:
-        return self.actor.compute(self.logprobs, batch, self.config).values
+    def _present(self, batch: Batch) -> LogProbs:
+        return self.actor.compute(self.logprobs, batch, self.config)
 
     def learn_values(
         self, critic: Trainable, step: int, trajectories: Sequence[Trajectory]
@@ -166,7 +179,7 @@ class Learner:
             "mismatch/log_perplexity_ratio": batch.behavior - sampled_at.detach(),
         }
         told = {"new": new.values.detach(), "entropy": new.entropy.detach(), "weight": batch.weights}
-        return Terms(terms.loss, terms.metrics | found, terms.ratios, told)
+        return Terms(terms.loss, terms.metrics | found, terms.ratios, told, self.routers.loss(new))
 
     def follow(self, step: int, metrics: Mapping[str, float]) -> Metrics:
         """Moves what moves after the update: the weights of the divergence from the reference and of the entropy, and the reference."""

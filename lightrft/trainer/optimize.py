@@ -100,7 +100,7 @@ def _accumulate(
     for part, batch, counts in batching.rounds(divided.pieces, prepare=weigh):
         terms = loss(batch)
         weighted = (batch.weights * terms.loss).sum()
-        model.backward(weighted)
+        model.backward(weighted if terms.auxiliary is None else weighted + terms.auxiliary)
         if counts:
             layout.add(batch)
             total += weighted.detach()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightrft.engines.sampling import stream
+from lightrft.models.experts import added
 from lightrft.models.processor import Processor
 from lightrft.models.words import response_positions
 from lightrft.types import Completion, Continuation, Message, Prompt, Trajectory
@@ -50,6 +51,8 @@ def extend(t: Trajectory, completion: Completion, processor: Processor, *, turn:
     t.finish = completion.finish
     t.answer = processor.text(t.token_ids[turn:])
     t.states, t.made = completion.states, completion.made
+    if completion.experts is not None:
+        t.experts = added(t.experts, len(t.prompt.token_ids) + len(t) - 1, completion.experts)
 
 
 def fork(row: Trajectory, tokens: int, turns: int, number: int) -> Trajectory:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config, RolloutConfig
+from lightrft.config.rollout import OLD
 from lightrft.engines.base import Engine, EngineError
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
@@ -114,8 +115,9 @@ def needs_old(config: Config, algorithm: Algorithm) -> bool:
     """
     several = config.update.epochs * config.update.num_minibatches > 1
     roll = config.rollout
+    routed = config.rollout.routing_replay == OLD
     older = config.replay.groups_per_step > 0 or roll.extra_groups == "carry_over" or roll.is_late
-    return algorithm.needs_old or several or older
+    return algorithm.needs_old or several or older or routed
 
 
 def training_sampling(config: RolloutConfig, seed: int, world: World | None = None) -> Sampling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from lightrft.algorithms.advantages import explained_variance
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
+from lightrft.config.rollout import OLD, SAMPLING
 from lightrft.console.progress import Progress
+from lightrft.models.experts import routers_of
 from lightrft.models.kinds import Compute
 from lightrft.models.values import values
 from lightrft.models.words import training_logprobs
@@ -22,9 +24,12 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.batching import Batching, pack, rows_of, unpack
 from lightrft.trainer.division import divide
 from lightrft.trainer.responses import share_with_forks, turn_rewards
+from lightrft.trainer.routers import check_told, keep_experts
 from lightrft.trainer.scaler import RewardScaler
-from lightrft.types import Batch, Trajectory
+from lightrft.types import Batch, Inputs, Trajectory
 from lightrft.utils.interrupt import Interrupt
+
+Take = Callable[[Sequence[Trajectory], Batch, Tensor], None]
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Scorer:
     interrupt: Interrupt
     needs_old: bool
     """Whether the log-probs at sampling must be computed by themselves, see trainer/rollout.py."""
+    needs_squares: bool = False
+    """Whether the advantage reads Batch.squares."""
     logprobs: Compute = training_logprobs
     """What a model says of a batch, as the policy's kind has it (models/kinds.py)."""
 
@@ -53,6 +60,9 @@ class Scorer:
     ) -> dict[str, float]:
         """Fills the columns of `trajectories`; `waiting` ones get the log-probs that they have now, if any do. By all ranks."""
         self.progress.phase("score")
+        if self.config.rollout.routing_replay == SAMPLING:
+            with self.world.independent():
+                check_told(rows_of(trajectories), self.config.rollout.engine)
         with self.memory_plan(Phase.SCORE):
             filled = self._by_models(rows_of(trajectories), rows_of(waiting))
             whole = pack(trajectories, inputs=False)
@@ -82,12 +92,13 @@ class Scorer:
         # may have brought such responses whatever the settings are now.
         older = any(t.stale or "old" in t.columns for t in trajectories)
         if self.needs_old or not self.world.all(not older):
-            filled += ["old", "entropy"]
+            filled += list(self._sampling_columns)
             # What waits is learned from after the weights have moved, so its log-probs are taken now.
             self.fill_old([t for t in [*trajectories, *waiting] if "old" not in t.columns])
         for name, model in (("ref", self.reference), ("teacher", self.teacher)):
             if model is not None:
-                self.fill(trajectories, partial(self._seen_by, model), name, keep=name == "ref")
+                take = _keep_means if name == "ref" else None
+                self.fill(trajectories, partial(self._seen_by, model), name, take=take)
                 filled.append(name)
         if self.critic is not None:
             self.fill(trajectories, partial(self._valued_by, self.critic), "values")
@@ -96,7 +107,7 @@ class Scorer:
 
     def fill_old(self, answers: Sequence[Trajectory]) -> None:
         """Columns old and entropy: under the actor's present weights, but of older tokens as the weights then sampled them."""
-        self.fill(answers, self._sampled_at, "old", "entropy")
+        self.fill(answers, self._sampled_at, *self._sampling_columns, take=self._keep_experts)
         for t in answers:
             t.columns["old"][: t.stale] = torch.tensor(t.behavior[: t.stale])
 
@@ -105,16 +116,33 @@ class Scorer:
         answers: Sequence[Trajectory],
         compute: Callable[[Batch], tuple[Tensor, ...]],
         *names: str,
-        keep: bool = False,
+        take: Take | None = None,
     ) -> None:
         """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks."""
-        fill(answers, compute, *names, batching=self.batching, interrupt=self.interrupt, keep=keep)
+        fill(answers, compute, *names, batching=self.batching, interrupt=self.interrupt, take=take)
 
-    def _sampled_at(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    @property
+    def _sampling_columns(self) -> tuple[str, ...]:
+        return ("old", "entropy", "squares") if self.needs_squares else ("old", "entropy")
+
+    def _sampled_at(self, batch: Batch) -> tuple[Tensor, ...]:
         found = self.actor.compute(self.logprobs, batch, self.config)
-        return found.values, found.entropy
+        columns = [found.values, found.entropy]
+        if self.needs_squares:
+            assert found.squares is not None, "refused for models that do not tell it"
+            columns.append(found.squares)
+        keeps = self.config.rollout.routing_replay == OLD and found.experts is not None
+        return (*columns, found.experts) if keeps and found.experts is not None else tuple(columns)
+
+    def _keep_experts(self, part: Sequence[Trajectory], batch: Batch, experts: Tensor) -> None:
+        routers = routers_of(self.actor.module)
+        assert routers is not None
+        keep_experts(part, batch, experts, routers.compact)
 
     def _seen_by(self, model: Frozen, batch: Batch) -> tuple[Tensor, ...]:
+        if isinstance(batch.inputs, Inputs) and batch.inputs.experts is not None:
+            # Experts are replayed for the policy, whose ratio they are to keep. Other models choose their own.
+            batch.inputs = replace(batch.inputs, experts=None)
         found = model.compute(self.logprobs, batch, self.config)
         return (found.values,) if found.means is None else (found.values, found.means)
 
@@ -128,24 +156,29 @@ def fill(
     *names: str,
     batching: Batching,
     interrupt: Interrupt,
-    keep: bool = False,
+    take: Take | None = None,
 ) -> None:
     """Gives each response the columns `names`, which `compute` finds for a packed batch; called by all ranks.
 
-    With `keep` it may find one tensor more, (T, ...), of which each response keeps its part as `reference`.
+    With `take` it may find one tensor more, which that is given with the responses and their batch.
     """
     for t in (t for t in answers if not len(t)):  # in no batch
         t.columns |= {name: torch.zeros(0) for name in names}
     divided = divide(answers, batching.config.tokens_per_micro_batch)
     for part, batch, counts in batching.rounds(divided.pieces):
         found = compute(batch)
-        for name, column in zip(names, found, strict=not keep):
+        for name, column in zip(names, found, strict=take is None):
             if counts:
                 unpack(column, part, name)
-        if counts and len(found) > len(names):
-            for t, means in zip(part, found[-1].cpu().split([len(t) for t in part]), strict=True):
-                t.reference = means
+        if counts and take is not None and len(found) > len(names):
+            take(part, batch, found[-1])
         # Several stop together or not at all, and not in the middle of a sharded model.
         if batching.world.size == 1:
             interrupt.raise_if_stopped()
     divided.join()
+
+
+def _keep_means(part: Sequence[Trajectory], _batch: Batch, means: Tensor) -> None:
+    """Each response keeps its part of (T, ...) as `reference`."""
+    for t, own in zip(part, means.cpu().split([len(t) for t in part]), strict=True):
+        t.reference = own

@@ -184,7 +184,7 @@ def test_the_head_of_a_bfloat16_model_is_that_of_float32_matrices(here, cap):
     found = []
     for device, dtype in ((here, torch.bfloat16), (torch.device("cpu"), torch.float32)):
         inputs = [x.to(device, dtype).requires_grad_() for x in (hidden, weight)]
-        values, entropy = _BlockedHead.apply(*inputs, None, tokens.to(device), 1.0, cap, 300 * 1200, (3,))
+        values, entropy, _ = _BlockedHead.apply(*inputs, None, tokens.to(device), 1.0, cap, 300 * 1200, (3,))
         (values.sum() + 0.3 * entropy.sum()).backward()
         found.append([x.detach().cpu().double() for x in (values, entropy, *(i.grad for i in inputs))])
     for place, (ours, right) in enumerate(zip(*found, strict=True)):

@@ -24,6 +24,7 @@ ALGORITHMS = [
     (["dapo"], ["--algorithm.overlong-buffer", "2", "--update.num-minibatches", "2", "--steps", "56"]),
     (["rloo"], []),
     (["opo"], []),
+    (["otb"], []),
     (["gspo"], ["--algorithm.clip", "0.003", "0.004"]),
     (["gmpo"], ["--update.num-minibatches", "2"]),
     (["cispo"], ["--update.num-minibatches", "2"]),

@@ -65,6 +65,8 @@ def eventful_run(server, tmp_path_factory):
         "broken.py:nan_at_step_2",
         *("--strategy.peak-teraflops", "1"),
         *("--rollout.max-staleness", "1", "--strategy.device", "cpu"),
+        *("--model.path", "random:qwen3_moe", "--rollout.routing-replay", "sampling"),
+        *("--algorithm.router-aux-coefficient", "-1"),
     ]
     Lightrft(server, folder)("train", "tiny", "grpo", *PLAIN, "--run", "run", "--steps", "2", *flags)
     return folder / "run"

@@ -11,7 +11,7 @@ from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import value_loss
 from lightrft.config import AlgorithmConfig
-from tests.oracles.peers import HIGH, LOW, Answers, ours
+from tests.oracles.peers import HIGH, LOW, WIDTH, Answers, ours
 
 verl = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
 ActorConfig = pytest.importorskip("verl.workers.config").ActorConfig
@@ -147,6 +147,36 @@ def test_group_advantages_are_equal(seed):
     for name, padded in expected.items():
         found = ADVANTAGES[name](answers.packed(), algo)[0]
         torch.testing.assert_close(found, padded[answers.mask].double(), atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "name",
+    ["compute_optimal_token_baseline_advantage", "compute_multi_turn_optimal_token_baseline_advantage"],
+)
+def test_the_optimal_token_baseline_is_equal(name, seed):
+    """Beyond the last sibling our baseline is the group's mean, theirs 0."""
+    if not hasattr(verl, name):
+        pytest.skip("this verl has no optimal token baseline")
+    answers = Answers(seed)
+    answers.old = -(answers.old.abs() + 0.05) * answers.mask
+    p, draw = answers.old.exp(), torch.Generator().manual_seed(seed)
+    squares = p**2 + torch.rand(p.shape, generator=draw, dtype=p.dtype) * (1 - p) ** 2
+    arguments = {
+        "token_level_rewards": answers.rewards,
+        "response_mask": answers.mask.double(),
+        "index": np.array(answers.groups),
+        "old_log_probs": answers.old,
+        "sum_pi_squared": squares,
+    }
+    expected = getattr(verl, name)(**arguments)[0].double()
+    lengths = answers.mask.sum(1).view(2, 4)
+    alone = torch.arange(WIDTH) >= lengths.topk(2).values[:, 1].repeat_interleave(4)[:, None]
+    expected = expected - alone * answers.scores.view(2, 4).mean(1).repeat_interleave(4)[:, None]
+    found = ADVANTAGES["optimal_token_baseline"](
+        answers.packed(squares=squares[answers.mask]), AlgorithmConfig()
+    )[0]
+    torch.testing.assert_close(found, expected[answers.mask], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))

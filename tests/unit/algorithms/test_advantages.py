@@ -15,6 +15,7 @@ from lightrft.algorithms.advantages import (
     whiten,
 )
 from lightrft.algorithms.shaping import token_rewards
+from lightrft.algorithms.token_baselines import energies
 from lightrft.config import AlgorithmConfig
 from lightrft.testing import make_batch
 
@@ -75,6 +76,62 @@ def test_the_length_weighted_baseline_by_hand():
     batch = answers([1.0, 0.0], lengths=[3, 1])
     advantages, _ = ADVANTAGES["length_weighted_mean"](batch, GRPO)
     assert advantages.tolist() == [0.25, 0.25, 0.25, -0.75]
+
+
+HALF, SURE = math.log(0.5), math.log(0.75)
+
+
+def test_the_optimal_token_baseline_by_hand():
+    """Energies 1/4, 1/2, 3/4 beside 1/16, then a token that one response alone has: baselines 4/5, 8/9 and the mean, 1/2."""
+    batch = answers([1.0, 0.0], lengths=[3, 2], old=[HALF, HALF, HALF, SURE, 1e-12])
+    advantages, returns = ADVANTAGES["optimal_token_baseline"](batch, GRPO)
+    assert advantages.tolist() == pytest.approx([1 / 5, 1 / 9, 1 / 2, -4 / 5, -8 / 9])
+    assert returns.tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_the_optimal_token_baseline_steps_over_what_a_tool_replied():
+    """And reads the log-probs of sampling where no others are known."""
+    batch = answers(
+        [1.0, 0.0],
+        lengths=[3, 2],
+        mask=[True, False, True, True, True],
+        behavior=[HALF, -9.0, HALF, SURE, 0.0],
+    )
+    advantages, _ = ADVANTAGES["optimal_token_baseline"](batch, GRPO)
+    assert advantages.tolist() == pytest.approx([1 / 5, 0.0, 1 / 9, -4 / 5, -8 / 9])
+
+
+def test_the_optimal_token_baseline_knows_siblings_by_their_group():
+    """Wherever they lie, and whatever else is packed beside them."""
+    old = [-0.1, -0.7, -2.0, -0.4]
+    apart = answers([1.0, 0.0, 3.0, 4.0], groups=[7, 2, 7, 2], old=old)
+    alone = answers([3.0, 1.0], groups=[7, 7], old=[old[2], old[0]])
+    together, one = (ADVANTAGES["optimal_token_baseline"](b, GRPO)[0].tolist() for b in (apart, alone))
+    assert [together[2], together[0]] == one
+
+
+def test_the_optimal_token_baseline_of_equal_rewards_is_exact_at_every_length():
+    batch = answers([0.1] * 3, lengths=[1, 4, 2], old=[-0.3] * 7)
+    assert ADVANTAGES["optimal_token_baseline"](batch, GRPO)[0].tolist() == [0.0] * 7
+
+
+def test_energies_are_squared_gradients():
+    """Of the log-prob itself by the logits, of distributions from flat to sharp; with what the head says of them."""
+    draw = torch.Generator().manual_seed(1)
+    for scale in (0.1, 1.0, 5.0):
+        logits = (scale * torch.randn(50, 7, generator=draw, dtype=torch.float64)).requires_grad_()
+        p = torch.softmax(logits, 1)
+        chosen = p[:, 0].log()
+        (gradient,) = torch.autograd.grad(chosen.sum(), logits, retain_graph=True)
+        batch = make_batch([1] * 50, old=chosen.detach(), squares=p.detach().square().sum(1))
+        torch.testing.assert_close(energies(batch), gradient.square().sum(1))
+
+
+def test_without_the_sum_of_squares_there_is_no_optimal_token_baseline():
+    batch = answers([1.0, 0.0], lengths=[3, 2])
+    batch.squares = None
+    with pytest.raises(ValueError, match="were scored by a run with another advantage"):
+        ADVANTAGES["optimal_token_baseline"](batch, GRPO)
 
 
 @pytest.mark.parametrize("name", COMPARING)

@@ -49,7 +49,9 @@ def build(**settings):
     return build_for(Config(**settings), resolve)
 
 
-@pytest.mark.parametrize("name", ["group_norm", "group_mean", "leave_one_out", "length_weighted_mean"])
+@pytest.mark.parametrize(
+    "name", ["group_norm", "group_mean", "leave_one_out", "length_weighted_mean", "optimal_token_baseline"]
+)
 def test_what_compares_responses_needs_two_of_them(name):
     told = f"rollout.group_size=1: algorithm.advantage={name} compares responses to one prompt"
     with pytest.raises(ValueError, match=told):

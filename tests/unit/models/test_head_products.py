@@ -18,7 +18,7 @@ def head(hidden, weight, bias, tokens, *, wide, temperature, cap, max_logits, sl
     inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "multiplies_widely", lambda h, w: wide)
-        values, entropy = module._BlockedHead.apply(*inputs, tokens, temperature, cap, max_logits, (3,))
+        values, entropy, _ = module._BlockedHead.apply(*inputs, tokens, temperature, cap, max_logits, (3,))
         of_values, of_entropy = slopes
         ((values * of_values).sum() + (entropy * of_entropy).sum()).backward()
     return values, entropy, *(x.grad for x in inputs)

@@ -277,6 +277,7 @@ def test_an_index_that_is_none_is_named(folder, content):
         ("--algorithm.loss dppo --algorithm.clip 0.1 0.1", "algorithm.loss=dppo"),
         ("--algorithm.loss dcpo", "whose steps have densities and no probabilities"),
         ("--algorithm.advantage gae", "algorithm.advantage=gae"),
+        ("--algorithm.advantage optimal_token_baseline", "densities and no probabilities"),
     ],
 )
 def test_what_reads_probabilities_or_words_is_refused(folder, flags, told):
