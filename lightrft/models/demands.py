@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightrft.config import ZERO, Config
+from lightrft.config.algorithm import EXACT
 from lightrft.config.checks import refuse_idle
 from lightrft.config.rollout import RolloutConfig
 
@@ -85,6 +86,10 @@ def _check_algorithm(config: Config, path: str) -> None:
     if row.loss in NEED_PROBABILITIES:
         raise ValueError(
             f"algorithm.loss={row.loss}: {path}, whose steps have densities and no probabilities. Set algorithm.loss=clipped."
+        )
+    if config.rollout.denoise.likelihood == "normed" and row.kl_coefficient and row.kl != EXACT:
+        raise ValueError(
+            f"algorithm.kl={row.kl} with rollout.denoise.likelihood=normed: {path}, and normed log-probs estimate no divergence. Set algorithm.kl={EXACT}."
         )
     refuse_idle(
         "algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model"

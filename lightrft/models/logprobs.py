@@ -35,6 +35,8 @@ class LogProbs(NamedTuple):
     """Divergence from the reference in closed form, where the model can say it."""
     means: Tensor | None = None
     """(T, ...): means of the steps, for whoever compares with them later."""
+    weights: Tensor | None = None
+    """How much each step weighs in the policy loss."""
 
 
 def logprobs(

@@ -18,10 +18,10 @@ from lightrft.config import Config, DenoiseConfig
 from lightrft.config.algorithm import EXACT
 from lightrft.config.checks import refuse_idle
 from lightrft.models.demands import check_settings
-from lightrft.models.flows import divergence, entropy, logprob
+from lightrft.models.flows import divergence, entropy
 from lightrft.models.logprobs import LogProbs
 from lightrft.models.pipelines import FILE_BYTES, FlowSource, Pipeline
-from lightrft.models.schedule import Schedule, per
+from lightrft.models.schedule import Schedule, likelihood, per
 from lightrft.models.words import dummy_answer
 from lightrft.types import Batch, Message, Prompt, Record, Sampling, Steps, Trajectory
 
@@ -171,23 +171,26 @@ class Pictures:
         )
 
     def logprobs(self, module: nn.Module, batch: Batch, config: Config) -> LogProbs:
-        """Log-probs of the steps, each as it was drawn; per number of a state where rollout.denoise.likelihood=mean."""
+        """Log-probs of the steps, each as it was drawn, as rollout.denoise.likelihood has them."""
         inputs = batch.inputs
         assert isinstance(inputs, Steps)
         conditions = {name: value[inputs.prompts] for name, value in inputs.media.items()}
-        before, after = inputs.states[:, 0], inputs.states[:, 1]
+        before, after, *drawn = inputs.states.unbind(1)
         step = self.schedule.noisy(module, before, inputs.places, conditions)
-        scale = per(config.rollout.denoise, before[0].numel())
+        options = config.rollout.denoise
+        scale = per(options, before[0].numel())
         gap = None if inputs.reference is None else divergence(step, inputs.reference) * scale
         keeps = config.algorithm.kl == EXACT and not torch.is_grad_enabled()
         means = step.mean if keeps else None
-        return LogProbs(logprob(after, step) * scale, entropy(step) * scale, gap, means)
+        values = likelihood(options, after, step, drawn[0] if drawn else None)
+        weights = self.schedule.weights.to(values)[inputs.places]
+        return LogProbs(values, entropy(step) * scale, gap, means, weights)
 
     def blank(self) -> Trajectory:
         """One step from nothing to nothing."""
         t = dummy_answer(self.processor.blank())
         t.token_ids = [self.config.rollout.denoise.first]
-        t.states = torch.zeros(1, 2, *self.processor.shape)
+        t.states = torch.zeros(1, self.config.rollout.denoise.kept, *self.processor.shape)
         t.reference = torch.zeros(1, *self.processor.shape)
         return t
 

@@ -97,6 +97,15 @@ def test_algorithms_of_language_models_learn_from_pictures_without_a_line(lightr
             "--rollout.denoise.likelihood",
             "mean",
         ],
+        "guard": [
+            "grpo_guard",
+            "--rollout.denoise.steps",
+            "8",
+            "--rollout.denoise.max-text-tokens",
+            "1",
+            "--rollout.group-size",
+            "4",
+        ],
     }
     for name, (layer, *flags) in rows.items():
         own = ["--model.path", drawn_pipeline, "--run", name, "--steps", "2", "--checkpoint.every-steps", "0"]
