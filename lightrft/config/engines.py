@@ -11,13 +11,13 @@ from lightrft.config.ranges import check_ranges
 
 SHARES = ("cps", "ddim")
 """Noises of rollout.denoise.noise whose level is a share of the noise there is."""
-_IN_TIME = ("sde", "dance", "cps")
+_ON_THE_WAY = ("sde", "dance", "cps", "ddim")
 STEPWISE = {
-    "likelihood=normed": (*_IN_TIME, "ddim"),
-    "weighting=noise": (*_IN_TIME, "ddim"),
-    "weighting=inverse_span": _IN_TIME,
+    "likelihood=normed": _ON_THE_WAY,
+    "weighting=noise": _ON_THE_WAY,
+    "weighting=inverse_span": ("sde",),
 }
-"""Settings of rollout.denoise that look at a step's noise, or at its length in time -> the noises whose steps have that."""
+"""Settings of rollout.denoise that look at a step's noise, or at how far it moves the state -> the noises of which that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,8 @@ class DenoiseConfig:
     spread at all levels of noise (RatioNorm of GRPO-Guard); a response then keeps half as many states again."""
     weighting: Literal["even", "noise", "inverse_span"] = "even"
     """How much a step weighs in the policy loss, 1 on average over `first` to `until`. even: each the same. noise: in proportion to its
-    deviation (noise-aware weighting of TempFlow-GRPO). inverse_span: to 1 / |dt| (GRPO-Guard)."""
+    deviation (noise-aware weighting of TempFlow-GRPO). inverse_span: to 1 / |dt| (GRPO-Guard),
+    of noise=sde, where a step then moves its mean by as much as any other."""
     guidance: float = 1.0
     """Classifier-free guidance (guidance_scale), in training too; 1: none, at half the cost."""
     height: int = 0

@@ -158,7 +158,7 @@ class Pictures:
             if id(t.prompt) not in rows:
                 rows[id(t.prompt)] = len(prompts)
                 prompts.append(t.prompt)
-        states = [t.states for t in answers if t.states is not None]
+        states = [self._whole(t.states) for t in answers if t.states is not None]
         means = [t.reference for t in answers if t.reference is not None]
         return Steps(
             states=torch.cat(states),
@@ -170,19 +170,29 @@ class Pictures:
             reference=torch.cat(means) if len(means) == len(answers) else None,
         )
 
+    def _whole(self, states: Tensor) -> Tensor:
+        """The states of a response. ValueError if it was drawn under settings that kept others of a step."""
+        options = self.config.rollout.denoise
+        if states.shape[1] != options.kept:
+            raise ValueError(
+                f"rollout.denoise.likelihood={options.likelihood}: it needs {options.kept} states of each step, and a response from before it was changed "
+                f"keeps {states.shape[1]}. Set it to what it was, or begin a new run."
+            )
+        return states
+
     def logprobs(self, module: nn.Module, batch: Batch, config: Config) -> LogProbs:
         """Log-probs of the steps, each as it was drawn, as rollout.denoise.likelihood has them."""
         inputs = batch.inputs
         assert isinstance(inputs, Steps)
         conditions = {name: value[inputs.prompts] for name, value in inputs.media.items()}
-        before, after, *drawn = inputs.states.unbind(1)
+        before, after = inputs.states[:, 0], inputs.states[:, 1]
         step = self.schedule.noisy(module, before, inputs.places, conditions)
         options = config.rollout.denoise
         scale = per(options, before[0].numel())
         gap = None if inputs.reference is None else divergence(step, inputs.reference) * scale
         keeps = config.algorithm.kl == EXACT and not torch.is_grad_enabled()
         means = step.mean if keeps else None
-        values = likelihood(options, after, step, drawn[0] if drawn else None)
+        values = likelihood(options, after, step, inputs.states[:, 2] if options.kept == 3 else None)
         weights = self.schedule.weights.to(values)[inputs.places]
         return LogProbs(values, entropy(step) * scale, gap, means, weights)
 

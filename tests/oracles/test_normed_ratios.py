@@ -26,7 +26,7 @@ def drawn(noise="sde", rows=4):
     g = torch.Generator().manual_seed(3)
     x, v, other, e = (torch.randn(rows, 2, 3, generator=g, dtype=torch.float64) for _ in range(4))
     s = torch.tensor([1.0, 0.7, 0.4, 0.2], dtype=torch.float64)[:rows].view(-1, 1, 1)
-    s, after = (1.1 - s, 1.2 - s) if noise == "ddim" else (s, s - 0.1)
+    s, after = (1.05 - s, 1.12 - s) if noise == "ddim" else (s, s - 0.1)
     second = torch.tensor(0.9, dtype=torch.float64)
     new, old = (STEPS[noise](x, u, s, after, 0.7, second) for u in (v, v + 0.1 * other))
     return new, old, old.mean + old.sd * e, e
@@ -121,6 +121,7 @@ def test_the_policy_loss_is_weighed_and_the_divergence_is_not():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"weighting": "inverse_span", "noise": "dance"}, "weighting=inverse_span with rollout.denoise.noise=dance"),
         ({"likelihood": "normed", "noise": "match"}, "likelihood=normed with rollout.denoise.noise=match"),
         ({"weighting": "noise", "noise": "match"}, "weighting=noise with rollout.denoise.noise=match"),
         ({"weighting": "inverse_span", "noise": "ddim", "level": 1.0}, "weighting=inverse_span with rollout.denoise.noise=ddim"),
