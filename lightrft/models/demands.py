@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightrft.config import ZERO, Config
+from lightrft.config import ZERO, Config, DPOConfig
 from lightrft.config.algorithm import EXACT
 from lightrft.config.checks import refuse_idle
 from lightrft.config.rollout import RolloutConfig
@@ -23,7 +23,7 @@ def check_settings(config: Config) -> None:
         )
     _check_sampling(config, path)
     _check_algorithm(config, path)
-    _check_parts(config, path)
+    check_parts(config, path)
 
 
 def _check_sampling(config: Config, path: str) -> None:
@@ -106,7 +106,8 @@ def _check_algorithm(config: Config, path: str) -> None:
             raise ValueError(f"{option}={on}: {path}, and this reads words. Leave it out.")
 
 
-def _check_parts(config: Config, path: str) -> None:
+def check_parts(config: Config | DPOConfig, path: str) -> None:
+    """ValueError for parts and processes that a pipeline does not learn with; `path` says what model.path is."""
     model, strategy = config.model, config.strategy
     for option, value, cure in (
         ("model.freeze", model.freeze, "Leave it out: the transformer learns whole"),

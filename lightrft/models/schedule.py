@@ -50,14 +50,14 @@ class Schedule:
         self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor:
         """(T, ...) float32 (float64 for a float64 model): the velocity at states `x` before steps `places`, guided if that is set."""
-        found = self._predicted(module, x, places, conditions)
+        found = self.predicted(module, x, places, conditions)
         level, _ = self._around(x, places)
         return self.pipeline.ladder.velocity(self.pipeline.scheduler, x, found, level)
 
-    def _predicted(
+    def predicted(
         self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor:
-        """What the network says of the states, guided."""
+        """(T, ...): what the network says of states `x` before steps `places`, guided if that is set."""
         kind = next(module.parameters()).dtype
         times = self.levels.times.to(x.device)[places]
         plain = {n: c.to(kind) for n, c in conditions.items() if not n.startswith(WITHOUT)}
