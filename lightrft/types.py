@@ -129,7 +129,7 @@ class Completion:
     states: Tensor | None = None
     experts: Tensor | None = None  # (n, M, K) of the last n tokens read, models/experts.py
     made: Mapping[str, Any] = field(default_factory=dict)
-    """Where an entry is the number of a step, no token: (L, 2, ...) float32, the states before and after each; and what was made, by kind: {"image": (H, W, 3) uint8 array}. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
+    """Where an entry is the number of a step, no token: (L, 2 or 3, ...) float32, the states before and after each, and the mean it was drawn around where that is kept; and what was made, by kind: {"image": (H, W, 3) uint8 array}. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
 
 
 Origin = Literal["sampled", "carried_over", "replayed"]
@@ -257,7 +257,7 @@ class Steps:
     """What a denoising model reads for one batch: a row for each step that noise entered, each prompt's conditions once."""
 
     states: Tensor
-    """(T, 2, ...) float32: the states before and after each step."""
+    """(T, 2 or 3, ...) float32: the states before and after each step, and the mean it was drawn around where that is kept."""
     places: Tensor
     prompts: Tensor
     """(T,) int64 each: which step of the schedule it is, and which row of `media`, one for each prompt, conditions it."""
@@ -325,6 +325,7 @@ class Batch:
     advantages: Tensor | None = None
     returns: Tensor | None = None
     divergence: Tensor | None = None  # from the reference in closed form, with its gradient
+    step_weights: Tensor | None = None  # of the policy loss, by steps of drawing
     marks: Tensor | None = None  # by the loss, see algorithms/surveys.py
     inputs: Inputs | Steps | None = None  # what the model reads; None where only columns are needed
 

@@ -216,7 +216,7 @@ class Algorithm:
     def loss(self, new: Tensor, batch: Batch, entropy: Tensor | None = None) -> Terms:
         """Policy loss, divergence from the reference and entropy bonus of each token; 0 outside the mask.
 
-        The policy loss carries the weights against the mismatch of engine and trainer.
+        The policy loss carries the weights against the mismatch of engine and trainer, and those of steps of drawing.
         """
         terms = self.policy_loss(new, batch, self.config)
         weights, metrics = importance(new if batch.old is None else batch.old, batch, self.config)
@@ -224,6 +224,8 @@ class Algorithm:
             kept = on_policy(new, batch, self.config)
             weights = weights * kept
             metrics["off_policy/masked"] = 1 - kept
+        if batch.step_weights is not None:
+            weights = weights * batch.step_weights
         weighted = Terms(terms.loss * weights, {**terms.metrics, **metrics}, terms.ratios)
         return add_regularisers(weighted, new, batch, self.config, entropy=entropy)
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from lightrft.algorithms.policy_preference import POLICY_LOSSES, inverse_counts
 from lightrft.build import offline
+from lightrft.build.dpo_pictures import of_pictures
 from lightrft.build.process import dated
 from lightrft.build.reward import bound_loss, prompts_of
-from lightrft.config import DPOConfig
+from lightrft.config import DPOConfig, ModelConfig
+from lightrft.config.checks import refuse_idle
 from lightrft.datasets.comparisons import Comparisons, spoken, warn_of_leaks
 from lightrft.datasets.conversations import checked_ending
 from lightrft.datasets.loader import PromptLoader
+from lightrft.models.describe import is_pipeline
 from lightrft.models.load import load_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
@@ -31,34 +34,51 @@ def build_run(
 ) -> Run:
     """All parts of a run that learns preferences."""
 
-    def made_of(world: World) -> offline.Setup:
-        objective = PolicyPreferences(config, bound_loss(config, POLICY_LOSSES))
-        if objective.needs_divergence and config.batch_size < 2:
-            raise ValueError(
-                f"batch_size={config.batch_size}: loss={config.loss} measures the divergence from the reference on a step's prompts with "
-                "each other's responses. Set batch_size to 2 or more."
-            )
-        processor = dated(load_processor(config.model, config.media), run, world)
-        comparisons = Comparisons(
-            processor,
-            config,
-            spoken(processor, checked_ending(processor)),
-            compares=objective.compares,
-            outputs=[objective.output],
-            unnamed=OUTPUT,
-            speaks=True,
-        )
-        return offline.Setup(
-            processor=processor,
-            source=Source(config.model),
-            objective=objective,
-            prompts_of=partial(prompts_of, config, comparisons),
-            check=partial(check_data, objective),
-            judgement=objective if objective.needs_reference else None,
-            outputs=[objective.output],
-        )
-
+    make = next(make for holds, make in KINDS if holds(config.model))
+    made_of = partial(make, config, run)
     return offline.build_run(config, run, stack, made_of, started=started, resume=resume)
+
+
+def of_words(config: DPOConfig, run: Path, world: World) -> offline.Setup:
+    """What a language model learns, and from what. ValueError for settings that it cannot obey."""
+    refuse_idle(
+        "pictures",
+        config.pictures,
+        because=f"model.path={config.model.path}, a language model",
+        cure="take a diffusion pipeline",
+    )
+    objective = PolicyPreferences(config, bound_loss(config, POLICY_LOSSES))
+    if objective.needs_divergence and config.batch_size < 2:
+        raise ValueError(
+            f"batch_size={config.batch_size}: loss={config.loss} measures the divergence from the reference on a step's prompts with "
+            "each other's responses. Set batch_size to 2 or more."
+        )
+    processor = dated(load_processor(config.model, config.media), run, world)
+    comparisons = Comparisons(
+        processor,
+        config,
+        spoken(processor, checked_ending(processor)),
+        compares=objective.compares,
+        outputs=[objective.output],
+        unnamed=OUTPUT,
+        speaks=True,
+    )
+    return offline.Setup(
+        processor=processor,
+        source=Source(config.model),
+        objective=objective,
+        prompts_of=partial(prompts_of, config, comparisons),
+        check=partial(check_data, objective),
+        judgement=objective if objective.needs_reference else None,
+        outputs=[objective.output],
+    )
+
+
+KINDS: tuple[tuple[Callable[[ModelConfig], bool], Callable[[DPOConfig, Path, World], offline.Setup]], ...] = (
+    (is_pipeline, of_pictures),
+    (lambda _: True, of_words),
+)
+"""How a kind of model is known, and what makes its run; the first row that holds a model is its kind."""
 
 
 def check_data(objective: PolicyPreferences, prompts: PromptLoader, held_out: Sequence[HeldOut]) -> None:

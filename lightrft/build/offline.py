@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,9 +29,9 @@ from lightrft.datasets.prompts import Opener
 from lightrft.models.base import needed_base
 from lightrft.models.describe import check_reads_on
 from lightrft.models.export import write_folder
-from lightrft.models.processor import Processor
+from lightrft.models.kinds import Layout, Write
 from lightrft.models.source import Source
-from lightrft.models.words import dummy_answer
+from lightrft.models.words import dummy_answer, token_layout
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.base import Frozen, Trainable
@@ -40,7 +41,7 @@ from lightrft.trainer.batching import Batching
 from lightrft.trainer.offline import HeldOut, Objective, OfflineTrainer
 from lightrft.trainer.reference import Judgement, Referee
 from lightrft.trainer.run import Run
-from lightrft.types import Prompt
+from lightrft.types import Prompt, Trajectory
 from lightrft.utils.device import pick_device
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
@@ -50,7 +51,8 @@ from lightrft.utils.interrupt import Interrupt
 class Setup:
     """What one kind of run learns, and from what."""
 
-    processor: Processor
+    processor: Any
+    """Processor of a language model, or of a pipeline."""
     source: Source
     objective: Objective
     prompts_of: Callable[[Task, Split], list[Prompt]]
@@ -63,6 +65,12 @@ class Setup:
     """What reads the media of a drawn prompt; None: those of the prompt itself."""
     outputs: Sequence[str] = ()
     """Grades that a loss compares responses by: their names in Trajectory.parts."""
+    layout: Layout = token_layout
+    """What the model reads for some responses."""
+    blank: Callable[[], Trajectory] | None = None
+    """A response to be computed and not learned from; None: one of a token."""
+    write: Write | None = None
+    """Writes RUN/model; None: as a language model."""
 
     def __post_init__(self) -> None:
         check_reads_on(self.source.config)
@@ -117,7 +125,8 @@ def build_run(
         journal=journal,
         world=world,
         memory_plan=memory_plan,
-        write=lambda module, weights, folder: write_folder(module, setup.processor, weights, folder),
+        write=setup.write
+        or (lambda module, weights, folder: write_folder(module, setup.processor, weights, folder)),
         checkpoints=checkpoints,
         evaluates=config.evaluate,
         interrupt=interrupt,
@@ -138,8 +147,9 @@ def _steps_of_epochs(config: OfflineConfig, prompts: PromptLoader) -> int:
 
 def build_batching(config: OfflineConfig, setup: Setup, world: World, device: torch.device) -> Batching:
     """How responses are packed; groups that a loss compares stay whole."""
-    blank = dummy_answer(setup.processor.blank())
-    return Batching(config.update, world, device, blank, bool(setup.outputs), setup.outputs)
+    blank = setup.blank() if setup.blank is not None else dummy_answer(setup.processor.blank())
+    compares = bool(setup.outputs)
+    return Batching(config.update, world, device, blank, compares, setup.outputs, setup.layout)
 
 
 def build_referee(

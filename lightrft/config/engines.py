@@ -11,6 +11,13 @@ from lightrft.config.ranges import check_ranges
 
 SHARES = ("cps", "ddim")
 """Noises of rollout.denoise.noise whose level is a share of the noise there is."""
+_ON_THE_WAY = ("sde", "dance", "cps", "ddim")
+STEPWISE = {
+    "likelihood=normed": _ON_THE_WAY,
+    "weighting=noise": _ON_THE_WAY,
+    "weighting=inverse_span": ("sde",),
+}
+"""Settings of rollout.denoise that look at a step's noise, or at how far it moves the state -> the noises of which that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +74,14 @@ class DenoiseConfig:
     level: float = 0.7
     """How much of it: a of Flow-GRPO, eta of DanceGRPO and, at most 1, of Flow-CPS and DDIM. With match the deviation that errors of the
     velocity are measured in, so that a squared one weighs 1 / (2 level^2)."""
-    likelihood: Literal["mean", "sum"] = "mean"
+    likelihood: Literal["mean", "sum", "normed"] = "mean"
     """What the log-prob of a step is: the mean over the numbers of a picture's latent, with which published clip ranges (1e-4) and KL
-    weights were used; or the sum, which is the true one."""
+    weights were used; or the sum, which is the true one. normed: the mean, so shifted and scaled that log-ratios have the mean 0 and the same
+    spread at all levels of noise (RatioNorm of GRPO-Guard); a response then keeps half as many states again."""
+    weighting: Literal["even", "noise", "inverse_span"] = "even"
+    """How much a step weighs in the policy loss, 1 on average over `first` to `until`. even: each the same. noise: in proportion to its
+    deviation (noise-aware weighting of TempFlow-GRPO). inverse_span: to 1 / |dt| (GRPO-Guard),
+    of noise=sde, where a step then moves its mean by as much as any other."""
     guidance: float = 1.0
     """Classifier-free guidance (guidance_scale), in training too; 1: none, at half the cost."""
     height: int = 0
@@ -93,6 +105,11 @@ class DenoiseConfig:
         """The step behind the last one that noise may enter."""
         return self.until or self.steps - 1
 
+    @property
+    def kept(self) -> int:
+        """States that a response keeps of each step: before and after it, and the mean that it was drawn around where ratios are normed."""
+        return 3 if self.likelihood == "normed" else 2
+
     def __post_init__(self) -> None:
         check_ranges("rollout.denoise", self)
         if self.end > self.steps - 1 or self.first + self.learned > self.end or self.learned < 1:
@@ -106,6 +123,13 @@ class DenoiseConfig:
                 f"rollout.denoise.level={self.level:g}: with rollout.denoise.noise={self.noise} it is a share, and more than 1 takes out more noise than "
                 "there is. Set it to at most 1."
             )
+        for option, noises in STEPWISE.items():
+            value = getattr(self, option.partition("=")[0])
+            if value == option.partition("=")[2] and self.noise not in noises:
+                raise ValueError(
+                    f"rollout.denoise.{option} with rollout.denoise.noise={self.noise}: it is known for steps of {', '.join(noises)}. Set "
+                    f"rollout.denoise.noise={noises[0]}, or leave {option} out."
+                )
         if self.move == "fixed":
             cure = "set rollout.denoise.move=progressive"
             refuse_idle(

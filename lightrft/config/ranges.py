@@ -132,6 +132,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_text_tokens": COUNT,
         "max_sequences": COUNT,
     },
+    "pictures": {
+        "levels": COUNT,
+        "height": NOT_NEGATIVE,
+        "width": NOT_NEGATIVE,
+        "max_text_tokens": COUNT,
+    },
     "rollout.unmask": {
         "tokens_per_step": COUNT,
         "block": NOT_NEGATIVE,

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from lightrft.config import DPOConfig, RewardTrainingConfig
 from lightrft.datasets.conversations import answer_to
 from lightrft.datasets.prompts import Asked, prepare
-from lightrft.datasets.sides import Side, any_media, own_prompt, read_of, told_apart
+from lightrft.datasets.sides import Side, any_media, named, own_prompt, read_of, told_apart
 from lightrft.datasets.sources import BadRecords
 from lightrft.media.parts import has_media, readable
 from lightrft.types import Message, Prompt, Record, Trajectory
@@ -215,7 +215,7 @@ def _known(sides: Iterable[Side], output: str) -> list[float]:
 def _read_alike(one: Side, other: Side) -> bool:
     """Whether a model reads the same in both: the same tokens, and the same media."""
     if one.prompt is None or other.prompt is None:
-        return one.token_ids == other.token_ids
+        return one.token_ids == other.token_ids and bool(named(one.medium) == named(other.medium))
     return bool(read_of(one.prompt) == read_of(other.prompt))
 
 

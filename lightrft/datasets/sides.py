@@ -33,6 +33,8 @@ class Side(NamedTuple):
     prompt: Prompt | None = None
     """All that the model reads of a response that is, or is compared with, a picture, a clip or a sound, but for the one token that
     `token_ids` has, at which the score is read. None: the prompt that all responses share."""
+    medium: Any = None
+    """The picture that is the response of a model that draws: its source or, once it is read, the state of it."""
 
 
 def any_media(target: Sequence[Mapping[str, Any]]) -> bool:
@@ -104,12 +106,13 @@ def told_apart(prompt: Asked) -> Iterator[Any]:
 
 def read_of(prompt: Prompt) -> Any:
     """What a model reads of a prompt, to be compared with others: its tokens, and of media their names, or what bytes hold."""
-    return tuple(prompt.token_ids), tuple(_named(source) for _, source in parts(prompt.messages))
+    return tuple(prompt.token_ids), tuple(named(source) for _, source in parts(prompt.messages))
 
 
-def _named(source: Any) -> Any:
+def named(source: Any) -> Any:
+    """What a medium is known by, to be compared with others: its name, or what bytes hold."""
     if isinstance(source, list | tuple):
-        return tuple(_named(frame) for frame in source)
+        return tuple(named(frame) for frame in source)
     if isinstance(source, Mapping) and source.get("bytes") is not None:
         source = source["bytes"]
     if isinstance(source, bytes | bytearray | memoryview):

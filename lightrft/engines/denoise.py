@@ -16,7 +16,7 @@ from lightrft.models.flows import AFTERWARDS, logprob, noised
 from lightrft.models.lazy import is_empty
 from lightrft.models.pictures import PictureProcessor, schedule
 from lightrft.models.processor import Processor
-from lightrft.models.schedule import Schedule, per, window
+from lightrft.models.schedule import Schedule, likelihood, per, window
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.types import Completion, Prompt, Sampling
 
@@ -78,8 +78,9 @@ class Denoiser:
             if place in noisy:
                 step = steps.noisy(self._module, x, places, conditions)
                 new = step.mean + step.sd * normals(streams, 1 + place, self._processor.shape).to(self.device)
-                pairs.append(torch.stack([x, new], 1).cpu())
-                logps.append(logprob(new, step).cpu() * per(self.config, x[0].numel()))
+                drawn = step.mean if self.config.kept == 3 else None
+                pairs.append(torch.stack([s for s in (x, new, drawn) if s is not None], 1).cpu())
+                logps.append(likelihood(self.config, new, step, drawn).cpu())
             else:
                 new = steps.exact(self._module, x, places, conditions)
             x = new

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightrft.config import ZERO, Config
+from lightrft.config import ZERO, Config, DPOConfig
+from lightrft.config.algorithm import EXACT
 from lightrft.config.checks import refuse_idle
 from lightrft.config.rollout import RolloutConfig
 
@@ -27,7 +28,7 @@ def check_settings(config: Config) -> None:
         )
     _check_sampling(config, path)
     _check_algorithm(config, path)
-    _check_parts(config, path)
+    check_parts(config, path)
 
 
 def _check_sampling(config: Config, path: str) -> None:
@@ -93,6 +94,10 @@ def _check_algorithm(config: Config, path: str) -> None:
         raise ValueError(
             f"algorithm.loss={row.loss}: {path}, whose steps have densities and no probabilities. Set algorithm.loss=clipped."
         )
+    if config.rollout.denoise.likelihood == "normed" and row.kl_coefficient and row.kl != EXACT:
+        raise ValueError(
+            f"algorithm.kl={row.kl} with rollout.denoise.likelihood=normed: {path}, and normed log-probs estimate no divergence. Set algorithm.kl={EXACT}."
+        )
     refuse_idle(
         "algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model"
     )
@@ -108,7 +113,8 @@ def _check_algorithm(config: Config, path: str) -> None:
             raise ValueError(f"{option}={on}: {path}, and this reads words. Leave it out.")
 
 
-def _check_parts(config: Config, path: str) -> None:
+def check_parts(config: Config | DPOConfig, path: str) -> None:
+    """ValueError for parts and processes that a pipeline does not learn with; `path` says what model.path is."""
     model, strategy = config.model, config.strategy
     for option, value, cure in (
         ("model.freeze", model.freeze, "Leave it out: the transformer learns whole"),

@@ -39,6 +39,8 @@ Guided = Callable[[Tensor, Tensor, float], Tensor]
 """Prediction with the text, without it, guidance -> the guided prediction."""
 Decode = Callable[[Any, Tensor], Tensor]
 """VAE, latents (B, ...) -> pictures (B, 3, H, W) or clips (B, 3, F, H, W) in [-1, 1]."""
+Encode = Callable[[Any, Tensor], Tensor]
+"""VAE, pictures (B, 3, H, W) in [-1, 1] -> latents (B, ...), the means of what it says."""
 
 
 def guided(found: Tensor, without: Tensor, guidance: float) -> Tensor:
@@ -56,6 +58,12 @@ def kl_decode(vae: Any, x: Tensor) -> Tensor:
     latents = x / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     found: Tensor = vae.decode(latents.to(next(vae.parameters()).dtype), return_dict=False)[0]
     return found
+
+
+def kl_encode(vae: Any, x: Tensor) -> Tensor:
+    """Latents of pictures by an AutoencoderKL: the inverse of what `kl_decode` does before the VAE."""
+    found: Tensor = vae.encode(x.to(next(vae.parameters()).dtype), return_dict=False)[0].mode()
+    return (found - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class Family:
     scale: Callable[[Settings], int] = kl_scale
     """Settings of the VAE -> pixels to a row of a state."""
     decode: Decode = kl_decode
+    encode: Encode = kl_encode
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     """What steps with its predictions."""
     frames: Callable[[Settings], int] | None = None
@@ -192,17 +201,30 @@ def frames_scale(vae: Settings) -> int:
 def frames_decode(vae: Any, x: Tensor) -> Tensor:
     """Clips of the latents of a VAE of clips, which were standardised channel by channel."""
     kind = next(vae.parameters()).dtype
-    mean, sd = (
-        torch.tensor(numbers, device=x.device, dtype=kind).view(1, -1, 1, 1, 1)
-        for numbers in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, sd = _standard(vae, x.to(kind))
     found: Tensor = vae.decode(x.to(kind) * sd + mean, return_dict=False)[0]
     return found
+
+
+def _standard(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel of a VAE of clips."""
+    mean, sd = (
+        like.new_tensor(n).view(1, -1, 1, 1, 1) for n in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, sd
 
 
 def _still_decode(vae: Any, x: Tensor) -> Tensor:
     """Pictures by a VAE of clips: their first frames."""
     return frames_decode(vae, x[:, :, None])[:, :, 0]
+
+
+def _still_encode(vae: Any, x: Tensor) -> Tensor:
+    """Latents of pictures by a VAE of clips, as clips of one frame."""
+    clips = x[:, :, None].to(next(vae.parameters()).dtype)
+    found: Tensor = vae.encode(clips, return_dict=False)[0].mode()
+    mean, sd = _standard(vae, found)
+    return ((found - mean) / sd)[:, :, 0]
 
 
 def _wan_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
@@ -261,7 +283,7 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": Family(
         ("QwenImagePipeline",), _qwen_conditions, _qwen_shapes, _qwen_forward, channels=lambda s: int(s["in_channels"]) // 4,
         patch=lambda _: 2, sides=lambda _: (128, 128), long="tokenizer", around=5, even=True, guided=norm_guided,
-        scale=frames_scale, decode=_still_decode,
+        scale=frames_scale, decode=_still_decode, encode=_still_encode,
     ),
     # Wan 2.1, text to clip (Wan team 2025, https://arxiv.org/abs/2503.20314).
     "WanTransformer3DModel": Family(

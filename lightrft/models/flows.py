@@ -112,6 +112,16 @@ def logprob(x: Tensor, step: Step) -> Tensor:
     return each.flatten(1).sum(1)
 
 
+def normed(logps: Tensor, step: Step, drawn: Tensor, scale: float) -> Tensor:
+    """(T,) log-probs whose differences are the normalised log-ratios of GRPO-Guard (Wang et al. 2025, https://arxiv.org/abs/2510.22319, RatioNorm).
+
+    `logps` (T,) are those of the steps times `scale`, `drawn` (T, ...) the means x was drawn around: sd (log p + scale |mean - drawn|^2 / 2 sd^2). For
+    x = drawn + sd e, where new and old have one deviation, new - old is scale (mean_new - mean_old) . e when old is `drawn`: of mean 0 over e, whatever
+    the level of noise, where the plain one has the mean -KL and a spread that goes with 1 / sd. It is linear in the mean.
+    """
+    return step.sd.flatten(1)[:, 0] * (logps + scale * divergence(step, drawn))
+
+
 def entropy(step: Step) -> Tensor:
     """(T,) nats, summed over the numbers of a state."""
     each = 0.5 * math.log(2 * math.pi * math.e) + step.sd.log()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightrft.models.flows import ddim_exact, euler
+from lightrft.models.flows import ddim_exact, euler, noised
 
 
 class Levels(NamedTuple):
@@ -35,6 +35,10 @@ class Ladder:
     """State, velocity, level, next level -> the next state without noise."""
     velocity: Callable[[Any, Tensor, Tensor, Tensor], Tensor] = lambda scheduler, x, found, level: found  # noqa: ARG005  # flows predict it
     """Scheduler, state, what the network predicts, level -> velocity."""
+    noised: Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = lambda scheduler, x, e, level: (  # noqa: ARG005  # as above
+        noised(x, e, level)
+    )
+    """Scheduler, pictures, noise, level -> the noised state, and what the network should predict there."""
     problem: Callable[[Mapping[str, Any]], str] = lambda scheduler: ""  # noqa: ARG005  # as the other
     """Settings of the scheduler -> why its steps cannot be learned from, with the cure; empty: they can."""
 
@@ -100,10 +104,27 @@ def _diffusion_velocity(scheduler: Any, x: Tensor, found: Tensor, a: Tensor) -> 
     return PREDICTIONS[scheduler.config.prediction_type](x, found, a)
 
 
+TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda x0, e, a: e,  # noqa: ARG005  # as the others
+    "v_prediction": lambda x0, e, a: a.sqrt() * e - (1 - a).sqrt() * x0,
+    "sample": lambda x0, e, a: x0,  # noqa: ARG005
+}
+"""What a diffusion network predicts -> picture, noise, cumulated alpha -> what that is."""
+
+
+def _diffusion_noised(scheduler: Any, x: Tensor, e: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    return a.sqrt() * x + (1 - a).sqrt() * e, TARGETS[scheduler.config.prediction_type](x, e, a)
+
+
 LADDERS: dict[str, Ladder] = {
     "FlowMatchEulerDiscreteScheduler": Ladder(_flow_levels, ("sde", "dance", "cps", "match"), euler),
     "DDIMScheduler": Ladder(
-        _diffusion_levels, ("ddim",), ddim_exact, _diffusion_velocity, _diffusion_problem
+        _diffusion_levels,
+        ("ddim",),
+        ddim_exact,
+        velocity=_diffusion_velocity,
+        noised=_diffusion_noised,
+        problem=_diffusion_problem,
     ),
 }
 """Class of the scheduler -> how it steps."""

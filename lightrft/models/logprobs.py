@@ -46,6 +46,8 @@ class LogProbs(NamedTuple):
     """(2,): experts replayed that the routers would not have chosen now, and all that were replayed; only where some were."""
     experts: Tensor | None = None
     """(N, M, K): the experts of each token; only without gradients."""
+    weights: Tensor | None = None
+    """How much each step weighs in the policy loss."""
 
 
 def logprobs(

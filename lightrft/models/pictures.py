@@ -18,10 +18,10 @@ from lightrft.config import Config, DenoiseConfig
 from lightrft.config.algorithm import EXACT
 from lightrft.config.checks import refuse_idle
 from lightrft.models.demands import check_settings
-from lightrft.models.flows import divergence, entropy, logprob
+from lightrft.models.flows import divergence, entropy
 from lightrft.models.logprobs import LogProbs
 from lightrft.models.pipelines import FILE_BYTES, FlowSource, Pipeline
-from lightrft.models.schedule import Schedule, per
+from lightrft.models.schedule import Schedule, likelihood, per
 from lightrft.models.words import dummy_answer
 from lightrft.types import Batch, Message, Prompt, Record, Sampling, Steps, Trajectory
 
@@ -152,44 +152,35 @@ class Pictures:
 
     def layout(self, answers: Sequence[Trajectory], share_prompts: bool) -> Steps:  # noqa: ARG002  # conditions are always shared
         """A row for each step; the conditions of each prompt once."""
-        rows: dict[int, int] = {}
-        prompts: list[Prompt] = []
+        options = self.config.rollout.denoise
         for t in answers:
-            if id(t.prompt) not in rows:
-                rows[id(t.prompt)] = len(prompts)
-                prompts.append(t.prompt)
-        states = [t.states for t in answers if t.states is not None]
-        means = [t.reference for t in answers if t.reference is not None]
-        return Steps(
-            states=torch.cat(states),
-            places=torch.tensor([place for t in answers for place in t.token_ids]),
-            prompts=torch.tensor([rows[id(t.prompt)] for t in answers for _ in t.token_ids]),
-            lengths=tuple(len(t) for t in answers),
-            width=self.processor.width,
-            media={name: torch.cat([p.media[name] for p in prompts]) for name in prompts[0].media},
-            reference=torch.cat(means) if len(means) == len(answers) else None,
-        )
+            if t.states is not None and t.states.shape[1] != options.kept:
+                raise ValueError(
+                    f"rollout.denoise.likelihood={options.likelihood}: it needs {options.kept} states of each step, and a response from before it was "
+                    f"changed keeps {t.states.shape[1]}. Set it to what it was, or begin a new run."
+                )
+        return step_layout(answers, self.processor.width)
 
     def logprobs(self, module: nn.Module, batch: Batch, config: Config) -> LogProbs:
-        """Log-probs of the steps, each as it was drawn; per number of a state where rollout.denoise.likelihood=mean."""
+        """Log-probs of the steps, each as it was drawn, as rollout.denoise.likelihood has them."""
         inputs = batch.inputs
         assert isinstance(inputs, Steps)
         conditions = {name: value[inputs.prompts] for name, value in inputs.media.items()}
         before, after = inputs.states[:, 0], inputs.states[:, 1]
         step = self.schedule.noisy(module, before, inputs.places, conditions)
-        scale = per(config.rollout.denoise, before[0].numel())
+        options = config.rollout.denoise
+        scale = per(options, before[0].numel())
         gap = None if inputs.reference is None else divergence(step, inputs.reference) * scale
         keeps = config.algorithm.kl == EXACT and not torch.is_grad_enabled()
         means = step.mean if keeps else None
-        return LogProbs(logprob(after, step) * scale, entropy(step) * scale, gap, means)
+        values = likelihood(options, after, step, inputs.states[:, 2] if options.kept == 3 else None)
+        weights = self.schedule.weights.to(values)[inputs.places]
+        return LogProbs(values, entropy(step) * scale, divergence=gap, means=means, weights=weights)
 
     def blank(self) -> Trajectory:
         """One step from nothing to nothing."""
-        t = dummy_answer(self.processor.blank())
-        t.token_ids = [self.config.rollout.denoise.first]
-        t.states = torch.zeros(1, 2, *self.processor.shape)
-        t.reference = torch.zeros(1, *self.processor.shape)
-        return t
+        options = self.config.rollout.denoise
+        return blank_step(self.processor, options.first, options.kept)
 
     @property
     def beside(self) -> int:
@@ -206,6 +197,35 @@ class Pictures:
     ) -> None:
         """A folder that DiffusionPipeline.from_pretrained loads."""
         self.pipeline.write(weights, folder, file_bytes=file_bytes)
+
+
+def step_layout(answers: Sequence[Trajectory], width: int) -> Steps:
+    """A row for each entry of responses with states, `width` positions each; the conditions of each prompt once."""
+    rows: dict[int, int] = {}
+    prompts: list[Prompt] = []
+    for t in answers:
+        if id(t.prompt) not in rows:
+            rows[id(t.prompt)] = len(prompts)
+            prompts.append(t.prompt)
+    means = [t.reference for t in answers if t.reference is not None]
+    return Steps(
+        states=torch.cat([t.states for t in answers if t.states is not None]),
+        places=torch.tensor([place for t in answers for place in t.token_ids]),
+        prompts=torch.tensor([rows[id(t.prompt)] for t in answers for _ in t.token_ids]),
+        lengths=tuple(len(t) for t in answers),
+        width=width,
+        media={name: torch.cat([p.media[name] for p in prompts]) for name in prompts[0].media},
+        reference=torch.cat(means) if len(means) == len(answers) else None,
+    )
+
+
+def blank_step(processor: PictureProcessor, place: int, kept: int) -> Trajectory:
+    """A response of one step from nothing to nothing, with so many states."""
+    t = dummy_answer(processor.blank())
+    t.token_ids = [place]
+    t.states = torch.zeros(1, kept, *processor.shape)
+    t.reference = torch.zeros(1, *processor.shape)
+    return t
 
 
 def said(messages: Sequence[Message]) -> str:

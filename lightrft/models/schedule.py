@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import DenoiseConfig
-from lightrft.models.flows import STEPS, Step
+from lightrft.models.flows import STEPS, Step, logprob, normed
 from lightrft.models.ladders import Levels
 from lightrft.models.pipelines import WITHOUT, Pipeline
 from lightrft.utils.seeding import derive_seed
@@ -32,18 +32,32 @@ class Schedule:
         pipeline = self.pipeline
         return pipeline.ladder.levels(pipeline.scheduler, self.steps, self.positions, pipeline.family.even)
 
+    @cached_property
+    def weights(self) -> Tensor:
+        """(steps,) float32: how much each step weighs in the policy loss, of mean 1 over those that noise may enter. They depend on the settings
+        alone: not on what else is learned from, nor on the place of a window."""
+        config, before, after = self.config, self.levels.before, self.levels.after
+        may = slice(config.first, config.end)
+        s, to = before[may, None], after[may, None]
+        nothing = torch.zeros_like(s)
+        step = STEPS[config.noise](nothing, nothing, s, to, config.level, after[0])
+        weights = WEIGHTINGS[config.weighting](step, s, to).flatten()
+        found = torch.zeros(self.steps)
+        found[may] = (weights / weights.mean()).float()
+        return found
+
     def velocity(
         self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor:
         """(T, ...) float32 (float64 for a float64 model): the velocity at states `x` before steps `places`, guided if that is set."""
-        found = self._predicted(module, x, places, conditions)
+        found = self.predicted(module, x, places, conditions)
         level, _ = self._around(x, places)
         return self.pipeline.ladder.velocity(self.pipeline.scheduler, x, found, level)
 
-    def _predicted(
+    def predicted(
         self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor:
-        """What the network says of the states, guided."""
+        """(T, ...): what the network says of states `x` before steps `places`, guided if that is set."""
         kind = next(module.parameters()).dtype
         times = self.levels.times.to(x.device)[places]
         plain = {n: c.to(kind) for n, c in conditions.items() if not n.startswith(WITHOUT)}
@@ -93,4 +107,19 @@ def window(config: DenoiseConfig, seed: int, version: int) -> range:
 
 def per(config: DenoiseConfig, numbers: int) -> float:
     """What a sum over so many numbers of a state is multiplied by to be its likelihood."""
-    return 1 / numbers if config.likelihood == "mean" else 1.0
+    return 1.0 if config.likelihood == "sum" else 1 / numbers
+
+
+def likelihood(config: DenoiseConfig, x: Tensor, step: Step, drawn: Tensor | None) -> Tensor:
+    """(T,) the log-probs of states x, as rollout.denoise.likelihood has them; `drawn` are the means x was drawn around, where they are kept."""
+    scale = per(config, x[0].numel())
+    found = logprob(x, step) * scale
+    return found if drawn is None else normed(found, step, drawn, scale)
+
+
+WEIGHTINGS: Mapping[str, Callable[[Step, Tensor, Tensor], Tensor]] = {
+    "even": lambda step, s, after: torch.ones_like(s),  # noqa: ARG005
+    "noise": lambda step, s, after: step.sd,  # noqa: ARG005
+    "inverse_span": lambda step, s, after: 1 / (s - after),  # noqa: ARG005
+}
+"""rollout.denoise.weighting -> steps, levels of noise before and after them -> what they weigh, up to a common factor."""

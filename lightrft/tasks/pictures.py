@@ -2,14 +2,22 @@
 
 `digits`: "the digit five" wants a picture of a five. Training reads pictures with one judge (reward `digit`); the task's own score comes
 from a second one of another kind, taught on other pictures (rewards/digits.py), and its prompts have a wording that training never shows.
+`digit_pairs`: for such a text a picture of the digit, and one of another, to be preferred to it (`lightrft dpo`).
 """
 
 from __future__ import annotations
 
+import random
+from functools import partial
+from typing import Any
+
 from lightrft.config import TaskConfig
+from lightrft.datasets.preferences import response
+from lightrft.media.sources import Made
 from lightrft.tasks.base import Records, Split, Task, limited, no_option
+from lightrft.tasks.media_pairs import better
 from lightrft.types import Message, Record
-from lightrft.utils.digits import TAUGHT, WORDS
+from lightrft.utils.digits import TAUGHT, WORDS, part
 
 FORMS: dict[Split, tuple[str, ...]] = {
     "train": TAUGHT,
@@ -34,4 +42,39 @@ def digits(option: str) -> Task:
     return Task("digits", load, {"digit_second": 1.0}, lambda record: str(record.target))
 
 
-TASKS = {"digits": digits}
+SHOWN: dict[Split, str] = {"train": "draw", "evaluate": "score"}
+"""Whose pictures the pairs of a split are made of."""
+
+
+def digit_pairs(option: str) -> Task:
+    """A digit's name, a handwritten digit that it fits, and one that it does not; held-out pairs have other pictures and another wording."""
+    no_option("digit_pairs", option)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
+        shown = [int(digit) for digit in part(SHOWN[split])[1]]
+        draw = random.Random(f"digit_pairs/{split}/{seed}")
+        found = []
+        for n, digit in enumerate(shown):
+            other = draw.choice([place for place, one in enumerate(shown) if one != digit])
+            text = draw.choice(FORMS[split]).format(WORDS[digit])
+            sides = [response(_drawn(split, n), {"": 1.0}), response(_drawn(split, other), {"": 0.0})]
+            found.append(
+                Record(f"digit_pairs/{split}-{n}", [Message(role="user", content=text)], sides, "digit_pairs")
+            )
+        return limited(Records(found), split, config)
+
+    return Task("digit_pairs", load, {}, better)
+
+
+def _drawn(split: Split, place: int) -> list[Message]:
+    made = Made(f"digit {place} of {SHOWN[split]}", partial(_pixels, SHOWN[split], place))
+    return [Message(role="assistant", content=[{"type": "image", "image": made}])]
+
+
+def _pixels(name: str, place: int) -> Any:
+    """(8, 8, 3) uint8"""
+    levels = ((part(name)[0][place].reshape(8, 8, 1) + 1) * 127.5).round().astype("uint8")
+    return levels.repeat(3, axis=2)
+
+
+TASKS = {"digit_pairs": digit_pairs, "digits": digits}

@@ -242,7 +242,7 @@ class PicturePlan(Plan):
     def host(self) -> list[Item]:
         """What a process keeps in host memory."""
         options, shape = self.shape.options, self.shape
-        states = 2 + (self.config.algorithm.kl == CLOSED_FORM and self.algorithm.needs_reference)
+        states = options.kept + (self.config.algorithm.kl == CLOSED_FORM and self.algorithm.needs_reference)
         rows, columns = self.pipeline.size(options)
         said = EXACT * sum(c.numel() for c in shape.conditions.values())
         found = [

@@ -1,0 +1,100 @@
+"""From a DPOConfig to what a diffusion pipeline learns of pairs of pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from lightrft.algorithms.policy_preference import POLICY_LOSSES
+from lightrft.build import offline
+from lightrft.build.process import dated
+from lightrft.build.reward import bound_loss, prompts_of
+from lightrft.config import DPOConfig
+from lightrft.config.checks import refuse_idle
+from lightrft.datasets.comparisons import warn_of_leaks
+from lightrft.datasets.loader import PromptLoader
+from lightrft.datasets.picture_pairs import PictureComparisons, PicturesOpener, drawn
+from lightrft.models.picture_pairs import GivenPictures
+from lightrft.models.pictures import blank_step, step_layout
+from lightrft.models.pipelines import FlowSource
+from lightrft.parallel.world import World
+from lightrft.trainer.offline import HeldOut
+from lightrft.trainer.picture_preferences import PicturePreferences
+from lightrft.trainer.policy_preferences import OUTPUT
+from lightrft.utils.device import pick_device
+
+log = logging.getLogger("lightrft")
+WEAK = 10.0
+"""A beta below it, times a mean squared error's difference, leaves every pair undecided."""
+
+
+def of_pictures(config: DPOConfig, run: Path, world: World) -> offline.Setup:
+    """What a pipeline learns, and from what. ValueError for settings that it cannot obey, before weights load."""
+    path = f"model.path={config.model.path} is a diffusion pipeline"
+    check_options(config, path)
+    given = GivenPictures.of(config, pick_device(config.strategy.device))
+    objective = PicturePreferences(config, bound_loss(config, POLICY_LOSSES), given=given)
+    check_loss(objective, path)
+    processor = dated(given.processor, run, world)
+    comparisons = PictureComparisons(
+        processor, config, drawn, compares=objective.compares, outputs=[objective.output], unnamed=OUTPUT, speaks=True,
+    )  # fmt: skip
+    return offline.Setup(
+        processor=processor,
+        source=FlowSource(config.model),
+        objective=objective,
+        prompts_of=partial(prompts_of, config, comparisons),
+        check=warn_of_common,
+        judgement=objective,
+        opener=PicturesOpener(processor, config.tasks, given.state),
+        outputs=[objective.output],
+        layout=lambda answers, _: step_layout(answers, processor.width),
+        blank=partial(blank_step, processor, 0, 2),
+        write=lambda _, weights, folder: given.pipeline.write(weights, folder),
+    )
+
+
+def check_options(config: DPOConfig, path: str) -> None:
+    """ValueError for options of words."""
+    plain = DPOConfig()
+    for option in ("average", "max_tokens", "on_long_response"):
+        if getattr(config, option) != getattr(plain, option):
+            raise ValueError(
+                f"{option}={getattr(config, option)}: {path}, and this is of words. Leave it out."
+            )
+    refuse_idle("update", config.update, ["share_prompts"], because=path, cure="take a language model")
+    names = ["fps", "max_frames", "max_seconds"]
+    refuse_idle("media", config.media, names, because=path, cure="take a language model")
+    if config.tasks.on_long_prompt == "truncate_left":
+        raise ValueError(
+            f"tasks.on_long_prompt=truncate_left: {path}, whose text encoders read a prompt as it is. Set tasks.on_long_prompt=skip."
+        )
+
+
+def check_loss(objective: PicturePreferences, path: str) -> None:
+    """ValueError for a loss that asks for what pictures have not; a warning for a beta that is of words."""
+    if not objective.needs_reference or objective.needs_divergence:
+        fits = [
+            name
+            for name, loss in POLICY_LOSSES.items()
+            if getattr(loss, "needs_reference", True) and not getattr(loss, "needs_divergence", False)
+        ]
+        raise ValueError(
+            f"loss={objective.config.loss}: {path}, whose pictures have errors beside those of the model that the run began with, and no "
+            f"log-probs of their own. Set loss to one of: {', '.join(fits)}."
+        )
+    beta = objective.config.options.get("beta", 0.1)
+    if objective.config.loss in POLICY_LOSSES and beta < WEAK:
+        log.warning(
+            "options.beta=%g: %s, and errors of pictures differ by thousandths where log-probs of texts differ by tens. Diffusion-DPO has 2000 to 5000.",
+            beta, path,
+        )  # fmt: skip
+
+
+def warn_of_common(prompts: PromptLoader, held_out: Sequence[HeldOut]) -> None:
+    """Says in the log how many held-out texts are learned from."""
+    learned = [prompt for source in prompts.sources for prompt in source]
+    for one in held_out:
+        warn_of_leaks(learned, one.prompts, one.task)

@@ -1,0 +1,78 @@
+"""Comparisons of pictures that were drawn for a text, for models that draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lightrft.config import TaskConfig
+from lightrft.datasets.comparisons import Comparisons
+from lightrft.datasets.prompts import Asked, Opener
+from lightrft.datasets.sides import Side
+from lightrft.media.parts import parts
+from lightrft.media.sources import MediaError
+from lightrft.types import Message, Prompt, Record
+
+if TYPE_CHECKING:
+    from lightrft.models.processor import Processor
+
+
+@dataclass(frozen=True)
+class PictureComparisons(Comparisons):
+    """Makes records into prompts whose target is a list of `Side`s with a picture each."""
+
+    def _sides(self, record: Record) -> list[Side]:
+        if not any(message["role"] == "user" for message in record.messages):
+            raise ValueError("nobody asks anything before the responses.")
+        sides = []
+        for place, one in enumerate(record.target):
+            tokens, mask = self.layout(record.messages, one["messages"])
+            medium = _picture(one["messages"], place)
+            sides.append(Side(tokens, self._grades(one["grades"]), mask, medium=medium))
+        self._check_grades(sides)
+        return sides
+
+
+def _picture(said: Sequence[Message], place: int) -> Any:
+    """The source of the picture that a response is. ValueError for one that is anything else."""
+    if len(said) != 1 or said[0]["role"] != "assistant":
+        raise ValueError(f"response {place} is not one of the assistant to the prompt.")
+    found = parts(said)
+    if (
+        [kind for kind, _ in found] != ["image"]
+        or isinstance(said[0]["content"], str)
+        or len(said[0]["content"]) > 1
+    ):
+        raise ValueError(
+            f"response {place} is not one picture, which is what a pipeline that draws is compared by."
+        )
+    return found[0][1]
+
+
+def drawn(asked: Sequence[Message], said: Sequence[Message]) -> tuple[list[int], list[bool]]:  # noqa: ARG001  # a Layout
+    """A layout in which a picture is one entry; levels of noise are drawn for it later."""
+    return [0], [True]
+
+
+class PicturesOpener(Opener):
+    """Reads the text and the pictures of a comparison when its turn has come; `state` makes what the model reads of one.
+
+    None, counted and logged, for a comparison of which a picture cannot be read: never for one side alone.
+    """
+
+    def __init__(self, processor: Processor, config: TaskConfig, state: Callable[[Any], Any]) -> None:
+        super().__init__(processor, config)
+        self._state = state
+
+    def __call__(self, asked: Asked) -> Prompt | None:
+        """The comparison with its pictures read, or None if it is left out."""
+        prompt = super().__call__(asked)
+        if prompt is None:
+            return None
+        try:
+            sides = [side._replace(medium=self._state(side.medium)) for side in prompt.target]
+        except MediaError as error:
+            self.bad(str(error))
+            return None
+        return replace(prompt, target=sides)

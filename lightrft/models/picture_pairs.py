@@ -1,0 +1,107 @@
+"""Given pictures as responses: noise is put into them, and how well a network says what was put in is what a picture is worth.
+
+Diffusion-DPO (Wallace et al. 2023, https://arxiv.org/abs/2311.12908, eq. 14) compares pictures by the squared error of the network, beside that of the
+model that the run began with. Here half of it, negative, stands in the place of a log-prob: what it is for a normal distribution of deviation 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightrft.config import DenoiseConfig, DPOConfig
+from lightrft.media.pictures import picture
+from lightrft.models.demands import check_parts
+from lightrft.models.media import limits_of
+from lightrft.models.pictures import PictureProcessor, check_text, schedule, state_shape
+from lightrft.models.pipelines import FlowSource, Pipeline
+from lightrft.models.schedule import Schedule
+from lightrft.types import Batch, Steps
+from lightrft.utils.imports import require
+
+
+@dataclass(frozen=True)
+class GivenPictures:
+    """A diffusion pipeline that learns from pictures that it did not draw."""
+
+    config: DPOConfig
+    pipeline: Pipeline
+    processor: PictureProcessor
+    device: torch.device
+    """Where the VAE reads pictures."""
+
+    @classmethod
+    def of(cls, config: DPOConfig, device: torch.device) -> GivenPictures:
+        """The pipeline of model.path. ValueError if it cannot learn, or not with these settings; no weights are read."""
+        pipeline, options = Pipeline(config.model), config.pictures
+        path = f"model.path={config.model.path} is a diffusion pipeline"
+        check_parts(config, path)
+        pipeline.check()
+        if pipeline.frames:
+            raise ValueError(
+                f"{path} that draws clips, and pairs are of pictures. Take a pipeline that draws pictures."
+            )
+        drawing = DenoiseConfig(
+            noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
+            height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
+        )  # fmt: skip
+        check_text(pipeline, drawing)
+        FlowSource(config.model).check_adapters()
+        shape, width = state_shape(pipeline, drawing)
+        if not pipeline.has_vae and shape[0] not in (1, 3):
+            raise ValueError(
+                f"{path} without a VAE, whose states have {shape[0]} channels: no pixels. Take one with its VAE."
+            )
+        found = cls(config, pipeline, PictureProcessor(pipeline, drawing, shape, width), device)
+        _ = found.schedule.levels
+        return found
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of noise of the scheduler's training."""
+        known = self.pipeline.scheduler.config
+        return int(known.num_train_timesteps - known.get("steps_offset", 0))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """All levels of noise, as steps."""
+        return schedule(self.processor, self.num_levels)
+
+    @cached_property
+    def _vae(self) -> Any:
+        return self.pipeline.vae(self.device)
+
+    @torch.no_grad()
+    def state(self, source: Any) -> Tensor:
+        """The state (C, H, W) float32 of a picture, scaled and cut to the size that is drawn. MediaError for one that cannot be read."""
+        image = picture(source, max_pixels=self.config.media.max_pixels, limits=limits_of(self.config.media))
+        channels, rows, columns = self.processor.shape
+        scale = self.pipeline.scale if self.pipeline.has_vae else 1
+        fit = require("PIL.ImageOps", "media").fit
+        image = fit(
+            image, (columns * scale, rows * scale), method=require("PIL.Image", "media").Resampling.BICUBIC
+        )
+        x = torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0).float() / 127.5 - 1
+        if not self.pipeline.has_vae:
+            return x if channels == 3 else x.mean(0, keepdim=True)
+        found: Tensor = self.pipeline.family.encode(self._vae, x[None].to(self.device))[0]
+        return found.float().cpu()
+
+    def noised(self, state: Tensor, noise: Tensor, places: Tensor) -> Tensor:
+        """(K, 2, ...): the state with noise (K, ...) of levels `places` (K,) in it, and what the network should predict there."""
+        level = self.schedule.levels.before[places].view(-1, *[1] * state.dim())
+        pair = self.pipeline.ladder.noised(self.pipeline.scheduler, state[None], noise, level)
+        return torch.stack(pair, 1)
+
+    def logprobs(self, module: nn.Module, batch: Batch) -> Tensor:
+        """(T,): minus half the mean squared error of the prediction at each level of noise."""
+        inputs = batch.inputs
+        assert isinstance(inputs, Steps)
+        conditions = {name: value[inputs.prompts] for name, value in inputs.media.items()}
+        found = self.schedule.predicted(module, inputs.states[:, 0], inputs.places, conditions)
+        return -0.5 * ((found - inputs.states[:, 1]) ** 2).flatten(1).mean(1)
