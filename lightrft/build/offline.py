@@ -36,6 +36,7 @@ from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.memory import MemoryPlan
 from lightrft.tasks.table import Split, Task, load_tasks
 from lightrft.trainer.batching import Batching
 from lightrft.trainer.held_out import HeldOutSamples
@@ -116,7 +117,7 @@ def build_run(
         journal=journal,
         interrupt=interrupt,
         referee=build_referee(setup, model, reference, batching, interrupt),
-        samples=build_samples(config, setup, held_out, engine and Sampler(engine, model, memory_plan, world)),
+        samples=build_samples(config, setup, held_out, engine, model, memory_plan, world),
     )
     made = Run(
         command=command_of(config),
@@ -160,11 +161,18 @@ def build_referee(
 
 
 def build_samples(
-    config: OfflineConfig, setup: Setup, held_out: Sequence[HeldOut], sampler: Sampler | None
+    config: OfflineConfig,
+    setup: Setup,
+    held_out: Sequence[HeldOut],
+    engine: Engine | None,
+    model: Trainable,
+    memory_plan: MemoryPlan,
+    world: World,
 ) -> HeldOutSamples | None:
     """What saves held-out responses for people, if some are to be saved."""
     if not held_out or not config.log.held_out_prompts:
         return None
+    sampler = None if engine is None else Sampler(engine, model, memory_plan, world)
     return HeldOutSamples(config.log, setup.processor, sampler, setup.sampled_tokens)
 
 
