@@ -24,6 +24,7 @@ import compare
 import yaml
 
 from lightrft.config import layers
+from lightrft.utils.imports import require
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "algorithms.png"
@@ -133,10 +134,8 @@ def rewards(layers: str, flags: Sequence[str]) -> list[float]:
 
 def draw(curves: Mapping[str, Sequence[Sequence[float]]], place: Path) -> None:
     """One small panel per row: the mean over seeds, and from the lowest to the highest."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    require("matplotlib", "plots").use("Agg")
+    plt = require("matplotlib.pyplot", "plots")
 
     columns = 5
     lines = -(-len(curves) // columns)

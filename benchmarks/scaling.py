@@ -51,6 +51,7 @@ from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
 from lightrft.trainer.batching import Batching, by_group, plan
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Batch, Terms, Trajectory
+from lightrft.utils.imports import require
 from tests.distributed.launch import together
 
 SHAPE: dict[str, Any] = {
@@ -287,10 +288,8 @@ def extrapolate(folder: Path) -> None:
 
 def draw(panels: dict[str, dict[Any, float]], rows: dict[str, list[Any]], picture: Path) -> None:
     """Four panels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    require("matplotlib", "plots").use("Agg")
+    pyplot = require("matplotlib.pyplot", "plots")
 
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.4))
     for axis, (title, found) in zip(axes, panels.items(), strict=False):

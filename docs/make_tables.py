@@ -88,8 +88,9 @@ def page() -> str:
     """The whole page."""
     shared = {type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}
     own = "".join(sections(SFTConfig, "", leave_out=shared))
-    shared |= {HeldOutConfig, SFTLogConfig}
+    shared |= {HeldOutConfig}
     rated = "".join(sections(RewardTrainingConfig, "", leave_out=shared))
+    shared |= {SFTLogConfig}
     preferred = "".join(sections(DPOConfig, "", leave_out=shared))
     options = "".join(sections(Config, ""))
     return f"{HEAD}\n## Shipped layers\n\n{layer_table()}\n## Options\n{options}{SFT_HEAD}{own}{REWARD_HEAD}{rated}{DPO_HEAD}{preferred}"

@@ -132,8 +132,8 @@ class Completion:
     """Where an entry is the number of a step, no token: (L, 2 or 3, ...) float32, the states before and after each, and the mean it was drawn around where that is kept; and what was made, by kind: {"image": (H, W, 3) uint8 array}. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
 
 
-Origin = Literal["sampled", "carried_over", "replayed"]
-Use = Literal["trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed"]
+Origin = Literal["sampled", "carried_over", "replayed", "given"]
+Use = Literal["trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed", "held_out"]
 
 
 @dataclass(slots=True)
@@ -187,7 +187,7 @@ class Trajectory:
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
-    """How it came into the present step: rewarded in it, carried over from the one before, or from the replay buffer."""
+    """How it came into the present step: rewarded in it, carried over from the one before, from the replay buffer, or from the data."""
     use: Use = "trained"
     """What the present step does with it. masked: no token is learned from (algorithm.truncated=mask); unselected: left out by
     algorithm.response_filter; filtered_out: with its group, by algorithm.group_filter; extra: its group was one too many; waiting: it

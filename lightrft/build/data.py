@@ -24,6 +24,8 @@ from lightrft.rewards.asked import asked, check_views, wanted_fields
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.table import JUDGE
 from lightrft.rewards.vote import VOTES
+from lightrft.runs.layout import RunFolder
+from lightrft.runs.media import MediaCopies
 from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.scaler import RewardScaler
@@ -181,7 +183,7 @@ def build_evaluator(
     task_data: TaskData,
     processor: Processor,
     turns: Turns | None,
-    folder: Path,
+    run: Path,
     world: World,
 ) -> Evaluator:
     """Evaluates on the curriculum's held-out prompts."""
@@ -193,8 +195,9 @@ def build_evaluator(
         max_tokens=config.evaluate.max_tokens or config.rollout.max_tokens,
         stop=tuple(config.rollout.stop),
         seed=0,
-        folder=folder,
+        folder=RunFolder(run).evaluation,
         world=world,
         turns=turns,
         open=Opener(processor, config.tasks),
+        media=MediaCopies(RunFolder(run).media, config.log.media_mib),
     )

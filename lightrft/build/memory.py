@@ -42,15 +42,19 @@ def build_memory_plan(
 
 
 def build_sft_memory_plan(
-    model: Trainable, device: torch.device, reference: Frozen | None = None
+    model: Trainable, device: torch.device, reference: Frozen | None = None, engine: Engine | None = None
 ) -> MemoryPlan:
-    """The memory plan of a run without an engine; held-out losses need no optimizer."""
+    """The memory plan of a run that learns from given responses; held-out losses need no optimizer, and an engine samples for people only."""
     memory_plan = MemoryPlan(
         lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
     )
     parts = model.parts()
-    memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE)
+    samples_itself = isinstance(engine, Sharing) and engine.shares_weights
+    asked = [] if engine is None else [Phase.SYNC, *([Phase.ROLLOUT] if samples_itself else [])]
+    memory_plan.add("weights", parts["weights"], Phase.TRAIN, Phase.SCORE, *asked)
     memory_plan.add("optimizer", parts["optimizer"], Phase.TRAIN)
     for name, part in (reference.parts() if reference is not None else {}).items():
         memory_plan.add(f"reference {name}", part, *RESIDENCY[f"reference {name}"])
+    for name, part in (engine.parts() if engine is not None else {}).items():
+        memory_plan.add(f"engine {name}", part, *RESIDENCY[f"engine {name}"])
     return memory_plan

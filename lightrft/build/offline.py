@@ -26,6 +26,7 @@ from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.config import OfflineConfig, command_of
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Opener
+from lightrft.engines.base import Engine
 from lightrft.models.base import needed_base
 from lightrft.models.describe import check_reads_on
 from lightrft.models.export import write_folder
@@ -34,13 +35,16 @@ from lightrft.models.source import Source
 from lightrft.models.words import dummy_answer, token_layout
 from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
-from lightrft.strategy.base import Frozen, Trainable
+from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
+from lightrft.strategy.memory import MemoryPlan
 from lightrft.tasks.table import Split, Task, load_tasks
 from lightrft.trainer.batching import Batching
+from lightrft.trainer.held_out import HeldOutSamples
 from lightrft.trainer.offline import HeldOut, Objective, OfflineTrainer
 from lightrft.trainer.reference import Judgement, Referee
 from lightrft.trainer.run import Run
+from lightrft.trainer.sampler import Sampler
 from lightrft.types import Prompt, Trajectory
 from lightrft.utils.device import pick_device
 from lightrft.utils.imports import resolve
@@ -63,6 +67,10 @@ class Setup:
     """How responses are compared with the model that the run began with, where they are."""
     opener: Callable[[Prompt], Prompt | None] | None = None
     """What reads the media of a drawn prompt; None: those of the prompt itself."""
+    engine: Callable[[Strategy, Trainable], Engine | None] = lambda _strategy, _model: None
+    """What samples the model's own responses to held-out prompts, if anything does."""
+    sampled_tokens: int = 0
+    """Most tokens of such a response."""
     outputs: Sequence[str] = ()
     """Grades that a loss compares responses by: their names in Trajectory.parts."""
     layout: Layout = token_layout
@@ -102,7 +110,7 @@ def build_run(
     state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(setup.source, config.optimizer, steps)
     reference = build_reference(setup.source, model, strategy) if setup.judgement is not None else None
-    memory_plan = build_sft_memory_plan(model, device, reference)
+    memory_plan = build_sft_memory_plan(model, device, reference, engine := setup.engine(strategy, model))
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     batching = build_batching(config, setup, world, device)
     trainer = OfflineTrainer(
@@ -117,6 +125,7 @@ def build_run(
         journal=journal,
         interrupt=interrupt,
         referee=build_referee(setup, model, reference, batching, interrupt),
+        samples=build_samples(config, setup, held_out, engine, model, memory_plan, world),
     )
     made = Run(
         command=command_of(config),
@@ -159,6 +168,22 @@ def build_referee(
     if setup.judgement is None or reference is None:
         return None
     return Referee(setup.judgement, model, reference, batching, interrupt)
+
+
+def build_samples(
+    config: OfflineConfig,
+    setup: Setup,
+    held_out: Sequence[HeldOut],
+    engine: Engine | None,
+    model: Trainable,
+    memory_plan: MemoryPlan,
+    world: World,
+) -> HeldOutSamples | None:
+    """What saves held-out responses for people, if some are to be saved."""
+    if not held_out or not config.log.held_out_prompts:
+        return None
+    sampler = None if engine is None else Sampler(engine, model, memory_plan, world)
+    return HeldOutSamples(config.log, setup.processor, sampler, setup.sampled_tokens)
 
 
 def build_loader(config: OfflineConfig, setup: Setup, world: World) -> PromptLoader:

@@ -75,7 +75,7 @@ def build_run(
     judging = add_judging_models(config, [task_data.judge, task_data.eval_judge], engine, processor, device)
     memory_plan = build_memory_plan(vars(models), engine, judging, device, config.rollout.max_staleness > 0)
     journal = build_journal(config, config.steps, run, world, state, stack)
-    evaluator = build_evaluator(config, task_data, processor, turns, RunFolder(run).evaluation, world)
+    evaluator = build_evaluator(config, task_data, processor, turns, run, world)
     parts = Parts(
         config=config,
         run=run,

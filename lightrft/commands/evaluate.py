@@ -30,6 +30,7 @@ from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.check import check_gold
 from lightrft.runs.folder import evaluated_in
 from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.media import MediaCopies
 from lightrft.tasks.table import NoSplitError, Split, load_task
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.sampler import Sampler, Unchanging
@@ -77,6 +78,7 @@ def evaluate_in(
             world=world,
             turns=turns,
             open=Opener(processor, config.tasks),
+            media=MediaCopies(RunFolder(folder).media, config.log.media_mib),
         )
         module = kind.source(learns=False).full(device)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)

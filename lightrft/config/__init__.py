@@ -20,7 +20,7 @@ from lightrft.config.engines import (
 )
 from lightrft.config.environment import EnvironmentConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
-from lightrft.config.offline import HeldOutConfig, SFTLogConfig
+from lightrft.config.offline import HeldOutConfig, SamplingLogConfig, SFTLogConfig
 from lightrft.config.remote import RemoteConfig
 from lightrft.config.reward_training import COMPARISONS, RewardTrainingConfig
 from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, RewardConfig, RewardModelConfig
@@ -93,6 +93,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "SFTLogConfig",
+    "SamplingLogConfig",
     "SandboxConfig",
     "ServerConfig",
     "SglangConfig",

@@ -37,6 +37,34 @@ class SFTLogConfig:
     to: list[str] = field(default_factory=list)
     """Where metrics go besides the run folder: tensorboard, wandb, trackio, mlflow, swanlab, or import paths
     (mine.py:Sink). A sink that fails is counted and told once, and never stops the run."""
+    held_out_prompts: int = 16
+    """Held-out prompts of each task whose responses are saved for `lightrft view` with what the model makes of them, whenever it is
+    measured; 0: none."""
+    token_columns: bool = True
+    """Save per-token log-probs with them."""
+    media_mib: float = 64.0
+    """MiB of small copies of the pictures, clips and sounds of saved prompts in the run folder; 0: their names alone."""
+
+    def __post_init__(self) -> None:
+        check_ranges("log", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingLogConfig(SFTLogConfig):
+    """What supervised fine-tuning writes down besides metrics.jsonl."""
+
+    sampled_tokens: int = 128
+    """Most tokens of the model's own greedy response to each of held_out_prompts, beside the one of the data; 0: none is sampled."""
+    sample_sharded: bool = False
+    """Sample it where the weights are in pieces (fsdp, zero3), too: each process then holds the whole model meanwhile."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.held_out_prompts or not self.sampled_tokens:
+            lacking = "held_out_prompts" if not self.held_out_prompts else "sampled_tokens"
+            refuse_idle(
+                "log", self, ["sample_sharded"], because=f"log.{lacking}=0", cure=f"set log.{lacking} above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

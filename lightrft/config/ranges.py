@@ -282,6 +282,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "sample_groups": NOT_NEGATIVE,
         "trajectories_every_steps": NOT_NEGATIVE,
         "media_mib": NOT_NEGATIVE,
+        "held_out_prompts": NOT_NEGATIVE,
+        "sampled_tokens": NOT_NEGATIVE,
         "capture_steps": COUNT,
         "capture_spikes": NOT_NEGATIVE,
     },

@@ -7,7 +7,12 @@ from typing import Literal
 
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig
-from lightrft.config.offline import GivenResponsesConfig, HeldOutConfig, SFTLogConfig, check_given_responses
+from lightrft.config.offline import (
+    GivenResponsesConfig,
+    HeldOutConfig,
+    SamplingLogConfig,
+    check_given_responses,
+)
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
 
@@ -37,7 +42,7 @@ class SFTConfig(GivenResponsesConfig):
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: HeldOutConfig = field(default_factory=HeldOutConfig)
-    log: SFTLogConfig = field(default_factory=SFTLogConfig)
+    log: SamplingLogConfig = field(default_factory=SamplingLogConfig)
 
     def __post_init__(self) -> None:
         check_given_responses(

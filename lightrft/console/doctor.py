@@ -23,7 +23,6 @@ CORE = [
     "tyro",
     "rich",
     "tensorboard",
-    "matplotlib",
 ]
 
 

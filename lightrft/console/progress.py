@@ -19,6 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lightrft.runs.curves import where_drawn
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.amounts import clock
 from lightrft.utils.intervals import wilson
@@ -382,7 +383,7 @@ def shorten(text: str, most: int = 600) -> str:
 
 
 def _files(run: Path) -> str:
-    curves = f"curves      {RunFolder(run).curves}\n" if RunFolder(run).curves.exists() else ""
+    curves = where_drawn(run)
     return (
         f"run folder  {run}\n{curves}model       {RunFolder(run).model}   (a Hugging Face folder)\n\nnext:\n"
     )

@@ -54,13 +54,15 @@ def view(
     if step is None and not whole_answers and not status:
         if kept.learns_from_given:
             console.print(given_responses_table(kept.metrics()))
-            console.print(curves(kept))
-            say_status(kept, console)
-            return
-        console.print(steps_table(kept))
+        else:
+            console.print(steps_table(kept))
         console.print(curves(kept))
         say_status(kept, console)
         hint = f"lightrft view {run} --step N   shows a step;  add --best 3, --worst 3 or --group G --color logprob"
+        if kept.learns_from_given:
+            if not kept.steps:
+                return
+            hint = f"held-out responses are saved of steps {', '.join(map(str, kept.steps))}: {hint}"
         console.print(Text(shown(hint), "dim"), soft_wrap=True)
         return
     rows = kept.responses(-1 if step is None else step, status or None)
@@ -176,6 +178,8 @@ def use(row: Row) -> str:
     """What the step did with a response, in words; "" for files of versions that did not say."""
     told = str(row.get("use", "")).replace("_", " ")
     came = str(row.get("origin", "sampled")).replace("_", " ")
+    if came == "given":
+        return f"{told}, of the data"
     return told if came == "sampled" else f"{told}, {came}"
 
 
@@ -196,7 +200,8 @@ def answer_panel(row: Row, color: Color) -> Panel:
     """One response with its prompt, its reward and parts, and its tokens in colour."""
     parts = "  ".join(f"{name} {number(value, '{:.3g}')}" for name, value in row["parts"].items())
     ended = ENDS.get(row["finish"], "truncated")
-    facts = f"{row['length']} tokens, {ended}, sampled with weights v{row['weight_version']}"
+    seen = "sampled" if row.get("origin") != "given" else "seen"
+    facts = f"{row['length']} tokens, {ended}, {seen} with weights v{row['weight_version']}"
     facts += f", {len(row['step_rewards'])} turns" if row.get("step_rewards") else ""
     facts += f", no reward: {row['failed']}" if row.get("failed") else ""
     facts += f", {told}" if (told := use(row)) else ""
@@ -219,7 +224,7 @@ def coloured(row: Row, color: Color) -> Text:
     if color == "none":
         return conversation(spoken(row)) if row.get("said") else Text(shown(row["response"].strip()))
     tokens = token_columns(row)
-    column = tokens.get("behavior" if color == "logprob" else "advantages")
+    column = tokens.get("advantages") if color == "advantage" else tokens.get("behavior", tokens.get("new"))
     if column is None or "pieces" not in tokens:
         raise ValueError(
             f"--color {color}: this response has no such column, which only responses learned from have. Set --color logprob or none."

@@ -1,4 +1,4 @@
-"""RUN/curves.png: how a run went, as one picture."""
+"""How a run went as curves: which metrics are drawn together, and RUN/curves.png, one picture where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import read_metrics, series
+from lightrft.utils.extras import install_command, installed
 
 INK, GRID, BLUE, ORANGE = "#333333", "#e6e6e6", "#2b6cb0", "#dd6b20"
 PANELS = [  # metrics drawn where they exist, title, unit
@@ -27,9 +28,14 @@ PANELS = [  # metrics drawn where they exist, title, unit
 
 
 def draw_curves(run: Path) -> Path | None:
-    """Draws RUN/curves.png from RUN/metrics.jsonl, titled with the scores in RUN/summary.json. None if no step was logged."""
-    from matplotlib.figure import Figure
-
+    """Draws RUN/curves.png from RUN/metrics.jsonl, titled with the scores in RUN/summary.json. None if no step was logged, and
+    without matplotlib (the extra `plots`): the viewer draws the curves anyway."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return None
     rows = read_metrics(run)
     panels = [
         (names, title, unit) for names, title, unit in PANELS if any(series(rows, name)[0] for name in names)
@@ -49,6 +55,15 @@ def draw_curves(run: Path) -> Path | None:
     path = RunFolder(run).curves
     figure.savefig(path, facecolor="white")
     return path
+
+
+def where_drawn(run: Path) -> str:
+    """A line that says where the curves of a finished run are; empty where no step was logged that could be drawn."""
+    if RunFolder(run).curves.exists():
+        return f"curves      {RunFolder(run).curves}\n"
+    if installed("matplotlib"):
+        return ""
+    return f"curves      lightrft view {run} --web   (for curves.png, too: {install_command('plots')})\n"
 
 
 def title_of(run: Path) -> str:

@@ -34,6 +34,8 @@ from lightrft.utils.atomic import write_text
 
 FORMAT = 2
 """The arrangement described above. To be raised when files move, so that an older version says so instead of missing them."""
+SAVED_STEP = "saved_step"
+"""Key in the scores of a held-out task: the step whose saved responses are those of that evaluation."""
 READS = (1, FORMAT)
 """Arrangements that are read; 1 has responses as JSON lines."""
 
@@ -290,10 +292,13 @@ class EvaluationFolder:
         """Every held-out response, one JSON object each."""
         return self.path / f"{label}.jsonl"
 
-    def write(self, label: str, estimates: Mapping[str, Any], responses: Iterable[Mapping[str, Any]]) -> None:
-        """Writes both files; the one with the estimates comes last, when the responses are there."""
-        lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in responses)
-        write_text(self.responses(label), lines)
+    def write(
+        self, label: str, estimates: Mapping[str, Any], responses: Iterable[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Writes both files, or the estimates alone, which come last, when the responses are there."""
+        if responses is not None:
+            lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in responses)
+            write_text(self.responses(label), lines)
         write_text(self.report(label), json.dumps(estimates, indent=2))
 
     def read_report(self, label: str) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from lightrft.runs import live, trajectories
 from lightrft.runs.advice import Advice, advise
 from lightrft.runs.curves import PANELS
 from lightrft.runs.facts import Facts
-from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.layout import SAVED_STEP, EvaluationFolder, RunFolder
 from lightrft.runs.metrics import read_metrics, series
 from lightrft.utils.shown import shown
 
 Row = dict[str, Any]
-USES = ("trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed")
-ORIGINS = ("carried_over", "replayed")
+USES = ("trained", "masked", "unselected", "filtered_out", "extra", "waiting", "failed", "held_out")
+ORIGINS = ("carried_over", "replayed", "given")
 ZERO_VARIANCE = "zero_variance"
 STATUSES = (*USES, *ORIGINS, ZERO_VARIANCE)
 """What the step did with a response (types.Use), how it came into the step where it was not sampled in it (types.Origin), and whether
@@ -85,7 +85,7 @@ class Evaluated:
     scores: dict[str, Any]
     """Estimates by task."""
     responses: list[Row] = field(repr=False)
-    """One for each held-out prompt and sample, in the order of the prompts."""
+    """One for each held-out prompt and sample, in the order of the prompts; of runs that learn from given responses those saved then."""
 
 
 class Table(list[Any]):
@@ -230,7 +230,23 @@ class Run:
                 f"no evaluation '{when}' in {self.folder}; there are: {', '.join(self.evaluations) or 'none'}."
             )
         files = EvaluationFolder(RunFolder(self.folder).evaluation)
-        return Evaluated(when, files.read_report(when), files.read_responses(when))
+        scores = files.read_report(when)
+        at = [one[SAVED_STEP] for one in scores.values() if isinstance(one, dict) and SAVED_STEP in one]
+        responses = self._held_out(at[0]) if at else files.read_responses(when)
+        return Evaluated(when, scores, responses)
+
+    def _held_out(self, step: int) -> list[Row]:
+        """What the held-out responses of a step were worth: the model's own where it was asked for some, else those that were given."""
+        rows = trajectories.load(self.folder, step, tokens=False) if step in self.steps else []
+        own = sorted([row for row in rows if row["origin"] != "given"] or rows, key=lambda row: row["group"])
+        parts = [
+            next((row["parts"][name] for name in trajectories.RIGHT if name in row["parts"]), None)
+            for row in own
+        ]
+        return [
+            {**row, "id": row["prompt_id"]} | ({} if part is None else {"correct": part == 1.0})
+            for row, part in zip(own, parts, strict=True)
+        ]
 
     def config(self) -> Row:
         """The settings by dotted name, as config.yaml has them; empty without that file. ValueError if it is not readable."""
@@ -281,10 +297,12 @@ def token_columns(row: Row) -> dict[str, list[Any]]:
         )
     columns = dict(row["tokens"])
     new, behavior = columns.get("new"), columns.get("behavior")
+    if behavior is None:  # a response of the data, which nobody sampled
+        return columns
     at_sampling = columns.get("old", new)  # one update a step: the weights that learn are those that sampled
     if new is not None and at_sampling is not None:
         columns["ratio"] = _of(new, at_sampling, columns["mask"], lambda a, b: math.exp(min(a - b, 700.0)))
-    if at_sampling is not None and behavior is not None:
+    if at_sampling is not None:
         columns["difference"] = _of(at_sampling, behavior, columns["mask"], lambda a, b: a - b)
     return columns
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightrft.runs.media import MediaCopies
     from lightrft.types import Message, Prompt, Trajectory
 
+RIGHT = EXACT, ORDERED = "exact", "ordered"
+"""Parts of a held-out response that tell whether the model is right (1) of it: it says the same, or orders the prompt's responses so."""
 JSON_TO_PACKED = 8
 """How many times smaller a response is as it is saved now than as a line of JSON."""
 
@@ -256,8 +258,9 @@ def _tokens(trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]]
     tokens: dict[str, Any] = {
         "ids": trajectory.token_ids,
         "mask": trajectory.mask,
-        "behavior": trajectory.behavior,
     }
+    if trajectory.origin != "given":
+        tokens["behavior"] = trajectory.behavior
     tokens |= {name: column.numpy() for name, column in (trajectory.learned | trajectory.columns).items()}
     if pieces is not None:
         tokens["pieces"] = pieces(trajectory.token_ids)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lightrft.config import EvaluateConfig
 from lightrft.engines.base import Engine
-from lightrft.media.parts import described, has_media
+from lightrft.media.parts import has_media
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardRunner
 from lightrft.runs.layout import EvaluationFolder
+from lightrft.runs.media import MediaCopies
 from lightrft.runs.sheets import write_sheet
 from lightrft.runs.trajectories import conversation
 from lightrft.tasks.base import Task, extractor
@@ -69,6 +70,8 @@ class Evaluator:
     """What replies to the policy, where anything does."""
     open: Callable[[Prompt], Prompt | None] = lambda prompt: prompt
     """Reads the media of a prompt; None for one that cannot be used, which is then left out and counted in the log."""
+    media: MediaCopies = field(default_factory=lambda: MediaCopies(Path(), 0))
+    """What keeps copies of the media of prompts; by default their bare names alone are written."""
 
     def __post_init__(self) -> None:
         # One conversation that fails is left out, and what training counts is not mixed with what happens here.
@@ -195,7 +198,7 @@ class Evaluator:
         return {
             "id": t.prompt.id,
             "source": t.prompt.source,
-            "messages": described(t.prompt.messages),
+            "messages": self.media.kept(t.prompt.messages),
             "target": t.prompt.target,
             "response": t.answer,
             "finish": t.finish,

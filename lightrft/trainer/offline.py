@@ -13,11 +13,14 @@ from torch import Tensor
 
 from lightrft.config import OfflineConfig
 from lightrft.datasets.loader import PromptLoader
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
+from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
 from lightrft.trainer.batching import Batching, batch_tokens
+from lightrft.trainer.held_out import HeldOutSamples
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.reference import Referee, answered
 from lightrft.trainer.run import Evaluation, Journal, Metrics, Part, RankPart
@@ -57,6 +60,14 @@ class Objective(Protocol):
         """(num_sums,) float64 on the CPU: sums over held-out responses that `evaluation` is made of. Called by all ranks."""
         ...
 
+    def look(self, model: Trainable, batch: Batch, /) -> Tensor:
+        """What the model makes of given responses, (T,) or (S, K), for `tell`. Called by all ranks."""
+        ...
+
+    def tell(self, answers: Sequence[Trajectory], found: Tensor, /) -> None:
+        """Fills reward, parts and columns of the given responses of a batch, for people, from what `look` found of them."""
+        ...
+
     def evaluation(
         self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float], /
     ) -> Evaluation:
@@ -90,6 +101,8 @@ class OfflineTrainer:
     interrupt: Interrupt
     referee: Referee | None = None
     """Who compares with the model that the run began with, where the objective does."""
+    samples: HeldOutSamples | None = None
+    """What saves held-out responses for people, where some are to be saved."""
     whole: bool = field(default=True, init=False)
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
@@ -150,6 +163,10 @@ class OfflineTrainer:
         """What the objective measures on held-out prompts, by task."""
         with self.memory_plan(Phase.SCORE):
             sums = {one.task: self.examined(one.prompts) for one in self.held_out}
+        if self.samples is not None:
+            scores = self.samples.save(self, STATUS.step)
+            if self.world.is_first:
+                EvaluationFolder(RunFolder(self.journal.folder).evaluation).write(label, scores)
         return self.objective.evaluation(label, sums, {one.task: one.weight for one in self.held_out})
 
     @torch.no_grad()

@@ -23,8 +23,9 @@ from lightrft.config import DPOConfig
 from lightrft.datasets.comparisons import siblings
 from lightrft.models.logprobs import logprobs
 from lightrft.strategy.base import Frozen, Trainable
+from lightrft.trainer.batching import split
 from lightrft.trainer.optimize import Averaging
-from lightrft.trainer.preferences import pair_evaluation
+from lightrft.trainer.preferences import pair_evaluation, tell_order
 from lightrft.trainer.run import Evaluation, Metrics
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 
@@ -158,6 +159,24 @@ class PolicyPreferences:
             values = values - batch.baselines
         lengths = segment_count(batch.mask, batch.segments, batch.num_sequences)
         return count_pairs(values, _grades(batch), batch.groups, lengths).cpu()
+
+    def look(self, model: Trainable, batch: Batch) -> Tensor:
+        """(T,) log p of each token of a response."""
+        return self.logprobs(model, batch)
+
+    def tell(self, answers: Sequence[Trajectory], found: Tensor) -> None:
+        """Parts `logp`, the log-prob of the response, and `logp_shift`, by how much it has risen over that by the reference, which is the
+        reward (without a reference `logp` is); those of `tell_order`; and column `new`, log p of each token."""
+        told = []
+        for t, column in zip(answers, split(found, answers), strict=True):
+            t.columns["new"], chosen = column, torch.tensor(t.mask)
+            t.reward = logp = float(column[chosen].double().sum())
+            told.append({"logp": logp})
+            if self.needs_reference:
+                t.reward = told[-1]["logp_shift"] = logp - float(t.columns["ref"][chosen].double().sum())
+        tell_order(answers, [{self.output: t.reward} for t in answers])
+        for t, parts in zip(answers, told, strict=True):
+            t.parts |= parts
 
     def evaluation(self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Evaluation:
         """Pair accuracy of the implicit rewards by task; with that of signs where a loss does not compare, whose responses may have no siblings."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ from lightrft.config import RewardTrainingConfig
 from lightrft.console.pairs import line, with_interval
 from lightrft.datasets.comparisons import siblings
 from lightrft.models.reward import values
+from lightrft.runs.trajectories import ORDERED
 from lightrft.strategy.base import Trainable
+from lightrft.trainer.batching import by_group
 from lightrft.trainer.optimize import Averaging
 from lightrft.trainer.run import Evaluation, Metrics
 from lightrft.types import Batch, Inputs, Prompt, Terms, Trajectory
@@ -90,6 +93,18 @@ class Preferences:
         columns = zip(found.unbind(1), batch.grades.unbind(1), strict=True)
         return torch.cat([count_pairs(v, g, batch.groups, lengths) for v, g in columns]).cpu()
 
+    def look(self, model: Trainable, batch: Batch) -> Tensor:
+        """(S, K): what the model says of each response."""
+        return self._values(model, batch)
+
+    def tell(self, answers: Sequence[Trajectory], found: Tensor) -> None:
+        """What the model says of a response by output as parts, beside those of `tell_order`, and its mean as the reward."""
+        rows = found.detach().cpu().double().tolist()
+        tell_order(answers, [dict(zip(self.config.outputs, row, strict=True)) for row in rows])
+        for t, row in zip(answers, rows, strict=True):
+            t.parts |= dict(zip(self.config.outputs, row, strict=True))
+            t.reward = sum(row) / len(row)
+
     def evaluation(self, label: str, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Evaluation:
         """Pair accuracy by task and output, see `pair_evaluation`."""
         return pair_evaluation(label, sums, weights, self.config.outputs, self.config.signed)
@@ -130,6 +145,23 @@ def pair_evaluation(
         total = sum(weights[task] for task in means)
         found["mean"] = sum(mean * weights[task] for task, mean in means.items()) / total
     return Evaluation("pairs", found, "\n".join(lines))
+
+
+def tell_order(answers: Sequence[Trajectory], found: Sequence[Mapping[str, float]]) -> None:
+    """Puts the grades of given responses under given_NAME and, as part `ordered`, the share of their group's pairs with different
+    grades whose better response has the higher value; equal values count half. `found`: of each response, value by NAME."""
+    known = {id(t): values for t, values in zip(answers, found, strict=True)}
+    for group in by_group(answers):
+        right = [
+            (apart > 0) + 0.5 * (apart == 0)
+            for one, other in permutations(group, 2)
+            for name, value in known[id(one)].items()
+            if one.parts.get(name, math.nan) > other.parts.get(name, math.nan)
+            for apart in (value - known[id(other)][name],)
+        ]
+        for t in group:
+            t.parts = {f"given_{name}": grade for name, grade in t.parts.items()}
+            t.parts |= {ORDERED: sum(right) / len(right)} if right else {}
 
 
 def _right(found: Tensor, batch: Batch) -> Tensor:

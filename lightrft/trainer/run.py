@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightrft.config import EvaluateConfig, HeldOutConfig, LogConfig
+from lightrft.config import EvaluateConfig, HeldOutConfig, LogConfig, SFTLogConfig
 from lightrft.console.progress import Progress
 from lightrft.models.kinds import Write
 from lightrft.models.lora import is_adapted
@@ -138,7 +138,11 @@ class Journal:
             self.sinks.groups(step, saved.sample(trajectories, groups))
 
     def save(
-        self, step: int, trajectories: Sequence[Trajectory], processor: Processor, config: LogConfig
+        self,
+        step: int,
+        trajectories: Sequence[Trajectory],
+        processor: Processor,
+        config: LogConfig | SFTLogConfig,
     ) -> None:
         """The responses of this rank, with small copies of what their prompts show."""
         if self.media is None:

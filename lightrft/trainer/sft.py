@@ -14,6 +14,7 @@ from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import demonstration
 from lightrft.models.logprobs import logprobs
 from lightrft.strategy.base import Trainable
+from lightrft.trainer.batching import split
 from lightrft.trainer.optimize import Averaging
 from lightrft.trainer.run import Evaluation, Metrics
 from lightrft.types import Batch, Prompt, Terms, Trajectory
@@ -52,6 +53,16 @@ class Imitation:
     def describe(self, drawn: Sequence[Trajectory]) -> Metrics:
         """How many tokens are learned."""
         return {"counts/tokens_learned": float(sum(sum(t.mask) for t in drawn))}
+
+    def look(self, model: Trainable, batch: Batch) -> Tensor:
+        """-log p of each token, (T,)."""
+        return self.loss(model, batch).loss
+
+    def tell(self, answers: Sequence[Trajectory], found: Tensor) -> None:
+        """Part `nll`, the mean of -log p over the tokens the assistant said, and column `new`, log p of each token."""
+        for t, losses in zip(answers, split(found, answers), strict=True):
+            t.columns["new"] = -losses
+            t.parts = {"nll": float(losses[torch.tensor(t.mask)].double().mean())}
 
     def examine(self, model: Trainable, batch: Batch) -> Tensor:
         """The sum of -log p over the tokens the assistant said, nats, and their number."""

@@ -7,8 +7,11 @@ import random
 import signal
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightrft.runs.reader import Run
 from lightrft.tasks.tiny import pairs
 from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
@@ -50,6 +53,36 @@ def test_it_learns_which_response_is_better_and_the_first_loss_is_ln_2(preferrin
     assert (steps[0]["logp_shift/chosen"], steps[0]["logp_shift/mean_abs"]) == (0.0, 0.0)
     assert steps[-1]["logp_shift/chosen"] > steps[-1]["logp_shift/rejected"] + 5
     assert "longer wins" in (preferring.parent / "said.txt").read_text()
+
+
+def test_held_out_pairs_are_saved_with_how_their_log_probs_moved(preferring):
+    run = Run(preferring)
+    assert run.steps == [0, 20, 40, 60]
+    before, after = run.responses(0), run.responses(-1)
+    assert [row["reward"] for row in before] == [0.0] * 32
+    tokenizer = AutoTokenizer.from_pretrained(preferring / "model")
+    model = AutoModelForCausalLM.from_pretrained(preferring / "model")
+    for was, row in list(zip(before, after, strict=True))[::11]:
+        prompt = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=True)
+        ids = torch.tensor([[*prompt["input_ids"], *row["tokens"]["ids"]]])
+        with torch.no_grad():
+            log_probs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+        logp = float(log_probs[len(prompt["input_ids"]) - 1 :].sum())
+        assert row["parts"]["logp"] == pytest.approx(logp, abs=1e-4)
+        assert (
+            row["reward"]
+            == row["parts"]["logp_shift"]
+            == pytest.approx(logp - was["parts"]["logp"], abs=1e-3)
+        )
+    for group in run.groups(-1):
+        better, worse = sorted(group.responses, key=lambda row: -row["parts"]["given_preference"])
+        assert (
+            better["parts"]["ordered"]
+            == worse["parts"]["ordered"]
+            == float(better["reward"] > worse["reward"])
+        )
+    correct = [row["correct"] for row in run.evaluation("after").responses]
+    assert sum(correct) / len(correct) > 0.8
 
 
 @pytest.mark.parametrize("variant", [[], ["lora", *KTO]], ids=["dpo", "lora-kto"])

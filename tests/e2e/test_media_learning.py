@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy
 import pytest
@@ -11,6 +12,8 @@ from transformers import AutoModelForMultimodalLM
 
 from lightrft.models.tiny import tiny_model
 from lightrft.runs import trajectories
+from lightrft.runs.media import copy_of
+from lightrft.runs.reader import Run
 from tests.e2e.runs import PLAIN, steps, summary
 
 Image = pytest.importorskip("PIL.Image")
@@ -130,6 +133,13 @@ def test_a_run_about_pictures_goes_on_bit_for_bit_with_earlier_answers(lightrft,
     lightrft("train", "--resume", "halves", "--steps", "4")
     whole, halves = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "halves"))
     assert all(value.equal(halves[name]) for name, value in whole.items())
+    for file in (one for one in (tmp_path / "halves").rglob("*") if one.is_file()):
+        assert str(tmp_path).encode() not in file.read_bytes(), f"{file}: it names a folder of this machine"
+    run = Run(tmp_path / "halves")
+    for row in [*run.evaluation("after").responses, *run.responses(-1)]:
+        shown = row["messages"][0]["content"][0]
+        assert shown["image"] == Path(shown["image"]).name
+        assert copy_of(run.folder / "media", shown).is_file()
 
 
 def test_what_an_engine_does_not_read_is_refused_before_it_or_any_weight_is_there(lightrft, tmp_path):

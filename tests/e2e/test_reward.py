@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lightrft.config import ModelConfig
+from lightrft.console.web import answers
 from lightrft.models.reward import load_reward_model, scores
+from lightrft.runs.reader import Run
 from lightrft.tasks.tiny import pairs
 from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
@@ -77,6 +79,23 @@ def test_its_steps_can_be_looked_at(lightrft, rated):
     assert [line.split()[0] for line in said[1:] if line.strip()][:2] == ["0", "1"]
     last = f"{summary(rated)['pair_accuracy']['after']:.1%}"
     assert any(last in line for line in said)
+
+
+def test_held_out_pairs_are_saved_with_their_scores(rated):
+    run, ours = Run(rated), load_reward_model(ModelConfig(path=str(rated / "model")))
+    assert run.steps == [0, 50, 100, 150, 200]
+    tokenizer = AutoTokenizer.from_pretrained(rated / "model")
+    rows = run.responses(-1)
+    assert len(rows) == 32
+    talks = [[*row["messages"], {"role": "assistant", "content": row["response"]}] for row in rows]
+    tokens = [tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"] for talk in talks]
+    found = [score[0] for score in scores(ours, tokens, 10_000)]
+    assert [row["reward"] for row in rows] == pytest.approx(found, abs=1e-4)
+    for group in run.groups(-1):
+        better, worse = sorted(group.responses, key=lambda row: -row["parts"]["given_score"])
+        assert better["parts"]["ordered"] == float(better["parts"]["score"] > worse["parts"]["score"])
+    shown = answers.answer([run], "0/evaluation/after")["responses"]
+    assert sum(row["correct"] for row in shown) / len(shown) > 0.8
 
 
 def test_the_check_shows_where_it_reads_its_score_and_what_right_answers_get(lightrft, rated):

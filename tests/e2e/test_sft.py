@@ -17,7 +17,9 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.config import ModelConfig
+from lightrft.console.web import answers
 from lightrft.models.load import load_model
+from lightrft.runs.reader import Run
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, cold, model_bytes, rows, summary, wait_until
 
 QUIET = ["--log.tensorboard=false", "--log.progress=false"]
@@ -123,6 +125,54 @@ def test_plain_transformers_loads_the_finished_model_and_it_answers(learned):
     answer = said[0, asked["input_ids"].shape[1] :].tolist()
     assert answer[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(answer[:-1]).isdigit()
+
+
+def test_held_out_responses_are_saved_whenever_it_is_measured_with_what_the_model_says_itself(learned):
+    run, tokenizer = Run(learned), AutoTokenizer.from_pretrained(learned / "model")
+    assert (run.steps, run.learns_from_given) == ([0, 20, 40, 60], True)
+    model = AutoModelForCausalLM.from_pretrained(learned / "model")
+    groups = run.groups(-1)
+    assert len(groups) == 16
+    for group in groups[::5]:
+        own, given = group.responses
+        asked = tokenizer.apply_chat_template(own["messages"], add_generation_prompt=True, return_dict=True)
+        prompt = torch.tensor([asked["input_ids"]])
+        with torch.no_grad():
+            said = model.generate(prompt, max_new_tokens=16, do_sample=False)[0, prompt.shape[1] :].tolist()
+            read = torch.cat([prompt, torch.tensor([given["tokens"]["ids"]])], 1)
+            log_probs = model(read).logits[0, prompt.shape[1] - 1 : -1].log_softmax(-1)
+        new = log_probs.gather(1, torch.tensor([given["tokens"]["ids"]]).T).squeeze(1)
+        assert own["tokens"]["ids"] == said
+        assert given["tokens"]["new"] == pytest.approx(new.tolist(), abs=2e-5)
+        assert given["parts"]["nll"] == pytest.approx(-float(new.mean()), abs=2e-5)
+        assert own["reward"] == float(said == given["tokens"]["ids"])
+        assert group.target == given["response"]
+        assert given["statuses"] == ["held_out", "given"]
+        assert "behavior" not in run.tokens(-1, given["place"])
+
+
+def test_viewers_show_how_held_out_responses_change(lightrft, learned, tmp_path):
+    shown = {when: answers.answer([Run(learned)], f"0/evaluation/{when}") for when in ("before", "after")}
+    right = {when: sum(row["correct"] for row in found["responses"]) for when, found in shown.items()}
+    assert [len(found["responses"]) for found in shown.values()] == [16, 16]
+    assert right["before"] < 4
+    assert right["after"] > 12
+    assert [row["prompt_id"] for row in shown["before"]["responses"]] == [
+        row["prompt_id"] for row in shown["after"]["responses"]
+    ]
+    assert "held-out responses are saved of steps 0, 20, 40, 60" in " ".join(
+        lightrft("view", learned).split()
+    )
+    assert "held out, of the data" in lightrft("view", learned, "--step", "0", "--group", "0")
+    lightrft("view", learned, "--export", "run.html")
+    assert '"0/groups/60"' in (tmp_path / "run.html").read_text()
+
+
+def test_a_run_that_is_to_save_no_responses_saves_none(lightrft, tmp_path):
+    flags = ["--steps", "1", "--evaluate.limit", "4", "--log.held-out-prompts", "0"]
+    lightrft("sft", "sft_tiny", *QUIET, *flags, "--run", "run")
+    assert not (tmp_path / "run" / "trajectories").exists()
+    assert not (tmp_path / "run" / "evaluation").exists()
 
 
 def test_reinforcement_learning_goes_on_from_it(lightrft, learned, tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import io
 import json
+import sys
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from lightrft.config import Config, LogConfig, ModelConfig, SFTConfig, TaskConfig
@@ -18,6 +21,7 @@ from lightrft.console.progress import (
     shorten,
     sparkline,
 )
+from lightrft.runs import curves
 from lightrft.runs.curves import draw_curves, smooth, title_of
 from lightrft.runs.metrics import Logger, read_metrics, series
 from lightrft.utils.intervals import wilson
@@ -180,6 +184,33 @@ def test_curves_are_drawn_from_the_log_alone(tmp_path: Path) -> None:
     picture = draw_curves(tmp_path)
     assert picture == tmp_path / "curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_no_picture_is_drawn_and_the_report_says_how_to_see_the_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.log(1, {"reward/mean": 0.1})
+    for name in [known for known in sys.modules if known.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Without("matplotlib"), *sys.meta_path])
+    monkeypatch.setattr(curves, "installed", lambda package: "" if package == "matplotlib" else "1")
+    assert draw_curves(tmp_path) is None
+    assert not (tmp_path / "curves.png").exists()
+    out = io.StringIO()
+    report({"seconds": 5.0, "steps": 1, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=300))
+    assert f"lightrft view {tmp_path} --web" in out.getvalue()
+
+
+class Without(importlib.abc.MetaPathFinder):
+    """Imports as if a package were not installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name.split(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
 def test_smoothing_takes_the_mean_of_what_came_before() -> None:

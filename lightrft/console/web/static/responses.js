@@ -57,7 +57,7 @@
     const there = overview.steps.filter((one) => V.has(`${number}/groups/${one}`));
     const state = useGroups(number, isAll ? there : step === undefined ? [] : [step], isAll, version);
     const meets = useMemo(() => V.filter(wanted), [wanted]);
-    if (step === undefined) return html`<h1>Groups</h1><p>No responses are saved. Set log.trajectories_every_steps above 0 in the next run${overview.learns_from_given ? "; a run that learns from given responses has none of its own" : ""}.</p>`;
+    if (step === undefined) return html`<h1>Groups</h1><p>No responses are saved. Set ${overview.learns_from_given ? "log.held_out_prompts" : "log.trajectories_every_steps"} above 0 in the next run.</p>`;
     const isWrong = typeof meets === "string";
     const kept = isWrong ? [] : state.groups.map((group) => ({ group, hits: group.responses.filter((row) => meets(group, row)) })).filter((one) => one.hits.length);
     kept.sort((a, b) => SORTS[sort][1](a.group) - SORTS[sort][1](b.group) || a.group.step - b.group.step);

@@ -1,0 +1,104 @@
+"""Held-out responses for people to look at: some prompts of each task with what the model makes of them, whenever it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightrft.config import SFTLogConfig
+from lightrft.media.parts import readable
+from lightrft.models.processor import Processor
+from lightrft.runs.layout import SAVED_STEP
+from lightrft.runs.trajectories import EXACT
+from lightrft.strategy.memory import Phase
+from lightrft.trainer.rollout import rollout
+from lightrft.trainer.sampler import Sampler
+from lightrft.types import Prompt, Sampling, Trajectory
+
+if TYPE_CHECKING:
+    from lightrft.trainer.offline import OfflineTrainer
+
+
+@dataclass(frozen=True)
+class HeldOutSamples:
+    """Saves the first held-out prompts of each task as a step's responses are: those of the data, marked `given`, with what the objective
+    tells of them and, where there is a sampler, the model's own greedy one beside each."""
+
+    log: SFTLogConfig
+    processor: Processor
+    sampler: Sampler | None = None
+    max_tokens: int = 0
+    """Most tokens of the model's own response."""
+
+    def save(self, trainer: OfflineTrainer, step: int) -> dict[str, dict[str, Any]]:
+        """Writes the responses of this rank's share of the prompts; called by all ranks. What an evaluation says of it, by task."""
+        found, first = list[Trajectory](), 0
+        for one in trainer.held_out:
+            prompts = one.prompts[: self.log.held_out_prompts]
+            with trainer.memory_plan(Phase.SCORE):
+                given = self._given(trainer, prompts, first)
+            own = [] if self.sampler is None else self._own(self.sampler, trainer, prompts, first)
+            found += _beside(own, given)
+            first += len(prompts)
+        for t in found:
+            t.use, t.weight_version = "held_out", trainer.model.version
+        trainer.journal.save(step, found, self.processor, self.log)
+        return {one.task: {SAVED_STEP: step} for one in trainer.held_out}
+
+    @torch.no_grad()
+    def _given(self, trainer: OfflineTrainer, prompts: Sequence[Prompt], first: int) -> list[Trajectory]:
+        """The responses of the data to this rank's prompts, in their order, groups numbered from `first`."""
+        found: list[Trajectory] = []
+        for opened in trainer.opened(prompts):
+            answers = [t for n, p in opened for t in trainer.objective.responses(p, first + n)]
+            if trainer.referee is not None:
+                trainer.referee.fill(answers)
+            for part, batch, counts in trainer.batching.rounds(answers):
+                told = trainer.objective.look(trainer.model, batch)
+                if counts:
+                    trainer.objective.tell(part, told)
+            found += answers
+        closed = {n + first: replace(p, target=None) for n, p in enumerate(prompts)}
+        for t in found:
+            t.origin = "given"
+            t.answer = self.processor.text(t.token_ids)
+            if len(t.prompt.messages) > len(
+                closed[t.group].messages
+            ):  # it is media, and ends a prompt of its own
+                t.answer = readable(t.prompt.messages[-1]["content"])
+                t.prompt = replace(t.prompt, target=None, media={})
+            else:
+                t.prompt = closed[t.group]
+        return found
+
+    def _own(
+        self, sampler: Sampler, trainer: OfflineTrainer, prompts: Sequence[Prompt], first: int
+    ) -> list[Trajectory]:
+        """The model's greedy responses to this rank's prompts, and whether each is the first turn of the data to the token."""
+        opened = [pair for some in trainer.opened(prompts) for pair in some]
+        sampling = Sampling(n=1, max_tokens=self.max_tokens, temperature=0.0, seed=0)
+
+        def draw() -> list[list[Trajectory]]:
+            asked = [prompt for _, prompt in opened]
+            return rollout(sampler.engine, asked, sampling, self.processor) if asked else []
+
+        found = []
+        for (place, _), (t,) in zip(opened, sampler(draw), strict=True):
+            wanted = prompts[place].target
+            turn = wanted.mask.index(False) if False in wanted.mask else len(wanted.mask)
+            t.group, t.prompt = first + place, replace(prompts[place], target=None)
+            t.reward = float(t.token_ids == wanted.token_ids[:turn])
+            t.parts = {EXACT: t.reward}
+            found.append(t)
+        return found
+
+
+def _beside(own: Sequence[Trajectory], given: Sequence[Trajectory]) -> list[Trajectory]:
+    """The responses by group, the model's own before those of the data; what was said there is the target of both."""
+    said = {t.group: t.answer for t in given}
+    for t in [*own, *given] if own else ():
+        t.prompt = replace(t.prompt, target=said[t.group])
+    return sorted([*own, *given], key=lambda t: t.group)
