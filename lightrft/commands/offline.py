@@ -60,5 +60,6 @@ def finish(config: OfflineConfig, made: Run, measured: Measured, report: Report)
         **measured(ends),
     }
     RunFolder(made.folder).write_summary(summary)
-    draw_curves(made.folder)
+    if config.log.curves:
+        draw_curves(made.folder)
     report(summary, made.folder)

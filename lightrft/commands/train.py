@@ -54,5 +54,6 @@ def finish(config: Config, made: Run, stack: contextlib.ExitStack) -> None:
         "evaluation": evaluation_summary(run, made.evaluations),
     }
     RunFolder(run).write_summary(summary)
-    draw_curves(run)
+    if config.log.curves:
+        draw_curves(run)
     report(summary, samples(run), run)

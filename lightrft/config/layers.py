@@ -14,11 +14,12 @@ import dataclasses
 import difflib
 import inspect
 import re
-import textwrap
+import sys
 from collections.abc import Hashable, Iterator, Sequence
-from functools import reduce
+from functools import cache, reduce
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -205,8 +206,7 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
     for base in cls.__bases__:
         if dataclasses.is_dataclass(base):
             docs |= field_docs(base)
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    body = _classes(sys.modules[cls.__module__])[cls.__qualname__]
     for field, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(field, ast.AnnAssign)
@@ -215,6 +215,13 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
         ):
             docs[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
     return docs
+
+
+@cache
+def _classes(module: ModuleType) -> dict[str, ast.ClassDef]:
+    """Name -> definition of the classes at the top of a module, which is read once."""
+    top = ast.parse(inspect.getsource(module)).body
+    return {node.name: node for node in top if isinstance(node, ast.ClassDef)}
 
 
 def options(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any], dataclasses.Field[Any], Any]]:

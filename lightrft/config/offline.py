@@ -34,6 +34,8 @@ class SFTLogConfig:
     """Live progress in the terminal; false prints one line per step."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    curves: bool = True
+    """Draw RUN/curves.png when the run ends."""
     to: list[str] = field(default_factory=list)
     """Where metrics go besides the run folder: tensorboard, wandb, trackio, mlflow, swanlab, or import paths
     (mine.py:Sink). A sink that fails is counted and told once, and never stops the run."""

@@ -35,30 +35,48 @@ LONG = [
 TWO = ["--processes", "2"]
 
 
-@pytest.fixture
-def launched(tmp_path):
-    """Starts a command as a user does; what it has started is gone afterwards, whatever the test says."""
-    shutil.copy(Path(__file__).with_name("faulty.py"), tmp_path)
+@contextlib.contextmanager
+def starting(folder):
+    """Starts commands in a folder as a user does; what they have started is gone afterwards, whatever the test says."""
+    shutil.copy(Path(__file__).with_name("faulty.py"), folder)
     started = []
 
     def start(*args, env=None):
+        output = folder / f"output-{len(started)}.txt"
         process = subprocess.Popen(
             [sys.executable, "-m", "lightrft", *args],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment() | (env or {}),
-            stdout=(tmp_path / f"output-{len(started)}.txt").open("w"),
+            stdout=output.open("w"),
             stderr=subprocess.STDOUT,
         )
-        process.output = tmp_path / f"output-{len(started)}.txt"
+        process.output = output
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                child.kill()
-        process.wait()
+    try:
+        yield start
+    finally:
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    child.kill()
+            process.wait()
+
+
+@pytest.fixture
+def launched(tmp_path):
+    with starting(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def learning(tmp_path_factory):
+    """A run with a short time limit that has taken two steps; the last test that looks at it ends it."""
+    with starting(tmp_path_factory.mktemp("learning")) as start:
+        run = start(*LONG, *TWO, "--strategy.timeout-seconds", "4")
+        learns(run)
+        yield run
 
 
 def until(condition, process, seconds=90):
@@ -94,10 +112,8 @@ def listening(process):
 
 
 @pytest.mark.slow
-def test_nothing_of_a_run_on_one_machine_listens_outside_the_loopback_address(launched):
-    run = launched(*LONG, *TWO)
-    learns(run)
-    assert listening(run) == {"127.0.0.1"}
+def test_nothing_of_a_run_on_one_machine_listens_outside_the_loopback_address(learning):
+    assert listening(learning) == {"127.0.0.1"}
 
 
 def seconds_until_all_ended(process, members):
@@ -106,6 +122,20 @@ def seconds_until_all_ended(process, members):
     _, alive = psutil.wait_procs(members, timeout=10)
     assert not alive, process.output.read_text()
     return status, time.monotonic() - start
+
+
+@pytest.mark.slow
+def test_a_run_whose_ranks_were_all_stopped_is_ended_by_the_launcher(learning):
+    both = ranks(learning)
+    for rank in both:
+        rank.send_signal(signal.SIGSTOP)
+    status, seconds = seconds_until_all_ended(learning, both)
+    told = learning.output.read_text()
+    assert status == 2, told
+    assert seconds < 4 * 1.1 + 22, told
+    assert "no process has given a sign for" in told
+    assert "Rank 1: phase " in told
+    assert "strategy.timeout_seconds=4" in told
 
 
 @pytest.mark.slow
@@ -121,22 +151,6 @@ def test_a_rank_that_was_stopped_ends_with_the_limit_and_is_named(launched):
     assert "rank 1 did not come" in told.lower()
     assert "gives no sign" in told
     assert "kernel" not in told, "the launcher ended it, not the kernel"
-
-
-@pytest.mark.slow
-def test_a_run_whose_ranks_were_all_stopped_is_ended_by_the_launcher(launched):
-    run = launched(*LONG, *TWO, "--strategy.timeout-seconds", "4")
-    learns(run)
-    both = ranks(run)
-    for rank in both:
-        rank.send_signal(signal.SIGSTOP)
-    status, seconds = seconds_until_all_ended(run, both)
-    told = run.output.read_text()
-    assert status == 2, told
-    assert seconds < 4 * 1.1 + 22, told
-    assert "no process has given a sign for" in told
-    assert "Rank 1: phase " in told
-    assert "strategy.timeout_seconds=4" in told
 
 
 @pytest.mark.slow

@@ -300,7 +300,13 @@ def test_a_team_learns_what_one_process_learns_under_deepspeed(backend):
 PPO = ["tiny", "ppo", "--rollout.prompts-per-step", "8", "--rewards.workers", "0", "--update.num-minibatches", "2",
        "--update.tokens-per-micro-batch", "48", "--steps", "2", "--evaluate.before-and-after=false"]  # fmt: skip
 SFT = ["sft_tiny", "--steps", "2", "--evaluate.limit", "5"]
-QUIET = ["--log.tensorboard=false", "--log.progress=false", "--strategy.backend", "fsdp"]
+QUIET = [
+    "--log.tensorboard=false",
+    "--log.curves=false",
+    "--log.progress=false",
+    "--strategy.backend",
+    "fsdp",
+]
 
 
 def steps_of(build: Any, kind: Any, flags: list[str], team: int) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ def lightrft(server: Server, tmp_path: Path) -> Lightrft:
 def tiny_run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one finished run of the layer `tiny` that tests read and never change."""
     folder = tmp_path_factory.mktemp("tiny")
-    Lightrft(server, folder)("train", "tiny", *PLAIN, "--run", "run")
+    Lightrft(server, folder)("train", "tiny", *PLAIN, "--log.curves=true", "--run", "run")
     return folder / "run"
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from lightrft.datasets import response_file
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.progress=false"]
-"""What a test about something else does without: processes for rewards, TensorBoard, a live picture."""
+PLAIN = ["--rewards.workers", "0", "--log.tensorboard=false", "--log.curves=false", "--log.progress=false"]
+"""What a test about something else does without: processes for rewards, TensorBoard, curves as a picture, a live picture."""
 FOUR_STEPS = str(Path(__file__).with_name("four_steps.yaml"))
 """A layer over `tiny`, which by itself trains for as long as it takes to see it learn."""
 DRAWING = (

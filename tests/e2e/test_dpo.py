@@ -16,7 +16,7 @@ from lightrft.tasks.tiny import pairs
 from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
 
-QUIET = ["--log.tensorboard=false", "--log.progress=false"]
+QUIET = ["--log.tensorboard=false", "--log.curves=false", "--log.progress=false"]
 SHORT = [
     "--steps",
     "6",

@@ -124,6 +124,7 @@ def test_with_learning_rate_zero_nothing_changes_and_the_engine_goes_on_agreeing
     score = summary(tmp_path / "run")["evaluation"]
     assert score["before"] == score["after"]
     assert all(row["mismatch/max"] < 1e-5 for row in steps(tmp_path / "run"))
+    assert not (tmp_path / "run" / "curves.png").exists(), "log.curves=false"
 
 
 @pytest.fixture(scope="module")

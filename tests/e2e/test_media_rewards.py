@@ -9,7 +9,7 @@ import numpy
 from tests.e2e.runs import PLAIN, model_bytes, rows, summary
 from tests.e2e.test_media_learning import KINDS, picture, sound
 
-QUIET = ["--log.tensorboard=false", "--log.progress=false"]
+QUIET = ["--log.tensorboard=false", "--log.curves=false", "--log.progress=false"]
 FILES = [
     *("--tasks.train", "file", "1", "--tasks.train-file", "train.jsonl"),
     *("--tasks.evaluate-file", "held.jsonl", "--optimizer.learning-rate", "3e-3", "--batch-size", "8"),

@@ -99,7 +99,9 @@ def critical_run(server, tmp_path_factory):
 def supervised_run(server, tmp_path_factory):
     """A run of supervised fine-tuning."""
     folder = tmp_path_factory.mktemp("supervised")
-    Lightrft(server, folder)("sft", "sft_tiny", "--log.progress=false", "--steps", "2", "--run", "run")
+    Lightrft(server, folder)(
+        "sft", "sft_tiny", "--log.curves=false", "--log.progress=false", "--steps", "2", "--run", "run"
+    )
     return folder / "run"
 
 
@@ -107,7 +109,9 @@ def supervised_run(server, tmp_path_factory):
 def rating_run(server, tmp_path_factory):
     """A run that trains a reward model."""
     folder = tmp_path_factory.mktemp("rating")
-    Lightrft(server, folder)("reward", "reward_tiny", "--log.progress=false", "--steps", "2", "--run", "run")
+    Lightrft(server, folder)(
+        "reward", "reward_tiny", "--log.curves=false", "--log.progress=false", "--steps", "2", "--run", "run"
+    )
     return folder / "run"
 
 
@@ -116,7 +120,17 @@ def preferring_run(server, tmp_path_factory):
     """A run that learns preferences without reinforcement learning; its pairs are told apart one by one and by each other."""
     folder = tmp_path_factory.mktemp("preferring")
     for loss in ("dpo", "kto"):
-        flags = ["--loss", loss, "--options", "beta", "0.1", "--log.progress=false", "--steps", "2"]
+        flags = [
+            "--loss",
+            loss,
+            "--options",
+            "beta",
+            "0.1",
+            "--log.curves=false",
+            "--log.progress=false",
+            "--steps",
+            "2",
+        ]
         Lightrft(server, folder)("dpo", "dpo_tiny", *flags, "--run", loss)
     whole = folder / "run"
     whole.mkdir()

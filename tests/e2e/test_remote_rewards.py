@@ -1,35 +1,29 @@
 """Two programs: one serves rewards, the other trains by them."""
 
-import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.runs import PLAIN, steps, summary
+from tests.e2e.runs import PLAIN, steps, summary, wait_until
 
 REWARDS = ["--rewards.functions", "same_kind", "1", "--rewards.workers", "0"]
 
 
 @contextmanager
-def served(folder, *flags, **variables):
+def served(lightrft, *flags, **variables):
     """The address of a `lightrft serve-rewards`, a process of its own."""
-    line = [sys.executable, "-m", "lightrft", "serve-rewards", *REWARDS, "--port", "0", *flags]
-    process = subprocess.Popen(
-        line, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables}
-    )
+    running = lightrft.start("serve-rewards", *REWARDS, "--port", "0", *flags, env=variables)
     try:
-        assert process.stderr is not None
-        told = process.stderr.readline()
-        found = re.search(r"https?://\S+", told)
-        assert found, told + process.stderr.read()
-        yield found[0]
+        wait_until(lambda: "http" in running.output and running.output.endswith("\n"), running=running)
+        yield re.findall(r"https?://\S+", running.output)[0]
     finally:
-        process.terminate()
-        assert process.wait(20) == 0
+        running.send(signal.SIGTERM)
+        ended = running.wait()
+        assert ended.status == 0, ended.output
 
 
 def far(address, *flags):
@@ -38,7 +32,7 @@ def far(address, *flags):
 
 def test_a_run_learns_by_a_reward_elsewhere_what_it_learns_by_its_own(lightrft, tmp_path):
     lightrft("train", "tiny", *PLAIN, "--rewards.functions", "same_kind", "1", "--run", "own")
-    with served(tmp_path) as address:
+    with served(lightrft) as address:
         lightrft("train", "tiny", *PLAIN, *far(address), "--run", "run")
     assert [row["reward/far"] for row in steps(tmp_path / "run")] == [
         row["reward/same_kind"] for row in steps(tmp_path / "own")
@@ -63,7 +57,7 @@ def test_a_certificate_and_a_key_keep_others_out(lightrft, tmp_path):
     )
     flags = ["--key", "WORD", "--certificate", "cert.pem", "--private-key", "key.pem"]
     run = ["train", "tiny", *PLAIN, "--steps", "1"]
-    with served(tmp_path, *flags, WORD="secret") as address:
+    with served(lightrft, *flags, WORD="secret") as address:
         assert address.startswith("https://")
         with_key = far(address, "--remote.key", "WORD", "--remote.retries", "0")
         trusted = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}

@@ -23,7 +23,7 @@ from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, model_bytes, rows, summary, wait_until
 from tests.published import published
 
-QUIET = ["--log.tensorboard=false", "--log.progress=false"]
+QUIET = ["--log.tensorboard=false", "--log.curves=false", "--log.progress=false"]
 SHORT = [
     "--steps",
     "8",

@@ -10,6 +10,7 @@ from tests.e2e.test_remote_rewards import served
 
 QUIET = [
     "--log.tensorboard=false",
+    "--log.curves=false",
     "--log.progress=false",
     "--evaluate.before-and-after",
     "false",

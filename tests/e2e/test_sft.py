@@ -22,7 +22,7 @@ from lightrft.models.load import load_model
 from lightrft.runs.reader import Run
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, cold, model_bytes, rows, summary, wait_until
 
-QUIET = ["--log.tensorboard=false", "--log.progress=false"]
+QUIET = ["--log.tensorboard=false", "--log.curves=false", "--log.progress=false"]
 TWELVE = ["--steps", "12", "--checkpoint.every-steps", "5", "--evaluate.every-steps", "4", "--evaluate.limit", "12"]  # fmt: skip
 VARIANTS = {
     "plain": [],
@@ -66,6 +66,7 @@ def test_epochs_count_passes_over_all_conversations(whole):
     run, _ = whole("epochs")
     assert updates(run)[-1]["step"] == 8  # 0.4 x 300 conversations, 16 a step
     assert updates(run)[-1]["epoch"] == 128 / 300
+    assert not (run / "curves.png").exists(), "log.curves=false"
 
 
 def test_a_run_whose_loss_is_no_number_stops_and_says_so(lightrft, tmp_path):

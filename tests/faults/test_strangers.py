@@ -13,7 +13,12 @@ from lightrft.models.load import load_processor
 from lightrft.models.packages import package_model
 from lightrft.testing import tiny_model
 
-QUIET = ["--evaluate.before-and-after=false", "--log.tensorboard=false", "--log.progress=false"]
+QUIET = [
+    "--evaluate.before-and-after=false",
+    "--log.tensorboard=false",
+    "--log.curves=false",
+    "--log.progress=false",
+]
 
 
 @pytest.fixture(scope="module")
