@@ -211,7 +211,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
         else:
             yield (
                 name,
-                yaml.safe_dump(value, default_flow_style=True)
+                yaml.safe_dump(value, default_flow_style=True, width=10**9)
                 .removesuffix("\n...\n")
                 .strip()
                 .replace("'", ""),

@@ -124,6 +124,11 @@ def prompts_of(
         "%s, %s: %d prompts with %d responses, the longest of %d tokens; skipped %d long and %d broken ones",
         task.name, split, len(prompts), len(sides), max(sides), kept.too_long, kept.broken,
     )  # fmt: skip
+    if kept.parted_early:
+        log.info(
+            "%s, %s: the responses to %d of these prompts part before the last question, and go on with turns of their own",
+            task.name, split, kept.parted_early,
+        )  # fmt: skip
     if split == "train":
         warn_of_shortcuts(prompts, comparisons.outputs, comparisons.signed, task.name)
     return prompts

@@ -136,11 +136,11 @@ def _scores(summary: Mapping[str, Any]) -> str:
             rows.append((label, public(task), f"{score['mean']:.3f}", interval, str(one["questions"])))
     if rows:
         return _table(("when", "task", "score", "95 % interval", "questions"), rows)
-    measured = [(n, v) for n, v in summary.items() if isinstance(v, dict) and {"before", "after"} <= v.keys()]
+    measured = [(n, v) for n, v in summary.items() if isinstance(v, dict) and "after" in v]
     plain = [
-        (name, f"{v['before']:.4f}", f"{v['after']:.4f}")
+        (name, *(f"{v[label]:.4f}" if label in v else "not taken" for label in ("before", "after")))
         for name, v in measured
-        if isinstance(v["before"], float) and isinstance(v["after"], float)
+        if all(isinstance(one, float) for label, one in v.items() if label in ("before", "after"))
     ]
     return _table(("measure", "before", "after"), plain) if plain else "None were taken."
 

@@ -19,6 +19,8 @@ class HeldOutConfig:
     """Measure it every so many steps; 0: only before and after."""
     before_and_after: bool = True
     """Measure it before the first and after the last step."""
+    before: bool = True
+    """With before_and_after: false leaves out the measurement before the first step."""
     limit: int = 256
     """Most conversations or prompts per task; 0: all."""
 

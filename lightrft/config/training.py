@@ -162,6 +162,8 @@ class EvaluateConfig:
     """Evaluate every so many steps; 0: only before and after."""
     before_and_after: bool = True
     """Evaluate before the first and after the last step."""
+    before: bool = True
+    """With before_and_after: false leaves out the evaluation before the first step."""
     limit: int = 256
     """Maximum prompts per task; 0: all."""
     samples: int = 1

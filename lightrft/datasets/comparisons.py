@@ -37,6 +37,8 @@ class Kept:
     """Skipped, a response being over max_tokens."""
     broken: int = 0
     """Skipped, because there is nothing to compare or the chat template cannot lay them out."""
+    parted_early: int = 0
+    """Kept, of which a response is several turns: they part before the last question."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Comparisons:
                 bad(str(error) if record.id in str(error) else f"{record.id}: {error}")
                 continue
             if self._fits(sides, record.id, kept):
+                kept.parted_early += any(len(one["messages"]) > 1 for one in record.target)
                 found.append(replace(record, target=sides))
         kept.broken = bad.skipped
         if not found:

@@ -15,6 +15,7 @@ from lightrft.datasets.formats import (
     UNREAD_OF_ROW,
     Example,
     field,
+    led,
     messages_of,
     refuse_unread,
     text_field,
@@ -51,13 +52,7 @@ def conversation(row: Row, config: TaskConfig) -> Example:
     assistant's first turn on.
     """
     refuse_unread(row, UNREAD_OF_ROW, "the row")
-    talk = filled(_turns(row, config), row)
-    if row.get("system"):
-        if talk[0]["role"] == "system":
-            raise ValueError(
-                "the row has a system message among its messages, and a field 'system' too. Leave one out."
-            )
-        talk.insert(0, Message(role="system", content=text_field(row, "system")))
+    talk = led(filled(_turns(row, config), row), row)
     first = next((place for place, turn in enumerate(talk) if turn["role"] == "assistant"), None)
     if first is None:
         raise ValueError("no message is the assistant's, so there is nothing to learn.")

@@ -212,7 +212,10 @@ def messages_of(value: Any, name: str) -> list[Message]:
             )
         if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
             content = joined(content)
-        elif not isinstance(content, str) or not content.strip():
+            blank = isinstance(content, str) and not content.strip()
+        else:
+            blank = not isinstance(content, str) or not content.strip()
+        if blank:
             raise ValueError(
                 f"field '{name}': each message needs a role and a content that is not empty, not {turn!r:.80}"
             )
@@ -225,6 +228,17 @@ def joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
+
+
+def led(messages: list[Message], row: Row) -> list[Message]:
+    """The messages behind the row's field `system`, where it has one. ValueError if they begin with a system message, too."""
+    if not row.get("system"):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise ValueError(
+            "the row has a system message among its messages, and a field 'system' too. Leave one out."
+        )
+    return [Message(role="system", content=text_field(row, "system")), *messages]
 
 
 def refuse_unread(holder: Mapping[str, Any], names: Sequence[str], what: str) -> None:

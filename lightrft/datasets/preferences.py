@@ -9,7 +9,15 @@ from typing import Any
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.conversations import ROLES, conversation
-from lightrft.datasets.formats import UNREAD_OF_ROW, Example, field, messages_of, refuse_unread, text_field
+from lightrft.datasets.formats import (
+    UNREAD_OF_ROW,
+    Example,
+    field,
+    led,
+    messages_of,
+    refuse_unread,
+    text_field,
+)
 from lightrft.datasets.judging import (
     LETTERS,
     MAX_SCORE,
@@ -52,7 +60,7 @@ def pair(row: Row, config: TaskConfig) -> Pair:
     chosen, rejected = (_turns(field(row, name), name) for name in ("chosen", "rejected"))
     asked = row.get("conversations") or row.get(config.prompt_field)
     if asked:
-        prompt = [Message(role="user", content=asked)] if isinstance(asked, str) else _turns(asked, "prompt")
+        prompt = _asked(asked)
         chosen, rejected = (_after(prompt, side) for side in (chosen, rejected))
     else:
         prompt, chosen, rejected = _parted(chosen, rejected)
@@ -65,7 +73,7 @@ def pair(row: Row, config: TaskConfig) -> Pair:
         raise ValueError("fields 'chosen' and 'rejected' say the same, so that nothing is preferred.")
     if not any(message["role"] == "user" for message in prompt):
         raise ValueError("nobody asks anything before the responses part.")
-    return Pair(filled(prompt, row), chosen, rejected)
+    return Pair(_whole(prompt, row), chosen, rejected)
 
 
 def chosen(row: Row, config: TaskConfig) -> Example:
@@ -83,7 +91,8 @@ def compared(row: Row, config: TaskConfig) -> Example:
     if all(isinstance(side, list) and side and all(isinstance(t, str) for t in side) for side in sides):
         refuse_unread(row, UNREAD_OF_ROW, "the row")
         marks = [({"": 1.0 - n}, text) for n, side in enumerate(sides) for text in side]
-        return Example(_prompt(row, config), [response(_turns(text, "chosen"), mark) for mark, text in marks])
+        prompt = _whole(_prompt(row, config), row)
+        return Example(prompt, [response(_turns(text, "chosen"), mark) for mark, text in marks])
     found = pair(row, config)
     margin = 1.0 if row.get("margin") is None else grade(row["margin"], "margin")
     if not margin > 0:
@@ -151,7 +160,7 @@ def saferlhf(row: Row, config: TaskConfig) -> Example:
             raise ValueError(f"field 'is_response_{n}_safe' must be true or false, not {safe!r:.80}")
         cost = (-2.0 if n == safer else -1.0) if safe else (1.0 if n == safer else 2.0)
         found.append(response(said[n], {"general": 1.0 if n == better else -1.0, "cost": cost}))
-    return Example(filled(prompt, row), found)
+    return Example(_whole(prompt, row), found)
 
 
 def unpaired(row: Row, config: TaskConfig) -> Example:
@@ -197,7 +206,7 @@ def scored(row: Row, config: TaskConfig) -> Example:
     score = grade(field(row, "score"), "score")
     if not 0 <= score <= MAX_SCORE:
         raise ValueError(f"field 'score' is {score:g}, and a score is from 0 to {MAX_SCORE:g}.")
-    asked = question(SINGLE, filled(prompt, row), {"answer": said})
+    asked = question(SINGLE, _whole(prompt, row), {"answer": said})
     return Example(asked, Verdict(f"{score:g}", f"Score: {score:g}", _rationale(row)))
 
 
@@ -237,7 +246,21 @@ def _side(row: Row, name: str) -> int:
 def _prompt(row: Row, config: TaskConfig) -> list[Message]:
     refuse_unread(row, UNREAD_OF_ROW, "the row")
     asked = row.get("conversations") or field(row, config.prompt_field, "tasks.prompt_field")
-    return [Message(role="user", content=asked)] if isinstance(asked, str) else _turns(asked, "prompt")
+    return _asked(asked)
+
+
+def _asked(asked: Any) -> list[Message]:
+    """The turns of a prompt; a text is one turn of the user."""
+    if not isinstance(asked, str):
+        return _turns(asked, "prompt")
+    if not asked.strip():
+        raise ValueError("the prompt is empty, so that nobody asks anything.")
+    return [Message(role="user", content=asked)]
+
+
+def _whole(prompt: list[Message], row: Row) -> list[Message]:
+    """The prompt with the row's media where they belong, behind its field `system`."""
+    return led(filled(prompt, row), row)
 
 
 def _responses(row: Row, config: TaskConfig) -> tuple[list[Message], list[list[Message]]]:
@@ -245,14 +268,15 @@ def _responses(row: Row, config: TaskConfig) -> tuple[list[Message], list[list[M
     prompt, said = _prompt(row, config), field(row, "responses")
     if not isinstance(said, list) or not said:
         raise ValueError(f"field 'responses' must be a list of responses, not {said!r:.80}")
-    return filled(prompt, row), [_after(prompt, _turns(one, "responses")) for one in said]
+    return _whole(prompt, row), [_after(prompt, _turns(one, "responses")) for one in said]
 
 
 def _turns(value: Any, name: str) -> list[Message]:
     """Messages from any way to write them."""
     if isinstance(value, str):
         pieces = TURN.split(value)
-        if len(pieces) == 1:
+        # Words before the first mark are no turn of a transcript: this is one response that holds the mark, as a runaway one does.
+        if len(pieces) == 1 or pieces[0].strip():
             return [Message(role="assistant", content=value)]
         speakers = {"Human": "user", "Assistant": "assistant"}
         return [

@@ -389,8 +389,10 @@ class Run:
 
 def evaluation_label(config: EvaluateConfig | HeldOutConfig, done: int, total: int) -> str | None:
     """The label of the held-out measurement due after `done` of `total` steps: before, step-000050, after; or None."""
-    if done in (0, total):
-        label, asked = ("after" if done else "before"), config.before_and_after
+    if done == 0:
+        label, asked = "before", config.before_and_after and config.before
+    elif done == total:
+        label, asked = "after", config.before_and_after
     else:
         label, asked = f"step-{done:06d}", config.every_steps > 0 and done % config.every_steps == 0
     return label if asked else None

@@ -31,6 +31,7 @@ from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import batch_tokens, pack, plan
 from lightrft.trainer.rollout import needs_old, training_sampling
+from lightrft.trainer.run import evaluation_label
 from lightrft.types import Batch, Inputs, Prompt, Trajectory
 from lightrft.utils.amounts import duration, size
 from lightrft.utils.device import device_bytes, release_memory
@@ -237,8 +238,8 @@ def estimate_time(
     table = Table(
         "about", "rollout", "score", "train", "a step", "an evaluation", "the run", box=None, pad_edge=False
     )
-    evaluations = 2 * config.evaluate.before_and_after
-    evaluations += (config.steps - 1) // config.evaluate.every_steps if config.evaluate.every_steps else 0
+    due = (evaluation_label(config.evaluate, done, config.steps) for done in range(config.steps + 1))
+    evaluations = sum(label is not None for label in due)
     asked = len(questions.evaluate) * config.evaluate.samples
     for answers in lengths:
         length, read = len(answers[0]), sum(tokens_read(answers, config))

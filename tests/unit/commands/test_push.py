@@ -77,9 +77,11 @@ def test_a_run_from_given_responses_tells_its_measures(tmp_path):
     files = run_of(
         tmp_path,
         SFTConfig(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0})),
-        {"steps": 3, "held_out_nll": {"before": 2.5, "after": 1.25}},
+        {"steps": 3, "held_out_nll": {"before": 2.5, "after": 1.25}, "pair_accuracy": {"after": 0.75}},
     )
-    assert "| held_out_nll | 2.5000 | 1.2500 |" in card(files)
+    text = card(files)
+    assert "| held_out_nll | 2.5000 | 1.2500 |" in text
+    assert "| pair_accuracy | not taken | 0.7500 |" in text
     assert algorithm_row({"train_on": "last_turn", "average": "token"}) == "train_on last_turn, average token"
 
 

@@ -21,3 +21,5 @@ def test_each_of_them_can_be_switched_off():
     assert [evaluation_label(EvaluateConfig(), done, 10) for done in (0, 5, 10)] == ["before", None, "after"]
     between = EvaluateConfig(before_and_after=False, every_steps=5)
     assert [evaluation_label(between, done, 10) for done in (0, 5, 10)] == [None, "step-000005", None]
+    last = HeldOutConfig(before=False)
+    assert [evaluation_label(last, done, 10) for done in (0, 5, 10)] == [None, None, "after"]
