@@ -6,7 +6,7 @@ import contextlib
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -15,6 +15,7 @@ from lightrft.config import ModelConfig, RunConfig, StrategyConfig, command_of
 from lightrft.config.layers import values
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
+from lightrft.models.pictures import PictureProcessor
 from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
@@ -30,6 +31,7 @@ from lightrft.utils.peaks import known_teraflops
 from lightrft.utils.seeding import seed_everything
 
 log = logging.getLogger("lightrft")
+Dated = TypeVar("Dated", Processor, PictureProcessor)
 
 
 def prepare_process(config: RunConfig) -> None:
@@ -48,7 +50,7 @@ def peak_teraflops(strategy: StrategyConfig, model: ModelConfig, device: torch.d
     return strategy.peak_teraflops or known_teraflops(device, getattr(torch, model.dtype))
 
 
-def dated(processor: Processor, run: Path, world: World) -> Processor:
+def dated(processor: Dated, run: Path, world: World) -> Dated:
     """The processor, whose chat template sees the day on which the run began, on all ranks and after a resume."""
     processor.day = world.gather(RunFolder(run).begun or datetime.now())[0]
     return processor
