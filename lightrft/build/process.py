@@ -6,7 +6,7 @@ import contextlib
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -15,7 +15,6 @@ from lightrft.config import ModelConfig, RunConfig, StrategyConfig, command_of
 from lightrft.config.layers import values
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
-from lightrft.models.pictures import PictureProcessor
 from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
@@ -31,7 +30,6 @@ from lightrft.utils.peaks import known_teraflops
 from lightrft.utils.seeding import seed_everything
 
 log = logging.getLogger("lightrft")
-Dated = TypeVar("Dated", Processor, PictureProcessor)
 
 
 def prepare_process(config: RunConfig) -> None:
@@ -50,7 +48,7 @@ def peak_teraflops(strategy: StrategyConfig, model: ModelConfig, device: torch.d
     return strategy.peak_teraflops or known_teraflops(device, getattr(torch, model.dtype))
 
 
-def dated(processor: Dated, run: Path, world: World) -> Dated:
+def dated(processor: Processor, run: Path, world: World) -> Processor:
     """The processor, whose chat template sees the day on which the run began, on all ranks and after a resume."""
     processor.day = world.gather(RunFolder(run).begun or datetime.now())[0]
     return processor
