@@ -39,7 +39,7 @@ def of_pictures(config: DPOConfig, run: Path, world: World) -> offline.Setup:
     objective = PicturePreferences(config, bound_loss(config, POLICY_LOSSES), given=given)
     check_loss(objective, path)
     processor: Any = given.processor  # has what comparisons ask of one of words
-    processor.day = dated(processor, run, world).day
+    dated(processor, run, world)
     comparisons = PictureComparisons(
         processor, config, drawn, compares=objective.compares, outputs=[objective.output], unnamed=OUTPUT, speaks=True,
     )  # fmt: skip
