@@ -52,7 +52,7 @@ def save(
         | shown.get(id(trajectory.prompt), {})
         | ({"made": told} if told else {})
         | (_tokens(trajectory, pieces) if columns else {})
-        | _forks(trajectory, pieces, columns)
+        | (_forks(trajectory, lambda fork: _tokens(fork, pieces)) if columns else {})
         for trajectory, told in zip(trajectories, made, strict=True)
     ]
     unfinished = path.with_name(f".tmp-{path.name}")  # utils/atomic.py: recover
@@ -213,22 +213,19 @@ def conversation(trajectory: Trajectory) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if trajectory.said:
         rewards = [_finite(reward) for reward in trajectory.step_rewards]
-        found = {"said": trajectory.said, "step_rewards": rewards}
+        found = {"said": trajectory.said, "step_rewards": rewards, **_forks(trajectory)}
     return found | ({"failed": trajectory.failed} if trajectory.failed else {})
 
 
 def _forks(
-    trajectory: Trajectory, pieces: Callable[[Sequence[int]], list[str]] | None, columns: bool
+    trajectory: Trajectory, tokens: Callable[[Trajectory], dict[str, Any]] = lambda _: {}
 ) -> dict[str, Any]:
-    """The further rows of a conversation: what each begins with of an earlier one, in messages, what was said behind that, and its tokens."""
-    found: list[dict[str, Any]] = []
-    before = [trajectory.said]
+    """The further rows of a conversation: how many messages each shares with an earlier one, what was said behind those, and its `tokens`."""
+    found, before = list[dict[str, Any]](), [trajectory.said]
     for fork in trajectory.forks:
         shared = max(_in_common(fork.said, said) for said in before)
-        tokens = {n: _plain(x) for n, x in _tokens(fork, pieces)["tokens"].items()} if columns else {}
-        found.append(
-            {"shared": shared, "said": fork.said[shared:], **({"tokens": tokens} if columns else {})}
-        )
+        told = {name: {n: _plain(x) for n, x in one.items()} for name, one in tokens(fork).items()}
+        found.append({"shared": shared, "said": fork.said[shared:], **told})
         before.append(fork.said)
     return {"forks": found} if found else {}
 
