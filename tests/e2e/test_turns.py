@@ -122,8 +122,9 @@ def test_conversations_that_fork_are_learned_replayed_saved_shown_and_resumed(li
         assert back["said"][0]["role"] == "user"
         tokens = back["tokens"]
         assert len({len(column) for column in tokens.values()}) == 1
-        assert {"ids", "mask", "behavior", "old", "new", "advantages"} <= tokens.keys()
-        assert row["reward"] == 3.0, "six turns, half a point each"
+        assert {"ids", "mask", "behavior", "old", "advantages"} <= tokens.keys()
+        assert row["reward"] == sum(row["step_rewards"])
+        assert len(row["step_rewards"]) == 6
     assert "fork 2" in lightrft("view", "run", "--step", "3", "--best", "1")
 
 

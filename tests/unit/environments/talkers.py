@@ -35,7 +35,7 @@ class Forking:
         words = "".join(self.draw.choice("abcdef 123") for _ in range(self.draw.randint(1, 20)))
         reply = [] if past == (0, 0) else [{"role": "user", "content": words}]
         info = {} if past is None else {"past": past}
-        return reply, 0.5, self.turn == len(self.PASTS), False, info
+        return reply, len(action) % 3, self.turn == len(self.PASTS), False, info
 
 
 class Told:
