@@ -98,3 +98,21 @@ def test_grpo_in_one_file_over_the_parts_learns():
     rewards = [float(line.split("reward ")[1].split()[0]) for line in done.stdout.splitlines()]
     assert len(rewards) == 16
     assert sum(rewards[-4:]) > sum(rewards[:4]) + 0.05
+
+
+def test_safe_rlhf_on_a_tiny_model_prints_what_three_policies_became(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "examples/safe_rlhf.py"),
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--reward-steps",
+        "8",
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    for name in ("before", "general alone", "general under a limit", "cost alone"):
+        assert f"\n{name:22}" in done.stdout, done.stdout
+    prices = done.stdout.split("multiplier by step: ")[1].splitlines()[0].split(", ")
+    assert len(prices) == 2
+    assert all(float(price) >= 0 for price in prices)
