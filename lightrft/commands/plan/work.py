@@ -18,7 +18,7 @@ from lightrft.strategy.memory import Phase
 from lightrft.trainer.rollout import needs_old
 
 ORDER = (Phase.SYNC, Phase.ROLLOUT, Phase.SCORE, Phase.TRAIN)
-"""Of a step; the next one begins after the last."""
+"""Phases of a step; the next step begins after the last one."""
 
 
 @dataclass(frozen=True)
