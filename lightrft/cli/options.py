@@ -98,6 +98,8 @@ class PlanOptions:
     """Peak between devices of a machine, GB/s."""
     network_rate: float = Rates.network
     """Peak between machines, GB/s for each device."""
+    host_rate: float = Rates.host
+    """Peak between a device and host memory in one direction, GB/s: 64 of PCIe 5.0 x16, 32 of 4.0; for strategy.offload."""
     efficiency: float = Rates.efficiency
     """Share of these peaks that is reached."""
     json: bool = False
@@ -116,7 +118,14 @@ class PlanOptions:
     @property
     def hardware(self) -> Hardware:
         """The devices with their rates."""
-        rates = Rates(self.teraflops, self.memory_rate, self.link_rate, self.network_rate, self.efficiency)
+        rates = Rates(
+            self.teraflops,
+            self.memory_rate,
+            self.link_rate,
+            self.network_rate,
+            self.host_rate,
+            self.efficiency,
+        )
         return Hardware(self.gpus, self.gpu_memory, self.gpus_per_node, self.reserve, rates)
 
 

@@ -17,6 +17,8 @@ class Rates:
     """Sending to other devices of its machine, 10^9 bytes a second."""
     network: float = 50.0
     """Sending to other machines, 10^9 bytes a second."""
+    host: float = 64.0
+    """Between a device and host memory in one direction, 10^9 bytes a second; for strategy.offload."""
     efficiency: float = 0.5
     """Share of all these that is reached."""
 

@@ -148,6 +148,8 @@ class MemoryPlan:
     """The part of it in which other ranks were waited for, in exchanges of World, or responses in phase wait."""
     moves: list[str] = field(default_factory=list)
     """What the last entry moved: '-optimizer', '+engine cache', and bytes before and after."""
+    _copied: int = 0
+    """Bytes that residents had copied when `reset_copied` was last called."""
     _rows: dict[str, tuple[Resident, frozenset[Phase]]] = field(default_factory=dict)
     _inside: bool = False
 
@@ -239,6 +241,12 @@ class MemoryPlan:
         peaks = {phase.value: most / 2**30 for phase, most in self.peaks.items() if most}
         self.peaks.clear()
         return peaks
+
+    def reset_copied(self) -> int:
+        """Bytes that residents have copied between device and host memory since the last call, as far as they count them (Tensors)."""
+        so_far = sum(r.twins.copied for r, _ in self._rows.values() if isinstance(r, Tensors))
+        found, self._copied = so_far - self._copied, so_far
+        return found
 
     def working_seconds(self) -> dict[str, float]:
         """Seconds per phase since the last `reset_seconds`, without those of waiting for other ranks."""

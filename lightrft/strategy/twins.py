@@ -24,6 +24,8 @@ class Twins:
 
     def __init__(self) -> None:
         self._twins: Any = WeakIdKeyDictionary()
+        self.copied = 0
+        """Bytes copied out and back so far."""
 
     def out(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor's numbers lie in its twin, and nothing of it on the device."""
@@ -36,6 +38,7 @@ class Twins:
             synchronize(device)
         for tensor, _, twin in moved:
             tensor.data = twin
+            self.copied += twin.nbytes
 
     def back(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         """Each tensor that is out is on the device; its twin is kept for the next time."""
@@ -43,8 +46,10 @@ class Twins:
             if self._is_out(tensor):
                 locked = can_lock_pages(device)
                 tensor.data = self._twins[tensor].to(device, non_blocking=locked, copy=True)
+                self.copied += tensor.nbytes
             elif tensor.device.type != device.type:  # made in host memory, by loading a checkpoint
                 tensor.data = tensor.data.to(device)
+                self.copied += tensor.nbytes
 
     def nbytes(self) -> int:
         """Host memory held."""

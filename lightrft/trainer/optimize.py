@@ -114,7 +114,17 @@ def _accumulate(
                 t.learned[name] = values
     if told:
         divided.join()
+    if keep_tokens:  # what a loss tells of all tokens, its weights, is known of those that it did not see
+        _tell_weights(answers, read, whole.weights)
     return means, layout, total
+
+
+def _tell_weights(answers: Sequence[Trajectory], read: Sequence[Trajectory], weights: torch.Tensor) -> None:
+    """Gives each of the responses that were not read its part of the weights (T,) of all."""
+    seen = {id(t) for t in read}
+    for t, own in zip(answers, split(weights, answers), strict=True):
+        if id(t) not in seen:
+            t.learned["weight"] = own
 
 
 def _of_those(some: Sequence[Trajectory], among: Sequence[Trajectory], column: torch.Tensor) -> torch.Tensor:

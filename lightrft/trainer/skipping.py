@@ -24,7 +24,7 @@ def without_mask(t: Trajectory) -> bool:
 
 
 def without_advantage(t: Trajectory) -> bool:
-    """The same, or no token that is learned from has an advantage; NaN is none of 0."""
+    """Whether no token of a response that is learned from has an advantage, or none is learned from; NaN is no 0."""
     return without_mask(t) or not bool(t.columns["advantages"][torch.tensor(t.mask)].any())
 
 

@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
+import torch
+
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import MemoryPlan
 
@@ -28,7 +30,7 @@ class Stragglers:
     """Phase -> rank that was slow in the last steps, and in how many."""
 
     def seconds(self, memory_plan: MemoryPlan, step_seconds: float) -> dict[str, float]:
-        """Metrics seconds/... of a step, over all ranks, memory/device/..., and straggler/... with several; called by all ranks.
+        """Metrics seconds/... of a step, over all ranks, memory/device/..., counts/offload_gib, and straggler/... with several; called by all ranks.
 
         Forgets the times of the memory_plan. A phase takes as long as on the rank where it took longest; compared is what a rank
         worked, without what it waited for others in World's exchanges. Waiting inside a backend's own exchanges counts
@@ -39,6 +41,9 @@ class Stragglers:
         found = {f"seconds/{phase}": s for phase, s in self.world.max_by_name(whole).items()}
         peaks = self.world.max_by_name(memory_plan.reset_peaks())
         found |= {f"memory/device/{phase}": gib for phase, gib in peaks.items()}
+        copied = float(self.world.sum(torch.tensor(memory_plan.reset_copied(), dtype=torch.float64)))
+        if copied:
+            found["counts/offload_gib"] = copied / 2**30
         if self.world.size == 1:
             return found
         ranks = self.world.gather(working)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from lightrft.algorithms.algorithm import Algorithm
@@ -26,7 +26,7 @@ from lightrft.commands.plan.memory import (
     sums,
 )
 from lightrft.commands.plan.shape import Shape
-from lightrft.commands.plan.work import Work, work
+from lightrft.commands.plan.work import Work, switches, work
 from lightrft.config import Config, check_backend
 from lightrft.config.plan import Hardware, Rates
 from lightrft.engines.footprint import EngineFootprint
@@ -123,7 +123,7 @@ class Plan:
     def work(self) -> Work:
         """What a step computes, sends and takes."""
         hardware = self.hardware
-        return work(
+        found = work(
             self.config,
             self.algorithm,
             self.models,
@@ -133,6 +133,7 @@ class Plan:
             hardware.per_node,
             self.engine.most_running,
         )
+        return replace(found, switches=switches(self.resident, hardware.rates))
 
     @property
     def least(self) -> int:

@@ -27,6 +27,8 @@ class Item:
     """In which it is there."""
     turn: str = ""
     """The model for whose work it is there, where models take turns within a phase: then only one of them counts."""
+    copied: bool = False
+    """Whether it waits in host memory meanwhile, and is not made anew."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class Residents:
         """A resident by its name in RESIDENCY, with what is `told` behind it; what belongs to an engine is let go of wherever it runs."""
         sampled = name == "actor weights" and self.actor_samples
         needed = (*RESIDENCY[kind_of(name)], *([Phase.ROLLOUT] if sampled else []))
-        stays = not self.moves and not name.startswith(("engine", "judge cache"))
-        self.found.append(Item(name + told, size, SHOWN if stays else needed))
+        let_go = name.startswith(("engine", "judge cache"))
+        stays = not self.moves and not let_go
+        copied = self.moves and not let_go
+        self.found.append(Item(name + told, size, SHOWN if stays else needed, copied=copied))
 
     def learner(self, name: str, part: Footprint, told: str) -> None:
         """A model that learns: its residents, and what comes and goes in phase train. `told`: of its optimizer's bytes."""

@@ -17,7 +17,7 @@ from lightrft.commands.plan import Plan, idle
 from lightrft.commands.plan.memory import SHOWN, Item, Lengths, Models, largest_batch, sums
 from lightrft.commands.plan.shape import Shape
 from lightrft.commands.plan.traced import Kept, flops, kept, peak
-from lightrft.commands.plan.work import Amounts, Work, gathers, sending_seconds, traffic
+from lightrft.commands.plan.work import Amounts, Work, gathers, sending_seconds, switches, traffic
 from lightrft.config import Config, DenoiseConfig
 from lightrft.config.algorithm import EXACT as CLOSED_FORM
 from lightrft.config.plan import Hardware
@@ -261,7 +261,7 @@ class PicturePlan(Plan):
     @cached_property
     def work(self) -> Work:
         """What a step computes, sends and takes; text encoders compute on the CPU and are not in it."""
-        return picture_work(self)
+        return replace(picture_work(self), switches=switches(self.resident, self.hardware.rates))
 
     @cached_property
     def problems(self) -> list[str]:

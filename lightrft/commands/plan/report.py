@@ -34,6 +34,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "updates": plan.work.updates,
         "micro_batches": plan.work.micro_batches,
         "phases": {name: asdict(phase) for name, phase in phases},
+        "switches": {name: asdict(switch) for name, switch in plan.work.switches.items()},
         "seconds": plan.work.seconds,
         "rates": asdict(plan.hardware.rates),
         "problems": plan.problems,
@@ -50,7 +51,7 @@ def show(plan: Plan) -> None:
     rates = plan.hardware.rates
     console.print(
         f"Seconds for {rates.efficiency:.0%} of {rates.teraflops:g} TFLOP/s, {rates.memory:g} GB/s of memory, {rates.link:g} GB/s between "
-        f"devices of a machine, {rates.network:g} GB/s between machines: assumptions, set by flags. Rewards are not counted.",
+        f"devices of a machine, {rates.network:g} GB/s between machines, {rates.host:g} GB/s to host memory: assumptions, set by flags. Rewards are not counted.",
         style="dim",
         highlight=False,
     )
@@ -126,6 +127,10 @@ def _work(plan: Plan) -> Table:
             f"{phase.flops / 1e12:,.3g}",
             f"{phase.sent / 1e9:,.3g}",
             duration(phase.seconds),
+        )
+    for name, switch in found.switches.items():
+        table.add_row(
+            f"offload, before {name}", "", "", f"{switch.sent / 1e9:,.3g}", duration(switch.seconds)
         )
     table.add_section()
     total = sum(phase.flops for phase in found.phases().values()) * devices

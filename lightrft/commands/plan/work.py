@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.tables import footprint
-from lightrft.commands.plan.memory import Lengths, Models, batch_tokens
+from lightrft.commands.plan.memory import Item, Lengths, Models, batch_tokens
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import Config
 from lightrft.config.plan import Rates
 from lightrft.strategy.footprint import EXACT, Footprint
+from lightrft.strategy.memory import Phase
 from lightrft.trainer.rollout import needs_old
+
+ORDER = (Phase.SYNC, Phase.ROLLOUT, Phase.SCORE, Phase.TRAIN)
+"""Phases of a step; the next step begins after the last one."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Work:
     updates: int
     micro_batches: int
     """Micro-batches of a device in each update."""
+    switches: Mapping[str, Amounts] = field(default_factory=dict)
+    """Phase -> what entering it moves to host memory and back (strategy.offload)."""
 
     def phases(self) -> dict[str, Amounts]:
         """Amounts by name of the phase, in the order of a step."""
@@ -47,7 +54,7 @@ class Work:
     @property
     def seconds(self) -> float:
         """Seconds of the whole step."""
-        return sum(phase.seconds for phase in self.phases().values())
+        return sum(part.seconds for part in (*self.phases().values(), *self.switches.values()))
 
 
 def work(
@@ -102,6 +109,20 @@ def work(
     pushed = actor.width * actor.plain * (group - 1) / group if held.sharded else 0.0
     sync = Amounts(0.0, 0.0, pushed, sending(pushed))
     return Work(rollout, score, sync, train, updates, micro_batches)
+
+
+def switches(items: Sequence[Item], rates: Rates) -> dict[str, Amounts]:
+    """Phase -> what a device copies to host memory and back when it enters that after the phase before it in a step; none where nothing is.
+
+    What leaves and what comes is copied in turn, so that both never take device memory at once.
+    """
+    found = {}
+    for before, phase in zip((Phase.TRAIN, *ORDER), ORDER, strict=False):
+        copied = sum(i.bytes for i in items if i.copied and (before in i.phases) != (phase in i.phases))
+        if copied:
+            seconds = copied / (1e9 * rates.efficiency * rates.host)
+            found[phase.value] = Amounts(0.0, 0.0, float(copied), seconds)
+    return found
 
 
 def sending_seconds(

@@ -11,11 +11,12 @@ from transformers import AutoModelForSequenceClassification
 from lightrft.build.models import build_critic, build_reference
 from lightrft.build.tables import STRATEGIES, engine_footprint, footprint
 from lightrft.cli import main
-from lightrft.commands.plan import GIB, Hardware, Lengths, plan
+from lightrft.commands.plan import GIB, Hardware, Lengths, Rates, plan
 from lightrft.commands.plan.memory import largest_batch
 from lightrft.commands.plan.shape import Shape
 from lightrft.commands.plan.work import traffic
 from lightrft.config import (
+    AlgorithmConfig,
     Config,
     DeepspeedConfig,
     FsdpConfig,
@@ -466,6 +467,32 @@ def test_the_command_prints_tables_and_the_same_numbers_as_json(model, capsys):
     for name in ("actor weights", "engine weights", "engine cache", "reference weights"):
         assert name in shown
     assert f"{found['memory']['sums']['train'] / GIB:.2f}" in shown
+
+
+def test_a_change_of_phase_copies_what_only_one_of_both_needs(model):
+    """Weights of the actor wait while the engine samples with its own; its optimizer and the reference come and go."""
+    config = settings(model(SMALL, "llama"), algorithm=AlgorithmConfig(kl_coefficient=0.1))
+    rates = Rates(host=10.0, efficiency=0.5)
+    found = plan(config, Hardware(2, 80.0, rates=rates), LENGTHS)
+    size = {item.name: item.bytes for item in found.items}
+    weights, optimizer, reference = (
+        next(size[name] for name in size if name.startswith(start))
+        for start in ("actor weights", "actor optimizer", "reference weights")
+    )
+    copied = {
+        "sync": optimizer,  # leaves; the actor stays
+        "rollout": weights,  # leaves
+        "score": weights + reference,  # both come
+        "train": reference + optimizer,  # one leaves, the other comes
+    }
+    assert {name: switch.sent for name, switch in found.work.switches.items()} == copied
+    assert [s.seconds for s in found.work.switches.values()] == pytest.approx(
+        [count / 5e9 for count in copied.values()]
+    )
+    phases = sum(phase.seconds for phase in found.work.phases().values())
+    assert found.work.seconds == pytest.approx(phases + sum(copied.values()) / 5e9)
+    stays = replace(config, strategy=StrategyConfig(backend="fsdp"))
+    assert plan(stays, Hardware(2, 80.0, rates=rates), LENGTHS).work.switches == {}
 
 
 @pytest.mark.parametrize("flags", [["--gpus", "none"], ["--gpu-memory", "-3"]])

@@ -219,3 +219,22 @@ def test_the_most_memory_of_a_phase_is_that_of_its_residents_and_of_what_it_comp
         pass
     assert memory_plan.reset_peaks() == {"score": 1.0, "train": 3.0}
     assert memory_plan.reset_peaks() == {}
+
+
+def test_bytes_that_were_copied_are_those_of_the_tensors_that_moved():
+    stays, comes, goes = torch.ones(7), torch.ones(5), torch.ones(3, dtype=torch.float64)
+    memory_plan = MemoryPlan(lambda: 0)
+    both, only = (Phase.SCORE, Phase.TRAIN), (Phase.TRAIN,)
+    for name, tensor, phases in (("a", stays, both), ("b", comes, only), ("c", goes, (Phase.SCORE,))):
+        memory_plan.add(name, Tensors(lambda tensor=tensor: [tensor], "cpu"), *phases)
+    memory_plan.begin()
+    assert memory_plan.reset_copied() == 7 * 4 + 5 * 4 + 3 * 8
+    with memory_plan(Phase.SCORE):
+        pass
+    assert memory_plan.reset_copied() == 7 * 4 + 3 * 8
+    with memory_plan(Phase.TRAIN):
+        pass
+    assert memory_plan.reset_copied() == 3 * 8 + 5 * 4
+    with memory_plan(Phase.TRAIN):
+        pass
+    assert memory_plan.reset_copied() == 0

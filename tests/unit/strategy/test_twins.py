@@ -33,6 +33,7 @@ def test_a_thousand_moves_take_the_memory_of_one_and_lose_nothing():
     assert_close(moments, torch.full_like(moments, 1000))
     assert place.twins.nbytes() == sum(t.nbytes for t in [*weights, moments])
     assert resident_gib() - before < 0.05
+    assert place.twins.copied == 1001 * 2 * place.nbytes()
 
 
 def test_what_is_out_already_and_what_never_was_stay_as_they_are():
@@ -46,6 +47,7 @@ def test_what_is_out_already_and_what_never_was_stay_as_they_are():
     twins.back([one, other], CPU)
     assert one.tolist() == [5.0] * 3
     assert other.data_ptr() == stays
+    assert twins.copied == 2 * 12  # out once and back once; what is where it belongs is not copied
 
 
 def test_a_tensor_of_another_size_gets_another_place_and_one_that_is_gone_leaves_none():
