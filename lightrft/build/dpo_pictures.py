@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build import offline
@@ -37,7 +38,8 @@ def of_pictures(config: DPOConfig, run: Path, world: World) -> offline.Setup:
     given = GivenPictures.of(config, pick_device(config.strategy.device))
     objective = PicturePreferences(config, bound_loss(config, POLICY_LOSSES), given=given)
     check_loss(objective, path)
-    processor = dated(given.processor, run, world)
+    processor: Any = given.processor
+    processor = dated(processor, run, world)
     comparisons = PictureComparisons(
         processor, config, drawn, compares=objective.compares, outputs=[objective.output], unnamed=OUTPUT, speaks=True,
     )  # fmt: skip

@@ -102,6 +102,6 @@ def _shape(mask: Any, height: int, width: int) -> str:
     if filled > 0.96:
         return "square"
     middle = (rows.mean() - rows.min()) / max(1, height - 1)
-    if 0.64 < filled and 0.42 < middle < 0.58:
+    if filled > 0.64 and 0.42 < middle < 0.58:
         return "circle"
     return "triangle" if 0.4 < filled < 0.72 and middle >= 0.58 else ""
