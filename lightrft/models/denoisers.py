@@ -62,9 +62,9 @@ def kl_decode(vae: Any, x: Tensor) -> Tensor:
 
 def kl_encode(vae: Any, x: Tensor) -> Tensor:
     """Latents of pictures by an AutoencoderKL: the inverse of what `kl_decode` does before the VAE."""
-    found: Tensor = vae.encode(x.to(next(vae.parameters()).dtype), return_dict=False)[0].mode()
-    latents: Tensor = (found - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    return latents
+    latents = vae.encode(x.to(next(vae.parameters()).dtype), return_dict=False)[0].mode()
+    found: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return found
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class GivenPictures:
     def noised(self, state: Tensor, noise: Tensor, places: Tensor) -> Tensor:
         """(K, 2, ...): the state with noise (K, ...) of levels `places` (K,) in it, and what the network should predict there."""
         level = self.schedule.levels.before[places].view(-1, *[1] * state.dim())
-        pair = self.pipeline.ladder.noised(self.pipeline.scheduler, state[None], noise, level)
+        pair = self.pipeline.ladder.noised(self.pipeline.scheduler, state.expand_as(noise), noise, level)
         return torch.stack(pair, 1)
 
     def logprobs(self, module: nn.Module, batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ from lightrft.config.sandbox import SandboxConfig
 from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.digits import digit, digit_second
+from lightrft.rewards.drawn import compressible, drawn_shapes, incompressible
 from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
@@ -66,14 +67,17 @@ REWARDS: dict[str, RewardFunction] = {
     "choice_or_math": each(choice_or_math),
     "choice_or_open": each(choice_or_open),
     "choice_words": each(choice_words),
+    "compressible": compressible,
     "confident_math": each(confident_math),
     "digit": digit,
     "digit_second": digit_second,
+    "drawn_shapes": drawn_shapes,
     "environment": each(environment),
     "turns": each(turns),
     "exact": each(exact),
     "format": each(tags),
     "hotpot_f1": each(hotpot_f1),
+    "incompressible": incompressible,
     "instructions": each(instructions),
     "instructions_loose": each(instructions_loose),
     "instructions_loose_share": each(instructions_loose_share),

@@ -14,6 +14,7 @@ from typing import Any
 from lightrft.config import TaskConfig
 from lightrft.datasets.preferences import response
 from lightrft.media.sources import Made
+from lightrft.tasks import drawings
 from lightrft.tasks.base import Records, Split, Task, limited, no_option
 from lightrft.tasks.media_pairs import better
 from lightrft.types import Message, Record
@@ -77,4 +78,4 @@ def _pixels(name: str, place: int) -> Any:
     return levels.repeat(3, axis=2)
 
 
-TASKS = {"digit_pairs": digit_pairs, "digits": digits}
+TASKS = {"digit_pairs": digit_pairs, "digits": digits, **drawings.TASKS}

@@ -68,6 +68,7 @@ def predicted(kind, network, state, times, prompt):
 def noisy(kind, scheduler, x, e, times):
     """State and target by the scheduler of diffusers."""
     if kind == "flow":
+        scheduler.set_timesteps(scheduler.config.num_train_timesteps)
         return scheduler.scale_noise(x, times, e), e - x
     target = {"noise": e, "velocity": scheduler.get_velocity(x, e, times.long()), "picture": x}[kind]
     return scheduler.add_noise(x, e, times.long()), target

@@ -1,0 +1,132 @@
+"""Tasks for models that draw: gold pictures get full marks and counter-examples none, whatever their size."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+
+from lightrft.config import TaskConfig
+from lightrft.rewards.drawn import PLACES as JUDGED
+from lightrft.rewards.drawn import compressible, drawn_shapes, incompressible
+from lightrft.tasks.drawings import ANIMALS, ASKED, COLOURS, KINDS, PLACES, SHAPES, draw_shapes, jpeg
+from lightrft.utils.shapes import drawn, read
+
+SPOTS = ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))
+WHERE = {
+    "left of": ((0.5, 0.2), (0.55, 0.8)),
+    "right of": ((0.5, 0.8), (0.45, 0.2)),
+    "above": ((0.2, 0.5), (0.8, 0.55)),
+    "below": ((0.8, 0.5), (0.2, 0.4)),
+}
+
+
+def judged(reward, image, *target):
+    return reward.function(image, *target)
+
+
+def gold(target):
+    """(colour, shape, row, column) of all that is asked for."""
+    spots = WHERE[target["place"]] if "place" in target else SPOTS
+    kinds = [(colour, shape) for number, colour, shape in target["objects"] for _ in range(number)]
+    return [(*kind, *spot) for kind, spot in zip(kinds, spots, strict=False)]
+
+
+@pytest.mark.parametrize("option", ASKED)
+def test_gold_pictures_get_full_marks_and_counter_examples_none(option):
+    asked = list(ASKED[option]())
+    for n, (_, target) in enumerate(asked[:: max(1, len(asked) // 12)]):
+        objects = gold(target)
+        assert judged(drawn_shapes, drawn(objects, side=(64, 96)[n % 2]), target) == 1.0
+        colour, shape, row, column = objects[0]
+        wrong = {
+            "one too few": objects[1:],
+            "one too many": [*objects, (colour, shape, 0.5, 0.5)]
+            if "place" not in target
+            else [*objects, (colour, shape, 0.85, 0.15)],
+            "another colour": [
+                (next(c for c in COLOURS if c not in {o[0] for o in objects}), shape, row, column),
+                *objects[1:],
+            ],
+            "another shape": [
+                (colour, next(s for s in SHAPES if s not in {o[1] for o in objects}), row, column),
+                *objects[1:],
+            ],
+        }
+        if len(target["objects"]) > 1:
+            a, b = objects
+            wrong["colours changed round"] = [(b[0], *a[1:]), (a[0], *b[1:])]
+        if "place" in target:
+            wrong["places changed round"] = [(*a[:2], *b[2:]), (*b[:2], *a[2:])]
+            wrong["across"] = [
+                (*a[:2], *WHERE["above" if "of" in target["place"] else "left of"][0]),
+                (*b[:2], *WHERE["above" if "of" in target["place"] else "left of"][1]),
+            ]
+        for name, others in wrong.items():
+            assert judged(drawn_shapes, drawn(others), target) == 0.0, (target, name)
+
+
+def test_noise_and_blank_pictures_show_nothing_that_was_asked_for():
+    target = {"objects": [[1, "red", "circle"]]}
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for image in (
+        noise,
+        np.full((64, 64, 3), 255, np.uint8),
+        np.zeros((64, 64, 3), np.uint8),
+        np.full((64, 64, 3), (220, 40, 40), np.uint8),
+    ):
+        assert judged(drawn_shapes, image, target) == 0.0
+
+
+@pytest.mark.parametrize(("colour", "shape"), KINDS)
+def test_each_kind_is_read_at_any_size_in_any_place_through_a_jpeg_and_noise(colour, shape):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for side, size, (row, column) in itertools.product((64, 200), (0.12, 0.2), ((0.3, 0.3), (0.61, 0.52))):
+        image = drawn([(colour, shape, row, column)], side=side, size=size)
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="JPEG", quality=90)
+        noisy = np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
+        for seen in (image, noisy, np.asarray(Image.open(file))):
+            (found,) = read(seen)
+            assert (found.colour, found.shape) == (colour, shape)
+            assert (found.row, found.column) == pytest.approx((row, column), abs=0.04)
+
+
+def test_combinations_are_held_out_and_their_parts_are_not():
+    for option in ("", *ASKED):
+        task = draw_shapes(option)
+        train, evaluate = (
+            {r.messages[0]["content"] for r in task.load(s, TaskConfig(), "", 0)}
+            for s in ("train", "evaluate")
+        )
+        assert not train & evaluate
+        assert 0.1 < len(evaluate) / len(train | evaluate) < 0.35
+        words = [set(" ".join(texts).replace("s ", " ").split()) for texts in (train, evaluate)]
+        assert {w.rstrip("s") for w in words[1]} <= {w.rstrip("s") for w in words[0]}
+    with pytest.raises(ValueError, match="draw_shapes:size': there are draw_shapes and draw_shapes:count"):
+        draw_shapes("size")
+    assert set(PLACES) == set(JUDGED)
+
+
+def test_the_size_of_a_picture_counts_either_way():
+    from PIL import Image
+
+    plain = np.full((64, 64, 3), 200, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", quality=95)
+    assert judged(incompressible, noise) == len(file.getvalue()) / 1000
+    assert judged(compressible, noise) == -judged(incompressible, noise)
+    assert judged(compressible, plain) > judged(compressible, noise)
+    assert judged(incompressible, plain) < 1.0 < judged(incompressible, noise)
+    found = {
+        s: {r.target for r in jpeg("compressible", "").load(s, TaskConfig(), "", 0)}
+        for s in ("train", "evaluate")
+    }
+    assert found["train"] | found["evaluate"] == set(ANIMALS)
+    assert not found["train"] & found["evaluate"]
+    assert 4 <= len(found["evaluate"]) <= 14
