@@ -176,6 +176,22 @@ def test_a_run_that_is_to_save_no_responses_saves_none(lightrft, tmp_path):
     assert not (tmp_path / "run" / "evaluation").exists()
 
 
+def test_with_weights_in_pieces_it_samples_where_that_is_asked_for(lightrft, tmp_path):
+    flags = ["--strategy.backend", "fsdp", "--processes", "2", "--steps", "2", "--evaluate.every-steps", "0"]
+    few = ["--evaluate.limit", "8", "--log.held-out-prompts", "5", "--log.sample-sharded=true"]
+    lightrft("sft", "sft_tiny", *QUIET, *flags, *few, "--run", "run")
+    assert_five_are_sampled(Run(tmp_path / "run"))
+
+
+def assert_five_are_sampled(run):
+    """By two ranks, in the order of the prompts, each beside its response of the data."""
+    assert run.steps == [0, 2]
+    for step, when in ((0, "before"), (2, "after")):
+        assert [row["group"] for row in run.evaluation(when).responses] == [0, 1, 2, 3, 4]
+        assert [len(group.responses) for group in run.groups(step)] == [2] * 5
+        assert {row["rank"] for row in run.find("held_out", step=step)} == {0, 1}
+
+
 def test_reinforcement_learning_goes_on_from_it(lightrft, learned, tmp_path):
     few = ["--steps", "2", "--optimizer.learning-rate", "1e-4"]
     lightrft("train", "tiny", *PLAIN, "--model", learned / "model", *few, "--run", "run")
