@@ -1,4 +1,4 @@
-"""What tests cost: CPU time of the test process and of all that it has started, which other work on the machine hardly changes.
+"""What tests cost: CPU time of the test process and of all that it has started, which other work on the machine changes far less than the clock.
 
 `pytest --costs 20` prints the sum of each file, and the 20 dearest tests. A test pays for the fixtures that are made for it first.
 """
