@@ -251,6 +251,7 @@ class Conversations:
                 anew.remove(talk)
                 continue
             t.token_ids, t.mask, t.behavior, t.said, t.step_rewards = [], [], [], [], []
+            t.experts = None
             talk.episode, talk.turns = episode, 0
         return anew
 
