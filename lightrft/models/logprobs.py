@@ -86,8 +86,9 @@ def logprobs(
     never = placeholders(causal_lm(module).config)
     max_logits = logits_at_once(max_logits, on_cpu=hidden.device.type == "cpu")
     values, entropy, squares = _BlockedHead.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never
-    )
+        hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never,
+        not torch.is_grad_enabled(),
+    )  # fmt: skip
     found = LogProbs(share.whole(values), share.whole(entropy), **_told(routing, share))
     return found if squares is None else found._replace(squares=share.whole(squares))
 
@@ -196,7 +197,7 @@ def text_config(module: nn.Module) -> Any:
 
 
 class _BlockedHead(torch.autograd.Function):
-    """hidden (T, H) -> log-probs (T,), entropy (T,), and the sum of p^2 (T,) where nothing asks for a gradient; logits live for one block of
+    """hidden (T, H) -> log-probs (T,), entropy (T,), and with `with_squares` the sum of p^2 (T,); logits live for one block of
     the vocabulary at a time.
 
     With z = logits / temperature and p = softmax(z): log p_t = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z,
@@ -211,7 +212,7 @@ class _BlockedHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor,
-        temperature: float | Tensor, cap: float | None, max_logits: int, never: Sequence[int],
+        temperature: float | Tensor, cap: float | None, max_logits: int, never: Sequence[int], with_squares: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         ctx.set_materialize_grads(False)
         head = _Head(hidden, weight, bias, temperature, cap, never)
@@ -222,7 +223,7 @@ class _BlockedHead(torch.autograd.Function):
             torch.zeros_like(chosen),
             torch.zeros_like(chosen),
         )  # sums of exp(z - top) and exp(z - top) z
-        squares = None if any(ctx.needs_input_grad) else torch.zeros_like(chosen)  # of exp(z - top)
+        squares = torch.zeros_like(chosen) if with_squares else None  # sum of those of exp(z - top)
         blocks = _blocks(rows, weight.shape[0], max_logits)
         for block in blocks:
             z, _ = head.logits(block)
@@ -272,7 +273,7 @@ class _BlockedHead(torch.autograd.Function):
             head.add_gradients(grad, block, grad_hidden, grad_weight)
             if grad_bias is not None:
                 grad_bias[block] = grad.sum(0)
-        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, *[None] * (len(ctx.needs_input_grad) - 3)
 
 
 class _Head:

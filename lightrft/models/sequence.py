@@ -82,10 +82,9 @@ class Share:
         """(N, ...) of all ranks of the team, from each one's own (n, ...); without gradients."""
         if self.team is None:
             return own
-        size = self.team.size()
-        found = own.new_empty(size * len(own), *own.shape[1:])
-        dist.all_gather_into_tensor(found, own.contiguous(), group=self.team)
-        return found.view(size, *own.shape).transpose(0, 1).flatten(0, 1)[: self.num_tokens]
+        parts = [torch.empty_like(own) for _ in range(self.team.size())]
+        dist.all_gather(parts, own.contiguous(), group=self.team)
+        return torch.stack(parts, 1).flatten(0, 1)[: self.num_tokens]
 
     def layout(self, layout: Layout) -> Layout:
         """Layout for attention layers that see this rank's tokens only."""

@@ -156,11 +156,14 @@ def stragglers(facts: Facts) -> Found:
 
 
 def slow_rollout(facts: Facts) -> Found:
-    """Sampling takes more than 70 % of each of the last 10 steps that took a second and more."""
+    """Sampling, or waiting for what is sampled beside the step, takes more than 70 % of each of the last 10 steps that took a second and more."""
     steps = [
         row for row in facts.rows if (row.get("seconds/step") or 0.0) > 1.0 and "seconds/rollout" in row
     ][-FEWEST:]
-    shares = [(int(row["step"]), (row["seconds/rollout"] or 0.0) / row["seconds/step"]) for row in steps]
+    taken = [(row["seconds/rollout"] or 0.0) + (row.get("seconds/wait") or 0.0) for row in steps]
+    shares = [
+        (int(row["step"]), seconds / row["seconds/step"]) for row, seconds in zip(steps, taken, strict=True)
+    ]
     if len(shares) < FEWEST or min(value for _, value in shares) <= 0.7:
         return None
     return (

@@ -273,6 +273,7 @@ class Conversations:
                 anew.remove(talk)
                 continue
             t.token_ids, t.mask, t.behavior, t.said, t.step_rewards, t.forks = [], [], [], [], [], []
+            t.experts = None
             talk.open(t)
             talk.episode = episode
         return anew

@@ -134,6 +134,7 @@ CASES = {
     "replies, a first token with another temperature": Case(
         "llama", replies=True, options={"first_token_temperature": 0.3}
     ),
+    "experts": Case("qwen3_moe", double=False, options={"balances": True}),
     "a critic of conversations": Case("qwen3", replies=True, prepare=critic),
 }
 
@@ -170,7 +171,17 @@ def measured(case: Case, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         options = {"temperature": 0.7, "max_logits": 10**9, **case.options}
         result = logprobs(model, batch, **options)
         columns = {"value": result.values, "entropy": result.entropy}
-    objective(batch, *columns.values()).backward()
+    total = objective(batch, *columns.values())
+    if case.options.get("balances"):
+        assert result.router_mass is not None
+        total = total + (result.router_mass * torch.arange(result.router_mass.numel())).sum()
+        with torch.no_grad():
+            told = logprobs(model, batch, **options)
+        assert told.experts is not None
+        columns["experts"] = told.experts.double()
+        assert told.squares is not None
+        columns["squares"] = told.squares
+    total.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return {name: column.detach() for name, column in columns.items()} | gradients
 
@@ -198,7 +209,7 @@ def compare(case: Case, team: Any) -> dict[str, float]:
     assert wanted.keys() == found.keys(), wanted.keys() ^ found.keys()
     worst = {"columns": 0.0, "gradients": 0.0}
     for name, expected in wanted.items():
-        kind = "columns" if name in ("value", "entropy") else "gradients"
+        kind = "columns" if name in ("value", "entropy", "experts", "squares") else "gradients"
         if kind == "gradients":
             dist.all_reduce(found[name])
         # Of a single token, queries have no gradient but rounding.

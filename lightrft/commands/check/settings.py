@@ -14,7 +14,8 @@ from lightrft.build.data import eval_rewards, training_rewards
 from lightrft.build.judges import check_judging
 from lightrft.build.models import actor_updates
 from lightrft.build.reward_models import model_rewards
-from lightrft.build.tables import ALONE, ENGINES, STRATEGIES, TRAINERS
+from lightrft.build.rl import engine_maker
+from lightrft.build.tables import ALONE, STRATEGIES, TRAINERS
 from lightrft.build.tasks import evaluated_tasks, training_tasks
 from lightrft.commands.check.report import Section
 from lightrft.config import AlgorithmConfig, Config
@@ -74,7 +75,7 @@ def settings(section: Section, config: Config, stack: ExitStack) -> Parts:
         available=available_bytes(device),
         algorithm=algorithm,
         strategy=looked_with(config, device),
-        make_engine=resolve(ENGINES, config.rollout.engine, "rollout engine"),
+        make_engine=engine_maker(config, device),
         tasks=tasks,
         eval_sets=eval_sets,
         judge=judge,

@@ -268,6 +268,13 @@ def test_an_engine_whose_log_probs_are_off_is_a_warning_with_likely_causes(
     assert "Likely causes" in told
 
 
+def test_an_engine_that_cannot_sample_beside_training_is_a_problem(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text(ENGINE, encoding="utf-8")
+    status, told = check("--rollout.engine", f"{tmp_path}/engine.py:Off", "--rollout.max-staleness", "1")
+    assert status == 1
+    assert "this engine does not say that it can sample while the trainer learns" in told
+
+
 @pytest.mark.parametrize(
     ("dtype", "mean", "largest", "mark"),
     [

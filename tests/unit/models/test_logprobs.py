@@ -6,6 +6,7 @@ from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import (
+    all_logits,
     backbone,
     causal_lm,
     logprobs,
@@ -121,3 +122,16 @@ def test_the_parts_of_a_model_are_found_inside_its_adapters(rank):
     assert type(backbone(model)).__name__ == "Qwen3Model"
     assert output_head(model).weight.shape == (260, 64)
     assert text_config(model).vocab_size == 260
+
+
+@pytest.mark.parametrize("max_logits", [1, 700, 10**6])
+def test_the_sum_of_squared_probabilities_is_that_of_the_softmax(max_logits):
+    """Told where no gradient is wanted, in blocks of the vocabulary as all else."""
+    model = tiny_model("llama", attention=ATTENTION)
+    batch = pack(tiny_trajectories([(5, [4, 3])]))
+    with torch.no_grad():
+        found = logprobs(model, batch, temperature=0.7, max_logits=max_logits).squares
+        hidden = predicting_states(model, batch.inputs, Share.of(batch.inputs))
+    right = torch.softmax(all_logits(model, hidden) / 0.7, 1).square().sum(1)
+    torch.testing.assert_close(found, right)
+    assert logprobs(model, batch, temperature=0.7, max_logits=max_logits).squares is None

@@ -128,6 +128,14 @@ def rules(found):
     return [one.rule for one in found]
 
 
+def test_waiting_for_what_is_sampled_beside_the_step_counts_as_sampling():
+    """As with rollout.max_staleness: neither is more than 70 % of a step by itself."""
+    rows = with_course(20, seconds__rollout=flat(3.0), seconds__wait=flat(5.0))
+    (one,) = advise(Facts(rows, {}))
+    assert one.rule == "slow_rollout"
+    assert "rollout 80% of a step" in one.evidence
+
+
 def test_every_rule_has_a_bad_run_here():
     assert set(BAD) == set(RULES)
 
