@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import build_reference, check_reference, check_team
@@ -85,6 +86,10 @@ class Setup:
         if self.judgement is not None:
             check_reference(self.source.config)
 
+    def write_words(self, module: nn.Module, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+        """Writes RUN/model of a language model."""
+        write_folder(module, self.processor, weights, folder)
+
 
 def build_run(
     config: OfflineConfig,
@@ -134,8 +139,7 @@ def build_run(
         journal=journal,
         world=world,
         memory_plan=memory_plan,
-        write=setup.write
-        or (lambda module, weights, folder: write_folder(module, setup.processor, weights, folder)),
+        write=setup.write or setup.write_words,
         checkpoints=checkpoints,
         evaluates=config.evaluate,
         interrupt=interrupt,

@@ -209,7 +209,7 @@ def test_help_lists_commands_and_shipped_layers(capsys: pytest.CaptureFixture[st
     assert all(
         f"\n  {name} " in printed
         for name in layers.shipped()
-        if not name.startswith(("sft_", "reward_", "dpo_"))
+        if not name.startswith(("sft_", "reward_", "dpo_", "diffusion_dpo", "digits_dpo"))
     )
     assert "sft_tiny" not in printed
     assert len(printed.splitlines()) < 120
