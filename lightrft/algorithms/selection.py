@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
-from statistics import fmean, stdev
+from statistics import fmean, pvariance, stdev
 
 import torch
 from torch import Tensor
@@ -108,13 +108,34 @@ def random_responses(
     For rewards that need many responses, such as a majority vote, where learning from a part of them is enough: TTRL, Zuo
     et al. 2025 (https://arxiv.org/abs/2504.16084), votes among 64 and learns from 32.
     """
-    count = int(responses_to_learn_from)
-    if count < 1 or count != responses_to_learn_from:
-        raise ValueError(
-            f"algorithm.options.responses_to_learn_from={responses_to_learn_from}: must be a whole number, at least 1."
-        )
-    chosen = draw.sample(range(len(group)), min(count, len(group)))
+    chosen = draw.sample(range(len(group)), _whole(responses_to_learn_from, len(group)))
     return [group[i] for i in sorted(chosen)]
+
+
+def max_variance(
+    group: GroupOfTrajectories, draw: random.Random, *, responses_to_learn_from: float
+) -> list[Trajectory]:
+    """The given number of the group's responses whose rewards vary most, in their order; all if there are fewer.
+
+    Those are some with the highest and the others with the lowest rewards; of equal choices the one with most high ones, and of equal rewards
+    the first. PODS, Xu et al. 2025 (https://arxiv.org/abs/2504.13818), max-variance down-sampling: sampling a response costs a
+    third of learning from it, and what lies in the middle teaches least.
+    """
+    size = len(group)
+    count = _whole(responses_to_learn_from, size)
+    ranked = sorted(range(size), key=lambda i: -group[i].reward)
+    ends = [[*ranked[:high], *ranked[size - count + high :]] for high in range(count, -1, -1)]
+    chosen = max(ends, key=lambda places: pvariance([group[i].reward for i in places]))
+    return [group[i] for i in sorted(chosen)]
+
+
+def _whole(wanted: float, size: int) -> int:
+    """algorithm.options.responses_to_learn_from for a group of this size. ValueError for what is no number of responses."""
+    if wanted < 1 or int(wanted) != wanted:
+        raise ValueError(
+            f"algorithm.options.responses_to_learn_from={wanted}: must be a whole number, at least 1."
+        )
+    return min(int(wanted), size)
 
 
 ResponseFilter = Callable[[GroupOfTrajectories, random.Random], list[Trajectory]]
@@ -127,6 +148,7 @@ RESPONSE_FILTERS: dict[str, Callable[..., list[Trajectory]]] = {
     "best_random": best_random,
     "best_worst": best_worst,
     "random_responses": random_responses,
+    "max_variance": max_variance,
 }
 
 

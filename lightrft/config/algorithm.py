@@ -37,7 +37,7 @@ class AlgorithmConfig:
     sampled anew; with group_norm_by_part those whose normalised parts add up to 0), or an import path."""
     response_filter: str = "all"
     """Which responses of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
-    random_responses, or an import path."""
+    random_responses, max_variance (PODS), or an import path."""
     high_entropy_fraction: float = 1.0
     """Learn only from this fraction of the tokens, those with the highest entropy at sampling; 1 minus the quantile of other trainers. 1: all."""
     high_entropy_scope: Literal["batch", "sequence"] = "batch"

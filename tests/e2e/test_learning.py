@@ -48,6 +48,7 @@ ALGORITHMS = [
         ],
     ),
     (["pf_ppo"], []),
+    (["pods"], []),
     (["online_dpo"], []),
     (["maxrl"], []),
     (["pass_at_k"], ["--algorithm.options", "k", "2", "right_from", "0.25", "--steps", "60"]),

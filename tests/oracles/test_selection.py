@@ -4,6 +4,8 @@ import math
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from statistics import pvariance
 
 import pytest
 import torch
@@ -58,6 +60,28 @@ def test_random_answers_takes_so_many_in_their_order():
     assert chosen("random_responses", [0.0] * 2, responses_to_learn_from=3) == [0, 1]
     with pytest.raises(ValueError, match="responses_to_learn_from=2.5"):
         chosen("random_responses", [0.0] * 6, responses_to_learn_from=2.5)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_responses_that_vary_most_are_those_of_all_choices(seed):
+    """PODS: no other choice of so many has rewards of a larger variance."""
+    draw = random.Random(seed)
+    rewards = [draw.choice([0.0, 0.2, 0.5, 1.0, draw.random()]) for _ in range(7)]
+    count = draw.randint(1, 7)
+    taken = chosen("max_variance", rewards, responses_to_learn_from=count)
+    assert taken == sorted(set(taken))
+    assert len(taken) == count
+    largest = max(pvariance(some) for some in combinations(rewards, count))
+    assert pvariance([rewards[i] for i in taken]) == pytest.approx(largest, abs=1e-12)
+
+
+def test_the_responses_that_vary_most_by_hand():
+    assert chosen("max_variance", [0.0, 1.0, 1.0, 0.0, 1.0, 1.0], responses_to_learn_from=4) == [0, 1, 2, 3]
+    assert chosen("max_variance", [0.4, 0.5, 0.9, 0.1], responses_to_learn_from=2) == [2, 3]
+    assert chosen("max_variance", [0.5] * 4, responses_to_learn_from=2) == [0, 1], "of equals the first"
+    assert chosen("max_variance", [0.5] * 2, responses_to_learn_from=3) == [0, 1]
+    with pytest.raises(ValueError, match="responses_to_learn_from=0"):
+        chosen("max_variance", [0.0] * 6, responses_to_learn_from=0)
 
 
 @pytest.mark.parametrize("length", range(0, 130))
