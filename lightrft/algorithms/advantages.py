@@ -187,6 +187,9 @@ def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, T
     return _spread(groups.centred - (weighted / total)[groups.group], batch), _returns(batch)
 
 
+length_weighted_mean.counts_tokens = True  # type: ignore[attr-defined]
+
+
 def optimal_token_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """The reward still to come, minus the mean of the siblings' at the same token, weighted by how uncertain each response was so far.
 

@@ -94,6 +94,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         world.size,
         cost=parts.scaler.cost,
         needs_baseline=parts.algorithm.needs_baseline,
+        needs_squares=parts.algorithm.needs_squares,
         completed=parts.prompts.completed,
     )
     kind = parts.kind

@@ -15,22 +15,28 @@ from lightrft.workers.boxes import check_box
 
 
 def check_forks(config: Config, algorithm: Algorithm) -> None:
-    """ValueError for an algorithm that says of each token of a response something of its own, or compares rows as if they were responses."""
+    """ValueError for an algorithm that says of each token of a response something of its own, counts the tokens of its first row alone, or
+    compares rows as if they were responses."""
     if not config.environment.forks:
         return
-    row, wrong = config.algorithm, ""
-    if algorithm.needs_critic or algorithm.needs_turns or algorithm.needs_squares:
-        wrong = f"algorithm.advantage={row.advantage}"
-    elif row.high_entropy_fraction < 1:
-        wrong = f"algorithm.high_entropy_fraction={row.high_entropy_fraction:g}"
-    elif algorithm.needs_old:
-        wrong = "algorithm.teacher_in=advantage" if algorithm.needs_teacher else "algorithm.kl_in=reward"
-    elif algorithm.whole_groups:
-        wrong = f"algorithm.loss={row.loss}"
+    row = config.algorithm
+    alone = getattr(algorithm.functions["advantage"], "counts_tokens", False)
+    by_token = algorithm.needs_critic or algorithm.needs_turns or algorithm.needs_squares
+    refused = {
+        f"algorithm.advantage={row.advantage}": by_token or alone,
+        f"algorithm.loss={row.loss}": algorithm.whole_groups,
+        f"algorithm.high_entropy_fraction={row.high_entropy_fraction:g}": row.high_entropy_fraction < 1,
+        "algorithm.kl_in=reward": row.kl_coefficient != 0 and row.kl_in == "reward",
+        "algorithm.teacher_in=advantage": algorithm.needs_teacher and row.teacher_in == "advantage",
+        f"algorithm.gamma={row.gamma:g}": row.gamma != 1,
+        "algorithm.whiten=true": row.whiten,
+        f"algorithm.overlong_buffer={row.overlong_buffer}": row.overlong_buffer > 0,
+    }
+    wrong = next((setting for setting, here in refused.items() if here), "")
     if wrong:
         raise ValueError(
-            f"environment.forks=true with {wrong}: the rows of a response have one advantage, its own, and {wrong} needs more than that. Leave one of "
-            "them out."
+            f"environment.forks=true with {wrong}: the rows of a response have one advantage, that of the whole, and {wrong} asks of single tokens, or "
+            "counts those of one row. Leave one of them out."
         )
 
 

@@ -20,6 +20,9 @@ from lightrft.strategy.in_memory import restore
 from lightrft.trainer.rl import RLTrainer
 from lightrft.utils.seeding import restore_generators
 
+SKIPS = "skip_zero_advantage"
+"""Option of the update that capsules of earlier versions do not name."""
+
 
 def replay(run: Path, step: int) -> int:
     """Computes a captured step again and prints each metric beside the recorded one; 0 if all are equal, else 1."""
@@ -32,6 +35,8 @@ def replay(run: Path, step: int) -> int:
         resolved = RunFolder(Path(scratch)).config
         resolved.write_text(capsule.config_yaml, encoding="utf-8")
         config = layers.load([str(resolved)], Config)
+        if SKIPS not in capsule.config_yaml:  # of a version that read all responses
+            config = replace(config, update=replace(config.update, skip_zero_advantage=False))
         quiet = replace(config.log, progress=False, tensorboard=False, to=[], capture_steps=[])
         config = replace(config, log=quiet, rollout=with_own_engine(config.rollout, engine_of(config.model)))
         trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer

@@ -29,6 +29,8 @@ EngineSection = (
 
 SAMPLING = "sampling"
 """rollout.routing_replay: the experts chosen at sampling."""
+OFF = "off"
+"""rollout.routing_replay: none; routers choose anew in each pass."""
 OLD = "old"
 """rollout.routing_replay: those chosen when log-probs at sampling were computed."""
 

@@ -160,6 +160,8 @@ def added(known: Tensor | None, total: int, rows: Tensor) -> Tensor | None:
     """The experts of a response's first `total` tokens read, (total, M, K): those that are known, and of `rows`, which are of the last ones,
     those that are not. None if some lie between."""
     first, have = total - len(rows), 0 if known is None else len(known)
+    if first < 0:
+        raise ValueError(f"the engine tells the experts of {len(rows)} tokens, and {total} were read.")
     if first > have:
         return None
     return rows if known is None else torch.cat([known, rows[have - first :]])
@@ -177,6 +179,10 @@ def of_layers(rows: Any, routers: Routers) -> Tensor:
         raise ValueError(
             f"the engine tells experts of the shape {tuple(found.shape)}, and the model sends each token to {routers.per_token} experts in "
             f"{len(routers.layers)} layers."
+        )
+    if found.numel() and not (int(found.min()) >= 0 and int(found.max()) < routers.num_experts):
+        raise ValueError(
+            f"the engine tells experts from {int(found.min())} to {int(found.max())}, and the model has those from 0 to {routers.num_experts - 1}."
         )
     return found.to(routers.compact)
 

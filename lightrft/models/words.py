@@ -20,7 +20,7 @@ from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.types import Batch, Inputs, Prompt, Sampling, Trajectory
 
-BLANK = -1
+BLANK = -(2**62)
 """Group of a response from which nothing is learned and that counts nowhere."""
 COLUMNS = (
     "old",

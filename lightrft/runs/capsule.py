@@ -181,13 +181,20 @@ def read(run: Path, step: int) -> Capsule:
 
 
 def compare(recorded: Sequence[Mapping[str, float]], replayed: Sequence[Mapping[str, float]]) -> list[Row]:
-    """Every metric of every update beside its replay; updates are numbered from 0. NaN equals NaN."""
+    """Every metric of every update beside its replay; updates are numbered from 0. NaN equals NaN, and a metric that a recorded update does not
+    have, since its version did not know it, is no difference."""
     rows: list[Row] = []
     for update in range(max(len(recorded), len(replayed))):
         old = recorded[update] if update < len(recorded) else {}
         new = replayed[update] if update < len(replayed) else {}
         rows.extend(
-            (update, name, old.get(name), new.get(name), _same(old.get(name), new.get(name)))
+            (
+                update,
+                name,
+                old.get(name),
+                new.get(name),
+                (name not in old and bool(old)) or _same(old.get(name), new.get(name)),
+            )
             for name in {**old, **new}
         )
     return rows

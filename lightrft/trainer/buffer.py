@@ -32,10 +32,11 @@ class RolloutBuffer:
         *,
         cost: str = "",
         needs_baseline: bool = False,
+        needs_squares: bool = False,
         completed: Callable[[Prompt], Prompt] = lambda prompt: prompt,
     ) -> None:
         """`cost`: the part of a reward that answers must know, where there is a constraint. `needs_baseline`: answers must know
-        the reward of the greedy response. `completed` gives prompts back the media that are stored by name only. ValueError if
+        the reward of the greedy response. `needs_squares`: those scored before must know the column `squares`. `completed` gives prompts back the media that are stored by name only. ValueError if
         `ranks` cannot share replay.groups_per_step."""
         if config.groups_per_step % ranks:
             raise ValueError(
@@ -43,6 +44,7 @@ class RolloutBuffer:
             )
         self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
         self.cost, self.needs_baseline, self.completed = cost, needs_baseline, completed
+        self.needs_squares = needs_squares
         self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learned from in the next."""
         self.unfinished: list[Group] = []
@@ -175,6 +177,9 @@ class RolloutBuffer:
         if self.needs_baseline:
             why = "they were judged without a greedy response, which algorithm.advantage compares with since, and the weights have changed"
             _drop(why, kinds["carried_over"], replayable, lambda group: math.isnan(group[0].baseline))
+        if self.needs_squares:
+            why = "they were scored without the sum of squared probabilities that algorithm.advantage reads since, and the weights have changed"
+            _drop(why, kinds["carried_over"], replayable, _lacks_squares)
         for name, groups_now in kinds.items():
             setattr(self, name, groups_now)
         self.replayable = replayable
@@ -208,6 +213,10 @@ def _drop(
     carried_over[:], replayable[:] = waiting, earlier
 
 
+def _lacks_squares(group: Group) -> bool:
+    return any("old" in t.columns and "squares" not in t.columns for t in group)
+
+
 def _came_as(origin: Origin, groups: Sequence[Group]) -> None:
-    for t in (t for group in groups for t in group):
-        t.origin = origin
+    for row in (row for group in groups for t in group for row in (t, *t.forks)):
+        row.origin = origin

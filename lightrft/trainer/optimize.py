@@ -84,7 +84,7 @@ def _accumulate(
     read = rows if idle is None else worth_reading(rows, idle, batching.world)
     # A response with forks is one sequence: it weighs no more than others for having been asked in several rows.
     local = denominators(whole.mask, owners[whole.segments], len(answers))
-    counted = [*local, learned_groups(whole), len(rows) - len(read)]
+    counted = [*local, learned_groups(whole), _unread(answers, read)]
     tokens, sequences, groups, skipped = (int(x) for x in batching.world.sum(torch.tensor(counted)))
     parts = groups if averaging.by == "group" else sequences
     whole.weights = token_weights(whole, averaging.by, averaging.max_tokens, tokens, parts, owners)
@@ -115,8 +115,14 @@ def _accumulate(
     if told:
         divided.join()
     if keep_tokens:  # what a loss tells of all tokens, its weights, is known of those that it did not see
-        _tell_weights(answers, read, whole.weights)
+        _tell_weights(rows, read, whole.weights)
     return means, layout, total
+
+
+def _unread(answers: Sequence[Trajectory], read: Sequence[Trajectory]) -> int:
+    """How many responses have tokens, of which none is read."""
+    seen = {id(t) for t in read}
+    return sum(1 for t in answers if len(t) and not any(id(row) in seen for row in (t, *t.forks)))
 
 
 def _tell_weights(answers: Sequence[Trajectory], read: Sequence[Trajectory], weights: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightrft.algorithms.advantages import explained_variance
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.config import Config
-from lightrft.config.rollout import OLD, SAMPLING
+from lightrft.config.rollout import OFF, OLD, SAMPLING
 from lightrft.console.progress import Progress
 from lightrft.models.experts import routers_of
 from lightrft.models.kinds import Compute
@@ -60,9 +60,13 @@ class Scorer:
     ) -> dict[str, float]:
         """Fills the columns of `trajectories`; `waiting` ones get the log-probs that they have now, if any do. By all ranks."""
         self.progress.phase("score")
+        told = rows_of([*trajectories, *waiting])
         if self.config.rollout.routing_replay == SAMPLING:
             with self.world.independent():
-                check_told(rows_of(trajectories), self.config.rollout.engine)
+                check_told(told, self.config.rollout.engine)
+        elif self.config.rollout.routing_replay == OFF:  # those of a run that did, before a resume
+            for t in told:
+                t.experts = None
         with self.memory_plan(Phase.SCORE):
             filled = self._by_models(rows_of(trajectories), rows_of(waiting))
             whole = pack(trajectories, inputs=False)
@@ -109,7 +113,11 @@ class Scorer:
         """Columns old and entropy: under the actor's present weights, but of older tokens as the weights then sampled them."""
         self.fill(answers, self._sampled_at, *self._sampling_columns, take=self._keep_experts)
         for t in answers:
-            t.columns["old"][: t.stale] = torch.tensor(t.behavior[: t.stale])
+            sampled_at = torch.tensor(t.behavior[: t.stale])
+            if self.needs_squares and t.stale:
+                # 1 - 2 p + sum p^2 is read from both columns, and has to stay that of the present weights.
+                t.columns["squares"][: t.stale] += 2 * (sampled_at.exp() - t.columns["old"][: t.stale].exp())
+            t.columns["old"][: t.stale] = sampled_at
 
     def fill(
         self,

@@ -37,16 +37,16 @@ def worth_reading(answers: Sequence[Trajectory], idle: Idle, world: World) -> li
     """
     kept = {id(t) for t in answers if not idle(t)}
     present = {_kind(t) for t in answers if id(t) in kept}
-    shortest: dict[frozenset[str], tuple[int, int, int]] = {}
+    shortest: dict[frozenset[str], tuple[bool, int, int, int]] = {}
     for place, t in enumerate(answers):
         if len(t):
-            one = (len(t), t.group, place)
+            one = (without_mask(t), len(t), t.group, place)  # one with a token to report of, if there is any
             shortest[_kind(t)] = min(one, shortest.get(_kind(t), one))
     everywhere = world.gather((present, shortest))
     somewhere = set().union(*(kinds for kinds, _ in everywhere))
-    for kind, (length, group, place) in shortest.items():
-        first = min(others[kind][:2] for _, others in everywhere if kind in others)
-        if kind not in somewhere and (length, group) == first:
+    for kind, (*here, place) in shortest.items():
+        first = min(others[kind][:3] for _, others in everywhere if kind in others)
+        if kind not in somewhere and tuple(here) == first:
             kept.add(id(answers[place]))
     return [t for t in answers if id(t) in kept]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lightrft.environments.base import Reply
 from lightrft.environments.episodes import Failed
 from lightrft.trainer.responses import fork
 from lightrft.types import Message, Trajectory
+
+Ending = Literal["stop", "length", "turns", "paused"]
 
 
 @dataclass(eq=False)
@@ -27,10 +30,13 @@ class Talk:
     """The row in which the policy speaks now: the response, 0, or one of its forks."""
     ends: list[list[int]] = field(default_factory=list)
     """Tokens of each row up to the end of each turn of the policy in it."""
+    finishes: list[Ending] = field(default_factory=list)
+    """How the last turn of each row ended."""
 
     def open(self, t: Trajectory) -> None:
         """Begins with the first turn of a response."""
-        self.t, self.turns, self.number, self.ends = t, 0, 0, [[]]
+        self.t, self.turns, self.number = t, 0, 0
+        self.ends, self.finishes = [[]], [t.finish]
 
     @property
     def row(self) -> Trajectory:
@@ -41,8 +47,16 @@ class Talk:
         """The policy has spoken: how the response ends now, and where in its row that turn does."""
         row, self.turns = self.row, self.turns + 1
         row.said.append(Message(role="assistant", content=row.answer))
-        self.t.answer, self.t.finish = row.answer, row.finish
+        self.finishes[self.number] = row.finish
+        # A response one of whose rows was cut is a truncated one, whichever row came last.
+        self.t.answer, self.t.finish = row.answer, "length" if "length" in self.finishes else row.finish
         self.ends[self.number].append(len(row))
+
+    def drop_row(self) -> None:
+        """Forgets the newest row, in which nothing is said."""
+        for rows in (self.t.forks, self.ends, self.finishes):
+            rows.pop()
+        self.number = len(self.ends) - 1
 
     def turn_to(self, number: int, turns: int) -> bool:
         """Goes on behind the first `turns` turns of a row: in it where it ends there, else in a new one, which learns from what follows
@@ -56,5 +70,6 @@ class Talk:
             return False
         self.t.forks.append(fork(rows[number], kept, turns, len(rows)))
         self.ends.append(ends)
+        self.finishes.append("paused")
         self.number = len(rows)
         return True

@@ -177,6 +177,7 @@ class Conversations:
             try:
                 goes_on = self._replied(talk, reply, most)
             except _PastError as error:
+                episodes.end([talk.episode])  # nothing has failed there
                 failed.append((talk, Failed(str(error))))
                 continue
             if goes_on:
@@ -208,7 +209,7 @@ class Conversations:
             self._turns.count("forks", is_new)
             return True
         if is_new:  # nothing is said in it
-            t.forks.pop()
+            talk.drop_row()
         t.finish = "length"
         return False
 
@@ -274,6 +275,7 @@ class Conversations:
                 continue
             t.token_ids, t.mask, t.behavior, t.said, t.step_rewards, t.forks = [], [], [], [], [], []
             t.experts = None
+            self._turns.count("forks", -len(talk.ends[1:]))
             talk.open(t)
             talk.episode = episode
         return anew

@@ -153,6 +153,9 @@ def test_what_cannot_go_with_an_environment_is_refused_by_name(lightrft: Lightrf
             ["--algorithm.kl-coefficient", "0.1", "--algorithm.kl-in", "reward"],
             "algorithm.kl_in=reward",
         ),
+        (["opo"], [], "algorithm.advantage=length_weighted_mean"),
+        ([], ["--algorithm.whiten", "true"], "algorithm.whiten=true"),
+        ([], ["--algorithm.overlong-buffer", "4"], "algorithm.overlong_buffer=4"),
     ):
         done = lightrft("train", "tiny", *layers, *forks, *flags, status=2)
         assert f"environment.forks=true with {told}" in done

@@ -19,6 +19,7 @@ from lightrft.config import (
 )
 from lightrft.engines.base import give
 from lightrft.engines.native import native_engine
+from lightrft.environments.base import Reply
 from lightrft.environments.episodes import EnvironmentFailedError
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.logprobs import logprobs
@@ -31,6 +32,8 @@ from lightrft.trainer.flight import apart, mark_older
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.responses import share_with_forks
 from lightrft.trainer.rollout import rollout
+from lightrft.trainer.skipping import without_advantage
+from lightrft.trainer.talk import Talk
 from lightrft.types import Prompt, Record, Sampling, Terms, Trajectory
 
 TALKERS = str(Path(__file__).parents[1] / "unit/environments/talkers.py")
@@ -101,6 +104,62 @@ def test_turns_end_where_no_room_is_left_and_without_the_setting_it_is_a_failure
         bench(forks=False).groups(1)
 
 
+def test_responses_without_advantage_are_skipped_whole_and_counted_once(bench):
+    made = bench()
+    ts = made.groups(1)[0]
+    for place, t in enumerate(ts):
+        t.reward = float(place == 0)
+        for name in ("rewards", "advantages", "returns"):
+            t.columns[name] = torch.where(torch.tensor(t.mask), t.reward, 0.0)
+    share_with_forks(ts)
+    model = SingleTrainable(made.model, OptimizerConfig(max_grad_norm=0.0), total_updates=1)
+
+    def loss(batch):
+        values = logprobs(made.model, batch, temperature=1.0, max_logits=10**6).values
+        return Terms(-values * batch.advantages, {}, {}, {"weight": batch.weights})
+
+    batching = Batching(UpdateConfig(), World(), torch.device("cpu"))
+    (found,) = optimize(
+        model,
+        [(0, ts)],
+        loss,
+        averaging=Averaging("token", 50),
+        batching=batching,
+        keep_tokens=True,
+        idle=without_advantage,
+    )
+    assert found["update/skipped_responses"] == 2
+    assert all(len(row.learned["weight"]) == len(row) for row in rows_of(ts))
+
+
+def test_a_response_one_of_whose_rows_was_cut_is_truncated(bench):
+    (t, *_) = bench().groups(1)[0]
+    talk = Talk(1, 1, Reply())
+    talk.open(t)
+    t.forks, t.finish = [], "length"
+    talk.note_turn()
+    assert talk.turn_to(0, 0)
+    talk.row.finish = "stop"
+    talk.note_turn()
+    assert t.finish == "length"
+    talk.turn_to(0, 1)  # the first row goes on behind the turn that was cut, and ends
+    t.finish = "stop"
+    talk.note_turn()
+    assert t.finish == "stop"
+    assert talk.turn_to(1, 1) is False
+    assert talk.row is t.forks[0]
+    assert talk.turn_to(1, 0)
+    talk.drop_row()
+    assert (len(t.forks), talk.number) == (1, 1)
+
+
+def test_an_episode_whose_past_is_refused_is_ended(bench):
+    made = bench(forks=False, on_failure="drop")
+    assert all(t.failed for t in made.groups(1)[0])
+    (host,) = made.turns.episodes._runner.functions.values()
+    assert not host._episodes
+
+
 def test_a_response_with_forks_is_stored_copied_and_marked_older_whole(bench):
     ts = [t for group in bench().groups(2) for t in group]
     found = restored(stored(ts))
@@ -153,7 +212,7 @@ def test_the_gradient_is_that_of_all_rows_read_alone(average, budget, bench):
 
     def rows_loss(batch):
         values = logprobs(made.model, batch, temperature=1.0, max_logits=10**6).values
-        return Terms(-(values * batch.advantages), {}, {})
+        return Terms(-(values * batch.advantages), {}, {}, {"weight": batch.weights})
 
     right = []
     tokens = sum(sum(row.mask) for row in rows_of(ts))
@@ -193,8 +252,12 @@ def test_the_gradient_is_that_of_all_rows_read_alone(average, budget, bench):
             averaging=Averaging(average, 50),
             batching=batching,
             before_update=keep,
+            keep_tokens=True,
         )
     )
+    for row, weight in zip(rows_of(ts), (weight for _, weight in right), strict=True):
+        told = torch.where(torch.tensor(row.mask), weight, 0.0)
+        assert torch.allclose(row.learned["weight"], told, rtol=1e-6)
     for one, right in zip(found, wanted, strict=True):
         assert (one - right).abs().max() < 1e-6 * right.abs().max(), "weights are float32"
 

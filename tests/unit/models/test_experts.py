@@ -73,6 +73,12 @@ def test_layers_without_experts_are_left_out_of_what_engines_tell():
     with pytest.raises(ValueError, match=r"the shape \(2, 3, 2\)"):
         of_layers(torch.zeros(2, 3, 2), routers)
     assert Routers((0,), 1, 512, 2).compact == torch.int16
+    for wrong in (-1, 8):
+        with pytest.raises(
+            ValueError,
+            match=f"experts from {min(wrong, 0)} to {max(wrong, 0)}, and the model has those from 0 to 7",
+        ):
+            of_layers(torch.tensor([[[0, wrong]]]), routers)
 
 
 def test_rows_of_a_response_that_goes_on_are_added_behind_those_known():
@@ -81,6 +87,8 @@ def test_rows_of_a_response_that_goes_on_are_added_behind_those_known():
     assert added(rows[:3], 5, rows).flatten().tolist() == [0, 1, 2, 3, 4]
     assert added(rows[:3], 5, rows[3:]).flatten().tolist() == [0, 1, 2, 3, 4]
     assert added(rows[:2], 5, rows[3:]) is None  # one between is not known
+    with pytest.raises(ValueError, match="experts of 5 tokens, and 4 were read"):
+        added(None, 4, rows)
 
 
 def test_experts_are_saved_with_responses():

@@ -267,7 +267,10 @@ def test_metrics_are_compared_bit_for_bit_by_update_and_name():
     assert rows[0] == (0, "loss", 0.1, 0.1, True)
     assert rows[1][1] == "kl"
     assert rows[1][4]
-    assert rows[2:] == [(0, "new", None, 2.0, False), (1, "loss", 1.0, None, False)]
+    assert rows[2:] == [(0, "new", None, 2.0, True), (1, "loss", 1.0, None, False)], (
+        "new is of a later version"
+    )
+    assert compare([], [{"loss": 1.0}]) == [(0, "loss", None, 1.0, False)], "an update more"
 
 
 def test_the_smallest_difference_and_the_sign_of_zero_count():

@@ -116,6 +116,25 @@ def test_ranks_share_what_comes_again():
         RolloutBuffer(ReplayConfig(groups_per_step=3), ranks=2)
 
 
+def test_what_was_scored_without_a_column_that_the_advantage_reads_since_is_forgotten():
+    memory = RolloutBuffer(ReplayConfig(groups_per_step=3))
+    scored, whole, waiting = groups_of(1)
+    for t in (*scored, *whole):
+        t.columns["old"] = torch.zeros(len(t))
+    for t in whole:
+        t.columns["squares"] = torch.zeros(len(t))
+    memory.carried_over = [
+        scored,
+        whole,
+        waiting,
+    ]  # the last has no log-probs yet, and gets the column with them
+    packed = memory.packed(memory.state())
+    for needs, kept in [(False, 3), (True, 2)]:
+        again = RolloutBuffer(ReplayConfig(groups_per_step=3), needs_squares=needs)
+        again.load(packed)
+        assert len(again.carried_over) == kept
+
+
 def test_answers_that_do_not_know_a_cost_that_was_added_since_are_forgotten():
     memory = RolloutBuffer(ReplayConfig())
     memory.carried_over = groups_of(1)
