@@ -104,7 +104,10 @@ def test_an_agent_program_trains_what_it_asks(lightrft: Lightrft):
 
 
 def test_conversations_that_fork_are_learned_replayed_saved_shown_and_resumed(lightrft: Lightrft):
+    """By a mixture of experts, whose choices at sampling are replayed in each row."""
     forking = [
+        *("--model", "random:qwen3_moe", "--rollout.routing-replay", "sampling"),
+        *("--algorithm.router-aux-coefficient", "-1"),
         *("--environment.name", f"{HERE.parent}/unit/environments/talkers.py:Forking"),
         *("--environment.forks", "true", "--environment.turn-tokens", "6", "--environment.workers", "1"),
         *("--rewards.functions", "environment", "1", "--replay.groups-per-step", "2", "--update.epochs", "2"),
@@ -114,6 +117,7 @@ def test_conversations_that_fork_are_learned_replayed_saved_shown_and_resumed(li
     lightrft("train", "--resume", "run", "--steps", "3")
     found = steps(lightrft.cwd / "run")
     assert [row["environment/forks"] for row in found] == [2 * row["counts/responses"] for row in found]
+    assert all(row["router/replayed"] == 1 and row["mismatch/max"] < 1e-5 for row in found)
     rows = trajectories.load(lightrft.cwd / "run", 3)
     assert {row["origin"] for row in rows} == {"sampled", "replayed"}
     for row in rows:
