@@ -104,8 +104,7 @@ def build_run(
 ) -> Run:
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
-    world = World.current(config.strategy.sequence_parallel)
-    device = pick_device(config.strategy.device)
+    world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
     setup = made_of(world)

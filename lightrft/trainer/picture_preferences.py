@@ -37,7 +37,7 @@ class PicturePreferences(PolicyPreferences):
         )
 
     def falling(self, by: float) -> str:
-        """That the errors of the better pictures have grown: what a picture is worth is minus half of them."""
+        """Says that the errors on the better pictures have grown: what a picture is worth is minus half of them."""
         return (
             "the network's errors on the better pictures are larger than the reference's, "
             f"by {2 * by:.2g} now (mean squares, added up over pictures.levels)"

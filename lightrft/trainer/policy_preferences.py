@@ -91,7 +91,7 @@ class PolicyPreferences:
         )
 
     def falling(self, by: float) -> str:
-        """That the better responses have become less likely."""
+        """Says that the better responses have become less likely."""
         return f"the better responses have become less likely than they were for the reference, by {by:.2f} nats now"
 
     def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:

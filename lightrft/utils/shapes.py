@@ -102,7 +102,7 @@ def _found(colour: str, mask: Any) -> Found:
 
 
 def _shape(mask: Any) -> str:
-    """Which of SHAPES covers most of the same pixels as this part in the box around it; empty where none is close, where the box is too small
+    """The one of SHAPES that covers most of the same pixels as this part in the box around it; empty where none is close, where the box is too small
     or too narrow to tell, and for a part with a hole."""
     import numpy
 
