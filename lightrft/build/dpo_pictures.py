@@ -21,6 +21,7 @@ from lightrft.models.picture_pairs import GivenPictures
 from lightrft.models.pictures import blank_step, step_layout
 from lightrft.models.pipelines import FlowSource
 from lightrft.parallel.world import World
+from lightrft.strategy.memory import Resident, Tensors
 from lightrft.trainer.offline import HeldOut
 from lightrft.trainer.picture_preferences import PicturePreferences
 from lightrft.trainer.policy_preferences import OUTPUT
@@ -54,8 +55,17 @@ def of_pictures(config: DPOConfig, run: Path, world: World) -> offline.Setup:
         outputs=[objective.output],
         layout=lambda answers, _: step_layout(answers, processor.width),
         blank=partial(blank_step, processor, 0, 2),
+        residents=partial(readers, given),
         write=lambda _, weights, folder: given.pipeline.write(weights, folder),
     )
+
+
+def readers(given: GivenPictures) -> dict[str, Resident]:
+    """The VAE, which loads with this call, as a resident of device memory; nothing of a pipeline without one."""
+    vae, device = given.vae, given.device
+    if vae is None:
+        return {}
+    return {"vae": Tensors(lambda: list(vae.parameters()), str(device), moves=device.type != "cpu")}
 
 
 def check_options(config: DPOConfig, path: str) -> None:
@@ -66,7 +76,8 @@ def check_options(config: DPOConfig, path: str) -> None:
             raise ValueError(
                 f"{option}={getattr(config, option)}: {path}, and this is of words. Leave it out."
             )
-    refuse_idle("update", config.update, ["share_prompts"], because=path, cure="take a language model")
+    idle = ["share_prompts", "logits_per_chunk"]
+    refuse_idle("update", config.update, idle, because=path, cure="take a language model")
     names = ["fps", "max_frames", "max_seconds"]
     refuse_idle("media", config.media, names, because=path, cure="take a language model")
     if config.tasks.on_long_prompt == "truncate_left":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -42,9 +43,14 @@ def build_memory_plan(
 
 
 def build_sft_memory_plan(
-    model: Trainable, device: torch.device, reference: Frozen | None = None, engine: Engine | None = None
+    model: Trainable,
+    device: torch.device,
+    reference: Frozen | None = None,
+    engine: Engine | None = None,
+    readers: Mapping[str, Resident] = MappingProxyType({}),
 ) -> MemoryPlan:
-    """The memory plan of a run that learns from given responses; held-out losses need no optimizer, and an engine samples for people only."""
+    """The memory plan of a run that learns from given responses; held-out losses need no optimizer, an engine samples for people only, and `readers` read
+    what is learned from before it is scored."""
     memory_plan = MemoryPlan(
         lambda: device_bytes(device), lambda: release_memory(device), most=lambda: most_device_bytes(device)
     )
@@ -57,4 +63,6 @@ def build_sft_memory_plan(
         memory_plan.add(f"reference {name}", part, *RESIDENCY[f"reference {name}"])
     for name, part in (engine.parts() if engine is not None else {}).items():
         memory_plan.add(f"engine {name}", part, *RESIDENCY[f"engine {name}"])
+    for name, part in readers.items():
+        memory_plan.add(name, part, Phase.SCORE)
     return memory_plan

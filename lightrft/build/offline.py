@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from lightrft.parallel.world import World
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
-from lightrft.strategy.memory import MemoryPlan
+from lightrft.strategy.memory import MemoryPlan, Resident
 from lightrft.tasks.table import Split, Task, load_tasks
 from lightrft.trainer.batching import Batching
 from lightrft.trainer.held_out import HeldOutSamples
@@ -78,6 +78,8 @@ class Setup:
     """What the model reads for some responses."""
     blank: Callable[[], Trajectory] | None = None
     """A response to be computed and not learned from; None: one of a token."""
+    residents: Callable[[], Mapping[str, Resident]] = dict
+    """What else reads the data on the device, by name: needed where prompts are opened."""
     write: Write | None = None
     """Writes RUN/model; None: as a language model."""
 
@@ -102,8 +104,7 @@ def build_run(
 ) -> Run:
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
-    world = World.current(config.strategy.sequence_parallel)
-    device = pick_device(config.strategy.device)
+    world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
     setup = made_of(world)
@@ -115,7 +116,8 @@ def build_run(
     state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(setup.source, config.optimizer, steps)
     reference = build_reference(setup.source, model, strategy) if setup.judgement is not None else None
-    memory_plan = build_sft_memory_plan(model, device, reference, engine := setup.engine(strategy, model))
+    engine = setup.engine(strategy, model)
+    memory_plan = build_sft_memory_plan(model, device, reference, engine, setup.residents())
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     batching = build_batching(config, setup, world, device)
     trainer = OfflineTrainer(

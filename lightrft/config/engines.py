@@ -80,8 +80,8 @@ class DenoiseConfig:
     spread at all levels of noise (RatioNorm of GRPO-Guard); a response then keeps half as many states again."""
     weighting: Literal["even", "noise", "inverse_span"] = "even"
     """How much a step weighs in the policy loss, 1 on average over `first` to `until`. even: each the same. noise: in proportion to its
-    deviation (noise-aware weighting of TempFlow-GRPO). inverse_span: to 1 / |dt| (GRPO-Guard),
-    of noise=sde, where a step then moves its mean by as much as any other."""
+    deviation (noise-aware weighting of TempFlow-GRPO). inverse_span: in proportion to 1 / |dt|, so that long steps do not outweigh short ones
+    (GRPO-Guard); only with noise=sde."""
     guidance: float = 1.0
     """Classifier-free guidance (guidance_scale), in training too; 1: none, at half the cost."""
     height: int = 0

@@ -12,6 +12,8 @@ GREEDY = "greedy_baseline"
 """The advantage that compares with a picture without noise on the way."""
 NEED_PROBABILITIES = ("dppo", "dppo_kl", "dcpo", "orpo")
 """Losses that compute with the probability of a token, where a step of drawing has a density."""
+NEED_LOGPROBS = ("dpo", "robust", "ipo", "hinge", "simpo")
+"""Losses that compare log-probs with the reference's or with each other's, not only with those of the same step under other weights of the policy."""
 OTHER_ADVANTAGES = {
     "gae": "and a critic reads words",
     "optimal_token_baseline": "whose steps have densities and no probabilities",
@@ -97,6 +99,11 @@ def _check_algorithm(config: Config, path: str) -> None:
     if config.rollout.denoise.likelihood == "normed" and row.kl_coefficient and row.kl != EXACT:
         raise ValueError(
             f"algorithm.kl={row.kl} with rollout.denoise.likelihood=normed: {path}, and normed log-probs estimate no divergence. Set algorithm.kl={EXACT}."
+        )
+    if config.rollout.denoise.likelihood == "normed" and row.loss in NEED_LOGPROBS:
+        raise ValueError(
+            f"algorithm.loss={row.loss} with rollout.denoise.likelihood=normed: {path}, and normed log-probs are told from the weights that drew a picture "
+            "alone. Set rollout.denoise.likelihood=mean, or algorithm.loss=clipped."
         )
     refuse_idle(
         "algorithm", row, idle, because=f"{path}, of which it is not known", cure="take a language model"

@@ -79,7 +79,7 @@ def model_folder(config: ModelConfig) -> str:
     path = config.path.removeprefix(RANDOM)
     if is_pipeline(config):
         raise ValueError(
-            f"model.path={path} is a diffusion pipeline, which `lightrft train`, `plan`, `evaluate`, `check`, `export` and `replay` take; here a language model is read."
+            f"model.path={path} is a diffusion pipeline, which `lightrft train`, `dpo`, `evaluate`, `check`, `export`, `replay`, and `plan` for `train` take; here a language model is read."
         )
     if not path:
         raise ValueError(

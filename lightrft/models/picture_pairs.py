@@ -24,6 +24,9 @@ from lightrft.models.schedule import Schedule
 from lightrft.types import Batch, Steps
 from lightrft.utils.imports import require
 
+GIVEN = "pictures"
+"""Section of the settings of given pictures."""
+
 
 @dataclass(frozen=True)
 class GivenPictures:
@@ -33,7 +36,7 @@ class GivenPictures:
     pipeline: Pipeline
     processor: PictureProcessor
     device: torch.device
-    """Where the VAE reads pictures."""
+    """Where the VAE reads pictures, as a resident of the memory plan."""
 
     @classmethod
     def of(cls, config: DPOConfig, device: torch.device) -> GivenPictures:
@@ -50,14 +53,14 @@ class GivenPictures:
             noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
             height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
         )  # fmt: skip
-        check_text(pipeline, drawing)
+        check_text(pipeline, drawing, GIVEN)
         FlowSource(config.model).check_adapters()
-        shape, width = state_shape(pipeline, drawing)
+        shape, width = state_shape(pipeline, drawing, GIVEN)
         if not pipeline.has_vae and shape[0] not in (1, 3):
             raise ValueError(
                 f"{path} without a VAE, whose states have {shape[0]} channels: no pixels. Take one with its VAE."
             )
-        found = cls(config, pipeline, PictureProcessor(pipeline, drawing, shape, width), device)
+        found = cls(config, pipeline, PictureProcessor(pipeline, drawing, shape, width, GIVEN), device)
         _ = found.schedule.levels
         return found
 
@@ -73,8 +76,9 @@ class GivenPictures:
         return schedule(self.processor, self.num_levels)
 
     @cached_property
-    def _vae(self) -> Any:
-        return self.pipeline.vae(self.device)
+    def vae(self) -> Any:
+        """What reads pictures, on the CPU until a memory plan brings it to the device; None of a pipeline that draws pixels."""
+        return self.pipeline.vae(torch.device("cpu"))
 
     @torch.no_grad()
     def state(self, source: Any) -> Tensor:
@@ -89,7 +93,9 @@ class GivenPictures:
         x = torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0).float() / 127.5 - 1
         if not self.pipeline.has_vae:
             return x if channels == 3 else x.mean(0, keepdim=True)
-        found: Tensor = self.pipeline.family.encode(self._vae, x[None].to(self.device))[0]
+        found: Tensor = self.pipeline.family.encode(self.vae, x[None].to(next(self.vae.parameters()).device))[
+            0
+        ]
         return found.float().cpu()
 
     def noised(self, state: Tensor, noise: Tensor, places: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ from lightrft.types import Batch, Message, Prompt, Record, Sampling, Steps, Traj
 
 REMEMBERED = 256
 """Prompts whose conditions are kept, the last used ones."""
+DRAWN = "rollout.denoise"
+"""Section of the settings of what is drawn."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class PictureProcessor:
     """Channels, rows and columns of a state, with frames before the rows where clips are drawn."""
     width: int
     """Positions the network reads for a step."""
+    section: str = DRAWN
+    """Section of the settings that `config` is of, as messages name it."""
     day: datetime | None = None
     media = None
     can_defer = False
@@ -72,13 +76,13 @@ class PictureProcessor:
         return len(self.tokenizer)
 
     def prompt(self, record: Record) -> Prompt:
-        """The last message as a prompt. ValueError for one longer than the text encoder reads, of which it would see only a part."""
+        """The message as a prompt. ValueError for one longer than the text encoder reads, of which it would see only a part."""
         text = said(record.messages)
         tokens = list(self.tokenizer(text)["input_ids"])
         if len(tokens) > self._longest:
             raise ValueError(
                 f"{record.id}: the prompt has {len(tokens)} tokens, and the text encoder reads {self._longest}. Shorten it, or raise "
-                "rollout.denoise.max_text_tokens where the encoder can read more."
+                f"{self.section}.max_text_tokens where the encoder can read more."
             )
         return Prompt(record.id, tokens, record.messages, record.target, record.source, width=self.width)
 
@@ -229,8 +233,14 @@ def blank_step(processor: PictureProcessor, place: int, kept: int) -> Trajectory
 
 
 def said(messages: Sequence[Message]) -> str:
-    """The text of the last message, which is what is to be drawn. ValueError for one that holds more than text."""
-    content = messages[-1]["content"]
+    """The text of the message that says what is to be drawn. ValueError for one that holds more than text, and for more messages than one: nothing
+    would read the others."""
+    if len(messages) != 1:
+        raise ValueError(
+            f"the prompt has {len(messages)} messages ({', '.join(m['role'] for m in messages)}), and the pipeline of model.path reads one text. Write all "
+            "that is to be drawn into one message of the user, without a field 'system'."
+        )
+    content = messages[0]["content"]
     if isinstance(content, str):
         return content
     if any(part.get("type") != "text" for part in content):
@@ -273,37 +283,40 @@ def check_steps(processor: PictureProcessor) -> None:
             ) from error
 
 
-def check_text(pipeline: Pipeline, options: DenoiseConfig) -> None:
-    """ValueError for a length of texts where no text encoder is told one."""
+def check_text(pipeline: Pipeline, options: DenoiseConfig, section: str = DRAWN) -> None:
+    """ValueError, naming the `section` of these options, for a length of texts where no text encoder is told one."""
     if not pipeline.family.long:
         cure = "take a pipeline with a long text encoder, such as Stable Diffusion 3"
         because = f"model.path={pipeline.config.path}, whose text encoders read a length of their own"
-        refuse_idle("rollout.denoise", options, ["max_text_tokens"], because=because, cure=cure)
+        refuse_idle(section, options, ["max_text_tokens"], because=because, cure=cure)
 
 
-def state_shape(pipeline: Pipeline, options: DenoiseConfig) -> tuple[tuple[int, ...], int]:
-    """The shape of a latent, and the positions a step reads. ValueError for a size that cannot be cut into patches or frames."""
+def state_shape(
+    pipeline: Pipeline, options: DenoiseConfig, section: str = DRAWN
+) -> tuple[tuple[int, ...], int]:
+    """The shape of a latent, and the positions a step reads. ValueError, naming the `section` of these options, for a size that cannot be cut into
+    patches or frames."""
     family, made_for = pipeline.family, pipeline.family.sides(pipeline.shape)
     patch, sides = family.patch(pipeline.shape), []
     for name, plain in zip(("height", "width"), made_for, strict=True):
         pixels, unit = getattr(options, name), pipeline.scale * patch
         if pixels % unit:
             raise ValueError(
-                f"rollout.denoise.{name}={pixels}: {pipeline.config.path} draws multiples of {unit} pixels. Set it to "
+                f"{section}.{name}={pixels}: {pipeline.config.path} draws multiples of {unit} pixels. Set it to "
                 f"{max(1, round(pixels / unit)) * unit}."
             )
         sides.append(pixels // pipeline.scale or plain)
-    frames = _frames(pipeline, options)
+    frames = _frames(pipeline, options, section)
     positions = math.prod(frames) * (sides[0] // patch) * (sides[1] // patch)
     return (family.channels(pipeline.shape), *frames, *sides), positions + options.max_text_tokens
 
 
-def _frames(pipeline: Pipeline, options: DenoiseConfig) -> tuple[int, ...]:
+def _frames(pipeline: Pipeline, options: DenoiseConfig, section: str) -> tuple[int, ...]:
     """How many frames a latent has, where it has some. ValueError for a clip that the pipeline cannot draw."""
-    told, unit = f"rollout.denoise.frames={options.frames}: {pipeline.config.path} draws", pipeline.frames
+    told, unit = f"{section}.frames={options.frames}: {pipeline.config.path} draws", pipeline.frames
     if not unit:
         if options.frames > 1:
-            raise ValueError(f"{told} pictures, not clips. Set rollout.denoise.frames=1.")
+            raise ValueError(f"{told} pictures, not clips. Set {section}.frames=1.")
         return ()
     if (options.frames - 1) % unit:
         raise ValueError(

@@ -35,16 +35,13 @@ class Schedule:
     @cached_property
     def weights(self) -> Tensor:
         """(steps,) float32: how much each step weighs in the policy loss, of mean 1 over those that noise may enter. They depend on the settings
-        alone: not on what else is learned from, nor on the place of a window."""
-        config, before, after = self.config, self.levels.before, self.levels.after
-        may = slice(config.first, config.end)
-        s, to = before[may, None], after[may, None]
+        alone: not on what else is learned from, nor on the place of a window. The other steps weigh by the same rule: a response from before
+        `first` or `until` was changed has some."""
+        config, s, to = self.config, self.levels.before[:, None], self.levels.after[:, None]
         nothing = torch.zeros_like(s)
-        step = STEPS[config.noise](nothing, nothing, s, to, config.level, after[0])
+        step = STEPS[config.noise](nothing, nothing, s, to, config.level, to[0, 0])
         weights = WEIGHTINGS[config.weighting](step, s, to).flatten()
-        found = torch.zeros(self.steps)
-        found[may] = (weights / weights.mean()).float()
-        return found
+        return (weights / weights[config.first : config.end].mean()).float()
 
     def velocity(
         self, module: nn.Module, x: Tensor, places: Tensor, conditions: Mapping[str, Tensor]

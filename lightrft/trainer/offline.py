@@ -107,12 +107,16 @@ class OfflineTrainer:
 
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
         """One update. Its metrics and its responses."""
-        self.journal.progress.phase("train")
-        drawn = self.draw(step)
-        share, told = balanced(drawn, self.world), dict[str, float]()
-        if self.referee is not None:
+        told = dict[str, float]()
+        if self.referee is None:
+            self.journal.progress.phase("train")
+            drawn = self.draw(step)
+            share = balanced(drawn, self.world)
+        else:
             self.journal.progress.phase("score")
-            with self.memory_plan(Phase.SCORE):
+            with self.memory_plan(Phase.SCORE):  # what reads pictures is on the device then
+                drawn = self.draw(step)
+                share = balanced(drawn, self.world)
                 told = self.referee.score(share, first=step == 1)
             self.journal.progress.phase("train")
         self.whole = False

@@ -28,6 +28,21 @@ class PicturePreferences(PolicyPreferences):
         """A picture is worth the mean over its levels of noise."""
         return True
 
+    @property
+    def advice(self) -> str:
+        """What may make the errors of equal models differ."""
+        return (
+            "they do not give the same errors. A network that drops units at random must not while it learns here; set model.dtype=float32 to see "
+            "whether rounding is the cause."
+        )
+
+    def falling(self, by: float) -> str:
+        """Says that the errors on the better pictures have grown: what a picture is worth is minus half of them."""
+        return (
+            "the network's errors on the better pictures are larger than the reference's, "
+            f"by {2 * by:.2g} now (mean squares, added up over pictures.levels)"
+        )
+
     def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:
         """The pictures of a comparison, with the same noise at the same levels in each.
 

@@ -82,6 +82,18 @@ class PolicyPreferences:
         """Every prompt weighs the same."""
         return Averaging("group", 1)
 
+    @property
+    def advice(self) -> str:
+        """What may make the log-probs of equal models differ."""
+        return (
+            "they do not give the same log-probs. A model that drops units at random must not while it learns here; set "
+            "model.attention=separate to see whether packing is the cause, or model.dtype=float32 for rounding."
+        )
+
+    def falling(self, by: float) -> str:
+        """Says that the better responses have become less likely."""
+        return f"the better responses have become less likely than they were for the reference, by {by:.2f} nats now"
+
     def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:
         """All graded responses to the prompt."""
         return siblings(prompt, group)

@@ -32,6 +32,15 @@ class Judgement(Protocol):
         """Whether its loss takes the divergence from the reference, as Trajectory.baseline."""
         ...
 
+    @property
+    def advice(self) -> str:
+        """What to say where policy and reference do not agree in the first step: what differs, and what to try."""
+        ...
+
+    def falling(self, by: float, /) -> str:
+        """What to say where the better responses have fallen `by` so much below what they were worth to the reference."""
+        ...
+
     def logprobs(self, model: Trainable | Frozen, batch: Batch, /) -> Tensor:
         """(T,) log p of each token of a response."""
         ...
@@ -106,8 +115,7 @@ class Referee:
         if not abs(found_mean - right_mean) <= TOLERANCE * max(1.0, abs(right_mean)):
             raise ValueError(
                 f"the loss of the first step is {found_mean:.6f}, and while policy and reference are the same model it must be "
-                f"{right_mean:.6f}: they do not give the same log-probs. A model that drops units at random must not while it learns "
-                "here; set model.attention=separate to see whether packing is the cause, or model.dtype=float32 for rounding."
+                f"{right_mean:.6f}: {self.judgement.advice}"
             )
 
     def watch(self, metrics: dict[str, float]) -> None:
@@ -117,9 +125,8 @@ class Referee:
         self.shifts.append(metrics["logp_shift/chosen"])
         if len(self.shifts) == FALLING and max(self.shifts) < 0 and self.shifts[-1] < self.shifts[0]:
             log.warning(
-                "the better responses have become less likely than they were for the reference, for %d steps and by %.2f nats now: the "
-                "loss asks for a difference only. Add sft_coefficient (0.1 to 1), or lower optimizer.learning_rate.",
-                FALLING, -self.shifts[-1],
+                "%s, in each of %d steps: the loss asks for a difference only. Add sft_coefficient (0.1 to 1), or lower optimizer.learning_rate.",
+                self.judgement.falling(-self.shifts[-1]), FALLING,
             )  # fmt: skip
             self.shifts.clear()
 

@@ -13,14 +13,19 @@ pytest.importorskip("diffusers", reason="diffusers is not installed: pip install
 
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build.dpo_pictures import of_pictures
+from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.reward import bound_loss
-from lightrft.config import DPOConfig, ModelConfig
+from lightrft.config import DPOConfig, ModelConfig, OptimizerConfig
 from lightrft.config.data import TaskConfig
 from lightrft.config.dpo import PicturePairsConfig
+from lightrft.config.training import UpdateConfig
 from lightrft.datasets.sides import Side
 from lightrft.engines.denoise import normals
 from lightrft.engines.sampling import stream
+from lightrft.models.demands import check_parts
 from lightrft.parallel.world import World
+from lightrft.strategy.memory import Phase
+from lightrft.strategy.single import SingleTrainable
 from lightrft.trainer.batching import pack
 from lightrft.types import Record
 from tests.pipelines import qwen_pipeline, sd3_pipeline, sd_pipeline, wan_pipeline
@@ -178,7 +183,8 @@ REFUSED = {
     "average": ({"average": "sum"}, "average=sum: .* Leave it out"),
     "length": ({"max_tokens": 5}, "max_tokens=5"),
     "cut": ({"tasks": TaskConfig(on_long_prompt="truncate_left")}, "on_long_prompt=truncate_left"),
-    "odd": ({"pictures": {"height": 17}}, "denoise.height=17|pictures.height=17"),
+    "odd": ({"pictures": {"height": 17}}, "^pictures.height=17: .* Set it to 16"),
+    "chunk": ({"update": UpdateConfig(logits_per_chunk=8)}, "update.logits_per_chunk=8 has no effect"),
 }
 
 
@@ -189,6 +195,53 @@ def test_what_pictures_have_not_is_refused_by_name(name, tmp_path):
     (tmp_path / "transformer/diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=told):
         of_pictures(settings(tmp_path, **changes), tmp_path, World())
+
+
+def test_a_length_of_texts_is_named_as_lightrft_dpo_names_it(pair, tmp_path):
+    kind, _, setup, _ = pair
+    told = "raise pictures.max_text_tokens"
+    with pytest.raises(ValueError, match=told):
+        setup.processor.prompt(Record("1", [{"role": "user", "content": "five " * 300}], None, "pairs"))
+    if kind == "noise":
+        sd_pipeline().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="^pictures.max_text_tokens=77 has no effect"):
+            of_pictures(settings(tmp_path, pictures={"max_text_tokens": 77}), tmp_path, World())
+
+
+def test_what_would_not_be_read_before_the_text_is_refused(pair):
+    _, _, setup, _ = pair
+    led = [{"role": "system", "content": "in blue"}, {"role": "user", "content": "a cat"}]
+    talk = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "A cat?"}, led[1]]
+    for messages in (led, talk):
+        with pytest.raises(ValueError, match=f"has {len(messages)} messages .* reads one text"):
+            setup.processor.prompt(Record("1", messages, None, "pairs"))
+
+
+def test_where_models_differ_at_first_the_advice_is_of_what_a_pipeline_takes(pair):
+    objective = pair[2].objective
+    assert "model.attention" not in objective.advice
+    assert "model.dtype=float32" in objective.advice
+    said = objective.falling(0.002)
+    assert "larger than the reference's, by 0.004 now" in said
+    assert "nats" not in said
+    assert "likely" not in said
+    with pytest.raises(
+        ValueError, match="model.attention=separate"
+    ):  # what the words of a language model advise
+        check_parts(replace(objective.config, model=ModelConfig(path="x", attention="separate")), "x")
+
+
+def test_the_vae_is_on_the_device_only_while_pictures_are_read(pair):
+    _, _, setup, _ = pair
+    model = SingleTrainable(torch.nn.Linear(2, 2), OptimizerConfig(), 1)
+    residents = setup.residents()
+    plan = build_sft_memory_plan(model, torch.device("cpu"), readers=residents)
+    given = setup.objective.given
+    if not given.pipeline.has_vae:
+        assert residents == {}
+        return
+    assert residents["vae"].nbytes() == sum(4 * p.numel() for p in given.vae.parameters()) > 0
+    assert plan._rows["vae"] == (residents["vae"], {Phase.SCORE})
 
 
 def test_clips_are_refused(tmp_path):

@@ -197,7 +197,9 @@ def test_a_falling_log_prob_of_the_better_responses_is_told(caplog):
     resumed.load(referee.state())  # a resume remembers the steps before it
     referee = resumed
     referee.watch({"logp_shift/chosen": -1.5})
-    assert "less likely than they were for the reference, for 10 steps and by 1.50 nats" in caplog.text
+    assert (
+        "less likely than they were for the reference, by 1.50 nats now, in each of 10 steps" in caplog.text
+    )
     for step in range(20):
         referee.watch({"logp_shift/chosen": 0.1 * step})
     assert len(caplog.records) == 1

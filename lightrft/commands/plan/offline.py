@@ -21,6 +21,7 @@ from lightrft.commands.plan.report import memory_as_json, memory_table, show_ver
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import DPOConfig, OfflineConfig, RewardTrainingConfig, check_backend
 from lightrft.config.plan import Hardware
+from lightrft.models.describe import is_pipeline
 from lightrft.models.lora import starts_as_base
 from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
@@ -138,6 +139,11 @@ def learner(config: OfflineConfig) -> tuple[Source, bool, int]:
     if isinstance(config, RewardTrainingConfig):
         return build_model(config)[1], False, 2
     if isinstance(config, DPOConfig):
+        if is_pipeline(config.model):
+            raise ValueError(
+                f"model.path={config.model.path} is a diffusion pipeline, which `lightrft dpo` learns with, and `lightrft plan dpo` does not know what that "
+                "takes. Plan a run that draws, `lightrft plan LAYERS`, or try `lightrft dpo` for a step: its metrics tell the memory."
+            )
         objective = PolicyPreferences(config, bound_loss(config, POLICY_LOSSES))
         return Source(config.model), objective.needs_reference, 2 if objective.compares else 1
     return Source(config.model), False, 1

@@ -7,9 +7,11 @@ import re
 
 import pytest
 
+from lightrft.algorithms.online_preference import ONLINE_LOSSES
 from lightrft.build.data import check_asked
 from lightrft.build.kinds import engine_of, policy_of
 from lightrft.config import Config, ModelConfig, layers
+from lightrft.models.demands import NEED_LOGPROBS, NEED_PROBABILITIES
 from lightrft.models.load import load_processor
 from lightrft.models.tiny_pictures import tiny_pipeline
 
@@ -134,7 +136,7 @@ def test_a_picture_that_cannot_be_cut_into_patches_is_refused(folder):
 def test_other_commands_name_those_that_take_a_pipeline(folder):
     with pytest.raises(
         ValueError,
-        match="is a diffusion pipeline, which `lightrft train`, `plan`, `evaluate`, `check`, `export` and `replay` take",
+        match="is a diffusion pipeline, which `lightrft train`, `dpo`, `evaluate`, `check`, `export`, `replay`, and `plan` for",
     ):
         load_processor(ModelConfig(path=str(folder)))
 
@@ -271,11 +273,20 @@ def test_an_index_that_is_none_is_named(folder, content):
     assert "model_index.json cannot be read" in refused(folder)
 
 
+def test_the_losses_that_normed_log_probs_do_not_fit_are_all_that_compare_responses():
+    assert {*NEED_LOGPROBS, "orpo"} == set(ONLINE_LOSSES)
+    assert "orpo" in NEED_PROBABILITIES
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
         ("--algorithm.loss dppo --algorithm.clip 0.1 0.1", "algorithm.loss=dppo"),
         ("--algorithm.loss dcpo", "whose steps have densities and no probabilities"),
+        (
+            "--rollout.denoise.likelihood normed --algorithm.advantage none --algorithm.loss ipo",
+            "algorithm.loss=ipo with rollout.denoise.likelihood=normed",
+        ),
         ("--algorithm.advantage gae", "algorithm.advantage=gae"),
         ("--algorithm.advantage optimal_token_baseline", "densities and no probabilities"),
     ],
