@@ -15,7 +15,7 @@ from lightrft.config import OfflineConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
-from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.layout import SAVED_STEP, EvaluationFolder, RunFolder
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
@@ -163,11 +163,13 @@ class OfflineTrainer:
         """What the objective measures on held-out prompts, by task."""
         with self.memory_plan(Phase.SCORE):
             sums = {one.task: self.examined(one.prompts) for one in self.held_out}
+        found = self.objective.evaluation(label, sums, {one.task: one.weight for one in self.held_out})
         if self.samples is not None:
-            scores = self.samples.save(self, STATUS.step)
+            self.samples.save(self, step := STATUS.step)
             if self.world.is_first:
+                scores = {one.task: {SAVED_STEP: step, **found.of_task(one.task)} for one in self.held_out}
                 EvaluationFolder(RunFolder(self.journal.folder).evaluation).write(label, scores)
-        return self.objective.evaluation(label, sums, {one.task: one.weight for one in self.held_out})
+        return found
 
     @torch.no_grad()
     def examined(self, prompts: Sequence[Prompt]) -> Tensor:

@@ -98,9 +98,15 @@ class Evaluation:
     name: str
     """Name in the metrics: evaluation, held_out_nll."""
     values: dict[str, float]
-    """Task -> value, and their mean."""
+    """Task, or task/measure -> value, and the mean over tasks."""
     shown: str
     """For people."""
+
+    def of_task(self, task: str) -> dict[str, float]:
+        """What was measured of one task by measure; a measure without a name has that of the evaluation."""
+        own = {self.name: self.values[task]} if task in self.values else {}
+        start = f"{task}/"
+        return own | {key.removeprefix(start): v for key, v in self.values.items() if key.startswith(start)}
 
 
 @dataclass
