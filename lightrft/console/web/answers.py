@@ -199,7 +199,7 @@ def _group(group: ResponseGroup) -> Row:
         lambda turns: all(turn == turns[0] for turn in turns),
         zip(*(row["messages"] for row in group.responses), strict=False),
     )
-    asked = [turns[0] for turns in alike]
+    asked = [turns[0] for turns in alike] or group.responses[0]["messages"]
     return {
         "number": group.number,
         "source": group.source,
