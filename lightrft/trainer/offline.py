@@ -167,7 +167,7 @@ class OfflineTrainer:
         if self.samples is not None:
             self.samples.save(self, step := STATUS.step)
             if self.world.is_first:
-                scores = {one.task: {SAVED_STEP: step, **found.of_task(one.task)} for one in self.held_out}
+                scores = {one.task: {SAVED_STEP: step, **of_task(found, one.task)} for one in self.held_out}
                 EvaluationFolder(RunFolder(self.journal.folder).evaluation).write(label, scores)
         return found
 
@@ -228,3 +228,9 @@ class OfflineTrainer:
     def rank_parts(self) -> Mapping[str, RankPart]:
         """The frame keeps the random generators."""
         return {}
+
+
+def of_task(found: Evaluation, task: str) -> dict[str, float]:
+    """What was measured of one task by measure; a measure without a name has that of the evaluation."""
+    own, start = {found.name: found.values[task]} if task in found.values else {}, f"{task}/"
+    return own | {key.removeprefix(start): v for key, v in found.values.items() if key.startswith(start)}

@@ -102,12 +102,6 @@ class Evaluation:
     shown: str
     """For people."""
 
-    def of_task(self, task: str) -> dict[str, float]:
-        """What was measured of one task by measure; a measure without a name has that of the evaluation."""
-        own = {self.name: self.values[task]} if task in self.values else {}
-        start = f"{task}/"
-        return own | {key.removeprefix(start): v for key, v in self.values.items() if key.startswith(start)}
-
 
 @dataclass
 class Journal:

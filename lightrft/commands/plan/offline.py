@@ -73,7 +73,7 @@ class OfflinePlan:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Those of the run."""
+        """The phases of the run, as columns of the table."""
         return BOTH if self.engine is None else SHOWN
 
     @cached_property
