@@ -147,7 +147,7 @@ def head(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
     chunk = UpdateConfig().logits_per_chunk or (4_194_304 if ON_CPU else 67_108_864)
 
     def pass_() -> None:
-        values, _ = _BlockedHead.apply(hidden, weight, None, tokens, 1.0, None, chunk, ())
+        values, *_ = _BlockedHead.apply(hidden, weight, None, tokens, 1.0, None, chunk, ())
         values.sum().backward()
 
     spent = seconds(pass_, 3)

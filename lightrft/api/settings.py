@@ -22,7 +22,7 @@ Tree = dict[str, Any]
 """Settings by section, every value a text, a list or a dict of texts."""
 ROWS = "rows"
 """Name of the task of rows that are given without a name."""
-NO_EVALUATION = {"before_and_after": False, "every_steps": 0}
+NO_EVALUATION = {"before_and_after": False, "before": True, "every_steps": 0}
 
 
 @dataclass

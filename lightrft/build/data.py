@@ -11,7 +11,7 @@ from typing import Any
 from lightrft.build.judges import check_judging, check_targets
 from lightrft.build.reward_models import model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
-from lightrft.config import Config
+from lightrft.config import Config, ModelConfig
 from lightrft.config.rewards import rewards_of
 from lightrft.datasets.deferred import prepared
 from lightrft.datasets.loader import PromptLoader
@@ -150,19 +150,25 @@ def prompts_of(
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
     if counts.deferred:
         log.info("%s, %s: %d of them are tokenised when they are drawn", task.name, split, counts.deferred)
-    if split == "train" and (told := beyond_context(config, counts.longest)):
+    if split == "train" and (told := beyond_context_of_rollout(config, counts.longest)):
         log.warning("%s: %s", task.name, told)
     return prompts
 
 
-def beyond_context(config: Config, longest: int) -> str:
-    """A sentence if the longest prompt, of so many tokens, and a full response are more than the model was made for; else empty."""
-    room, needed = context(config.model), longest + config.rollout.max_tokens
+def beyond_context_of_rollout(config: Config, longest: int) -> str:
+    """`beyond_context` of the responses that are learned from."""
+    return beyond_context(config.model, longest, config.rollout.max_tokens, "rollout.max_tokens")
+
+
+def beyond_context(model: ModelConfig, longest: int, response: int, option: str) -> str:
+    """A sentence if the longest prompt and a full response, of so many tokens, are more than the model was made for; else empty. `option`:
+    what bounds the response."""
+    room, needed = context(model), longest + response
     if room is None or needed <= room:
         return ""
     return (
         f"the longest prompt and a full response are {needed} tokens; the model was made for {room}. Lower tasks.max_prompt_tokens or "
-        "rollout.max_tokens."
+        f"{option}."
     )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lightrft.build import offline
+from lightrft.build.data import beyond_context
 from lightrft.build.process import dated
 from lightrft.build.tables import ENGINES
 from lightrft.build.tasks import records_of
@@ -52,7 +53,7 @@ def build_engine(
     config: SFTConfig, processor: Processor, strategy: Strategy, model: Trainable
 ) -> Engine | None:
     """What samples the model's own responses for people; None, with a line in the log, where nothing can or should."""
-    if not config.log.held_out_prompts or not config.log.sampled_tokens:
+    if not config.log.samples:
         return None
     if strategy.shards and not config.log.sample_sharded:
         log.info(
@@ -77,4 +78,8 @@ def prompts_of(config: SFTConfig, conversations: Conversations, task: Task, spli
         "%s, %s: %d conversations, longest response %d tokens; skipped %d long and %d broken ones, truncated %d",
         task.name, split, len(prompts), longest, kept.too_long, kept.broken, kept.truncated,
     )  # fmt: skip
+    if split == "evaluate" and config.log.samples:
+        longest = max(len(p.token_ids) for p in prompts[: config.log.held_out_prompts])
+        if told := beyond_context(config.model, longest, config.log.sampled_tokens, "log.sampled_tokens"):
+            log.warning("%s, held out: %s", task.name, told)
     return prompts

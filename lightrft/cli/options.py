@@ -166,8 +166,10 @@ class ViewOptions:
         "extra",
         "waiting",
         "failed",
+        "held_out",
         "carried_over",
         "replayed",
+        "given",
         "zero_variance",
     ] = ""
     """Show only responses that the step used in this way, that came in this way, or whose group has one reward (zero_variance)."""

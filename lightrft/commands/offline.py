@@ -11,7 +11,7 @@ from typing import Any
 from lightrft.commands.claim import claimed
 from lightrft.config import OfflineConfig, command_of
 from lightrft.parallel.world import World
-from lightrft.runs.curves import draw_curves
+from lightrft.runs.curves import finish_curves
 from lightrft.runs.folder import keep_settings
 from lightrft.runs.layout import RunFolder
 from lightrft.trainer.run import Run
@@ -60,6 +60,5 @@ def finish(config: OfflineConfig, made: Run, measured: Measured, report: Report)
         **measured(ends),
     }
     RunFolder(made.folder).write_summary(summary)
-    if config.log.curves:
-        draw_curves(made.folder)
+    finish_curves(made.folder, wanted=config.log.curves)
     report(summary, made.folder)

@@ -11,7 +11,7 @@ from lightrft.commands.claim import claimed
 from lightrft.config import Config
 from lightrft.console.progress import report
 from lightrft.parallel.world import World
-from lightrft.runs.curves import draw_curves
+from lightrft.runs.curves import finish_curves
 from lightrft.runs.folder import keep_settings
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.summary import evaluation_summary, samples
@@ -54,6 +54,5 @@ def finish(config: Config, made: Run, stack: contextlib.ExitStack) -> None:
         "evaluation": evaluation_summary(run, made.evaluations),
     }
     RunFolder(run).write_summary(summary)
-    if config.log.curves:
-        draw_curves(run)
+    finish_curves(run, wanted=config.log.curves)
     report(summary, samples(run), run)

@@ -7,6 +7,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 
+def refuse_idle_before(evaluate: Any) -> None:
+    """ValueError where `before` has nothing to leave out."""
+    if not evaluate.before_and_after:
+        because, cure = "evaluate.before_and_after=false", "set evaluate.before_and_after=true"
+        refuse_idle("evaluate", evaluate, ["before"], because=because, cure=cure)
+
+
 def refuse_idle(section: str, options: Any, names: Sequence[str] = (), *, because: str, cure: str) -> None:
     """Raises ValueError for the first of these options (of all, if none is named) that is set to no effect."""
     for f in fields(options):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lightrft.config.checks import refuse_idle
+from lightrft.config.checks import refuse_idle, refuse_idle_before
 from lightrft.config.data import TaskConfig
 from lightrft.config.ranges import check_ranges
 from lightrft.config.training import UpdateConfig
@@ -26,6 +27,7 @@ class HeldOutConfig:
 
     def __post_init__(self) -> None:
         check_ranges("evaluate", self)
+        refuse_idle_before(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,14 @@ class SFTLogConfig:
 
     def __post_init__(self) -> None:
         check_ranges("log", self)
+        if not self.held_out_prompts:
+            because, cure = "log.held_out_prompts=0", "set log.held_out_prompts above 0"
+            refuse_idle("log", self, self._of_held_out, because=because, cure=cure)
+
+    @property
+    def _of_held_out(self) -> Sequence[str]:
+        """Options of the saved responses."""
+        return ("token_columns", "media_mib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +74,18 @@ class SamplingLogConfig(SFTLogConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.held_out_prompts or not self.sampled_tokens:
-            lacking = "held_out_prompts" if not self.held_out_prompts else "sampled_tokens"
-            refuse_idle(
-                "log", self, ["sample_sharded"], because=f"log.{lacking}=0", cure=f"set log.{lacking} above 0"
-            )
+        if not self.sampled_tokens:
+            because, cure = "log.sampled_tokens=0", "set log.sampled_tokens above 0"
+            refuse_idle("log", self, ["sample_sharded"], because=because, cure=cure)
+
+    @property
+    def _of_held_out(self) -> Sequence[str]:
+        return (*super()._of_held_out, "sampled_tokens", "sample_sharded")
+
+    @property
+    def samples(self) -> bool:
+        """Whether responses of the model are asked for."""
+        return bool(self.held_out_prompts and self.sampled_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

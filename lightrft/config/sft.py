@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
 from lightrft.config.model import MediaConfig, ModelConfig
 from lightrft.config.offline import (
@@ -13,7 +14,7 @@ from lightrft.config.offline import (
     SamplingLogConfig,
     check_given_responses,
 )
-from lightrft.config.strategy import StrategyConfig
+from lightrft.config.strategy import WHOLE, StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
 
 CONVERSATIONS = "lightrft.datasets.conversations:conversation"
@@ -49,3 +50,8 @@ class SFTConfig(GivenResponsesConfig):
             "sft", self, self.update, self.tasks,
             measures="measures the held-out loss", cure="score the finished model with `lightrft evaluate`",
         )  # fmt: skip
+        if self.strategy.backend in WHOLE:
+            because = f"strategy.backend={self.strategy.backend}, whose processes hold the whole model anyway"
+            refuse_idle(
+                "log", self.log, ["sample_sharded"], because=because, cure="set strategy.backend=fsdp"
+            )

@@ -50,6 +50,8 @@ class DeepspeedConfig:
 
 ZERO = tuple(sorted(DeepspeedConfig.serves))
 """The backends of DeepSpeed."""
+WHOLE = ("single", *(name for name in ZERO if name != DeepspeedConfig.sharding))
+"""The backends that leave the whole model on each process."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightrft.config.checks import refuse_idle
+from lightrft.config.checks import refuse_idle, refuse_idle_before
 from lightrft.config.ranges import check_ranges
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "muon", "adafactor")
@@ -181,6 +181,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_ranges("evaluate", self)
+        refuse_idle_before(self)
         too_large = [k for k in [*self.pass_k, *self.majority_k] if k > self.samples]
         if too_large:
             raise ValueError(

@@ -60,11 +60,12 @@ def shown(asked: Sequence[Message], said: Sequence[Message]) -> list[Message]:
         raise ValueError(
             "a response with media must be one message, and what the user says must stand before it."
         )
-    parts = [_as_parts(message["content"]) for message in (asked[-1], said[0])]
+    parts = [as_parts(message["content"]) for message in (asked[-1], said[0])]
     return [*asked[:-1], Message(role="user", content=[*parts[0], *parts[1]])]
 
 
-def _as_parts(content: Any) -> list[dict[str, Any]]:
+def as_parts(content: Any) -> list[dict[str, Any]]:
+    """The content of a message as parts, of which text is one."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 

@@ -55,7 +55,7 @@ def read_rollouts(
     the prompt's own `target`.
 
     A response that was cut off at the limit of tokens is left out, since a response in a row is a finished one; so is one without any
-    text, one that the step took over from another step, where it stands too, and one that has no reward.
+    text, one that the step took over from another step, where it stands too, one that has no reward, and one to a held-out prompt.
     """
     for step in chosen_steps(place, folder, split):
         groups: dict[tuple[Any, Any], Row] = {}
@@ -80,6 +80,8 @@ def _files(folder: Path, step: int) -> list[Path]:
 
 def _add(groups: dict[tuple[Any, Any], Row], saved: Row) -> None:
     if saved["origin"] != "sampled" or saved["finish"] != "stop" or saved["reward"] is None:
+        return
+    if saved.get("use") == "held_out":
         return
     if not saved["response"].strip():
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.media import shown
+from lightrft.datasets.media import as_parts, shown
 from lightrft.datasets.prompts import Asked, Opener
 from lightrft.media.parts import has_media, parts
 from lightrft.media.sources import Made, MediaError, label
@@ -47,6 +47,20 @@ def own_prompt(processor: Processor, record: Record, said: Sequence[Message], pl
     becomes the response. ValueError for media that the model does not read."""
     whole = Record(f"{record.id}#{place}", shown(record.messages, said), None, record.source)
     return processor.prompt(whole)
+
+
+def answered_in_media(prompt: Prompt) -> list[list[dict[str, Any]]]:
+    """The content of each response that is, or is compared with, a picture, a clip or a sound; empty where all are tokens alone, and where
+    the target is no comparison."""
+    found = []
+    for side in prompt.target if isinstance(prompt.target, list) else ():
+        if side.prompt is not None:  # `shown` puts it behind what was asked
+            found.append(
+                as_parts(side.prompt.messages[-1]["content"])[len(as_parts(prompt.messages[-1]["content"])) :]
+            )
+        elif side.medium is not None:
+            found.append([{"type": "image", "image": side.medium}])
+    return found
 
 
 class SidesOpener(Opener):

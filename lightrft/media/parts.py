@@ -106,12 +106,12 @@ def described(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
     return _with_sources(messages, label)
 
 
-def readable(content: Any) -> str:
-    """A message's content as one text, with [image a.png] for a picture: for people."""
+def readable(content: Any, name: Callable[[Any], str] = label) -> str:
+    """A message's content as one text, with [image a.png] for a picture: for people. `name`: what a source is called."""
     if isinstance(content, str):
         return content
     return "".join(
-        part["text"] if part["type"] == "text" else f"[{part['type']} {label(part[part['type']])}]"
+        part["text"] if part["type"] == "text" else f"[{part['type']} {name(part[part['type']])}]"
         for part in _checked(content)
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.metrics import read_metrics, series
 from lightrft.utils.extras import install_command, installed
@@ -57,13 +59,28 @@ def draw_curves(run: Path) -> Path | None:
     return path
 
 
+def finish_curves(run: Path, *, wanted: bool) -> None:
+    """Draws the curves of a run that has ended, if they are wanted. A picture of before it was resumed does not stay."""
+    RunFolder(run).curves.unlink(missing_ok=True)
+    if wanted:
+        draw_curves(run)
+
+
 def where_drawn(run: Path) -> str:
-    """A line that says where the curves of a finished run are; empty where no step was logged that could be drawn."""
+    """A line that says where the curves of a finished run are; empty where no step was logged that could be drawn, and where none are
+    wanted (log.curves=false)."""
     if RunFolder(run).curves.exists():
         return f"curves      {RunFolder(run).curves}\n"
-    if installed("matplotlib"):
+    if installed("matplotlib") or not _wanted(run):
         return ""
     return f"curves      lightrft view {run} --web   (for curves.png, too: {install_command('plots')})\n"
+
+
+def _wanted(run: Path) -> bool:
+    """Whether the settings of a run ask for the picture."""
+    file = RunFolder(run).config
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(settings.get("log", {}).get("curves", True))
 
 
 def title_of(run: Path) -> str:

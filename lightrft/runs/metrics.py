@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -92,6 +92,11 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
             f"{path}:{number}: the line holds no metrics. Remove it, and go on without that step's."
         )
     return row
+
+
+def learned_from_given(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run with these metrics learned from given responses (sft, reward, dpo), so that no step has a reward."""
+    return bool(rows) and not any("reward/mean" in row for row in rows)
 
 
 def series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -17,7 +17,7 @@ from lightrft.runs.advice import Advice, advise
 from lightrft.runs.curves import PANELS
 from lightrft.runs.facts import Facts
 from lightrft.runs.layout import SAVED_STEP, EvaluationFolder, RunFolder
-from lightrft.runs.metrics import read_metrics, series
+from lightrft.runs.metrics import learned_from_given, read_metrics, series
 from lightrft.utils.shown import shown
 
 Row = dict[str, Any]
@@ -127,8 +127,7 @@ class Run:
     @property
     def learns_from_given(self) -> bool:
         """Whether it learned from given responses (sft, reward, dpo), so that no step has a reward."""
-        rows = self.metrics()
-        return bool(rows) and not any("reward/mean" in row for row in rows)
+        return learned_from_given(self.metrics())
 
     def metrics(self) -> Table:
         """A dict for each line of metrics.jsonl, in order; a metric that was not finite is None."""

@@ -15,6 +15,7 @@ from lightrft.datasets import response_file
 from lightrft.datasets.response_columns import DIGITS
 from lightrft.media.parts import described, readable
 from lightrft.runs.layout import RunFolder
+from lightrft.runs.metrics import learned_from_given, read_metrics
 from lightrft.runs.sheets import write_sheet
 
 if TYPE_CHECKING:
@@ -106,9 +107,15 @@ def load_one(run: Path, step: int, place: int) -> dict[str, Any]:
 
 
 def load_some(run: Path, step: int, most: int) -> list[dict[str, Any]]:
-    """At most so many responses of a step without their tokens, evenly spaced over all ranks. ValueError as from `load`."""
+    """At most so many of the responses of a step that a model wrote, without their tokens, evenly spaced over all ranks. ValueError as from
+    `load`."""
     files = _files(run, step)
-    places = [(file, place) for file in files for place in range(_count(file))]
+    places = [
+        (file, place)
+        for file in files
+        for place, row in enumerate(_index(file))
+        if row.get("origin") != "given"
+    ]
     chosen = places[:: max(1, math.ceil(len(places) / most))]
     return [
         row for file in files for row in _read(file, [place for one, place in chosen if one == file], False)
@@ -134,11 +141,8 @@ def _files(run: Path, step: int) -> list[Path]:
     files = RunFolder(run).all_responses(step)
     if not files:
         there = RunFolder(run).saved_steps
-        known = (
-            f"saved steps: {_ranges(there)}"
-            if there
-            else "none are saved: set log.trajectories_every_steps above 0"
-        )
+        option = "held_out_prompts" if learned_from_given(read_metrics(run)) else "trajectories_every_steps"
+        known = f"saved steps: {_ranges(there)}" if there else f"none are saved: set log.{option} above 0"
         raise ValueError(f"no responses of step {step} in {run}; {known}.")
     return files
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lightrft.config import SFTLogConfig
+from lightrft.datasets.sides import answered_in_media
 from lightrft.media.parts import readable
 from lightrft.models.processor import Processor
-from lightrft.runs.layout import SAVED_STEP
+from lightrft.runs.media import base_name
 from lightrft.runs.trajectories import EXACT
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.rollout import rollout
 from lightrft.trainer.sampler import Sampler
-from lightrft.types import Prompt, Sampling, Trajectory
+from lightrft.types import Message, Prompt, Sampling, Trajectory
 
 if TYPE_CHECKING:
     from lightrft.trainer.offline import OfflineTrainer
@@ -33,52 +34,53 @@ class HeldOutSamples:
     max_tokens: int = 0
     """Most tokens of the model's own response."""
 
-    def save(self, trainer: OfflineTrainer, step: int) -> dict[str, dict[str, Any]]:
-        """Writes the responses of this rank's share of the prompts; called by all ranks. What an evaluation says of it, by task."""
+    def save(self, trainer: OfflineTrainer, step: int) -> None:
+        """Writes the responses of this rank's share of the prompts; called by all ranks."""
         found, first = list[Trajectory](), 0
         for one in trainer.held_out:
             prompts = one.prompts[: self.log.held_out_prompts]
-            with trainer.memory_plan(Phase.SCORE):
-                given = self._given(trainer, prompts, first)
-            own = [] if self.sampler is None else self._own(self.sampler, trainer, prompts, first)
-            found += _beside(own, given)
+            for opened in trainer.opened(prompts):
+                with trainer.memory_plan(Phase.SCORE):
+                    given = self._given(trainer, prompts, opened)
+                own = [] if self.sampler is None else self._own(self.sampler, prompts, opened)
+                both = _beside(own, given)
+                for t in both:
+                    t.group += first  # measured under its place in the task, and saved under one among all
+                found += both
             first += len(prompts)
         for t in found:
             t.use, t.weight_version = "held_out", trainer.model.version
         trainer.journal.save(step, found, self.processor, self.log)
-        return {one.task: {SAVED_STEP: step} for one in trainer.held_out}
 
     @torch.no_grad()
-    def _given(self, trainer: OfflineTrainer, prompts: Sequence[Prompt], first: int) -> list[Trajectory]:
-        """The responses of the data to this rank's prompts, in their order, groups numbered from `first`."""
-        found: list[Trajectory] = []
-        for opened in trainer.opened(prompts):
-            answers = [t for n, p in opened for t in trainer.objective.responses(p, first + n)]
-            if trainer.referee is not None:
-                trainer.referee.fill(answers)
-            for part, batch, counts in trainer.batching.rounds(answers):
-                told = trainer.objective.look(trainer.model, batch)
-                if counts:
-                    trainer.objective.tell(part, told)
-            found += answers
-        closed = {n + first: replace(p, target=None) for n, p in enumerate(prompts)}
-        for t in found:
-            t.origin = "given"
-            t.answer = self.processor.text(t.token_ids)
-            if len(t.prompt.messages) > len(
-                closed[t.group].messages
-            ):  # it is media, and ends a prompt of its own
-                t.answer = readable(t.prompt.messages[-1]["content"])
-                t.prompt = replace(t.prompt, target=None, media={})
+    def _given(
+        self, trainer: OfflineTrainer, prompts: Sequence[Prompt], opened: Sequence[tuple[int, Prompt]]
+    ) -> list[Trajectory]:
+        """The responses of the data to opened prompts, in their order, each group numbered by its place among `prompts`."""
+        answers = [t for n, p in opened for t in trainer.objective.responses(p, n)]
+        if trainer.referee is not None:
+            trainer.referee.fill(answers)
+        for part, batch, counts in trainer.batching.rounds(answers):
+            told = trainer.objective.look(trainer.model, batch)
+            if counts:
+                trainer.objective.tell(part, told)
+        closed = {n: replace(prompts[n], target=None) for n, _ in opened}
+        media = {n: iter(answered_in_media(prompts[n])) for n, _ in opened}
+        for t in answers:
+            t.origin, t.states, t.prompt = "given", None, closed[t.group]
+            content = next(media[t.group], None)
+            if content is None:
+                t.answer = self.processor.text(t.token_ids)
             else:
-                t.prompt = closed[t.group]
-        return found
+                t.answer, said = readable(content, base_name), Message(role="assistant", content=content)
+                t.prompt = replace(t.prompt, messages=[*t.prompt.messages, said])
+        return answers
 
     def _own(
-        self, sampler: Sampler, trainer: OfflineTrainer, prompts: Sequence[Prompt], first: int
+        self, sampler: Sampler, prompts: Sequence[Prompt], opened: Sequence[tuple[int, Prompt]]
     ) -> list[Trajectory]:
-        """The model's greedy responses to this rank's prompts, and whether each is the first turn of the data to the token."""
-        opened = [pair for some in trainer.opened(prompts) for pair in some]
+        """The model's greedy responses to opened prompts, and whether each is the first turn of the data to the token: no number where that
+        turn is longer than a response may be, or is itself cut off."""
         sampling = Sampling(n=1, max_tokens=self.max_tokens, temperature=0.0, seed=0)
 
         def draw() -> list[list[Trajectory]]:
@@ -89,9 +91,11 @@ class HeldOutSamples:
         for (place, _), (t,) in zip(opened, sampler(draw), strict=True):
             wanted = prompts[place].target
             turn = wanted.mask.index(False) if False in wanted.mask else len(wanted.mask)
-            t.group, t.prompt = first + place, replace(prompts[place], target=None)
-            t.reward = float(t.token_ids == wanted.token_ids[:turn])
-            t.parts = {EXACT: t.reward}
+            t.group, t.prompt = place, replace(prompts[place], target=None)
+            cut = turn == len(wanted.mask) and wanted.finish == "length"
+            if turn <= self.max_tokens and not cut:
+                t.reward = float(t.token_ids == wanted.token_ids[:turn])
+                t.parts = {EXACT: t.reward}
             found.append(t)
         return found
 

@@ -15,7 +15,7 @@ from lightrft.config import OfflineConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
-from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.runs.layout import SAVED_STEP, EvaluationFolder, RunFolder
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.balance import balanced
@@ -167,11 +167,13 @@ class OfflineTrainer:
         """What the objective measures on held-out prompts, by task."""
         with self.memory_plan(Phase.SCORE):
             sums = {one.task: self.examined(one.prompts) for one in self.held_out}
+        found = self.objective.evaluation(label, sums, {one.task: one.weight for one in self.held_out})
         if self.samples is not None:
-            scores = self.samples.save(self, STATUS.step)
+            self.samples.save(self, step := STATUS.step)
             if self.world.is_first:
+                scores = {one.task: {SAVED_STEP: step, **of_task(found, one.task)} for one in self.held_out}
                 EvaluationFolder(RunFolder(self.journal.folder).evaluation).write(label, scores)
-        return self.objective.evaluation(label, sums, {one.task: one.weight for one in self.held_out})
+        return found
 
     @torch.no_grad()
     def examined(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -230,3 +232,9 @@ class OfflineTrainer:
     def rank_parts(self) -> Mapping[str, RankPart]:
         """The frame keeps the random generators."""
         return {}
+
+
+def of_task(found: Evaluation, task: str) -> dict[str, float]:
+    """What was measured of one task by measure; a measure without a name has that of the evaluation."""
+    own, start = {found.name: found.values[task]} if task in found.values else {}, f"{task}/"
+    return own | {key.removeprefix(start): v for key, v in found.values.items() if key.startswith(start)}

@@ -23,7 +23,7 @@ from lightrft.config import DPOConfig
 from lightrft.datasets.comparisons import siblings
 from lightrft.models.logprobs import logprobs
 from lightrft.strategy.base import Frozen, Trainable
-from lightrft.trainer.batching import split
+from lightrft.trainer.batching import pack, split
 from lightrft.trainer.optimize import Averaging
 from lightrft.trainer.preferences import pair_evaluation, tell_order
 from lightrft.trainer.run import Evaluation, Metrics
@@ -177,15 +177,17 @@ class PolicyPreferences:
         return self.logprobs(model, batch)
 
     def tell(self, answers: Sequence[Trajectory], found: Tensor) -> None:
-        """Parts `logp`, the log-prob of the response, and `logp_shift`, by how much it has risen over that by the reference, which is the
-        reward (without a reference `logp` is); those of `tell_order`; and column `new`, log p of each token."""
+        """Parts `logp`, the log-prob of the response, and `logp_shift`, by how much it has risen over that by the reference; as the reward
+        what the loss makes of it, see `values`, which is one of these or its mean over tokens; parts of `tell_order`, which goes by that;
+        and column `new`, log p of each token."""
         told = []
-        for t, column in zip(answers, split(found, answers), strict=True):
+        worth = self.values(found.detach().cpu().double(), pack(answers, inputs=False)).tolist()
+        for t, column, value in zip(answers, split(found, answers), worth, strict=True):
             t.columns["new"], chosen = column, torch.tensor(t.mask)
-            t.reward = logp = float(column[chosen].double().sum())
+            t.reward, logp = value, float(column[chosen].double().sum())
             told.append({"logp": logp})
             if self.needs_reference:
-                t.reward = told[-1]["logp_shift"] = logp - float(t.columns["ref"][chosen].double().sum())
+                told[-1]["logp_shift"] = logp - float(t.columns["ref"][chosen].double().sum())
         tell_order(answers, [{self.output: t.reward} for t in answers])
         for t, parts in zip(answers, told, strict=True):
             t.parts |= parts

@@ -98,7 +98,7 @@ class Evaluation:
     name: str
     """Name in the metrics: evaluation, held_out_nll."""
     values: dict[str, float]
-    """Task -> value, and their mean."""
+    """Task, or task/measure -> value, and the mean over tasks."""
     shown: str
     """For people."""
 

@@ -171,6 +171,7 @@ def test_viewers_show_how_held_out_responses_change(lightrft, learned, tmp_path)
 
 def test_a_run_that_is_to_save_no_responses_saves_none(lightrft, tmp_path):
     flags = ["--steps", "1", "--evaluate.limit", "4", "--log.held-out-prompts", "0"]
+    flags += ["--log.sampled-tokens", "128"]  # the default: the layer's 16 would have no effect
     lightrft("sft", "sft_tiny", *QUIET, *flags, "--run", "run")
     assert not (tmp_path / "run" / "trajectories").exists()
     assert not (tmp_path / "run" / "evaluation").exists()

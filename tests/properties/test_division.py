@@ -32,7 +32,7 @@ from lightrft.trainer.batching import Batching, pack
 from lightrft.trainer.division import divide
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.trainer.rollout import rollout
-from lightrft.trainer.score import fill
+from lightrft.trainer.score import _keep_means, fill
 from lightrft.types import Sampling
 from lightrft.utils.imports import resolve
 from lightrft.utils.interrupt import Interrupt
@@ -128,7 +128,7 @@ def test_columns_and_means_of_a_divided_response_come_back_whole_and_in_order(dr
                 told = kind.logprobs(module, batch, kind.config)
             return told.values, told.means
 
-        fill(fresh, compute, "ref", batching=batching, interrupt=Interrupt(), keep=True)
+        fill(fresh, compute, "ref", batching=batching, interrupt=Interrupt(), take=_keep_means)
         found.append(fresh)
     for one, other in zip(*found, strict=True):
         assert len(other.columns["ref"]) == 5

@@ -172,6 +172,42 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["sft", "sft_tiny", "--epochs", "3"], "epochs=3.0 has no effect with steps=60"),
         (["sft", "sft_tiny", "--steps", "0", "--epochs", "0"], "epochs=0: must be above 0"),
         (["sft", "sft_tiny", "--update.epochs", "3"], "update.epochs=3 has no effect"),
+        (
+            ["sft", "sft_tiny", "--log.held-out-prompts", "0"],
+            "log.sampled_tokens=16 has no effect with log.held_out_prompts=0",
+        ),
+        (
+            ["dpo", "dpo_tiny", "--log.held-out-prompts", "0", "--log.media-mib", "1"],
+            "log.media_mib=1.0 has no effect",
+        ),
+        (
+            ["reward", "reward_tiny", "--log.held-out-prompts", "0", "--log.token-columns=false"],
+            "log.token_columns=False has no effect",
+        ),
+        (
+            ["sft", "sft_tiny", "--log.sample-sharded=true"],
+            "log.sample_sharded=True has no effect with strategy.backend=single",
+        ),
+        (
+            [
+                "sft",
+                "sft_tiny",
+                "--log.sample-sharded=true",
+                "--log.sampled-tokens",
+                "0",
+                "--strategy.backend",
+                "fsdp",
+            ],
+            "with log.sampled_tokens=0",
+        ),
+        (
+            ["sft", "sft_tiny", "--evaluate.before=false", "--evaluate.before-and-after=false"],
+            "evaluate.before=False has no effect",
+        ),
+        (
+            ["train", "tiny", "--evaluate.before=false", "--evaluate.before-and-after=false"],
+            "evaluate.before=False has no effect",
+        ),
         (["sft", "sft_tiny", "--update.skip-zero-advantage=false"], "lightrft sft, which has no advantages"),
         (["sft", "sft_tiny", "--tasks.rewards", "math", "1"], "tasks.rewards={'math': 1.0} has no effect"),
     ],

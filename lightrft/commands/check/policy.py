@@ -10,7 +10,7 @@ import torch
 from rich.panel import Panel
 from rich.text import Text
 
-from lightrft.build.data import beyond_context
+from lightrft.build.data import beyond_context_of_rollout
 from lightrft.build.judges import add_judging_models, models_used, most_read, section_of
 from lightrft.build.memory import build_memory_plan
 from lightrft.commands.check.questions import Questions
@@ -67,7 +67,7 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     section.fact(
         "model", f"{numbers / 1e6:,.1f} million weights, loaded in {time.perf_counter() - started:.1f} s"
     )
-    if told := beyond_context(config, questions.longest):
+    if told := beyond_context_of_rollout(config, questions.longest):
         section.warn(told)
     fits_judges(section, config, parts, questions)
     most = min(config.rollout.max_tokens, LONGEST_SAMPLE)

@@ -13,20 +13,30 @@ from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build.models import check_team
 from lightrft.build.process import shared
 from lightrft.build.reward import bound_loss, build_model
-from lightrft.build.tables import check_optimizer, check_processes, footprint
+from lightrft.build.tables import check_optimizer, check_processes, engine_footprint, footprint
+from lightrft.build.tasks import evaluated_tasks
 from lightrft.commands.plan import GIB, refusals
-from lightrft.commands.plan.memory import Item, activations, largest_batch, moves, scoring
+from lightrft.commands.plan.memory import SHOWN, Item, activations, largest_batch, moves, scoring
 from lightrft.commands.plan.memory import sums as summed
 from lightrft.commands.plan.report import memory_as_json, memory_table, show_verdict
 from lightrft.commands.plan.shape import Shape
-from lightrft.config import DPOConfig, OfflineConfig, RewardTrainingConfig, check_backend
+from lightrft.config import (
+    DPOConfig,
+    OfflineConfig,
+    RewardTrainingConfig,
+    RolloutConfig,
+    SFTConfig,
+    check_backend,
+)
 from lightrft.config.plan import Hardware
+from lightrft.engines.footprint import Demand, EngineFootprint
 from lightrft.models.describe import is_pipeline
 from lightrft.models.lora import starts_as_base
 from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
 from lightrft.parallel.world import World
-from lightrft.strategy.memory import Phase
+from lightrft.strategy.memory import RESIDENCY, Phase
+from lightrft.trainer.offline import OPEN_AT_ONCE
 from lightrft.trainer.policy_preferences import PolicyPreferences
 
 BOTH = (Phase.SCORE, Phase.TRAIN)
@@ -44,6 +54,28 @@ class OfflinePlan:
     """None too where it is the model without its adapters."""
     tokens: int
     """Tokens of the largest batch."""
+    prompt: int
+    """Tokens of the longest prompt."""
+
+    @cached_property
+    def engine(self) -> EngineFootprint | None:
+        """What samples the model's own responses to held-out prompts holds, where anything does (build/sft.py: build_engine)."""
+        config, devices = self.config, self.hardware.devices
+        if not isinstance(config, SFTConfig) or not config.log.samples or not evaluated_tasks(config):
+            return None
+        sharded = footprint(config.strategy, self.model, devices).sharded
+        if sharded and not config.log.sample_sharded:
+            return None
+        at_once = min(config.log.held_out_prompts, OPEN_AT_ONCE * devices)
+        rollout = RolloutConfig(prompts_per_step=at_once, group_size=1)
+        on_cpu, room = config.strategy.device == "cpu", int(self.hardware.memory_gib * GIB)
+        demand = Demand(self.prompt, config.log.sampled_tokens, devices, on_cpu, room, sharded)
+        return engine_footprint(rollout, self.model, demand)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run, as columns of the table."""
+        return BOTH if self.engine is None else SHOWN
 
     @cached_property
     def resident(self) -> list[Item]:
@@ -51,13 +83,17 @@ class OfflinePlan:
         strategy, devices = self.config.strategy, self.hardware.devices
         part = footprint(strategy, self.model, devices)
         may_move = moves(strategy, part, on_cpu=strategy.device == "cpu")
-        learning = (Phase.TRAIN,) if may_move else BOTH
+        learning = (Phase.TRAIN,) if may_move else self.phases
+        idle = may_move and self.engine is not None and not self.engine.shares_weights
+        learned = tuple(phase for phase in self.phases if not (idle and phase is Phase.ROLLOUT))
         found = [
-            Item("weights", part.weights, BOTH),
+            Item("weights", part.weights, learned),
             Item(f"optimizer{self.model.optimizer_told}", part.optimizer, learning),
-            Item("gradients", part.gradients, BOTH if part.gradients_stay else (Phase.TRAIN,)),
+            Item("gradients", part.gradients, self.phases if part.gradients_stay else (Phase.TRAIN,)),
             Item("gathered to compute", part.gathered, BOTH, "model"),
         ]
+        if self.engine is not None:
+            found += self._sampling(self.engine)
         if self.reference is not None:
             frozen = footprint(strategy, self.reference, devices, learns=False)
             found += [
@@ -65,6 +101,17 @@ class OfflinePlan:
                 Item("reference, gathered to compute", frozen.gathered, (Phase.SCORE,), "reference"),
             ]
         return [item for item in found if item.bytes]
+
+    def _sampling(self, engine: EngineFootprint) -> list[Item]:
+        """What is there while the model's own responses are sampled."""
+        folds = self.config.model.lora.rank and engine.shares_weights
+        folded = self.model.width * self.model.inside if folds else 0
+        return [
+            Item("engine weights", engine.weights, RESIDENCY["engine weights"]),
+            Item("engine cache", engine.cache, RESIDENCY["engine cache"]),
+            Item("engine's copy in another layout", engine.packed, (Phase.ROLLOUT,)),
+            Item("adapters folded in", folded, (Phase.ROLLOUT, Phase.SYNC)),
+        ]
 
     @property
     def items(self) -> list[Item]:
@@ -83,7 +130,7 @@ class OfflinePlan:
     def sums(self) -> dict[Phase, int]:
         """Bytes of a device in each phase."""
         found = summed(self.items)
-        return {phase: found[phase] for phase in BOTH}
+        return {phase: found[phase] for phase in self.phases}
 
     @property
     def usable(self) -> int:
@@ -112,7 +159,13 @@ class OfflinePlan:
             lambda: check_team(strategy, {"model.path": self.config.model}),
         ]
         found = refusals(checks)
-        most = max(self.sums.values())
+        most = max(self.sums[phase] for phase in BOTH)
+        sampling = max(self.sums.values())
+        if most <= self.usable < sampling:
+            found.append(
+                f"{sampling / GIB:.1f} GiB are needed while held-out responses are sampled and {self.usable / GIB:.1f} are usable. Lower "
+                "log.held_out_prompts or tasks.max_prompt_tokens, or set log.sampled_tokens=0."
+            )
         if most > self.usable:
             largest = self.largest_batch
             cure = (
@@ -131,7 +184,8 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt_tokens: int, response
     # Responses that a loss compares are read in one batch with their prompt, which a pair makes longer than the budget first.
     tokens = max(config.update.tokens_per_micro_batch, prompt_tokens + together * response_tokens)
     reference = Shape(Source(config.model, learns=False)) if apart else None
-    return OfflinePlan(config, hardware, Shape(source, optimizer=config.optimizer), reference, tokens)
+    model = Shape(source, optimizer=config.optimizer)
+    return OfflinePlan(config, hardware, model, reference, tokens, prompt_tokens)
 
 
 def learner(config: OfflineConfig) -> tuple[Source, bool, int]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -193,12 +194,17 @@ def _plain(value: Any) -> Any:
 
 
 def _group(group: ResponseGroup) -> Row:
-    first = group.responses[0]
+    # A response of the data that is a picture ends the messages of its row alone.
+    alike = takewhile(
+        lambda turns: all(turn == turns[0] for turn in turns),
+        zip(*(row["messages"] for row in group.responses), strict=False),
+    )
+    asked = [turns[0] for turns in alike] or group.responses[0]["messages"]
     return {
         "number": group.number,
         "source": group.source,
-        "question": _question(first["messages"]),
-        "messages": _messages(first["messages"]),
+        "question": _question(asked),
+        "messages": _messages(asked),
         "target": group.target,
         "mean": group.mean,
         "statuses": group.statuses,

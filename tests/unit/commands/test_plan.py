@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from lightrft.build.models import build_critic, build_reference
 from lightrft.build.tables import STRATEGIES, engine_footprint, footprint
 from lightrft.cli import main
-from lightrft.commands.plan import GIB, Hardware, Lengths, Rates, plan
+from lightrft.commands.plan import GIB, Hardware, Lengths, Rates, offline, plan
 from lightrft.commands.plan.memory import largest_batch
 from lightrft.commands.plan.shape import Shape
 from lightrft.commands.plan.work import traffic
@@ -27,7 +27,10 @@ from lightrft.config import (
     RewardConfig,
     RewardModelConfig,
     RolloutConfig,
+    SamplingLogConfig,
+    SFTConfig,
     StrategyConfig,
+    TaskConfig,
     UpdateConfig,
     layers,
 )
@@ -551,3 +554,27 @@ def test_a_plan_refuses_an_optimizer_as_the_backend_does(model):
     config = settings(model(SMALL, "llama"), "zero2", optimizer=OptimizerConfig(name="muon"))
     told = "optimizer.name=muon with strategy.backend=zero2, which divides AdamW's state itself"
     assert any(told in problem for problem in plan(config, Hardware(2, 80.0), LENGTHS).problems)
+
+
+def test_a_plan_of_fine_tuning_counts_what_samples_held_out_responses(model):
+    """16 responses of at most 128 tokens, with their prompts of 128, in pages of keys in float32 and values as the model has them."""
+    path = model(SMALL, "llama")
+    own = {"model": ModelConfig(path=path, dtype="bfloat16"), "tasks": TaskConfig(train={"sums": 1.0})}
+
+    def planned(backend, devices=1, gib=80.0, **log):
+        config = SFTConfig(strategy=StrategyConfig(backend=backend), log=SamplingLogConfig(**log), **own)
+        return offline.plan(config, Hardware(devices, gib), 128, 1024)
+
+    found = planned("single")
+    sizes = {item.name: item for item in found.items}
+    assert sizes["engine cache"].bytes == 16 * (128 + 128) * found.model.cached * (4 + 2)
+    assert "engine weights" not in sizes
+    assert Phase.ROLLOUT in sizes["weights"].phases
+    for nothing in (planned("fsdp", 2), planned("single", sampled_tokens=0)):
+        assert list(nothing.sums) == [Phase.SCORE, Phase.TRAIN]
+    sharded = planned("fsdp", 2, sample_sharded=True)
+    whole = {item.name: item.bytes for item in sharded.items}
+    assert whole["engine weights"] == 2 * found.model.plain
+    short = planned("single", gib=1.5 * max(found.sums.values()) / GIB, sampled_tokens=10_000_000)
+    (told,) = short.problems
+    assert "while held-out responses are sampled" in told

@@ -22,7 +22,7 @@ from lightrft.config import (
         (lambda: Config(steps=True), "steps=True: expected a whole number."),
         (lambda: Config(steps=2.0), "steps=2.0: expected a whole number."),
         (lambda: Config(model="x"), "For example: model=ModelConfig(path='x')"),
-        (lambda: SFTConfig(log=3), "log=3: expected the section's own class, SFTLogConfig."),
+        (lambda: SFTConfig(log=3), "log=3: expected the section's own class, SamplingLogConfig."),
         (lambda: AlgorithmConfig(clip=0.2), "algorithm.clip=0.2: expected a list, each entry a number."),
         (lambda: LogConfig(progress=1), "log.progress=1: expected true or false. For example: progress=True"),
         (

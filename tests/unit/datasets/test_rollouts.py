@@ -31,7 +31,8 @@ def said(answers, *, step, group=0, **changes):
 
 @pytest.fixture
 def run(tmp_path):
-    """Three steps; the second has two ranks and responses that are no rows: cut off, taken over, without a reward, without text."""
+    """Three steps; the second has two ranks and responses that are no rows: cut off, taken over, without a reward, without text, to a
+    held-out prompt, as runs of sft have."""
     save(tmp_path, 1, said({"4": 1.0, "5": 0.0}, step=1))
     save(
         tmp_path,
@@ -40,6 +41,7 @@ def run(tmp_path):
             *said({"6": 0.5, "": 1.0, " \n": 0.0}, step=2),
             *said({"7": 1.0}, step=2, finish="length"),
             *said({"4": 1.0}, step=1, origin="replayed"),
+            *said({"10": 1.0}, step=2, group=9, use="held_out"),
         ],
     )
     save(tmp_path, 2, [*said({"8": 0.25, "9": float("nan")}, step=2, group=1)], rank=1)

@@ -200,6 +200,15 @@ def test_without_matplotlib_no_picture_is_drawn_and_the_report_says_how_to_see_t
     out = io.StringIO()
     report({"seconds": 5.0, "steps": 1, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=300))
     assert f"lightrft view {tmp_path} --web" in out.getvalue()
+    (tmp_path / "config.yaml").write_text("log: {curves: false}\n")
+    assert curves.where_drawn(tmp_path) == ""
+
+
+def test_a_resumed_run_that_draws_no_curves_keeps_none_of_before(tmp_path: Path) -> None:
+    (tmp_path / "curves.png").write_bytes(b"of the steps before")
+    curves.finish_curves(tmp_path, wanted=False)
+    assert not (tmp_path / "curves.png").exists()
+    assert curves.where_drawn(tmp_path) == ""
 
 
 class Without(importlib.abc.MetaPathFinder):

@@ -114,6 +114,25 @@ def test_what_is_not_there_is_named(run, ask, said):
         ask(Run(run))
 
 
+def test_a_run_without_responses_names_the_option_that_its_command_has(tmp_path):
+    for metric, option in (("nll", "held_out_prompts"), ("reward/mean", "trajectories_every_steps")):
+        with Logger(tmp_path / option, tensorboard=False) as logger:
+            logger.log(1, {metric: 0.5})
+        with pytest.raises(ValueError, match=rf"none are saved: set log\.{option} above 0"):
+            Run(tmp_path / option).responses()
+
+
+def test_advice_reads_what_a_model_wrote_and_no_response_of_the_data(tmp_path):
+    repeated = [
+        response(n, math.nan, use="held_out", origin="given", text="no no no " * 40) for n in range(4)
+    ]
+    written = [response(n, 0.0, use="held_out", text="fine") for n in range(4)]
+    trajectories.save(tmp_path, 1, repeated + written)
+    assert Run(tmp_path).advice() == []
+    trajectories.save(tmp_path, 1, [replace(t, origin="sampled") for t in repeated] + written)
+    assert [one.rule for one in Run(tmp_path).advice()] == ["garbled"]
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a run folder"):
         Run(tmp_path)

@@ -3,8 +3,8 @@
   "use strict";
   const { html, useState, useMemo } = window.htmPreact;
   const V = window.viewer;
-  const KINDS = { all: "all", gained: "wrong → right", lost: "right → wrong", right: "right in both", wrong: "wrong in both" };
-  const SIGNS = { gained: "▲", lost: "▼", right: "✓", wrong: "✗" };
+  const KINDS = { all: "all", gained: "wrong → right", lost: "right → wrong", right: "right in both", wrong: "wrong in both", unknown: "not judged" };
+  const SIGNS = { gained: "▲", lost: "▼", right: "✓", wrong: "✗", unknown: "?" };
 
   V.byPrompt = function (evaluation) {
     const found = new Map();
@@ -14,7 +14,7 @@
     }
     return found;
   };
-  const isRight = (rows) => V.mean(rows.map((row) => (row.correct === undefined ? row.reward : Number(row.correct)))) >= 0.5;
+  const share = (rows) => V.mean(rows.map((row) => (row.correct === undefined ? row.reward : Number(row.correct))));
 
   // Exact McNemar test: how likely so uneven a split of the changed prompts is if either way were a coin's toss. As sums of logs.
   V.mcnemar = function (gained, lost) {
@@ -31,8 +31,8 @@
   V.pairs = function (before, after) {
     const old = V.byPrompt(before);
     return [...V.byPrompt(after)].filter(([id]) => old.has(id)).map(([id, rows]) => {
-      const was = isRight(old.get(id)), is = isRight(rows);
-      return { id, before: old.get(id), after: rows, kind: was ? (is ? "right" : "lost") : is ? "gained" : "wrong" };
+      const shares = [share(old.get(id)), share(rows)], [was, is] = shares.map((one) => one >= 0.5);
+      return { id, before: old.get(id), after: rows, kind: shares.includes(null) ? "unknown" : was ? (is ? "right" : "lost") : is ? "gained" : "wrong" };
     });
   };
 

@@ -7,10 +7,20 @@
   const MOST_BARS = 60;
   const HELD_OUT = ["evaluation/mean", "held_out_nll/mean", "pairs/mean"];
 
+  // What was measured of a task: its score, or what runs from given responses have: a loss, or the accuracy of each output.
+  function measured(task, one) {
+    if (one.score) return [{ task, ...one.score }];
+    return Object.keys(one).filter((name) => name === "held_out_nll" || /\/(sign_)?accuracy$/.test(name)).map((name) => {
+      const end = (which) => one[name.replace(/\/accuracy$/, "/" + which)];
+      const known = name.endsWith("/accuracy");
+      return { task: `${task}, ${name}`, mean: one[name], low: known ? end("low") : null, high: known ? end("high") : null };
+    });
+  }
+
   // One line for each evaluation and task: score and 95 % interval, drawn and written.
   function Scores({ overview, number }) {
     const lines = Object.entries(overview.evaluations).flatMap(([when, tasks]) =>
-      Object.entries(tasks || {}).filter(([, one]) => one && one.score).map(([task, one]) => ({ when, task, ...one.score, of: one.questions })));
+      Object.entries(tasks || {}).flatMap(([task, one]) => measured(task, one || {}).map((found) => ({ when, ...found }))));
     if (!lines.length) return null;
     const low = Math.min(0, ...lines.map((one) => one.low ?? one.mean ?? 0)), high = Math.max(1, ...lines.map((one) => one.high ?? one.mean ?? 1));
     const at = (value) => 100 * (value - low) / (high - low);
