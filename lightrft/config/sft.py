@@ -53,5 +53,9 @@ class SFTConfig(GivenResponsesConfig):
         if self.strategy.backend in WHOLE:
             because = f"strategy.backend={self.strategy.backend}, whose processes hold the whole model anyway"
             refuse_idle(
-                "log", self.log, ["sample_sharded"], because=because, cure="set strategy.backend=fsdp"
+                "log",
+                self.log,
+                ["sample_sharded"],
+                because=because,
+                cure="take a backend whose weights are in pieces",
             )
