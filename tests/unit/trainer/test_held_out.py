@@ -27,6 +27,7 @@ from lightrft.datasets.conversations import Answer
 from lightrft.engines.native import NativeEngine
 from lightrft.models.source import Source
 from lightrft.models.words import dummy_answer
+from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs import trajectories
 from lightrft.runs.layout import EvaluationFolder, RunFolder
@@ -43,6 +44,12 @@ from lightrft.trainer.sampler import Sampler
 from lightrft.trainer.sft import Imitation
 from lightrft.types import Prompt
 from lightrft.utils.interrupt import Interrupt
+
+
+@pytest.fixture(autouse=True)
+def _before_the_first_step(monkeypatch):
+    """Other tests of this process may have taken steps."""
+    monkeypatch.setattr(STATUS, "step", 0)
 
 
 @dataclass
