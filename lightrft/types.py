@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # rows, tasks and rewards are read without torch
 
 Finish = Literal["stop", "length"]
 """How an engine left a response: at its end, or truncated at the most tokens allowed."""
+Ending = Literal[Finish, "turns", "paused"]
 
 
 class Message(TypedDict):
@@ -157,7 +158,7 @@ class Trajectory:
     """(L,) True where the policy chose the token."""
     behavior: list[float]
     """(L,) log-probs at sampling; 0 where mask is False."""
-    finish: Literal["stop", "length", "turns", "paused"]
+    finish: Ending
     """turns: ended at environment.max_turns. paused: stopped at rollout.max_tokens_per_step, to go on in the next step; nobody learns
     from it before."""
     answer: str = ""

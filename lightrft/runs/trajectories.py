@@ -53,9 +53,11 @@ def save(
         | shown.get(id(trajectory.prompt), {})
         | ({"made": told} if told else {})
         | (_tokens(trajectory, pieces) if columns else {})
-        | (_forks(trajectory, lambda fork: _tokens(fork, pieces)) if columns else {})
         for trajectory, told in zip(trajectories, made, strict=True)
     ]
+    for row, trajectory in zip(rows, trajectories, strict=True) if columns else ():
+        for saved, fork in zip(row.get("forks", ()), trajectory.forks, strict=True):
+            saved["tokens"] = {name: _plain(x) for name, x in _tokens(fork, pieces)["tokens"].items()}
     unfinished = path.with_name(f".tmp-{path.name}")  # utils/atomic.py: recover
     with unfinished.open("wb") as file:
         response_file.write(file, rows)
@@ -221,15 +223,12 @@ def conversation(trajectory: Trajectory) -> dict[str, Any]:
     return found | ({"failed": trajectory.failed} if trajectory.failed else {})
 
 
-def _forks(
-    trajectory: Trajectory, tokens: Callable[[Trajectory], dict[str, Any]] = lambda _: {}
-) -> dict[str, Any]:
-    """The further rows of a conversation: how many messages each shares with an earlier one, what was said behind those, and its `tokens`."""
+def _forks(trajectory: Trajectory) -> dict[str, Any]:
+    """The further rows of a conversation: how many messages each shares with an earlier one, and what was said behind those."""
     found, before = list[dict[str, Any]](), [trajectory.said]
     for fork in trajectory.forks:
         shared = max(_in_common(fork.said, said) for said in before)
-        told = {name: {n: _plain(x) for n, x in one.items()} for name, one in tokens(fork).items()}
-        found.append({"shared": shared, "said": fork.said[shared:], **told})
+        found.append({"shared": shared, "said": fork.said[shared:]})
         before.append(fork.said)
     return {"forks": found} if found else {}
 

@@ -17,7 +17,8 @@ def balanced(
 ) -> list[Trajectory]:
     """This rank's share of the responses of all ranks; groups stay whole, and no gradient depends on who has what.
 
-    `work`: tokens that are read of a group; one of which none is stays where it is. Called by all ranks. What the update reads of a response moves with it; messages and target may come as text.
+    `work`: tokens that are read of a group; one of which none is stays where it is. Called by all ranks. What the update reads of a response
+    moves with it; messages and target may come as text.
     """
     if world.size == 1:
         return list(answers)

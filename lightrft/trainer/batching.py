@@ -337,7 +337,7 @@ def rows_of(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 def owners_of(trajectories: Sequence[Trajectory]) -> Tensor:
     """(S,) int64: to which of the responses each of their `rows_of` belongs."""
     return torch.tensor(
-        [place for place, t in enumerate(trajectories) for _ in (t, *t.forks)], dtype=torch.int64
+        [place for place, t in enumerate(trajectories) for _ in rows_of([t])], dtype=torch.int64
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightrft.config import ReplayConfig
 from lightrft.runs.storage import restored, stored
+from lightrft.trainer.batching import rows_of
 from lightrft.trainer.flight import Flight, Group, apart, mark_older
 from lightrft.types import Origin, Prompt
 
@@ -36,8 +37,8 @@ class RolloutBuffer:
         completed: Callable[[Prompt], Prompt] = lambda prompt: prompt,
     ) -> None:
         """`cost`: the part of a reward that answers must know, where there is a constraint. `needs_baseline`: answers must know
-        the reward of the greedy response. `needs_squares`: those scored before must know the column `squares`. `completed` gives prompts back the media that are stored by name only. ValueError if
-        `ranks` cannot share replay.groups_per_step."""
+        the reward of the greedy response. `needs_squares`: those scored before must know the column `squares`. `completed` gives prompts back
+        the media that are stored by name only. ValueError if `ranks` cannot share replay.groups_per_step."""
         if config.groups_per_step % ranks:
             raise ValueError(
                 f"replay.groups_per_step={config.groups_per_step} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
@@ -218,5 +219,5 @@ def _lacks_squares(group: Group) -> bool:
 
 
 def _came_as(origin: Origin, groups: Sequence[Group]) -> None:
-    for row in (row for group in groups for t in group for row in (t, *t.forks)):
+    for row in (row for group in groups for row in rows_of(group)):
         row.origin = origin

@@ -14,7 +14,7 @@ from lightrft.datasets.loader import PromptLoader
 from lightrft.parallel.world import World
 from lightrft.rewards.base import RewardResult
 from lightrft.trainer.baseline import Baseline, has_baseline
-from lightrft.trainer.batching import by_group
+from lightrft.trainer.batching import by_group, rows_of
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.flight import Group
 from lightrft.trainer.length import penalise_length
@@ -101,9 +101,8 @@ class Collector:
         metrics |= self.scaler.update([t for group in drawn.groups for t in group])
         self.unused = drawn.unused
         if self.algorithm.config.truncated == "mask":
-            for t in (t for group in [*kept, *surplus] for t in group if t.finish == "length"):
-                for row in (t, *t.forks):
-                    row.mask = [False] * len(row)
+            for row in rows_of([t for group in [*kept, *surplus] for t in group if t.finish == "length"]):
+                row.mask = [False] * len(row)
         return kept, metrics
 
     def _asks(self, attempts: int) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from lightrft.engines.base import EngineDiedError
 from lightrft.parallel.status import STATUS
+from lightrft.trainer.batching import rows_of
 from lightrft.types import Prompt, Sampling, Trajectory
 
 Group = list[Trajectory]
@@ -135,5 +136,5 @@ def apart(t: Trajectory) -> Trajectory:
 
 def mark_older(groups: Sequence[Group]) -> None:
     """Notes that the weights have changed since all tokens of these were sampled."""
-    for row in (row for group in groups for t in group for row in (t, *t.forks)):
+    for row in (row for group in groups for row in rows_of(group)):
         row.stale = len(row)

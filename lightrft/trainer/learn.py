@@ -11,6 +11,7 @@ from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
 from lightrft.config import Config
+from lightrft.config.rollout import OFF
 from lightrft.models.experts import balancing_weight, routers_of
 from lightrft.models.kinds import Compute
 from lightrft.models.logprobs import LogProbs
@@ -52,7 +53,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.config, self.batching.world)
-        replays = self.config.rollout.routing_replay != "off"
+        replays = self.config.rollout.routing_replay != OFF
         weight = balancing_weight(self.config.algorithm.router_aux_coefficient, self.actor.module)
         self.routers = RouterWatch(routers_of(self.actor.module), self.batching, weight, replays)
 
@@ -132,10 +133,10 @@ class Learner:
 
     def work(self, group: Sequence[Trajectory]) -> int:
         """Tokens that an update reads of a group."""
-        rows = rows_of(group)
-        if self.idle is None or self.critic is not None:  # the critic learns from all
+        rows, idle = rows_of(group), self.idle
+        if idle is None or self.critic is not None:  # the critic learns from all
             return batch_tokens(rows)
-        return batch_tokens([t for t in rows if not self.idle(t)])
+        return batch_tokens([t for t in rows if not idle(t)])
 
     def _updates(
         self, trajectories: Sequence[Trajectory], *, seed: int, first: int

@@ -122,7 +122,7 @@ def _accumulate(
 def _unread(answers: Sequence[Trajectory], read: Sequence[Trajectory]) -> int:
     """How many responses have tokens, of which none is read."""
     seen = {id(t) for t in read}
-    return sum(1 for t in answers if len(t) and not any(id(row) in seen for row in (t, *t.forks)))
+    return sum(1 for t in answers if len(t) and not any(id(row) in seen for row in rows_of([t])))
 
 
 def _tell_weights(answers: Sequence[Trajectory], read: Sequence[Trajectory], weights: torch.Tensor) -> None:

@@ -92,12 +92,12 @@ def share_with_forks(trajectories: Sequence[Trajectory]) -> None:
                     "learned from with one number. Set algorithm.advantage to one that gives a number for each response, such as group_norm, "
                     "or environment.forks=false."
                 )
-            for fork in t.forks:
-                fork.columns[name] = torch.where(torch.tensor(fork.mask), own.sum(), 0.0)
-        for fork in t.forks:
-            fork.columns["rewards"] = torch.zeros(len(fork))
-            fork.reward, fork.parts = t.reward, t.parts
-            fork.baseline, fork.baseline_parts = t.baseline, t.baseline_parts
+            for row in t.forks:
+                row.columns[name] = torch.where(torch.tensor(row.mask), own.sum(), 0.0)
+        for row in t.forks:
+            row.columns["rewards"] = torch.zeros(len(row))
+            row.reward, row.parts = t.reward, t.parts
+            row.baseline, row.baseline_parts = t.baseline, t.baseline_parts
 
 
 def turn_rewards(trajectories: Sequence[Trajectory]) -> Tensor:

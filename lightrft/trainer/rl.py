@@ -17,6 +17,7 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.trainer.balance import balanced
+from lightrft.trainer.batching import rows_of
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
@@ -152,5 +153,5 @@ def mark_use(scored: Sequence[Trajectory], chosen: Sequence[Trajectory]) -> None
     for t in scored:
         learned: Use = "trained" if any(t.mask) or not t.mask else "masked"
         t.use = learned if id(t) in selected else "unselected"
-        for row in (t, *t.forks):
-            row.learned = {}  # of an earlier step, if it is replayed
+    for row in rows_of(scored):
+        row.learned = {}  # of an earlier step, if it is replayed

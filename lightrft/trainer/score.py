@@ -139,8 +139,9 @@ class Scorer:
         if self.needs_squares:
             assert found.squares is not None, "refused for models that do not tell it"
             columns.append(found.squares)
-        keeps = self.config.rollout.routing_replay == OLD and found.experts is not None
-        return (*columns, found.experts) if keeps and found.experts is not None else tuple(columns)
+        if self.config.rollout.routing_replay == OLD and found.experts is not None:
+            columns.append(found.experts)
+        return tuple(columns)
 
     def _keep_experts(self, part: Sequence[Trajectory], batch: Batch, experts: Tensor) -> None:
         routers = routers_of(self.actor.module)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from lightrft.environments.base import Reply
 from lightrft.environments.episodes import Failed
+from lightrft.trainer.batching import rows_of
 from lightrft.trainer.responses import fork
-from lightrft.types import Message, Trajectory
-
-Ending = Literal["stop", "length", "turns", "paused"]
+from lightrft.types import Ending, Message, Trajectory
 
 
 @dataclass(eq=False)
@@ -41,7 +39,7 @@ class Talk:
     @property
     def row(self) -> Trajectory:
         """The row in which the policy speaks now."""
-        return [self.t, *self.t.forks][self.number]
+        return rows_of([self.t])[self.number]
 
     def note_turn(self) -> None:
         """The policy has spoken: how the response ends now, and where in its row that turn does."""
@@ -61,7 +59,7 @@ class Talk:
     def turn_to(self, number: int, turns: int) -> bool:
         """Goes on behind the first `turns` turns of a row: in it where it ends there, else in a new one, which learns from what follows
         alone. Whether that is new. ValueError for a row, or a turn of it, that is not there."""
-        rows = [self.t, *self.t.forks]
+        rows = rows_of([self.t])
         if not (0 <= number < len(rows) and 0 <= turns <= len(self.ends[number])):
             raise ValueError(f"there is no turn {turns} in row {number} of {len(rows)}")
         ends, self.number = self.ends[number][:turns], number
