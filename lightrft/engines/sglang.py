@@ -7,9 +7,12 @@ run when its scheduler dies.
 from __future__ import annotations
 
 import base64
+import contextlib
 import multiprocessing
 import os
+import random
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -83,7 +86,7 @@ class SglangEngine:
         self._died.clear()  # word of an engine before this one may have come meanwhile
 
     def _started(self) -> Any:
-        """The engine, which says itself what fails at its start. EngineError if it takes too long."""
+        """The engine. EngineError if it does not start, or takes too long; of its processes none is left then."""
         others = multiprocessing.active_children()
         future = self._thread.submit(self._make)
         try:
@@ -91,13 +94,16 @@ class SglangEngine:
         except NotYet:
             if future.done():
                 return future.result()
-            for child in multiprocessing.active_children():
-                if child not in others and child.pid is not None:
-                    _kill(child.pid)
-            raise EngineError(
-                f"SGLang did not start within rollout.sglang.start_seconds={self._start_seconds:g}. Raise it, or see what its processes "
+            why = (
+                f"within rollout.sglang.start_seconds={self._start_seconds:g}. Raise it, or see what its processes "
                 "have printed above."
-            ) from None
+            )
+        except Exception as error:
+            why = f"({error}). Why, its processes have printed above."
+        for child in multiprocessing.active_children():
+            if child not in others and child.pid is not None:
+                _kill(child.pid)
+        raise EngineError(f"SGLang did not start {why}")
 
     def _there(self, call: Callable[[], T], progress: Progress | None = None) -> T:
         """The result of a call in the engine's thread. EngineDiedError if the scheduler dies meanwhile."""
@@ -313,6 +319,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             processor.media is not None and processor.media.sees_both_ways
         ):  # the one that takes a mask of the model's own
             more["attention_backend"] = "triton"
+    more["nccl_port"] = free_port()
     if config.routing_replay == SAMPLING:
         more["enable_return_routed_experts"] = True
     if options.context_length:
@@ -329,6 +336,22 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             log_level="error",
             **{**more, **options.options},
         )
+
+
+def free_port(ports: Sequence[int] = range(22000, 30000)) -> int:
+    """A port of this machine that nothing listens at. EngineError if there is none.
+
+    SGLang draws one by `random`. Other libraries seed that, so that processes that start together would draw the same, which is
+    bound only later. These ports lie below those that the system gives away meanwhile.
+    """
+    drawn = random.SystemRandom()
+    for port in drawn.sample(ports, len(ports)):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("", port))
+            return port
+    raise EngineError(
+        f"no port from {ports[0]} to {ports[-1]} is free for SGLang. Set rollout.sglang.options.nccl_port."
+    )
 
 
 def _heed(died: threading.Event) -> None:

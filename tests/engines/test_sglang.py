@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import random
 import signal
+import socket
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -12,10 +14,10 @@ import pytest
 import torch
 
 from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
-from lightrft.engines.base import EngineDiedError, give
+from lightrft.engines.base import EngineDiedError, EngineError, give
 from lightrft.engines.external import check_kinds, engine_requests
 from lightrft.engines.lmdeploy import LmdeployEngine, question
-from lightrft.engines.sglang import SglangEngine, seeded_draw
+from lightrft.engines.sglang import SglangEngine, free_port, seeded_draw
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.testing import check_engine, media_prompts, tiny_prompt
@@ -75,6 +77,34 @@ def test_a_start_that_takes_too_long_is_ended(tmp_path):
     with pytest.raises(RuntimeError, match="SGLang did not start within rollout.sglang.start_seconds=3"):
         SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
     assert all_gone()
+
+
+@needs_sglang
+@pytest.mark.timeout(120)
+def test_a_start_that_fails_leaves_no_process(tmp_path):
+    module, processor = text_model(tmp_path / "m", SHAPE)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        options = {"nccl_port": str(taken.getsockname()[1])}
+        config = SglangConfig(max_total_tokens=8192, options=options)
+        with pytest.raises(EngineError, match="SGLang did not start .*its processes have printed above"):
+            SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
+    assert all_gone()
+
+
+def test_processes_that_are_seeded_alike_draw_ports_of_their_own():
+    drawn = []
+    for _ in range(3):
+        random.seed(0)
+        drawn.append(free_port())
+    assert len(set(drawn)) > 1
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(EngineError, match=f"no port from {port} to {port} is free"):
+            free_port([port])
 
 
 @contextmanager
