@@ -241,7 +241,7 @@ def type_name(hint: Any) -> str:
     if get_origin(hint) is list:
         return f"list of {type_name(get_args(hint)[0])}"
     if get_origin(hint) is dict:
-        return "name: number"
+        return f"name: {type_name(get_args(hint)[1])}"
     return {"str": "text", "bool": "true \\| false", "int": "integer", "float": "number"}[hint.__name__]
 
 

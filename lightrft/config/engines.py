@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lightrft.config.addresses import refuse_secrets
 from lightrft.config.checks import refuse_idle
+from lightrft.config.further import read_further, taken_by
 from lightrft.config.ranges import check_ranges
 
 SHARES = ("cps", "ddim")
@@ -200,6 +201,32 @@ class UnmaskConfig:
                 refuse_idle(section, self, [option], because=told, cure=cure)
 
 
+OF_VLLM = taken_by(
+    "rollout.vllm",
+    *("model", "load_format", "dtype", "logprobs_mode", "distributed_executor_backend", "enable_sleep_mode", "worker_extension_cls"),
+    *("enable_return_routed_experts", "mm_device_do_normalize", "enable_prefix_caching", "served_model_name", "middleware"),
+    **{name: name for name in ("max_num_seqs", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")},
+)  # fmt: skip
+"""Arguments of vLLM that are given already -> what to do instead."""
+OF_SGLANG = taken_by(
+    "rollout.sglang",
+    *(
+        "model_path",
+        "load_format",
+        "dtype",
+        "device",
+        "enable_deterministic_inference",
+        "enable_memory_saver",
+    ),
+    *("enable_return_routed_experts", "base_gpu_id"),
+    **{
+        name: name
+        for name in ("max_running_requests", "context_length", "mem_fraction_static", "max_total_tokens")
+    },
+)
+"""The same of SGLang's Engine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VllmConfig:
     """vLLM in the trainer's process; only with rollout.engine=vllm."""
@@ -221,6 +248,8 @@ class VllmConfig:
     """Do not compile the model: a quicker start and a slower rollout."""
     sleep_level: Literal[1, 2] = 2
     """What it keeps in host memory between rollouts: 1: the weights, so that another rollout with the same ones needs no sync; 2: nothing."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Further arguments of vLLM by name, each read as YAML, e.g. {kv_cache_dtype: fp8}; of `lightrft serve` too."""
 
     @property
     def longest(self) -> int:
@@ -229,6 +258,11 @@ class VllmConfig:
 
     def __post_init__(self) -> None:
         check_ranges("rollout.vllm", self)
+        self.further()
+
+    def further(self) -> dict[str, Any]:
+        """`options` as vLLM is given them. ValueError for one that is not YAML, or has a setting of its own."""
+        return read_further("rollout.vllm.options", self.options, OF_VLLM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +314,7 @@ class SglangConfig:
     start_seconds: float = 1800.0
     """Longest that its start may take."""
     options: dict[str, str] = field(default_factory=dict)
-    """Further arguments of SGLang's Engine by name, e.g. {attention_backend: fa3}."""
+    """Further arguments of SGLang's Engine by name, each read as YAML, e.g. {attention_backend: fa3}."""
 
     @property
     def longest(self) -> int:
@@ -289,6 +323,11 @@ class SglangConfig:
 
     def __post_init__(self) -> None:
         check_ranges("rollout.sglang", self)
+        self.further()
+
+    def further(self) -> dict[str, Any]:
+        """`options` as SGLang is given them. ValueError for one that is not YAML, or has a setting of its own."""
+        return read_further("rollout.sglang.options", self.options, OF_SGLANG)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from lightrft.config.further import read_further
 from lightrft.config.ranges import check_ranges
 
 USUAL_SECONDS = 10.0
@@ -56,8 +57,13 @@ class EnvironmentConfig:
     variables: list[str] = field(default_factory=list)
     """Environment variables that these processes get besides those that programs need to run, e.g. [MY_API_KEY]."""
 
+    def further(self) -> dict[str, Any]:
+        """`options` as the environment is given them. ValueError for one that is not YAML."""
+        return read_further("environment.options", self.options)
+
     def __post_init__(self) -> None:
         check_ranges("environment", self)
+        self.further()
         # --environment.tools "" is none.
         object.__setattr__(self, "tools", [name for name in self.tools if name])
         if self.name and self.tools:

@@ -292,7 +292,7 @@ def schedule_on_cpu(*args: Any, **options: Any) -> Any:
 
 
 def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
-    options, weight = config.sglang, next(module.parameters())
+    options, further, weight = config.sglang, config.sglang.further(), next(module.parameters())
     kind: Any = require("sglang.srt.entrypoints.engine", "sglang", CURE).Engine
     scheduler = schedule_on_cpu if weight.device.type == "cpu" else schedule
     kind = type("Engine", (kind,), {"run_scheduler_process_func": staticmethod(scheduler)})
@@ -329,12 +329,10 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             model_path=str(folder),
             load_format="dummy",
             dtype=str(weight.dtype).removeprefix("torch."),
-            grammar_backend="none",
             max_running_requests=options.max_running_requests,
             mem_fraction_static=options.mem_fraction_static,
             enable_deterministic_inference=True,
-            log_level="error",
-            **{**more, **options.options},
+            **{"grammar_backend": "none", "log_level": "error", **more, **further},
         )
 
 

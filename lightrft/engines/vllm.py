@@ -6,9 +6,11 @@ experts see vllm_weights.py); and its sleep mode frees memory of accelerators al
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightrft.config import RolloutConfig
+from lightrft.config import RolloutConfig, VllmConfig
 from lightrft.config.rollout import SAMPLING
 from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.external import (
@@ -231,6 +233,18 @@ def _group(processes: int) -> Any:
     return group
 
 
+def known_arguments(options: VllmConfig) -> dict[str, Any]:
+    """`rollout.vllm.options` as this vLLM takes them. ValueError for one that it does not know."""
+    arguments: Any = require("vllm.engine.arg_utils", "vllm", CURE).EngineArgs
+    known, further = [f.name for f in fields(arguments)], options.further()
+    for name in further:
+        if name not in known:
+            near = difflib.get_close_matches(name, known)
+            cure = f"Is it {' or '.join(near)}?" if near else "See its documentation (engine arguments)."
+            raise ValueError(f"rollout.vllm.options.{name}: vLLM has no argument of this name. {cure}")
+    return further
+
+
 def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, joined: bool) -> Any:
     options, weight = config.vllm, next(module.parameters())
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process
@@ -240,6 +254,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
     vllm = require("vllm", "vllm", CURE)
+    further = known_arguments(options)
     more: dict[str, Any] = {}
     if on_cpu:
         # It says each time that sleep frees nothing.
@@ -270,8 +285,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
             enable_prefix_caching=True,
             enforce_eager=options.enforce_eager,
             max_num_seqs=options.max_num_seqs,
-            disable_log_stats=True,
-            **more,
+            **{"disable_log_stats": True, **more, **further},
         )
     if joined:  # at its end it would take down torch's process group, which is the run's
         llm.llm_engine.engine_core._finalizer.detach()

@@ -6,17 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 from torch import nn
 
 from lightrft.config import RolloutConfig
 from lightrft.config.addresses import is_loopback, secret
-from lightrft.engines.external import CURE, folder_without_weights, refuse
+from lightrft.engines.external import folder_without_weights, refuse
 from lightrft.engines.transport import HOST
+from lightrft.engines.vllm import known_arguments
 from lightrft.engines.vllm_gate import KEY, Gate
 from lightrft.engines.vllm_program import READER
 from lightrft.models.processor import Processor
-from lightrft.utils.imports import require
 
 MEDIA = (
     "--enable-scale-out",
@@ -41,8 +42,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             "environment variable, here and where you train, and name it: --rollout.server.key VLLM_KEY. Or leave --host out, to "
             "serve this machine alone."
         )
-    require("vllm", "vllm", CURE)
-    weight, options = next(module.parameters()), config.vllm
+    weight, options, further = next(module.parameters()), config.vllm, known_arguments(config.vllm)
     on_cpu = weight.device.type == "cpu"
     environment = {**os.environ, **key, HOST: host}
     environment["VLLM_SERVER_DEV_MODE"] = "1"  # for requests to its workers
@@ -63,8 +63,21 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             *(["--max-model-len", str(options.max_model_len)] if options.max_model_len else []),
             *(["--no-enable-chunked-prefill"] if on_cpu else []),  # see vllm.py
             *([] if on_cpu else ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]),
+            *flags(further),
         ]
         try:
             return subprocess.run(command, env=environment, check=False).returncode
         except KeyboardInterrupt:
             return 130
+
+
+def flags(further: dict[str, Any]) -> list[str]:
+    """vLLM's arguments as words of its command."""
+    words = []
+    for name, value in further.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
+    return words

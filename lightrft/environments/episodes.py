@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from lightrft.config import EnvironmentConfig, SandboxConfig
 from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.base import Act, Begin, Describe, End, Finish, Lost, Order, Reply, Spec
@@ -40,16 +38,10 @@ class Failed:
 
 
 def spec_of(config: EnvironmentConfig) -> Spec:
-    """The environment that settings name: one by name, or the tools. ValueError for an option that is not YAML."""
+    """The environment that settings name: one by name, or the tools."""
     if not config.name:
         return Spec("tools", {"tools": list(config.tools)}, config.calls, calls_limit(config))
-    options = {}
-    for name, text in config.options.items():
-        try:
-            options[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"environment.options.{name}={text!r} is not YAML: {error}") from None
-    return Spec(config.name, options, config.calls, calls_limit(config))
+    return Spec(config.name, config.further(), config.calls, calls_limit(config))
 
 
 def calls_limit(config: EnvironmentConfig) -> float:

@@ -27,7 +27,8 @@ def serving(path, log):
         port = free.getsockname()[1]
     command = [
         *(sys.executable, "-m", "lightrft", "serve", "vllm_server", "--model.path", path),
-        *("--rollout.vllm.enforce-eager", "true", "--port", str(port)),
+        *("--rollout.vllm.enforce-eager", "true", "--rollout.vllm.options", "max_num_batched_tokens", "777"),
+        *("--port", str(port)),
     ]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lightrft.build.memory import build_memory_plan
 from lightrft.config import ModelConfig, RolloutConfig, StrategyConfig, VllmConfig
 from lightrft.engines.base import EngineDiedError, give
-from lightrft.engines.vllm import VllmEngine
+from lightrft.engines.vllm import VllmEngine, known_arguments
+from lightrft.engines.vllm_serve import flags
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
@@ -75,8 +76,9 @@ def test_vllm_does_all_and_is_started_again_when_it_breaks(tmp_path):
 def test_it_sleeps_and_wakes_part_by_part_as_phases_come(tmp_path, level):
     """A CPU frees nothing, but vLLM answers nothing until all it holds is awake again."""
     module, processor = text_model(tmp_path / "m", SHAPE)
-    config = VllmConfig(enforce_eager=True, sleep_level=level)
+    config = VllmConfig(enforce_eager=True, sleep_level=level, options={"max_num_batched_tokens": "777"})
     engine = VllmEngine(module, processor, RolloutConfig(engine="vllm", vllm=config))
+    assert engine._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens == 777
     memory_plan = build_memory_plan(
         {
             "actor": Single(StrategyConfig(), torch.device("cpu")).frozen(
@@ -238,3 +240,22 @@ def test_settings_of_vllm_without_vllm_are_refused():
         ValueError, match="rollout.vllm.enforce_eager=True has no effect with rollout.engine=native"
     ):
         RolloutConfig(vllm=VllmConfig(enforce_eager=True))
+
+
+@needs_vllm
+def test_arguments_that_vllm_does_not_have_are_refused():
+    with pytest.raises(
+        ValueError,
+        match="rollout.vllm.options.kv_cache_type: vLLM has no argument of this name. Is it kv_cache_dtype",
+    ):
+        known_arguments(VllmConfig(options={"kv_cache_type": "fp8"}))
+
+
+def test_arguments_become_flags_of_the_server():
+    further = VllmConfig(
+        options={"kv_cache_dtype": "fp8", "async_scheduling": "false", "block_size": "32", "x": "{a: [1]}", "y": "true", "z": "null"}
+    ).further()  # fmt: skip
+    assert flags(further) == [
+        *("--kv-cache-dtype", "fp8", "--no-async-scheduling", "--block-size", "32"),
+        *("--x", '{"a": [1]}', "--y"),
+    ]

@@ -5,11 +5,13 @@ import pytest
 from lightrft.config import (
     AlgorithmConfig,
     Config,
+    EnvironmentConfig,
     EvaluateConfig,
     LogConfig,
     ModelConfig,
     OptimizerConfig,
     SFTConfig,
+    SglangConfig,
     TaskConfig,
     VllmConfig,
 )
@@ -58,3 +60,25 @@ def test_numbers_that_are_beyond_their_range_are_left_to_the_ranges():
 def test_an_unknown_option_names_the_one_that_was_meant():
     with pytest.raises(TypeError, match="Config has no option 'stepz'. Perhaps you meant: steps"):
         Config(stepz=1)
+
+
+def test_further_arguments_of_engines_are_read_as_yaml_and_do_not_replace_ours():
+    options = {
+        "chunked_prefill_size": "512",
+        "attention_backend": "fa3",
+        "disable_radix_cache": "true",
+        "model_loader": "{a: 1}",
+    }
+    assert SglangConfig(options=options).further() == {
+        "chunked_prefill_size": 512, "attention_backend": "fa3", "disable_radix_cache": True, "model_loader": {"a": 1},
+    }  # fmt: skip
+    for config, setting, name, cure in (
+        (VllmConfig, "rollout.vllm", "max_model_len", r"Set rollout\.vllm\.max_model_len\."),
+        (VllmConfig, "rollout.vllm", "load_format", "Training needs it as it is."),
+        (SglangConfig, "rollout.sglang", "context_length", r"Set rollout\.sglang\.context_length\."),
+    ):
+        with pytest.raises(ValueError, match=rf"{setting}.options.{name}='1': .*{cure}"):
+            config(options={name: "1"})
+    for config, setting in ((VllmConfig, "rollout.vllm"), (EnvironmentConfig, "environment")):
+        with pytest.raises(ValueError, match=f"{setting}.options.a='{{' is not YAML"):
+            config(options={"a": "{"})

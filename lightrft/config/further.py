@@ -1,0 +1,34 @@
+"""Further arguments of another program, by its own names: each a text that is read as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+
+def read_further(
+    setting: str, options: Mapping[str, str], ours: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Values by name. `ours`: names that are given already -> what says so here, a setting, or why there is none.
+
+    ValueError for a text that is not YAML, and for a name of `ours`.
+    """
+    found = {}
+    for name, text in options.items():
+        if ours and name in ours:
+            raise ValueError(f"{setting}.{name}={text!r}: that is not for you to give here. {ours[name]}")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{setting}.{name}={text!r} is not YAML: {error}") from None
+    return found
+
+
+def taken_by(section: str, *needed: str, **settings: str) -> dict[str, str]:
+    """For read_further: names that training `needed` as they are, and names that have `settings` of the section."""
+    return {
+        **dict.fromkeys(needed, "Training needs it as it is."),
+        **{name: f"Set {section}.{setting}." for name, setting in settings.items()},
+    }
