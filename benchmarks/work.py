@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 WORDS = (
@@ -66,6 +67,13 @@ def tokens(tokenizer: Any, question: Sequence[dict[str, str]]) -> list[int]:
         list(question), add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return list(encoded["input_ids"])
+
+
+def pairs(file: str, count: int, repetition: int) -> list[dict[str, Any]]:
+    """The pairs of a repetition, `count` of them, which every step of it reads: `prompt`, `chosen`, `rejected`, as messages."""
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines[count * repetition : count * (repetition + 1)]]
+    return [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in found]
 
 
 def score(answer: str) -> float:

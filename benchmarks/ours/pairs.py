@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import tempfile
 import time
 from importlib import import_module
@@ -40,12 +41,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", required=True, help="file with pairs, made by work.py")
     parser.add_argument("--kind", choices=["reward", "dpo"], required=True)
     parser.add_argument("--pairs", type=int, default=8, help="of one step")
+    parser.add_argument(
+        "--repetition", type=int, default=0, help="which pairs of the file: from so many steps on"
+    )
     parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that is not")
     parser.add_argument("--tokens-per-micro-batch", type=int, default=2048)
     return parser.parse_args()
 
 
-def configure(options: argparse.Namespace, run: Path) -> RewardTrainingConfig | DPOConfig:
+def configure(options: argparse.Namespace, run: Path, rows: Path) -> RewardTrainingConfig | DPOConfig:
     """The same work as on TRL's side; all else as LightRFT has it by default."""
     kind = RewardTrainingConfig if options.kind == "reward" else DPOConfig
     return kind(
@@ -53,7 +57,7 @@ def configure(options: argparse.Namespace, run: Path) -> RewardTrainingConfig | 
         steps=1 + options.steps,
         batch_size=options.pairs,
         model=ModelConfig(path=options.model),
-        tasks=TaskConfig(train={"file": 1.0}, train_file=options.rows, format=FORMAT),
+        tasks=TaskConfig(train={"file": 1.0}, train_file=str(rows), format=FORMAT),
         optimizer=OptimizerConfig(learning_rate=1e-6),
         update=UpdateConfig(tokens_per_micro_batch=options.tokens_per_micro_batch),
         checkpoint=CheckpointConfig(every_steps=0),
@@ -66,7 +70,10 @@ def main() -> None:
     """Trains `1 + steps` steps and reports the means over the measured ones."""
     options = parse()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        config = configure(options, Path(scratch) / "run")
+        rows = Path(scratch) / "rows.jsonl"
+        some = work.pairs(options.rows, options.pairs, options.repetition)
+        rows.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+        config = configure(options, Path(scratch) / "run", rows)
         build_run = import_module(f"lightrft.build.{options.kind}").build_run
         made = build_run(config, new_run(config, options.kind), stack, started=time.perf_counter())
         made.begin()

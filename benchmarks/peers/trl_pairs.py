@@ -6,7 +6,6 @@ Runs in TRL's own environment. The first step warms up and is not counted.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,6 +23,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", required=True, help="file with pairs, made by work.py")
     parser.add_argument("--kind", choices=["reward", "dpo"], required=True)
     parser.add_argument("--pairs", type=int, default=8, help="of one step")
+    parser.add_argument(
+        "--repetition", type=int, default=0, help="which pairs of the file: from so many steps on"
+    )
     parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that is not")
     parser.add_argument("--micro-batch", type=int, default=8, help="pairs per forward and backward pass")
     parser.add_argument("--padding-free", choices=["off", "on"], default="off", help="of DPOTrainer")
@@ -38,13 +40,14 @@ def main() -> None:
     import trl
     from datasets import Dataset
 
-    rows = [json.loads(line) for line in Path(options.rows).read_text(encoding="utf-8").splitlines()]
+    rows = work.pairs(options.rows, options.pairs, options.repetition)
     common = {
         "use_cpu": True,
         "max_steps": 1 + options.steps,
         "per_device_train_batch_size": options.micro_batch,
         "gradient_accumulation_steps": options.pairs // options.micro_batch,
         "max_length": None,
+        "train_sampling_strategy": "sequential",
         "bf16": False,
         "gradient_checkpointing": False,
         "learning_rate": 1e-6,

@@ -26,6 +26,27 @@ class Tied(NamedTuple):
     wrong: Sequence[float]
 
 
+class Rated(NamedTuple):
+    """One response: what the reward says, what is right, and how long it is."""
+
+    value: float
+    grade: float
+    length: float
+
+
+class Choice(NamedTuple):
+    """Grades of the responses of one row that are chosen by a reward, and by rules that need none."""
+
+    first: float
+    """Of the one that the reward puts first; the mean of those that share the place, here and below."""
+    mean: float
+    """Of all: what choosing by chance gives."""
+    best: float
+    """Of the best, which no choice exceeds."""
+    longest: float
+    shortest: float
+
+
 def judged(values: Tensor, grades: Tensor, groups: Tensor, lengths: Tensor) -> dict[str, float]:
     """All measures of a reward; those that have nothing to count are left out.
 
@@ -50,7 +71,7 @@ def judged(values: Tensor, grades: Tensor, groups: Tensor, lengths: Tensor) -> d
     correlation = _correlation(values[known], lengths[known].double())
     if correlation is not None:
         found["length_correlation"] = correlation
-    return found | _best_of(values, grades, groups)
+    return found | _best_of(_rows(values, grades, groups, lengths))
 
 
 def as_good_as_length(found: Mapping[str, float], low: float) -> bool:
@@ -118,18 +139,48 @@ def _correlation(one: Tensor, other: Tensor) -> float | None:
     return float(torch.corrcoef(torch.stack([one.double(), other]))[0, 1])
 
 
-def _best_of(values: Tensor, grades: Tensor, groups: Tensor) -> dict[str, float]:
+def _rows(values: Tensor, grades: Tensor, groups: Tensor, lengths: Tensor) -> list[list[Rated]]:
+    """The rows with three responses or more, each of which has a number and a grade."""
+    by_row: dict[int, list[Rated]] = {}
+    columns = (column.tolist() for column in (values, grades, lengths))
+    for group, value, grade, length in zip(groups.tolist(), *columns, strict=True):
+        by_row.setdefault(group, []).append(Rated(value, grade, length))
+    return [
+        row
+        for row in by_row.values()
+        if len(row) > 2 and not any(math.isnan(one.value) or math.isnan(one.grade) for one in row)
+    ]
+
+
+def _best_of(rows: Sequence[Sequence[Rated]]) -> dict[str, float]:
     """The share of rows with one best response of three or more that is put first."""
     found, chance = [], []
-    by_row: dict[int, list[tuple[float, float]]] = {}
-    for group, value, grade in zip(groups.tolist(), values.tolist(), grades.tolist(), strict=True):
-        by_row.setdefault(group, []).append((value, grade))
-    for row in by_row.values():
-        numbers, marks = [value for value, _ in row], [grade for _, grade in row]
-        if len(row) > 2 and not any(map(math.isnan, marks)) and marks.count(max(marks)) == 1:
-            found.append(first_place(numbers, marks.index(max(marks))))
+    for row in rows:
+        marks = [one.grade for one in row]
+        if marks.count(max(marks)) == 1:
+            found.append(first_place([one.value for one in row], marks.index(max(marks))))
             chance.append(1 / len(row))
     if not found:
         return {}
     n = len(found)
     return {"best_of_k": sum(found) / n, "best_of_k_rows": float(n), "best_of_k_chance": sum(chance) / n}
+
+
+def choices(values: Tensor, grades: Tensor, groups: Tensor, lengths: Tensor) -> list[Choice]:
+    """What choosing one response gives, of each row with three or more that all have a number and a grade (best-of-n sampling)."""
+    return [
+        Choice(
+            _chosen(row, [one.value for one in row]),
+            _mean([one.grade for one in row]),
+            max(one.grade for one in row),
+            _chosen(row, [one.length for one in row]),
+            _chosen(row, [-one.length for one in row]),
+        )
+        for row in _rows(values, grades, groups, lengths)
+    ]
+
+
+def _chosen(row: Sequence[Rated], values: Sequence[float]) -> float:
+    """The grade of the response with the highest value; the mean of those that share it."""
+    top = max(values)
+    return _mean([one.grade for one, value in zip(row, values, strict=True) if value == top])

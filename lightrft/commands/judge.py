@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightrft.algorithms.judging import Tied, judged, ties_score
+from lightrft.algorithms.judging import Choice, Tied, choices, judged, ties_score
 from lightrft.build.data import training_rewards
 from lightrft.build.judges import check_judging, check_without_policy, hold_judging_models
 from lightrft.build.models import build_processor
@@ -29,6 +29,7 @@ from lightrft.rewards.fools import judged_answer, spread, try_fools
 from lightrft.rewards.table import JUDGE
 from lightrft.tasks.base import conversation, media_folder, placed
 from lightrft.tasks.table import load_task
+from lightrft.trainer.estimates import mean_estimate
 from lightrft.trainer.metrics import average
 from lightrft.types import Prompt, Trajectory
 from lightrft.utils.device import pick_device
@@ -199,12 +200,13 @@ def report(rows: Sequence[Compared], outputs: dict[str, tuple[str, str]]) -> Rep
 def _measured(rows: Sequence[Compared], label: str, names: tuple[str, str]) -> dict[str, float]:
     values = [row.trajectory.parts.get(label, math.nan) for row in rows]
     grades = [_grade(row.grades, names) for row in rows]
-    known = judged(
+    columns = (
         torch.tensor(values, dtype=torch.float64),
         torch.tensor(grades, dtype=torch.float64),
         torch.tensor([row.trajectory.group for row in rows]),
         torch.tensor([row.length for row in rows]),
     )
+    known = judged(*columns) | picked(choices(*columns))
     if not any(grade < 0 for grade in grades) or not any(grade > 0 for grade in grades):  # ranks, not signs
         known = {name: value for name, value in known.items() if "sign" not in name}
     tied: dict[str, Tied] = {}
@@ -216,6 +218,21 @@ def _measured(rows: Sequence[Compared], label: str, names: tuple[str, str]) -> d
     if tied:
         known["ties_score"] = ties_score(tied)
     return shown.with_interval(known)
+
+
+def picked(rows: Sequence[Choice]) -> dict[str, float]:
+    """Means over rows of what choosing one of several responses by the reward gives: the grade of its choice, of a choice by chance, of the
+    best one, and of the choices of the two rules of length; with the 95 % interval of what is gained over chance."""
+    if not rows:
+        return {}
+    gain = mean_estimate([row.first - row.mean for row in rows])
+    by_rule = zip(
+        ("picked", "picked_mean", "picked_best", "picked_longest", "picked_shortest"),
+        zip(*rows, strict=True),
+        strict=True,
+    )
+    found = {name: sum(grades) / len(rows) for name, grades in by_rule}
+    return found | {"picked_rows": float(len(rows)), "gain_low": gain.low, "gain_high": gain.high}
 
 
 def both_orders(

@@ -62,10 +62,7 @@ def remarks(known: Mapping[str, float]) -> list[str]:
     found = []
     if "length_correlation" in known:
         found.append(f"Correlation with the length: {known['length_correlation']:+.2f}.")
-    if "best_of_k" in known:
-        found.append(
-            f"Best of K: {known['best_of_k']:.1%} of {known['best_of_k_rows']:.0f} rows, by chance {known['best_of_k_chance']:.1%}."
-        )
+    found += _of_several(known)
     if "ties_score" in known:
         found.append(f"RewardBench 2, Ties: {known['ties_score']:.3f}.")
     if "sign_accuracy" in known:
@@ -92,6 +89,22 @@ def remarks(known: Mapping[str, float]) -> list[str]:
         )
     else:
         found.append(f"Better than the best rule of length: '{rule} wins' is right in {share:.1%}.")
+    return found
+
+
+def _of_several(known: Mapping[str, float]) -> list[str]:
+    """Sentences about rows of three responses or more."""
+    found = []
+    if "best_of_k" in known:
+        found.append(
+            f"Best of K: {known['best_of_k']:.1%} of {known['best_of_k_rows']:.0f} rows, by chance {known['best_of_k_chance']:.1%}."
+        )
+    if "picked" in known:
+        found.append(
+            f"Choosing one of K by it: mean grade {known['picked']:.3f} of {known['picked_rows']:.0f} rows, by chance {known['picked_mean']:.3f} "
+            f"(gain {known['picked'] - known['picked_mean']:+.3f}, 95 % interval {known['gain_low']:+.3f} to {known['gain_high']:+.3f}), the "
+            f"longest {known['picked_longest']:.3f}, the shortest {known['picked_shortest']:.3f}, the best there is {known['picked_best']:.3f}."
+        )
     return found
 
 

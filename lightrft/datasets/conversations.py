@@ -11,12 +11,14 @@ from jinja2 import TemplateError
 
 from lightrft.config import SFTConfig, TaskConfig
 from lightrft.datasets.formats import (
+    ALPACA,
     SPEAKERS,
     UNREAD_OF_ROW,
     Example,
     field,
     led,
     messages_of,
+    questioned,
     refuse_unread,
     text_field,
 )
@@ -68,39 +70,29 @@ def _turns(row: Row, config: TaskConfig) -> list[Message]:
         return _shared(row["conversations"])
     for answer in dict.fromkeys((config.target_field, "completion", "response")):
         if row.get(config.prompt_field) is not None and row.get(answer) is not None:
-            return [*_said(row, config.prompt_field, "user"), *_said(row, answer, "assistant")]
-    if row.get("instruction") is not None:
-        question = text_field(row, "instruction")
-        question = f"{question}\n{text_field(row, 'input')}" if row.get("input") else question
-        history = row.get("history") or []
-        if not isinstance(history, list) or not all(_is_pair(pair) for pair in history):
-            raise ValueError(f"field 'history' must be a list of pairs of texts, not {history!r:.80}")
-        past = [
-            Message(role=role, content=text)
-            for pair in history
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        return [*past, Message(role="user", content=question), *_said(row, "output", "assistant")]
+            return [*_asking(row, config.prompt_field), *_said(row, answer)]
+    if row.get(ALPACA) is not None:
+        return [*_asking(row, ALPACA), *_said(row, "output")]
     raise ValueError(
         f"no layout fits; the row has: {', '.join(row)}. It needs messages, conversations, {config.prompt_field} with completion or "
         "response, or instruction with output. Set tasks.prompt_field and tasks.target_field, or tasks.format."
     )
 
 
-def _is_pair(pair: Any) -> bool:
+def _asking(row: Row, name: str) -> list[Message]:
+    """A field that asks: a text, see `questioned`, or a list of messages."""
+    value = field(row, name)
     return (
-        isinstance(pair, list | tuple)
-        and len(pair) == 2
-        and all(isinstance(text, str) and text for text in pair)
+        messages_of(value, name) if isinstance(value, list) else questioned(text_field(row, name), row, name)
     )
 
 
-def _said(row: Row, name: str, role: str) -> list[Message]:
-    """A field that holds one turn's text, or a list of messages."""
+def _said(row: Row, name: str) -> list[Message]:
+    """A field that holds what the assistant says, or a list of messages."""
     value = field(row, name)
     if isinstance(value, list):
         return messages_of(value, name)
-    return [Message(role=role, content=text_field(row, name))]
+    return [Message(role="assistant", content=text_field(row, name))]
 
 
 def _shared(value: Any) -> list[Message]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.media import COLUMNS, filled
+from lightrft.datasets.media import filled
 from lightrft.datasets.sources import Row
 from lightrft.types import Message
 
@@ -23,6 +23,10 @@ UNREAD = (
 """Keys of a message that a chat template or a trainer elsewhere reads."""
 UNREAD_OF_ROW = ("tools", "functions", "documents", "chat_template_kwargs")
 """Fields that are not read of a row that holds messages."""
+SYSTEM = ("system", "system_prompt")
+"""Fields with what comes before a conversation."""
+ALPACA = "instruction"
+"""The field that asks in rows of Alpaca (instruction, input, output, history)."""
 
 
 class Example(NamedTuple):
@@ -107,19 +111,44 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def asked(text: str, row: Row) -> str | list[Message]:
-    """A question with the row's pictures, clips and sounds (see `filled`); the text alone if there are none."""
-    if COLUMNS.isdisjoint(row):
-        return text
-    content = filled([Message(role="user", content=text)], row)[0]["content"]
-    return text if isinstance(content, str) else [Message(role="user", content=content)]
+def asked(text: str, row: Row, name: str = "") -> str | list[Message]:
+    """A question with all that its row says of it: its field `system` (see `led`), its pictures, clips and sounds (see `filled`), and what
+    belongs to the field `name` that it comes from (see `questioned`); the text alone if there is no more."""
+    turns = led(filled(questioned(text, row, name), row), row)
+    return turns if len(turns) > 1 or not isinstance(turns[0]["content"], str) else turns[0]["content"]
+
+
+def questioned(text: str, row: Row, name: str) -> list[Message]:
+    """The turns that a text asks with: one of the user; of Alpaca's field `instruction` with the row's `input` on a line of its own, behind
+    the pairs of its `history`."""
+    if name != ALPACA:
+        return [Message(role="user", content=text)]
+    if row.get("input"):
+        text = f"{text}\n{text_field(row, 'input')}"
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(_is_pair(pair) for pair in history):
+        raise ValueError(f"field 'history' must be a list of pairs of texts, not {history!r:.80}")
+    past = [
+        Message(role=role, content=said)
+        for pair in history
+        for role, said in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return [*past, Message(role="user", content=text)]
+
+
+def _is_pair(pair: Any) -> bool:
+    return (
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(text, str) and text for text in pair)
+    )
 
 
 def columns(row: Row, config: TaskConfig) -> Example:
     """One's own data: tasks.prompt_field with text or a list of messages, tasks.target_field with the answer.
 
-    Messages have role and content, or from and value as in ShareGPT. For rows with pictures, clips or sounds see
-    `datasets.media.filled`.
+    Messages have role and content, or from and value as in ShareGPT. A field `system` comes first, and with tasks.prompt_field=instruction
+    the row's `input` and `history` are asked, too. For rows with pictures, clips or sounds see `datasets.media.filled`.
     """
     setting = "tasks.prompt_field"
     refuse_unread(row, UNREAD_OF_ROW, "the row")
@@ -128,9 +157,9 @@ def columns(row: Row, config: TaskConfig) -> Example:
         value = _as_json(value)  # messages in a cell of a csv file
     prompt: str | list[Message]
     if isinstance(value, list):
-        prompt = filled(_messages(value, config.prompt_field), row)
+        prompt = led(filled(_messages(value, config.prompt_field), row), row)
     else:
-        prompt = asked(_text(value, config.prompt_field), row)
+        prompt = asked(_text(value, config.prompt_field), row, config.prompt_field)
     target = (
         field(row, config.target_field, "tasks.target_field, or leave it empty if there is none")
         if config.target_field
@@ -148,24 +177,25 @@ def gsm8k(row: Row, config: TaskConfig) -> Example:
     number = re.sub(r"[,$\s]", "", number)
     if not mark or not number:
         raise ValueError(f"field 'answer' has nothing after '####': {solution[-60:]!r}")
-    return Example(text_field(row, "question").strip(), number)
+    return Example(asked(text_field(row, "question").strip(), row), number)
 
 
 def math(row: Row, config: TaskConfig) -> Example:
     """Fields `problem` and `answer`, the latter in LaTeX or a number."""
-    return Example(text_field(row, "problem").strip(), str(field(row, "answer")).strip())
+    return Example(asked(text_field(row, "problem").strip(), row), str(field(row, "answer")).strip())
 
 
 def aime_archive(row: Row, config: TaskConfig) -> Example:
     """Fields `Question` and `Answer`, as the hub's archive of AIME problems has them."""
-    return Example(text_field(row, "Question").strip(), str(field(row, "Answer")).strip())
+    return Example(asked(text_field(row, "Question").strip(), row), str(field(row, "Answer")).strip())
 
 
 def svamp(row: Row, config: TaskConfig) -> Example:
     """A story in `Body`, what it asks in `Question`, and the number in `Answer` (145.0 becomes 145)."""
     body = text_field(row, "Body").strip()
     stop = "" if body.endswith((".", "!", "?")) else "."
-    return Example(f"{body}{stop} {text_field(row, 'Question').strip()}", _whole(float(field(row, "Answer"))))
+    story = f"{body}{stop} {text_field(row, 'Question').strip()}"
+    return Example(asked(story, row), _whole(float(field(row, "Answer"))))
 
 
 def _whole(number: float) -> str:
@@ -231,14 +261,18 @@ def joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
 
 
 def led(messages: list[Message], row: Row) -> list[Message]:
-    """The messages behind the row's field `system`, where it has one. ValueError if they begin with a system message, too."""
-    if not row.get("system"):
+    """The messages behind the row's field `system` or `system_prompt`, where it has one. ValueError for both, and if the messages begin with a
+    system message, too."""
+    found = [name for name in SYSTEM if row.get(name)]
+    if not found:
         return messages
+    if len(found) > 1:
+        raise ValueError(f"the row has fields '{found[0]}' and '{found[1]}'. Leave one out.")
     if messages and messages[0]["role"] == "system":
         raise ValueError(
-            "the row has a system message among its messages, and a field 'system' too. Leave one out."
+            f"the row has a system message among its messages, and a field '{found[0]}' too. Leave one out."
         )
-    return [Message(role="system", content=text_field(row, "system")), *messages]
+    return [Message(role="system", content=text_field(row, found[0])), *messages]
 
 
 def refuse_unread(holder: Mapping[str, Any], names: Sequence[str], what: str) -> None:

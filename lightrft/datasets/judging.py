@@ -103,8 +103,11 @@ def question(template: str, asked: Sequence[Message], filling: Mapping[str, str]
         return written(template, {**filling, "question": conversed(asked)})
     before, _, after = template.partition("{question}")
     parts = [{"type": "text", "text": written(before, filling)}]
-    for message in asked:
+    for place, message in enumerate(asked):
         content = message["content"]
+        if len(asked) > 1:  # who says it, as in `conversed`
+            between = "\n" if place else ""
+            parts.append({"type": "text", "text": f"{between}{message['role'].capitalize()}: "})
         parts += [{"type": "text", "text": content}] if isinstance(content, str) else content
     parts.append({"type": "text", "text": written(after, filling)})
     return [Message(role="user", content=parts)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import FORMATS, Example, Format, field, text_field
+from lightrft.datasets.formats import FORMATS, Example, Format, field, led, text_field
 from lightrft.datasets.preferences import grade, response
 from lightrft.datasets.sources import Row
 from lightrft.media.sources import URLS
@@ -63,7 +63,7 @@ class MediaPreferences:
             )
             for place, source in enumerate(sources)
         ]
-        return Example([Message(role="user", content=content)], responses)
+        return Example(led([Message(role="user", content=content)], row), responses)
 
 
 def columns(*names: str, below: str = "") -> Sources:

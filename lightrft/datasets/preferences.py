@@ -10,11 +10,13 @@ from typing import Any
 from lightrft.config import TaskConfig
 from lightrft.datasets.conversations import ROLES, conversation
 from lightrft.datasets.formats import (
+    ALPACA,
     UNREAD_OF_ROW,
     Example,
     field,
     led,
     messages_of,
+    questioned,
     refuse_unread,
     text_field,
 )
@@ -51,16 +53,17 @@ class Pair:
 def pair(row: Row, config: TaskConfig) -> Pair:
     """A row's pair, in the first of these layouts whose fields are there:
 
-    `conversations` (from, value) with `chosen` and `rejected`, one turn each; the prompt field, text or messages, with
-    `chosen` and `rejected`; these two alone, whole conversations as messages or as transcripts ("\\n\\nHuman: ...
-    \\n\\nAssistant: ..."), which part where they differ. Columns with media are put where the prompt wants them (`filled`).
+    `conversations` (from, value) with `chosen` and `rejected`, one turn each; the prompt field, text or messages, or Alpaca's
+    `instruction`, `input` and `history`, with `chosen` and `rejected`; these two alone, whole conversations as messages or as
+    transcripts ("\\n\\nHuman: ... \\n\\nAssistant: ..."), which part where they differ. Columns with media are put where the prompt
+    wants them (`filled`).
     ValueError for a row without a layout, without an answer, or whose answers are the same.
     """
     refuse_unread(row, UNREAD_OF_ROW, "the row")
     chosen, rejected = (_turns(field(row, name), name) for name in ("chosen", "rejected"))
-    asked = row.get("conversations") or row.get(config.prompt_field)
-    if asked:
-        prompt = _asked(asked)
+    alone = all(side and side[0]["role"] == "assistant" for side in (chosen, rejected))
+    prompt = _asks(row, config.prompt_field, *([ALPACA] if alone else []))
+    if prompt is not None:
         chosen, rejected = (_after(prompt, side) for side in (chosen, rejected))
     else:
         prompt, chosen, rejected = _parted(chosen, rejected)
@@ -88,17 +91,16 @@ def compared(row: Row, config: TaskConfig) -> Example:
     Lists of texts are several responses that are right, and several that are not, to the prompt field (RewardBench 2). A field `margin` above 0 says how much better the chosen one is, and is its grade then.
     """
     sides = [field(row, "chosen"), field(row, "rejected")]
-    if all(isinstance(side, list) and side and all(isinstance(t, str) for t in side) for side in sides):
-        refuse_unread(row, UNREAD_OF_ROW, "the row")
-        marks = [({"": 1.0 - n}, text) for n, side in enumerate(sides) for text in side]
-        prompt = _whole(_prompt(row, config), row)
-        return Example(prompt, [response(_turns(text, "chosen"), mark) for mark, text in marks])
-    found = pair(row, config)
     margin = 1.0 if row.get("margin") is None else grade(row["margin"], "margin")
     if not margin > 0:
         raise ValueError(
             f"field 'margin' is {margin:g}, and the chosen response must be better by more than 0."
         )
+    if all(isinstance(side, list) and side and all(isinstance(t, str) for t in side) for side in sides):
+        marks = [(mark, text) for mark, side in zip((margin, 0.0), sides, strict=True) for text in side]
+        prompt = _whole(_prompt(row, config), row)
+        return Example(prompt, [response(_turns(text, "chosen"), {"": mark}) for mark, text in marks])
+    found = pair(row, config)
     return Example(found.prompt, [response(found.chosen, {"": margin}), response(found.rejected, {"": 0.0})])
 
 
@@ -137,9 +139,14 @@ def graded(row: Row, config: TaskConfig) -> Example:
 def best(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft sft` with the fields of `graded`: of several responses the one with the highest grade is learned, the first
     of those that have it (rejection sampling: RAFT, Dong et al. 2023, https://arxiv.org/abs/2304.06767). ValueError where all are equal,
-    as the best of bad ones is not worth learning."""
+    as the best of bad ones is not worth learning, and for grades of several outputs, of which one may be a cost."""
     found = graded(row, config)
-    grades = [max(one["grades"].values(), default=math.nan) for one in found.target]
+    names = list(found.target[0]["grades"])
+    if len(names) != 1:
+        raise ValueError(
+            f"field 'grades' has {', '.join(names) or 'none'}, and `best` goes by one of them. Give it as the only one, or as a list."
+        )
+    grades = [one["grades"][names[0]] for one in found.target]
     known = [grade for grade in grades if not math.isnan(grade)]
     if len(set(known)) < 2:
         raise ValueError("no response is better than another, so there is nothing to choose.")
@@ -245,17 +252,25 @@ def _side(row: Row, name: str) -> int:
 
 def _prompt(row: Row, config: TaskConfig) -> list[Message]:
     refuse_unread(row, UNREAD_OF_ROW, "the row")
-    asked = row.get("conversations") or field(row, config.prompt_field, "tasks.prompt_field")
-    return _asked(asked)
+    found = _asks(row, config.prompt_field, ALPACA)
+    if found is None:
+        found = _asking(field(row, config.prompt_field, "tasks.prompt_field"), row, config.prompt_field)
+    return found
 
 
-def _asked(asked: Any) -> list[Message]:
-    """The turns of a prompt; a text is one turn of the user."""
-    if not isinstance(asked, str):
-        return _turns(asked, "prompt")
-    if not asked.strip():
+def _asks(row: Row, *names: str) -> list[Message] | None:
+    """The turns of the row's prompt: in `conversations`, or in the first of these fields that holds something. None if there is none."""
+    name = next((n for n in ("conversations", *names) if row.get(n)), "")
+    return _asking(row[name], row, name) if name else None
+
+
+def _asking(value: Any, row: Row, name: str) -> list[Message]:
+    """The turns of the prompt in a field; for a text see `questioned`."""
+    if not isinstance(value, str):
+        return _turns(value, "prompt")
+    if not value.strip():
         raise ValueError("the prompt is empty, so that nobody asks anything.")
-    return [Message(role="user", content=asked)]
+    return questioned(value, row, name)
 
 
 def _whole(prompt: list[Message], row: Row) -> list[Message]:

@@ -90,6 +90,10 @@ def _add(groups: dict[tuple[Any, Any], Row], saved: Row) -> None:
         for turn in saved["messages"]
     ):
         raise ValueError("responses to pictures, clips and sounds are not read, which a run does not keep")
+    if saved.get("said"):
+        raise ValueError(
+            "conversations of several turns are not read: the tools that were offered are not among their messages"
+        )
     row = groups.setdefault(
         (saved["prompt_id"], saved["group"]),
         {"prompt": saved["messages"], "target": saved["target"], "responses": [], "grades": []},

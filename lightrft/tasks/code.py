@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import Example, Format, field, text_field
+from lightrft.datasets.formats import Example, Format, asked, field, text_field
 from lightrft.datasets.sources import Row
 from lightrft.tasks.base import Place, Task, from_places, no_option
 from lightrft.types import Record
@@ -53,7 +53,7 @@ def mbpp_row(row: Row, config: TaskConfig) -> Example:
         ],
         "solution": code,
     }
-    return Example(f"{question}\nIt must pass tests such as: {tests[0]}", target)
+    return Example(asked(f"{question}\nIt must pass tests such as: {tests[0]}", row), target)
 
 
 def humaneval_row(row: Row, config: TaskConfig) -> Example:
@@ -65,7 +65,8 @@ def humaneval_row(row: Row, config: TaskConfig) -> Example:
         "functions": [name],
         "solution": head + str(row.get("canonical_solution") or ""),
     }
-    return Example(f"Complete this function and give it as a whole:\n```python\n{head.strip()}\n```", target)
+    question = f"Complete this function and give it as a whole:\n```python\n{head.strip()}\n```"
+    return Example(asked(question, row), target)
 
 
 def leetcode_row(row: Row, config: TaskConfig) -> Example:
@@ -77,7 +78,7 @@ def leetcode_row(row: Row, config: TaskConfig) -> Example:
         "functions": ["Solution"],
         "solution": str(row.get("solutions") or ""),
     }
-    return Example(text_field(row, "problem").strip(), target)
+    return Example(asked(text_field(row, "problem").strip(), row), target)
 
 
 def stdin_row(row: Row, config: TaskConfig) -> Example:
@@ -99,7 +100,7 @@ def stdin_row(row: Row, config: TaskConfig) -> Example:
     solutions = _json(row.get("solutions") or [])
     solution = solutions if isinstance(solutions, str) else solutions[0] if solutions else ""
     question = text_field(row, "problem" if "problem" in row else "question").strip()
-    return Example(f"{question}\n{STREAMS}", {"pairs": pairs, "solution": solution})
+    return Example(asked(f"{question}\n{STREAMS}", row), {"pairs": pairs, "solution": solution})
 
 
 def livecodebench_row(row: Row, config: TaskConfig) -> Example:
@@ -111,7 +112,8 @@ def livecodebench_row(row: Row, config: TaskConfig) -> Example:
     kinds = {test["testtype"] for test in tests}
     if kinds == {"stdin"}:
         pairs = [[test["input"], test["output"]] for test in tests]
-        return Example(f"{question}\n{STREAMS}", {"pairs": pairs, "solution": row.get("solution") or ""})
+        target = {"pairs": pairs, "solution": row.get("solution") or ""}
+        return Example(asked(f"{question}\n{STREAMS}", row), target)
     if kinds != {"functional"} or not name:
         raise ValueError(f"the tests are of the kinds {sorted(kinds)} and metadata.func_name is {name!r}.")
     calls = [
@@ -125,14 +127,15 @@ def livecodebench_row(row: Row, config: TaskConfig) -> Example:
         "program_setup": PROMISED,
         "solution": row.get("solution") or "",
     }
-    return Example(f"{question}\nBegin with:\n```python\n{start}\n```", target)
+    return Example(asked(f"{question}\nBegin with:\n```python\n{start}\n```", row), target)
 
 
 def cruxeval_row(row: Row, config: TaskConfig) -> Example:
     """CRUXEval's output prediction (https://arxiv.org/abs/2401.03065): `code` with a function f, `input`, `output` as Python writes it."""
     code, given, output = text_field(row, "code").strip(), str(field(row, "input")), text_field(row, "output")
     question = f"{code}\n\nassert f({given}) == ?"
-    return Example(f"What must stand for the question mark?\n```python\n{question}\n```", output.strip())
+    text = f"What must stand for the question mark?\n```python\n{question}\n```"
+    return Example(asked(text, row), output.strip())
 
 
 class _TextAlone(pickle.Unpickler):

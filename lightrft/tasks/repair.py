@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import Example, Format, text_field
+from lightrft.datasets.formats import Example, Format, asked, text_field
 from lightrft.datasets.sources import Row
 from lightrft.utils.patches import changes
 
@@ -32,7 +32,7 @@ def swebench_row(row: Row, config: TaskConfig) -> Example:
     target |= {"tests": [*fail, *stay], "patch": str(row.get("patch") or "")}
     for name in ("test_patch", "patch"):
         changes(target[name])
-    return Example(f"{text_field(row, 'problem_statement').strip()}\n\n{ASKED}", target)
+    return Example(asked(f"{text_field(row, 'problem_statement').strip()}\n\n{ASKED}", row), target)
 
 
 def _names(row: Row, name: str) -> list[str]:

@@ -81,6 +81,32 @@ def test_the_best_of_several_and_a_response_without_a_number(judged):
     assert found["unjudged"] == 1
 
 
+def test_choosing_one_of_several_is_compared_with_chance_and_with_lengths(judged):
+    """Rows by hand: (response, grade); the first digit is what the reward says."""
+    rows = [
+        [("9", 1.0), ("1x", 0.0), ("2xx", 0.0)],  # right; the longest is wrong, the shortest right
+        [("5xx", 1.0), ("5x", 0.0), ("1x", 0.0)],  # the first place is shared, and so is that of the shortest
+        [("7xxx", 0.0), ("3x", 0.25), ("2", 1.0)],  # wrong
+        [("4", 0.5), ("3x", 0.5), ("2xx", 0.5)],  # nothing to choose
+    ]
+    pair, ungraded = [("9", 1.0), ("1", 0.0)], [("9", 1.0), ("1", None), ("2", 0.0)]
+    written = [
+        {"prompt": "?", "responses": [r for r, _ in row], "grades": [g for _, g in row]}
+        for row in (*rows, pair, ungraded)
+    ]
+    form = ["--tasks.format", "lightrft.datasets.preferences:graded"]
+    found = json.loads(judged(written, *form, "--json"))["rewards"]["digit"]["all"]
+    expected = {
+        "picked": (1 + 0.5 + 0 + 0.5) / 4, "picked_mean": (1 / 3 + 1 / 3 + 1.25 / 3 + 0.5) / 4, "picked_best": 3.5 / 4,
+        "picked_longest": (0 + 1 + 0 + 0.5) / 4, "picked_shortest": (1 + 0 + 1 + 0.5) / 4, "picked_rows": 4,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["gain_low"] < found["picked"] - found["picked_mean"] < found["gain_high"]
+    assert "Choosing one of K by it: mean grade 0.500 of 4 rows, by chance 0.396 (gain +0.104" in judged(
+        written, *form
+    )
+
+
 def test_signs_are_measured_where_grades_have_both(judged):
     form = ["--tasks.format", "lightrft.datasets.preferences:graded", "--json"]
     rows = [{"prompt": "?", "responses": ["3", "0", "2x"], "grades": [1, 0, -1]}]

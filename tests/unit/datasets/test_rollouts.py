@@ -85,6 +85,16 @@ def test_a_row_of_another_file_is_named(run):
         list(read(str(run), "1", BadRecords()))
 
 
+def test_a_conversation_of_several_turns_is_refused_or_counted(tmp_path):
+    turns = [{"role": "assistant", "content": "look"}, {"role": "tool", "content": "4"}]
+    save(tmp_path, 1, [*said({"4": 1.0, "5": 0.0}, step=1), *said({"6": 0.0}, step=1, said=turns)])
+    with pytest.raises(ValueError, match="conversations of several turns are not read"):
+        list(read(str(tmp_path), "1", BadRecords()))
+    skip = BadRecords("skip")
+    ((_, row),) = read(str(tmp_path), "1", skip)
+    assert (row["responses"], skip.skipped) == (["4", "5"], 1)
+
+
 def test_a_row_is_graded_by_its_rewards_and_its_best_response_is_learned(run):
     (_, row), *_, (_, equal) = read(str(run), "", SKIP)
     assert [one["grades"] for one in graded(row, TaskConfig()).target] == [{"": 1.0}, {"": 0.0}]
