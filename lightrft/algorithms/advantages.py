@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightrft.algorithms.columns import at_chosen, returns_of, spread
+from lightrft.algorithms.optimal_values import optimal_value
 from lightrft.algorithms.segments import reverse_scan, segment_count, segment_sum
 from lightrft.algorithms.selection import EQUAL_WITHIN
 from lightrft.algorithms.shaping import answer_rewards, clip_scores, moments
@@ -40,7 +42,7 @@ def group_norm(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     Equal rewards give exactly 0, decided before any division. ValueError for a group of one response.
     """
     groups = _compare(batch, algo, "group_norm")
-    return _spread(groups.centred / (groups.deviation + STD_EPSILON), batch), _returns(batch)
+    return spread(groups.centred / (groups.deviation + STD_EPSILON), batch), returns_of(batch)
 
 
 def group_norm_by_part(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -60,7 +62,7 @@ def group_norm_by_part(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Ten
         groups = _beside(part.nan_to_num(), batch, "group_norm_by_part")
         apart = groups.centred / torch.where(groups.deviation > 0, groups.deviation, 1.0)
         total = total + weights * apart
-    return _spread(total, batch), _returns(batch)
+    return spread(total, batch), returns_of(batch)
 
 
 group_norm_by_part.needs_parts = True  # type: ignore[attr-defined]
@@ -90,7 +92,7 @@ def group_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 
     Equal rewards give exactly 0. ValueError for a group of one response.
     """
-    return _spread(_compare(batch, algo, "group_mean").centred, batch), _returns(batch)
+    return spread(_compare(batch, algo, "group_mean").centred, batch), returns_of(batch)
 
 
 def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -103,7 +105,7 @@ def leave_one_out(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     Equal rewards give exactly 0. ValueError for a group of one response.
     """
     groups = _compare(batch, algo, "leave_one_out")
-    return _spread(groups.centred * groups.size / (groups.size - 1), batch), _returns(batch)
+    return spread(groups.centred * groups.size / (groups.size - 1), batch), returns_of(batch)
 
 
 def maxrl(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -123,7 +125,7 @@ def maxrl(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
         )
     groups = _compare(batch, algo, "maxrl")
     mean = segment_sum(rewards, groups.group, batch.num_sequences)[groups.group] / groups.size
-    return _spread(groups.centred / torch.where(mean > 0, mean, 1.0), batch), _returns(batch)
+    return spread(groups.centred / torch.where(mean > 0, mean, 1.0), batch), returns_of(batch)
 
 
 def pass_at_k(
@@ -147,7 +149,7 @@ def pass_at_k(
     deviation = (fail * (1 - fail)).sqrt()
     share = torch.where(right > 0, 0.0, _without(wrong - 1, groups.size - 1, taken - 1))
     found = torch.where(deviation > 0, (fail - share) / torch.where(deviation > 0, deviation, 1.0), 0.0)
-    return _spread(found, batch), _returns(batch)
+    return spread(found, batch), returns_of(batch)
 
 
 def _without(wrong: Tensor, size: Tensor, taken: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ def reinforce(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     (https://doi.org/10.1007/BF00992696). Needs no group; noisy unless the rewards are centred, see algorithm.whiten: whitened
     over all ranks it is the estimator of REINFORCE++ (Hu 2025, https://arxiv.org/abs/2501.03262).
     """
-    returns = _returns(batch, algo.gamma)
+    returns = returns_of(batch, algo.gamma)
     return returns, returns
 
 
@@ -184,7 +186,7 @@ def length_weighted_mean(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, T
     length = segment_count(batch.mask, batch.segments, batch.num_sequences).double()
     weighted = segment_sum(groups.centred * length, groups.group, batch.num_sequences)
     total = segment_sum(length, groups.group, batch.num_sequences).clamp(min=1)
-    return _spread(groups.centred - (weighted / total)[groups.group], batch), _returns(batch)
+    return spread(groups.centred - (weighted / total)[groups.group], batch), returns_of(batch)
 
 
 length_weighted_mean.counts_tokens = True  # type: ignore[attr-defined]
@@ -200,12 +202,12 @@ def optimal_token_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor,
     Equal rewards at the last token give exactly 0. ValueError for a group of one response.
     """
     groups = _compare(batch, algo, "optimal_token_baseline")
-    returns = _returns(batch)
+    returns = returns_of(batch)
     # Centred first, which changes no weighted mean: equal rewards then leave no rounding behind.
     gone = answer_rewards(batch, algo).double()[batch.segments] - returns.double()
     worth = (groups.centred[batch.segments] - gone)[batch.mask]
     advantages = worth - token_baselines(worth, batch, groups.group)
-    return _at_chosen(advantages.to(returns.dtype), batch), returns
+    return at_chosen(advantages.to(returns.dtype), batch), returns
 
 
 optimal_token_baseline.needs_squares = True  # type: ignore[attr-defined]
@@ -221,7 +223,7 @@ def greedy_baseline(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor
     assert batch.baselines is not None, (
         "algorithm.advantage=greedy_baseline needs the rewards of greedy responses"
     )
-    returns = _returns(batch)
+    returns = returns_of(batch)
     baseline = clip_scores(batch.baselines, algo.reward_clip).to(returns.dtype)
     return torch.where(batch.mask, returns - baseline[batch.segments], 0.0), returns
 
@@ -243,7 +245,7 @@ def gae(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     following[:-1] = torch.where(answer[1:] == answer[:-1], values[1:], 0.0)
     surprise = rewards + algo.gamma * following - values
     advantages = reverse_scan(surprise, answer, algo.gamma * algo.gae_lambda)
-    return _at_chosen(advantages, batch), _at_chosen(advantages + values, batch)
+    return at_chosen(advantages, batch), at_chosen(advantages + values, batch)
 
 
 gae.needs_values = True  # type: ignore[attr-defined]
@@ -251,7 +253,7 @@ gae.needs_values = True  # type: ignore[attr-defined]
 
 def none(batch: Batch, algo: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     """No advantage from rewards: what is learned comes from a teacher (algorithm.teacher_coefficient), or from a loss that compares responses."""
-    returns = _returns(batch)
+    returns = returns_of(batch)
     return torch.zeros_like(returns), returns
 
 
@@ -317,24 +319,6 @@ def _beside(rewards: Tensor, batch: Batch, name: str) -> _Groups:
     return _Groups(centred, deviation[group], size[group], group)
 
 
-def _spread(values: Tensor, batch: Batch) -> Tensor:
-    """One value per response (S,) given to each of its masked-in tokens, (T,)."""
-    assert batch.rewards is not None
-    return torch.where(batch.mask, values[batch.segments], 0.0).to(batch.rewards.dtype)
-
-
-def _returns(batch: Batch, discount: float = 1.0) -> Tensor:
-    assert batch.rewards is not None, "fill batch.rewards (token_rewards) before advantages"
-    # Tokens that the policy did not choose (a tool's output) are no time steps: they are stepped over.
-    to_come = reverse_scan(batch.rewards[batch.mask], batch.segments[batch.mask], discount)
-    return _at_chosen(to_come, batch)
-
-
-def _at_chosen(values: Tensor, batch: Batch) -> Tensor:
-    """One value per chosen token, in order, as a column (T,) that is 0 outside the mask."""
-    return values.new_zeros(batch.num_tokens).masked_scatter(batch.mask, values)
-
-
 Advantage = Callable[[Batch, AlgorithmConfig], tuple[Tensor, Tensor]]
 """-> advantages (T,), returns (T,)"""
 
@@ -379,6 +363,7 @@ ADVANTAGES: dict[str, Advantage] = {
     "pass_at_k": pass_at_k,
     "reinforce": reinforce,
     "greedy_baseline": greedy_baseline,
+    "optimal_value": optimal_value,
     "gae": gae,
     "none": none,
 }

@@ -138,6 +138,11 @@ class Algorithm:
         return bool(getattr(self.functions["advantage"], "needs_squares", False))
 
     @property
+    def needs_optimal_values(self) -> bool:
+        """Whether batch.baselines are values of the reference; a function says so by `needs_optimal_values = True`, beside `needs_baseline`."""
+        return bool(getattr(self.functions["advantage"], "needs_optimal_values", False))
+
+    @property
     def needs_old(self) -> bool:
         """Whether batch.old and batch.entropy must be filled before the update, however few updates follow."""
         return (

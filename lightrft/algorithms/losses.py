@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightrft.algorithms.kl import KL, MAX_EXPONENT, k3_straight_through
+from lightrft.algorithms.optimal_values import advantage_regression
 from lightrft.algorithms.ratios import (
     advantages_of,
     clipped_terms,
@@ -259,6 +260,7 @@ LOSSES: dict[str, PolicyLoss] = {
     "cispo": cispo,
     "sapo": sapo,
     "cpgd": cpgd,
+    "advantage_regression": advantage_regression,
     **TRUST_REGIONS,
     **SURVEYING,
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightrft.algorithms.kl import MAX_EXPONENT, k3
-from lightrft.algorithms.segments import segment_mean
+from lightrft.algorithms.segments import segment_mean, segment_sum
 from lightrft.config import AlgorithmConfig
 from lightrft.types import Batch, Terms
 
@@ -39,6 +39,12 @@ def pessimistic(ratio: Tensor, advantages: Tensor, algo: AlgorithmConfig) -> tup
 def response_mean(values: Tensor, batch: Batch) -> Tensor:
     """(T,) each token has the mean of `values` over the chosen tokens of its response."""
     return segment_mean(values, batch.segments, batch.num_sequences, mask=batch.mask)[batch.segments]
+
+
+def response_sum(values: Tensor, batch: Batch) -> Tensor:
+    """(T,) each token has the sum of `values` over the chosen tokens of its response."""
+    chosen = torch.where(batch.mask, values, 0.0)
+    return segment_sum(chosen, batch.segments, batch.num_sequences)[batch.segments]
 
 
 def advantages_of(batch: Batch) -> Tensor:

@@ -31,6 +31,7 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
     _check_advantage(config, algorithm)
     _check_late_answers(config, algorithm)
     _check_loss(config, algorithm)
+    _check_optimal_values(config, algorithm)
     return algorithm
 
 
@@ -43,7 +44,7 @@ def check_remembered(config: Config, algorithm: Algorithm, left: Collection[str]
             f"algorithm.loss={row.loss} takes all responses for on-policy. Resume with algorithm.loss=clipped, or start a new run."
         )
     late = sorted({"prefetched", "unfinished"} & left)
-    if late and algorithm.needs_baseline:
+    if late and _samples_a_baseline(algorithm):
         raise ValueError(
             f"the checkpoint holds responses of earlier weights that were not judged yet ({', '.join(late)}), and the greedy response "
             f"that algorithm.advantage={row.advantage} compares with would come from other weights. Resume with "
@@ -53,6 +54,11 @@ def check_remembered(config: Config, algorithm: Algorithm, left: Collection[str]
 
 def _says(algorithm: Algorithm, kind: str, attribute: str) -> Any:
     return getattr(algorithm.functions[kind], attribute, None)
+
+
+def _samples_a_baseline(algorithm: Algorithm) -> bool:
+    """Whether each step samples what its responses are compared with, from the weights that sampled them."""
+    return algorithm.needs_baseline and not algorithm.needs_optimal_values
 
 
 def _check_groups(config: Config, algorithm: Algorithm) -> None:
@@ -182,7 +188,7 @@ def _check_late_answers(config: Config, algorithm: Algorithm) -> None:
     row = config.algorithm
     late = _late(config)
     name = next((name for name, used in late.items() if used), "")
-    if name and algorithm.needs_baseline:
+    if name and _samples_a_baseline(algorithm):
         raise ValueError(
             f"{name} with algorithm.advantage={row.advantage}: the greedy response would come from other weights than those "
             f"it is compared with. Leave {name} out, or set algorithm.advantage=reinforce."
@@ -229,4 +235,36 @@ def _check_loss(config: Config, algorithm: Algorithm) -> None:
             f"{because} with update.num_minibatches={update.num_minibatches} and update.epochs={update.epochs}: with one update per step of new "
             "responses no ratio leaves 1, and it is the plain policy gradient. Set update.num_minibatches=2 or more, or "
             "algorithm.loss=policy_gradient."
+        )
+
+
+def _check_optimal_values(config: Config, algorithm: Algorithm) -> None:
+    """Values are of one reference, and what is fitted to them is the advantage as it is."""
+    row = config.algorithm
+    if not algorithm.needs_optimal_values:
+        because, cure = f"algorithm.advantage={row.advantage}", "set algorithm.advantage=optimal_value"
+        refuse_idle("algorithm", row, ["value_samples", "value_beta"], because=because, cure=cure)
+    elif row.reference_update_steps:
+        raise ValueError(
+            f"algorithm.reference_update_steps={row.reference_update_steps} with algorithm.advantage={row.advantage}: the values of prompts are "
+            "measured once, of the model the run begins with, and the reference would become another. Set "
+            "algorithm.reference_update_steps=0, or algorithm.advantage=reinforce."
+        )
+    if not _says(algorithm, "loss", "fits_optimal_values"):
+        return
+    because = f"algorithm.loss={row.loss} fits log-ratios to the reward minus the optimal value"
+    if not algorithm.needs_optimal_values:
+        raise ValueError(
+            f"algorithm.advantage={row.advantage}: {because}. Set algorithm.advantage=optimal_value, or algorithm.loss=clipped."
+        )
+    changed = {
+        "algorithm.whiten=true": row.whiten,
+        f"algorithm.advantage_clip={row.advantage_clip:g}": row.advantage_clip,
+        f"algorithm.high_entropy_fraction={row.high_entropy_fraction:g}": row.high_entropy_fraction < 1,
+        "algorithm.teacher_in=advantage": algorithm.needs_teacher and row.teacher_in == "advantage",
+    }
+    name = next((name for name, on in changed.items() if on), "")
+    if name:
+        raise ValueError(
+            f"{name}: {because}, and this would make another number of it. Leave it out, or set algorithm.loss=clipped."
         )

@@ -25,7 +25,7 @@ from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.asynchronous import Beside
-from lightrft.trainer.baseline import Greedy
+from lightrft.trainer.baseline import Baseline, Greedy
 from lightrft.trainer.batching import Batching
 from lightrft.trainer.buffer import RolloutBuffer
 from lightrft.trainer.capture import Capture
@@ -34,6 +34,7 @@ from lightrft.trainer.diversity import DiversityWatch
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.flight import Flight
 from lightrft.trainer.learn import Learner
+from lightrft.trainer.optimal_values import OptimalValues
 from lightrft.trainer.rl import RLTrainer
 from lightrft.trainer.rollout import needs_old
 from lightrft.trainer.run import Journal, Run
@@ -43,6 +44,9 @@ from lightrft.trainer.score import Scorer
 from lightrft.trainer.supply import Ahead, Fresh, Partial, Supply
 from lightrft.trainer.turns import Turns
 from lightrft.utils.interrupt import Interrupt
+
+VALUES = "values"
+"""Part of a checkpoint: what trainer/optimal_values.py has measured."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,12 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     batching = build_batching(parts)
     learner = build_learner(parts, batching)
     capsules, journal, watch = Capsules(parts.run, config.log), parts.journal, DiversityWatch()
+    baseline = build_baseline(parts, sampler)
     made = trainer(
         config=config,
         world=world,
         sampler=sampler,
-        collector=build_collector(parts, sampler, buffer),
+        collector=build_collector(parts, sampler, buffer, baseline),
         buffer=buffer,
         scorer=build_scorer(parts, batching, interrupt),
         learner=learner,
@@ -120,6 +125,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
             "learner": learner,
             "capsules": capsules,
             "diversity": watch,
+            **({VALUES: baseline} if isinstance(baseline, OptimalValues) else {}),
         },
         rank_parts={"buffer": buffer},
     )
@@ -215,10 +221,21 @@ def build_beside(parts: Parts, source: Fresh, buffer: RolloutBuffer) -> Beside:
     return supply
 
 
-def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Collector:
-    """The part that samples, judges and chooses the groups of a step."""
+def build_baseline(parts: Parts, sampler: Sampler) -> Baseline | None:
+    """What responses are compared with besides their siblings, where the algorithm asks for it."""
+    if not parts.algorithm.needs_baseline:
+        return None
     turns = parts.turns and parts.turns.apart()
-    greedy = Greedy(parts.config, sampler, parts.judge, parts.kind.processor, turns)
+    given = (parts.config, sampler, parts.judge, parts.kind.processor)
+    if parts.algorithm.needs_optimal_values:
+        return OptimalValues(*given, parts.prompts, parts.journal.progress, turns)
+    return Greedy(*given, turns)
+
+
+def build_collector(
+    parts: Parts, sampler: Sampler, buffer: RolloutBuffer, baseline: Baseline | None
+) -> Collector:
+    """The part that samples, judges and chooses the groups of a step."""
     return Collector(
         config=parts.config,
         world=parts.world,
@@ -227,7 +244,7 @@ def build_collector(parts: Parts, sampler: Sampler, buffer: RolloutBuffer) -> Co
         buffer=buffer,
         scaler=parts.scaler,
         prompts=parts.prompts if parts.config.rollout.rest_passes else None,
-        baseline=greedy if parts.algorithm.needs_baseline else None,
+        baseline=baseline,
     )
 
 
@@ -264,6 +281,7 @@ def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
     check_remembered(config, algorithm, left)
     check_unfinished(config.rollout, left)
     check_learners(config, algorithm, state)
+    check_values(config, algorithm, state)
     return left
 
 
@@ -283,4 +301,21 @@ def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any
             f"algorithm.advantage={config.algorithm.advantage} needs a critic, and the checkpoint of step {state['done']} holds none: the run "
             "has learned without one. Resume with the algorithm.advantage of that step, or start a new run with model.path set to a "
             "model of this one."
+        )
+
+
+def check_values(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
+    """ValueError if values of prompts are asked for that a checkpoint does not hold, and the policy is no longer what they are of."""
+    if state is None or not state["done"] or not algorithm.needs_optimal_values:
+        return
+    row, kept = config.algorithm, state["parts"].get(VALUES)
+    if kept is None:
+        raise ValueError(
+            f"algorithm.advantage={row.advantage} needs the values of prompts under the model the run began with, and the checkpoint of step "
+            f"{state['done']} holds none. Resume with the algorithm.advantage of that step, or start a new run."
+        )
+    if kept["samples"] != row.value_samples:
+        raise ValueError(
+            f"algorithm.value_samples={row.value_samples}: the values of prompts were measured with {kept['samples']} responses each before the "
+            f"first step. Set algorithm.value_samples={kept['samples']}, or start a new run."
         )

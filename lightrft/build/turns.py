@@ -24,7 +24,8 @@ def check_forks(config: Config, algorithm: Algorithm) -> None:
     by_token = algorithm.needs_critic or algorithm.needs_turns or algorithm.needs_squares
     refused = {
         f"algorithm.advantage={row.advantage}": by_token or alone,
-        f"algorithm.loss={row.loss}": algorithm.whole_groups,
+        f"algorithm.loss={row.loss}": algorithm.whole_groups
+        or getattr(algorithm.functions["loss"], "fits_optimal_values", False),
         f"algorithm.high_entropy_fraction={row.high_entropy_fraction:g}": row.high_entropy_fraction < 1,
         "algorithm.kl_in=reward": row.kl_coefficient != 0 and row.kl_in == "reward",
         "algorithm.teacher_in=advantage": algorithm.needs_teacher and row.teacher_in == "advantage",

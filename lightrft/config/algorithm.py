@@ -18,15 +18,21 @@ class AlgorithmConfig:
 
     advantage: str = "group_norm"
     """group_norm, group_norm_by_part, group_norm_by_turn, group_mean, leave_one_out, length_weighted_mean, optimal_token_baseline, maxrl, pass_at_k, reinforce,
-    greedy_baseline, gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
+    greedy_baseline, optimal_value (A*-PO), gae (with a critic), none (with a teacher, or a loss that compares responses); or an import path."""
     gamma: float = 1.0
     """For advantages reinforce and gae: what a reward is worth one chosen token earlier (discount), from 0 to 1."""
     gae_lambda: float = 1.0
     """For advantage gae: 0 trusts the critic, 1 the rewards that came."""
+    value_samples: int = 8
+    """For advantage optimal_value: responses of the model that the run begins with, from which the value of each training prompt is measured
+    before the first step."""
+    value_beta: float = 0.5
+    """For advantage optimal_value: the value is beta * log(mean of exp(reward / beta)); near 0 the largest reward, large their mean."""
     advantage_clip: float = 0.0
     """Advantages are clipped to [-x, x], after whitening; 0: not."""
     loss: str = "clipped"
-    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd, dppo, dcpo, topr, dro, aspo, vespo, clip_cov, kl_cov, m2po; dpo, robust, ipo, hinge, simpo, orpo
+    """clipped, policy_gradient, sequence_clipped, sequence_clipped_token, geometric, cispo, sapo, cpgd, dppo, dcpo, topr, dro, aspo, vespo, clip_cov, kl_cov, m2po, advantage_regression (A*-PO, with
+    advantage=optimal_value); dpo, robust, ipo, hinge, simpo, orpo
     on the responses of a group as their rewards order them (online DPO, with advantage=none); or an import path."""
     clip: list[float] = field(default_factory=lambda: [0.2, 0.2])
     """How far the ratio may fall below 1 and rise above it before its gradient stops; its logarithm for loss geometric."""

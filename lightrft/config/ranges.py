@@ -179,6 +179,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "algorithm": {
         "gamma": SHARE,
         "gae_lambda": SHARE,
+        "value_samples": COUNT,
+        "value_beta": POSITIVE,
         "advantage_clip": NOT_NEGATIVE,
         "clip": NOT_NEGATIVE,
         "high_entropy_fraction": SOME,

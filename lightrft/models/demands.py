@@ -16,6 +16,7 @@ NEED_LOGPROBS = ("dpo", "robust", "ipo", "hinge", "simpo")
 """Losses that compare log-probs with the reference's or with each other's, not only with those of the same step under other weights of the policy."""
 OTHER_ADVANTAGES = {
     "gae": "and a critic reads words",
+    "optimal_value": "and nobody has measured values of pictures with it",
     "optimal_token_baseline": "whose steps have densities and no probabilities",
 }
 """Advantages that need more of a model than it has, and why."""

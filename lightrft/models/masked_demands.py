@@ -11,6 +11,7 @@ from lightrft.models.families import is_multimodal
 ENGINE = "unmask"
 OTHER_ADVANTAGES = {
     "gae": "and a critic reads from left to right",
+    "optimal_value": "which nobody has tried with it",
     "optimal_token_baseline": "and what it adds up comes from left to right",
 }
 """Advantages that need more of a model than it has, and why."""

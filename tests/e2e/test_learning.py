@@ -47,6 +47,10 @@ ALGORITHMS = [
             "70",
         ],
     ),
+    (
+        ["a_star_po"],
+        ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1", "--tasks.train-limit", "200"],
+    ),
     (["pf_ppo"], []),
     (["pods"], []),
     (["online_dpo"], []),

@@ -74,12 +74,13 @@ VARIANTS = {
         *("--rollout.rest-passes", "1", "--rollout.max-tokens-per-step", "5", "--rollout.group-size", "2"),
         *("--rollout.overlap-rewards", "true", "--rewards.workers", "1"),
     ],
+    "values": ["a_star_po", "--steps", "5", "--tasks.train-limit", "7", "--algorithm.value-samples", "3"],
     "surveyed": ["--algorithm.loss", "m2po", "--replay.groups-per-step", "1", "--steps", "5"],
 }
 
 
 def arguments(variant):
-    layers = [x for x in VARIANTS[variant] if x in ("lora", "bf16", "grpo", "ppo")]
+    layers = [x for x in VARIANTS[variant] if x in ("lora", "bf16", "grpo", "ppo", "a_star_po")]
     return ["train", "tiny", *layers, *PLAIN, *SMALL, *(x for x in VARIANTS[variant] if x not in layers)]
 
 

@@ -188,7 +188,7 @@ def to_come(answer, penalised, discount=1.0):
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("penalised", [False, True])
 @pytest.mark.parametrize(
-    "name", [name for name in ADVANTAGES if name not in ("gae", "optimal_token_baseline")]
+    "name", [name for name in ADVANTAGES if name not in ("gae", "optimal_token_baseline", "optimal_value")]
 )
 def test_estimators_agree_with_their_papers(name, penalised, seed):
     answers = draw_answers(seed)
@@ -227,6 +227,16 @@ def test_estimators_agree_with_their_papers(name, penalised, seed):
             expected += [value if m else 0.0 for m in answer.mask]
     assert advantages.tolist() == pytest.approx(expected, abs=1e-9)
     assert returns.tolist() == pytest.approx([x for a in answers for x in to_come(a, penalised)], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_optimal_value_is_taken_off_the_whole_reward(seed):
+    answers = draw_answers(seed)  # their `greedy` stands in the column of what they are compared with
+    advantages, _ = ADVANTAGES["optimal_value"](
+        laid_end_to_end(answers, AlgorithmConfig()), AlgorithmConfig()
+    )
+    expected = [a.total(False) - a.greedy if m else 0.0 for a in answers for m in a.mask]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -151,3 +151,24 @@ def test_uncertain_tokens_are_the_same_but_averaged_over_themselves(seed):
     selected = entropy >= entropy.topk(-(-all_tokens // 5)).values[-1]
     torch.testing.assert_close(gradient, torch.where(selected, plain, 0.0), atol=1e-7, rtol=0)
     assert value != 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_regression_on_optimal_advantages_is_equal(seed):
+    module = pytest.importorskip("trl.experimental.a2po.a2po_trainer", reason="this TRL has no A*-PO")
+    answers = Answers(seed)
+    new = answers.new.clone().requires_grad_()
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(beta2=0.3),
+        model=SimpleNamespace(training=True),
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _get_sequence_logps=lambda *_: (new * answers.mask).sum(1),
+    )
+    values = answers.scores.roll(1)
+    inputs = {"input_ids": None, "attention_mask": None, "logits_to_keep": None}
+    inputs |= {"ref_logps": (answers.ref * answers.mask).sum(1), "rewards": answers.scores, "v_star": values}
+    loss = module.A2POTrainer.compute_loss(trainer, None, inputs)
+    loss.backward()
+    answers.advantages = (answers.scores - values)[:, None] * answers.mask
+    mine = ours("advantage_regression", answers, "sequence", options={"beta": 0.3})
+    assert_equal(mine, (loss.item(), new.grad[answers.mask]))

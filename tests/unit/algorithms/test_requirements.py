@@ -168,11 +168,43 @@ def test_a_greedy_baseline_is_of_the_same_weights(settings, name):
             "rewards.normalise=shift_and_scale has no effect",
         ),
         ("maxrl", ["--algorithm.overlong-buffer", "4"], "algorithm.overlong_buffer=4 has no effect"),
+        ("a_star_po", ["--rewards.normalise", "shift_and_scale"], "rewards.normalise=shift_and_scale has no"),
+        ("a_star_po", ["--algorithm.overlong-buffer", "4"], "algorithm.overlong_buffer=4 has no effect"),
+        ("a_star_po", ["--algorithm.whiten", "true"], "algorithm.whiten=true: .* another number of it"),
+        ("a_star_po", ["--algorithm.advantage-clip", "2"], "algorithm.advantage_clip=2: .* another number"),
+        ("a_star_po", ["--algorithm.options", "beta", "0"], "algorithm.options.beta=0: must be above 0"),
+        ("a_star_po", ["--algorithm.clip", "0.1", "0.1"], "algorithm.clip=.* has no effect"),
+        (
+            "a_star_po",
+            ["--algorithm.reference-update-steps", "5"],
+            "algorithm.reference_update_steps=5 with .* measured once, .* Set algorithm.reference_update_steps=0",
+        ),
+        (
+            "a_star_po",
+            ["--algorithm.advantage", "reinforce", "--algorithm.value-samples", "4"],
+            "algorithm.value_samples=4 has no effect with algorithm.advantage=reinforce.* set algorithm.advantage=optimal_value",
+        ),
+        (
+            "a_star_po",
+            ["--algorithm.advantage", "reinforce"],
+            "algorithm.advantage=reinforce: algorithm.loss=advantage_regression .* Set algorithm.advantage=optimal_value",
+        ),
+        (
+            "a_star_po",
+            ["--replay.groups-per-step", "8"],
+            "replay.groups_per_step learns from responses of earlier weights .* algorithm.loss=advantage_regression",
+        ),
     ],
 )
 def test_what_would_end_a_run_at_its_first_step_is_refused_before_it(layer, flags, told):
     with pytest.raises(ValueError, match=told):
         build_for(layers.load(["tiny", layer, *flags], Config), resolve)
+
+
+def test_values_of_the_reference_serve_late_responses_as_well():
+    row = AlgorithmConfig(advantage="optimal_value", value_beta=0.3)
+    for settings, _ in LATE[1:]:
+        build(algorithm=row, **settings)
 
 
 @pytest.mark.parametrize("loss", ["dro", "vespo", "aspo", "kl_cov", "m2po"])

@@ -31,6 +31,7 @@ REFUSED = {
     "--algorithm.router-aux-coefficient -1": "algorithm.router_aux_coefficient=-1.0 has no effect",
     "--update.share-prompts=false": "update.share_prompts=False has no effect",
     "--algorithm.advantage gae": "Set algorithm.advantage=group_norm.",
+    "--algorithm.advantage optimal_value": "which nobody has tried with it. Set algorithm.advantage=group_norm.",
     "--algorithm.advantage optimal_token_baseline": "what it adds up comes from left to right. Set algorithm.advantage=group_norm.",
     "--algorithm.kl exact --algorithm.kl-coefficient 0.1": "Set algorithm.kl=k3.",
     "--algorithm.overlong-buffer 2": "Set algorithm.overlong_buffer=0.",

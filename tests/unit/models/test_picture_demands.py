@@ -288,6 +288,7 @@ def test_the_losses_that_normed_log_probs_do_not_fit_are_all_that_compare_respon
             "algorithm.loss=ipo with rollout.denoise.likelihood=normed",
         ),
         ("--algorithm.advantage gae", "algorithm.advantage=gae"),
+        ("--algorithm.advantage optimal_value", "nobody has measured values of pictures"),
         ("--algorithm.advantage optimal_token_baseline", "densities and no probabilities"),
     ],
 )
