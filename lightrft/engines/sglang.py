@@ -46,6 +46,7 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
+from lightrft.utils.paths import with_home
 
 T = TypeVar("T")
 GLANCE_SECONDS = 0.5
@@ -327,7 +328,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             mem_fraction_static=options.mem_fraction_static,
             enable_deterministic_inference=True,
             log_level="error",
-            **{**more, **options.options},
+            **{**more, **{name: with_home(value) for name, value in options.options.items()}},
         )
 
 

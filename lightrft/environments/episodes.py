@@ -13,6 +13,7 @@ from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.base import Act, Begin, Describe, End, Finish, Lost, Order, Reply, Spec
 from lightrft.environments.host import load
 from lightrft.utils.errors import RolloutError
+from lightrft.utils.paths import with_home
 from lightrft.workers.boxes import USUAL
 from lightrft.workers.pool import Allowed, Call, Failure, Inline, Pool, Runner, Work
 
@@ -40,13 +41,14 @@ class Failed:
 
 
 def spec_of(config: EnvironmentConfig) -> Spec:
-    """The environment that settings name: one by name, or the tools. ValueError for an option that is not YAML."""
+    """The environment that settings name: one by name, or the tools. ~/ in an option is the home folder. ValueError for an option
+    that is not YAML."""
     if not config.name:
         return Spec("tools", {"tools": list(config.tools)}, config.calls, calls_limit(config))
     options = {}
     for name, text in config.options.items():
         try:
-            options[name] = yaml.safe_load(text)
+            options[name] = yaml.safe_load(with_home(text))
         except yaml.YAMLError as error:
             raise ValueError(f"environment.options.{name}={text!r} is not YAML: {error}") from None
     return Spec(config.name, options, config.calls, calls_limit(config))

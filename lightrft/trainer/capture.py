@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from lightrft.config import Config, layers
+from lightrft.config import Config
 from lightrft.parallel.world import World
 from lightrft.runs.capsule import Capsules, weights_hash
+from lightrft.runs.folder import settings_text
 from lightrft.strategy.in_memory import snapshot
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.metrics import average
@@ -56,7 +57,7 @@ class Capture:
             step,
             trajectories=trajectories,
             state=snapshot(actor),
-            config_yaml=layers.to_yaml(replace(self.config, algorithm=algorithm.config)),
+            config_yaml=settings_text(replace(self.config, algorithm=algorithm.config)),
             weights_hash=weights_hash(actor.weights()),
             rng=generator_states(),
             weight_version=actor.version,
