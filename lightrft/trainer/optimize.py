@@ -55,15 +55,18 @@ def optimize(
         if not math.isfinite(total):
             norm = math.nan  # a loss that is no number makes a bad update, whatever its gradient
         before_update(index, norm)
-        rate = model.learning_rate()
+        rate, scaling = model.learning_rate(), model.scaling
+        scaled = {} if scaling is None else {"loss_scale": scaling.value}
+        explained = scaling is not None and scaling.explains and math.isfinite(total)
         updated = model.step(norm)
-        bad = {} if updated else {"counts/skipped_updates": 1.0}
+        bad = {} if updated else {"counts/loss_overflows" if explained else "counts/skipped_updates": 1.0}
         yield {
             "loss": total,
             "grad_norm": norm,
             "learning_rate": rate,
             **means.result(batching.world),
             **layout.result(batching.config.tokens_per_micro_batch, batching.world, operations),
+            **scaled,
             **bad,
         }
 
