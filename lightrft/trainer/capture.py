@@ -31,14 +31,14 @@ class Capture:
     @contextmanager
     def of(
         self, step: int, trajectories: Sequence[Trajectory]
-    ) -> Iterator[tuple[Callable[[int, float], None], list[Metrics]]]:
+    ) -> Iterator[tuple[Callable[[int, float | None], None], list[Metrics]]]:
         """A function to call before each update, and a list for what each update reports; recorded at the end, however it comes."""
         captured = False
         updates: list[Metrics] = []
 
-        def before_update(index: int, norm: float) -> None:
+        def before_update(index: int, norm: float | None) -> None:
             nonlocal captured
-            spiked = self.capsules.spike(norm)  # is to be told every norm
+            spiked = norm is not None and self.capsules.spike(norm)  # is to be told every norm
             wanted = spiked or (index == 0 and self.capsules.wanted(step))
             if wanted and not captured and self.world.size == 1:  # a capsule is of one process
                 captured = True
