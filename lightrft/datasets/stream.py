@@ -70,7 +70,7 @@ class StreamLoader(PromptLoader):
             if prompts:
                 break
         self._found = True
-        self.sources: Sequence[Sequence[Asked]] = [prompts]
+        self.sources = [prompts]
         self.taken = 0
         """Prompts of the block gone through."""
         self._digest: str | None = None

@@ -72,8 +72,9 @@ def _kept(source: Any) -> str:
 
 def _found(prompt: Prompt) -> Prompt:
     """A prompt out of a file, with whole paths again: rewards open what they are told."""
-    row = None if prompt.row is None else described(prompt.row, with_home)
-    return replace(prompt, messages=described(prompt.messages, with_home), row=row)
+    messages: Any = described(prompt.messages, with_home)
+    row: Any = None if prompt.row is None else described(prompt.row, with_home)
+    return replace(prompt, messages=messages, row=row)
 
 
 def restored(
