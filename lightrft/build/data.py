@@ -13,9 +13,11 @@ from lightrft.build.reward_models import model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config, ModelConfig
 from lightrft.config.rewards import rewards_of
-from lightrft.datasets.deferred import prepared
+from lightrft.datasets.deferred import deferred, prepared
 from lightrft.datasets.loader import PromptLoader
-from lightrft.datasets.prompts import Asked, Opener
+from lightrft.datasets.prompts import Asked, Opener, tell_skipped, tokenised
+from lightrft.datasets.sources import Located
+from lightrft.datasets.stream import StreamLoader
 from lightrft.models.describe import context
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
@@ -26,6 +28,7 @@ from lightrft.rewards.table import JUDGE
 from lightrft.rewards.vote import VOTES
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.media import MediaCopies
+from lightrft.tasks.stream import NAME, FileStream
 from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.scaler import RewardScaler
@@ -57,18 +60,46 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
     models = model_rewards(config)
     rewards = training_rewards(config, tasks.values())
     judge = RewardRunner(rewards, config.rewards, models, config.sandbox)
-    sources = [
-        (prompts_of(config, task, "train", processor, rewards[task.name]), config.tasks.train[name])
-        for name, task in tasks.items()
-    ]
-    opener = Opener(processor, config.tasks)
-    loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener, tokens=opener.tokens)
+    if config.tasks.stream_block:
+        loader: PromptLoader = streamed_prompts(config, processor, rewards[NAME], world)
+    else:
+        sources = [
+            (prompts_of(config, task, "train", processor, rewards[task.name]), config.tasks.train[name])
+            for name, task in tasks.items()
+        ]
+        opener = Opener(processor, config.tasks)
+        loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener, tokens=opener.tokens)
     eval_sets, eval_judge = build_eval_sets(config, processor)
     check_judging(config, [judge, eval_judge])
     data = TaskData(loader, judge, eval_sets, eval_judge)
-    for one, judged in ((judge, sources), (eval_judge, [(e.prompts, e.weight) for e in eval_sets])):
-        check_targets(config, one, (prompt for prompts, _ in judged for prompt in prompts))
+    for one, judged in ((judge, loader.sources), (eval_judge, [e.prompts for e in eval_sets])):
+        check_targets(config, one, (prompt for prompts in judged for prompt in prompts))
     return data
+
+
+def streamed_prompts(
+    config: Config, processor: Processor, rewards: Iterable[str], world: World
+) -> StreamLoader:
+    """The prompts of task `file`, whose rows are read block by block (tasks.stream_block). ValueError as in `prompts_of`, for the first
+    block at once and for each later one when it is read."""
+    source, names = FileStream(config.tasks, config.data), list(rewards)
+    opener = Opener(processor, config.tasks)
+
+    def made(rows: list[Located]) -> Sequence[Asked]:
+        found = source.records(rows)
+        form = deferred if processor.can_defer else tokenised
+        prompts, counts = form(found, processor, config.tasks, wanted_fields(found, names))
+        tell_skipped(counts, config.tasks)
+        if told := beyond_context_of_rollout(config, counts.longest):
+            log.warning("%s: %s", NAME, told)
+        return prompts
+
+    loader = StreamLoader(
+        NAME, source.rows, made, config.tasks.stream_block, config.seed, world.rank, world.size,
+        open=opener, tokens=opener.tokens,
+    )  # fmt: skip
+    log.info("%s, train: streamed, %d rows at a time", NAME, config.tasks.stream_block)
+    return loader
 
 
 def check_asked(config: Config, kind: PolicyKind, *, training: bool = True) -> None:

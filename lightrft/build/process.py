@@ -18,6 +18,7 @@ from lightrft.models.base import check_base
 from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
+from lightrft.runs.folder import homeless
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import Events, Status, note_environment
 from lightrft.runs.metrics import Logger
@@ -129,4 +130,4 @@ def _now(progress: Progress) -> dict[str, Any]:
 
 def build_sinks(config: RunConfig, run: Path, done: int) -> Sinks:
     """Where metrics go besides the run folder. ValueError for a sink that is not there."""
-    return Sinks(config.log.to, Opened(run, run.absolute().name, values(config), done))
+    return Sinks(config.log.to, Opened(run, run.absolute().name, values(homeless(config)), done))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightrft.config import Config, RunConfig
-from lightrft.tasks.table import Records, Split, Task, load_tasks
+from lightrft.tasks.table import TASKS, Records, Split, Task, load_task, load_tasks
 
 
 def training_tasks(config: RunConfig) -> dict[str, Task]:
@@ -16,6 +16,13 @@ def training_tasks(config: RunConfig) -> dict[str, Task]:
             cure = "For your own rows: --tasks.train file 1 --tasks.train-file rows.jsonl"
         raise ValueError(f"tasks.train is empty: nothing to learn. {cure}")
     return load_tasks(config.tasks.train)
+
+
+def check_names(config: RunConfig) -> None:
+    """ValueError for a task of the settings that is not there, said before torch is imported. Import paths are not followed yet."""
+    for name in (*config.tasks.train, *config.tasks.evaluate):
+        if ":" not in name or name.partition(":")[0] in TASKS:
+            load_task(name)
 
 
 def evaluated_tasks(config: RunConfig) -> Mapping[str, float]:

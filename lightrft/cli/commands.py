@@ -85,7 +85,10 @@ def run_training(command: str, args: Sequence[str], without_words: str) -> int:
     """Runs a command of RUNS, in this process or in those that its words ask for. ValueError with `without_words` if there are none."""
     if not args:
         raise ValueError(f"{without_words}. All layers and sections of options: lightrft {command} --help")
+    from lightrft.build.tasks import check_names
+
     asked = AskedRun.of(command, args)
+    check_names(asked.config)
     if isinstance(asked.config, Config):
         from lightrft.rewards.asked import check_named
 

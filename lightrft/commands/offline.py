@@ -17,6 +17,7 @@ from lightrft.runs.layout import RunFolder
 from lightrft.trainer.run import Run
 from lightrft.utils.atomic import explained
 from lightrft.utils.device import pick_device
+from lightrft.utils.paths import without_home
 
 Measured = Callable[[dict[str, dict[str, float]]], dict[str, Any]]
 """What the summary says of the held-out measurements, by label."""
@@ -56,7 +57,7 @@ def finish(config: OfflineConfig, made: Run, measured: Measured, report: Report)
         "seconds": round(made.seconds, 1),
         "steps": made.done,
         "seed": config.seed,
-        "model": config.model.path,
+        "model": without_home(config.model.path),
         **measured(ends),
     }
     RunFolder(made.folder).write_summary(summary)

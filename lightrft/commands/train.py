@@ -18,6 +18,7 @@ from lightrft.runs.summary import evaluation_summary, samples
 from lightrft.trainer.run import Run
 from lightrft.utils.atomic import explained
 from lightrft.utils.device import pick_device
+from lightrft.utils.paths import without_home
 
 
 def train(config: Config, resume: Path | None = None) -> Path:
@@ -50,7 +51,7 @@ def finish(config: Config, made: Run, stack: contextlib.ExitStack) -> None:
         "seconds": round(made.seconds, 1),
         "steps": made.done,
         "seed": config.seed,
-        "model": config.model.path,
+        "model": without_home(config.model.path),
         "evaluation": evaluation_summary(run, made.evaluations),
     }
     RunFolder(run).write_summary(summary)

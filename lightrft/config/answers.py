@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_type_hints
 
-from lightrft.config.foreign_names import FOREIGN, RENAMED
+from lightrft.config.foreign_names import ABSENT, FOREIGN, RENAMED
 
 FIRST = (
     "",
@@ -34,6 +34,8 @@ def answer(name: str, names: Sequence[str], *, flags: bool = False) -> str:
     name = name.removeprefix("--").replace("-", "_")
     written = _flag if flags else str
     section, _, last = name.rpartition(".")
+    if last in ABSENT:
+        return ABSENT[last]
     renamed = RENAMED.get(name)
     if renamed and (now := f"{section}.{renamed}".lstrip(".")) in names:
         return f"{written(name)} is called {written(now)} now."

@@ -48,6 +48,19 @@ class TaskConfig:
     """Longest prompt, in tokens."""
     train_limit: int = 0
     """Use only the first so many training rows; 0: all."""
+    stream_block: int = 0
+    """Of task `file`, in training by reinforcement: stream the rows, so many at a time, in the data's order, shuffled among themselves;
+    0: read all at the start and shuffle all."""
 
     def __post_init__(self) -> None:
         check_ranges("tasks", self)
+        if self.stream_block and set(self.train) - {"file"}:
+            raise ValueError(
+                f"tasks.stream_block={self.stream_block} streams task `file` alone, and tasks.train has {', '.join(self.train)}. Set "
+                "tasks.train={file: 1} with tasks.train_file, or tasks.stream_block=0."
+            )
+        if self.stream_block and self.train_limit:
+            raise ValueError(
+                f"tasks.train_limit={self.train_limit} is of rows that are all read; tasks.stream_block={self.stream_block} reads them as "
+                "they come. Set one of them to 0."
+            )

@@ -5,6 +5,24 @@ from __future__ import annotations
 Names = dict[str, str | tuple[str, ...]]
 """Last part of a foreign name, or its last two -> our option; where commands have different ones, the first that a command has."""
 
+QUANTISED = (
+    "QLoRA (adapters on weights of 4 or 8 bits) is not offered: engines sample from merged weights, and a model that is rounded twice "
+    "is none that anybody saved. Take adapters on a bfloat16 model: the layers lora and bf16."
+)
+ABSENT: dict[str, str] = dict.fromkeys(
+    (
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_compute_dtype",
+        "quantization_config",
+        "use_qlora",
+        "qlora",
+    ),
+    QUANTISED,
+)
+"""Last part of a name of what others have and this framework has not -> why, and what there is instead."""
+
 TRL: Names = {
     "num_generations": "rollout.group_size",
     "generation_batch_size": "rollout.prompts_per_step",
@@ -54,6 +72,7 @@ TRL: Names = {
     "eval_steps": "evaluate.every_steps",
     "eval_strategy": "evaluate.every_steps",
     "bf16": "model.dtype",
+    "fp16": "model.dtype",
     "torch_dtype": "model.dtype",
     "attn_implementation": "model.attention",
     "model_name_or_path": "model.path",

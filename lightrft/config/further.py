@@ -7,11 +7,13 @@ from typing import Any
 
 import yaml
 
+from lightrft.utils.paths import with_home
+
 
 def read_further(
     setting: str, options: Mapping[str, str], ours: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Values by name. `ours`: names that are given already -> what says so here, a setting, or why there is none.
+    """Values by name, ~/ in them written out. `ours`: names that are given already -> what says so here, a setting, or why there is none.
 
     ValueError for a text that is not YAML, and for a name of `ours`.
     """
@@ -20,7 +22,7 @@ def read_further(
         if ours and name in ours:
             raise ValueError(f"{setting}.{name}={text!r}: that is not for you to give here. {ours[name]}")
         try:
-            found[name] = yaml.safe_load(text)
+            found[name] = yaml.safe_load(with_home(text))
         except yaml.YAMLError as error:
             raise ValueError(f"{setting}.{name}={text!r} is not YAML: {error}") from None
     return found

@@ -54,8 +54,9 @@ class ModelConfig:
     random:FOLDER (the architecture of a folder, untrained)."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type the forward and backward pass compute in. With bfloat16 the optimizer keeps float32 master weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type the forward and backward pass compute in. With bfloat16 and float16 the optimizer keeps float32 master weights; with float16,
+    for devices without bfloat16, the loss is scaled."""
     attention: Literal["packed", "separate"] = "packed"
     """packed: prefix-sharing kernels. separate: one plain sdpa call per sequence; slow, for checking."""
     gradient_checkpointing: bool = False

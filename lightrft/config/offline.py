@@ -130,4 +130,11 @@ def check_given_responses(
     )
     because = f"lightrft {command}, which has no advantages"
     refuse_idle("update", update, ["skip_zero_advantage"], because=because, cure="use lightrft train")
+    refuse_idle(
+        "tasks",
+        tasks,
+        ["stream_block"],
+        because=f"lightrft {command}, which reads all rows",
+        cure="use lightrft train",
+    )
     refuse_idle("tasks", tasks, ["rewards"], because=f"lightrft {command}, which {measures}", cure=cure)

@@ -89,6 +89,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "rewards": ANY,
         "max_prompt_tokens": COUNT,
         "train_limit": NOT_NEGATIVE,
+        "stream_block": NOT_NEGATIVE,
     },
     "rollout": {
         "prompts_per_step": COUNT,

@@ -78,6 +78,11 @@ class Config:
                 f"critic.warmup_steps={self.critic.warmup_steps} but steps={self.steps}: the policy would never learn. "
                 "Lower critic.warmup_steps."
             )
+        if self.tasks.stream_block and self.rollout.rest_passes:
+            raise ValueError(
+                f"rollout.rest_passes={self.rollout.rest_passes} has no effect with tasks.stream_block={self.tasks.stream_block}: nobody "
+                "knows the places of prompts that are gone. Set one of them to 0."
+            )
         self._check_models()
         self._check_overlap()
         self._check_turns()

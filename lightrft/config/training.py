@@ -10,6 +10,12 @@ from lightrft.config.ranges import check_ranges
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "muon", "adafactor")
 """Names of optimizers (strategy/optimizers.py)."""
+SCHEDULE_FREE = (
+    "a schedule-free optimizer (https://arxiv.org/abs/2405.15682) takes its gradient at other weights than the averaged ones that are sampled "
+    "from, measured and saved, so that every response would be off-policy before the first update, and no checkpoint would hold its "
+    "average. Take adamw with schedule=warmup_stable_decay."
+)
+"""Why there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,8 @@ class OptimizerConfig:
             raise ValueError(
                 f"{self.section}.decay_steps=0: warmup_stable_decay needs an end to fall over. Set it, e.g. 100."
             )
+        if ":" not in self.name and "schedulefree" in self.name.lower().replace("_", "").replace("-", ""):
+            raise ValueError(f"{self.section}.name={self.name}: {SCHEDULE_FREE}")
         if self.name not in OPTIMIZERS and ":" not in self.name:
             raise ValueError(
                 f"{self.section}.name={self.name}: there is no such optimizer. Take one of {', '.join(OPTIMIZERS)}, or the import path of your own: "

@@ -48,6 +48,18 @@ def defer(
     the first conversation of each form, are tokenised now. What a template or tokenizer refuses for what a text says, and not for the
     form of its conversation, shows when it is drawn. Raises ValueError as `prepare` does.
     """
+    kept, counts = deferred(records, processor, config, columns)
+    tell(counts, config)
+    return kept, counts
+
+
+def deferred(
+    records: Iterable[Record],
+    processor: Processor,
+    config: TaskConfig,
+    columns: Collection[str] | None = (),
+) -> tuple[list[Record], Counts]:
+    """`defer` without a word of what was skipped, and without an error where nothing is left."""
     kept: list[Record] = []
     counts, bad, seen = Counts(), BadRecords(config.on_bad_record), set[str]()
     around: dict[Form, int] = {}
@@ -79,7 +91,6 @@ def defer(
         else:
             counts.longest = max(counts.longest, len(prompt.token_ids))
     counts.kept, counts.broken = len(kept), bad.skipped
-    tell(counts, config)
     return kept, counts
 
 

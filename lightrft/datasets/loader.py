@@ -141,6 +141,11 @@ class PromptLoader:
             raise ValueError(
                 f"the run was started with seed={state['seed']}, not {self.seed}: the order of the prompts would change. Set seed={state['seed']}."
             )
+        if "stream" in state:
+            block = state["stream"]["block"]
+            raise ValueError(
+                f"the run was begun with tasks.stream_block={block}, in whose order it goes on. Set tasks.stream_block={block}."
+            )
         then, now = state["fingerprint"], self.fingerprint
         if [f["source"] for f in then] != [f["source"] for f in now]:
             raise ValueError(

@@ -53,6 +53,18 @@ def prepare(
     An empty prompt is treated like a bad record (tasks.on_bad_record), a long one by tasks.on_long_prompt. Raises
     ValueError where these say so, and when nothing is left.
     """
+    prompts, counts = tokenised(records, processor, config, columns)
+    tell(counts, config)
+    return prompts, counts
+
+
+def tokenised(
+    records: Iterable[Record],
+    processor: Processor,
+    config: TaskConfig,
+    columns: Collection[str] | None = (),
+) -> tuple[list[Prompt], Counts]:
+    """`prepare` without a word of what was skipped, and without an error where nothing is left."""
     prompts: list[Prompt] = []
     counts, bad, seen = Counts(), BadRecords(config.on_bad_record), set[str]()
     for record in records:
@@ -66,7 +78,6 @@ def prepare(
             kept = kept_columns(record, columns)
             prompts.append(replace(prompt, columns=kept) if kept else prompt)
     counts.kept, counts.broken = len(prompts), bad.skipped
-    tell(counts, config)
     return prompts, counts
 
 
@@ -77,16 +88,21 @@ def kept_columns(record: Record, columns: Collection[str] | None) -> dict[str, A
 
 def tell(counts: Counts, config: TaskConfig) -> None:
     """Logs what was skipped or cut. ValueError if nothing is left."""
-    if counts.too_long or counts.truncated or counts.empty:
-        log.warning(
-            "prompts: %d kept, %d of them truncated on the left; skipped %d over %d tokens and %d empty ones",
-            counts.kept, counts.truncated, counts.too_long, config.max_prompt_tokens, counts.empty,
-        )  # fmt: skip
+    tell_skipped(counts, config)
     if not counts.kept:
         raise ValueError(
             f"no prompt is left: {counts.too_long} over tasks.max_prompt_tokens={config.max_prompt_tokens} (the longest has "
             f"{counts.longest}), {counts.empty} empty. Raise tasks.max_prompt_tokens, or set tasks.on_long_prompt=truncate_left."
         )
+
+
+def tell_skipped(counts: Counts, config: TaskConfig) -> None:
+    """Logs what was skipped or cut."""
+    if counts.too_long or counts.truncated or counts.empty:
+        log.warning(
+            "prompts: %d kept, %d of them truncated on the left; skipped %d over %d tokens and %d empty ones",
+            counts.kept, counts.truncated, counts.too_long, config.max_prompt_tokens, counts.empty,
+        )  # fmt: skip
 
 
 class Opener:

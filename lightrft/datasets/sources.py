@@ -290,11 +290,22 @@ def _told(error: BaseException) -> str:
 
 
 def _hub(name: str, split: str) -> Iterator[Located]:
+    rows = _of_hub(name, split, streaming=False)
+    return ((f"{name}/{split}[{number}]", row) for number, row in enumerate(stored(rows)))
+
+
+def streamed(name: str, split: str, start: int) -> Iterator[Located]:
+    """The rows of a data set of the hub behind the first `start`, fetched as they are asked for. ValueError as from `read`."""
+    rows = _of_hub(name, split, streaming=True).skip(start)
+    return ((f"{name}/{split}[{number}]", row) for number, row in enumerate(stored(rows), start))
+
+
+def _of_hub(name: str, split: str, *, streaming: bool) -> Any:
     from datasets import load_dataset
 
     owner, _, subset = name.partition(":")
     try:
-        rows = load_dataset(owner, subset or None, split=split)
+        return load_dataset(owner, subset or None, split=split, streaming=streaming)
     except Exception as error:
         # The hub client raises many unrelated types: no such name, no network, no such split, no permission.
         why = unreachable() or str(error)
@@ -302,7 +313,6 @@ def _hub(name: str, split: str) -> Iterator[Located]:
             f"the hub gives no data set '{name}' with split '{split}': {why}. Look at the name and the split; data on your disk is named by its path (train.jsonl), "
             "and built-in tasks look for theirs in the folder of the option data=FOLDER."
         ) from error
-    return ((f"{name}/{split}[{number}]", row) for number, row in enumerate(stored(rows)))
 
 
 def stored(rows: Any) -> Iterator[Row]:

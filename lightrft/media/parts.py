@@ -101,9 +101,9 @@ def _files(source: Any) -> Iterator[Path]:
         yield Path(unquote(urlparse(source).path) if source.startswith("file://") else source)
 
 
-def described(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
-    """Messages with a text for each source, its path, URL or name: for logs, files and other processes."""
-    return _with_sources(messages, label)
+def described(messages: Sequence[AnyMessage], name: Callable[[Any], str] = label) -> list[dict[str, Any]]:
+    """Messages with a text for each source, its path, URL or name: for logs, files and other processes. `name`: what it is called."""
+    return _with_sources(messages, name)
 
 
 def readable(content: Any, name: Callable[[Any], str] = label) -> str:

@@ -16,7 +16,7 @@ from lightrft.models.adapters import check_start, drop_in_learning, read_adapter
 from lightrft.models.blocks import blocks, denoises
 from lightrft.models.families import is_multimodal, part
 from lightrft.models.logprobs import causal_lm
-from lightrft.utils.paths import expanded
+from lightrft.utils.paths import expanded, without_home
 
 Gather = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 """The whole of a tensor that a backend holds in pieces, in a type."""
@@ -61,9 +61,9 @@ def add_adapters(model: Any, settings: ModelConfig) -> nn.Module:
 
 
 def _base(path: str) -> str:
-    """The model as an adapter folder names it: a folder by its whole path."""
+    """The model as an adapter folder names it: a folder by its whole path, with ~ for the home folder."""
     folder = expanded(path, "model.path")
-    return str(folder.absolute()) if folder.is_dir() else path
+    return without_home(str(folder.absolute())) if folder.is_dir() else path
 
 
 def _trained_whole(adapted: nn.Module, wanted: list[str]) -> list[str]:

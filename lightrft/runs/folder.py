@@ -7,15 +7,16 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from lightrft.config import Config, RunConfig, layers
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.lock import locked
 from lightrft.utils.atomic import make_folder, recover, write_text
-from lightrft.utils.paths import expanded
+from lightrft.utils.paths import expanded, without_home
 
 log = logging.getLogger("lightrft")
 NEW_RUN = "LIGHTRFT_NEW_RUN"
@@ -110,7 +111,8 @@ def evaluated_in(config: Config) -> Iterator[Path]:
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings as config.yaml has them: without the run's own place, and with models that are found from any folder."""
+    """The settings as config.yaml has them: without the run's own place, with models that are found from any folder, and with ~ for
+    the home folder."""
     model = replace(
         config.model,
         path=_rooted(config.model.path),
@@ -118,10 +120,33 @@ def settings_text(config: RunConfig) -> str:
         lora=replace(config.model.lora, start=_rooted(config.model.lora.start)),
     )
     if not isinstance(config, Config):
-        return layers.to_yaml(replace(config, run="", model=model))
+        return layers.to_yaml(homeless(replace(config, run="", model=model)))
     teacher = replace(config.teacher, path=_rooted(config.teacher.path))
     critic = replace(config.critic, path=_rooted(config.critic.path))
-    return layers.to_yaml(replace(config, run="", model=model, teacher=teacher, critic=critic))
+    found = replace(config, run="", model=model, teacher=teacher, critic=critic)
+    return layers.to_yaml(homeless(found))
+
+
+WORDS = ("system", "instruction", "stop", "score_pattern")
+"""Options that are read by models or as patterns: they stay as they are to the letter."""
+
+
+def homeless(value: Any) -> Any:
+    """Settings with ~ for the home folder in every text; whoever reads a path there writes it out again."""
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        return replace(value, **{n: v if n in WORDS else homeless(v) for n, v in kept.items()})
+    if isinstance(value, dict):
+        return {_key_without_home(key): homeless(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [homeless(one) for one in value]
+    return without_home(value) if isinstance(value, str) else value
+
+
+def _key_without_home(key: str) -> str:
+    """A key that may be a path, or a task's reward: TASK//whole/path.py:NAME."""
+    task, both, path = key.partition("//")
+    return f"{task}/{without_home(f'/{path}')}" if task and both else without_home(key)
 
 
 def _rooted(path: str) -> str:

@@ -32,6 +32,7 @@ from lightrft.utils.atomic import write_text
 from lightrft.utils.device import accelerators
 from lightrft.utils.extras import extras, installed
 from lightrft.utils.interrupt import Stopped
+from lightrft.utils.paths import without_home
 
 log = logging.getLogger("lightrft")
 
@@ -108,7 +109,7 @@ class Status:
             self._write({**self._facts(), "state": "finished"})
         else:
             state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            why = (str(error) or type(error).__name__).splitlines()[0]
+            why = without_home((str(error) or type(error).__name__).splitlines()[0])
             self._write({**self._facts(), "state": state, "why": why})
 
     def _keep(self) -> None:
@@ -220,7 +221,7 @@ def _environment(processes: int) -> dict[str, Any]:
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command.replace(str(Path.home()), "~"),
+        "command": without_home(command),
         "processes": processes,
         "lightrft": __version__,
         "commit": _commit(),

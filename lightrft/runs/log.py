@@ -8,7 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lightrft.utils.paths import without_home
+
 log = logging.getLogger("lightrft")
+
+
+class Written(logging.Formatter):
+    """Lines of the log with ~ for the home folder: the file may be passed on."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as the file has it."""
+        return without_home(super().format(record))
 
 
 class Terminal(logging.Handler):
@@ -27,7 +40,7 @@ class Terminal(logging.Handler):
 def logging_to(file: Path) -> Iterator[Terminal]:
     """The log of a run: everything into a file, warnings to the terminal as well."""
     written, shown = logging.FileHandler(file, encoding="utf-8"), Terminal()
-    written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    written.setFormatter(Written())
     log.setLevel(logging.INFO)
     log.addHandler(written)
     log.addHandler(shown)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightrft.media.parts import described
+from lightrft.media.sources import label
 from lightrft.types import Prompt, Trajectory
+from lightrft.utils.paths import with_home, without_home
 from lightrft.utils.states import plain
 
 _FLAT = {"token_ids": torch.int64, "mask": torch.bool, "behavior": torch.float64}
@@ -53,9 +55,9 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     A target that holds objects of a task's own is kept as text: no update reads it.
     """
     content = {f.name: getattr(prompt, f.name) for f in fields(Prompt)}
-    content |= {"media": dict(prompt.media), "messages": described(prompt.messages), "columns": {}}
+    content |= {"media": dict(prompt.media), "messages": described(prompt.messages, _kept), "columns": {}}
     if prompt.row is not None:
-        content["row"] = described(prompt.row)
+        content["row"] = described(prompt.row, _kept)
     try:
         plain(content["target"])
     except ValueError:
@@ -63,11 +65,23 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     return content
 
 
+def _kept(source: Any) -> str:
+    """What a source is called in a file: its path begins with ~ below the home folder."""
+    return without_home(label(source))
+
+
+def _found(prompt: Prompt) -> Prompt:
+    """A prompt out of a file, with whole paths again: rewards open what they are told."""
+    messages: Any = described(prompt.messages, with_home)
+    row: Any = None if prompt.row is None else described(prompt.row, with_home)
+    return replace(prompt, messages=messages, row=row)
+
+
 def restored(
     packed: dict[str, Any], completed: Callable[[Prompt], Prompt] = lambda prompt: prompt
 ) -> list[Trajectory]:
     """The trajectories that `stored` was given; `completed` may give a prompt back what was not stored of it."""
-    prompts = [completed(Prompt(**content)) for content in packed["prompts"]]
+    prompts = [completed(_found(Prompt(**content))) for content in packed["prompts"]]
     lengths = packed["lengths"]
     lists = {
         name: [part.tolist() for part in values.split(lengths)] for name, values in packed["flat"].items()

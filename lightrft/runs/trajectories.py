@@ -73,11 +73,15 @@ def _shown(prompts: dict[int, Prompt], media: MediaCopies) -> dict[int, dict[str
 
 def sample(trajectories: Sequence[Trajectory], groups: int) -> list[dict[str, Any]]:
     """The responses of the first groups, each as one flat row for a table of another program."""
+    from lightrft.runs.media import (
+        base_name,
+    )  # with numpy and the decoders, which a viewer of text does not need
+
     first = list(dict.fromkeys(t.group for t in trajectories))[:groups]
     return [
         {
             "group": t.group,
-            "prompt": readable(described(t.prompt.messages)[-1]["content"]) if t.prompt.messages else "",
+            "prompt": readable(t.prompt.messages[-1]["content"], base_name) if t.prompt.messages else "",
             "response": t.answer,
             "target": "" if t.prompt.target is None else str(t.prompt.target),
             "reward": _finite(t.reward),

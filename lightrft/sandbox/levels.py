@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightrft.sandbox.box import Box, Kind
 from lightrft.sandbox.lifetime import Limits, SandboxError
+from lightrft.utils.paths import expanded
 
 LEVELS: dict[Kind, str] = {"bubblewrap": "bubblewrap + seccomp", "landlock": "Landlock + seccomp + rlimits"}
 """Levels that hold a hostile program, the better one first."""
@@ -121,7 +122,7 @@ def _tried_with_processes(kind: Kind, python: str) -> str:
 def _interpreters(python: str) -> list[str]:
     """Interpreters to try: the one named, or this one and those of the system. Links of a virtual environment are followed."""
     named = (
-        [python]
+        [str(expanded(python, "sandbox.python"))]
         if python
         else [str(Path(sys.executable).resolve()), "/usr/bin/python3", "/usr/local/bin/python3"]
     )

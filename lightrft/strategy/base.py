@@ -15,6 +15,7 @@ from lightrft.models.source import Source
 from lightrft.parallel.status import STATUS
 from lightrft.strategy.footprint import Footprint, Sizes
 from lightrft.strategy.memory import Resident
+from lightrft.strategy.scaling import LossScale
 
 T = TypeVar("T")
 
@@ -36,6 +37,11 @@ class Trainable(Protocol):
 
     module: nn.Module
     """For its structure. Its weights may be in pieces: what computes with them goes through `compute`."""
+
+    @property
+    def scaling(self) -> LossScale | None:
+        """What scales the losses given to `backward`, and is undone in `gradient_norm` and `step`; None where nothing does."""
+        ...
 
     @property
     def version(self) -> int:

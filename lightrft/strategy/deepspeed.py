@@ -66,6 +66,11 @@ class Zero:
     def trainable(self, source: Source, config: OptimizerConfig, total_updates: int) -> ZeroTrainable:
         """The optimizer changes float32 weights; the model computes in `source.dtype`."""
         self._refuse_media(source)
+        if source.dtype is torch.float16:
+            raise ValueError(
+                f"model.dtype=float16 with strategy.backend={self.config.backend}: DeepSpeed would scale the loss by rules of its own. Set "
+                "strategy.backend=fsdp, or model.dtype=bfloat16."
+            )
         need_adamw(config, self.config.backend)
         check_whole(source.config.lora, self.config.backend)
         module = source.empty(self.device) if self.stage == 3 else source.full(self.device)
@@ -212,6 +217,11 @@ class ZeroTrainable:
         if isinstance(layout, Replicated):  # parameters know their moments from now on
             layout.engine.optimizer._lazy_init_hp_params_optimizer_state()
         layout.engine.set_gradient_accumulation_boundary(False)
+
+    @property
+    def scaling(self) -> None:
+        """Nothing: float16 is refused."""
+        return
 
     @property
     def version(self) -> int:

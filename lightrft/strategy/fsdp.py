@@ -31,6 +31,7 @@ from lightrft.strategy.load_weights import fill, placed, rows
 from lightrft.strategy.memory import Resident
 from lightrft.strategy.optimizer import Learner, learning
 from lightrft.strategy.optimizers import check_pieces
+from lightrft.strategy.scaling import LossScale, loss_scale
 
 T = TypeVar("T")
 
@@ -173,7 +174,12 @@ class FsdpTrainable:
         inside = {p for block in blocks(module) for p in block.parameters()}
         sees = reads_media(module)
         self._may_rest = [p for n, p in named if sees and p not in inside and ".lora_" not in n]
-        self._learner = Learner(named, config, total_updates)
+        self._learner = Learner(named, config, total_updates, loss_scale(dtype))
+
+    @property
+    def scaling(self) -> LossScale | None:
+        """What scales the loss, of a model that computes in float16; the same on all ranks, as the norm is."""
+        return self._learner.scaling
 
     @property
     def version(self) -> int:
@@ -186,7 +192,7 @@ class FsdpTrainable:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient; FSDP sums it over ranks."""
-        loss.backward()
+        self._learner.scaled(loss).backward()
 
     def gradient_norm(self) -> float:
         """Called by all ranks."""
@@ -195,7 +201,7 @@ class FsdpTrainable:
         if not grads:
             return 0.0
         norm = torch.nn.utils.get_total_norm(grads)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return self._learner.unscaled(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
 
     def _forget_unused(self) -> None:
         """Leaves weights of towers that no rank has used without a gradient, as one process would: FSDP gives them zeros, which

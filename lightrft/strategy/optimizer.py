@@ -20,6 +20,7 @@ from lightrft.strategy.optimizers import (
     take_numbers,
     tensors_of,
 )
+from lightrft.strategy.scaling import LossScale
 from lightrft.strategy.schedules import schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,8 +50,14 @@ class Learner:
     """An optimizer over named float32 weights, whole ones or pieces (DTensor)."""
 
     def __init__(
-        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig, total_updates: int
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        config: OptimizerConfig,
+        total_updates: int,
+        scaling: LossScale | None = None,
     ) -> None:
+        """`scaling`: of the losses that are told by `scaled`; None for none."""
+        self.scaling = scaling
         self._named = list(named)
         self.parameters = [parameter for _, parameter in self._named]
         self.optimizer = build_optimizer(self._named, config)
@@ -60,13 +67,25 @@ class Learner:
         """Gradients of the parameters that have one."""
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What to differentiate in place of the loss."""
+        return loss if self.scaling is None else loss * self.scaling.value
+
+    def unscaled(self, norm: float) -> float:
+        """The norm of the gradient, of which that of the scaled loss has this one."""
+        return norm if self.scaling is None else norm / self.scaling.value
+
     def step(self, norm: float) -> bool:
-        """Clips, updates and clears the gradient. False, and no update, if `norm` is not finite."""
+        """Clips, updates and clears the gradient. False, and no update, if `norm`, that of the loss itself, is not finite."""
         rate, limit = self.progress.learning_rate(), self.progress.config.max_grad_norm
-        usable = self.progress.admits(norm)
+        share = self.unscaled(limit / norm if limit and norm > limit else 1.0)
+        explained = self.scaling is not None and self.scaling.explains
+        usable = self.progress.admits(norm, explained=explained)
+        if self.scaling is not None:
+            self.scaling.follow(finite=usable)
         if usable:
-            if limit and norm > limit:
-                torch._foreach_mul_(self.gradients(), limit / norm)
+            if share != 1.0:
+                torch._foreach_mul_(self.gradients(), share)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -85,6 +104,7 @@ class Learner:
             "step": steps_taken(self.optimizer, self.parameters),
             "optimizer": self.progress.config.name,
             "numbers": numbers_of(self.optimizer, self._named),
+            **({} if self.scaling is None else {"scaling": self.scaling.state()}),
         }
 
     @torch.no_grad()
@@ -102,6 +122,8 @@ class Learner:
         set_steps(self.optimizer, self.parameters, numbers["step"])
         take_numbers(self.optimizer, self._named, numbers.get("numbers", {}))
         self.progress.load(numbers)
+        if self.scaling is not None and "scaling" in numbers:
+            self.scaling.load(numbers["scaling"])
 
 
 @dataclass
@@ -121,14 +143,16 @@ class Progress:
         """Learning rate of the next update."""
         return self.config.learning_rate * schedule(self.config, self.total)(self.updates)
 
-    def admits(self, norm: float) -> bool:
+    def admits(self, norm: float, *, explained: bool = False) -> bool:
         """Counts an update with this gradient norm, and whether it may be made. FloatingPointError after
-        optimizer.max_bad_steps in a row that may not."""
+        optimizer.max_bad_steps in a row that may not, those apart whose norm is `explained` by the scale of the loss."""
         self.updates += 1
         if math.isfinite(norm):
             self.bad_in_a_row = 0
             self.version += 1
             return True
+        if explained:
+            return False
         self.bad_in_a_row += 1
         if self.bad_in_a_row >= self.config.max_bad_steps:
             raise FloatingPointError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
+from lightrft.config.training import SCHEDULE_FREE
 from lightrft.strategy.footprint import ADAM, EXACT
 from lightrft.utils.imports import require, resolve
 
@@ -153,12 +154,14 @@ def is_unknown(config: OptimizerConfig) -> bool:
 def build_optimizer(named: Named, config: OptimizerConfig) -> Any:
     """The optimizer called `optimizer.name`, over named float32 weights, whole ones or pieces (DTensor).
 
-    ValueError for an unknown name or option. An import path names a class that is called as torch's are:
+    ValueError for an unknown name or option, and for an optimizer with weights for training and others for all else. An import path names a class that is called as torch's are:
     (groups with weight_decay, lr=, **optimizer.options).
     """
     if not is_unknown(config):
         return resolve(OPTIMIZERS, config.name, "optimizer")(named, config)
     own: Any = resolve({}, config.name, "optimizer")
+    if callable(getattr(own, "eval", None)) and callable(getattr(own, "train", None)):
+        raise ValueError(f"{config.section}.name={config.name}: {SCHEDULE_FREE}")
     options = _known_options(config, own)
     return own(decay_groups([p for _, p in named], config), lr=config.learning_rate, **options)
 

@@ -19,6 +19,7 @@ from lightrft.strategy.footprint import EXACT, Footprint, Sizes
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.strategy.optimizer import Learner, learning
 from lightrft.strategy.optimizers import state_bytes
+from lightrft.strategy.scaling import LossScale, loss_scale
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class Single:
 
 
 class SingleTrainable:
-    """A module with AdamW. A bfloat16 module learns through float32 master weights and float32 gradients."""
+    """A module with AdamW. A bfloat16 or float16 module learns through float32 master weights and float32 gradients."""
 
     def __init__(
         self, module: nn.Module, config: OptimizerConfig, total_updates: int, moves: bool = False
@@ -61,8 +62,18 @@ class SingleTrainable:
         self._named = learning(module)
         self._masters: list[nn.Parameter] = [self._master(p) for _, p in self._named]
         names = [name for name, _ in self._named]
-        self._learner = Learner(list(zip(names, self._masters, strict=True)), config, total_updates)
+        self._learner = Learner(
+            list(zip(names, self._masters, strict=True)),
+            config,
+            total_updates,
+            loss_scale(next(module.parameters()).dtype),
+        )
         self.optimizer = self._learner.optimizer
+
+    @property
+    def scaling(self) -> LossScale | None:
+        """What scales the loss, of a float16 module."""
+        return self._learner.scaling
 
     @property
     def version(self) -> int:
@@ -89,12 +100,12 @@ class SingleTrainable:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient to what has accumulated."""
-        loss.backward()
+        self._learner.scaled(loss).backward()
 
     def gradient_norm(self) -> float:
         """Global norm of the accumulated gradient, before clipping; 0 where there is none."""
         grads = self._learner.gradients()
-        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        return self._learner.unscaled(float(torch.nn.utils.get_total_norm(grads))) if grads else 0.0
 
     def learning_rate(self) -> float:
         """Learning rate of the next update."""

@@ -288,7 +288,7 @@ def row_format(name: str) -> Format:
 
 
 def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
-    _check_split(split, config)
+    check_split(split, config)
     place = config.train_file if split == "train" else config.evaluate_file
     part = config.train_split if split == "train" else config.evaluate_split
     if data and is_local(place) and not is_there(place):
@@ -303,7 +303,7 @@ def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Record
     return limited(found, split, config)
 
 
-def _check_split(split: Split, config: TaskConfig) -> None:
+def check_split(split: Split, config: TaskConfig) -> None:
     """Raises ValueError unless both files are named where needed and are not the same data: a split is never guessed."""
     train, evaluate = config.train_file, config.evaluate_file
     if split == "train" and not train:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from lightrft.config import Config, layers
+from lightrft.config import Config
 from lightrft.parallel.world import World
 from lightrft.runs.capsule import Capsules, weights_hash
+from lightrft.runs.folder import settings_text
 from lightrft.strategy.in_memory import snapshot
 from lightrft.trainer.learn import Learner
 from lightrft.trainer.metrics import average
@@ -30,14 +31,14 @@ class Capture:
     @contextmanager
     def of(
         self, step: int, trajectories: Sequence[Trajectory]
-    ) -> Iterator[tuple[Callable[[int, float], None], list[Metrics]]]:
+    ) -> Iterator[tuple[Callable[[int, float | None], None], list[Metrics]]]:
         """A function to call before each update, and a list for what each update reports; recorded at the end, however it comes."""
         captured = False
         updates: list[Metrics] = []
 
-        def before_update(index: int, norm: float) -> None:
+        def before_update(index: int, norm: float | None) -> None:
             nonlocal captured
-            spiked = self.capsules.spike(norm)  # is to be told every norm
+            spiked = norm is not None and self.capsules.spike(norm)  # is to be told every norm
             wanted = spiked or (index == 0 and self.capsules.wanted(step))
             if wanted and not captured and self.world.size == 1:  # a capsule is of one process
                 captured = True
@@ -56,7 +57,7 @@ class Capture:
             step,
             trajectories=trajectories,
             state=snapshot(actor),
-            config_yaml=layers.to_yaml(replace(self.config, algorithm=algorithm.config)),
+            config_yaml=settings_text(replace(self.config, algorithm=algorithm.config)),
             weights_hash=weights_hash(actor.weights()),
             rng=generator_states(),
             weight_version=actor.version,

@@ -73,7 +73,7 @@ class Learner:
         trajectories: Sequence[Trajectory],
         *,
         updates: list[Metrics],
-        before_update: Callable[[int, float], None],
+        before_update: Callable[[int, float | None], None],
     ) -> Metrics:
         """Learns from the responses; what each update of the actor reports is added to `updates` as it comes. By all ranks."""
         criticism: list[Metrics] = []
@@ -103,7 +103,7 @@ class Learner:
         trajectories: Sequence[Trajectory],
         *,
         first: int = 0,
-        before_update: Callable[[int, float], None] = lambda _index, _norm: None,
+        before_update: Callable[[int, float | None], None] = lambda _index, _norm: None,
     ) -> Iterator[Metrics]:
         """The gradient steps of the actor; also what `lightrft replay` computes again, from update number `first` on."""
         seed = derive_seed(self.config.seed, "update", step)

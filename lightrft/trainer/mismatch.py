@@ -11,8 +11,9 @@ from lightrft.parallel.world import World
 
 log = logging.getLogger("lightrft")
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-"""Engine and trainer may differ by this much in a token's log-prob: the largest in float32, the mean in bfloat16."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1 / 8}
+"""Engine and trainer may differ by this much in a token's log-prob: the largest in float32, the mean in the others, of which float16
+has three bits more."""
 
 
 @dataclass

@@ -35,13 +35,14 @@ def optimize(
     *,
     averaging: Averaging,
     batching: Batching,
-    before_update: Callable[[int, float], None] = lambda _index, _norm: None,
+    before_update: Callable[[int, float | None], None] = lambda _index, _norm: None,
     keep_tokens: bool = False,
     idle: Idle | None = None,
 ) -> Iterator[dict[str, float]]:
     """One optimizer update for each of `updates` (see Batching.updates); yields the metrics of each. Called by all ranks.
 
-    `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed.
+    `before_update(index, gradient norm)` is called with the gradient ready and the weights not yet changed; without a norm where a scaled
+    loss has overflowed.
     `keep_tokens`: what the loss tells of each token (Terms.tokens) becomes `Trajectory.learned`.
     `idle`: whether a response is known to have no gradient; it counts in every denominator, but is not read (trainer/skipping.py).
     """
@@ -54,16 +55,20 @@ def optimize(
         total = float(batching.world.sum(local_loss.cpu()))
         if not math.isfinite(total):
             norm = math.nan  # a loss that is no number makes a bad update, whatever its gradient
-        before_update(index, norm)
-        rate = model.learning_rate()
+        rate, scaling = model.learning_rate(), model.scaling
+        scaled = {} if scaling is None else {"loss_scale": scaling.value}
+        explained = scaling is not None and scaling.explains and math.isfinite(total)
+        overflows = explained and not math.isfinite(norm)
+        before_update(index, None if overflows else norm)
         updated = model.step(norm)
-        bad = {} if updated else {"counts/skipped_updates": 1.0}
+        bad = {} if updated else {"counts/loss_overflows" if overflows else "counts/skipped_updates": 1.0}
         yield {
             "loss": total,
-            "grad_norm": norm,
+            **({} if overflows else {"grad_norm": norm}),
             "learning_rate": rate,
             **means.result(batching.world),
             **layout.result(batching.config.tokens_per_micro_batch, batching.world, operations),
+            **scaled,
             **bad,
         }
 

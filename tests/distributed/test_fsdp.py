@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from lightrft.config import FsdpConfig, ModelConfig, StrategyConfig, UpdateConfig
@@ -40,6 +41,7 @@ class Double(Source):
 
 DOUBLE = Double(ModelConfig(path="random:llama"))
 SEEING = Source(ModelConfig(path="random:llava"))
+HALF = Source(ModelConfig(path="random:llama", dtype="float16"))
 BFLOAT16 = Source(ModelConfig(path="random:llama", dtype="bfloat16"))
 
 
@@ -83,6 +85,19 @@ def double(backend, **options):
         return full(model)
 
 
+def scaled(backend):
+    """A model in float16 after three steps behind one whose updates overflowed: what was known then, its scale, and its float32 weights."""
+    model = strategy_of(backend).trainable(HALF, OPTIONS, 6)
+    model.scaling.value = 2.0**40
+    learn(model, [0], policy_loss, HALF)
+    overflowed = (model.version, model.scaling.value)
+    model.scaling.value = 1024.0
+    learn(model, range(1, 4), policy_loss, HALF)
+    weights = {n: t for n, t in model.tensor_state().items() if n.startswith("weights/")}
+    whole = {n: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for n, t in weights.items()}
+    return overflowed, model.version, model.scaling.value, whole
+
+
 def everything(folder):
     """What the tests below look at, of one rank."""
     actor = strategy_of("fsdp").trainable(ACTOR, OPTIONS, 6)
@@ -99,6 +114,7 @@ def everything(folder):
     return {
         "seeing": look("fsdp"),
         "double": double("fsdp"),
+        "scaled": scaled("fsdp"),
         "copies": double("fsdp", fsdp=FsdpConfig(replicas=2)),
         "kept": double("fsdp", fsdp=FsdpConfig(reshard_after_forward=False)),
         "host": double("fsdp", fsdp=FsdpConfig(offload=True)),
@@ -148,6 +164,18 @@ def test_each_rank_holds_its_share(ranks):
 
 def test_a_bfloat16_model_has_float32_weights_for_its_optimizer_and_gives_bfloat16_ones(ranks):
     assert ranks[0]["types"] == [("torch.float32", "torch.bfloat16")]
+
+
+def test_a_float16_model_learns_by_a_scaled_loss_what_one_process_learns(ranks):
+    *told, expected = scaled("single")
+    assert told == [(0, 2.0**38), 6, 1024.0], "two updates a step"
+    start = dict(HALF.full().named_parameters())
+    for found in ranks:
+        *same, weights = found["scaled"]
+        assert same == told
+        for name, weight in weights.items():
+            moved = (expected[name] - start[name.removeprefix("weights/")]).abs().mean()
+            assert (weight - expected[name]).abs().mean() <= 0.05 * moved, name
 
 
 def test_weights_are_read_from_a_folder_in_pieces(ranks, stored):

@@ -135,6 +135,10 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["train", "tiny", "--learning-rate", "1"], "Perhaps you meant: --optimizer.learning-rate, "),
         (["train", "tiny", "--num_generations", "4"], "In LightRFT this is --rollout.group-size."),
         (["train", "tiny", "--lr=1"], "no option --lr. In LightRFT this is --optimizer.learning-rate."),
+        (
+            ["train", "tiny", "--load_in_4bit", "true"],
+            "QLoRA (adapters on weights of 4 or 8 bits) is not offered",
+        ),
         (["train", "tiny", "--report_to", "wandb"], "In LightRFT this is --log.to."),
         (
             ["train", "tiny", "--rollout.max-draws", "1"],
@@ -355,6 +359,8 @@ def test_config_of_sft_prints_what_would_run(capsys: pytest.CaptureFixture[str],
         ["completion"],
         ["train", "tniy"],
         ["train", "tiny", "--rewards.functions", "maht", "1"],
+        ["train", "tiny", "--tasks.train", "gsm9k", "1"],
+        ["sft", "sft_tiny", "--tasks.evaluate", "gsm9k", "1"],
         ["train", "tiny", "--rewards.functions", "nowhere.py:mine", "1"],
     ],
 )

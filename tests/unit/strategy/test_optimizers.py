@@ -241,6 +241,25 @@ def test_a_backend_with_an_adamw_of_its_own_refuses_others():
     check_pieces(OptimizerConfig(name="muon"), "fsdp")
 
 
+class TwoSetsOfWeights(torch.optim.SGD):
+    """As schedule-free optimizers are: weights for training, and others for all else."""
+
+    def train(self): ...
+
+    def eval(self): ...
+
+
+@pytest.mark.parametrize("name", ["schedule_free", "AdamWScheduleFree", "schedulefree_sgd"])
+def test_a_schedule_free_optimizer_is_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=f"optimizer.name={name}: a schedule-free optimizer .* off-policy"):
+        OptimizerConfig(name=name)
+
+
+def test_an_optimizer_with_other_weights_for_training_is_refused_whatever_it_is_called():
+    with pytest.raises(ValueError, match="TwoSetsOfWeights: a schedule-free optimizer"):
+        learner(name=f"{__name__}:TwoSetsOfWeights")
+
+
 def test_muon_without_a_matrix_to_learn_says_so():
     with pytest.raises(ValueError, match="no matrix of a layer learns"):
         SingleTrainable(nn.Linear(2, 2), OptimizerConfig(name="muon"), 1)
