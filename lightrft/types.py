@@ -312,8 +312,9 @@ class Batch:
     reinforcement learning each part of its reward, where the algorithm asks for them; NaN: its task has no such part."""
     part_weights: Tensor | None = None
     """(S, K) float32, the weight of each part in the reward; 0 where a task has no such part."""
-    baselines: Tensor | None = None
-    """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
+    baselines: Tensor | None = (
+        None  # (S,) float32, the score that each response is compared with, where one is asked for
+    )
     turn_rewards: Tensor | None = None
     """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
     old: Tensor | None = None
@@ -327,6 +328,7 @@ class Batch:
     returns: Tensor | None = None
     divergence: Tensor | None = None  # from the reference in closed form, with its gradient
     step_weights: Tensor | None = None  # of the policy loss, by steps of drawing
+    moved: Tensor | None = None  # from the policy that drew it, in closed form, with its gradient
     marks: Tensor | None = None  # by the loss, see algorithms/surveys.py
     inputs: Inputs | Steps | None = None  # what the model reads; None where only columns are needed
 

@@ -225,6 +225,16 @@ def _check_loss(config: Config, algorithm: Algorithm) -> None:
     """Settings that the loss does not read, and a loss that is the plain policy gradient where no ratio leaves 1."""
     row, update = config.algorithm, config.update
     because = f"algorithm.loss={row.loss}"
+    keeps, reads = config.rollout.denoise.keep_means, _says(algorithm, "loss", "needs_moved")
+    if reads and not keeps:
+        raise ValueError(
+            f"{because} compares with what a diffusion pipeline predicted of a picture when it was drawn, and rollout.denoise.keep_means=false. Set "
+            "rollout.denoise.keep_means=true and rollout.denoise.noise=match (layer diffusion_nft), or algorithm.loss=clipped."
+        )
+    if keeps and not reads:
+        raise ValueError(
+            f"rollout.denoise.keep_means=true has no effect with {because}, which does not read it. Leave it out, or set algorithm.loss=diffusion_nft."
+        )
     unused = list(_says(algorithm, "loss", "unused_settings") or ())
     for name in unused:
         refuse_idle("algorithm", row, [name], because=because, cure="set algorithm.loss=clipped")

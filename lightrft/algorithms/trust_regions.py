@@ -151,20 +151,47 @@ def vespo(
     return Terms(loss, drift_of(difference))
 
 
+def diffusion_nft(
+    new: Tensor,
+    batch: Batch,
+    algo: AlgorithmConfig,
+    *,
+    beta: float = 1.0,
+    advantage_bound: float = 5.0,
+) -> Terms:
+    """Matching of a finished picture by two predictions, the better the picture the more by the one that is ahead of the policy that drew it.
+
+    With v the true velocity, v_old that predicted when the picture was drawn, v_plus = (1 - beta) v_old + beta v_new, v_minus = (1 + beta) v_old - beta
+    v_new and r = (1 + clip(A, -a, a) / a) / 2, a = advantage_bound: loss_t = (a / beta) w (r |v_plus - v|^2 + (1 - r) |v_minus - v|^2), less what does not depend
+    on v_new, where w |v_new - v|^2 = -log p. Multiplied out that is a beta m_t - clip(A_t, -a, a) (log ratio_t + m_t) with m_t = w |v_new - v_old|^2, which is
+    `batch.moved`. DiffusionNFT, Zheng et al. 2025 (https://arxiv.org/abs/2509.16117), eq. 5, with the factors of their code, which divides each square by
+    its detached root as well; here it is the square. They draw with a moving average of the policy, here the policy of the step's beginning draws.
+    """
+    assert batch.moved is not None, (
+        "the model says how far predictions have moved: rollout.denoise.keep_means"
+    )
+    advantages = advantages_of(batch).clamp(-advantage_bound, advantage_bound)
+    difference, moved = log_ratio(new, batch), torch.where(batch.mask, batch.moved, 0.0)
+    loss = advantage_bound * beta * moved - advantages * (difference + moved)
+    return Terms(loss, drift_of(difference))
+
+
 for _bounded in (dppo, dppo_kl, dcpo, aspo):
     _bounded.ranges = {"ratio_limit": Range(1, without_low=True)}  # type: ignore[attr-defined]
-for _alone in (dppo, dppo_kl, dcpo, aspo, dro):
+for _alone in (dppo, dppo_kl, dcpo, aspo, dro, diffusion_nft):
     _alone.entrywise = True  # type: ignore[union-attr]
 topr.ranges = {"weight_limit": POSITIVE}  # type: ignore[attr-defined]
 dro.ranges = {"beta": POSITIVE}  # type: ignore[attr-defined]
+diffusion_nft.ranges = {"beta": POSITIVE, "advantage_bound": POSITIVE}  # type: ignore[attr-defined]
+diffusion_nft.needs_moved = True  # type: ignore[attr-defined]
 vespo.ranges = dict.fromkeys(  # type: ignore[attr-defined]
     ("k_positive", "lambda_positive", "k_negative", "lambda_negative"), POSITIVE
 )
-for _plain in (dro, vespo, aspo):
+for _plain in (dro, vespo, aspo, diffusion_nft):
     setattr(_plain, "needs_updates", True)  # noqa: B010  # mypy knows no attributes of functions
-for _led in (dppo, dppo_kl, dcpo, topr, aspo, vespo):  # not dro, whose square acts on every token
+for _led in (dppo, dppo_kl, dcpo, topr, aspo, vespo):  # not those whose square acts on every token
     setattr(_led, "zero_without_advantage", True)  # noqa: B010
-for _unclipped in (topr, dro, vespo):
+for _unclipped in (topr, dro, vespo, diffusion_nft):
     setattr(_unclipped, "unused_settings", ("clip",))  # noqa: B010
 
 TRUST_REGIONS: Mapping[str, Callable[..., Terms]] = {
@@ -175,4 +202,5 @@ TRUST_REGIONS: Mapping[str, Callable[..., Terms]] = {
     "dro": dro,
     "aspo": aspo,
     "vespo": vespo,
+    "diffusion_nft": diffusion_nft,
 }

@@ -84,7 +84,8 @@ class Setup:
     """Writes RUN/model; None: as a language model."""
 
     def __post_init__(self) -> None:
-        check_reads_on(self.source.config)
+        if self.layout is token_layout:
+            check_reads_on(self.source.config)
         if self.judgement is not None:
             check_reference(self.source.config)
 

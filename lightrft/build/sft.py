@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +13,22 @@ from lightrft.build.data import beyond_context
 from lightrft.build.process import dated
 from lightrft.build.tables import ENGINES
 from lightrft.build.tasks import records_of
-from lightrft.config import RolloutConfig, SFTConfig
+from lightrft.config import ModelConfig, RolloutConfig, SFTConfig, UnmaskConfig
+from lightrft.config.checks import refuse_idle
 from lightrft.datasets.conversations import Conversations
 from lightrft.engines.base import Engine, MakeEngine
+from lightrft.models.describe import is_masked
 from lightrft.models.load import load_processor
+from lightrft.models.masked import MaskedProcessor, reading_of
+from lightrft.models.masked_demands import ENGINE as REVEALS
+from lightrft.models.masked_demands import check_parts
+from lightrft.models.masking import Masking
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.base import Strategy, Trainable
 from lightrft.tasks.table import Split, Task
+from lightrft.trainer.masked_sft import MaskedImitation
 from lightrft.trainer.run import Run
 from lightrft.trainer.sft import Imitation
 from lightrft.types import Prompt
@@ -34,23 +42,65 @@ def build_run(
 ) -> Run:
     """All parts of a run of supervised fine-tuning."""
 
-    def made_of(world: World) -> offline.Setup:
-        processor = dated(load_processor(config.model, config.media), run, world)
-        conversations = Conversations.of(processor, config)
-        return offline.Setup(
-            processor,
-            Source(config.model),
-            Imitation(config),
-            partial(prompts_of, config, conversations),
-            engine=partial(build_engine, config, processor),
-            sampled_tokens=config.log.sampled_tokens,
-        )
+    make = next(make for holds, make in KINDS if holds(config.model))
+    return offline.build_run(config, run, stack, partial(make, config, run), started=started, resume=resume)
 
-    return offline.build_run(config, run, stack, made_of, started=started, resume=resume)
+
+def of_words(config: SFTConfig, run: Path, world: World) -> offline.Setup:
+    """What a language model learns, and from what. ValueError for settings that it cannot obey."""
+    because = f"model.path={config.model.path}, which writes from left to right"
+    refuse_idle("masked", config.masked, because=because, cure="take a masked diffusion language model")
+    processor = dated(load_processor(config.model, config.media), run, world)
+    return offline.Setup(
+        processor,
+        Source(config.model),
+        Imitation(config),
+        partial(prompts_of, config, Conversations.of(processor, config)),
+        engine=partial(build_engine, config, processor, RolloutConfig()),
+        sampled_tokens=config.log.sampled_tokens,
+    )
+
+
+def of_masked(config: SFTConfig, run: Path, world: World) -> offline.Setup:
+    """What a masked diffusion language model learns, and from what. ValueError for settings that it cannot obey."""
+    check_masked(config)
+    sampled = RolloutConfig(engine=REVEALS, unmask=UnmaskConfig(predicts=config.masked.predicts))
+    plain = reading_of(config.model, sampled.unmask)
+    reading = Masking(plain.options, plain.mask, config.masked.draws)
+    processor = MaskedProcessor.of(
+        load_processor(config.model, config.media), plain, config.log.sampled_tokens or 1
+    )
+    dated(processor, run, world)
+    return offline.Setup(
+        processor,
+        Source(config.model),
+        MaskedImitation(config, reading=reading, stop_ids=processor.stop_ids),
+        partial(prompts_of, config, Conversations.of(processor, config)),
+        engine=partial(build_engine, config, processor, sampled),
+        sampled_tokens=config.log.sampled_tokens,
+        layout=lambda answers, _: reading.layout(answers),
+    )
+
+
+def check_masked(config: SFTConfig) -> None:
+    """ValueError, naming setting, value and cure, for what a masked diffusion language model cannot obey; nothing of others."""
+    if not is_masked(config.model):
+        return
+    path = f"model.path={config.model.path} is a masked diffusion language model"
+    check_parts(config, path)
+    cure = "take a model that writes from left to right"
+    refuse_idle("update", config.update, ["share_prompts"], because=path, cure=cure)
+
+
+KINDS: tuple[tuple[Callable[[ModelConfig], bool], Callable[[SFTConfig, Path, World], offline.Setup]], ...] = (
+    (is_masked, of_masked),
+    (lambda _: True, of_words),
+)
+"""How a kind of model is known, and what makes its run; the first row that holds a model is its kind."""
 
 
 def build_engine(
-    config: SFTConfig, processor: Processor, strategy: Strategy, model: Trainable
+    config: SFTConfig, processor: Processor, sampled: RolloutConfig, strategy: Strategy, model: Trainable
 ) -> Engine | None:
     """What samples the model's own responses for people; None, with a line in the log, where nothing can or should."""
     if not config.log.samples:
@@ -63,8 +113,8 @@ def build_engine(
         return None
     module = Source(config.model, learns=False).empty(strategy.device) if strategy.shards else model.module
     try:
-        make_engine: MakeEngine = resolve(ENGINES, RolloutConfig().engine, "rollout engine")
-        return make_engine(module, processor, RolloutConfig())
+        make_engine: MakeEngine = resolve(ENGINES, sampled.engine, "rollout engine")
+        return make_engine(module, processor, sampled)
     except ValueError as error:
         log.info("the model's own responses to held-out prompts are not saved: %s", error)
         return None

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lightrft.build.kinds import policy_of
+from lightrft.build.kinds import learned_of, policy_of
 from lightrft.build.reward import build_model
 from lightrft.config import Config, RewardTrainingConfig, RunConfig
 from lightrft.models.adapters import write_adapter
@@ -19,7 +19,6 @@ from lightrft.models.base import check_base
 from lightrft.models.classifiers import HEAD
 from lightrft.models.export import FILE_BYTES, write_folder
 from lightrft.models.kinds import Write
-from lightrft.models.load import load_processor
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import full_weights
 from lightrft.models.processor import Processor
@@ -148,7 +147,7 @@ def _described(config: RunConfig, file_bytes: int) -> tuple[Write, Source]:
     if isinstance(config, RewardTrainingConfig):
         processor, source = build_model(config)
         return partial(_words, processor, file_bytes), source
-    return partial(_words, load_processor(config.model, config.media), file_bytes), Source(config.model)
+    return learned_of(config.model, config.media, file_bytes)
 
 
 def _words(

@@ -27,7 +27,7 @@ from lightrft.config.rewards import POLICY, ConstraintConfig, JudgeConfig, Rewar
 from lightrft.config.rl import Config
 from lightrft.config.rollout import ReplayConfig, RolloutConfig
 from lightrft.config.sandbox import SandboxConfig
-from lightrft.config.sft import CONVERSATIONS, SFTConfig
+from lightrft.config.sft import CONVERSATIONS, MaskedConfig, SFTConfig
 from lightrft.config.strategy import ZERO, DeepspeedConfig, FsdpConfig, StrategyConfig, check_backend
 from lightrft.config.training import (
     CheckpointConfig,
@@ -79,6 +79,7 @@ __all__ = [
     "LmdeployConfig",
     "LogConfig",
     "LoraConfig",
+    "MaskedConfig",
     "MediaConfig",
     "ModelConfig",
     "NativeEngineConfig",

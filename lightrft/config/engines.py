@@ -17,6 +17,7 @@ STEPWISE = {
     "likelihood=normed": _ON_THE_WAY,
     "weighting=noise": _ON_THE_WAY,
     "weighting=inverse_span": ("sde",),
+    "keep_means=True": ("match",),
 }
 """Settings of rollout.denoise that look at a step's noise, or at how far it moves the state -> the noises of which that is known."""
 
@@ -79,6 +80,8 @@ class DenoiseConfig:
     """What the log-prob of a step is: the mean over the numbers of a picture's latent, with which published clip ranges (1e-4) and KL
     weights were used; or the sum, which is the true one. normed: the mean, so shifted and scaled that log-ratios have the mean 0 and the same
     spread at all levels of noise (RatioNorm of GRPO-Guard); a response then keeps half as many states again."""
+    keep_means: bool = False
+    """Keep with a response what was predicted of it when it was drawn, half as many states again, for algorithm.loss=diffusion_nft; only with noise=match."""
     weighting: Literal["even", "noise", "inverse_span"] = "even"
     """How much a step weighs in the policy loss, 1 on average over `first` to `until`. even: each the same. noise: in proportion to its
     deviation (noise-aware weighting of TempFlow-GRPO). inverse_span: in proportion to 1 / |dt|, so that long steps do not outweigh short ones
@@ -108,8 +111,8 @@ class DenoiseConfig:
 
     @property
     def kept(self) -> int:
-        """States that a response keeps of each step: before and after it, and the mean that it was drawn around where ratios are normed."""
-        return 3 if self.likelihood == "normed" else 2
+        """States that a response keeps of each step: before and after it, and the mean that it was drawn around where something compares with that."""
+        return 3 if self.likelihood == "normed" or self.keep_means else 2
 
     def __post_init__(self) -> None:
         check_ranges("rollout.denoise", self)
@@ -126,7 +129,7 @@ class DenoiseConfig:
             )
         for option, noises in STEPWISE.items():
             value = getattr(self, option.partition("=")[0])
-            if value == option.partition("=")[2] and self.noise not in noises:
+            if str(value) == option.partition("=")[2] and self.noise not in noises:
                 raise ValueError(
                     f"rollout.denoise.{option} with rollout.denoise.noise={self.noise}: it is known for steps of {', '.join(noises)}. Set "
                     f"rollout.denoise.noise={noises[0]}, or leave {option} out."

@@ -133,6 +133,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_text_tokens": COUNT,
         "max_sequences": COUNT,
     },
+    "masked": {"draws": COUNT, "canvas": NOT_NEGATIVE},
     "pictures": {
         "levels": COUNT,
         "height": NOT_NEGATIVE,

@@ -14,11 +14,28 @@ from lightrft.config.offline import (
     SamplingLogConfig,
     check_given_responses,
 )
+from lightrft.config.ranges import check_ranges
 from lightrft.config.strategy import WHOLE, StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
 
 CONVERSATIONS = "lightrft.datasets.conversations:conversation"
 """The format of rows that hold whole conversations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedConfig:
+    """How given responses are masked; only where model.path is a masked diffusion language model."""
+
+    draws: int = 1
+    """Draws of masks for a response in a step, each with a level of its own; the loss is their mean. One is that of LLaDA."""
+    canvas: int = 0
+    """Tokens that a response is filled up to with end tokens, which are learned as well, as LLaDA does to the longest of a batch. Set it to the
+    rollout.max_tokens that is sampled with; 0: none is added."""
+    predicts: Literal["own", "next"] = "own"
+    """Where the model says a token: at its own place (LLaDA), or at the one before (Dream)."""
+
+    def __post_init__(self) -> None:
+        check_ranges("masked", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +55,7 @@ class SFTConfig(GivenResponsesConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     tasks: TaskConfig = field(default_factory=lambda: TaskConfig(format=CONVERSATIONS))
     media: MediaConfig = field(default_factory=MediaConfig)
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
     update: UpdateConfig = field(default_factory=UpdateConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

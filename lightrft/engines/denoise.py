@@ -104,12 +104,14 @@ class Denoiser:
     def _noised(
         self, x: Tensor, place: int, steps: Schedule, streams: Tensor, conditions: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Pictures noised to the level of step `place` with their velocities, (B, 2, ...), and the log-probs of these, (B,)."""
+        """Pictures noised to the level of step `place` with their velocities, and what is predicted of these where that is kept, (B, 2 or 3, ...),
+        and the log-probs of the velocities, (B,)."""
         noise = normals(streams, 1 + place, self._processor.shape).to(self.device)
         state, velocity = noised(x, noise, steps.levels.before[place].to(self.device))
         step = steps.noisy(self._module, state, torch.full((len(x),), place, device=self.device), conditions)
         logp = logprob(velocity, step).cpu() * per(self.config, x[0].numel())
-        return torch.stack([state, velocity], 1).cpu(), logp
+        kept = [state, velocity, step.mean][: self.config.kept]
+        return torch.stack(kept, 1).cpu(), logp
 
     def _made(self, x: Tensor) -> list[dict[str, Any]]:
         """What latents (B, ...) show, by kind: see `shown`. Nothing for one that is not finite."""

@@ -44,8 +44,8 @@ def check_reads_on(config: ModelConfig) -> None:
     """ValueError for a masked diffusion language model, where responses are read from left to right."""
     if is_masked(config):
         raise ValueError(
-            f"model.path={config.path} is a masked diffusion language model, which `lightrft train`, `evaluate`, `check`, `export` and `replay` "
-            "take; here responses are read from left to right. Take a model that writes so."
+            f"model.path={config.path} is a masked diffusion language model, which `lightrft train`, `sft`, `evaluate`, `check`, `export` and "
+            "`replay` take; here responses are read from left to right. Take a model that writes so."
         )
 
 

@@ -48,6 +48,8 @@ class LogProbs(NamedTuple):
     """(N, M, K): the experts of each token; only without gradients."""
     weights: Tensor | None = None
     """How much each step weighs in the policy loss."""
+    moved: Tensor | None = None
+    """Divergence in closed form from the policy that drew each step, where its means are kept."""
 
 
 def logprobs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightrft.config import ZERO, Config
+from lightrft.config import ZERO, Config, SFTConfig
 from lightrft.config.algorithm import EXACT
 from lightrft.config.checks import refuse_idle
 from lightrft.models.describe import stored_shape
@@ -26,7 +26,7 @@ def check_settings(config: Config) -> None:
         )
     _check_sampling(config, path)
     _check_algorithm(config, path)
-    _check_parts(config, path)
+    check_parts(config, path)
 
 
 def _check_sampling(config: Config, path: str) -> None:
@@ -67,7 +67,8 @@ def _check_algorithm(config: Config, path: str) -> None:
             raise ValueError(f"{option}={on}: {path}, which this does not read. Leave it out.")
 
 
-def _check_parts(config: Config, path: str) -> None:
+def check_parts(config: Config | SFTConfig, path: str) -> None:
+    """ValueError for parts and processes that such a model does not learn with; `path` says what model.path is."""
     model, strategy = config.model, config.strategy
     if strategy.sequence_parallel > 1:
         raise ValueError(

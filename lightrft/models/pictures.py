@@ -160,8 +160,8 @@ class Pictures:
         for t in answers:
             if t.states is not None and t.states.shape[1] != options.kept:
                 raise ValueError(
-                    f"rollout.denoise.likelihood={options.likelihood}: it needs {options.kept} states of each step, and a response from before it was "
-                    f"changed keeps {t.states.shape[1]}. Set it to what it was, or begin a new run."
+                    f"rollout.denoise.likelihood={options.likelihood} with keep_means={options.keep_means}: they need {options.kept} states of each step, and a "
+                    f"response from before they were changed keeps {t.states.shape[1]}. Set them to what they were, or begin a new run."
                 )
         return step_layout(answers, self.processor.width)
 
@@ -177,9 +177,13 @@ class Pictures:
         gap = None if inputs.reference is None else divergence(step, inputs.reference) * scale
         keeps = config.algorithm.kl == EXACT and not torch.is_grad_enabled()
         means = step.mean if keeps else None
-        values = likelihood(options, after, step, inputs.states[:, 2] if options.kept == 3 else None)
+        drawn = inputs.states[:, 2] if options.kept == 3 else None
+        values = likelihood(options, after, step, drawn)
+        moved = divergence(step, drawn) * scale if drawn is not None and options.keep_means else None
         weights = self.schedule.weights.to(values)[inputs.places]
-        return LogProbs(values, entropy(step) * scale, divergence=gap, means=means, weights=weights)
+        return LogProbs(
+            values, entropy(step) * scale, divergence=gap, means=means, weights=weights, moved=moved
+        )
 
     def blank(self) -> Trajectory:
         """One step from nothing to nothing."""

@@ -111,7 +111,10 @@ def likelihood(config: DenoiseConfig, x: Tensor, step: Step, drawn: Tensor | Non
     """(T,) the log-probs of states x, as rollout.denoise.likelihood has them; `drawn` are the means x was drawn around, where they are kept."""
     scale = per(config, x[0].numel())
     found = logprob(x, step) * scale
-    return found if drawn is None else normed(found, step, drawn, scale)
+    if config.likelihood != "normed":
+        return found
+    assert drawn is not None, "DenoiseConfig.kept"
+    return normed(found, step, drawn, scale)
 
 
 WEIGHTINGS: Mapping[str, Callable[[Step, Tensor, Tensor], Tensor]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,6 +21,7 @@ from lightrft.rewards.instructions import (
     instructions_share,
 )
 from lightrft.rewards.math import boxed_math, choice_or_math, last_number, math
+from lightrft.rewards.ocr import PACKAGES, ocr
 from lightrft.rewards.qa import hotpot_f1, squad_exact, squad_f1
 from lightrft.rewards.refusal import refuses_rightly
 from lightrft.rewards.text import (
@@ -38,12 +40,17 @@ from lightrft.rewards.text import (
     words,
 )
 from lightrft.rewards.vote import majority, majority_right
+from lightrft.utils.extras import install_command
 from lightrft.utils.imports import resolve
 from lightrft.workers.boxes import USUAL
 
 
 def load_reward(name: str) -> RewardFunction:
-    """The reward called `name`, or the one an import path names. ValueError as from `resolve`."""
+    """The reward called `name`, or the one an import path names. ValueError as from `resolve`, RuntimeError where a package that it needs is absent."""
+    extra, packages = NEEDS.get(name, ("", ()))
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise RuntimeError(f"reward '{name}': {package} is not installed: {install_command(extra)}.")
     return as_reward(resolve(REWARDS, name, "reward"), name)
 
 
@@ -53,6 +60,8 @@ def load_values(name: str, sandbox: SandboxConfig = USUAL) -> Callable[[Sequence
     return partial(values_of, function)
 
 
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {"ocr": ("ocr", PACKAGES)}
+"""Reward -> the extra and the packages without which it cannot read anything."""
 JUDGE = "judge"
 """The reward that a model gives which is asked for it in words."""
 RUNS_PROGRAMS: dict[str, Callable[[SandboxConfig], Callable[..., float]]] = {
@@ -90,6 +99,7 @@ REWARDS: dict[str, RewardFunction] = {
     "majority_right": majority_right,
     "math": each(math),
     "number": each(last_number),
+    "ocr": ocr,
     "reasoning_gym": each(reasoning_gym),
     "refuses_rightly": each(refuses_rightly),
     "repetition": each(repetition),

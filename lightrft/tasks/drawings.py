@@ -1,4 +1,5 @@
-"""Tasks for models that draw whose pictures a program judges: plain shapes by count, colour and place, and pictures that take few or many bytes.
+"""Tasks for models that draw whose pictures a program judges: plain shapes by count, colour and place, short texts, and pictures that take few
+or many bytes.
 
 What is held out follows from the names of the shapes alone: no task of this file trains on the combination, in whatever words, and its parts are trained on.
 """
@@ -107,12 +108,44 @@ def jpeg(reward: str, option: str) -> Task:
     return Task(name, load, {reward: 1.0}, lambda record: str(record.target))
 
 
+TEXTS = (
+    "open", "closed", "hello", "welcome", "no entry", "for sale", "thank you", "way out", "fresh bread", "keep left", "good morning", "to the sea", "mind the gap",
+    "room 12", "happy birthday", "push", "pull", "exit", "coffee", "library", "bus stop", "level 3", "cold drinks", "hot soup", "mathematics", "diffusion",
+    "once upon a time", "be kind", "wet paint", "new ideas", "slow down", "quiet please", "lost and found", "platform 9", "ice cream", "first aid", "city hall",
+    "garden tools", "open daily", "book club",
+)  # fmt: skip
+SIGNS: dict[Split, tuple[str, ...]] = {
+    "train": ('a sign that says "{}"', 'a page with the text "{}"', 'the words "{}" on a wall'),
+    "evaluate": ('a poster that reads "{}"',),
+}
+"""How texts are asked for."""
+
+
+def draw_text(option: str) -> Task:
+    """A short text to be drawn, read by the reward `ocr`, as in Flow-GRPO (Liu et al. 2025, https://arxiv.org/abs/2505.05470); a fifth of the texts is evaluated,
+    in other words."""
+    no_option("draw_text", option)
+    apart = a_fifth(TEXTS)
+
+    def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:  # as every task
+        mine = [text for text in TEXTS if (text in apart) == (split == "evaluate")]
+        found = [
+            _record("draw_text", f"{split}-{form}-{text}", asked.format(text), text)
+            for form, asked in enumerate(SIGNS[split])
+            for text in mine
+        ]
+        return limited(Records(found), split, config)
+
+    return Task("draw_text", load, {"ocr": 1.0}, lambda record: str(record.target))
+
+
 def _record(task: str, name: str, text: str, target: Any) -> Record:
     return Record(f"{task}/{name}", [Message(role="user", content=text)], target, task)
 
 
 TASKS: dict[str, Callable[[str], Task]] = {
     "draw_shapes": draw_shapes,
+    "draw_text": draw_text,
     "jpeg_compressible": partial(jpeg, "compressible"),
     "jpeg_incompressible": partial(jpeg, "incompressible"),
 }

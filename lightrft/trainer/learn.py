@@ -170,7 +170,7 @@ class Learner:
     def policy_loss(self, batch: Batch) -> Terms:
         """The algorithm's loss of each token under the actor's present weights, (T,)."""
         new = self.actor.compute(self.logprobs, batch, self.config)
-        batch.divergence, batch.step_weights = new.divergence, new.weights
+        batch.divergence, batch.step_weights, batch.moved = new.divergence, new.weights, new.moved
         terms = self.algorithm.loss(new.values, batch, new.entropy)
         sampled_at = new.values if batch.old is None else batch.old
         gap = mismatch(sampled_at, batch.behavior, batch.mask)

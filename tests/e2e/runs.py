@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,15 @@ def summary(run: Path) -> dict[str, Any]:
 
 def model_bytes(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
+
+
+def cut_back(run: Path, copy: Path, *, step: int) -> None:
+    """A copy of a run as it lies there after it died behind that step, of which it has a checkpoint."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model", "summary.json"))
+    for checkpoint in (copy / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    assert any((copy / "checkpoints").iterdir())
 
 
 def answers(run: Path) -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.runs import PLAIN, steps
+from lightrft.runs.reader import Run
+from tests.e2e.runs import PLAIN, cut_back, rows, steps, summary
 
 SMALL = (
     "masked_tiny", *PLAIN, "--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--evaluate.limit", "8",
@@ -122,3 +123,68 @@ def test_algorithms_learn_from_it_by_every_likelihood_without_a_line(lightrft):
         found = steps(lightrft.cwd / name)
         assert all(row["grad_norm"] > 0 for row in found), name
         assert found[0]["mismatch/max"] < 1e-4, name
+
+
+SFT = (
+    "sft_masked", "--batch-size", "8", "--evaluate.limit", "4", "--checkpoint.every-steps", "1", "--masked.draws", "2",
+    "--optimizer.schedule", "constant", "--log.tensorboard=false", "--log.curves=false", "--log.progress=false",
+)  # fmt: skip
+
+
+def saved(run):
+    return load_file(run / "model/model.safetensors")
+
+
+def losses(run):
+    return [(row["loss"], row["grad_norm"]) for row in rows(run) if "grad_norm" in row]
+
+
+def test_it_learns_from_given_responses_and_resumes_bit_for_bit(lightrft):
+    lightrft("sft", *SFT, "--steps", "3", "--run", "whole")
+    cut_back(lightrft.cwd / "whole", lightrft.cwd / "cut", step=2)
+    lightrft("sft", "--resume", "cut")
+    found, whole = (saved(lightrft.cwd / name) for name in ("cut", "whole"))
+    assert all(torch.equal(found[name], weight) for name, weight in whole.items())
+    assert losses(lightrft.cwd / "cut") == losses(lightrft.cwd / "whole")
+    told = summary(lightrft.cwd / "whole")["held_out_nll"]
+    assert told["after"] < told["before"]
+    own = [r for r in Run(lightrft.cwd / "whole").responses(-1) if r["origin"] == "sampled"]
+    assert own
+    assert all(0 < len(r["tokens"]["ids"]) <= 8 for r in own)
+
+
+FSDP = ("--strategy.backend", "fsdp", "--processes", "2")
+
+
+def assert_same_weights(one, two):
+    """Weights of two runs to rounding, which had moved."""
+    found, other = saved(one), saved(two)
+    apart = torch.cat([(found[n] - w).abs().flatten() for n, w in other.items()])
+    # A weight whose gradient is nothing but rounding may go either way: Adam divides by its size.
+    assert (apart > 1e-4).float().mean() < 1e-3
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("adapters", [[], ["--model.lora.rank", "2"]], ids=["whole", "adapters"])
+def test_two_processes_learn_from_given_responses_what_one_learns(lightrft, adapters):
+    for name, flags in (("one", ()), ("two", FSDP)):
+        lightrft("sft", *SFT, *adapters, "--steps", "3", *flags, "--run", name)
+    one, two = (losses(lightrft.cwd / name) for name in ("one", "two"))
+    assert [x for pair in one for x in pair] == pytest.approx([x for pair in two for x in pair], rel=1e-4)
+    assert all(norm > 0 for _, norm in one)
+    assert_same_weights(lightrft.cwd / "one", lightrft.cwd / "two")
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("likelihood", ["path", "elbo"])
+@pytest.mark.parametrize("adapters", [[], ["--model.lora.rank", "2"]], ids=["whole", "adapters"])
+def test_two_processes_learn_by_rl_what_one_learns(lightrft, adapters, likelihood):
+    own = ["--steps", "3", "--checkpoint.every-steps", "0", "--evaluate.before-and-after=false", *adapters]
+    for name, flags in (("one", ()), ("two", FSDP)):
+        lightrft("train", *SMALL, "--rollout.unmask.likelihood", likelihood, *own, *flags, "--run", name)
+    one, two = (steps(lightrft.cwd / name) for name in ("one", "two"))
+    assert [row["reward/mean"] for row in one] == [row["reward/mean"] for row in two]
+    assert [row["grad_norm"] for row in one] == pytest.approx([row["grad_norm"] for row in two], rel=1e-3)
+    assert any(row["grad_norm"] > 0 for row in one)
+    assert all(row["mismatch/max"] < 1e-3 for row in one + two)
+    assert_same_weights(lightrft.cwd / "one", lightrft.cwd / "two")

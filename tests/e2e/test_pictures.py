@@ -48,7 +48,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(lightrft, drawing_
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("layer", ["grpo_guard", "flow_grpo_noise_aware"])
+@pytest.mark.parametrize("layer", ["grpo_guard", "flow_grpo_noise_aware", "diffusion_nft"])
 def test_a_run_with_weighted_steps_is_resumed_and_replayed_bit_for_bit(lightrft, drawn_pipeline, layer):
     flags = [
         DRAWING[0], layer, *DRAWING[1:], "--model.path", str(drawn_pipeline), "--log.capture-steps", "2",
@@ -149,4 +149,9 @@ def test_a_run_is_checked_before_it_costs_anything(lightrft, drawn_pipeline):
     assert "4 denoising steps, stop" in told
     assert "tokens, stop" not in told
     assert "larger batch of its own" not in told
+    assert "pictures/s, 8 at a time (measured)" in told
+    assert "denoising steps/s, 16 at a time (measured)" in told
+    assert "16 pictures of 4 learned steps" in told
+    assert "states of the drawn steps" in told
+    assert "the largest phase needs about" in told
     assert "ready" in told

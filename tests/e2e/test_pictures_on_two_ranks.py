@@ -28,6 +28,7 @@ ROWS = {
     ),
     "flux": (flux_pipeline, "flow_grpo", []),
     "qwen": (qwen_pipeline, "flow_grpo", ["--rollout.denoise.max-text-tokens", "48"]),
+    "nft": (sd3_pipeline, "diffusion_nft", []),
     "wan": (wan_pipeline, "flow_grpo", ["--rollout.denoise.frames", "5"]),
 }
 RUN = (
@@ -37,7 +38,9 @@ RUN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.extended if n == "nft" else ()) for n in ROWS]
+)
 def test_two_processes_learn_what_one_learns(lightrft, tmp_path, name):
     make, layer, flags = ROWS[name]
     make().save_pretrained(tmp_path / "pipeline")

@@ -62,6 +62,7 @@ def random_batch(seed, *, grid=8):
         values=column(0.5),
         baselines=torch.rand(len(lengths), generator=draw, dtype=torch.float64),
         turn_rewards=column(0.5),
+        moved=column(0.5).square(),
         weights=torch.zeros(total, dtype=torch.float64),
     )
 
@@ -83,6 +84,7 @@ def pick(batch, answers):
         "behavior",
         "weights",
         "turn_rewards",
+        "moved",
     )
     taken = {name: value[tokens] for name in names if (value := getattr(batch, name)) is not None}
     lengths = [len(tokens) for tokens in where]
@@ -290,7 +292,7 @@ def test_nothing_outside_the_mask_has_any_influence(advantage, loss, seed, kl_in
         outside = ~batch.mask if disturb else torch.zeros_like(batch.mask)
         new = torch.where(outside, noise, batch.old + 0.1).requires_grad_()
         entropy = torch.where(outside, noise, 1.0).double()
-        for name in ("old", "ref", "behavior", "turn_rewards"):
+        for name in ("old", "ref", "behavior", "turn_rewards", "moved"):
             setattr(batch, name, torch.where(outside, -noise, getattr(batch, name)))
         score(batch, algo, advantage)
         batch.advantages = torch.where(outside, noise, batch.advantages)

@@ -154,6 +154,7 @@ def test_a_loss_says_whether_it_looks_at_more_than_an_entry(name):
     batch.advantages = torch.randn(count, generator=draw)
     batch.scores = torch.randn(len(answers), generator=draw)
     batch.marks = (torch.rand(count, generator=draw) < 0.5).float()
+    batch.moved = torch.rand(count, generator=draw)
     owners = batch.segments
     alone = dataclasses.replace(
         batch, segments=torch.arange(count), groups=batch.groups[owners], scores=batch.scores[owners]

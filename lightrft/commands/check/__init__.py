@@ -10,7 +10,7 @@ from lightrft.build.kinds import policy_of
 from lightrft.build.process import prepare_process
 from lightrft.build.rl import check_policy
 from lightrft.build.turns import build_turns
-from lightrft.commands.check import costs, fools, policy, questions, settings, template
+from lightrft.commands.check import costs, fools, picture_costs, policy, questions, settings, template
 from lightrft.commands.check.report import Report, Section
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
@@ -54,6 +54,6 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     if parts.judge.models:
         report.run("answers that say nothing", lambda s: fools.fools(s, parts, found, start))
     report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))
-    if writes:
-        report.run("time and memory", lambda s: costs.time_and_memory(s, config, parts, found, start))
+    measure = costs.time_and_memory if writes else picture_costs.time_and_memory
+    report.run("time and memory", lambda s: measure(s, config, parts, found, start))
     report.run("disk", lambda s: costs.disk(s, config, parts, start))

@@ -308,12 +308,14 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def judge_memory(section: Section, *, needed: int, available: int, place: str) -> None:
+def judge_memory(
+    section: Section, *, needed: int, available: int, place: str, limit: str = OWN_LIMIT
+) -> None:
     """Whether the largest phase fits into what is free."""
     told = f"the largest phase needs about {size(needed)}; {size(available)} are free on {place}"
     if needed > available:
         section.problem(
-            f"{told}. Lower update.tokens_per_micro_batch or {OWN_LIMIT}, set model.gradient_checkpointing=true, "
+            f"{told}. Lower update.tokens_per_micro_batch or {limit}, set model.gradient_checkpointing=true, "
             "or train adapters (layer lora)."
         )
     elif needed > NEARLY_FULL * available:

@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
+from lightrft.build.kinds import engine_of
 from lightrft.build.models import check_team
 from lightrft.build.process import shared
 from lightrft.build.reward import bound_loss, build_model
+from lightrft.build.sft import check_masked
 from lightrft.build.tables import check_optimizer, check_processes, engine_footprint, footprint
 from lightrft.build.tasks import evaluated_tasks
 from lightrft.commands.plan import GIB, refusals
@@ -67,7 +69,7 @@ class OfflinePlan:
         if sharded and not config.log.sample_sharded:
             return None
         at_once = min(config.log.held_out_prompts, OPEN_AT_ONCE * devices)
-        rollout = RolloutConfig(prompts_per_step=at_once, group_size=1)
+        rollout = RolloutConfig(engine=engine_of(config.model), prompts_per_step=at_once, group_size=1)
         on_cpu, room = config.strategy.device == "cpu", int(self.hardware.memory_gib * GIB)
         demand = Demand(self.prompt, config.log.sampled_tokens, devices, on_cpu, room, sharded)
         return engine_footprint(rollout, self.model, demand)
@@ -200,6 +202,7 @@ def learner(config: OfflineConfig) -> tuple[Source, bool, int]:
             )
         objective = PolicyPreferences(config, bound_loss(config, POLICY_LOSSES))
         return Source(config.model), objective.needs_reference, 2 if objective.compares else 1
+    check_masked(config)
     return Source(config.model), False, 1
 
 

@@ -62,7 +62,7 @@ EXAMPLES = {
 }
 
 
-OF_PICTURES = {"digit", "digit_second", "drawn_shapes", "compressible", "incompressible"}
+OF_PICTURES = {"digit", "digit_second", "drawn_shapes", "compressible", "incompressible", "ocr"}
 """Rewards that look at a picture; tests/unit/tasks has examples of theirs."""
 
 
