@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -263,9 +264,9 @@ class VllmConfig:
         check_ranges("rollout.vllm", self)
         self.further()
 
-    def further(self) -> dict[str, Any]:
-        """`options` as vLLM is given them. ValueError for one that is not YAML, or has a setting of its own."""
-        return read_further("rollout.vllm.options", self.options, OF_VLLM)
+    def further(self, prepare: Callable[[str], str] = str) -> dict[str, Any]:
+        """`options` as vLLM is given them, their texts prepared. ValueError for one that is not YAML, or has a setting of its own."""
+        return read_further("rollout.vllm.options", self.options, OF_VLLM, prepare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,9 +329,9 @@ class SglangConfig:
         check_ranges("rollout.sglang", self)
         self.further()
 
-    def further(self) -> dict[str, Any]:
-        """`options` as SGLang is given them. ValueError for one that is not YAML, or has a setting of its own."""
-        return read_further("rollout.sglang.options", self.options, OF_SGLANG)
+    def further(self, prepare: Callable[[str], str] = str) -> dict[str, Any]:
+        """`options` as SGLang is given them, their texts prepared. ValueError for one that is not YAML, or has a setting of its own."""
+        return read_further("rollout.sglang.options", self.options, OF_SGLANG, prepare)
 
 
 @dataclass(frozen=True, kw_only=True)

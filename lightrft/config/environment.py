@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,9 +58,9 @@ class EnvironmentConfig:
     variables: list[str] = field(default_factory=list)
     """Environment variables that these processes get besides those that programs need to run, e.g. [MY_API_KEY]."""
 
-    def further(self) -> dict[str, Any]:
-        """`options` as the environment is given them. ValueError for one that is not YAML."""
-        return read_further("environment.options", self.options)
+    def further(self, prepare: Callable[[str], str] = str) -> dict[str, Any]:
+        """`options` as the environment is given them, their texts prepared. ValueError for one that is not YAML."""
+        return read_further("environment.options", self.options, prepare=prepare)
 
     def __post_init__(self) -> None:
         check_ranges("environment", self)

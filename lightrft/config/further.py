@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
-
-from lightrft.utils.paths import with_home
 
 
 def read_further(
@@ -22,7 +20,7 @@ def read_further(
         if ours and name in ours:
             raise ValueError(f"{setting}.{name}={text!r}: that is not for you to give here. {ours[name]}")
         try:
-            found[name] = yaml.safe_load(with_home(text))
+            found[name] = yaml.safe_load(prepare(text))
         except yaml.YAMLError as error:
             raise ValueError(f"{setting}.{name}={text!r} is not YAML: {error}") from None
     return found

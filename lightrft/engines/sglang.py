@@ -49,6 +49,7 @@ from lightrft.models.processor import Processor
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
+from lightrft.utils.paths import with_home
 
 T = TypeVar("T")
 GLANCE_SECONDS = 0.5
@@ -292,7 +293,7 @@ def schedule_on_cpu(*args: Any, **options: Any) -> Any:
 
 
 def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
-    options, further, weight = config.sglang, config.sglang.further(), next(module.parameters())
+    options, further, weight = config.sglang, config.sglang.further(with_home), next(module.parameters())
     kind: Any = require("sglang.srt.entrypoints.engine", "sglang", CURE).Engine
     scheduler = schedule_on_cpu if weight.device.type == "cpu" else schedule
     kind = type("Engine", (kind,), {"run_scheduler_process_func": staticmethod(scheduler)})

@@ -44,6 +44,7 @@ from lightrft.parallel.world import World
 from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
+from lightrft.utils.paths import with_home
 
 
 class VllmEngine:
@@ -236,7 +237,7 @@ def _group(processes: int) -> Any:
 def known_arguments(options: VllmConfig) -> dict[str, Any]:
     """`rollout.vllm.options` as this vLLM takes them. ValueError for one that it does not know."""
     arguments: Any = require("vllm.engine.arg_utils", "vllm", CURE).EngineArgs
-    known, further = [f.name for f in fields(arguments)], options.further()
+    known, further = [f.name for f in fields(arguments)], options.further(with_home)
     for name in further:
         if name not in known:
             near = difflib.get_close_matches(name, known)

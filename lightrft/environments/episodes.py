@@ -11,6 +11,7 @@ from lightrft.config.environment import USUAL_SECONDS
 from lightrft.environments.base import Act, Begin, Describe, End, Finish, Lost, Order, Reply, Spec
 from lightrft.environments.host import load
 from lightrft.utils.errors import RolloutError
+from lightrft.utils.paths import with_home
 from lightrft.workers.boxes import USUAL
 from lightrft.workers.pool import Allowed, Call, Failure, Inline, Pool, Runner, Work
 
@@ -38,10 +39,10 @@ class Failed:
 
 
 def spec_of(config: EnvironmentConfig) -> Spec:
-    """The environment that settings name: one by name, or the tools."""
+    """The environment that settings name: one by name, or the tools. ~/ in an option is the home folder."""
     if not config.name:
         return Spec("tools", {"tools": list(config.tools)}, config.calls, calls_limit(config))
-    return Spec(config.name, config.further(), config.calls, calls_limit(config))
+    return Spec(config.name, config.further(with_home), config.calls, calls_limit(config))
 
 
 def calls_limit(config: EnvironmentConfig) -> float:
