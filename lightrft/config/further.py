@@ -9,9 +9,12 @@ import yaml
 
 
 def read_further(
-    setting: str, options: Mapping[str, str], ours: Mapping[str, str] | None = None
+    setting: str,
+    options: Mapping[str, str],
+    ours: Mapping[str, str] | None = None,
+    prepare: Callable[[str], str] = str,
 ) -> dict[str, Any]:
-    """Values by name, ~/ in them written out. `ours`: names that are given already -> what says so here, a setting, or why there is none.
+    """Values by name, of texts as `prepare` makes them. `ours`: names that are given already -> what says so here, a setting, or why there is none.
 
     ValueError for a text that is not YAML, and for a name of `ours`.
     """
