@@ -38,11 +38,11 @@ class Choice(NamedTuple):
     """Grades of the responses of one row that are chosen by a reward, and by rules that need none."""
 
     first: float
-    """Of the one that the reward puts first; the mean of those that share the place, here and below."""
+    """Grade of the one that the reward puts first; the mean of those that share the place, here and below."""
     mean: float
-    """Of all: what choosing by chance gives."""
+    """Mean of all: what choosing by chance gives."""
     best: float
-    """Of the best, which no choice exceeds."""
+    """Grade of the best one, which no choice exceeds."""
     longest: float
     shortest: float
 

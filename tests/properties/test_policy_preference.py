@@ -76,6 +76,20 @@ def test_swapped_sides_negate_the_difference_and_half_smoothed_labels_prefer_nei
     assert not leaf.grad.any()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@given(one=numbers, other=numbers)
+@settings(max_examples=25, deadline=None)
+def test_a_beta_of_nearly_0_leaves_ln_2_and_half_of_beta_as_gradient(smoothing, one, other):
+    leaf, beta = torch.tensor([one, other], dtype=torch.float64, requires_grad=True), 1e-7
+    found = LOSSES["dpo"](
+        leaf, torch.tensor([1.0, 0.0]), torch.tensor([3, 3]), beta=beta, label_smoothing=smoothing
+    )
+    assert_close(found, torch.full((2,), math.log(2), dtype=torch.float64), atol=1e-5, rtol=0)
+    found.mean().backward()
+    half = 0.5 - smoothing
+    assert_close(leaf.grad / beta, torch.tensor([-half, half], dtype=torch.float64), atol=1e-5, rtol=0)
+
+
 # What a whole update makes of it.
 
 

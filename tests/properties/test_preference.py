@@ -37,6 +37,16 @@ def test_a_constant_added_to_all_values_of_a_group_changes_no_preference(drawn, 
     torch.testing.assert_close(found, bradley_terry(values, right, names), atol=1e-9, rtol=0)
 
 
+@given(one=numbers, other=numbers, shift=numbers)
+@settings(max_examples=60, deadline=None)
+def test_a_constant_added_to_all_values_changes_centring_by_a_known_amount(one, other, shift):
+    values, right = torch.tensor([one, other], dtype=torch.float64), torch.tensor([1.0, 0.0])
+    names, weight = torch.zeros(2, dtype=torch.int64), 0.25
+    before, after = (bradley_terry(v, right, names, centring=weight) for v in (values, values + shift))
+    change = weight * ((one + other + 2 * shift) ** 2 - (one + other) ** 2)
+    torch.testing.assert_close(after - before, torch.full_like(before, change), atol=1e-9, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["bradley_terry"])
 @given(values=st.lists(numbers, min_size=1, max_size=4), grade=grades)
 @settings(max_examples=60, deadline=None)
