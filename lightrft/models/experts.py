@@ -10,7 +10,7 @@ Letters: N tokens of a pass; M layers with experts; E experts of a layer, of whi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,27 +47,34 @@ class Routers:
         return torch.uint8 if self.num_experts <= 256 else torch.int16
 
 
-@dataclass(eq=False)
 class Routing:
-    """What the routers are told in one pass, and what they tell. N are the tokens that this process computes."""
+    """What the routers are told in one pass, and what they tell. N are the tokens that this process computes.
 
-    replayed: Tensor | None = None
-    """(N, M, K) integers: the experts to choose; OWN for a token whose routers choose by themselves."""
-    counted: Tensor | None = None
-    """(N,) how often each token counts in `load` and `mass`; None: nothing is counted."""
-    weighs: bool = False
-    """Whether `mass` is wanted."""
-    keeps: bool = False
-    """Whether `chosen` is wanted."""
-    chosen: dict[int, Tensor] = field(default_factory=dict)
-    """(N, K) by layer: the experts that each token was sent to."""
-    load: dict[int, Tensor] = field(default_factory=dict)
-    """(E,) float64 by layer: how many tokens each expert got."""
-    mass: dict[int, Tensor] = field(default_factory=dict)
-    """(E,) float32 by layer: the probability of each expert, summed over tokens; with its gradient."""
-    changed: dict[int, Tensor] = field(default_factory=dict)
-    """(2,) float64 by layer: choices replayed that the router would not have made, and all that were replayed."""
-    _seen: set[int] = field(default_factory=set)
+    No dataclass: FSDP2 rebuilds those that hold tensors with a gradient before each layer, and what a later layer told would go to a copy.
+    """
+
+    def __init__(
+        self,
+        replayed: Tensor | None = None,
+        counted: Tensor | None = None,
+        *,
+        weighs: bool = False,
+        keeps: bool = False,
+    ) -> None:
+        self.replayed, self.counted = replayed, counted
+        """(N, M, K) integers: the experts to choose; OWN for a token whose routers choose by themselves. And (N,) how often each token
+        counts in `load` and `mass`; None: nothing is counted."""
+        self.weighs, self.keeps = weighs, keeps
+        """Whether `mass` is wanted, and whether `chosen` is."""
+        self.chosen: dict[int, Tensor] = {}
+        """(N, K) by layer: the experts that each token was sent to."""
+        self.load: dict[int, Tensor] = {}
+        """(E,) float64 by layer: how many tokens each expert got."""
+        self.mass: dict[int, Tensor] = {}
+        """(E,) float32 by layer: the probability of each expert, summed over tokens; with its gradient."""
+        self.changed: dict[int, Tensor] = {}
+        """(2,) float64 by layer: choices replayed that the router would not have made, and all that were replayed."""
+        self._seen: set[int] = set()
 
     def all_chosen(self) -> Tensor:
         """(N, M, K) of the pass."""

@@ -96,18 +96,25 @@ def _shared(model: nn.Module) -> set[nn.Parameter]:
 
 
 def _all_linear(model: Any, own: tuple[str, ...]) -> Any:
-    """What all-linear names: every linear layer but the head and the parts that are `own`; towers of media stay as they are, and so does
-    all of a denoising transformer that is outside its blocks."""
+    """What all-linear names: every linear layer but the head and the parts that are `own`; towers of media stay as they are, and so do
+    experts that share one tensor, and all of a denoising transformer that is outside its blocks."""
     if denoises(model):
         inside = {id(m) for block in blocks(model) for m in block.modules()}
         return sorted(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside)
-    if not (own or is_multimodal(model.config)):
+    if not (own or is_multimodal(model.config) or _has_experts(model)):
         return "all-linear"
     head = _head(model)
     linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     if is_multimodal(model.config):
         linears &= {name.rpartition(".")[0] for name, _ in part(model, "language")}
     return sorted(linears - set(own))
+
+
+def _has_experts(model: nn.Module) -> bool:
+    """Whether matrices of several experts lie in one tensor, which is no linear layer; peft counts them as such."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    owners = (m for m in model.modules() if not isinstance(m, kinds))
+    return any(p.dim() == 3 for m in owners for p in m.parameters(recurse=False))
 
 
 def _head(model: Any) -> nn.Module | None:

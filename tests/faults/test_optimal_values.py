@@ -7,11 +7,13 @@ import shutil
 import time
 
 import pytest
+import torch
 
 from lightrft.algorithms.optimal_values import value_of
 from lightrft.build.rl import build_run
 from lightrft.trainer.optimal_values import OptimalValues
 from lightrft.utils.interrupt import Stopped
+from tests.distributed.launch import together
 from tests.faults.small_runs import begin, go_on, with_settings
 
 VALUES = {
@@ -93,6 +95,21 @@ def test_a_resume_measures_nothing_again_and_takes_another_beta(whole, tmp_path,
     other = go_on(tmp_path / "other", 2, {**VALUES, "algorithm.value_beta": 1e-6})
     (measured,) = other.parts["values"].rewards.values()
     assert all(t.baseline == pytest.approx(max(measured[t.prompt.id]), abs=1e-4) for t in other.seen[2])
+
+
+def on_a_rank(folder):
+    """What one of several ranks knows after a step."""
+    trainer = begin(folder, 1, {**VALUES, "strategy.backend": "fsdp", "strategy.device": "cpu"})
+    return trainer.parts["values"].rewards, weights(trainer)
+
+
+def test_two_ranks_share_the_prompts_out_and_know_what_one_process_knows(whole, tmp_path):
+    _, expected = whole
+    one = begin(tmp_path / "one", 1, VALUES)
+    for rewards, found in together(on_a_rank, 2, tmp_path / "two", seconds=240):
+        assert rewards == expected.parts["values"].rewards
+        for name, p in weights(one).items():
+            torch.testing.assert_close(found[name], p, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,15 @@ def test_chosen_layers_alone_are_adapted():
     assert adapters == {"q_proj", "v_proj"}
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_all_linear_leaves_experts_in_one_tensor_as_they_are(family):
+    model = adapted(family, lora=LoraConfig(rank=2))
+    adapters = {
+        name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name
+    }
+    assert adapters == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
 @pytest.mark.parametrize(
     ("targets", "told"),
     [
