@@ -89,7 +89,7 @@ def evaluate_in(
         memory_plan.begin()
         restarts = config.rollout.max_engine_restarts
         sampler = Sampler(engine, Unchanging(module), memory_plan, world, restarts)
-        with sampling_bar() as bar:
+        with sampling_bar(visible=config.log.progress) as bar:
             answers = sampler(partial(evaluator.sample, engine, progress=bar))
         sampler.judged(judge, [t for group in answers for t in group])
         evaluator.report(answers, "responses")
@@ -125,13 +125,14 @@ def check_task(config: Config, name: str) -> int:
 
 
 @contextlib.contextmanager
-def sampling_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for responses."""
+def sampling_bar(*, visible: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for responses; nothing is shown unless it is `visible` (log.progress)."""
     from rich import progress
 
     done = progress.MofNCompleteColumn()
     bar, left = progress.BarColumn(), progress.TimeRemainingColumn()
-    with progress.Progress("sampling", bar, done, left, console=Console(stderr=True)) as bars:
+    screen = Console(stderr=True)
+    with progress.Progress("sampling", bar, done, left, console=screen, disable=not visible) as bars:
         task = bars.add_task("responses", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

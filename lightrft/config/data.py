@@ -49,8 +49,8 @@ class TaskConfig:
     train_limit: int = 0
     """Use only the first so many training rows; 0: all."""
     stream_block: int = 0
-    """Of task `file`, in training by reinforcement: stream the rows, so many at a time, in the data's order, shuffled among themselves;
-    0: read all at the start and shuffle all."""
+    """Stream the training rows of task `file`: read so many at a time, in the data's order, shuffled among themselves; 0: read all at the
+    start and shuffle all. Only for lightrft train."""
 
     def __post_init__(self) -> None:
         check_ranges("tasks", self)

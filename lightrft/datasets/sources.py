@@ -143,10 +143,15 @@ def _is_plain(line: bytes) -> bool:
     return b"\\u" not in line and line.count(b"[") + line.count(b"{") < FLAT
 
 
-def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+BROKEN = (EOFError, gzip.BadGzipFile)
+"""What reading a broken or cut off gzip file raises."""
+
+
+def _lines(file: IO[bytes], path: Path, broken: tuple[type[Exception], ...] = BROKEN) -> Iterator[bytes]:
+    # `broken` is its own, since a stream may be open until the interpreter ends, when modules have lost their names.
     try:
         yield from file
-    except (EOFError, gzip.BadGzipFile) as error:
+    except broken as error:
         raise ValueError(f"{path}: broken or cut off gzip file ({error}). Copy it again.") from None
 
 
