@@ -312,9 +312,7 @@ class Batch:
     reinforcement learning each part of its reward, where the algorithm asks for them; NaN: its task has no such part."""
     part_weights: Tensor | None = None
     """(S, K) float32, the weight of each part in the reward; 0 where a task has no such part."""
-    baselines: Tensor | None = (
-        None  # (S,) float32, the score that each response is compared with, where one is asked for
-    )
+    baselines: Tensor | None = None  # (S,) float32, the score to compare with, where one is asked for
     turn_rewards: Tensor | None = None
     """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
     old: Tensor | None = None
