@@ -74,7 +74,7 @@ def of_masked(config: SFTConfig, run: Path, world: World) -> offline.Setup:
     return offline.Setup(
         processor,
         Source(config.model),
-        MaskedImitation(config, reading=reading, stop_ids=processor.stop_ids),
+        MaskedImitation(config, reading=reading),
         partial(prompts_of, config, Conversations.of(processor, config)),
         engine=partial(build_engine, config, processor, sampled),
         sampled_tokens=config.log.sampled_tokens,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+
+import torch
+from torch import Tensor
 
 from lightrft.algorithms.losses import negative_log_likelihood
 from lightrft.datasets.conversations import demonstration
@@ -11,6 +15,7 @@ from lightrft.engines.sampling import stream
 from lightrft.models.masked import canvas_logprobs
 from lightrft.models.masking import Masking
 from lightrft.strategy.base import Trainable
+from lightrft.trainer.batching import split
 from lightrft.trainer.sft import Imitation
 from lightrft.types import Batch, Prompt, Terms, Trajectory
 
@@ -20,23 +25,23 @@ class MaskedImitation(Imitation):
     """The objective of `lightrft sft` where the model reads both ways."""
 
     reading: Masking = field(kw_only=True)
-    stop_ids: frozenset[int] = field(kw_only=True)
 
     def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:
-        """What the assistant said, on its canvas; masks depend on the seed and the number of the group alone."""
+        """What the assistant said, with its end token again to the size of the canvas; masks depend on the seed and the number of the group alone."""
         t = demonstration(prompt, group)
-        t.token_ids, t.mask = self._filled(t.token_ids, t.mask)
+        # A response that was cut has no end token.
+        more = max(0, self.config.masked.canvas - len(t)) if t.finish == "stop" else 0
+        t.token_ids, t.mask = t.token_ids + t.token_ids[-1:] * more, t.mask + [True] * more
         t.behavior = [0.0] * len(t)
         t.stream = stream(self.config.seed, group, 0)
         width = self.reading.width(len(prompt.token_ids), len(t))
         t.prompt = replace(prompt, width=width)
         return [t]
 
-    def _filled(self, tokens: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
-        """A response with end tokens behind it to the size of the canvas, which are learned; one that was cut has none."""
-        ends = [token for token in tokens if token in self.stop_ids]
-        more = max(0, self.config.masked.canvas - len(tokens)) if ends else 0
-        return tokens + ends[-1:] * more, mask + [True] * more
+    def tell(self, answers: Sequence[Trajectory], found: Tensor) -> None:
+        """Part `nll`, the mean over the tokens the assistant said; of single tokens, most of which are seen, nothing is told."""
+        for t, losses in zip(answers, split(found, answers), strict=True):
+            t.parts = {"nll": float(losses[torch.tensor(t.mask)].double().mean())}
 
     def loss(self, model: Trainable, batch: Batch) -> Terms:
         """-log p of each masked token over the level of its masks, (T,), 0 of the others, under the present weights at temperature 1."""

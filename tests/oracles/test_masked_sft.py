@@ -101,8 +101,9 @@ def test_a_canvas_is_filled_with_end_tokens_which_are_learned_and_a_cut_response
     assert t.token_ids == [9, 8, end, end, end, end]
     assert t.mask == [True, False, True, True, True, True]
     assert t.prompt.width * 6 >= len(asked.token_ids) + 6
-    (cut,) = setup.objective.responses(replace(asked, target=Answer([9, 8], [True, True], "length")), 3)
-    assert cut.token_ids == [9, 8]
+    cut_off = Answer([9, end, 8], [True, True, True], "length")  # a turn, and the beginning of another
+    (cut,) = setup.objective.responses(replace(asked, target=cut_off), 3)
+    assert cut.token_ids == [9, end, 8]
     (same,), (later,) = (setup.objective.responses(asked, group) for group in (3, 4))
     assert same.stream == t.stream != later.stream
 

@@ -59,7 +59,9 @@ def time_and_memory(
     rate = 1 / (measured.forward + measured.backward)
     section.fact("training pass", f"{rate:,.1f} denoising steps/s, {measured.rows} at a time (measured)")
     section.show(times(config, parts, questions, policy, measured))
-    here = replace(config, strategy=replace(config.strategy, device="cpu" if on_cpu else "cuda"))
+    here = replace(
+        config, strategy=replace(config.strategy, device="cpu" if on_cpu else config.strategy.device)
+    )
     hardware = Hardware(devices=1, memory_gib=parts.available / 2**30, reserve=0.0)
     memory(section, plan(here, hardware, 0, 0), parts, config.rollout.limit)
 
