@@ -228,7 +228,7 @@ OF_SGLANG = taken_by(
         for name in ("max_running_requests", "context_length", "mem_fraction_static", "max_total_tokens")
     },
 )
-"""The same of SGLang's Engine."""
+"""Arguments of SGLang's Engine that are given already -> what to do instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
