@@ -97,19 +97,23 @@ def test_a_resume_measures_nothing_again_and_takes_another_beta(whole, tmp_path,
     assert all(t.baseline == pytest.approx(max(measured[t.prompt.id]), abs=1e-4) for t in other.seen[2])
 
 
+STEADY = {**VALUES, "optimizer.eps": 1e-4}
+"""AdamW divides by the gradient, so that rounding in one of nearly 0 would become a whole step."""
+
+
 def on_a_rank(folder):
     """What one of several ranks knows after a step."""
-    trainer = begin(folder, 1, {**VALUES, "strategy.backend": "fsdp", "strategy.device": "cpu"})
+    trainer = begin(folder, 1, {**STEADY, "strategy.backend": "fsdp", "strategy.device": "cpu"})
     return trainer.parts["values"].rewards, weights(trainer)
 
 
 def test_two_ranks_share_the_prompts_out_and_know_what_one_process_knows(whole, tmp_path):
     _, expected = whole
-    one = begin(tmp_path / "one", 1, VALUES)
+    one = begin(tmp_path / "one", 1, STEADY)
     for rewards, found in together(on_a_rank, 2, tmp_path / "two", seconds=240):
         assert rewards == expected.parts["values"].rewards
         for name, p in weights(one).items():
-            torch.testing.assert_close(found[name], p, rtol=0, atol=1e-6)
+            torch.testing.assert_close(found[name], p, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
