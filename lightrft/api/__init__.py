@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightrft.api.process import as_guest, one_line
 from lightrft.api.settings import Given, add_data, add_held_out, add_rewards, loaded, scored_by
-from lightrft.commands import dpo as dpo_command
-from lightrft.commands import evaluate as evaluate_command
-from lightrft.commands import reward as reward_command
-from lightrft.commands import sft as sft_command
-from lightrft.commands import train as train_command
+from lightrft.build.tasks import check_names
 from lightrft.config import Config, DPOConfig, EvaluateConfig, RewardTrainingConfig, RunConfig, SFTConfig
+from lightrft.rewards.asked import check_named
 from lightrft.runs.layout import RunFolder
-from lightrft.runs.reader import Run
 from lightrft.utils.paths import expanded
+
+if TYPE_CHECKING:
+    from lightrft.runs.reader import Run
 
 Layers = str | Sequence[str]
 """Names of shipped layers, or paths of YAML files, the later ones over the earlier ones."""
@@ -58,7 +58,7 @@ def train(
     add_data(given, data, evaluate, Config)
     if rewards is not None:
         add_rewards(given, rewards)
-    return _run(train_command.train, Config, given, config, words, resume)
+    return _run("train", Config, given, config, words, resume)
 
 
 @one_line
@@ -91,7 +91,10 @@ def evaluate(
         raise ValueError(
             "lightrft.evaluate: there is nothing to ask. Give data=ROWS, or the name of a task: data='gsm8k'"
         )
-    return as_guest(partial(evaluate_command.evaluate, asked), given.objects)
+    _check_names(asked)
+    score = import_module("lightrft.commands.evaluate").evaluate
+    found: dict[str, Any] = as_guest(partial(score, asked), given.objects)
+    return found
 
 
 def _common(
@@ -118,8 +121,15 @@ def _common(
     return words
 
 
+def _check_names(config: RunConfig) -> None:
+    """ValueError for a task or reward that is not there, before torch is imported, which takes seconds."""
+    check_names(config)
+    if isinstance(config, Config):
+        check_named(config)
+
+
 def _run(
-    start: Callable[[Any, Path | None], Path],
+    command: str,
     cls: type[Any],
     given: Given,
     config: RunConfig | None,
@@ -132,12 +142,14 @@ def _run(
         raise ValueError(f"{given.called}: resume={run} is not the folder of a run.")
     whole = config if config is not None and not (given.tree or words) else None
     asked = whole or loaded(cls, given, config=config, named_layers=words, resume=None if config else run)
+    _check_names(asked)
+    from lightrft.runs.reader import Run
+
+    start = import_module(f"lightrft.commands.{command}").train
     return Run(as_guest(partial(start, asked, run), given.objects))
 
 
-def _offline(
-    command: str, cls: type[RunConfig], start: Callable[[Any, Path | None], Path], about: str
-) -> Callable[..., Run]:
+def _offline(command: str, cls: type[RunConfig], about: str) -> Callable[..., Run]:
     """The function of a command that learns from given responses."""
 
     @one_line
@@ -154,15 +166,13 @@ def _offline(
         given = Given(f"lightrft.{command}")
         words = _common(given, model, None, layers, settings)
         add_data(given, data, evaluate, cls)
-        return _run(start, cls, given, config, words, resume)
+        return _run(command, cls, given, config, words, resume)
 
     learn.__name__ = learn.__qualname__ = command
     learn.__doc__ = f"{about}, in this process; the finished run. Arguments and errors as of `train`; config is a {cls.__name__}."
     return learn
 
 
-sft = _offline("sft", SFTConfig, sft_command.train, "Supervised fine-tuning on given conversations")
-reward = _offline(
-    "reward", RewardTrainingConfig, reward_command.train, "Training of a reward model from compared responses"
-)
-dpo = _offline("dpo", DPOConfig, dpo_command.train, "Training of a policy on compared responses")
+sft = _offline("sft", SFTConfig, "Supervised fine-tuning on given conversations")
+reward = _offline("reward", RewardTrainingConfig, "Training of a reward model from compared responses")
+dpo = _offline("dpo", DPOConfig, "Training of a policy on compared responses")

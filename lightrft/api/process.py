@@ -11,12 +11,8 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
-import torch
-from transformers.utils import logging as transformers_logging
-
 from lightrft.utils.failures import is_explained
 from lightrft.utils.inline import held
-from lightrft.utils.seeding import generator_states, restore_generators
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +58,12 @@ def as_guest(work: Callable[[], T], objects: Mapping[str, Any] = MappingProxyTyp
 @contextmanager
 def _restored() -> Iterator[None]:
     """The state of the whole process that a run changes: generators, threads, precision, levels of logs, bars."""
+    # Not above: a mistake in the arguments is told without them.
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from lightrft.utils.seeding import generator_states, restore_generators
+
     log = logging.getLogger("lightrft")
     generators, threads, level = generator_states(), torch.get_num_threads(), log.level
     precision, bars = torch.get_float32_matmul_precision(), transformers_logging.is_progress_bar_enabled()

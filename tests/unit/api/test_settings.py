@@ -1,6 +1,8 @@
 """What a Python program gives becomes the settings that a command line would give."""
 
 import logging
+import subprocess
+import sys
 import threading
 
 import datasets
@@ -209,3 +211,21 @@ def test_what_a_run_changes_in_the_process_is_as_before_and_a_second_at_the_same
         assert process.as_guest(lambda: 7) == 7
     finally:
         log.setLevel(logging.NOTSET)
+
+
+def test_a_mistake_in_the_arguments_is_told_before_torch_is_imported():
+    """In seconds, whatever else the program is to load."""
+    program = """
+import sys
+import lightrft
+rows = [{"prompt": "a", "target": "b"}]
+for wrong in (dict(rewards="maht"), dict(stepz=1), dict(steps="ten"), dict(tasks={"train": {"gsm9k": 1.0}}, data=None)):
+    try:
+        lightrft.train(**{"layers": "tiny", "model": "random:llama", "data": rows, **wrong})
+    except ValueError as error:
+        print(str(error).partition(".")[0], "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines()] == ["False"] * 4, done.stderr
+    for name in ("maht", "stepz", "ten", "gsm9k"):
+        assert name in done.stdout
