@@ -48,9 +48,9 @@ class OptimalValues:
 
     def prepare(self) -> None:
         """Asks what has not been asked yet, a step's worth of prompts at a time; called by all ranks, before any update."""
-        everything = [prompt for source in self.prompts.sources for prompt in source]
-        if self.asked[0] == len(everything):
+        if self.asked[0] == sum(map(len, self.prompts.sources)):
             return
+        everything = [prompt for source in self.prompts.sources for prompt in source]
         assert self.sampler.policy.version == 0, "a run that has learned is refused, see build/assemble.py"
         self.progress.phase("values")
         while self.asked[0] < len(everything):
