@@ -15,7 +15,7 @@ from lightrft.media.parts import described
 from lightrft.rewards.code import check_sandbox
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import ModelReward, Output
-from lightrft.rewards.table import JUDGE, REWARDS, RUNS_PROGRAMS, load_reward, load_values
+from lightrft.rewards.table import JUDGE, REWARDS, RUNS_PROGRAMS, check_installed, load_reward, load_values
 from lightrft.types import Trajectory
 from lightrft.utils.errors import RolloutError
 from lightrft.utils.imports import resolve
@@ -101,6 +101,7 @@ class RewardRunner:
         for name in names:
             if ":" not in name:
                 resolve({**REWARDS, **dict.fromkeys(models, None)}, name, "reward")
+            check_installed(name)
         if any(name in RUNS_PROGRAMS for name in names):
             check_sandbox(sandbox, config)
         self._runner: Runner[list[float]]

@@ -45,12 +45,17 @@ from lightrft.utils.imports import resolve
 from lightrft.workers.boxes import USUAL
 
 
-def load_reward(name: str) -> RewardFunction:
-    """The reward called `name`, or the one an import path names. ValueError as from `resolve`, RuntimeError where a package that it needs is absent."""
+def check_installed(name: str) -> None:
+    """RuntimeError, with the command that installs it, where a package is absent that the reward called `name` cannot do without."""
     extra, packages = NEEDS.get(name, ("", ()))
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise RuntimeError(f"reward '{name}': {package} is not installed: {install_command(extra)}.")
+
+
+def load_reward(name: str) -> RewardFunction:
+    """The reward called `name`, or the one an import path names. ValueError as from `resolve`, RuntimeError as from `check_installed`."""
+    check_installed(name)
     return as_reward(resolve(REWARDS, name, "reward"), name)
 
 

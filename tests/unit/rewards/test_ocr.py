@@ -7,6 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 
+from lightrft.config import RewardConfig
+from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.ocr import PACKAGES, distance, ocr, read, score
 from lightrft.rewards.table import load_reward
 from lightrft.tasks.drawings import TEXTS
@@ -61,8 +63,11 @@ def test_a_target_without_letters_is_an_error_and_no_zero():
 
 def test_where_nothing_can_read_the_package_is_named_before_anything_is_drawn(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(RuntimeError, match="reward 'ocr': rapidocr is not installed: pip install"):
+    told = "reward 'ocr': rapidocr is not installed: pip install"
+    with pytest.raises(RuntimeError, match=told):
         load_reward("ocr")
+    with pytest.raises(RuntimeError, match=told):  # before a process that judges is started
+        RewardRunner({"words": {"ocr": 1.0}}, RewardConfig())
 
 
 def shown(text, *, size=40):
