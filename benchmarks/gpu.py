@@ -3,8 +3,8 @@
     python benchmarks/gpu.py                                      # all parts, results in benchmarks/results/gpu.json
     python benchmarks/gpu.py --parts engine step --shapes 1.5b --out found.json
 
-Parts: tests (pytest tests/accelerator), peak (what the device can do at best), head, engine (beside transformers' `generate`), step (one
-GRPO step by phase), offload (host memory to device and back), trl (the same step by TRL, where it is installed), nccl (two
+Parts: tests (pytest tests/accelerator), peak (what the device can do at best), head, layers (plain, compiled, fused),
+engine (beside transformers' `generate`), step (one GRPO step by phase), offload (host memory to device and back), trl (the same step by TRL, where it is installed), nccl (two
 devices). Each part and shape is a process of its own, with random weights from a config; one that fails or finds no time is told so
 in the results, and the others go on. On a machine without a GPU it runs on the CPU, for which --shapes tiny is meant.
 """
@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("peak", "tests", "head", "engine", "step", "offload", "trl", "nccl")
-BY_SHAPE = ("head", "engine", "step", "offload", "trl")
+PARTS = ("peak", "tests", "head", "layers", "engine", "step", "offload", "trl", "nccl")
+BY_SHAPE = ("head", "layers", "engine", "step", "offload", "trl")
 """Parts that are measured for each shape."""
+FUSED = ("plain", "compiled", "liger")
+"""What the decoder layers of a step are: as they are, model.compile, model.kernels=liger."""
 SHAPES = ("0.5b", "1.5b", "8b")
-MOST_SECONDS = {"tests": 150.0, "engine": 90.0, "step": 120.0, "trl": 120.0}
+MOST_SECONDS = {"tests": 150.0, "engine": 90.0, "layers": 120.0, "step": 120.0, "trl": 120.0}
 """Part -> longest that one process of it may take; 60 for the others."""
 
 
@@ -71,6 +73,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--record", action=argparse.BooleanOptionalAction, default=True, help="rollout.native.cuda_graphs"
     )
+    parser.add_argument("--fused", choices=FUSED, default="plain", help="layers of the step")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "gpu.json"))
     parser.add_argument("--child", nargs=2, metavar=("PART", "SHAPE"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -80,7 +83,7 @@ def work_of(given: argparse.Namespace) -> dict[str, Any]:
     """The sizes that the results belong to."""
     return {
         name: getattr(given, name)
-        for name in ("questions", "answers", "tokens", "length", "batch", "decode", "record")
+        for name in ("questions", "answers", "tokens", "length", "batch", "decode", "record", "fused")
     }
 
 

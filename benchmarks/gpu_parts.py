@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import FUSED
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -33,7 +34,9 @@ from lightrft.config import (
 )
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
-from lightrft.models.logprobs import _BlockedHead
+from lightrft.models.compiled import check_compiling, compile_layers
+from lightrft.models.kernels import fuse
+from lightrft.models.logprobs import _BlockedHead, logprobs
 from lightrft.models.tiny import tiny_tokenizer
 from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
@@ -68,7 +71,7 @@ def measured(part: str, shape: str, sizes: argparse.Namespace) -> dict[str, Any]
     """The numbers of a part."""
     torch.manual_seed(0)
     parts: dict[str, Callable[[str, argparse.Namespace], dict[str, Any]]] = {
-        "peak": peak, "head": head, "engine": engine, "step": step, "offload": offload, "trl": trl, "nccl": nccl,
+        "peak": peak, "head": head, "layers": layers, "engine": engine, "step": step, "offload": offload, "trl": trl, "nccl": nccl,
     }  # fmt: skip
     return {**parts[part](shape, sizes), "device": next(iter(accelerators().values()), "cpu")}
 
@@ -153,6 +156,49 @@ def head(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
     spent = seconds(pass_, 3)
     done = 8.0 * rows * weight.numel()
     return {"rows": rows, "seconds": spent, "share_of_matrix_rate": done / spent / matrix_rate()}
+
+
+def fused(module: nn.Module, how: str) -> nn.Module:
+    """The model with its layers as they are (plain), compiled, or with the kernels of liger-kernel."""
+    if how == "compiled":
+        check_compiling(ModelConfig(compile=True), DEVICE)
+        compile_layers(module)
+    elif how == "liger" and not fuse(module):
+        raise SystemExit("no part of this model has a kernel")
+    return module
+
+
+def layers(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
+    """Forward and backward pass over a micro-batch by plain, compiled and fused layers, with the seconds that the first pass took."""
+    answer, group = tiny_prompt(sizes.tokens).token_ids, sizes.answers
+    each = sizes.length + group * sizes.tokens
+    groups = max(1, sizes.batch // each)
+    found = [
+        Trajectory(
+            tiny_prompt(sizes.length, seed=n), n, answer, [True] * len(answer), [0.0] * len(answer), "length"
+        )
+        for n in range(groups)
+        for _ in range(group)
+    ]
+    batch = pack(found, device=DEVICE)
+    spent: dict[str, Any] = {"tokens": groups * each}
+    for how in FUSED:
+        if how == "liger" and (ON_CPU or find_spec("liger_kernel") is None):
+            spent[how] = "skipped: it needs a GPU and liger-kernel"
+            continue
+        module = fused(model_of(shape, learns=True), how)
+
+        def pass_(module: nn.Module = module) -> None:
+            logprobs(module, batch, temperature=1.0, max_logits=0).values.sum().backward()
+            module.zero_grad(set_to_none=True)
+
+        start = time.perf_counter()
+        pass_()
+        wait()
+        first = time.perf_counter() - start
+        spent[how] = {"first": first, "seconds": seconds(pass_, 5)}
+        spent[how]["plain_over"] = spent["plain"]["seconds"] / spent[how]["seconds"]
+    return spent
 
 
 def engine(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
@@ -249,7 +295,7 @@ class Learning:
 
     def __init__(self, shape: str, config: Config, sizes: argparse.Namespace) -> None:
         self.config, self.sizes = config, sizes
-        module = model_of(shape, learns=True)
+        module = fused(model_of(shape, learns=True), sizes.fused)
         self.actor = SingleTrainable(module, OptimizerConfig(learning_rate=1e-6), 10)
         self.engine = NativeEngine(
             module,

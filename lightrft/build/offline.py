@@ -16,6 +16,7 @@ from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import build_reference, check_reference, check_team
 from lightrft.build.process import (
     build_journal,
+    check_fused,
     checked_base,
     last_state,
     peak_teraflops,
@@ -109,7 +110,7 @@ def build_run(
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
     setup = made_of(world)
-    check_team(config.strategy, {"model.path": config.model})
+    _check_model(config)
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)
     steps = config.steps or _steps_of_epochs(config, prompts)
@@ -154,6 +155,12 @@ def build_run(
         made.load(state)
     stack.enter_context(journal.progress)
     return made
+
+
+def _check_model(config: OfflineConfig) -> None:
+    """ValueError for a model that these settings cannot compute."""
+    check_fused(config)
+    check_team(config.strategy, {"model.path": config.model})
 
 
 def _steps_of_epochs(config: OfflineConfig, prompts: PromptLoader) -> int:

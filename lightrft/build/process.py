@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from lightrft.config import ModelConfig, RunConfig, StrategyConfig, command_of
+from lightrft.config import ZERO, ModelConfig, RunConfig, StrategyConfig, command_of
 from lightrft.config.layers import values
 from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
+from lightrft.models.compiled import check_compiling, check_layers
+from lightrft.models.describe import is_pipeline, without_weights
+from lightrft.models.kernels import check_kernels
 from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
@@ -42,6 +45,20 @@ def prepare_process(config: RunConfig) -> None:
     reuse_host_memory()
     disable_progress_bar()  # transformers' own bars would tear the live picture
     seed_everything(config.seed)
+
+
+def check_fused(config: RunConfig) -> None:
+    """ValueError, before any weight loads, if `model.compile` or `model.kernels` cannot be had here, or not for this model and backend."""
+    model, backend, device = config.model, config.strategy.backend, pick_device(config.strategy.device)
+    if model.compile and backend in ZERO:
+        raise ValueError(
+            f"model.compile=true with strategy.backend={backend}: compiled layers were not tried with it. Set model.compile=false, or take another "
+            "strategy.backend."
+        )
+    if model.compile and not is_pipeline(model):
+        check_layers(without_weights(model))
+    check_compiling(model, device)
+    check_kernels(model, device)
 
 
 def peak_teraflops(strategy: StrategyConfig, model: ModelConfig, device: torch.device) -> float | None:

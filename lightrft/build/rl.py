@@ -25,7 +25,15 @@ from lightrft.build.models import (
     check_teacher,
     engine_module,
 )
-from lightrft.build.process import build_journal, checked_base, dated, last_state, prepare_process, shared
+from lightrft.build.process import (
+    build_journal,
+    check_fused,
+    checked_base,
+    dated,
+    last_state,
+    prepare_process,
+    shared,
+)
 from lightrft.build.tables import ENGINES, STRATEGIES, TRAINERS
 from lightrft.build.turns import build_turns, check_forks
 from lightrft.config import Config
@@ -115,8 +123,9 @@ def engine_maker(config: Config, device: torch.device) -> MakeEngine:
 
 
 def check_policy(config: Config, kind: PolicyKind, algorithm: Algorithm) -> None:
-    """ValueError if a teacher speaks other tokens, a team of processes cannot share the models, or a reward asks for what the policy does
-    not make."""
+    """ValueError if its layers cannot be compiled or fused as the settings say, a teacher speaks other tokens, a team of processes cannot
+    share the models, or a reward asks for what the policy does not make."""
+    check_fused(config)
     check_teacher(config, kind.processor)
     check_models(config, algorithm)
     check_forks(config, algorithm)

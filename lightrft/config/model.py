@@ -63,6 +63,12 @@ class ModelConfig:
     """Recompute activations in the backward pass (activation checkpointing): less memory, about a third more time."""
     checkpoint_every: int = 1
     """With gradient_checkpointing: one of so many layers is recomputed, so that 2 saves half the memory for half the time."""
+    compile: bool = False
+    """Compile the decoder layers for passes of the trainer (torch.compile), for all sizes of batches at once; the first passes of a run
+    wait for the compiler. Not for mixtures of experts, and not with zero1, zero2, zero3."""
+    kernels: Literal["off", "auto", "liger"] = "off"
+    """liger: norms, rotary positions and SwiGLU by the fused kernels of liger-kernel, on CUDA devices. auto: where that is installed and
+    knows the model; off: by transformers' own operations."""
     chat_template: str = ""
     """Path to a Jinja chat template that replaces the tokenizer's. 'plain' joins the contents with newlines."""
     cache: str = ""
@@ -78,6 +84,10 @@ class ModelConfig:
         if self.checkpoint_every > 1 and not self.gradient_checkpointing:
             raise ValueError(
                 f"model.checkpoint_every={self.checkpoint_every} has no effect without model.gradient_checkpointing. Leave it out, or set that."
+            )
+        if self.compile and self.kernels != "off":
+            raise ValueError(
+                f"model.kernels={self.kernels} with model.compile=true: what is compiled is fused already. Set one of them to off or false."
             )
 
 

@@ -7,6 +7,7 @@ that many passes share: answers that are none write to a page behind all live on
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from lightrft.engines.paged_attention import Decoding, Reading, Table, table
 from lightrft.engines.pages import Cache, Stretch
-from lightrft.utils.device import recorded, recording_pool
+from lightrft.utils.device import can_lock_pages, recorded, recording_pool
+
+AHEAD = 8
+"""Tokens of each response that are drawn before any is fetched from the device. Those behind the end of a response are thrown away."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,15 @@ class GraphRunner:
         self._pool: Any = None
 
     def hidden(
-        self, running: Sequence[tuple[Stretch, Stretch]], tokens: Sequence[int], positions: Sequence[int]
+        self,
+        running: Sequence[tuple[Stretch, Stretch]],
+        tokens: Sequence[int] | Tensor,
+        positions: Sequence[int],
     ) -> Tensor | None:
-        """(A, H) of the newest token of each (prompt, own) of `running`; None where the pass must be made plainly, as the first is."""
+        """(A, H) of the newest token of each (prompt, own) of `running`; None where the pass must be made plainly, as the first is.
+
+        `tokens`: as numbers, or (A,) int64 on the device. At most AHEAD calls in a row are made without waiting for the device.
+        """
         if self._cache.answers.is_empty:
             return None
         self._forget_moved()
@@ -132,19 +142,23 @@ class _Recording:
             "own starts": (sizes.own_pages,),
         }
         total = sum(torch.Size(shape).numel() for shape in self._shapes.values())
-        self._host = torch.zeros(total, dtype=torch.int64, pin_memory=device.type != "cpu")
+        # The device reads what was asked after the call has returned, so that the next calls write elsewhere.
+        locked = can_lock_pages(device)
+        self._hosts = deque(
+            torch.zeros(total, dtype=torch.int64, pin_memory=locked) for _ in range(AHEAD if locked else 1)
+        )
         self._data = torch.zeros(total, dtype=torch.int64, device=device)
-        self._asked = self._views(self._host)
         self._repeat: Callable[[], Tensor] | None = None
 
     def run(
         self, shared: Table, own: Table, newest: Sequence[tuple[int, int]], last: Sequence[int],
-        tokens: Sequence[int], positions: Sequence[int],
+        tokens: Sequence[int] | Tensor, positions: Sequence[int],
     ) -> Tensor:  # fmt: skip
         """(A, H), good until the next call of any recording."""
-        host, count = self._asked, len(tokens)
-        self._host.zero_()
-        host["tokens"][0, :count] = torch.tensor(tokens)
+        self._hosts.rotate()
+        host, count = self._views(self._hosts[0].zero_()), len(tokens)
+        if not isinstance(tokens, Tensor):
+            host["tokens"][0, :count] = torch.tensor(tokens)
         host["positions"][0, :count] = torch.tensor(positions)
         host["last"][:count] = torch.tensor(last)
         host["newest"][:, 0] = self.sizes.own_pages  # behind all that is read
@@ -158,7 +172,9 @@ class _Recording:
             host[f"{name} places"][:count, :depth] = torch.tensor(found.places, dtype=torch.int64)
             host[f"{name} filled"][:pages] = torch.tensor(found.filled)
             host[f"{name} starts"][:pages] = torch.tensor(found.starts)
-        self._data.copy_(self._host, non_blocking=True)
+        self._data.copy_(self._hosts[0], non_blocking=True)
+        if isinstance(tokens, Tensor):
+            self._views(self._data)["tokens"][0, :count] = tokens
         if self._repeat is None:
             self._repeat = recorded(self._forward, self._device, self._pool)
         return self._repeat()[:count]

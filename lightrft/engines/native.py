@@ -98,7 +98,7 @@ class NativeEngine:
     def follow(self, prompt: Prompt, sampling: Sampling, told: Callable[[list[int]], object]) -> Completion:
         """One response; `told` gets its tokens so far after each of them. ValueError as from `generate`."""
         _check([prompt], sampling)
-        rollout = Scheduler(self._model, [prompt], replace(sampling, n=1), self._kept)
+        rollout = Scheduler(self._model, [prompt], replace(sampling, n=1), self._kept, ahead=1)
         self._run(rollout, lambda: told(rollout.answers[0][0].tokens))
         return rollout.answers[0][0].completion(self.weight_version)
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightrft.models.linear import is_plain
+
 LLAMA_SHAPED = ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Classes of transformers whose forward is the one written down in `_layer`; the oracle tests hold them to it."""
 
@@ -32,7 +34,7 @@ def fast(module: nn.Module) -> Iterator[None]:
     The copies are made on entry and dropped on exit, so none can outlive a change of the weights. They cost the
     memory of the weights once more.
     """
-    before = {part: part.__dict__.get("forward") for part in module.modules()}  # models/linear.py sets some
+    before = {part: part.__dict__.get("forward") for part in module.modules()}  # models/compiled.py sets some
     try:
         if torch.backends.mkldnn.is_available():
             _hurry(module)
@@ -50,7 +52,7 @@ def _hurry(module: nn.Module) -> None:
         layer.forward = _layer(layer)
     inside = {inner for layer in layers for inner in layer.modules()}
     for part in module.modules():
-        if type(part) is nn.Linear and part not in inside and _is_packable(part):
+        if is_plain(part) and part not in inside and _is_packable(part):
             part.forward = _Product(part)  # type: ignore[method-assign, assignment]
 
 
@@ -78,9 +80,7 @@ def _is_plain(layer: Any) -> bool:
         mlp.up_proj,
         mlp.down_proj,
     )
-    return type(mlp.act_fn).__name__ in _ACTIVATIONS and all(
-        type(x) is nn.Linear and _is_packable(x) for x in linears
-    )
+    return type(mlp.act_fn).__name__ in _ACTIVATIONS and all(is_plain(x) and _is_packable(x) for x in linears)
 
 
 class _Product:

@@ -165,6 +165,14 @@ class Stretch:
         while len(self.pages) * self.pool.size < self.length:
             self.pages.append(self.pool.take())
 
+    def shrink(self, count: int) -> None:
+        """Forgets the last `count` tokens, and gives back the pages that held no other."""
+        self.length -= count
+        kept = -(-self.length // self.pool.size)
+        if kept < len(self.pages):
+            self.pool.give_back(self.pages[kept:])
+            del self.pages[kept:]
+
     @property
     def end(self) -> int:
         """Position after the last one."""

@@ -5,6 +5,8 @@ Letters: Q distributions (rows of logits), B answers that draw from them (siblin
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,16 @@ def draw(logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Samplin
     if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
         return _from_candidates(logits, rows, uniform, sampling)
     return _from_all(torch.softmax(logits, -1, out=logits), rows, uniform)
+
+
+def sharpened_first(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Rows that predict first tokens; `draw` divides all rows by the common temperature."""
+    if sampling.first_token_temperature:
+        logits = logits * (sampling.temperature / sampling.first_token_temperature)
+    if 0 < sampling.first_token_top_k < logits.shape[-1]:
+        least = logits.topk(sampling.first_token_top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return logits
 
 
 def _from_all(probabilities: Tensor, rows: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig
-from lightrft.engines.cuda_graphs import GraphRunner
+from lightrft.engines.cuda_graphs import AHEAD, GraphRunner
 from lightrft.engines.kept import Kept, KeptAnswer, give_back
 from lightrft.engines.paged_attention import Step
 from lightrft.engines.paged_suffix import Suffix
 from lightrft.engines.pages import Cache, Stretch
-from lightrft.engines.sampling import draw, stream, uniforms
+from lightrft.engines.sampling import draw, sharpened_first, stream, uniforms
 from lightrft.models.experts import Routers, Routing
 from lightrft.models.families import forward_media, joined, seen_both_ways
 from lightrft.models.logprobs import backbone, output_head
@@ -136,10 +136,11 @@ class Scheduler:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         kept: Kept | None = None,
+        ahead: int = AHEAD,
     ) -> None:
-        """`kept`: where answers are kept for a later call, and those of earlier ones are."""
+        """`kept`: where answers are kept for a later call, and those of earlier ones are. `ahead`: most tokens of an answer in one step."""
         self._model, self._sampling, self._cache, self._kept = model, sampling, model.cache, kept
-        self._device = model.device
+        self._device, self._ahead = model.device, ahead
         self._backbone, self._head = backbone(model.module), output_head(model.module)
         self._stop_ids = frozenset() if sampling.ignore_eos else model.stop_ids | set(sampling.stop_token_ids)
         self._stop = () if sampling.ignore_eos else sampling.stop
@@ -161,8 +162,10 @@ class Scheduler:
         """Tokens that passes of the model have read."""
 
     def step(self) -> bool:
-        """One token more for every running answer, and a first one for those that enter. False when all are done."""
+        """A token more for every running answer, or several, and a first one for those that enter. False when all are done."""
         entering = self._admit()
+        if not entering and self._draws_ahead():
+            return self._draw_ahead()
         fresh = list({a.question: None for a in entering if a.question.hidden is None})
         if not entering and not self._running:
             return False
@@ -175,6 +178,36 @@ class Scheduler:
         self._append(answers, torch.cat(rows), which)
         for question in questions:
             question.hidden = question.hidden if question.waiting else None
+        return True
+
+    def _draws_ahead(self) -> bool:
+        """Whether passes are recorded that need no number from the host but those known beforehand."""
+        ready = self._recorder is not None and not self._cache.answers.is_empty and self._ahead > 1
+        return ready and bool(self._running) and all(len(a.question.begin) == 1 for a in self._running)
+
+    def _draw_ahead(self) -> bool:
+        """Several tokens for every running answer, fetched together: the device waits for the host once for all."""
+        assert self._recorder is not None
+        answers = self._running
+        count = min(self._ahead, *(a.most - len(a.tokens) for a in answers))
+        keys = sent([a.stream for a in answers], self._device)
+        counters = sent([len(a.tokens) for a in answers], self._device)
+        newest: Sequence[int] | Tensor = [a.tokens[-1] for a in answers]
+        drawn = []
+        for place in range(count):
+            for answer in answers:
+                answer.own.extend(1)
+            positions = [a.question.begin[0] + a.own.length - 1 for a in answers]
+            hidden = self._recorder.hidden([(a.question.read, a.own) for a in answers], newest, positions)
+            assert hidden is not None
+            uniform = uniforms(keys, counters + place)
+            newest, logprobs = draw(self._logits(hidden), None, uniform, self._sampling)
+            drawn.append(torch.stack([newest.double(), logprobs.double()], 1))
+        self.read_tokens += count * len(answers)
+        for answer, found in zip(answers, torch.stack(drawn, 1).tolist(), strict=True):
+            taken = next((n for n, pair in enumerate(found, 1) if self._take(answer, *pair)), count)
+            answer.own.shrink(count - taken)
+        self._settle(answers)
         return True
 
     def _admit(self) -> list[_Answer]:
@@ -233,7 +266,8 @@ class Scheduler:
         if not tokens:
             return torch.empty(0, self._head.in_features, device=self._device, dtype=self._head.weight.dtype)
         media = {
-            name: [q.prompt.media[name] for q in whole if name in q.prompt.media] for name in _names(whole)
+            name: [q.prompt.media[name] for q in whole if name in q.prompt.media]
+            for name in {n for q in whole for n in q.prompt.media}
         }
         layout = Step(
             [(a.question.read, a.own) for a in self._running],
@@ -290,37 +324,48 @@ class Scheduler:
     def _append(self, answers: Sequence[_Answer], hidden: Tensor, which: list[int]) -> None:
         """Draws a token for each answer from the row of `hidden` that predicts it, and lets the finished go."""
         logits = self._logits(hidden)
-        if self._model.cap is not None:
-            logits = self._model.cap * torch.tanh(logits / self._model.cap)
-        if self._model.never:
-            logits[:, self._model.never] = -math.inf
         if self._sampling.temperature and (
             self._sampling.first_token_temperature or self._sampling.first_token_top_k
         ):
             first = sorted({row for a, row in zip(answers, which, strict=True) if not a.tokens})
-            logits[first] = _sharpened_first(logits[first], self._sampling)
+            logits[first] = sharpened_first(logits[first], self._sampling)
         keys = sent([a.stream for a in answers], self._device)
         counters = sent([len(a.tokens) for a in answers], self._device)
         rows = None if which == list(range(len(logits))) else sent(which, self._device)
         tokens, logprobs = draw(logits, rows, uniforms(keys, counters), self._sampling)
         # Fetched together: a device is waited for once for each token.
         found = torch.stack([tokens.double(), logprobs.double()]).tolist()
-        for answer, token, logprob in zip(answers, map(int, found[0]), found[1], strict=True):
-            answer.tokens.append(token)
-            answer.logprobs.append(logprob)
-            answer.finish = self._finish(answer)
-        self.tokens += len(answers)
+        for answer, token, logprob in zip(answers, *found, strict=True):
+            self._take(answer, token, logprob)
+        self._settle(answers)
+
+    def _take(self, answer: _Answer, token: float, logprob: float) -> bool:
+        """Gives an answer its next token; whether that is its last."""
+        answer.tokens.append(int(token))
+        answer.logprobs.append(logprob)
+        answer.finish = self._finish(answer)
+        self.tokens += 1
+        return answer.finish is not None
+
+    def _settle(self, answers: Sequence[_Answer]) -> None:
+        """Lets the finished go."""
         self._running = [a for a in answers if a.finish is None]
         self._free([a for a in answers if a.finish is not None])
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """(N, V) in float32, or float64; where the device can, never rounded to bfloat16: those the trainer finds."""
+        """(N, V) in float32, or float64, as tokens are drawn from; where the device can, never rounded to bfloat16: those the trainer finds."""
         head = self._head
-        if not multiplies_widely(hidden, head.weight):
-            logits: Tensor = head(hidden)
-            return logits if logits.dtype == torch.float64 else logits.float()
-        logits = wide_product(hidden, head.weight.t())
-        return logits if head.bias is None else logits.add_(head.bias)
+        if multiplies_widely(hidden, head.weight):
+            logits = wide_product(hidden, head.weight.t())
+            logits = logits if head.bias is None else logits.add_(head.bias)
+        else:
+            found: Tensor = head(hidden)
+            logits = found if found.dtype == torch.float64 else found.float()
+        if self._model.cap is not None:
+            logits = self._model.cap * torch.tanh(logits / self._model.cap)
+        if self._model.never:
+            logits[:, self._model.never] = -math.inf
+        return logits
 
     def _finish(self, answer: _Answer) -> Finish | None:
         tokens = answer.tokens
@@ -353,17 +398,3 @@ class Scheduler:
 def _numbers(prompt: Prompt, sampling: Sampling) -> list[int]:
     """Indices of the samples still to generate for a prompt, in reverse order."""
     return list(range(sampling.n if prompt.continuation is None else 1))[::-1]
-
-
-def _names(fresh: Sequence[_Question]) -> set[str]:
-    return {name for question in fresh for name in question.prompt.media}
-
-
-def _sharpened_first(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Rows that predict first tokens; `draw` divides all rows by the common temperature."""
-    if sampling.first_token_temperature:
-        logits = logits * (sampling.temperature / sampling.first_token_temperature)
-    if 0 < sampling.first_token_top_k < logits.shape[-1]:
-        least = logits.topk(sampling.first_token_top_k, -1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    return logits

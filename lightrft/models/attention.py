@@ -154,7 +154,7 @@ class BothWays:
         return torch.cat(pieces)[None]
 
 
-def _forward(
+def packed_attention(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -190,7 +190,7 @@ def _forward(
     return layout.attend(module, query, key, value, scaling, sliding_window), None
 
 
-AttentionInterface.register(ATTENTION, _forward)
+AttentionInterface.register(ATTENTION, packed_attention)
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -127,6 +127,8 @@ def check_parts(config: Config | DPOConfig, path: str) -> None:
     for option, value, cure in (
         ("model.freeze", model.freeze, "Leave it out: the transformer learns whole"),
         ("model.chat_template", model.chat_template, "Leave it out: a prompt is read as it is"),
+        ("model.compile", model.compile, "Set model.compile=false"),
+        ("model.kernels", model.kernels != "off", "Set model.kernels=off"),
         ("strategy.sequence_parallel", strategy.sequence_parallel - 1, "Set strategy.sequence_parallel=1"),
     ):
         if value:

@@ -7,12 +7,14 @@ library only.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ONE_DNN = torch.backends.mkldnn.is_available()
+"""Whether torch has it. Not asked for each product: torch.compile would stop at the question."""
 
 
 class ExactLinear(nn.Linear):
@@ -27,31 +29,36 @@ class ExactLinear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, differentiable, for x (..., K), weight (N, K) and bias (N,)."""
-    if _suits(x, weight):
+    if _suits(x, weight) and not torch.compiler.is_compiling():  # which has no code for it
         product: Tensor = _OneDnn.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return F.linear(x, weight, bias)
+
+
+class FastLinear(nn.Linear):
+    """A plain linear layer that multiplies by `linear`. A class, for torch.compile shares what it makes among modules of one class, and
+    not among such as have a `forward` of their own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What it makes of hidden states."""
+        return linear(input, self.weight, self.bias)
 
 
 def use_fast_linear(model: nn.Module) -> None:
     """Lets every nn.Linear of `model` multiply through `linear`; parameters and names stay as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.forward = partial(_forward, module)  # type: ignore[method-assign]
+            module.__class__ = FastLinear
 
 
-def _forward(module: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, module.weight, module.bias)
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a linear layer that does nothing but multiply and add its bias."""
+    return type(module) in (nn.Linear, FastLinear)
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     float32 = x.dtype == weight.dtype == torch.float32
-    return (
-        float32
-        and x.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return float32 and x.device.type == "cpu" and ONE_DNN and not torch.is_autocast_enabled("cpu")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

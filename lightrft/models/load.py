@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightrft.config import MediaConfig, ModelConfig
+from lightrft.models.compiled import compile_layers
 from lightrft.models.describe import (
     RANDOM,
     auto_class,
@@ -23,6 +24,7 @@ from lightrft.models.describe import (
 )
 from lightrft.models.families import attention_of, freeze, is_multimodal
 from lightrft.models.folder import NO_CODE, why
+from lightrft.models.kernels import use_kernels
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
 from lightrft.models.lora import add_adapters, check_targets
@@ -105,11 +107,18 @@ def load_model(
 
 
 def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
-    """The model ready for use: fast products, and what learning needs if it is to learn."""
+    """The model ready for use: fast products, fused or compiled layers, and what learning needs if it is to learn."""
     model = model.eval()
     use_fast_linear(model)
-    if not trainable:
-        return model.requires_grad_(False)  # type: ignore[no-any-return]
+    use_kernels(model, config)
+    model = _learning(model, config) if trainable else model.requires_grad_(False)
+    if config.compile:
+        compile_layers(model)
+    return model  # type: ignore[no-any-return]
+
+
+def _learning(model: Any, config: ModelConfig) -> Any:
+    """The model with adapters, frozen parts and checkpointing."""
     freeze(model, config.freeze)
     model = add_adapters(model, config) if config.lora.rank else model
     if config.gradient_checkpointing:
@@ -121,7 +130,7 @@ def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
             causal_lm(model).enable_input_require_grads()
         # transformers recomputes only in training mode; the models here have no dropout (see attention.py).
         model.train()
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def save_words(processor: Processor, folder: Path) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightrft.parallel.status import STATUS
-from lightrft.strategy.twins import Twins
+from lightrft.strategy.twins import Arriving, Leaving, Twins, exchange, link_of
 from lightrft.utils.errors import RolloutError
 
 
@@ -150,6 +150,8 @@ class MemoryPlan:
     """What the last entry moved: '-optimizer', '+engine cache', and bytes before and after."""
     _copied: int = 0
     """Bytes that residents had copied when `reset_copied` was last called."""
+    _link_seconds: float = 0.0
+    """Likewise the seconds in which they did."""
     _rows: dict[str, tuple[Resident, frozenset[Phase]]] = field(default_factory=dict)
     _inside: bool = False
 
@@ -159,6 +161,7 @@ class MemoryPlan:
 
     def begin(self) -> None:
         """Moves out what came to the device while it was built or loaded: in phase idle nothing is held."""
+        self.reset_link_seconds()  # those of other runs of this process
         for resident, _ in self._rows.values():
             resident.offload()
 
@@ -200,22 +203,37 @@ class MemoryPlan:
             return (), (here, here)
         leaving = [n for n, (_, ps) in self._rows.items() if before in ps and phase not in ps]
         arriving = [n for n, (_, ps) in self._rows.items() if phase in ps and before not in ps]
-        for name in leaving:  # free first, then fill: the peak stays low
-            self._rows[name][0].offload()
-        if before is not phase:
-            self.release()
-        for name in arriving:
-            try:
-                self._rows[name][0].onload()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise NoRoomError(self._full(phase, REMEDIES.get(kind_of(name), ""), name)) from error
+        self._move(phase, leaving, arriving, frees=before is not phase)
         self.phase = phase
         there, signs = self.measure(), [f"-{n}" for n in leaving] + [f"+{n}" for n in arriving]
         if signs:
             self.moves = [*signs, f"{here / 2**30:.2f} -> {there / 2**30:.2f} GiB"]
         return signs, (here, there)
+
+    def _move(self, phase: Phase, leaving: Sequence[str], arriving: Sequence[str], *, frees: bool) -> None:
+        """Frees first, then fills: the peak stays low. Of tensors, some come while others still go (twins.py: exchange)."""
+        going, coming = self._tensors(leaving), self._tensors(arriving)
+        for name in leaving:
+            if name not in going:
+                self._rows[name][0].offload()
+        name = ""
+        try:
+            exchange([r.leaving() for r in going.values()], [r.arriving() for r in coming.values()])
+            if frees:
+                self.release()
+            for name in arriving:
+                if name not in coming:
+                    self._rows[name][0].onload()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            name = name or next((n for n, r in coming.items() if not r.is_here()), "")
+            raise NoRoomError(self._full(phase, REMEDIES.get(kind_of(name), ""), name)) from error
+
+    def _tensors(self, names: Sequence[str]) -> dict[str, Tensors]:
+        """Residents of these names that `exchange` moves."""
+        rows = ((name, self._rows[name][0]) for name in names)
+        return {name: resident for name, resident in rows if isinstance(resident, Tensors) and resident.moves}
 
     def _full(self, phase: Phase, lever: str, wanted: str = "") -> str:
         """What to say when there is no room for `wanted`, or for what a phase computes."""
@@ -246,6 +264,15 @@ class MemoryPlan:
         """Bytes that residents have copied between device and host memory since the last call, as far as they count them (Tensors)."""
         so_far = sum(r.twins.copied for r, _ in self._rows.values() if isinstance(r, Tensors))
         found, self._copied = so_far - self._copied, so_far
+        return found
+
+    def reset_link_seconds(self) -> float:
+        """Seconds in which the links of those residents were busy since the last call."""
+        devices = {
+            torch.device(r.device) for r, _ in self._rows.values() if isinstance(r, Tensors) and r.moves
+        }
+        so_far = sum(link_of(device).seconds() for device in devices)
+        found, self._link_seconds = so_far - self._link_seconds, so_far
         return found
 
     def working_seconds(self) -> dict[str, float]:
@@ -285,12 +312,24 @@ class Tensors:
     def onload(self) -> None:
         """Brings the tensors back to the device, if they move at all."""
         if self.moves:
-            self.twins.back(self.list(), torch.device(self.device))
+            exchange([], [self.arriving()])
 
     def offload(self) -> None:
         """Moves the tensors to host memory, if they move at all."""
         if self.moves:
-            self.twins.out(self.list())
+            exchange([self.leaving()], [])
+
+    def leaving(self) -> Leaving:
+        """What `exchange` moves out of it."""
+        return self.twins, self.list()
+
+    def arriving(self) -> Arriving:
+        """What `exchange` brings back."""
+        return self.twins, self.list(), torch.device(self.device)
+
+    def is_here(self) -> bool:
+        """Whether none of its tensors is in host memory."""
+        return not any(self.twins.is_out(tensor) for tensor in self.list())
 
     def nbytes(self) -> int:
         """Bytes of the tensors, or those planned where more are still to be made."""

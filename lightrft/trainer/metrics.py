@@ -94,6 +94,7 @@ METRICS: dict[str, str] = {
     "memory/rss_gib": "host memory held at the end of the step, largest rank, GiB",
     "memory/device/PHASE": "most device memory allocated in a phase, moving in and out included, largest rank, GiB; only on an accelerator",
     "counts/offload_gib": "GiB copied between device and host memory by strategy.offload since the last step, all ranks; only on an accelerator",
+    "offload/gib_per_second": "rate of those copies, both directions together, of a rank; only on an accelerator",
     "memory/peak_gib": "most host memory ever held, largest rank, GiB",
     "counts/dropped_responses": "responses dropped because a reward failed (rewards.on_failure=drop)",
     "counts/failed/PART": "failures of one reward function",

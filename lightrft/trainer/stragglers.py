@@ -30,7 +30,7 @@ class Stragglers:
     """Phase -> rank that was slow in the last steps, and in how many."""
 
     def seconds(self, memory_plan: MemoryPlan, step_seconds: float) -> dict[str, float]:
-        """Metrics seconds/... of a step, over all ranks, memory/device/..., counts/offload_gib, and straggler/... with several; called by all ranks.
+        """Metrics seconds/... of a step, over all ranks, memory/device/..., of what was moved to and from host memory, and straggler/... with several; called by all ranks.
 
         Forgets the times of the memory_plan. A phase takes as long as on the rank where it took longest; compared is what a rank
         worked, without what it waited for others in World's exchanges. Waiting inside a backend's own exchanges counts
@@ -42,8 +42,10 @@ class Stragglers:
         peaks = self.world.max_by_name(memory_plan.reset_peaks())
         found |= {f"memory/device/{phase}": gib for phase, gib in peaks.items()}
         copied = float(self.world.sum(torch.tensor(memory_plan.reset_copied(), dtype=torch.float64)))
+        busy = self.world.max_by_name({"link": memory_plan.reset_link_seconds()})["link"]
         if copied:
             found["counts/offload_gib"] = copied / 2**30
+            found["offload/gib_per_second"] = copied / 2**30 / self.world.size / max(busy, 1e-9)
         if self.world.size == 1:
             return found
         ranks = self.world.gather(working)

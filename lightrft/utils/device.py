@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -72,6 +73,57 @@ def can_lock_pages(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+class Copies:
+    """Copies between host memory and a device, one after the other, beside what the device computes: a stream of its own on CUDA.
+
+    On other devices a copy is made at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._module: Any = torch.get_device_module(device) if can_lock_pages(device) else None
+        self._stream = self._module.Stream(device) if self._module else None
+        self._begun: Any = None
+        self._spans: list[Callable[[], float]] = []
+
+    def begin(self) -> None:
+        """What is copied from now on sees all that the device was told before."""
+        if self._stream is None:
+            self._begun = time.perf_counter()
+            return
+        self._stream.wait_stream(self._module.current_stream())
+        self._begun = self._stream.record_event(self._module.Event(enable_timing=True))
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> Callable[[], None]:
+        """Copies, from or to page-locked memory; gives what waits until that is done."""
+        if self._stream is None:
+            target.copy_(source)
+            return lambda: None
+        with self._module.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+        return self._stream.record_event().synchronize  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """What the device is told from now on sees all that was copied."""
+        if self._stream is None:
+            spent = time.perf_counter() - self._begun
+            self._spans.append(lambda: spent)
+            return
+        begun, ended = self._begun, self._stream.record_event(self._module.Event(enable_timing=True))
+
+        def seconds() -> float:
+            ended.synchronize()
+            return float(begun.elapsed_time(ended)) / 1000
+
+        self._spans.append(seconds)
+        self._module.current_stream().wait_stream(self._stream)
+
+    def spans(self) -> list[float]:
+        """Seconds from each beginning to its end since this was last asked; waits for the last end."""
+        found = [seconds() for seconds in self._spans]
+        self._spans.clear()
+        return found
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until the device has done all that it was told."""
     if device.type != "cpu":
@@ -80,6 +132,11 @@ def synchronize(device: torch.device) -> None:
 
 def has_wide_products(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices into float32 ones."""
+    return device.type == "cuda"
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether the device computes by kernels that are written in triton."""
     return device.type == "cuda"
 
 

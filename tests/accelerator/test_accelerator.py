@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -17,11 +18,12 @@ from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import Single
+from lightrft.strategy.twins import Twins, exchange
 from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_prompt, tiny_trajectories
 from lightrft.trainer.batching import pack
 from lightrft.trainer.metrics import TokenMeans
 from lightrft.types import Sampling
-from lightrft.utils.device import device_bytes, pick_device
+from lightrft.utils.device import can_lock_pages, device_bytes, pick_device
 from tests.e2e.runs import PLAIN
 
 pytestmark = pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
@@ -201,3 +203,134 @@ def test_each_phase_says_how_much_device_memory_it_took(here):
         pass
     peaks = memory_plan.reset_peaks()
     assert peaks["score"] - peaks["train"] >= 0.99 * 64 / 1024
+
+
+# -- compiled and fused layers -----------------------------------------------------------------------------------------
+
+
+def of_layers(tmp_path, here, family, dtype, **options):
+    """Log-probs and gradient of a model of this family with options of ModelConfig."""
+    folder = tmp_path / family
+    if not folder.exists():
+        tiny_folder(folder, family)
+    source = Source(ModelConfig(path=str(folder), dtype=str(dtype).removeprefix("torch."), **options))
+    model, found = source.full(here), []
+    for shape in (GROUPS, GROUPS[:2], [(1, [1])]):
+        values = logprobs(
+            model, pack(tiny_trajectories(shape), device=here), temperature=0.7, max_logits=10_000
+        ).values
+        values.sum().backward()
+        found.append(values.detach().float())
+    return torch.cat(found), torch.cat([p.grad.flatten().float() for p in model.parameters()]), model
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)], ids=["float32", "bfloat16"]
+)
+@pytest.mark.parametrize(
+    "options",
+    [{"compile": True}, {"compile": True, "gradient_checkpointing": True}, {"kernels": "liger"}],
+    ids=["compiled", "compiled-recomputed", "liger"],
+)
+def test_compiled_and_fused_layers_compute_what_plain_ones_do(tmp_path, here, family, dtype, close, options):
+    if "kernels" in options:
+        pytest.importorskip("liger_kernel")
+    right, slope, _ = of_layers(tmp_path, here, family, dtype)
+    values, gradient, model = of_layers(tmp_path, here, family, dtype, **options)
+    assert any("forward" in vars(part) for part in model.modules())  # something was exchanged
+    assert float((values - right).abs().max()) < 3 * close
+    assert float((gradient - slope).norm() / slope.norm()) < close
+
+
+@pytest.mark.parametrize(
+    "flags", [["--model.compile", "true"], ["--model.kernels", "liger"]], ids=["compiled", "liger"]
+)
+def test_a_run_with_such_layers_learns_and_its_engine_agrees(tmp_path, here, flags):
+    if "liger" in flags:
+        pytest.importorskip("liger_kernel")
+    flags = [*flags, "--strategy.device", here.type, "--run", "a", "--steps", "3", *PLAIN]
+    subprocess.run(
+        [sys.executable, "-m", "lightrft", "train", "tiny", "grpo", "bf16", *flags], cwd=tmp_path, check=True
+    )
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    apart = [line["mismatch/mean_abs"] for line in lines if "mismatch/mean_abs" in line]
+    assert len(apart) == 3
+    assert max(apart) < 0.1
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_waits_for_the_device_once_for_several_tokens(here):
+    """Counted by what torch warns of where the host waits; the tokens are those of an engine that waits for each."""
+    if here.type != "cuda":
+        pytest.skip("only CUDA tells of what waits for it")
+    model = tiny_model("llama", attention=ATTENTION).to(here)
+    prompts, sampling = (
+        [tiny_prompt(20, seed=n) for n in range(4)],
+        Sampling(n=4, max_tokens=128, ignore_eos=True),
+    )
+    said = {}
+    for record in ("off", "on"):
+        engine = NativeEngine(model, frozenset(), decode, NativeEngineConfig(cuda_graphs=record))
+        said[record] = engine.generate(prompts, sampling)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchroniz") as waited:
+            again = engine.generate(prompts, sampling)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waited) < 64
+    tokens = [[[a.token_ids for a in group] for group in found] for found in (said["off"], said["on"], again)]
+    assert tokens[0] == tokens[1] == tokens[2]
+
+
+# -- offload -----------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_come_while_others_go_and_the_device_never_holds_both(here):
+    """Two residents of 256 MiB in turn, a hundred times: nothing is lost, nothing grows."""
+    if not can_lock_pages(here):
+        pytest.skip("only CUDA copies beside what it computes")
+    parts = [
+        [torch.full((MIB,), float(10 * which + n), device=here) for n in range(64)] for which in range(2)
+    ]
+    twins = Twins()
+    twins.out(parts[1])
+    torch.accelerator.reset_peak_memory_stats()
+    before = device_bytes(here)
+    going, coming = parts
+    for _ in range(100):
+        exchange([(twins, going)], [(twins, coming, here)])
+        for tensor in coming:
+            tensor += 1  # at once: what comes is there for what the device is told next
+        going, coming = coming, going
+    assert torch.accelerator.max_memory_allocated() - before <= 8 * MIB
+    twins.back(coming, here)
+    torch.accelerator.synchronize()
+    for which, tensors in enumerate(parts):
+        for n, tensor in enumerate(tensors):
+            assert tensor.is_cuda
+            assert float(tensor[0]) == float(tensor[-1]) == 10 * which + n + 50
+
+
+def test_both_directions_are_faster_together_than_one_after_the_other(here):
+    if not can_lock_pages(here):
+        pytest.skip("only CUDA copies beside what it computes")
+    parts = [[torch.zeros(8 * MIB, device=here) for _ in range(64)] for _ in range(2)]  # 2 GiB each
+    twins, spent = Twins(), {}
+    twins.out(parts[1])
+    going, coming = parts
+    for name in ("together", "apart", "together", "apart"):  # the first of each make what is needed
+        torch.accelerator.synchronize()
+        start = time.perf_counter()
+        if name == "together":
+            exchange([(twins, going)], [(twins, coming, here)])
+        else:
+            twins.out(going)
+            twins.back(coming, here)
+        torch.accelerator.synchronize()
+        spent[name] = time.perf_counter() - start
+        going, coming = coming, going
+    assert spent["together"] < 0.8 * spent["apart"], spent

@@ -162,3 +162,18 @@ def test_two_ranks_learn_what_one_process_learns(backend, alone):
                 [r["grad_norm"] for r in reports], rel=1e-4
             )
             assert [r["loss"] for r in their_reports] == pytest.approx([r["loss"] for r in reports], abs=1e-5)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("backend", "ranks"), [("single", 1), ("fsdp", 2)])
+def test_compiled_layers_learn_what_plain_ones_learn(backend, ranks):
+    plain = Source(ModelConfig(path="random:qwen3", gradient_checkpointing=True))
+    compiled = Source(ModelConfig(path="random:qwen3", gradient_checkpointing=True, compile=True))
+    weights, reports, _ = seeded(trained, "single", plain, policy_loss, {})
+    given = trained, backend, compiled, policy_loss, {}
+    for theirs, their_reports, _ in together(seeded, ranks, *given) if ranks > 1 else [seeded(*given)]:
+        for key in weights:
+            assert_close(theirs[key], weights[key], atol=1e-5, rtol=0, msg=key)
+        for name in ("grad_norm", "loss"):
+            right = [r[name] for r in reports]
+            assert [r[name] for r in their_reports] == pytest.approx(right, rel=1e-4, abs=1e-5)

@@ -188,7 +188,7 @@ def test_every_metric_of_the_table_is_logged_by_some_run(all_logged):
     # See tests/unit/parallel/test_world.py, tests/distributed/test_several_ranks.py.
     of_several_ranks = {"update/rank_balance", "straggler/PHASE", "straggler/rank/PHASE"}
     # See tests/unit/strategy/test_memory.py, tests/unit/strategy/test_twins.py, tests/accelerator; offloading is off by default.
-    of_accelerators = {"counts/offload_gib"}
+    of_accelerators = {"counts/offload_gib", "offload/gib_per_second"}
     if not torch.accelerator.is_available():
         of_accelerators.add("memory/device/PHASE")
     # See tests/unit/strategy/test_scaling.py.

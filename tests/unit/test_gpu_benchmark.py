@@ -26,7 +26,7 @@ def parts():
 
 
 def measured(parts, part):
-    return parts.measured(part, "tiny", argparse.Namespace(**SIZES, record=False))
+    return parts.measured(part, "tiny", argparse.Namespace(**SIZES, record=False, fused="plain"))
 
 
 def test_one_command_writes_one_file_with_what_each_part_found(tmp_path):
@@ -44,7 +44,7 @@ def test_one_command_writes_one_file_with_what_each_part_found(tmp_path):
     out = tmp_path / "there" / "found.json"
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     found = json.loads(out.read_text())
-    assert found["work"] == {**SIZES, "record": True}
+    assert found["work"] == {**SIZES, "record": True, "fused": "plain"}
     assert found["machine"]["torch"]
     assert list(found["parts"]) == ["nccl", "step tiny"]
     assert "skipped" in found["parts"]["nccl"]  # two devices are not there
@@ -85,3 +85,15 @@ def test_what_cannot_be_measured_here_says_why(parts):
     if parts.ON_CPU:
         assert "skipped" in measured(parts, "offload")
         assert "skipped" in measured(parts, "nccl")
+
+
+@pytest.mark.extended
+def test_compiled_layers_are_measured_beside_plain_ones(parts):
+    """On a CPU the code that torch.compile writes has to be compiled first, which takes minutes."""
+    found = measured(parts, "layers")
+    assert found["tokens"] == 3 * (9 + 2 * 6)
+    assert found["compiled"]["first"] > found["compiled"]["seconds"] > 0
+    assert found["compiled"]["plain_over"] == pytest.approx(
+        found["plain"]["seconds"] / found["compiled"]["seconds"]
+    )
+    assert "skipped" in found["liger"] or found["liger"]["seconds"] > 0

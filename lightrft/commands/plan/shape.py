@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
 from lightrft.models.blocks import blocks
+from lightrft.models.linear import is_plain
 from lightrft.models.logprobs import backbone, text_config
 from lightrft.models.operations import Operations, operations_of, size_per_head
 from lightrft.models.source import Source
@@ -87,7 +88,7 @@ class Shape:
     @cached_property
     def linears(self) -> int:
         """Weights of the linear layers, of which the native engine on a CPU makes a copy in another layout."""
-        found = {m.weight for m in self.module.modules() if type(m) is nn.Linear}
+        found = {m.weight for m in self.module.modules() if is_plain(m)}
         return sum(weight.numel() for weight in found)
 
     @cached_property

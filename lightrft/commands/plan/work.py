@@ -114,7 +114,7 @@ def work(
 def switches(items: Sequence[Item], rates: Rates) -> dict[str, Amounts]:
     """Phase -> what a device copies to host memory and back when it enters that after the phase before it in a step; none where nothing is.
 
-    What leaves and what comes is copied in turn, so that both never take device memory at once.
+    Seconds are those of one direction after the other, as under FSDP; in one process on CUDA both go at once (strategy/twins.py).
     """
     found = {}
     for before, phase in zip((Phase.TRAIN, *ORDER), ORDER, strict=False):

@@ -4,6 +4,8 @@ CUDA graphs need a GPU. What they ask of a pass does not: here its operations ar
 had, so that a number that Python put in, or a tensor that has moved since, gives wrong answers here too.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,9 +17,10 @@ from lightrft.engines import cuda_graphs as recordings
 from lightrft.engines import pages, scheduler
 from lightrft.engines.cuda_graphs import GraphRunner, Sizes
 from lightrft.engines.native import NativeEngine
+from lightrft.engines.pages import Pool, Stretch
 from lightrft.models.attention import ATTENTION
-from lightrft.testing import tiny_model, tiny_prompt
-from lightrft.types import Sampling
+from lightrft.testing import check_engine, tiny_model, tiny_prompt
+from lightrft.types import Continuation, Sampling
 
 
 class Tape(TorchDispatchMode):
@@ -126,6 +129,68 @@ def test_padded_passes_give_what_plain_ones_give(monkeypatch, family, most, leng
     made.clear()
     said(NativeEngineConfig(max_sequences=most, cuda_graphs="off"))
     assert not made
+
+
+def decode(tokens):
+    return bytes(t % 256 for t in tokens).decode("latin-1")
+
+
+def drawn_in_turns(engine, seeds):
+    """Two turns of each of several conversations, in which some responses ended early: tokens, and how many were read."""
+    stop = Sampling(n=2, max_tokens=21, seed=3, stop_token_ids=tuple(range(0, 260, 9)))
+    with engine.keeping():
+        prompts = [tiny_prompt(20 + n, seed=n) for n in range(seeds)]
+        first = engine.generate(prompts, stop)
+        said = [answer for group in first for answer in group]
+        more = [
+            replace(prompt, token_ids=[*prompt.token_ids, *answer.token_ids, 5, 6, 7],
+                    continuation=Continuation(len(answer.token_ids) + 3, answer.stream, 15, [True] * len(answer.token_ids) + [False] * 3))
+            for prompt, group in zip(prompts, first, strict=True) for answer in group
+        ]  # fmt: skip
+        said += [answer for group in engine.generate(more, stop) for answer in group]
+    return said
+
+
+def test_what_is_drawn_behind_the_end_of_a_response_is_not_there_for_its_next_turn(monkeypatch):
+    """Eight tokens are drawn before any is looked at: those behind an end leave neither tokens nor pages."""
+    found = []
+    for records in (False, True):
+        monkeypatch.setattr(scheduler, "can_record", lambda device, on=records: on)
+        engine = NativeEngine(
+            tiny_model("llama", attention=ATTENTION), frozenset({7}), str, NativeEngineConfig()
+        )
+        found.append(drawn_in_turns(engine, 4))
+        assert len(engine._cache.answers) == 0
+    plain, ahead = found
+    assert [a.token_ids for a in ahead] == [a.token_ids for a in plain]
+    assert len({len(a.token_ids) for a in plain}) > 4  # ends at all places of a draw
+    for mine, right in zip(ahead, plain, strict=True):
+        torch.testing.assert_close(mine.logprobs, right.logprobs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_recorded_passes_that_draw_ahead_keep_the_contract(monkeypatch, family):
+    monkeypatch.setattr(scheduler, "can_record", lambda device: True)
+    engine = NativeEngine(tiny_model(family, attention=ATTENTION), frozenset(), decode, NativeEngineConfig())
+    found = check_engine(engine, tiny_model(family, attention="sdpa"), decode)
+    assert found.ok, str(found)
+
+
+def test_a_stretch_that_shrinks_gives_back_the_pages_that_it_does_not_need():
+    pool = Pool(4)
+    one, other = Stretch(pool, 0), Stretch(pool, 0)
+    one.extend(9)
+    other.extend(5)
+    one.shrink(4)
+    assert (one.length, len(one.pages), len(pool)) == (5, 2, 4)
+    assert sorted(page.index for page in [*one.pages, *other.pages]) == [0, 1, 2, 3]
+    one.shrink(0)
+    one.extend(3)
+    assert (one.length, len(one.pages), len(pool)) == (8, 2, 4)
+    assert one.newest == (one.pages[1].index, 3)
+    one.shrink(8)
+    assert (one.length, one.pages, len(pool)) == (0, [], 2)
 
 
 @pytest.mark.parametrize(

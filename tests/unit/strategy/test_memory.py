@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightrft.strategy.memory import MemoryPlan, NoRoomError, Phase, Tensors
 
@@ -238,3 +239,74 @@ def test_bytes_that_were_copied_are_those_of_the_tensors_that_moved():
     with memory_plan(Phase.TRAIN):
         pass
     assert memory_plan.reset_copied() == 0
+
+
+class Beside(Block):
+    """A resident that notes where some tensors are when it moves."""
+
+    places: dict = {}  # noqa: RUF012  # name -> Tensors
+
+    def onload(self):
+        super().onload()
+        self.device.moves[-1] += "".join(sorted(n for n, t in self.places.items() if t.is_here()))
+
+    def offload(self):
+        super().offload()
+        self.device.moves[-1] += "".join(sorted(n for n, t in self.places.items() if t.is_here()))
+
+
+def test_tensors_change_places_after_others_have_left_and_before_others_come(monkeypatch):
+    device = Device()
+    memory_plan = MemoryPlan(device.bytes, lambda: device.moves.append("released"))
+    parts = {"a": torch.arange(4.0), "b": torch.arange(6.0)}
+    places = {name: Tensors(lambda t=t: [t], "cpu") for name, t in parts.items()}
+    monkeypatch.setattr(Beside, "places", places)
+    memory_plan.add("cache", Beside(device, "cache", 1), Phase.ROLLOUT)
+    memory_plan.add("a", places["a"], Phase.ROLLOUT)
+    memory_plan.add("b", places["b"], Phase.TRAIN)
+    memory_plan.add("other", Beside(device, "other", 1), Phase.TRAIN)
+    for place in places.values():
+        place.offload()
+    for phase in (Phase.ROLLOUT, Phase.TRAIN, Phase.ROLLOUT):
+        with memory_plan(phase):
+            pass
+    assert device.moves == [
+        "released",
+        "+cachea",
+        "-cachea",
+        "released",
+        "+otherb",
+        "-otherb",
+        "released",
+        "+cachea",
+    ]
+    assert [t.tolist() for t in parts.values()] == [[0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]
+    assert memory_plan.reset_link_seconds() > 0
+    assert memory_plan.reset_link_seconds() == 0
+
+
+class NoRoomFor(TorchDispatchMode):
+    """A device on which tensors of so many numbers find no room."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers = numbers
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        if function is torch.ops.aten.empty_like.default and args[0].numel() == self.numbers:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return function(*args, **(kwargs or {}))
+
+
+def test_where_there_is_no_room_for_tensors_it_says_for_which():
+    memory_plan = MemoryPlan(lambda: 0)
+    for name, numbers in (("actor weights", 3), ("actor optimizer", 5)):
+        tensor = torch.zeros(numbers)
+        memory_plan.add(name, Tensors(lambda t=tensor: [t], "cpu"), Phase.TRAIN)
+    memory_plan.begin()
+    with (
+        NoRoomFor(5),
+        pytest.raises(NoRoomError, match="no room on the device for actor optimizer"),
+        memory_plan(Phase.TRAIN),
+    ):
+        raise AssertionError("not reached")

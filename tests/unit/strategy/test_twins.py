@@ -3,9 +3,10 @@ import gc
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightrft.strategy.memory import Tensors
-from lightrft.strategy.twins import Twins
+from lightrft.strategy.twins import Twins, exchange, link_of
 from lightrft.utils.device import resident_gib
 
 CPU = torch.device("cpu")
@@ -73,3 +74,74 @@ def test_what_is_moved_out_of_a_cuda_device_lies_in_locked_pages():
         twins.back([tensor], torch.device("cuda"))
     assert tensor.is_cuda
     assert float(tensor.sum()) == 499500
+
+
+class Watched(TorchDispatchMode):
+    """Notes after each copy how many bytes of some tensors are not in their twins."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.tensors, self.held, self.copies = tensors, [], []
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.copy_.default:
+            self.copies.append(args[0].nbytes)
+            held = sum(t.nbytes for twins, ts in self.tensors for t in ts if not twins.is_out(t))
+            self.held.append(held + args[0].nbytes)  # what is on its way counts already
+        return found
+
+
+def phase(sizes, start=0.0):
+    return Twins(), [torch.full((n,), start + place) for place, n in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("leave", "come"),
+    [
+        ([8, 8, 8], [8, 8, 8]),
+        ([30], [10, 10, 10]),
+        ([1, 2, 3], [50]),
+        ([40, 2], [1, 1]),
+        ([], [5]),
+        ([5], []),
+    ],
+)
+def test_some_come_while_others_go_and_the_device_never_holds_more_than_before_or_after(leave, come):
+    """On a CPU each copy is made when it is asked for; what a device adds is that it makes two at a time."""
+    (going, out), (coming, back) = phase(leave), phase(come, 100.0)
+    coming.out(back)
+    most = 4 * max(sum(leave), sum(come))
+    with Watched([(going, out), (coming, back)]) as watched:
+        exchange([(going, out)], [(coming, back, CPU)])
+    assert watched.copies == [
+        4 * n for n in leave + come
+    ]  # all that goes is told first, and then only waited for
+    assert max(watched.held[len(leave) :], default=0) <= most
+    assert all(going.is_out(t) for t in out)
+    assert not any(coming.is_out(t) for t in back)
+    assert [t.tolist() for t in out] == [[float(place)] * n for place, n in enumerate(leave)]
+    assert [t.tolist() for t in back] == [[100.0 + place] * n for place, n in enumerate(come)]
+
+
+def test_an_exchange_is_what_two_moves_are_one_after_the_other():
+    """Weights and moments of a small model, a hundred times in turn."""
+    draw = torch.Generator().manual_seed(0)
+    together, apart = (
+        [torch.randn(n, 7, generator=draw.manual_seed(n)) for n in range(1, 20)] for _ in range(2)
+    )
+    mine, one = Twins(), Twins()
+    mine.out(together[10:])
+    one.out(apart[10:])
+    here, there = slice(0, 10), slice(10, None)
+    for _ in range(100):
+        exchange([(mine, together[here])], [(mine, together[there], CPU)])
+        one.out(apart[here])
+        one.back(apart[there], CPU)
+        for tensor in (*together[there], *apart[there]):
+            tensor += 1
+        here, there = there, here
+    for ours, right in zip(together, apart, strict=True):
+        assert torch.equal(ours, right)
+    assert mine.copied == one.copied
+    assert link_of(CPU).seconds() > 0
