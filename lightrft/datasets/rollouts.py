@@ -15,6 +15,8 @@ Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[tuple[str, Row]]]
 """Gives the located rows of one file."""
 FILE = re.compile(r"step-(\d+)(?:\.rank-(\d+))?\.(?:jsonl|parquet)")
+SETTINGS = re.compile(r"config(?:-until-step-(\d+))?\.yaml")
+"""Settings of the steps up to one, where a resume has changed them, and those of the steps after it."""
 STEPS = re.compile(r"(\d+)(-(\d*))?")
 WHOLE = ("", "train", "test")
 """Values of tasks.train_split and tasks.evaluate_split that name no steps: the defaults, which are meant for the hub."""
@@ -94,10 +96,12 @@ def _files(folder: Path, step: int) -> list[Path]:
 def _environment(folder: Path, step: int) -> str:
     """The setting by which the run told its policy of tools in this step; empty if there is none, or the messages hold them."""
     run = folder.parent if folder.name == "trajectories" else folder
-    until = {int(file.stem.rpartition("-")[2]): file for file in run.glob("config-until-step-*.yaml")}
-    file = next((until[last] for last in sorted(until) if last >= step), run / "config.yaml")
+    until = {
+        float(name[1] or "inf"): file for file in run.iterdir() if (name := SETTINGS.fullmatch(file.name))
+    }
+    file = next((until[last] for last in sorted(until) if last >= step), None)
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not readable as YAML ({error}).") from None
     options = settings.get("environment") if isinstance(settings, dict) else None
