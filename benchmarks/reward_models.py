@@ -37,6 +37,17 @@ NAME = "reward_models"
 Setting = Mapping[str, str | int]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets")
 """Those whose versions tell runs apart, where an interpreter has them."""
+VERSIONS = """
+import platform, sys
+from importlib import metadata
+print("python=" + platform.python_version())
+for name in sys.argv[1:]:
+    try:
+        print(f"{name}={metadata.version(name)}")
+    except metadata.PackageNotFoundError:
+        pass
+"""
+"""What an interpreter is asked."""
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -179,21 +190,17 @@ class Runs:
 
 def ran_on(side: Side) -> str:
     """Versions that a side's interpreter has, a digest of the code that it runs, and the machine."""
-    code = (
-        "import platform, sys; from importlib.metadata import distributions as d; v = {x.metadata['Name']: x.version for x in d()}; "
-        "print('python=' + platform.python_version(), *(f'{n}={v[n]}' for n in sys.argv[1:] if n in v))"
-    )
     told = subprocess.run(
-        [str(side.python), "-c", code, *PACKAGES], stdout=subprocess.PIPE, text=True, check=True
+        [str(side.python), "-c", VERSIONS, *PACKAGES], stdout=subprocess.PIPE, text=True, check=True
     )
-    folders = [compare.FOLDER] + ([compare.FOLDER.parent / "lightrft"] if side.name == "lightrft" else [])
+    files = [*compare.FOLDER.glob("*.py"), *compare.FOLDER.glob("*/*.py")]
+    if side.name == "lightrft":
+        files += (compare.FOLDER.parent / "lightrft").rglob("*.py")
     digest = 0
-    for file in sorted(
-        file for folder in folders for file in folder.rglob("*.py") if ".env" not in str(file)
-    ):
+    for file in sorted(files):
         digest = zlib.crc32(file.read_bytes(), digest)
     cores = compare.machine()["cores"]
-    return f"{told.stdout.strip()} code={digest:08x} on {compare.processor_name()}, {cores} cores"
+    return f"{' '.join(told.stdout.split())} code={digest:08x} on {compare.processor_name()}, {cores} cores"
 
 
 def check_enough(found: Sequence[Any], options: argparse.Namespace) -> None:
