@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import compare
 from compare import Result, Side
@@ -34,10 +35,23 @@ LONGEST = 512
 """Tokens of a side."""
 NAME = "reward_models"
 Setting = Mapping[str, str | int]
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets")
+"""Those whose versions tell runs apart, where an interpreter has them."""
+VERSIONS = """
+import platform, sys
+from importlib import metadata
+print("python=" + platform.python_version())
+for name in sys.argv[1:]:
+    try:
+        print(f"{name}={metadata.version(name)}")
+    except metadata.PackageNotFoundError:
+        pass
+"""
+"""What an interpreter is asked."""
 
 
-def parse() -> argparse.Namespace:
-    """Options; the work itself is fixed."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options; the work itself is fixed. Ends with status 2 and what is wrong for a setting of TRL that it does not know."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,9 +80,36 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--environments", type=Path, default=Path(), help="folder in which .env-trl is made")
     parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL, instead of .env-trl")
     parser.add_argument(
-        "--resume", action="store_true", help="take the runs that results/reward_models.json has, and go on"
+        "--resume",
+        action="store_true",
+        help="take the runs that results/reward_models.json has of the same code, versions and machine, and go on",
     )
-    return parser.parse_args()
+    options = parser.parse_args(words)
+    try:
+        options.trl = trl_setting(options.trl, options.pairs)
+    except ValueError as error:
+        parser.error(str(error))
+    if not options.trl and all(options.pairs % size for size in options.micro_batches):
+        parser.error(
+            f"--micro-batches {options.micro_batches}: none of them divides --pairs {options.pairs}."
+        )
+    return options
+
+
+def trl_setting(words: Sequence[str], pairs: int) -> dict[str, str | int]:
+    """What --trl gives. ValueError naming it if it is no setting, or a micro-batch that does not divide the pairs of a step."""
+    found: dict[str, str | int] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "micro-batch" and value.isdecimal() and int(value) and pairs % int(value) == 0:
+            found[name] = int(value)
+        elif name == "padding-free" and value in ("on", "off"):
+            found[name] = value
+        else:
+            raise ValueError(
+                f"--trl {word}: give micro-batch=NUMBER, which divides --pairs {pairs}, or padding-free=on or off."
+            )
+    return found
 
 
 def main() -> None:
@@ -84,6 +125,7 @@ def main() -> None:
     work_of = [str(options.rows.resolve()), model, str(file), str(options.pairs * options.repetitions)]
     code = "import sys; from reward_models import write_pairs; write_pairs(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, *work_of], cwd=compare.FOLDER, check=True)
+    check_enough(lengths(file), options)
     runs = Runs(options.threads, options.resume)
     rows = []
     for kind in options.kinds:
@@ -109,23 +151,34 @@ def main() -> None:
 class Runs:
     """Runs sides, and keeps what each reported at once, so that a start that was stopped can go on."""
 
-    def __init__(self, threads: int, resume: bool, run: Callable[[Side, int], Result] = compare.run) -> None:
-        """`resume`: take the runs that the file of results has. `run`: what runs a side with so many threads."""
-        self._threads, self._run = threads, run
+    def __init__(
+        self,
+        threads: int,
+        resume: bool,
+        run: Callable[[Side, int], Result] = compare.run,
+        told: Callable[[Side], str] | None = None,
+    ) -> None:
+        """`resume`: take the runs that the file of results has. `run`: what runs a side with so many threads. `told`: what it
+        runs on, by default `ran_on`."""
+        self._threads, self._run, self._told = threads, run, told or ran_on
+        self._where: dict[str, str] = {}
         self.kept: dict[str, Result] = {}
         place = compare.FOLDER / "results" / f"{NAME}.json"
         if resume and place.is_file():
             self.kept = json.loads(place.read_text(encoding="utf-8")).get("runs", {})
 
-    def __call__(self, side: Side, number: int) -> Result:
-        """What a side reported on the pairs of a repetition, in this start or in an earlier one with the same pairs and settings.
-        RuntimeError if it fails."""
+    def __call__(self, side: Side, number: int, purpose: str = "measured") -> Result:
+        """What a side reported on the pairs of a repetition, in this start or in an earlier one with the same pairs, settings, code,
+        versions and machine. Runs with another `purpose` are kept apart: the fastest of a search was lucky, too. RuntimeError if it fails."""
+        if side.name not in self._where:
+            self._where[side.name] = self._told(side)
+        where = self._where[side.name]
         side = replace(side, arguments={**side.arguments, "repetition": number})
         settings = " ".join(f"{name}={value}" for name, value in side.arguments.items() if name != "rows")
         lines = Path(str(side.arguments["rows"])).read_text(encoding="utf-8").splitlines()
         count = int(side.arguments["pairs"])
         digest = zlib.crc32("".join(lines[count * number : count * (number + 1)]).encode())
-        name = f"{side.name} {settings} threads={self._threads} pairs={digest:08x}"
+        name = f"{purpose}: {side.name} {settings} threads={self._threads} pairs={digest:08x} {where}"
         if name in self.kept:
             compare.say(f"kept: {name}")
             return self.kept[name]
@@ -135,10 +188,37 @@ class Runs:
         return self.kept[name]
 
 
+def ran_on(side: Side) -> str:
+    """Versions that a side's interpreter has, a digest of the code that it runs, and the machine."""
+    told = subprocess.run(
+        [str(side.python), "-c", VERSIONS, *PACKAGES], stdout=subprocess.PIPE, text=True, check=True
+    )
+    files = [*compare.FOLDER.glob("*.py"), *compare.FOLDER.glob("*/*.py")]
+    if side.name == "lightrft":
+        files += (compare.FOLDER.parent / "lightrft").rglob("*.py")
+    digest = 0
+    for file in sorted(files):
+        digest = zlib.crc32(file.read_bytes(), digest)
+    cores = compare.machine()["cores"]
+    return f"{' '.join(told.stdout.split())} code={digest:08x} on {compare.processor_name()}, {cores} cores"
+
+
+def check_enough(found: Sequence[Any], options: argparse.Namespace) -> None:
+    """SystemExit if a repetition would have fewer pairs than it is to."""
+    if len(found) < (wanted := options.pairs * options.repetitions):
+        raise SystemExit(
+            f"--rows {options.rows} has {len(found)} pairs of at most {LONGEST} tokens a side, and {options.repetitions} repetitions of "
+            f"{options.pairs} need {wanted}. Lower --repetitions or --pairs, or give a longer file."
+        )
+
+
 def best_setting(side: Side, options: argparse.Namespace, runs: Runs) -> Setting:
     """TRL's fastest setting, by CPU seconds on the first pairs; the one that --trl gives, without a search."""
     if options.trl:
-        return {"micro-batch": options.pairs, **dict(pair.split("=", 1) for pair in options.trl)}
+        read = {
+            n: v for n, v in options.trl.items() if n != "padding-free" or side.arguments["kind"] == "dpo"
+        }
+        return {"micro-batch": options.pairs, **read}
     choices: list[Setting] = [
         {"micro-batch": size} for size in options.micro_batches if options.pairs % size == 0
     ]
@@ -147,7 +227,7 @@ def best_setting(side: Side, options: argparse.Namespace, runs: Runs) -> Setting
     tried: list[tuple[float, Setting]] = []
     for choice in choices:
         try:
-            result = runs(replace(side, arguments={**side.arguments, **choice}), 0)
+            result = runs(replace(side, arguments={**side.arguments, **choice}), 0, "search")
         except RuntimeError as error:
             compare.say(f"trl {choice}: failed, so not chosen. {str(error)[-300:]}")
             continue

@@ -29,7 +29,7 @@ from lightrft.rewards.fools import judged_answer, spread, try_fools
 from lightrft.rewards.table import JUDGE
 from lightrft.tasks.base import conversation, media_folder, placed
 from lightrft.tasks.table import load_task
-from lightrft.trainer.estimates import mean_estimate
+from lightrft.trainer.estimates import difference_estimate
 from lightrft.trainer.metrics import average
 from lightrft.types import Prompt, Trajectory
 from lightrft.utils.device import pick_device
@@ -222,17 +222,19 @@ def _measured(rows: Sequence[Compared], label: str, names: tuple[str, str]) -> d
 
 def picked(rows: Sequence[Choice]) -> dict[str, float]:
     """Means over rows of what choosing one of several responses by the reward gives: the grade of its choice, of a choice by chance, of the
-    best one, and of the choices of the two rules of length; with the 95 % interval of what is gained over chance."""
+    best one, and of the choices of the two rules of length; with the 95 % interval of what is gained over chance, where there are
+    two rows or more."""
     if not rows:
         return {}
-    gain = mean_estimate([row.first - row.mean for row in rows])
+    gain = difference_estimate([row.first - row.mean for row in rows])
     by_rule = zip(
         ("picked", "picked_mean", "picked_best", "picked_longest", "picked_shortest"),
         zip(*rows, strict=True),
         strict=True,
     )
     found = {name: sum(grades) / len(rows) for name, grades in by_rule}
-    return found | {"picked_rows": float(len(rows)), "gain_low": gain.low, "gain_high": gain.high}
+    interval = {"gain_low": gain.low, "gain_high": gain.high} if len(rows) > 1 else {}
+    return found | {"picked_rows": float(len(rows))} | interval
 
 
 def both_orders(

@@ -100,9 +100,12 @@ def _of_several(known: Mapping[str, float]) -> list[str]:
             f"Best of K: {known['best_of_k']:.1%} of {known['best_of_k_rows']:.0f} rows, by chance {known['best_of_k_chance']:.1%}."
         )
     if "picked" in known:
+        interval = "no interval of one row"
+        if "gain_low" in known:
+            interval = f"95 % interval {known['gain_low']:+.3f} to {known['gain_high']:+.3f}"
         found.append(
             f"Choosing one of K by it: mean grade {known['picked']:.3f} of {known['picked_rows']:.0f} rows, by chance {known['picked_mean']:.3f} "
-            f"(gain {known['picked'] - known['picked_mean']:+.3f}, 95 % interval {known['gain_low']:+.3f} to {known['gain_high']:+.3f}), the "
+            f"(gain {known['picked'] - known['picked_mean']:+.3f}, {interval}), the "
             f"longest {known['picked_longest']:.3f}, the shortest {known['picked_shortest']:.3f}, the best there is {known['picked_best']:.3f}."
         )
     return found

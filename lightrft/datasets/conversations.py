@@ -13,16 +13,16 @@ from lightrft.config import SFTConfig, TaskConfig
 from lightrft.datasets.formats import (
     ALPACA,
     SPEAKERS,
-    UNREAD_OF_ROW,
     Example,
+    complete,
     field,
-    led,
     messages_of,
+    optional,
     questioned,
-    refuse_unread,
+    refuse_lost,
+    refuse_two,
     text_field,
 )
-from lightrft.datasets.media import filled
 from lightrft.datasets.prompts import prepare
 from lightrft.datasets.sources import BadRecords, Row
 from lightrft.types import Finish, Message, Prompt, Record, Trajectory
@@ -53,8 +53,7 @@ def conversation(row: Row, config: TaskConfig) -> Example:
     comes first; columns with media are put where they belong (`filled`). The target is the list of messages from the
     assistant's first turn on.
     """
-    refuse_unread(row, UNREAD_OF_ROW, "the row")
-    talk = led(filled(_turns(row, config), row), row)
+    talk = complete(_turns(row, config), row, config.prompt_field)
     first = next((place for place, turn in enumerate(talk) if turn["role"] == "assistant"), None)
     if first is None:
         raise ValueError("no message is the assistant's, so there is nothing to learn.")
@@ -65,13 +64,18 @@ def conversation(row: Row, config: TaskConfig) -> Example:
 
 def _turns(row: Row, config: TaskConfig) -> list[Message]:
     if row.get("messages") is not None:
+        refuse_lost(row, "messages", row["messages"])
         return messages_of(row["messages"], "messages")
     if row.get("conversations") is not None:
+        refuse_lost(row, "conversations", row["conversations"])
         return _shared(row["conversations"])
+    prompt = optional(row, config.prompt_field)
     for answer in dict.fromkeys((config.target_field, "completion", "response")):
-        if row.get(config.prompt_field) is not None and row.get(answer) is not None:
+        if prompt is not None and optional(row, answer) is not None:
             return [*_asking(row, config.prompt_field), *_said(row, answer)]
     if row.get(ALPACA) is not None:
+        if prompt is not None:
+            refuse_two(row, config.prompt_field, prompt)
         return [*_asking(row, ALPACA), *_said(row, "output")]
     raise ValueError(
         f"no layout fits; the row has: {', '.join(row)}. It needs messages, conversations, {config.prompt_field} with completion or "
@@ -82,6 +86,7 @@ def _turns(row: Row, config: TaskConfig) -> list[Message]:
 def _asking(row: Row, name: str) -> list[Message]:
     """A field that asks: a text, see `questioned`, or a list of messages."""
     value = field(row, name)
+    refuse_lost(row, name, value)
     return (
         messages_of(value, name) if isinstance(value, list) else questioned(text_field(row, name), row, name)
     )

@@ -112,20 +112,21 @@ def _text(value: Any, name: str) -> str:
 
 
 def asked(text: str, row: Row, name: str = "") -> str | list[Message]:
-    """A question with all that its row says of it: its field `system` (see `led`), its pictures, clips and sounds (see `filled`), and what
-    belongs to the field `name` that it comes from (see `questioned`); the text alone if there is no more."""
-    turns = led(filled(questioned(text, row, name), row), row)
+    """A question with all that its row says of it (see `complete`), and what belongs to the field `name` that it comes from (see
+    `questioned`); the text alone if there is no more."""
+    turns = complete(questioned(text, row, name), row, name)
     return turns if len(turns) > 1 or not isinstance(turns[0]["content"], str) else turns[0]["content"]
 
 
 def questioned(text: str, row: Row, name: str) -> list[Message]:
     """The turns that a text asks with: one of the user; of Alpaca's field `instruction` with the row's `input` on a line of its own, behind
     the pairs of its `history`."""
-    if name != ALPACA:
+    near, last = beside(row, name)
+    if last != ALPACA:
         return [Message(role="user", content=text)]
-    if row.get("input"):
-        text = f"{text}\n{text_field(row, 'input')}"
-    history = row.get("history") or []
+    if not blank(near.get("input")):
+        text = f"{text}\n{text_field(near, 'input')}"
+    history = _history(near) or []
     if not isinstance(history, list) or not all(_is_pair(pair) for pair in history):
         raise ValueError(f"field 'history' must be a list of pairs of texts, not {history!r:.80}")
     past = [
@@ -134,6 +135,85 @@ def questioned(text: str, row: Row, name: str) -> list[Message]:
         for role, said in zip(("user", "assistant"), pair, strict=True)
     ]
     return [*past, Message(role="user", content=text)]
+
+
+def complete(messages: list[Message], row: Row, name: str = "") -> list[Message]:
+    """The turns that the field `name` asks, with the media of the row (see `filled`), behind its field `system` (see `led`); both may stand
+    beside a field that lies inside of another. Media without a place come with the newest question where the row has `history`.
+    ValueError for a field that is not read (UNREAD_OF_ROW)."""
+    whole = {**row, **beside(row, name)[0]}
+    refuse_unread(whole, UNREAD_OF_ROW, "the row")
+    return led(filled(messages, whole, newest=_history(whole) is not None), whole)
+
+
+def only(row: Row, **media: Any) -> Row:
+    """These media instead of the row's own columns, and what else `complete` looks at."""
+    return {name: row[name] for name in (*SYSTEM, *UNREAD_OF_ROW) if name in row} | media
+
+
+def beside(row: Row, name: str) -> tuple[Row, str]:
+    """The fields among which the one of this name stands, which are those of `data` for data.instruction, and its own name there."""
+    parent, dot, last = name.rpartition(".")
+    if not dot:
+        return row, name
+    if name in row:  # a column whose name has a dot
+        return {key.removeprefix(f"{parent}."): row[key] for key in row if key.startswith(f"{parent}.")}, last
+    found = optional(row, parent)
+    found = _as_json(found) if isinstance(found, str) else found
+    return found if isinstance(found, dict) else {}, last
+
+
+def optional(row: Row, name: str) -> Any:
+    """What `field` finds, None if it is not there."""
+    try:
+        return field(row, name)
+    except ValueError:
+        return None
+
+
+def blank(value: Any) -> bool:
+    """Whether a field that may be left out holds nothing: null, a cell of white space, no number, an empty list or object."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and value != value) or value in ([], {}, ())
+
+
+def _history(row: Row) -> Any:
+    """Earlier turns, also from JSON text; None if there are none."""
+    found = row.get("history")
+    found = _as_json(found) if isinstance(found, str) else found
+    return None if blank(found) else found
+
+
+def refuse_lost(row: Row, name: str, value: Any) -> None:
+    """ValueError if something that stands beside the field `name` would not be asked with its `value`, a text or messages."""
+    near, last = beside(row, name)
+    if last == ALPACA and isinstance(value, str):
+        return  # `questioned` asks them
+    lost = ["history"] if _history(near) is not None else []
+    lost += ["input"] if last == ALPACA and not blank(near.get("input")) else []
+    if lost:
+        what = f"the text in field '{name}'" if isinstance(value, str) else f"the messages in field '{name}'"
+        raise ValueError(
+            f"the row has a field '{lost[0]}', which is asked with a text in field '{ALPACA}' alone, not beside {what}. Leave it out, "
+            "or make it part of what is asked."
+        )
+    refuse_two(row, name, value)
+
+
+def refuse_two(row: Row, name: str, value: Any) -> None:
+    """ValueError for a row with `prompt` and `instruction`, of which one alone is asked, unless the prompt says what the latter does."""
+    near, last = beside(row, name)
+    if last != "prompt" or blank(near.get(ALPACA)):
+        return
+    turns = value if isinstance(value, list) else [{"content": value}]
+    said = "\n".join(str(t.get("content", t.get("value"))) for t in turns if isinstance(t, dict))
+    for other in (ALPACA, "input"):
+        if not blank(near.get(other)) and str(near[other]).strip() not in said:
+            raise ValueError(
+                f"the row has fields '{name}' and '{ALPACA}', and one of them alone is asked. Set tasks.prompt_field={ALPACA}, or leave "
+                "one out."
+            )
 
 
 def _is_pair(pair: Any) -> bool:
@@ -151,13 +231,13 @@ def columns(row: Row, config: TaskConfig) -> Example:
     the row's `input` and `history` are asked, too. For rows with pictures, clips or sounds see `datasets.media.filled`.
     """
     setting = "tasks.prompt_field"
-    refuse_unread(row, UNREAD_OF_ROW, "the row")
     value = field(row, config.prompt_field, setting)
     if isinstance(value, str) and value.lstrip().startswith("[") and _is_conversation(_as_json(value)):
         value = _as_json(value)  # messages in a cell of a csv file
+    refuse_lost(row, config.prompt_field, value)
     prompt: str | list[Message]
     if isinstance(value, list):
-        prompt = led(filled(_messages(value, config.prompt_field), row), row)
+        prompt = complete(_messages(value, config.prompt_field), row, config.prompt_field)
     else:
         prompt = asked(_text(value, config.prompt_field), row, config.prompt_field)
     target = (
@@ -263,7 +343,7 @@ def joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
 def led(messages: list[Message], row: Row) -> list[Message]:
     """The messages behind the row's field `system` or `system_prompt`, where it has one. ValueError for both, and if the messages begin with a
     system message, too."""
-    found = [name for name in SYSTEM if row.get(name)]
+    found = [name for name in SYSTEM if not blank(row.get(name))]
     if not found:
         return messages
     if len(found) > 1:
@@ -279,9 +359,11 @@ def refuse_unread(holder: Mapping[str, Any], names: Sequence[str], what: str) ->
     """ValueError if a row or message holds one of `names` with something in it that would change what is asked or learned."""
     for name in names:
         entry = holder.get(name)
-        if entry is None or entry in ([], {}, "") or (name in ("loss", "train") and entry is True):
+        if blank(_as_json(entry) if isinstance(entry, str) else entry):
             continue
-        raise ValueError(f"{what} has '{name}', which is not supported.")
+        if name in ("loss", "train") and entry is True:
+            continue
+        raise ValueError(f"{what} has '{name}', which is not supported. Leave it out.")
 
 
 def _speaker(message: dict[str, Any]) -> dict[str, Any]:

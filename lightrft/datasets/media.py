@@ -16,12 +16,12 @@ COLUMNS = frozenset(name for kind in KINDS for name in (kind, f"{kind}s"))
 """Fields of a row that hold media."""
 
 
-def filled(messages: Sequence[Message], row: Row) -> list[Message]:
+def filled(messages: Sequence[Message], row: Row, *, newest: bool = False) -> list[Message]:
     """The messages with the media of the row's columns: image or images, video or videos, audio or audios.
 
     They take, in order, the places of <image>, <video> and <audio> in texts, and of parts without a source
-    ({"type": "image"}). Media of a kind that has no place come first in the first message of the user, pictures
-    before clips before sounds. A row without any such column is left as it is, whatever its texts say.
+    ({"type": "image"}). Media of a kind that has no place come first in the first message of the user, `newest`: in the last one,
+    pictures before clips before sounds. A row without any such column is left as it is, whatever its texts say.
     ValueError naming both numbers where places and media differ.
     """
     if COLUMNS.isdisjoint(row):
@@ -44,8 +44,9 @@ def filled(messages: Sequence[Message], row: Row) -> list[Message]:
         elif places != len(sources):
             raise ValueError(f"the messages have {places} places for {kind}, the row has {len(sources)}.")
     if loose:
-        first = next((n for n, message in enumerate(messages) if message["role"] == "user"), 0)
-        split[first] = [*loose, *split[first]]
+        users = [n for n, message in enumerate(messages) if message["role"] == "user"] or [0]
+        place = users[-1 if newest else 0]
+        split[place] = [*loose, *split[place]]
     waiting = {kind: iter(sources) for kind, sources in media.items()}
     return [_refilled(message, parts, waiting) for message, parts in zip(messages, split, strict=True)]
 

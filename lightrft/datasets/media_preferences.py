@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import FORMATS, Example, Format, field, led, text_field
+from lightrft.datasets.formats import (
+    FORMATS,
+    UNREAD_OF_ROW,
+    Example,
+    Format,
+    field,
+    led,
+    refuse_unread,
+    text_field,
+)
 from lightrft.datasets.preferences import grade, response
 from lightrft.datasets.sources import Row
 from lightrft.media.sources import URLS
@@ -44,6 +53,7 @@ class MediaPreferences:
 
     def __call__(self, row: Row, _config: TaskConfig) -> Example:
         """A prompt, and each medium with its grades. ValueError for a field that is not there, or says nothing that is known."""
+        refuse_unread(row, UNREAD_OF_ROW, "the row")
         said = text_field(row, self.prompt)
         if self.criteria:
             said = f"{said}\n\nJudged by: {text_field(row, self.criteria)}"

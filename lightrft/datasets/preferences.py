@@ -11,13 +11,14 @@ from lightrft.config import TaskConfig
 from lightrft.datasets.conversations import ROLES, conversation
 from lightrft.datasets.formats import (
     ALPACA,
-    UNREAD_OF_ROW,
     Example,
+    blank,
+    complete,
     field,
-    led,
     messages_of,
+    optional,
     questioned,
-    refuse_unread,
+    refuse_lost,
     text_field,
 )
 from lightrft.datasets.judging import (
@@ -31,7 +32,6 @@ from lightrft.datasets.judging import (
     question,
     written,
 )
-from lightrft.datasets.media import filled
 from lightrft.datasets.sources import Row
 from lightrft.media.parts import has_media
 from lightrft.types import Message
@@ -59,7 +59,6 @@ def pair(row: Row, config: TaskConfig) -> Pair:
     wants them (`filled`).
     ValueError for a row without a layout, without an answer, or whose answers are the same.
     """
-    refuse_unread(row, UNREAD_OF_ROW, "the row")
     chosen, rejected = (_turns(field(row, name), name) for name in ("chosen", "rejected"))
     alone = all(side and side[0]["role"] == "assistant" for side in (chosen, rejected))
     prompt = _asks(row, config.prompt_field, *([ALPACA] if alone else []))
@@ -76,7 +75,7 @@ def pair(row: Row, config: TaskConfig) -> Pair:
         raise ValueError("fields 'chosen' and 'rejected' say the same, so that nothing is preferred.")
     if not any(message["role"] == "user" for message in prompt):
         raise ValueError("nobody asks anything before the responses part.")
-    return Pair(_whole(prompt, row), chosen, rejected)
+    return Pair(_whole(prompt, row, config), chosen, rejected)
 
 
 def chosen(row: Row, config: TaskConfig) -> Example:
@@ -98,7 +97,7 @@ def compared(row: Row, config: TaskConfig) -> Example:
         )
     if all(isinstance(side, list) and side and all(isinstance(t, str) for t in side) for side in sides):
         marks = [(mark, text) for mark, side in zip((margin, 0.0), sides, strict=True) for text in side]
-        prompt = _whole(_prompt(row, config), row)
+        prompt = _whole(_prompt(row, config), row, config)
         return Example(prompt, [response(_turns(text, "chosen"), {"": mark}) for mark, text in marks])
     found = pair(row, config)
     return Example(found.prompt, [response(found.chosen, {"": margin}), response(found.rejected, {"": 0.0})])
@@ -167,7 +166,7 @@ def saferlhf(row: Row, config: TaskConfig) -> Example:
             raise ValueError(f"field 'is_response_{n}_safe' must be true or false, not {safe!r:.80}")
         cost = (-2.0 if n == safer else -1.0) if safe else (1.0 if n == safer else 2.0)
         found.append(response(said[n], {"general": 1.0 if n == better else -1.0, "cost": cost}))
-    return Example(_whole(prompt, row), found)
+    return Example(_whole(prompt, row, config), found)
 
 
 def unpaired(row: Row, config: TaskConfig) -> Example:
@@ -213,7 +212,7 @@ def scored(row: Row, config: TaskConfig) -> Example:
     score = grade(field(row, "score"), "score")
     if not 0 <= score <= MAX_SCORE:
         raise ValueError(f"field 'score' is {score:g}, and a score is from 0 to {MAX_SCORE:g}.")
-    asked = question(SINGLE, _whole(prompt, row), {"answer": said})
+    asked = question(SINGLE, _whole(prompt, row, config), {"answer": said})
     return Example(asked, Verdict(f"{score:g}", f"Score: {score:g}", _rationale(row)))
 
 
@@ -240,7 +239,7 @@ def _answer_text(name: str, turns: list[Message]) -> str:
 
 
 def _rationale(row: Row) -> str:
-    return "" if row.get("rationale") is None else text_field(row, "rationale").strip()
+    return "" if blank(row.get("rationale")) else text_field(row, "rationale").strip()
 
 
 def _side(row: Row, name: str) -> int:
@@ -251,7 +250,6 @@ def _side(row: Row, name: str) -> int:
 
 
 def _prompt(row: Row, config: TaskConfig) -> list[Message]:
-    refuse_unread(row, UNREAD_OF_ROW, "the row")
     found = _asks(row, config.prompt_field, ALPACA)
     if found is None:
         found = _asking(field(row, config.prompt_field, "tasks.prompt_field"), row, config.prompt_field)
@@ -260,12 +258,18 @@ def _prompt(row: Row, config: TaskConfig) -> list[Message]:
 
 def _asks(row: Row, *names: str) -> list[Message] | None:
     """The turns of the row's prompt: in `conversations`, or in the first of these fields that holds something. None if there is none."""
-    name = next((n for n in ("conversations", *names) if row.get(n)), "")
-    return _asking(row[name], row, name) if name else None
+    found = {name: optional(row, name) for name in ("conversations", *names)}
+    name = next((n for n, value in found.items() if value), "")
+    if name == ALPACA and found[names[0]] == "":
+        raise ValueError(
+            f"field '{names[0]}' is empty, and field '{ALPACA}' is not. Set tasks.prompt_field={ALPACA}, or leave one out."
+        )
+    return _asking(found[name], row, name) if name else None
 
 
 def _asking(value: Any, row: Row, name: str) -> list[Message]:
     """The turns of the prompt in a field; for a text see `questioned`."""
+    refuse_lost(row, name, value)
     if not isinstance(value, str):
         return _turns(value, "prompt")
     if not value.strip():
@@ -273,9 +277,9 @@ def _asking(value: Any, row: Row, name: str) -> list[Message]:
     return questioned(value, row, name)
 
 
-def _whole(prompt: list[Message], row: Row) -> list[Message]:
+def _whole(prompt: list[Message], row: Row, config: TaskConfig) -> list[Message]:
     """The prompt with the row's media where they belong, behind its field `system`."""
-    return led(filled(prompt, row), row)
+    return complete(prompt, row, config.prompt_field)
 
 
 def _responses(row: Row, config: TaskConfig) -> tuple[list[Message], list[list[Message]]]:
@@ -283,7 +287,7 @@ def _responses(row: Row, config: TaskConfig) -> tuple[list[Message], list[list[M
     prompt, said = _prompt(row, config), field(row, "responses")
     if not isinstance(said, list) or not said:
         raise ValueError(f"field 'responses' must be a list of responses, not {said!r:.80}")
-    return _whole(prompt, row), [_after(prompt, _turns(one, "responses")) for one in said]
+    return _whole(prompt, row, config), [_after(prompt, _turns(one, "responses")) for one in said]
 
 
 def _turns(value: Any, name: str) -> list[Message]:

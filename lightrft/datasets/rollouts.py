@@ -7,15 +7,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightrft.utils.paths import expanded
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[tuple[str, Row]]]
 """Gives the located rows of one file."""
 FILE = re.compile(r"step-(\d+)(?:\.rank-(\d+))?\.(?:jsonl|parquet)")
+SETTINGS = re.compile(r"config(?:-until-step-(\d+))?\.yaml")
+"""Settings of the steps up to one, where a resume has changed them, and those of the steps after it."""
 STEPS = re.compile(r"(\d+)(-(\d*))?")
 WHOLE = ("", "train", "test")
 """Values of tasks.train_split and tasks.evaluate_split that name no steps: the defaults, which are meant for the hub."""
+
+
+TOLD = ("", "mcp", "repair", "search")
+"""Environments of which environment.announce says whether a prompt was told of the tools; others tell of theirs as they begin."""
+
+
+class UnreadError(ValueError):
+    """A response that a run has saved, and that is no row all the same."""
 
 
 def rollouts_folder(place: str) -> Path | None:
@@ -59,10 +71,13 @@ def read_rollouts(
     """
     for step in chosen_steps(place, folder, split):
         groups: dict[tuple[Any, Any], Row] = {}
+        spoken_with = _environment(folder, step)
         for file in _files(folder, step):
             for where, saved in rows(file):
                 try:
-                    _add(groups, saved)
+                    _add(groups, saved, spoken_with)
+                except UnreadError as error:
+                    bad(f"{where}: {error}")
                 except (KeyError, TypeError, ValueError) as error:
                     bad(f"{where}: no response that a run has saved ({type(error).__name__}: {error})")
         for (prompt, _), row in groups.items():
@@ -78,7 +93,26 @@ def _files(folder: Path, step: int) -> list[Path]:
     return [found[rank] for rank in sorted(found)]
 
 
-def _add(groups: dict[tuple[Any, Any], Row], saved: Row) -> None:
+def _environment(folder: Path, step: int) -> str:
+    """The setting by which the run told its policy of tools in this step; empty if there is none, or the messages hold them."""
+    run = folder.parent if folder.name == "trajectories" else folder
+    until = {
+        float(name[1] or "inf"): file for file in run.iterdir() if (name := SETTINGS.fullmatch(file.name))
+    }
+    file = next((until[last] for last in sorted(until) if last >= step), None)
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not readable as YAML ({error}).") from None
+    options = settings.get("environment") if isinstance(settings, dict) else None
+    options = options if isinstance(options, dict) else {}
+    name, tools = options.get("name") or "", options.get("tools") or []
+    if options.get("announce") is False and name in TOLD:
+        return ""
+    return f"environment.name={name}" if name else f"environment.tools={tools}" if tools else ""
+
+
+def _add(groups: dict[tuple[Any, Any], Row], saved: Row, spoken_with: str) -> None:
     if saved["origin"] != "sampled" or saved["finish"] != "stop" or saved["reward"] is None:
         return
     if saved.get("use") == "held_out":
@@ -89,10 +123,18 @@ def _add(groups: dict[tuple[Any, Any], Row], saved: Row) -> None:
         isinstance(turn["content"], list) and any(part["type"] != "text" for part in turn["content"])
         for turn in saved["messages"]
     ):
-        raise ValueError("responses to pictures, clips and sounds are not read, which a run does not keep")
-    if saved.get("said"):
-        raise ValueError(
-            "conversations of several turns are not read: the tools that were offered are not among their messages"
+        raise UnreadError(
+            "responses to pictures, clips and sounds are not read, which a run does not keep. Name a run of text."
+        )
+    if saved.get("said") or spoken_with:
+        what = (
+            "conversations of several turns"
+            if saved.get("said")
+            else f"responses of a run with {spoken_with}"
+        )
+        raise UnreadError(
+            f"{what} are not read: the tools that were offered are not among their messages. Name steps of a run without "
+            "an environment."
         )
     row = groups.setdefault(
         (saved["prompt_id"], saved["group"]),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import Example, field, text_field
+from lightrft.datasets.formats import Example, asked, field, text_field
 from lightrft.datasets.sources import Row
 from lightrft.tasks.base import Place, Task, boxed_gold, from_places, no_option
 from lightrft.tasks.media_tasks import LETTER, choices, tagged_gold
@@ -25,19 +25,19 @@ NO_TRAIN = "it is a test set. Name it in tasks.evaluate, and train on other rows
 def mmlu_row(row: Row, config: TaskConfig) -> Example:
     """Fields `question`, `choices`, and `answer`, the number of the right choice from 0."""
     options = field(row, "choices")
-    return _asked(text_field(row, "question"), options, _numbered(row, "answer", len(options)))
+    return _choice(row, text_field(row, "question"), options, _numbered(row, "answer", len(options)))
 
 
 def mmlu_pro_row(row: Row, config: TaskConfig) -> Example:
     """Fields `question`, `options` (up to ten), and `answer`, the letter of the right one."""
     options = field(row, "options")
-    return _asked(text_field(row, "question"), options, _lettered(row, "answer", len(options)))
+    return _choice(row, text_field(row, "question"), options, _lettered(row, "answer", len(options)))
 
 
 def mmmlu_row(row: Row, config: TaskConfig) -> Example:
     """Fields `Question`, `A` to `D`, and `Answer`, the letter of the right one."""
     options = [field(row, name) for name in "ABCD"]
-    return _asked(text_field(row, "Question"), options, _lettered(row, "Answer", 4))
+    return _choice(row, text_field(row, "Question"), options, _lettered(row, "Answer", 4))
 
 
 def gpqa_row(row: Row, config: TaskConfig) -> Example:
@@ -47,14 +47,14 @@ def gpqa_row(row: Row, config: TaskConfig) -> Example:
     options = [right, *(text_field(row, f"Incorrect Answer {n}").strip() for n in (1, 2, 3))]
     order = list(range(4))
     random.Random(f"gpqa/{question}").shuffle(order)
-    return _asked(question, [options[place] for place in order], order.index(0))
+    return _choice(row, question, [options[place] for place in order], order.index(0))
 
 
 def amc_row(row: Row, config: TaskConfig) -> Example:
     """Fields `question` (or `problem`) and `answer`, a number; 27.0 becomes 27."""
     name = "question" if "question" in row else "problem"
     answer = str(field(row, "answer")).strip()
-    return Example(text_field(row, name).strip(), answer.removesuffix(".0"))
+    return Example(asked(text_field(row, name).strip(), row), answer.removesuffix(".0"))
 
 
 def olympiad_row(row: Row, config: TaskConfig) -> Example:
@@ -63,7 +63,7 @@ def olympiad_row(row: Row, config: TaskConfig) -> Example:
     if not isinstance(answers, list) or len(answers) != 1 or not str(answers[0]).strip(" $"):
         raise ValueError(f"field 'final_answer' must be a list with one answer, not {answers!r:.80}")
     parts = [str(row.get("context") or "").strip(), text_field(row, "question").strip()]
-    return Example("\n".join(filter(None, parts)), str(answers[0]).strip().strip("$").strip())
+    return Example(asked("\n".join(filter(None, parts)), row), str(answers[0]).strip().strip("$").strip())
 
 
 def single_answer(row: Row) -> bool:
@@ -75,10 +75,10 @@ def single_answer(row: Row) -> bool:
     )
 
 
-def _asked(question: str, options: Any, right: int) -> Example:
+def _choice(row: Row, question: str, options: Any, right: int) -> Example:
     if not isinstance(options, (list, tuple)) or not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"between 2 and {len(LETTERS)} choices are needed, not {options!r:.80}")
-    return Example(f"{question.strip()}\n{choices(options)}", LETTERS[right])
+    return Example(asked(f"{question.strip()}\n{choices(options)}", row), LETTERS[right])
 
 
 def _numbered(row: Row, name: str, count: int) -> int:

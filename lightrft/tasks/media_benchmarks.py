@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import Example, asked, field, text_field
+from lightrft.datasets.formats import Example, asked, field, only, text_field
 from lightrft.datasets.sources import Row
 from lightrft.tasks.base import Place, Task, from_places
 from lightrft.tasks.media_tasks import LETTER, UNCHANGED, choices, tagged_gold
@@ -48,7 +48,7 @@ def interleaved(text: str, row: Row) -> Any:
 
     marked = "<image>" * len(others) + IMAGE.sub(mark, text)
     images = [row[f"image_{number}"] for number in [*others, *named]]
-    return asked(marked, {"images": images}) if images else text
+    return asked(marked, only(row, images=images)) if images else asked(text, only(row))
 
 
 def mmmu_row(row: Row, config: TaskConfig) -> Example:
@@ -119,7 +119,8 @@ def mmau_row(row: Row, config: TaskConfig) -> Example:
     question = text_field(row, "question" if "question" in row else "instruction").strip()
     sound = field(row, "audio_id" if "audio_id" in row else "context")
     return Example(
-        asked(f"{question}\n{choices(options)}", {"audio": sound}), {"answer": answer, "choices": options}
+        asked(f"{question}\n{choices(options)}", only(row, audio=sound)),
+        {"answer": answer, "choices": options},
     )
 
 
@@ -161,7 +162,9 @@ def video_mme_row(row: Row, config: TaskConfig) -> Example:
         re.sub(rf"^{name}[.)]\s*", "", option) for name, option in zip("ABCDEFGHIJ", options, strict=False)
     ]
     clip = row.get("video") or f"data/{text_field(row, 'videoID')}.mp4"
-    return Example(asked(f"{text_field(row, 'question').strip()}\n{choices(bare)}", {"video": clip}), answer)
+    return Example(
+        asked(f"{text_field(row, 'question').strip()}\n{choices(bare)}", only(row, video=clip)), answer
+    )
 
 
 def video_mme(option: str) -> Task:

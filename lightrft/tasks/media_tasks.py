@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import Example, asked, field, text_field
+from lightrft.datasets.formats import Example, asked, field, only, text_field
 from lightrft.datasets.sources import BadRecords, Located, Row, read
 from lightrft.tasks import chorales, clips, scenes
 from lightrft.tasks.base import (
@@ -191,7 +191,7 @@ def mathvision_row(row: Row, config: TaskConfig) -> Example:
     own = "" if list(options) == list("ABCDE")[: len(options)] else f"\n{choices(options)}"
     picture = row.get("decoded_image") or field(row, "image")
     return Example(
-        asked(f"{text_field(row, 'question').strip()}{own}", {"image": picture}),
+        asked(f"{text_field(row, 'question').strip()}{own}", only(row, image=picture)),
         str(field(row, "answer")).strip(),
     )
 
@@ -320,7 +320,7 @@ def avqa_row(row: Row, config: TaskConfig) -> Example:
         )
     text = text_field(row, "question_text").strip().replace("video", "audio")
     question = f"{text} Choose one of: {', '.join(str(option) for option in options)}."
-    return Example(asked(question, {"audio": field(row, "audio_path")}), str(options[answer]).strip())
+    return Example(asked(question, only(row, audio=field(row, "audio_path"))), str(options[answer]).strip())
 
 
 def avqa(option: str) -> Task:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.formats import Example, field, text_field
+from lightrft.datasets.formats import Example, asked, field, text_field
 from lightrft.datasets.sources import Row
 from lightrft.tasks.base import Measure, Place, Task, from_places, no_option
 from lightrft.types import Record
@@ -26,7 +26,7 @@ def ifeval_row(row: Row, config: TaskConfig) -> Example:
     words = [{name: value for name, value in (one or {}).items() if value is not None} for one in given]
     target = {"instruction_id_list": list(kinds), "kwargs": words}
     checks_of(target)
-    return Example(text_field(row, "prompt"), target)
+    return Example(asked(text_field(row, "prompt"), row), target)
 
 
 def ifeval(option: str) -> Task:
@@ -68,14 +68,13 @@ def hotpot_row(row: Row, config: TaskConfig) -> Example:
     paragraphs = [
         f"{title}: {''.join(sentences).strip()}" for title, sentences in _paragraphs(field(row, "context"))
     ]
-    return Example(
-        "\n\n".join([*paragraphs, text_field(row, "question").strip()]), text_field(row, "answer").strip()
-    )
+    question = "\n\n".join([*paragraphs, text_field(row, "question").strip()])
+    return Example(asked(question, row), text_field(row, "answer").strip())
 
 
 def hotpot_question(row: Row, config: TaskConfig) -> Example:
     """Fields `question` and `answer`."""
-    return Example(text_field(row, "question").strip(), text_field(row, "answer").strip())
+    return Example(asked(text_field(row, "question").strip(), row), text_field(row, "answer").strip())
 
 
 def _paragraphs(context: Any) -> list[tuple[str, Sequence[str]]]:
@@ -115,7 +114,7 @@ def nq_row(row: Row, config: TaskConfig) -> Example:
     ):
         raise ValueError(f"field 'answer' must be a list of texts, not {answers!r:.80}")
     question = text_field(row, "question").strip()
-    return Example(question if question.endswith("?") else f"{question}?", answers)
+    return Example(asked(question if question.endswith("?") else f"{question}?", row), answers)
 
 
 def nq_open(option: str) -> Task:

@@ -40,6 +40,14 @@ def mean_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     return Estimate(mean, *_bootstrap(values, seed))
 
 
+def difference_estimate(values: Sequence[float], seed: int = 0) -> Estimate:
+    """The mean of one difference per prompt, which may be below 0, with a percentile bootstrap over prompts whatever the values are: zeros and
+    ones among them are no shares. Low and high are NaN for fewer than two."""
+    if len(values) < 2:
+        return Estimate(values[0] if values else math.nan, math.nan, math.nan)
+    return Estimate(math.fsum(values) / len(values), *_bootstrap(values, seed))
+
+
 def weighted_estimate(values: Sequence[float], weights: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of one value per prompt, prompts counting by their weights: sum(w v) / sum(w), with a bootstrap over prompts."""
     if len(set(weights)) <= 1:

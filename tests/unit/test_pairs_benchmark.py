@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -55,17 +56,59 @@ def test_a_start_that_was_stopped_goes_on_and_other_pairs_are_run_anew(parts, tm
             raise KeyboardInterrupt
         return {"cpu_seconds": {"step": float(len(asked))}}
 
+    versions = ["torch=1"]
+
+    def told(side):
+        return versions[0]
+
     side = compare.Side("trl", Path("python"), "trl.py", {"rows": str(file), "kind": "dpo", "pairs": 8})
-    first = benchmark.Runs(1, resume=False, run=run)
+    first = benchmark.Runs(1, resume=False, run=run, told=told)
     first(side, 0)
     with pytest.raises(KeyboardInterrupt):
         first(side, 1)
-    again = benchmark.Runs(1, resume=True, run=run)
+    again = benchmark.Runs(1, resume=True, run=run, told=told)
     assert [again(side, n)["cpu_seconds"]["step"] for n in (0, 1)] == [1.0, 3.0]
     assert asked == [(0, 1), (1, 1), (1, 1)]
     file.write_text(file.read_text().replace("[0]", "[99]"))
-    changed = benchmark.Runs(1, resume=True, run=run)
+    changed = benchmark.Runs(1, resume=True, run=run, told=told)
     assert [changed(side, n)["cpu_seconds"]["step"] for n in (0, 1)] == [4.0, 3.0]
     assert [row["chosen"] for row in work.pairs(str(file), 8, 1)] == [[n] for n in range(8, 16)]
-    benchmark.Runs(1, resume=False, run=run)(side, 0)
+    benchmark.Runs(1, resume=False, run=run, told=told)(side, 0)
     assert len(asked) == 5
+    again(side, 0, "search")  # the one that a search chose is measured anew
+    versions[0] = "torch=2"
+    benchmark.Runs(1, resume=True, run=run, told=told)(side, 0)
+    assert len(asked) == 7
+
+
+def test_runs_are_told_apart_by_versions_code_and_machine(parts, tmp_path, monkeypatch):
+    benchmark, compare, _ = parts
+    monkeypatch.setattr(compare, "FOLDER", tmp_path / "benchmarks")
+    (tmp_path / "lightrft").mkdir()
+    (tmp_path / "lightrft" / "a.py").write_text("1")
+    ours, peer = (compare.Side(name, Path(sys.executable), "a.py") for name in ("lightrft", "trl"))
+    before, other = benchmark.ran_on(ours), benchmark.ran_on(peer)
+    (tmp_path / "lightrft" / "a.py").write_text("2")
+    assert benchmark.ran_on(ours) != before
+    assert benchmark.ran_on(peer) == other
+    assert f"torch={version('torch')}" in other
+    assert compare.processor_name() in other
+
+
+@pytest.mark.parametrize(
+    "words", [["micro-batch"], ["micro-batch=3"], ["micro-batch=0"], ["padding-free=yes"]]
+)
+def test_a_setting_of_trl_that_cannot_be_is_refused_by_name(parts, words, capsys):
+    with pytest.raises(SystemExit):
+        parts[0].parse(["--rows", "a.gz", "--trl", *words])
+    assert f"--trl {words[0]}: give micro-batch=NUMBER, which divides --pairs 8" in capsys.readouterr().err
+
+
+def test_too_few_pairs_are_refused(parts):
+    options = parts[0].parse(["--rows", "a.gz", "--pairs", "2", "--trl", "micro-batch=2"])
+    assert options.trl == {"micro-batch": 2}
+    parts[0].check_enough([()] * 6, options)
+    with pytest.raises(
+        SystemExit, match=r"a.gz has 5 pairs.* 3 repetitions of 2 need 6. Lower --repetitions"
+    ):
+        parts[0].check_enough([()] * 5, options)

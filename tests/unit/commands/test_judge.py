@@ -5,7 +5,10 @@ import math
 
 import pytest
 
+from lightrft.algorithms.judging import Choice
 from lightrft.cli import main
+from lightrft.commands.judge import picked
+from lightrft.console import pairs as shown
 from tests.unit.models.test_reward import reward_folder
 
 ROWS = [
@@ -105,6 +108,18 @@ def test_choosing_one_of_several_is_compared_with_chance_and_with_lengths(judged
     assert "Choosing one of K by it: mean grade 0.500 of 4 rows, by chance 0.396 (gain +0.104" in judged(
         written, *form
     )
+
+
+def test_the_gain_of_a_constant_reward_is_nothing_and_of_one_row_has_no_interval():
+    rows = [Choice(0.5, 0.5, 1.0, 0.0, 1.0)] * 4
+    found = picked(rows)
+    assert (found["gain_low"], found["gain_high"]) == (0.0, 0.0)
+    mixed = picked([Choice(1.0, 0.0, 1.0, 0.0, 1.0), *rows])  # one row that gains 1: no share of 5
+    assert (mixed["gain_low"], mixed["gain_high"]) == pytest.approx((0.0, 0.6))
+    one = picked(rows[:1])
+    assert "gain_low" not in one
+    told = shown.remarks({**one, "unjudged": 0.0})
+    assert "gain +0.000, no interval of one row" in told[0]
 
 
 def test_signs_are_measured_where_grades_have_both(judged):

@@ -88,11 +88,29 @@ def test_a_row_of_another_file_is_named(run):
 def test_a_conversation_of_several_turns_is_refused_or_counted(tmp_path):
     turns = [{"role": "assistant", "content": "look"}, {"role": "tool", "content": "4"}]
     save(tmp_path, 1, [*said({"4": 1.0, "5": 0.0}, step=1), *said({"6": 0.0}, step=1, said=turns)])
-    with pytest.raises(ValueError, match="conversations of several turns are not read"):
+    with pytest.raises(ValueError, match="conversations of several turns are not read") as caught:
         list(read(str(tmp_path), "1", BadRecords()))
+    assert "Name steps of a run without an environment" in str(caught.value)
+    assert "no response that a run has saved" not in str(caught.value)
     skip = BadRecords("skip")
     ((_, row),) = read(str(tmp_path), "1", skip)
     assert (row["responses"], skip.skipped) == (["4", "5"], 1)
+
+
+def test_responses_in_one_turn_to_prompts_that_told_of_tools_are_refused(run):
+    """A resume changed the settings after step 2: until then there were tools, which are not among the messages."""
+    (run / "config-until-step-000002.yaml").write_text(
+        "environment: {name: '', tools: [calc], announce: true}"
+    )
+    (run / "config.yaml").write_text("environment: {name: '', tools: [calc], announce: false}")
+    with pytest.raises(ValueError, match=r"a run with environment.tools=\['calc'\] are not read"):
+        list(read(str(run), "1", BadRecords()))
+    skip = BadRecords("skip")
+    assert [row["responses"] for _, row in read(str(run), "", skip)] == [["1", "2"]]
+    assert skip.skipped == 4
+    (run / "config.yaml").write_text("environment: {name: 'games.py:Game', announce: false}")
+    with pytest.raises(ValueError, match="environment.name=games.py:Game"):
+        list(read(str(run), "3", BadRecords()))
 
 
 def test_a_row_is_graded_by_its_rewards_and_its_best_response_is_learned(run):
