@@ -166,14 +166,16 @@ def diffusion_nft(
     on v_new, where w |v_new - v|^2 = -log p. Multiplied out that is a beta m_t - clip(A_t, -a, a) (log ratio_t + m_t) with m_t = w |v_new - v_old|^2, which is
     `batch.moved`. DiffusionNFT, Zheng et al. 2025 (https://arxiv.org/abs/2509.16117), eq. 5, with the factors of their code, which divides each square by
     its detached root as well; here it is the square. They draw with a moving average of the policy, here the policy of the step's beginning draws.
+    No exp is taken of the log-ratio, so here it is not clamped: m_t is not either, and the two belong together.
     """
     assert batch.moved is not None, (
         "the model says how far predictions have moved: rollout.denoise.keep_means"
     )
     advantages = advantages_of(batch).clamp(-advantage_bound, advantage_bound)
-    difference, moved = log_ratio(new, batch), torch.where(batch.mask, batch.moved, 0.0)
+    old = new.detach() if batch.old is None else batch.old
+    difference, moved = (torch.where(batch.mask, x, 0.0) for x in (new - old, batch.moved))
     loss = advantage_bound * beta * moved - advantages * (difference + moved)
-    return Terms(loss, drift_of(difference))
+    return Terms(loss, drift_of(log_ratio(new, batch)))
 
 
 for _bounded in (dppo, dppo_kl, dcpo, aspo):

@@ -75,7 +75,7 @@ def of_masked(config: SFTConfig, run: Path, world: World) -> offline.Setup:
         processor,
         Source(config.model),
         MaskedImitation(config, reading=reading),
-        partial(prompts_of, config, Conversations.of(processor, config)),
+        partial(masked_prompts_of, config, Conversations.of(processor, config)),
         engine=partial(build_engine, config, processor, sampled),
         sampled_tokens=config.log.sampled_tokens,
         layout=lambda answers, _: reading.layout(answers),
@@ -132,4 +132,29 @@ def prompts_of(config: SFTConfig, conversations: Conversations, task: Task, spli
         longest = max(len(p.token_ids) for p in prompts[: config.log.held_out_prompts])
         if told := beyond_context(config.model, longest, config.log.sampled_tokens, "log.sampled_tokens"):
             log.warning("%s, held out: %s", task.name, told)
+    return prompts
+
+
+def masked_prompts_of(
+    config: SFTConfig, conversations: Conversations, task: Task, split: Split
+) -> list[Prompt]:
+    """`prompts_of` a model that reads both ways. ValueError where something follows a turn that is learned."""
+    prompts, canvas = prompts_of(config, conversations, task, split), config.masked.canvas
+    several = sum(not all(prompt.target.mask) for prompt in prompts)
+    if several:
+        raise ValueError(
+            f"train_on={config.train_on}: {several} of {len(prompts)} conversations of task '{task.name}', {split}, go on after a turn that is learned, and "
+            f"model.path={config.model.path} reads both ways: it would learn that turn with the answers to it in sight, which are not there when it is "
+            "sampled. Set train_on=last_turn."
+        )
+    longer = sum(len(prompt.target.token_ids) > canvas for prompt in prompts)
+    if canvas and longer:
+        log.warning(
+            "%s, %s: %d of %d responses are longer than masked.canvas=%d and are learned as they are, though a model that is sampled with "
+            "rollout.max_tokens=%d cannot write them. Raise both, or lower max_tokens.",
+            task.name, split, longer, len(prompts), canvas, canvas,
+        )  # fmt: skip
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    if canvas and (told := beyond_context(config.model, longest, canvas, "masked.canvas")):
+        log.warning("%s, %s: %s", task.name, split, told)
     return prompts

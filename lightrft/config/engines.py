@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import yaml
+
 from lightrft.config.addresses import refuse_secrets
 from lightrft.config.checks import refuse_idle
 from lightrft.config.further import read_further, taken_by
@@ -18,7 +20,7 @@ STEPWISE = {
     "likelihood=normed": _ON_THE_WAY,
     "weighting=noise": _ON_THE_WAY,
     "weighting=inverse_span": ("sde",),
-    "keep_means=True": ("match",),
+    "keep_means=true": ("match",),
 }
 """Settings of rollout.denoise that look at a step's noise, or at how far it moves the state -> the noises of which that is known."""
 
@@ -129,11 +131,11 @@ class DenoiseConfig:
                 "there is. Set it to at most 1."
             )
         for option, noises in STEPWISE.items():
-            value = getattr(self, option.partition("=")[0])
-            if str(value) == option.partition("=")[2] and self.noise not in noises:
+            name, _, value = option.partition("=")
+            if yaml.safe_load(value) == getattr(self, name) and self.noise not in noises:
                 raise ValueError(
                     f"rollout.denoise.{option} with rollout.denoise.noise={self.noise}: it is known for steps of {', '.join(noises)}. Set "
-                    f"rollout.denoise.noise={noises[0]}, or leave {option} out."
+                    f"rollout.denoise.noise={noises[0]}, or leave rollout.denoise.{name} out."
                 )
         if self.move == "fixed":
             cure = "set rollout.denoise.move=progressive"
@@ -205,12 +207,21 @@ class UnmaskConfig:
                 refuse_idle(section, self, [option], because=told, cure=cure)
 
 
+_PROCESSES = (
+    "It changes which processes hold the engine, and new weights would not reach them all. Leave it out."
+)
+_MODEL = (
+    "The engine is to have the trainer's model and tokens. Leave it out, and set what you mean under model."
+)
 OF_VLLM = taken_by(
     "rollout.vllm",
     *("model", "load_format", "dtype", "logprobs_mode", "distributed_executor_backend", "enable_sleep_mode", "worker_extension_cls"),
     *("enable_return_routed_experts", "mm_device_do_normalize", "enable_prefix_caching", "served_model_name", "middleware"),
     **{name: name for name in ("max_num_seqs", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")},
-)  # fmt: skip
+) | {
+    **dict.fromkeys(("pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size", "data_parallel_size_local", "nnodes"), _PROCESSES),
+    **dict.fromkeys(("hf_overrides", "hf_config_path", "tokenizer", "skip_tokenizer_init", "runner", "convert"), _MODEL),
+}  # fmt: skip
 """Arguments of vLLM that are given already -> what to do instead."""
 OF_SGLANG = taken_by(
     "rollout.sglang",
@@ -227,7 +238,10 @@ OF_SGLANG = taken_by(
         name: name
         for name in ("max_running_requests", "context_length", "mem_fraction_static", "max_total_tokens")
     },
-)
+) | {
+    **dict.fromkeys(("tp_size", "dp_size", "pp_size", "nnodes"), _PROCESSES),
+    **dict.fromkeys(("tokenizer_path", "skip_tokenizer_init", "json_model_override_args"), _MODEL),
+}
 """Arguments of SGLang's Engine that are given already -> what to do instead."""
 
 

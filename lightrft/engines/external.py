@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
@@ -149,6 +151,27 @@ def refuse(config: RolloutConfig, *options: str) -> None:
             raise ValueError(
                 f"rollout.{option}={getattr(config, option)}: {engine} cannot sample so. Set it to {default}, or {CURE}."
             )
+
+
+def refuse_unknown(setting: str, further: Mapping[str, Any], known: Collection[str], program: str) -> None:
+    """ValueError for an argument of `further`, which is `setting`, that the program does not know."""
+    for name in further:
+        if name not in known:
+            near = difflib.get_close_matches(name, known)
+            cure = f"Is it {' or '.join(near)}?" if near else "See its documentation (engine arguments)."
+            raise ValueError(f"{setting}.{name}: {program} has no argument of this name. {cure}")
+
+
+def refuse_other_values(
+    setting: str, further: Mapping[str, Any], needed: Mapping[str, Any], why: str
+) -> None:
+    """ValueError for an argument of `further`, which is `setting`, that has another value than what is `needed` here, and `why`."""
+    for name, value in needed.items():
+        if name in further and further[name] != value:
+            found, told = (
+                yaml.safe_dump(x, default_flow_style=True).splitlines()[0] for x in (further[name], value)
+            )
+            raise ValueError(f"{setting}.{name}={found}: it has to be {told}, {why}. Leave it out.")
 
 
 TAGS = frozenset(("weights", "kv_cache"))

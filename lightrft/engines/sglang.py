@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import inspect
 import multiprocessing
 import os
 import random
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from functools import partial
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightrft.config import RolloutConfig
+from lightrft.config import RolloutConfig, SglangConfig
 from lightrft.config.rollout import SAMPLING
 from lightrft.engines.base import NONE, EngineDiedError, EngineError, Progress
 from lightrft.engines.buckets import buckets
@@ -40,6 +41,8 @@ from lightrft.engines.external import (
     engine_requests,
     folder_without_weights,
     refuse,
+    refuse_other_values,
+    refuse_unknown,
 )
 from lightrft.engines.sampling import stream, uniforms
 from lightrft.models.experts import Routers, of_layers, routers_of
@@ -74,6 +77,7 @@ class SglangEngine:
         self._sleeps = weight.device.type != "cpu"
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._asleep: set[str] = set()
+        known_arguments(config.sglang, _needed(weight.device, processor))
         self._make = lambda: _start(module, processor, config)
         self._begin()
         self.sleep("weights")
@@ -292,34 +296,51 @@ def schedule_on_cpu(*args: Any, **options: Any) -> Any:
     return schedule(*args, **options)
 
 
+def known_arguments(options: SglangConfig, needed: Mapping[str, Any]) -> None:
+    """ValueError for one of `rollout.sglang.options` that this SGLang does not know, or with another value than what is `needed` here."""
+    setting, further = "rollout.sglang.options", options.further(with_home)
+    refuse_other_values(
+        setting,
+        further,
+        needed,
+        "without which SGLang does not draw by seeds, or not see, as training does here",
+    )
+    if further:
+        arguments: Any = require("sglang.srt.server_args", "sglang", CURE).ServerArgs
+        refuse_unknown(setting, further, list(inspect.signature(arguments).parameters), "SGLang")
+
+
+def _needed(device: torch.device, processor: Processor) -> dict[str, Any]:
+    """Arguments that a user may name but not change: on a CPU, and for models whose pictures see both ways."""
+    if device.type == "cpu":
+        return {
+            "attention_backend": "torch_native",
+            "sampling_backend": "pytorch",
+            "disable_overlap_schedule": True,
+        }
+    if processor.media is not None and processor.media.sees_both_ways:
+        return {"attention_backend": "triton"}  # the one that takes a mask of the model's own
+    return {}
+
+
 def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
     options, further, weight = config.sglang, config.sglang.further(with_home), next(module.parameters())
     kind: Any = require("sglang.srt.entrypoints.engine", "sglang", CURE).Engine
     scheduler = schedule_on_cpu if weight.device.type == "cpu" else schedule
     kind = type("Engine", (kind,), {"run_scheduler_process_func": staticmethod(scheduler)})
-    more: dict[str, Any] = {}
+    more = _needed(weight.device, processor)
     if weight.device.type == "cpu":
         choices: Any = require("sglang.srt.arg_groups.choices", "sglang")
         if (
             "torch_native" not in choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES
         ):  # without it no draw has a seed
             choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES.append("torch_native")
-        more |= {
-            "device": "cpu",
-            "attention_backend": "torch_native",
-            "sampling_backend": "pytorch",
-            "max_total_tokens": options.max_total_tokens,
-            "disable_overlap_schedule": True,
-        }
+        more |= {"device": "cpu", "max_total_tokens": options.max_total_tokens}
     else:
         more |= {
             "base_gpu_id": weight.device.index or 0,
             "enable_memory_saver": True,
         }
-        if (
-            processor.media is not None and processor.media.sees_both_ways
-        ):  # the one that takes a mask of the model's own
-            more["attention_backend"] = "triton"
     more["nccl_port"] = free_port()
     if config.routing_replay == SAMPLING:
         more["enable_return_routed_experts"] = True

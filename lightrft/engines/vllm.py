@@ -6,7 +6,6 @@ experts see vllm_weights.py); and its sleep mode frees memory of accelerators al
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -32,6 +31,8 @@ from lightrft.engines.external import (
     engine_requests,
     folder_without_weights,
     refuse,
+    refuse_other_values,
+    refuse_unknown,
     same_tokens,
 )
 from lightrft.engines.vllm_weights import check_taken, pack_again
@@ -45,6 +46,10 @@ from lightrft.strategy.memory import Resident
 from lightrft.types import Completion, Finish, Prompt, Sampling
 from lightrft.utils.imports import require
 from lightrft.utils.paths import with_home
+
+ON_CPU = {"enable_chunked_prefill": False}
+"""Arguments that vLLM needs on a CPU."""
+WHY_ON_CPU = "for of an answer with a seed whose prompt was read in part, vLLM takes the draw back in a way that only CUDA knows"
 
 
 class VllmEngine:
@@ -234,15 +239,13 @@ def _group(processes: int) -> Any:
     return group
 
 
-def known_arguments(options: VllmConfig) -> dict[str, Any]:
-    """`rollout.vllm.options` as this vLLM takes them. ValueError for one that it does not know."""
+def known_arguments(options: VllmConfig, *, on_cpu: bool = False) -> dict[str, Any]:
+    """`rollout.vllm.options` as this vLLM takes them. ValueError for one that it does not know, or that would break ON_CPU."""
+    setting, further = "rollout.vllm.options", options.further(with_home)
+    if on_cpu:
+        refuse_other_values(setting, further, ON_CPU, WHY_ON_CPU)
     arguments: Any = require("vllm.engine.arg_utils", "vllm", CURE).EngineArgs
-    known, further = [f.name for f in fields(arguments)], options.further(with_home)
-    for name in further:
-        if name not in known:
-            near = difflib.get_close_matches(name, known)
-            cure = f"Is it {' or '.join(near)}?" if near else "See its documentation (engine arguments)."
-            raise ValueError(f"rollout.vllm.options.{name}: vLLM has no argument of this name. {cure}")
+    refuse_unknown(setting, further, [f.name for f in fields(arguments)], "vLLM")
     return further
 
 
@@ -255,15 +258,14 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", f"{max(1, round(options.cache_gib))}")
     vllm = require("vllm", "vllm", CURE)
-    further = known_arguments(options)
+    further = known_arguments(options, on_cpu=on_cpu)
     more: dict[str, Any] = {}
     if on_cpu:
         # It says each time that sleep frees nothing.
         logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
         operators: Any = require("vllm._custom_ops", "vllm")
         operators._supports_onednn = False
-        # Of an answer with a seed whose prompt was read in part, vLLM takes the draw back in a way that only CUDA knows.
-        more["enable_chunked_prefill"] = False
+        more |= ON_CPU
     else:
         more |= {"gpu_memory_utilization": options.gpu_memory_utilization, "enable_sleep_mode": True}
     if joined:

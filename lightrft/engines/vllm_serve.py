@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from lightrft.config import RolloutConfig
 from lightrft.config.addresses import is_loopback, secret
-from lightrft.engines.external import folder_without_weights, refuse
+from lightrft.engines.external import CURE, folder_without_weights, refuse
 from lightrft.engines.transport import HOST
 from lightrft.engines.vllm import known_arguments
 from lightrft.engines.vllm_gate import KEY, Gate
 from lightrft.engines.vllm_program import READER
 from lightrft.models.processor import Processor
+from lightrft.utils.imports import require
 
 MEDIA = (
     "--enable-scale-out",
@@ -42,8 +45,9 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             "environment variable, here and where you train, and name it: --rollout.server.key VLLM_KEY. Or leave --host out, to "
             "serve this machine alone."
         )
-    weight, options, further = next(module.parameters()), config.vllm, known_arguments(config.vllm)
+    weight, options = next(module.parameters()), config.vllm
     on_cpu = weight.device.type == "cpu"
+    words = flags(known_arguments(options, on_cpu=on_cpu), actions()) if options.options else []
     environment = {**os.environ, **key, HOST: host}
     environment["VLLM_SERVER_DEV_MODE"] = "1"  # for requests to its workers
     if on_cpu:
@@ -61,9 +65,9 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             *(["--enforce-eager"] if options.enforce_eager else []),
             *(MEDIA if processor.media is not None else []),
             *(["--max-model-len", str(options.max_model_len)] if options.max_model_len else []),
-            *(["--no-enable-chunked-prefill"] if on_cpu else []),  # see vllm.py
+            *(["--no-enable-chunked-prefill"] if on_cpu else []),  # ON_CPU of vllm.py
             *([] if on_cpu else ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]),
-            *flags(further),
+            *words,
         ]
         try:
             return subprocess.run(command, env=environment, check=False).returncode
@@ -71,13 +75,40 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             return 130
 
 
-def flags(further: dict[str, Any]) -> list[str]:
-    """vLLM's arguments as words of its command."""
+def actions() -> dict[str, argparse.Action]:
+    """How vLLM's command reads each of its arguments, by name."""
+    arguments: Any = require("vllm.engine.arg_utils", "vllm", CURE)
+    parser = arguments.EngineArgs.add_cli_args(arguments.FlexibleArgumentParser())
+    return {action.dest: action for action in parser._actions}
+
+
+def flags(further: Mapping[str, Any], actions: Mapping[str, argparse.Action]) -> list[str]:
+    """vLLM's arguments as words of its command, in the way its `actions` read them.
+
+    ValueError for an argument that a program can give, but no command.
+    """
     words = []
     for name, value in further.items():
-        flag = name.replace("_", "-")
+        if name not in actions:
+            raise ValueError(
+                f"rollout.vllm.options.{name}: the command of a vLLM server has no such flag. Leave it out."
+            )
+        action, flag = actions[name], f"--{name.replace('_', '-')}"
+        negatable = f"--no-{name.replace('_', '-')}" in action.option_strings
+        if value is None or (value is False and not negatable):
+            continue  # the default of a flag that is only there or not
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            words += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list) and action.nargs not in (None, "?"):
+            if not value:
+                raise ValueError(
+                    f"rollout.vllm.options.{name}=[]: vLLM reads one word at least. Leave it out."
+                )
+            words += [flag, *map(_word, value)]
+        else:
+            words += [flag, _word(value)]
     return words
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -160,7 +160,7 @@ class Pictures:
         for t in answers:
             if t.states is not None and t.states.shape[1] != options.kept:
                 raise ValueError(
-                    f"rollout.denoise.likelihood={options.likelihood} with keep_means={options.keep_means}: they need {options.kept} states of each step, and a "
+                    f"rollout.denoise.likelihood={options.likelihood} with rollout.denoise.keep_means={str(options.keep_means).lower()}: they need {options.kept} states of each step, and a "
                     f"response from before they were changed keeps {t.states.shape[1]}. Set them to what they were, or begin a new run."
                 )
         return step_layout(answers, self.processor.width)

@@ -1,7 +1,8 @@
 """Tasks for models that draw whose pictures a program judges: plain shapes by count, colour and place, short texts, and pictures that take few
 or many bytes.
 
-What is held out follows from the names of the shapes alone: no task of this file trains on the combination, in whatever words, and its parts are trained on.
+Which combinations of shapes are held out follows from their names alone: no task of this file trains on one of them, in whatever words, while the
+shapes that it is made of are trained on. Of texts and animals a fifth is held out, again by their names.
 """
 
 from __future__ import annotations

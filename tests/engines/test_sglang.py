@@ -15,9 +15,9 @@ import torch
 
 from lightrft.config import ModelConfig, RolloutConfig, SglangConfig
 from lightrft.engines.base import EngineDiedError, EngineError, give
-from lightrft.engines.external import check_kinds, engine_requests
+from lightrft.engines.external import check_kinds, engine_requests, refuse_unknown
 from lightrft.engines.lmdeploy import LmdeployEngine, question
-from lightrft.engines.sglang import SglangEngine, free_port, seeded_draw
+from lightrft.engines.sglang import SglangEngine, free_port, known_arguments, seeded_draw
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
 from lightrft.testing import check_engine, media_prompts, tiny_prompt
@@ -91,6 +91,34 @@ def test_a_start_that_fails_leaves_no_process(tmp_path):
         with pytest.raises(EngineError, match="SGLang did not start .*its processes have printed above"):
             SglangEngine(module, processor, RolloutConfig(engine="sglang", sglang=config))
     assert all_gone()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("attention_backend", "fa3", "=fa3: it has to be torch_native, .* Leave it out"),
+        ("sampling_backend", "flashinfer", "=flashinfer: it has to be pytorch"),
+        ("disable_overlap_schedule", "false", "=false: it has to be true"),
+    ],
+)
+def test_an_argument_that_draws_with_seeds_need_on_a_cpu_keeps_its_value(name, text, told, tmp_path):
+    """Told before SGLang is imported."""
+    module, processor = text_model(tmp_path / "m", SHAPE)
+    config = RolloutConfig(engine="sglang", sglang=SglangConfig(options={name: text}))
+    with pytest.raises(ValueError, match=f"rollout.sglang.options.{name}{told}"):
+        SglangEngine(module, processor, config)
+
+
+@needs_sglang
+def test_an_argument_that_sglang_does_not_have_is_told_before_it_starts():
+    with pytest.raises(ValueError, match="rollout.sglang.options.chunked_prefil_size: SGLang has no argument of this name. Is it chunked_prefill_size"):  # fmt: skip
+        known_arguments(SglangConfig(options={"chunked_prefil_size": "512"}), {})
+
+
+def test_an_unknown_argument_names_the_nearest():
+    with pytest.raises(ValueError, match=r"rollout.sglang.options.page_sise: SGLang has no argument of this name. Is it page_size\?"):  # fmt: skip
+        refuse_unknown("rollout.sglang.options", {"page_sise": 1}, ["page_size", "dtype"], "SGLang")
+    refuse_unknown("rollout.sglang.options", {"page_size": 1}, ["page_size", "dtype"], "SGLang")
 
 
 def test_processes_that_are_seeded_alike_draw_ports_of_their_own():

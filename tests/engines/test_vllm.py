@@ -1,6 +1,8 @@
 """Real vLLM on a CPU against the list of what every engine must do. It lives in an environment of its own, see .ci/run."""
 
+import argparse
 import importlib
+import json
 import os
 from importlib.util import find_spec
 
@@ -13,7 +15,7 @@ from lightrft.build.memory import build_memory_plan
 from lightrft.config import ModelConfig, RolloutConfig, StrategyConfig, VllmConfig
 from lightrft.engines.base import EngineDiedError, give
 from lightrft.engines.vllm import VllmEngine, known_arguments
-from lightrft.engines.vllm_serve import flags
+from lightrft.engines.vllm_serve import actions, flags
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_model
@@ -252,10 +254,47 @@ def test_arguments_that_vllm_does_not_have_are_refused():
 
 
 def test_arguments_become_flags_of_the_server():
+    """As argparse has them: vLLM's own flags are of these kinds."""
+    command = argparse.ArgumentParser()
+    for name in ("kv_cache_dtype", "block_size", "x", "z"):
+        command.add_argument(f"--{name.replace('_', '-')}", type=json.loads if name == "x" else str)
+    for name in ("async_scheduling", "y"):
+        command.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction)
+    command.add_argument("--disable-log-stats", action="store_true")
+    command.add_argument("--hf-token", nargs="?", const=True)
+    command.add_argument("--sizes", nargs="+", type=int)
+    taken = {action.dest: action for action in command._actions}
     further = VllmConfig(
-        options={"kv_cache_dtype": "fp8", "async_scheduling": "false", "block_size": "32", "x": "{a: [1]}", "y": "true", "z": "null"}
+        options={
+            "kv_cache_dtype": "fp8", "async_scheduling": "false", "block_size": "32", "x": "[{a: [1]}]", "y": "true", "z": "null",
+            "disable_log_stats": "false", "hf_token": "true", "sizes": "[1, 2, 4]",
+        }
     ).further()  # fmt: skip
-    assert flags(further) == [
+    words = flags(further, taken)
+    assert words == [
         *("--kv-cache-dtype", "fp8", "--no-async-scheduling", "--block-size", "32"),
-        *("--x", '{"a": [1]}', "--y"),
+        *("--x", '[{"a": [1]}]', "--y", "--hf-token", "--sizes", "1", "2", "4"),
     ]
+    read = command.parse_args(words)
+    assert (read.sizes, read.x, read.async_scheduling, read.disable_log_stats) == ([1, 2, 4], [{"a": [1]}], False, False)  # fmt: skip
+    with pytest.raises(ValueError, match=r"rollout.vllm.options.sizes=\[\]: .* Leave it out"):
+        flags({"sizes": []}, taken)
+    with pytest.raises(
+        ValueError, match="rollout.vllm.options.model_weights: the command .* has no such flag"
+    ):
+        flags({"model_weights": "a"}, taken)
+
+
+@needs_vllm
+def test_vllm_reads_the_flags_as_they_were_meant():
+    more = {"cudagraph_capture_sizes": "[1, 2]", "disable_log_stats": "false", "async_scheduling": "false", "limit_mm_per_prompt": "{image: 2}"}  # fmt: skip
+    further = known_arguments(VllmConfig(options=more))
+    from vllm.engine.arg_utils import EngineArgs, FlexibleArgumentParser
+
+    read = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(flags(further, actions()))
+    assert {name: getattr(read, name) for name in further} == further
+
+
+def test_an_argument_that_draws_with_seeds_need_on_a_cpu_keeps_its_value():
+    with pytest.raises(ValueError, match="rollout.vllm.options.enable_chunked_prefill=true: it has to be false, .* Leave it out"):  # fmt: skip
+        known_arguments(VllmConfig(options={"enable_chunked_prefill": "true"}), on_cpu=True)

@@ -70,6 +70,22 @@ def test_by_hand():
     assert terms.metrics["ratio/mean"].item() == pytest.approx(2.718281828**0.75)  # (1 - 0)^2 - (0.5 - 1)^2
 
 
+@pytest.mark.parametrize(("advantage", "gradient"), [(5.0, 2.0), (1.0, -6.0), (-5.0, -18.0)])
+def test_a_log_ratio_of_a_whole_picture_keeps_its_gradient_however_large_it_is(advantage, gradient):
+    """With likelihood=sum of 64 numbers, v = 0, v_old = 1, v_new = 0.2: log ratio 64 (1 - 0.04) > 20. By the paper 5 (r g_plus + (1 - r) g_minus)
+    of each number, g_plus = 2 v_plus = 0.4 and g_minus = -2 v_minus = -2 (2 - 0.2) = -3.6, r = (1 + A / 5) / 2."""
+    guess = torch.full((1, 64), 0.2, dtype=torch.float64, requires_grad=True)
+    old, true = torch.ones(1, 64, dtype=torch.float64), torch.zeros(1, 64, dtype=torch.float64)
+    new, before, moved = (64 * column for column in columns(guess, old, true, LEVEL))
+    assert (new - before).item() == pytest.approx(64 * 0.96)
+    batch = make_batch([1], old=before, advantages=torch.tensor([advantage], dtype=torch.float64))
+    batch.moved = moved
+    terms = diffusion_nft(new, batch, AlgorithmConfig(), beta=1.0, advantage_bound=5.0)
+    terms.loss.sum().backward()
+    assert guess.grad.tolist()[0] == pytest.approx([gradient] * 64)
+    assert all(torch.isfinite(value).all() for value in terms.metrics.values())
+
+
 def test_what_is_not_chosen_has_no_loss_and_no_gradient():
     new = torch.tensor([0.1, 0.2], requires_grad=True)
     batch = make_batch([2], mask=[True, False], old=torch.zeros(2), advantages=torch.tensor([1.0, torch.nan]))
@@ -99,7 +115,7 @@ def test_what_it_cannot_do_without_is_asked_for_by_name():
         build_for(settings(update=UpdateConfig()), resolve)
     with pytest.raises(ValueError, match=r"algorithm.options.beta=0: must be"):
         build_for(settings(algorithm=AlgorithmConfig(loss="diffusion_nft", options={"beta": 0.0})), resolve)
-    with pytest.raises(ValueError, match=r"keep_means=True with rollout.denoise.noise=sde: .* Set rollout.denoise.noise=match"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"rollout.denoise.keep_means=true with rollout.denoise.noise=sde: .* Set rollout.denoise.noise=match, or leave rollout.denoise.keep_means out"):  # fmt: skip
         DenoiseConfig(keep_means=True)
 
 
@@ -179,5 +195,5 @@ def test_its_gradient_is_that_of_the_published_factors_over_the_network_of_diffu
 def test_a_response_from_before_means_were_kept_is_refused(drawn):
     kind, _, _, answers, _ = drawn
     short = replace(answers[0], states=answers[0].states[:, :2])
-    with pytest.raises(ValueError, match="keep_means=True: they need 3 states of each step"):
+    with pytest.raises(ValueError, match="rollout.denoise.keep_means=true: they need 3 states of each step"):
         kind.layout([short], True)

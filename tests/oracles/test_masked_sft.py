@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lightrft.build.sft import of_masked, of_words
+from lightrft.commands.plan.offline import plan
 from lightrft.config import (
     MaskedConfig,
     ModelConfig,
@@ -21,10 +23,13 @@ from lightrft.config import (
     UnmaskConfig,
     UpdateConfig,
 )
+from lightrft.config.plan import Hardware
+from lightrft.config.sft import CONVERSATIONS
 from lightrft.datasets.conversations import Answer
 from lightrft.models.masked import canvas_logprobs
 from lightrft.models.masking import LEAST, Masking
 from lightrft.parallel.world import World
+from lightrft.tasks.table import load_task
 from lightrft.testing import tiny_prompt
 from lightrft.trainer.batching import pack
 from lightrft.types import Prompt, Trajectory
@@ -130,3 +135,49 @@ def test_masks_are_refused_where_a_model_writes_from_left_to_right(tmp_path):
         of_words(plain, tmp_path, World())
     with pytest.raises(ValueError, match="masked.draws=0"):
         MaskedConfig(draws=0)
+
+
+def talks(*lengths, turns=1):
+    """A format whose rows are conversations of so many turns each, with responses of these lengths."""
+    talk = [
+        part
+        for _ in range(turns)
+        for part in ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    ]
+    return [{"messages": [*talk[:-1], {"role": "assistant", "content": "a" * n}]} for n in lengths]
+
+
+def prompts_of(folder, rows, **changes):
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = TaskConfig(train={"file": 1.0}, train_file=str(file), format=CONVERSATIONS)
+    asked = config(tasks=tasks, **changes)
+    return of_masked(asked, folder, World()).prompts_of(load_task("file"), "train")
+
+
+def test_a_turn_that_others_follow_is_refused_for_it_would_be_learned_with_them_in_sight(tmp_path):
+    rows = talks(3, turns=2) + talks(2)
+    with pytest.raises(ValueError, match=r"train_on=all_turns: 1 of 2 conversations of task 'file'.* Set train_on=last_turn"):  # fmt: skip
+        prompts_of(tmp_path, rows)
+    assert [all(p.target.mask) for p in prompts_of(tmp_path, rows, train_on="last_turn")] == [True, True]
+    # Of a turn and the beginning of the user's next one only the first is learned, and the other follows it all the same.
+    with pytest.raises(ValueError, match="1 of 2 conversations"):
+        prompts_of(tmp_path, rows, max_tokens=4, on_long_response="truncate")
+
+
+def test_a_canvas_beyond_the_model_or_below_responses_is_told(tmp_path, caplog):
+    prompts_of(tmp_path, talks(2, 9), masked=MaskedConfig(canvas=5))
+    assert "1 of 2 responses are longer than masked.canvas=5" in caplog.text
+    caplog.clear()
+    prompts_of(tmp_path, talks(2), masked=MaskedConfig(canvas=100_000))
+    assert "Lower tasks.max_prompt_tokens or masked.canvas" in caplog.text
+    assert "longer than masked.canvas" not in caplog.text
+
+
+def test_a_plan_counts_all_draws_of_a_response_with_its_canvas():
+    asked = config(masked=MaskedConfig(draws=3, canvas=500), update=UpdateConfig(tokens_per_micro_batch=1024))
+    hardware = Hardware(devices=1)
+    assert plan(asked, hardware, 100, 200).tokens == 3 * (100 + 500)
+    assert plan(asked, hardware, 100, 700).tokens == 3 * (100 + 700)
+    wide = replace(asked, update=UpdateConfig(tokens_per_micro_batch=4096))
+    assert plan(wide, hardware, 100, 200).tokens == 4096

@@ -32,7 +32,7 @@ from lightrft.config import (
 )
 from lightrft.config.plan import Hardware
 from lightrft.engines.footprint import Demand, EngineFootprint
-from lightrft.models.describe import is_pipeline
+from lightrft.models.describe import is_masked, is_pipeline
 from lightrft.models.lora import starts_as_base
 from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
@@ -183,11 +183,19 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt_tokens: int, response
     """The plan of a run. ValueError for a model that is not there."""
     source, compared, together = learner(config)
     apart = compared and not starts_as_base(config.model.lora)
-    # Responses that a loss compares are read in one batch with their prompt, which a pair makes longer than the budget first.
-    tokens = max(config.update.tokens_per_micro_batch, prompt_tokens + together * response_tokens)
+    tokens = max(
+        config.update.tokens_per_micro_batch, _largest(config, prompt_tokens, response_tokens, together)
+    )
     reference = Shape(Source(config.model, learns=False)) if apart else None
     model = Shape(source, optimizer=config.optimizer)
     return OfflinePlan(config, hardware, model, reference, tokens, prompt_tokens)
+
+
+def _largest(config: OfflineConfig, prompt: int, response: int, together: int) -> int:
+    """Tokens of what is read in one batch however small the budget is: the responses that a loss compares, or all draws of masks of one."""
+    if isinstance(config, SFTConfig) and is_masked(config.model):
+        return config.masked.draws * (prompt + max(response, config.masked.canvas))
+    return prompt + together * response
 
 
 def learner(config: OfflineConfig) -> tuple[Source, bool, int]:

@@ -76,6 +76,19 @@ def test_further_arguments_of_engines_are_read_as_yaml_and_do_not_replace_ours()
         (VllmConfig, "rollout.vllm", "max_model_len", r"Set rollout\.vllm\.max_model_len\."),
         (VllmConfig, "rollout.vllm", "load_format", "Training needs it as it is."),
         (SglangConfig, "rollout.sglang", "context_length", r"Set rollout\.sglang\.context_length\."),
+        *(
+            (VllmConfig, "rollout.vllm", name, "processes hold the engine.* Leave it out")
+            for name in ("pipeline_parallel_size", "data_parallel_size")
+        ),
+        *(
+            (VllmConfig, "rollout.vllm", name, "the trainer's model and tokens.* under model")
+            for name in ("hf_overrides", "tokenizer")
+        ),
+        *(
+            (SglangConfig, "rollout.sglang", name, "processes hold the engine")
+            for name in ("tp_size", "dp_size", "pp_size")
+        ),
+        (SglangConfig, "rollout.sglang", "tokenizer_path", "the trainer's model and tokens"),
     ):
         with pytest.raises(ValueError, match=rf"{setting}.options.{name}='1': .*{cure}"):
             config(options={name: "1"})
