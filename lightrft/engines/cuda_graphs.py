@@ -26,7 +26,7 @@ AHEAD = 8
 With top-p or min-p and no top-k the device is waited for once for each token all the same: whether the candidates suffice (sampling.py).
 """
 AHEAD_OF_OTHERS = 2
-"""The same while prompts wait: the place of a response that has ended stays empty until the others have drawn theirs."""
+"""Tokens drawn at once while prompts wait: the place of a response that has ended stays empty until the others have drawn theirs."""
 
 
 @dataclass(frozen=True)
