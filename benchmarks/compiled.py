@@ -58,7 +58,7 @@ def main() -> None:
         for name, on in (("plain", False), ("compiled", True)):
             config = Config(model=ModelConfig(path=options.model, dtype=precision, compile=on))
             prepare_process(config)
-            check_fused(config)
+            check_fused(config, {"model.path": config.model})
             modules[name] = load_model(config.model)
         vocabulary = load_processor(config.model).vocab_size
         for length in options.prompt_tokens:

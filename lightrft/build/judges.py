@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from lightrft.build.other_models import held_whole, named, resting
+from lightrft.build.other_models import held_whole, named
 from lightrft.build.reward_models import (
     Place,
     check_reward_models,
@@ -182,10 +182,11 @@ def model_judge(
     if options.engine != OWN:
         make: MakeEngine = resolve({}, options.engine, "engine of the judge")
         with named(JUDGE):
-            empty = Source(model, learns=False).empty()
+            empty = Source(replace(model, kernels="off"), learns=False).empty()  # others compute it
         return judge_in_words(config, make(empty, own, config.rollout), own), {}
     with named(JUDGE):
-        frozen = held_whole(load_model(model, resting(config, device), trainable=False), config, device)
+        # Not where it rests: an engine, and kernels, look where it is now. The memory plan moves it out when it begins.
+        frozen = held_whole(load_model(model, device, trainable=False), config, device)
     asked = ENGINES[OWN](frozen.module, own, config.rollout)
     residents = {"judge weights": frozen.parts()["weights"], "judge cache": asked.parts()["cache"]}
     return judge_in_words(config, asked, own), residents
@@ -231,8 +232,13 @@ def section_of(name: str) -> str:
 
 def judging_models(config: Config) -> tuple[ModelConfig | None, dict[str, ModelConfig]]:
     """The judge that every device holds, if there is one, and the reward models by their names in the memory table."""
+    return named_judge(config).get("judge.path"), held_reward_models(config)
+
+
+def named_judge(config: Config) -> dict[str, ModelConfig]:
+    """judge.path -> the judge that every device holds; nothing where there is none."""
     held = config.judge.path not in ("", POLICY) and config.judge.engine == OWN
-    return judge_model(config) if held else None, held_reward_models(config)
+    return {"judge.path": judge_model(config)} if held else {}
 
 
 def judge_with_processor(config: Config) -> tuple[ModelConfig, Processor]:
@@ -243,7 +249,7 @@ def judge_with_processor(config: Config) -> tuple[ModelConfig, Processor]:
 
 
 def judge_model(config: Config) -> ModelConfig:
-    """The judge beside the policy, held in its type, without adapters."""
+    """The judge beside the policy, held in its type, without adapters; an engine takes no compiled layers."""
     options = config.judge
     return replace(
         config.model,
@@ -251,4 +257,5 @@ def judge_model(config: Config) -> ModelConfig:
         revision=options.revision,
         chat_template=options.chat_template,
         lora=LoraConfig(),
+        compile=False,
     )

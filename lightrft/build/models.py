@@ -109,12 +109,17 @@ def check_models(config: Config, algorithm: Algorithm) -> None:
     if algorithm.needs_critic:
         critic_source(config).check()
     check_routing(config)
+    check_team(config.strategy, named_models(config, algorithm))
+
+
+def named_models(config: Config, algorithm: Algorithm) -> dict[str, ModelConfig]:
+    """Setting -> the model it names, of those that a step computes log-probs or values with."""
     models = {"model.path": config.model}
     if algorithm.needs_critic and config.critic.path:
         models["critic.path"] = critic_source(config).config
     if algorithm.needs_teacher:
         models["teacher.path"] = teacher_model(config)
-    check_team(config.strategy, models)
+    return models
 
 
 def check_routing(config: Config) -> None:

@@ -159,8 +159,9 @@ def build_run(
 
 def _check_model(config: OfflineConfig) -> None:
     """ValueError for a model that these settings cannot compute."""
-    check_fused(config)
-    check_team(config.strategy, {"model.path": config.model})
+    models = {"model.path": config.model}
+    check_fused(config, models)
+    check_team(config.strategy, models)
 
 
 def _steps_of_epochs(config: OfflineConfig, prompts: PromptLoader) -> int:

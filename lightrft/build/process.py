@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lightrft.console.progress import Progress
 from lightrft.models.base import check_base
 from lightrft.models.compiled import check_compiling, check_layers
 from lightrft.models.describe import is_pipeline, without_weights
-from lightrft.models.kernels import check_kernels
+from lightrft.models.kernels import check_kernels, check_known
 from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
@@ -47,18 +48,42 @@ def prepare_process(config: RunConfig) -> None:
     seed_everything(config.seed)
 
 
-def check_fused(config: RunConfig) -> None:
-    """ValueError, before any weight loads, if `model.compile` or `model.kernels` cannot be had here, or not for this model and backend."""
-    model, backend, device = config.model, config.strategy.backend, pick_device(config.strategy.device)
-    if model.compile and backend in ZERO:
-        raise ValueError(
-            f"model.compile=true with strategy.backend={backend}: compiled layers were not tried with it. Set model.compile=false, or take another "
-            "strategy.backend."
-        )
-    if model.compile and not is_pipeline(model):
-        check_layers(without_weights(model))
-    check_compiling(model, device)
-    check_kernels(model, device)
+def check_fused(config: RunConfig, models: Mapping[str, ModelConfig]) -> None:
+    """ValueError, before any weight loads, if `model.compile` or `model.kernels` cannot be had here, or not for a model or backend.
+
+    `models`: setting -> model that it names, of all that take these options.
+    """
+    device = pick_device(config.strategy.device)
+    if config.model.compile:
+        _check_strategy(config.strategy)
+    for setting, model in models.items():
+        fused = {"model.compile=true": model.compile, "model.kernels=liger": model.kernels == "liger"}
+        asked = [option for option, on in fused.items() if on]
+        called = f"{setting}={model.path}"
+        if asked and is_pipeline(model):
+            raise ValueError(
+                f"{asked[0]}: it is for decoder layers, and {called} is a diffusion pipeline. Leave it out."
+            )
+        if model.compile:
+            check_layers(without_weights(model), called)
+        check_compiling(model, device)
+        check_kernels(model, device)
+        if model.kernels == "liger":
+            check_known(without_weights(model), called)
+
+
+def _check_strategy(strategy: StrategyConfig) -> None:
+    """ValueError for what compiled layers were not tried with."""
+    tried = {
+        f"strategy.backend={strategy.backend}": strategy.backend not in ZERO,
+        f"strategy.sequence_parallel={strategy.sequence_parallel}": strategy.sequence_parallel == 1,
+    }
+    for setting, was in tried.items():
+        if not was:
+            name = setting.partition("=")[0]
+            raise ValueError(
+                f"model.compile=true with {setting}: compiled layers were not tried with it. Set model.compile=false, or another {name}."
+            )
 
 
 def peak_teraflops(strategy: StrategyConfig, model: ModelConfig, device: torch.device) -> float | None:

@@ -12,7 +12,7 @@ from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
 from lightrft.build.assemble import Models, Parts, assemble, checked_left
 from lightrft.build.data import build_evaluator, build_scaler, build_task_data, check_asked
-from lightrft.build.judges import add_judging_models
+from lightrft.build.judges import add_judging_models, named_judge
 from lightrft.build.kinds import policy_of
 from lightrft.build.memory import build_memory_plan
 from lightrft.build.models import (
@@ -24,6 +24,7 @@ from lightrft.build.models import (
     check_reference,
     check_teacher,
     engine_module,
+    named_models,
 )
 from lightrft.build.process import (
     build_journal,
@@ -125,7 +126,7 @@ def engine_maker(config: Config, device: torch.device) -> MakeEngine:
 def check_policy(config: Config, kind: PolicyKind, algorithm: Algorithm) -> None:
     """ValueError if its layers cannot be compiled or fused as the settings say, a teacher speaks other tokens, a team of processes cannot
     share the models, or a reward asks for what the policy does not make."""
-    check_fused(config)
+    check_fused(config, named_models(config, algorithm) | named_judge(config))
     check_teacher(config, kind.processor)
     check_models(config, algorithm)
     check_forks(config, algorithm)

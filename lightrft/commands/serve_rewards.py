@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lightrft.build.data import training_rewards
-from lightrft.build.judges import check_judging, check_without_policy, hold_judging_models
-from lightrft.build.process import prepare_process
+from lightrft.build.judges import check_judging, check_without_policy, hold_judging_models, named_judge
+from lightrft.build.process import check_fused, prepare_process
 from lightrft.build.reward_models import model_rewards
 from lightrft.commands.address import Address
 from lightrft.config import Config
@@ -43,6 +43,7 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
         check_judging(config, [judge], training=False)
         if JUDGE in judge.models:
             check_without_policy(config, "serve-rewards")
+            check_fused(config, named_judge(config))
         hold_judging_models(config, judge, pick_device(config.strategy.device))
         batcher = Batcher(lambda answers: judged(judge, answers), batch_ms / 1000)
         tasks = Tasks(tuple(judge.weights), ANY_TASK * (ANY_TASK in judge.weights))

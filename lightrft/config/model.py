@@ -65,7 +65,7 @@ class ModelConfig:
     """With gradient_checkpointing: one of so many layers is recomputed, so that 2 saves half the memory for half the time."""
     compile: bool = False
     """Compile the decoder layers for passes of the trainer (torch.compile), for all sizes of batches at once; the first passes of a run
-    wait for the compiler. Not for mixtures of experts, and not with zero1, zero2, zero3."""
+    wait for the compiler. Not for mixtures of experts, and not with zero1, zero2, zero3 or strategy.sequence_parallel."""
     kernels: Literal["off", "auto", "liger"] = "off"
     """liger: norms, rotary positions and SwiGLU by the fused kernels of liger-kernel, on CUDA devices. auto: where that is installed and
     knows the model; off: by transformers' own operations."""

@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from lightrft.engines.paged_attention import Decoding, Reading, Table, table
 from lightrft.engines.pages import Cache, Stretch
+from lightrft.models.experts import has_experts
 from lightrft.utils.device import can_lock_pages, recorded, recording_pool
 
 AHEAD = 8
-"""Tokens of each response that are drawn before any is fetched from the device. Those behind the end of a response are thrown away."""
+"""Tokens of each response that are drawn before any is fetched from the device. Those behind the end of a response are thrown away.
+
+With top-p or min-p and no top-k the device is waited for once for each token all the same: whether the candidates suffice (sampling.py).
+"""
+AHEAD_OF_OTHERS = 2
+"""Tokens drawn at once while prompts wait: the place of a response that has ended stays empty until the others have drawn theirs."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def uncapturable(module: nn.Module, text: Any) -> str:
     ropes = getattr(text, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
     why = [f"{kind} rotary positions" for kind in ("dynamic", "longrope") if kind in kinds]
-    why += ["experts" for name, _ in module.named_modules() if name.endswith(".experts")][:1]
+    why += ["experts"] if has_experts(module) else []
     return why[0] if why else ""
 
 

@@ -73,7 +73,7 @@ class NativeEngine:
             stop_ids,
             decode,
             cap=getattr(text, "final_logit_softcapping", None),
-            never=placeholders(causal_lm(module).config),
+            never=torch.tensor(placeholders(causal_lm(module).config), dtype=torch.int64, device=self.device),
             captures=captures(config.cuda_graphs, module, text),
             routers=routers_of(module) if tells_experts else None,
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig
-from lightrft.engines.cuda_graphs import AHEAD, GraphRunner
+from lightrft.engines.cuda_graphs import AHEAD, AHEAD_OF_OTHERS, GraphRunner
 from lightrft.engines.kept import Kept, KeptAnswer, give_back
 from lightrft.engines.paged_attention import Step
 from lightrft.engines.paged_suffix import Suffix
@@ -45,8 +45,8 @@ class SampledModel:
     """Turns tokens into text, for stop texts."""
     cap: float | None
     """The bound that logits are bent to keep within, if the model has one."""
-    never: list[int]
-    """Tokens that are never drawn: placeholders of media."""
+    never: Tensor
+    """(M,) tokens that are never drawn, on the device: placeholders of media."""
     captures: bool
     """Whether passes are recorded on devices that can."""
     routers: Routers | None = None
@@ -189,7 +189,8 @@ class Scheduler:
         """Several tokens for every running answer, fetched together: the device waits for the host once for all."""
         assert self._recorder is not None
         answers = self._running
-        count = min(self._ahead, *(a.most - len(a.tokens) for a in answers))
+        ahead = min(self._ahead, AHEAD_OF_OTHERS) if self._questions else self._ahead
+        count = min(ahead, *(a.most - len(a.tokens) for a in answers))
         keys = sent([a.stream for a in answers], self._device)
         counters = sent([len(a.tokens) for a in answers], self._device)
         newest: Sequence[int] | Tensor = [a.tokens[-1] for a in answers]
@@ -203,10 +204,10 @@ class Scheduler:
             uniform = uniforms(keys, counters + place)
             newest, logprobs = draw(self._logits(hidden), None, uniform, self._sampling)
             drawn.append(torch.stack([newest.double(), logprobs.double()], 1))
-        self.read_tokens += count * len(answers)
         for answer, found in zip(answers, torch.stack(drawn, 1).tolist(), strict=True):
             taken = next((n for n, pair in enumerate(found, 1) if self._take(answer, *pair)), count)
             answer.own.shrink(count - taken)
+            self.read_tokens += taken
         self._settle(answers)
         return True
 
@@ -363,9 +364,7 @@ class Scheduler:
             logits = found if found.dtype == torch.float64 else found.float()
         if self._model.cap is not None:
             logits = self._model.cap * torch.tanh(logits / self._model.cap)
-        if self._model.never:
-            logits[:, self._model.never] = -math.inf
-        return logits
+        return logits.index_fill_(1, self._model.never, -math.inf) if len(self._model.never) else logits
 
     def _finish(self, answer: _Answer) -> Finish | None:
         tokens = answer.tokens

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lightrft.config import ModelConfig
 from lightrft.models.attention import ATTENTION, BothWays, SharedPrompts, packed_attention
 from lightrft.models.blocks import blocks, denoises
+from lightrft.models.experts import has_experts
 from lightrft.models.sequence import Swapped
 
 PACKED = (SharedPrompts, BothWays, Swapped)
@@ -47,16 +48,16 @@ def compile_layers(model: nn.Module, backend: str = INDUCTOR) -> None:
         layer.forward = partial(_forward, layer, _compiled(inside, backend))
 
 
-def check_layers(model: nn.Module) -> None:
-    """ValueError for a model whose layers cannot be compiled as a whole; its weights may be missing."""
+def check_layers(model: nn.Module, called: str = "this model") -> None:
+    """ValueError for a model whose layers cannot be compiled as a whole; its weights may be missing. `called`: setting=value of the model."""
     told = "model.compile=true"
     if denoises(model):
         raise ValueError(
-            f"{told}: it is for decoder layers, and this model is a diffusion pipeline. Set model.compile=false."
+            f"{told}: it is for decoder layers, and {called} is a diffusion pipeline. Set model.compile=false."
         )
-    if any(name.endswith(".experts") for name, _ in model.named_modules()):
+    if has_experts(model):
         raise ValueError(
-            f"{told}: this model has experts, and which tokens meet which expert is only known once the router has spoken. Set model.compile=false."
+            f"{told}: {called} has experts, and which tokens meet which expert is only known once the router has spoken. Set model.compile=false."
         )
 
 

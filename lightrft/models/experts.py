@@ -194,6 +194,19 @@ def of_layers(rows: Any, routers: Routers) -> Tensor:
     return found.to(routers.compact)
 
 
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model sends tokens to experts, of whatever family: how many meet one is known only once a router has spoken.
+
+    By what transformers calls them: a part named `experts`, or of a class with Experts or MoE in its name.
+    """
+    return any(
+        name.rpartition(".")[2] == "experts"
+        or "Experts" in type(part).__name__
+        or "MoE" in type(part).__name__
+        for name, part in model.named_modules()
+    )
+
+
 def check_experts(setting: str, path: str, module: nn.Module) -> Routers:
     """The routers of the model (weights may be missing). ValueError, naming the setting, if it has none that can be told what to choose."""
     routers = routers_of(module)

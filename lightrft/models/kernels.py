@@ -60,27 +60,49 @@ def check_kernels(config: ModelConfig, device: torch.device) -> None:
         )
 
 
-def use_kernels(model: nn.Module, config: ModelConfig) -> None:
-    """Lets the decoder layers of a model on a CUDA device compute by fused kernels, as `model.kernels` says.
+def check_known(model: nn.Module, called: str) -> None:
+    """ValueError if `model.kernels=liger` would exchange no part of a model; its weights may be missing. `called`: setting=value of the model."""
+    if not _known(model):
+        raise ValueError(
+            f"model.kernels=liger: no part of {called} is known here (known are {', '.join(MLPS)} and what goes with them). "
+            "Set model.kernels=auto, which leaves such a model as it is, or off."
+        )
 
-    ValueError if `model.kernels=liger` and the model has no part that is known here.
+
+def use_kernels(model: nn.Module, config: ModelConfig) -> None:
+    """Lets the decoder layers of a model, which is on the device that it computes on, do so by fused kernels, as `model.kernels` says.
+
+    ValueError if `model.kernels=liger` and that cannot be, unless the model has no weights: then it is only described, or others compute it.
     """
-    where = next(model.parameters()).device
-    if config.kernels == "off" or not runs_triton(where) or not installed(PACKAGE):
+    if config.kernels == "off":
+        return
+    device = next(model.parameters()).device
+    if not runs_triton(device) or not installed(PACKAGE):
+        if not _is_shape(model):
+            check_kernels(config, device)
         return
     if not fuse(model) and config.kernels == "liger":
-        raise ValueError(
-            f"model.kernels=liger: no part of model.path={config.path} is known here (known are {', '.join(MLPS)} and what goes with them). "
-            "Set model.kernels=off."
-        )
+        check_known(model, f"model.path={config.path}")
+
+
+def _is_shape(model: nn.Module) -> bool:
+    """Whether a model has shapes alone: on the meta device, or each parameter a view of one number (models/lazy.py)."""
+    first = next(p for p in model.parameters() if p.numel() > 1)
+    return first.is_meta or not any(first.stride())
+
+
+def _known(model: nn.Module) -> list[nn.Module]:
+    """Parts of the decoder layers that have a formula here."""
+    if denoises(model):
+        return []
+    known = {*NORMS, *MLPS, *ATTENTIONS}
+    return [part for layer in blocks(model) for part in layer.modules() if type(part).__name__ in known]
 
 
 def fuse(model: nn.Module) -> int:
     """Exchanges the parts of the decoder layers that are known; how many."""
-    if denoises(model):
-        return 0
     found = 0
-    for part in (module for layer in blocks(model) for module in layer.modules()):
+    for part in _known(model):
         forward = _fused(part)
         if forward is not None:
             part.forward = forward

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightrft.parallel.status import STATUS
 from lightrft.strategy.twins import Arriving, Leaving, Twins, exchange, link_of
+from lightrft.utils.device import is_out_of_memory
 from lightrft.utils.errors import RolloutError
 
 
@@ -99,15 +100,6 @@ class Resident(Protocol):
     def nbytes(self) -> int:
         """Device memory it takes when loaded."""
         ...
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator, of the host, of torch or of an engine, found no room."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in str(error)
-    )
 
 
 @dataclass(frozen=True)
@@ -213,12 +205,14 @@ class MemoryPlan:
     def _move(self, phase: Phase, leaving: Sequence[str], arriving: Sequence[str], *, frees: bool) -> None:
         """Frees first, then fills: the peak stays low. Of tensors, some come while others still go (twins.py: exchange)."""
         going, coming = self._tensors(leaving), self._tensors(arriving)
-        for name in leaving:
-            if name not in going:
-                self._rows[name][0].offload()
-        name = ""
+        others = [name for name in leaving if name not in going]
+        for name in others:
+            self._rows[name][0].offload()
+        if frees and others and coming:  # tensors need the room that is freed now
+            self.release()
+        name, goes = "", [r.leaving() for r in going.values()]
         try:
-            exchange([r.leaving() for r in going.values()], [r.arriving() for r in coming.values()])
+            exchange(goes, [r.arriving() for r in coming.values()], self.release)
             if frees:
                 self.release()
             for name in arriving:

@@ -80,6 +80,7 @@ class Copies:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._module: Any = torch.get_device_module(device) if can_lock_pages(device) else None
         self._stream = self._module.Stream(device) if self._module else None
         self._begun: Any = None
@@ -90,7 +91,7 @@ class Copies:
         if self._stream is None:
             self._begun = time.perf_counter()
             return
-        self._stream.wait_stream(self._module.current_stream())
+        self._stream.wait_stream(self._module.current_stream(self._device))
         self._begun = self._stream.record_event(self._module.Event(enable_timing=True))
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> Callable[[], None]:
@@ -115,13 +116,22 @@ class Copies:
             return float(begun.elapsed_time(ended)) / 1000
 
         self._spans.append(seconds)
-        self._module.current_stream().wait_stream(self._stream)
+        self._module.current_stream(self._device).wait_stream(self._stream)
 
     def spans(self) -> list[float]:
         """Seconds from each beginning to its end since this was last asked; waits for the last end."""
         found = [seconds() for seconds in self._spans]
         self._spans.clear()
         return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of the host, of torch or of an engine, found no room."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in str(error)
+    )
 
 
 def synchronize(device: torch.device) -> None:

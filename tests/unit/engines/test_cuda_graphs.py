@@ -148,7 +148,7 @@ def drawn_in_turns(engine, seeds):
             for prompt, group in zip(prompts, first, strict=True) for answer in group
         ]  # fmt: skip
         said += [answer for group in engine.generate(more, stop) for answer in group]
-    return said
+    return said, engine.read_tokens
 
 
 def test_what_is_drawn_behind_the_end_of_a_response_is_not_there_for_its_next_turn(monkeypatch):
@@ -161,11 +161,29 @@ def test_what_is_drawn_behind_the_end_of_a_response_is_not_there_for_its_next_tu
         )
         found.append(drawn_in_turns(engine, 4))
         assert len(engine._cache.answers) == 0
-    plain, ahead = found
+    (plain, read), (ahead, also_read) = found
+    assert also_read == read  # those behind an end do not count
     assert [a.token_ids for a in ahead] == [a.token_ids for a in plain]
     assert len({len(a.token_ids) for a in plain}) > 4  # ends at all places of a draw
     for mine, right in zip(ahead, plain, strict=True):
         torch.testing.assert_close(mine.logprobs, right.logprobs, atol=1e-5, rtol=0)
+
+
+def test_fewer_are_drawn_at_once_while_prompts_wait_for_a_place(monkeypatch):
+    monkeypatch.setattr(scheduler, "can_record", lambda device: True)
+    engine = NativeEngine(
+        tiny_model("llama", attention=ATTENTION), frozenset(), str, NativeEngineConfig(max_sequences=1)
+    )
+    rollout = scheduler.Scheduler(
+        engine._model, [tiny_prompt(9), tiny_prompt(7)], Sampling(max_tokens=9), engine._kept
+    )
+    drawn = {True: set(), False: set()}
+    with torch.no_grad():
+        waits, before = True, 0
+        while rollout.step():
+            drawn[waits].add(rollout.tokens - before)
+            waits, before = bool(rollout._questions), rollout.tokens
+    assert drawn == {True: {1, 2}, False: {8}}
 
 
 @pytest.mark.extended

@@ -3,17 +3,30 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightrft.build.judges import named_judge
+from lightrft.build.models import teacher_model
 from lightrft.build.process import check_fused
-from lightrft.config import Config, LoraConfig, ModelConfig, NativeEngineConfig, StrategyConfig
+from lightrft.config import (
+    AlgorithmConfig,
+    Config,
+    JudgeConfig,
+    LoraConfig,
+    ModelConfig,
+    NativeEngineConfig,
+    StrategyConfig,
+    TeacherConfig,
+)
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
-from lightrft.models.compiled import compile_layers
+from lightrft.models.compiled import check_layers, compile_layers
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
@@ -105,10 +118,51 @@ def test_what_is_compiled_needs_no_kernels_besides():
         ModelConfig(compile=True, kernels="auto")
 
 
-def test_zero_is_refused():
-    config = Config(model=ModelConfig(compile=True), strategy=StrategyConfig(backend="zero1"))
-    with pytest.raises(ValueError, match="model.compile=true with strategy.backend=zero1"):
-        check_fused(config)
+@pytest.mark.parametrize("setting", [{"backend": "zero1"}, {"backend": "fsdp", "sequence_parallel": 2}])
+def test_zero_and_teams_are_refused(setting):
+    config = Config(model=ModelConfig(compile=True), strategy=StrategyConfig(**setting))
+    told = "=".join(map(str, [*setting.items()][-1]))
+    with pytest.raises(ValueError, match=f"model.compile=true with strategy.{told}"):
+        check_fused(config, {"model.path": config.model})
+
+
+def test_a_teacher_that_cannot_be_compiled_is_refused_by_its_own_name():
+    config = Config(
+        model=ModelConfig(path="random:llama", compile=True),
+        algorithm=AlgorithmConfig(teacher_coefficient=1.0),
+        teacher=TeacherConfig(path="random:qwen3_moe"),
+        judge=JudgeConfig(path="random:mixtral"),  # it samples, and so takes no compiled layers
+    )
+    models = {"teacher.path": teacher_model(config)} | named_judge(config)
+    with pytest.raises(ValueError, match="model.compile=true: teacher.path=random:qwen3_moe has experts"):
+        check_fused(config, models)
+    del models["teacher.path"]
+    check_fused(config, models)
+    unfused = replace(config.model, compile=False, kernels="liger")
+    with pytest.raises(ValueError, match="model.kernels=liger: these kernels are for"):
+        check_fused(config, {"judge.path": unfused})
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}), ("gpt_oss", {"num_local_experts": 4, "head_dim": 8})],
+)  # fmt: skip
+def test_experts_are_known_whatever_a_family_calls_them(kind, shape):
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, vocab_size=32, **shape))
+        dense = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("qwen3_moe", **sizes, vocab_size=32, mlp_only_layers=[0])
+        )
+    with pytest.raises(ValueError, match="model.path=x has experts"):
+        check_layers(model, "model.path=x")
+    check_layers(dense)
 
 
 @pytest.mark.extended

@@ -9,11 +9,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.config import ModelConfig
 from lightrft.models.attention import ATTENTION
-from lightrft.models.kernels import check_kernels, fuse, use_kernels
+from lightrft.models.describe import without_weights
+from lightrft.models.kernels import check_kernels, check_known, fuse, use_kernels
+from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
+from lightrft.models.source import Source
 from lightrft.testing import tiny_model, tiny_trajectories
 from lightrft.trainer.batching import pack
 
@@ -34,6 +38,27 @@ def test_on_a_cpu_they_are_refused_and_auto_leaves_the_model_as_it_is():
     model = tiny_model("llama", attention=ATTENTION)
     use_kernels(model, ModelConfig(kernels="auto"))
     assert not any("forward" in vars(part) for part in model.modules())
+    with pytest.raises(ValueError, match="model.kernels=liger: .* this run computes on cpu"):
+        load_model(ModelConfig(path="random:llama", kernels="liger"), trainable=False)
+
+
+def test_what_has_no_weights_is_only_described_and_what_holds_them_computes_nothing():
+    asked = ModelConfig(path="random:llama", kernels="liger")
+    assert Source(asked).empty("meta").lm_head.weight.is_meta
+    assert not any(Source(asked).empty().lm_head.weight.stride())
+    assert Source(asked).whole()["lm_head.weight"].any()
+
+
+def test_a_family_without_known_parts_is_refused_by_its_shape_alone():
+    with pytest.raises(
+        ValueError, match="model.kernels=liger: no part of teacher.path=random:x is known here"
+    ):
+        check_known(
+            AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=8, n_head=2)),
+            "teacher.path=random:x",
+        )
+    for family in ("llama", "qwen3", "gemma3"):
+        check_known(without_weights(ModelConfig(path=f"random:{family}")), f"model.path=random:{family}")
 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="needs a machine without it")

@@ -274,9 +274,11 @@ def test_tensors_change_places_after_others_have_left_and_before_others_come(mon
         "released",
         "+cachea",
         "-cachea",
+        "released",  # what the cache held, before b comes
         "released",
         "+otherb",
         "-otherb",
+        "released",
         "released",
         "+cachea",
     ]
@@ -286,14 +288,19 @@ def test_tensors_change_places_after_others_have_left_and_before_others_come(mon
 
 
 class NoRoomFor(TorchDispatchMode):
-    """A device on which tensors of so many numbers find no room."""
+    """A device on which tensors of so many numbers find no room, until what was freed is given back if that helps."""
 
-    def __init__(self, numbers):
+    def __init__(self, numbers, helps=False):
         super().__init__()
-        self.numbers = numbers
+        self.numbers, self.helps, self.full = numbers, helps, 0
+
+    def release(self):
+        if self.helps and self.full:
+            self.numbers = None
 
     def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
         if function is torch.ops.aten.empty_like.default and args[0].numel() == self.numbers:
+            self.full += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return function(*args, **(kwargs or {}))
 
@@ -310,3 +317,25 @@ def test_where_there_is_no_room_for_tensors_it_says_for_which():
         memory_plan(Phase.TRAIN),
     ):
         raise AssertionError("not reached")
+
+
+def test_what_finds_no_room_while_others_still_go_comes_when_all_have_gone():
+    """Freed blocks of other sizes hold the memory that it needs until they are given back."""
+    device = NoRoomFor(5, helps=True)
+    memory_plan = MemoryPlan(lambda: 0, device.release)
+    goes, comes = (
+        [torch.full((5,), 1.0), torch.full((9,), 2.0)],
+        [torch.full((5,), 3.0), torch.full((2,), 4.0)],
+    )
+    places = [Tensors(lambda t=t: t, "cpu") for t in (goes, comes)]
+    memory_plan.add("engine cache", places[0], Phase.ROLLOUT)
+    memory_plan.add("actor weights", places[1], Phase.TRAIN)
+    memory_plan.begin()
+    with memory_plan(Phase.ROLLOUT):
+        pass
+    with device, memory_plan(Phase.TRAIN):
+        assert places[1].is_here()
+        assert all(places[0].twins.is_out(tensor) for tensor in goes)
+    assert device.full == 2  # beside those that went, and after them
+    assert [t.tolist() for t in comes] == [[3.0] * 5, [4.0] * 2]
+    assert places[1].twins.copied == 2 * 4 * 7

@@ -6,8 +6,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightrft.strategy.memory import Tensors
-from lightrft.strategy.twins import Twins, exchange, link_of
-from lightrft.utils.device import resident_gib
+from lightrft.strategy.twins import NoHostRoomError, Twins, exchange, link_of
+from lightrft.utils.device import is_out_of_memory, resident_gib
 
 CPU = torch.device("cpu")
 
@@ -145,3 +145,30 @@ def test_an_exchange_is_what_two_moves_are_one_after_the_other():
         assert torch.equal(ours, right)
     assert mine.copied == one.copied
     assert link_of(CPU).seconds() > 0
+
+
+def test_what_lay_in_host_memory_makes_no_room_on_the_device():
+    (going, out), (coming, back) = phase([8, 8]), phase([8], 100.0)
+    coming.out(back)
+    seen = []
+
+    class Making(TorchDispatchMode):
+        def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+            if function is torch.ops.aten.empty_like.default:
+                seen.append(all(going.is_out(tensor) for tensor in out))
+            return function(*args, **(kwargs or {}))
+
+    # The meta device takes no numbers; when they are sent on their way is what counts.
+    with Making(), pytest.raises(RuntimeError, match="incompatible tensor type"):
+        exchange([(going, out)], [(coming, back, torch.device("meta"))])
+    assert seen == [True]  # not while the second was still on its way
+
+
+def test_where_host_memory_is_too_small_it_says_so_and_not_that_the_device_is_full():
+    large = torch.zeros(()).expand(1 << 50)
+    with pytest.raises(
+        NoHostRoomError, match=r"strategy.offload=true: no host memory for 4194304.00 GiB"
+    ) as error:
+        Tensors(lambda: [torch.ones(2), large], device="cpu").offload()
+    assert "strategy.offload=false" in str(error.value)
+    assert not is_out_of_memory(error.value)
