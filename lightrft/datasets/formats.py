@@ -211,8 +211,8 @@ def refuse_two(row: Row, name: str, value: Any) -> None:
     for other in (ALPACA, "input"):
         if not blank(near.get(other)) and str(near[other]).strip() not in said:
             raise ValueError(
-                f"the row has fields '{name}' and '{ALPACA}', and one of them alone is asked. Set tasks.prompt_field={ALPACA}, or leave "
-                "one out."
+                f"the row has fields '{name}' and '{ALPACA}', and one of them alone is asked. Set "
+                f"tasks.prompt_field={name.removesuffix(last)}{ALPACA}, or leave one out."
             )
 
 

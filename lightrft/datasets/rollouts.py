@@ -97,7 +97,7 @@ def _environment(folder: Path, step: int) -> str:
     """The setting by which the run told its policy of tools in this step; empty if there is none, or the messages hold them."""
     run = folder.parent if folder.name == "trajectories" else folder
     until = {
-        float(match[1] or "inf"): file for file in run.iterdir() if (match := SETTINGS.fullmatch(file.name))
+        float(named[1] or "inf"): file for file in run.iterdir() if (named := SETTINGS.fullmatch(file.name))
     }
     file = next((until[last] for last in sorted(until) if last >= step), None)
     try:
