@@ -1,7 +1,7 @@
 """A*-PO, policy optimisation by regression on optimal advantages. Brantley et al. 2025 (https://arxiv.org/abs/2505.20686).
 
 The best policy that stays near the reference has beta * log(policy / reference) = r - V*, for the value V* of each prompt. That needs samples
-of the reference alone: it is measured once (trainer/values.py), and the log-ratio of what the policy samples is fitted to the difference.
+of the reference alone: it is measured once (trainer/optimal_values.py), and the log-ratio of what the policy samples is fitted to the difference.
 """
 
 from __future__ import annotations

@@ -254,6 +254,11 @@ def _check_optimal_values(config: Config, algorithm: Algorithm) -> None:
     if not algorithm.needs_optimal_values:
         because, cure = f"algorithm.advantage={row.advantage}", "set algorithm.advantage=optimal_value"
         refuse_idle("algorithm", row, ["value_samples", "value_beta"], because=because, cure=cure)
+    elif config.tasks.stream_block:
+        raise ValueError(
+            f"tasks.stream_block={config.tasks.stream_block} with algorithm.advantage={row.advantage}: the values of all prompts are measured before "
+            "the first step, and streamed ones are not known then. Set tasks.stream_block=0, or algorithm.advantage=reinforce."
+        )
     elif row.reference_update_steps:
         raise ValueError(
             f"algorithm.reference_update_steps={row.reference_update_steps} with algorithm.advantage={row.advantage}: the values of prompts are "

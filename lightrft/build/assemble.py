@@ -27,17 +27,17 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.asynchronous import Beside
 from lightrft.trainer.baseline import Baseline, Greedy
 from lightrft.trainer.batching import Batching
-from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.buffer import Compared, RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
 from lightrft.trainer.diversity import DiversityWatch
 from lightrft.trainer.evaluate import Evaluator
 from lightrft.trainer.flight import Flight
 from lightrft.trainer.learn import Learner
-from lightrft.trainer.optimal_values import OptimalValues
+from lightrft.trainer.optimal_values import OptimalValues, changed_since, measured_with
 from lightrft.trainer.rl import RLTrainer
 from lightrft.trainer.rollout import needs_old
-from lightrft.trainer.run import Journal, Run
+from lightrft.trainer.run import Journal, Run, no_preparation
 from lightrft.trainer.sampler import Sampler
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.trainer.score import Scorer
@@ -93,11 +93,14 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     config, world = parts.config, parts.world
     interrupt = Interrupt(world.max)
     sampler = build_sampler(parts, interrupt)
+    baseline = build_baseline(parts, sampler)
+    values = baseline if isinstance(baseline, OptimalValues) else None
     buffer = RolloutBuffer(
         config.replay,
         world.size,
         cost=parts.scaler.cost,
-        needs_baseline=parts.algorithm.needs_baseline,
+        compared_with=compared_with(parts.algorithm),
+        refill=values and values.fill,
         needs_squares=parts.algorithm.needs_squares,
         completed=parts.prompts.completed,
     )
@@ -105,7 +108,6 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
     batching = build_batching(parts)
     learner = build_learner(parts, batching)
     capsules, journal, watch = Capsules(parts.run, config.log), parts.journal, DiversityWatch()
-    baseline = build_baseline(parts, sampler)
     made = trainer(
         config=config,
         world=world,
@@ -125,7 +127,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
             "learner": learner,
             "capsules": capsules,
             "diversity": watch,
-            **({VALUES: baseline} if isinstance(baseline, OptimalValues) else {}),
+            **({VALUES: values} if values else {}),
         },
         rank_parts={"buffer": buffer},
     )
@@ -140,6 +142,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         checkpoints=parts.checkpoints,
         evaluates=config.evaluate,
         interrupt=interrupt,
+        prepare=values.prepare if values else no_preparation,
         started=parts.started,
         peak_teraflops=peak_teraflops(config.strategy, config.model, parts.device),
     )
@@ -232,6 +235,13 @@ def build_baseline(parts: Parts, sampler: Sampler) -> Baseline | None:
     return Greedy(*given, turns)
 
 
+def compared_with(algorithm: Algorithm) -> Compared:
+    """What responses that wait in a buffer must know of the baseline."""
+    if not algorithm.needs_baseline:
+        return ""
+    return "values" if algorithm.needs_optimal_values else "greedy"
+
+
 def build_collector(
     parts: Parts, sampler: Sampler, buffer: RolloutBuffer, baseline: Baseline | None
 ) -> Collector:
@@ -305,7 +315,8 @@ def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any
 
 
 def check_values(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
-    """ValueError if values of prompts are asked for that a checkpoint does not hold, and the policy is no longer what they are of."""
+    """ValueError if values of prompts are asked for that a checkpoint does not hold, or that other settings would have made others, and the
+    policy is no longer what they are of."""
     if state is None or not state["done"] or not algorithm.needs_optimal_values:
         return
     row, kept = config.algorithm, state["parts"].get(VALUES)
@@ -314,8 +325,9 @@ def check_values(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
             f"algorithm.advantage={row.advantage} needs the values of prompts under the model the run began with, and the checkpoint of step "
             f"{state['done']} holds none. Resume with the algorithm.advantage of that step, or start a new run."
         )
-    if kept["samples"] != row.value_samples:
+    for name in changed_since(kept, config):
+        before, now = (settings.get(name) for settings in (kept["settings"], measured_with(config)))
         raise ValueError(
-            f"algorithm.value_samples={row.value_samples}: the values of prompts were measured with {kept['samples']} responses each before the "
-            f"first step. Set algorithm.value_samples={kept['samples']}, or start a new run."
+            f"{name}={now}: the values of prompts were measured with {name}={before} before the first step, and the rewards of new responses "
+            f"would be compared with them. Set {name}={before}, or start a new run."
         )

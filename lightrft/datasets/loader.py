@@ -74,27 +74,26 @@ class PromptLoader:
     def _opened(self, source: int, place: int) -> Prompt:
         """The question at this place or, where its media cannot be used, at the next one that can; order and state stay the same."""
         prompts = self.sources[source]
-        for step in range(len(prompts)):
-            opened = self.open(prompts[(place + step) % len(prompts)])
-            if opened is not None:
-                return opened
-        raise ValueError(
-            f"none of the {len(prompts)} prompts of '{prompts[0].source}' has media that can be used; see the log."
-        )
+        opened = self._usable(prompts, place)
+        if opened is None:
+            raise ValueError(
+                f"none of the {len(prompts)} prompts of '{prompts[0].source}' has media that can be used; see the log."
+            )
+        return opened
 
-    def completed(self, prompt: Prompt) -> Prompt:
-        """One of these prompts that came back from a checkpoint, its target and media as the data has them.
+    def _usable(self, prompts: Sequence[Asked], place: int) -> Prompt | None:
+        """The question at this place of them or the next one that can be used; None if none can."""
+        tried = (self.open(prompts[(place + step) % len(prompts)]) for step in range(len(prompts)))
+        return next((opened for opened in tried if opened is not None), None)
+
+    def completed(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Prompts that came back from a checkpoint, their targets and media as the data has them.
 
         A checkpoint holds plain values: a date or a decimal among the targets stands there as text, and of media the names.
         """
         if self._by_name is None:
-            self._by_name = {(p.source, p.id): p for prompts in self.sources for p in prompts}
-        known = self._by_name.get((prompt.source, prompt.id))
-        if known is None:
-            return prompt
-        if prompt.row is not None:  # its messages hold what an environment said first, which no data has
-            return replace(prompt, row=known.messages, target=known.target, columns=known.columns)
-        return replace(prompt, messages=known.messages, target=known.target, columns=known.columns)
+            self._by_name = {(p.source, p.id): p for source in self.sources for p in source}
+        return [filled(p, self._by_name.get((p.source, p.id))) for p in prompts]
 
     def rest(self, names: Iterable[tuple[str, str]], passes: int) -> None:
         """Leaves these prompts (source, id) out of `passes` passes through their source, after that in which they were last drawn; then they
@@ -188,6 +187,15 @@ class PromptLoader:
             random.Random(f"{self.seed}/{source}/{epoch}").shuffle(order)
             self._orders[source] = (epoch, order)
         return self._orders[source][1]
+
+
+def filled(prompt: Prompt, known: Asked | None) -> Prompt:
+    """A prompt out of a checkpoint with what the data knows of it; as it is where the data has none of its name."""
+    if known is None:
+        return prompt
+    if prompt.row is not None:  # its messages hold what an environment said first, which no data has
+        return replace(prompt, row=known.messages, target=known.target, columns=known.columns)
+    return replace(prompt, messages=known.messages, target=known.target, columns=known.columns)
 
 
 def _fingerprint(

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightrft.datasets.rollouts import rollouts_folder
 from lightrft.utils.imports import require
-from lightrft.utils.paths import expanded
+from lightrft.utils.paths import expanded, with_home
 
 SAVED = ("dataset_dict.json", "state.json")
 """A file of these is in a folder that datasets.save_to_disk wrote."""
@@ -112,7 +112,7 @@ def _hidden(path: Path) -> bool:
 
 def fetched(place: str, readable: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
     """The files at an address, one at a time in a folder that is gone when the next is asked for; named as in `shards`."""
-    kind = place.partition("://")[0]
+    kind, place = place.partition("://")[0], with_home(place)
     import fsspec
 
     if kind in PACKAGES:

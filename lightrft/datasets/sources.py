@@ -300,9 +300,19 @@ def _hub(name: str, split: str) -> Iterator[Located]:
 
 
 def streamed(name: str, split: str, start: int) -> Iterator[Located]:
-    """The rows of a data set of the hub behind the first `start`, fetched as they are asked for. ValueError as from `read`."""
+    """The rows of a data set of the hub behind the first `start`, fetched as they are asked for. ValueError as from `read`, also where
+    one of them cannot be fetched."""
     rows = _of_hub(name, split, streaming=True).skip(start)
-    return ((f"{name}/{split}[{number}]", row) for number, row in enumerate(stored(rows), start))
+    number = start
+    try:
+        for row in stored(rows):
+            yield f"{name}/{split}[{number}]", row
+            number += 1
+    except Exception as error:  # unrelated types, as in _of_hub
+        raise ValueError(
+            f"the hub gives no row {number} of the data set '{name}', split '{split}': {unreachable() or _told(error)}. Try again later (a run is gone "
+            "on with by --resume), or download the data and name the files in tasks.train_file."
+        ) from error
 
 
 def _of_hub(name: str, split: str, *, streaming: bool) -> Any:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from lightrft.datasets.loader import DIGESTS, PromptLoader
+from lightrft.datasets.loader import DIGESTS, PromptLoader, filled
 from lightrft.datasets.prompts import Asked
 from lightrft.datasets.sources import Located
 from lightrft.types import Prompt
@@ -73,6 +72,8 @@ class StreamLoader(PromptLoader):
         self.sources = [prompts]
         self.taken = 0
         """Prompts of the block gone through."""
+        self._spare: Sequence[Asked] | None = None
+        """Prompts of another block, for one of which none can be used."""
         self._digest: str | None = None
         self.order = list(range(len(prompts)))
         random.Random(f"{self.seed}/{self.epoch}/{self.row}").shuffle(self.order)
@@ -101,20 +102,43 @@ class StreamLoader(PromptLoader):
         self.drawn[0] += 1
         return self.order[self.taken - 1]
 
-    def completed(self, prompt: Prompt) -> Prompt:
-        """One of these prompts that came back from a checkpoint, its target and media as the data has them; its row is looked for where
-        the block stands, then in all of the data."""
-        where = prompt.id.removeprefix(f"{self.name}/")
-        known = next((p for p in self.sources[0] if p.id == prompt.id), None) or self._found_again(where)
-        if known is None:
-            return prompt
-        if prompt.row is not None:
-            return replace(prompt, row=known.messages, target=known.target, columns=known.columns)
-        return replace(prompt, messages=known.messages, target=known.target, columns=known.columns)
+    def _opened(self, source: int, place: int) -> Prompt:
+        """The question at this place of the block or, where its media cannot be used, the next one that can, of a later block where this
+        one has none; order and state stay the same, so that ranks that draw others need not know."""
+        opened = self._usable(self.sources[source], place)
+        if opened is not None:
+            return opened
+        if self._spare is None:
+            self._spare = self._later(place)
+        opened = self._usable(self._spare, place) if self._spare else None
+        if opened is None:
+            raise ValueError(f"no prompt of '{self.name}' has media that can be used; see the log.")
+        return opened
 
-    def _found_again(self, where: str) -> Asked | None:
-        row = next((located for located in self.rows(0) if located[0] == where), None)
-        return None if row is None else next(iter(self.made([row])), None)
+    def _later(self, place: int) -> Sequence[Asked]:
+        """The first prompts behind this block that can be used, then those before it; none if there are none."""
+        for rows in (self.rows(self._behind), islice(self.rows(0), self.row)):
+            while block := list(islice(rows, self.size_of_block)):
+                prompts = self.made(block)
+                if prompts and self._usable(prompts, place) is not None:
+                    return prompts
+        return []
+
+    def completed(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Prompts that came back from a checkpoint, their targets and media as the data has them; rows that are not of the
+        present block are looked for in all of the data, in one pass."""
+        known = {p.id: p for p in self.sources[0]}
+        begins = f"{self.name}/"
+        wanted = {p.id.removeprefix(begins) for p in prompts if p.id.startswith(begins) and p.id not in known}
+        found = []
+        for located in self.rows(0) if wanted else ():
+            if located[0] in wanted:
+                found.append(located)
+                wanted.remove(located[0])
+                if not wanted:
+                    break
+        known |= {p.id: p for p in (self.made(found) if found else ())}
+        return [filled(p, known.get(p.id)) for p in prompts]
 
     def rest(self, names: Iterable[tuple[str, str]], passes: int) -> None:  # noqa: ARG002  # as PromptLoader has it
         """ValueError: nobody knows the places of prompts that are gone."""

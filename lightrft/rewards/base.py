@@ -140,6 +140,10 @@ class RewardRunner:
         staying = {id(trajectory) for trajectory in kept}
         return RewardResult(kept, metrics, [t for t in trajectories if id(t) not in staying])
 
+    def has_judged(self, trajectory: Trajectory) -> bool:
+        """Whether each reward of its task has given this response a number, whatever became of its siblings."""
+        return not trajectory.failed and len(trajectory.parts) == len(self.weights[trajectory.prompt.source])
+
     def close(self) -> None:
         """Ends the worker processes."""
         self._runner.close()

@@ -144,9 +144,9 @@ def homeless(value: Any) -> Any:
 
 
 def _key_without_home(key: str) -> str:
-    """A key that may be a path, or a task's reward: TASK//whole/path.py:NAME."""
+    """A key that may be a path, or a task's reward: TASK//whole/path.py:NAME, where TASK may be a path too."""
     task, both, path = key.partition("//")
-    return f"{task}/{without_home(f'/{path}')}" if task and both else without_home(key)
+    return f"{without_home(task)}/{without_home(f'/{path}')}" if task and both else without_home(key)
 
 
 def _rooted(path: str) -> str:

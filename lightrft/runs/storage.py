@@ -78,10 +78,10 @@ def _found(prompt: Prompt) -> Prompt:
 
 
 def restored(
-    packed: dict[str, Any], completed: Callable[[Prompt], Prompt] = lambda prompt: prompt
+    packed: dict[str, Any], completed: Callable[[Sequence[Prompt]], list[Prompt]] = list
 ) -> list[Trajectory]:
-    """The trajectories that `stored` was given; `completed` may give a prompt back what was not stored of it."""
-    prompts = [completed(_found(Prompt(**content))) for content in packed["prompts"]]
+    """The trajectories that `stored` was given; `completed` may give prompts back what was not stored of them."""
+    prompts = completed([_found(Prompt(**content)) for content in packed["prompts"]])
     lengths = packed["lengths"]
     lists = {
         name: [part.tolist() for part in values.split(lengths)] for name, values in packed["flat"].items()

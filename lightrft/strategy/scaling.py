@@ -23,14 +23,19 @@ class LossScale:
     value: float = 65536.0
     good: int = 0
     """Updates without an overflow since the scale has changed."""
+    finite_loss: bool = True
+    """Whether the loss of the present update, which is not scaled, is a number; trainer/optimize.py says so before each step."""
 
     @property
     def explains(self) -> bool:
-        """Whether a gradient that is not finite may come of this scale: where it is 1 or less, the gradient itself is not."""
-        return self.value > 1.0
+        """Whether a gradient that is not finite may come of this scale: where it is 1 or less, the gradient itself is not, and neither
+        is that of a loss which is not finite."""
+        return self.value > 1.0 and self.finite_loss
 
     def follow(self, *, finite: bool) -> None:
-        """Moves the scale after an update whose gradient was finite or not."""
+        """Moves the scale after an update whose gradient was finite or not; a loss that is not says nothing about it."""
+        if not self.finite_loss:
+            return
         if not finite:
             self.value, self.good = self.value * BACKOFF, 0
             return

@@ -152,7 +152,7 @@ def placed(messages: Sequence[Message], folder: Path | None, config: TaskConfig)
     found = [Message(role=m["role"], content=m["content"]) for m in below]
     if folder is None:
         return found
-    root = Path(config.media_root) if config.media_root else folder
+    root = expanded(config.media_root, "tasks.media_root") if config.media_root else folder
     if (stray := outside(found, root)) is not None:
         raise ValueError(
             f"{stray} lies outside {root}, and records may name files below it alone. Move it there, or set tasks.media_root to a folder "

@@ -25,10 +25,6 @@ class Baseline(Protocol):
     A group that has one already keeps it. One that has none afterwards is not learned from.
     """
 
-    def prepare(self) -> None:
-        """Called by all ranks at the beginning of each step, before its responses are sampled."""
-        ...
-
     def __call__(self, step: int, groups: Sequence[Group]) -> None:
         """Fills the baselines of these groups, in place."""
         ...
@@ -44,9 +40,6 @@ class Greedy:
     processor: Processor
     turns: Turns | None = None
     """What replies to the policy, where anything does."""
-
-    def prepare(self) -> None:
-        """Nothing: which prompts a step has is not known yet."""
 
     def __call__(self, step: int, groups: Sequence[Group]) -> None:
         """RuntimeError if the reward fails for the greedy responses to all prompts, of all ranks."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 from lightrft.config import ReplayConfig
 from lightrft.runs.storage import restored, stored
@@ -16,6 +16,9 @@ from lightrft.types import Origin, Prompt
 
 log = logging.getLogger("lightrft")
 
+Compared = Literal["", "greedy", "values"]
+"""What judged responses are compared with besides their siblings: nothing, greedy responses (trainer/baseline.py), or the values of
+prompts (trainer/optimal_values.py)."""
 KINDS = ("carried_over", "prefetched", "unfinished", "unanswered")
 
 
@@ -32,19 +35,20 @@ class RolloutBuffer:
         ranks: int = 1,
         *,
         cost: str = "",
-        needs_baseline: bool = False,
+        compared_with: Compared = "",
+        refill: Callable[[Iterable[Group]], None] | None = None,
         needs_squares: bool = False,
-        completed: Callable[[Prompt], Prompt] = lambda prompt: prompt,
+        completed: Callable[[Sequence[Prompt]], list[Prompt]] = list,
     ) -> None:
-        """`cost`: the part of a reward that answers must know, where there is a constraint. `needs_baseline`: answers must know
-        the reward of the greedy response. `needs_squares`: those scored before must know the column `squares`. `completed` gives prompts back
+        """`cost`: the part of a reward that answers must know, where there is a constraint. `compared_with`: the baseline that
+        judged answers must know; `refill` gives it to those of a checkpoint, where it can. `needs_squares`: those scored before must know the column `squares`. `completed` gives prompts back
         the media that are stored by name only. ValueError if `ranks` cannot share replay.groups_per_step."""
         if config.groups_per_step % ranks:
             raise ValueError(
                 f"replay.groups_per_step={config.groups_per_step} cannot be shared by {ranks} processes. Set it to a multiple of {ranks}."
             )
         self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
-        self.cost, self.needs_baseline, self.completed = cost, needs_baseline, completed
+        self.cost, self.compared_with, self.refill, self.completed = cost, compared_with, refill, completed
         self.needs_squares = needs_squares
         self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learned from in the next."""
@@ -131,6 +135,7 @@ class RolloutBuffer:
         ]
         return {
             "cost": self.cost,
+            "compared_with": self.compared_with,
             "asked": state["asked"],
             "counts": {name: len(groups) for name, groups in kinds.items()},
             "born": [step for step, _ in state["replayable"]],
@@ -175,9 +180,7 @@ class RolloutBuffer:
         if self.cost not in ("", *(packed["cost"] for packed in ranks)):
             why = f"they were judged without {self.cost}, the constraint.cost that was added since"
             _drop(why, kinds["carried_over"], replayable, lambda _: True)
-        if self.needs_baseline:
-            why = "they were judged without a greedy response, which algorithm.advantage compares with since, and the weights have changed"
-            _drop(why, kinds["carried_over"], replayable, lambda group: math.isnan(group[0].baseline))
+        self._compare(ranks, kinds["carried_over"], replayable)
         if self.needs_squares:
             why = "they were scored without the sum of squared probabilities that algorithm.advantage reads since, and the weights have changed"
             _drop(why, kinds["carried_over"], replayable, _lacks_squares)
@@ -185,6 +188,25 @@ class RolloutBuffer:
             setattr(self, name, groups_now)
         self.replayable = replayable
         self.asked = max(packed.get("asked", 0) for packed in ranks)
+
+    def _compare(
+        self,
+        ranks: Sequence[dict[str, Any]],
+        carried_over: list[Group],
+        replayable: list[tuple[int, Group]],
+    ) -> None:
+        """Judged groups get the baseline of now, or are dropped where it would have to be sampled from weights that are gone."""
+        if self.refill is not None:
+            self.refill([*carried_over, *(group for _, group in replayable)])
+        elsewise = any(
+            packed.get("compared_with", self.compared_with) != self.compared_with for packed in ranks
+        )
+        if self.compared_with == "greedy":
+            why = "they were judged without a greedy response, which algorithm.advantage compares with since, and the weights have changed"
+            _drop(why, carried_over, replayable, lambda group: elsewise or math.isnan(group[0].baseline))
+        elif self.compared_with == "values":
+            why = "no response to their prompts could be judged when values were measured, which algorithm.advantage compares with"
+            _drop(why, carried_over, replayable, lambda group: math.isnan(group[0].baseline))
 
     def _groups(self, packed: dict[str, Any]) -> Iterator[Group]:
         """The groups of one rank: those of each kind in turn, then those to be learned from again."""

@@ -79,8 +79,6 @@ class Collector:
         `rollout.max_tokens_per_step` there are as many as have been answered to the end, at least one, a step's worth on average.
         Where a reward failed there are fewer, and the step is a little smaller.
         """
-        if self.baseline is not None:
-            self.baseline.prepare()
         kept, drawn = self.buffer.take_carried_over(), Drawn()
         while (asks := self._asks(drawn.attempts)) or self._must_wait(kept):
             drawn.attempts += asks

@@ -57,8 +57,9 @@ def optimize(
             norm = math.nan  # a loss that is no number makes a bad update, whatever its gradient
         rate, scaling = model.learning_rate(), model.scaling
         scaled = {} if scaling is None else {"loss_scale": scaling.value}
-        explained = scaling is not None and scaling.explains and math.isfinite(total)
-        overflows = explained and not math.isfinite(norm)
+        if scaling is not None:
+            scaling.finite_loss = math.isfinite(total)
+        overflows = scaling is not None and scaling.explains and not math.isfinite(norm)
         before_update(index, None if overflows else norm)
         updated = model.step(norm)
         bad = {} if updated else {"counts/loss_overflows" if overflows else "counts/skipped_updates": 1.0}

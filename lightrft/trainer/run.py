@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from lightrft.runs.sinks import Sinks
 from lightrft.strategy.base import Frozen, Trainable
 from lightrft.strategy.checkpoint import Checkpoints
 from lightrft.strategy.memory import MemoryPlan
+from lightrft.trainer.generators import Generators
 from lightrft.trainer.metrics import read_rate
 from lightrft.trainer.stragglers import Stragglers
 from lightrft.trainer.write import write_adapters, write_model
@@ -34,7 +35,6 @@ from lightrft.utils.atomic import explained
 from lightrft.utils.device import peak_gib, resident_gib
 from lightrft.utils.errors import boundary_of
 from lightrft.utils.interrupt import Interrupt, Stopped
-from lightrft.utils.seeding import generator_states, restore_generators
 
 Metrics = dict[str, float]
 log = logging.getLogger("lightrft")
@@ -70,25 +70,6 @@ class RankPart(Protocol):
     def share(self, ranks: Sequence[Any], rank: int, size: int, /) -> None:
         """Takes the share of rank `rank` of `size`, instead of `load`, from what another number of ranks packed."""
         ...
-
-
-class Generators:
-    """The global random generators, as a RankPart."""
-
-    def state(self) -> dict[str, Any]:
-        """The states of the global generators of this rank."""
-        return generator_states()
-
-    def packed(self, state: dict[str, Any]) -> dict[str, Any]:
-        """State as it is: it can be written so."""
-        return state
-
-    def load(self, packed: dict[str, Any]) -> None:
-        """Sets the global generators back to a state."""
-        restore_generators(packed)
-
-    def share(self, ranks: Sequence[dict[str, Any]], rank: int, size: int) -> None:
-        """Nothing is taken: with another number of ranks they begin anew."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +180,11 @@ class Trainer(Protocol):
         ...
 
 
+def no_preparation() -> bool:
+    """Nothing: the run has nothing to measure before its steps."""
+    return False
+
+
 @dataclass
 class Run:
     """Takes the steps of a trainer. Every rank runs this same program."""
@@ -217,6 +203,8 @@ class Run:
     evaluates: EvaluateConfig | HeldOutConfig
     """When to look at held-out data."""
     interrupt: Interrupt
+    prepare: Callable[[], bool] = no_preparation
+    """Measures what has to be known before a step, and whether there was anything; called by all ranks."""
     started: float = field(default_factory=time.perf_counter)
     """When this process began with the run, on the perf_counter clock."""
     earlier_seconds: float = 0.0
@@ -290,6 +278,10 @@ class Run:
     def take(self, step: int) -> None:
         """One step, and all that is written down of it."""
         STATUS.set_step(step)
+        if self.prepare():
+            self.memory_plan.reset_seconds()  # no time of a step
+            if self.checkpoints.config.every_steps:
+                self.save()
         start = time.perf_counter()
         metrics, trajectories = self.trainer.train_step(step)
         self.done = step

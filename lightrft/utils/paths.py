@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-BEGINS = r"(?<![\w.~/-])"
+BEGINS = r"(?:(?<![\w.~/-])|(?<=file://))"
 """Where a path can begin within a text."""
 ENDS = r"(?![\w-]|\.\w)"
 
@@ -22,13 +22,15 @@ def expanded(text: str | Path, setting: str) -> Path:
 
 
 def without_home(text: str) -> str:
-    """The text with the home folder of this user written as ~ wherever a path begins with it; `with_home` undoes it.
+    """The text with the home folder of this user written as ~ wherever a path begins with it; the paths that `with_home` makes of it are the
+    same ones.
 
-    What is kept or passed on then tells neither who ran it nor where; programs find `~/models` as they found the whole path.
+    What is kept or passed on then tells neither who ran it nor where; programs find `~/models` as they found the whole path. The folder
+    itself is ~/, since ~ alone is nothing in YAML.
     """
     for home in _homes():
         if home in text:
-            text = re.sub(BEGINS + re.escape(home) + ENDS, "~", text)
+            text = re.sub(BEGINS + re.escape(home) + ENDS + "/?", "~/", text)
     return text
 
 

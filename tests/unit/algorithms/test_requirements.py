@@ -194,6 +194,11 @@ def test_a_greedy_baseline_is_of_the_same_weights(settings, name):
             ["--replay.groups-per-step", "8"],
             "replay.groups_per_step learns from responses of earlier weights .* algorithm.loss=advantage_regression",
         ),
+        (
+            "a_star_po",
+            ["--tasks.train", "file", "1", "--tasks.stream-block", "100"],
+            "tasks.stream_block=100 with algorithm.advantage=optimal_value: .* Set tasks.stream_block=0, or",
+        ),
     ],
 )
 def test_what_would_end_a_run_at_its_first_step_is_refused_before_it(layer, flags, told):

@@ -1,10 +1,12 @@
 """Rows that are read as they come: which prompts are drawn, in what order, and from where a run goes on."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from lightrft.config import Config, TaskConfig, layers
+from lightrft.datasets import sources
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.sources import streamed
 from lightrft.datasets.stream import StreamLoader
@@ -109,13 +111,57 @@ def test_what_does_not_fit_the_checkpoint_is_named():
 
 
 def test_a_prompt_that_waited_gets_back_what_its_row_holds_wherever_that_is():
-    stream = loader(Data(13))
+    data = Data(10**6)
+    stream = loader(data)
     stream.draw(12)
-    for number in (1, 11):
-        bare = Prompt(id=f"a/r:{number}", token_ids=[number], messages=[], target="text", source="a")
-        assert stream.completed(bare).target == number
+    read, asked = data.read, (7, 11, 1, 30, 2, 7)
+    bare = [
+        Prompt(id=f"a/r:{number}", token_ids=[number], messages=[], target="text", source="a")
+        for number in asked
+    ]
     strange = Prompt(id="b/r:1", token_ids=[1], messages=[], target="text", source="b")
-    assert stream.completed(strange) is strange
+    *found, same = stream.completed([*bare, strange])
+    assert [p.target for p in found] == list(asked)
+    assert same is strange
+    assert data.read - read == 31, "one pass, no further than the last of them"
+
+
+def test_a_block_of_which_nothing_can_be_opened_takes_from_another_one_and_moves_nothing():
+    """On one rank alone, that draws from it: the others walk the same sequence."""
+    broken = range(5, 10)
+    ranks = [
+        loader(Data(13), rank=rank, size=2, open=lambda p: None if p.token_ids[0] in broken else p)
+        for rank in (0, 1)
+    ]
+    drawn = [numbers(one.draw(10)) for one in ranks]
+    assert not set(broken) & {n for some in drawn for n in some}
+    assert ranks[0].state() == ranks[1].state()
+    last = loader(Data(13), open=lambda p: p if p.token_ids[0] < 5 else None)
+    assert max(numbers(last.draw(13))) < 5, "the last block, behind which the data begins again"
+    with pytest.raises(ValueError, match="no prompt of 'a' has media that can be used"):
+        loader(Data(13), open=lambda p: None).draw(1)
+
+
+def test_a_row_of_the_hub_that_does_not_come_is_named(monkeypatch):
+    def rows(name, split, streaming):
+        return SimpleNamespace(skip=lambda start: start)
+
+    def cut(start):
+        yield from ({"n": n} for n in range(start, 4))
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(sources, "_of_hub", rows)
+    monkeypatch.setattr(sources, "stored", cut)
+    monkeypatch.setattr(sources, "unreachable", lambda: None)
+    found = streamed("owner/name", "train", 2)
+    assert [where for where, _ in (next(found), next(found))] == [
+        "owner/name/train[2]",
+        "owner/name/train[3]",
+    ]
+    with pytest.raises(
+        ValueError, match="no row 4 of the data set 'owner/name', split 'train': reset by peer"
+    ):
+        next(found)
 
 
 def test_rows_of_a_file_and_of_the_hubs_form_are_passed_over_by_number(tmp_path):

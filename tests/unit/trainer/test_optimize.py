@@ -10,6 +10,7 @@ from lightrft.config import ModelConfig, OptimizerConfig, UpdateConfig
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import logprobs
 from lightrft.parallel.world import World
+from lightrft.strategy.scaling import LossScale
 from lightrft.strategy.single import SingleTrainable
 from lightrft.testing import tiny_trajectories
 from lightrft.trainer.batching import Batching
@@ -228,14 +229,20 @@ def test_a_bad_gradient_under_a_good_loss_skips_the_update_too():
     assert float(model.module.w.detach()) == 1.0
 
 
-def test_bad_updates_in_a_row_end_in_an_error():
+@pytest.mark.parametrize("scaled", [False, True])
+def test_bad_updates_in_a_row_end_in_an_error(scaled):
+    """With a scaled loss too: no scale explains a loss that is no number."""
     model = trainable(max_bad_steps=2)
+    if scaled:
+        model._learner.scaling = LossScale()
 
     def loss(batch):
         return Terms(model.module.w * torch.full((batch.num_tokens,), math.nan))
 
     with pytest.raises(FloatingPointError):
         run(model, tiny_trajectories([(2, [2])]), loss, epochs=3)
+    if scaled:
+        assert model.scaling.value == LossScale().value, "and nothing is told about the scale"
 
 
 def test_a_model_learns_to_prefer_what_it_is_rewarded_for():

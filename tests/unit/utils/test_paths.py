@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,33 @@ def home(monkeypatch):
     ("whole", "short"),
     [
         ("/home/ann.lee/models/m", "~/models/m"),
-        ("/home/ann.lee", "~"),
+        ("/home/ann.lee", "~/"),
+        ("file:///home/ann.lee/x.png", "file://~/x.png"),
         ("random:/home/ann.lee/m", "random:~/m"),
         ("/home/ann.lee/r.py:score", "~/r.py:score"),
         ("python /home/ann.lee/s.py --to=/home/ann.lee/x", "python ~/s.py --to=~/x"),
-        ('no file "/home/ann.lee/x" (looked for /home/ann.lee).', 'no file "~/x" (looked for ~).'),
+        ('no file "/home/ann.lee/x" (looked for /home/ann.lee).', 'no file "~/x" (looked for ~/).'),
         ("[/home/ann.lee/a, '/home/ann.lee/b']", "[~/a, '~/b']"),
     ],
 )
 def test_a_path_below_the_home_folder_begins_with_a_tilde_and_back(whole, short):
     assert without_home(whole) == short
-    assert with_home(short.replace("~)", "~/)")).replace("/)", ")") == whole if short != "~" else True
+    back = with_home(short)
+    assert back.replace("ann.lee/)", "ann.lee)") == whole or (Path(back) == Path(whole) and short == "~/")
+
+
+def test_every_path_comes_back_as_the_same_one_and_as_itself_from_settings():
+    draw = random.Random(0)
+    for _ in range(200):
+        parts = ["".join(draw.choices("ab.-_ ,:é", k=draw.randint(1, 4))) for _ in range(draw.randint(0, 3))]
+        whole = "/".join(["/home/ann.lee", *parts])
+        short = without_home(whole)
+        assert short.startswith("~/")
+        assert Path(with_home(short)) == Path(whole)
+        assert without_home(with_home(short)) == short
+    assert spec_of(
+        EnvironmentConfig(name="agent", options={"root": without_home("/home/ann.lee")})
+    ).options == {"root": "/home/ann.lee/"}
 
 
 @pytest.mark.parametrize(
@@ -66,13 +83,17 @@ def test_settings_have_their_paths_shortened_and_what_models_read_as_it_is():
         TaskConfig(
             train={"file": 1.0},
             train_file="/home/ann.lee/rows.jsonl",
-            rewards={"/home/ann.lee/r.py:a": 1.0, "file//home/ann.lee/r.py:b": 0.5},
+            rewards={
+                "/home/ann.lee/r.py:a": 1.0,
+                "file//home/ann.lee/r.py:b": 0.5,
+                "/home/ann.lee/t.py:T//home/ann.lee/r.py:c": 0.5,
+            },
             system=said,
             instruction=said,
         )
     )
     assert found.train_file == "~/rows.jsonl"
-    assert found.rewards == {"~/r.py:a": 1.0, "file/~/r.py:b": 0.5}
+    assert found.rewards == {"~/r.py:a": 1.0, "file/~/r.py:b": 0.5, "~/t.py:T/~/r.py:c": 0.5}
     assert (found.system, found.instruction) == (said, said)
     assert Path(found.train_file).expanduser() == Path("/home/ann.lee/rows.jsonl")
 
