@@ -100,7 +100,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         world.size,
         cost=parts.scaler.cost,
         compared_with=compared_with(parts.algorithm),
-        refill=values and values.fill,
+        refill=None if values is None else values.fill,
         needs_squares=parts.algorithm.needs_squares,
         completed=parts.prompts.completed,
     )
