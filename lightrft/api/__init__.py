@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightrft
 from lightrft.api.process import as_guest, one_line
 from lightrft.api.settings import Given, add_data, add_held_out, add_rewards, loaded, scored_by
 from lightrft.build.tasks import check_names
@@ -18,9 +19,6 @@ from lightrft.config import Config, DPOConfig, EvaluateConfig, RewardTrainingCon
 from lightrft.rewards.asked import check_named
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.paths import expanded
-
-if TYPE_CHECKING:
-    from lightrft.runs.reader import Run
 
 Layers = str | Sequence[str]
 """Names of shipped layers, or paths of YAML files, the later ones over the earlier ones."""
@@ -38,7 +36,7 @@ def train(
     evaluate: Any = None,
     layers: Layers = (),
     **settings: Any,
-) -> Run:
+) -> lightrft.Run:
     """Reinforcement learning, in this process; the finished run.
 
     model: path or name, or a dict of options of section model.
@@ -135,7 +133,7 @@ def _run(
     config: RunConfig | None,
     words: list[str],
     resume: Path | str | None,
-) -> Run:
+) -> lightrft.Run:
     """A run by the function behind a command, and then its reader."""
     run = expanded(str(resume), "resume") if resume is not None else None
     if run is not None and not RunFolder(run).is_run:
@@ -149,7 +147,7 @@ def _run(
     return Run(as_guest(partial(start, asked, run), given.objects))
 
 
-def _offline(command: str, cls: type[RunConfig], about: str) -> Callable[..., Run]:
+def _offline(command: str, cls: type[RunConfig], about: str) -> Callable[..., lightrft.Run]:
     """The function of a command that learns from given responses."""
 
     @one_line
@@ -162,7 +160,7 @@ def _offline(command: str, cls: type[RunConfig], about: str) -> Callable[..., Ru
         evaluate: Any = None,
         layers: Layers = (),
         **settings: Any,
-    ) -> Run:
+    ) -> lightrft.Run:
         given = Given(f"lightrft.{command}")
         words = _common(given, model, None, layers, settings)
         add_data(given, data, evaluate, cls)

@@ -36,7 +36,8 @@ def check_named(config: Config) -> None:
     Said before torch is imported. Of a user's code only the text is read.
     """
     given = dict.fromkeys([JUDGE, *config.reward_model.paths, *config.remote.urls])
-    chosen = [rewards_of(config.rewards.functions, task, config.tasks.train) for task in config.tasks.train]
+    tasks = config.tasks.train or config.tasks.evaluate
+    chosen = [rewards_of(config.rewards.functions, task, tasks) for task in tasks]
     for name in sorted(
         {name for weights in (*chosen, config.tasks.rewards) for name in weights} - given.keys()
     ):

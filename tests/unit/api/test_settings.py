@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import threading
+import typing
 
 import datasets
 import pytest
@@ -223,9 +224,17 @@ for wrong in (dict(rewards="maht"), dict(stepz=1), dict(steps="ten"), dict(tasks
     try:
         lightrft.train(**{"layers": "tiny", "model": "random:llama", "data": rows, **wrong})
     except ValueError as error:
-        print(str(error).partition(".")[0], "torch" in sys.modules)
+        print(str(error).splitlines()[0], "torch" in sys.modules)
+try:
+    lightrft.evaluate(model="random:llama", data=rows, rewards="maht")
+except ValueError as error:
+    print(str(error).splitlines()[0], "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines()] == ["False"] * 4, done.stderr
+    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines()] == ["False"] * 5, done.stderr
     for name in ("maht", "stepz", "ten", "gsm9k"):
         assert name in done.stdout
+
+
+def test_types_of_the_public_functions_can_be_asked_for():
+    assert typing.get_type_hints(lightrft.train)["return"] is lightrft.Run
