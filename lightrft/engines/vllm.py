@@ -49,7 +49,7 @@ from lightrft.utils.paths import with_home
 
 ON_CPU = {"enable_chunked_prefill": False}
 """Arguments that vLLM needs on a CPU."""
-WHY_ON_CPU = "for of an answer with a seed whose prompt was read in part, vLLM takes the draw back in a way that only CUDA knows"
+WHY_ON_CPU = "for of an answer with a seed whose prompt was read in part, vLLM takes the draw back in a way that a CPU does not know"
 
 
 class VllmEngine:
