@@ -45,6 +45,7 @@ def serve(module: nn.Module, processor: Processor, config: RolloutConfig, *, hos
             "environment variable, here and where you train, and name it: --rollout.server.key VLLM_KEY. Or leave --host out, to "
             "serve this machine alone."
         )
+    require("vllm", "vllm", CURE)
     weight, options = next(module.parameters()), config.vllm
     on_cpu = weight.device.type == "cpu"
     words = flags(known_arguments(options, on_cpu=on_cpu), actions()) if options.options else []

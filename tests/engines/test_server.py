@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import pytest
 
 from lightrft.config import ModelConfig, RolloutConfig, ServerConfig
 from lightrft.engines.base import give
+from lightrft.engines.vllm_serve import serve
 from lightrft.engines.vllm_server import VllmServerEngine
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import tiny_model
@@ -72,3 +74,11 @@ def test_a_server_reads_media_as_the_trainer(tmp_path, family, kinds):
         media = media_prompts(processor, kinds)
         found = check_engine(engine, reference, processor.text, requests=20, media=media)
         assert found.ok, str(found)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_no_server_is_started_and_the_package_is_named():
+    processor = load_processor(ModelConfig(path="random:llama"))
+    config = RolloutConfig(engine="vllm_server")
+    with pytest.raises(RuntimeError, match="vllm is not installed"):
+        serve(tiny_model("llama"), processor, config, host="127.0.0.1", port=0)
