@@ -77,8 +77,9 @@ class SglangEngine:
         self._sleeps = weight.device.type != "cpu"
         self._nbytes = sum(p.numel() * p.element_size() for p in causal_lm(module).parameters())
         self._asleep: set[str] = set()
-        known_arguments(config.sglang, _needed(weight.device, processor))
-        self._make = lambda: _start(module, processor, config)
+        needed = _needed(weight.device, processor)
+        further = known_arguments(config.sglang, needed)
+        self._make = lambda: _start(module, processor, config, needed | further)
         self._begin()
         self.sleep("weights")
         self.sleep("kv_cache")
@@ -296,8 +297,9 @@ def schedule_on_cpu(*args: Any, **options: Any) -> Any:
     return schedule(*args, **options)
 
 
-def known_arguments(options: SglangConfig, needed: Mapping[str, Any]) -> None:
-    """ValueError for one of `rollout.sglang.options` that this SGLang does not know, or with another value than what is `needed` here."""
+def known_arguments(options: SglangConfig, needed: Mapping[str, Any]) -> dict[str, Any]:
+    """`rollout.sglang.options` as this SGLang takes them. ValueError for one that it does not know, or with another value than what is
+    `needed` here."""
     setting, further = "rollout.sglang.options", options.further(with_home)
     refuse_other_values(
         setting,
@@ -308,6 +310,7 @@ def known_arguments(options: SglangConfig, needed: Mapping[str, Any]) -> None:
     if further:
         arguments: Any = require("sglang.srt.server_args", "sglang", CURE).ServerArgs
         refuse_unknown(setting, further, list(inspect.signature(arguments).parameters), "SGLang")
+    return further
 
 
 def _needed(device: torch.device, processor: Processor) -> dict[str, Any]:
@@ -323,12 +326,13 @@ def _needed(device: torch.device, processor: Processor) -> dict[str, Any]:
     return {}
 
 
-def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> Any:
-    options, further, weight = config.sglang, config.sglang.further(with_home), next(module.parameters())
+def _start(module: nn.Module, processor: Processor, config: RolloutConfig, given: Mapping[str, Any]) -> Any:
+    """SGLang's engine. `given`: arguments over our own."""
+    options, weight = config.sglang, next(module.parameters())
     kind: Any = require("sglang.srt.entrypoints.engine", "sglang", CURE).Engine
     scheduler = schedule_on_cpu if weight.device.type == "cpu" else schedule
     kind = type("Engine", (kind,), {"run_scheduler_process_func": staticmethod(scheduler)})
-    more = _needed(weight.device, processor)
+    more: dict[str, Any] = {"nccl_port": free_port()}
     if weight.device.type == "cpu":
         choices: Any = require("sglang.srt.arg_groups.choices", "sglang")
         if (
@@ -341,7 +345,6 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             "base_gpu_id": weight.device.index or 0,
             "enable_memory_saver": True,
         }
-    more["nccl_port"] = free_port()
     if config.routing_replay == SAMPLING:
         more["enable_return_routed_experts"] = True
     if options.context_length:
@@ -354,7 +357,7 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig) -> An
             max_running_requests=options.max_running_requests,
             mem_fraction_static=options.mem_fraction_static,
             enable_deterministic_inference=True,
-            **{"grammar_backend": "none", "log_level": "error", **more, **further},
+            **{"grammar_backend": "none", "log_level": "error", **more, **given},
         )
 
 
