@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
-
 from lightrft.config.addresses import refuse_secrets
 from lightrft.config.checks import refuse_idle
 from lightrft.config.further import read_further, taken_by
@@ -17,10 +15,10 @@ SHARES = ("cps", "ddim")
 """Noises of rollout.denoise.noise whose level is a share of the noise there is."""
 _ON_THE_WAY = ("sde", "dance", "cps", "ddim")
 STEPWISE = {
-    "likelihood=normed": _ON_THE_WAY,
-    "weighting=noise": _ON_THE_WAY,
-    "weighting=inverse_span": ("sde",),
-    "keep_means=true": ("match",),
+    ("likelihood", "normed"): _ON_THE_WAY,
+    ("weighting", "noise"): _ON_THE_WAY,
+    ("weighting", "inverse_span"): ("sde",),
+    ("keep_means", True): ("match",),
 }
 """Settings of rollout.denoise that look at a step's noise, or at how far it moves the state -> the noises of which that is known."""
 
@@ -130,11 +128,10 @@ class DenoiseConfig:
                 f"rollout.denoise.level={self.level:g}: with rollout.denoise.noise={self.noise} it is a share, and more than 1 takes out more noise than "
                 "there is. Set it to at most 1."
             )
-        for option, noises in STEPWISE.items():
-            name, _, value = option.partition("=")
-            if yaml.safe_load(value) == getattr(self, name) and self.noise not in noises:
+        for (name, value), noises in STEPWISE.items():
+            if getattr(self, name) == value and self.noise not in noises:
                 raise ValueError(
-                    f"rollout.denoise.{option} with rollout.denoise.noise={self.noise}: it is known for steps of {', '.join(noises)}. Set "
+                    f"rollout.denoise.{name}={str(value).lower()} with rollout.denoise.noise={self.noise}: it is known for steps of {', '.join(noises)}. Set "
                     f"rollout.denoise.noise={noises[0]}, or leave rollout.denoise.{name} out."
                 )
         if self.move == "fixed":
@@ -213,35 +210,32 @@ _PROCESSES = (
 _MODEL = (
     "The engine is to have the trainer's model and tokens. Leave it out, and set what you mean under model."
 )
+_NEEDED = "Training needs it as it is."
 OF_VLLM = taken_by(
     "rollout.vllm",
-    *("model", "load_format", "dtype", "logprobs_mode", "distributed_executor_backend", "enable_sleep_mode", "worker_extension_cls"),
-    *("enable_return_routed_experts", "mm_device_do_normalize", "enable_prefix_caching", "served_model_name", "middleware"),
-    **{name: name for name in ("max_num_seqs", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")},
-) | {
-    **dict.fromkeys(("pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size", "data_parallel_size_local", "nnodes"), _PROCESSES),
-    **dict.fromkeys(("hf_overrides", "hf_config_path", "tokenizer", "skip_tokenizer_init", "runner", "convert"), _MODEL),
-}  # fmt: skip
+    ("max_num_seqs", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager"),
+    {
+        _NEEDED: (
+            "model", "load_format", "dtype", "logprobs_mode", "distributed_executor_backend", "enable_sleep_mode", "worker_extension_cls",
+            "enable_return_routed_experts", "mm_device_do_normalize", "enable_prefix_caching", "served_model_name", "middleware",
+        ),
+        _PROCESSES: ("pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size", "data_parallel_size_local", "nnodes"),
+        _MODEL: ("hf_overrides", "hf_config_path", "tokenizer", "skip_tokenizer_init", "runner", "convert"),
+    },
+)  # fmt: skip
 """Arguments of vLLM that are given already -> what to do instead."""
 OF_SGLANG = taken_by(
     "rollout.sglang",
-    *(
-        "model_path",
-        "load_format",
-        "dtype",
-        "device",
-        "enable_deterministic_inference",
-        "enable_memory_saver",
-    ),
-    *("enable_return_routed_experts", "base_gpu_id"),
-    **{
-        name: name
-        for name in ("max_running_requests", "context_length", "mem_fraction_static", "max_total_tokens")
+    ("max_running_requests", "context_length", "mem_fraction_static", "max_total_tokens"),
+    {
+        _NEEDED: (
+            "model_path", "load_format", "dtype", "device", "enable_deterministic_inference", "enable_memory_saver",
+            "enable_return_routed_experts", "base_gpu_id",
+        ),
+        _PROCESSES: ("tp_size", "dp_size", "pp_size", "nnodes"),
+        _MODEL: ("tokenizer_path", "skip_tokenizer_init", "json_model_override_args"),
     },
-) | {
-    **dict.fromkeys(("tp_size", "dp_size", "pp_size", "nnodes"), _PROCESSES),
-    **dict.fromkeys(("tokenizer_path", "skip_tokenizer_init", "json_model_override_args"), _MODEL),
-}
+)  # fmt: skip
 """Arguments of SGLang's Engine that are given already -> what to do instead."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -29,9 +29,9 @@ def read_further(
     return found
 
 
-def taken_by(section: str, *needed: str, **settings: str) -> dict[str, str]:
-    """For read_further: names that training `needed` as they are, and names that have `settings` of the section."""
+def taken_by(section: str, settings: Iterable[str], reasons: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """For read_further: names that are `settings` of the section, and others by the reason why they are not given."""
     return {
-        **dict.fromkeys(needed, "Training needs it as it is."),
-        **{name: f"Set {section}.{setting}." for name, setting in settings.items()},
+        **{name: f"Set {section}.{name}." for name in settings},
+        **{name: reason for reason, names in reasons.items() for name in names},
     }
