@@ -287,13 +287,20 @@ def estimate_memory(
     kept = measured.activation_bytes * own // measured.tokens
     scores = needs_old(config, parts.algorithm) or models.reference is not None or models.teacher is not None
     found += passes(config, models, largest, scores=scores, measured=kept)
+    show_memory(section, found, parts, OWN_LIMIT)
+
+
+def show_memory(section: Section, held: list[Item], parts: Parts, limit: str) -> None:
+    """Shows who holds how much in which phase, and whether that fits into what was free; `limit`: the engine's own option to lower."""
     table = Table("about", *(phase.value for phase in SHOWN), box=None, pad_edge=False)
-    for item in found:
+    for item in held:
         table.add_row(item.name, *(size(item.bytes) if phase in item.phases else "" for phase in SHOWN))
-    needed = sums(found)
+    needed = sums(held)
     table.add_row("sum", *(size(needed[phase]) for phase in SHOWN), style="bold")
     section.show(table)
-    judge_memory(section, needed=max(needed.values()), available=parts.available, place=str(parts.device))
+    judge_memory(
+        section, needed=max(needed.values()), available=parts.available, place=str(parts.device), limit=limit
+    )
 
 
 def teacher_parameters(config: Config, algorithm: Algorithm) -> int:

@@ -8,12 +8,11 @@ from itertools import cycle, islice
 
 from rich.table import Table
 
-from lightrft.commands.check.costs import CPU_BATCH, backward, forward, judge_memory
+from lightrft.commands.check.costs import CPU_BATCH, backward, forward, show_memory
 from lightrft.commands.check.policy import Policy
 from lightrft.commands.check.questions import Questions
 from lightrft.commands.check.report import Section
 from lightrft.commands.check.settings import Parts
-from lightrft.commands.plan.memory import SHOWN, sums
 from lightrft.commands.plan.pictures import PicturePlan, plan
 from lightrft.config import Config
 from lightrft.config.plan import Hardware
@@ -25,7 +24,7 @@ from lightrft.trainer.division import divide
 from lightrft.trainer.rollout import needs_old, training_sampling
 from lightrft.trainer.run import evaluation_label
 from lightrft.types import Steps
-from lightrft.utils.amounts import duration, size
+from lightrft.utils.amounts import duration
 
 CPU_PICTURES = 8
 """Most pictures of the measured burst on a CPU, so that the check stays quick."""
@@ -126,12 +125,4 @@ def memory(section: Section, planned: PicturePlan, parts: Parts, limit: str) -> 
     """Shows who holds how much in which phase, by the plan of one process, against what was free before the model was loaded; on a CPU what the process
     keeps beside it as well."""
     found = planned.items + (planned.host if parts.device.type == "cpu" else [])
-    table = Table("about", *(phase.value for phase in SHOWN), box=None, pad_edge=False)
-    for item in found:
-        table.add_row(item.name, *(size(item.bytes) if phase in item.phases else "" for phase in SHOWN))
-    needed = sums(found)
-    table.add_row("sum", *(size(needed[phase]) for phase in SHOWN), style="bold")
-    section.show(table)
-    judge_memory(
-        section, needed=max(needed.values()), available=parts.available, place=str(parts.device), limit=limit
-    )  # fmt: skip
+    show_memory(section, found, parts, limit)
