@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 from lightrft.engines.pages import KERNEL_PAGE, Cache, Pool, Stretch
 from lightrft.engines.sizes import Sizes
 from lightrft.models.attention import accumulation_type
+from lightrft.models.operations import size_per_head
 from lightrft.utils.device import has_varlen_kernel, sent
 
 _flash = torch.ops.aten._flash_attention_forward
@@ -240,7 +241,7 @@ def check_kernel(device: torch.device, dtype: torch.dtype, text: Any) -> None:
     window = _window(text)
     if window is not None:
         raise ValueError(_no_window(window))
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head = size_per_head(text)
     if head > WIDEST or head % 8:
         raise ValueError(
             f"{_TOLD}: the model's heads have {head} numbers, and its kernel takes multiples of 8 up to {WIDEST}. {_CURE}."

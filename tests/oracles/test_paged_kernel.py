@@ -7,13 +7,15 @@ plain attention in tests/accelerator.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from lightrft.config import NativeEngineConfig, RolloutConfig
+from lightrft.build.models import check_pages
+from lightrft.config import Config, ModelConfig, NativeEngineConfig, RolloutConfig, StrategyConfig
 from lightrft.engines import cuda_graphs, paged_kernel, scheduler
 from lightrft.engines.footprint import Demand, paged_cache
 from lightrft.engines.native import NativeEngine
@@ -239,6 +241,16 @@ def test_a_device_without_it_is_refused():
             str,
             NativeEngineConfig(attention_backend="flash"),
         )
+
+
+def test_it_is_refused_before_weights_load():
+    rollout = RolloutConfig(native=NativeEngineConfig(attention_backend="flash"))
+    config = Config(
+        model=ModelConfig(path="random:llama"), rollout=rollout, strategy=StrategyConfig(device="cpu")
+    )
+    with pytest.raises(ValueError, match="attention_backend=flash: its kernel is for"):
+        check_pages(config)
+    check_pages(replace(config, rollout=replace(rollout, engine="vllm")))  # another's affair
 
 
 def test_a_torch_whose_kernel_knows_no_pages_or_gives_something_else_is_refused(written, monkeypatch):
