@@ -13,8 +13,8 @@ from lightrft.build.other_models import named
 from lightrft.build.reward_models import Place
 from lightrft.build.tables import OWN
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
-from lightrft.models.critic_source import CriticSource
 from lightrft.engines.paged_kernel import check_kernel
+from lightrft.models.critic_source import CriticSource
 from lightrft.models.describe import text_shape, without_weights
 from lightrft.models.experts import check_experts
 from lightrft.models.kinds import PolicyKind

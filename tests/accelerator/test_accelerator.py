@@ -193,7 +193,10 @@ GROUPS = [(21, [7, 1, 0, 19]), (1, [5, 3]), (40, [0]), (300, [200, 130, 64]), (3
 
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 2, 16), (12, 2, 128), (8, 8, 64), (4, 1, 256)])
 @pytest.mark.parametrize("window", [None, 5, 64])
-def test_the_flash_kernel_attends_as_plain_attention_does_in_float64(here, heads, key_heads, width, window):
+@pytest.mark.parametrize("both_ways", [(), ((2, 19), (72, 75))], ids=["causal", "both-ways"])
+def test_the_flash_kernel_attends_as_plain_attention_does_in_float64(
+    here, heads, key_heads, width, window, both_ways
+):
     """Forward and backward, to the rounding of bfloat16; tests/oracles/test_varlen_attention.py holds the rest on a CPU."""
     inputs = pack(tiny_trajectories(GROUPS)).inputs
     generator = torch.Generator().manual_seed(0)
@@ -204,7 +207,9 @@ def test_the_flash_kernel_attends_as_plain_attention_does_in_float64(here, heads
     slope = torch.randn(1, len(inputs.token_ids), heads, width, generator=generator)
     found = []
     for dtype, exact in ((torch.float64, True), (torch.bfloat16, False)):
-        layout = SharedPrompts.of(inputs.prompt_spans, inputs.response_spans, exact=exact)
+        layout = SharedPrompts.of(
+            inputs.prompt_spans, inputs.response_spans, exact=exact, both_ways=both_ways
+        )
         # What bfloat16 cannot hold is taken from both.
         states = [x.bfloat16().to(here, dtype).requires_grad_() for x in given]
         out = layout.attend(None, *states, width**-0.5, window)
