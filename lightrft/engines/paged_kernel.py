@@ -249,7 +249,7 @@ def check_kernel(device: torch.device, dtype: torch.dtype, text: Any) -> None:
     why = _unusable(device, dtype, head)
     if why:
         raise ValueError(
-            f"{_TOLD}: torch {torch.__version__} does not read pages so on this device: {why}. {_CURE}, or take torch >= 2.13."
+            f"{_TOLD}: torch {torch.__version__} does not read pages so on this device: {why}. {_CURE}, or take a newer torch."
         )
 
 
