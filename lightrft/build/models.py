@@ -11,7 +11,6 @@ from torch import nn
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.other_models import named
 from lightrft.build.reward_models import Place
-from lightrft.build.tables import OWN
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
 from lightrft.engines.paged_kernel import check_kernel
 from lightrft.models.critic_source import CriticSource
@@ -128,7 +127,7 @@ def named_models(config: Config, algorithm: Algorithm) -> dict[str, ModelConfig]
 
 def check_pages(config: Config) -> None:
     """ValueError if the engine of this package cannot read its pages as rollout.native.attention_backend says."""
-    if config.rollout.engine == OWN and config.rollout.native.attention_backend == "flash":
+    if config.rollout.native.attention_backend == "flash":
         device = pick_device(config.strategy.device)
         check_kernel(device, getattr(torch, config.model.dtype), text_shape(config.model))
 
