@@ -287,7 +287,8 @@ class _Head:
     it (in norm), 0.25 % as a rule. The model's own rounding makes as much.
 
     A CPU has no product of bfloat16 matrices that gives float32. Where it has instructions for those that give bfloat16, the two
-    products of the backward pass are made so; the sum over blocks of the vocabulary stays in float32. Bounds as above: log-probs do not change.
+    products of the backward pass are made so, each block's part of a gradient rounded and their sum in float32: log-probs do not change, gradients
+    are within the same bound.
     """
 
     def __init__(

@@ -77,21 +77,21 @@ def written(monkeypatch):
     paged_kernel._unusable.cache_clear()
 
 
-@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("key_heads", [1, 2])
 def test_new_tokens_attend_over_pages_as_in_the_whole(written, key_heads):
     """Running siblings, a stranger, a new prompt and an end of a response in one pass; against one plain softmax over everything."""
     cache, heads, size = Cache.for_kernel(), 4, 8
     torch.manual_seed(0)
     prompts = [Stretch(cache.prompts, 0) for _ in range(3)]
-    lengths = (300, 70, 11)
+    lengths = (260, 30, 11)
     for prompt, length in zip(prompts[:2], lengths, strict=False):
         prompt.extend(length)
     owns = [
-        (0, 40),
+        (0, 9),
         (0, 3),
-        (0, 270),
-        (1, 20),
-        (1, 600),
+        (0, 258),
+        (1, 5),
+        (1, 270),
     ]  # prompt, tokens in all; the last is read in two parts
     shapes = {"q": heads, "k": key_heads, "v": key_heads}
     first = [
@@ -115,20 +115,20 @@ def test_new_tokens_attend_over_pages_as_in_the_whole(written, key_heads):
         return {n: of[n][:, start:end] for n in shapes}
 
     attended(Step([], prompts[:2], CPU), first[:2])
-    before = [count - 1 for _, count in owns[:-1]] + [550]
+    before = [count - 1 for _, count in owns[:-1]] + [250]
     for own, count in zip(stretches, before, strict=True):  # what was read before
         own.extend(count)
     attended(
         Step([], [], CPU, suffixes=[Suffix(prompts[p], own, own.length) for (p, _), own in zip(owns, stretches, strict=True)]),
         [piece(w, lengths[p], lengths[p] + own.length) for (p, _), own, w in zip(owns, stretches, whole, strict=True)],
     )  # fmt: skip
-    new = [1, 1, 1, 1, 50]
+    new = [1, 1, 1, 1, 20]
     for own, count in zip(stretches, new, strict=True):
         own.extend(count)
     prompts[2].extend(lengths[2])
     layout = Step(
         [(prompts[p], own) for (p, _), own in zip(owns[:4], stretches, strict=False)], [prompts[2]], CPU,
-        suffixes=[Suffix(prompts[1], stretches[4], 50)],
+        suffixes=[Suffix(prompts[1], stretches[4], 20)],
     )  # fmt: skip
     ends = [lengths[p] + count for p, count in owns]
     parts = [piece(w, end - n, end) for w, end, n in zip(whole, ends, new, strict=True)]
@@ -178,21 +178,22 @@ def test_torchs_operator_takes_what_it_is_given():
         assert (out.dtype, total.dtype) == (torch.bfloat16, torch.float32)
 
 
-PROMPTS = (1, 90, 3, 300, 64)
+PROMPTS = (1, 90, 258)
 
 
-@pytest.mark.parametrize("records", [False, True], ids=["plain", "recorded"])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    ("family", "records"), [("qwen3", False), ("llama", True)], ids=["plain", "recorded"]
+)
 def test_the_engine_says_the_same_by_either(written, monkeypatch, family, records):
     """With a recording its operations are written down once, and repeated on the memory they had."""
     monkeypatch.setattr(scheduler, "can_record", lambda device: records)
     monkeypatch.setattr(cuda_graphs, "recorded", taping())
     model, said = tiny_model(family, attention=ATTENTION), []
     for backend in ("torch", "flash"):
-        config = NativeEngineConfig(attention_backend=backend, max_sequences=11)
+        config = NativeEngineConfig(attention_backend=backend, max_sequences=7)
         engine = NativeEngine(model, frozenset({7}), str, config)
         prompts = [tiny_prompt(length, seed=length) for length in PROMPTS]
-        said.append([a for g in engine.generate(prompts, Sampling(n=3, max_tokens=30, seed=2)) for a in g])
+        said.append([a for g in engine.generate(prompts, Sampling(n=3, max_tokens=20, seed=2)) for a in g])
         assert engine._cache.answers.size == (256 if backend == "flash" else 32)
     assert [a.token_ids for a in said[1]] == [a.token_ids for a in said[0]]
     for mine, right in zip(*said, strict=True):
@@ -203,7 +204,7 @@ def test_turns_go_on_with_what_is_kept(written):
     model, said = tiny_model("llama", attention=ATTENTION), []
     for backend in ("torch", "flash"):
         engine = NativeEngine(model, frozenset({7}), str, NativeEngineConfig(attention_backend=backend))
-        answers, read = drawn_in_turns(engine, 3)
+        answers, read = drawn_in_turns(engine, 2)
         said.append(([a.token_ids for a in answers], read))
         assert len(engine._cache.answers) == 0
     assert said[0] == said[1]

@@ -74,9 +74,9 @@ def test_the_gradients_of_either_path_are_rounded_and_not_wrong():
     wide, halves, narrow = (
         head(*half, tokens, **way, **how)[2:4] for way in ({"wide": True}, {"halves": True}, {})
     )
-    for found in (wide, halves):
+    for found, most in ((wide, 1.5), (halves, 2.0)):  # in the second each block's part is rounded, too
         for ours, before, right in zip(found, narrow, exact, strict=True):
-            assert apart(ours, right) < 1.5 * apart(before, right)
+            assert apart(ours, right) < most * apart(before, right)
 
 
 def test_a_cpu_multiplies_in_float32_but_for_what_it_has_instructions_for(monkeypatch):
