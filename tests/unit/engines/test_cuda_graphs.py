@@ -187,12 +187,12 @@ def test_fewer_are_drawn_at_once_while_prompts_wait_for_a_place(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(n=3, max_tokens=40, top_p=0.999, temperature=t) for t in (0.4, 3.0)] + [Sampling(n=3, max_tokens=40, min_p=1e-4)],
+    "sampling", [Sampling(n=3, max_tokens=26, top_p=0.999, temperature=t) for t in (0.4, 3.0)] + [Sampling(n=3, max_tokens=26, min_p=1e-4)],
     ids=["often", "always", "min_p"],
 )  # fmt: skip
 def test_tokens_are_drawn_ahead_where_candidates_do_not_suffice_too(monkeypatch, sampling):
-    """Of 5000 tokens the restrictions leave more than 256 now and then, or always: drawn again, by the plain way, and the same."""
-    model, said, unsure = tiny_model("llama", attention=ATTENTION, vocab_size=5000), [], []
+    """Of 3000 tokens the restrictions leave more than 256 now and then, or always: drawn again, by the plain way, and the same."""
+    model, said, unsure = tiny_model("llama", attention=ATTENTION, vocab_size=3000), [], []
 
     class Noting(scheduler.Scheduler):
         def _draw_ahead(self):
