@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                                      # all parts, results in benchmarks/results/gpu.json
     python benchmarks/gpu.py --parts engine step --shapes 1.5b --out found.json
+    python benchmarks/gpu.py --parts trl --shapes 1.5b --minutes 40   # TRL's step at its own pace
 
 Parts: tests (pytest tests/accelerator), peak (what the device can do at best), head, layers (plain, compiled, fused),
 engine (beside transformers' `generate`), step (one GRPO step by phase), offload (host memory to device and back), trl (the same step by TRL, where it is installed), nccl (two
@@ -30,8 +31,9 @@ BY_SHAPE = ("head", "layers", "engine", "step", "offload", "trl")
 FUSED = ("plain", "compiled", "liger")
 """What the decoder layers of a step are: as they are, model.compile, model.kernels=liger."""
 SHAPES = ("0.5b", "1.5b", "8b")
+MINUTES = 8.0
 MOST_SECONDS = {"tests": 150.0, "engine": 90.0, "layers": 120.0, "step": 120.0, "trl": 120.0}
-"""Part -> longest that one process of it may take; 60 for the others."""
+"""Part -> longest that one process of it may take; 60 for the others. Twice as long where --minutes is twice MINUTES, and so on."""
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--shapes", nargs="+", choices=(*SHAPES, "tiny"), default=list(SHAPES))
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="after which nothing more is begun or goes on"
+        "--minutes", type=float, default=MINUTES, help="after which nothing more is begun or goes on"
     )
     parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--answers", type=int, default=8, help="of each question")
@@ -101,7 +103,7 @@ def in_a_process(part: str, shape: str, given: argparse.Namespace, left: float) 
     """What a part found: its numbers, or `failed` or `skipped` with the reason."""
     if left < 5:
         return {"skipped": f"no time is left of --minutes={given.minutes:g}"}
-    limit = min(left, MOST_SECONDS.get(part, 60.0))
+    limit = min(left, MOST_SECONDS.get(part, 60.0) * max(1.0, given.minutes / MINUTES))
     if part == "tests":
         command = [sys.executable, "-m", "pytest", "-q", "tests/accelerator"]
     else:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from lightrft.models.attention import ATTENTION
 from lightrft.models.compiled import check_compiling, compile_layers
 from lightrft.models.kernels import fuse
 from lightrft.models.logprobs import _BlockedHead, logprobs
+from lightrft.models.operations import operations_of
+from lightrft.models.products import logits_at_once
 from lightrft.models.tiny import tiny_tokenizer
 from lightrft.models.words import training_logprobs
 from lightrft.parallel.world import World
@@ -140,22 +143,28 @@ def model_of(shape: str, *, learns: bool = False) -> nn.Module:
 
 
 def head(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
-    """Forward and backward pass of the output head alone, beside a body of the same model in `step`."""
+    """Forward and backward pass of the output head alone; its share of a step is found in `step`."""
     config = config_of(shape)
     rows = min(sizes.batch, 8192)
+    spent = head_seconds(rows, config)
+    done = 8.0 * rows * config.hidden_size * config.vocab_size
+    return {"rows": rows, "seconds": spent, "share_of_matrix_rate": done / spent / matrix_rate()}
+
+
+def head_seconds(rows: int, config: Any) -> float:
+    """Seconds of the head's forward and backward pass over so many tokens."""
     hidden, weight = randn(rows, config.hidden_size), randn(config.vocab_size, config.hidden_size) * 0.02
     hidden.requires_grad_()
     weight.requires_grad_()
     tokens = torch.randint(config.vocab_size, (rows,), device=DEVICE)
-    chunk = UpdateConfig().logits_per_chunk or (4_194_304 if ON_CPU else 67_108_864)
 
     def pass_() -> None:
-        values, *_ = _BlockedHead.apply(hidden, weight, None, tokens, 1.0, None, chunk, ())
+        values, *_ = _BlockedHead.apply(
+            hidden, weight, None, tokens, 1.0, None, logits_at_once(0, on_cpu=ON_CPU), ()
+        )
         values.sum().backward()
 
-    spent = seconds(pass_, 3)
-    done = 8.0 * rows * weight.numel()
-    return {"rows": rows, "seconds": spent, "share_of_matrix_rate": done / spent / matrix_rate()}
+    return seconds(pass_, 3)
 
 
 def fused(module: nn.Module, how: str) -> nn.Module:
@@ -202,22 +211,17 @@ def layers(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
 
 
 def engine(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
-    """64 answers at a time by the native engine and by transformers' generate, in turn."""
+    """64 answers at a time by the native engine, with either way to read pages, and by transformers' generate, in turn."""
     model: Any = model_of(shape)
     answers, tokens = sizes.answers, sizes.decode
     questions = max(1, 64 // answers)
     prompts = [tiny_prompt(sizes.length, seed=n) for n in range(questions)]
     ids = torch.tensor([p.token_ids for p in prompts], device=DEVICE)
-    made = NativeEngine(
-        model,
-        frozenset(),
-        str,
-        NativeEngineConfig(max_sequences=4096, cuda_graphs="on" if sizes.record else "off"),
-    )
+    made, skipped = engines(model, "on" if sizes.record else "off")
 
-    def native() -> None:
+    def native(engine: NativeEngine) -> None:
         model.set_attn_implementation(ATTENTION)
-        made.generate(prompts, Sampling(n=answers, max_tokens=tokens, ignore_eos=True))
+        engine.generate(prompts, Sampling(n=answers, max_tokens=tokens, ignore_eos=True))
 
     def generate() -> None:
         model.set_attn_implementation("sdpa")
@@ -227,26 +231,40 @@ def engine(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
                 max_new_tokens=tokens, min_new_tokens=tokens, num_return_sequences=answers,
             )  # fmt: skip
 
-    spent: dict[str, list[float]] = {"native": [], "generate": []}
+    ways = {name: partial(native, engine) for name, engine in made.items()} | {"generate": generate}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(3):
-        for name, run in (("native", native), ("generate", generate)):
+        for name, run in ways.items():
             wait()
             start = time.perf_counter()
             run()
             wait()
             if repeat:
                 spent[name].append(time.perf_counter() - start)
+            if name in made:
+                made[name].parts()["cache"].offload()
     middle = {name: statistics.median(times) for name, times in spent.items()}
-    made.parts()["cache"].offload()
     weights = sum(p.nbytes for p in model.parameters())
     rate = 1e9 * float(peak("", sizes)["memory_gb_per_second"])
     return {
         "sequences": questions * answers,
         **{f"{name}_tokens_per_second": questions * answers * tokens / s for name, s in middle.items()},
-        "native_over_generate": middle["generate"] / middle["native"],
+        **{f"{name}_over_generate": middle["generate"] / middle[name] for name in made},
         # Reading all weights once for each token of every answer is the least that decoding takes.
-        "share_of_memory_limit": tokens * weights / rate / middle["native"],
+        **{f"{name}_share_of_memory_limit": tokens * weights / rate / middle[name] for name in made},
+        **skipped,
     }
+
+
+def engines(model: nn.Module, record: str) -> tuple[dict[str, NativeEngine], dict[str, str]]:
+    """The native engine as it is, and with rollout.native.attention_backend=flash, or why that cannot be."""
+    plain = NativeEngineConfig(max_sequences=4096, cuda_graphs=record)
+    made, skipped = {"native": NativeEngine(model, frozenset(), str, plain)}, {}
+    try:
+        made["flash"] = NativeEngine(model, frozenset(), str, replace(plain, attention_backend="flash"))
+    except ValueError as why:
+        skipped["flash"] = f"skipped: {why}"
+    return made, skipped
 
 
 def settings(folder: Path, sizes: argparse.Namespace) -> Config:
@@ -294,7 +312,7 @@ class Learning:
     """The parts of a GRPO step, put together without files, text or rewards that take time."""
 
     def __init__(self, shape: str, config: Config, sizes: argparse.Namespace) -> None:
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes, self.text = config, sizes, config_of(shape, learns=True)
         module = fused(model_of(shape, learns=True), sizes.fused)
         self.actor = SingleTrainable(module, OptimizerConfig(learning_rate=1e-6), 10)
         self.engine = NativeEngine(
@@ -394,8 +412,22 @@ def step(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:
         "matrix_teraflops": rate / 1e12,
         "gib": phases.gib,
         "planned_gib": {name: learned[name] for name in phases.seconds},
+        "head_share": head_share(learning, answers, phases.seconds["train"]),
         "loss": found["loss"],
     }
+
+
+def head_share(learning: Learning, answers: list[Trajectory], spent: float) -> dict[str, float]:
+    """The output head's share of the operations of training, and of the `spent` seconds, by its passes alone at the same sizes."""
+    sizes, rows = learning.sizes, [sum(map(len, part)) for part in learning.planned(answers)]
+    alone = sum({count: head_seconds(count, learning.text) for count in set(rows)}[count] for count in rows)
+    operations = operations_of(learning.actor.module)
+    assert operations is not None
+    prompt, response = sizes.length, sizes.tokens
+    seen = sizes.questions * (prompt**2 / 2 + sizes.answers * (response * prompt + response**2 / 2))
+    read, drawn = sizes.questions * (prompt + sizes.answers * response), sum(rows)
+    every = operations.forward(read, drawn, seen)
+    return {"of_operations": 2 * operations.head * drawn / every, "of_seconds": alone / spent}
 
 
 def offload(shape: str, sizes: argparse.Namespace) -> dict[str, Any]:

@@ -173,6 +173,7 @@ TABLES = {
     "engines/cuda_graphs.py": "an error that names the option",
     "engines/external.py": "which media they read",
     "engines/footprint.py": "what they hold",
+    "engines/paged_kernel.py": "errors that name the option",
     "strategy/base.py": "an error that names the option",
     "strategy/compat.py": "versions of FSDP2 in torch",
     "strategy/memory.py": "which option makes a resident smaller",

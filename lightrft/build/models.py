@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.other_models import named
 from lightrft.build.reward_models import Place
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
+from lightrft.engines.paged_kernel import check_kernel
 from lightrft.models.critic_source import CriticSource
-from lightrft.models.describe import without_weights
+from lightrft.models.describe import text_shape, without_weights
 from lightrft.models.experts import check_experts
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.load import load_processor
@@ -24,6 +26,7 @@ from lightrft.models.values import critic_config
 from lightrft.strategy.base import Frozen, Strategy, Trainable
 from lightrft.strategy.single import WithoutAdapters
 from lightrft.types import Sampling
+from lightrft.utils.device import pick_device
 
 
 def optimizer_steps(config: Config, steps: int) -> int:
@@ -120,6 +123,13 @@ def named_models(config: Config, algorithm: Algorithm) -> dict[str, ModelConfig]
     if algorithm.needs_teacher:
         models["teacher.path"] = teacher_model(config)
     return models
+
+
+def check_pages(config: Config) -> None:
+    """ValueError if the engine of this package cannot read its pages as rollout.native.attention_backend says."""
+    if config.rollout.native.attention_backend == "flash":
+        device = pick_device(config.strategy.device)
+        check_kernel(device, getattr(torch, config.model.dtype), text_shape(config.model))
 
 
 def check_routing(config: Config) -> None:

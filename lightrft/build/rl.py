@@ -21,6 +21,7 @@ from lightrft.build.models import (
     build_reference,
     build_teacher,
     check_models,
+    check_pages,
     check_reference,
     check_teacher,
     engine_module,
@@ -124,9 +125,10 @@ def engine_maker(config: Config, device: torch.device) -> MakeEngine:
 
 
 def check_policy(config: Config, kind: PolicyKind, algorithm: Algorithm) -> None:
-    """ValueError if its layers cannot be compiled or fused as the settings say, a teacher speaks other tokens, a team of processes cannot
-    share the models, or a reward asks for what the policy does not make."""
+    """ValueError if its layers cannot be compiled or fused, or its engine cannot read pages, as the settings say, a teacher speaks other tokens,
+    a team of processes cannot share the models, or a reward asks for what the policy does not make."""
     check_fused(config, named_models(config, algorithm) | named_judge(config))
+    check_pages(config)
     check_teacher(config, kind.processor)
     check_models(config, algorithm)
     check_forks(config, algorithm)

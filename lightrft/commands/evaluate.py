@@ -16,6 +16,7 @@ from lightrft.build.data import build_eval_sets, check_asked, task_rewards
 from lightrft.build.judges import add_judging_models, check_judging, named_judge
 from lightrft.build.kinds import policy_of
 from lightrft.build.memory import build_memory_plan
+from lightrft.build.models import check_pages
 from lightrft.build.other_models import held_whole
 from lightrft.build.process import check_fused, prepare_process
 from lightrft.build.reward_models import model_rewards
@@ -64,6 +65,7 @@ def evaluate_in(
     eval_sets, judge = build_eval_sets(config, processor)
     check_judging(config, [judge], training=False)
     check_fused(config, {"model.path": config.model} | named_judge(config))
+    check_pages(config)
     prompts = (prompt for eval_set in eval_sets for prompt in eval_set.prompts)
     check_kinds(config.rollout.engine, prompts, processor.media, device)
     with judge:

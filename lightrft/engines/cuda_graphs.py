@@ -9,55 +9,99 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lightrft.engines.paged_attention import Decoding, Reading, Table, table
-from lightrft.engines.pages import Cache, Stretch
+from lightrft.engines.paged_attention import Decoding, Reading, table
+from lightrft.engines.paged_kernel import KernelPass
+from lightrft.engines.pages import Cache, Pool, Stretch
+from lightrft.engines.sizes import Sizes
+from lightrft.models.attention import Layout
 from lightrft.models.experts import has_experts
 from lightrft.utils.device import can_lock_pages, recorded, recording_pool
 
 AHEAD = 8
-"""Tokens of each response that are drawn before any is fetched from the device. Those behind the end of a response are thrown away.
-
-With top-p or min-p and no top-k the device is waited for once for each token all the same: whether the candidates suffice (sampling.py).
-"""
+"""Tokens of each response that are drawn before any is fetched from the device. Those behind the end of a response are thrown away."""
 AHEAD_OF_OTHERS = 2
 """Tokens drawn at once while prompts wait: the place of a response that has ended stays empty until the others have drawn theirs."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Tensor sizes that a CUDA graph was captured for. Letters as in paged_attention.py."""
-
-    answers: int
-    shared_pages: int
-    shared_width: int
-    shared_depth: int
-    own_pages: int
-    own_depth: int
-
-    def holds(self, other: Sizes) -> bool:
-        """Whether a pass of that size fits without much waste."""
-        pairs = list(zip(astuple(self), astuple(other), strict=True))
-        return all(other <= mine for mine, other in pairs) and self.cost <= 2 * other.cost + 64
-
-    @property
-    def cost(self) -> int:
-        """About what a pass computes: tokens, and the pages they meet."""
-        return self.answers + self.shared_pages * self.shared_width + self.own_pages
-
-    def rounded(self) -> Sizes:
-        """A little more of each, so that passes to come fit too."""
-        return Sizes(*map(_rounded, astuple(self)))
+Running = Sequence[tuple[Stretch, Stretch]]
+"""The prompt and the own tokens of each answer, the newest included; siblings hold the same prompt object."""
 
 
-def _rounded(count: int) -> int:
-    step = max(1, 2 ** (count.bit_length() - 3))
-    return int(-(-count // step) * step)
+class Pass(Protocol):
+    """What a decoding pass over some running answers is told of their pages."""
+
+    sizes: Sizes
+
+    @staticmethod
+    def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Shapes of its tensors of int64 in a recording of this size."""
+        ...
+
+    def fill(self, host: dict[str, Tensor], sizes: Sizes) -> None:
+        """Writes it to those tensors, which are 0 before, with nothing for answers and pages that are none."""
+        ...
+
+    @staticmethod
+    def layout(data: dict[str, Tensor], cache: Cache) -> Layout:
+        """Attention by these tensors on the device, and "newest": page and offset of each new token."""
+        ...
+
+
+class PlainPass:
+    """A pass whose pages are read by products over all of them (paged_attention.py)."""
+
+    def __init__(self, running: Running) -> None:
+        self._parts = {name: table([pair[i] for pair in running]) for i, name in enumerate(("shared", "own"))}
+        self._last = [own.end - 1 for _, own in running]
+        own = self._parts["own"].sizes
+        self.sizes = Sizes(len(running), *self._parts["shared"].sizes, own[0], own[2])
+
+    @staticmethod
+    def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Shapes of its tables."""
+        return {
+            "last": (sizes.answers,),
+            "shared readers": (sizes.shared_pages, sizes.shared_width),
+            "shared places": (sizes.answers, sizes.shared_depth, 3),
+            "shared filled": (sizes.shared_pages,),
+            "shared starts": (sizes.shared_pages,),
+            "own readers": (sizes.own_pages, 1),
+            "own places": (sizes.answers, sizes.own_depth, 3),
+            "own filled": (sizes.own_pages,),
+            "own starts": (sizes.own_pages,),
+        }
+
+    def fill(self, host: dict[str, Tensor], sizes: Sizes) -> None:  # noqa: ARG002  # as Pass has it
+        """Writes the tables; pages that nobody reads are hidden."""
+        count = len(self._last)
+        host["last"][:count] = torch.tensor(self._last)
+        for name, found in self._parts.items():
+            pages, width, depth = found.sizes
+            readers = torch.tensor(found.readers)
+            host[f"{name} readers"][:pages] = readers[:, :1]
+            host[f"{name} readers"][:pages, :width] = readers
+            host[f"{name} places"][:, :, 2] = 1
+            host[f"{name} places"][:count, :depth] = torch.tensor(found.places, dtype=torch.int64)
+            host[f"{name} filled"][:pages] = torch.tensor(found.filled)
+            host[f"{name} starts"][:pages] = torch.tensor(found.starts)
+
+    @staticmethod
+    def layout(data: dict[str, Tensor], cache: Cache) -> Layout:
+        """From the tables on the device."""
+
+        def reading(name: str, pool: Pool) -> Reading:
+            tensors = (data[f"{name} {part}"] for part in ("readers", "places", "filled", "starts"))
+            readers, places, filled, starts = tensors
+            return Reading(pool, readers, places, filled, starts, data["last"], is_ragged=True, reach=None)
+
+        return Decoding(
+            reading("shared", cache.prompts), reading("own", cache.answers), data["newest"].unbind(1)
+        )
 
 
 class GraphRunner:
@@ -65,13 +109,14 @@ class GraphRunner:
 
     def __init__(self, backbone: Any, cache: Cache, device: torch.device) -> None:
         self._backbone, self._cache, self._device = backbone, cache, device
+        self._form: type[Pass] = KernelPass if cache.answers.for_kernel else PlainPass
         self._recordings: list[_Recording] = []
         self._moves = (0, 0)
         self._pool: Any = None
 
     def hidden(
         self,
-        running: Sequence[tuple[Stretch, Stretch]],
+        running: Running,
         tokens: Sequence[int] | Tensor,
         positions: Sequence[int],
     ) -> Tensor | None:
@@ -82,13 +127,12 @@ class GraphRunner:
         if self._cache.answers.is_empty:
             return None
         self._forget_moved()
-        shared, own = (table([pair[i] for pair in running]) for i in (0, 1))
-        needed = Sizes(len(running), *shared.sizes, own.sizes[0], own.sizes[2])
-        fitting = [r for r in self._recordings if r.sizes.holds(needed)]
-        recording = min(fitting, key=lambda r: r.sizes.cost, default=None) or self._record(needed.rounded())
-        newest = [stretch.newest for _, stretch in running]
-        last = [stretch.end - 1 for _, stretch in running]
-        return recording.run(shared, own, newest, last, tokens, positions)
+        found = self._form(running)
+        fitting = [r for r in self._recordings if r.sizes.holds(found.sizes)]
+        recording = min(fitting, key=lambda r: r.sizes.cost, default=None) or self._record(
+            found.sizes.rounded()
+        )
+        return recording.run(found, [stretch.newest for _, stretch in running], tokens, positions)
 
     def _record(self, sizes: Sizes) -> _Recording:
         self._cache.prompts.reserve(sizes.shared_pages)
@@ -96,7 +140,7 @@ class GraphRunner:
         self._forget_moved()
         if not self._recordings:  # a pool ends with its last recording
             self._pool = recording_pool(self._device)
-        made = _Recording(self._backbone, self._cache, sizes, self._device, self._pool)
+        made = _Recording(self._backbone, self._cache, sizes, self._form, self._device, self._pool)
         self._recordings.append(made)
         return made
 
@@ -130,22 +174,16 @@ def captures(choice: str, module: nn.Module, text: Any) -> bool:
 class _Recording:
     """One, with the memory that its sizes and what is asked lie in."""
 
-    def __init__(self, backbone: Any, cache: Cache, sizes: Sizes, device: torch.device, pool: Any) -> None:
+    def __init__(
+        self, backbone: Any, cache: Cache, sizes: Sizes, form: type[Pass], device: torch.device, pool: Any
+    ) -> None:
         self.sizes, self._backbone, self._cache = sizes, backbone, cache
-        self._device, self._pool = device, pool
-        self._shapes = {
+        self._form, self._device, self._pool = form, device, pool
+        self._shapes: dict[str, tuple[int, ...]] = {
             "tokens": (1, sizes.answers),
             "positions": (1, sizes.answers),
-            "last": (sizes.answers,),
             "newest": (sizes.answers, 2),
-            "shared readers": (sizes.shared_pages, sizes.shared_width),
-            "shared places": (sizes.answers, sizes.shared_depth, 3),
-            "shared filled": (sizes.shared_pages,),
-            "shared starts": (sizes.shared_pages,),
-            "own readers": (sizes.own_pages, 1),
-            "own places": (sizes.answers, sizes.own_depth, 3),
-            "own filled": (sizes.own_pages,),
-            "own starts": (sizes.own_pages,),
+            **form.shapes(sizes),
         }
         total = sum(torch.Size(shape).numel() for shape in self._shapes.values())
         # The device reads what was asked after the call has returned, so that the next calls write elsewhere.
@@ -157,8 +195,7 @@ class _Recording:
         self._repeat: Callable[[], Tensor] | None = None
 
     def run(
-        self, shared: Table, own: Table, newest: Sequence[tuple[int, int]], last: Sequence[int],
-        tokens: Sequence[int] | Tensor, positions: Sequence[int],
+        self, found: Pass, newest: Sequence[tuple[int, int]], tokens: Sequence[int] | Tensor, positions: Sequence[int]
     ) -> Tensor:  # fmt: skip
         """(A, H), good until the next call of any recording."""
         self._hosts.rotate()
@@ -166,18 +203,9 @@ class _Recording:
         if not isinstance(tokens, Tensor):
             host["tokens"][0, :count] = torch.tensor(tokens)
         host["positions"][0, :count] = torch.tensor(positions)
-        host["last"][:count] = torch.tensor(last)
         host["newest"][:, 0] = self.sizes.own_pages  # behind all that is read
         host["newest"][:count] = torch.tensor(newest)
-        for name, found in (("shared", shared), ("own", own)):
-            pages, width, depth = found.sizes
-            readers = torch.tensor(found.readers)
-            host[f"{name} readers"][:pages] = readers[:, :1]
-            host[f"{name} readers"][:pages, :width] = readers
-            host[f"{name} places"][:, :, 2] = 1
-            host[f"{name} places"][:count, :depth] = torch.tensor(found.places, dtype=torch.int64)
-            host[f"{name} filled"][:pages] = torch.tensor(found.filled)
-            host[f"{name} starts"][:pages] = torch.tensor(found.starts)
+        found.fill(host, self.sizes)
         self._data.copy_(self._hosts[0], non_blocking=True)
         if isinstance(tokens, Tensor):
             self._views(self._data)["tokens"][0, :count] = tokens
@@ -194,17 +222,7 @@ class _Recording:
 
     def _forward(self) -> Tensor:
         data = self._views(self._data)
-
-        def reading(name: str, pool: Any) -> Reading:
-            tensors = (data[f"{name} {part}"] for part in ("readers", "places", "filled", "starts"))
-            readers, places, filled, starts = tensors
-            return Reading(pool, readers, places, filled, starts, data["last"], is_ragged=True, reach=None)
-
-        layout = Decoding(
-            reading("shared", self._cache.prompts),
-            reading("own", self._cache.answers),
-            data["newest"].unbind(1),
-        )
+        layout = self._form.layout(data, self._cache)
         out = self._backbone(
             input_ids=data["tokens"], position_ids=data["positions"], use_cache=False, layout=layout
         )

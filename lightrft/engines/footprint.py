@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lightrft.config import RolloutConfig
-from lightrft.engines.pages import ANSWER_PAGE, PROMPT_PAGE
+from lightrft.engines.pages import ANSWER_PAGE, KERNEL_PAGE, PROMPT_PAGE
 from lightrft.strategy.footprint import EXACT
 
 
@@ -117,8 +117,11 @@ def paged_cache(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> in
     asked = -(-config.prompts_per_step // demand.processes)
     running = min(asked * config.group_size, config.native.max_sequences)
     prompts = -(-running // config.group_size)
-    tokens = running * _pages(demand.answer, ANSWER_PAGE) + prompts * _pages(demand.prompt, PROMPT_PAGE)
-    return tokens * sizes.cached * (EXACT + sizes.width)  # keys are kept in float32
+    by_kernel = config.native.attention_backend == "flash"
+    of_prompt, of_answer = (KERNEL_PAGE, KERNEL_PAGE) if by_kernel else (PROMPT_PAGE, ANSWER_PAGE)
+    tokens = running * _pages(demand.answer, of_answer) + prompts * _pages(demand.prompt, of_prompt)
+    # Keys are kept in float32 but for the kernel.
+    return tokens * sizes.cached * ((sizes.width if by_kernel else EXACT) + sizes.width)
 
 
 def vllm(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:

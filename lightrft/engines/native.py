@@ -19,6 +19,7 @@ from lightrft.engines.cuda_graphs import captures
 from lightrft.engines.kept import Kept
 from lightrft.engines.own_weights import OwnWeights, load
 from lightrft.engines.packed_linear import fast
+from lightrft.engines.paged_kernel import check_kernel
 from lightrft.engines.pages import Cache
 from lightrft.engines.scheduler import Decode, SampledModel, Scheduler
 from lightrft.models.attention import ATTENTION, mask_of
@@ -63,8 +64,12 @@ class NativeEngine:
                 "the native engine samples from left to right, and this is a masked diffusion language model. Set rollout.engine=unmask."
             )
         self.weight_version = 0
-        self.device = next(module.parameters()).device
-        self._module, self._config, self._cache = module, config, Cache()
+        weight = next(module.parameters())
+        self.device = weight.device
+        if config.attention_backend == "flash":
+            check_kernel(self.device, weight.dtype, text)
+        cache = Cache.for_kernel() if config.attention_backend == "flash" else Cache()
+        self._module, self._config, self._cache = module, config, cache
         self._model = SampledModel(
             module,
             self.device,

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightrft.engines.paged_kernel import KernelAttention
 from lightrft.engines.paged_suffix import Extending, Suffix
 from lightrft.engines.pages import Pool, Stretch
-from lightrft.models.attention import SharedPrompts, accumulation_type
+from lightrft.models.attention import Layout, SharedPrompts, accumulation_type
 
 _HIDDEN = -1e30
 """Added to a score that must not count. Finite, so that a page hidden as a whole does not turn into NaN."""
@@ -77,18 +78,14 @@ class Step:
     ):
         """`both_ways`: token ranges among those of the new prompts whose tokens see each other, later ones too."""
         self._count, self._whole = len(running), sum(p.length for p in fresh)
-        if running:
-            last = torch.tensor([own.end - 1 for _, own in running], device=device)
-            shared, own = (Reading.of(table([pair[i] for pair in running]), last) for i in (0, 1))
-            newest = [stretch.newest for _, stretch in running]
-            self._running = Decoding(shared, own, torch.tensor(newest, device=device).unbind(1))
+        self._running = _decoding(running, device) if running else None
         if fresh:
             places = [place for p in fresh for place in p.places(p.length)]
             self._places = torch.tensor(places, device=device).unbind(1)
             ends = accumulate((p.length for p in fresh), initial=0)
             self._prefill = SharedPrompts(tuple((span, ()) for span in pairwise(ends)), both_ways=both_ways)
         self._fresh = fresh[0].pool if fresh else None
-        self._extending = Extending(suffixes, device) if suffixes else None
+        self._extending = _extending(suffixes, device) if suffixes else None
 
     def attend(
         self,
@@ -104,15 +101,31 @@ class Step:
         end = count + self._whole
         if self._extending is not None:
             q, k, v = query[:, :, end:], key[:, :, end:], value[:, :, end:]
-            out.append(self._extending.attend(layer, q, k, v, scaling, sliding_window))
+            out.append(self._extending.attend(module, q, k, v, scaling, sliding_window))
         if self._fresh is not None:
             q, k, v = query[:, :, count:end], key[:, :, count:end], value[:, :, count:end]
             self._fresh.write(layer, self._places, k[0].transpose(0, 1), v[0].transpose(0, 1), scaling)
             out.append(self._prefill.attend(module, q, k, v, scaling, sliding_window))
-        if count:
+        if self._running is not None:
             q, k, v = query[:, :, :count], key[:, :, :count], value[:, :, :count]
             out.append(self._running.attend(module, q, k, v, scaling, sliding_window))
         return out[0] if len(out) == 1 else torch.cat(out[::-1], 1)
+
+
+def _decoding(running: Sequence[tuple[Stretch, Stretch]], device: torch.device) -> Layout:
+    """The newest token of each, by what reads the pages that they lie in."""
+    if running[0][1].pool.for_kernel:
+        return KernelAttention.of_newest(running, device)
+    last = torch.tensor([own.end - 1 for _, own in running], device=device)
+    shared, own = (Reading.of(table([pair[i] for pair in running]), last) for i in (0, 1))
+    newest = [stretch.newest for _, stretch in running]
+    return Decoding(shared, own, torch.tensor(newest, device=device).unbind(1))
+
+
+def _extending(suffixes: Sequence[Suffix], device: torch.device) -> Layout:
+    if suffixes[0].own.pool.for_kernel:
+        return KernelAttention.of_ends([(s.read, s.own, s.count) for s in suffixes], device)
+    return Extending(suffixes, device)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,16 @@ class Extending:
         ]
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
     ) -> Tensor:
         """(1, N, Hq, D) from query (1, Hq, N, D), key and value (1, Hkv, N, D), which are written to the cache."""
+        layer = module.layer_idx
         k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
         self._pool.write(layer, self._places, k, v, scaling)
         out, start = [], 0
@@ -51,7 +59,7 @@ class Extending:
             keys, values = (
                 torch.cat(parts, 1) for parts in zip(*_gathered(layer, suffix, pages), strict=True)
             )
-            out.append(_attended(q.unflatten(0, (len(keys), -1)), keys, values, window))
+            out.append(_attended(q.unflatten(0, (len(keys), -1)), keys, values, sliding_window))
             start += suffix.count
         return torch.cat(out).to(query.dtype).unsqueeze(0)
 

@@ -22,20 +22,21 @@ class Page:
     index: int
 
 
-PROMPT_PAGE, ANSWER_PAGE = 64, 32
-"""Tokens of a page of the cache."""
+PROMPT_PAGE, ANSWER_PAGE, KERNEL_PAGE = 64, 32, 256
+"""Tokens of a page of the cache; of one that a kernel reads, which takes multiples of 256 alone."""
 
 
 class Pool:
     """Pages, the live ones always in front and without gaps; for each layer one tensor of keys and one of values.
 
     Keys are kept already multiplied by the attention's scaling, and in float32 even for a bfloat16 model, so that
-    scores are never rounded to 8 bits.
+    scores are never rounded to 8 bits. Those for a kernel, which adds up and scales in float32 itself, are kept as they are, and
+    the tokens of a page before its heads: (U, C, Hkv, D).
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, for_kernel: bool = False) -> None:
         """`size`: tokens of a page."""
-        self.size = size
+        self.size, self.for_kernel = size, for_kernel
         self._live: list[Page] = []
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.moves = 0
@@ -69,6 +70,9 @@ class Pool:
         """Token i, key and value (N, Hkv, D), goes to `offset[i]` of page `page[i]`; `places` is (page, offset)."""
         keys, values = self._room(layer, key, value)
         page, offset = places
+        if self.for_kernel:
+            keys[page, offset], values[page, offset] = key, value
+            return
         keys[page, :, offset] = key.to(keys.dtype) * scaling
         values[page, :, offset] = value
 
@@ -78,6 +82,10 @@ class Pool:
         count = len(self) if pages is None else pages
         return keys[:count], values[:count]
 
+    def whole(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all pages that there is room for, for a kernel that is told which ones to read."""
+        return self._layers[layer]
+
     def reserve(self, pages: int) -> None:
         """Room for so many pages in the layers there are."""
         for layer in self._layers:
@@ -86,11 +94,12 @@ class Pool:
     def _room(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer in self._layers:
             self._grow(layer, len(self))
+        elif self.for_kernel:
+            shape = len(self), self.size, *key.shape[1:]
+            self._layers[layer] = key.new_zeros(shape), value.new_zeros(shape)
         else:
-            self._layers[layer] = (
-                key.new_zeros(len(self), key.shape[1], self.size, key.shape[2], dtype=accumulation_type(key)),
-                value.new_zeros(len(self), value.shape[1], self.size, value.shape[2]),
-            )
+            shape = len(self), key.shape[1], self.size, key.shape[2]
+            self._layers[layer] = key.new_zeros(shape, dtype=accumulation_type(key)), value.new_zeros(shape)
         return self._layers[layer]
 
     def _grow(self, layer: int, pages: int) -> None:
@@ -128,6 +137,11 @@ class Cache:
 
     prompts: Pool = field(default_factory=lambda: Pool(PROMPT_PAGE))
     answers: Pool = field(default_factory=lambda: Pool(ANSWER_PAGE))
+
+    @classmethod
+    def for_kernel(cls) -> Cache:
+        """Pages that a kernel reads."""
+        return cls(*(Pool(KERNEL_PAGE, for_kernel=True) for _ in range(2)))
 
     def onload(self) -> None:
         """Nothing: memory is taken as tokens come."""

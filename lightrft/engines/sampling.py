@@ -15,7 +15,8 @@ from lightrft.types import Sampling
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
-_FEWEST_CANDIDATES = 256
+FEWEST_CANDIDATES = 256
+"""Tokens that top-p and min-p look among at first: more than they leave of nearly all distributions of a trained model."""
 
 
 def stream(seed: int, place: int, sample: int) -> int:
@@ -47,16 +48,44 @@ def draw(logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Samplin
     At temperature 0 the most likely token is taken, and its log-prob is that of the whole distribution at
     temperature 1, since the one it was drawn from would say 0 for every token.
     """
+    if rows is None:
+        rows = torch.arange(len(logits), device=logits.device)
+    if sampling.temperature == 0 or not _restricts(sampling):
+        return _unrestricted(logits, rows, uniform, sampling)
+    if sampling.temperature != 1.0:
+        logits.div_(sampling.temperature)
+    return _from_candidates(logits, rows, uniform, sampling)
+
+
+def draw_unasked(
+    logits: Tensor, uniform: Tensor, sampling: Sampling, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, log-probs and whether they are unsure, (B,) each: as `draw` for (B, V) logits, but that no device is waited for.
+
+    With top-p or min-p only `count` candidates are looked at; where the restrictions leave more than those, token and log-prob
+    are not those of `draw`.
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    if sampling.temperature == 0 or not _restricts(sampling):
+        tokens, logprobs = _unrestricted(logits, rows, uniform, sampling)
+        return tokens, logprobs, torch.zeros_like(tokens, dtype=torch.bool)
+    if sampling.temperature != 1.0:
+        logits.div_(sampling.temperature)
+    return _among(logits, rows, uniform, sampling, count)
+
+
+def _restricts(sampling: Sampling) -> bool:
+    return sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+
+
+def _unrestricted(logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """The most likely token at temperature 0, else one of the whole distribution."""
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
         logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        return (tokens, logprobs) if rows is None else (tokens[rows], logprobs[rows])
+        return tokens[rows], logprobs[rows]
     if sampling.temperature != 1.0:
         logits.div_(sampling.temperature)
-    if rows is None:
-        rows = torch.arange(len(logits), device=logits.device)
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
-        return _from_candidates(logits, rows, uniform, sampling)
     return _from_all(torch.softmax(logits, -1, out=logits), rows, uniform)
 
 
@@ -84,26 +113,36 @@ def _from_all(probabilities: Tensor, rows: Tensor, uniform: Tensor) -> tuple[Ten
 
 
 def _from_candidates(
-    logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int = _FEWEST_CANDIDATES
+    logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int = FEWEST_CANDIDATES
 ) -> tuple[Tensor, Tensor]:
     """Tokens and log-probs drawn among the tokens that the restrictions leave, sorted by probability.
 
     Sorting the whole vocabulary costs more than the model, so the `count` best are taken, and more only for those
     distributions whose kept set reaches beyond them.
     """
-    count = min(sampling.top_k or count, logits.shape[-1])
-    kept, candidates = _candidates(logits, sampling, count)
-    is_open = kept[:, -1] > 0
-    mass = kept[rows].cumsum(-1, dtype=torch.float64)
-    place, _ = _invert(mass, uniform * mass[:, -1])
-    tokens = candidates[rows, place]
-    logprobs = (kept[rows, place] / mass[:, -1]).to(logits.dtype).log()
-    if count < logits.shape[-1] and not sampling.top_k and bool(is_open.any()):
+    tokens, logprobs, is_open = _among(logits, rows, uniform, sampling, count)
+    if not sampling.top_k and count < logits.shape[-1] and bool(is_open.any()):
         again, renumbered = is_open[rows], is_open.cumsum(0) - 1
         tokens[again], logprobs[again] = _from_candidates(
             logits[is_open], renumbered[rows[again]], uniform[again], sampling, 8 * count
         )
     return tokens, logprobs
+
+
+def _among(
+    logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and log-probs (B,) drawn among the `count` best of each row, and the rows (Q,) of which the restrictions leave more."""
+    count = min(sampling.top_k or count, logits.shape[-1])
+    kept, candidates = _candidates(logits, sampling, count)
+    mass = kept[rows].cumsum(-1, dtype=torch.float64)
+    place, _ = _invert(mass, uniform * mass[:, -1])
+    tokens = candidates[rows, place]
+    logprobs = (kept[rows, place] / mass[:, -1]).to(logits.dtype).log()
+    is_open = kept[:, -1] > 0
+    if sampling.top_k or count == logits.shape[-1]:
+        is_open = torch.zeros_like(is_open)
+    return tokens, logprobs, is_open
 
 
 def _candidates(logits: Tensor, sampling: Sampling, count: int) -> tuple[Tensor, Tensor]:

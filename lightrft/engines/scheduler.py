@@ -9,23 +9,24 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lightrft.config import NativeEngineConfig
+from lightrft.engines.answers import Answer, Question
 from lightrft.engines.cuda_graphs import AHEAD, AHEAD_OF_OTHERS, GraphRunner
-from lightrft.engines.kept import Kept, KeptAnswer, give_back
+from lightrft.engines.kept import Kept, give_back
 from lightrft.engines.paged_attention import Step
 from lightrft.engines.paged_suffix import Suffix
 from lightrft.engines.pages import Cache, Stretch
-from lightrft.engines.sampling import draw, sharpened_first, stream, uniforms
+from lightrft.engines.sampling import FEWEST_CANDIDATES, draw, draw_unasked, sharpened_first, stream, uniforms
 from lightrft.models.experts import Routers, Routing
 from lightrft.models.families import forward_media, joined, seen_both_ways
 from lightrft.models.logprobs import backbone, output_head
 from lightrft.models.products import multiplies_widely, wide_product
-from lightrft.types import Completion, Finish, Prompt, Sampling
+from lightrft.types import Finish, Prompt, Sampling
 from lightrft.utils.device import can_record, sent
 
 Decode = Callable[[Sequence[int]], str]
@@ -53,80 +54,6 @@ class SampledModel:
     """The routers of the model, where the experts that they choose are to be told."""
 
 
-@dataclass(eq=False, slots=True)
-class _Question:
-    """A prompt on its way: waiting, then read, until its last answer is done."""
-
-    place: int
-    prompt: Prompt
-    waiting: list[int]
-    """Numbers of the answers that have not entered, last first."""
-    read: Stretch
-    own: Stretch | None
-    """What is in the cache of the answer that the prompt goes on with, if that was kept."""
-    begin: list[int]
-    """Position of an answer's first token in each row; see trainer/batching.py."""
-    hidden: Tensor | None = None
-    """(1, H), what predicts the first token of every answer."""
-    experts: Tensor | None = None
-    """(n, M, K) of its tokens that were read in this call, if they are to be told."""
-
-    @classmethod
-    def of(cls, place: int, prompt: Prompt, sampling: Sampling, cache: Cache, kept: Kept | None) -> _Question:
-        """A prompt that nothing was read of, or all but the end that is new to an answer that was kept."""
-        waiting, found = _numbers(prompt, sampling), kept and kept.take(prompt)
-        if found:
-            return cls(place, prompt, waiting, found.read, found.own, found.begin)
-        rows = prompt.positions
-        begin = [len(prompt.token_ids)] if rows is None else (rows[:, -1] + 1).tolist()
-        return cls(place, prompt, waiting, Stretch(cache.prompts, 0, holders=len(waiting)), None, begin)
-
-    def __len__(self) -> int:
-        """Tokens that no pass has read."""
-        return len(self.prompt.token_ids) - self.read.length - (self.own.length if self.own else 0)
-
-    def positions(self, count: int) -> Tensor:
-        """(R, count) or (1, count), of its last tokens."""
-        if self.own is not None:
-            end = self.own.length
-            return torch.tensor(self.begin)[:, None] + torch.arange(end - count, end)
-        rows = self.prompt.positions
-        return torch.arange(count)[None] if rows is None else rows
-
-
-@dataclass(eq=False, slots=True)
-class _Answer:
-    question: _Question
-    stream: int
-    own: Stretch
-    most: int
-    """Tokens it may have in all."""
-    tokens: list[int]
-    """Tokens sampled so far, in earlier calls too."""
-    logprobs: list[float] = field(default_factory=list)
-    """Log-probs of the tokens sampled in this call."""
-    finish: Finish | None = None
-    since: int = 0
-    """Place of the first token in which a stop text counts."""
-    experts: list[Tensor] = field(default_factory=list)
-    """(M, K) of each token that was read in this call, if they are to be told."""
-
-    def completion(self, version: int) -> Completion:
-        """The tokens sampled in this call; those of earlier calls are left out."""
-        new = self.tokens[len(self.tokens) - len(self.logprobs) :]
-        told = None if self.question.experts is None else [*self.question.experts, *self.experts]
-        experts = None if told is None else torch.stack(told)
-        finish = self.finish or "length"
-        return Completion(new, self.logprobs, finish, version, self.stream, experts=experts)
-
-    def to_keep(self) -> KeptAnswer:
-        """What may go on later."""
-        question = self.question
-        continued = 0 if question.prompt.continuation is None else question.prompt.continuation.tokens
-        prompt = question.prompt.token_ids[: len(question.prompt.token_ids) - continued]
-        return KeptAnswer(question.read, self.own, [*prompt, *self.tokens], question.begin)
-
-
 class Scheduler:
     """The answers of one call of `generate`: waiting, running or done."""
 
@@ -144,18 +71,19 @@ class Scheduler:
         self._backbone, self._head = backbone(model.module), output_head(model.module)
         self._stop_ids = frozenset() if sampling.ignore_eos else model.stop_ids | set(sampling.stop_token_ids)
         self._stop = () if sampling.ignore_eos else sampling.stop
-        found = [_Question.of(place, p, sampling, self._cache, kept) for place, p in enumerate(prompts)]
+        found = [Question.of(place, p, sampling, self._cache, kept) for place, p in enumerate(prompts)]
         if kept is not None:
             kept.clear()  # what does not go on now never does
         # Those that are in the cache go first, so that they need not leave it.
         self._questions = deque(sorted(found, key=lambda question: question.own is None))
-        self._running: list[_Answer] = []
+        self._running: list[Answer] = []
         self._recorder = (
             GraphRunner(self._backbone, self._cache, self._device)
             if model.captures and can_record(self._device)
             else None
         )
-        self.answers: list[list[_Answer]] = [[] for _ in prompts]
+        self._candidates, self._is_unsure = FEWEST_CANDIDATES, False
+        self.answers: list[list[Answer]] = [[] for _ in prompts]
         self.finished = 0
         self.tokens = 0
         self.read_tokens = 0
@@ -182,11 +110,19 @@ class Scheduler:
 
     def _draws_ahead(self) -> bool:
         """Whether passes are recorded that need no number from the host but those known beforehand."""
+        if (
+            self._is_unsure
+        ):  # some candidates did not suffice: once in the plain way, which asks for more of them
+            self._is_unsure = False
+            return False
         ready = self._recorder is not None and not self._cache.answers.is_empty and self._ahead > 1
         return ready and bool(self._running) and all(len(a.question.begin) == 1 for a in self._running)
 
     def _draw_ahead(self) -> bool:
-        """Several tokens for every running answer, fetched together: the device waits for the host once for all."""
+        """Several tokens for every running answer, fetched together: the device waits for the host once for all.
+
+        An answer takes those before the first for which the candidates did not suffice; from there on it is drawn again.
+        """
         assert self._recorder is not None
         answers = self._running
         ahead = min(self._ahead, AHEAD_OF_OTHERS) if self._questions else self._ahead
@@ -202,22 +138,36 @@ class Scheduler:
             hidden = self._recorder.hidden([(a.question.read, a.own) for a in answers], newest, positions)
             assert hidden is not None
             uniform = uniforms(keys, counters + place)
-            newest, logprobs = draw(self._logits(hidden), None, uniform, self._sampling)
-            drawn.append(torch.stack([newest.double(), logprobs.double()], 1))
+            newest, logprobs, unsure = draw_unasked(
+                self._logits(hidden), uniform, self._sampling, self._candidates
+            )
+            drawn.append(torch.stack([newest.double(), logprobs.double(), unsure.double()], 1))
         for answer, found in zip(answers, torch.stack(drawn, 1).tolist(), strict=True):
-            taken = next((n for n, pair in enumerate(found, 1) if self._take(answer, *pair)), count)
+            taken = self._take_sure(answer, found)
             answer.own.shrink(count - taken)
             self.read_tokens += taken
+        if self._is_unsure:
+            self._candidates *= 8
         self._settle(answers)
         return True
 
-    def _admit(self) -> list[_Answer]:
+    def _take_sure(self, answer: Answer, drawn: Sequence[Sequence[float]]) -> int:
+        """Gives an answer its next tokens, each (token, log-prob, whether unsure), up to its last or the first unsure one; how many."""
+        for taken, (token, logprob, unsure) in enumerate(drawn):
+            if unsure:
+                self._is_unsure = True
+                return taken
+            if self._take(answer, token, logprob):
+                return taken + 1
+        return len(drawn)
+
+    def _admit(self) -> list[Answer]:
         """Answers that fit: as many as there is room for, reading at most `prefill_tokens` of new prompts (or one)."""
         room, budget = (
             self._model.config.max_sequences - len(self._running),
             self._model.config.prefill_tokens,
         )
-        entering: list[_Answer] = []
+        entering: list[Answer] = []
         while room > len(entering) and self._questions:
             question = self._questions[0]
             if question.hidden is None:
@@ -232,23 +182,23 @@ class Scheduler:
             self._kept.shrink(room - len(entering))
         return entering
 
-    def _begin(self, question: _Question, number: int) -> _Answer:
+    def _begin(self, question: Question, number: int) -> Answer:
         prompt, continuation = question.prompt.token_ids, question.prompt.continuation
         own = question.own or Stretch(self._cache.answers, len(prompt))
         if continuation is None:
-            answer = _Answer(question, self._stream(question, number), own, self._sampling.max_tokens, [])
+            answer = Answer(question, self._stream(question, number), own, self._sampling.max_tokens, [])
         else:
             tokens = prompt[len(prompt) - continuation.tokens :]
             most = continuation.tokens + continuation.max_tokens
-            answer = _Answer(question, continuation.stream, own, most, list(tokens), since=continuation.since)
+            answer = Answer(question, continuation.stream, own, most, list(tokens), since=continuation.since)
         self.answers[question.place].append(answer)
         return answer
 
-    def _stream(self, question: _Question, number: int) -> int:
+    def _stream(self, question: Question, number: int) -> int:
         place = self._sampling.first_index + question.place * self._sampling.index_stride
         return stream(self._sampling.seed, place, number)
 
-    def _forward(self, fresh: Sequence[_Question]) -> Tensor:
+    def _forward(self, fresh: Sequence[Question]) -> Tensor:
         """(N, H) of the running answers' newest tokens and the fresh prompts; gives each of those its hidden state."""
         for answer in self._running:
             answer.own.extend(1)
@@ -295,7 +245,7 @@ class Scheduler:
             self._note_experts(routing, counts)
         return hidden
 
-    def _note_experts(self, routing: Routing, counts: Mapping[_Question, int]) -> None:
+    def _note_experts(self, routing: Routing, counts: Mapping[Question, int]) -> None:
         """Gives answers and questions the experts of the tokens that this pass has read of them."""
         assert self._model.routers is not None
         told = routing.all_chosen().to(self._model.routers.compact).cpu()
@@ -314,7 +264,7 @@ class Scheduler:
             [a.question.begin[0] + a.own.length - 1 for a in self._running],
         )
 
-    def _positions(self, counts: Mapping[_Question, int]) -> Tensor:
+    def _positions(self, counts: Mapping[Question, int]) -> Tensor:
         """(1, N), or (R, 1, N) for a model with several rows."""
         newest = [[p + a.own.length - 1 for p in a.question.begin] for a in self._running]
         running = [torch.tensor(newest).T] if newest else []
@@ -322,7 +272,7 @@ class Scheduler:
         rows = torch.cat([*running, *read], 1).to(self._device)
         return rows if len(rows) == 1 else rows[:, None]
 
-    def _append(self, answers: Sequence[_Answer], hidden: Tensor, which: list[int]) -> None:
+    def _append(self, answers: Sequence[Answer], hidden: Tensor, which: list[int]) -> None:
         """Draws a token for each answer from the row of `hidden` that predicts it, and lets the finished go."""
         logits = self._logits(hidden)
         if self._sampling.temperature and (
@@ -340,7 +290,7 @@ class Scheduler:
             self._take(answer, token, logprob)
         self._settle(answers)
 
-    def _take(self, answer: _Answer, token: float, logprob: float) -> bool:
+    def _take(self, answer: Answer, token: float, logprob: float) -> bool:
         """Gives an answer its next token; whether that is its last."""
         answer.tokens.append(int(token))
         answer.logprobs.append(logprob)
@@ -348,7 +298,7 @@ class Scheduler:
         self.tokens += 1
         return answer.finish is not None
 
-    def _settle(self, answers: Sequence[_Answer]) -> None:
+    def _settle(self, answers: Sequence[Answer]) -> None:
         """Lets the finished go."""
         self._running = [a for a in answers if a.finish is None]
         self._free([a for a in answers if a.finish is not None])
@@ -366,7 +316,7 @@ class Scheduler:
             logits = self._model.cap * torch.tanh(logits / self._model.cap)
         return logits.index_fill_(1, self._model.never, -math.inf) if len(self._model.never) else logits
 
-    def _finish(self, answer: _Answer) -> Finish | None:
+    def _finish(self, answer: Answer) -> Finish | None:
         tokens = answer.tokens
         if tokens[-1] in self._stop_ids or (self._stop and self._ends_with_stop(tokens[answer.since :])):
             return "stop"
@@ -385,15 +335,10 @@ class Scheduler:
             text = self._model.decode(tokens[-count:])
         return any(stop in text for stop in self._stop)
 
-    def _free(self, done: Sequence[_Answer]) -> None:
+    def _free(self, done: Sequence[Answer]) -> None:
         self.finished += len(done)
         if self._kept is None:
             give_back(self._cache, [(answer.question.read, answer.own) for answer in done])
             return
         for answer in done:
             self._kept.put(answer.stream, answer.to_keep())
-
-
-def _numbers(prompt: Prompt, sampling: Sampling) -> list[int]:
-    """Indices of the samples still to generate for a prompt, in reverse order."""
-    return list(range(sampling.n if prompt.continuation is None else 1))[::-1]

@@ -64,7 +64,7 @@ class SharedPrompts:
     exact: bool = False
     """One plain sdpa call per sequence, mask and all: the slow path that the kernels are checked against."""
     both_ways: tuple[Span, ...] = ()
-    """Token ranges inside prompts whose tokens see each other, later ones too; takes the slow path."""
+    """Token ranges inside prompts whose tokens see each other, later ones too: their prompts are computed with a mask, one by one."""
     _on_device: dict[torch.device, Stretches] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -106,15 +106,38 @@ class SharedPrompts:
         """Attention within each sequence; shapes as in `Layout`."""
         windowed = sliding_window is not None and self.longest > sliding_window
         window = sliding_window if windowed else None
-        if self.exact or self.both_ways or (windowed and query.device.type == "cpu"):
+        only_prompts = not any(responses for _, responses in self.groups)
+        if self.exact or (self.both_ways and only_prompts) or (windowed and query.device.type == "cpu"):
             out = _one_call_per_sequence(self, query, key, value, scaling, window)
         elif query.device.type == "cpu":
             out = _Stretches.apply(query, key, value, self, scaling)  # type: ignore[no-untyped-call]
+            out = self._seeing_both_ways(out, query, key, value, scaling, window)
         elif has_varlen_kernel(query):
             out = varlen_attention(query, key, value, self._stretches(query.device), scaling, window)
+            out = self._seeing_both_ways(out, query, key, value, scaling, window)
         else:
             out = _one_call_per_sequence(self, query, key, value, scaling, window)
         return out.transpose(1, 2)
+
+    def _seeing_both_ways(
+        self, out: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        """`out`, computed as if nothing were seen both ways, with the prompts that hold such ranges computed anew.
+
+        Responses see their prompts whole either way, so that no keys are copied for them. What is replaced gets no gradient.
+        """
+        pieces, done = [], 0
+        for (a, b), _ in self.groups:
+            inside = tuple((start - a, end - a) for start, end in self.both_ways if a <= start < b)
+            if inside:
+                alone = SharedPrompts((((0, b - a), ()),), both_ways=inside)
+                states = (x[:, :, a:b] for x in (query, key, value))
+                pieces += [
+                    out[:, :, done:a],
+                    _one_call_per_sequence(alone, *states, scaling, window),
+                ]
+                done = b
+        return torch.cat([*pieces, out[:, :, done:]], 2) if pieces else out
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lightrft.models.canvases import Canvases
 from lightrft.models.experts import OWN, Routing, routers_of
 from lightrft.models.families import forward_media, placeholders, seen_both_ways
 from lightrft.models.linear import linear
-from lightrft.models.products import logits_at_once, multiplies_widely, wide_product
+from lightrft.models.products import logits_at_once, multiplies_halves, multiplies_widely, wide_product
 from lightrft.models.sequence import Share
 from lightrft.types import Batch, Inputs
 
@@ -285,6 +285,10 @@ class _Head:
     of float32 matrices to 1e-5 of the largest. For the two products of the backward pass the gradient of the logits is rounded
     to bfloat16, 2^-9 of each number at most, beside that of both results: gradients are within 3 x 2^-9, 0.6 %, of those without
     it (in norm), 0.25 % as a rule. The model's own rounding makes as much.
+
+    A CPU has no product of bfloat16 matrices that gives float32. Where it has instructions for those that give bfloat16, the two
+    products of the backward pass are made so, each block's part of a gradient rounded and their sum in float32: log-probs do not change, gradients
+    are within the same bound.
     """
 
     def __init__(
@@ -299,6 +303,7 @@ class _Head:
         """`temperature`: one for all rows, or (T, 1). `never`: tokens of probability 0."""
         self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self._wide = multiplies_widely(hidden, weight)
+        self._half = hidden if not self._wide and multiplies_halves(hidden, weight) else None
         self.hidden, self.weight, self.bias = hidden if self._wide else hidden.to(self.dtype), weight, bias
         self.temperature, self.cap, self.never = temperature, cap, never
 
@@ -311,10 +316,13 @@ class _Head:
         if self._wide:
             grad = grad.to(self.hidden.dtype)
             of_hidden += wide_product(grad, self.rows(block))
+        elif self._half is not None:
+            grad = grad.to(self._half.dtype)
+            of_hidden += grad @ self.weight[block]
         else:
             of_hidden.addmm_(grad, self.rows(block))
         if of_weight is not None:
-            of_weight[block] = grad.t() @ self.hidden
+            of_weight[block] = grad.t() @ (self.hidden if self._half is None else self._half)
 
     def logits(self, block: slice) -> tuple[Tensor, Tensor | None]:
         """Logits over the temperature, soft-capped where the model does so, and then the slope of the cap."""

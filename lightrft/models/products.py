@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightrft.utils.device import has_wide_products
+from lightrft.utils.device import has_half_products, has_wide_products
 
 CHUNK_OF_CPU, CHUNK_OF_ACCELERATOR = 4_194_304, 67_108_864
 """Logits that exist at once if nothing else is asked for: on a CPU what its cache holds; an accelerator wants long products."""
@@ -23,6 +23,11 @@ def multiplies_widely(hidden: Tensor, weight: Tensor) -> bool:
     which it is added up and no more. A CPU has no such product, and other accelerators were not tried.
     """
     return hidden.dtype == weight.dtype == torch.bfloat16 and has_wide_products(hidden.device)
+
+
+def multiplies_halves(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether products of these bfloat16 matrices that need not give float32 are made as they are: on a CPU that is made for it."""
+    return hidden.dtype == weight.dtype == torch.bfloat16 and has_half_products(hidden.device)
 
 
 def wide_product(left: Tensor, right: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from lightrft.build.memory import build_memory_plan
 from lightrft.config import ModelConfig, NativeEngineConfig, OptimizerConfig, StrategyConfig
 from lightrft.engines.native import NativeEngine
+from lightrft.engines.paged_kernel import Paged, paged_attention
 from lightrft.models.attention import ATTENTION, SharedPrompts
 from lightrft.models.logprobs import _BlockedHead, logprobs
 from lightrft.models.source import Source
@@ -22,8 +23,8 @@ from lightrft.strategy.twins import Twins, exchange
 from lightrft.testing import check_engine, tiny_folder, tiny_model, tiny_prompt, tiny_trajectories
 from lightrft.trainer.batching import pack
 from lightrft.trainer.metrics import TokenMeans
-from lightrft.types import Sampling
-from lightrft.utils.device import can_lock_pages, device_bytes, pick_device
+from lightrft.types import Sampling, Trajectory
+from lightrft.utils.device import can_lock_pages, device_bytes, has_varlen_kernel, pick_device
 from tests.e2e.runs import PLAIN
 
 pytestmark = pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
@@ -55,6 +56,67 @@ def test_the_native_engine_does_all(tmp_path, here, family, own_weights, record)
     )
     found = check_engine(engine, tiny_model(family, attention="sdpa"), decode)
     assert found.ok, str(found)
+
+
+def flash_engine(model, record):
+    """The native engine with its pages read by torch's flash kernel; skipped where that cannot be."""
+    config = NativeEngineConfig(attention_backend="flash", cuda_graphs="on" if record else "off")
+    try:
+        return NativeEngine(model, frozenset(), decode, config)
+    except ValueError as why:
+        pytest.skip(str(why))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("record", [False, True], ids=["plain", "recorded"])
+def test_pages_read_by_the_flash_kernel_give_what_the_trainer_finds(here, family, record):
+    """In bfloat16, where tokens of two ways part soon: the log-probs of those that were drawn, over page borders of prompts and answers."""
+    model = tiny_model(family, attention=ATTENTION).to(here, torch.bfloat16)
+    engine = flash_engine(model, record)
+    prompts = [tiny_prompt(length, seed=length) for length in (3, 255, 256, 257, 700)]
+    drawn = engine.generate(prompts, Sampling(n=5, max_tokens=300, ignore_eos=True, seed=1))
+    answers = [
+        Trajectory(prompt, place, a.token_ids, [True] * len(a.token_ids), a.logprobs, a.finish)
+        for place, (prompt, group) in enumerate(zip(prompts, drawn, strict=True)) for a in group
+    ]  # fmt: skip
+    with torch.no_grad():
+        found = logprobs(model, pack(answers, device=here), temperature=1.0, max_logits=0).values.cpu()
+    apart = (found - torch.tensor([x for a in answers for x in a.logprobs])).abs()
+    assert float(apart.mean()) < 0.02, float(apart.mean())
+    assert float(apart.max()) < 0.3, float(apart.max())
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 16), (12, 2, 128), (8, 8, 64), (4, 1, 256)])
+def test_the_flash_kernel_reads_pages_as_plain_attention_does(here, heads):
+    """Queries of three stretches over pages in any order, and the last tokens of them; to the rounding of bfloat16."""
+    if not has_varlen_kernel(torch.empty(0, dtype=torch.bfloat16, device=here)):
+        pytest.skip("this device has no such kernel")
+    asking, keys_of, width = heads
+    draw = torch.Generator().manual_seed(0)
+    pages = torch.randn(2, 7, 256, keys_of, width, generator=draw).bfloat16()
+    query = torch.randn(9, asking, width, generator=draw).bfloat16()
+    counts, rows, lengths = [1, 6, 2], [[5, 0, 3], [2, 0, 0], [6, 1, 0]], [700, 9, 300]
+    numbers = [0, 1, 7, 9], rows, lengths, [0, 700, 709, 1009]
+    seen = Paged(*(torch.tensor(n, dtype=torch.int32, device=here) for n in numbers), longest=6)
+    for is_last in (False, True):
+        try:
+            out, total = paged_attention(query.to(here), *pages.to(here), seen, 0.2, is_last=is_last)
+        except (TypeError, RuntimeError) as why:
+            pytest.skip(f"torch {torch.__version__}: {why}")
+        at = 0
+        for count, row, length in zip(counts, rows, lengths, strict=True):
+            k, v = (
+                x[row].flatten(0, 1)[:length].double().repeat_interleave(asking // keys_of, 1) for x in pages
+            )
+            scores = torch.einsum("qhd,khd->qhk", query[at : at + count].double(), k) * 0.2
+            if is_last:
+                later = torch.arange(length) > torch.arange(length - count, length)[:, None]
+                scores.masked_fill_(later[:, None], -torch.inf)
+            right = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
+            mine, sums = out[at : at + count].cpu().double(), total[at : at + count].cpu().double()
+            assert float((mine - right).norm() / right.norm()) < 1e-2
+            assert float((sums - scores.logsumexp(-1)).abs().max()) < 1e-2
+            at += count
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
@@ -131,7 +193,10 @@ GROUPS = [(21, [7, 1, 0, 19]), (1, [5, 3]), (40, [0]), (300, [200, 130, 64]), (3
 
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 2, 16), (12, 2, 128), (8, 8, 64), (4, 1, 256)])
 @pytest.mark.parametrize("window", [None, 5, 64])
-def test_the_flash_kernel_attends_as_plain_attention_does_in_float64(here, heads, key_heads, width, window):
+@pytest.mark.parametrize("both_ways", [(), ((2, 19), (72, 75))], ids=["causal", "both-ways"])
+def test_the_flash_kernel_attends_as_plain_attention_does_in_float64(
+    here, heads, key_heads, width, window, both_ways
+):
     """Forward and backward, to the rounding of bfloat16; tests/oracles/test_varlen_attention.py holds the rest on a CPU."""
     inputs = pack(tiny_trajectories(GROUPS)).inputs
     generator = torch.Generator().manual_seed(0)
@@ -142,7 +207,9 @@ def test_the_flash_kernel_attends_as_plain_attention_does_in_float64(here, heads
     slope = torch.randn(1, len(inputs.token_ids), heads, width, generator=generator)
     found = []
     for dtype, exact in ((torch.float64, True), (torch.bfloat16, False)):
-        layout = SharedPrompts.of(inputs.prompt_spans, inputs.response_spans, exact=exact)
+        layout = SharedPrompts.of(
+            inputs.prompt_spans, inputs.response_spans, exact=exact, both_ways=both_ways
+        )
         # What bfloat16 cannot hold is taken from both.
         states = [x.bfloat16().to(here, dtype).requires_grad_() for x in given]
         out = layout.attend(None, *states, width**-0.5, window)
@@ -262,14 +329,15 @@ def test_a_run_with_such_layers_learns_and_its_engine_agrees(tmp_path, here, fla
 # -- sampling ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_engine_waits_for_the_device_once_for_several_tokens(here):
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_engine_waits_for_the_device_once_for_several_tokens(here, top_p):
     """Counted by what torch warns of where the host waits; the tokens are those of an engine that waits for each."""
     if here.type != "cuda":
         pytest.skip("only CUDA tells of what waits for it")
     model = tiny_model("llama", attention=ATTENTION).to(here)
     prompts, sampling = (
         [tiny_prompt(20, seed=n) for n in range(4)],
-        Sampling(n=4, max_tokens=128, ignore_eos=True),
+        Sampling(n=4, max_tokens=128, ignore_eos=True, top_p=top_p),
     )
     said = {}
     for record in ("off", "on"):

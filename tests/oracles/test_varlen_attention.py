@@ -115,6 +115,36 @@ def test_the_kernels_path_is_the_plain_one_forward_and_backward(monkeypatch, cas
         assert_close(ours, plain, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("way", ["kernel", "cpu"])
+@pytest.mark.parametrize("window", [None, 6])
+def test_ranges_seen_both_ways_are_those_of_the_plain_way_forward_and_backward(monkeypatch, way, window):
+    """Two ranges in one prompt, none in the next, a range that is a whole prompt; no keys are laid down again for a response."""
+    monkeypatch.setattr(varlen, "_flash", kernel)
+    monkeypatch.setattr(varlen, "_flash_backward", kernel_backward)
+    groups, length = laid_out([(20, [7, 1, 0, 9]), (4, [5, 3]), (6, [2])])
+    ranges = ((2, 9), (12, 15), (length - 8, length - 2))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, length, WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    given = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    slope = torch.randn(1, length, HEADS, WIDTH, dtype=torch.float64, generator=generator)
+    found = []
+    for exact in (True, False):
+        inputs = [x.clone().requires_grad_() for x in given]
+        layout = SharedPrompts(groups, exact=exact, both_ways=ranges)
+        if exact or way == "cpu":
+            out = layout.attend(None, *inputs, SCALING, window)
+        else:
+            stretches = layout._stretches(torch.device("cpu"))
+            out = varlen.varlen_attention(*inputs, stretches, SCALING, window)
+            out = layout._seeing_both_ways(out, *inputs, SCALING, window).transpose(1, 2)
+        out.backward(slope)
+        found.append((out.detach(), *(x.grad for x in inputs)))
+    for plain, ours in zip(*found, strict=True):
+        assert_close(ours, plain, atol=1e-12, rtol=1e-12)
+    without = SharedPrompts(groups, exact=True).attend(None, *given, SCALING, window)
+    assert not torch.allclose(without, found[0][0])
+
+
 def test_no_keys_of_a_prompt_are_laid_down_again_for_its_responses(monkeypatch):
     """What the kernel is given has every token at most twice: in the row, and once among prompts or responses."""
     sizes = []

@@ -51,6 +51,11 @@ def test_one_command_writes_one_file_with_what_each_part_found(tmp_path):
     step = found["parts"]["step tiny"]
     assert step["seconds"].keys() == {"rollout", "score", "train"} == step["planned_gib"].keys()
     assert min(step["share_of_matrix_rate"].values()) > 0
+    # Of 2 x (9 + 2 x 6) tokens 24 meet the head of 64 x 512; a layer has 64 x (64 + 2 x 32 + 64) + 3 x 64 x 128 weights.
+    head, body = 24 * 64 * 512, 42 * 2 * (64 * 192 + 3 * 64 * 128)
+    seen = 2 * 2 * 64 * 2 * (9 * 9 / 2 + 2 * (6 * 9 + 6 * 6 / 2))
+    assert step["head_share"]["of_operations"] == pytest.approx(head / (head + body + seen))
+    assert step["head_share"]["of_seconds"] > 0
 
 
 def test_what_finds_no_time_says_so(tmp_path):
@@ -74,7 +79,9 @@ def test_engines_draw_the_same_number_of_tokens(parts):
     assert found["sequences"] == 64
     ratio = found["native_tokens_per_second"] / found["generate_tokens_per_second"]
     assert ratio == pytest.approx(found["native_over_generate"])
-    assert found["share_of_memory_limit"] > 0
+    assert found["native_share_of_memory_limit"] > 0
+    if parts.ON_CPU:
+        assert "attention_backend=flash: its kernel is for" in found["flash"]
 
 
 def test_the_head_is_measured_against_products_of_the_same_machine(parts):

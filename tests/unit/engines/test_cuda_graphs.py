@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.config import NativeEngineConfig
 from lightrft.engines import cuda_graphs as recordings
-from lightrft.engines import pages, scheduler
+from lightrft.engines import native, pages, scheduler
 from lightrft.engines.cuda_graphs import GraphRunner, Sizes
 from lightrft.engines.native import NativeEngine
 from lightrft.engines.pages import Pool, Stretch
@@ -184,6 +184,34 @@ def test_fewer_are_drawn_at_once_while_prompts_wait_for_a_place(monkeypatch):
             drawn[waits].add(rollout.tokens - before)
             waits, before = bool(rollout._questions), rollout.tokens
     assert drawn == {True: {1, 2}, False: {8}}
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(n=3, max_tokens=26, top_p=0.999, temperature=t) for t in (0.4, 3.0)] + [Sampling(n=3, max_tokens=26, min_p=1e-4)],
+    ids=["often", "always", "min_p"],
+)  # fmt: skip
+def test_tokens_are_drawn_ahead_where_candidates_do_not_suffice_too(monkeypatch, sampling):
+    """Of 3000 tokens the restrictions leave more than 256 now and then, or always: drawn again, by the plain way, and the same."""
+    model, said, unsure = tiny_model("llama", attention=ATTENTION, vocab_size=3000), [], []
+
+    class Noting(scheduler.Scheduler):
+        def _draw_ahead(self):
+            found = super()._draw_ahead()
+            unsure.append(self._is_unsure)
+            return found
+
+    monkeypatch.setattr(native, "Scheduler", Noting)
+    for records in (False, True):
+        monkeypatch.setattr(scheduler, "can_record", lambda device, on=records: on)
+        engine = NativeEngine(model, frozenset({7}), str, NativeEngineConfig())
+        prompts = [tiny_prompt(9, seed=n) for n in range(3)]
+        said.append([a for group in engine.generate(prompts, sampling) for a in group])
+    plain, ahead = said
+    assert [a.token_ids for a in ahead] == [a.token_ids for a in plain]
+    for mine, right in zip(ahead, plain, strict=True):
+        torch.testing.assert_close(mine.logprobs, right.logprobs, atol=1e-5, rtol=0)
+    assert any(unsure)
+    assert not all(unsure)
 
 
 @pytest.mark.extended

@@ -6,18 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightrft.models import logprobs as module
-from lightrft.models.products import logits_at_once, multiplies_widely
+from lightrft.models.products import logits_at_once, multiplies_halves, multiplies_widely
 
 LOGITS, GRADIENTS = 1e-5, 3 * 2**-9
 """What the docstring of _Head states: logits relative to the largest, gradients in norm: one rounding of the logits' gradient, and one of
 each of the two results that are compared."""
 
 
-def head(hidden, weight, bias, tokens, *, wide, temperature, cap, max_logits, slopes):
+def head(hidden, weight, bias, tokens, *, wide=False, halves=False, temperature, cap, max_logits, slopes):
     """Log-probs, entropies, and the gradients of hidden states, weights and biases."""
     inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "multiplies_widely", lambda h, w: wide)
+        patch.setattr(module, "multiplies_halves", lambda h, w: halves)
         values, entropy, _ = module._BlockedHead.apply(*inputs, tokens, temperature, cap, max_logits, (3,))
         of_values, of_entropy = slopes
         ((values * of_values).sum() + (entropy * of_entropy).sum()).backward()
@@ -35,11 +36,13 @@ def apart(found, right):
     max_logits=st.sampled_from([50, 2000, 10**9]),
     spread=st.sampled_from([0.02, 0.3]),
     with_entropy=st.booleans(),
+    way=st.sampled_from(["wide", "halves"]),
 )
 @settings(max_examples=30, deadline=None)
 def test_products_in_bfloat16_with_float32_sums_are_those_of_float32_as_stated(
-    seed, temperature, cap, max_logits, spread, with_entropy
+    seed, temperature, cap, max_logits, spread, with_entropy, way
 ):
+    """Either sums in float32 throughout, or float32 forward and bfloat16 backward, where log-probs do not change at all."""
     draw = torch.Generator().manual_seed(seed)
     hidden = torch.randn(17, 64, generator=draw).bfloat16()
     weight = (torch.randn(211, 64, generator=draw) * spread).bfloat16()
@@ -47,8 +50,11 @@ def test_products_in_bfloat16_with_float32_sums_are_those_of_float32_as_stated(
     tokens = torch.randint(4, 211, (17,), generator=draw)
     slopes = torch.randn(17, generator=draw), torch.randn(17, generator=draw) * with_entropy
     how = {"temperature": temperature, "cap": cap, "max_logits": max_logits, "slopes": slopes}
-    values, entropy, *gradients = head(hidden, weight, bias, tokens, wide=True, **how)
-    right_values, right_entropy, *right = head(hidden, weight, bias, tokens, wide=False, **how)
+    values, entropy, *gradients = head(hidden, weight, bias, tokens, **{way: True}, **how)
+    right_values, right_entropy, *right = head(hidden, weight, bias, tokens, **how)
+    if way == "halves":
+        assert torch.equal(values, right_values)
+        assert torch.equal(entropy, right_entropy)
     largest = float((hidden.float() @ weight.float().t()).abs().max()) / temperature
     assert float((values - right_values).detach().abs().max()) < LOGITS * max(largest, 1.0)
     assert float((entropy - right_entropy).detach().abs().max()) < 2 * LOGITS * max(largest, 1.0) ** 2
@@ -57,21 +63,30 @@ def test_products_in_bfloat16_with_float32_sums_are_those_of_float32_as_stated(
         assert apart(found, expected) < GRADIENTS
 
 
-def test_the_gradients_of_the_wide_path_are_rounded_and_not_wrong():
+def test_the_gradients_of_either_path_are_rounded_and_not_wrong():
     """Against float64 both ways have the error of bfloat16 results: the rounding of the logits' gradient adds little to it."""
     draw = torch.Generator().manual_seed(1)
     hidden, weight = torch.randn(64, 128, generator=draw), torch.randn(500, 128, generator=draw) * 0.1
     tokens, bias = torch.randint(4, 500, (64,), generator=draw), torch.zeros(500)
     how = {"temperature": 1.0, "cap": None, "max_logits": 8000, "slopes": (torch.ones(64), torch.zeros(64))}
     half = [x.bfloat16() for x in (hidden, weight, bias)]
-    exact = head(*(x.double() for x in half), tokens, wide=False, **how)[2:4]
-    wide, narrow = (head(*half, tokens, wide=w, **how)[2:4] for w in (True, False))
-    for ours, before, right in zip(wide, narrow, exact, strict=True):
-        assert apart(ours, right) < 1.5 * apart(before, right)
+    exact = head(*(x.double() for x in half), tokens, **how)[2:4]
+    wide, halves, narrow = (
+        head(*half, tokens, **way, **how)[2:4] for way in ({"wide": True}, {"halves": True}, {})
+    )
+    for found, most in ((wide, 1.5), (halves, 2.0)):  # in the second each block's part is rounded, too
+        for ours, before, right in zip(found, narrow, exact, strict=True):
+            assert apart(ours, right) < most * apart(before, right)
 
 
-def test_a_cpu_multiplies_in_float32():
-    assert not multiplies_widely(*[torch.zeros(1, 1, dtype=torch.bfloat16)] * 2)
+def test_a_cpu_multiplies_in_float32_but_for_what_it_has_instructions_for(monkeypatch):
+    two = [torch.zeros(1, 1, dtype=torch.bfloat16)] * 2
+    assert not multiplies_widely(*two)
+    for known in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda known=known: known)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert multiplies_halves(*two) == known
+        assert not multiplies_halves(two[0].float(), two[1].float())
 
 
 def test_how_many_logits_exist_at_once_is_the_devices_choice_unless_it_is_set():
