@@ -121,7 +121,9 @@ class RolloutConfig:
     def is_another_program(self) -> bool:
         """Whether the engine computes by other functions than the trainer, so that the two differ by more than rounding; one of a user's own
         is taken to."""
-        return not any(self.engine in s.serves and getattr(s, "is_own", False) for s in self.sections.values())
+        return not any(
+            self.engine in s.serves and getattr(s, "is_own", False) for s in self.sections.values()
+        )
 
     @property
     def samples_from_a_part(self) -> bool:
