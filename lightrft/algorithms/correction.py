@@ -45,7 +45,7 @@ def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[T
     (mismatch_level="sequence", which is unbiased but varies more) or their geometric mean ("sequence_mean"), C = mismatch_limit, and
     c = mismatch_floor, or 1 / C where that is 0:
 
-        none        1
+        none        1                              auto too: whoever knows the engine says which it means (requirements.py)
         truncate    min(rho, C)                    TIS, Yao et al. 2025, Your Efficient RL Framework Secretly Brings You
                                                    Off-Policy RL Training (https://fengyao.notion.site/off-policy-rl);
                                                    V-trace's truncation (Espeholt et al. 2018,
@@ -73,7 +73,7 @@ def importance(logprobs: Tensor, batch: Batch, algo: AlgorithmConfig) -> tuple[T
         "mismatch/square": token_ratio.square(),
         "mismatch/beyond_limit": beyond.to(ratio.dtype),
     }
-    if kind == "none":
+    if kind in ("auto", "none"):
         return torch.ones_like(ratio), metrics
     if kind == "truncate":
         return ratio.clamp(max=limit), metrics

@@ -44,36 +44,47 @@ def clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: floa
 
     clip/fraction counts the tokens whose gradient a clip stops, not all those outside the bounds.
     """
+    difference = log_ratio(new, batch)
+    return clipped_by(difference.exp(), difference, batch, algo, dual_clip)
+
+
+def clipped_by(
+    ratio: Tensor, difference: Tensor, batch: Batch, algo: AlgorithmConfig, dual_clip: float
+) -> Terms:
+    """The clipped loss of any ratio (T,) with its dual clip, see `clipped`, and the diagnostics of the tokens' log-ratios `difference`.
+
+    clip/dual is the share of tokens that the dual clip stops; only where it is set. ValueError for a bound that is none.
+    """
     if dual_clip != 0 and dual_clip <= 1:
         raise ValueError(
             f"algorithm.options.dual_clip={dual_clip}: a bound of the ratio, so above 1, e.g. 3; 0 leaves it out."
         )
     advantages = advantages_of(batch)
-    difference = log_ratio(new, batch)
-    ratio = difference.exp()
     loss, stopped = pessimistic(ratio, advantages, algo)
-    if dual_clip:
-        worst = -dual_clip * advantages
-        beyond = (advantages < 0) & (loss > worst)
-        loss, stopped = torch.where(beyond, worst, loss), stopped | beyond
-    return clipped_terms(loss, difference, stopped)
+    if not dual_clip:
+        return clipped_terms(loss, difference, stopped)
+    worst = -dual_clip * advantages
+    beyond = (advantages < 0) & (loss > worst)
+    terms = clipped_terms(torch.where(beyond, worst, loss), difference, stopped | beyond)
+    return Terms(terms.loss, {**terms.metrics, "clip/dual": beyond.to(loss.dtype)})
 
 
-def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+def sequence_clipped(new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: float = 0.0) -> Terms:
     """Clipped loss with one ratio for the whole response: the geometric mean of its tokens' ratios.
 
     s_i = exp(mean_t log ratio_t);  loss_t = -min(s_i * A_t, clip(s_i, 1 - clip[0], 1 + clip[1]) * A_t)
 
     GSPO, Zheng et al. 2025 (https://arxiv.org/abs/2507.18071), eqs. 5 and 7. Averaged by sequence it is theirs. The ratio of an
-    response moves far less than that of a token: bounds are of the order of 3e-4.
+    response moves far less than that of a token: bounds are of the order of 3e-4. `dual_clip` bounds s_i as it does a token's ratio in `clipped`.
     """
     difference = log_ratio(new, batch)
     ratio = response_mean(difference, batch).exp()
-    loss, stopped = pessimistic(ratio, advantages_of(batch), algo)
-    return clipped_terms(loss, difference, stopped)
+    return clipped_by(ratio, difference, batch, algo, dual_clip)
 
 
-def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:
+def sequence_clipped_token(
+    new: Tensor, batch: Batch, algo: AlgorithmConfig, *, dual_clip: float = 0.0
+) -> Terms:
     """The token form of sequence_clipped: the ratio of the response decides, each token follows its own advantage.
 
     s_t = sg(s_i) * p_t / sg(p_t);  loss_t = -min(s_t * A_t, clip(s_t, 1 - clip[0], 1 + clip[1]) * A_t), where sg has
@@ -82,8 +93,7 @@ def sequence_clipped_token(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> 
     """
     difference = log_ratio(new, batch)
     ratio = (response_mean(difference, batch).detach() + difference - difference.detach()).exp()
-    loss, stopped = pessimistic(ratio, advantages_of(batch), algo)
-    return clipped_terms(loss, difference, stopped)
+    return clipped_by(ratio, difference, batch, algo, dual_clip)
 
 
 def geometric(new: Tensor, batch: Batch, algo: AlgorithmConfig) -> Terms:

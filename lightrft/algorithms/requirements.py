@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from lightrft.algorithms.algorithm import Algorithm, Resolve, build
@@ -23,7 +24,7 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
 
     ValueError, naming setting, value and cure, for settings that cannot work with the functions that were chosen, or have no effect.
     """
-    algorithm = build(config.algorithm, resolve)
+    algorithm = _with_correction(config, build(config.algorithm, resolve))
     _check_groups(config, algorithm)
     _check_preference(config, algorithm)
     _check_plain_rewards(config, algorithm)
@@ -33,6 +34,16 @@ def build_for(config: Config, resolve: Resolve) -> Algorithm:
     _check_loss(config, algorithm)
     _check_optimal_values(config, algorithm)
     return algorithm
+
+
+def _with_correction(config: Config, algorithm: Algorithm) -> Algorithm:
+    """The algorithm with what algorithm.mismatch_correction=auto means for the engine of this run."""
+    if config.algorithm.mismatch_correction != "auto":
+        return algorithm
+    roll = config.rollout
+    differs = roll.is_another_program and not roll.samples_from_a_part and not algorithm.whole_groups
+    row = replace(algorithm.config, mismatch_correction="truncate" if differs else "none")
+    return replace(algorithm, config=row)
 
 
 def check_remembered(config: Config, algorithm: Algorithm, left: Collection[str]) -> None:

@@ -27,7 +27,7 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.asynchronous import Beside
 from lightrft.trainer.baseline import Baseline, Greedy
 from lightrft.trainer.batching import Batching
-from lightrft.trainer.buffer import Compared, RolloutBuffer
+from lightrft.trainer.buffer import SAMPLED_AT, Compared, RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
 from lightrft.trainer.diversity import DiversityWatch
@@ -102,6 +102,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         compared_with=compared_with(parts.algorithm),
         refill=None if values is None else values.fill,
         needs_squares=parts.algorithm.needs_squares,
+        sampled_at={name: getattr(config.rollout, name) for name in SAMPLED_AT},
         completed=parts.prompts.completed,
     )
     kind = parts.kind
@@ -289,10 +290,25 @@ def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
     """`left_in` a checkpoint that the settings of now can go on from; ValueError if they cannot."""
     left = left_in(state)
     check_remembered(config, algorithm, left)
+    check_sampled_at(config.rollout, state)
     check_unfinished(config.rollout, left)
     check_learners(config, algorithm, state)
     check_values(config, algorithm, state)
     return left
+
+
+def check_sampled_at(config: RolloutConfig, state: Mapping[str, Any] | None) -> None:
+    """ValueError if responses wait in a checkpoint, also those to be learned from again, whose log-probs are of another temperature."""
+    for packed in state["ranks"]["buffer"] if state else []:
+        waiting = sum(count for name, count in packed["counts"].items() if name != "unanswered")
+        for name, before in packed.get("sampled_at", {}).items():
+            now = getattr(config, name)
+            if now != before and waiting + len(packed["born"]):
+                raise ValueError(
+                    f"rollout.{name}={now:g}: the checkpoint holds responses that were sampled with rollout.{name}={before:g} and are to be learned "
+                    f"from, and their log-probs are of that. Set rollout.{name}={before:g}, or start a new run with model.path set to a model "
+                    "of this one."
+                )
 
 
 def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:

@@ -86,8 +86,9 @@ class AlgorithmConfig:
     """The last so many tokens before rollout.max_tokens cost more and more of overlong_penalty; 0: no penalty for length."""
     overlong_penalty: float = 1.0
     """What a response of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
-    mismatch_correction: Literal["none", "truncate", "mask", "reject"] = "none"
-    """Importance weights against the mismatch of engine and trainer: none; truncate: p_trainer / p_engine, at most mismatch_limit (TIS);
+    mismatch_correction: Literal["auto", "none", "truncate", "mask", "reject"] = "auto"
+    """Importance weights against the mismatch of engine and trainer. auto: truncate where the engine is another program than the trainer (vllm, vllm_server,
+    sglang, lmdeploy, one of your own) and samples from the whole distribution, else none. none; truncate: p_trainer / p_engine, at most mismatch_limit (TIS);
     mask: the same with 0 beyond the limits (IcePop per token, MIS per sequence); reject: 1 with 0 beyond the limits (rejection sampling)."""
     mismatch_level: Literal["token", "sequence", "sequence_mean"] = "token"
     """A ratio per token; the product over the response for all its tokens; or their geometric mean, which no length makes extreme."""

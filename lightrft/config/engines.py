@@ -28,6 +28,8 @@ class NativeEngineConfig:
     """The engine that samples with the actor's own weights."""
 
     serves = ("native",)
+    is_own = True
+    """Whether the engine computes by the trainer's own modules and functions."""
     tells_experts = ("native",)
     longest = 0
     finds_stops_across_steps = True
@@ -56,6 +58,7 @@ class DenoiseConfig:
     """The engine that draws pictures with the actor's own weights; only with rollout.engine=denoise."""
 
     serves = ("denoise",)
+    is_own = True
     longest = 0
     begins_with_noise = True
 
@@ -154,6 +157,7 @@ class UnmaskConfig:
     """The engine of masked diffusion language models; only with rollout.engine=unmask."""
 
     serves = ("unmask",)
+    is_own = True
     longest = 0
 
     tokens_per_step: int = 1

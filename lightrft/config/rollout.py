@@ -118,6 +118,19 @@ class RolloutConfig:
         return told or ":" in self.engine
 
     @property
+    def is_another_program(self) -> bool:
+        """Whether the engine computes by other functions than the trainer, so that the two differ by more than rounding; one of a user's own
+        is taken to."""
+        return not any(
+            self.engine in s.serves and getattr(s, "is_own", False) for s in self.sections.values()
+        )
+
+    @property
+    def samples_from_a_part(self) -> bool:
+        """Whether tokens are sampled from a part of the distribution, so that engine and trainer are meant to differ."""
+        return bool(self.top_k or self.first_token_top_k or self.top_p < 1 or self.min_p)
+
+    @property
     def is_late(self) -> bool:
         """Whether responses may come from weights older than those that learn from them, while they are sampled."""
         return bool(self.max_tokens_per_step or self.overlap_rewards or self.max_staleness)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lightrft.config import ReplayConfig
@@ -20,6 +20,8 @@ Compared = Literal["", "greedy", "values"]
 """What judged responses are compared with besides their siblings: nothing, greedy responses (trainer/baseline.py), or the values of
 prompts (trainer/optimal_values.py)."""
 KINDS = ("carried_over", "prefetched", "unfinished", "unanswered")
+SAMPLED_AT = ("temperature", "first_token_temperature")
+"""Settings of rollout that the log-probs of sampled tokens are of: responses that wait cannot be learned from with others."""
 
 
 class RolloutBuffer:
@@ -38,10 +40,11 @@ class RolloutBuffer:
         compared_with: Compared = "",
         refill: Callable[[Iterable[Group]], None] | None = None,
         needs_squares: bool = False,
+        sampled_at: Mapping[str, float] | None = None,
         completed: Callable[[Sequence[Prompt]], list[Prompt]] = list,
     ) -> None:
         """`cost`: the part of a reward that answers must know, where there is a constraint. `compared_with`: the baseline that
-        judged answers must know; `refill` gives it to those of a checkpoint, where it can. `needs_squares`: those scored before must know the column `squares`. `completed` gives prompts back
+        judged answers must know; `refill` gives it to those of a checkpoint, where it can. `needs_squares`: those scored before must know the column `squares`. `sampled_at`: the settings SAMPLED_AT of now, for checkpoints. `completed` gives prompts back
         the media that are stored by name only. ValueError if `ranks` cannot share replay.groups_per_step."""
         if config.groups_per_step % ranks:
             raise ValueError(
@@ -49,7 +52,7 @@ class RolloutBuffer:
             )
         self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
         self.cost, self.compared_with, self.refill, self.completed = cost, compared_with, refill, completed
-        self.needs_squares = needs_squares
+        self.needs_squares, self.sampled_at = needs_squares, dict(sampled_at or {})
         self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learned from in the next."""
         self.unfinished: list[Group] = []
@@ -135,6 +138,7 @@ class RolloutBuffer:
         ]
         return {
             "cost": self.cost,
+            "sampled_at": self.sampled_at,
             "compared_with": self.compared_with,
             "asked": state["asked"],
             "counts": {name: len(groups) for name, groups in kinds.items()},

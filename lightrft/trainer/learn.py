@@ -94,6 +94,7 @@ class Learner:
             found["mismatch/effective_samples"] = (
                 found["mismatch/ratio"] ** 2 / square if square > 0 else math.nan
             )
+            found["mismatch/chi_square"] = square - 1
         self.agreement.check(found)
         return found | {f"critic/{name}": x for name, x in of_critic.items()}
 

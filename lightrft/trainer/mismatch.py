@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightrft.config import Config, RolloutConfig
+from lightrft.config import Config
 from lightrft.parallel.world import World
 
 log = logging.getLogger("lightrft")
@@ -26,7 +26,7 @@ class Agreement:
 
     def check(self, metrics: Mapping[str, float]) -> None:
         """Looks at mismatch/... of one step. What only a part was sampled from differs anyway."""
-        if self._told or "mismatch/max" not in metrics or cuts(self.config.rollout):
+        if self._told or "mismatch/max" not in metrics or self.config.rollout.samples_from_a_part:
             return
         told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
         if told and self.world.is_first:
@@ -34,11 +34,6 @@ class Agreement:
                 "%s It is logged as mismatch/*; algorithm.mismatch_correction weighs against it.", told
             )
         self._told = bool(told)
-
-
-def cuts(roll: RolloutConfig) -> bool:
-    """Whether tokens are sampled from a part of the distribution, so that part of the difference is meant."""
-    return bool(roll.top_k or roll.first_token_top_k or roll.top_p < 1 or roll.min_p)
 
 
 def disagreement(config: Config, mean: float, largest: float) -> str:

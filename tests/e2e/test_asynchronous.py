@@ -114,6 +114,22 @@ def test_a_resume_goes_on_to_the_same_end_with_what_was_in_flight(tmp_path):
         assert same(weights_of(run), whole)
 
 
+@pytest.mark.parametrize("keeps", [BESIDE, ["--replay.groups-per-step", "2"]], ids=["beside", "replay"])
+def test_another_temperature_is_refused_while_responses_of_the_old_one_wait(tmp_path, keeps):
+    """Their log-probs at sampling are of the temperature they were sampled at, and would be compared with those of another."""
+    flags = [*keeps, "--steps", "2", "--checkpoint.every-steps", "1", "--checkpoint.keep-last", "2"]
+    with run_of(tmp_path, *flags) as run:
+        run.train()
+    shutil.rmtree(tmp_path / "checkpoints/step-000002")  # so that step 2 is in flight
+    told = (
+        "rollout.temperature=0.7: the checkpoint holds responses that were sampled with rollout.temperature=1"
+    )
+    with pytest.raises(ValueError, match=told), resumed(tmp_path, *flags, "--rollout.temperature", "0.7"):
+        pass
+    with resumed(tmp_path, *flags) as run:
+        assert run.done == 1
+
+
 @contextlib.contextmanager
 def resumed(folder, *flags):
     config = layers.load([*SMALL, *flags], Config)

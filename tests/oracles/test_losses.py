@@ -313,6 +313,21 @@ def test_dual_clip_agrees_with_its_paper(seed):
     assert value != ours(answers, "token", "clipped")[0]
 
 
+@pytest.mark.parametrize("loss", ["sequence_clipped", "sequence_clipped_token"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_dual_clip_of_a_response_bounds_its_ratio(loss, seed):
+    """The same bound where the ratio is that of the response: c A where A < 0 and the loss would be worse."""
+    answers, bound = draw_answers(seed), 1.02
+
+    def dual(answer, still):
+        losses = ORACLES[loss](answer, still)
+        return [min(x, -bound * a) if a < 0 else x for x, (_, _, a) in zip(losses, answer, strict=True)]
+
+    value, gradient = ours(answers, "sequence", loss, dual_clip=bound)
+    assert value == pytest.approx(objective(answers, answers, "sequence", dual), abs=1e-12)
+    assert gradient == pytest.approx(numeric_gradient(answers, "sequence", dual), abs=1e-8)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("clip", [0.0, 0.2])
 def test_the_value_loss_is_half_the_larger_squared_error(clip, seed):

@@ -70,7 +70,7 @@ def test_gspo_is_equal(seed):
 def test_importance_weights_per_token_are_equal(mine, other, low, seed):
     """Per answer theirs is a filter by the geometric mean; ours is the product, which is the unbiased weight."""
     answers = Answers(seed)
-    found = ours("clipped", answers, "token", correction=mine, mismatch_limit=1.3)
+    found = ours("clipped", answers, "token", mismatch_correction=mine, mismatch_limit=1.3)
     assert_equal(
         found,
         theirs(

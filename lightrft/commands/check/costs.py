@@ -86,6 +86,10 @@ def time_and_memory(
     section.fact(
         "training pass", f"{rate:,.0f} tokens/s, prompts included (measured on {measured.tokens} tokens)"
     )
+    if parts.algorithm.needs_optimal_values:
+        asked, samples = len(questions.train), config.algorithm.value_samples
+        told = f"{samples} responses to each of {asked:,} training prompts: {asked * samples:,} before the first step"
+        section.fact("values", told)
     lengths = [usual] if typical == config.rollout.max_tokens else [usual, full]
     estimate_time(section, config, parts, questions, policy, speed, measured, lengths)
     estimate_memory(section, config, parts, planned, measured, full)
@@ -109,7 +113,8 @@ class Planned:
         on_cpu, free = parts.device.type == "cpu", parts.available
         asked = config.rollout.prompts_per_step * config.rollout.group_size
         most = engine_of(config, models, lengths, 1, on_cpu=on_cpu, device_bytes=free).most_running
-        found = items(config, models, lengths, 1, on_cpu=on_cpu, device_bytes=free)
+        measures = parts.algorithm.needs_optimal_values
+        found = items(config, models, lengths, 1, on_cpu=on_cpu, device_bytes=free, measures=measures)
         return cls(models, found, min(asked, most or asked))
 
 
@@ -235,9 +240,10 @@ def estimate_time(
         * teacher_parameters(config, algorithm)
         / sum(p.numel() for p in policy.actor.module.parameters())
     )
-    table = Table(
-        "about", "rollout", "score", "train", "a step", "an evaluation", "the run", box=None, pad_edge=False
-    )
+    columns = ["about", "rollout", "score", "train", "a step", "an evaluation", "the run"]
+    if algorithm.needs_optimal_values:
+        columns.insert(1, "values, once")
+    table = Table(*columns, box=None, pad_edge=False)
     due = (evaluation_label(config.evaluate, done, config.steps) for done in range(config.steps + 1))
     evaluations = sum(label is not None for label in due)
     asked = len(questions.evaluate) * config.evaluate.samples
@@ -261,15 +267,23 @@ def estimate_time(
         most = min(length, config.evaluate.max_tokens or config.rollout.max_tokens)
         evaluation = asked * (most / speed.tokens_per_second + speed.start_seconds + policy.judge_seconds)
         step = generate + score + train
-        run = config.steps * step + evaluations * evaluation
+        before = [values_seconds(config, questions, policy, speed, length)] * algorithm.needs_optimal_values
+        run = sum(before) + config.steps * step + evaluations * evaluation
         words = f"{length} tokens per response"
         table.add_row(
             words,
-            *(duration(s) for s in (generate, score, train, step)),
+            *(duration(s) for s in (*before, generate, score, train, step)),
             duration(evaluation) if evaluations else "-",
             duration(run),
         )
     section.show(table)
+
+
+def values_seconds(config: Config, questions: Questions, policy: Policy, speed: Speed, length: int) -> float:
+    """What measuring the values of all training prompts takes, before the first step."""
+    asked = len(questions.train)
+    answers = asked * config.algorithm.value_samples
+    return answers * (length / speed.tokens_per_second + policy.judge_seconds) + asked * speed.start_seconds
 
 
 def estimate_memory(

@@ -27,7 +27,7 @@ from lightrft.rewards.table import JUDGE
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase, Resident
 from lightrft.trainer.batching import pack
-from lightrft.trainer.mismatch import TOLERANCE, cuts, disagreement
+from lightrft.trainer.mismatch import TOLERANCE, disagreement
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.trainer.sampler import Sampler
 from lightrft.types import Trajectory
@@ -158,7 +158,7 @@ def mismatch(section: Section, config: Config, parts: Parts, policy: Policy) -> 
 
 def judge_mismatch(section: Section, config: Config, mean: float, largest: float) -> None:
     """Whether engine and trainer agree as far as their arithmetic allows."""
-    if cuts(config.rollout):
+    if config.rollout.samples_from_a_part:
         section.fact(
             "",
             "the engine's log-probs are of the tokens that top_k, first_token_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",

@@ -68,6 +68,7 @@ class Plan:
             self.hardware.devices,
             on_cpu=self.on_cpu,
             device_bytes=int(self.hardware.memory_gib * GIB),
+            measures=self.algorithm.needs_optimal_values,
         )
 
     @cached_property

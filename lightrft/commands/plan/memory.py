@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from lightrft.build.tables import engine_footprint, footprint
@@ -101,13 +101,36 @@ def engine_of(
     return engine_footprint(config.rollout, models.actor, demand)
 
 
+def measuring(config: Config) -> Config:
+    """What samples for the values of prompts before the first step (algorithm.advantage=optimal_value): as a step, with
+    algorithm.value_samples responses to each of as many prompts."""
+    return replace(config, rollout=replace(config.rollout, group_size=config.algorithm.value_samples))
+
+
 def items(
-    config: Config, models: Models, lengths: Lengths, devices: int, *, on_cpu: bool, device_bytes: int
+    config: Config,
+    models: Models,
+    lengths: Lengths,
+    devices: int,
+    *,
+    on_cpu: bool,
+    device_bytes: int,
+    measures: bool = False,
 ) -> list[Item]:
-    """Everything that takes memory of a device of `device_bytes`, but for activations (`passes`)."""
+    """Everything that takes memory of a device of `device_bytes`, but for activations (`passes`); `measures`: the engine's cache is that of
+    the larger rollout, a step's or that of the values before the first (`measuring`)."""
     part_of = partial(footprint, config.strategy, processes=devices)
     actor = models.actor
-    engine = engine_of(config, models, lengths, devices, on_cpu=on_cpu, device_bytes=device_bytes)
+    held_by = partial(
+        engine_of,
+        models=models,
+        lengths=lengths,
+        devices=devices,
+        on_cpu=on_cpu,
+        device_bytes=device_bytes,
+    )
+    engine = held_by(config)
+    cache = max(engine.cache, held_by(measuring(config)).cache) if measures else engine.cache
     may_move = moves(config.strategy, part_of(actor), on_cpu=on_cpu)
     held = Residents([], may_move, engine.shares_weights)
     for name, shape in (("actor", actor), ("critic", models.critic)):
@@ -125,7 +148,7 @@ def items(
     for name, shape in models.reward_models.items():
         held.add(name, shape.width * shape.body)
     held.add("engine weights", engine.weights)
-    held.add("engine cache", engine.cache)
+    held.add("engine cache", cache)
     held.found.append(Item("engine's copy in another layout", engine.packed, (Phase.ROLLOUT,)))
     if config.model.lora.rank and engine.shares_weights:
         folded = Item("adapters folded in", actor.width * actor.inside, (Phase.ROLLOUT, Phase.SYNC))

@@ -12,6 +12,7 @@ from rich.table import Table
 from lightrft.commands.plan import GIB, Plan
 from lightrft.commands.plan.memory import Item
 from lightrft.commands.plan.shape import Shape
+from lightrft.commands.plan.work import PROMPTS_VALUED
 from lightrft.config import Config, OfflineConfig
 from lightrft.config.plan import Hardware
 from lightrft.strategy.memory import Phase
@@ -36,6 +37,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "phases": {name: asdict(phase) for name, phase in phases},
         "switches": {name: asdict(switch) for name, switch in plan.work.switches.items()},
         "seconds": plan.work.seconds,
+        "values": None
+        if plan.work.values is None
+        else {"prompts": PROMPTS_VALUED, **asdict(plan.work.values)},
         "rates": asdict(plan.hardware.rates),
         "problems": plan.problems,
     }
@@ -135,6 +139,15 @@ def _work(plan: Plan) -> Table:
     table.add_section()
     total = sum(phase.flops for phase in found.phases().values()) * devices
     table.add_row(f"all {devices}", "", f"{total / 1e12:,.3g}", "", duration(found.seconds), style="bold")
+    if found.values is not None:
+        table.add_section()
+        table.add_row(
+            f"once, values of {PROMPTS_VALUED:,} prompts",
+            f"{found.values.tokens:,.0f}",
+            f"{found.values.flops / 1e12:,.3g}",
+            "",
+            duration(found.values.seconds),
+        )
     return table
 
 

@@ -19,6 +19,8 @@ from lightrft.trainer.rollout import needs_old
 
 ORDER = (Phase.SYNC, Phase.ROLLOUT, Phase.SCORE, Phase.TRAIN)
 """Phases of a step; the next step begins after the last one."""
+PROMPTS_VALUED = 1000
+"""Training prompts that `Work.values` is of: a plan does not know how many there are."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Amounts:
     sent: float
     """Bytes."""
     seconds: float
+
+    def times(self, count: float) -> Amounts:
+        """That so many times."""
+        return Amounts(self.tokens * count, self.flops * count, self.sent * count, self.seconds * count)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Work:
     """Micro-batches of a device in each update."""
     switches: Mapping[str, Amounts] = field(default_factory=dict)
     """Phase -> what entering it moves to host memory and back (strategy.offload)."""
+    values: Amounts | None = None
+    """What is sampled once before the first step, for the values of PROMPTS_VALUED training prompts (algorithm.advantage=optimal_value)."""
 
     def phases(self) -> dict[str, Amounts]:
         """Amounts by name of the phase, in the order of a step."""
@@ -70,17 +78,17 @@ def work(
     """All responses at full length, at most `most_running` sampled at a time. What is sent while blocks compute is taken to hide behind that, or the other way round."""
     roll, update, actor = config.rollout, config.update, models.actor
     batch = batch_tokens(config, lengths, algorithm.together(roll.group_size))
-    products, reading = 1e12 * rates.efficiency * rates.teraflops, 1e9 * rates.efficiency * rates.memory
+    products = 1e12 * rates.efficiency * rates.teraflops
     questions = roll.prompts_per_step / devices
     answers = questions * roll.group_size
     read = (questions if update.share_prompts else answers) * lengths.prompt + answers * lengths.answer
 
-    running = answers if most_running is None else min(answers, most_running)
-    drawn = forward_flops(actor, lengths, questions, answers)
-    seen = lengths.prompt + lengths.answer / 2
-    each = actor.width * actor.plain + running * seen * actor.cached * (EXACT + actor.width)
-    decoding = lengths.answer * ceil(answers / max(running, 1)) * each / reading
-    rollout = Amounts(answers * lengths.answer, drawn, 0.0, max(drawn / products, decoding))
+    sampled = partial(sampling, actor, lengths, rates=rates, most_running=most_running)
+    rollout, values = sampled(questions, roll.group_size), None
+    if algorithm.needs_optimal_values:  # as many prompts at a time as in a step
+        values = sampled(questions, config.algorithm.value_samples).times(
+            PROMPTS_VALUED / roll.prompts_per_step
+        )
 
     passes = _scoring(config, algorithm, models)
     asked = questions if update.share_prompts else answers
@@ -108,7 +116,23 @@ def work(
     group = devices // held.copies
     pushed = actor.width * actor.plain * (group - 1) / group if held.sharded else 0.0
     sync = Amounts(0.0, 0.0, pushed, sending(pushed))
-    return Work(rollout, score, sync, train, updates, micro_batches)
+    return Work(rollout, score, sync, train, updates, micro_batches, values=values)
+
+
+def sampling(
+    actor: Shape, lengths: Lengths, questions: float, group: int, *, rates: Rates, most_running: int | None
+) -> Amounts:
+    """What a device takes to sample `group` responses to each of so many questions, at most `most_running` responses at a time."""
+    answers = questions * group
+    running = answers if most_running is None else min(answers, most_running)
+    drawn = forward_flops(actor, lengths, questions, answers)
+    seen = lengths.prompt + lengths.answer / 2
+    each = actor.width * actor.plain + running * seen * actor.cached * (EXACT + actor.width)
+    decoding = (
+        lengths.answer * ceil(answers / max(running, 1)) * each / (1e9 * rates.efficiency * rates.memory)
+    )
+    seconds = max(drawn / (1e12 * rates.efficiency * rates.teraflops), decoding)
+    return Amounts(answers * lengths.answer, drawn, 0.0, seconds)
 
 
 def switches(items: Sequence[Item], rates: Rates) -> dict[str, Amounts]:

@@ -101,8 +101,19 @@ def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
     terms = clipped(logs(0.8, 0.8, 0.4), batch, PPO, dual_clip=3.0)
     torch.testing.assert_close(terms.loss, torch.tensor([3.0, -1.3, 1.0]))
     assert terms.metrics["clip/fraction"].tolist() == [1.0, 1.0, 0.0]
-    with pytest.raises(ValueError, match="dual_clip=0.9"):
-        clipped(logs(0.8, 0.8, 0.4), batch, PPO, dual_clip=0.9)
+    assert terms.metrics["clip/dual"].tolist() == [1.0, 0.0, 0.0]
+    assert "clip/dual" not in clipped(logs(0.8, 0.8, 0.4), batch, PPO).metrics
+    for name in ("clipped", "sequence_clipped", "sequence_clipped_token"):
+        with pytest.raises(ValueError, match="dual_clip=0.9"):
+            LOSSES[name](logs(0.8, 0.8, 0.4), batch, PPO, dual_clip=0.9)
+
+
+def test_dual_clip_by_sequence_bounds_all_tokens_of_a_bad_response():
+    """Ratios 8 and 2: their geometric mean is 4, beyond 3; in the other response ratio 2 stays."""
+    batch = make_batch([2, 1], old=logs(0.1, 0.4, 0.4), advantages=[-1.0, -1.0, -1.0])
+    terms = LOSSES["sequence_clipped"](logs(0.8, 0.8, 0.8), batch, PPO, dual_clip=3.0)
+    torch.testing.assert_close(terms.loss, torch.tensor([3.0, 3.0, 2.0]))
+    assert terms.metrics["clip/dual"].tolist() == [1.0, 1.0, 0.0]
 
 
 def test_metrics_tell_how_far_the_policy_has_moved():

@@ -104,6 +104,23 @@ def test_a_critic_is_counted_in_time_memory_and_disk(check: Check) -> None:
     assert "critic optimizer" in told
 
 
+def test_values_before_the_first_step_are_counted_in_time_and_memory(check: Check) -> None:
+    flags = [
+        "--algorithm.advantage",
+        "optimal_value",
+        "--algorithm.value-samples",
+        "5",
+        "--rollout.max-tokens",
+        "4",
+    ]
+    status, text = check(*flags, "--algorithm.loss", "policy_gradient", "--tasks.train-limit", "30")
+    assert status == 0
+    assert "values 5 responses to each of 30 training prompts: 150 before the first step" in text
+    assert "about values, once rollout score train" in text
+    _, plain = check("--rollout.max-tokens", "4")
+    assert "values, once" not in plain
+
+
 def test_a_check_writes_no_file(check: Check, tmp_path: Path) -> None:
     check()
     assert list(tmp_path.iterdir()) == []

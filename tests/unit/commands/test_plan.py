@@ -578,3 +578,45 @@ def test_a_plan_of_fine_tuning_counts_what_samples_held_out_responses(model):
     short = planned("single", gib=1.5 * max(found.sums.values()) / GIB, sampled_tokens=10_000_000)
     (told,) = short.problems
     assert "while held-out responses are sampled" in told
+
+
+def test_values_before_the_first_step_are_planned(model):
+    """Sixteen responses to each prompt in place of one: as many at a time as the engine decodes, and sixteen times the work for as many prompts."""
+    row = layers.load(["a_star_po"], Config).algorithm
+    path = model(QWEN2_7B)
+    config = settings(path, backend="single", algorithm=replace(row, value_samples=16))
+    config = replace(config, rollout=replace(config.rollout, group_size=1, prompts_per_step=8))
+    hardware = Hardware(devices=1, memory_gib=80)
+    found = plan(config, hardware, LENGTHS)
+    step = plan(replace(config, algorithm=AlgorithmConfig(kl_coefficient=0.1)), hardware, LENGTHS)
+    assert step.work.values is None
+    values = found.work.values
+    assert values.tokens == 1000 * 16 * LENGTHS.answer
+    grouped = replace(config, rollout=replace(config.rollout, group_size=16))
+    alike = plan(grouped, hardware, LENGTHS)
+    assert values.seconds == pytest.approx(alike.work.rollout.seconds * 1000 / 8)
+    assert values.flops == pytest.approx(alike.work.rollout.flops * 1000 / 8)
+    assert values.seconds > 2 * found.work.rollout.seconds * 1000 / 8
+
+    def cache(planned):
+        return next(item.bytes for item in planned.items if item.name == "engine cache")
+
+    assert cache(found) == cache(alike)
+    assert cache(found) > 8 * cache(step)
+
+
+def test_a_plan_tells_of_values_before_the_first_step(model, capsys):
+    words = [
+        "plan",
+        "a_star_po",
+        "--model.path",
+        model(SMALL, "llama"),
+        "--gpus",
+        "1",
+        "--strategy.device",
+        "cuda",
+    ]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["values"]["prompts"] == 1000
+    assert main(words) == 0
+    assert "once, values of 1,000 prompts" in capsys.readouterr().out
