@@ -12,12 +12,12 @@ from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build import offline
 from lightrft.build.process import dated
 from lightrft.build.reward import bound_loss, prompts_of
-from lightrft.config import DPOConfig
+from lightrft.config import DPOConfig, SFTConfig
 from lightrft.config.checks import refuse_idle
 from lightrft.datasets.comparisons import warn_of_leaks
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.picture_pairs import PictureComparisons, PicturesOpener, drawn
-from lightrft.models.picture_pairs import GivenPictures
+from lightrft.models.given_pictures import GivenPictures
 from lightrft.models.pictures import blank_step, step_layout
 from lightrft.models.pipelines import FlowSource
 from lightrft.parallel.world import World
@@ -35,7 +35,7 @@ WEAK = 10.0
 def of_pictures(config: DPOConfig, run: Path, world: World) -> offline.Setup:
     """What a pipeline learns, and from what. ValueError for settings that it cannot obey, before weights load."""
     path = f"model.path={config.model.path} is a diffusion pipeline"
-    check_options(config, path)
+    refuse_words(config, path, ("average", "max_tokens", "on_long_response"))
     given = GivenPictures.of(config, pick_device(config.strategy.device))
     objective = PicturePreferences(config, bound_loss(config, POLICY_LOSSES), given=given)
     check_loss(objective, path)
@@ -68,10 +68,10 @@ def readers(given: GivenPictures) -> dict[str, Resident]:
     return {"vae": Tensors(lambda: list(vae.parameters()), str(device), moves=device.type != "cpu")}
 
 
-def check_options(config: DPOConfig, path: str) -> None:
-    """ValueError for options of words."""
-    plain = DPOConfig()
-    for option in ("average", "max_tokens", "on_long_response"):
+def refuse_words(config: DPOConfig | SFTConfig, path: str, options: Sequence[str]) -> None:
+    """ValueError for what is said of words: these options, and those of sections."""
+    plain = type(config)()
+    for option in options:
         if getattr(config, option) != getattr(plain, option):
             raise ValueError(
                 f"{option}={getattr(config, option)}: {path}, and this is of words. Leave it out."

@@ -31,6 +31,7 @@ PLACEHOLDERS = {
     "environment/": "environment/COUNT",
     "evaluation/": "evaluation/TASK",
     "held_out_nll/": "held_out_nll/TASK",
+    "held_out_error/": "held_out_error/TASK",
     "pairs/": "pairs/TASK/OUTPUT/MEASURE",
     "straggler/rank/": "straggler/rank/PHASE",
     "straggler/": "straggler/PHASE",
