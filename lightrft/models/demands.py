@@ -115,7 +115,6 @@ def _check_algorithm(config: Config, path: str) -> None:
         ("judge.path", config.judge.path),
         ("environment.name", config.environment.name),
         ("environment.tools", config.environment.tools),
-        ("reward_model.paths", config.reward_model.paths),
     ):
         if on:
             raise ValueError(f"{option}={on}: {path}, and this reads words. Leave it out.")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightrft.config import DenoiseConfig, DPOConfig, SFTConfig
+from lightrft.config import DenoiseConfig, DPOConfig, GivenPicturesConfig, SFTConfig
 from lightrft.media.pictures import picture
 from lightrft.models.demands import check_parts
 from lightrft.models.media import limits_of
@@ -51,10 +51,7 @@ class GivenPictures:
             raise ValueError(
                 f"{path} that draws clips, and given responses are pictures. Take a pipeline that draws pictures."
             )
-        drawing = DenoiseConfig(
-            noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
-            height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
-        )  # fmt: skip
+        drawing = drawing_of(pipeline, options)
         check_text(pipeline, drawing, GIVEN)
         FlowSource(config.model).check_adapters()
         shape, width = state_shape(pipeline, drawing, GIVEN)
@@ -117,3 +114,11 @@ class GivenPictures:
     def logprobs(self, module: nn.Module, batch: Batch) -> Tensor:
         """(T,): minus half of the errors."""
         return -0.5 * self.errors(module, batch)
+
+
+def drawing_of(pipeline: Pipeline, options: GivenPicturesConfig) -> DenoiseConfig:
+    """How the pipeline would draw pictures like given ones."""
+    return DenoiseConfig(
+        noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
+        height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
+    )  # fmt: skip
