@@ -44,9 +44,7 @@ def picture_of(said: Sequence[Message], name: str) -> Any:
         or isinstance(said[0]["content"], str)
         or len(said[0]["content"]) > 1
     ):
-        raise ValueError(
-            f"{name} is not one picture, which is what a pipeline that draws learns from."
-        )
+        raise ValueError(f"{name} is not one picture, which is what a pipeline that draws learns from.")
     return found[0][1]
 
 

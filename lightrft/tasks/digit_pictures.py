@@ -77,7 +77,9 @@ def pairs_of(split: Split, draw: random.Random, wrong: float) -> Iterator[Shown]
         yield said(named), tuple(draw.choice(places[digit]) for digit in pair)
 
 
-def _pictures(name: str, shown: Callable[[Split, random.Random, float], Iterator[Shown]], option: str) -> Task:
+def _pictures(
+    name: str, shown: Callable[[Split, random.Random, float], Iterator[Shown]], option: str
+) -> Task:
     if option and not (option.isdecimal() and int(option) < 100):
         raise ValueError(
             f"task '{name}:{option}': name the percentage of the digits that have a wrong name in training, below 100, e.g. {name}:30, or none: {name}."

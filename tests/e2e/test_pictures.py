@@ -158,7 +158,17 @@ def test_a_run_is_checked_before_it_costs_anything(lightrft, drawn_pipeline):
 
 
 def test_a_reward_model_that_was_taught_by_pairs_of_pictures_rates_what_is_drawn(lightrft, drawn_pipeline):
-    taught = ["--model", "random:llava", "--tasks.train", "digit_pairs", "1", "--evaluate.limit", "8", "--steps", "2"]
+    taught = [
+        "--model",
+        "random:llava",
+        "--tasks.train",
+        "digit_pairs",
+        "1",
+        "--evaluate.limit",
+        "8",
+        "--steps",
+        "2",
+    ]
     lightrft("reward", "reward_tiny", *taught, *PLAIN[2:], "--batch-size", "4", "--run", "rated")
     rated = ["--reward_model.paths", "rated", "rated/model", "--rewards.functions", "rated", "1"]
     own = [*DRAWING, "--model.path", drawn_pipeline, *rated, "--run", "drawn", "--steps", "2"]

@@ -35,7 +35,8 @@ def test_the_held_out_error_falls_and_the_network_alone_changes(taught_to_draw, 
     changed = {
         str(f.relative_to(drawn_pipeline))
         for f in drawn_pipeline.rglob("*")
-        if f.is_file() and f.read_bytes() != (taught_to_draw / "model" / f.relative_to(drawn_pipeline)).read_bytes()
+        if f.is_file()
+        and f.read_bytes() != (taught_to_draw / "model" / f.relative_to(drawn_pipeline)).read_bytes()
     }
     assert changed == {f"transformer/{FILE}"}
 

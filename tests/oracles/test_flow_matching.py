@@ -121,7 +121,7 @@ def test_levels_are_drawn_evenly_or_most_in_the_middle_as_published(taught):
 
 
 def test_a_share_of_the_pictures_is_learned_without_text_and_none_that_is_held_out(taught):
-    _, pipeline, setup = taught
+    setup = taught[2]
     objective = replace(setup.objective, config=replace(setup.objective.config, pictures=TaughtPicturesConfig(
         text_dropout=0.3, height=16, width=16, max_text_tokens=setup.processor.config.max_text_tokens)))  # fmt: skip
     prompt, held_out = opened(setup), opened(setup, held_out=True)
@@ -134,7 +134,9 @@ def test_a_share_of_the_pictures_is_learned_without_text_and_none_that_is_held_o
 
     assert 40 < without(prompt) < 80
     assert without(held_out) == 0
-    assert objective.responses(prompt, 9)[0].token_ids == setup.objective.responses(prompt, 9)[0].token_ids[:1]
+    assert (
+        objective.responses(prompt, 9)[0].token_ids == setup.objective.responses(prompt, 9)[0].token_ids[:1]
+    )
 
 
 REFUSED = {
@@ -144,7 +146,10 @@ REFUSED = {
     "odd": ({"pictures": {"height": 17}}, "^pictures.height=17: .* Set it to 16"),
     "chunk": ({"update": UpdateConfig(logits_per_chunk=8)}, "update.logits_per_chunk=8 has no effect"),
     "one step": ({"pictures": {"sampled_steps": 1}}, "^pictures.sampled_steps=1: must be 0 or at least 2"),
-    "steps": ({"pictures": {"sampled_steps": 2000}}, "^pictures.sampled_steps=2000: .* Set it to at most 1000"),
+    "steps": (
+        {"pictures": {"sampled_steps": 2000}},
+        "^pictures.sampled_steps=2000: .* Set it to at most 1000",
+    ),
 }
 
 

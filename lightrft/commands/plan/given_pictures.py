@@ -129,7 +129,9 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) 
     shape = PictureShape(source, pipeline=pipeline, options=drawing, optimizer=config.optimizer)
     apart = compared and not starts_as_base(config.model.lora)
     frozen = replace(shape, source=FlowSource(config.model, learns=False)) if apart else None
-    together = (2 if compared else 1) * config.pictures.levels  # the responses of a pair are read in one batch
+    together = (
+        2 if compared else 1
+    ) * config.pictures.levels  # the responses of a pair are read in one batch
     rows = max(config.update.tokens_per_micro_batch // positions, together)
     encoder = Encoder(pipeline, state, pipeline.size(drawing))
     return GivenPicturesPlan(config, hardware, shape, frozen, rows * positions, 0, encoder)

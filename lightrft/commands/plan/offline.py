@@ -151,7 +151,9 @@ class OfflinePlan:
     @property
     def lower(self) -> str:
         """What to lower so that a batch fits."""
-        return f"Lower update.tokens_per_micro_batch to {self.largest_batch:,} or less, and max_tokens with it"
+        return (
+            f"Lower update.tokens_per_micro_batch to {self.largest_batch:,} or less, and max_tokens with it"
+        )
 
     @cached_property
     def problems(self) -> list[str]:

@@ -284,7 +284,9 @@ class PicturePlan(Plan):
 def plan(config: Config, hardware: Hardware, prompt: int, response: int) -> PicturePlan:
     """The plan of a run. ValueError for lengths that a pipeline does not have, or what it cannot obey; `prompt`, `response`: 0 if none is
     asked for."""
-    refuse_lengths(config.model, prompt, response, "rollout.denoise.max_text_tokens", "rollout.denoise.window")
+    refuse_lengths(
+        config.model, prompt, response, "rollout.denoise.max_text_tokens", "rollout.denoise.window"
+    )
     check_settings(config)
     pipeline, options = Pipeline(config.model), config.rollout.denoise
     pipeline.check_kind()
@@ -308,7 +310,9 @@ def refuse_lengths(model: ModelConfig, prompt: int, response: int, *cures: str) 
     flags = ("--prompt-tokens", prompt), ("--response-tokens", response)
     for (flag, asked), cure in zip(flags, cures, strict=True):
         if asked:
-            raise ValueError(f"{flag} {asked}: model.path={model.path} is a diffusion pipeline. Leave it out, and set {cure}.")
+            raise ValueError(
+                f"{flag} {asked}: model.path={model.path} is a diffusion pipeline. Leave it out, and set {cure}."
+            )
 
 
 def picture_work(plan: PicturePlan) -> Work:

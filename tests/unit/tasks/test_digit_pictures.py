@@ -46,7 +46,9 @@ def test_twenty_pairs_are_held_out_of_every_task_that_trains_and_their_digits_ar
 
 
 @pytest.mark.parametrize("wrong", [0, 30])
-def test_pictures_are_of_seen_pairs_of_pictures_that_no_judge_learned_and_so_many_digits_have_a_wrong_name(wrong):
+def test_pictures_are_of_seen_pairs_of_pictures_that_no_judge_learned_and_so_many_digits_have_a_wrong_name(
+    wrong,
+):
     records, known = load(f"two_digit_pictures:{wrong}"), part("draw")[1]
     held_out = {text(record) for record in load("two_digits", "evaluate")}
     named, right = [], []
@@ -55,7 +57,9 @@ def test_pictures_are_of_seen_pairs_of_pictures_that_no_judge_learned_and_so_man
         right.append(" ".join(WORDS[known[place]] for place in places))
         named.append(text(record))
     assert not held_out & set(right)
-    digits = [(a, b) for n, r in zip(named, right, strict=True) for a, b in zip(n.split(), r.split(), strict=True)]
+    digits = [
+        (a, b) for n, r in zip(named, right, strict=True) for a, b in zip(n.split(), r.split(), strict=True)
+    ]
     share = sum(a != b for a, b in digits) / len(digits)
     # nine tenths of the digits that are named at random are named wrongly, and pairs that are held out are named anew
     assert share == pytest.approx(0.9 * wrong / 100, abs=0.04)
