@@ -146,10 +146,6 @@ REFUSED = {
     "odd": ({"pictures": {"height": 17}}, "^pictures.height=17: .* Set it to 16"),
     "chunk": ({"update": UpdateConfig(logits_per_chunk=8)}, "update.logits_per_chunk=8 has no effect"),
     "one step": ({"pictures": {"sampled_steps": 1}}, "^pictures.sampled_steps=1: must be 0 or at least 2"),
-    "steps": (
-        {"pictures": {"sampled_steps": 2000}},
-        "^pictures.sampled_steps=2000: .* Set it to at most 1000",
-    ),
 }
 
 
