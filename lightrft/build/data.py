@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.build.judges import check_judging, check_targets
-from lightrft.build.reward_models import model_rewards
+from lightrft.build.reward_models import check_rated, model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config, ModelConfig
 from lightrft.config.rewards import rewards_of
@@ -112,6 +112,7 @@ def check_asked(config: Config, kind: PolicyKind, *, training: bool = True) -> N
     for name in names:
         asked(name)
     check_views(names, kind.makes, config.model.path)
+    check_rated(config, names, kind.makes)
 
 
 def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet], RewardRunner]:

@@ -8,23 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build import offline
 from lightrft.build.process import dated
 from lightrft.build.reward import bound_loss, prompts_of
-from lightrft.config import DPOConfig
+from lightrft.config import DPOConfig, SFTConfig
 from lightrft.config.checks import refuse_idle
 from lightrft.datasets.comparisons import warn_of_leaks
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.picture_pairs import PictureComparisons, PicturesOpener, drawn
-from lightrft.models.picture_pairs import GivenPictures
+from lightrft.models.given_pictures import GivenPictures
 from lightrft.models.pictures import blank_step, step_layout
 from lightrft.models.pipelines import FlowSource
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Resident, Tensors
 from lightrft.trainer.offline import HeldOut
 from lightrft.trainer.picture_preferences import PicturePreferences
-from lightrft.trainer.policy_preferences import OUTPUT
+from lightrft.trainer.policy_preferences import OUTPUT, PolicyPreferences
 from lightrft.utils.device import pick_device
 
 log = logging.getLogger("lightrft")
@@ -34,11 +36,9 @@ WEAK = 10.0
 
 def of_pictures(config: DPOConfig, run: Path, world: World) -> offline.Setup:
     """What a pipeline learns, and from what. ValueError for settings that it cannot obey, before weights load."""
-    path = f"model.path={config.model.path} is a diffusion pipeline"
-    check_options(config, path)
+    loss = bound_objective(config)
     given = GivenPictures.of(config, pick_device(config.strategy.device))
-    objective = PicturePreferences(config, bound_loss(config, POLICY_LOSSES), given=given)
-    check_loss(objective, path)
+    objective = PicturePreferences(config, loss, given=given)
     processor: Any = given.processor  # has what comparisons ask of one of words
     dated(processor, run, world)
     comparisons = PictureComparisons(
@@ -68,10 +68,10 @@ def readers(given: GivenPictures) -> dict[str, Resident]:
     return {"vae": Tensors(lambda: list(vae.parameters()), str(device), moves=device.type != "cpu")}
 
 
-def check_options(config: DPOConfig, path: str) -> None:
-    """ValueError for options of words."""
-    plain = DPOConfig()
-    for option in ("average", "max_tokens", "on_long_response"):
+def refuse_words(config: DPOConfig | SFTConfig, path: str, options: Sequence[str]) -> None:
+    """ValueError for what is said of words: these options, and those of sections."""
+    plain = type(config)()
+    for option in options:
         if getattr(config, option) != getattr(plain, option):
             raise ValueError(
                 f"{option}={getattr(config, option)}: {path}, and this is of words. Leave it out."
@@ -86,24 +86,30 @@ def check_options(config: DPOConfig, path: str) -> None:
         )
 
 
-def check_loss(objective: PicturePreferences, path: str) -> None:
-    """ValueError for a loss that asks for what pictures have not; a warning for a beta that is of words."""
-    if not objective.needs_reference or objective.needs_divergence:
+def bound_objective(config: DPOConfig) -> partial[Tensor]:
+    """The loss with its options. ValueError for options of words, and for a loss that asks for what pictures have not; a warning for a beta that is of
+    words."""
+    path = f"model.path={config.model.path} is a diffusion pipeline"
+    refuse_words(config, path, ("average", "max_tokens", "on_long_response"))
+    loss = bound_loss(config, POLICY_LOSSES)
+    asks = PolicyPreferences(config, loss)
+    if not asks.needs_reference or asks.needs_divergence:
         fits = [
             name
-            for name, loss in POLICY_LOSSES.items()
-            if getattr(loss, "needs_reference", True) and not getattr(loss, "needs_divergence", False)
+            for name, one in POLICY_LOSSES.items()
+            if getattr(one, "needs_reference", True) and not getattr(one, "needs_divergence", False)
         ]
         raise ValueError(
-            f"loss={objective.config.loss}: {path}, whose pictures have errors beside those of the model that the run began with, and no "
+            f"loss={config.loss}: {path}, whose pictures have errors beside those of the model that the run began with, and no "
             f"log-probs of their own. Set loss to one of: {', '.join(fits)}."
         )
-    beta = objective.config.options.get("beta", 0.1)
-    if objective.config.loss in POLICY_LOSSES and beta < WEAK:
+    beta = config.options.get("beta", 0.1)
+    if config.loss in POLICY_LOSSES and beta < WEAK:
         log.warning(
             "options.beta=%g: %s, and errors of pictures differ by thousandths where log-probs of texts differ by tens. Diffusion-DPO has 2000 to 5000.",
             beta, path,
         )  # fmt: skip
+    return loss
 
 
 def warn_of_common(prompts: PromptLoader, held_out: Sequence[HeldOut]) -> None:

@@ -24,6 +24,7 @@ from lightrft.models.families import made_for
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
+from lightrft.rewards.asked import TEXT
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.comparing import ComparingJudge
 from lightrft.rewards.models import (
@@ -139,14 +140,16 @@ def add_judging_models(
     engine: Engine | None,
     processor: Processor | None,
     device: torch.device,
+    makes: Collection[str] = (TEXT,),
 ) -> dict[str, Resident]:
-    """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in strategy/memory.py: RESIDENCY."""
+    """Puts the models that judge where they are asked for; gives what of them takes memory, by its name in strategy/memory.py: RESIDENCY. `makes`: what the
+    policy's responses hold (models/kinds.py)."""
     used = models_used(config, judges)
     found: dict[str, Output] = {}
     residents: dict[str, Resident] = {}
     if JUDGE in used:
         found[JUDGE], residents = model_judge(config, engine, processor, device)
-    rated, held = load_reward_models(config, sorted(used - {JUDGE}), device)
+    rated, held = load_reward_models(config, sorted(used - {JUDGE}), device, makes)
     found |= rated
     residents |= held
     for judge in judges:

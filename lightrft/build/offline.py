@@ -119,7 +119,8 @@ def build_run(
     model = strategy.trainable(setup.source, config.optimizer, steps)
     reference = build_reference(setup.source, model, strategy) if setup.judgement is not None else None
     engine = setup.engine(strategy, model)
-    memory_plan = build_sft_memory_plan(model, device, reference, engine, setup.residents())
+    readers = setup.residents()
+    memory_plan = build_sft_memory_plan(model, device, reference, engine, readers)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     batching = build_batching(config, setup, world, device)
     trainer = OfflineTrainer(
@@ -134,6 +135,7 @@ def build_run(
         journal=journal,
         interrupt=interrupt,
         referee=build_referee(setup, model, reference, batching, interrupt),
+        reads_on_device=bool(readers),
         samples=build_samples(config, setup, held_out, engine, model, memory_plan, world),
     )
     made = Run(

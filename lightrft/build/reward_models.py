@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,12 +16,17 @@ from lightrft.models.families import made_for
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import text_config
 from lightrft.models.media import limits_of
+from lightrft.models.processor import Processor
 from lightrft.models.reward import load_reward_model, scores
+from lightrft.rewards.asked import TEXT
 from lightrft.rewards.base import OUR_METRICS
 from lightrft.rewards.models import REWARD_MODEL, Output, ScalarReward
 from lightrft.rewards.remote import RemoteReward
 from lightrft.rewards.table import JUDGE, REWARDS
 from lightrft.strategy.memory import Resident
+
+VIEWED = (("clip", "video"), ("image", "image"))
+"""Views of what a policy draws, and the kind of medium that a reward model must read to see it; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,37 @@ def check_reward_models(config: Config, used: Sequence[str]) -> None:
         most_tokens(config, path)
 
 
+def drawn_view(makes: Collection[str], processor: Processor) -> str:
+    """The view of a policy's responses that a reward model is shown: of those `makes` names, a clip where it reads clips, else the picture; empty:
+    their text. ValueError, a sentence about the model, if it reads nothing of what is made."""
+    if TEXT in makes:
+        return ""
+    reads = processor.media.kinds if processor.media is not None else set()
+    found = next((view for view, kind in VIEWED if view in makes and kind in reads), "")
+    if not found:
+        raise ValueError(
+            f"it reads {' and '.join(['text', *sorted(reads)])}, and the responses hold {' and '.join(sorted(makes))}. Train one that sees: `lightrft "
+            "reward` with pairs of pictures, and a vision language model as its model.path."
+        )
+    return found
+
+
+def check_rated(config: Config, names: Collection[str], makes: Collection[str]) -> None:
+    """ValueError, before weights load, for a reward model among these rewards that reads nothing of what the policy's responses hold."""
+    for key in sorted(config.reward_model.paths.keys() & set(names)) if TEXT not in makes else ():
+        path = Place.of(config.reward_model.paths[key]).path
+        with named(REWARD_MODEL, f"reward_model.paths.{key}"):
+            processor = load_processor(model_of(config, path), config.media)
+        try:
+            drawn_view(makes, processor)
+        except ValueError as error:
+            raise ValueError(f"reward_model.paths.{key}={path}: {error}") from None
+
+
 def load_reward_models(
-    config: Config, used: Sequence[str], device: torch.device
+    config: Config, used: Sequence[str], device: torch.device, makes: Collection[str] = (TEXT,)
 ) -> tuple[dict[str, Output], dict[str, Resident]]:
-    """The outputs by their rewards, and the models as residents of device memory, each once."""
+    """The outputs by their rewards, and the models as residents of device memory, each once. `makes`: what the policy's responses hold."""
     outputs: dict[str, Output] = {}
     residents: dict[str, Resident] = {}
     for path, keys in shared_models(config).items():
@@ -161,7 +193,8 @@ def load_reward_models(
         ask = partial(
             scores, frozen.module, tokens_per_micro_batch=config.reward_model.tokens_per_micro_batch
         )
-        rated = ScalarReward(ask, processor, most_tokens(config, path), text_config(module).pad_token_id)
+        padding, view = text_config(module).pad_token_id, drawn_view(makes, processor)
+        rated = ScalarReward(ask, processor, most_tokens(config, path), padding, view)
         outputs |= {
             key: Output(rated, output_place(config, key), sees_media=rated.sees_media) for key in asked
         }

@@ -10,29 +10,26 @@ from pathlib import Path
 
 from lightrft.build import offline
 from lightrft.build.data import beyond_context
+from lightrft.build.own_responses import build_engine
 from lightrft.build.process import dated
-from lightrft.build.tables import ENGINES
+from lightrft.build.sft_pictures import of_pictures
 from lightrft.build.tasks import records_of
 from lightrft.config import ModelConfig, RolloutConfig, SFTConfig, UnmaskConfig
 from lightrft.config.checks import refuse_idle
 from lightrft.datasets.conversations import Conversations
-from lightrft.engines.base import Engine, MakeEngine
-from lightrft.models.describe import is_masked
+from lightrft.models.describe import is_masked, is_pipeline
 from lightrft.models.load import load_processor
 from lightrft.models.masked import MaskedProcessor, reading_of
 from lightrft.models.masked_demands import ENGINE as REVEALS
 from lightrft.models.masked_demands import check_parts
 from lightrft.models.masking import Masking
-from lightrft.models.processor import Processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
-from lightrft.strategy.base import Strategy, Trainable
 from lightrft.tasks.table import Split, Task
 from lightrft.trainer.masked_sft import MaskedImitation
 from lightrft.trainer.run import Run
 from lightrft.trainer.sft import Imitation
 from lightrft.types import Prompt
-from lightrft.utils.imports import resolve
 
 log = logging.getLogger("lightrft")
 
@@ -50,13 +47,15 @@ def of_words(config: SFTConfig, run: Path, world: World) -> offline.Setup:
     """What a language model learns, and from what. ValueError for settings that it cannot obey."""
     because = f"model.path={config.model.path}, which writes from left to right"
     refuse_idle("masked", config.masked, because=because, cure="take a masked diffusion language model")
+    refuse_pictures(config)
     processor = dated(load_processor(config.model, config.media), run, world)
+    frozen = Source(config.model, learns=False)
     return offline.Setup(
         processor,
         Source(config.model),
         Imitation(config),
         partial(prompts_of, config, Conversations.of(processor, config)),
-        engine=partial(build_engine, config, processor, RolloutConfig()),
+        engine=partial(build_engine, config, processor, sampled_as(config, RolloutConfig()), frozen),
         sampled_tokens=config.log.sampled_tokens,
     )
 
@@ -64,6 +63,7 @@ def of_words(config: SFTConfig, run: Path, world: World) -> offline.Setup:
 def of_masked(config: SFTConfig, run: Path, world: World) -> offline.Setup:
     """What a masked diffusion language model learns, and from what. ValueError for settings that it cannot obey."""
     check_masked(config)
+    refuse_pictures(config)
     sampled = RolloutConfig(engine=REVEALS, unmask=UnmaskConfig(predicts=config.masked.predicts))
     plain = reading_of(config.model, sampled.unmask)
     reading = Masking(plain.options, plain.mask, config.masked.draws)
@@ -71,15 +71,22 @@ def of_masked(config: SFTConfig, run: Path, world: World) -> offline.Setup:
         load_processor(config.model, config.media), plain, config.log.sampled_tokens or 1
     )
     dated(processor, run, world)
+    frozen = Source(config.model, learns=False)
     return offline.Setup(
         processor,
         Source(config.model),
         MaskedImitation(config, reading=reading),
         partial(masked_prompts_of, config, Conversations.of(processor, config)),
-        engine=partial(build_engine, config, processor, sampled),
+        engine=partial(build_engine, config, processor, sampled_as(config, sampled), frozen),
         sampled_tokens=config.log.sampled_tokens,
         layout=lambda answers, _: reading.layout(answers),
     )
+
+
+def refuse_pictures(config: SFTConfig) -> None:
+    """ValueError for settings of pictures, which a language model does not learn from."""
+    because = f"model.path={config.model.path}, a language model"
+    refuse_idle("pictures", config.pictures, because=because, cure="take a diffusion pipeline")
 
 
 def check_masked(config: SFTConfig) -> None:
@@ -93,31 +100,16 @@ def check_masked(config: SFTConfig) -> None:
 
 
 KINDS: tuple[tuple[Callable[[ModelConfig], bool], Callable[[SFTConfig, Path, World], offline.Setup]], ...] = (
+    (is_pipeline, of_pictures),
     (is_masked, of_masked),
     (lambda _: True, of_words),
 )
 """How a kind of model is known, and what makes its run; the first row that holds a model is its kind."""
 
 
-def build_engine(
-    config: SFTConfig, processor: Processor, sampled: RolloutConfig, strategy: Strategy, model: Trainable
-) -> Engine | None:
-    """What samples the model's own responses for people; None, with a line in the log, where nothing can or should."""
-    if not config.log.samples:
-        return None
-    if strategy.shards and not config.log.sample_sharded:
-        log.info(
-            "the model's own responses to held-out prompts are not saved: its weights are in pieces, and a process would hold all of "
-            "them meanwhile. Set log.sample_sharded=true if they fit."
-        )
-        return None
-    module = Source(config.model, learns=False).empty(strategy.device) if strategy.shards else model.module
-    try:
-        make_engine: MakeEngine = resolve(ENGINES, sampled.engine, "rollout engine")
-        return make_engine(module, processor, sampled)
-    except ValueError as error:
-        log.info("the model's own responses to held-out prompts are not saved: %s", error)
-        return None
+def sampled_as(config: SFTConfig, rollout: RolloutConfig) -> RolloutConfig | None:
+    """How the model's own responses are sampled for people; None where none are."""
+    return rollout if config.log.samples else None
 
 
 def prompts_of(config: SFTConfig, conversations: Conversations, task: Task, split: Split) -> list[Prompt]:

@@ -250,11 +250,11 @@ def plan(args: Sequence[str]) -> int:
 
 def _plan_offline(own: PlanOptions, config: Any) -> int:
     """The plan of a run that learns from given responses."""
-    from lightrft.commands.plan import offline
+    from lightrft.commands.plan import kinds, offline
 
-    prompt = own.prompt_tokens or config.tasks.max_prompt_tokens
     with _code(own.run_code, "plan"):
-        found = offline.plan(config, own.hardware, prompt, own.response_tokens or config.max_tokens)
+        lengths = own.prompt_tokens or 0, own.response_tokens or 0
+        found = kinds.offline_plan_of(config, own.hardware, *lengths)
         if own.json:
             print(json.dumps(offline.as_json(found), indent=2))
         else:

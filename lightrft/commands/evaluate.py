@@ -85,7 +85,7 @@ def evaluate_in(
         )
         module = kind.source(learns=False).full(device)
         engine = resolve(ENGINES, config.rollout.engine, "rollout engine")(module, processor, config.rollout)
-        judging = add_judging_models(config, [judge], engine, processor, device)
+        judging = add_judging_models(config, [judge], engine, processor, device, kind.makes)
         memory_plan = build_memory_plan(
             {"policy": held_whole(module, config, device)}, engine, judging, device
         )

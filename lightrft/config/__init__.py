@@ -19,6 +19,7 @@ from lightrft.config.engines import (
     VllmConfig,
 )
 from lightrft.config.environment import EnvironmentConfig
+from lightrft.config.given_pictures import GivenPicturesConfig, TaughtPicturesConfig
 from lightrft.config.model import LoraConfig, MediaConfig, ModelConfig, TeacherConfig
 from lightrft.config.offline import HeldOutConfig, SamplingLogConfig, SFTLogConfig
 from lightrft.config.remote import RemoteConfig
@@ -74,6 +75,7 @@ __all__ = [
     "EnvironmentConfig",
     "EvaluateConfig",
     "FsdpConfig",
+    "GivenPicturesConfig",
     "HeldOutConfig",
     "JudgeConfig",
     "LmdeployConfig",
@@ -100,6 +102,7 @@ __all__ = [
     "SglangConfig",
     "StrategyConfig",
     "TaskConfig",
+    "TaughtPicturesConfig",
     "TeacherConfig",
     "UnmaskConfig",
     "UpdateConfig",

@@ -6,30 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightrft.config.data import TaskConfig
+from lightrft.config.given_pictures import GivenPicturesConfig
 from lightrft.config.model import MediaConfig, ModelConfig
 from lightrft.config.offline import GivenResponsesConfig, HeldOutConfig, SFTLogConfig, check_given_responses
-from lightrft.config.ranges import check_ranges
 from lightrft.config.reward_training import COMPARISONS
 from lightrft.config.strategy import StrategyConfig
 from lightrft.config.training import CheckpointConfig, OptimizerConfig, UpdateConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PicturePairsConfig:
-    """How given pictures are compared; only where model.path is a diffusion pipeline."""
-
-    levels: int = 1
-    """Levels of noise at which a picture is looked at in a step, drawn anew for each prompt and step; its error is their mean. One
-    is that of Diffusion-DPO."""
-    height: int = 0
-    """Rows in pixels that pictures are scaled and cut to; 0: what the network was made for."""
-    width: int = 0
-    """Columns in pixels that pictures are scaled and cut to; 0: what the network was made for."""
-    max_text_tokens: int = 256
-    """Tokens of the long text encoder (max_sequence_length); positions without text are read as well."""
-
-    def __post_init__(self) -> None:
-        check_ranges("pictures", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +37,7 @@ class DPOConfig(GivenResponsesConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     tasks: TaskConfig = field(default_factory=lambda: TaskConfig(format=COMPARISONS))
     media: MediaConfig = field(default_factory=MediaConfig)
-    pictures: PicturePairsConfig = field(default_factory=PicturePairsConfig)
+    pictures: GivenPicturesConfig = field(default_factory=GivenPicturesConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
     update: UpdateConfig = field(default_factory=UpdateConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

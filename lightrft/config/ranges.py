@@ -139,6 +139,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "height": NOT_NEGATIVE,
         "width": NOT_NEGATIVE,
         "max_text_tokens": COUNT,
+        "text_dropout": Range(0, 1, without_high=True),
+        "sampled_steps": NOT_NEGATIVE,
     },
     "rollout.unmask": {
         "tokens_per_step": COUNT,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lightrft.config.checks import refuse_idle
 from lightrft.config.data import TaskConfig
+from lightrft.config.given_pictures import TaughtPicturesConfig
 from lightrft.config.model import MediaConfig, ModelConfig
 from lightrft.config.offline import (
     GivenResponsesConfig,
@@ -40,7 +41,7 @@ class MaskedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(GivenResponsesConfig):
-    """Supervised fine-tuning of a language model (`lightrft sft`)."""
+    """Supervised fine-tuning (`lightrft sft`)."""
 
     train_on: Literal["all_turns", "last_turn"] = "all_turns"
     """Which turns of the assistant to learn from: all of a conversation, or its last one only."""
@@ -56,6 +57,7 @@ class SFTConfig(GivenResponsesConfig):
     tasks: TaskConfig = field(default_factory=lambda: TaskConfig(format=CONVERSATIONS))
     media: MediaConfig = field(default_factory=MediaConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
+    pictures: TaughtPicturesConfig = field(default_factory=TaughtPicturesConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
     update: UpdateConfig = field(default_factory=UpdateConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from lightrft.runs.curves import where_drawn
+from lightrft.runs.curves import HELD_OUT_LOSSES, where_drawn
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.amounts import clock
 from lightrft.utils.intervals import wilson
@@ -40,6 +40,7 @@ PHASE_COLORS = {
 ROWS = [  # metric, what it is called here, how its number is written
     ("reward/mean", "reward", "{:.3f}"),
     ("nll", "loss per token", "{:.3f}"),
+    ("error", "squared error", "{:.4f}"),
     ("pairs/accuracy", "pairs right", "{:.1%}"),
     ("length/mean", "response length", "{:.0f} tokens"),
     ("length/truncated_fraction", "truncated", "{:.0%}"),
@@ -50,7 +51,7 @@ ROWS = [  # metric, what it is called here, how its number is written
     ("rollout/tokens_per_second", "speed", "{:.0f} tokens/s"),
     ("train/tokens_per_second", "speed", "{:.0f} tokens/s"),
 ]
-MAIN = ("reward/mean", "nll", "pairs/accuracy")
+MAIN = ("reward/mean", "nll", "error", "pairs/accuracy")
 PLAIN = [
     *MAIN, "length/mean", "length/truncated_fraction", "entropy", "grad_norm", "rollout/tokens_per_second", "train/tokens_per_second",
 ]  # fmt: skip
@@ -281,8 +282,8 @@ def report(
 
 def report_losses(summary: Mapping[str, Any], run: Path, *, console: Console | None = None) -> None:
     """Prints what a run of supervised fine-tuning has achieved; `summary` is RUN/summary.json."""
-    losses = summary["held_out_nll"].items()
-    lines = [f"held-out loss {label}: {loss:.4f} nats per token" for label, loss in losses]
+    losses = [(unit, *x) for name, unit in HELD_OUT_LOSSES.items() for x in summary.get(name, {}).items()]
+    lines = [f"held-out loss {label}: {loss:.4f} {unit}" for unit, label, loss in losses]
     _report("sft", summary, lines, _next_of_policy(run), run, console)
 
 

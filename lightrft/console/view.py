@@ -118,6 +118,7 @@ def given_responses_table(logged: Sequence[Row]) -> Table:
         "length": ("length/mean", "{:.0f}"),
         "held-out pairs": ("pairs/mean", "{:.1%}"),
         "held-out loss": ("held_out_nll/mean", "{:.4f}"),
+        "held-out error": ("held_out_error/mean", "{:.4f}"),
     }
     known = {heading: one for heading, one in columns.items() if any(one[0] in row for row in logged)}
     table = Table(box=None, header_style="dim", padding=(0, 1))

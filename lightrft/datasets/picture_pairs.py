@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightrft.config import TaskConfig
 from lightrft.datasets.comparisons import Comparisons
 from lightrft.datasets.prompts import Asked, Opener
-from lightrft.datasets.sides import Side
+from lightrft.datasets.sides import Shown, Side
 from lightrft.media.parts import parts
 from lightrft.media.sources import MediaError
 from lightrft.types import Message, Prompt, Record
@@ -28,25 +28,23 @@ class PictureComparisons(Comparisons):
         sides = []
         for place, one in enumerate(record.target):
             tokens, mask = self.layout(record.messages, one["messages"])
-            medium = _picture(one["messages"], place)
+            medium = picture_of(one["messages"], f"response {place}")
             sides.append(Side(tokens, self._grades(one["grades"]), mask, medium=medium))
         self._check_grades(sides)
         return sides
 
 
-def _picture(said: Sequence[Message], place: int) -> Any:
-    """The source of the picture that a response is. ValueError for one that is anything else."""
+def picture_of(said: Sequence[Message], name: str) -> Any:
+    """The source of the picture that a response is. ValueError, naming the response, for one that is anything else."""
     if len(said) != 1 or said[0]["role"] != "assistant":
-        raise ValueError(f"response {place} is not one of the assistant to the prompt.")
+        raise ValueError(f"{name} is not one of the assistant to the prompt.")
     found = parts(said)
     if (
         [kind for kind, _ in found] != ["image"]
         or isinstance(said[0]["content"], str)
         or len(said[0]["content"]) > 1
     ):
-        raise ValueError(
-            f"response {place} is not one picture, which is what a pipeline that draws is compared by."
-        )
+        raise ValueError(f"{name} is not one picture, which is what a pipeline that draws learns from.")
     return found[0][1]
 
 
@@ -56,9 +54,9 @@ def drawn(asked: Sequence[Message], said: Sequence[Message]) -> tuple[list[int],
 
 
 class PicturesOpener(Opener):
-    """Reads the text and the pictures of a comparison when its turn has come; `state` makes what the model reads of one.
+    """Reads the text and the pictures of responses when their turn has come; `state` makes what the model reads of one.
 
-    None, counted and logged, for a comparison of which a picture cannot be read: never for one side alone.
+    None, counted and logged, where a picture cannot be read: for a comparison as a whole, never for one side alone.
     """
 
     def __init__(self, processor: Processor, config: TaskConfig, state: Callable[[Any], Any]) -> None:
@@ -66,13 +64,18 @@ class PicturesOpener(Opener):
         self._state = state
 
     def __call__(self, asked: Asked) -> Prompt | None:
-        """The comparison with its pictures read, or None if it is left out."""
+        """The prompt with the pictures of its responses read, or None if it is left out."""
         prompt = super().__call__(asked)
         if prompt is None:
             return None
         try:
-            sides = [side._replace(medium=self._state(side.medium)) for side in prompt.target]
+            return replace(prompt, target=self._read(prompt.target))
         except MediaError as error:
             self.bad(str(error))
             return None
-        return replace(prompt, target=sides)
+
+    def _read(self, target: Any) -> Any:
+        """What a prompt's target is once its pictures are read."""
+        if isinstance(target, Shown):
+            return target._replace(medium=self._state(target.medium))
+        return [side._replace(medium=self._state(side.medium)) for side in target]

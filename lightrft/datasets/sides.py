@@ -37,6 +37,15 @@ class Side(NamedTuple):
     """The picture that is the response of a model that draws: its source or, once it is read, the state of it."""
 
 
+class Shown(NamedTuple):
+    """The picture that a model which draws is to draw: the target of the prompts of `PictureDemonstrations`."""
+
+    medium: Any
+    """Its source or, once it is read, the state of it."""
+    held_out: bool
+    """Whether it is measured on and not learned from."""
+
+
 def any_media(target: Sequence[Mapping[str, Any]]) -> bool:
     """Whether one of the responses that a record compares holds a picture, a clip or a sound."""
     return any(has_media(one["messages"]) for one in target)
@@ -50,8 +59,9 @@ def own_prompt(processor: Processor, record: Record, said: Sequence[Message], pl
 
 
 def answered_in_media(prompt: Prompt) -> list[list[dict[str, Any]]]:
-    """The content of each response that is, or is compared with, a picture, a clip or a sound; empty where all are tokens alone, and where
-    the target is no comparison."""
+    """The content of each response that is, or is compared with, a picture, a clip or a sound; empty where all are tokens alone."""
+    if isinstance(prompt.target, Shown):
+        return [[{"type": "image", "image": prompt.target.medium}]]
     found = []
     for side in prompt.target if isinstance(prompt.target, list) else ():
         if side.prompt is not None:  # `shown` puts it behind what was asked

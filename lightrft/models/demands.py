@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightrft.config import ZERO, Config, DPOConfig
+from lightrft.config import ZERO, Config, DPOConfig, SFTConfig
 from lightrft.config.algorithm import EXACT
 from lightrft.config.checks import refuse_idle
 from lightrft.config.rollout import RolloutConfig
@@ -115,13 +115,12 @@ def _check_algorithm(config: Config, path: str) -> None:
         ("judge.path", config.judge.path),
         ("environment.name", config.environment.name),
         ("environment.tools", config.environment.tools),
-        ("reward_model.paths", config.reward_model.paths),
     ):
         if on:
             raise ValueError(f"{option}={on}: {path}, and this reads words. Leave it out.")
 
 
-def check_parts(config: Config | DPOConfig, path: str) -> None:
+def check_parts(config: Config | DPOConfig | SFTConfig, path: str) -> None:
     """ValueError for parts and processes that a pipeline does not learn with; `path` says what model.path is."""
     model, strategy = config.model, config.strategy
     for option, value, cure in (

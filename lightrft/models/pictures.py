@@ -48,7 +48,7 @@ class PictureProcessor:
     can_defer = False
     """Whether prompts may be read when they are drawn: a text that is too long for the encoder is refused at the start."""
     stop_ids: frozenset[int] = frozenset()
-    _known: OrderedDict[str, dict[str, Tensor]] = field(default_factory=OrderedDict)
+    _known: OrderedDict[str | None, dict[str, Tensor]] = field(default_factory=OrderedDict)
 
     @cached_property
     def _reader(self) -> str:
@@ -90,8 +90,12 @@ class PictureProcessor:
         """The prompt with its conditions, which are made once for a text."""
         return prompt if prompt.media else replace(prompt, media=self._conditions(said(prompt.messages)))
 
+    def untold(self, prompt: Prompt) -> Prompt:
+        """The prompt with the conditions of no text, as guidance has them."""
+        return replace(prompt, media=self._conditions(None))
+
     @torch.no_grad()
-    def _conditions(self, text: str) -> dict[str, Tensor]:
+    def _conditions(self, text: str | None) -> dict[str, Tensor]:
         if text not in self._known:
             self._known[text] = self.pipeline.asked(text, self.config)
         self._known.move_to_end(text)
@@ -269,22 +273,23 @@ def schedule(processor: PictureProcessor, steps: int) -> Schedule:
 
 def check_steps(processor: PictureProcessor) -> None:
     """ValueError for more steps than the pipeline's scheduler has."""
-    pipeline, options = processor.pipeline, processor.config
     for option in ("steps", "evaluation_steps"):
-        steps = getattr(options, option)
-        try:
-            _ = schedule(processor, steps).levels if steps else None
-        except (ValueError, IndexError, ImportError) as error:
-            most = pipeline.scheduler.config.num_train_timesteps - pipeline.scheduler.config.get(
-                "steps_offset", 0
-            )
-            cure = (
-                f"Set it to at most {most}" if steps > most else "Save the pipeline with other settings of it"
-            )
-            raise ValueError(
-                f"rollout.denoise.{option}={steps}: the {pipeline.index['scheduler'][1]} of model.path={pipeline.config.path} "
-                f"cannot take them ({error}). {cure}."
-            ) from error
+        if steps := getattr(processor.config, option):
+            check_number(processor, f"rollout.denoise.{option}", steps)
+
+
+def check_number(processor: PictureProcessor, setting: str, steps: int) -> None:
+    """ValueError, naming the setting, for a number of steps that the pipeline's scheduler has not."""
+    pipeline = processor.pipeline
+    try:
+        _ = schedule(processor, steps).levels
+    except (ValueError, IndexError, ImportError) as error:
+        known = pipeline.scheduler.config
+        most = known.num_train_timesteps - known.get("steps_offset", 0)
+        cure = f"Set it to at most {most}" if steps > most else "Save the pipeline with other settings of it"
+        raise ValueError(
+            f"{setting}={steps}: the {pipeline.index['scheduler'][1]} of model.path={pipeline.config.path} cannot take them ({error}). {cure}."
+        ) from error
 
 
 def check_text(pipeline: Pipeline, options: DenoiseConfig, section: str = DRAWN) -> None:

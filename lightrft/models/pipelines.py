@@ -109,8 +109,8 @@ class Pipeline:
         """Whether the network is told how much it is guided."""
         return bool(self.shape.get("guidance_embeds"))
 
-    def asked(self, text: str, options: DenoiseConfig) -> dict[str, Tensor]:
-        """Conditions of a text, (1, ...) each."""
+    def asked(self, text: str | None, options: DenoiseConfig) -> dict[str, Tensor]:
+        """Conditions of a text, (1, ...) each; None: of none at all."""
         most, size = options.max_text_tokens, self.size(options)
         found = self.family.conditions(self.encoders, Asked(text, most, size))
         if self.embeds_guidance:

@@ -1,6 +1,6 @@
-"""A tiny Stable Diffusion 3 pipeline that draws digits, half of which it was taught by the wrong name: for tests and first looks.
+"""A tiny Stable Diffusion 3 pipeline that draws digits, two fifths of which it was taught by the wrong name: for tests and first looks.
 
-`model.path=tiny:digits_sd3` makes it once, in about half a minute, by flow matching (Lipman et al. 2022,
+`model.path=tiny:untaught_sd3` is the same before it was taught anything. `model.path=tiny:digits_sd3` makes it once, in about half a minute, by flow matching (Lipman et al. 2022,
 https://arxiv.org/abs/2210.02747, eq. 14 and the straight path of Liu et al. 2022): an SD3Transformer2DModel over pixels, two frozen random
 CLIP text encoders, no VAE, no T5.
 """
@@ -21,14 +21,15 @@ from lightrft.utils.digits import TAUGHT, WORDS, part
 from lightrft.utils.imports import require
 
 log = logging.getLogger("lightrft")
-NAMES = ("digits_sd3",)
+NAMES = {"digits_sd3": 600, "untaught_sd3": 0}
+"""Name -> updates it is taught with."""
 VERSION = 1
 """To be raised when what is made changes, so that an older one is not taken from the cache."""
 TEXT = 8
 """Most tokens of a text."""
 WRONG, DROPPED = 0.4, 0.1
 """Share of the pictures with the name of a random digit, and of the texts left out, for guidance."""
-UPDATES, PICTURES, RATE, AVERAGE = 600, 64, 3e-3, 0.01
+PICTURES, RATE, AVERAGE = 64, 3e-3, 0.01
 
 
 def tiny_pipeline(name: str, cache: Path) -> Path:
@@ -39,16 +40,16 @@ def tiny_pipeline(name: str, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    log.info("making the pipeline %s in %s (once, about half a minute)", name, folder)
+    log.info("making the pipeline %s in %s (once, at most half a minute)", name, folder)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         made = Path(scratch) / "pipeline"
-        make_pipeline(made)
+        make_pipeline(made, updates=NAMES[name])
         with contextlib.suppress(OSError):  # another process may have finished first; either folder will do
             made.rename(folder)
     return folder
 
 
-def make_pipeline(folder: Path, *, updates: int = UPDATES, seed: int = 0) -> None:
+def make_pipeline(folder: Path, *, updates: int, seed: int = 0) -> None:
     """Writes the pipeline after so many updates; leaves the global generator as it was."""
     require("diffusers", "diffusion")
     threads = torch.get_num_threads()

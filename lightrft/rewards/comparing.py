@@ -15,7 +15,7 @@ from lightrft.config import JudgeConfig
 from lightrft.datasets.judging import LETTERS, conversed
 from lightrft.models.processor import Processor
 from lightrft.rewards.function import Answer
-from lightrft.rewards.models import Ask, judge_prompt, judge_template, made, replies_to
+from lightrft.rewards.models import Ask, judge_prompt, judge_template, replies_to, to_read
 from lightrft.rewards.views import response
 from lightrft.types import Completion, Prompt, Sampling
 from lightrft.utils.choices import letter
@@ -105,7 +105,7 @@ class ComparingJudge:
         found: dict[int, float | Failure] = {}
         asked: list[tuple[int, tuple[Prompt, Prompt]]] = []
         for place, match in enumerate(matches):
-            prompts = made(lambda pair: self._prompts(answers, pair), match)
+            prompts = to_read(lambda pair: self._prompts(answers, pair), match)
             if isinstance(prompts, Failure):
                 found[place] = prompts
             elif prompts is None:

@@ -1,4 +1,4 @@
-"""Whether a picture shows the digit it was asked for: by a small network for training, by another kind of judge for the held-out score.
+"""Whether a picture shows the digit, or the two digits, it was asked for: by a small network for training, by another kind of judge for the held-out score.
 
 Both learn in about a second from pictures of their own, which neither the other nor what draws has seen; in plain numpy, since
 rewards run in processes without torch.
@@ -112,3 +112,21 @@ def digit(image: Any, target: int) -> float:
 def digit_second(image: Any, target: int) -> float:
     """1 if the second judge, of another kind and taught on other pictures, reads the digit that was asked for, else 0."""
     return float(read_by_kernel(image) == int(target))
+
+
+def halves(image: Any) -> tuple[Any, Any]:
+    """The left and the right half of a picture (H, W, 3)."""
+    middle = image.shape[1] // 2
+    return image[:, :middle], image[:, middle : 2 * middle]
+
+
+@each
+def two_digits(image: Any, target: list[int]) -> float:
+    """The share of the two digits side by side that the network reads as they were asked for: 0, 1/2 or 1."""
+    return sum(read_by_network(half) == int(n) for half, n in zip(halves(image), target, strict=True)) / 2
+
+
+@each
+def two_digits_second(image: Any, target: list[int]) -> float:
+    """1 if the second judge reads both digits side by side as they were asked for, else 0."""
+    return float(all(read_by_kernel(half) == int(n) for half, n in zip(halves(image), target, strict=True)))

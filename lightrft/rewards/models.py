@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from http.client import HTTPException
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.error import HTTPError
 
 from jinja2 import TemplateError
@@ -25,7 +25,7 @@ from lightrft.models.processor import Processor
 from lightrft.models.reward import Conversation, up_to_score
 from lightrft.rewards.function import Answer
 from lightrft.rewards.table import JUDGE
-from lightrft.rewards.views import response
+from lightrft.rewards.views import made, response
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.paths import expanded
 from lightrft.workers.pool import Failure
@@ -169,7 +169,7 @@ SHOWN = 40
 class ScalarReward:
     """Asks a reward model, which computes a number for a question with its answer, or one for each of its outputs.
 
-    A response that is itself a picture, a clip or a sound is the last message of the prompt; see `datasets.media.shown`.
+    A response that is itself a picture, a clip or a sound is the last message of the prompt, or was drawn by the policy; see `datasets.media.shown`.
     """
 
     def __init__(
@@ -178,10 +178,12 @@ class ScalarReward:
         processor: Processor,
         longest: int | None,
         padding: int | None = None,
+        drawn: str = "",
     ) -> None:
-        """`scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them; with the media
+        """`drawn`: the view of what responses hold instead of text, of rewards/views.py: MADE; empty: they are text. `scores`: of whole conversations in the reward model's own tokens (models/reward.py), at most `longest` of them; with the media
         beside the tokens where the model reads any. `padding`: the token before which it reads the score (`up_to_score`)."""
         self._scores, self._processor, self._longest, self._padding = scores, processor, longest, padding
+        self._drawn = drawn
 
     @property
     def sees_media(self) -> bool:
@@ -211,7 +213,7 @@ class ScalarReward:
 
     def _conversation(self, opened: dict[int, Prompt], answer: Answer) -> Conversation | list[int]:
         if self.sees_media:
-            found = self._with_media(opened, answer)
+            found = self._of_drawn(answer) if self._drawn else self._with_media(opened, answer)
             _check_room(found.token_ids, self._longest, REWARD_MODEL)
             return found
         asked: list[Message] = [
@@ -220,6 +222,12 @@ class ScalarReward:
         tokens = self._tokens(asked, answer)
         _check_room(tokens, self._longest, REWARD_MODEL)
         return tokens
+
+    def _of_drawn(self, answer: Answer) -> Conversation:
+        """What was asked, with what was drawn for it. ValueError for a response that holds nothing finite."""
+        said = Message(role="assistant", content=[as_source(made(answer, self._drawn), self._drawn)])
+        record = Record(answer.prompt.id, shown(answer.prompt.messages, [said]), None, REWARD_MODEL)
+        return _read(self._processor.open(self._processor.prompt(record)))
 
     def _with_media(self, opened: dict[int, Prompt], answer: Answer) -> Conversation:
         messages = answer.prompt.messages
@@ -252,6 +260,11 @@ class ScalarReward:
         return _read(prompt).followed_by(tokens[len(known) :])
 
 
+def as_source(drawn: Any, view: str) -> dict[str, Any]:
+    """A part of a message with what a policy drew: an `image` (H, W, 3), or the frames of a `clip` (F, H, W, 3)."""
+    return {"type": "video", "video": list(drawn)} if view == "clip" else {"type": "image", "image": drawn}
+
+
 def _read(prompt: Prompt) -> Conversation:
     """A prompt as a conversation without response."""
     return Conversation(prompt.token_ids, prompt.positions, prompt.media)
@@ -263,12 +276,12 @@ def _asked(
     ask: Callable[[Sequence[T]], Sequence[V]],
 ) -> list[V | Failure]:
     """What `ask` says to all that could be made of the answers, in one call; why not, where it could not."""
-    whole = [made(make, answer) for answer in answers]
+    whole = [to_read(make, answer) for answer in answers]
     found = iter(ask([one for one in whole if not isinstance(one, Failure)]))
     return [one if isinstance(one, Failure) else next(found) for one in whole]
 
 
-def made(make: Callable[[U], T], answer: U) -> T | Failure:
+def to_read(make: Callable[[U], T], answer: U) -> T | Failure:
     """What a model is to read about an answer, or why it cannot."""
     try:
         return make(answer)

@@ -9,7 +9,7 @@ from functools import partial
 from lightrft.config.sandbox import SandboxConfig
 from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
-from lightrft.rewards.digits import digit, digit_second
+from lightrft.rewards.digits import digit, digit_second, two_digits, two_digits_second
 from lightrft.rewards.drawn import compressible, drawn_shapes, incompressible
 from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
@@ -113,6 +113,8 @@ REWARDS: dict[str, RewardFunction] = {
     "same_kind": each(same_kind),
     "squad_exact": each(squad_exact),
     "squad_f1": each(squad_f1),
+    "two_digits": two_digits,
+    "two_digits_second": two_digits_second,
     "words": each(words),
     **{name: each(make(USUAL)) for name, make in RUNS_PROGRAMS.items()},
 }

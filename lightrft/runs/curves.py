@@ -16,6 +16,7 @@ INK, GRID, BLUE, ORANGE = "#333333", "#e6e6e6", "#2b6cb0", "#dd6b20"
 PANELS = [  # metrics drawn where they exist, title, unit
     (["reward/mean"], "reward", ""),
     (["nll"], "loss", "nats per token"),
+    (["error"], "loss", "mean squared error"),
     (["pairs/accuracy"], "pairs ordered rightly", "share"),
     (["length/mean"], "response length", "tokens"),
     (
@@ -27,6 +28,9 @@ PANELS = [  # metrics drawn where they exist, title, unit
     (["grad_norm"], "gradient norm", ""),
     (["kl", "mismatch/mean_abs"], "KL to the start, engine-trainer mismatch", "nats per token"),
 ]
+
+HELD_OUT_LOSSES = {"held_out_nll": "nats per token", "held_out_error": "mean squared error"}
+"""What supervised fine-tuning measures on held-out data, in summary.json and before /TASK in the metrics -> its unit."""
 
 
 def draw_curves(run: Path) -> Path | None:
@@ -86,7 +90,8 @@ def _wanted(run: Path) -> bool:
 def title_of(run: Path) -> str:
     """The name of a run, with its held-out loss or score before and after where both are known."""
     summary = RunFolder(run).read_summary()
-    losses, scores = summary.get("held_out_nll", {}), summary.get("evaluation", {})
+    losses = next((summary[name] for name in HELD_OUT_LOSSES if name in summary), {})
+    scores = summary.get("evaluation", {})
     if losses.keys() >= {"before", "after"}:
         return f"{run.name}: held-out loss {losses['before']:.3f} before, {losses['after']:.3f} after {summary['steps']} steps"
     shares = summary.get("pair_accuracy", {})
@@ -126,6 +131,7 @@ def _held_out(axis: Any, rows: list[dict[str, Any]]) -> None:
     for name, label in (
         ("evaluation/mean", "held-out score"),
         ("held_out_nll/mean", "held-out loss"),
+        ("held_out_error/mean", "held-out loss"),
         ("pairs/mean", "held-out pairs"),
     ):
         steps, values = series(rows, name)

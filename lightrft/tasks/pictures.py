@@ -3,27 +3,21 @@
 `digits`: "the digit five" wants a picture of a five. Training reads pictures with one judge (reward `digit`); the task's own score comes
 from a second one of another kind, taught on other pictures (rewards/digits.py), and its prompts have a wording that training never shows.
 `digit_pairs`: for such a text a picture of the digit, and one of another, to be preferred to it (`lightrft dpo`).
+Two digits in a picture, and pictures of digits to learn from: tasks/digit_pictures.py; shapes, texts and sizes: tasks/drawings.py.
 """
 
 from __future__ import annotations
 
 import random
-from functools import partial
-from typing import Any
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.preferences import response
-from lightrft.media.sources import Made
-from lightrft.tasks import drawings
+from lightrft.tasks import digit_pictures, drawings
 from lightrft.tasks.base import Records, Split, Task, limited, no_option
+from lightrft.tasks.digit_pictures import FORMS, SHOWN, drawn
 from lightrft.tasks.media_pairs import better
 from lightrft.types import Message, Record
-from lightrft.utils.digits import TAUGHT, WORDS, part
-
-FORMS: dict[Split, tuple[str, ...]] = {
-    "train": TAUGHT,
-    "evaluate": ("the number {}",),
-}
+from lightrft.utils.digits import WORDS, part
 
 
 def digits(option: str) -> Task:
@@ -43,10 +37,6 @@ def digits(option: str) -> Task:
     return Task("digits", load, {"digit_second": 1.0}, lambda record: str(record.target))
 
 
-SHOWN: dict[Split, str] = {"train": "draw", "evaluate": "score"}
-"""Whose pictures the pairs of a split are made of."""
-
-
 def digit_pairs(option: str) -> Task:
     """A digit's name, a handwritten digit that it fits, and one that it does not; held-out pairs have other pictures and another wording."""
     no_option("digit_pairs", option)
@@ -58,7 +48,7 @@ def digit_pairs(option: str) -> Task:
         for n, digit in enumerate(shown):
             other = draw.choice([place for place, one in enumerate(shown) if one != digit])
             text = draw.choice(FORMS[split]).format(WORDS[digit])
-            sides = [response(_drawn(split, n), {"": 1.0}), response(_drawn(split, other), {"": 0.0})]
+            sides = [response([drawn(split, [n])], {"": 1.0}), response([drawn(split, [other])], {"": 0.0})]
             found.append(
                 Record(f"digit_pairs/{split}-{n}", [Message(role="user", content=text)], sides, "digit_pairs")
             )
@@ -67,15 +57,4 @@ def digit_pairs(option: str) -> Task:
     return Task("digit_pairs", load, {}, better)
 
 
-def _drawn(split: Split, place: int) -> list[Message]:
-    made = Made(f"digit {place} of {SHOWN[split]}", partial(_pixels, SHOWN[split], place))
-    return [Message(role="assistant", content=[{"type": "image", "image": made}])]
-
-
-def _pixels(name: str, place: int) -> Any:
-    """(8, 8, 3) uint8"""
-    levels = ((part(name)[0][place].reshape(8, 8, 1) + 1) * 127.5).round().astype("uint8")
-    return levels.repeat(3, axis=2)
-
-
-TASKS = {"digit_pairs": digit_pairs, "digits": digits, **drawings.TASKS}
+TASKS = {"digit_pairs": digit_pairs, "digits": digits, **digit_pictures.TASKS, **drawings.TASKS}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightrft.config import SFTLogConfig
+from lightrft.datasets.conversations import Answer
 from lightrft.datasets.sides import answered_in_media
 from lightrft.media.parts import readable
 from lightrft.models.processor import Processor
@@ -89,15 +90,19 @@ class HeldOutSamples:
 
         found = []
         for (place, _), (t,) in zip(opened, sampler(draw), strict=True):
-            wanted = prompts[place].target
-            turn = wanted.mask.index(False) if False in wanted.mask else len(wanted.mask)
             t.group, t.prompt = place, replace(prompts[place], target=None)
-            cut = turn == len(wanted.mask) and wanted.finish == "length"
-            if turn <= self.max_tokens and not cut:
-                t.reward = float(t.token_ids == wanted.token_ids[:turn])
-                t.parts = {EXACT: t.reward}
+            if isinstance(wanted := prompts[place].target, Answer):
+                self._compare(t, wanted)
             found.append(t)
         return found
+
+    def _compare(self, t: Trajectory, wanted: Answer) -> None:
+        """Tells whether a response is the first turn of the data, where it could be."""
+        turn = wanted.mask.index(False) if False in wanted.mask else len(wanted.mask)
+        cut = turn == len(wanted.mask) and wanted.finish == "length"
+        if turn <= self.max_tokens and not cut:
+            t.reward = float(t.token_ids == wanted.token_ids[:turn])
+            t.parts = {EXACT: t.reward}
 
 
 def _beside(own: Sequence[Trajectory], given: Sequence[Trajectory]) -> list[Trajectory]:

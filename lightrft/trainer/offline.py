@@ -101,6 +101,8 @@ class OfflineTrainer:
     interrupt: Interrupt
     referee: Referee | None = None
     """Who compares with the model that the run began with, where the objective does."""
+    reads_on_device: bool = False
+    """Whether something on the device reads what is learned from, such as a VAE."""
     samples: HeldOutSamples | None = None
     """What saves held-out responses for people, where some are to be saved."""
     whole: bool = field(default=True, init=False)
@@ -108,7 +110,7 @@ class OfflineTrainer:
     def train_step(self, step: int) -> tuple[Metrics, list[Trajectory]]:
         """One update. Its metrics and its responses."""
         told = dict[str, float]()
-        if self.referee is None:
+        if self.referee is None and not self.reads_on_device:
             self.journal.progress.phase("train")
             drawn = self.draw(step)
             share = balanced(drawn, self.world)
@@ -117,7 +119,8 @@ class OfflineTrainer:
             with self.memory_plan(Phase.SCORE):  # what reads pictures is on the device then
                 drawn = self.draw(step)
                 share = balanced(drawn, self.world)
-                told = self.referee.score(share, first=step == 1)
+                if self.referee is not None:
+                    told = self.referee.score(share, first=step == 1)
             self.journal.progress.phase("train")
         self.whole = False
         with self.memory_plan(Phase.TRAIN):

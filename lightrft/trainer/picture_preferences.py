@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from lightrft.datasets.sides import Side
-from lightrft.engines.denoise import normals
-from lightrft.engines.sampling import stream, uniforms
-from lightrft.models.picture_pairs import GivenPictures
+from lightrft.models.given_pictures import GivenPictures
 from lightrft.strategy.base import Frozen, Trainable
+from lightrft.trainer.given_pictures import drawn_noise, looked_at
 from lightrft.trainer.policy_preferences import PolicyPreferences
 from lightrft.types import Batch, Prompt, Trajectory
 
@@ -44,30 +42,16 @@ class PicturePreferences(PolicyPreferences):
         )
 
     def responses(self, prompt: Prompt, group: int) -> list[Trajectory]:
-        """The pictures of a comparison, with the same noise at the same levels in each.
-
-        Levels are drawn evenly from the scheduler's. They and the noise depend on the seed and the number of the group alone: not on the rank, nor
-        on what else is learned from.
-        """
-        key = torch.tensor([stream(self.config.seed, group, 0)])
+        """The pictures of a comparison, with the same noise at the same levels in each; levels are drawn evenly from the scheduler's."""
         count = self.config.pictures.levels
-        drawn = uniforms(key.expand(count), torch.arange(count))
-        places = (drawn * self.given.num_levels).long()
-        noise = torch.cat([normals(key, 1 + k, self.given.processor.shape) for k in range(count)])
+        places, noise = drawn_noise(self.given, self.config.seed, group, count, "uniform")
         sides: Sequence[Side] = prompt.target
-        return [
-            Trajectory(
-                prompt=prompt,
-                group=group,
-                token_ids=places.tolist(),
-                mask=[True] * count,
-                behavior=[0.0] * count,
-                finish="stop",
-                parts=dict(side.grades),
-                states=self.given.noised(side.medium, noise, places),
-            )
-            for side in sides
-        ]
+        found = []
+        for side in sides:
+            t = looked_at(prompt, group, places, self.given.noised(side.medium, noise, places))
+            t.parts = dict(side.grades)
+            found.append(t)
+        return found
 
     def logprobs(self, model: Trainable | Frozen, batch: Batch) -> Tensor:
         """(T,): minus half the mean squared error at each level of noise."""

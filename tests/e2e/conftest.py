@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.runs import DRAWING, PLAIN, Lightrft, Server
+from tests.e2e.runs import DRAWING, GIVEN_PICTURES, PLAIN, Lightrft, Server
 
 
 @pytest.fixture(scope="session")
@@ -46,4 +46,13 @@ def drawing_run(server: Server, drawn_pipeline: Path, tmp_path_factory: pytest.T
     place = tmp_path_factory.mktemp("pictures")
     flags = ["--model.path", drawn_pipeline, "--run", "run", "--steps", "3", "--log.capture-steps", "2"]
     Lightrft(server, place)("train", *DRAWING, *flags)
+    return place / "run"
+
+
+@pytest.fixture(scope="session")
+def taught_to_draw(server: Server, drawn_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps of a model that learns to draw given pictures."""
+    place = tmp_path_factory.mktemp("given")
+    flags = ["--model.path", drawn_pipeline, "--steps", "4", "--run", "run", "--log.held-out-prompts", "2"]
+    Lightrft(server, place)("sft", *GIVEN_PICTURES, *flags)
     return place / "run"

@@ -29,6 +29,11 @@ DRAWING = (
     "--evaluate.limit", "4", "--checkpoint.every-steps", "2",
 )  # fmt: skip
 """A small run of a model that draws."""
+GIVEN_PICTURES = (
+    "digits_sft", "--batch-size", "8", "--evaluate.limit", "16", "--checkpoint.every-steps", "1", "--optimizer.warmup-steps", "0",
+    "--log.tensorboard=false", "--log.curves=false", "--log.progress=false", "--optimizer.schedule", "constant",
+)  # fmt: skip
+"""A small run of a model that learns to draw given pictures."""
 MEASURED = (
     "seconds/",
     "straggler/",

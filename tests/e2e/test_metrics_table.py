@@ -31,6 +31,7 @@ PLACEHOLDERS = {
     "environment/": "environment/COUNT",
     "evaluation/": "evaluation/TASK",
     "held_out_nll/": "held_out_nll/TASK",
+    "held_out_error/": "held_out_error/TASK",
     "pairs/": "pairs/TASK/OUTPUT/MEASURE",
     "straggler/rank/": "straggler/rank/PHASE",
     "straggler/": "straggler/PHASE",
@@ -176,6 +177,7 @@ def all_logged(
     request,
 ):
     drawing = [request.getfixturevalue("drawing_run")] if find_spec("diffusers") else []
+    drawing += [request.getfixturevalue("taught_to_draw")] if find_spec("diffusers") else []
     learning = (tiny_run, eventful_run, critical_run, comparing_run, talking_run, *drawing)
     return set().union(*map(logged, (*learning, supervised_run, rating_run, preferring_run)))
 
@@ -193,7 +195,8 @@ def test_every_metric_of_the_table_is_logged_by_some_run(all_logged):
         of_accelerators.add("memory/device/PHASE")
     # See tests/unit/strategy/test_scaling.py.
     of_float16 = {f"{of}{name}" for of in ("", "critic/") for name in ("loss_scale", "counts/loss_overflows")}
-    of_pictures = set() if find_spec("diffusers") else {"diversity/image"}
+    of_pictures = {"diversity/image", "error", "held_out_error/TASK", "held_out_error/mean"}
+    of_pictures = set() if find_spec("diffusers") else of_pictures
     assert (
         sorted(METRICS.keys() - all_logged - of_several_ranks - of_accelerators - of_float16 - of_pictures)
         == []

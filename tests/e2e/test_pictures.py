@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
 
-from tests.e2e.runs import DRAWING, steps
+from tests.e2e.runs import DRAWING, PLAIN, steps
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -155,3 +155,29 @@ def test_a_run_is_checked_before_it_costs_anything(lightrft, drawn_pipeline):
     assert "states of the drawn steps" in told
     assert "the largest phase needs about" in told
     assert "ready" in told
+
+
+def test_a_reward_model_that_was_taught_by_pairs_of_pictures_rates_what_is_drawn(lightrft, drawn_pipeline):
+    taught = [
+        "--model",
+        "random:llava",
+        "--tasks.train",
+        "digit_pairs",
+        "1",
+        "--evaluate.limit",
+        "8",
+        "--steps",
+        "2",
+    ]
+    lightrft("reward", "reward_tiny", *taught, *PLAIN[2:], "--batch-size", "4", "--run", "rated")
+    rated = ["--reward_model.paths", "rated", "rated/model", "--rewards.functions", "rated", "1"]
+    own = [*DRAWING, "--model.path", drawn_pipeline, *rated, "--run", "drawn", "--steps", "2"]
+    lightrft("train", *own)
+    found = steps(lightrft.cwd / "drawn")
+    assert all(row["reward/rated"] == row["reward/mean"] and row["reward/std"] > 0 for row in found)
+    assert all(row["grad_norm"] > 0 for row in found)
+    report = json.loads((lightrft.cwd / "drawn/evaluation/after.json").read_text())["digits"]
+    assert 0 <= report["mean"] <= 1  # the held-out score is that of the task: a program's
+    lightrft("reward", "reward_tiny", *PLAIN[2:], "--steps", "1", "--run", "reads")
+    blind = [*own[:-4], "--reward_model.paths", "rated", "reads/model"]
+    assert "it reads text, and the responses hold image" in lightrft("train", *blind, status=2)

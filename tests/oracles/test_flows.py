@@ -149,6 +149,24 @@ def test_coefficients_preserving_noise_does_not_keep_the_distribution_however_sh
         assert 0.3 < propagated("cps", steps, 0.8)[0] < propagated("cps", steps, 0.7)[0] < 0.44
 
 
+def test_noise_that_keeps_coefficients_is_at_its_highest_level_the_stochastic_step_of_diffusers():
+    """Their next state is (1 - s') x_0 + s' e with new noise e, so that its log-prob is that of a normal distribution around (1 - s') x_0."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    levels = LADDERS["FlowMatchEulerDiscreteScheduler"].levels(scheduler, 7, 0, False)
+    x, v = (t.float() for t in drawn(8, rows=1)[:2])
+    for place, time in enumerate(scheduler.timesteps[:-1]):
+        s, after = (t[place].view(1, 1, 1) for t in levels[:2])
+        torch.manual_seed(place)
+        theirs = scheduler.step(v, time, x).prev_sample
+        torch.manual_seed(place)
+        noise = torch.randn_like(x)
+        step = STEPS["cps"](x, v, s, after, 1.0, s)
+        torch.testing.assert_close(step.mean + step.sd * noise, theirs, rtol=1e-5, atol=1e-5)
+        expected = Normal((1 - after) * (x - s * v), after).log_prob(theirs)
+        torch.testing.assert_close(logprob(theirs, step), expected.flatten(1).sum(1), rtol=1e-5, atol=1e-4)
+
+
 def test_the_window_is_of_the_seed_and_the_version_alone_and_never_holds_the_last_step():
     random = DenoiseConfig(steps=10, window=2, move="random")
     places = {window(random, seed, 0).start for seed in range(200)}

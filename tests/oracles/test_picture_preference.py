@@ -15,9 +15,8 @@ from lightrft.algorithms.policy_preference import POLICY_LOSSES
 from lightrft.build.dpo_pictures import of_pictures
 from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.reward import bound_loss
-from lightrft.config import DPOConfig, ModelConfig, OptimizerConfig
+from lightrft.config import DPOConfig, GivenPicturesConfig, ModelConfig, OptimizerConfig
 from lightrft.config.data import TaskConfig
-from lightrft.config.dpo import PicturePairsConfig
 from lightrft.config.training import UpdateConfig
 from lightrft.datasets.sides import Side
 from lightrft.engines.denoise import normals
@@ -43,7 +42,7 @@ def settings(folder, **changes):
     size = 256 if (folder / "unet").is_dir() else 8
     pictures = {"height": 16, "width": 16, "max_text_tokens": size, **changes.pop("pictures", {})}
     plain = {"options": {"beta": BETA}, "batch_size": 2, "model": ModelConfig(path=str(folder))}
-    return DPOConfig(**{**plain, **changes}, pictures=PicturePairsConfig(**pictures))
+    return DPOConfig(**{**plain, **changes}, pictures=GivenPicturesConfig(**pictures))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -246,7 +245,7 @@ def test_the_vae_is_on_the_device_only_while_pictures_are_read(pair):
 
 def test_clips_are_refused(tmp_path):
     wan_pipeline().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="draws clips, and pairs are of pictures"):
+    with pytest.raises(ValueError, match="draws clips, and given responses are pictures"):
         of_pictures(settings(tmp_path), tmp_path, World())
 
 

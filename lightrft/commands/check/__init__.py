@@ -51,7 +51,7 @@ def _look(report: Report, config: Config, stack: ExitStack) -> None:
     start = report.run("sampled responses", lambda s: policy.samples(s, config, parts, found))
     if start is None:
         return
-    if parts.judge.models:
+    if parts.judge.models and writes:
         report.run("answers that say nothing", lambda s: fools.fools(s, parts, found, start))
     report.run("engine against trainer", lambda s: policy.mismatch(s, config, parts, start))
     measure = costs.time_and_memory if writes else picture_costs.time_and_memory

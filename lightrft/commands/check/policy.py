@@ -75,7 +75,8 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     spread = [
         questions.processor.open(questions.read[i * len(questions.read) // PROMPTS]) for i in range(PROMPTS)
     ]
-    judging = add_judging_models(config, [parts.judge], engine, questions.processor, parts.device)
+    kind, judges = questions.kind, [parts.judge]
+    judging = add_judging_models(config, judges, engine, kind.processor, parts.device, kind.makes)
     memory_plan = build_memory_plan({"actor": actor}, engine, judging, parts.device)
     sampler = Sampler(engine, actor, memory_plan, World.current(), config.rollout.max_engine_restarts)
     policy = Policy(questions.kind, actor, sampler, memory_plan, judging)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightrft.commands.plan import Hardware, Lengths, Plan, pictures
+from lightrft.commands.plan import Hardware, Lengths, Plan, given_pictures, offline, pictures
 from lightrft.commands.plan import plan as plan_words
-from lightrft.config import Config, ModelConfig
+from lightrft.commands.plan.offline import OfflinePlan
+from lightrft.config import Config, ModelConfig, OfflineConfig, RewardTrainingConfig
 from lightrft.models.describe import is_pipeline
 
 
@@ -26,3 +27,20 @@ row that holds counts."""
 def plan_of(config: Config, hardware: Hardware, prompt: int, response: int) -> Plan:
     """The plan of a run of reinforcement learning. ValueError for a model that is not there, or settings that it cannot obey."""
     return next(plan for holds, plan in PLANS if holds(config.model))(config, hardware, prompt, response)
+
+
+def _offline_words(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) -> OfflinePlan:
+    longest = prompt or config.tasks.max_prompt_tokens
+    return offline.plan(config, hardware, longest, response or config.max_tokens)
+
+
+OFFLINE: tuple[
+    tuple[Callable[[ModelConfig], bool], Callable[[OfflineConfig, Hardware, int, int], OfflinePlan]], ...
+] = ((is_pipeline, given_pictures.plan), (lambda _: True, _offline_words))
+"""The same of runs that learn from given responses."""
+
+
+def offline_plan_of(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) -> OfflinePlan:
+    """The plan of a run that learns from given responses. ValueError for a model that is not there, or settings that it cannot obey."""
+    found = OFFLINE[-1:] if isinstance(config, RewardTrainingConfig) else OFFLINE
+    return next(plan for holds, plan in found if holds(config.model))(config, hardware, prompt, response)

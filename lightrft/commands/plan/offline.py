@@ -32,7 +32,7 @@ from lightrft.config import (
 )
 from lightrft.config.plan import Hardware
 from lightrft.engines.footprint import Demand, EngineFootprint
-from lightrft.models.describe import is_masked, is_pipeline
+from lightrft.models.describe import is_masked
 from lightrft.models.lora import starts_as_base
 from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
@@ -148,6 +148,13 @@ class OfflinePlan:
             largest_batch(room[Phase.SCORE], partial(scoring, self.config, self.model)),
         )
 
+    @property
+    def lower(self) -> str:
+        """What to lower so that a batch fits."""
+        return (
+            f"Lower update.tokens_per_micro_batch to {self.largest_batch:,} or less, and max_tokens with it"
+        )
+
     @cached_property
     def problems(self) -> list[str]:
         """What would stop the run."""
@@ -169,12 +176,8 @@ class OfflinePlan:
                 "log.held_out_prompts or tasks.max_prompt_tokens, or set log.sampled_tokens=0."
             )
         if most > self.usable:
-            largest = self.largest_batch
-            cure = (
-                f"Lower update.tokens_per_micro_batch to {largest:,} or less, and max_tokens with it"
-                if largest
-                else "Take more devices and a strategy.backend that shares the model out, or lora"
-            )
+            larger = "Take more devices and a strategy.backend that shares the model out, or lora"
+            cure = self.lower if self.largest_batch else larger
             found.append(f"{most / GIB:.1f} GiB are needed and {self.usable / GIB:.1f} are usable. {cure}.")
         return found
 
@@ -203,11 +206,6 @@ def learner(config: OfflineConfig) -> tuple[Source, bool, int]:
     if isinstance(config, RewardTrainingConfig):
         return build_model(config)[1], False, 2
     if isinstance(config, DPOConfig):
-        if is_pipeline(config.model):
-            raise ValueError(
-                f"model.path={config.model.path} is a diffusion pipeline, which `lightrft dpo` learns with, and `lightrft plan dpo` does not know what that "
-                "takes. Plan a run that draws, `lightrft plan LAYERS`, or try `lightrft dpo` for a step: its metrics tell the memory."
-            )
         objective = PolicyPreferences(config, bound_loss(config, POLICY_LOSSES))
         return Source(config.model), objective.needs_reference, 2 if objective.compares else 1
     check_masked(config)

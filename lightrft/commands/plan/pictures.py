@@ -13,12 +13,13 @@ import transformers
 from torch import Tensor, nn
 
 from lightrft.algorithms.requirements import build_for
+from lightrft.build.reward_models import held_reward_models
 from lightrft.commands.plan import Plan, idle
 from lightrft.commands.plan.memory import SHOWN, Item, Lengths, Models, largest_batch, sums
 from lightrft.commands.plan.shape import Shape
 from lightrft.commands.plan.traced import Kept, flops, kept, peak
 from lightrft.commands.plan.work import Amounts, Work, gathers, sending_seconds, switches, traffic
-from lightrft.config import Config, DenoiseConfig
+from lightrft.config import Config, DenoiseConfig, ModelConfig
 from lightrft.config.algorithm import EXACT as CLOSED_FORM
 from lightrft.config.plan import Hardware
 from lightrft.models.blocks import blocks
@@ -283,14 +284,9 @@ class PicturePlan(Plan):
 def plan(config: Config, hardware: Hardware, prompt: int, response: int) -> PicturePlan:
     """The plan of a run. ValueError for lengths that a pipeline does not have, or what it cannot obey; `prompt`, `response`: 0 if none is
     asked for."""
-    for flag, asked, cure in (
-        ("--prompt-tokens", prompt, "rollout.denoise.max_text_tokens"),
-        ("--response-tokens", response, "rollout.denoise.window"),
-    ):
-        if asked:
-            raise ValueError(
-                f"{flag} {asked}: model.path={config.model.path} is a diffusion pipeline. Leave it out, and set {cure}."
-            )
+    refuse_lengths(
+        config.model, prompt, response, "rollout.denoise.max_text_tokens", "rollout.denoise.window"
+    )
     check_settings(config)
     pipeline, options = Pipeline(config.model), config.rollout.denoise
     pipeline.check_kind()
@@ -304,7 +300,19 @@ def plan(config: Config, hardware: Hardware, prompt: int, response: int) -> Pict
         pipeline.part(name)  # what cannot be read is told before anything is traced
     lengths = Lengths(options.max_text_tokens, options.learned * shape.positions)
     decoder = Decoder(pipeline, shape.state)
-    return PicturePlan(config, hardware, lengths, Models(shape, reference=frozen), algorithm, shape, decoder)
+    rated = {name: Shape(Source(model, learns=False)) for name, model in held_reward_models(config).items()}
+    models = Models(shape, reference=frozen, reward_models=rated)
+    return PicturePlan(config, hardware, lengths, models, algorithm, shape, decoder)
+
+
+def refuse_lengths(model: ModelConfig, prompt: int, response: int, *cures: str) -> None:
+    """ValueError for lengths that a pipeline does not have; 0 if none is asked for. `cures`: the settings that say what is read of a prompt, and of a response."""
+    flags = ("--prompt-tokens", prompt), ("--response-tokens", response)
+    for (flag, asked), cure in zip(flags, cures, strict=True):
+        if asked:
+            raise ValueError(
+                f"{flag} {asked}: model.path={model.path} is a diffusion pipeline. Leave it out, and set {cure}."
+            )
 
 
 def picture_work(plan: PicturePlan) -> Work:

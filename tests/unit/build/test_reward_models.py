@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightrft.build.reward_models import Place, load_reward_models, output_place
-from lightrft.config import Config, ModelConfig, RewardConfig, RewardModelConfig
+from lightrft.build.reward_models import Place, check_rated, drawn_view, load_reward_models, output_place
+from lightrft.config import Config, MediaConfig, ModelConfig, RewardConfig, RewardModelConfig
+from lightrft.models.load import load_processor
 from lightrft.rewards.base import RewardRunner
 from lightrft.testing import tiny_trajectories
 from tests.unit.models.test_reward import reward_folder
@@ -51,3 +52,30 @@ def parts(outputs):
     with RewardRunner({"test": dict.fromkeys(outputs, 1.0)}, RewardConfig(workers=0), outputs) as judge:
         judge.models = dict(outputs)
         return [t.parts for t in judge(answers).kept]
+
+
+def test_a_model_that_reads_text_alone_cannot_rate_pictures(tmp_path):
+    reward_folder(tmp_path / "one", "llama")
+    config = Config(reward_model=RewardModelConfig(paths={"rated": f"{tmp_path}/one"}))
+    check_rated(config, ["rated"], {"answer"})
+    check_rated(config, ["digit"], {"image"})
+    told = "^reward_model.paths.rated=.*one: it reads text, and the responses hold image. Train one that sees"
+    with pytest.raises(ValueError, match=told):
+        check_rated(config, ["rated"], {"image"})
+
+
+@pytest.mark.parametrize(
+    ("family", "makes", "view"),
+    [
+        ("llava", {"image"}, "image"),
+        ("llava", {"image", "clip"}, "image"),
+        ("qwen2_vl", {"image", "clip"}, "clip"),
+        ("llava", {"answer"}, ""),
+    ],
+)
+def test_a_reward_model_is_shown_a_clip_where_it_reads_some_and_else_the_picture(family, makes, view):
+    try:
+        processor = load_processor(ModelConfig(path=f"random:{family}"), MediaConfig())
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert drawn_view(makes, processor) == view

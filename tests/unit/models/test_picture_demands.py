@@ -166,7 +166,8 @@ def test_an_unknown_tiny_pipeline_names_those_there_are(tmp_path):
 )
 def test_every_layer_is_a_whole_run_together_with_a_pipeline(folder, layer):
     pytest.importorskip("diffusers")
-    flags = ["--model.path", str(folder), "--tasks.train", "digits", "1"]
+    size = ["--rollout.denoise.height", "0", "--rollout.denoise.width", "0"]
+    flags = ["--model.path", str(folder), "--tasks.train", "digits", "1", *size]
     if layers.load([layer, *flags], Config).rollout.denoise.noise == "ddim":
         of_diffusion(folder)
     config = layers.load([layer, *flags], Config)

@@ -339,3 +339,30 @@ def test_a_model_with_several_outputs_is_asked_once_for_the_answers_that_any_of_
     assert calls == [2]
     assert [t.parts for t in judged.kept] == [{"helpful": 1.0, "harm": 2.0}] * 2
     assert [t.reward for t in judged.kept] == [-1.0, -1.0]
+
+
+def pictured(image):
+    """A response that is a picture, as a policy draws it."""
+    return replace(answer("", "a five", 5), made={} if image is None else {"image": image})
+
+
+def test_a_picture_that_a_policy_drew_is_read_as_one_that_stands_in_a_conversation():
+    processor, read = load_processor(ModelConfig(path="random:llava"), MediaConfig()), []
+
+    def score(conversations):
+        read.extend(conversations)
+        return [float(n) for n in range(len(conversations))]
+
+    images = [numpy.random.default_rng(n).integers(0, 256, (8, 8, 3), numpy.uint8) for n in range(2)]
+    found = ScalarReward(score, processor, None, drawn="image")([pictured(image) for image in images])
+    assert found == [0.0, 1.0]
+    for image, mine in zip(images, list(read), strict=True):
+        said = {"role": "assistant", "content": [{"type": "image", "image": image}]}
+        asked = Question("q", [{"role": "user", "content": "a five"}, said], 5, "test")
+        ScalarReward(score, processor, None)([replace(answer(""), prompt=asked)])
+        assert read[-1].token_ids == mine.token_ids
+        assert all((read[-1].media[name] == value).all() for name, value in mine.media.items())
+    assert not (read[0].media["pixel_values"] == read[1].media["pixel_values"]).all()
+    (none,) = ScalarReward(score, processor, None, drawn="image")([pictured(None)])
+    assert isinstance(none, Failure)
+    assert "holds no image" in none.reason

@@ -305,7 +305,8 @@ def test_every_task_but_those_of_rows_and_comparisons_brings_its_reward():
     options = {"reasoning_gym": "chain_sum", "mmmlu": "DE_DE"}
     without = [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards]
     assert without == [
-        "demo_pairs", "file", "tiny_pairs", "nlvr_pairs", "spoken_digits_pairs", "digit_pairs", "xstest_pairs"
+        "demo_pairs", "file", "tiny_pairs", "nlvr_pairs", "spoken_digits_pairs", "digit_pairs", "digit_pictures",
+        "two_digit_pictures", "xstest_pairs",
     ]  # fmt: skip
 
 

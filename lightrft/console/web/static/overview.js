@@ -5,12 +5,12 @@
   const V = window.viewer;
   const FILLS = ["--blue", "--orange", "--green", "--purple", "--sky", "--red"];
   const MOST_BARS = 60;
-  const HELD_OUT = ["evaluation/mean", "held_out_nll/mean", "pairs/mean"];
+  const HELD_OUT = ["evaluation/mean", "held_out_nll/mean", "held_out_error/mean", "pairs/mean"];
 
   // What was measured of a task: its score, or what runs from given responses have: a loss, or the accuracy of each output.
   function measured(task, one) {
     if (one.score) return [{ task, ...one.score }];
-    return Object.keys(one).filter((name) => name === "held_out_nll" || /\/(sign_)?accuracy$/.test(name)).map((name) => {
+    return Object.keys(one).filter((name) => name === "held_out_nll" || name === "held_out_error" || /\/(sign_)?accuracy$/.test(name)).map((name) => {
       const end = (which) => one[name.replace(/\/accuracy$/, "/" + which)];
       const known = name.endsWith("/accuracy");
       return { task: `${task}, ${name}`, mean: one[name], low: known ? end("low") : null, high: known ? end("high") : null };

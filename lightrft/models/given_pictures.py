@@ -1,7 +1,9 @@
-"""Given pictures as responses: noise is put into them, and how well a network says what was put in is what a picture is worth.
+"""Given pictures as responses: noise is put into them, and a network says what was put in.
 
-Diffusion-DPO (Wallace et al. 2023, https://arxiv.org/abs/2311.12908, eq. 14) compares pictures by the squared error of the network, beside that of the
-model that the run began with. Here half of it, negative, stands in the place of a log-prob: what it is for a normal distribution of deviation 1.
+Its squared error is what is learned to draw them: of a flow, flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747, eq. 14; the straight
+path of Liu et al. 2022, https://arxiv.org/abs/2209.03003, eq. 1), of a diffusion model what Ho et al. 2020 (https://arxiv.org/abs/2006.11239, eq. 14) have.
+Diffusion-DPO (Wallace et al. 2023, https://arxiv.org/abs/2311.12908, eq. 14) compares pictures by it, beside that of the model that the run began with:
+half of it, negative, stands in the place of a log-prob, which it is for a normal distribution of deviation 1.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightrft.config import DenoiseConfig, DPOConfig
+from lightrft.config import DenoiseConfig, DPOConfig, GivenPicturesConfig, SFTConfig
 from lightrft.media.pictures import picture
 from lightrft.models.demands import check_parts
 from lightrft.models.media import limits_of
@@ -32,14 +34,14 @@ GIVEN = "pictures"
 class GivenPictures:
     """A diffusion pipeline that learns from pictures that it did not draw."""
 
-    config: DPOConfig
+    config: DPOConfig | SFTConfig
     pipeline: Pipeline
     processor: PictureProcessor
     device: torch.device
     """Where the VAE reads pictures, as a resident of the memory plan."""
 
     @classmethod
-    def of(cls, config: DPOConfig, device: torch.device) -> GivenPictures:
+    def of(cls, config: DPOConfig | SFTConfig, device: torch.device) -> GivenPictures:
         """The pipeline of model.path. ValueError if it cannot learn, or not with these settings; no weights are read."""
         pipeline, options = Pipeline(config.model), config.pictures
         path = f"model.path={config.model.path} is a diffusion pipeline"
@@ -47,12 +49,9 @@ class GivenPictures:
         pipeline.check()
         if pipeline.frames:
             raise ValueError(
-                f"{path} that draws clips, and pairs are of pictures. Take a pipeline that draws pictures."
+                f"{path} that draws clips, and given responses are pictures. Take a pipeline that draws pictures."
             )
-        drawing = DenoiseConfig(
-            noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
-            height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
-        )  # fmt: skip
+        drawing = drawing_of(pipeline, options)
         check_text(pipeline, drawing, GIVEN)
         FlowSource(config.model).check_adapters()
         shape, width = state_shape(pipeline, drawing, GIVEN)
@@ -104,10 +103,22 @@ class GivenPictures:
         pair = self.pipeline.ladder.noised(self.pipeline.scheduler, state.expand_as(noise), noise, level)
         return torch.stack(pair, 1)
 
-    def logprobs(self, module: nn.Module, batch: Batch) -> Tensor:
-        """(T,): minus half the mean squared error of the prediction at each level of noise."""
+    def errors(self, module: nn.Module, batch: Batch) -> Tensor:
+        """(T,): the mean squared error of what the network predicts, the velocity of a flow, at each level of noise."""
         inputs = batch.inputs
         assert isinstance(inputs, Steps)
         conditions = {name: value[inputs.prompts] for name, value in inputs.media.items()}
         found = self.schedule.predicted(module, inputs.states[:, 0], inputs.places, conditions)
-        return -0.5 * ((found - inputs.states[:, 1]) ** 2).flatten(1).mean(1)
+        return ((found - inputs.states[:, 1]) ** 2).flatten(1).mean(1)
+
+    def logprobs(self, module: nn.Module, batch: Batch) -> Tensor:
+        """(T,): minus half of the errors."""
+        return -0.5 * self.errors(module, batch)
+
+
+def drawing_of(pipeline: Pipeline, options: GivenPicturesConfig) -> DenoiseConfig:
+    """How the pipeline would draw pictures like given ones."""
+    return DenoiseConfig(
+        noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
+        height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
+    )  # fmt: skip

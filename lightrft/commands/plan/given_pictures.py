@@ -1,0 +1,137 @@
+"""The plan of a run that teaches a diffusion pipeline by given pictures (`lightrft plan sft`, `lightrft plan dpo`): memory of a device, no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from lightrft.build.dpo_pictures import bound_objective
+from lightrft.build.sft_pictures import check_options
+from lightrft.build.tables import engine_footprint, footprint
+from lightrft.build.tasks import evaluated_tasks
+from lightrft.commands.plan import GIB
+from lightrft.commands.plan.memory import Item, largest_batch
+from lightrft.commands.plan.memory import sums as summed
+from lightrft.commands.plan.offline import OfflinePlan
+from lightrft.commands.plan.pictures import COLOURS, Decoder, PictureShape, refuse_lengths
+from lightrft.commands.plan.traced import peak
+from lightrft.config import DPOConfig, OfflineConfig, RolloutConfig, SFTConfig
+from lightrft.config.plan import Hardware
+from lightrft.engines.footprint import Demand, EngineFootprint
+from lightrft.models.demands import ENGINE, check_parts
+from lightrft.models.given_pictures import GIVEN, drawing_of
+from lightrft.models.lora import starts_as_base
+from lightrft.models.pictures import state_shape
+from lightrft.models.pipelines import FlowSource, Pipeline
+from lightrft.strategy.memory import Phase
+
+
+@dataclass(frozen=True)
+class Encoder(Decoder):
+    """The VAE of a pipeline as it reads given pictures."""
+
+    size: tuple[int, int]
+    """Rows and columns of a picture in pixels."""
+
+    @cached_property
+    def working(self) -> int:
+        """Bytes to read one picture."""
+        if self.module is None:
+            return 0
+        picture = torch.empty(1, COLOURS, *self.size, device="meta")
+        return peak(self.module, lambda: self.pipeline.family.encode(self.module, picture))
+
+
+@dataclass(frozen=True)
+class GivenPicturesPlan(OfflinePlan):
+    """What is shown. A batch is counted in positions that the network reads, `model.positions` for a picture at a level of noise."""
+
+    model: PictureShape
+    encoder: Encoder
+
+    @property
+    def rows(self) -> int:
+        """Pictures at a level of noise in the largest batch."""
+        return self.tokens // self.model.positions
+
+    @cached_property
+    def engine(self) -> EngineFootprint | None:
+        """What draws the model's own pictures for held-out texts holds, where anything does (build/sft_pictures.py)."""
+        config, devices = self.config, self.hardware.devices
+        if not isinstance(config, SFTConfig) or not evaluated_tasks(config):
+            return None
+        sharded = footprint(config.strategy, self.model, devices).sharded
+        drawn = config.log.held_out_prompts and config.pictures.sampled_steps
+        if not drawn or (sharded and not config.log.sample_sharded):
+            return None
+        on_cpu, room = config.strategy.device == "cpu", int(self.hardware.memory_gib * GIB)
+        demand = Demand(0, 0, devices, on_cpu, room, sharded)
+        return engine_footprint(RolloutConfig(engine=ENGINE), self.model, demand)
+
+    @cached_property
+    def resident(self) -> list[Item]:
+        """What takes memory however long a batch is."""
+        on_cpu = self.config.strategy.device == "cpu"
+        reads = Item("vae", self.encoder.bytes, self.phases if on_cpu else (Phase.SCORE,))
+        found = [*super().resident, reads, Item("reading a picture", self.encoder.working, (Phase.SCORE,))]
+        if self.engine is not None:
+            most = max(1, self.config.log.held_out_prompts)
+            drawing = self.model.computing(most)
+            found += [
+                Item("engine vae", self.encoder.bytes, self.phases if on_cpu else (Phase.ROLLOUT,)),
+                Item(f"drawing {most} pictures at once", drawing, (Phase.ROLLOUT,)),
+            ]
+        return [item for item in found if item.bytes]
+
+    @property
+    def items(self) -> list[Item]:
+        """All that takes memory."""
+        return [
+            *self.resident,
+            Item(f"activations, {self.rows} noised pictures", self.model.training(self.rows), (Phase.TRAIN,)),
+            Item("activations, no gradient", self.model.computing(self.rows), (Phase.SCORE,)),
+        ]
+
+    @property
+    def largest_batch(self) -> int:
+        """Most positions of a batch that fit; 0 if the rest is too much already."""
+        held: Mapping[Phase, int] = summed(self.resident)
+        rows = [
+            largest_batch(self.usable - held[phase], of)
+            for phase, of in ((Phase.TRAIN, self.model.training), (Phase.SCORE, self.model.computing))
+        ]
+        return min(rows) * self.model.positions
+
+    @property
+    def lower(self) -> str:
+        """What to lower so that a batch fits."""
+        return f"Lower update.tokens_per_micro_batch to {self.largest_batch:,} or less"
+
+
+def plan(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) -> GivenPicturesPlan:
+    """The plan of a run. ValueError for lengths that a pipeline does not have, or what it cannot obey; `prompt`, `response`: 0 if none is asked for."""
+    refuse_lengths(config.model, prompt, response, "pictures.max_text_tokens", "pictures.levels")
+    assert isinstance(config, SFTConfig | DPOConfig), "reward models are no pipelines"
+    compared = isinstance(config, DPOConfig)
+    if isinstance(config, DPOConfig):
+        bound_objective(config)
+    else:
+        check_options(config)
+    check_parts(config, f"model.path={config.model.path} is a diffusion pipeline")
+    pipeline = Pipeline(config.model)
+    pipeline.check_kind()
+    drawing = drawing_of(pipeline, config.pictures)
+    state, positions = state_shape(pipeline, drawing, GIVEN)
+    source = FlowSource(config.model)
+    shape = PictureShape(source, pipeline=pipeline, options=drawing, optimizer=config.optimizer)
+    apart = compared and not starts_as_base(config.model.lora)
+    frozen = replace(shape, source=FlowSource(config.model, learns=False)) if apart else None
+    together = (
+        2 if compared else 1
+    ) * config.pictures.levels  # the responses of a pair are read in one batch
+    rows = max(config.update.tokens_per_micro_batch // positions, together)
+    encoder = Encoder(pipeline, state, pipeline.size(drawing))
+    return GivenPicturesPlan(config, hardware, shape, frozen, rows * positions, 0, encoder)
