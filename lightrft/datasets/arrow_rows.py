@@ -14,7 +14,7 @@ from pyarrow import ArrowException, parquet
 from pyarrow import json as arrow_json
 
 from lightrft.datasets.rollouts import rollouts_folder
-from lightrft.datasets.shards import is_address, is_pattern, saved_set, shards
+from lightrft.datasets.shards import is_address, is_pattern, read_saved, saved_set, shards
 from lightrft.utils.paths import expanded
 
 WHERE = "\0where"
@@ -27,14 +27,19 @@ LEAST = 10
 """Bytes of the shortest line with a field."""
 
 
-def read_table(place: str, at_least: int) -> pa.Table | None:
-    """The rows of local jsonl or parquet files with WHERE, in the order that datasets.sources.read has; None for fewer than `at_least` of them, for
-    other places, and where Arrow might not give just what that gives."""
+def read_table(place: str, split: str, at_least: int) -> pa.Table | None:
+    """The rows of local jsonl or parquet files, or of a data set that `datasets` saved, with WHERE, in the order that datasets.sources.read has; None for
+    fewer than `at_least` of them, for other places, and where Arrow might not give just what that gives."""
     try:
+        saved = None if is_address(place) else saved_set(place)
+        if saved is not None:
+            found = _sound(read_saved(saved, split).with_format("arrow")[:])
+            found = _located(found, f"{saved.name}/{split}[", 0, "]")
+            return found if found is not None and found.num_rows >= at_least else None
         files = _files(place)
         if files is None or not _may_have(files, at_least):
             return None
-        tables = [_located(READERS[path.suffix](path), path.suffix, name) for name, path in files]
+        tables = [_named(READERS[path.suffix](path), path.suffix, name) for name, path in files]
         found = None if None in tables else pa.concat_tables(tables)
     except (OSError, ValueError, ArrowException):
         return None  # the reader by rows says what is wrong
@@ -43,7 +48,7 @@ def read_table(place: str, at_least: int) -> pa.Table | None:
 
 def _files(place: str) -> Sequence[tuple[str, Path]] | None:
     """The files of a place of this machine, with their names as rows are called by; None if any is of another kind."""
-    if is_address(place) or saved_set(place) is not None or rollouts_folder(place) is not None:
+    if is_address(place) or rollouts_folder(place) is not None:
         return None
     path = expanded(place, "data file")
     if path.is_dir() or is_pattern(place):
@@ -62,13 +67,24 @@ def _may_have(files: Sequence[tuple[str, Path]], rows: int) -> bool:
     return sum(counts) >= rows
 
 
-def _located(table: pa.Table | None, suffix: str, name: str) -> pa.Table | None:
-    """The table with where each row stands: NAME:1 for the first line of a file, NAME[0] for the first row of a table."""
+def _named(table: pa.Table | None, suffix: str, name: str) -> pa.Table | None:
+    """The table of a file with where each row stands: NAME:1 for the first line, NAME[0] for the first row of parquet."""
+    return _located(table, f"{name}:", 1, "") if suffix == ".jsonl" else _located(table, f"{name}[", 0, "]")
+
+
+def _located(table: pa.Table | None, before: str, first: int, behind: str) -> pa.Table | None:
     if table is None:
         return None
-    begins, first, ends = (f"{name}:", 1, "") if suffix == ".jsonl" else (f"{name}[", 0, "]")
     numbers = pc.cast(pa.array(range(first, first + table.num_rows), pa.int64()), pa.string())
-    return table.append_column(WHERE, pc.binary_join_element_wise(begins, numbers, ends, ""))
+    return table.append_column(WHERE, pc.binary_join_element_wise(before, numbers, behind, ""))
+
+
+def _sound(table: pa.Table) -> pa.Table | None:
+    """The table, if all its texts are Unicode and each column has a name of its own."""
+    if len(set(table.column_names)) < len(table.column_names):
+        return None
+    table.validate(full=True)
+    return table
 
 
 def _jsonl(path: Path) -> pa.Table | None:
@@ -89,8 +105,7 @@ def _jsonl(path: Path) -> pa.Table | None:
     )
     if found.num_rows != lines or any(column.null_count for column in found.columns):
         return None
-    found.validate(full=True)
-    return found
+    return _sound(found)
 
 
 def _lines_of_objects(file: Any) -> int:
@@ -106,11 +121,7 @@ def _lines_of_objects(file: Any) -> int:
 
 
 def _parquet(path: Path) -> pa.Table | None:
-    found = parquet.ParquetFile(path).read()
-    if len(set(found.column_names)) < len(found.column_names):
-        return None
-    found.validate(full=True)
-    return found
+    return _sound(parquet.ParquetFile(path).read())
 
 
 READERS: dict[str, Callable[[Path], pa.Table | None]] = {".jsonl": _jsonl, ".parquet": _parquet}

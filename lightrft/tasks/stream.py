@@ -44,7 +44,7 @@ def text_records(split: Split, config: TaskConfig, data: str, at_least: int) -> 
     """The records of task `file` as columns; None where fewer than `at_least`, or where its rows are not so plain that they would be just
     those that are made row by row."""
     check_split(split, config)
-    table = read_table(own_rows(split, config, data)[0], at_least)
+    table = read_table(*own_rows(split, config, data), at_least)
     if table is None or not plain(table, config):
         return None
     found = TextRecords(table, config, NAME)

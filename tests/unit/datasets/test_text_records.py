@@ -52,7 +52,7 @@ def one_by_one(file, config):
 
 
 def as_columns(file, config):
-    table = read_table(str(file), 1)
+    table = read_table(str(file), "train", 1)
     return TextRecords(table, config, "file") if table is not None and plain(table, config) else None
 
 
@@ -180,6 +180,19 @@ def test_shards_keep_their_names_and_other_places_are_left_alone(tmp_path):
         str(tmp_path / "a" / "*.csv"),
     ):
         assert text_records("train", replace(config, train_file=place), "", 1) is None
+
+
+def test_a_saved_data_set_is_read_as_columns_too(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list(GOOD).select([4, 2, 5]).save_to_disk(tmp_path / "kept")
+    found = as_columns(tmp_path / "kept", TaskConfig())
+    assert [(one.id, one.target) for one in found] == [
+        ("file/kept/train[0]", "5"),
+        ("file/kept/train[1]", "3"),
+        ("file/kept/train[2]", "6"),
+    ]
+    assert list(found) == one_by_one(tmp_path / "kept", TaskConfig())
 
 
 def test_a_run_asks_the_same_from_columns_as_from_rows(tmp_path, monkeypatch):
