@@ -33,7 +33,7 @@ class Hub(BaseHTTPRequestHandler):
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")

@@ -93,8 +93,8 @@ def test_they_are_what_rows_one_by_one_make(tmp_path_factory, rows, form, config
 @pytest.mark.parametrize("fields", [(), ("target", "more"), None])
 def test_prompts_are_left_out_and_counted_as_of_records(tmp_path, monkeypatch, form, on_long, fields):
     monkeypatch.setattr(deferred, "LONGEST", 3)
-    config = TaskConfig(max_prompt_tokens=40, on_long_prompt=on_long, system="é")
-    rows = [{"prompt": "é x" * (n % 9 + 1), "target": n, "more": f"{n}"} for n in range(30)]
+    config = TaskConfig(max_prompt_tokens=100, on_long_prompt=on_long, system="é")
+    rows = [{"prompt": "é x" * (n * 7 % 40 + 1), "target": n, "more": f"{n}"} for n in range(40)]
     found = as_columns(written(tmp_path, rows, form), config)
     late, told = defer(list(found), PROCESSOR, config, fields)
     ours, counts = defer_texts(found, PROCESSOR, config, fields)
