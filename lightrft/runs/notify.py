@@ -31,8 +31,8 @@ FIRST_PAUSE = 1.0
 """Seconds before the second attempt; before the third twice as long."""
 PASSING = (408, 425, 429)
 """Statuses, besides 5xx, after which the same request may succeed."""
-MOST_TOLD = 500
-"""Characters of an error's text that are sent."""
+MOST_TOLD = 600
+"""Characters of an error's text that are sent, half of them its first, half its last."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Notifier:
             self.tell(error)
 
     def tell(self, error: BaseException | None) -> None:
-        """Sends it, and waits for as long as all attempts may take; looking up a host's name has no time limit of its own."""
+        """Sends it, and waits for as long as all attempts may take, and one more; looking up a host's name has no time limit of its own."""
         body = json.dumps(self.message(error), default=str).encode()
         sender = threading.Thread(target=self._send, args=(body,), name="log.notify", daemon=True)
         sender.start()
-        sender.join(ATTEMPTS * TIMEOUT + (2 ** (ATTEMPTS - 1) - 1) * FIRST_PAUSE)
+        sender.join((ATTEMPTS + 1) * TIMEOUT + (2 ** (ATTEMPTS - 1) - 1) * FIRST_PAUSE)
         if sender.is_alive():
             log.warning("log.notify: %s was not told within the time for it", self.receiver.host)
 
@@ -103,8 +103,10 @@ class Notifier:
         if isinstance(error, Stopped):
             found |= {"event": "stopped", "signal": str(error)}
         elif error is not None:
-            lines = without_home(str(error)).strip().split("\n")
-            found |= {"event": "failed", "error": f"{type(error).__name__}: {lines[0]}"[:MOST_TOLD]}
+            found |= {
+                "event": "failed",
+                "error": _cut(f"{type(error).__name__}: {without_home(str(error)).strip()}"),
+            }
         found["seconds"] = round(time.monotonic() - self.begun, 1)
         found["evaluation"] = _scores(self.run)
         told = {"stopped": f" by {error}", "failed": f": {found.get('error')}"}.get(found["event"], "")
@@ -146,6 +148,10 @@ def _why(error: OSError) -> str:
     """What went wrong, in which no address stands."""
     reason = getattr(error, "reason", error)
     return f"{type(reason).__name__}: {getattr(reason, 'strerror', None) or 'no answer'}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_TOLD else f"{text[: MOST_TOLD // 2]} ... {text[-MOST_TOLD // 2 :]}"
 
 
 def _scores(run: Path) -> dict[str, Any]:

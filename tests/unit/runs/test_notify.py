@@ -55,7 +55,7 @@ def receiving(*statuses):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(notify, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(notify, "TIMEOUT", 0.3)
+    monkeypatch.setattr(notify, "TIMEOUT", 0.5)
 
 
 def leave(folder, url, error=None, key=""):
@@ -92,8 +92,8 @@ def test_an_end_is_told_with_its_scores(tmp_path):
     ("error", "more"),
     [
         (Stopped("SIGTERM"), {"event": "stopped", "signal": "SIGTERM"}),
-        (ValueError("no\nmore"), {"event": "failed", "error": "ValueError: no"}),
-        (RuntimeError("x" * 9000), {"event": "failed", "error": ("RuntimeError: " + "x" * 9000)[:500]}),
+        (ValueError("no\nmore"), {"event": "failed", "error": "ValueError: no\nmore"}),
+        (OSError("x" * 900 + "y"), {"event": "failed", "error": f"OSError: {'x' * 291} ... {'x' * 299}y"}),
     ],
 )
 def test_a_stop_and_a_failure_are_told_and_go_on_their_way(tmp_path, error, more):
@@ -129,7 +129,7 @@ def test_attempts_are_few_and_short_and_no_secret_is_logged(tmp_path, caplog, st
     begun = time.monotonic()
     with receiving(*statuses) as (server, url), caplog.at_level(logging.INFO, "lightrft"):
         leave(tmp_path, url, key="word")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 8
     assert [path for path, _, _ in server.told] == ["/hook/SECRET"] * asked
     assert (told in caplog.text) if told else not caplog.records
     assert "SECRET" not in caplog.text
@@ -164,14 +164,14 @@ def test_an_address_can_be_a_secret_in_the_environment(monkeypatch):
     [
         ({"notify": "ftp://host/x"}, "http"),
         ({"notify": "not a name"}, "name of an environment variable"),
-        ({"notify": "https://me:word@host/x"}, "log.notify_key"),
+        ({"notify": "https://me:pa55@host/x"}, "log.notify_key"),
         ({"notify_key": "MY_KEY"}, "has no effect without log.notify"),
     ],
 )
 def test_what_is_no_address_is_refused(options, told):
     with pytest.raises(ValueError, match=told) as refused:
         LogConfig(**options)
-    assert "word" not in str(refused.value)
+    assert "pa55" not in str(refused.value)
 
 
 def test_a_run_that_ends_and_one_that_fails_are_told(tmp_path, monkeypatch):
