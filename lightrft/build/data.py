@@ -13,11 +13,12 @@ from lightrft.build.reward_models import check_rated, model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config, ModelConfig
 from lightrft.config.rewards import rewards_of
-from lightrft.datasets.deferred import deferred, prepared
+from lightrft.datasets.deferred import AT_ONCE, deferred, prepared
 from lightrft.datasets.loader import PromptLoader
 from lightrft.datasets.prompts import Asked, Opener, tell_skipped, tokenised
 from lightrft.datasets.sources import Located
 from lightrft.datasets.stream import StreamLoader
+from lightrft.datasets.text_records import alike
 from lightrft.models.describe import context
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
@@ -28,7 +29,7 @@ from lightrft.rewards.table import JUDGE
 from lightrft.rewards.vote import VOTES
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.media import MediaCopies
-from lightrft.tasks.stream import NAME, FileStream
+from lightrft.tasks.stream import NAME, FileStream, text_records
 from lightrft.tasks.table import Task, load_task, load_tasks
 from lightrft.trainer.evaluate import EvalSet, Evaluator
 from lightrft.trainer.scaler import RewardScaler
@@ -49,9 +50,9 @@ class TaskData:
 
     @property
     def asked(self) -> Iterator[Asked]:
-        """All prompts, those that are not tokenised yet as records."""
+        """The prompts, those that are not tokenised yet as records; of many that are alike in all but their texts one."""
         for prompts in (*self.prompts.sources, *(eval_set.prompts for eval_set in self.eval_sets)):
-            yield from prompts
+            yield from alike(prompts)
 
 
 def build_task_data(config: Config, processor: Processor, world: World) -> TaskData:
@@ -73,7 +74,7 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
     check_judging(config, [judge, eval_judge])
     data = TaskData(loader, judge, eval_sets, eval_judge)
     for one, judged in ((judge, loader.sources), (eval_judge, [e.prompts for e in eval_sets])):
-        check_targets(config, one, (prompt for prompts in judged for prompt in prompts))
+        check_targets(config, one, (prompt for prompts in judged for prompt in alike(prompts)))
     return data
 
 
@@ -177,8 +178,11 @@ def prompts_of(
     """The prompts of one split of a task, with the fields of their rows that these rewards ask for; of many those that are not
     tokenised yet as records. ValueError where a row lacks a field."""
     with uncollected():
-        found = records_of(config, task, split)
-        prompts, counts = prepared(found, processor, config.tasks, wanted_fields(found, rewards))
+        own = (
+            text_records(split, config.tasks, config.data, AT_ONCE + 1) if task == load_task("file") else None
+        )
+        found = own if own is not None else records_of(config, task, split)
+        prompts, counts = prepared(found, processor, config.tasks, wanted_fields(alike(found), rewards))
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)
     if counts.deferred:
         log.info("%s, %s: %d of them are tokenised when they are drawn", task.name, split, counts.deferred)

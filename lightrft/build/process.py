@@ -23,9 +23,11 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs.folder import homeless
+from lightrft.runs.hooks import StepHook, found_hook
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import Events, Status, note_environment
 from lightrft.runs.metrics import Logger
+from lightrft.runs.notify import Notifier, found_receiver
 from lightrft.runs.sinks import Sinks, found
 from lightrft.runs.trackers import Opened
 from lightrft.strategy.checkpoint import Checkpoints
@@ -38,8 +40,12 @@ log = logging.getLogger("lightrft")
 
 
 def prepare_process(config: RunConfig) -> None:
-    """Seeds, threads and memory habits of this process. ValueError for a sink that is not there, before anything is made."""
+    """Seeds, threads and memory habits of this process. ValueError for a sink, a hook or an address that is not there, before anything is
+    made."""
     found(config.log.to)
+    if config.log.on_step:
+        found_hook(config.log.on_step)
+    found_receiver(config.log.notify, config.log.notify_key)
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
     use_tf32(pick_device(config.strategy.device), config.strategy.tf32)
@@ -145,8 +151,11 @@ def build_journal(
     """Metrics and live picture of a run of `steps` steps, from those on that `state` has done; files are closed with the stack."""
     files, done = RunFolder(run), state["done"] if state else 0
     progress = Progress(config, steps, done, run=run, show=world.is_first)
-    logger, sinks = None, None
+    logger, sinks, hook = None, None, None
     if world.is_first:
+        receiver = found_receiver(config.log.notify, config.log.notify_key)
+        if receiver is not None:  # first, so that it speaks last
+            stack.enter_context(Notifier(receiver, run, command_of(config), lambda: _now(progress)))
         tensorboard = config.log.tensorboard and "tensorboard" not in config.log.to
         logger = Logger(run, done if state else -1, tensorboard=tensorboard)
         stack.enter_context(logger)
@@ -154,7 +163,9 @@ def build_journal(
         files.drop_responses_after(done)
         note_environment(run, world.size)
         stack.enter_context(Status(files.status, lambda: _now(progress)))
-    return Journal(run, progress, logger, world.rank, sinks, Events(files.events(world.rank)))
+        if config.log.on_step:
+            hook = stack.enter_context(StepHook(config.log.on_step, run))
+    return Journal(run, progress, logger, world.rank, sinks, Events(files.events(world.rank)), hook=hook)
 
 
 def _now(progress: Progress) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from urllib.parse import urlsplit
 
 
@@ -32,4 +33,21 @@ def refuse_secrets(option: str, url: str, key: str) -> None:
             f"{option}: the address of {parts.hostname} holds a name, a password or a key, and settings are written to "
             f"RUN/config.yaml and messages. Give the address alone, http://HOST:PORT, and the servers' key in an environment "
             f"variable named by {key}."
+        )
+
+
+def check_notify(notify: str, key: str) -> None:
+    """ValueError for log.notify if it is neither an address nor the name of an environment variable, and for log.notify_key without it."""
+    if key and not notify:
+        raise ValueError(
+            f"log.notify_key={key} has no effect without log.notify. Set log.notify, or leave it out."
+        )
+    if "://" in notify:
+        parts = urlsplit(notify)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"log.notify={notify}: give http://HOST/PATH or https://HOST/PATH.")
+        refuse_secrets("log.notify", notify, "log.notify_key")
+    elif notify and not re.fullmatch(r"[A-Za-z_]\w*", notify):
+        raise ValueError(
+            f"log.notify={notify}: give an address, https://HOST/PATH, or the name of an environment variable that holds one."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lightrft.config.addresses import check_notify
 from lightrft.config.checks import refuse_idle, refuse_idle_before
 from lightrft.config.data import TaskConfig
 from lightrft.config.ranges import check_ranges
@@ -43,6 +44,14 @@ class SFTLogConfig:
     to: list[str] = field(default_factory=list)
     """Where metrics go besides the run folder: tensorboard, wandb, trackio, mlflow, swanlab, or import paths
     (mine.py:Sink). A sink that fails is counted and told once, and never stops the run."""
+    on_step: str = ""
+    """Function that looks at each step when it is written down, called as function(step, metrics, run) on the first rank, run being a
+    lightrft.Run: an import path (mine.py:watch). One that fails is counted and told once, and never stops the run. Empty: none."""
+    notify: str = ""
+    """Address that is told, by a POST of JSON, when the run has ended, was stopped or has failed: http(s)://HOST/PATH, or the name of an
+    environment variable that holds it, where the address is a secret itself. What fails is logged, and stops nothing. Empty: none."""
+    notify_key: str = ""
+    """Environment variable with a key that goes to the address of notify as a bearer token; empty: none."""
     held_out_prompts: int = 16
     """Held-out prompts of each task whose responses are saved for `lightrft view` with what the model makes of them, whenever it is
     measured; 0: none."""
@@ -53,6 +62,7 @@ class SFTLogConfig:
 
     def __post_init__(self) -> None:
         check_ranges("log", self)
+        check_notify(self.notify, self.notify_key)
         if not self.held_out_prompts:
             because, cure = "log.held_out_prompts=0", "set log.held_out_prompts above 0"
             refuse_idle("log", self, self._of_held_out, because=because, cure=cure)

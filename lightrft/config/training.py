@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightrft.config.addresses import check_notify
 from lightrft.config.checks import refuse_idle, refuse_idle_before
 from lightrft.config.ranges import check_ranges
 
@@ -217,6 +218,14 @@ class LogConfig:
     to: list[str] = field(default_factory=list)
     """Where metrics and a sample of groups go besides the run folder: tensorboard, wandb, trackio, mlflow, swanlab, or import paths
     (mine.py:Sink). A sink that fails is counted and told once, and never stops the run."""
+    on_step: str = ""
+    """Function that looks at each step when it is written down, called as function(step, metrics, run) on the first rank, run being a
+    lightrft.Run: an import path (mine.py:watch). One that fails is counted and told once, and never stops the run. Empty: none."""
+    notify: str = ""
+    """Address that is told, by a POST of JSON, when the run has ended, was stopped or has failed: http(s)://HOST/PATH, or the name of an
+    environment variable that holds it, where the address is a secret itself. What fails is logged, and stops nothing. Empty: none."""
+    notify_key: str = ""
+    """Environment variable with a key that goes to the address of notify as a bearer token; empty: none."""
     sample_groups: int = 1
     """Groups of a step whose responses go to the sinks of log.to; 0: none."""
     trajectories_every_steps: int = 1
@@ -232,6 +241,7 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         check_ranges("log", self)
+        check_notify(self.notify, self.notify_key)
         if self.capture_spikes != 0 and not self.capture_spikes > 1:
             raise ValueError(
                 f"log.capture_spikes={self.capture_spikes}: a spike is a gradient norm above its median. Set it above 1, e.g. 5, or to 0."

@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterable, Sequence
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from lightrft.config import TaskConfig
 from lightrft.datasets.prompts import Asked, Counts, fitted, is_new, kept_columns, nonempty, prepare, tell
 from lightrft.datasets.sources import BadRecords
+from lightrft.datasets.text_records import TextRecords
 from lightrft.types import Message, Record
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ def prepared(
     """`prepare` for up to AT_ONCE records, `defer` for more."""
     if len(records) <= AT_ONCE or not processor.can_defer:
         return prepare(records, processor, config, columns)
+    if isinstance(records, TextRecords) and processor.media is None:
+        return defer_texts(records, processor, config, columns)
     return defer(records, processor, config, columns)
 
 
@@ -92,6 +97,42 @@ def deferred(
             counts.longest = max(counts.longest, len(prompt.token_ids))
     counts.kept, counts.broken = len(kept), bad.skipped
     return kept, counts
+
+
+def defer_texts(
+    records: TextRecords, processor: Processor, config: TaskConfig, columns: Collection[str] | None = ()
+) -> tuple[TextRecords, Counts]:
+    """`defer` for questions that all have one form and names of their own, for a model without media: sizes are taken of whole columns."""
+    counts, bad = Counts(), BadRecords(config.on_bad_record)
+    stay = np.zeros(len(records), bool)
+
+    def tokenise(place: int) -> Record | None:
+        """The record, if it makes a prompt; whether one that is not too long is in `stay`."""
+        prompt = nonempty(records[place], processor, config, counts, bad)
+        if prompt is None:
+            return None
+        counts.longest = max(counts.longest, len(prompt.token_ids))
+        stay[place] = fitted(prompt, config, counts) is not None
+        return records[place]
+
+    tried = ((place, tokenise(place)) for place in range(len(records)))
+    first, record = next(((place, one) for place, one in tried if one is not None), (len(records), None))
+    around = _around(record.messages, processor) if record is not None else 0
+    bounds = records.sizes(_most) + around
+    behind = np.arange(len(records)) > first
+    for place in np.flatnonzero(behind & (bounds > config.max_prompt_tokens)):
+        tokenise(int(place))
+    late = np.flatnonzero(behind & (bounds <= config.max_prompt_tokens))
+    stay[late] = True
+    longest = late[np.argsort(bounds[late], kind="stable")[-LONGEST:]]
+    for place in sorted(longest.tolist(), reverse=True):
+        if tokenise(place) is None:
+            stay[place] = False
+    counts.deferred = len(late) - len(longest)
+    counts.kept, counts.broken = int(stay.sum()), bad.skipped
+    tell(counts, config)
+    kept = records if stay.all() else records.taken(np.flatnonzero(stay))
+    return kept.with_fields(columns), counts
 
 
 Form = tuple[Any, ...]

@@ -141,7 +141,8 @@ def complete(messages: list[Message], row: Row, name: str = "") -> list[Message]
     """The turns that the field `name` asks, with the media of the row (see `filled`), behind its field `system` (see `led`); both may stand
     beside a field that lies inside of another. Media without a place come with the newest question where the row has `history`.
     ValueError for a field that is not read (UNREAD_OF_ROW)."""
-    whole = {**row, **beside(row, name)[0]}
+    near = beside(row, name)[0]
+    whole = row if near is row else {**row, **near}
     refuse_unread(whole, UNREAD_OF_ROW, "the row")
     return led(filled(messages, whole, newest=_history(whole) is not None), whole)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightrft.datasets.prompts import Asked
+from lightrft.datasets.text_records import TextRecords
 from lightrft.types import Prompt, Record
 
 
@@ -223,13 +224,18 @@ def _of_tokens(prompts: Sequence[Asked], tokens: Callable[[Any], list[int]]) -> 
 def _of_texts(prompts: Sequence[Asked], tokens: Callable[[Any], list[int]]) -> str:
     """Digest of every prompt's texts, and of the tokens of some, by which another template or tokenizer is seen."""
     digest = hashlib.sha256()
-    for prompt in prompts:
-        target = prompt.target if type(prompt.target) is str else [_stable(prompt.target)]
-        said = "\0".join(f"{m['role']}\0{_said(m['content'])}" for m in prompt.messages)
-        digest.update(f"{prompt.id}\0{said}\0{target}\0".encode("utf-8", "surrogatepass"))
+    for told in prompts.told() if isinstance(prompts, TextRecords) else map(_told, prompts):
+        digest.update(told)
     some = (prompts[i * len(prompts) // SOME] for i in range(min(SOME, len(prompts))))
     digest.update(str([tokens(prompt) for prompt in some]).encode())
     return digest.hexdigest()[:16]
+
+
+def _told(prompt: Asked) -> bytes:
+    """What a digest of texts is made of; TextRecords.told gives the same, many at a time."""
+    target = prompt.target if type(prompt.target) is str else [_stable(prompt.target)]
+    said = "\0".join(f"{m['role']}\0{_said(m['content'])}" for m in prompt.messages)
+    return f"{prompt.id}\0{said}\0{target}\0".encode("utf-8", "surrogatepass")
 
 
 def _said(content: Any) -> str:

@@ -23,6 +23,7 @@ from lightrft.media.sources import STANDARD, Limits, MediaError
 from lightrft.rewards.function import Answer
 from lightrft.rewards.views import question, response
 from lightrft.rewards.wire import Sent, named
+from lightrft.utils.redirects import NoRedirects
 from lightrft.workers.pool import Failure
 
 PASSING = (408, 429)
@@ -37,14 +38,6 @@ FIRST_PAUSE = 0.2
 
 class RefusedError(Exception):
     """The server's word that this request will never succeed, or a reply that is none."""
-
-
-class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry responses and the key to another host."""
-
-    def redirect_request(self, *args: Any, **options: Any) -> None:  # noqa: ARG002  # as urllib calls it
-        """None: the status of the redirect is then an error."""
-        return
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lightrft.config import TaskConfig
 from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.judging import Verdict
-from lightrft.datasets.shards import base_of
+from lightrft.datasets.shards import base_of, is_there
 from lightrft.datasets.sources import BadRecords, Row, is_local, read
 from lightrft.media.parts import located, outside
 from lightrft.types import Message, Record
@@ -291,6 +291,15 @@ def needed(name: str, data: str, place: Place) -> Path:
             f"task '{name}' needs {path}, which is not there. Set data=FOLDER with {place.file} in it{instead}."
         )
     return path
+
+
+def own_rows(split: Split, config: TaskConfig, data: str) -> tuple[str, str]:
+    """Where the rows of task `file` are, below the data folder where nothing is there without it, and which split of them."""
+    train = split == "train"
+    place = config.train_file if train else config.evaluate_file
+    if data and is_local(place) and not is_there(place):
+        place = str(Path(data) / place)
+    return place, config.train_split if train else config.evaluate_split
 
 
 def limited(found: Records, split: Split, config: TaskConfig) -> Records:

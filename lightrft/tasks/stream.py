@@ -1,16 +1,16 @@
-"""The training rows of task `file` as a stream (tasks.stream_block): read when their turn has come."""
+"""The rows of task `file` otherwise than as a list of records: as a stream (tasks.stream_block), read when their turn has come, or as columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.shards import is_there
-from lightrft.datasets.sources import BadRecords, Located, is_file, is_local, read, streamed
-from lightrft.tasks.base import Records, media_folder, records
+from lightrft.datasets.arrow_rows import read_table
+from lightrft.datasets.sources import BadRecords, Located, is_file, read, streamed
+from lightrft.datasets.text_records import TextRecords, plain
+from lightrft.tasks.base import Records, Split, media_folder, own_rows, records
 from lightrft.tasks.table import check_split, row_format
 
 NAME = "file"
@@ -23,9 +23,7 @@ class FileStream:
     def __init__(self, config: TaskConfig, data: str) -> None:
         """ValueError where task `file` could not be loaded either, and for an unknown format."""
         check_split("train", config)
-        place = config.train_file
-        if data and is_local(place) and not is_there(place):
-            place = str(Path(data) / place)
+        place, _ = own_rows("train", config, data)
         self.config, self.place = config, place
         self._form, self._folder = row_format(config.format), media_folder(place)
         self._bad = BadRecords(config.on_bad_record)
@@ -40,3 +38,14 @@ class FileStream:
         """What these rows ask."""
         made = partial(records, source=NAME, instruction="", folder=self._folder)
         return made(rows, self._form, self.config, self._bad)
+
+
+def text_records(split: Split, config: TaskConfig, data: str, at_least: int) -> TextRecords | None:
+    """The records of task `file` as columns; None where fewer than `at_least`, or where its rows are not so plain that they would be just
+    those that are made row by row."""
+    check_split(split, config)
+    table = read_table(*own_rows(split, config, data), at_least)
+    if table is None or not plain(table, config):
+        return None
+    found = TextRecords(table, config, NAME)
+    return found[: config.train_limit] if split == "train" and config.train_limit else found

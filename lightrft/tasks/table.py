@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +16,8 @@ from lightrft.datasets.formats import FORMATS, Example, Format
 from lightrft.datasets.media_preferences import ROW_FORMATS
 from lightrft.datasets.preferences import compared
 from lightrft.datasets.rollouts import chosen_steps, rollouts_folder
-from lightrft.datasets.shards import is_there, saved_set
-from lightrft.datasets.sources import BadRecords, Row, is_file, is_local, read
+from lightrft.datasets.shards import saved_set
+from lightrft.datasets.sources import BadRecords, Row, is_file, read
 from lightrft.tasks import (
     benchmarks,
     calculator,
@@ -53,6 +52,7 @@ from lightrft.tasks.base import (
     limited,
     media_folder,
     no_option,
+    own_rows,
     records,
 )
 from lightrft.types import OPENING, Message, Record
@@ -290,10 +290,7 @@ def row_format(name: str) -> Format:
 
 def _load_file(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
     check_split(split, config)
-    place = config.train_file if split == "train" else config.evaluate_file
-    part = config.train_split if split == "train" else config.evaluate_split
-    if data and is_local(place) and not is_there(place):
-        place = str(Path(data) / place)
+    place, part = own_rows(split, config, data)
     bad = BadRecords(config.on_bad_record)
     form = row_format(config.format)
     folder = media_folder(place)

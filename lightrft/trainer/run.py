@@ -18,6 +18,7 @@ from lightrft.models.processor import Processor
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.world import World
 from lightrft.runs import trajectories as saved
+from lightrft.runs.hooks import StepHook
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import Events
 from lightrft.runs.media import MediaCopies
@@ -99,6 +100,8 @@ class Journal:
     """What this rank does, and when."""
     media: MediaCopies | None = None
     """Where copies of media go, once a step was saved."""
+    hook: StepHook | None = None
+    """What looks at each step; only on the first rank."""
 
     def happened(self, event: str, step: int, **facts: Any) -> None:
         """An event of this rank."""
@@ -294,6 +297,8 @@ class Run:
         self.trainer.record(step, metrics, trajectories)
         self._position, self.trainer.whole = self._snapshot(), True
         self.journal.progress.step(step, metrics)
+        if self.journal.hook is not None:
+            self.journal.hook(step, metrics)
         self.evaluate_if_due()
         if self.checkpoints.due(step) and step < self.steps:
             self.save()

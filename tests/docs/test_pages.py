@@ -38,7 +38,11 @@ def test_the_generated_pages_are_current() -> None:
 
 def test_the_menu_names_every_page_once() -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    assert sorted(file for entry in menu for file in entry.values()) == [page.name for page in PAGES]
+    sections = [pages for section in menu for pages in section.values()]
+    assert len(sections) == 5
+    assert sorted(file for pages in sections for entry in pages for file in entry.values()) == [
+        page.name for page in PAGES
+    ]
 
 
 @pytest.mark.parametrize(
