@@ -100,10 +100,18 @@ class Batcher:
             group += len(job.answers)
         try:
             found = self._judge([t for job in jobs for t in job.answers])
-        except Exception:
+        except Exception as error:
+            if len(jobs) > 1:  # what one client sent is not to cost the others their rewards
+                log.warning(
+                    "%d requests together failed (%s), so each is judged alone",
+                    len(jobs),
+                    type(error).__name__,
+                )
+                for job in jobs:
+                    self._judge_all([job])
+                return
             log.exception("the rewards of %d responses failed", group)
-            for job in jobs:
-                job.result.set_exception(RuntimeError("the rewards failed; the server's log says why"))
+            jobs[0].result.set_exception(RuntimeError("the rewards failed; the server's log says why"))
             return
         start = 0
         for job in jobs:

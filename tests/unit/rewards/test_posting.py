@@ -1,0 +1,140 @@
+"""Rewards of servers that answer by halves, too slowly, or with numbers that are none; and what one client's request costs the others."""
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from lightrft.config import RemoteConfig
+from lightrft.rewards import remote
+from lightrft.rewards.base import stripped
+from lightrft.rewards.posting import TooLongError, post
+from lightrft.rewards.remote import RemoteReward
+from lightrft.rewards.service import Batcher
+from lightrft.types import Prompt, Trajectory
+from lightrft.workers.pool import Failure
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+REPLY = b'{"rewards": {"far": [0.5, 1.5]}}'
+WHOLE = HEAD % len(REPLY) + REPLY
+
+
+def two_responses():
+    prompt = Prompt("q", [], [{"role": "user", "content": "?"}], None, "task")
+    return [Trajectory(prompt, 0, [5], [True], [0.0], "stop", answer=text) for text in "ab"]
+
+
+def asked(*urls, **settings):
+    config = RemoteConfig(urls={"far": ",".join(urls)}, **settings)
+    return RemoteReward("far", config)([stripped(t) for t in two_responses()])
+
+
+@contextmanager
+def sending(*pieces, pause=0.0, body=None):
+    """A server that reads a request and sends these bytes, piece by piece."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(10)
+
+    def answer():
+        try:
+            while True:
+                line, _ = listening.accept()
+                with line:
+                    read = line.recv(2**16)
+                    while body is not None and body not in read:
+                        read += line.recv(2**16)
+                    for piece in pieces:
+                        line.sendall(piece)
+                        time.sleep(pause)
+        except OSError:
+            return
+
+    working = threading.Thread(target=answer, daemon=True)
+    working.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        listening.close()
+
+
+def letters(text):
+    return [bytes([letter]) for letter in text]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        letters(b"HTTP/1.1 200 OK\r\n" + b"X-More: and more\r\n" * 50),  # a header that never ends
+        [HEAD % 1000, *letters(b" " * 900)],  # a body
+        [b"HTTP/1.1 500 Oh\r\nContent-Length: 900\r\n\r\n", *letters(b"no" * 400)],  # what went wrong
+        [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", *letters(b" " * 900)],  # a body without a length
+    ],
+)
+def test_a_server_that_dawdles_costs_the_time_limit_and_no_more(pieces):
+    start = time.monotonic()
+    with sending(*pieces, pause=0.05) as url:
+        found = asked(url, timeout_seconds=0.5, retries=0)
+    assert time.monotonic() - start < 3
+    assert all(isinstance(one, Failure) and "timed out" in one.reason for one in found), found
+
+
+def test_half_a_reply_is_asked_for_again_elsewhere(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    with sending(WHOLE[:-9]) as broken, sending(WHOLE) as sound:
+        assert asked(broken, sound) == [0.5, 1.5]
+        (first, _) = asked(broken, retries=1)
+    assert "no server gave it in 2 attempts" in first.reason
+    assert "IncompleteRead" in first.reason
+
+
+def test_a_whole_number_that_no_float_holds_is_no_reward():
+    text = b'{"rewards": {"far": [1%s, 2]}}' % (b"0" * 400)
+    with sending(HEAD % len(text) + text) as url:
+        far, near = asked(url)
+    assert "which is no finite number" in far.reason
+    assert near == 2.0
+
+
+def test_a_reply_is_read_to_its_limit_and_no_redirect_is_followed():
+    with sending(WHOLE) as url:
+        assert post(url, b"{}", {}, seconds=5, most=len(REPLY)) == (200, REPLY)
+        with pytest.raises(TooLongError, match=f"more than {len(REPLY) - 1} bytes"):
+            post(url, b"{}", {}, seconds=5, most=len(REPLY) - 1)
+    there = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 5\r\n\r\nthere"
+    with sending(there) as url:
+        assert post(url, b"{}", {}, seconds=5, most=100) == (302, b"there")
+
+
+def test_the_path_and_the_headers_arrive():
+    with sending(WHOLE, body=b"POST /a/b HTTP/1.1\r\n") as url:
+        assert post(f"{url}/a/b", b"{}", {"Authorization": "Bearer x"}, seconds=5, most=100)[0] == 200
+    with sending(WHOLE, body=b"Authorization: Bearer x\r\n") as url:
+        assert post(url, b"{}", {"Authorization": "Bearer x"}, seconds=5, most=100)[0] == 200
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port", "http://localhost:70000", "http://localhost:0"])
+def test_a_port_that_is_none_is_refused_before_anything_is_asked(url):
+    with pytest.raises(ValueError, match=r"remote.urls: far=\S+ is no address"):
+        RemoteConfig(urls={"far": url})
+
+
+def test_what_one_client_sends_does_not_cost_the_others_their_rewards():
+    calls = []
+
+    def judge(answers):
+        calls.append([t.answer for t in answers])
+        if any(t.answer == "b" for t in answers):
+            raise TypeError("a chat template met what it cannot write")
+        return {"far": [float(len(t.answer)) for t in answers]}
+
+    batcher = Batcher(judge, batch_seconds=0.2)
+    good, bad = two_responses()
+    results = [batcher.put([one]) for one in (good, bad, good)]
+    batcher.close()
+    batcher.run()
+    assert results[0].result(1) == results[2].result(1) == {"far": [1.0]}
+    with pytest.raises(RuntimeError, match="the rewards failed; the server's log says why"):
+        results[1].result(1)
+    assert calls == [["a", "b", "a"], ["a"], ["b"], ["a"]]
