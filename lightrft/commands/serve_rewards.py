@@ -40,6 +40,7 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
         model_rewards(config),
         config.sandbox,
     ) as judge:
+        judge.quotes = False
         check_judging(config, [judge], training=False)
         if JUDGE in judge.models:
             check_without_policy(config, "serve-rewards")

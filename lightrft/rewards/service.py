@@ -12,6 +12,7 @@ import queue
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from lightrft.rewards.discreet import without_words
 from lightrft.rewards.requests import (
     BadRequestError,
     Tasks,
@@ -110,7 +112,7 @@ class Batcher:
                 for job in jobs:
                     self._judge_all([job])
                 return
-            log.exception("the rewards of %d responses failed", group)
+            log.error("the rewards of %d responses failed: %s", group, without_words(traceback.format_exc()))
             jobs[0].result.set_exception(RuntimeError("the rewards failed; the server's log says why"))
             return
         start = 0

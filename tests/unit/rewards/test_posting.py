@@ -1,15 +1,20 @@
 """Rewards of servers that answer by halves, too slowly, or with numbers that are none; and what one client's request costs the others."""
 
+import re
 import socket
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from lightrft.config import RemoteConfig
+from lightrft.commands.serve_rewards import judged
+from lightrft.config import RemoteConfig, RewardConfig
 from lightrft.rewards import remote
-from lightrft.rewards.base import stripped
+from lightrft.rewards.base import RewardRunner, stripped
+from lightrft.rewards.discreet import without_words
 from lightrft.rewards.posting import TooLongError, post
 from lightrft.rewards.remote import RemoteReward
 from lightrft.rewards.service import Batcher
@@ -138,3 +143,46 @@ def test_what_one_client_sends_does_not_cost_the_others_their_rewards():
     with pytest.raises(RuntimeError, match="the rewards failed; the server's log says why"):
         results[1].result(1)
     assert calls == [["a", "b", "a"], ["a"], ["b"], ["a"]]
+
+
+SECRET = "the patient's name"
+
+
+def test_what_clients_send_is_in_no_log_of_a_server_and_where_it_failed_is(tmp_path, caplog):
+    (tmp_path / "loud.py").write_text(
+        "def loud(answer):\n    if answer == 'nan':\n        return float('nan')\n    raise KeyError(answer + '\\n' + answer)\n"
+    )
+    settings = RewardConfig(workers=0, on_failure="drop")
+    with RewardRunner({"task": {f"{tmp_path}/loud.py:loud": 1.0}}, settings) as runner:
+        judge = partial(judged, runner)
+        runner.quotes = False
+        for text in (SECRET, "nan"):
+            assert judge([replace(one, answer=text) for one in two_responses()]) == {"loud": [None, None]}
+        batcher = Batcher(lambda answers: refuse(answers), 0.0)
+        job = batcher.put([replace(two_responses()[0], answer=SECRET)])
+        batcher.close()
+        batcher.run()
+        assert isinstance(job.exception(1), RuntimeError)
+        assert SECRET not in caplog.text
+        assert re.search(r"loud' failed: +File .*loud.py\", line 4, in loud\n(.*\n)*KeyError", caplog.text)
+        assert "loud' failed: it returned nan." in caplog.text
+        assert re.search(r"the rewards of 1 responses failed: +File .*in refuse\nTypeError", caplog.text)
+        runner.quotes = True
+        judge([replace(two_responses()[0], answer=SECRET)])
+        assert SECRET in caplog.text
+
+
+def refuse(answers):
+    raise TypeError(f"cannot write {answers[0].answer}")
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("the judge named no score that judge.score_pattern finds; it said 'the patient'.", "the judge named no score that judge.score_pattern finds; it said"),
+        ("its model cannot be asked: there are 900 tokens to read and room for 512.", "its model cannot be asked: there are 900 tokens to read and room for 512."),
+        ("Traceback (most recent call last):\nValueError: the patient", "ValueError"),
+    ],
+)  # fmt: skip
+def test_a_reason_is_told_up_to_its_first_quotation(reason, told):
+    assert without_words(reason) == told
