@@ -201,7 +201,7 @@ def report(rows: Sequence[Compared], outputs: dict[str, tuple[str, str]]) -> Rep
         for row in rows:
             if row.subset:
                 subsets.setdefault(row.subset, []).append(row)
-        own = [name for name in names if name and any(name in row.grades for row in rows)]
+        own = [name for name in (label, *names) if name and any(name in row.grades for row in rows)]
         wanted = (*own, "") if own else None
         found[label] = {subset: _measured(part, label, wanted) for subset, part in subsets.items()}
     return found
