@@ -14,6 +14,7 @@ from lightrft.build.process import check_fused, prepare_process
 from lightrft.build.reward_models import model_rewards
 from lightrft.commands.address import Address
 from lightrft.config import Config
+from lightrft.config.ranges import Range
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.requests import Tasks
@@ -26,10 +27,13 @@ from lightrft.utils.device import pick_device
 log = logging.getLogger("lightrft")
 ANY_TASK = "rewards"
 """The task of responses that name none that is known here."""
+BATCH_MS = Range(0, 10_000)
 
 
 def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
     """Gives the rewards of these settings to whoever asks at this address, until it is stopped; 0 then."""
+    if batch_ms not in BATCH_MS:
+        raise ValueError(f"--batch-ms {batch_ms:g}: must be {BATCH_MS}.")
     key, context = address.checked_key(), address.context()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     prepare_process(config)

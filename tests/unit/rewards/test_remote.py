@@ -15,7 +15,7 @@ import pytest
 
 from lightrft.build.reward_models import model_rewards
 from lightrft.commands.address import Address
-from lightrft.commands.serve_rewards import ANY_TASK, judged, listening, rewards_by_task
+from lightrft.commands.serve_rewards import ANY_TASK, judged, listening, rewards_by_task, serve_rewards
 from lightrft.config import Config, RemoteConfig, RewardConfig, layers
 from lightrft.rewards import remote, service
 from lightrft.rewards.base import RewardRunner, stripped
@@ -404,6 +404,12 @@ def test_a_file_without_a_certificate_and_a_port_that_is_taken_are_told_before_w
         taken = server.server_address[1]
         with pytest.raises(ValueError, match=f"--port {taken}: nothing can listen there .*in use"):
             listening(Address(port=taken), batcher, tasks, "")
+
+
+@pytest.mark.parametrize("wait", [-1.0, math.inf, math.nan])
+def test_requests_are_gathered_for_a_time_that_ends(wait):
+    with pytest.raises(ValueError, match="--batch-ms .* must be at least 0 and at most 10000"):
+        serve_rewards(Config(), Address(), wait)
 
 
 def test_tasks_have_their_own_rewards_and_all_others_those_of_the_settings():
