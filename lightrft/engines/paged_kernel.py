@@ -10,7 +10,7 @@ Hq and Hkv heads, G = Hq / Hkv; D size of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, groupby
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightrft.config import RolloutConfig
 from lightrft.engines.pages import KERNEL_PAGE, Cache, Pool, Stretch
 from lightrft.engines.sizes import Sizes
 from lightrft.models.attention import accumulation_type
@@ -228,6 +229,14 @@ class KernelPass:
 
 SETTING = "rollout.native.attention_backend"
 _TOLD, _CURE = f"{SETTING}=flash", f"Set {SETTING}=torch"
+
+
+def check_backend(
+    config: RolloutConfig, device: torch.device, dtype: torch.dtype, text: Callable[[], Any]
+) -> None:
+    """ValueError if rollout.native.attention_backend cannot be had; arguments as in `check_kernel`."""
+    if config.native.attention_backend == "flash":
+        check_kernel(device, dtype, text())
 
 
 def check_kernel(device: torch.device, dtype: torch.dtype, text: Any) -> None:
