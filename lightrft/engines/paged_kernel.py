@@ -60,8 +60,8 @@ class Paged:
             [seen.length for seen, _ in stretches],
             [0, *accumulate(seen.length for seen, _ in stretches)],
         )
-        tensors = (sent(torch.tensor(n, dtype=torch.int32), device) for n in numbers)
-        return cls(*tensors, longest=max(counts))
+        queries, pages, lengths, ends = (sent(torch.tensor(n, dtype=torch.int32), device) for n in numbers)
+        return cls(queries, pages, lengths, ends, max(counts))
 
     def rows(self, group: int) -> Tensor:
         """`queries` where each token is so many queries; made for the first layer and kept for the others."""
@@ -283,7 +283,8 @@ def _unusable(device: torch.device, dtype: torch.dtype, head: int) -> str:
     query = torch.randn(2, 4, head, generator=draw).to(device, dtype)
     length, order = KERNEL_PAGE + 7, [2, 0]
     numbers = [0, 2], [order], [length], [0, length]
-    seen = Paged(*(torch.tensor(n, dtype=torch.int32, device=device) for n in numbers), longest=2)
+    queries, pages, lengths, ends = (torch.tensor(n, dtype=torch.int32, device=device) for n in numbers)
+    seen = Paged(queries, pages, lengths, ends, longest=2)
     try:
         out, total = paged_attention(query, keys, values, seen, 0.1, is_last=False)
     except (
