@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.other_models import named
 from lightrft.build.reward_models import Place
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
-from lightrft.engines.paged_kernel import check_kernel
+from lightrft.engines.paged_kernel import check_backend
 from lightrft.models.critic_source import CriticSource
 from lightrft.models.describe import text_shape, without_weights
 from lightrft.models.experts import check_experts
@@ -126,10 +127,9 @@ def named_models(config: Config, algorithm: Algorithm) -> dict[str, ModelConfig]
 
 
 def check_pages(config: Config) -> None:
-    """ValueError if the engine of this package cannot read its pages as rollout.native.attention_backend says."""
-    if config.rollout.native.attention_backend == "flash":
-        device = pick_device(config.strategy.device)
-        check_kernel(device, getattr(torch, config.model.dtype), text_shape(config.model))
+    """ValueError if the engine of this package cannot read its pages as the settings say."""
+    device, dtype = pick_device(config.strategy.device), getattr(torch, config.model.dtype)
+    check_backend(config.rollout, device, dtype, partial(text_shape, config.model))
 
 
 def check_routing(config: Config) -> None:

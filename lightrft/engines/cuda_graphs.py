@@ -37,6 +37,8 @@ class Pass(Protocol):
 
     sizes: Sizes
 
+    def __init__(self, running: Running) -> None: ...
+
     @staticmethod
     def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Shapes of its tensors of int64 in a recording of this size."""

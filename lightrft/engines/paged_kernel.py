@@ -10,7 +10,7 @@ Hq and Hkv heads, G = Hq / Hkv; D size of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, groupby
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightrft.config import RolloutConfig
 from lightrft.engines.pages import KERNEL_PAGE, Cache, Pool, Stretch
 from lightrft.engines.sizes import Sizes
 from lightrft.models.attention import accumulation_type
@@ -59,8 +60,8 @@ class Paged:
             [seen.length for seen, _ in stretches],
             [0, *accumulate(seen.length for seen, _ in stretches)],
         )
-        tensors = (sent(torch.tensor(n, dtype=torch.int32), device) for n in numbers)
-        return cls(*tensors, longest=max(counts))
+        queries, pages, lengths, ends = (sent(torch.tensor(n, dtype=torch.int32), device) for n in numbers)
+        return cls(queries, pages, lengths, ends, max(counts))
 
     def rows(self, group: int) -> Tensor:
         """`queries` where each token is so many queries; made for the first layer and kept for the others."""
@@ -230,6 +231,14 @@ SETTING = "rollout.native.attention_backend"
 _TOLD, _CURE = f"{SETTING}=flash", f"Set {SETTING}=torch"
 
 
+def check_backend(
+    config: RolloutConfig, device: torch.device, dtype: torch.dtype, text: Callable[[], Any]
+) -> None:
+    """ValueError if rollout.native.attention_backend cannot be had; arguments as in `check_kernel`."""
+    if config.native.attention_backend == "flash":
+        check_kernel(device, dtype, text())
+
+
 def check_kernel(device: torch.device, dtype: torch.dtype, text: Any) -> None:
     """ValueError if rollout.native.attention_backend=flash cannot be had on the device, for a model of this type and configuration of its text part."""
     if not has_varlen_kernel(torch.empty(0, dtype=dtype, device=device)):
@@ -274,7 +283,8 @@ def _unusable(device: torch.device, dtype: torch.dtype, head: int) -> str:
     query = torch.randn(2, 4, head, generator=draw).to(device, dtype)
     length, order = KERNEL_PAGE + 7, [2, 0]
     numbers = [0, 2], [order], [length], [0, length]
-    seen = Paged(*(torch.tensor(n, dtype=torch.int32, device=device) for n in numbers), longest=2)
+    queries, pages, lengths, ends = (torch.tensor(n, dtype=torch.int32, device=device) for n in numbers)
+    seen = Paged(queries, pages, lengths, ends, longest=2)
     try:
         out, total = paged_attention(query, keys, values, seen, 0.1, is_last=False)
     except (
