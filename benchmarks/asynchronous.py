@@ -150,7 +150,7 @@ def surroundings() -> dict[str, str]:
 
 def train(arguments: Sequence[str]) -> None:
     """A run to its end. RuntimeError with the end of what it said if it fails."""
-    command = [sys.executable, "-m", "lightrft", *arguments, "--rollout.server.wait-seconds", "600"]
+    command = [sys.executable, "-m", "lightrft", *arguments, "--rollout.server.wait-seconds", "1800"]
     done = subprocess.run(command, env=surroundings(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

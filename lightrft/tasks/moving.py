@@ -30,7 +30,7 @@ FPS = 1.0
 """Frames per second; media.fps may take fewer, not more."""
 STEPS = (5, 6, 7)
 """Pixels that a shape may move from one frame to the next, the same in all of a clip."""
-HALF = 9
+HALF = 14
 """Half of a shape's height, pixels."""
 TRAIN, EVALUATE = 600, 240
 """Clips of each kind of question."""

@@ -35,7 +35,7 @@ class Amounts:
     seconds: float
 
     def times(self, count: float) -> Amounts:
-        """That so many times."""
+        """The amounts of so many of these."""
         return Amounts(self.tokens * count, self.flops * count, self.sent * count, self.seconds * count)
 
 

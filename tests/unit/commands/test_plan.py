@@ -588,7 +588,8 @@ def test_values_before_the_first_step_are_planned(model):
     config = replace(config, rollout=replace(config.rollout, group_size=1, prompts_per_step=8))
     hardware = Hardware(devices=1, memory_gib=80)
     found = plan(config, hardware, LENGTHS)
-    step = plan(replace(config, algorithm=AlgorithmConfig(kl_coefficient=0.1)), hardware, LENGTHS)
+    plain = AlgorithmConfig(advantage="reinforce", kl_coefficient=0.1)
+    step = plan(replace(config, algorithm=plain), hardware, LENGTHS)
     assert step.work.values is None
     values = found.work.values
     assert values.tokens == 1000 * 16 * LENGTHS.answer
@@ -596,7 +597,7 @@ def test_values_before_the_first_step_are_planned(model):
     alike = plan(grouped, hardware, LENGTHS)
     assert values.seconds == pytest.approx(alike.work.rollout.seconds * 1000 / 8)
     assert values.flops == pytest.approx(alike.work.rollout.flops * 1000 / 8)
-    assert values.seconds > 2 * found.work.rollout.seconds * 1000 / 8
+    assert values.seconds > found.work.rollout.seconds * 1000 / 8
 
     def cache(planned):
         return next(item.bytes for item in planned.items if item.name == "engine cache")
