@@ -31,7 +31,9 @@ def test_the_held_out_error_falls_and_the_network_alone_changes(taught_to_draw, 
     told = json.loads((taught_to_draw / "summary.json").read_text())
     assert told["held_out_error"]["after"] < told["held_out_error"]["before"]
     assert told["held_out_error_by_task"]["after"]["digit_pictures"] == told["held_out_error"]["after"]
-    assert all(row["grad_norm"] > 0 and row["error"] == pytest.approx(row["loss"]) for row in updates(taught_to_draw))
+    assert all(
+        row["grad_norm"] > 0 and row["error"] == pytest.approx(row["loss"]) for row in updates(taught_to_draw)
+    )
     changed = {
         str(f.relative_to(drawn_pipeline))
         for f in drawn_pipeline.rglob("*")
