@@ -49,6 +49,11 @@ class TaskData:
     eval_judge: RewardRunner
 
     @property
+    def judges(self) -> list[RewardRunner]:
+        """Runners of the rewards of training and of evaluations."""
+        return [self.judge, self.eval_judge]
+
+    @property
     def asked(self) -> Iterator[Asked]:
         """The prompts, those that are not tokenised yet as records; of many that are alike in all but their texts one."""
         for prompts in (*self.prompts.sources, *(eval_set.prompts for eval_set in self.eval_sets)):

@@ -108,9 +108,8 @@ def build_run(
     prepare_process(config)
     world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    shared("batch_size", config.batch_size, world)
     setup = made_of(world)
-    _check_model(config)
+    _check_model(config, world)
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)
     steps = config.steps or _steps_of_epochs(config, prompts)
@@ -118,8 +117,7 @@ def build_run(
     state = last_state(run, checkpoints, config, steps) if resume else None
     model = strategy.trainable(setup.source, config.optimizer, steps)
     reference = build_reference(setup.source, model, strategy) if setup.judgement is not None else None
-    engine = setup.engine(strategy, model)
-    readers = setup.residents()
+    engine, readers = setup.engine(strategy, model), setup.residents()
     memory_plan = build_sft_memory_plan(model, device, reference, engine, readers)
     journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
     batching = build_batching(config, setup, world, device)
@@ -159,8 +157,9 @@ def build_run(
     return made
 
 
-def _check_model(config: OfflineConfig) -> None:
-    """ValueError for a model that these settings cannot compute."""
+def _check_model(config: OfflineConfig, world: World) -> None:
+    """ValueError for a model that these settings cannot compute, and for a step that so many processes cannot share."""
+    shared("batch_size", config.batch_size, world)
     models = {"model.path": config.model}
     check_fused(config, models)
     check_team(config.strategy, models)

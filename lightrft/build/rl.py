@@ -82,8 +82,7 @@ def build_run(
 
     models = build_models(config, kind, algorithm, strategy)
     engine = make_engine(engine_module(config, kind, strategy, models.actor), processor, config.rollout)
-    judges = [task_data.judge, task_data.eval_judge]
-    judging = add_judging_models(config, judges, engine, processor, device, kind.makes)
+    judging = add_judging_models(config, task_data.judges, engine, processor, device, kind.makes)
     memory_plan = build_memory_plan(vars(models), engine, judging, device, config.rollout.max_staleness > 0)
     journal = build_journal(config, config.steps, run, world, state, stack)
     evaluator = build_evaluator(config, task_data, processor, turns, run, world)

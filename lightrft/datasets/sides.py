@@ -41,7 +41,7 @@ class Shown(NamedTuple):
     """The picture that a model which draws is to draw: the target of the prompts of `PictureDemonstrations`."""
 
     medium: Any
-    """Its source or, once it is read, the state of it."""
+    """The source of the picture or, once it is read, the state of it."""
     held_out: bool
     """Whether it is measured on and not learned from."""
 

@@ -118,7 +118,7 @@ def _no_text(record: Record) -> str:
     raise ValueError(f"{record.id}: the response is a picture, which models that draw learn from alone.")
 
 
-TASKS = {
+TASKS: dict[str, Callable[[str], Task]] = {
     "two_digits": two_digits,
     "digit_pictures": partial(_pictures, "digit_pictures", one_each),
     "two_digit_pictures": partial(_pictures, "two_digit_pictures", pairs_of),

@@ -9,6 +9,7 @@ Two digits in a picture, and pictures of digits to learn from: tasks/digit_pictu
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.preferences import response
@@ -57,4 +58,9 @@ def digit_pairs(option: str) -> Task:
     return Task("digit_pairs", load, {}, better)
 
 
-TASKS = {"digit_pairs": digit_pairs, "digits": digits, **digit_pictures.TASKS, **drawings.TASKS}
+TASKS: dict[str, Callable[[str], Task]] = {
+    "digit_pairs": digit_pairs,
+    "digits": digits,
+    **digit_pictures.TASKS,
+    **drawings.TASKS,
+}

@@ -177,7 +177,7 @@ def test_a_reward_model_that_was_taught_by_pairs_of_pictures_rates_what_is_drawn
     assert all(row["reward/rated"] == row["reward/mean"] and row["reward/std"] > 0 for row in found)
     assert all(row["grad_norm"] > 0 for row in found)
     report = json.loads((lightrft.cwd / "drawn/evaluation/after.json").read_text())["digits"]
-    assert 0 <= report["mean"] <= 1  # the held-out score is that of the task: a program's
+    assert 0 <= report["score"]["mean"] <= 1  # the held-out score is that of the task: a program's
     lightrft("reward", "reward_tiny", *PLAIN[2:], "--steps", "1", "--run", "reads")
     blind = [*own[:-4], "--reward_model.paths", "rated", "reads/model"]
     assert "it reads text, and the responses hold image" in lightrft("train", *blind, status=2)

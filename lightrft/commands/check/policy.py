@@ -23,6 +23,7 @@ from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
 from lightrft.models.kinds import PolicyKind
 from lightrft.parallel.world import World
+from lightrft.rewards.asked import TEXT
 from lightrft.rewards.table import JUDGE
 from lightrft.strategy.base import Trainable
 from lightrft.strategy.memory import MemoryPlan, Phase, Resident
@@ -69,7 +70,8 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     )
     if told := beyond_context_of_rollout(config, questions.longest):
         section.warn(told)
-    fits_judges(section, config, parts, questions)
+    if TEXT in questions.kind.makes:
+        fits_judges(section, config, parts, questions)
     most = min(config.rollout.max_tokens, LONGEST_SAMPLE)
     sampling = replace(training_sampling(config.rollout, config.seed), n=SAMPLES, max_tokens=most)
     spread = [

@@ -37,7 +37,7 @@ def _offline_words(config: OfflineConfig, hardware: Hardware, prompt: int, respo
 OFFLINE: tuple[
     tuple[Callable[[ModelConfig], bool], Callable[[OfflineConfig, Hardware, int, int], OfflinePlan]], ...
 ] = ((is_pipeline, given_pictures.plan), (lambda _: True, _offline_words))
-"""The same of runs that learn from given responses."""
+"""Whether a model is of a kind -> its plan of a run that learns from given responses; as above."""
 
 
 def offline_plan_of(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) -> OfflinePlan:
