@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -94,27 +93,24 @@ WORK = {
 }
 
 
-def measured(work: str, folder: Path, steps: int) -> dict[str, Any]:
+def measured(work: str, folder: Path, steps: int) -> dict[str, float]:
     program = f"""
 import json, resource, sys, time
 from pathlib import Path
 from lightrft.console.web import answers
 from lightrft.runs.reader import Run
-import lightrft.datasets.response_file
-import pyarrow.parquet
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 def read(): return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
-begun, before = time.monotonic(), read()
+begun, worked, before = time.monotonic(), time.process_time(), read()
 {work}
-print(json.dumps([time.monotonic() - begun, (read() - before) / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3]))
+print(json.dumps([time.monotonic() - begun, time.process_time() - worked, time.process_time(), (read() - before) / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3]))
 """
-    begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder), str(steps // 2)],
         env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    seconds, read, peak = json.loads(done.stdout.splitlines()[-1])
-    return {"whole": time.monotonic() - begun, "seconds": seconds, "read": read, "peak": peak}
+    names = ("seconds", "cpu", "whole", "read", "peak")
+    return dict(zip(names, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 def main() -> None:
@@ -134,12 +130,15 @@ def main() -> None:
         print(
             f"{size / 1e9:.2f} GB: {steps} steps, {tokens / 1e6:.0f} million tokens, {size / tokens:.1f} bytes a token; made in {time.monotonic() - begun:.0f} s"
         )
-        print(f"{'':36} {'seconds':>8} {'MB read':>8} {'MB peak':>8} {'with imports':>13}")
-        for name, work in WORK.items():
-            found = measured(work, folder, steps)
-            print(
-                f"{name:36} {found['seconds']:8.2f} {found['read']:8.1f} {found['peak']:8.0f} {found['whole']:11.1f} s"
-            )
+        table(folder, steps)
+
+
+def table(folder: Path, steps: int) -> None:
+    print(f"{'':36} {'seconds':>8} {'CPU':>6} {'CPU with imports':>17} {'MB read':>8} {'MB peak':>8}")
+    for name, work in WORK.items():
+        found = measured(work, folder, steps)
+        numbers = f"{found['seconds']:8.2f} {found['cpu']:6.2f} {found['whole']:17.2f}"
+        print(f"{name:36} {numbers} {found['read']:8.1f} {found['peak']:8.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def plain(table: pa.Table, config: TaskConfig) -> bool:
 
 
 def alike(prompts: Sequence[Any]) -> Sequence[Any]:
-    """Those of the prompts that differ in more than in what they say: of TextRecords the first, as all have the same fields and no media."""
+    """The prompts that differ in more than in what they say: of TextRecords the first, as all have the same fields and no media."""
     return prompts[:1] if isinstance(prompts, TextRecords) else prompts
 
 

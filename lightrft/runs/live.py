@@ -20,19 +20,20 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from lightrft import __version__
 from lightrft.runs.layout import RunFolder
-from lightrft.strategy.memory import PhaseEnd
 from lightrft.utils.amounts import clock
 from lightrft.utils.atomic import write_text
-from lightrft.utils.device import accelerators
 from lightrft.utils.extras import extras, installed
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.paths import without_home
+
+if TYPE_CHECKING:  # a run is looked at without torch, whose import takes seconds
+    from lightrft.strategy.memory import PhaseEnd
 
 log = logging.getLogger("lightrft")
 
@@ -216,6 +217,8 @@ def note_environment(run: Path, processes: int) -> None:
 
 
 def _environment(processes: int) -> dict[str, Any]:
+    from lightrft.utils.device import accelerators  # not above: it imports torch
+
     optional = {requirement.name for needed in extras().values() for requirement in needed}
     versions = {name: installed(name) for name in (*CORE, *sorted(optional - set(CORE)))}
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -37,7 +37,7 @@ MOST_TOLD = 600
 
 @dataclass(frozen=True)
 class Receiver:
-    """Who is told."""
+    """An address to be told, with the key for it."""
 
     url: str
     key: str = ""
