@@ -12,7 +12,7 @@ MOST = 200
 
 
 def without_words(reason: str) -> str:
-    """Of a traceback its places and the kind of its exception; of a sentence what stands before its first quotation, at most MOST
+    """The places of a traceback and the kind of its exception; of a sentence, what stands before its first quotation, at most MOST
     characters."""
     if not reason.startswith("Traceback"):
         return QUOTE.split(reason, maxsplit=1)[0][:MOST].strip()
