@@ -90,7 +90,7 @@ def _wanted(run: Path) -> bool:
 def title_of(run: Path) -> str:
     """The name of a run, with its held-out loss or score before and after where both are known."""
     summary = RunFolder(run).read_summary()
-    losses = next((summary[name] for name in HELD_OUT_LOSSES if name in summary), {})
+    losses: dict[str, float] = next((summary[name] for name in HELD_OUT_LOSSES if name in summary), {})
     scores = summary.get("evaluation", {})
     if losses.keys() >= {"before", "after"}:
         return f"{run.name}: held-out loss {losses['before']:.3f} before, {losses['after']:.3f} after {summary['steps']} steps"
