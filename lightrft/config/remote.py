@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import urldefrag, urlsplit
 
 from lightrft.config.addresses import is_loopback, refuse_secrets
 from lightrft.config.ranges import check_ranges
@@ -64,6 +64,11 @@ class RemoteConfig:
 def addresses(urls: str) -> list[str]:
     """The addresses of one reward."""
     return [url.strip() for url in urls.split(",")]
+
+
+def named_there(name: str, urls: str) -> str:
+    """What the servers call a reward, whatever machines they run on: commas between several names."""
+    return ", ".join(sorted({urldefrag(url).fragment or name for url in addresses(urls)}))
 
 
 def _has_sound_port(url: str) -> bool:
