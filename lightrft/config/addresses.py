@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 
 def is_loopback(host: str) -> bool:
@@ -24,12 +24,28 @@ def secret(option: str, variable: str) -> str:
     return os.environ[variable]
 
 
-def refuse_secrets(option: str, url: str, key: str) -> None:
-    """ValueError for an address with a name, a password or a key in it; `key`: the option that names a key's environment variable."""
-    parts = urlsplit(url)
+def checked(option: str, url: str, key: str) -> SplitResult:
+    """The parts of an address that an option names. ValueError for one without http, a host that can be looked up and a sound port, or with a
+    name, a password or a key in it; `key`: the option that names a key's environment variable."""
+    try:
+        parts = urlsplit(url)
+        host = str(parts.hostname or "")
+    except ValueError:
+        raise _no_address(option, url.rpartition("@")[2]) from None  # before the @ may stand a password
     if "@" in parts.netloc or parts.query:
         raise ValueError(
-            f"{option}: the address of {parts.hostname} holds a name, a password or a key, and settings are written to "
+            f"{option}: the address of {host} holds a name, a password or a key, and settings are written to "
             f"RUN/config.yaml and messages. Give the address alone, http://HOST:PORT, and the servers' key in an environment "
             f"variable named by {key}."
         )
+    try:
+        sound = parts.scheme in ("http", "https") and parts.port != 0 and bool(host.encode("idna"))
+    except ValueError:  # UnicodeError is one: no name server could be asked for this host
+        sound = False
+    if not sound:
+        raise _no_address(option, url)
+    return parts
+
+
+def _no_address(option: str, url: str) -> ValueError:
+    return ValueError(f"{option}={url} is no address. Write https://HOST:PORT, or http://localhost:PORT.")
