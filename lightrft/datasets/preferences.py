@@ -140,20 +140,20 @@ def best(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft sft` with the fields of `graded`: of several responses the one with the highest grade is learned, the first
     of those that have it (rejection sampling: RAFT, Dong et al. 2023, https://arxiv.org/abs/2304.06767). ValueError where all are equal,
     as the best of bad ones is not worth learning, and for grades of several outputs, of which one may be a cost."""
-    prompt, sides = _rivals(row, config)
-    return Example(prompt, max(sides, key=_only_grade)["messages"])
+    found = _rivals(row, config)
+    return Example(found.prompt, max(found.target, key=_only_grade)["messages"])
 
 
 def best_worst(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft reward` and `lightrft dpo` with the fields of `graded`: of several responses the one with the highest and
     the one with the lowest grade, the first of those that have it. A pair costs a fraction of what all the responses of a row cost, and
     holds the widest difference. ValueError as from `best`."""
-    prompt, sides = _rivals(row, config)
-    return Example(prompt, [max(sides, key=_only_grade), min(sides, key=_only_grade)])
+    found = _rivals(row, config)
+    return Example(found.prompt, [pick(found.target, key=_only_grade) for pick in (max, min)])
 
 
-def _rivals(row: Row, config: TaskConfig) -> tuple[list[Message], list[dict[str, Any]]]:
-    """The prompt and the graded responses of a row with one grade for each. ValueError where all are equal, or for several outputs."""
+def _rivals(row: Row, config: TaskConfig) -> Example:
+    """The responses of a row that have a grade, one each. ValueError where all are equal, or for several outputs."""
     found = graded(row, config)
     names = list(found.target[0]["grades"])
     if len(names) != 1:
@@ -164,7 +164,7 @@ def _rivals(row: Row, config: TaskConfig) -> tuple[list[Message], list[dict[str,
     known = [one for one in found.target if not math.isnan(_only_grade(one))]
     if len({_only_grade(one) for one in known}) < 2:
         raise ValueError("no response is better than another, so there is nothing to choose.")
-    return found.prompt, known
+    return Example(found.prompt, known)
 
 
 def _only_grade(side: dict[str, Any]) -> float:
