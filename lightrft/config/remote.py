@@ -26,7 +26,7 @@ class RemoteConfig:
     requests: int = 8
     """Most requests at a time, over all addresses of a reward."""
     timeout_seconds: float = 60.0
-    """Longest time for one request."""
+    """Longest time for one request, without looking its host up."""
     retries: int = 2
     """How often a request is sent again, to the next address if there are several, after a failure that may pass: no connection, no reply in
     time, or the statuses 408, 429 and 5xx."""
