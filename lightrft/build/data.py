@@ -12,6 +12,7 @@ from lightrft.build.judges import check_judging, check_targets
 from lightrft.build.reward_models import check_rated, model_rewards
 from lightrft.build.tasks import evaluated_tasks, records_of, training_tasks
 from lightrft.config import Config, ModelConfig
+from lightrft.config.remote import named_there
 from lightrft.config.rewards import rewards_of
 from lightrft.datasets.deferred import AT_ONCE, deferred, prepared
 from lightrft.datasets.loader import PromptLoader
@@ -222,7 +223,8 @@ def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardSca
         for task, rewards in judge.weights.items()
     }
     options = replace(config.rewards, scale=scale)
-    by = {JUDGE: config.judge.path, **config.reward_model.paths, **config.remote.urls}
+    far = {name: f"the remote reward {named_there(name, urls)}" for name, urls in config.remote.urls.items()}
+    by = {JUDGE: config.judge.path, **config.reward_model.paths, **far}
     places = {judge.labels[name]: place for name, place in by.items() if name in judge.models}
     return RewardScaler(list(judge.weights), options, config.constraint, cost, world, weights, places)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from lightrft.build.data import training_rewards
@@ -50,7 +51,7 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
             check_fused(config, named_judge(config))
         batcher = Batcher(lambda answers: judged(judge, answers), batch_ms / 1000)
         tasks = Tasks(tuple(judge.weights), ANY_TASK * (ANY_TASK in judge.weights))
-        with listening(address, batcher, tasks, key) as server:  # before weights load: the port may be taken
+        with bound(address, batcher, tasks, key) as server:  # before weights load: the port may be taken
             hold_judging_models(config, judge, pick_device(config.strategy.device))
             if any(output is not None and output.sees_media for output in judge.models.values()):
                 server.most_bytes = MOST_BYTES_WITH_MEDIA
@@ -58,6 +59,8 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
                 server.socket = context.wrap_socket(
                     server.socket, server_side=True, do_handshake_on_connect=False
                 )
+            with telling(address):  # who comes earlier is refused, and does not wait for weights
+                server.server_activate()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
             threading.Thread(target=server.serve_forever, daemon=True).start()
             names = ", ".join(sorted(judge.labels.values()))
@@ -76,10 +79,17 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
     return 0
 
 
-def listening(address: Address, batcher: Batcher, tasks: Tasks, key: str) -> RewardServer:
-    """The server at its address, which answers nobody yet. ValueError for one that cannot be listened at."""
+def bound(address: Address, batcher: Batcher, tasks: Tasks, key: str) -> RewardServer:
+    """The server at its address, where connections are refused yet. ValueError for one that cannot be listened at."""
+    with telling(address):
+        return RewardServer((address.host, address.port), batcher, tasks, key=key, listen=False)
+
+
+@contextmanager
+def telling(address: Address) -> Iterator[None]:
+    """Inside, an OSError is a ValueError that says what to do."""
     try:
-        return RewardServer((address.host, address.port), batcher, tasks, key=key)
+        yield
     except OSError as error:
         raise ValueError(
             f"--host {address.host} --port {address.port}: nothing can listen there ({error.strerror or error}). Take another port, or 0 for any "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 
 def is_loopback(host: str) -> bool:
@@ -25,15 +25,31 @@ def secret(option: str, variable: str) -> str:
     return os.environ[variable]
 
 
-def refuse_secrets(option: str, url: str, key: str) -> None:
-    """ValueError for an address with a name, a password or a key in it; `key`: the option that names a key's environment variable."""
-    parts = urlsplit(url)
+def checked(option: str, url: str, key: str) -> SplitResult:
+    """The parts of an address that an option names. ValueError for one without http, a host that can be looked up and a sound port, or with a
+    name, a password or a key in it; `key`: the option that names a key's environment variable."""
+    try:
+        parts = urlsplit(url)
+        host = str(parts.hostname or "")
+    except ValueError:
+        raise _no_address(option, url.rpartition("@")[2]) from None  # before the @ may stand a password
     if "@" in parts.netloc or parts.query:
         raise ValueError(
-            f"{option}: the address of {parts.hostname} holds a name, a password or a key, and settings are written to "
+            f"{option}: the address of {host} holds a name, a password or a key, and settings are written to "
             f"RUN/config.yaml and messages. Give the address alone, http://HOST:PORT, and the servers' key in an environment "
             f"variable named by {key}."
         )
+    try:
+        sound = parts.scheme in ("http", "https") and parts.port != 0 and bool(host.encode("idna"))
+    except ValueError:  # UnicodeError is one: no name server could be asked for this host
+        sound = False
+    if not sound:
+        raise _no_address(option, url)
+    return parts
+
+
+def _no_address(option: str, url: str) -> ValueError:
+    return ValueError(f"{option}={url} is no address. Write https://HOST:PORT, or http://localhost:PORT.")
 
 
 def check_notify(notify: str, key: str) -> None:
@@ -43,10 +59,7 @@ def check_notify(notify: str, key: str) -> None:
             f"log.notify_key={key} has no effect without log.notify. Set log.notify, or leave it out."
         )
     if "://" in notify:
-        parts = urlsplit(notify)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"log.notify={notify}: give http://HOST/PATH or https://HOST/PATH.")
-        refuse_secrets("log.notify", notify, "log.notify_key")
+        checked("log.notify", notify, "log.notify_key")
     elif notify and not re.fullmatch(r"[A-Za-z_]\w*", notify):
         raise ValueError(
             f"log.notify={notify}: give an address, https://HOST/PATH, or the name of an environment variable that holds one."

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightrft.config.addresses import refuse_secrets
+from lightrft.config.addresses import checked
 from lightrft.config.checks import refuse_idle
 from lightrft.config.further import read_further, taken_by
 from lightrft.config.ranges import check_ranges
@@ -310,7 +310,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         check_ranges("rollout.server", self)
         for url in self.urls:
-            refuse_secrets("rollout.server.urls", url, "rollout.server.key")
+            checked("rollout.server.urls", url, "rollout.server.key")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import urldefrag
 
-from lightrft.config.addresses import is_loopback, refuse_secrets
+from lightrft.config.addresses import checked, is_loopback
 from lightrft.config.ranges import check_ranges
 
 
@@ -26,7 +26,7 @@ class RemoteConfig:
     requests: int = 8
     """Most requests at a time, over all addresses of a reward."""
     timeout_seconds: float = 60.0
-    """Longest time for one request."""
+    """Longest time for one request, without looking its host up."""
     retries: int = 2
     """How often a request is sent again, to the next address if there are several, after a failure that may pass: no connection, no reply in
     time, or the statuses 408, 429 and 5xx."""
@@ -48,13 +48,8 @@ class RemoteConfig:
                 self._check_url(name, url)
 
     def _check_url(self, name: str, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_sound_port(url):
-            raise ValueError(
-                f"remote.urls: {name}={url} is no address. Write https://HOST:PORT, or http://localhost:PORT."
-            )
-        refuse_secrets("remote.urls", url, "remote.key")
-        if parts.scheme == "http" and not is_loopback(parts.hostname) and not self.plain_http:
+        parts = checked(f"remote.urls: {name}", url, "remote.key")
+        if parts.scheme == "http" and not is_loopback(str(parts.hostname)) and not self.plain_http:
             raise ValueError(
                 f"remote.urls: {name}={url} goes unencrypted to another machine. Use https, or set remote.plain_http=true where the network is "
                 "trusted."
@@ -66,9 +61,6 @@ def addresses(urls: str) -> list[str]:
     return [url.strip() for url in urls.split(",")]
 
 
-def _has_sound_port(url: str) -> bool:
-    """Whether the port of an address, if it names one, is a number from 1 to 65535."""
-    try:
-        return urlsplit(url).port != 0
-    except ValueError:
-        return False
+def named_there(name: str, urls: str) -> str:
+    """What the servers call a reward, whatever machines they run on: commas between several names."""
+    return ", ".join(sorted({urldefrag(url).fragment or name for url in addresses(urls)}))

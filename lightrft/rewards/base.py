@@ -13,7 +13,6 @@ from typing import Any
 from lightrft.config import RewardConfig, SandboxConfig
 from lightrft.media.parts import described
 from lightrft.rewards.code import check_sandbox
-from lightrft.rewards.discreet import without_words
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import ModelReward, Output
 from lightrft.rewards.table import JUDGE, REWARDS, RUNS_PROGRAMS, check_installed, load_reward, load_values
@@ -36,7 +35,7 @@ WORK = Work(
 )
 """Reward functions, as worker processes load and name them."""
 
-Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], str]]
+Found = tuple[dict[tuple[str, int], float], dict[tuple[str, int], Failure]]
 """(reward, place) -> value, and (reward, place) -> why there is none."""
 
 
@@ -182,7 +181,7 @@ class RewardRunner:
     def _by_models(self, trajectories: Sequence[Trajectory], views: Sequence[Answer]) -> Found:
         """Values of the rewards that models give: each model is asked once, as an engine of several ranks wants it, for all outputs."""
         values: dict[tuple[str, int], float] = {}
-        failures: dict[tuple[str, int], str] = {}
+        failures: dict[tuple[str, int], Failure] = {}
         for ask, outputs in self._outputs():
             wanted = [[n for n in outputs if n in self.weights[t.prompt.source]] for t in trajectories]
             places = [place for place, names in enumerate(wanted) if names]
@@ -191,11 +190,11 @@ class RewardRunner:
             for place, found in zip(places, ask(shown), strict=True):
                 for name in wanted[place]:
                     if isinstance(found, Failure):
-                        failures[name, place] = found.reason
+                        failures[name, place] = found
                     elif numbers.isfinite(value := outputs[name].of(found)):
                         values[name, place] = value
                     else:
-                        failures[name, place] = f"it returned {value}."
+                        failures[name, place] = _no_number(value)
         return values, failures
 
     def model_values(self, trajectories: Sequence[Trajectory]) -> list[dict[str, float]]:
@@ -221,27 +220,27 @@ class RewardRunner:
             found.setdefault(id(output.model), (output.model, {}))[1][name] = output
         return list(found.values())
 
-    def _stop_at(self, failures: Mapping[tuple[str, int], str], views: Sequence[Answer]) -> None:
+    def _stop_at(self, failures: Mapping[tuple[str, int], Failure], views: Sequence[Answer]) -> None:
         if failures and self.config.on_failure == "raise":
             raise RewardError(_failed(*next(iter(failures.items())), views))
 
     def _values(self, parts: Sequence[Part], views: Sequence[Answer]) -> Found:
         """(reward, place) -> value, and (reward, place) -> why there is none."""
         values: dict[tuple[str, int], float] = {}
-        failures: dict[tuple[str, int], str] = {}
+        failures: dict[tuple[str, int], Failure] = {}
         outcomes = self._runner.run([Call(part.name, [views[p] for p in part.places]) for part in parts])
         again: list[Part] = []
         for part, outcome in zip(parts, outcomes, strict=True):
             if isinstance(outcome, Failure):
                 smaller = self._split(part, views) if self.config.on_failure == "drop" else []
                 again += smaller
-                failures |= {} if smaller else {(part.name, place): outcome.reason for place in part.places}
+                failures |= {} if smaller else {(part.name, place): outcome for place in part.places}
                 continue
             for place, value in zip(part.places, outcome, strict=True):
                 if numbers.isfinite(value):
                     values[part.name, place] = value
                 else:
-                    failures[part.name, place] = f"it returned {value}."
+                    failures[part.name, place] = _no_number(value)
         self._stop_at(failures, views)
         if again:
             more_values, more_failures = self._values(again, views)
@@ -300,15 +299,19 @@ def _kept(trajectories: Sequence[Trajectory], failed: set[int]) -> list[Trajecto
     ]
 
 
+def _no_number(value: float) -> Failure:
+    return Failure(f"it returned {value}.", "it returned a number that is not finite.")
+
+
 def _report(
-    failures: Mapping[tuple[str, int], str], views: Sequence[Answer], dropped: int, *, quotes: bool
+    failures: Mapping[tuple[str, int], Failure], views: Sequence[Answer], dropped: int, *, quotes: bool
 ) -> None:
     counts = Counter(name for name, _ in failures)
     examples = {
-        name: _failed((name, place), reason, views)
+        name: _failed((name, place), failure, views)
         if quotes
-        else f"reward '{name}' failed: {without_words(reason)}"
-        for (name, place), reason in reversed(list(failures.items()))
+        else f"reward '{name}' failed: {failure.kind or 'it gave no number.'}"
+        for (name, place), failure in reversed(list(failures.items()))
     }
     for name, count in counts.items():
         log.warning(
@@ -320,11 +323,11 @@ def _report(
         )
 
 
-def _failed(key: tuple[str, int], reason: str, views: Sequence[Answer]) -> str:
+def _failed(key: tuple[str, int], failure: Failure, views: Sequence[Answer]) -> str:
     name, place = key
     view = views[place]
     return (
-        f"reward '{name}' failed on responses of task '{view.prompt.source}': {reason.strip()}\n"
+        f"reward '{name}' failed on responses of task '{view.prompt.source}': {failure.reason.strip()}\n"
         f"  one of these responses, to {view.prompt.id}: {view.answer[:500]!r}\n"
         "  Fix the reward, or set rewards.on_failure=drop to skip such responses (skips are counted)."
     )

@@ -29,6 +29,8 @@ COMPARISONS, CONTRADICTIONS, FAILED = (
 )
 """Metrics of a call: comparisons with a verdict in both orders, those whose verdicts contradict each other, and those without."""
 
+ALONE = "it has no sibling to be compared with (judge.against=siblings)."
+
 
 @dataclass(frozen=True)
 class Match:
@@ -98,7 +100,7 @@ class ComparingJudge:
         worth = [one for one in found if not isinstance(one, Failure)]
         if worth:
             return sum(worth) / len(worth)
-        return next(iter(found), Failure("it has no sibling to be compared with (judge.against=siblings)."))
+        return next(iter(found), Failure(ALONE, ALONE))
 
     def _played(self, answers: Sequence[Answer], matches: Sequence[Match]) -> list[float | Failure]:
         """What each match is worth to its first response."""
@@ -157,7 +159,10 @@ class ComparingJudge:
         texts = [self._processor.text(reply.token_ids) for reply in replies]
         named = [found for text in texts if (found := letter(text)) in LETTERS]
         if not named:
-            return Failure(f"the judge named neither A nor B; it said {texts[0][-300:]!r}.")
+            return Failure(
+                f"the judge named neither A nor B; it said {texts[0][-300:]!r}.",
+                "the judge named neither A nor B.",
+            )
         return named.count(LETTERS[0]) / len(named)
 
 

@@ -91,10 +91,8 @@ class GenerativeJudge:
         shares = [score / self._config.max_score for score in named]
         usable = [share for share in shares if 0 <= share <= 1]
         if not usable:
-            return Failure(
-                f"the judge named no score between 0 and judge.max_score={self._config.max_score:g} that judge.score_pattern finds; it said "
-                f"{texts[0][-300:]!r}."
-            )
+            told = f"the judge named no score between 0 and judge.max_score={self._config.max_score:g} that judge.score_pattern finds"
+            return Failure(f"{told}; it said {texts[0][-300:]!r}.", f"{told}.")
         return sum(usable) / len(usable)
 
 
@@ -117,9 +115,13 @@ def replies_to(
         if len(prompts) > 1:
             return [said for prompt in prompts for said in replies_to(ask, [prompt], sampling)]
         told = error.read().decode("utf-8", "replace")[:300]
-        return [Failure(f"the judge refused the prompt: HTTP {error.code}: {told}")]
+        kind = f"the judge refused the prompt: HTTP {error.code}"
+        return [Failure(f"{kind}: {told}", kind)]
     except (OSError, HTTPException) as error:
-        return [Failure(f"the judge was not reached: {error or type(error).__name__}.")] * len(prompts)
+        kind = type(error).__name__
+        return [
+            Failure(f"the judge was not reached: {error or kind}.", f"the judge was not reached: {kind}.")
+        ] * len(prompts)
 
 
 def judge_prompt(
@@ -286,7 +288,8 @@ def to_read(make: Callable[[U], T], answer: U) -> T | Failure:
     try:
         return make(answer)
     except (ValueError, TemplateError) as error:  # too long, or refused by the chat template
-        return Failure(f"its model cannot be asked: {error or type(error).__name__}")
+        kind = type(error).__name__
+        return Failure(f"its model cannot be asked: {error or kind}", f"its model cannot be asked: {kind}")
 
 
 def _check_room(tokens: Sequence[int], longest: int | None, section: str) -> None:

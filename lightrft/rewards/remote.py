@@ -48,7 +48,8 @@ class RemoteReward:
     """What may be fetched of media, and how large one may be."""
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Failure]:
-        """The reward of each response, or why it has none. Takes at most timeout_seconds x (retries + 1) and the pauses for each request."""
+        """The reward of each response, or why it has none. Takes at most timeout_seconds x (retries + 1), the pauses, and the time to look hosts
+        up, for each request."""
         if not answers:
             return []
         parts = _requests(answers, self.config.batch)
@@ -66,7 +67,7 @@ class RemoteReward:
                 return self._ask(url, answers)
             except RefusedError as error:
                 return [Failure(f"{_bare(url)} refused it: {error}")] * len(answers)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
                 told = f"{_bare(url)}: {error or type(error).__name__}"
             except MediaError as error:
                 return self._one_by_one(number, answers, error)

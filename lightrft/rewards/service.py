@@ -9,18 +9,17 @@ import hmac
 import json
 import logging
 import queue
+import select
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from lightrft.rewards.discreet import without_words
 from lightrft.rewards.requests import (
     BadRequestError,
     Tasks,
@@ -30,6 +29,7 @@ from lightrft.rewards.requests import (
     read_openrlhf,
 )
 from lightrft.types import Trajectory
+from lightrft.utils.failures import without_message
 
 log = logging.getLogger("lightrft")
 Judge = Callable[[Sequence[Trajectory]], Mapping[str, Sequence[float | None]]]
@@ -42,6 +42,12 @@ MOST_READING = 512 * 2**20
 MOST_WAITING = 64
 """Requests that may wait for their turn; further ones are told to come again."""
 MOST_CONNECTIONS = 256
+FURTHER_FAILURES = 2
+"""Calls of the judge that may fail in a row beyond those that find one request which cannot be judged."""
+LOOK_SECONDS = 1.0
+"""How often it is looked whether a client still waits."""
+GONE = getattr(select, "POLLRDHUP", select.POLLHUP)
+"""What a connection shows that the other side has ended; systems that know only of both sides show it later."""
 READ_SECONDS = 20.0
 """Time in which a request must have come, header and body."""
 
@@ -52,6 +58,12 @@ class Job:
 
     answers: list[Trajectory]
     result: Future[dict[str, list[float | None]]] = field(default_factory=Future)
+    """Cancelled once nobody waits for it any more."""
+
+    def fail(self, error: Exception) -> None:
+        """Tells who waits."""
+        with suppress(InvalidStateError):  # nobody does
+            self.result.set_exception(error)
 
 
 class Batcher:
@@ -93,33 +105,46 @@ class Batcher:
                 return
 
     def _judge_all(self, jobs: Sequence[Job]) -> None:
-        self.passes += 1
+        """Judges requests together; in halves where that fails, since what one client sent is not to cost the others their rewards, until so
+        many calls failed in a row that it is the judge: who is left then is told to come again. Who waits no more is left out."""
         group = 0
         for job in jobs:  # groups of two requests are two, whatever numbers they have
             numbers = {t.group: place for place, t in enumerate(job.answers)}
             for t in job.answers:
                 t.group = group + numbers[t.group]
             group += len(job.answers)
+        # Until the one request that cannot be judged is found, as many calls may fail as the number of all has binary digits.
+        parts, failed, most = [list(jobs)], 0, len(jobs).bit_length() + FURTHER_FAILURES
+        while parts:
+            part = [job for job in parts.pop() if not job.result.cancelled()]
+            if not part:
+                continue
+            if failed >= most:
+                for job in part:
+                    job.fail(BadRequestError("the rewards of others failed, come again", 503))
+                continue
+            failed = 0 if self._judged(part) else failed + 1
+            if failed and len(part) > 1:
+                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+
+    def _judged(self, jobs: Sequence[Job]) -> bool:
+        """Whether these requests could be judged together; one that could not, though alone, is told so."""
+        self.passes += 1
         try:
             found = self._judge([t for job in jobs for t in job.answers])
         except Exception as error:
-            if len(jobs) > 1:  # what one client sent is not to cost the others their rewards
-                log.warning(
-                    "%d requests together failed (%s), so each is judged alone",
-                    len(jobs),
-                    type(error).__name__,
-                )
-                for job in jobs:
-                    self._judge_all([job])
-                return
-            log.error("the rewards of %d responses failed: %s", group, without_words(traceback.format_exc()))
-            jobs[0].result.set_exception(RuntimeError("the rewards failed; the server's log says why"))
-            return
+            told = f"{len(jobs)} requests" if len(jobs) > 1 else f"{len(jobs[0].answers)} responses"
+            log.error("the rewards of %s failed: %s", told, without_message(error))
+            if len(jobs) == 1:
+                jobs[0].fail(RuntimeError("the rewards failed; the server's log says why"))
+            return False
         start = 0
         for job in jobs:
             end = start + len(job.answers)
-            job.result.set_result({name: list(values[start:end]) for name, values in found.items()})
+            with suppress(InvalidStateError):  # nobody waits any more
+                job.result.set_result({name: list(values[start:end]) for name, values in found.items()})
             start = end
+        return True
 
 
 class RewardServer(ThreadingHTTPServer):
@@ -138,11 +163,22 @@ class RewardServer(ThreadingHTTPServer):
         key: str = "",
         timeout: float = 300.0,
         most_bytes: int = MOST_BYTES,
+        listen: bool = True,
     ) -> None:
-        """`timeout`: seconds that a request may wait for its rewards; `most_bytes`: the longest one."""
-        super().__init__(address, Handler)
+        """`timeout`: seconds that a request may wait for its rewards; `most_bytes`: the longest one. Without `listen`, the address is taken
+        and connections are refused until `server_activate` is called."""
+        super().__init__(address, Handler, bind_and_activate=listen)
+        if not listen:
+            self._bind()
         self.most_bytes, self._reading, self._count = most_bytes, 0, threading.Lock()
         self.batcher, self.tasks, self.key, self.reward_seconds = batcher, tasks, key, timeout
+
+    def _bind(self) -> None:
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
 
     @contextmanager
     def room_for(self, size: int) -> Iterator[None]:
@@ -240,7 +276,18 @@ class Handler(BaseHTTPRequestHandler):
             raise BadRequestError("there is no such path", 404)
         answers = read(body, self.server.tasks)
         del body
-        return self.server.batcher.put(answers).result(self.server.reward_seconds)
+        return self._waited(self.server.batcher.put(answers))
+
+    def _waited(self, result: Future[dict[str, list[float | None]]]) -> dict[str, list[float | None]]:
+        """A result; TimeoutError after reward_seconds, or where the client has gone, and then it need not be judged."""
+        end = time.monotonic() + self.server.reward_seconds
+        line = select.poll()
+        line.register(self.connection, GONE)
+        while (left := end - time.monotonic()) > 0 and not line.poll(0):
+            with suppress(TimeoutError):
+                return result.result(min(left, LOOK_SECONDS))
+        result.cancel()
+        raise TimeoutError
 
     def _size(self) -> int:
         """The length of the body, as the header says."""
@@ -267,7 +314,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
-        if status == 429:
+        if status in (429, 503):
             self.send_header("Retry-After", "1")
         if self.close_connection:
             self.send_header("Connection", "close")

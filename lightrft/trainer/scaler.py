@@ -33,7 +33,7 @@ class RewardScaler:
         places: Mapping[str, str] | None = None,
     ) -> None:
         """`cost`: name of the constraint's part in Trajectory.parts; empty without a constraint. `weights`: task -> part -> its weight in
-        the reward. `places`: part -> the model or the address that gives it, of those that no function gives."""
+        the reward. `places`: part -> the model that gives it, or its name elsewhere, of those that no function gives."""
         self.weights, self.places = weights or {}, places or {}
         self.rewards, self.constraint, self.cost, self.world = rewards, constraint, cost, world
         self.moments = {task: RunningMoments() for task in sorted(tasks)}  # every rank in the same order
@@ -100,10 +100,10 @@ class RewardScaler:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes a `state` back, but not what was measured of rewards that are others now: another model has another scale."""
-        given = state.get("given", {})
-        for task, numbers in state["moments"].items():
+        given, saved = state.get("given", {}), state["moments"]
+        for task in [task for task in self.moments if task in saved]:  # not of those that were left out since
             if given.get(task, self._given(task)) == self._given(task):
-                self.moments[task] = RunningMoments(**numbers)
+                self.moments[task] = RunningMoments(**saved[task])
             elif self.rewards.normalise != "none":
                 log.warning(
                     "the rewards of task %s are others than before the resume: their mean and deviation are measured anew",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import traceback
 from contextlib import suppress
@@ -15,6 +16,7 @@ from lightrft.utils.atomic import write_text
 
 VERDICTS = "LIGHTRFT_VERDICTS"
 """Environment variable: the folder in which processes tell the one that launched them how they ended, if one did."""
+MOST_PLACES = 20
 EXPLAINED = (ValueError, RuntimeError, FloatingPointError, OSError)
 
 
@@ -30,6 +32,21 @@ def told(error: BaseException) -> tuple[str, int]:
     if is_explained(error):
         return f"lightrft: {error}", 2
     return "".join(traceback.format_exception(error)).rstrip(), 1
+
+
+def without_message(error: BaseException) -> str:
+    """The kind of an exception and the lines of files that it came through, at most MOST_PLACES: what a log may have of it where its message
+    may hold the words of strangers, as may the names in code and classes that were made of such words, which are left out."""
+    known = (kind.__name__ for kind in type(error).__mro__ if _is_of_a_module(kind))
+    steps = traceback.extract_tb(error.__traceback__, limit=-MOST_PLACES)
+    places = [
+        f'  File "{s.filename}", line {s.lineno}, in {s.name}' for s in steps if Path(s.filename).is_file()
+    ]
+    return "\n".join([next(known), *places])
+
+
+def _is_of_a_module(kind: type) -> bool:
+    return getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
 
 
 def tell(message: str, *, status: int, details: str, log: Path | None, to: TextIO) -> None:

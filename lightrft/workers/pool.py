@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from time import monotonic
@@ -71,6 +71,8 @@ class Failure:
     """Why a call gave no result; who may not go on without them raises a RolloutError with this reason."""
 
     reason: str
+    kind: str = field(default="", compare=False)
+    """The same for a log that may hold no word of what the call was about: no text of the argument or of a message; empty: nothing."""
 
 
 class Runner(Protocol[T_co]):
@@ -140,9 +142,8 @@ class Pool(Generic[T]):
                 if worker.connection.poll():
                     outcomes[index] = worker.receive()
                 elif monotonic() >= deadline:
-                    outcomes[index] = Failure(
-                        f"it took longer than {self.work.limit}={self.timeout_seconds:g} and was killed."
-                    )
+                    late = f"it took longer than {self.work.limit}={self.timeout_seconds:g} and was killed."
+                    outcomes[index] = Failure(late, late)
                 else:
                     continue
                 del busy[place]
@@ -245,12 +246,14 @@ class Worker(Generic[T]):
             if kind == "starved":
                 self.healthy = False  # what it holds it may never give back
                 limit = f"{self.work.memory}={self.allowed.memory_gb:g}"
-                return Failure(f"it needed more memory than {limit} and was ended.\n{content}")
+                told = f"it needed more memory than {limit} and was ended.\n"
+                return Failure(*(told + text for text in content))
             found: T | Failure = outcome(kind, content)
             return found
         except (EOFError, ConnectionError):
             self.healthy = False
-            return Failure(f"its process died ({self._exit()}).")
+            died = f"its process died ({self._exit()})."
+            return Failure(died, died)
 
     def end(self) -> None:
         """Kills the process and whatever it started, and waits for it."""
@@ -263,7 +266,7 @@ class Worker(Generic[T]):
 
 def outcome(kind: str, content: Any) -> Any:
     """What `attempt` gave: the result, or a Failure."""
-    return content if kind == "done" else Failure(content)
+    return content if kind == "done" else Failure(*content)
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:

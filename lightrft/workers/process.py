@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lightrft.utils import inline
+from lightrft.utils.failures import without_message
 from lightrft.utils.imports import resolve
 from lightrft.utils.output import guarded_output
 from lightrft.utils.parent import end_with_parent
@@ -49,13 +50,14 @@ def main(descriptor: int, parent: int, most_bytes: int) -> None:
 
 
 def attempt(function: Callable[[Any], Any], argument: Any) -> tuple[str, Any]:
-    """("done", result); ("failed", traceback) whatever the function raises; "starved" instead where memory was out."""
+    """("done", result); ("failed", (traceback, the same without its message)) whatever the function raises; "starved" instead where memory
+    was out."""
     try:
         return "done", function(argument)
-    except MemoryError:
-        return "starved", traceback.format_exc()
-    except (Exception, SystemExit):
-        return "failed", traceback.format_exc()
+    except MemoryError as error:
+        return "starved", (traceback.format_exc(), without_message(error))
+    except (Exception, SystemExit) as error:
+        return "failed", (traceback.format_exc(), without_message(error))
 
 
 def limit_memory(most_bytes: int) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from lightrft.commands.serve_rewards import judged
 from lightrft.config import RemoteConfig, RewardConfig
+from lightrft.config.engines import ServerConfig
 from lightrft.rewards import remote
 from lightrft.rewards.base import RewardRunner, stripped
-from lightrft.rewards.discreet import without_words
+from lightrft.rewards.models import Output
 from lightrft.rewards.posting import TooLongError, post
 from lightrft.rewards.remote import RemoteReward
 from lightrft.rewards.service import Batcher
@@ -75,14 +76,38 @@ def letters(text):
         [HEAD % 1000, *letters(b" " * 900)],  # a body
         [b"HTTP/1.1 500 Oh\r\nContent-Length: 900\r\n\r\n", *letters(b"no" * 400)],  # what went wrong
         [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", *letters(b" " * 900)],  # a body without a length
+        [b"\x16\x03\x03\x20\x00", *letters(b" " * 900)],  # a handshake
     ],
 )
 def test_a_server_that_dawdles_costs_the_time_limit_and_no_more(pieces):
     start = time.monotonic()
     with sending(*pieces, pause=0.05) as url:
-        found = asked(url, timeout_seconds=0.5, retries=0)
+        found = asked(
+            url.replace("http", "https") if pieces[0][0] == 0x16 else url, timeout_seconds=0.5, retries=0
+        )
     assert time.monotonic() - start < 3
     assert all(isinstance(one, Failure) and "timed out" in one.reason for one in found), found
+
+
+def test_the_addresses_of_a_host_share_the_time_limit(monkeypatch):
+    """Two that swallow what is sent, and nobody who takes a connection: a queue that is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        waiting = [socket.socket() for _ in range(3)]
+        for line in waiting:
+            line.setblocking(False)
+            line.connect_ex(full.getsockname())
+        (place,) = socket.getaddrinfo(*full.getsockname(), type=socket.SOCK_STREAM)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place] * 3)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            post("http://anywhere", b"{}", {}, seconds=1.0, most=100)
+        assert time.monotonic() - start < 2.5
+        with sending(WHOLE) as url:
+            sound = (*place[:4], ("127.0.0.1", int(url.rsplit(":", 1)[1])))
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place, sound])
+            assert post("http://anywhere", b"{}", {}, seconds=2.0, most=100) == (200, REPLY)
+        for line in waiting:
+            line.close()
 
 
 def test_half_a_reply_is_asked_for_again_elsewhere(monkeypatch):
@@ -119,10 +144,35 @@ def test_the_path_and_the_headers_arrive():
         assert post(url, b"{}", {"Authorization": "Bearer x"}, seconds=5, most=100)[0] == 200
 
 
-@pytest.mark.parametrize("url", ["http://localhost:port", "http://localhost:70000", "http://localhost:0"])
-def test_a_port_that_is_none_is_refused_before_anything_is_asked(url):
-    with pytest.raises(ValueError, match=r"remote.urls: far=\S+ is no address"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:port",
+        "http://localhost:70000",
+        "http://localhost:0",
+        "http://[::1",
+        "https://a..b",
+        f"https://{'a' * 64}.org",
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_is_asked(url):
+    with pytest.raises(ValueError, match=r"remote.urls: far=\S+ is no address. Write https"):
         RemoteConfig(urls={"far": url})
+    with pytest.raises(ValueError, match=r"rollout.server.urls=\S+ is no address. Write https"):
+        ServerConfig(urls=[url])
+
+
+def test_the_password_in_an_address_that_is_none_is_not_told():
+    for url in ("https://me:word@[::1", "https://me:word@node7:0"):
+        with pytest.raises(ValueError, match="remote.urls: far") as told:
+            RemoteConfig(urls={"far": url})
+        assert "word" not in str(told.value).replace("a password", "")
+
+
+def test_an_address_that_http_cannot_say_is_a_failure_of_its_responses():
+    with sending(WHOLE) as url:
+        (first, _) = asked(f"{url}/\u20ac", retries=0)
+    assert "no server gave it in 1 attempts" in first.reason
 
 
 def test_what_one_client_sends_does_not_cost_the_others_their_rewards():
@@ -142,7 +192,33 @@ def test_what_one_client_sends_does_not_cost_the_others_their_rewards():
     assert results[0].result(1) == results[2].result(1) == {"far": [1.0]}
     with pytest.raises(RuntimeError, match="the rewards failed; the server's log says why"):
         results[1].result(1)
-    assert calls == [["a", "b", "a"], ["a"], ["b"], ["a"]]
+    assert calls == [["a", "b", "a"], ["a"], ["b", "a"], ["b"], ["a"]]
+
+
+def test_a_judge_that_fails_is_not_asked_about_each_request_alone():
+    batcher = Batcher(lambda answers: refuse(answers), batch_seconds=10.0)
+    results = [batcher.put(two_responses()) for _ in range(63)]
+    batcher.close()
+    batcher.run()
+    assert batcher.passes == 8  # 63, 31, 15, 7, 3, 1, 2, 1
+    assert [type(one.exception(1)) for one in results].count(RuntimeError) == 2
+    assert all(getattr(one.exception(1), "status", 503) == 503 for one in results)
+
+
+def test_a_request_that_nobody_waits_for_is_not_judged():
+    calls = []
+
+    def judge(answers):
+        calls.append(len(answers))
+        results[2].cancel()  # who waited went while the first two were judged
+        raise ValueError
+
+    batcher = Batcher(judge, batch_seconds=10.0)
+    results = [batcher.put(two_responses()[:1]) for _ in range(4)]
+    results[0].cancel()
+    batcher.close()
+    batcher.run()
+    assert calls == [3, 1, 1]
 
 
 SECRET = "the patient's name"
@@ -164,10 +240,12 @@ def test_what_clients_send_is_in_no_log_of_a_server_and_where_it_failed_is(tmp_p
         batcher.run()
         assert isinstance(job.exception(1), RuntimeError)
         assert SECRET not in caplog.text
-        assert re.search(r"loud' failed: +File (.*\n)*.*loud.py\", line 4, in loud\nKeyError\n", caplog.text)
-        assert "loud' failed: it returned nan." in caplog.text
         assert re.search(
-            r"the rewards of 1 responses failed: +File (.*\n)*.*in refuse\nTypeError\n", caplog.text
+            r"loud' failed: KeyError\n(  File .*\n)*  File .*loud.py\", line 4, in loud\n", caplog.text
+        )
+        assert "loud' failed: it returned a number that is not finite." in caplog.text
+        assert re.search(
+            r"the rewards of 1 responses failed: TypeError\n(  File .*\n)*  File .*, in refuse\n", caplog.text
         )
         runner.quotes = True
         judge([replace(two_responses()[0], answer=SECRET)])
@@ -178,13 +256,36 @@ def refuse(answers):
     raise TypeError(f"cannot write {answers[0].answer}")
 
 
+HOSTILE = "x\n  File secret\nmy_password"
+
+
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    "code",
     [
-        ("the judge named no score that judge.score_pattern finds; it said 'the patient'.", "the judge named no score that judge.score_pattern finds; it said"),
-        ("its model cannot be asked: there are 900 tokens to read and room for 512.", "its model cannot be asked: there are 900 tokens to read and room for 512."),
-        ("Traceback (most recent call last):\nValueError: the patient", "ValueError"),
+        "raise ValueError(f'cannot read {answer}')",
+        "raise ExceptionGroup(answer, [ValueError(answer)])",
+        "raise type(answer, (ValueError,), {})",
+        "exec('def my_password(): raise KeyError\\nmy_password()')",
+        "try:\n        raise KeyError(answer)\n    except KeyError as error:\n        raise ValueError from error",
+        "raise SystemExit(answer)",
     ],
-)  # fmt: skip
-def test_a_reason_is_told_up_to_its_first_quotation(reason, told):
-    assert without_words(reason) == told
+)
+def test_no_line_of_a_server_s_log_can_be_written_by_a_client(tmp_path, caplog, code):
+    (tmp_path / "loud.py").write_text(f"def loud(answer):\n    {code}\n")
+    settings = RewardConfig(workers=0, on_failure="drop")
+    with RewardRunner({"task": {f"{tmp_path}/loud.py:loud": 1.0}}, settings) as runner:
+        runner.quotes = False
+        judged(runner, [replace(one, answer=HOSTILE) for one in two_responses()])
+    assert re.search(r"loud' failed: \w+\n(  File .*\n)*  File .*loud.py\", line \d, in loud\n", caplog.text)
+    assert "secret" not in caplog.text
+    assert "my_password" not in caplog.text
+
+
+def test_a_sentence_of_a_model_is_in_no_log_of_a_server(caplog):
+    """Without a quotation mark, too."""
+    models = {"judge": Output(lambda views: [Failure(f"it said {view.answer}") for view in views])}
+    with RewardRunner({"task": {"judge": 1.0}}, RewardConfig(workers=0, on_failure="drop"), models) as runner:
+        runner.quotes = False
+        judged(runner, [replace(one, answer=HOSTILE) for one in two_responses()])
+    assert "reward 'judge' failed: it gave no number." in caplog.text
+    assert "secret" not in caplog.text

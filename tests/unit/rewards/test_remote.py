@@ -15,7 +15,7 @@ import pytest
 
 from lightrft.build.reward_models import model_rewards
 from lightrft.commands.address import Address
-from lightrft.commands.serve_rewards import ANY_TASK, judged, listening, rewards_by_task, serve_rewards
+from lightrft.commands.serve_rewards import ANY_TASK, bound, judged, rewards_by_task, serve_rewards
 from lightrft.config import Config, RemoteConfig, RewardConfig, layers
 from lightrft.rewards import remote, service
 from lightrft.rewards.base import RewardRunner, stripped
@@ -400,10 +400,26 @@ def test_a_file_without_a_certificate_and_a_port_that_is_taken_are_told_before_w
         Address(certificate=f"{tmp_path}/cert.pem").context()
     assert Address().context() is None
     batcher, tasks = Batcher(lambda answers: {}, 0.0), Tasks((ANY_TASK,), ANY_TASK)
-    with listening(Address(port=0), batcher, tasks, "") as server:
+    with bound(Address(port=0), batcher, tasks, "") as server:
         taken = server.server_address[1]
+        with pytest.raises(ConnectionRefusedError):  # at once, while weights load
+            socket.create_connection(("127.0.0.1", taken), timeout=5)
+        server.server_activate()
+        socket.create_connection(("127.0.0.1", taken), timeout=5).close()
         with pytest.raises(ValueError, match=f"--port {taken}: nothing can listen there .*in use"):
-            listening(Address(port=taken), batcher, tasks, "")
+            bound(Address(port=taken), batcher, tasks, "")
+
+
+def test_what_a_client_no_longer_waits_for_is_not_judged(monkeypatch):
+    """A client that gives up while the request before its own is judged."""
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.05)
+    with serving(delay=1.5) as (url, server), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(asked, url, responses(1))
+        time.sleep(0.3)
+        (late,) = asked(url, responses(1), timeout_seconds=0.2, retries=0)
+        assert "timed out" in late.reason
+        assert first.result() == local(responses(1))
+    assert server.batcher.passes == 1
 
 
 @pytest.mark.parametrize("wait", [-1.0, math.inf, math.nan])

@@ -2,8 +2,11 @@ import statistics
 
 import pytest
 
-from lightrft.config import ConstraintConfig, RewardConfig
+from lightrft.build.data import build_scaler
+from lightrft.build.reward_models import model_rewards
+from lightrft.config import Config, ConstraintConfig, RemoteConfig, RewardConfig
 from lightrft.parallel.world import World
+from lightrft.rewards.base import RewardRunner
 from lightrft.trainer.scaler import RewardScaler
 from lightrft.types import Prompt, Trajectory
 
@@ -112,3 +115,37 @@ def test_a_checkpoint_of_before_it_was_told_who_gives_what_is_taken_whole():
     other = scaler(normalise="scale", weights={"sums": {"helpful": 1.0}}, places={"helpful": "model"})
     other.load(state)
     assert other.moments == one.moments
+
+
+def test_a_server_that_moved_gives_the_same_reward_and_one_of_another_name_does_not():
+    def of(urls):
+        config = Config(
+            remote=RemoteConfig(urls={"far": urls}, plain_http=True),
+            rewards=RewardConfig(normalise="scale", workers=0),
+            constraint=ConstraintConfig(cost="far", learning_rate=1.0),
+        )
+        with RewardRunner({"sums": {"far": 1.0}}, config.rewards, model_rewards(config)) as judge:
+            return build_scaler(config, judge, World())
+
+    one = of("http://n7:8100")
+    one.update([answer(1.0, far=1.0), answer(3.0, far=3.0)])
+    for urls, same in (
+        ("https://n8:8200, https://n9:8200", True),
+        ("http://n7:8100#far", True),
+        ("http://n7:8100#safe", False),
+    ):
+        later = of(urls)
+        later.load(one.state())
+        assert (later.multiplier == one.multiplier) is same
+        assert (later.moments == one.moments) is same
+
+
+@pytest.mark.parametrize("left_out", [(), ("given", "cost_by")])
+def test_a_task_that_was_left_out_at_a_resume_is_forgotten_in_silence(left_out, caplog):
+    one = scaler(normalise="scale", weights={"words": {"tidy": 1.0}})
+    one.update([answer(1.0), answer(3.0), answer(5.0, "words")])
+    state = {name: value for name, value in one.state().items() if name not in left_out}
+    other = RewardScaler(["sums"], RewardConfig(normalise="scale"), ConstraintConfig(), "", World())
+    other.load(state)
+    assert other.moments == {"sums": one.moments["sums"]}
+    assert not caplog.text
