@@ -216,7 +216,9 @@ def build_scaler(config: Config, judge: RewardRunner, world: World) -> RewardSca
         for task, rewards in judge.weights.items()
     }
     options = replace(config.rewards, scale=scale)
-    return RewardScaler(list(judge.weights), options, config.constraint, cost, world, weights)
+    by = {JUDGE: config.judge.path, **config.reward_model.paths, **config.remote.urls}
+    places = {judge.labels[name]: place for name, place in by.items() if name in judge.models}
+    return RewardScaler(list(judge.weights), options, config.constraint, cost, world, weights, places)
 
 
 def build_evaluator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,10 @@ class Address:
     """Answer other machines without encryption."""
 
     def checked_key(self) -> str:
-        """The key; empty without one. ValueError for an address that others reach without a key or unencrypted, or a file that is not there."""
+        """The key; empty without one. ValueError for an address that others reach without a key or unencrypted, a file that is not there, or
+        a port that is none."""
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port {self.port}: must be from 0 to 65535.")
         if self.key and not os.environ.get(self.key):
             raise ValueError(
                 f"--key {self.key}: there is no such environment variable, or it is empty. Set it to a long random word."
@@ -48,3 +52,17 @@ class Address:
                 "--plain-http where the network is trusted."
             )
         return os.environ[self.key] if self.key else ""
+
+    def context(self) -> ssl.SSLContext | None:
+        """What encrypts connections; None without a certificate. ValueError for files that hold none, or a key that asks for a password."""
+        if not self.certificate:
+            return None
+        found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:  # with a password, though an empty one, since without any the terminal would be asked for it
+            found.load_cert_chain(self.certificate, self.private_key or None, password="")
+        except (ssl.SSLError, OSError) as error:
+            raise ValueError(
+                f"--certificate {self.certificate}{f' --private-key {self.private_key}' if self.private_key else ''}: no certificate with its private "
+                f"key, unencrypted, in PEM ({error})."
+            ) from error
+        return found

@@ -116,9 +116,15 @@ def wrong_answers(groups: Sequence[Sequence[Compared]]) -> list[Trajectory]:
     """The worst response of some rows, by the first of its grades."""
     found = []
     for number, place in enumerate(spread(len(groups))):
-        worst = min(groups[place], key=lambda row: next(iter(row.grades.values())))
+        worst = min(groups[place], key=_first_grade)
         found.append(judged_answer(number, worst.trajectory.prompt, worst.trajectory.answer))
     return found
+
+
+def _first_grade(row: Compared) -> float:
+    """The first of its grades; one that nobody graded is the worst of none."""
+    grade = next(iter(row.grades.values()))
+    return math.inf if math.isnan(grade) else grade
 
 
 def comparisons(config: Config) -> tuple[list[Compared], str]:
@@ -163,6 +169,8 @@ def _compared(
     messages = placed(messages, folder, config.tasks)
     found = []
     for one in example.target:
+        if not one["grades"]:
+            raise ValueError("a response has no grade.")
         *before, last = placed(one["messages"], folder, config.tasks)
         text, is_medium = readable(last["content"]), has_media([last])
         ids = tokens("" if is_medium else text)
@@ -193,11 +201,14 @@ def report(rows: Sequence[Compared], outputs: dict[str, tuple[str, str]]) -> Rep
         for row in rows:
             if row.subset:
                 subsets.setdefault(row.subset, []).append(row)
-        found[label] = {subset: _measured(part, label, names) for subset, part in subsets.items()}
+        own = [name for name in (label, *names) if name and any(name in row.grades for row in rows)]
+        wanted = (*own, "") if own else None
+        found[label] = {subset: _measured(part, label, wanted) for subset, part in subsets.items()}
     return found
 
 
-def _measured(rows: Sequence[Compared], label: str, names: tuple[str, str]) -> dict[str, float]:
+def _measured(rows: Sequence[Compared], label: str, names: Sequence[str] | None) -> dict[str, float]:
+    """Measures of a reward on some rows, by the grades of the first of these names that each has; None: by the first grade."""
     values = [row.trajectory.parts.get(label, math.nan) for row in rows]
     grades = [_grade(row.grades, names) for row in rows]
     columns = (
@@ -214,7 +225,12 @@ def _measured(rows: Sequence[Compared], label: str, names: tuple[str, str]) -> d
         if row.id.startswith(("ref:", "tied:")):
             one = tied.setdefault(row.id, Tied([], []))
             (one.right if grade > 0 else one.wrong).append(value)  # type: ignore[attr-defined]  # lists, made here
-    tied = {name: one for name, one in tied.items() if one.right and one.wrong}
+    # As of all measures, a row counts whose responses have numbers.
+    tied = {
+        name: one
+        for name, one in tied.items()
+        if one.right and one.wrong and not any(map(math.isnan, [*one.right, *one.wrong]))
+    }
     if tied:
         known["ties_score"] = ties_score(tied)
     return shown.with_interval(known)
@@ -259,6 +275,8 @@ def both_orders(
     return found
 
 
-def _grade(grades: dict[str, float], names: tuple[str, str]) -> float:
-    chosen = next((name for name in (*names, "") if name in grades), next(iter(grades)))
-    return grades[chosen]
+def _grade(grades: dict[str, float], names: Sequence[str] | None) -> float:
+    """The grade that a reward is measured by; NaN for a row of other outputs alone, whose grades say nothing of this one."""
+    if names is None:
+        return next(iter(grades.values()))
+    return next((grades[name] for name in names if name in grades), math.nan)

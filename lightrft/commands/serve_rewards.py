@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +14,11 @@ from lightrft.build.process import check_fused, prepare_process
 from lightrft.build.reward_models import model_rewards
 from lightrft.commands.address import Address
 from lightrft.config import Config
+from lightrft.config.ranges import Range
 from lightrft.config.rewards import rewards_of
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.requests import Tasks
-from lightrft.rewards.service import MOST_BYTES, MOST_BYTES_WITH_MEDIA, Batcher, RewardServer
+from lightrft.rewards.service import MOST_BYTES_WITH_MEDIA, Batcher, RewardServer
 from lightrft.rewards.table import JUDGE
 from lightrft.tasks.table import load_tasks
 from lightrft.types import Trajectory
@@ -27,11 +27,14 @@ from lightrft.utils.device import pick_device
 log = logging.getLogger("lightrft")
 ANY_TASK = "rewards"
 """The task of responses that name none that is known here."""
+BATCH_MS = Range(0, 10_000)
 
 
 def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
     """Gives the rewards of these settings to whoever asks at this address, until it is stopped; 0 then."""
-    key = address.checked_key()
+    if batch_ms not in BATCH_MS:
+        raise ValueError(f"--batch-ms {batch_ms:g}: must be {BATCH_MS}.")
+    key, context = address.checked_key(), address.context()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     prepare_process(config)
     with RewardRunner(
@@ -40,20 +43,18 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
         model_rewards(config),
         config.sandbox,
     ) as judge:
+        judge.quotes = False
         check_judging(config, [judge], training=False)
         if JUDGE in judge.models:
             check_without_policy(config, "serve-rewards")
             check_fused(config, named_judge(config))
-        hold_judging_models(config, judge, pick_device(config.strategy.device))
         batcher = Batcher(lambda answers: judged(judge, answers), batch_ms / 1000)
         tasks = Tasks(tuple(judge.weights), ANY_TASK * (ANY_TASK in judge.weights))
-        sees = any(output is not None and output.sees_media for output in judge.models.values())
-        most = MOST_BYTES_WITH_MEDIA if sees else MOST_BYTES
-        place = address.host, address.port
-        with RewardServer(place, batcher, tasks, key=key, most_bytes=most) as server:
-            if address.certificate:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                context.load_cert_chain(address.certificate, address.private_key or None)
+        with listening(address, batcher, tasks, key) as server:  # before weights load: the port may be taken
+            hold_judging_models(config, judge, pick_device(config.strategy.device))
+            if any(output is not None and output.sees_media for output in judge.models.values()):
+                server.most_bytes = MOST_BYTES_WITH_MEDIA
+            if context is not None:
                 server.socket = context.wrap_socket(
                     server.socket, server_side=True, do_handshake_on_connect=False
                 )
@@ -63,7 +64,7 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
             log.info(
                 "rewards %s at http%s://%s:%d",
                 names,
-                "s" * bool(address.certificate),
+                "s" * (context is not None),
                 *server.server_address[:2],
             )
             try:
@@ -73,6 +74,17 @@ def serve_rewards(config: Config, address: Address, batch_ms: float) -> int:
             finally:
                 server.shutdown()
     return 0
+
+
+def listening(address: Address, batcher: Batcher, tasks: Tasks, key: str) -> RewardServer:
+    """The server at its address, which answers nobody yet. ValueError for one that cannot be listened at."""
+    try:
+        return RewardServer((address.host, address.port), batcher, tasks, key=key)
+    except OSError as error:
+        raise ValueError(
+            f"--host {address.host} --port {address.port}: nothing can listen there ({error.strerror or error}). Take another port, or 0 for any "
+            "that is free."
+        ) from error
 
 
 def rewards_by_task(config: Config) -> dict[str, dict[str, float]]:

@@ -49,7 +49,7 @@ class RemoteConfig:
 
     def _check_url(self, name: str, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_sound_port(url):
             raise ValueError(
                 f"remote.urls: {name}={url} is no address. Write https://HOST:PORT, or http://localhost:PORT."
             )
@@ -64,3 +64,11 @@ class RemoteConfig:
 def addresses(urls: str) -> list[str]:
     """The addresses of one reward."""
     return [url.strip() for url in urls.split(",")]
+
+
+def _has_sound_port(url: str) -> bool:
+    """Whether the port of an address, if it names one, is a number from 1 to 65535."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False

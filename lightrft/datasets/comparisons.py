@@ -18,6 +18,7 @@ from lightrft.datasets.sides import Side, any_media, named, own_prompt, read_of,
 from lightrft.datasets.sources import BadRecords
 from lightrft.media.parts import has_media, readable
 from lightrft.types import Message, Prompt, Record, Trajectory
+from lightrft.utils.finite import finite_number
 
 if TYPE_CHECKING:
     from lightrft.models.processor import Processor
@@ -130,7 +131,8 @@ class Comparisons:
                 raise ValueError(
                     f"a response is graded for '{name}', which is none of outputs={list(self.outputs)}."
                 )
-            if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+            unknown = isinstance(value, float) and math.isnan(value)
+            if not unknown and finite_number(value) is None:
                 raise ValueError(f"the grade {value!r:.80} for '{name}' is no finite number.")
         return named
 

@@ -35,6 +35,7 @@ from lightrft.datasets.judging import (
 from lightrft.datasets.sources import Row
 from lightrft.media.parts import has_media
 from lightrft.types import Message
+from lightrft.utils.finite import finite_number
 
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 """How a transcript of HH-RLHF marks who speaks (Bai et al. 2022, https://arxiv.org/abs/2204.05862)."""
@@ -139,17 +140,37 @@ def best(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft sft` with the fields of `graded`: of several responses the one with the highest grade is learned, the first
     of those that have it (rejection sampling: RAFT, Dong et al. 2023, https://arxiv.org/abs/2304.06767). ValueError where all are equal,
     as the best of bad ones is not worth learning, and for grades of several outputs, of which one may be a cost."""
+    prompt, sides = _rivals(row, config)
+    return Example(prompt, max(sides, key=_only_grade)["messages"])
+
+
+def best_worst(row: Row, config: TaskConfig) -> Example:
+    """A format for `lightrft reward` and `lightrft dpo` with the fields of `graded`: of several responses the one with the highest and
+    the one with the lowest grade, the first of those that have it. A pair costs a fraction of what all the responses of a row cost, and
+    holds the widest difference. ValueError as from `best`."""
+    prompt, sides = _rivals(row, config)
+    return Example(prompt, [max(sides, key=_only_grade), min(sides, key=_only_grade)])
+
+
+def _rivals(row: Row, config: TaskConfig) -> tuple[list[Message], list[dict[str, Any]]]:
+    """The prompt and the graded responses of a row with one grade for each. ValueError where all are equal, or for several outputs."""
     found = graded(row, config)
     names = list(found.target[0]["grades"])
     if len(names) != 1:
         raise ValueError(
-            f"field 'grades' has {', '.join(names) or 'none'}, and `best` goes by one of them. Give it as the only one, or as a list."
+            f"field 'grades' has {', '.join(names) or 'none'}, and `{config.format.rpartition(':')[2]}` goes by one of them. Give it as "
+            "the only one, or as a list."
         )
-    grades = [one["grades"][names[0]] for one in found.target]
-    known = [grade for grade in grades if not math.isnan(grade)]
-    if len(set(known)) < 2:
+    known = [one for one in found.target if not math.isnan(_only_grade(one))]
+    if len({_only_grade(one) for one in known}) < 2:
         raise ValueError("no response is better than another, so there is nothing to choose.")
-    return Example(found.prompt, found.target[grades.index(max(known))]["messages"])
+    return found.prompt, known
+
+
+def _only_grade(side: dict[str, Any]) -> float:
+    """The grade of a response that has one."""
+    (found,) = side["grades"].values()
+    return float(found)
 
 
 def saferlhf(row: Row, config: TaskConfig) -> Example:
@@ -223,9 +244,10 @@ def response(messages: list[Message], grades: dict[str, float]) -> dict[str, Any
 
 def grade(value: Any, name: str) -> float:
     """A finite number. ValueError naming the field for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    found = finite_number(value)
+    if found is None:
         raise ValueError(f"field '{name}' holds {value!r:.80}, which is no finite number.")
-    return float(value)
+    return found
 
 
 def _answer_text(name: str, turns: list[Message]) -> str:

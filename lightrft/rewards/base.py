@@ -13,6 +13,7 @@ from typing import Any
 from lightrft.config import RewardConfig, SandboxConfig
 from lightrft.media.parts import described
 from lightrft.rewards.code import check_sandbox
+from lightrft.rewards.discreet import without_words
 from lightrft.rewards.function import Answer, PerAnswer, Question, RewardFunction, each
 from lightrft.rewards.models import ModelReward, Output
 from lightrft.rewards.table import JUDGE, REWARDS, RUNS_PROGRAMS, check_installed, load_reward, load_values
@@ -97,6 +98,8 @@ class RewardRunner:
         """Rewards that models give; whoever holds the models puts them in before anything is judged."""
         self.by_policy = False
         """Whether one of them is the policy, by the rollout engine."""
+        self.quotes = True
+        """Whether the log quotes responses that could not be judged: not those of a server's clients."""
         names = [name for name in names if name not in self.models]
         for name in names:
             if ":" not in name:
@@ -136,7 +139,7 @@ class RewardRunner:
         for name, count in Counter(name for name, _ in failures).items():
             metrics[f"counts/failed/{self.labels[name]}"] = float(count)
         if failures:
-            _report(failures, views, len(trajectories) - len(kept))
+            _report(failures, views, len(trajectories) - len(kept), quotes=self.quotes)
         staying = {id(trajectory) for trajectory in kept}
         return RewardResult(kept, metrics, [t for t in trajectories if id(t) not in staying])
 
@@ -297,10 +300,14 @@ def _kept(trajectories: Sequence[Trajectory], failed: set[int]) -> list[Trajecto
     ]
 
 
-def _report(failures: Mapping[tuple[str, int], str], views: Sequence[Answer], dropped: int) -> None:
+def _report(
+    failures: Mapping[tuple[str, int], str], views: Sequence[Answer], dropped: int, *, quotes: bool
+) -> None:
     counts = Counter(name for name, _ in failures)
     examples = {
         name: _failed((name, place), reason, views)
+        if quotes
+        else f"reward '{name}' failed: {without_words(reason)}"
         for (name, place), reason in reversed(list(failures.items()))
     }
     for name, count in counts.items():

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +18,10 @@ from lightrft.config.remote import addresses
 from lightrft.datasets.judging import conversed
 from lightrft.media.sources import STANDARD, Limits, MediaError
 from lightrft.rewards.function import Answer
+from lightrft.rewards.posting import TooLongError, post
 from lightrft.rewards.views import question, response
 from lightrft.rewards.wire import Sent, named
-from lightrft.utils.redirects import NoRedirects
+from lightrft.utils.finite import finite_number
 from lightrft.workers.pool import Failure
 
 PASSING = (408, 429)
@@ -114,19 +112,16 @@ class RemoteReward:
         headers = {"Content-Type": "application/json"}
         if self.config.key:
             headers["Authorization"] = f"Bearer {secret('remote.key', self.config.key)}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        opener = urllib.request.build_opener(NoRedirects, urllib.request.ProxyHandler({}))
-        end = time.monotonic() + self.config.timeout_seconds
+        text = json.dumps(body).encode()
         try:
-            with opener.open(request, timeout=self.config.timeout_seconds) as reply:
-                text = _read(reply, end)
-        except urllib.error.HTTPError as error:
-            status, said = error.code, error.read(500).decode(errors="replace")
-            if status in PASSING or status >= 500:
-                raise OSError(f"status {status}: {said}") from None
-            raise RefusedError(f"status {status}: {said}") from None
+            status, said = post(url, text, headers, seconds=self.config.timeout_seconds, most=MOST_REPLY)
+        except TooLongError as error:
+            raise RefusedError(str(error)) from None
+        if not 200 <= status < 300:
+            told = f"status {status}: {said.decode(errors='replace')}"
+            raise OSError(told) if status in PASSING or status >= 500 else RefusedError(told)
         try:
-            found = json.loads(text, parse_constant=_no_number)
+            found = json.loads(said, parse_constant=_no_number)
         except (ValueError, RecursionError):
             raise RefusedError("its reply is no JSON.") from None
         if not isinstance(found, dict):
@@ -144,18 +139,6 @@ def _requests(answers: Sequence[Answer], most: int) -> list[list[Answer]]:
         else:
             parts.append(group)
     return parts
-
-
-def _read(reply: http.client.HTTPResponse, end: float) -> bytes:
-    """A whole reply. TimeoutError for one that comes too slowly, RefusedError for one without measure."""
-    found = bytearray()
-    while piece := reply.read1(2**16):
-        found += piece
-        if len(found) > MOST_REPLY:
-            raise RefusedError(f"its reply has more than {MOST_REPLY} bytes.")
-        if time.monotonic() > end:
-            raise TimeoutError("the reply did not come in remote.timeout_seconds")
-    return bytes(found)
 
 
 def as_json(answer: Answer, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -208,9 +191,8 @@ def _numbers(found: Any, count: int) -> list[float | Failure]:
 def _number(value: Any) -> float | Failure:
     if value is None:
         return Failure("the server's reward failed on it; its log says why.")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return Failure(f"the server gave {value!r:.80}, which is no finite number.")
-    return float(value)
+    number = finite_number(value)
+    return Failure(f"the server gave {value!r:.80}, which is no finite number.") if number is None else number
 
 
 def _no_number(word: str) -> Callable[..., Any]:

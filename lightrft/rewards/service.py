@@ -12,6 +12,7 @@ import queue
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from lightrft.rewards.discreet import without_words
 from lightrft.rewards.requests import (
     BadRequestError,
     Tasks,
@@ -100,10 +102,18 @@ class Batcher:
             group += len(job.answers)
         try:
             found = self._judge([t for job in jobs for t in job.answers])
-        except Exception:
-            log.exception("the rewards of %d responses failed", group)
-            for job in jobs:
-                job.result.set_exception(RuntimeError("the rewards failed; the server's log says why"))
+        except Exception as error:
+            if len(jobs) > 1:  # what one client sent is not to cost the others their rewards
+                log.warning(
+                    "%d requests together failed (%s), so each is judged alone",
+                    len(jobs),
+                    type(error).__name__,
+                )
+                for job in jobs:
+                    self._judge_all([job])
+                return
+            log.error("the rewards of %d responses failed: %s", group, without_words(traceback.format_exc()))
+            jobs[0].result.set_exception(RuntimeError("the rewards failed; the server's log says why"))
             return
         start = 0
         for job in jobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +16,8 @@ from lightrft.config import ConstraintConfig, RewardConfig
 from lightrft.parallel.world import World
 from lightrft.types import Trajectory
 
+log = logging.getLogger("lightrft")
+
 
 class RewardScaler:
     """Sees every judged response of training once, and knows what a reward is worth now. Evaluation never passes here."""
@@ -27,10 +30,11 @@ class RewardScaler:
         cost: str,
         world: World,
         weights: Mapping[str, Mapping[str, float]] | None = None,
+        places: Mapping[str, str] | None = None,
     ) -> None:
         """`cost`: name of the constraint's part in Trajectory.parts; empty without a constraint. `weights`: task -> part -> its weight in
-        the reward."""
-        self.weights = weights or {}
+        the reward. `places`: part -> the model or the address that gives it, of those that no function gives."""
+        self.weights, self.places = weights or {}, places or {}
         self.rewards, self.constraint, self.cost, self.world = rewards, constraint, cost, world
         self.moments = {task: RunningMoments() for task in sorted(tasks)}  # every rank in the same order
         self.multiplier = constraint.multiplier
@@ -90,10 +94,32 @@ class RewardScaler:
             "moments": {task: asdict(moments) for task, moments in self.moments.items()},
             "multiplier": self.multiplier,
             "cost": self.cost,
+            "given": {task: self._given(task) for task in self.moments},
+            "cost_by": self.places.get(self.cost, ""),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes a `state` back."""
-        self.moments = {task: RunningMoments(**numbers) for task, numbers in state["moments"].items()}
-        if state["cost"] == self.cost:  # a constraint that was added since begins with its own
+        """Takes a `state` back, but not what was measured of rewards that are others now: another model has another scale."""
+        given = state.get("given", {})
+        for task, numbers in state["moments"].items():
+            if given.get(task, self._given(task)) == self._given(task):
+                self.moments[task] = RunningMoments(**numbers)
+            elif self.rewards.normalise != "none":
+                log.warning(
+                    "the rewards of task %s are others than before the resume: their mean and deviation are measured anew",
+                    task,
+                )
+        if state["cost"] != self.cost:  # a constraint that was added since begins with its own
+            return
+        if state.get("cost_by", place := self.places.get(self.cost, "")) == place:
             self.multiplier = state["multiplier"]
+        else:
+            log.warning(
+                "constraint.cost=%s is given by %s since the resume: its multiplier begins at constraint.multiplier=%g again",
+                self.cost, place or "a function", self.multiplier,
+            )  # fmt: skip
+
+    def _given(self, task: str) -> list[list[str | float]]:
+        """What makes the reward of a task: each part, its weight, and who gives it."""
+        parts = sorted(self.weights.get(task, {}).items())
+        return [[name, weight, self.places.get(name, "")] for name, weight in parts if weight]

@@ -165,3 +165,44 @@ def test_a_file_and_rewards_must_be_named(tmp_path, capsys):
     assert "which comparisons? lightrft judge FILE" in capsys.readouterr().err
     assert main(["judge", written(tmp_path, pairs())]) == 2
     assert "which rewards? Set rewards.functions" in capsys.readouterr().err
+
+
+def test_a_row_of_other_outputs_alone_says_nothing_of_a_reward(judged, tmp_path):
+    """One row is graded for `general` alone, in which the longer response is better, one for both outputs."""
+    rows = [
+        {"prompt": "?", "responses": ["1xx", "2"], "grades": {"general": [1, 0]}},
+        {"prompt": "?", "responses": ["3x", "4"], "grades": {"general": [1, 0], "cost": [0, 1]}},
+    ]
+    (tmp_path / "costs.py").write_text(REWARD.replace("digit", "cost"))
+    form = ["--tasks.format", "lightrft.datasets.preferences:graded", "--json"]
+    found = json.loads(judged(rows, *form, reward=f"{tmp_path}/costs.py:cost"))["rewards"]["cost"]["all"]
+    assert (found["pairs"], found["accuracy"], found["longer_wins"]) == (1, 1.0, 0.0)
+    (tmp_path / "generals.py").write_text(REWARD.replace("digit", "general"))
+    found = json.loads(judged(rows, *form, reward=f"{tmp_path}/generals.py:general"))["rewards"]["general"][
+        "all"
+    ]
+    assert (found["pairs"], found["accuracy"], found["longer_wins"]) == (2, 0.0, 1.0)
+
+
+def test_a_row_without_any_grade_and_one_whose_grade_is_too_large_are_named(judged):
+    form = ["--tasks.format", "lightrft.datasets.preferences:graded"]
+    bare = {"prompt": "?", "responses": ["1", "2"], "grades": {}}
+    assert "a response has no grade" in judged([bare], *form, status=2)
+    huge = {"prompt": "?", "responses": ["1", "2"], "grades": [10**400, 0]}
+    assert "which is no finite number" in judged([huge], *form, status=2)
+    assert "2 rows skipped" in judged([bare, huge], *form, "--tasks.on-bad-record", "skip", status=2)
+
+
+def test_ties_are_scored_by_rows_whose_responses_all_have_a_number(judged):
+    rows = [
+        {"id": "ref:1", "prompt": "?", "chosen": ["9"], "rejected": ["1"], "subset": "Ties"},
+        {"id": "tied:1", "prompt": "?", "chosen": ["8", "9"], "rejected": ["1"], "subset": "Ties"},
+    ]
+    whole = json.loads(judged(rows, "--json"))["rewards"]["digit"]["Ties"]
+    broken = [
+        {"id": "ref:2", "prompt": "?", "chosen": ["none"], "rejected": ["1"], "subset": "Ties"},
+        {"id": "tied:2", "prompt": "?", "chosen": ["8", "none"], "rejected": ["none"], "subset": "Ties"},
+    ]
+    found = json.loads(judged([*broken, *rows], "--json"))["rewards"]["digit"]["Ties"]
+    assert found["ties_score"] == whole["ties_score"] == pytest.approx(1.0 + 0.01 * math.tanh(6))
+    assert found["unjudged"] == 3

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.preferences import best, graded
+from lightrft.datasets.preferences import best, best_worst, graded
 from lightrft.datasets.sources import BadRecords, is_file, read
 from lightrft.runs.trajectories import save
 from lightrft.tasks.table import load_task
@@ -124,6 +124,26 @@ def test_a_row_is_graded_by_its_rewards_and_its_best_response_is_learned(run):
 def test_the_best_is_the_first_with_the_highest_grade_known():
     row = {"prompt": "2 + 2?", "responses": ["5", "4", "four", "3"], "grades": [0.0, 1.0, 1.0, None]}
     assert best(row, TaskConfig()).target == [{"role": "assistant", "content": "4"}]
+
+
+def test_best_and_worst_of_a_row_are_a_pair_and_what_nobody_graded_is_neither():
+    grades = [0.5, None, 1.0, 0.25, 1.0, 0.25]
+    row = {
+        "prompt": "2 + 2?",
+        "responses": ["4.0", "four", "4", "5", "2 + 2", "3"],
+        "grades": {"rated": grades},
+    }
+    found = best_worst(row, TaskConfig()).target
+    assert [(one["messages"][0]["content"], one["grades"]) for one in found] == [
+        ("4", {"rated": 1.0}),
+        ("5", {"rated": 0.25}),
+    ]
+    with pytest.raises(ValueError, match="no response is better than another"):
+        best_worst({**row, "grades": [1, None, 1, 1, 1, 1]}, TaskConfig())
+    both = {**row, "grades": {"a": grades, "b": grades}}
+    form = TaskConfig(format="lightrft.datasets.preferences:best_worst")
+    with pytest.raises(ValueError, match="field 'grades' has a, b, and `best_worst` goes by one of them"):
+        best_worst(both, form)
 
 
 def test_training_and_evaluation_may_take_different_steps_of_a_run_and_no_step_both(run):

@@ -15,7 +15,7 @@ import pytest
 
 from lightrft.build.reward_models import model_rewards
 from lightrft.commands.address import Address
-from lightrft.commands.serve_rewards import ANY_TASK, judged, rewards_by_task
+from lightrft.commands.serve_rewards import ANY_TASK, judged, listening, rewards_by_task, serve_rewards
 from lightrft.config import Config, RemoteConfig, RewardConfig, layers
 from lightrft.rewards import remote, service
 from lightrft.rewards.base import RewardRunner, stripped
@@ -384,6 +384,7 @@ def test_settings_that_cannot_be_are_refused(settings, told):
         (Address("0.0.0.0", key=KEY), "without a certificate"),
         (Address(key="NOT_THERE_AT_ALL"), "no such environment variable"),
         (Address(certificate="nowhere.pem"), "no such file"),
+        (Address(port=70000), "--port 70000: must be from 0 to 65535"),
     ],
 )
 def test_an_address_that_others_reach_needs_a_key_and_a_certificate(monkeypatch, address, told):
@@ -391,6 +392,24 @@ def test_an_address_that_others_reach_needs_a_key_and_a_certificate(monkeypatch,
     with pytest.raises(ValueError, match=told):
         address.checked_key()
     assert Address("0.0.0.0", key=KEY, plain_http=True).checked_key() == "secret"
+
+
+def test_a_file_without_a_certificate_and_a_port_that_is_taken_are_told_before_weights_load(tmp_path):
+    (tmp_path / "cert.pem").write_text("no certificate")
+    with pytest.raises(ValueError, match=r"--certificate \S+cert.pem: no certificate with its private key"):
+        Address(certificate=f"{tmp_path}/cert.pem").context()
+    assert Address().context() is None
+    batcher, tasks = Batcher(lambda answers: {}, 0.0), Tasks((ANY_TASK,), ANY_TASK)
+    with listening(Address(port=0), batcher, tasks, "") as server:
+        taken = server.server_address[1]
+        with pytest.raises(ValueError, match=f"--port {taken}: nothing can listen there .*in use"):
+            listening(Address(port=taken), batcher, tasks, "")
+
+
+@pytest.mark.parametrize("wait", [-1.0, math.inf, math.nan])
+def test_requests_are_gathered_for_a_time_that_ends(wait):
+    with pytest.raises(ValueError, match="--batch-ms .* must be at least 0 and at most 10000"):
+        serve_rewards(Config(), Address(), wait)
 
 
 def test_tasks_have_their_own_rewards_and_all_others_those_of_the_settings():

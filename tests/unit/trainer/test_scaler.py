@@ -13,9 +13,10 @@ def answer(reward, source="sums", **parts):
     return Trajectory(prompt, 0, [1], [True], [0.0], "stop", reward=reward, parts=parts)
 
 
-def scaler(*, constraint=None, cost="", **rewards):
+def scaler(*, constraint=None, cost="", weights=None, places=None, **rewards):
+    constraint = constraint or ConstraintConfig()
     return RewardScaler(
-        ["sums", "words"], RewardConfig(**rewards), constraint or ConstraintConfig(), cost, World()
+        ["sums", "words"], RewardConfig(**rewards), constraint, cost, World(), weights, places
     )
 
 
@@ -70,3 +71,44 @@ def test_a_constraint_added_at_a_resume_begins_with_its_own_price():
     later = scaler(constraint=ConstraintConfig(cost="length", multiplier=0.0), cost="length")
     later.load(scaler().state())
     assert later.multiplier == 0.0
+
+
+def test_a_reward_model_that_was_changed_at_a_resume_is_normalised_by_its_own_numbers(caplog):
+    """One of two reward models is another one now: the task that it judges is measured anew, the other goes on."""
+    weights = {"sums": {"helpful": 1.0, "length": 0.0}, "words": {"tidy": 2.0}}
+    before = {"helpful": "first/model", "tidy": "tidy/model"}
+    one = scaler(normalise="scale", weights=weights, places=before)
+    one.update([answer(10.0), answer(30.0), answer(1.0, "words"), answer(5.0, "words")])
+    other = scaler(normalise="scale", weights=weights, places={**before, "helpful": "second/model"})
+    other.load(one.state())
+    assert "the rewards of task sums are others than before the resume" in caplog.text
+    assert "words" not in caplog.text
+    other.update([answer(0.1), answer(0.3)])
+    assert other.transform([answer(0.3), answer(3.0, "words")]).tolist() == pytest.approx([3.0, 1.5])
+    heavier = scaler(normalise="scale", weights={**weights, "words": {"tidy": 4.0}}, places=before)
+    heavier.load(one.state())
+    assert heavier.moments["words"].count == 0
+    watched = {**weights, "sums": {"helpful": 1.0, "length": 0.0, "turns": 0.0}}
+    same = scaler(normalise="scale", weights=watched, places=before)
+    same.load(one.state())
+    assert same.moments == one.moments
+
+
+def test_the_price_of_a_cost_goes_on_unless_another_model_gives_it(caplog):
+    constraint = ConstraintConfig(cost="safe", limit=0.0, learning_rate=1.0, multiplier=0.25)
+    one = scaler(constraint=constraint, cost="safe", places={"safe": "first:cost"})
+    one.update([answer(1.0, safe=2.0)])
+    for place, expected in (("first:cost", 2.25), ("second:cost", 0.25)):
+        later = scaler(constraint=constraint, cost="safe", places={"safe": place})
+        later.load(one.state())
+        assert later.multiplier == expected
+    assert "constraint.cost=safe is given by second:cost since the resume" in caplog.text
+
+
+def test_a_checkpoint_of_before_it_was_told_who_gives_what_is_taken_whole():
+    one = scaler(normalise="scale", weights={"sums": {"helpful": 1.0}}, places={"helpful": "model"})
+    one.update([answer(1.0), answer(3.0)])
+    state = {name: value for name, value in one.state().items() if name not in ("given", "cost_by")}
+    other = scaler(normalise="scale", weights={"sums": {"helpful": 1.0}}, places={"helpful": "model"})
+    other.load(state)
+    assert other.moments == one.moments
