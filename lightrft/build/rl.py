@@ -28,6 +28,7 @@ from lightrft.build.models import (
 )
 from lightrft.build.process import (
     build_journal,
+    build_notifier,
     check_fused,
     checked_base,
     dated,
@@ -60,6 +61,7 @@ def build_run(
     """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world = World.current(config.strategy.sequence_parallel)
+    notifier = build_notifier(config, run, world, stack)
     device = pick_device(config.strategy.device)
     check_processes(config, world)
     algorithm = build_for(config, resolve)
@@ -83,7 +85,7 @@ def build_run(
     engine = make_engine(engine_module(config, kind, strategy, models.actor), processor, config.rollout)
     judging = add_judging_models(config, [task_data.judge, task_data.eval_judge], engine, processor, device)
     memory_plan = build_memory_plan(vars(models), engine, judging, device, config.rollout.max_staleness > 0)
-    journal = build_journal(config, config.steps, run, world, state, stack)
+    journal = build_journal(config, config.steps, run, world, state, stack, notifier)
     evaluator = build_evaluator(config, task_data, processor, turns, run, world)
     parts = Parts(
         config=config,
