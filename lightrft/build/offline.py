@@ -108,7 +108,7 @@ def build_run(
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
-    notifier = build_notifier(config, run, world, stack)
+    told = build_notifier(config, run, world, stack)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     shared("batch_size", config.batch_size, world)
     setup = made_of(world)
@@ -122,8 +122,7 @@ def build_run(
     reference = build_reference(setup.source, model, strategy) if setup.judgement is not None else None
     engine = setup.engine(strategy, model)
     memory_plan = build_sft_memory_plan(model, device, reference, engine, setup.residents())
-    journal = build_journal(config, steps, run, world, state, stack, notifier)
-    interrupt = Interrupt(world.max)
+    journal, interrupt = build_journal(config, steps, run, world, state, stack, told), Interrupt(world.max)
     batching = build_batching(config, setup, world, device)
     trainer = OfflineTrainer(
         config=config,

@@ -60,7 +60,7 @@ def check_watched(config: RunConfig) -> Receiver | None:
 def build_notifier(
     config: RunConfig, run: Path, world: World, stack: contextlib.ExitStack
 ) -> Notifier | None:
-    """Who tells from now on how the run was left, last of all on the stack; on the first rank, where anybody is to be told. ValueError as of
+    """The notifier that tells from now on how the run was left, last of all on the stack; on the first rank, where anybody is to be told. ValueError as of
     `check_watched`."""
     receiver = check_watched(config)
     if receiver is None or not world.is_first:

@@ -60,9 +60,8 @@ def build_run(
 ) -> Run:
     """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
-    world = World.current(config.strategy.sequence_parallel)
+    world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
     notifier = build_notifier(config, run, world, stack)
-    device = pick_device(config.strategy.device)
     check_processes(config, world)
     algorithm = build_for(config, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
