@@ -110,9 +110,8 @@ def build_run(
     world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
     told = build_notifier(config, run, world, stack)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    shared("batch_size", config.batch_size, world)
     setup = made_of(world)
-    _check_model(config)
+    _check_settings(config, world)
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)
     steps = config.steps or _steps_of_epochs(config, prompts)
@@ -159,8 +158,9 @@ def build_run(
     return made
 
 
-def _check_model(config: OfflineConfig) -> None:
-    """ValueError for a model that these settings cannot compute."""
+def _check_settings(config: OfflineConfig, world: World) -> None:
+    """ValueError for a model that these settings cannot compute, or a batch that the processes cannot share."""
+    shared("batch_size", config.batch_size, world)
     models = {"model.path": config.model}
     check_fused(config, models)
     check_team(config.strategy, models)
