@@ -16,6 +16,7 @@ from lightrft.build.memory import build_sft_memory_plan
 from lightrft.build.models import build_reference, check_reference, check_team
 from lightrft.build.process import (
     build_journal,
+    build_notifier,
     check_fused,
     checked_base,
     last_state,
@@ -107,9 +108,10 @@ def build_run(
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
+    told = build_notifier(config, run, world, stack)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
     setup = made_of(world)
-    _check_model(config, world)
+    _check_settings(config, world)
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)
     steps = config.steps or _steps_of_epochs(config, prompts)
@@ -119,7 +121,7 @@ def build_run(
     reference = build_reference(setup.source, model, strategy) if setup.judgement is not None else None
     engine, readers = setup.engine(strategy, model), setup.residents()
     memory_plan = build_sft_memory_plan(model, device, reference, engine, readers)
-    journal, interrupt = build_journal(config, steps, run, world, state, stack), Interrupt(world.max)
+    journal, interrupt = build_journal(config, steps, run, world, state, stack, told), Interrupt(world.max)
     batching = build_batching(config, setup, world, device)
     trainer = OfflineTrainer(
         config=config,
@@ -157,8 +159,8 @@ def build_run(
     return made
 
 
-def _check_model(config: OfflineConfig, world: World) -> None:
-    """ValueError for a model that these settings cannot compute, and for a step that so many processes cannot share."""
+def _check_settings(config: OfflineConfig, world: World) -> None:
+    """ValueError for a model that these settings cannot compute, or a batch that the processes cannot share."""
     shared("batch_size", config.batch_size, world)
     models = {"model.path": config.model}
     check_fused(config, models)

@@ -27,7 +27,7 @@ from lightrft.runs.hooks import StepHook, found_hook
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.live import Events, Status, note_environment
 from lightrft.runs.metrics import Logger
-from lightrft.runs.notify import Notifier, found_receiver
+from lightrft.runs.notify import Notifier, Receiver, found_receiver
 from lightrft.runs.sinks import Sinks, found
 from lightrft.runs.trackers import Opened
 from lightrft.strategy.checkpoint import Checkpoints
@@ -40,18 +40,32 @@ log = logging.getLogger("lightrft")
 
 
 def prepare_process(config: RunConfig) -> None:
-    """Seeds, threads and memory habits of this process. ValueError for a sink, a hook or an address that is not there, before anything is
-    made."""
+    """Seeds, threads and memory habits of this process. ValueError for a sink that is not there, before anything is made."""
     found(config.log.to)
-    if config.log.on_step:
-        found_hook(config.log.on_step)
-    found_receiver(config.log.notify, config.log.notify_key)
     if config.strategy.threads:
         torch.set_num_threads(config.strategy.threads)
     use_tf32(pick_device(config.strategy.device), config.strategy.tf32)
     reuse_host_memory()
     disable_progress_bar()  # transformers' own bars would tear the live picture
     seed_everything(config.seed)
+
+
+def check_watched(config: RunConfig) -> Receiver | None:
+    """Whom log.notify names; None if nobody. ValueError for that, or for a hook of log.on_step, that is not there."""
+    if config.log.on_step:
+        found_hook(config.log.on_step)
+    return found_receiver(config.log.notify, config.log.notify_key)
+
+
+def build_notifier(
+    config: RunConfig, run: Path, world: World, stack: contextlib.ExitStack
+) -> Notifier | None:
+    """The notifier that tells from now on how the run was left, last of all on the stack; on the first rank, where anybody is to be told. ValueError as of
+    `check_watched`."""
+    receiver = check_watched(config)
+    if receiver is None or not world.is_first:
+        return None
+    return stack.enter_context(Notifier(receiver, run, command_of(config)))
 
 
 def check_fused(config: RunConfig, models: Mapping[str, ModelConfig]) -> None:
@@ -147,15 +161,16 @@ def build_journal(
     world: World,
     state: dict[str, Any] | None,
     stack: contextlib.ExitStack,
+    notifier: Notifier | None,
 ) -> Journal:
-    """Metrics and live picture of a run of `steps` steps, from those on that `state` has done; files are closed with the stack."""
+    """Metrics and live picture of a run of `steps` steps, from those on that `state` has done; files are closed with the stack. The notifier
+    then knows how far the run is."""
     files, done = RunFolder(run), state["done"] if state else 0
     progress = Progress(config, steps, done, run=run, show=world.is_first)
     logger, sinks, hook = None, None, None
     if world.is_first:
-        receiver = found_receiver(config.log.notify, config.log.notify_key)
-        if receiver is not None:  # first, so that it speaks last
-            stack.enter_context(Notifier(receiver, run, command_of(config), lambda: _now(progress)))
+        if notifier is not None:
+            notifier.now = lambda: _now(progress)
         tensorboard = config.log.tensorboard and "tensorboard" not in config.log.to
         logger = Logger(run, done if state else -1, tensorboard=tensorboard)
         stack.enter_context(logger)

@@ -29,6 +29,7 @@ from lightrft.build.models import (
 )
 from lightrft.build.process import (
     build_journal,
+    build_notifier,
     check_fused,
     checked_base,
     dated,
@@ -60,8 +61,8 @@ def build_run(
 ) -> Run:
     """All parts of a training run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
-    world = World.current(config.strategy.sequence_parallel)
-    device = pick_device(config.strategy.device)
+    world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
+    notifier = build_notifier(config, run, world, stack)
     check_processes(config, world)
     algorithm = build_for(config, resolve)
     trainer_class = resolve(TRAINERS, config.trainer, "trainer")
@@ -84,7 +85,7 @@ def build_run(
     engine = make_engine(engine_module(config, kind, strategy, models.actor), processor, config.rollout)
     judging = add_judging_models(config, task_data.judges, engine, processor, device, kind.makes)
     memory_plan = build_memory_plan(vars(models), engine, judging, device, config.rollout.max_staleness > 0)
-    journal = build_journal(config, config.steps, run, world, state, stack)
+    journal = build_journal(config, config.steps, run, world, state, stack, notifier)
     evaluator = build_evaluator(config, task_data, processor, turns, run, world)
     parts = Parts(
         config=config,

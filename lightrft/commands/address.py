@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightrft.config.addresses import is_loopback
+from lightrft.config.addresses import is_loopback, secret
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Address:
                 f"--host {self.host} without a certificate: responses and the key could be read on the way. Give --certificate FILE, or "
                 "--plain-http where the network is trusted."
             )
-        return os.environ[self.key] if self.key else ""
+        return secret("--key", self.key) if self.key else ""
 
     def context(self) -> ssl.SSLContext | None:
         """What encrypts connections; None without a certificate. ValueError for files that hold none, or a key that asks for a password."""

@@ -37,7 +37,10 @@ def replay(run: Path, step: int) -> int:
         config = layers.load([str(resolved)], Config)
         if SKIPS not in capsule.config_yaml:  # of a version that read all responses
             config = replace(config, update=replace(config.update, skip_zero_advantage=False))
-        quiet = replace(config.log, progress=False, tensorboard=False, to=[], capture_steps=[])
+        quiet = replace(
+            config.log,
+            progress=False, tensorboard=False, to=[], capture_steps=[], on_step="", notify="", notify_key="",
+        )  # fmt: skip
         config = replace(config, log=quiet, rollout=with_own_engine(config.rollout, engine_of(config.model)))
         trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
         assert isinstance(trainer, RLTrainer)

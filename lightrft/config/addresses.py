@@ -17,12 +17,24 @@ def is_loopback(host: str) -> bool:
 
 
 def secret(option: str, variable: str) -> str:
-    """The key that an option names by its environment variable. ValueError if there is none of that name."""
+    """The key that an option names by its environment variable, without white space around it, as files of secrets end with. ValueError, which
+    never tells its content, if there is none of that name, or if a header of HTTP could not carry it."""
     if variable not in os.environ:
         raise ValueError(
             f"{option}={variable}: there is no such environment variable. Set it, or leave the option out."
         )
-    return os.environ[variable]
+    found = os.environ[variable].strip()
+    if not is_sendable(found):
+        raise ValueError(
+            f"{option}={variable}: the environment variable of this name holds white space, control characters or signs beyond ASCII, "
+            "or nothing. Set it to printable ASCII."
+        )
+    return found
+
+
+def is_sendable(text: str) -> bool:
+    """Whether a key or an address can stand in a request of HTTP: printable ASCII without blanks, and not nothing."""
+    return re.fullmatch("[!-~]+", text) is not None
 
 
 def checked(option: str, url: str, key: str) -> SplitResult:
@@ -59,6 +71,10 @@ def check_notify(notify: str, key: str) -> None:
             f"log.notify_key={key} has no effect without log.notify. Set log.notify, or leave it out."
         )
     if "://" in notify:
+        if not is_sendable(notify):
+            raise ValueError(
+                "log.notify: the address has blanks, control characters or signs beyond ASCII. Write them percent-encoded."
+            )
         checked("log.notify", notify, "log.notify_key")
     elif notify and not re.fullmatch(r"[A-Za-z_]\w*", notify):
         raise ValueError(

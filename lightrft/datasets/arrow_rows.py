@@ -18,32 +18,50 @@ from lightrft.datasets.shards import is_address, is_pattern, read_saved, saved_s
 from lightrft.utils.paths import expanded
 
 WHERE = "\0where"
-"""The column that says where a row stands, as datasets.sources.read does; no file can have one of this name that is text."""
+"""The column that says where a row stands, as datasets.sources.read does; a file with one of this name is left to that."""
 PLAIN = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
 """Kinds of values that a line of JSON may hold, which Arrow and Python's json read alike."""
 BLOCK = 16 * 2**20
 """Bytes that are parsed at a time; a longer line is left to the reader by rows."""
 LEAST = 10
 """Bytes of the shortest line with a field."""
+Suits = Callable[[pa.Schema], bool]
+"""Whether columns of these names and types are wanted as columns: asked before rows are read."""
 
 
-def read_table(place: str, split: str, at_least: int) -> pa.Table | None:
-    """The rows of local jsonl or parquet files, or of a data set that `datasets` saved, with WHERE, in the order that datasets.sources.read has; None for
-    fewer than `at_least` of them, for other places, and where Arrow might not give just what that gives."""
+def read_table(place: str, split: str, at_least: int, suits: Suits = lambda _: True) -> pa.Table | None:
+    """The rows of local jsonl or parquet files, or of a data set that `datasets` saved, with WHERE, in the order that datasets.sources.read has, their
+    texts as large_string, of which a column may hold more than 2 GiB. None for fewer than `at_least` of them, for other places, for columns that do
+    not suit, and where Arrow might not give just what that gives."""
     try:
         saved = None if is_address(place) else saved_set(place)
         if saved is not None:
-            found = _sound(read_saved(saved, split).with_format("arrow")[:])
-            found = _located(found, f"{saved.name}/{split}[", 0, "]")
-            return found if found is not None and found.num_rows >= at_least else None
-        files = _files(place)
-        if files is None or not _may_have(files, at_least):
-            return None
-        tables = [_named(READERS[path.suffix](path), path.suffix, name) for name, path in files]
-        found = None if None in tables else pa.concat_tables(tables)
-    except (OSError, ValueError, ArrowException):
+            found = _saved(saved, split, suits)
+        else:
+            files = _files(place)
+            if files is None or not _may_have(files, at_least):
+                return None
+            found = _of_files(files, suits)
+    except (OSError, ValueError, RecursionError, ArrowException):
         return None  # the reader by rows says what is wrong
     return found if found is not None and found.num_rows >= at_least else None
+
+
+def _saved(folder: Path, split: str, suits: Suits) -> pa.Table | None:
+    rows = read_saved(folder, split)
+    if not suits(rows.features.arrow_schema):
+        return None
+    return _located(_sound(rows.with_format("arrow")[:]), f"{folder.name}/{split}[", 0, "]")
+
+
+def _of_files(files: Sequence[tuple[str, Path]], suits: Suits) -> pa.Table | None:
+    tables = []
+    for name, path in files:
+        table = _named(READERS[path.suffix](path, suits), path.suffix, name)
+        if table is None:
+            return None
+        tables.append(table)
+    return pa.concat_tables(tables)
 
 
 def _files(place: str) -> Sequence[tuple[str, Path]] | None:
@@ -75,26 +93,40 @@ def _named(table: pa.Table | None, suffix: str, name: str) -> pa.Table | None:
 def _located(table: pa.Table | None, before: str, first: int, behind: str) -> pa.Table | None:
     if table is None:
         return None
-    numbers = pc.cast(pa.array(range(first, first + table.num_rows), pa.int64()), pa.string())
-    return table.append_column(WHERE, pc.binary_join_element_wise(before, numbers, behind, ""))
+    numbers = pc.cast(pa.array(range(first, first + table.num_rows), pa.int64()), pa.large_string())
+    return table.append_column(WHERE, joined(before, numbers, behind))
+
+
+def joined(*pieces: str | pa.Array, between: str = "") -> pa.Array:
+    """Texts of these pieces, one for each place of the arrays among them, which are of large_string: Arrow joins no others with such."""
+    wide = [pa.scalar(one, pa.large_string()) if isinstance(one, str) else one for one in (*pieces, between)]
+    return pc.binary_join_element_wise(*wide)
 
 
 def _sound(table: pa.Table) -> pa.Table | None:
-    """The table, if all its texts are Unicode and each column has a name of its own."""
-    if len(set(table.column_names)) < len(table.column_names):
+    """The table, if all its texts are Unicode and each column has a name of its own, other than WHERE."""
+    if len({*table.column_names, WHERE}) <= len(table.column_names):
         return None
     table.validate(full=True)
-    return table
+    wide = [
+        field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(wide))
 
 
-def _jsonl(path: Path) -> pa.Table | None:
+def _jsonl(path: Path, suits: Suits) -> pa.Table | None:
     """Lines of objects of texts, whole numbers and truth values that all have the same fields."""
     with path.open("rb") as file:
-        lines = _lines_of_objects(file)
+        first = json.loads(file.readline(BLOCK).decode())
+        if not isinstance(first, dict) or not first:
+            return None
+        schema = [(name, PLAIN.get(type(value))) for name, value in first.items()]
+        if any(kind is None for _, kind in schema) or not suits(pa.schema(schema)):
+            return None
         file.seek(0)
-        first = json.loads(file.readline().decode()) if lines else {}
-    schema = [(name, PLAIN.get(type(value))) for name, value in first.items()]
-    if not schema or any(kind is None for _, kind in schema):
+        lines = _lines_of_objects(file)
+    if not lines:
         return None
     found = arrow_json.read_json(
         path,
@@ -120,8 +152,9 @@ def _lines_of_objects(file: Any) -> int:
     return lines if begun == lines else 0
 
 
-def _parquet(path: Path) -> pa.Table | None:
-    return _sound(parquet.ParquetFile(path).read())
+def _parquet(path: Path, suits: Suits) -> pa.Table | None:
+    with parquet.ParquetFile(path) as file:
+        return _sound(file.read()) if suits(file.schema_arrow) else None
 
 
-READERS: dict[str, Callable[[Path], pa.Table | None]] = {".jsonl": _jsonl, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path, Suits], pa.Table | None]] = {".jsonl": _jsonl, ".parquet": _parquet}

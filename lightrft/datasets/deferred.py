@@ -131,7 +131,7 @@ def defer_texts(
     counts.deferred = len(late) - len(longest)
     counts.kept, counts.broken = int(stay.sum()), bad.skipped
     tell(counts, config)
-    kept = records if stay.all() else records.taken(np.flatnonzero(stay))
+    kept = records if stay.all() else records.where(stay)
     return kept.with_fields(columns), counts
 
 

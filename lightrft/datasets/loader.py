@@ -59,7 +59,6 @@ class PromptLoader:
             for prompts, share in zip(self.sources, self.shares, strict=True)
         ]
         self._orders: dict[int, tuple[int, list[int]]] = {}
-        self._by_name: dict[tuple[str, str], Asked] | None = None
         self._places: dict[tuple[str, str], tuple[int, int]] | None = None
 
     @property
@@ -92,9 +91,9 @@ class PromptLoader:
 
         A checkpoint holds plain values: a date or a decimal among the targets stands there as text, and of media the names.
         """
-        if self._by_name is None:
-            self._by_name = {(p.source, p.id): p for source in self.sources for p in source}
-        return [filled(p, self._by_name.get((p.source, p.id))) for p in prompts]
+        found = self._found([(p.source, p.id) for p in prompts])
+        known = {name: self.sources[source][place] for name, (source, place) in found.items()}
+        return [filled(p, known.get((p.source, p.id))) for p in prompts]
 
     def rest(self, names: Iterable[tuple[str, str]], passes: int) -> None:
         """Leaves these prompts (source, id) out of `passes` passes through their source, after that in which they were last drawn; then they
@@ -102,18 +101,26 @@ class PromptLoader:
 
         To be called on all ranks with the same prompts, between the same draws. A prompt that is not of this data is passed over.
         """
+        for source, place in self._found(list(names)).values():
+            now, turn = divmod(self.drawn[source], len(self.sources[source]))
+            drawn_now = place in self._order(source, now)[:turn]  # else in the pass before
+            self.resting[source][place] = now + passes - (not drawn_now)
+
+    def _found(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
+        """The prompts of these names (source, id) that this data has, with the number of their source here and their place there."""
         if self._places is None:
             self._places = {
                 (p.source, p.id): (source, place)
                 for source, prompts in enumerate(self.sources)
+                if not isinstance(prompts, TextRecords)
                 for place, p in enumerate(prompts)
             }
-        for name in names:
-            if name in self._places:
-                source, place = self._places[name]
-                now, turn = divmod(self.drawn[source], len(self.sources[source]))
-                drawn_now = place in self._order(source, now)[:turn]  # else in the pass before
-                self.resting[source][place] = now + passes - (not drawn_now)
+        found = {name: self._places[name] for name in names if name in self._places}
+        for number, prompts in enumerate(self.sources):
+            if names and isinstance(prompts, TextRecords):
+                places = prompts.places([id for source, id in names if source == prompts.source])
+                found |= {(prompts.source, id): (number, place) for id, place in places.items()}
+        return found
 
     @property
     def left_out(self) -> int:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lightrft.config import TaskConfig
-from lightrft.datasets.arrow_rows import WHERE
+from lightrft.datasets.arrow_rows import WHERE, joined
 from lightrft.datasets.formats import ALPACA, SYSTEM, UNREAD_OF_ROW, columns
 from lightrft.datasets.media import COLUMNS
 from lightrft.types import Message, Record
@@ -41,7 +41,10 @@ class TextRecords(Sequence[Record]):
     def __getitem__(self, place: slice) -> TextRecords: ...
     def __getitem__(self, place: int | slice) -> Record | TextRecords:
         if isinstance(place, slice):
-            return self.taken(np.arange(len(self))[place])
+            start, stop, step = place.indices(len(self))
+            if step == 1:  # of which nothing is copied
+                return self._of(self._table.slice(start, max(0, stop - start)), self._fields)
+            return self._of(self._table.take(pa.array(range(start, stop, step), pa.int64())), self._fields)
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         return next(self._made(self._table.slice(place % len(self), 1)))
@@ -50,9 +53,18 @@ class TextRecords(Sequence[Record]):
         for batch in self._table.to_batches(AT_A_TIME):
             yield from self._made(batch)
 
-    def taken(self, places: NDArray[np.int64]) -> TextRecords:
-        """The records at these places."""
-        return self._of(self._table.take(pa.array(places, pa.int64())), self._fields)
+    def where(self, stay: NDArray[np.bool_]) -> TextRecords:
+        """The records at whose place `stay` is true."""
+        return self._of(self._table.filter(pa.array(stay)), self._fields)
+
+    def places(self, names: Collection[str]) -> dict[str, int]:
+        """The ids among these names, with the last place of each; no record is made."""
+        before = f"{self.source}/"
+        asked = [name for name in names if name.startswith(before)]
+        wanted = pa.array([name.removeprefix(before) for name in asked], pa.large_string())
+        found = pc.index_in(self._table.column(WHERE), value_set=wanted)
+        numbers = pc.fill_null(found, -1).to_numpy()
+        return {asked[numbers[place]]: int(place) for place in np.flatnonzero(numbers >= 0)}
 
     def with_fields(self, names: Collection[str] | None) -> TextRecords:
         """The records with these fields of their rows alone; None: with all."""
@@ -83,9 +95,8 @@ class TextRecords(Sequence[Record]):
         config = self.config
         begins = f"\0system\0{config.system}\0user\0" if config.system else "\0user\0"
         for batch in self._table.to_batches(AT_A_TIME):
-            ids = pc.binary_join_element_wise(f"{self.source}/", batch.column(WHERE), "")
-            pieces = (ids, begins, self._contents(batch), "\0", self._targets(batch), "\0", "")
-            whole = pc.binary_join_element_wise(*pieces)
+            ids = joined(f"{self.source}/", batch.column(WHERE))
+            whole = joined(ids, begins, self._contents(batch), "\0", self._targets(batch), "\0")
             yield memoryview(whole.buffers()[2])[: pc.sum(pc.binary_length(whole)).as_py() or 0]
 
     def _of(self, table: pa.Table, fields: Sequence[str]) -> TextRecords:
@@ -98,16 +109,16 @@ class TextRecords(Sequence[Record]):
         texts = rows.column(self.config.prompt_field)
         if not self.config.instruction:
             return texts
-        return pc.binary_join_element_wise(texts, self.config.instruction, "\n")
+        return joined(texts, self.config.instruction, between="\n")
 
     def _targets(self, rows: pa.RecordBatch) -> pa.Array:
         """The targets as datasets.loader writes them: texts as they are, all else as a list of its JSON."""
         if not self.config.target_field:
-            return pa.array([str([json.dumps(None)])] * rows.num_rows, pa.string())
+            return pa.array([str([json.dumps(None)])] * rows.num_rows, pa.large_string())
         found = rows.column(self.config.target_field)
         if _is_text(found.type):
             return found
-        return pa.array([str([json.dumps(one)]) for one in found.to_pylist()], pa.string())
+        return pa.array([str([json.dumps(one)]) for one in found.to_pylist()], pa.large_string())
 
     def _made(self, rows: pa.Table | pa.RecordBatch) -> Iterator[Record]:
         """The records of some rows."""
@@ -126,23 +137,39 @@ class TextRecords(Sequence[Record]):
             yield Record(f"{self.source}/{where}", messages, target, self.source, row)
 
 
-def plain(table: pa.Table, config: TaskConfig) -> bool:
-    """Whether format `columns` asks each row's text by itself, and has a target for it, so that `TextRecords` may."""
-    names = set(table.column_names)
+def may_be_plain(schema: pa.Schema, config: TaskConfig) -> bool:
+    """Whether rows with these columns can be `plain`."""
+    names = set(schema.names)
     if config.format != "columns" or config.prompt_field not in names or names & READ:
         return False
     if "." in config.prompt_field:  # then other columns may stand beside it
         return False
     if config.target_field and config.target_field not in names:
         return False
+    return all(
+        _is_text(schema.field(place).type) for place in schema.get_all_field_indices(config.prompt_field)
+    )
+
+
+def plain(table: pa.Table, config: TaskConfig) -> bool:
+    """Whether format `columns` asks each row's text by itself, and has a target for it, so that `TextRecords` may."""
+    if not may_be_plain(table.schema, config):
+        return False
     asked = table.column(config.prompt_field)
-    if not _is_text(asked.type) or asked.null_count or not _all_say_something(asked):
+    if asked.null_count or not _all_say_something(asked):
         return False
     if config.target_field and not _are_targets(table.column(config.target_field)):
         return False
     listed = asked.filter(pc.match_substring_regex(asked, r"^[ \t\r\n]*\[")).to_pylist()
     alone = TaskConfig(prompt_field=config.prompt_field, target_field="")
-    return all(isinstance(columns({config.prompt_field: text}, alone).prompt, str) for text in listed)
+    return all(_is_asked_as_it_is(text, alone) for text in listed)
+
+
+def _is_asked_as_it_is(text: str, config: TaskConfig) -> bool:
+    try:
+        return isinstance(columns({config.prompt_field: text}, config).prompt, str)
+    except Exception:  # a row of any shape: tasks.base.records tells of it, with its place
+        return False
 
 
 def alike(prompts: Sequence[Any]) -> Sequence[Any]:

@@ -63,6 +63,8 @@ class Watch:
     """Where people read, also on a rank whose output goes to a file."""
     news: Exception | None = None
     """What happened on another rank, for the main thread to raise where it works by itself."""
+    farewell: Callable[[str], None] | None = None
+    """Called with the reason where this process is ended from within, see `_end`; is to return within seconds."""
     failing: bool = False
     """The main thread handles a failure: it is left alone for as long as it gets on."""
     _peers: dict[int, psutil.Process | None] = field(default_factory=dict)
@@ -263,6 +265,9 @@ class Watch:
             file.write(f"rank {self.rank} ends: {why}\n")
             file.flush()
             faulthandler.dump_traceback(file)
+        if self.farewell is not None:
+            with suppress(Exception):
+                self.farewell(why)
         os._exit(1)
 
 

@@ -51,14 +51,19 @@ class StepHook:
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Has the function look at a step. What it raises is counted, and told once."""
         self.calls += 1
+        phase, generators = STATUS.phase, generator_states()
         STATUS.set_phase("log.on_step")  # so that one that hangs is named when the run gives up
-        generators = generator_states()
         try:
             self._hook(step, MappingProxyType(dict(metrics)), Run(self.folder))
-        except (Exception, SystemExit) as error:  # whatever a user's function raises
+        except KeyboardInterrupt:  # a user's second Ctrl-C
+            raise
+        except (
+            BaseException
+        ) as error:  # whatever a user's function raises; asyncio's CancelledError is no Exception
             self._fail(step, error)
         finally:
             restore_generators(generators)
+            STATUS.set_phase(phase)
 
     def _fail(self, step: int, error: BaseException) -> None:
         self.failed += 1

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from lightrft.config.addresses import is_loopback, secret
+from lightrft.parallel.status import STATUS
 from lightrft.runs.layout import EvaluationFolder, RunFolder
+from lightrft.utils.finite import finite_number
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.paths import without_home
-from lightrft.utils.redirects import NoRedirects
 
 log = logging.getLogger("lightrft")
 ATTEMPTS = 3
@@ -51,15 +52,13 @@ class Receiver:
 
 def found_receiver(notify: str, notify_key: str) -> Receiver | None:
     """Whom the options log.notify and log.notify_key name; None if nobody. ValueError for an environment variable that is not there, or holds no
-    address; its content is never told."""
+    address or no key that can be sent; its content is never told."""
     if not notify:
         return None
     url = notify if "://" in notify else secret("log.notify", notify)
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"log.notify={notify}: the environment variable of this name holds no address. Set it to https://HOST/PATH."
-        )
+    parts = _split(url)
+    if parts is None:
+        raise ValueError(f"log.notify={notify}: it holds no address. Set it to https://HOST/PATH.")
     if notify_key and parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ValueError(
             f"log.notify={notify}: the key of log.notify_key would go unencrypted to another machine. Use https, or leave log.notify_key out."
@@ -67,31 +66,73 @@ def found_receiver(notify: str, notify_key: str) -> Receiver | None:
     return Receiver(url, secret("log.notify_key", notify_key) if notify_key else "")
 
 
+def _split(url: str) -> SplitResult | None:
+    """The parts of an address of HTTP; None for what is none."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number; its text is not told
+        return None
+    return parts if sound else None
+
+
+def _loading() -> Mapping[str, Any]:
+    """What a run does before its journal is made."""
+    return {"done": None, "steps": None, "phase": STATUS.phase}
+
+
 class Notifier:
     """Tells the receiver how a run was left; a context manager around it, on its first rank."""
 
     def __init__(
-        self, receiver: Receiver, run: Path, command: str, now: Callable[[], Mapping[str, Any]]
+        self,
+        receiver: Receiver,
+        run: Path,
+        command: str,
+        now: Callable[[], Mapping[str, Any]] = _loading,
     ) -> None:
-        """`now`: what the run does at this moment: steps done, of how many, and the phase."""
+        """`now`: what the run does at this moment: steps done, of how many (None while it is loaded), and the phase."""
         self.receiver, self.run, self.command, self.now = receiver, run, command, now
         self.begun = time.monotonic()
+        self._told = False
+        self._sender: threading.Thread | None = None
 
     def __enter__(self) -> Notifier:
+        if STATUS.watch is not None:
+            STATUS.watch.farewell = self.say_farewell
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None or isinstance(error, Exception):  # who presses Ctrl-C twice waits for nothing
-            self.tell(error)
+            self.tell(error, ATTEMPTS)
+        if STATUS.watch is not None:
+            STATUS.watch.farewell = None
 
-    def tell(self, error: BaseException | None) -> None:
-        """Sends it, and waits for as long as all attempts may take, and one more; looking up a host's name has no time limit of its own."""
-        body = json.dumps(self.message(error), default=str).encode()
-        sender = threading.Thread(target=self._send, args=(body,), name="log.notify", daemon=True)
+    def say_farewell(self, why: str) -> None:
+        """Tells, in one attempt, that the watch of several processes ends this one: another is gone, or none gets on."""
+        self.tell(RuntimeError(why), 1)
+
+    def tell(self, error: BaseException | None, attempts: int) -> None:
+        """Sends it, once, and waits for as long as so many attempts may take, and one more; looking up a host's name has no time limit of its
+        own. Nothing that fails here is raised: it would stand in the place of the run's own end."""
+        if self._told:
+            if self._sender is not None:  # of the run's own thread, which is not to be cut off
+                self._sender.join(TIMEOUT)
+            return
+        self._told = True
+        try:
+            body = json.dumps(self.message(error), allow_nan=False).encode()
+        except Exception as broken:  # whatever a user's error makes of its text
+            log.warning(
+                "log.notify: what is to be told could not be put together (%s)", type(broken).__name__
+            )
+            return
+        sender = threading.Thread(target=self._send, args=(body, attempts), name="log.notify", daemon=True)
+        self._sender = sender
         sender.start()
-        sender.join((ATTEMPTS + 1) * TIMEOUT + (2 ** (ATTEMPTS - 1) - 1) * FIRST_PAUSE)
+        sender.join((attempts + 1) * TIMEOUT + (2 ** (attempts - 1) - 1) * FIRST_PAUSE)
         if sender.is_alive():
             log.warning("log.notify: %s was not told within the time for it", self.receiver.host)
 
@@ -108,14 +149,24 @@ class Notifier:
                 "error": _cut(f"{type(error).__name__}: {without_home(str(error)).strip()}"),
             }
         found["seconds"] = round(time.monotonic() - self.begun, 1)
-        found["evaluation"] = _scores(self.run)
+        # A run that was to go on has an `after` of its earlier end.
+        found["evaluation"] = self._scores("before", *(["after"] if error is None else []))
         told = {"stopped": f" by {error}", "failed": f": {found.get('error')}"}.get(found["event"], "")
-        found["text"] = f"{name}: {found['event']}{told}, after step {found['done']} of {found['steps']}"
+        place = "while loading" if now["done"] is None else f"after step {now['done']} of {now['steps']}"
+        found["text"] = f"{name}: {found['event']}{told}, {place}"
         return found
 
-    def _send(self, body: bytes) -> None:
+    def _scores(self, *labels: str) -> dict[str, Any]:
+        """Held-out scores with their intervals, by evaluation and task, where there are any in this form; nothing where they cannot be read."""
+        try:
+            return {label: found for label in labels if (found := _estimates(self.run, label))}
+        except Exception as broken:  # a report that was cut off
+            log.warning("log.notify: the scores could not be read (%s)", type(broken).__name__)
+            return {}
+
+    def _send(self, body: bytes, attempts: int) -> None:
         told, pause = "", FIRST_PAUSE
-        for attempt in range(ATTEMPTS):
+        for attempt in range(attempts):
             if attempt:
                 time.sleep(pause)
                 pause *= 2
@@ -128,7 +179,20 @@ class Notifier:
                     break
             except (OSError, http.client.HTTPException) as error:
                 told = type(error).__name__ if isinstance(error, http.client.HTTPException) else _why(error)
+            except (
+                Exception
+            ) as error:  # its text may hold the key or the address, and a thread's traceback would show it
+                told = type(error).__name__
+                break
         log.warning("log.notify: %s could not be told (%s)", self.receiver.host, told)
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry what is sent, and its key, to another host."""
+
+    def redirect_request(self, *args: Any, **options: Any) -> None:  # noqa: ARG002  # as urllib calls it
+        """None: the status of the redirect is then an error."""
+        return
 
 
 def _post(receiver: Receiver, body: bytes) -> None:
@@ -154,17 +218,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= MOST_TOLD else f"{text[: MOST_TOLD // 2]} ... {text[-MOST_TOLD // 2 :]}"
 
 
-def _scores(run: Path) -> dict[str, Any]:
-    """Held-out scores with their intervals, by evaluation and task; of runs that have none in this form an empty dict."""
-    found: dict[str, Any] = {}
-    folder = RunFolder(run).evaluation
-    for label in ("before", "after"):
-        if not EvaluationFolder(folder).report(label).is_file():
-            continue
-        for task, one in EvaluationFolder(folder).read_report(label).items():
-            score = one.get("score") if isinstance(one, dict) else None
-            if isinstance(score, dict):
-                found.setdefault(label, {})[task] = {
-                    name: score.get(name) for name in ("mean", "low", "high")
-                }
+def _estimates(run: Path, label: str) -> dict[str, Any]:
+    """Task -> its score and the interval of it, of one evaluation; None for a number that is none."""
+    folder, found = EvaluationFolder(RunFolder(run).evaluation), {}
+    if not folder.report(label).is_file():
+        return {}
+    for task, one in folder.read_report(label).items():
+        score = one.get("score") if isinstance(one, dict) else None
+        if isinstance(score, dict):
+            found[task] = {name: finite_number(score.get(name)) for name in ("mean", "low", "high")}
     return found

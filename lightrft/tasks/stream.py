@@ -9,7 +9,7 @@ from itertools import islice
 from lightrft.config import TaskConfig
 from lightrft.datasets.arrow_rows import read_table
 from lightrft.datasets.sources import BadRecords, Located, is_file, read, streamed
-from lightrft.datasets.text_records import TextRecords, plain
+from lightrft.datasets.text_records import TextRecords, may_be_plain, plain
 from lightrft.tasks.base import Records, Split, media_folder, own_rows, records
 from lightrft.tasks.table import check_split, row_format
 
@@ -44,7 +44,7 @@ def text_records(split: Split, config: TaskConfig, data: str, at_least: int) -> 
     """The records of task `file` as columns; None where fewer than `at_least`, or where its rows are not so plain that they would be just
     those that are made row by row."""
     check_split(split, config)
-    table = read_table(*own_rows(split, config, data), at_least)
+    table = read_table(*own_rows(split, config, data), at_least, lambda schema: may_be_plain(schema, config))
     if table is None or not plain(table, config):
         return None
     found = TextRecords(table, config, NAME)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.distributed.pair import ranks
 from tests.e2e.runs import PLAIN, Lightrft, assert_same_run, environment, short, steps, wait_until
+from tests.receiving import receiving
 
 pytestmark = pytest.mark.timeout(150)
 SMALL = [*PLAIN, "--evaluate.before-and-after=false", "--rollout.max-tokens", "5", "--strategy.device", "cpu"]
@@ -73,8 +74,10 @@ def goes_on_to_the_same_end(lightrft, whole):
 def test_when_a_rank_is_killed_the_other_ends_and_says_so_and_the_run_can_go_on(
     lightrft, tmp_path, whole, phase
 ):
-    done, seconds = ended(lightrft, *RUN, "--run", "run", fault=f"kill:{phase}:1")
+    with receiving() as (server, url):
+        done, seconds = ended(lightrft, *RUN, "--run", "run", "--log.notify", url, fault=f"kill:{phase}:1")
     assert seconds < QUICK
+    assert [told["event"] for _, _, told in server.told] == ["failed"]
     assert (done[0].status, done[1].status) == (done[0].status or "not 0", -signal.SIGKILL)
     assert f"rank 1 ended without a word (phase {phase}, step " in done[0].output
     assert "rank 1 ended without a word" in (tmp_path / "run" / "log.txt").read_text()
@@ -106,8 +109,10 @@ def test_a_rank_that_does_not_come_is_named_with_where_it_is_and_what_it_does(li
 
 
 def test_a_stall_inside_a_collective_of_the_backend_ends_in_time_with_the_stacks(lightrft, tmp_path):
-    flags = ["--strategy.timeout-seconds", "6"]
-    done, seconds = ended(lightrft, *RUN, "--run", "run", *flags, fault="stall:train:1")
+    with receiving() as (server, url):
+        flags = ["--strategy.timeout-seconds", "6", "--log.notify", url]
+        done, seconds = ended(lightrft, *RUN, "--run", "run", *flags, fault="stall:train:1")
+    assert [told["event"] for _, _, told in server.told] == ["failed"]
     assert seconds < 6 + QUICK
     assert 0 not in [d.status for d in done]
     assert "lightrft: rank 0 " in done[0].output

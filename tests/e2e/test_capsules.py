@@ -54,6 +54,18 @@ VARIANTS = {
 }
 
 
+def test_who_looked_at_the_run_is_not_told_of_a_replay(lightrft, tmp_path):
+    hook = tmp_path / "hook.py"
+    hook.write_text("def watch(step, metrics, run): print('looked at', step)\n")
+    told = ["--log.on-step", "hook.py:watch", "--log.notify", "http://127.0.0.1:9/nobody"]
+    output = lightrft("train", "tiny", *SMALL, *told, "--run", "run", "--steps", "1", "--capture-steps", "1")
+    assert "looked at 1" in output
+    hook.unlink()
+    output = lightrft("replay", "run", "--step", "1")
+    assert "equal bit for bit" in output
+    assert "log.notify" not in output
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_captured_step_comes_out_the_same_bit_for_bit(lightrft, tmp_path, variant):
     layers = [x for x in VARIANTS[variant] if x in ("lora", "grpo", "bf16")]

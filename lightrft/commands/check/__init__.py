@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from lightrft.build.kinds import policy_of
-from lightrft.build.process import prepare_process
+from lightrft.build.process import check_watched, prepare_process
 from lightrft.build.rl import check_policy
 from lightrft.build.turns import build_turns
 from lightrft.commands.check import costs, fools, picture_costs, policy, questions, settings, template
@@ -22,6 +22,7 @@ __all__ = ["preflight"]
 def preflight(config: Config) -> int:
     """Prints one section per check and a verdict; 0 if no problem was found, else 1. Writes no file."""
     prepare_process(config)
+    check_watched(config)
     report = Report(Console(highlight=False))
     with ExitStack() as stack:
         _look(report, config, stack)

@@ -13,10 +13,10 @@ from pyarrow import parquet
 
 from lightrft.build import data as build
 from lightrft.config import Config, ModelConfig, TaskConfig
-from lightrft.datasets import deferred
+from lightrft.datasets import arrow_rows, deferred
 from lightrft.datasets.arrow_rows import read_table
 from lightrft.datasets.deferred import _measured, _most, defer, defer_texts
-from lightrft.datasets.loader import _told
+from lightrft.datasets.loader import PromptLoader, _told
 from lightrft.datasets.prompts import Opener
 from lightrft.datasets.sources import BadRecords, read
 from lightrft.datasets.text_records import TextRecords, alike, plain
@@ -114,7 +114,11 @@ BAD_LINES = {
     "fewer": '{"prompt": "a", "target": "b"}', "number": LINES[0].replace('"1"', "1"), "share": LINES[0].replace(": 0", ": 0.5"),
     "nan": LINES[0].replace(": 0", ": NaN"), "large": LINES[0].replace(": 0", ": 99999999999999999999"), "tab": LINES[0].replace("What", "a\tb"),
     "nothing": LINES[0].replace("What is 0 + 1?", " "), "no answer": LINES[0].replace('"1"', '"\\u00a0"'), "garbage": LINES[0] + " x",
-    "indented": " " + LINES[0], "said": json.dumps(GOOD[0] | {"prompt": json.dumps([{"role": "user", "content": "hi"}])}),
+    "place": LINES[0][:-1] + ', "\\u0000where": "x"}', "deep": json.dumps(GOOD[0] | {"prompt": "[" * 99_999}),
+    "answered": json.dumps(GOOD[0] | {"prompt": json.dumps([{"role": "assistant", "content": "hi"}])}),
+    "silent": json.dumps(GOOD[0] | {"prompt": json.dumps([{"role": "user", "content": ""}])}),
+    "unread": json.dumps(GOOD[0] | {"prompt": json.dumps([{"role": "user", "content": "hi", "tools": []}])}),
+    "nested": '{"a": ' + "[" * 99_999, "indented": " " + LINES[0], "said": json.dumps(GOOD[0] | {"prompt": json.dumps([{"role": "user", "content": "hi"}])}),
 }  # fmt: skip
 
 
@@ -127,6 +131,48 @@ def test_a_line_that_is_not_plain_leaves_all_to_the_reader_by_rows(tmp_path, nam
         assert as_columns(file, TaskConfig()) is None
     file.write_text("\n".join(LINES))
     assert list(as_columns(file, TaskConfig())) == one_by_one(file, TaskConfig())
+
+
+def test_a_file_whose_every_line_names_places_is_left_to_the_reader_by_rows(tmp_path):
+    file = written(tmp_path, [GOOD[0] | {"\0where": "x"}] * 3, "jsonl")
+    assert as_columns(file, TaskConfig()) is None
+
+
+def test_messages_in_a_cell_that_are_refused_are_told_with_their_place(tmp_path):
+    said = json.dumps([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}])
+    file = written(tmp_path, [*GOOD, {**GOOD[0], "prompt": said}], "jsonl")
+    assert text_records("train", TaskConfig(train_file=str(file)), "", 1) is None
+    assert "rows.jsonl:7: field 'prompt' ends with the assistant's own message" in one_by_one(
+        file, TaskConfig(on_bad_record="raise")
+    )
+    assert len(one_by_one(file, TaskConfig(on_bad_record="skip"))) == 6
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_texts_have_room_for_more_than_arrow_s_small_strings(tmp_path, form):
+    table = read_table(str(written(tmp_path, GOOD, form)), "train", 1)
+    assert [str(field.type) for field in table.schema] == [
+        "large_string",
+        "large_string",
+        "int64",
+        "bool",
+        "large_string",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_rows_that_do_not_suit_are_not_read(tmp_path, monkeypatch, kind):
+    import datasets
+
+    rows = [{"prompt": "2 + 3?", "target": "5", "image": "a.png"}] * 3
+    if kind == "saved":
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "kept")
+    file = tmp_path / "kept" if kind == "saved" else written(tmp_path, rows, kind)
+    sound = []
+    monkeypatch.setattr(arrow_rows, "_sound", lambda table: sound.append(table))
+    assert text_records("train", TaskConfig(train_file=str(file)), "", 1) is None
+    assert text_records("train", TaskConfig(train_file=str(file), format="gsm8k"), "", 1) is None
+    assert not sound
 
 
 def test_bytes_that_are_no_text_leave_all_to_the_reader_by_rows(tmp_path):
@@ -218,6 +264,26 @@ def test_places_are_taken_as_of_a_list(tmp_path):
     found = as_columns(written(tmp_path, GOOD, "parquet"), TaskConfig())
     whole = list(found)
     assert found[-1] == whole[-1]
-    assert list(found.taken(np.array([4, 1]))) == [whole[4], whole[1]]
+    assert list(found.where(np.arange(6) % 3 == 1)) == [whole[1], whole[4]]
+    assert (list(found[1:5]), list(found[4:1:-2])) == (whole[1:5], whole[4:1:-2])
     with pytest.raises(IndexError):
         found[6]
+
+
+def test_a_loader_looks_up_only_the_names_asked_for(tmp_path, monkeypatch):
+    found = as_columns(written(tmp_path, GOOD, "parquet"), TaskConfig())
+    records, opener = list(found), Opener(PROCESSOR, TaskConfig())
+    ours, plain = (
+        PromptLoader([(some, 1.0)], 3, open=opener, tokens=opener.tokens) for some in (found, records)
+    )
+    assert ours.draw(4) == plain.draw(4)
+    monkeypatch.setattr(TextRecords, "__iter__", None)
+    names = [(records[n].source, records[n].id) for n in (1, 4)] + [("file", "file/other[0]"), ("other", "x")]
+    for loader in (ours, plain):
+        loader.rest(names, 1)
+    assert ours.resting == plain.resting
+    assert ours.left_out == 2
+    kept = [replace(opener(records[2]), target="text"), replace(opener(records[2]), id="none")]
+    assert ours.completed(kept) == plain.completed(kept)
+    assert [one.target for one in ours.completed(kept)] == [records[2].target, records[2].target]
+    assert ours.rest([], 1) is None

@@ -291,6 +291,9 @@ def test_a_key_is_asked_for_before_anything_is_read(monkeypatch):
         assert post(url, "/rewards", GOOD, {"Authorization": "Bearer secre"})[0] == 401
         assert post(url, "/rewards", GOOD, {"Authorization": "Bearer secret"})[0] == 200
         assert asked(url, responses(4), key=KEY) == local(responses(4))
+        monkeypatch.setenv(KEY, "secret\n")  # as files of secrets end
+        assert asked(url, responses(4), key=KEY) == local(responses(4))
+        assert Address(key=KEY).checked_key() == "secret"
         monkeypatch.setenv(KEY, "wrong")
         found = asked(url, responses(4), key=KEY)
     assert all("refused it: status 401" in one.reason for one in found)

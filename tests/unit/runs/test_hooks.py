@@ -1,11 +1,14 @@
 """A hook sees each step of a run as it is on the disk, can change nothing, and stops nothing."""
 
+import asyncio
 import logging
 import random
+import signal
 
 import pytest
 
 import lightrft
+from lightrft.parallel.status import STATUS
 from lightrft.runs.hooks import StepHook
 from lightrft.utils.inline import held
 from tests.made_runs import learning_run
@@ -51,6 +54,20 @@ def test_a_failing_hook_is_told_once_and_counted(tmp_path, caplog):
         "log.on_step=inline:fails: failed at step 2 (SystemExit: no plot); the run goes on, and further failures are counted",
         "log.on_step=inline:fails: 2 of 3 calls failed",
     ]
+
+
+def test_any_failure_but_ctrl_c_is_counted_and_the_phase_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(STATUS, "phase", "train")
+    folder = learning_run(tmp_path / "run", steps=1, groups=1, siblings=2)
+
+    def cancelled(step, metrics, run):
+        assert STATUS.phase == "log.on_step"
+        raise asyncio.CancelledError
+
+    assert called("cancelled", cancelled, folder).failed == 3
+    assert STATUS.phase == "train"
+    with pytest.raises(KeyboardInterrupt):
+        called("pressed", lambda *_: signal.raise_signal(signal.SIGINT), folder)
 
 
 def test_a_hook_that_draws_numbers_changes_none_of_the_run(tmp_path):

@@ -2,54 +2,22 @@
 
 import json
 import logging
-import threading
+import os
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch.distributed as dist
 
 import lightrft
 from lightrft.config import LogConfig
+from lightrft.parallel.status import STATUS
+from lightrft.parallel.watch import Watch
 from lightrft.runs import notify
 from lightrft.runs.layout import RunFolder
 from lightrft.runs.notify import Notifier, Receiver, found_receiver
 from lightrft.utils.interrupt import Stopped
 from tests.made_runs import learning_run
-
-
-class Receiving(BaseHTTPRequestHandler):
-    """Answers with the next of the server's statuses; keeps what it was told."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.told.append((self.path, dict(self.headers), json.loads(body)))
-        status = self.server.statuses.pop(0) if self.server.statuses else 200
-        if status == "hang":
-            self.server.free.wait(10)
-            return
-        self.send_response(status)
-        if status == 302:
-            self.send_header("Location", "/elsewhere")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-@contextmanager
-def receiving(*statuses):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiving)
-    server.daemon_threads = True
-    server.told, server.statuses, server.free = [], list(statuses), threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server, f"http://127.0.0.1:{server.server_address[1]}/hook/SECRET"
-    finally:
-        server.free.set()
-        server.shutdown()
-        server.server_close()
+from tests.receiving import receiving
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +112,90 @@ def test_a_receiver_that_is_not_there_stops_nothing(tmp_path, caplog):
     assert "SECRET" not in caplog.text
 
 
+@pytest.mark.parametrize("name", ["MY_HOOK", "MY_KEY"])
+@pytest.mark.parametrize(
+    "value", ["https://h.org/SECRET\nX: y", "https://h.org/SECRÉT", "https://h.org/SEC RET", " \n"]
+)
+def test_what_a_request_cannot_carry_is_refused_by_name(monkeypatch, name, value):
+    for one in ("MY_HOOK", "MY_KEY"):
+        monkeypatch.setenv(one, value if one == name else "https://h.org/x")
+    with pytest.raises(ValueError, match=f"{name}: the environment variable of this name holds") as refused:
+        found_receiver("MY_HOOK", "MY_KEY")
+    assert "SEC" not in str(refused.value)
+
+
+def test_files_of_secrets_may_end_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "word\n")
+    with receiving() as (_, url):
+        monkeypatch.setenv("MY_HOOK", f"{url}\r\n")
+        assert found_receiver("MY_HOOK", "MY_KEY") == Receiver(url, "word")
+    with pytest.raises(ValueError, match="percent-encoded"):
+        LogConfig(notify="https://host/é")
+    monkeypatch.setenv("MY_HOOK", "https://host:SECRET/x")
+    with pytest.raises(ValueError, match="holds no address") as refused:
+        found_receiver("MY_HOOK", "")
+    assert "SECRET" not in str(refused.value)
+
+
+def test_whatever_fails_in_the_sender_is_told_by_its_kind_alone(tmp_path, caplog, capfd):
+    with receiving() as (server, url):
+        leave(tmp_path, url, key="TOPSECRET\n")
+    assert not server.told
+    assert "could not be told (ValueError)" in caplog.text
+    assert "TOPSECRET" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("error", [None, ValueError("mine")])
+def test_scores_that_cannot_be_read_are_left_out(tmp_path, caplog, error):
+    folder = learning_run(tmp_path / "demo", steps=1, groups=1, siblings=2)
+    for label in ("before", "after"):
+        RunFolder(folder).evaluation.joinpath(f"{label}.json").write_text('{"a": ')
+    with receiving() as (server, url):
+        leave(folder, url, error)
+    ((_, _, told),) = server.told
+    assert (told["event"], told["evaluation"]) == ("failed" if error else "finished", {})
+    assert "the scores could not be read (JSONDecodeError)" in caplog.text
+
+
+def test_an_error_without_a_text_is_that_of_the_run_still(tmp_path, caplog):
+    class MuteError(Exception):
+        def __str__(self):
+            raise TypeError
+
+    with receiving() as (_, url):
+        leave(tmp_path, url, MuteError())
+    assert "could not be put together (TypeError)" in caplog.text
+
+
+def test_a_score_that_is_no_number_is_null_and_an_earlier_end_is_not_told_of_a_failure(tmp_path):
+    folder = learning_run(tmp_path / "demo", steps=1, groups=1, siblings=2)
+    for label in ("before", "after"):
+        RunFolder(folder).evaluation.joinpath(f"{label}.json").write_text(
+            '{"a": {"score": {"mean": NaN, "low": 0.5}}}'
+        )
+    with receiving() as (server, url):
+        leave(folder, url)
+        leave(folder, url, ValueError("later"))
+    (_, _, ended), (_, _, failed) = server.told
+    wanted = {"a": {"mean": None, "low": 0.5, "high": None}}
+    assert ended["evaluation"] == {"before": wanted, "after": wanted}
+    assert failed["evaluation"] == {"before": wanted}
+
+
+def test_a_process_that_its_watch_ends_is_told_of(tmp_path, monkeypatch):
+    with receiving() as (server, url):
+        child = os.fork()
+        if not child:
+            watch = Watch(0, 2, dist.HashStore(), 1.0)
+            monkeypatch.setattr(STATUS, "watch", watch)
+            with Notifier(Receiver(url), tmp_path, "train"):
+                watch._end("rank 1 ended without a word")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    ((_, _, told),) = server.told
+    assert (told["event"], told["error"]) == ("failed", "RuntimeError: rank 1 ended without a word")
+    assert told["done"] is None
+
+
 def test_an_address_can_be_a_secret_in_the_environment(monkeypatch):
     monkeypatch.setenv("MY_HOOK", "https://hooks.example.org/SECRET")
     monkeypatch.setenv("MY_KEY", "word")
@@ -186,7 +238,11 @@ def test_a_run_that_ends_and_one_that_fails_are_told(tmp_path, monkeypatch):
         lightrft.train(run="ends", **common)
         with pytest.raises(RuntimeError, match="no reward"):
             lightrft.train(run="fails", rewards=breaks, **common)
-    (_, _, ended), (_, _, failed) = server.told
+        with pytest.raises(Exception, match="no-such-model"):
+            lightrft.train(run="loads", model="no-such-model", **common)
+    (_, _, ended), (_, _, failed), (_, _, unloaded) = server.told
+    assert (unloaded["event"], unloaded["done"]) == ("failed", None)
+    assert unloaded["text"].endswith(", while loading")
     assert (ended["event"], ended["done"], ended["run"]) == ("finished", 1, "ends")
     assert ended["evaluation"]["after"]["tiny"].keys() == {"mean", "low", "high"}
     assert (failed["event"], failed["run"]) == ("failed", "fails")
