@@ -108,8 +108,7 @@ class Algorithm:
 
     @property
     def compares_chosen(self) -> bool:
-        """Whether advantages compare the responses that are learned from among themselves; their filter says so by `compares_chosen`. Else
-        all responses of a group have counted in them."""
+        """Whether only the responses that are learned from count in their advantages; their filter says so by `compares_chosen`."""
         return bool(getattr(self.functions["response_filter"], "compares_chosen", False))
 
     @property
@@ -377,11 +376,8 @@ class _Role:
 
     def take(self, options: Mapping[str, float]) -> dict[str, float]:
         """The part of `options` that this function takes; ValueError if one that it needs is not among them."""
-        missing = sorted(self.requires - options.keys())
-        if missing:
-            raise ValueError(
-                f"{self} needs the option '{missing[0]}'. Set algorithm.options={{{missing[0]}: ...}}."
-            )
+        for name in sorted(self.requires - options.keys()):
+            raise ValueError(f"{self} needs the option '{name}'. Set algorithm.options={{{name}: ...}}.")
         ranges = getattr(self.function, "ranges", {})
         for name, value in options.items():
             if name in ranges and value not in ranges[name]:
