@@ -35,7 +35,7 @@ class Amounts:
     seconds: float
 
     def times(self, count: float, devices: int = 1) -> Amounts:
-        """That so many times in turn, on so many devices at once."""
+        """The amounts of so many of these in turn, on so many devices at once."""
         all_of = count * devices
         return Amounts(self.tokens * all_of, self.flops * all_of, self.sent * all_of, self.seconds * count)
 

@@ -239,3 +239,20 @@ def test_prompts_rest_only_where_responses_can_be_compared():
             algorithm=AlgorithmConfig(advantage="reinforce"),
         )
     build(rollout=RolloutConfig(group_size=2, rest_passes=2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        ([], "none"),
+        (["--rollout.engine", "vllm"], "truncate"),
+        (["--rollout.engine", "vllm_server", "--rollout.server.urls", "http://127.0.0.1:1"], "truncate"),
+        (["--rollout.engine", "mine.py:Engine"], "truncate"),
+        (["--rollout.engine", "vllm", "--rollout.top-k", "8"], "none"),
+        (["--rollout.engine", "vllm", "--algorithm.mismatch-correction", "none"], "none"),
+        (["--algorithm.mismatch-correction", "mask"], "mask"),
+    ],
+)
+def test_the_mismatch_of_another_program_is_corrected_by_default(flags, meant):
+    built = build_for(layers.load(["grpo", *flags], Config), resolve)
+    assert built.config.mismatch_correction == meant
