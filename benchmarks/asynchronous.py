@@ -229,6 +229,7 @@ def tell(folder: Path, steps: int) -> None:
     print(compare.write_results("asynchronous", result))
     table = [[name, *(f"{found[run].get(name, float('nan')):.4g}" for run in RUNS)] for name in TOLD]
     print(compare.table([f"median of steps {COUNTED + 1} to {steps}", *RUNS], table))
+    print("mismatch/ of beside: 0 and 1 by definition, as no correction weighs tokens of older weights")
     for name, most in apart.items():
         print(f"largest difference of a weight at the end, {name} and plain: {most:.3g}")
     print(
