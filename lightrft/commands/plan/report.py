@@ -147,7 +147,7 @@ def _work(plan: Plan) -> Table:
     if found.values is not None:
         table.add_section()
         table.add_row(
-            f"all {devices}, once: values of {PROMPTS_VALUED:,} prompts",
+            f"once, all {devices}: {PROMPTS_VALUED:,} values",
             f"{found.values.tokens:,.0f}",
             f"{found.values.flops / 1e12:,.3g}",
             "",

@@ -640,8 +640,8 @@ def test_a_plan_tells_of_values_before_the_first_step(model, capsys):
     assert (found["values"]["prompts"], found["values"]["devices"]) == (1000, 1)
     assert found["mismatch_correction"] == "none"
     assert main(words) == 0
-    assert "all 1, once: values of 1,000 prompts" in capsys.readouterr().out
-    assert main([*words, "vllm"]) == 0
+    assert "once, all 1: 1,000 values" in capsys.readouterr().out
+    assert main([*words, "--rollout.engine", "vllm"]) == 0
     assert "algorithm.mismatch_correction is truncate with rollout.engine=vllm" in " ".join(
         capsys.readouterr().out.split()
     )
