@@ -7,7 +7,10 @@
 One server (`lightrft serve`) serves three runs on the task `tiny`, one after the other, of a small Llama with random weights unless --model names one: `plain` without the option, `zero` with
 rollout.max_staleness=0, whose weights must be those of `plain`, and `beside` with 1. Server and trainer have one thread each. The
 first two steps of each are not counted: the engine warms up, and nothing is sampled beside the first. Prints a table and the timeline of some
-steps, and writes results/asynchronous.json.
+steps, and writes results/asynchronous.json. Tokens that were sampled beside a step weigh 1 whatever algorithm.mismatch_correction is, and their old
+log-probs are the engine's, so that mismatch/ of `beside` is that of the first step alone, 0 and 1 in the others; the ratio of the loss holds both.
+
+If anything fails, the folder of the runs stays, with server.txt.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +54,8 @@ LEARNING = {"score", "sync", "train"}
 """Phases in which the trainer works, and a server could."""
 COUNTED = 2
 """Steps that are left out of the medians."""
+FEWEST = COUNTED + 2
+"""Steps of a run: some to count, and some to draw that have one before and one behind them."""
 TOLD = (
     *("seconds/step", "seconds/rollout", "seconds/wait", "seconds/sync", "seconds/score", "seconds/train"),
     *(
@@ -75,7 +82,7 @@ def main() -> None:
         "--python", type=Path, help="interpreter of the server; left out: that of .env-vllm-server"
     )
     parser.add_argument("--model", help="as model.path; left out: a small Llama with random weights")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=enough, default=12, help=f"at least {FEWEST}")
     parser.add_argument("--prompts", type=int, default=8, help="of a step, eight responses each")
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--runs", type=Path, help="folder for run folders; left out: a temporary one")
@@ -93,14 +100,28 @@ def main() -> None:
         *("--log.progress", "false", "--log.tensorboard", "false", "--log.trajectories-every-steps", "0"),
     ]
     try:
-        with serving(python, model, folder / "server.txt") as url:
+        with serving(python, model, folder / "server.txt") as server:
             for name, more in RUNS.items():
                 compare.say(f"{name} (load {os.getloadavg()[0]:.1f})")
-                train([*flags, "--rollout.server.urls", url, *more, "--run", str(folder / name)])
+                train(
+                    [*flags, "--rollout.server.urls", server.url, *more, "--run", str(folder / name)], server
+                )
         tell(folder, options.steps)
-    finally:
-        if options.runs is None:
-            shutil.rmtree(folder)
+    except BaseException:
+        compare.say(f"what was written is in {folder}")
+        raise
+    if options.runs is None:
+        shutil.rmtree(folder)
+
+
+def enough(text: str) -> int:
+    """A number of steps of which some are counted and some drawn."""
+    steps = int(text)
+    if steps < FEWEST:
+        raise argparse.ArgumentTypeError(
+            f"{steps}: the first {COUNTED} are not counted; give {FEWEST} or more"
+        )
+    return steps
 
 
 def environment(folder: Path) -> Path:
@@ -122,9 +143,42 @@ def environment(folder: Path) -> Path:
     return python
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that was started, with all that it starts in a process group of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    """What it says."""
+
+    @property
+    def url(self) -> str:
+        """Where it answers, once it does."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def check(self) -> None:
+        """RuntimeError with the end of what it said if it has ended."""
+        if self.process.poll() is not None:
+            said = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{said}")
+
+    def end(self) -> None:
+        """Ends it and what it started, whatever is left of them."""
+        self._signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(60)
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
 @contextmanager
-def serving(python: Path, model: str, log: Path) -> Iterator[str]:
-    """The address of a server for that model, ended with the block; its trainer waits until it answers."""
+def serving(python: Path, model: str, log: Path) -> Iterator[Server]:
+    """A server for that model, ended with the block; its trainer waits until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -136,11 +190,11 @@ def serving(python: Path, model: str, log: Path) -> Iterator[str]:
         process = subprocess.Popen(
             command, env=surroundings(), stdout=output, stderr=output, start_new_session=True
         )
+    server = Server(process, port, log)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield server
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        server.end()
 
 
 def surroundings() -> dict[str, str]:
@@ -148,12 +202,21 @@ def surroundings() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def train(arguments: Sequence[str]) -> None:
-    """A run to its end. RuntimeError with the end of what it said if it fails."""
+def train(arguments: Sequence[str], server: Server) -> None:
+    """A run to its end. RuntimeError with the end of what it said if it fails, or of what its server said if that ends before."""
     command = [sys.executable, "-m", "lightrft", *arguments, "--rollout.server.wait-seconds", "1800"]
-    done = subprocess.run(command, env=surroundings(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=surroundings(), stdout=said, stderr=said)
+        try:
+            while process.poll() is None:
+                server.check()
+                time.sleep(0.2)
+        finally:
+            process.kill()  # nothing to one that has ended
+            process.wait()
+        said.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}:\n{said.read().decode(errors='replace')[-4000:]}")
 
 
 def tell(folder: Path, steps: int) -> None:
@@ -162,16 +225,17 @@ def tell(folder: Path, steps: int) -> None:
     apart = {name: distance(folder / "plain", folder / name) for name in RUNS if name != "plain"}
     rows = timeline(folder / "beside", steps)
     shares = [overlapped(rows, row) for row in rows if row.get("beside")]
+    result = {"medians": found, "apart": apart, "overlapped": shares, "timeline": rows}
+    print(compare.write_results("asynchronous", result))
     table = [[name, *(f"{found[run].get(name, float('nan')):.4g}" for run in RUNS)] for name in TOLD]
     print(compare.table([f"median of steps {COUNTED + 1} to {steps}", *RUNS], table))
+    print("mismatch/ of beside: 0 and 1 by definition, as no correction weighs tokens of older weights")
     for name, most in apart.items():
         print(f"largest difference of a weight at the end, {name} and plain: {most:.3g}")
     print(
         f"of each rollout beside a step, the share while the trainer worked: {', '.join(f'{s:.0%}' for s in shares)}"
     )
     print(drawn(rows, range(2, min(steps, 6))))
-    result = {"medians": found, "apart": apart, "overlapped": shares, "timeline": rows}
-    print(compare.write_results("asynchronous", result))
 
 
 def medians(run: Path) -> dict[str, float]:

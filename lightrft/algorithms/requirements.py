@@ -46,6 +46,14 @@ def _with_correction(config: Config, algorithm: Algorithm) -> Algorithm:
     return replace(algorithm, config=row)
 
 
+def correction_of(algorithm: Algorithm) -> str:
+    """algorithm.mismatch_correction as it acts, never auto; empty where the loss reads none."""
+    if algorithm.whole_groups:
+        return ""
+    kind = algorithm.config.mismatch_correction
+    return "none" if kind == "auto" else kind
+
+
 def check_remembered(config: Config, algorithm: Algorithm, left: Collection[str]) -> None:
     """ValueError if a checkpoint holds responses, of the kinds in `left`, that the present algorithm cannot learn from."""
     row, left = config.algorithm, set(left) - {"unanswered"}  # of which nothing was sampled
@@ -141,6 +149,8 @@ def _check_preference(config: Config, algorithm: Algorithm) -> None:
         )
     refuse_idle("constraint", config.constraint, because=because, cure=f"set {other}")
     for name, why in UNREAD.items():
+        if name == "mismatch_correction" and row.mismatch_correction == "none":
+            continue  # what `auto` means here, said aloud
         refuse_idle("algorithm", row, [name], because=f"{because}: {why}", cure=f"set {other}")
     for name, place, on in (
         ("kl_in", "reward", row.kl_coefficient != 0),

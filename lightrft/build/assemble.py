@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.algorithms.requirements import check_remembered
+from lightrft.algorithms.requirements import check_remembered, correction_of
 from lightrft.build.process import peak_teraflops
 from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
@@ -27,7 +28,7 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.asynchronous import Beside
 from lightrft.trainer.baseline import Baseline, Greedy
 from lightrft.trainer.batching import Batching
-from lightrft.trainer.buffer import SAMPLED_AT, Compared, RolloutBuffer
+from lightrft.trainer.buffer import SAMPLED_AT, SAMPLED_BY, Compared, RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
 from lightrft.trainer.diversity import DiversityWatch
@@ -44,6 +45,8 @@ from lightrft.trainer.score import Scorer
 from lightrft.trainer.supply import Ahead, Fresh, Partial, Supply
 from lightrft.trainer.turns import Turns
 from lightrft.utils.interrupt import Interrupt
+
+log = logging.getLogger("lightrft")
 
 VALUES = "values"
 """Part of a checkpoint: what trainer/optimal_values.py has measured."""
@@ -102,7 +105,7 @@ def assemble(trainer: type[RLTrainer], parts: Parts) -> Run:
         compared_with=compared_with(parts.algorithm),
         refill=None if values is None else values.fill,
         needs_squares=parts.algorithm.needs_squares,
-        sampled_at={name: getattr(config.rollout, name) for name in SAMPLED_AT},
+        sampled_at={name: getattr(config.rollout, name) for name in (*SAMPLED_AT, *SAMPLED_BY)},
         completed=parts.prompts.completed,
     )
     kind = parts.kind
@@ -290,25 +293,67 @@ def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
     """`left_in` a checkpoint that the settings of now can go on from; ValueError if they cannot."""
     left = left_in(state)
     check_remembered(config, algorithm, left)
-    check_sampled_at(config.rollout, state)
+    check_sampled_at(config, state)
+    check_correction(config, algorithm, state)
     check_unfinished(config.rollout, left)
     check_learners(config, algorithm, state)
     check_values(config, algorithm, state)
     return left
 
 
-def check_sampled_at(config: RolloutConfig, state: Mapping[str, Any] | None) -> None:
+def check_sampled_at(config: Config, state: Mapping[str, Any] | None) -> None:
     """ValueError if responses wait in a checkpoint, also those to be learned from again, whose log-probs are of another temperature."""
-    for packed in state["ranks"]["buffer"] if state else []:
-        waiting = sum(count for name, count in packed["counts"].items() if name != "unanswered")
-        for name, before in packed.get("sampled_at", {}).items():
-            now = getattr(config, name)
-            if now != before and waiting + len(packed["born"]):
+    for packed, waiting, again in _waiting(config, state):
+        for name in SAMPLED_AT:
+            now = getattr(config.rollout, name)
+            before = packed.get("sampled_at", {}).get(name, now)
+            if now != before and waiting + again:
                 raise ValueError(
                     f"rollout.{name}={now:g}: the checkpoint holds responses that were sampled with rollout.{name}={before:g} and are to be learned "
-                    f"from, and their log-probs are of that. Set rollout.{name}={before:g}, or start a new run with model.path set to a model "
-                    "of this one."
+                    f"from, and their log-probs are of that. Set rollout.{name}={before:g}, {_cures(waiting, again)}."
                 )
+
+
+def check_correction(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
+    """ValueError if responses wait in a checkpoint that algorithm.mismatch_correction=auto would weigh now although a part of the
+    distribution was sampled from; a warning if it would leave alone now what it weighed before."""
+    if config.algorithm.mismatch_correction != "auto" or algorithm.whole_groups:
+        return
+    for packed, waiting, again in _waiting(config, state):
+        by = [packed.get("sampled_at", {}).get(name) for name in SAMPLED_BY]
+        if None in by or not waiting + again:
+            continue
+        weighed, a_part = by == [True, False], by[1]
+        weighs = correction_of(algorithm) != "none"
+        if weighs and a_part:
+            raise ValueError(
+                "algorithm.mismatch_correction=auto: the checkpoint holds responses that were sampled with top_k, first_token_top_k, top_p or "
+                "min_p, and are to be learned from; present settings would weigh them by how much of the distribution these left. Set "
+                f"algorithm.mismatch_correction=none until they are learned from, or the settings of that rollout, {_cures(waiting, again)}."
+            )
+        if weighed and not weighs:
+            log.warning(
+                "algorithm.mismatch_correction=auto is none with present settings of rollout, and so also for responses that wait in the checkpoint, "
+                "of an engine that it corrected before; algorithm.mismatch_correction=truncate goes on correcting them"
+            )
+            return
+
+
+def _waiting(config: Config, state: Mapping[str, Any] | None) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """What each rank packed of its buffer, its groups that wait to be learned from, and those of earlier steps that replay may draw."""
+    if state is None:
+        return
+    oldest = state["done"] + 1 - config.replay.max_age
+    for packed in state["ranks"]["buffer"]:
+        waiting = sum(count for name, count in packed["counts"].items() if name != "unanswered")
+        again = sum(step >= oldest for step in packed["born"]) if config.replay.groups_per_step else 0
+        yield packed, waiting, again
+
+
+def _cures(waiting: int, again: int) -> str:
+    """What else helps where so many groups wait, and so many may be learned from again."""
+    new = "or start a new run with model.path set to a model of this one"
+    return f"or replay.groups_per_step=0, {new}" if again and not waiting else new
 
 
 def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 from rich.console import Console
 
+from lightrft.algorithms.requirements import build_for
 from lightrft.build.kinds import engine_of
 from lightrft.build.rl import build_run
 from lightrft.build.tables import OWN
-from lightrft.config import Config, RolloutConfig, layers
+from lightrft.config import AlgorithmConfig, Config, RolloutConfig, layers
 from lightrft.runs.layout import RunFolder
 from lightrft.strategy.in_memory import restore
 from lightrft.trainer.rl import RLTrainer
+from lightrft.utils.imports import resolve
 from lightrft.utils.seeding import restore_generators
 
 SKIPS = "skip_zero_advantage"
@@ -41,7 +43,8 @@ def replay(run: Path, step: int) -> int:
             config.log,
             progress=False, tensorboard=False, to=[], capture_steps=[], on_step="", notify="", notify_key="",
         )  # fmt: skip
-        config = replace(config, log=quiet, rollout=with_own_engine(config.rollout, engine_of(config.model)))
+        config = replace(config, log=quiet, algorithm=as_sampled(config))
+        config = replace(config, rollout=with_own_engine(config.rollout, engine_of(config.model)))
         trainer = build_run(config, Path(scratch), stack, started=time.perf_counter()).trainer
         assert isinstance(trainer, RLTrainer)
         restore(trainer.actor, capsule.state)
@@ -62,6 +65,12 @@ def replay(run: Path, step: int) -> int:
         else "the step came out differently: another machine, thread count or library?"
     )
     return 0 if same else 1
+
+
+def as_sampled(config: Config) -> AlgorithmConfig:
+    """Settings of the algorithm with what algorithm.mismatch_correction=auto means for the engine that sampled, which need not be here."""
+    found = build_for(config, resolve).config.mismatch_correction
+    return replace(config.algorithm, mismatch_correction=found)
 
 
 def with_own_engine(config: RolloutConfig, own: str = OWN) -> RolloutConfig:

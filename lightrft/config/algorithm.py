@@ -88,7 +88,8 @@ class AlgorithmConfig:
     """What a response of rollout.max_tokens tokens loses of its reward, if overlong_buffer is set."""
     mismatch_correction: Literal["auto", "none", "truncate", "mask", "reject"] = "auto"
     """Importance weights against the mismatch of engine and trainer. auto: truncate where the engine is another program than the trainer (vllm, vllm_server,
-    sglang, lmdeploy, one of your own) and samples from the whole distribution, else none. none; truncate: p_trainer / p_engine, at most mismatch_limit (TIS);
+    sglang, lmdeploy, one of your own) and samples from the whole distribution, else none. Tokens of older weights (under rollout.max_staleness=1
+    all that are sampled beside a step) weigh 1 whatever is set. none; truncate: p_trainer / p_engine, at most mismatch_limit (TIS);
     mask: the same with 0 beyond the limits (IcePop per token, MIS per sequence); reject: 1 with 0 beyond the limits (rejection sampling)."""
     mismatch_level: Literal["token", "sequence", "sequence_mean"] = "token"
     """A ratio per token; the product over the response for all its tokens; or their geometric mean, which no length makes extreme."""

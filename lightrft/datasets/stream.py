@@ -50,7 +50,7 @@ class StreamLoader(PromptLoader):
         """To the block that begins with this row, in this pass through the data."""
         self.epoch, self.row, self._behind = epoch, row, row
         self._stream = self.rows(row)
-        self._found = row > 0
+        self._gave_any = row > 0
         """Whether this pass has given a prompt, or may have."""
 
     def _read_on(self) -> None:
@@ -58,7 +58,7 @@ class StreamLoader(PromptLoader):
         while True:
             block = list(islice(self._stream, self.size_of_block))
             if not block:
-                if not self._found:
+                if not self._gave_any:
                     raise ValueError(
                         f"'{self.name}' has no row of which a prompt could be made; see the log for those skipped."
                     )
@@ -68,7 +68,7 @@ class StreamLoader(PromptLoader):
             prompts = self.made(block)
             if prompts:
                 break
-        self._found = True
+        self._gave_any = True
         self.sources = [prompts]
         self.taken = 0
         """Prompts of the block gone through."""

@@ -67,7 +67,7 @@ RULES: dict[str, Rule] = {
     ),
     "mismatch": Rule(
         alarms.mismatch,
-        "algorithm.mismatch_correction=truncate; check temperature, template and dtype of the engine",
+        "check temperature, template and dtype of the engine; then algorithm.mismatch_correction=truncate, which auto is where the engine is another program",
         "https://fengyao.notion.site/off-policy-rl",
     ),
     "critic": Rule(

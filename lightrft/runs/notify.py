@@ -59,7 +59,7 @@ def found_receiver(notify: str, notify_key: str) -> Receiver | None:
     parts = _split(url)
     if parts is None:
         raise ValueError(f"log.notify={notify}: it holds no address. Set it to https://HOST/PATH.")
-    if notify_key and parts.scheme == "http" and not is_loopback(parts.hostname):
+    if notify_key and parts.scheme == "http" and not is_loopback(str(parts.hostname)):
         raise ValueError(
             f"log.notify={notify}: the key of log.notify_key would go unencrypted to another machine. Use https, or leave log.notify_key out."
         )

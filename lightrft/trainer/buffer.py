@@ -22,6 +22,8 @@ prompts (trainer/optimal_values.py)."""
 KINDS = ("carried_over", "prefetched", "unfinished", "unanswered")
 SAMPLED_AT = ("temperature", "first_token_temperature")
 """Settings of rollout that the log-probs of sampled tokens are of: responses that wait cannot be learned from with others."""
+SAMPLED_BY = ("is_another_program", "samples_from_a_part")
+"""Properties of rollout that say what weight responses are to have against the mismatch of engine and trainer."""
 
 
 class RolloutBuffer:
@@ -44,7 +46,7 @@ class RolloutBuffer:
         completed: Callable[[Sequence[Prompt]], list[Prompt]] = list,
     ) -> None:
         """`cost`: the part of a reward that answers must know, where there is a constraint. `compared_with`: the baseline that
-        judged answers must know; `refill` gives it to those of a checkpoint, where it can. `needs_squares`: those scored before must know the column `squares`. `sampled_at`: the settings SAMPLED_AT of now, for checkpoints. `completed` gives prompts back
+        judged answers must know; `refill` gives it to those of a checkpoint, where it can. `needs_squares`: those scored before must know the column `squares`. `sampled_at`: SAMPLED_AT and SAMPLED_BY of now, for checkpoints. `completed` gives prompts back
         the media that are stored by name only. ValueError if `ranks` cannot share replay.groups_per_step."""
         if config.groups_per_step % ranks:
             raise ValueError(
@@ -188,6 +190,8 @@ class RolloutBuffer:
         if self.needs_squares:
             why = "they were scored without the sum of squared probabilities that algorithm.advantage reads since, and the weights have changed"
             _drop(why, kinds["carried_over"], replayable, _lacks_squares)
+        if not self.groups:
+            _drop("replay.groups_per_step=0", [], replayable, lambda _: True)
         for name, groups_now in kinds.items():
             setattr(self, name, groups_now)
         self.replayable = replayable

@@ -52,12 +52,13 @@ class Capture:
 
     def write(self, step: int, index: int, trajectories: Sequence[Trajectory]) -> None:
         """The step as it stands now, before its update number `index`."""
-        actor, algorithm = self.learner.actor, self.learner.algorithm
+        actor, given = self.learner.actor, self.config.algorithm.mismatch_correction
+        row = replace(self.learner.algorithm.config, mismatch_correction=given)  # not what `auto` became
         self.capsules.write(
             step,
             trajectories=trajectories,
             state=snapshot(actor),
-            config_yaml=settings_text(replace(self.config, algorithm=algorithm.config)),
+            config_yaml=settings_text(replace(self.config, algorithm=row)),
             weights_hash=weights_hash(actor.weights()),
             rng=generator_states(),
             weight_version=actor.version,

@@ -10,6 +10,7 @@ from typing import Any
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.correction import mismatch
 from lightrft.algorithms.losses import value_loss
+from lightrft.algorithms.requirements import correction_of
 from lightrft.config import Config
 from lightrft.config.rollout import OFF
 from lightrft.models.experts import balancing_weight, routers_of
@@ -52,7 +53,7 @@ class Learner:
     routers: RouterWatch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.agreement = Agreement(self.config, self.batching.world)
+        self.agreement = Agreement(self.config, self.batching.world, correction_of(self.algorithm))
         replays = self.config.rollout.routing_replay != OFF
         weight = balancing_weight(self.config.algorithm.router_aux_coefficient, self.actor.module)
         self.routers = RouterWatch(routers_of(self.actor.module), self.batching, weight, replays)

@@ -22,6 +22,8 @@ class Agreement:
 
     config: Config
     world: World
+    correction: str = "none"
+    """algorithm.mismatch_correction as it acts in this run; empty with a loss that reads none."""
     _told: bool = False
 
     def check(self, metrics: Mapping[str, float]) -> None:
@@ -30,10 +32,17 @@ class Agreement:
             return
         told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
         if told and self.world.is_first:
-            log.warning(
-                "%s It is logged as mismatch/*; algorithm.mismatch_correction weighs against it.", told
-            )
+            log.warning("%s It is logged as mismatch/*%s", told, against(self.correction))
         self._told = bool(told)
+
+
+def against(correction: str) -> str:
+    """How a sentence about a mismatch ends: what weighs against it, or what would."""
+    if not correction:
+        return "."
+    if correction == "none":
+        return "; nothing weighs against it, algorithm.mismatch_correction=truncate would."
+    return f"; algorithm.mismatch_correction={correction} weighs against it."
 
 
 def disagreement(config: Config, mean: float, largest: float) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightrft.algorithms.requirements import build_for
+from lightrft.build.assemble import check_sampled_at
 from lightrft.build.rl import build_run
 from lightrft.config import Config, layers
 from lightrft.engines.base import EngineError
@@ -128,6 +129,58 @@ def test_another_temperature_is_refused_while_responses_of_the_old_one_wait(tmp_
         pass
     with resumed(tmp_path, *flags) as run:
         assert run.done == 1
+
+
+SAMPLED_BEFORE = ["--replay.groups-per-step", "2", "--checkpoint.every-steps", "1"]
+
+
+def test_another_temperature_is_refused_only_where_old_responses_would_be_used(tmp_path, caplog):
+    with run_of(tmp_path, *SAMPLED_BEFORE, "--steps", "1") as run:
+        run.train()
+    cooler = [*SAMPLED_BEFORE, "--steps", "2", "--rollout.temperature", "0.7"]
+    with (
+        pytest.raises(ValueError, match=r"or replay.groups_per_step=0, or start"),
+        resumed(tmp_path, *cooler),
+    ):
+        pass
+    with resumed(tmp_path, *cooler, "--replay.groups-per-step", "0") as run:
+        assert run.trainer.buffer.replayable == [], "or a later resume might draw them again"
+    assert "of earlier steps are dropped: replay.groups_per_step=0" in caplog.text
+
+
+@pytest.mark.parametrize(("born", "used"), [([1], False), ([1, 2], True)])
+def test_groups_too_old_to_be_drawn_again_refuse_no_temperature(born, used):
+    """After step 2, in step 3: those of step 1 are two steps old."""
+    flags = ["--replay.groups-per-step", "2", "--replay.max-age", "1", "--rollout.temperature", "0.7"]
+    packed = {"counts": {}, "born": born, "sampled_at": {"temperature": 1.0}}
+    state = {"done": 2, "ranks": {"buffer": [packed]}}
+    with pytest.raises(ValueError, match="temperature=0.7") if used else contextlib.nullcontext():
+        check_sampled_at(layers.load([*SMALL, *flags], Config), state)
+
+
+def test_what_was_sampled_from_a_part_is_not_weighed_unasked(tmp_path, caplog):
+    """The other way round, a correction that is lost is warned of. `native` under another name is another program."""
+    mine = ["--rollout.engine", "lightrft.engines.native:native_engine"]
+    part = ["--rollout.top-p", "0.9"]
+    with run_of(tmp_path, *SAMPLED_BEFORE, *mine, *part, "--steps", "1") as run:
+        run.train()
+    told = "algorithm.mismatch_correction=auto: the checkpoint holds responses that were sampled with top_k"
+    flags = [*SAMPLED_BEFORE, "--steps", "2"]
+    with pytest.raises(ValueError, match=told), resumed(tmp_path, *flags, *mine):
+        pass
+    for allowed in ([], [*mine, "--algorithm.mismatch-correction", "none"]):
+        with resumed(tmp_path, *flags, *allowed):
+            pass
+    assert "goes on correcting" not in caplog.text
+    with resumed(tmp_path, *flags, *mine, "--replay.groups-per-step", "0"):
+        pass
+    shutil.rmtree(tmp_path / "checkpoints")
+    with run_of(tmp_path, *SAMPLED_BEFORE, *mine, "--steps", "1") as run:
+        run.train()
+    for changed in ([], [*mine, *part]):
+        caplog.clear()
+        with resumed(tmp_path, *flags, *changed):
+            assert "algorithm.mismatch_correction=truncate goes on correcting" in caplog.text
 
 
 @contextlib.contextmanager

@@ -31,6 +31,23 @@ def always(new, batch, algo):
     return Terms(new * torch.nan)
 '''
 
+SHIFTED = """
+from lightrft.engines.native import native_engine
+
+def engine(*given, **options):
+    made = native_engine(*given, **options)
+    generate = made.generate
+
+    def shifted(*asked, **more):
+        groups = generate(*asked, **more)
+        for answer in (answer for group in groups for answer in group):
+            answer.logprobs[:] = [x - 1.5 for x in answer.logprobs]
+        return groups
+
+    made.generate = shifted
+    return made
+"""
+
 
 @pytest.fixture
 def losses(tmp_path):
@@ -51,6 +68,7 @@ VARIANTS = {
     ],
     "lora, reference": ["lora", "grpo", "--optimizer.learning-rate", "0.01"],
     "bf16": ["bf16"],
+    "preferences": ["online_dpo"],
 }
 
 
@@ -68,7 +86,7 @@ def test_who_looked_at_the_run_is_not_told_of_a_replay(lightrft, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_captured_step_comes_out_the_same_bit_for_bit(lightrft, tmp_path, variant):
-    layers = [x for x in VARIANTS[variant] if x in ("lora", "grpo", "bf16")]
+    layers = [x for x in VARIANTS[variant] if x in ("lora", "grpo", "bf16", "online_dpo")]
     flags = [x for x in VARIANTS[variant] if x not in layers]
     lightrft(
         "train", "tiny", *layers, *SMALL, "--run", "run", "--steps", "3", "--capture-steps", "1,3", *flags
@@ -84,6 +102,19 @@ def test_a_replay_does_without_the_engine_that_drew_the_answers(lightrft, tmp_pa
     (tmp_path / "mine.py").write_text("from lightrft.engines.native import native_engine as engine")
     flags = ["--run", "run", "--steps", "1", "--capture-steps", "1", "--rollout.engine", "mine.py:engine"]
     lightrft("train", "tiny", *SMALL, *flags)
+    (tmp_path / "mine.py").unlink()
+    assert "equal bit for bit" in lightrft("replay", "run", "--step", "1")
+
+
+def test_a_capsule_holds_the_setting_as_given_and_a_replay_weighs_as_the_run_did(lightrft, tmp_path):
+    """The engine is another program, for which `auto` truncates, and its log-probs are 1.5 too low: ratios of 4.5."""
+    (tmp_path / "mine.py").write_text(SHIFTED)
+    flags = ["--run", "run", "--steps", "1", "--capture-steps", "1", "--rollout.engine", "mine.py:engine"]
+    lightrft("train", "tiny", *SMALL, *flags)
+    assert (
+        "mismatch_correction: auto"
+        in read_state(tmp_path / "run/capsules/step-000001/capsule.pt")["config_yaml"]
+    )
     (tmp_path / "mine.py").unlink()
     assert "equal bit for bit" in lightrft("replay", "run", "--step", "1")
 

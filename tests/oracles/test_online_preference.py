@@ -141,6 +141,7 @@ def test_places_are_those_of_the_rewards_in_their_group():
         (["--algorithm.options", "gamma", "1"], r"algorithm.options.gamma: none of .* takes it"),
         (["--update.num-minibatches", "9", "--rollout.prompts-per-step", "8"], r"update.num_minibatches=9 is more than rollout.prompts_per_step=8"),
         (["--algorithm.response-filter", "random_responses", "--algorithm.options", "responses_to_learn_from", "1"], "leaves nothing to"),
+        (["--algorithm.mismatch-correction", "truncate"], "compares whole responses. Set it to 'auto'"),
         (["--algorithm.overlong-buffer", "2"], "order of rewards alone. Set it to 0, or set algorithm.loss=clipped"),
         (["--constraint.cost", "length", "--constraint.limit", "1"], "constraint"),
     ],
@@ -148,6 +149,14 @@ def test_places_are_those_of_the_rewards_in_their_group():
 def test_what_such_a_loss_does_not_read_is_refused(flags, told):
     with pytest.raises(ValueError, match=told):
         build_for(layers.load(["tiny", "online_dpo", *flags], Config), resolve)
+
+
+def test_no_correction_may_be_said_aloud():
+    """As run folders and capsules of an earlier default do."""
+    flags = ["tiny", "online_dpo", "vllm", "--algorithm.mismatch-correction"]
+    for said in ("none", "auto"):
+        found = build_for(layers.load([*flags, said], Config), resolve)
+        assert found.config.mismatch_correction == "none"
 
 
 def test_a_reference_may_follow_without_a_penalty():

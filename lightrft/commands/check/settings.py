@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.algorithms.requirements import build_for
+from lightrft.algorithms.requirements import build_for, correction_of
 from lightrft.build.data import eval_rewards, training_rewards
 from lightrft.build.judges import check_judging
 from lightrft.build.models import actor_updates
@@ -128,7 +128,17 @@ def show_settings(section: Section, config: Config, parts: Parts) -> None:
         "the run",
         f"{config.steps} steps = {config.steps * answers:,} responses, {actor_updates(config):,} updates",
     )
+    section.fact("mismatch", correcting(config, parts.algorithm))
     section.fact("besides", ", ".join(besides(config, parts.algorithm)))
+
+
+def correcting(config: Config, algorithm: Algorithm) -> str:
+    """What is done against the mismatch of engine and trainer, and whether it is so by itself."""
+    if not correction_of(algorithm):
+        return f"not read by algorithm.loss={config.algorithm.loss}"
+    by_itself = " (auto)" if config.algorithm.mismatch_correction == "auto" else ""
+    limit = f", at most {config.algorithm.mismatch_limit:g}" if correction_of(algorithm) == "truncate" else ""
+    return f"algorithm.mismatch_correction={correction_of(algorithm)}{by_itself}{limit}"
 
 
 def besides(config: Config, algorithm: Algorithm) -> list[str]:

@@ -8,7 +8,7 @@ from functools import partial
 
 from lightrft.build.tables import engine_footprint, footprint
 from lightrft.commands.plan.shape import Shape
-from lightrft.config import Config, OfflineConfig, StrategyConfig
+from lightrft.config import Config, OfflineConfig, RolloutConfig, StrategyConfig
 from lightrft.engines.footprint import Demand, EngineFootprint, paged_cache
 from lightrft.models.products import logits_at_once
 from lightrft.strategy.footprint import EXACT, Footprint
@@ -93,18 +93,25 @@ def moves(strategy: StrategyConfig, part: Footprint, *, on_cpu: bool) -> bool:
 
 
 def engine_of(
-    config: Config, models: Models, lengths: Lengths, devices: int, *, on_cpu: bool, device_bytes: int
+    config: Config,
+    models: Models,
+    lengths: Lengths,
+    devices: int,
+    *,
+    on_cpu: bool,
+    device_bytes: int,
+    rollout: RolloutConfig | None = None,
 ) -> EngineFootprint:
-    """What the engine of a run holds on a device of `device_bytes`."""
+    """What the engine of a run holds on a device of `device_bytes`; `rollout`: for another one than a step's."""
     sharded = footprint(config.strategy, models.actor, devices).sharded
     demand = Demand(lengths.prompt, lengths.answer, devices, on_cpu, device_bytes, sharded)
-    return engine_footprint(config.rollout, models.actor, demand)
+    return engine_footprint(rollout or config.rollout, models.actor, demand)
 
 
-def measuring(config: Config) -> Config:
+def measuring(config: Config) -> RolloutConfig:
     """What samples for the values of prompts before the first step (algorithm.advantage=optimal_value): as a step, with
-    algorithm.value_samples responses to each of as many prompts."""
-    return replace(config, rollout=replace(config.rollout, group_size=config.algorithm.value_samples))
+    algorithm.value_samples responses to each of as many prompts, which no update divides."""
+    return replace(config.rollout, group_size=config.algorithm.value_samples)
 
 
 def items(
@@ -130,7 +137,7 @@ def items(
         device_bytes=device_bytes,
     )
     engine = held_by(config)
-    cache = max(engine.cache, held_by(measuring(config)).cache) if measures else engine.cache
+    cache = max(engine.cache, held_by(config, rollout=measuring(config)).cache) if measures else engine.cache
     may_move = moves(config.strategy, part_of(actor), on_cpu=on_cpu)
     held = Residents([], may_move, engine.shares_weights)
     for name, shape in (("actor", actor), ("critic", models.critic)):

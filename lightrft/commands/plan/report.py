@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightrft.algorithms.requirements import correction_of
 from lightrft.commands.plan import GIB, Plan
 from lightrft.commands.plan.memory import Item
 from lightrft.commands.plan.shape import Shape
@@ -39,8 +40,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "seconds": plan.work.seconds,
         "values": None
         if plan.work.values is None
-        else {"prompts": PROMPTS_VALUED, **asdict(plan.work.values)},
+        else {"prompts": PROMPTS_VALUED, "devices": plan.hardware.devices, **asdict(plan.work.values)},
         "rates": asdict(plan.hardware.rates),
+        "mismatch_correction": correction_of(plan.algorithm),
         "problems": plan.problems,
     }
 
@@ -59,6 +61,9 @@ def show(plan: Plan) -> None:
         style="dim",
         highlight=False,
     )
+    if correction_of(plan.algorithm):
+        told = f"algorithm.mismatch_correction is {correction_of(plan.algorithm)} with rollout.engine={plan.config.rollout.engine}."
+        console.print(told, style="dim", highlight=False)
     show_verdict(console, plan.problems, plan.largest_batch)
 
 
@@ -142,7 +147,7 @@ def _work(plan: Plan) -> Table:
     if found.values is not None:
         table.add_section()
         table.add_row(
-            f"once, values of {PROMPTS_VALUED:,} prompts",
+            f"once, all {devices}: {PROMPTS_VALUED:,} values",
             f"{found.values.tokens:,.0f}",
             f"{found.values.flops / 1e12:,.3g}",
             "",

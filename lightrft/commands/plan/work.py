@@ -34,9 +34,10 @@ class Amounts:
     """Bytes."""
     seconds: float
 
-    def times(self, count: float) -> Amounts:
-        """The amounts of so many of these."""
-        return Amounts(self.tokens * count, self.flops * count, self.sent * count, self.seconds * count)
+    def times(self, count: float, devices: int = 1) -> Amounts:
+        """The amounts of so many of these in turn, on so many devices at once."""
+        all_of = count * devices
+        return Amounts(self.tokens * all_of, self.flops * all_of, self.sent * all_of, self.seconds * count)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Work:
     switches: Mapping[str, Amounts] = field(default_factory=dict)
     """Phase -> what entering it moves to host memory and back (strategy.offload)."""
     values: Amounts | None = None
-    """What is sampled once before the first step, for the values of PROMPTS_VALUED training prompts (algorithm.advantage=optimal_value)."""
+    """What all devices together sample once before the first step, for the values of PROMPTS_VALUED training prompts
+    (algorithm.advantage=optimal_value)."""
 
     def phases(self) -> dict[str, Amounts]:
         """Amounts by name of the phase, in the order of a step."""
@@ -86,9 +88,8 @@ def work(
     sampled = partial(sampling, actor, lengths, rates=rates, most_running=most_running)
     rollout, values = sampled(questions, roll.group_size), None
     if algorithm.needs_optimal_values:  # as many prompts at a time as in a step
-        values = sampled(questions, config.algorithm.value_samples).times(
-            PROMPTS_VALUED / roll.prompts_per_step
-        )
+        each = sampled(questions, config.algorithm.value_samples)
+        values = each.times(PROMPTS_VALUED / roll.prompts_per_step, devices)
 
     passes = _scoring(config, algorithm, models)
     asked = questions if update.share_prompts else answers

@@ -606,6 +606,24 @@ def test_values_before_the_first_step_are_planned(model):
     assert cache(found) > 8 * cache(step)
 
 
+def test_values_are_planned_whatever_an_update_divides_a_step_into(model):
+    """Measuring has no updates: more of them than it has responses are none of its business."""
+    row = replace(layers.load(["a_star_po"], Config).algorithm, value_samples=4)
+    config = settings(model(SMALL, "llama"), backend="single", algorithm=row)
+    rollout = replace(config.rollout, prompts_per_step=2, group_size=8)
+    config = replace(config, rollout=rollout, update=replace(config.update, num_minibatches=16))
+    assert plan(config, Hardware(devices=1, memory_gib=80), LENGTHS).items
+
+
+def test_values_are_those_of_all_devices(model):
+    row = replace(layers.load(["a_star_po"], Config).algorithm, value_samples=4)
+    config = settings(model(SMALL, "llama"), backend="fsdp", algorithm=row)
+    one, eight = (plan(config, Hardware(devices=n, memory_gib=80), LENGTHS).work.values for n in (1, 8))
+    assert one.tokens == eight.tokens == 1000 * 4 * LENGTHS.answer
+    assert one.flops == pytest.approx(eight.flops)
+    assert eight.seconds < one.seconds
+
+
 def test_a_plan_tells_of_values_before_the_first_step(model, capsys):
     words = [
         "plan",
@@ -618,6 +636,12 @@ def test_a_plan_tells_of_values_before_the_first_step(model, capsys):
         "cuda",
     ]
     assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["values"]["prompts"] == 1000
+    found = json.loads(capsys.readouterr().out)
+    assert (found["values"]["prompts"], found["values"]["devices"]) == (1000, 1)
+    assert found["mismatch_correction"] == "none"
     assert main(words) == 0
-    assert "once, values of 1,000 prompts" in capsys.readouterr().out
+    assert "once, all 1: 1,000 values" in capsys.readouterr().out
+    assert main([*words, "--rollout.engine", "vllm"]) == 0
+    assert "algorithm.mismatch_correction is truncate with rollout.engine=vllm" in " ".join(
+        capsys.readouterr().out.split()
+    )
