@@ -74,6 +74,8 @@ class EngineFootprint:
     """Whether it samples with the actor's own weights, which are then needed in phase rollout too."""
     most_running: int | None = None
     """Most answers that are drawn at a time; None: as many as it is asked for."""
+    pair: int | None = None
+    """Bytes of a number of a key and one of a value in its cache; None: both in the type the model computes in."""
 
 
 StateFootprint = Callable[[RolloutConfig, EngineSizes, Demand], EngineFootprint]
@@ -109,6 +111,7 @@ def native(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineF
         packed=sizes.width * copies,
         shares_weights=not demand.sharded,
         most_running=config.native.max_sequences,
+        pair=native_pair(config, sizes),
     )
 
 
