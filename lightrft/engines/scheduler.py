@@ -21,7 +21,15 @@ from lightrft.engines.kept import Kept, give_back
 from lightrft.engines.paged_attention import Step
 from lightrft.engines.paged_suffix import Suffix
 from lightrft.engines.pages import Cache, Stretch
-from lightrft.engines.sampling import FEWEST_CANDIDATES, candidates_after, draw, draw_unasked, sharpened_first, stream, uniforms
+from lightrft.engines.sampling import (
+    FEWEST_CANDIDATES,
+    candidates_after,
+    draw,
+    draw_unasked,
+    sharpened_first,
+    stream,
+    uniforms,
+)
 from lightrft.models.experts import Routers, Routing
 from lightrft.models.families import forward_media, joined, seen_both_ways
 from lightrft.models.logprobs import backbone, output_head
@@ -110,7 +118,9 @@ class Scheduler:
 
     def _draws_ahead(self) -> bool:
         """Whether passes are recorded that need no number from the host but those known beforehand."""
-        if self._unsure:  # some candidates did not suffice: once in the plain way, which asks for more of them
+        if (
+            self._unsure
+        ):  # some candidates did not suffice: once in the plain way, which asks for more of them
             self._unsure = 0
             return False
         ready = self._recorder is not None and not self._cache.answers.is_empty and self._ahead > 1

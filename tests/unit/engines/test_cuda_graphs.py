@@ -194,9 +194,7 @@ def test_fewer_are_drawn_at_once_while_prompts_wait_for_a_place(monkeypatch):
         (Sampling(n=3, max_tokens=26, min_p=1e-4), 0),
     ], ids=["now and then", "often", "always, min_p"],
 )  # fmt: skip
-def test_tokens_are_drawn_ahead_where_candidates_do_not_suffice_too(
-    monkeypatch, sampling, last
-):
+def test_tokens_are_drawn_ahead_where_candidates_do_not_suffice_too(monkeypatch, sampling, last):
     """Of 3000 tokens the restrictions leave more than 256 now and then, or always: drawn again, by the plain way, and the same."""
     model, said, unsure, looked = tiny_model("llama", attention=ATTENTION, vocab_size=3000), [], [], []
 
