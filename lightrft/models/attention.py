@@ -131,10 +131,10 @@ class SharedPrompts:
             inside = tuple((start - a, end - a) for start, end in self.both_ways if a <= start < b)
             if inside:
                 alone = SharedPrompts((((0, b - a), ()),), both_ways=inside)
-                states = (x[:, :, a:b] for x in (query, key, value))
+                q, k, v = (x[:, :, a:b] for x in (query, key, value))
                 pieces += [
                     out[:, :, done:a],
-                    _one_call_per_sequence(alone, *states, scaling, window),
+                    _one_call_per_sequence(alone, q, k, v, scaling, window),
                 ]
                 done = b
         return torch.cat([*pieces, out[:, :, done:]], 2) if pieces else out
