@@ -12,6 +12,7 @@ from torch import nn
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.build.other_models import named
 from lightrft.build.reward_models import Place
+from lightrft.build.tables import OWN
 from lightrft.config import Config, LoraConfig, ModelConfig, StrategyConfig
 from lightrft.engines.paged_kernel import check_backend
 from lightrft.models.critic_source import CriticSource
@@ -128,6 +129,8 @@ def named_models(config: Config, algorithm: Algorithm) -> dict[str, ModelConfig]
 
 def check_pages(config: Config) -> None:
     """ValueError if the engine of this package cannot read its pages as the settings say."""
+    if config.rollout.engine != OWN:
+        return
     device, dtype = pick_device(config.strategy.device), getattr(torch, config.model.dtype)
     check_backend(config.rollout, device, dtype, partial(text_shape, config.model))
 

@@ -74,6 +74,8 @@ class EngineFootprint:
     """Whether it samples with the actor's own weights, which are then needed in phase rollout too."""
     most_running: int | None = None
     """Most answers that are drawn at a time; None: as many as it is asked for."""
+    pair: int | None = None
+    """Bytes of a number of a key and one of a value in its cache; None: both in the type the model computes in."""
 
 
 StateFootprint = Callable[[RolloutConfig, EngineSizes, Demand], EngineFootprint]
@@ -109,6 +111,7 @@ def native(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineF
         packed=sizes.width * copies,
         shares_weights=not demand.sharded,
         most_running=config.native.max_sequences,
+        pair=native_pair(config, sizes),
     )
 
 
@@ -120,8 +123,13 @@ def paged_cache(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> in
     by_kernel = config.native.attention_backend == "flash"
     of_prompt, of_answer = (KERNEL_PAGE, KERNEL_PAGE) if by_kernel else (PROMPT_PAGE, ANSWER_PAGE)
     tokens = running * _pages(demand.answer, of_answer) + prompts * _pages(demand.prompt, of_prompt)
-    # Keys are kept in float32 but for the kernel.
-    return tokens * sizes.cached * ((sizes.width if by_kernel else EXACT) + sizes.width)
+    return tokens * sizes.cached * native_pair(config, sizes)
+
+
+def native_pair(config: RolloutConfig, sizes: EngineSizes) -> int:
+    """Bytes of a number of a key and one of a value in the native engine's cache, where keys are in float32 but for the kernel."""
+    by_kernel = config.native.attention_backend == "flash"
+    return (sizes.width if by_kernel else EXACT) + sizes.width
 
 
 def vllm(config: RolloutConfig, sizes: EngineSizes, demand: Demand) -> EngineFootprint:

@@ -277,23 +277,36 @@ def _window(text: Any) -> int | None:
 
 @cache
 def _unusable(device: torch.device, dtype: torch.dtype, head: int) -> str:
-    """Why the kernel cannot be had, on one line; empty if it gives what plain attention does for two responses to a prompt."""
-    draw = torch.Generator().manual_seed(0)
-    keys, values = torch.randn(2, 3, KERNEL_PAGE, 2, head, generator=draw).to(device, dtype)
-    query = torch.randn(2, 4, head, generator=draw).to(device, dtype)
-    length, order = KERNEL_PAGE + 7, [2, 0]
-    numbers = [0, 2], [order], [length], [0, length]
-    queries, pages, lengths, ends = (torch.tensor(n, dtype=torch.int32, device=device) for n in numbers)
-    seen = Paged(queries, pages, lengths, ends, longest=2)
+    """Why the kernel cannot be had, on one line; empty if it gives what plain attention does, in either way that it is called in."""
     try:
-        out, total = paged_attention(query, keys, values, seen, 0.1, is_last=False)
+        apart = max(_apart(device, dtype, head, is_last=is_last) for is_last in (False, True))
     except (
         RuntimeError,
         TypeError,
     ) as error:  # an operator without tables of pages, or a device that has none
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    k, v = (x[order].flatten(0, 1)[:length].repeat_interleave(2, 1).float() for x in (keys, values))
-    scores = torch.einsum("qhd,khd->qhk", query.float(), k) * 0.1
-    right = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
-    apart = max(float((out.float() - right).abs().max()), float((total - scores.logsumexp(-1)).abs().max()))
     return "" if apart < 0.05 else f"what it gives is {apart:.2g} off"
+
+
+def _apart(device: torch.device, dtype: torch.dtype, head: int, *, is_last: bool) -> float:
+    """How far from plain attention it is for stretches of unequal length, so that pages of one stand behind nothing."""
+    random = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 3, KERNEL_PAGE, 2, head, generator=random).to(device, dtype)
+    query = torch.randn(4, 4, head, generator=random).to(device, dtype)
+    tables, used, starts = [[2, 0], [1, 0]], [KERNEL_PAGE + 7, 9], [0, 1, 4]
+    numbers = starts, tables, used, [0, *accumulate(used)]
+    queries, pages, lengths, ends = (torch.tensor(n, dtype=torch.int32, device=device) for n in numbers)
+    seen = Paged(queries, pages, lengths, ends, longest=3)
+    out, total = paged_attention(query, keys, values, seen, 0.1, is_last=is_last)
+    worst = 0.0
+    for table, length, start, end in zip(tables, used, starts, starts[1:], strict=False):
+        k, v = (x[table].flatten(0, 1)[:length].repeat_interleave(2, 1).float() for x in (keys, values))
+        scores = torch.einsum("qhd,khd->qhk", query[start:end].float(), k) * 0.1
+        if is_last:
+            last = torch.arange(length - (end - start), length, device=device)
+            later = torch.arange(length, device=device) > last[:, None]
+            scores = scores.masked_fill(later[:, None], -torch.inf)
+        right = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
+        for found, expected in ((out, right), (total, scores.logsumexp(-1))):
+            worst = max(worst, float((found[start:end].float() - expected).abs().nan_to_num(torch.inf).max()))
+    return worst

@@ -17,6 +17,8 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
 FEWEST_CANDIDATES = 256
 """Tokens that top-p and min-p look among at first: more than they leave of nearly all distributions of a trained model."""
+MOST_CANDIDATES = 2048
+"""Most that the tokens drawn ahead look among, for all answers alike."""
 
 
 def stream(seed: int, place: int, sample: int) -> int:
@@ -72,6 +74,16 @@ def draw_unasked(
     if sampling.temperature != 1.0:
         logits.div_(sampling.temperature)
     return _among(logits, rows, uniform, sampling, count)
+
+
+def candidates_after(count: int, unsure: int, drawn: int) -> int:
+    """How many candidates to look at next where `count` did not suffice for `unsure` of `drawn` answers; 0: better ask, by `draw`.
+
+    They are looked at for every answer, so a few that want more are better drawn again, and many want more of them.
+    """
+    if 2 * unsure < drawn:
+        return count
+    return 8 * count if 8 * count <= MOST_CANDIDATES else 0
 
 
 def _restricts(sampling: Sampling) -> bool:

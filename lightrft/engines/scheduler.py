@@ -21,7 +21,15 @@ from lightrft.engines.kept import Kept, give_back
 from lightrft.engines.paged_attention import Step
 from lightrft.engines.paged_suffix import Suffix
 from lightrft.engines.pages import Cache, Stretch
-from lightrft.engines.sampling import FEWEST_CANDIDATES, draw, draw_unasked, sharpened_first, stream, uniforms
+from lightrft.engines.sampling import (
+    FEWEST_CANDIDATES,
+    candidates_after,
+    draw,
+    draw_unasked,
+    sharpened_first,
+    stream,
+    uniforms,
+)
 from lightrft.models.experts import Routers, Routing
 from lightrft.models.families import forward_media, joined, seen_both_ways
 from lightrft.models.logprobs import backbone, output_head
@@ -82,7 +90,7 @@ class Scheduler:
             if model.captures and can_record(self._device)
             else None
         )
-        self._candidates, self._is_unsure = FEWEST_CANDIDATES, False
+        self._candidates, self._unsure = FEWEST_CANDIDATES, 0
         self.answers: list[list[Answer]] = [[] for _ in prompts]
         self.finished = 0
         self.tokens = 0
@@ -111,11 +119,12 @@ class Scheduler:
     def _draws_ahead(self) -> bool:
         """Whether passes are recorded that need no number from the host but those known beforehand."""
         if (
-            self._is_unsure
+            self._unsure
         ):  # some candidates did not suffice: once in the plain way, which asks for more of them
-            self._is_unsure = False
+            self._unsure = 0
             return False
         ready = self._recorder is not None and not self._cache.answers.is_empty and self._ahead > 1
+        ready = ready and self._candidates > 0  # else they would suffice for too few answers
         return ready and bool(self._running) and all(len(a.question.begin) == 1 for a in self._running)
 
     def _draw_ahead(self) -> bool:
@@ -146,8 +155,8 @@ class Scheduler:
             taken = self._take_sure(answer, found)
             answer.own.shrink(count - taken)
             self.read_tokens += taken
-        if self._is_unsure:
-            self._candidates *= 8
+        if self._unsure:
+            self._candidates = candidates_after(self._candidates, self._unsure, len(answers))
         self._settle(answers)
         return True
 
@@ -155,7 +164,7 @@ class Scheduler:
         """Gives an answer its next tokens, each (token, log-prob, whether unsure), up to its last or the first unsure one; how many."""
         for taken, (token, logprob, unsure) in enumerate(drawn):
             if unsure:
-                self._is_unsure = True
+                self._unsure += 1
                 return taken
             if self._take(answer, token, logprob):
                 return taken + 1

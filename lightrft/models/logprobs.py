@@ -283,12 +283,15 @@ class _Head:
 
     Where a device can, bfloat16 matrices are multiplied as they are and give float32 (models/products.py): logits are then those
     of float32 matrices to 1e-5 of the largest. For the two products of the backward pass the gradient of the logits is rounded
-    to bfloat16, 2^-9 of each number at most, beside that of both results: gradients are within 3 x 2^-9, 0.6 %, of those without
-    it (in norm), 0.25 % as a rule. The model's own rounding makes as much.
+    to bfloat16, 2^-9 of each number at most. The gradient of a row of logits adds up to 0 or nearly so over the vocabulary, and what it is
+    rounded by does not: times the mean of the head's rows, which may be far longer than what they differ by, that would be percents of
+    the hidden states' gradient. So the mean is given what the rounding took from the sum. Gradients are then within 3 x 2^-9, 0.6 %, of those
+    of float32 matrices (in norm, each result rounded as well), 0.25 % as a rule, while what the rows differ by, or the hidden states, do not
+    cancel too.
 
-    A CPU has no product of bfloat16 matrices that gives float32. Where it has instructions for those that give bfloat16, the two
-    products of the backward pass are made so, each block's part of a gradient rounded and their sum in float32: log-probs do not change, gradients
-    are within the same bound.
+    A CPU has no product of bfloat16 matrices that gives float32. Where it has instructions for those that give bfloat16, the product for
+    the weights' gradient is made so, and that for the hidden states' is not: log-probs and hidden states' gradients do not change, the
+    weights' is within the same bound.
     """
 
     def __init__(
@@ -306,6 +309,7 @@ class _Head:
         self._half = hidden if not self._wide and multiplies_halves(hidden, weight) else None
         self.hidden, self.weight, self.bias = hidden if self._wide else hidden.to(self.dtype), weight, bias
         self.temperature, self.cap, self.never = temperature, cap, never
+        self._mean: Tensor | None = None
 
     def rows(self, block: slice) -> Tensor:
         """The head's weights for a block of the vocabulary, in the type they are multiplied in."""
@@ -314,15 +318,20 @@ class _Head:
     def add_gradients(self, grad: Tensor, block: slice, of_hidden: Tensor, of_weight: Tensor | None) -> None:
         """From that of a block's logits, before temperature and cap: added to that of the hidden states, written to the weights'."""
         if self._wide:
-            grad = grad.to(self.hidden.dtype)
+            exact, grad = grad, grad.to(self.hidden.dtype)
             of_hidden += wide_product(grad, self.rows(block))
-        elif self._half is not None:
-            grad = grad.to(self._half.dtype)
-            of_hidden += grad @ self.weight[block]
+            of_hidden.addr_(exact.sum(1) - grad.sum(1, dtype=exact.dtype), self._mean_row())
         else:
             of_hidden.addmm_(grad, self.rows(block))
         if of_weight is not None:
-            of_weight[block] = grad.t() @ (self.hidden if self._half is None else self._half)
+            states = self.hidden if self._half is None else self._half
+            of_weight[block] = grad.to(states.dtype).t() @ states
+
+    def _mean_row(self) -> Tensor:
+        """(H,): the mean of the head's weights over the vocabulary; kept from the first block on."""
+        if self._mean is None:
+            self._mean = self.weight.mean(0, dtype=self.dtype)
+        return self._mean
 
     def logits(self, block: slice) -> tuple[Tensor, Tensor | None]:
         """Logits over the temperature, soft-capped where the model does so, and then the slope of the cap."""

@@ -26,7 +26,7 @@ def multiplies_widely(hidden: Tensor, weight: Tensor) -> bool:
 
 
 def multiplies_halves(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether products of these bfloat16 matrices that need not give float32 are made as they are: on a CPU that is made for it."""
+    """Whether products of these bfloat16 matrices that may give bfloat16 are made as they are: on a CPU that is made for it."""
     return hidden.dtype == weight.dtype == torch.bfloat16 and has_half_products(hidden.device)
 
 

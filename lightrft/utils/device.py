@@ -146,8 +146,8 @@ def has_wide_products(device: torch.device) -> bool:
 
 
 def has_half_products(device: torch.device) -> bool:
-    """Whether a CPU has instructions for products of bfloat16 numbers (AVX512-BF16 or AMX): they then take a quarter of the time of float32 ones
-    and give bfloat16; without, they are slower."""
+    """Whether a CPU has instructions for products of bfloat16 numbers (AVX512-BF16 or AMX), which give bfloat16; without, they are slower
+    than those of float32 (docs/benchmarks.md)."""
     return device.type == "cpu" and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )

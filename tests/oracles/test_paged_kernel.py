@@ -252,6 +252,8 @@ def test_it_is_refused_before_weights_load():
     with pytest.raises(ValueError, match="attention_backend=flash: its kernel is for"):
         check_pages(config)
     check_pages(replace(config, rollout=RolloutConfig()))
+    # An engine of the user's reads what it likes of the section, and says itself what it cannot do.
+    check_pages(replace(config, rollout=replace(rollout, engine="my_engine:Engine")))
 
 
 def test_a_torch_whose_kernel_knows_no_pages_or_gives_something_else_is_refused(written, monkeypatch):
@@ -261,9 +263,25 @@ def test_a_torch_whose_kernel_knows_no_pages_or_gives_something_else_is_refused(
     def unscaled(*args, **how):
         return kernel(*args, **{**how, "scale": 1.0})
 
+    def sees_all(*args, **how):
+        return kernel(*args[:8], False, *args[9:], **{**how, "window_size_right": -1})
+
+    def counts_from_the_beginning(*args, seqused_k, **how):
+        """A causal mask aligned to the first key instead of the last."""
+        queries = args[3][1:] - args[3][:-1]
+        return kernel(*args, seqused_k=queries if args[8] else seqused_k, **how)
+
+    def takes_all_of_its_pages(*args, seqused_k, block_table, **how):
+        used = torch.full_like(seqused_k, 256) * block_table.shape[1]
+        return kernel(*args, seqused_k=seqused_k if args[8] else used, block_table=block_table, **how)
+
+    def reads_one_table(*args, block_table, **how):
+        return kernel(*args, block_table=block_table[:1].expand_as(block_table), **how)
+
+    wrong = unscaled, sees_all, counts_from_the_beginning, takes_all_of_its_pages, reads_one_table
     for other, told in (
         (older, "unexpected keyword argument 'block_table'"),
-        (unscaled, "what it gives is .* off"),
+        *((one, "what it gives is .* off") for one in wrong),
     ):
         paged_kernel._unusable.cache_clear()
         monkeypatch.setattr(paged_kernel, "_flash", other)
@@ -271,17 +289,20 @@ def test_a_torch_whose_kernel_knows_no_pages_or_gives_something_else_is_refused(
             check_kernel(CPU, torch.float32, SimpleNamespace(**CONFIG))
 
 
+def planned(backend, prompt, answer):
+    """Bytes of the native engine's cache for six responses to two prompts."""
+    native = NativeEngineConfig(attention_backend=backend)
+    config = RolloutConfig(prompts_per_step=2, group_size=3, native=native)
+    demand = Demand(prompt=prompt, answer=answer, processes=1, on_cpu=False, device_bytes=0)
+    return paged_cache(config, SimpleNamespace(cached=10, width=2), demand)
+
+
 def test_memory_is_planned_in_its_pages_and_with_keys_of_the_models_type():
-    sizes = SimpleNamespace(cached=10, width=2)
-    demand = Demand(prompt=300, answer=100, processes=1, on_cpu=False, device_bytes=0)
-    plans = [
-        paged_cache(
-            RolloutConfig(
-                prompts_per_step=2, group_size=3, native=NativeEngineConfig(attention_backend=backend)
-            ),
-            sizes,
-            demand,
-        )
-        for backend in ("torch", "flash")
-    ]
-    assert plans == [(6 * 128 + 2 * 320) * 10 * (4 + 2), (6 * 256 + 2 * 512) * 10 * (2 + 2)]
+    assert planned("torch", 300, 100) == (6 * 128 + 2 * 320) * 10 * (4 + 2)
+    assert planned("flash", 300, 100) == (6 * 256 + 2 * 512) * 10 * (2 + 2)
+
+
+def test_it_saves_memory_from_the_length_on_that_the_documentation_names():
+    saves = [n for n in range(1, 1500) if planned("flash", 0, n) < planned("torch", 0, n)]
+    assert saves == [*range(161, 257), *range(321, 1500)]
+    assert planned("flash", 0, 40) / planned("torch", 0, 40) == pytest.approx(2.7, abs=0.05)

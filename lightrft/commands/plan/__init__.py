@@ -132,7 +132,7 @@ class Plan:
             hardware.devices,
             hardware.rates,
             hardware.per_node,
-            self.engine.most_running,
+            self.engine,
         )
         return replace(found, switches=switches(self.resident, hardware.rates))
 

@@ -13,6 +13,7 @@ from lightrft.commands.plan.memory import Item, Lengths, Models, batch_tokens
 from lightrft.commands.plan.shape import Shape
 from lightrft.config import Config
 from lightrft.config.plan import Rates
+from lightrft.engines.footprint import EngineFootprint
 from lightrft.strategy.footprint import EXACT, Footprint
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.rollout import needs_old
@@ -75,9 +76,9 @@ def work(
     devices: int,
     rates: Rates,
     per_node: int,
-    most_running: int | None,
+    engine: EngineFootprint,
 ) -> Work:
-    """All responses at full length, at most `most_running` sampled at a time. What is sent while blocks compute is taken to hide behind that, or the other way round."""
+    """All responses at full length, as many sampled at a time as the engine states. What is sent while blocks compute is taken to hide behind that, or the other way round."""
     roll, update, actor = config.rollout, config.update, models.actor
     batch = batch_tokens(config, lengths, algorithm.together(roll.group_size))
     products = 1e12 * rates.efficiency * rates.teraflops
@@ -85,7 +86,7 @@ def work(
     answers = questions * roll.group_size
     read = (questions if update.share_prompts else answers) * lengths.prompt + answers * lengths.answer
 
-    sampled = partial(sampling, actor, lengths, rates=rates, most_running=most_running)
+    sampled = partial(sampling, actor, lengths, rates=rates, engine=engine)
     rollout, values = sampled(questions, roll.group_size), None
     if algorithm.needs_optimal_values:  # as many prompts at a time as in a step
         each = sampled(questions, config.algorithm.value_samples)
@@ -121,14 +122,15 @@ def work(
 
 
 def sampling(
-    actor: Shape, lengths: Lengths, questions: float, group: int, *, rates: Rates, most_running: int | None
+    actor: Shape, lengths: Lengths, questions: float, group: int, *, rates: Rates, engine: EngineFootprint
 ) -> Amounts:
-    """What a device takes to sample `group` responses to each of so many questions, at most `most_running` responses at a time."""
+    """What a device takes to sample `group` responses to each of so many questions, as many at a time as the engine states."""
     answers = questions * group
-    running = answers if most_running is None else min(answers, most_running)
+    running = answers if engine.most_running is None else min(answers, engine.most_running)
     drawn = forward_flops(actor, lengths, questions, answers)
     seen = lengths.prompt + lengths.answer / 2
-    each = actor.width * actor.plain + running * seen * actor.cached * (EXACT + actor.width)
+    pair = 2 * actor.width if engine.pair is None else engine.pair
+    each = actor.width * actor.plain + running * seen * actor.cached * pair
     decoding = (
         lengths.answer * ceil(answers / max(running, 1)) * each / (1e9 * rates.efficiency * rates.memory)
     )

@@ -23,6 +23,7 @@ from lightrft.config import (
     JudgeConfig,
     LoraConfig,
     ModelConfig,
+    NativeEngineConfig,
     OptimizerConfig,
     RewardConfig,
     RewardModelConfig,
@@ -324,6 +325,19 @@ def test_vllm_has_weights_of_its_own_and_a_cache_that_fills_its_share(model):
     assert engine == pytest.approx(0.4 * 80 * GIB, rel=1e-6)
     assert planned["engine weights"].phases == (Phase.SYNC, Phase.ROLLOUT)
     assert Phase.ROLLOUT not in planned["actor weights"].phases
+
+
+def test_sampling_reads_the_keys_that_the_engine_keeps(model):
+    """64 responses of 1024 tokens, half of them there on average, to prompts of 512: 28 layers of 4 heads of 128 numbers, keys in float32 or not."""
+    native, path, rates = NativeEngineConfig(attention_backend="flash"), model(QWEN2_7B), Rates()
+    seconds = [
+        plan(settings(path, rollout=RolloutConfig(prompts_per_step=64, **engine)), Hardware(8, 80.0), LENGTHS).work.rollout.seconds
+        for engine in ({}, {"native": native}, {"engine": "vllm"})
+    ]  # fmt: skip
+    numbers = 1024 * 64 * (512 + 1024 / 2) * 28 * 4 * 128
+    read = 1e9 * rates.efficiency * rates.memory * (seconds[0] - seconds[1])
+    assert read == pytest.approx(2 * numbers)
+    assert seconds[2] == pytest.approx(seconds[1])
 
 
 def test_adapters_have_a_small_optimizer(model):

@@ -18,6 +18,7 @@ from lightrft.engines import native, pages, scheduler
 from lightrft.engines.cuda_graphs import GraphRunner, Sizes
 from lightrft.engines.native import NativeEngine
 from lightrft.engines.pages import Pool, Stretch
+from lightrft.engines.sampling import FEWEST_CANDIDATES, MOST_CANDIDATES
 from lightrft.models.attention import ATTENTION
 from lightrft.testing import check_engine, tiny_model, tiny_prompt
 from lightrft.types import Continuation, Sampling
@@ -187,17 +188,21 @@ def test_fewer_are_drawn_at_once_while_prompts_wait_for_a_place(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(n=3, max_tokens=26, top_p=0.999, temperature=t) for t in (0.4, 3.0)] + [Sampling(n=3, max_tokens=26, min_p=1e-4)],
-    ids=["often", "always", "min_p"],
+    ("sampling", "last"), [
+        (Sampling(n=3, max_tokens=26, top_p=0.999, temperature=0.1), FEWEST_CANDIDATES),
+        (Sampling(n=3, max_tokens=26, top_p=0.999, temperature=0.15), MOST_CANDIDATES),
+        (Sampling(n=3, max_tokens=26, min_p=1e-4), 0),
+    ], ids=["now and then", "often", "always, min_p"],
 )  # fmt: skip
-def test_tokens_are_drawn_ahead_where_candidates_do_not_suffice_too(monkeypatch, sampling):
+def test_tokens_are_drawn_ahead_where_candidates_do_not_suffice_too(monkeypatch, sampling, last):
     """Of 3000 tokens the restrictions leave more than 256 now and then, or always: drawn again, by the plain way, and the same."""
-    model, said, unsure = tiny_model("llama", attention=ATTENTION, vocab_size=3000), [], []
+    model, said, unsure, looked = tiny_model("llama", attention=ATTENTION, vocab_size=3000), [], [], []
 
     class Noting(scheduler.Scheduler):
         def _draw_ahead(self):
             found = super()._draw_ahead()
-            unsure.append(self._is_unsure)
+            unsure.append(bool(self._unsure))
+            looked.append(self._candidates)
             return found
 
     monkeypatch.setattr(native, "Scheduler", Noting)
@@ -211,7 +216,11 @@ def test_tokens_are_drawn_ahead_where_candidates_do_not_suffice_too(monkeypatch,
     for mine, right in zip(ahead, plain, strict=True):
         torch.testing.assert_close(mine.logprobs, right.logprobs, atol=1e-5, rtol=0)
     assert any(unsure)
-    assert not all(unsure)
+    if last:
+        assert not all(unsure)
+        assert set(looked) == {last}
+    else:  # where even the most do not suffice, nothing is drawn ahead in vain from then on
+        assert looked == [MOST_CANDIDATES, 0]
 
 
 @pytest.mark.extended

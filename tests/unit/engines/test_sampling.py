@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightrft.engines.sampling import draw, stream, uniforms
+from lightrft.engines.sampling import candidates_after, draw, stream, uniforms
 from lightrft.types import Sampling
 
 
@@ -130,3 +130,10 @@ def test_flat_and_peaked_distributions_of_one_batch_each_get_their_own_support()
         drawn, found = tokens[rows == row].tolist(), logprobs[rows == row]
         assert set(drawn) <= set(expected)
         assert_close(found, torch.tensor([math.log(expected[t]) for t in drawn]), atol=1e-4, rtol=0)
+
+
+def test_more_candidates_are_looked_at_for_all_only_where_many_want_them():
+    assert candidates_after(256, unsure=1, drawn=64) == candidates_after(256, unsure=31, drawn=64) == 256
+    assert candidates_after(256, unsure=32, drawn=64) == candidates_after(256, unsure=1, drawn=1) == 2048
+    assert candidates_after(2048, unsure=31, drawn=64) == 2048
+    assert candidates_after(2048, unsure=32, drawn=64) == 0
