@@ -14,7 +14,14 @@ pytest.importorskip("diffusers", reason="diffusers is not installed: pip install
 from lightrft.build.offline import build_loader, build_run
 from lightrft.build.sft import KINDS as SFT_KINDS
 from lightrft.build.sft_pictures import of_pictures
-from lightrft.config import ModelConfig, OptimizerConfig, SamplingLogConfig, SFTConfig, TaughtPicturesConfig
+from lightrft.config import (
+    ModelConfig,
+    OptimizerConfig,
+    SamplingLogConfig,
+    SFTConfig,
+    StrategyConfig,
+    TaughtPicturesConfig,
+)
 from lightrft.config.data import TaskConfig
 from lightrft.config.training import UpdateConfig
 from lightrft.datasets.sides import Shown
@@ -188,7 +195,11 @@ REFUSED = {
     "odd": ({"pictures": {"height": 17}}, "^pictures.height=17: .* Set it to 16"),
     "chunk": ({"update": UpdateConfig(logits_per_chunk=8)}, "update.logits_per_chunk=8 has no effect"),
     "sharded": (
-        {"pictures": {"sampled_steps": 0}, "log": SamplingLogConfig(sample_sharded=True)},
+        {
+            "pictures": {"sampled_steps": 0},
+            "log": SamplingLogConfig(sample_sharded=True),
+            "strategy": StrategyConfig(backend="fsdp"),
+        },
         "log.sample_sharded=True has no effect with pictures.sampled_steps=0",
     ),
     "guidance of nothing": (

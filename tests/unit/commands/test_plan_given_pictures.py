@@ -67,7 +67,9 @@ def test_a_device_draws_its_share_of_the_held_out_texts_and_decodes_it(folder):
 
 
 def test_what_draws_too_much_is_told_with_the_setting_of_pictures(folder):
-    found = planned(folder, SFTConfig, "--log.held-out-prompts", "64", "--update.tokens-per-micro-batch", "24")
+    found = planned(
+        folder, SFTConfig, "--log.held-out-prompts", "64", "--update.tokens-per-micro-batch", "24"
+    )
     sizes = found.sums
     learning = max(sizes[Phase.SCORE], sizes[Phase.TRAIN])
     assert learning < sizes[Phase.ROLLOUT]
