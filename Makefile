@@ -20,7 +20,7 @@ help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/demo
-	$(BIN)/lightrft train demo $(ARGS)
+	$(BIN)/lightrft train pods demo $(ARGS)
 
 test: $(VENV)/dev
 	$(PYTEST) $(ARGS)

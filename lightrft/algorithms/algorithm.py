@@ -107,6 +107,12 @@ class Algorithm:
         return bool(getattr(self.functions["loss"], "compares_groups", False))
 
     @property
+    def compares_chosen(self) -> bool:
+        """Whether advantages compare the responses that are learned from among themselves; their filter says so by `compares_chosen`. Else
+        all responses of a group have counted in them."""
+        return bool(getattr(self.functions["response_filter"], "compares_chosen", False))
+
+    @property
     def entrywise(self) -> bool:
         """Whether the loss of an entry looks at no other one, so that micro-batches may divide a response; a loss says so by an attribute
         `entrywise = True`."""

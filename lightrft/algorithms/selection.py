@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightrft.algorithms.segments import segment_count
+from lightrft.config.ranges import Range
 from lightrft.types import GroupOfTrajectories, Trajectory
 
 EQUAL_WITHIN = 1e-6
@@ -119,7 +120,8 @@ def max_variance(
 
     Those are some with the highest and the others with the lowest rewards; of equal choices the one with most high ones, and of equal rewards
     the first. PODS, Xu et al. 2025 (https://arxiv.org/abs/2504.13818), max-variance down-sampling: sampling a response costs a
-    third of learning from it, and what lies in the middle teaches least.
+    third of learning from it, and what lies in the middle teaches least. As there, the advantages are then those of the chosen among
+    themselves: of one right response and three wrong ones what all four have in common is neither made likelier nor less likely.
     """
     size = len(group)
     count = _whole(responses_to_learn_from, size)
@@ -142,6 +144,9 @@ ResponseFilter = Callable[[GroupOfTrajectories, random.Random], list[Trajectory]
 """A group with rewards and advantages, a source of chance -> the responses to learn from."""
 
 best_random.most = best_worst.most = 2  # type: ignore[attr-defined]
+max_variance.compares_chosen = True  # type: ignore[attr-defined]
+max_variance.ranges = {"responses_to_learn_from": Range(2)}  # type: ignore[attr-defined]
+random_responses.ranges = {"responses_to_learn_from": Range(1)}  # type: ignore[attr-defined]
 
 RESPONSE_FILTERS: dict[str, Callable[..., list[Trajectory]]] = {
     "all": all_answers,

@@ -42,8 +42,8 @@ class AlgorithmConfig:
     """Which groups to learn from: all, mixed_outcomes (dynamic sampling of DAPO: zero-variance groups, whose rewards are all equal, are
     sampled anew; with group_norm_by_part those whose normalised parts add up to 0), or an import path."""
     response_filter: str = "all"
-    """Which responses of a group to learn from, after all have counted in its baseline: all, best_random, best_worst (PF-PPO),
-    random_responses, max_variance (PODS), or an import path."""
+    """Which responses of a group to learn from: all, best_random, best_worst (PF-PPO), random_responses, after all have counted in its baseline;
+    max_variance (PODS), which are then compared among themselves; or an import path."""
     high_entropy_fraction: float = 1.0
     """Learn only from this fraction of the tokens, those with the highest entropy at sampling; 1 minus the quantile of other trainers. 1: all."""
     high_entropy_scope: Literal["batch", "sequence"] = "batch"

@@ -99,6 +99,18 @@ def json_fields(answer: str, target: Mapping[str, Any] | str) -> float:
     return right / len(wanted.keys() | found.keys()) if wanted or found else 1.0
 
 
+def json_keys(answer: str, target: Mapping[str, Any] | str) -> float:
+    """Share of the target's keys that the first JSON object in the concluded answer has, whatever their values.
+
+    Beside `json_fields` it shows the way to a field that no sampled answer gets right yet; keys that do not belong there cost as much as
+    missing ones.
+    """
+    wanted, found = _wanted(target).keys(), first_json_object(concluded(answer))
+    if found is None:
+        return 0.0
+    return len(wanted & found.keys()) / len(wanted | found.keys()) if wanted or found else 1.0
+
+
 def json_only(answer: str, target: Any) -> float:  # noqa: ARG001  # as all rewards of one answer
     """1 if the whole answer is one JSON object, whatever is in it."""
     try:

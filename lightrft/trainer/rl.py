@@ -80,6 +80,8 @@ class RLTrainer:
         self.buffer.add(step, fresh)
         # Advantages compare whole groups, so responses are chosen after they are scored.
         chosen = [t for group in groups for t in self.learner.algorithm.response_filter(group, draw)]
+        if self.learner.algorithm.compares_chosen:
+            self.scorer.compare(chosen, self.learner.algorithm)
         mark_use(trajectories, chosen)
         metrics |= self.update(step, balanced(chosen, self.world, self.learner.work))
         metrics |= self.learner.follow(step, metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -53,6 +53,8 @@ class Scorer:
     """Whether the advantage reads Batch.squares."""
     logprobs: Compute = training_logprobs
     """What a model says of a batch, as the policy's kind has it (models/kinds.py)."""
+    filled: list[str] = field(default_factory=list, init=False)
+    """The columns that models gave in this step."""
 
     @torch.no_grad()
     def score(
@@ -68,26 +70,31 @@ class Scorer:
             for t in told:
                 t.experts = None
         with self.memory_plan(Phase.SCORE):
-            filled = self._by_models(rows_of(trajectories), rows_of(waiting))
-            whole = pack(trajectories, inputs=False)
-            for name in filled if not trajectories else ():  # all responses of this rank were dropped
-                setattr(whole, name, torch.zeros(0))
-            whole.scores = self.scaler.transform(trajectories)
-            if algorithm.needs_baseline:
-                whole.baselines = self.scaler.baselines(trajectories)
-            if algorithm.needs_parts:
-                whole.grades, whole.part_weights = self.scaler.parts(trajectories)
-            if algorithm.needs_turns:
-                whole.turn_rewards = turn_rewards(trajectories)
-            algorithm.compute_advantages(whole, self.world.sum)
-            for name in ("rewards", "advantages", "returns"):
-                unpack(getattr(whole, name), trajectories, name)
-            share_with_forks(trajectories)
-            if whole.values is None:
-                return {}
-            assert whole.returns is not None
-            explained = explained_variance(whole.values, whole.returns, whole.mask, self.world.sum)
-            return {"critic/explained_variance": explained}
+            self.filled = self._by_models(rows_of(trajectories), rows_of(waiting))
+            return self.compare(trajectories, algorithm)
+
+    @torch.no_grad()
+    def compare(self, trajectories: Sequence[Trajectory], algorithm: Algorithm) -> dict[str, float]:
+        """Rewards, advantages and returns of responses whose other columns are there, compared among themselves. By all ranks."""
+        whole = pack(trajectories, inputs=False)
+        for name in self.filled if not trajectories else ():  # all responses of this rank were dropped
+            setattr(whole, name, torch.zeros(0))
+        whole.scores = self.scaler.transform(trajectories)
+        if algorithm.needs_baseline:
+            whole.baselines = self.scaler.baselines(trajectories)
+        if algorithm.needs_parts:
+            whole.grades, whole.part_weights = self.scaler.parts(trajectories)
+        if algorithm.needs_turns:
+            whole.turn_rewards = turn_rewards(trajectories)
+        algorithm.compute_advantages(whole, self.world.sum)
+        for name in ("rewards", "advantages", "returns"):
+            unpack(getattr(whole, name), trajectories, name)
+        share_with_forks(trajectories)
+        if whole.values is None:
+            return {}
+        assert whole.returns is not None
+        explained = explained_variance(whole.values, whole.returns, whole.mask, self.world.sum)
+        return {"critic/explained_variance": explained}
 
     def _by_models(self, trajectories: Sequence[Trajectory], waiting: Sequence[Trajectory]) -> list[str]:
         """Fills the columns that models give; their names."""

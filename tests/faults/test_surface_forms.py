@@ -10,7 +10,7 @@ from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.function import Answer, Question
 from lightrft.rewards.math import last_number, math
 from lightrft.rewards.table import REWARDS
-from lightrft.rewards.text import choice, json_fields, json_object, words
+from lightrft.rewards.text import choice, json_fields, json_keys, json_object, words
 from lightrft.rewards.vote import majority, majority_right
 from lightrft.types import Prompt, Trajectory
 from lightrft.utils.instructions import KINDS
@@ -196,7 +196,7 @@ def test_json_reads_the_answer_and_compares_values_by_kind(answer, target, score
 
 
 def test_an_empty_object_is_right_where_none_has_fields_and_text_is_no_object():
-    assert json_fields("{}", {}) == 1.0
+    assert json_fields("{}", {}) == json_keys("{}", {}) == 1.0
     with pytest.raises(ValueError, match="the target of a prompt is 'seven'"):
         json_object("{}", "seven")
 
@@ -288,6 +288,7 @@ REPEATED = [
     "instructions",
     "json",
     "json_fields",
+    "json_keys",
     "math",
     "majority",
     "number",
@@ -302,7 +303,7 @@ REPEATED = [
 def test_no_reward_takes_more_than_linear_time(kind):
     unit = UNITS[kind]
     text = (unit * (SIZE // len(unit) + 1))[:SIZE] + "x"
-    targets = {"json": ONE, "json_fields": ONE, "choice": "B", "instructions": EVERY_INSTRUCTION}
+    targets = {"json": ONE, "json_fields": ONE, "json_keys": ONE, "choice": "B", "instructions": EVERY_INSTRUCTION}
     for name in REPEATED:
         answer = Answer(Question("q", [], targets.get(name, "42"), "t"), 0, [0], text, "stop")
         start = time.process_time()

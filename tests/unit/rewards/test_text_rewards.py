@@ -5,6 +5,7 @@ from lightrft.rewards.text import (
     choice,
     exact,
     json_fields,
+    json_keys,
     json_object,
     json_only,
     repetition,
@@ -137,6 +138,20 @@ def test_json_wants_the_first_object_in_the_answer_to_be_the_target(answer, scor
 )
 def test_json_fields_is_the_share_of_right_fields_among_all_that_are_wanted_or_given(answer, share):
     assert json_fields(answer, {"name": "Ida", "age": 40}) == share
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ('{"age": null, "name": "no"}', 1.0),
+        ('so: {"name": "Ida"}', 0.5),
+        ('{"name": "Ida", "age": 40, "city": "Oslo", "job": "cook"}', 0.5),
+        ('{"person": {"name": "Ida", "age": 40}}', 0.0),
+        ("Ida is 40", 0.0),
+    ],
+)
+def test_json_keys_is_the_share_of_right_keys_whatever_their_values(answer, share):
+    assert json_keys(answer, {"name": "Ida", "age": 40}) == share
 
 
 @pytest.mark.parametrize(

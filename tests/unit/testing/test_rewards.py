@@ -40,6 +40,7 @@ EXAMPLES = {
     "instructions_share": FOLLOWED,
     "json": Example("As JSON.", {"a": 1}, '{"a": 1}', "a is 1"),
     "json_fields": Example("As JSON.", {"a": 1, "b": 2}, '{"a": 1, "b": 2}', '{"a": 3}'),
+    "json_keys": Example("As JSON.", {"a": 1, "b": 2}, '{"a": 4, "b": 5}', '{"a": 3}'),
     "json_only": Example("As JSON.", '{"a": 1}', '{"a": 1}', 'Here: {"a": 1}'),
     "length": Example("Write.", None, "many words here", "few"),
     "majority": Example("2 + 3?", "5", "<answer>5</answer>", "<answer>6</answer>"),
