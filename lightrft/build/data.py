@@ -118,7 +118,7 @@ def check_asked(config: Config, kind: PolicyKind, *, training: bool = True) -> N
     names = sorted({name for weights in rewards for name in weights})
     for name in names:
         asked(name)
-    check_views(names, kind.makes, config.model.path)
+    check_views(names, kind.makes, config.model.path, config.remote.urls)
     check_rated(config, names, kind.makes)
 
 

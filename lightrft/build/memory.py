@@ -62,7 +62,7 @@ def build_sft_memory_plan(
     for name, part in (reference.parts() if reference is not None else {}).items():
         memory_plan.add(f"reference {name}", part, *RESIDENCY[f"reference {name}"])
     for name, part in (engine.parts() if engine is not None else {}).items():
-        memory_plan.add(f"engine {name}", part, *RESIDENCY[f"engine {name}"])
+        memory_plan.add(f"engine {name}", part, *RESIDENCY.get(f"engine {name}", (Phase.ROLLOUT,)))
     for name, part in readers.items():
         memory_plan.add(name, part, Phase.SCORE)
     return memory_plan

@@ -66,12 +66,21 @@ def check_options(config: SFTConfig) -> None:
     if not config.log.held_out_prompts:
         because, cure = "log.held_out_prompts=0", "set log.held_out_prompts above 0"
         refuse_idle("pictures", config.pictures, ["sampled_steps"], because=because, cure=cure)
+    if not config.pictures.sampled_steps:
+        because, cure = "pictures.sampled_steps=0", "set pictures.sampled_steps above 0"
+        refuse_idle("log", config.log, ["sample_sharded"], because=because, cure=cure)
 
 
 def sampled_by(config: SFTConfig, given: GivenPictures) -> RolloutConfig | None:
-    """How the model's own pictures are drawn for people; None where none are. ValueError for steps that the scheduler has not."""
+    """How the model's own pictures are drawn for people; None where none are. ValueError for steps that the scheduler has not, and for guidance of
+    nothing."""
     steps = config.pictures.sampled_steps
     if not (config.log.held_out_prompts and steps):
+        if not given.pipeline.embeds_guidance:
+            because = "pictures.sampled_steps=0" if not steps else "log.held_out_prompts=0"
+            refuse_idle(
+                "pictures", config.pictures, ["guidance"], because=because, cure="let pictures be drawn"
+            )
         return None
     if steps < LEAST:
         raise ValueError(f"pictures.sampled_steps={steps}: must be 0 or at least {LEAST}.")

@@ -36,5 +36,7 @@ class TaughtPicturesConfig(GivenPicturesConfig):
     text_dropout: float = 0.0
     """Share of the pictures that are learned without their text, so that guidance works later (Ho and Salimans 2022,
     https://arxiv.org/abs/2207.12598); held-out ones never are."""
+    guidance: float = 1.0
+    """Guidance of the model's own pictures (guidance_scale); 1: none. A network that is told it (FLUX.1 dev) learns with it; others learn without."""
     sampled_steps: int = 28
     """Denoising steps of the model's own picture for each of log.held_out_prompts, beside the one of the data; 0: none is drawn."""

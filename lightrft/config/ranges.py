@@ -140,6 +140,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "width": NOT_NEGATIVE,
         "max_text_tokens": COUNT,
         "text_dropout": Range(0, 1, without_high=True),
+        "guidance": Range(1),
         "sampled_steps": NOT_NEGATIVE,
     },
     "rollout.unmask": {

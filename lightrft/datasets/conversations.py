@@ -260,6 +260,11 @@ def refuse_media(talk: Sequence[Message], *, first: int, last: int) -> None:
         parts = (
             [] if isinstance(content, str) else [p.get("type") for p in content if p.get("type") != "text"]
         )
+        if parts and talk[place]["role"] == "assistant":
+            raise ValueError(
+                f"message {place} is a response to learn and holds a medium ({parts[0]}), and a language model writes text alone. Take a diffusion "
+                "pipeline as model.path, which learns to draw pictures, or leave such rows out (tasks.on_bad_record=skip)."
+            )
         if parts:
             raise ValueError(
                 f"message {place} holds a medium ({parts[0]}) after a response that is learned from; media may stand only before it. "

@@ -8,7 +8,7 @@ half of it, negative, stands in the place of a log-prob, which it is for a norma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightrft.config import DenoiseConfig, DPOConfig, GivenPicturesConfig, SFTConfig
+from lightrft.config import DenoiseConfig, DPOConfig, GivenPicturesConfig, SFTConfig, TaughtPicturesConfig
 from lightrft.media.pictures import picture
 from lightrft.models.demands import check_parts
 from lightrft.models.media import limits_of
@@ -71,8 +71,9 @@ class GivenPictures:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """All levels of noise, as steps."""
-        return schedule(self.processor, self.num_levels)
+        """All levels of noise, as steps, at which the network alone is asked: guidance is of what is drawn."""
+        unguided = replace(self.processor.config, guidance=1.0)
+        return replace(schedule(self.processor, self.num_levels), config=unguided)
 
     @cached_property
     def vae(self) -> Any:
@@ -121,4 +122,5 @@ def drawing_of(pipeline: Pipeline, options: GivenPicturesConfig) -> DenoiseConfi
     return DenoiseConfig(
         noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
         height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
+        guidance=options.guidance if isinstance(options, TaughtPicturesConfig) else 1.0,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion 3 pipeline that draws digits, two fifths of which it was taught by the wrong name: for tests and first looks.
+"""A tiny Stable Diffusion 3 pipeline that draws digits, two fifths of which it was taught by a random name (36 % by a wrong one): for tests and first looks.
 
 `model.path=tiny:untaught_sd3` is the same before it was taught anything. `model.path=tiny:digits_sd3` makes it once, in about half a minute, by flow matching (Lipman et al. 2022,
 https://arxiv.org/abs/2210.02747, eq. 14 and the straight path of Liu et al. 2022): an SD3Transformer2DModel over pixels, two frozen random

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,13 +53,18 @@ def check_named(config: Config) -> None:
         asked(name)
 
 
-def check_views(names: Iterable[str], makes: Iterable[str], path: str) -> None:
+def check_views(names: Iterable[str], makes: Iterable[str], path: str, remote: Container[str] = ()) -> None:
     """ValueError for a reward, among these names and import paths, that asks for what responses of `model.path=path` never hold.
 
-    `makes`: the views of ONLY that its responses have.
+    `makes`: the views of ONLY that its responses have. `remote`: names of rewards that servers give, which are sent what was written alone.
     """
     made = [view for view in ONLY if view in set(makes)]
     for name in names:
+        if TEXT not in made and name in remote:
+            raise ValueError(
+                f"remote.urls: the reward '{name}' comes from a server, which is sent what a response says, and one of model.path={path} holds "
+                f"{' and '.join(made)}. Take a reward that asks for `{made[-1]}`, or a reward model that sees: reward_model.paths."
+            )
         if TEXT not in made and name in VOTES:
             raise ValueError(
                 f"rewards.functions: the reward '{name}' counts equal texts, and a response of model.path={path} holds {' and '.join(made)}. Take a "

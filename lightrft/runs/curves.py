@@ -30,7 +30,8 @@ PANELS = [  # metrics drawn where they exist, title, unit
 ]
 
 HELD_OUT_LOSSES = {"held_out_nll": "nats per token", "held_out_error": "mean squared error"}
-"""What supervised fine-tuning measures on held-out data, in summary.json and before /TASK in the metrics -> its unit."""
+"""What supervised fine-tuning measures on held-out data, in summary.json and before /TASK in the metrics -> its unit. Without `held_out_` it is the metric of
+training."""
 
 
 def draw_curves(run: Path) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
+from lightrft.runs.curves import HELD_OUT_LOSSES
 from lightrft.runs.facts import FEWEST, LAST, Facts, Found, is_flat, mean, named, rises
 
 GENERAL = {"reward/mean", "reward/std", "reward/overlong", "reward/zero_std_fraction"}
@@ -218,7 +219,8 @@ def _repeats(text: str) -> bool:
 
 def overfitting(facts: Facts) -> Found:
     """The held-out loss 5 % above its lowest for two evaluations, while the training loss falls."""
-    held_out, trained = facts.course("held_out_nll/mean"), facts.course("nll")
+    measured = next((name for name in HELD_OUT_LOSSES if facts.course(f"{name}/mean")), "")
+    held_out, trained = facts.course(f"{measured}/mean"), facts.course(measured.removeprefix("held_out_"))
     if len(held_out) < 3 or len(trained) < FEWEST:
         return None
     best = min(value for _, value in held_out)

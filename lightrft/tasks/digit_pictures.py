@@ -3,7 +3,8 @@
 `two_digits`: "five two" wants a five, and a two to the right of it. 20 of the 100 pairs are evaluated alone: no task of this file trains on one of
 them, neither as a text nor as a picture. Training reads pictures with one judge (reward `two_digits`), the task's own score comes from a second one
 of another kind, taught on other pictures (rewards/digits.py).
-`digit_pictures`, `two_digit_pictures`: texts with pictures to learn from (`lightrft sft`), so many percent of whose digits have a wrong name.
+`digit_pictures`, `two_digit_pictures`: texts with pictures to learn from (`lightrft sft`), so many percent of whose digits are named at
+random: by any name, their own among them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def one_each(split: Split, draw: random.Random, wrong: float) -> Iterator[Shown]
 
 
 def pairs_of(split: Split, draw: random.Random, wrong: float) -> Iterator[Shown]:
-    """Pictures of pairs. A share `wrong` of the digits has the name of any digit, so that the text is that of a pair of the split, too."""
+    """Pictures of pairs. A share `wrong` of the digits has the name of any digit. Where the text would be that of no pair of the split, both
+    digits are named anew, so that fewer names are wrong than by chance."""
     places: dict[int, list[int]] = {digit: [] for digit in range(10)}
     for place, digit in enumerate(part(SHOWN[split])[1]):
         places[int(digit)].append(place)
@@ -82,7 +84,7 @@ def _pictures(
 ) -> Task:
     if option and not (option.isdecimal() and int(option) < 100):
         raise ValueError(
-            f"task '{name}:{option}': name the percentage of the digits that have a wrong name in training, below 100, e.g. {name}:30, or none: {name}."
+            f"task '{name}:{option}': name the percentage of the digits that are named at random in training, below 100, e.g. {name}:30, or none: {name}."
         )
     full, share = f"{name}:{option}" if option else name, int(option or 0) / 100
 

@@ -40,8 +40,9 @@ class HeldOutSamples:
         found, first = list[Trajectory](), 0
         for one in trainer.held_out:
             prompts = one.prompts[: self.log.held_out_prompts]
-            for opened in trainer.opened(prompts):
+            for some in trainer.some(prompts):
                 with trainer.memory_plan(Phase.SCORE):
+                    opened = trainer.open(some)
                     given = self._given(trainer, prompts, opened)
                 own = [] if self.sampler is None else self._own(self.sampler, prompts, opened)
                 both = _beside(own, given)

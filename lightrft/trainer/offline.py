@@ -211,10 +211,17 @@ class OfflineTrainer:
 
     def opened(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
         """This rank's prompts and their places, some at a time, their media read; equally often on all ranks."""
+        yield from map(self.open, self.some(prompts))
+
+    def some(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
+        """`opened` before media are read, for `open`."""
         mine = list(enumerate(prompts))[self.world.rank :: self.world.size]
         for start in range(0, int(self.world.max(len(mine))), OPEN_AT_ONCE):
-            some = mine[start : start + OPEN_AT_ONCE]
-            yield [(n, o) for n, p in some if (o := self.prompts.open(p)) is not None]
+            yield mine[start : start + OPEN_AT_ONCE]
+
+    def open(self, some: Sequence[tuple[int, Prompt]]) -> list[tuple[int, Prompt]]:
+        """Prompts and their places with their media read, in phase score: what reads pictures is on the device then."""
+        return [(n, o) for n, p in some if (o := self.prompts.open(p)) is not None]
 
     @property
     def learners(self) -> Mapping[str, Trainable]:

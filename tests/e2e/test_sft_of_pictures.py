@@ -49,7 +49,7 @@ def test_its_own_pictures_are_saved_beside_those_of_the_data_and_shown(lightrft,
     assert [bool(row.get("made")) for row in found] == [True, False] * 2
     assert found[1]["parts"]["error"] > 0
     assert (taught_to_draw / "trajectories/step-000004.png").read_bytes().startswith(b"\x89PNG")
-    assert "\u2580" * 8 in lightrft("view", taught_to_draw, "--step", "4")
+    assert "\u2580" * 8 in lightrft("view", taught_to_draw, "--step", "4", "--group", "0")
 
 
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(lightrft, taught_to_draw):

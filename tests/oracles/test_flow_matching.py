@@ -14,18 +14,26 @@ pytest.importorskip("diffusers", reason="diffusers is not installed: pip install
 from lightrft.build.offline import build_loader, build_run
 from lightrft.build.sft import KINDS as SFT_KINDS
 from lightrft.build.sft_pictures import of_pictures
-from lightrft.config import ModelConfig, OptimizerConfig, SamplingLogConfig, SFTConfig, TaughtPicturesConfig
+from lightrft.config import (
+    ModelConfig,
+    OptimizerConfig,
+    SamplingLogConfig,
+    SFTConfig,
+    StrategyConfig,
+    TaughtPicturesConfig,
+)
 from lightrft.config.data import TaskConfig
 from lightrft.config.training import UpdateConfig
 from lightrft.datasets.sides import Shown
 from lightrft.engines.denoise import normals
 from lightrft.engines.sampling import stream
 from lightrft.parallel.world import World
+from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import pack
 from lightrft.trainer.given_pictures import drawn_noise
 from lightrft.types import Record
 from tests.oracles.test_picture_preference import KINDS, noisy, predicted
-from tests.pipelines import sd3_pipeline, wan_pipeline
+from tests.pipelines import flux_pipeline, sd3_pipeline, wan_pipeline
 
 
 def settings(folder, **changes):
@@ -139,12 +147,65 @@ def test_a_share_of_the_pictures_is_learned_without_text_and_none_that_is_held_o
     )
 
 
+@pytest.mark.parametrize("make", [sd3_pipeline, flux_pipeline])
+def test_guidance_is_of_what_is_drawn_and_told_to_networks_that_ask_for_it(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    plain, guided = (
+        of_pictures(settings(tmp_path, pictures={"guidance": guidance}), tmp_path, World())
+        for guidance in (1.0, 3.0)
+    )
+    assert guided.engine.args[2].denoise.guidance == 3.0
+    module, found = plain.source.full(), []
+    for one in (plain, guided):
+        (answer,) = one.objective.responses(opened(one), 7)
+        found.append(one.objective.given.errors(module, pack([answer], layout=one.layout)))
+    told = opened(guided).media
+    if make is flux_pipeline:
+        assert told["guidance"].tolist() == [3.0]
+        assert not torch.equal(*found)
+    else:
+        assert any(name.startswith("without.") for name in told)
+        torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_what_reads_held_out_pictures_is_on_the_device_then(tmp_path):
+    """Of two tasks, so that something was drawn before the second is read."""
+    pipeline, run = sd3_pipeline(), tmp_path / "run"
+    pipeline.save_pretrained(tmp_path / "saved")
+    log = SamplingLogConfig(progress=False, tensorboard=False, curves=False, held_out_prompts=1)
+    tasks = TaskConfig(train={"digit_pictures": 1.0, "two_digit_pictures": 1.0})
+    config = settings(tmp_path / "saved", log=log, tasks=tasks, pictures={"sampled_steps": 2})
+    config = replace(config, evaluate=replace(config.evaluate, limit=1))
+    run.mkdir()
+    seen = []
+    with contextlib.ExitStack() as stack:
+        trainer = build_run(
+            config, run, stack, lambda world: of_pictures(config, run, world), started=0.0
+        ).trainer
+        opener = trainer.prompts.open
+        trainer.prompts.open = lambda prompt: seen.append(trainer.memory_plan.phase) or opener(prompt)
+        trainer.evaluate("before")
+    assert seen == [Phase.SCORE] * 4
+
+
 REFUSED = {
     "turns": ({"train_on": "last_turn"}, "train_on=last_turn: .* Leave it out"),
     "average": ({"average": "sequence"}, "average=sequence: .* Leave it out"),
     "length": ({"max_tokens": 5}, "max_tokens=5: .* Leave it out"),
     "odd": ({"pictures": {"height": 17}}, "^pictures.height=17: .* Set it to 16"),
     "chunk": ({"update": UpdateConfig(logits_per_chunk=8)}, "update.logits_per_chunk=8 has no effect"),
+    "sharded": (
+        {
+            "pictures": {"sampled_steps": 0},
+            "log": SamplingLogConfig(sample_sharded=True),
+            "strategy": StrategyConfig(backend="fsdp"),
+        },
+        "log.sample_sharded=True has no effect with pictures.sampled_steps=0",
+    ),
+    "guidance of nothing": (
+        {"pictures": {"sampled_steps": 0, "guidance": 3.0}},
+        "pictures.guidance=3.0 has no effect with pictures.sampled_steps=0",
+    ),
     "one step": ({"pictures": {"sampled_steps": 1}}, "^pictures.sampled_steps=1: must be 0 or at least 2"),
 }
 

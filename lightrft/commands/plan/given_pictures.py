@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 
 import torch
 
@@ -27,6 +28,7 @@ from lightrft.models.lora import starts_as_base
 from lightrft.models.pictures import state_shape
 from lightrft.models.pipelines import FlowSource, Pipeline
 from lightrft.strategy.memory import Phase
+from lightrft.trainer.offline import OPEN_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,43 @@ class GivenPicturesPlan(OfflinePlan):
 
     model: PictureShape
     encoder: Encoder
+    together: int
+    """Pictures at a level of noise that come with a text, which no batch divides."""
 
     @property
-    def rows(self) -> int:
-        """Pictures at a level of noise in the largest batch."""
-        return self.tokens // self.model.positions
+    def share(self) -> int:
+        """Texts of a step on one device."""
+        return ceil(self.config.batch_size / self.hardware.devices)
+
+    def opened(self, most: int) -> int:
+        """Held-out texts of at most `most` that a device has in memory at once."""
+        limited = min(most, self.config.evaluate.limit or most)
+        return min(ceil(limited / self.hardware.devices), OPEN_AT_ONCE)
+
+    @property
+    def trained(self) -> int:
+        """Pictures at a level of noise in the largest micro-batch."""
+        return min(self.tokens // self.model.positions, self.share * self.together)
+
+    @property
+    def scored(self) -> int:
+        """Pictures at a level of noise in the largest batch without gradients: of held-out texts, and of a step where there is a reference."""
+        texts = self.opened(OPEN_AT_ONCE * self.hardware.devices)
+        if isinstance(self.config, DPOConfig):
+            texts = max(texts, self.share)
+        return min(self.tokens // self.model.positions, texts * self.together)
+
+    @property
+    def drawn(self) -> int:
+        """The model's own pictures that are drawn at once."""
+        return min(self.opened(self.config.log.held_out_prompts), self.model.options.max_sequences)
+
+    @cached_property
+    def _drawing(self) -> int:
+        """Bytes to draw them, guided if that is set."""
+        assert isinstance(self.config, SFTConfig), "engine"
+        options = replace(self.model.options, guidance=self.config.pictures.guidance)
+        return replace(self.model, options=options).computing(self.drawn)
 
     @cached_property
     def engine(self) -> EngineFootprint | None:
@@ -78,11 +112,11 @@ class GivenPicturesPlan(OfflinePlan):
         reads = Item("vae", self.encoder.bytes, self.phases if on_cpu else (Phase.SCORE,))
         found = [*super().resident, reads, Item("reading a picture", self.encoder.working, (Phase.SCORE,))]
         if self.engine is not None:
-            most = max(1, self.config.log.held_out_prompts)
-            drawing = self.model.computing(most)
+            decoding = Decoder(self.encoder.pipeline, self.encoder.state).working
             found += [
                 Item("engine vae", self.encoder.bytes, self.phases if on_cpu else (Phase.ROLLOUT,)),
-                Item(f"drawing {most} pictures at once", drawing, (Phase.ROLLOUT,)),
+                Item(f"drawing {self.drawn} pictures at once", self._drawing, (Phase.ROLLOUT,), "drawing"),
+                Item("decoding a picture", decoding, (Phase.ROLLOUT,), "decoding"),
             ]
         return [item for item in found if item.bytes]
 
@@ -91,8 +125,12 @@ class GivenPicturesPlan(OfflinePlan):
         """All that takes memory."""
         return [
             *self.resident,
-            Item(f"activations, {self.rows} noised pictures", self.model.training(self.rows), (Phase.TRAIN,)),
-            Item("activations, no gradient", self.model.computing(self.rows), (Phase.SCORE,)),
+            Item(
+                f"activations, {self.trained} noised pictures",
+                self.model.training(self.trained),
+                (Phase.TRAIN,),
+            ),
+            Item("activations, no gradient", self.model.computing(self.scored), (Phase.SCORE,)),
         ]
 
     @property
@@ -110,6 +148,11 @@ class GivenPicturesPlan(OfflinePlan):
         """What to lower so that a batch fits."""
         return f"Lower update.tokens_per_micro_batch to {self.largest_batch:,} or less"
 
+    @property
+    def sample_less(self) -> str:
+        """What to lower so that the model's own pictures fit."""
+        return "Lower log.held_out_prompts, or set pictures.sampled_steps=0"
+
 
 def plan(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) -> GivenPicturesPlan:
     """The plan of a run. ValueError for lengths that a pipeline does not have, or what it cannot obey; `prompt`, `response`: 0 if none is asked for."""
@@ -126,7 +169,8 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) 
     drawing = drawing_of(pipeline, config.pictures)
     state, positions = state_shape(pipeline, drawing, GIVEN)
     source = FlowSource(config.model)
-    shape = PictureShape(source, pipeline=pipeline, options=drawing, optimizer=config.optimizer)
+    learned = replace(drawing, guidance=1.0)  # only what is drawn is guided
+    shape = PictureShape(source, pipeline=pipeline, options=learned, optimizer=config.optimizer)
     apart = compared and not starts_as_base(config.model.lora)
     frozen = replace(shape, source=FlowSource(config.model, learns=False)) if apart else None
     together = (
@@ -134,4 +178,4 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) 
     ) * config.pictures.levels  # the responses of a pair are read in one batch
     rows = max(config.update.tokens_per_micro_batch // positions, together)
     encoder = Encoder(pipeline, state, pipeline.size(drawing))
-    return GivenPicturesPlan(config, hardware, shape, frozen, rows * positions, 0, encoder)
+    return GivenPicturesPlan(config, hardware, shape, frozen, rows * positions, 0, encoder, together)

@@ -155,6 +155,11 @@ class OfflinePlan:
             f"Lower update.tokens_per_micro_batch to {self.largest_batch:,} or less, and max_tokens with it"
         )
 
+    @property
+    def sample_less(self) -> str:
+        """What to lower so that the model's own responses fit."""
+        return "Lower log.held_out_prompts or tasks.max_prompt_tokens, or set log.sampled_tokens=0"
+
     @cached_property
     def problems(self) -> list[str]:
         """What would stop the run."""
@@ -172,8 +177,8 @@ class OfflinePlan:
         sampling = max(self.sums.values())
         if most <= self.usable < sampling:
             found.append(
-                f"{sampling / GIB:.1f} GiB are needed while held-out responses are sampled and {self.usable / GIB:.1f} are usable. Lower "
-                "log.held_out_prompts or tasks.max_prompt_tokens, or set log.sampled_tokens=0."
+                f"{sampling / GIB:.1f} GiB are needed while held-out responses are sampled and {self.usable / GIB:.1f} are usable. "
+                f"{self.sample_less}."
             )
         if most > self.usable:
             larger = "Take more devices and a strategy.backend that shares the model out, or lora"

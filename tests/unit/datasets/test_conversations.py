@@ -198,6 +198,16 @@ def test_media_may_stand_in_the_prompt_only():
         reader.prompts([Record("t/0", talk[:1], talk[1:], "t")], str)
 
 
+def test_a_response_that_is_a_picture_is_for_models_that_draw():
+    drawn = {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}
+    for turns in ("all_turns", "last_turn"):
+        reader = Conversations.of(processor(), SFTConfig(train_on=turns))
+        with pytest.raises(
+            ValueError, match=r"message 1 .* writes text alone\. Take a diffusion pipeline as model\.path"
+        ):
+            reader.prompts([Record("t/0", says(("user", "hi")), [drawn], "t")], str)
+
+
 def test_the_gold_answer_of_a_task_is_what_is_said():
     task = load_task("tiny")
     reader = Conversations.of(processor(), SFTConfig())

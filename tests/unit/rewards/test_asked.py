@@ -131,6 +131,14 @@ def test_what_a_response_does_not_hold_is_refused_by_name(mine, name, makes, tol
         check_views([name.format(mine)], makes, "M")
 
 
+def test_a_reward_of_a_server_is_refused_where_no_text_is_written():
+    told = "^remote.urls: the reward 'far' .* one of model.path=M holds image. Take a reward that asks for `image`"
+    with pytest.raises(ValueError, match=told):
+        check_views(["digit", "far"], {"image"}, "M", {"far": "http://localhost:1"})
+    check_views(["digit"], {"image"}, "M", {"far": "http://localhost:1"})
+    check_views(["far"], {"answer"}, "M", {"far": "http://localhost:1"})
+
+
 def test_what_it_holds_or_what_cannot_be_told_is_let_through(mine):
     check_views(["digit", f"{mine}:bright", f"{mine}:moves"], {"image", "clip"}, "M")
     check_views(["math", "majority", f"{mine}:both", f"{mine}:polite"], {"answer"}, "M")

@@ -128,6 +128,14 @@ def rules(found):
     return [one.rule for one in found]
 
 
+def test_pictures_are_learned_by_heart_as_words_are():
+    rows = [
+        {name.replace("nll", "error"): value for name, value in row.items()} for row in BAD["overfitting"][0]
+    ]
+    assert "held_out_error/mean" in rows[0]
+    assert rules(advise(Facts(rows, {}))) == ["overfitting"]
+
+
 def test_waiting_for_what_is_sampled_beside_the_step_counts_as_sampling():
     """As with rollout.max_staleness: neither is more than 70 % of a step by itself."""
     rows = with_course(20, seconds__rollout=flat(3.0), seconds__wait=flat(5.0))
