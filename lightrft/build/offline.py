@@ -108,9 +108,8 @@ def build_run(
     """All parts of a run. What needs no weights is built first, so that mistakes show at once."""
     prepare_process(config)
     world, device = World.current(config.strategy.sequence_parallel), pick_device(config.strategy.device)
-    told = build_notifier(config, run, world, stack)
+    told, setup = build_notifier(config, run, world, stack), made_of(world)
     strategy = resolve(STRATEGIES, config.strategy.backend, "strategy backend")(config.strategy, device)
-    setup = made_of(world)
     _check_settings(config, world)
     prompts, held_out = build_loader(config, setup, world), build_held_out(config, setup)
     setup.check(prompts, held_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +141,7 @@ def best(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft sft` with the fields of `graded`: of several responses the one with the highest grade is learned, the first
     of those that have it (rejection sampling: RAFT, Dong et al. 2023, https://arxiv.org/abs/2304.06767). ValueError where all are equal,
     as the best of bad ones is not worth learning, and for grades of several outputs, of which one may be a cost."""
-    found = _rivals(row, config)
+    found = _rivals(row, config, best)
     return Example(found.prompt, max(found.target, key=_only_grade)["messages"])
 
 
@@ -148,18 +149,17 @@ def best_worst(row: Row, config: TaskConfig) -> Example:
     """A format for `lightrft reward` and `lightrft dpo` with the fields of `graded`: of several responses the one with the highest and
     the one with the lowest grade, the first of those that have it. A pair costs a fraction of what all the responses of a row cost, and
     holds the widest difference. ValueError as from `best`."""
-    found = _rivals(row, config)
+    found = _rivals(row, config, best_worst)
     return Example(found.prompt, [pick(found.target, key=_only_grade) for pick in (max, min)])
 
 
-def _rivals(row: Row, config: TaskConfig) -> Example:
-    """The responses of a row that have a grade, one each. ValueError where all are equal, or for several outputs."""
+def _rivals(row: Row, config: TaskConfig, form: Callable[[Row, TaskConfig], Example]) -> Example:
+    """The responses of a row that have a grade, one each, for this format. ValueError where all are equal, or for several outputs."""
     found = graded(row, config)
     names = list(found.target[0]["grades"])
     if len(names) != 1:
         raise ValueError(
-            f"field 'grades' has {', '.join(names) or 'none'}, and `{config.format.rpartition(':')[2]}` goes by one of them. Give it as "
-            "the only one, or as a list."
+            f"field 'grades' has {', '.join(names) or 'none'}, and `{form.__name__}` goes by one of them. Give it as the only one, or as a list."
         )
     known = [one for one in found.target if not math.isnan(_only_grade(one))]
     if len({_only_grade(one) for one in known}) < 2:

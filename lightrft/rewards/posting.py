@@ -72,7 +72,7 @@ def _line(places: Sequence[tuple[int, int, int, str, Any]], end: float) -> socke
 
 
 def _encrypted(line: socket.socket, host: str) -> ssl.SSLSocket:
-    """The same connection, to a host that must have a certificate, before any of the handshake: that is to be cut off, too."""
+    """A connection to a host that must have a certificate, before any of the handshake: that is to be cut off, too."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context.wrap_socket(line, server_hostname=host, do_handshake_on_connect=False)

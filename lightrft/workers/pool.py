@@ -72,7 +72,7 @@ class Failure:
 
     reason: str
     kind: str = field(default="", compare=False)
-    """The same for a log that may hold no word of what the call was about: no text of the argument or of a message; empty: nothing."""
+    """What a log may hold of the reason, where no word of what the call was about may be in it: no text of the argument or of a message; empty: nothing."""
 
 
 class Runner(Protocol[T_co]):

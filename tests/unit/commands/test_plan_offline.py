@@ -82,9 +82,3 @@ def test_the_command_says_it_for_programs_too(capsys):
     assert said["batch"]["largest"] > said["batch"]["tokens"] > 0
     assert main(["plan", "dpo", "dpo_tiny", "--gpus", "1", "--gpu-memory", "8"]) == 0
     assert "reference weights" in capsys.readouterr().out
-
-
-def test_pairs_of_pictures_are_not_planned_and_refused_by_a_name_that_fits():
-    config = layers.load(["digits_dpo"], RUNS["dpo"])
-    with pytest.raises(ValueError, match="`lightrft dpo` learns with, and `lightrft plan dpo` does not know"):
-        plan(config, Hardware(1, 8.0), 32, 8)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import signal
 
 import pytest
 
@@ -64,10 +63,13 @@ def test_any_failure_but_ctrl_c_is_counted_and_the_phase_is_put_back(tmp_path, m
         assert STATUS.phase == "log.on_step"
         raise asyncio.CancelledError
 
+    def pressed(step, metrics, run):
+        raise KeyboardInterrupt
+
     assert called("cancelled", cancelled, folder).failed == 3
     assert STATUS.phase == "train"
     with pytest.raises(KeyboardInterrupt):
-        called("pressed", lambda *_: signal.raise_signal(signal.SIGINT), folder)
+        called("pressed", pressed, folder)
 
 
 def test_a_hook_that_draws_numbers_changes_none_of_the_run(tmp_path):

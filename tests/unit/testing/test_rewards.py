@@ -63,7 +63,9 @@ EXAMPLES = {
 }
 
 
-OF_PICTURES = {"digit", "digit_second", "drawn_shapes", "compressible", "incompressible", "ocr"}
+OF_PICTURES = {
+    "digit", "digit_second", "two_digits", "two_digits_second", "drawn_shapes", "compressible", "incompressible", "ocr",
+}  # fmt: skip
 """Rewards that look at a picture; tests/unit/tasks has examples of theirs."""
 
 
