@@ -78,7 +78,9 @@ def test_a_value_is_read_as_the_text_that_was_written(tmp_path: Path) -> None:
 
 def test_a_file_about_rows_may_name_rewards_where_none_are_given(tmp_path: Path) -> None:
     """So that one file serves fine-tuning and reinforcement learning; as a flag the option is refused."""
-    rows = write(tmp_path, "tasks: {train: {file: 1}, train_file: rows.jsonl, rewards: {math: 1}}", "rows.yaml")
+    rows = write(
+        tmp_path, "tasks: {train: {file: 1}, train_file: rows.jsonl, rewards: {math: 1}}", "rows.yaml"
+    )
     assert layers.load([rows], Config).tasks.rewards == {"math": 1.0}
     assert layers.undone([rows], Config) == []
     taught = layers.load([rows], SFTConfig).tasks
