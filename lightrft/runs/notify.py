@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightrft.config.addresses import http_parts, is_loopback, may_succeed_later, secret
+from lightrft.parallel.explain import with_cause
 from lightrft.parallel.status import STATUS
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.utils.finite import finite_number
@@ -94,7 +95,7 @@ class Notifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None or isinstance(error, Exception):  # who presses Ctrl-C twice waits for nothing
-            self.tell(error, ATTEMPTS)
+            self.tell(with_cause(error), ATTEMPTS)
         if STATUS.watch is not None:
             STATUS.watch.farewell = None
 
