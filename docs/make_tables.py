@@ -310,7 +310,10 @@ class Bare(str):
 def signed(name: str, function: Callable[..., Any]) -> str:
     """A signature as a block of code, one parameter a line where it is long."""
     found = inspect.signature(function)
-    own = [p.replace(annotation=Bare(p.annotation)) for p in found.parameters.values()]
+    own = [
+        p if p.annotation is p.empty else p.replace(annotation=Bare(p.annotation))
+        for p in found.parameters.values()
+    ]
     bare = found.replace(parameters=own, return_annotation=Bare(found.return_annotation))
     whole = f"{name}{bare}"
     if len(whole) > 110:

@@ -124,7 +124,11 @@ def find_layer(layer: str) -> Path:
         return names[layer]
     path = expanded(layer, "layer")
     if path.is_dir():
-        raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path}/config.yaml.")
+        settings = path / "config.yaml"
+        again = f"{settings} is the same run anew; --resume {layer} goes on with this one."
+        raise ValueError(
+            f"layer '{layer}' is a folder. {again if settings.is_file() else f'Name a file in it, e.g. {settings}.'}"
+        )
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:

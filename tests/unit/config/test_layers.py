@@ -281,7 +281,10 @@ def test_a_layer_that_does_not_exist_says_what_does(tmp_path: Path) -> None:
         layers.load(["grop"], Config)
     with pytest.raises(ValueError, match="no configuration file 'nowhere.yaml'"):
         layers.load(["nowhere.yaml"], Config)
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(ValueError, match=r"is a folder. Name a file in it"):
+        layers.load([str(tmp_path)], Config)
+    write(tmp_path, "", "config.yaml")
+    with pytest.raises(ValueError, match=r"is a folder. .*config.yaml is the same run anew; --resume "):
         layers.load([str(tmp_path)], Config)
 
 
