@@ -124,7 +124,7 @@ def find_layer(layer: str) -> Path:
         return names[layer]
     path = expanded(layer, "layer")
     if path.is_dir():
-        settings = path / "config.yaml"
+        settings = Path(f"{path}/config.yaml")
         again = f"{settings} is the same run anew; --resume {layer} goes on with this one."
         raise ValueError(
             f"layer '{layer}' is a folder. {again if settings.is_file() else f'Name a file in it, e.g. {settings}.'}"
