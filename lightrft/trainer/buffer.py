@@ -232,10 +232,27 @@ class RolloutBuffer:
                 t.group = -1 - t.group
         answers = iter(found)
         groups = [[next(answers) for _ in range(size)] for size in packed["sizes"]]
-        for place, group in enumerate(groups):
-            if (settings := sampled_with(packed, place)) != self.sampled_at:
+        for place, (kind, group) in enumerate(zip(_kinds(packed), groups, strict=True)):
+            settings = sampled_with(packed, place)
+            if kind == "unfinished":
+                settings = _going_on(settings, self.sampled_at)
+            if kind != "unanswered" and settings != self.sampled_at:
                 self.sampled_before[group[0].group] = settings
         return iter(groups)
+
+
+def _kinds(packed: Mapping[str, Any]) -> list[str]:
+    """The kind of the group at each place of what a rank packed."""
+    waiting = [name for name in KINDS for _ in range(packed["counts"].get(name, 0))]
+    return waiting + ["replayable"] * len(packed["born"])
+
+
+def _going_on(settings: Mapping[str, float], now: Mapping[str, float]) -> Mapping[str, float]:
+    """What responses are sampled with that began with `settings` and go on with those of now: what is true of a part of them is of all."""
+    return {
+        **settings,
+        **{name: settings[name] or now.get(name, 0) for name in SAMPLED_BY if name in settings},
+    }
 
 
 def sampled_with(packed: Mapping[str, Any], place: int) -> Mapping[str, float]:
@@ -249,10 +266,11 @@ def waiting_by_settings(
 ) -> Iterator[tuple[Mapping[str, float], int, int]]:
     """By the settings that groups of a rank were sampled with (`sampled_with`): the settings, how many groups wait to be learned from, and how
     many of those learned from since step `oldest` may be so again."""
-    waits = [name != "unanswered" for name in KINDS for _ in range(packed["counts"].get(name, 0))]
-    kept = [(wait, False) for wait in waits] + [(False, step >= oldest) for step in packed["born"]]
-    found: dict[tuple[tuple[str, float], ...], tuple[int, int]] = {}
-    for place, (wait, again) in enumerate(kept):
+    kinds, found = _kinds(packed), dict[tuple[tuple[str, float], ...], tuple[int, int]]()
+    first = len(kinds) - len(packed["born"])
+    for place, kind in enumerate(kinds):
+        again = kind == "replayable" and packed["born"][place - first] >= oldest
+        wait = kind not in ("replayable", "unanswered")
         settings = tuple(sorted(sampled_with(packed, place).items()))
         waiting, replayed = found.get(settings, (0, 0))
         found[settings] = waiting + wait, replayed + again

@@ -93,6 +93,38 @@ def test_groups_of_an_earlier_engine_are_told_apart_after_any_number_of_resumes(
     assert list(waiting_by_settings(memory.packed(memory.state()), 1)) == [(second, 0, 3), (third, 0, 3)]
 
 
+def resumed(path, memory, settings):
+    write_state(path, memory.packed(memory.state()))
+    again = RolloutBuffer(ReplayConfig(), sampled_at=settings)
+    again.load(read_state(path))
+    return again
+
+
+def test_prompts_that_are_asked_anew_are_sampled_with_the_settings_of_now(tmp_path):
+    """Their groups keep their numbers, but nothing of them was sampled before the resume."""
+    memory = RolloutBuffer(ReplayConfig(), sampled_at={"temperature": 1.0})
+    memory.unanswered = numbered(groups_of(1), 4)
+    memory = resumed(tmp_path / "state.pt", memory, {"temperature": 2.0})
+    memory.prefetched = memory.take_unanswered()
+    assert list(waiting_by_settings(memory.packed(memory.state()), 0)) == [({"temperature": 2.0}, 3, 0)]
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+@pytest.mark.parametrize("name", ["is_another_program", "samples_from_a_part"])
+def test_what_goes_on_with_other_settings_was_sampled_with_both(tmp_path, name, order):
+    whole, part = ({"temperature": 1.0, name: which} for which in order)
+    memory = RolloutBuffer(ReplayConfig(), sampled_at=whole)
+    memory.unfinished = numbered(groups_of(1, count=1), 4)
+    memory.prefetched = numbered(groups_of(2, count=1), 5)
+    memory = resumed(tmp_path / "state.pt", memory, part)
+    memory.carried_over = memory.take_unfinished()
+    found = {
+        settings[name]: waiting
+        for settings, waiting, _ in waiting_by_settings(memory.packed(memory.state()), 0)
+    }
+    assert found == ({True: 1, False: 1} if order == (False, True) else {True: 2})
+
+
 def numbered(groups, start):
     for number, group in enumerate(groups, start):
         for t in group:
