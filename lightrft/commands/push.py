@@ -14,12 +14,13 @@ from rich.console import Console
 from lightrft import __version__
 from lightrft.models.folder import ADAPTER
 from lightrft.runs.layout import RunFolder
+from lightrft.utils.failures import first_line
 from lightrft.utils.hub import unreachable
 from lightrft.utils.paths import expanded
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 OF_RUNS = ("model", "adapter")
-"""Folders of a run that say nothing by their own name."""
+"""Folders of a run that hold a model."""
 ROW = ("advantage", "loss", "average", "clip", "kl_coefficient", "response_filter", "group_filter")
 """Settings of an algorithm that its row in the card has."""
 
@@ -66,9 +67,10 @@ def uploaded(files: RunFolder) -> Iterator[tuple[str, bytes | Path]]:
 
 
 def _without_places(file: Path) -> bytes:
-    """What an adapter's settings say, of its base on this machine only the name."""
+    """What an adapter's settings say, of its base on this machine only the last part of the name."""
     found = json.loads(file.read_text(encoding="utf-8"))
-    found["base_model_name_or_path"] = public(str(found.get("base_model_name_or_path") or ""))
+    base = str(found.get("base_model_name_or_path") or "")
+    found["base_model_name_or_path"] = Path(base).name if is_place(base) else base
     return json.dumps(found, indent=2, sort_keys=True).encode()
 
 
@@ -78,10 +80,10 @@ def card(files: RunFolder) -> str:
     summary = files.read_summary()
     bases = list(bases_of(files))
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["lightrft"]}
-    if bases and NAME.fullmatch(bases[-1]) and not Path(bases[-1]).exists():
+    if bases and NAME.fullmatch(bases[-1]) and not is_place(bases[-1]):
         head["base_model"] = bases[-1]
     rows = [
-        ("base model", ", from ".join(map(public, bases))),
+        ("base model", ", from ".join(map(base_told, bases))),
         ("algorithm", algorithm_row(config)),
         (
             "data",
@@ -107,12 +109,47 @@ def card(files: RunFolder) -> str:
 def bases_of(files: RunFolder) -> Iterator[str]:
     """The model that a run began with; where that is the model of another run that is still there, that of this as well, and so on."""
     seen = set[Path]()
-    while files.config.is_file() and files.path.resolve() not in seen:
-        seen.add(files.path.resolve())
-        settings = yaml.safe_load(files.config.read_text(encoding="utf-8")) or {}
-        base = str(settings.get("model", {}).get("path", ""))
-        yield base
-        files = RunFolder(expanded(base, "model.path").parent)
+    run: RunFolder | None = files
+    while run is not None and run.path.resolve() not in seen:
+        seen.add(run.path.resolve())
+        base = _base(run)
+        if base:
+            yield base
+        run = run_of(base)
+
+
+def _base(files: RunFolder) -> str:
+    """The model that a run began with, by its settings; empty where these are not readable or name none."""
+    try:
+        settings = yaml.safe_load(files.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return ""
+    model = settings.get("model") if isinstance(settings, dict) else None
+    return str(model.get("path") or "") if isinstance(model, dict) else ""
+
+
+def is_place(base: str) -> bool:
+    """Whether a model's name is that of a folder on a machine, not one on the hub or a shape with random weights."""
+    return base.startswith((".", "~", "/")) or base.count("/") > 1 or ("/" in base and Path(base).exists())
+
+
+def run_of(base: str) -> RunFolder | None:
+    """The run whose finished model this is; None where no such run is on this machine."""
+    if not is_place(base) or Path(base).name not in OF_RUNS:
+        return None
+    try:
+        run = RunFolder(expanded(base, "model.path").parent)
+        return run if run.format.is_file() and run.config.is_file() and run.read_summary() else None
+    except (OSError, ValueError):  # what cannot be read is nothing to follow
+        return None
+
+
+def base_told(base: str) -> str:
+    """A model's name for the card: of a place on a machine the last part, and of which run it is where that is there."""
+    if not is_place(base):
+        return base
+    run = run_of(base)
+    return Path(base).name + (f" of {run.path.name}" if run is not None and run.path.name else "")
 
 
 def algorithm_row(config: Mapping[str, Any]) -> str:
@@ -127,13 +164,12 @@ def algorithm_row(config: Mapping[str, Any]) -> str:
 
 
 def public(text: str) -> str:
-    """A name as it is; of a place on a machine its last part, before which stands that of the run whose model it is."""
+    """A name as it is; of a place on a machine its last part."""
     prefix, _, rest = text.rpartition(":") if ".py:" in text else ("", "", text)
     place = Path(prefix or rest)
     if not place.is_absolute() and not text.startswith((".", "~")):
         return text
-    parent = f"{place.parent.name}/" if place.name in OF_RUNS else ""
-    return parent + place.name + (f":{rest}" if prefix else "")
+    return place.name + (f":{rest}" if prefix else "")
 
 
 def _adapters(lora: Mapping[str, Any]) -> str:
@@ -178,6 +214,6 @@ def _upload(uploads: Mapping[str, bytes | Path], text: str, name: str, private: 
         done = hub.create_commit(name, operations=added, commit_message="Model of a run of LightRFT")
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(
-            f"{name}: the hub refuses it: {str(error).splitlines()[0]}. Log in with: hf auth login"
+            f"{name}: the hub refuses it: {first_line(error)}. Log in with: hf auth login"
         ) from error
     Console().print(f"{name}: {done.commit_url}", soft_wrap=True, markup=False, highlight=False)

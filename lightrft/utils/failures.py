@@ -34,6 +34,15 @@ def told(error: BaseException) -> tuple[str, int]:
     return "".join(traceback.format_exception(error)).rstrip(), 1
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; its kind where it says nothing, or its text cannot be made."""
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # a class of strangers
+        lines = []
+    return next((line for line in lines if line.strip()), type(error).__name__)
+
+
 def without_message(error: BaseException) -> str:
     """The kind of an exception and the lines of files that it came through, at most MOST_PLACES: what a log may have of it where its message
     may hold the words of strangers, as may the names in code and classes that were made of such words, which are left out."""

@@ -1,13 +1,14 @@
 """The card of a run, and what would be uploaded with it: all that a reader needs, and no place on the machine that made it."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
 import yaml
 
 from lightrft import cli
-from lightrft.commands.push import ROW, algorithm_row, card, public
+from lightrft.commands.push import ROW, algorithm_row, base_told, bases_of, card, public, uploaded
 from lightrft.config import AlgorithmConfig, Config, LoraConfig, ModelConfig, SFTConfig, TaskConfig
 from lightrft.runs.folder import settings_text
 from lightrft.runs.layout import RunFolder
@@ -24,6 +25,7 @@ def run_of(folder, config, summary):
         json.dumps({"base_model_name_or_path": str(folder / "base")})
     )
     files.config.write_text(settings_text(config))
+    files.write_format()
     files.write_summary(summary)
     return files
 
@@ -99,8 +101,6 @@ def test_a_dry_run_shows_card_and_files_and_no_place_of_the_machine(finished, ca
 
 
 def test_an_adapters_settings_lose_the_place_of_their_base(finished):
-    from lightrft.commands.push import uploaded
-
     held = dict(uploaded(finished))["adapter/adapter_config.json"]
     assert json.loads(held) == {"base_model_name_or_path": "base"}
 
@@ -126,23 +126,64 @@ def test_without_a_network_it_says_so(finished, capsys, monkeypatch):
     assert "HF_HUB_OFFLINE is set. Look at the files with --dry-run" in capsys.readouterr().err
 
 
-def test_a_base_that_another_run_made_is_named_with_what_that_one_began_with(finished, tmp_path):
-    taught = SFTConfig(model=ModelConfig(path="owner/base"), tasks=TaskConfig(train={"tiny": 1.0}))
-    before = run_of(tmp_path / "sft-1", taught, {"steps": 3})
-    config = Config(model=ModelConfig(path=f"{before.model}"), tasks=TaskConfig(train={"tiny": 1.0}))
-    text = card(run_of(tmp_path / "rl-1", config, {"steps": 1}))
-    assert "| base model | sft-1/model, from owner/base |" in text
+def began_with(folder, path):
+    return run_of(
+        folder, Config(model=ModelConfig(path=path), tasks=TaskConfig(train={"tiny": 1.0})), {"steps": 1}
+    )
+
+
+def test_a_base_that_another_run_made_is_named_with_what_that_one_began_with(tmp_path):
+    before = began_with(tmp_path / "sft-1", "owner/base")
+    text = card(began_with(tmp_path / "rl-1", str(before.model)))
+    assert "| base model | model of sft-1, from owner/base |" in text
     assert yaml.safe_load(text.split("---")[1])["base_model"] == "owner/base"
     assert str(tmp_path) not in text
-    before.config.unlink()
-    assert "| base model | sft-1/model |" in card(RunFolder(tmp_path / "rl-1"))
+
+
+@pytest.mark.parametrize("lacking", ["config", "format", "summary"])
+def test_a_folder_that_is_no_finished_run_is_not_followed_and_its_name_is_not_told(tmp_path, lacking):
+    before = began_with(tmp_path / "alice", "owner/base")
+    getattr(before, lacking).unlink()
+    text = card(began_with(tmp_path / "rl-1", f"{before.model}/"))
+    assert "| base model | model |" in text
+    assert "base_model" not in text
+    assert "alice" not in text
+
+
+def test_settings_in_the_folder_above_a_base_are_those_of_something_else(tmp_path, monkeypatch):
+    began_with(tmp_path, "other/model")
+    monkeypatch.chdir(tmp_path)
+    for base, told in (
+        ("random:llama", "random:llama"),
+        (f"{tmp_path}/base", "base"),
+        ("mine/model", "mine/model"),
+    ):
+        assert list(bases_of(began_with(tmp_path / "rl-1", base))) == [base]
+        assert base_told(base) == told
+        shutil.rmtree(tmp_path / "rl-1")
+
+
+@pytest.mark.parametrize(
+    "settings", ["model: gpt2", "[a, b]", "model: {path: [", "model:", "", "\xff", "{model: {path: null}}"]
+)
+def test_settings_that_say_nothing_of_a_model_end_the_row_of_bases(tmp_path, settings):
+    before = began_with(tmp_path / "sft-1", "owner/base")
+    before.config.write_bytes(settings.encode("latin-1"))
+    assert list(bases_of(began_with(tmp_path / "rl-1", str(before.model)))) == [str(before.model)]
+
+
+def test_an_adapter_tells_its_base_by_no_name_that_the_hub_could_have(tmp_path):
+    files = began_with(tmp_path / "rl-1", "owner/base")
+    for base, told in (("/home/alice/model", "model"), ("owner/base", "owner/base")):
+        (files.adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        held = dict(uploaded(files))["adapter/adapter_config.json"]
+        assert json.loads(held) == {"base_model_name_or_path": told}
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("/runs/sft-1/model", "sft-1/model"),
-        ("~/runs/sft-1/model/", "sft-1/model"),
+        ("/home/alice/model", "model"),
         ("owner/name", "owner/name"),
         ("/data/models/base", "base"),
         ("~/models/base", "base"),
