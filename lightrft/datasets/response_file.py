@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from lightrft.datasets.response_columns import EXACT, TOKEN, Row, rows_of, table
+from lightrft.utils.failures import first_line
 
 SUFFIX = ".parquet"
 TOKENS_TOGETHER = 16_384
@@ -112,7 +113,7 @@ def _opened(path: Path) -> Iterator[Any]:
                 raise ValueError(f"{path}: the file holds no responses that a run has saved.")
             yield file
     except (pa.ArrowException, zlib.error) as error:
-        raise ValueError(f"{path}: the file is broken ({str(error).splitlines()[0]}).") from None
+        raise ValueError(f"{path}: the file is broken ({first_line(error)}).") from None
 
 
 def _index(file: Any) -> dict[str, list[Any]]:

@@ -6,6 +6,7 @@ PeerError: it names this rank, the collective, phase and step, and the ranks tha
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import traceback
@@ -19,7 +20,9 @@ import torch.distributed as dist
 
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.watch import BrokenError, PeerError, Watch
+from lightrft.utils.failures import first_line
 
+log = logging.getLogger("lightrft")
 PATIENCE_SECONDS = 4.0
 """After a failed exchange: time in which the rank that is to blame may still say why."""
 BACKENDS = ("lightrft.strategy.", "lightrft.engines.", "lightrft.parallel.")
@@ -35,19 +38,19 @@ def collective(name: str, rank: int) -> Iterator[None]:
         yield
     except RuntimeError as error:
         waited = time.monotonic() - start
-        raise BrokenError(_missed(rank, call, waited, str(error))) from error
+        raise BrokenError(_missed(rank, call, waited, error)) from error
     finally:
         STATUS.exit_collective(time.monotonic() - start)
 
 
-def _missed(rank: int, call: str, waited: float, error: str) -> str:
+def _missed(rank: int, call: str, waited: float, error: RuntimeError) -> str:
     """What to say of an exchange that failed: the cause, if another rank has told one; else who did not come."""
     watch = STATUS.watch
     here = f"rank {rank} waited {waited:.0f} s in {call}, phase {STATUS.phase}, step {STATUS.step}"
     if watch is None:
         return f"{here}: {error}"
     reason = _reason(watch, in_time=waited < watch.timeout_seconds)
-    return f"{here}: {reason or f'the connection failed ({error.splitlines()[0]}). {watch.others()}'}"
+    return f"{here}: {reason or f'the connection failed ({first_line(error)}). {watch.others()}'}"
 
 
 def _reason(watch: Watch, *, in_time: bool) -> str:
@@ -56,7 +59,8 @@ def _reason(watch: Watch, *, in_time: bool) -> str:
     `in_time`: it did not take too long, so a connection broke; then the rank that is to blame may need a moment to say why.
     """
     watch.failing = True
-    if cause := watch.cause(PATIENCE_SECONDS if in_time else 0):
+    cause = watch.cause(PATIENCE_SECONDS if in_time else 0)
+    if cause is not None and cause["rank"] != watch.rank:
         return str(cause["message"]).removeprefix("lightrft: ")
     others = {rank: word for rank, word in watch.whereabouts().items() if rank != watch.rank}
     late = {rank: word for rank, word in others.items() if word["calls"] < STATUS.calls}
@@ -77,7 +81,9 @@ def _reason(watch: Watch, *, in_time: bool) -> str:
 
 
 def understood(watch: Watch, error: Exception) -> Exception:
-    """The error, or one that says where everybody is, if it came from a collective of the backend."""
+    """The error, or one that says where everybody is, if it came from a collective of the backend: found out once, which takes seconds."""
+    if watch.explained is not None and watch.explained[0] is error:
+        return watch.explained[1]
     frames = list(traceback.walk_tb(error.__traceback__))
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
     if not _is_of_backend(error, modules):
@@ -88,7 +94,7 @@ def understood(watch: Watch, error: Exception) -> Exception:
         if name.startswith("lightrft.") and not name.startswith(BACKENDS)
     ]
     frame, line = (callers or frames)[-1]
-    first = str(error).splitlines()[0]
+    first = first_line(error)
     reason = _reason(watch, in_time="imed out" not in first)
     try:
         raise PeerError(
@@ -96,16 +102,19 @@ def understood(watch: Watch, error: Exception) -> Exception:
             f"{reason or f'{first}. {watch.others()}Stacks are in RUN/logs.'}"
         ) from error
     except PeerError as explained:
+        watch.explained = error, explained
         return explained
 
 
 def with_cause(error: BaseException | None) -> BaseException | None:
-    """The error as people are to be told it: `understood` where this process is one of several."""
-    return (
-        understood(STATUS.watch, error)
-        if STATUS.watch is not None and isinstance(error, Exception)
-        else error
-    )
+    """The error as people are to be told it: `understood` where this process is one of several. Raises nothing: a run ends of the error itself."""
+    if STATUS.watch is None or not isinstance(error, Exception):
+        return error
+    try:
+        return understood(STATUS.watch, error)
+    except Exception as broken:
+        log.warning("what an error comes from cannot be told (%s)", type(broken).__name__)
+        return error
 
 
 def _is_of_backend(error: Exception, modules: list[str]) -> bool:

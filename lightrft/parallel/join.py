@@ -21,6 +21,7 @@ from lightrft.parallel.group import Group
 from lightrft.parallel.status import STATUS
 from lightrft.parallel.watch import Watch, for_watches, of_attempt
 from lightrft.utils.device import collective_backend, use
+from lightrft.utils.failures import first_line
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.output import guarded
 
@@ -99,7 +100,7 @@ def _not_met(error: Exception, waited: float, timeout_seconds: float) -> str:
             "or with --gpus N or --processes N on one machine."
         )
     place = f"MASTER_ADDR={named['MASTER_ADDR']}, MASTER_PORT={named['MASTER_PORT']}"
-    cause = str(error).splitlines()[0].split("Exception raised from")[0].strip().rstrip(".")
+    cause = first_line(error).split("Exception raised from")[0].strip().rstrip(".")
     if "EADDRINUSE" in str(error) or "in use" in cause:
         return (
             f"rank {named['RANK']} cannot listen at MASTER_PORT={named['MASTER_PORT']}: another program has it, perhaps a run that is "

@@ -67,6 +67,8 @@ class Watch:
     """Called with the reason where this process is ended from within, see `_end`; is to return within seconds."""
     failing: bool = False
     """The main thread handles a failure: it is left alone for as long as it gets on."""
+    explained: tuple[Exception, Exception] | None = None
+    """The last failure of a collective of the backend on this rank, and the error that says what it comes from (explain.understood)."""
     _peers: dict[int, psutil.Process | None] = field(default_factory=dict)
     """Rank -> process, of other ranks on this machine; None for one that was gone from the start."""
     _over: threading.Event = field(default_factory=threading.Event)

@@ -1,6 +1,7 @@
 """What happens in a run, while it happens and afterwards: its events, its status, and what it ran on.
 
-Nothing here ends a run or holds it up: what cannot be written is left out, with one warning.
+Nothing here ends a run: what cannot be written is left out, with one warning. Nor is one held up, but for the few seconds that it takes
+at its end to find out what a broken connection to other ranks comes from (parallel/explain.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lightrft.runs.layout import RunFolder
 from lightrft.utils.amounts import clock
 from lightrft.utils.atomic import write_text
 from lightrft.utils.extras import extras, installed
+from lightrft.utils.failures import first_line
 from lightrft.utils.interrupt import Stopped
 from lightrft.utils.paths import without_home
 
@@ -109,12 +111,11 @@ class Status:
         if error is None:
             self._write({**self._facts(), "state": "finished"})
         else:
-            from lightrft.parallel.explain import (
-                with_cause,
-            )  # needs torch, which whoever looks at a run need not wait for
+            # Needs torch, which whoever looks at a run need not wait for.
+            from lightrft.parallel.explain import with_cause
 
             state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            why = without_home((str(with_cause(error)) or type(error).__name__).splitlines()[0])
+            why = without_home(first_line(with_cause(error) or error))
             self._write({**self._facts(), "state": state, "why": why})
 
     def _keep(self) -> None:
