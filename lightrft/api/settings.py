@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,7 @@ from lightrft.tasks.rows import task_of
 from lightrft.tasks.table import TASKS, Split, Task, load_task
 from lightrft.utils.inline import PREFIX
 
+log = logging.getLogger("lightrft")
 C = TypeVar("C", bound=RunConfig)
 Tree = dict[str, Any]
 """Settings by section, every value a text, a list or a dict of texts."""
@@ -265,6 +267,8 @@ def loaded(
         whole = Given(given.called)
         whole.put("config", config)
         flags += layers.tree_flags(whole["config"], cls, given.called)
+    for told in layers.undone(named_layers, cls):
+        log.warning("%s", told)
     for word in named_layers:
         flags += [flag for file in layers.chain(word) for flag in layers.file_flags(file, cls)]
     flags += layers.tree_flags(given.tree, cls, given.called)

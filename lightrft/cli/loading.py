@@ -29,6 +29,7 @@ def load_as(cls: type[C], command: str, args: Sequence[str]) -> C:
     args = expand(args)
     helping.show_if_asked(command, cls, args)
     words, flags = layers.split(args)
+    refuse_folders_of_runs(words)
     name = "-".join(layer for layer in words if layer in layers.shipped())
     try:
         loaded: Any = layers.load([*words, *flags], cls, prog=f"lightrft {command}")
@@ -47,6 +48,16 @@ def load_run(cls: type[C], command: str, resumed: str, args: Sequence[str]) -> t
         return load_as(cls, command, args), None
     run = run_folder(resumed)
     return load_as(cls, command, [str(RunFolder(run).config), *args]), run
+
+
+def refuse_folders_of_runs(words: Sequence[str]) -> None:
+    """ValueError for a layer that is the folder of a run, which is meant either to go on or to be taken again."""
+    for word in (word for word in words if word not in layers.shipped()):
+        files = RunFolder(expanded(word, "layer"))
+        if files.is_run and files.has_steps:
+            raise ValueError(
+                f"layer '{word}' is the folder of a run. {files.config} is the same run anew; --resume {word} goes on with this one."
+            )
 
 
 def refuse_others(words: Sequence[str], cls: type[Any]) -> None:

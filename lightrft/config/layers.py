@@ -124,11 +124,7 @@ def find_layer(layer: str) -> Path:
         return names[layer]
     path = expanded(layer, "layer")
     if path.is_dir():
-        settings = Path(f"{path}/config.yaml")
-        again = f"{settings} is the same run anew; --resume {layer} goes on with this one."
-        raise ValueError(
-            f"layer '{layer}' is a folder. {again if settings.is_file() else f'Name a file in it, e.g. {settings}.'}"
-        )
+        raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path}/config.yaml.")
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
@@ -146,15 +142,21 @@ def file_flags(file: Path, cls: type[Any]) -> list[str]:
     A file about rows may name their rewards (tasks.rewards) and serve commands that score nothing as well, which leave them out.
     """
     tree = {key: value for key, value in read(file).items() if key != EXTENDS}
-    if _has_idle_rewards(tree, cls):
-        tree |= {"tasks": {key: value for key, value in tree["tasks"].items() if key != "rewards"}}
-    return list(_flatten(tree, cls, file))
+    flags = list(_flatten(tree, cls, file))
+    return _without_rewards(flags) if _has_idle_rewards(tree, cls) else flags
 
 
 def _has_idle_rewards(tree: dict[str, Any], cls: type[Any]) -> bool:
     """Whether a file names rewards of its rows, and `cls` has no section rewards: its command scores no responses."""
     tasks = tree.get("tasks")
     return isinstance(tasks, dict) and bool(tasks.get("rewards")) and "rewards" not in get_type_hints(cls)
+
+
+def _without_rewards(flags: Sequence[str]) -> list[str]:
+    """Flags of a file without tasks.rewards and its values."""
+    first = flags.index("--tasks.rewards")
+    after = next((n for n, flag in enumerate(flags) if n > first and flag.startswith("--")), len(flags))
+    return [*flags[:first], *flags[after:]]
 
 
 def tree_flags(tree: dict[str, Any], cls: type[Any], told: str) -> list[str]:

@@ -29,7 +29,7 @@ class RemoteConfig:
     """Longest time for one request, without looking its host up."""
     retries: int = 2
     """How often a request is sent again, to the next address if there are several, after a failure that may pass: no connection, no reply in
-    time, or the statuses 408, 429 and 5xx."""
+    time, or the statuses 408, 425, 429 and 5xx."""
     send_media: bool = False
     """Send the pictures, clips and sounds of prompts with the responses, each once in a request, for reward models and judges there that
     see or hear; else their names alone."""

@@ -374,6 +374,17 @@ def test_torch_is_not_imported_before_a_command_needs_it(args: list[str]) -> Non
     assert result.returncode == 0, result.stderr.decode()
 
 
+def test_a_run_as_a_layer_is_told_from_another_folder_with_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(ValueError, match="is a folder. Name a file in it, e.g. .*config.yaml"):
+        training(str(tmp_path))
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(
+        ValueError, match="is the folder of a run. .*config.yaml is the same run anew; --resume "
+    ):
+        training(str(tmp_path))
+
+
 def test_a_folder_with_a_run_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -13,7 +13,7 @@ import lightrft
 from lightrft import Config
 from lightrft.api import process
 from lightrft.api.settings import Given, add_data, add_held_out, add_rewards, loaded, scored_by
-from lightrft.config import EvaluateConfig, RolloutConfig
+from lightrft.config import EvaluateConfig, RolloutConfig, SFTConfig
 from lightrft.tasks.table import load_task
 from lightrft.utils import inline
 
@@ -113,6 +113,14 @@ def test_options_are_dicts_classes_or_dotted_and_stand_over_layers():
     assert config.algorithm.kl_coefficient == 0.04  # of the layer
     assert config.algorithm.loss == "inline:short"
     assert objects == {"inline:short": short}
+
+
+def test_what_a_layer_sets_and_is_left_out_is_told(tmp_path, caplog):
+    file = tmp_path / "my_rows.yaml"
+    file.write_text("tasks: {train: {file: 1}, train_file: rows.jsonl, rewards: {math: 1}}")
+    found = loaded(SFTConfig, Given("lightrft.sft"), config=None, named_layers=[str(file)], resume=None)
+    assert found.tasks.train_file == "rows.jsonl"
+    assert caplog.messages == ["my_rows sets tasks.rewards, and this command scores no responses: left out."]
 
 
 def test_a_config_is_the_ground_for_what_is_given_by_name():
