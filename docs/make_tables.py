@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -281,7 +283,7 @@ def described(name: str, found: Any) -> str:
     text = f"\n## `lightrft.{name}`\n\n{prose(found)}"
     if found is Config:
         return text + "\nFields: the options and sections of [Configuration](configuration.md).\n"
-    docs = layers.field_docs(found) if dataclasses.is_dataclass(found) else {}
+    docs = meanings(found) if dataclasses.is_dataclass(found) else {}
     fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
     if rows := [
         f"| `{one.name}` | `{cell(str(one.type))}` | {cell(plain(docs.get(one.name, '')))} |\n"
@@ -298,6 +300,23 @@ def described(name: str, found: Any) -> str:
         elif inspect.isfunction(value) and value.__doc__:
             text += f"\n### `{name}.{member}()`\n\n{signed(member, value)}{prose(value)}"
     return text
+
+
+def meanings(cls: type[Any]) -> dict[str, str]:
+    """Field -> what its class says of it: the docstring under it, or else the comment behind it."""
+    found: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        text = textwrap.dedent(inspect.getsource(base))
+        (body,) = ast.parse(text).body
+        for node in ast.walk(body):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                behind = (
+                    text.splitlines()[(node.end_lineno or 1) - 1].encode()[node.end_col_offset :].decode()
+                )
+                comment = behind.strip().removeprefix("#").strip()
+                found[node.target.id] = f"{comment.rstrip('.')}." if comment else ""
+        found |= layers.field_docs(base)
+    return found
 
 
 class Bare(str):

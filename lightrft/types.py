@@ -46,9 +46,9 @@ class Record:
         '5'
     """
 
-    id: str
-    messages: list[Message]
-    target: Any
+    id: str  # where the row stands, unlike that of any other
+    messages: list[Message]  # what to ask, up to the turn to be answered
+    target: Any  # the reference answer, for rewards
     source: str
     """Name of the task it came from; selects the reward."""
     columns: Mapping[str, Any] = field(default_factory=dict)  # all fields of the row
@@ -87,9 +87,9 @@ class Prompt:
     """Stable across epochs and resumes; names the prompt, not the group."""
     token_ids: list[int]
     """(P,) as the trainer's model reads them, chat template and generation prompt included."""
-    messages: list[Message]
-    target: Any
-    source: str
+    messages: list[Message]  # what the tokens say
+    target: Any  # the reference answer, for rewards
+    source: str  # name of the task it came from
     positions: Tensor | None = None
     """(R, P) for models with multi-axis rotary positions, else None."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
@@ -122,15 +122,16 @@ class Completion:
     """(L,) only sampled tokens; ends with a stop token iff one was sampled."""
     logprobs: list[float]
     """(L,) log p of each token under the distribution it was sampled from (temperature, top-k/p and min-p applied)."""
-    finish: Finish
+    finish: Finish  # stop: at its end; length: truncated at the most tokens allowed
     weight_version: int = 0
     """Number of updates the weights that sampled it had seen."""
     stream: int = 0
     """What fixes its random numbers, for the same engine to go on with it."""
     states: Tensor | None = None
+    """Where an entry is the number of a step, no token: (L, 2 or 3, ...) float32, the states before and after each, and the mean it was drawn around where that is kept. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
     experts: Tensor | None = None  # (n, M, K) of the last n tokens read, models/experts.py
     made: Mapping[str, Any] = field(default_factory=dict)
-    """Where an entry is the number of a step, no token: (L, 2 or 3, ...) float32, the states before and after each, and the mean it was drawn around where that is kept; and what was made, by kind: {"image": (H, W, 3) uint8 array}. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
+    """Where an entry is the number of a step: what was made, by kind, e.g. {"image": (H, W, 3) uint8 array}."""
 
 
 Origin = Literal["sampled", "carried_over", "replayed", "given"]
@@ -150,7 +151,7 @@ class Trajectory:
         2
     """
 
-    prompt: Prompt
+    prompt: Prompt  # what it follows
     group: int
     """Siblings (responses sampled together for one prompt) share it. Never derived from the text of the prompt."""
     token_ids: list[int]  # (L,) everything after the prompt
@@ -166,12 +167,11 @@ class Trajectory:
     said: list[Message] = field(default_factory=list)
     """The turns of the policy and the replies between them, where an environment replies; empty where none does."""
     step_rewards: list[float] = field(default_factory=list)  # by the environment, a turn each
-    forks: list[Trajectory] = field(
-        default_factory=list
-    )  # more rows of the conversation, see responses.py: fork
+    forks: list[Trajectory] = field(default_factory=list)
+    """More rows of the conversation, see responses.py: fork."""
     failed: str = ""
     """Why the environment could not go on, so that the response has no reward; empty: it could."""
-    reward: float = nan
+    reward: float = nan  # its parts, weighted and summed; NaN: none yet
     parts: dict[str, float] = field(default_factory=dict)  # reward by name, unweighted
     baseline: float = nan
     """Reward of another response to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
@@ -181,8 +181,8 @@ class Trajectory:
     learned: dict[str, Tensor] = field(default_factory=dict)  # as columns: Terms.tokens, for people
     weight_version: int = 0  # updates seen by the weights that sampled its first token
     stream: int = 0  # of random numbers, as in Completion
-    states: Tensor | None = None  # as in Completion, and so is made
-    made: Mapping[str, Any] = field(default_factory=dict)
+    states: Tensor | None = None  # as in Completion
+    made: Mapping[str, Any] = field(default_factory=dict)  # as in Completion
     reference: Tensor | None = None  # (L, ...) means of its steps under the reference
     experts: Tensor | None = None  # (P + L - 1, M, K) those of all tokens but the last, models/experts.py
     stale: int = 0
@@ -306,7 +306,7 @@ class Batch:
     """(S,) float32, what each whole response is worth: its reward, processed (trainer/scaler.py)."""
     weights: Tensor
     """(T,) float32, 0 outside mask; the averaging, see algorithms/averaging.py."""
-    behavior: Tensor
+    behavior: Tensor  # log-probs of the tokens when they were sampled
     grades: Tensor | None = None
     """(S, K) float32, what each response is worth by each of K outputs of a reward model that learns; NaN: not graded. In
     reinforcement learning each part of its reward, where the algorithm asks for them; NaN: its task has no such part."""
@@ -316,15 +316,15 @@ class Batch:
     """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
     turn_rewards: Tensor | None = None
     """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
-    old: Tensor | None = None
+    old: Tensor | None = None  # their log-probs under the weights that this step began with
     entropy: Tensor | None = None  # of the distribution each token was sampled from, nats
     squares: Tensor | None = None  # sum over the vocabulary of p^2, of the same distribution
-    ref: Tensor | None = None
-    teacher: Tensor | None = None
-    values: Tensor | None = None
-    rewards: Tensor | None = None
-    advantages: Tensor | None = None
-    returns: Tensor | None = None
+    ref: Tensor | None = None  # under the reference
+    teacher: Tensor | None = None  # under the teacher
+    values: Tensor | None = None  # of the critic, before each token
+    rewards: Tensor | None = None  # of each token, with what is taken off for divergence
+    advantages: Tensor | None = None  # how much better each token was than expected
+    returns: Tensor | None = None  # what the critic learns to say
     divergence: Tensor | None = None  # from the reference in closed form, with its gradient
     step_weights: Tensor | None = None  # of the policy loss, by steps of drawing
     moved: Tensor | None = None  # from the policy that drew it, in closed form, with its gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def task_rewards(config: Config, task: Task) -> dict[str, float]:
 
 
 def prompts_of(
-    config: Config, task: Task, split: Any, processor: Processor, rewards: Iterable[str]
+    config: Config, task: Task, split: Any, processor: Processor, rewards: Collection[str]
 ) -> Sequence[Asked]:
     """The prompts of one split of a task, with the fields of their rows that these rewards ask for; of many those that are not
     tokenised yet as records. ValueError where a row lacks a field."""

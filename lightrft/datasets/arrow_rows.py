@@ -4,7 +4,7 @@ reads row by row and tells what is wrong with one."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import ArrowException, parquet
 from pyarrow import json as arrow_json
 
+from lightrft.datasets.fields import Fields
 from lightrft.datasets.rollouts import rollouts_folder
 from lightrft.datasets.shards import is_address, is_pattern, read_saved, saved_set, shards
 from lightrft.utils.paths import expanded
@@ -27,8 +28,8 @@ LEAST = 10
 """Bytes of the shortest line with a field."""
 Suits = Callable[[pa.Schema], bool]
 """Whether columns of these names and types are wanted as columns: asked before rows are read."""
-Wanted = Collection[str] | None
-"""Names of the columns to read, see `read_of`; None: all."""
+Wanted = Fields | None
+"""The columns to read, see `read_of`; None: all."""
 
 
 def read_table(
@@ -52,8 +53,11 @@ def read_table(
 
 
 def read_of(names: Sequence[str], wanted: Wanted) -> list[str]:
-    """The columns of these names to read: those wanted, or all where one of them is not there, so that whoever misses it can say what is."""
-    return [name for name in names if name in wanted] if wanted and set(wanted) <= set(names) else list(names)
+    """The columns of these names to read: those wanted that are there, or all where a required one is not, so that whoever misses it can say
+    what is."""
+    if wanted is None or not wanted.required <= set(names):
+        return list(names)
+    return [name for name in names if name in wanted.required | wanted.optional]
 
 
 def _saved(folder: Path, split: str, suits: Suits, wanted: Wanted) -> pa.Table | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightrft.config import Config
 from lightrft.config.rewards import rewards_of
+from lightrft.datasets.fields import Fields
 from lightrft.rewards.function import PerAnswer
 from lightrft.rewards.signature import Asked, asked_of, asked_of_one, refuse_async, refuse_lacking
 from lightrft.rewards.table import JUDGE, REWARDS
@@ -114,18 +115,20 @@ def wanted_fields(records: Sequence[Record], names: Iterable[str]) -> frozenset[
         if needs is not None and needs.required:
             for record in records:
                 refuse_lacking(needs, name, record.id, record.columns)
-    return named_fields(names)
+    named = named_fields(names)
+    return None if named is None else named.required | named.optional
 
 
-def named_fields(names: Iterable[str]) -> frozenset[str] | None:
+def named_fields(names: Iterable[str]) -> Fields | None:
     """Fields of a row that these rewards ask for by name; None if one of them takes all that there are, or is not known."""
-    found = set[str]()
+    required, optional = set[str](), set[str]()
     for name in names:
         needs = asked(name)
         if needs is None or needs.everything:
             return None
-        found |= {*needs.required, *needs.optional}
-    return frozenset(found)
+        required |= {*needs.required}
+        optional |= {*needs.optional}
+    return Fields(frozenset(required), frozenset(optional))
 
 
 def _is_lifted(name: str) -> bool:

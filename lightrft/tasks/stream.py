@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.arrow_rows import read_table
+from lightrft.datasets.fields import Fields
 from lightrft.datasets.sources import BadRecords, Located, is_file, read, streamed
 from lightrft.datasets.text_records import TextRecords, may_be_plain, plain
 from lightrft.tasks.base import Records, Split, media_folder, own_rows, records
@@ -41,13 +43,13 @@ class FileStream:
 
 
 def text_records(
-    split: Split, config: TaskConfig, data: str, at_least: int, fields: Collection[str] | None = None
+    split: Split, config: TaskConfig, data: str, at_least: int, fields: Fields | None = None
 ) -> TextRecords | None:
     """The records of task `file` as columns; None where fewer than `at_least`, or where its rows are not so plain that they would be just
     those that are made row by row. `fields`: those of a row that anybody asks for besides its prompt and target; None: all."""
     check_split(split, config)
     own = filter(None, (config.prompt_field, config.target_field))
-    wanted = None if fields is None else {*fields, *own}
+    wanted = None if fields is None else replace(fields, required=fields.required | {*own})
     place = own_rows(split, config, data)
     table = read_table(*place, at_least, lambda schema: may_be_plain(schema, config), wanted)
     if table is None or not plain(table, config):

@@ -42,8 +42,11 @@ class RLTrainer:
     """
 
     config: Config
+    """The settings of the run."""
     world: World
+    """This rank among all of the run."""
     sampler: Sampler
+    """The engine with the policy's present weights, in the phase in which it may sample."""
     collector: Collector
     """Judged groups for a step: what to sample, when to sample again."""
     buffer: RolloutBuffer
@@ -53,9 +56,13 @@ class RLTrainer:
     learner: Learner
     """Gradient steps of critic and actor; the reference that follows."""
     capture: Capture
+    """Capsules of the steps that are to be replayed."""
     evaluator: Evaluator
+    """Held-out scores."""
     journal: Journal
+    """Where the run writes down what happens."""
     processor: Processor
+    """The tokenizer, and what reads media for some models."""
     watch: DiversityWatch
     """Warns where pictures become the same, of models that draw."""
     parts: Mapping[str, Part]

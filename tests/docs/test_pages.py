@@ -37,6 +37,12 @@ def test_the_generated_pages_are_current() -> None:
     assert text == tables.coming_page(text), "run: make docs-tables"
 
 
+def test_every_field_of_a_public_name_has_a_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `.*` \| (.*) \|$", make_tables().API_PAGE.read_text(), re.MULTILINE)
+    assert len(rows) > 90
+    assert [name for name, meaning in rows if not meaning.strip()] == []
+
+
 def test_the_menu_names_every_page_once() -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     sections = [pages for section in menu for pages in section.values()]

@@ -16,6 +16,7 @@ from lightrft.config import Config, ModelConfig, TaskConfig
 from lightrft.datasets import arrow_rows, deferred
 from lightrft.datasets.arrow_rows import read_table
 from lightrft.datasets.deferred import _measured, _most, defer, defer_texts
+from lightrft.datasets.fields import Fields
 from lightrft.datasets.loader import PromptLoader, _told
 from lightrft.datasets.prompts import Opener
 from lightrft.datasets.sources import BadRecords, read
@@ -244,16 +245,18 @@ def test_columns_that_nobody_asks_for_are_not_read(tmp_path):
     whole[begin : begin + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
     file.write_bytes(bytes(whole))
     config = TaskConfig(train_file=str(file))
-    few = text_records("train", config, "", 1, {"level"})
+    few = text_records("train", config, "", 1, Fields(frozenset({"level"}), frozenset({"colour"})))
     assert [(one.target, one.columns) for one in few][:2] == [
         ("3", {"prompt": "0 + 3?", "target": "3", "level": 0}),
         ("4", {"prompt": "1 + 3?", "target": "4", "level": 1}),
     ]
-    for fields in (
-        None,
-        {"trace"},
-        {"colour"},
-    ):  # of a field that is not there whoever asks can say which are
+    # Of a required field that is not there whoever asks can say which are.
+    broken = (
+        Fields(frozenset({"trace"})),
+        Fields(frozenset(), frozenset({"trace"})),
+        Fields(frozenset({"colour"})),
+    )
+    for fields in (None, *broken):
         assert text_records("train", config, "", 1, fields) is None
 
 
@@ -274,7 +277,9 @@ def test_a_saved_data_set_is_read_as_columns_too(tmp_path):
     import datasets
 
     datasets.Dataset.from_list(GOOD).select([4, 2, 5]).save_to_disk(tmp_path / "kept")
-    assert read_table(str(tmp_path / "kept"), "train", 1, wanted={"target"}).column_names[:1] == ["target"]
+    assert read_table(str(tmp_path / "kept"), "train", 1, wanted=Fields(frozenset({"target"}))).column_names[
+        :1
+    ] == ["target"]
     found = as_columns(tmp_path / "kept", TaskConfig())
     assert [(one.id, one.target) for one in found] == [
         ("file/kept/train[0]", "5"),
