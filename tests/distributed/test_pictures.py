@@ -64,8 +64,9 @@ def gradient(folder, answers, backend):
     config, world = asked(folder), World.current()
     kind, algorithm = Pictures.of(config), build(config.algorithm, resolve)
     mine = [t for n, group in enumerate(by_group(answers)) for t in group if n % world.size == world.rank]
+    # Outside keep_double: a buffer that the network computes for itself is float32, as in its file.
+    model = strategy_of(backend).trainable(Double(config.model), OPTIONS, 1)
     with keep_double():
-        model = strategy_of(backend).trainable(Double(config.model), OPTIONS, 1)
         update = UpdateConfig(tokens_per_micro_batch=7 * kind.processor.width)
         batching = Batching(update, world, CPU, kind.blank(), entrywise=True, layout=kind.layout)
         found = {}
