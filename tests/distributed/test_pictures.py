@@ -90,6 +90,7 @@ def gradient(folder, answers, backend):
 
 
 @pytest.mark.extended
+@pytest.mark.timeout(900)
 def test_the_gradient_is_the_same_on_one_two_and_four_ranks(tmp_path):
     sd3_pipeline().save_pretrained(tmp_path / "pipeline")
     answers = answers_of(asked(tmp_path / "pipeline"))
