@@ -48,10 +48,7 @@ WIDE = {
     "num_layers": 4,
 }  # fmt: skip
 STEPS, GROUP, FIRST, RUNS = 8, 16, 4, 3
-SMALL = (
-    "--rollout.prompts-per-step 4 --rollout.group-size 4 --evaluate.before-and-after false --checkpoint.every-steps 0 --log.progress false "
-    "--log.tensorboard false --log.curves false --rewards.workers 0"
-).split()
+SMALL = ["--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--evaluate.before-and-after", "false", "--checkpoint.every-steps", "0", "--log.progress", "false", "--log.tensorboard", "false", "--log.curves", "false", "--rewards.workers", "0"]
 
 
 def settings(folder: Path, **denoise: Any) -> Config:
@@ -138,13 +135,17 @@ def hold(folder: Path) -> None:
     answers = rounds * len(asked)
     grown = (resident_gib() - before) * 2**30 / answers
     states = 4 * math.prod(kind.processor.shape) * 2 * 2
-    print(f"hold: a response of 2 steps holds {grown:,.0f} bytes, its 4 states {states:,}: {grown / states:.3f}")
+    print(
+        f"hold: a response of 2 steps holds {grown:,.0f} bytes, its 4 states {states:,}: {grown / states:.3f}"
+    )
 
 
 def learn(folder: Path) -> None:
     """Predictions of a training step after drawing, for each learned step of a picture."""
     for updates in (1, 2):
-        flags = f"--model.path {folder} --update.num-minibatches {updates} --algorithm.kl-coefficient 0".split()
+        flags = (
+            f"--model.path {folder} --update.num-minibatches {updates} --algorithm.kl-coefficient 0".split()
+        )
         with tempfile.TemporaryDirectory() as run, ExitStack() as stack:
             config = layers.load(["digits_sd3", *SMALL, "--steps", "2", *flags], Config)
             trained = build_run(config, Path(run), stack, started=time.perf_counter())

@@ -323,7 +323,9 @@ def picture_work(plan: PicturePlan) -> Work:
     rows, update = answers * shape.options.learned, config.update
 
     steps = shape.options.steps + (shape.options.learned if shape.options.noise in AFTERWARDS else 0)
-    shared = shape.options.first if shape.options.same_start else 0  # a window that moves begins there at the earliest
+    shared = (
+        shape.options.first if shape.options.same_start else 0
+    )  # a window that moves begins there at the earliest
     predicted = answers * (steps - shared) + answers / config.rollout.group_size * shared
     drawn = predicted * shape.flops + answers * plan.decoder.flops
     bursts = ceil(answers / plan.drawn) * steps * shape.width * shape.plain / reading
