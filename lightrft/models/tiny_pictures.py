@@ -39,7 +39,7 @@ class Recipe:
     """How a tiny pipeline is made."""
 
     updates: int
-    """It is taught digits with so many."""
+    """Updates that teach it digits."""
     words: tuple[str, ...] = ("a", "the", "digit", "number", *WORDS)
     """What its tokenizer knows."""
     text: int = TEXT
