@@ -19,6 +19,7 @@ STEPWISE = {
     ("weighting", "noise"): _ON_THE_WAY,
     ("weighting", "inverse_span"): ("sde",),
     ("keep_means", True): ("match",),
+    ("same_start", True): _ON_THE_WAY,
 }
 """Settings of rollout.denoise that look at a step's noise, or at how far it moves the state -> the noises of which that is known."""
 
@@ -94,6 +95,9 @@ class DenoiseConfig:
     """How much a step weighs in the policy loss, 1 on average over `first` to `until`. even: each the same. noise: in proportion to its
     deviation (noise-aware weighting of TempFlow-GRPO). inverse_span: in proportion to 1 / |dt|, so that long steps do not outweigh short ones
     (GRPO-Guard); only with noise=sde."""
+    same_start: bool = False
+    """Let the pictures of a prompt begin with one noise, as DanceGRPO has it, and draw the exact steps before the window once for all of them; only
+    where noise enters on the way: in evaluation without it each begins with noise of its own."""
     guidance: float = 1.0
     """Classifier-free guidance (guidance_scale), in training too; 1: none, at half the cost."""
     height: int = 0

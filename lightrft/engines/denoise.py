@@ -25,7 +25,8 @@ class Denoiser:
     """An Engine over a denoising transformer.
 
     What is drawn depends on the weights, the prompt, `sampling`, the prompt's place in the call and the response's own number; not on
-    what else is drawn, nor on `max_sequences`. At temperature 0 no noise enters after the first state, and a response has no entries.
+    what else is drawn, nor on `max_sequences`. At temperature 0 no noise enters after the first state, and a response has no entries. With
+    `same_start` the pictures of a prompt begin with the noise of its first one, and part where noise enters.
     """
 
     def __init__(self, module: nn.Module, processor: PictureProcessor, config: DenoiseConfig) -> None:
@@ -48,32 +49,59 @@ class Denoiser:
             )
         prompts = [self._processor.open(prompt) for prompt in prompts]
         n = sampling.n
-        asked = [(prompt, place, k) for place, prompt in enumerate(prompts) for k in range(n)]
+        places = [sampling.first_index + k * sampling.index_stride for k in range(len(prompts))]
+        begun = self._begun(prompts, places, sampling)
+        asked = [(place, k) for place in range(len(prompts)) for k in range(n)]
         found: list[Completion] = []
         for start in range(0, len(asked), self.config.max_sequences):
             part = asked[start : start + self.config.max_sequences]
-            places = [sampling.first_index + place * sampling.index_stride for _, place, _ in part]
-            keys = [stream(sampling.seed, place, k) for place, (_, _, k) in zip(places, part, strict=True)]
-            found += self._drawn([prompt for prompt, _, _ in part], keys, sampling)
+            keys = [stream(sampling.seed, places[place], k) for place, k in part]
+            first = None if begun is None else begun[[place for place, _ in part]]
+            found += self._drawn([prompts[place] for place, _ in part], keys, sampling, first)
             if progress is not None:
                 progress(len(found), sum(len(c.token_ids) for c in found))
         return [found[i * n : (i + 1) * n] for i in range(len(prompts))]
 
-    def _drawn(self, prompts: Sequence[Prompt], keys: Sequence[int], sampling: Sampling) -> list[Completion]:
-        """One picture for each prompt, from the streams `keys`."""
-        learned = (
-            window(self.config, sampling.seed, self.weight_version) if sampling.temperature else range(0)
-        )
-        noisy = range(0) if self.config.noise in AFTERWARDS else learned
-        steps = self._noisy if sampling.temperature else self._plain
-        conditions = {
+    def _learned(self, sampling: Sampling) -> range:
+        """The steps that are learned from: noise enters them, or comes afterwards."""
+        return window(self.config, sampling.seed, self.weight_version) if sampling.temperature else range(0)
+
+    def _begun(self, prompts: Sequence[Prompt], places: Sequence[int], sampling: Sampling) -> Tensor | None:
+        """(P, ...) states before the first step that noise enters, one for each prompt; None where each picture begins with noise of its own."""
+        if not (self.config.same_start and sampling.temperature):
+            return None
+        found = []
+        for start in range(0, len(prompts), self.config.max_sequences):
+            part = slice(start, start + self.config.max_sequences)
+            streams = torch.tensor([stream(sampling.seed, place, 0) for place in places[part]])
+            x, conditions = self._first(streams), self._conditions(prompts[part])
+            for place in range(self._learned(sampling).start):
+                at = torch.full((len(x),), place, device=self.device)
+                x = self._noisy.exact(self._module, x, at, conditions)
+            found.append(x)
+        return torch.cat(found)
+
+    def _first(self, streams: Tensor) -> Tensor:
+        """(B, ...) the noise that pictures begin with."""
+        return normals(streams, 0, self._processor.shape).to(self.device)
+
+    def _conditions(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        return {
             name: torch.cat([p.media[name] for p in prompts]).to(self.device) for name in prompts[0].media
         }
-        streams = torch.tensor(keys)
-        x = normals(streams, 0, self._processor.shape).to(self.device)
+
+    def _drawn(
+        self, prompts: Sequence[Prompt], keys: Sequence[int], sampling: Sampling, begun: Tensor | None
+    ) -> list[Completion]:
+        """One picture for each prompt, from the streams `keys`, or from states (B, ...) before the first step that noise enters."""
+        learned = self._learned(sampling)
+        noisy = range(0) if self.config.noise in AFTERWARDS else learned
+        steps = self._noisy if sampling.temperature else self._plain
+        conditions, streams = self._conditions(prompts), torch.tensor(keys)
+        x = self._first(streams) if begun is None else begun
         pairs: list[Tensor] = []
         logps: list[Tensor] = []
-        for place in range(steps.steps):
+        for place in range(0 if begun is None else noisy.start, steps.steps):
             places = torch.full((len(x),), place, device=self.device)
             if place in noisy:
                 step = steps.noisy(self._module, x, places, conditions)

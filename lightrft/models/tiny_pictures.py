@@ -1,6 +1,7 @@
 """A tiny Stable Diffusion 3 pipeline that draws digits, two fifths of which it was taught by a random name (36 % by a wrong one): for tests and first looks.
 
-`model.path=tiny:untaught_sd3` is the same before it was taught anything. `model.path=tiny:digits_sd3` makes it once, in about half a minute, by flow matching (Lipman et al. 2022,
+`model.path=tiny:untaught_sd3` is the same before it was taught anything, `model.path=tiny:untaught_shapes` one for coloured pictures of 32 x 32 pixels with the words
+of plain shapes. `model.path=tiny:digits_sd3` makes it once, in about half a minute, by flow matching (Lipman et al. 2022,
 https://arxiv.org/abs/2210.02747, eq. 14 and the straight path of Liu et al. 2022): an SD3Transformer2DModel over pixels, two frozen random
 CLIP text encoders, no VAE, no T5.
 """
@@ -11,6 +12,8 @@ import contextlib
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,9 @@ from torch import Tensor
 
 from lightrft.utils.digits import TAUGHT, WORDS, part
 from lightrft.utils.imports import require
+from lightrft.utils.shapes import COLOURS, SHAPES
 
 log = logging.getLogger("lightrft")
-NAMES = {"digits_sd3": 600, "untaught_sd3": 0}
-"""Name -> updates it is taught with."""
 VERSION = 1
 """To be raised when what is made changes, so that an older one is not taken from the cache."""
 TEXT = 8
@@ -32,10 +34,44 @@ WRONG, DROPPED = 0.4, 0.1
 PICTURES, RATE, AVERAGE = 64, 3e-3, 0.01
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a tiny pipeline is made."""
+
+    updates: int
+    """Updates that teach it digits."""
+    words: tuple[str, ...] = ("a", "the", "digit", "number", *WORDS)
+    """What its tokenizer knows."""
+    text: int = TEXT
+    """Most tokens of a text."""
+    encoded: int = 16
+    """Numbers of a token that a text encoder gives."""
+    network: Mapping[str, int] = field(default_factory=dict)
+    """Settings of the transformer that are others than of DIGITS."""
+
+
+DIGITS = {
+    "sample_size": 8, "patch_size": 4, "in_channels": 1, "out_channels": 1, "num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 4,
+    "joint_attention_dim": 32, "caption_projection_dim": 64, "pooled_projection_dim": 32, "pos_embed_max_size": 4,
+}  # fmt: skip
+OF_SHAPES = (
+    "a", "two", "three", "four", "and", "left", "right", "above", "below", "of", *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES)
+)  # fmt: skip
+RECIPES = {
+    "digits_sd3": Recipe(600),
+    "untaught_sd3": Recipe(0),
+    "untaught_shapes": Recipe(
+        0, OF_SHAPES, text=12, encoded=32,
+        network={"sample_size": 32, "in_channels": 3, "out_channels": 3, "joint_attention_dim": 64, "pooled_projection_dim": 64, "pos_embed_max_size": 8},
+    ),
+}  # fmt: skip
+"""Name -> how it is made."""
+
+
 def tiny_pipeline(name: str, cache: Path) -> Path:
     """The folder of a tiny pipeline, made if it is not there yet. ValueError for an unknown name."""
-    if name not in NAMES:
-        raise ValueError(f"model.path=tiny:{name}: no such pipeline. There are: {', '.join(NAMES)}.")
+    if name not in RECIPES:
+        raise ValueError(f"model.path=tiny:{name}: no such pipeline. There are: {', '.join(RECIPES)}.")
     folder = cache / f"tiny-{name}-{VERSION}"
     if folder.is_dir():
         return folder
@@ -43,22 +79,23 @@ def tiny_pipeline(name: str, cache: Path) -> Path:
     log.info("making the pipeline %s in %s (once, at most half a minute)", name, folder)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         made = Path(scratch) / "pipeline"
-        make_pipeline(made, updates=NAMES[name])
+        make_pipeline(made, RECIPES[name])
         with contextlib.suppress(OSError):  # another process may have finished first; either folder will do
             made.rename(folder)
     return folder
 
 
-def make_pipeline(folder: Path, *, updates: int, seed: int = 0) -> None:
-    """Writes the pipeline after so many updates; leaves the global generator as it was."""
+def make_pipeline(folder: Path, recipe: Recipe, *, seed: int = 0) -> None:
+    """Writes the pipeline; leaves the global generator as it was."""
     require("diffusers", "diffusion")
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = _parts()
+        parts = _parts(recipe)
         torch.set_num_threads(1)  # small products: more threads are slower, and the numbers would differ
         try:
-            _teach(parts["transformer"], _texts(parts), updates)
+            if recipe.updates:
+                _teach(parts["transformer"], _texts(parts), recipe.updates)
         finally:
             torch.set_num_threads(threads)
     for name, one in parts.items():
@@ -73,14 +110,14 @@ def _library(one: Any) -> str:
     return type(one).__module__.split(".")[0]
 
 
-def _parts() -> dict[str, Any]:
+def _parts(recipe: Recipe) -> dict[str, Any]:
     """The components of the pipeline, untaught."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    diffusers, tokenizer = require("diffusers", "diffusion"), _tokenizer()
+    diffusers, tokenizer = require("diffusers", "diffusion"), _tokenizer(recipe)
     shape = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TEXT, projection_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=len(tokenizer), hidden_size=recipe.encoded, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=recipe.text, projection_dim=recipe.encoded, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     encoders = [CLIPTextModelWithProjection(shape).eval().requires_grad_(False) for _ in range(2)]
     for encoder in encoders:  # random, but with words apart
@@ -88,10 +125,7 @@ def _parts() -> dict[str, Any]:
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=1.0)
-    transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=4, in_channels=1, out_channels=1, num_layers=3, attention_head_dim=16, num_attention_heads=4,
-        joint_attention_dim=32, caption_projection_dim=64, pooled_projection_dim=32, pos_embed_max_size=4,
-    )  # fmt: skip
+    transformer = diffusers.SD3Transformer2DModel(**{**DIGITS, **recipe.network})
     return {
         "transformer": transformer,
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -102,19 +136,19 @@ def _parts() -> dict[str, Any]:
     }
 
 
-def _tokenizer() -> Any:
+def _tokenizer(recipe: Recipe = RECIPES["digits_sd3"]) -> Any:
     """A token for each word that is needed, and for those between."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    known = ["<pad>", "<s>", "</s>", "<unk>", "a", "the", "digit", "number", *WORDS]
+    known = ["<pad>", "<s>", "</s>", "<unk>", *recipe.words]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, "<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT,
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=recipe.text,
     )  # fmt: skip
 
 

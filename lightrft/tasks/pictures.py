@@ -3,7 +3,8 @@
 `digits`: "the digit five" wants a picture of a five. Training reads pictures with one judge (reward `digit`); the task's own score comes
 from a second one of another kind, taught on other pictures (rewards/digits.py), and its prompts have a wording that training never shows.
 `digit_pairs`: for such a text a picture of the digit, and one of another, to be preferred to it (`lightrft dpo`).
-Two digits in a picture, and pictures of digits to learn from: tasks/digit_pictures.py; shapes, texts and sizes: tasks/drawings.py.
+Two digits in a picture, and pictures of digits to learn from: tasks/digit_pictures.py; shapes, texts and sizes: tasks/drawings.py;
+pictures of shapes: tasks/shape_pictures.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 from lightrft.config import TaskConfig
 from lightrft.datasets.preferences import response
-from lightrft.tasks import digit_pictures, drawings
+from lightrft.tasks import digit_pictures, drawings, shape_pictures
 from lightrft.tasks.base import Records, Split, Task, limited, no_option
 from lightrft.tasks.digit_pictures import FORMS, SHOWN, drawn
 from lightrft.tasks.media_pairs import better
@@ -63,4 +64,5 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "digits": digits,
     **digit_pictures.TASKS,
     **drawings.TASKS,
+    **shape_pictures.TASKS,
 }

@@ -94,6 +94,18 @@ def test_every_named_file_of_the_repository_exists(page: Path) -> None:
     assert not lost - {"path/to/file.py"}, f"{page.name} names {lost}"
 
 
+def test_every_named_test_exists() -> None:
+    """`tests/file.py::test_name`: a page that says what a test shows names one that is there."""
+    for page in PAGES:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page.read_text(encoding="utf-8"))
+        lost = {
+            (file, name)
+            for file, name in named
+            if not re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        }
+        assert not lost, f"{page.name} names {lost}"
+
+
 def anchors(page: Path) -> set[str]:
     """The headings of a page as mkdocs turns them into anchors."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)

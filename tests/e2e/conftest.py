@@ -32,11 +32,11 @@ def tiny_run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def drawn_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that was hardly taught, for tests to which it does not matter what it draws."""
-    from lightrft.models.tiny_pictures import make_pipeline
+    from lightrft.models.tiny_pictures import Recipe, make_pipeline
 
     pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers scikit-learn")
     folder = tmp_path_factory.mktemp("digits") / "pipeline"
-    make_pipeline(folder, updates=5)
+    make_pipeline(folder, Recipe(updates=5))
     return folder
 
 

@@ -323,9 +323,13 @@ def picture_work(plan: PicturePlan) -> Work:
     rows, update = answers * shape.options.learned, config.update
 
     steps = shape.options.steps + (shape.options.learned if shape.options.noise in AFTERWARDS else 0)
-    drawn = answers * (steps * shape.flops + plan.decoder.flops)
+    shared = (
+        shape.options.first if shape.options.same_start else 0
+    )  # a window that moves begins there at the earliest
+    predicted = answers * (steps - shared) + answers / config.rollout.group_size * shared
+    drawn = predicted * shape.flops + answers * plan.decoder.flops
     bursts = ceil(answers / plan.drawn) * steps * shape.width * shape.plain / reading
-    rollout = Amounts(answers * steps * shape.positions, drawn, 0.0, max(drawn / products, bursts))
+    rollout = Amounts(predicted * shape.positions, drawn, 0.0, max(drawn / products, bursts))
 
     passes = int(needs_old(config, plan.algorithm)) + int(plan.algorithm.needs_reference)
     batches = max(1, ceil(rows / plan.rows))

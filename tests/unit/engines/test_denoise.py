@@ -91,6 +91,35 @@ def test_what_is_drawn_depends_on_seed_place_and_number_alone(folder):
     assert not torch.equal(other[0][0].states, whole[0][0].states)
 
 
+@pytest.mark.parametrize("options", [{"first": 2}, {"first": 1, "window": 2, "move": "random"}])
+def test_with_one_start_the_pictures_of_a_prompt_part_where_noise_enters(folder, options):
+    """The first picture is the one that is drawn without it; what comes before the window is computed once for each prompt, and for no batch differently."""
+    kind, _, alone = made(settings(folder))
+    alone.config = dataclasses.replace(alone.config, **options)
+    _, module, engine = made(settings(folder, same_start=True, **options))
+    rows = []
+    module.register_forward_hook(lambda *args: rows.append(len(args[2][0])))
+    asked, sampling = prompts(kind, WORDS), Sampling(n=4, seed=7)
+    whole, apart = engine.generate(asked, sampling), alone.generate(asked, sampling)
+    first = whole[0][0].token_ids[0]
+    assert sum(rows) == 3 * first + 12 * (5 - first)
+    for group, own in zip(whole, apart, strict=True):
+        assert all(torch.equal(one.states[0, 0], group[0].states[0, 0]) for one in group)
+        assert len({one.states[0, 1].sum().item() for one in group}) == 4
+        torch.testing.assert_close(group[0].states, own[0].states, rtol=0, atol=1e-5)
+    assert not torch.equal(whole[0][0].states[0, 0], whole[1][0].states[0, 0])
+    engine.config = dataclasses.replace(engine.config, max_sequences=2)
+    parted = engine.generate(asked[1:], Sampling(n=3, seed=7, first_index=1))
+    torch.testing.assert_close(parted[1][2].states, whole[2][2].states, rtol=0, atol=1e-5)
+    plain = engine.generate(asked, Sampling(n=2, seed=7, temperature=0.0))
+    assert (plain[0][0].made["image"] != plain[0][1].made["image"]).any(), "without noise each has its own"
+
+
+def test_one_start_is_refused_where_no_noise_enters_on_the_way():
+    with pytest.raises(ValueError, match=r"same_start=true with rollout.denoise.noise=match"):
+        DenoiseConfig(noise="match", same_start=True)
+
+
 def test_the_numbers_drawn_are_standard_normal():
     x = normals(torch.arange(50) * 12345, 3, (8, 16, 16)).double().flatten()
     assert abs(x.mean()) < 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from lightrft.config import TaskConfig
 from lightrft.rewards.drawn import PLACES as JUDGED
 from lightrft.rewards.drawn import compressible, drawn_shapes, incompressible
 from lightrft.tasks.drawings import ANIMALS, ASKED, COLOURS, KINDS, PLACES, SHAPES, draw_shapes, jpeg
+from lightrft.tasks.shape_pictures import SIDE, SIZE, placed
+from lightrft.tasks.table import load_task
 from lightrft.utils.shapes import drawn, read
 
 SPOTS = ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))
@@ -174,3 +177,35 @@ def test_the_size_of_a_picture_counts_either_way():
     assert found["train"] | found["evaluate"] == set(ANIMALS)
     assert not found["train"] & found["evaluate"]
     assert len(found["evaluate"]) == 9
+
+
+def test_pictures_to_learn_from_show_what_was_asked_for_and_nothing_that_is_held_out():
+    draw = random.Random(0)
+    for option in ASKED:
+        for _, target in ASKED[option]():
+            image = drawn(placed(target, draw), side=SIDE, size=SIZE)
+            assert judged(drawn_shapes, image, target) == 1.0
+    for option, share in (("", 0.0), ("count", 0.0), ("colour:30", 0.3), ("40", 0.4)):
+        kind = option.split(":")[0] if option.split(":")[0] in ASKED else ""
+        shown, asked = (
+            {s: load_task(name).load(s, TaskConfig(), "", 0) for s in ("train", "evaluate")}
+            for name in (f"shape_pictures:{option}" if option else "shape_pictures", f"draw_shapes:{kind}" if kind else "draw_shapes")
+        )  # fmt: skip
+        targets = {r.messages[0]["content"]: r.target for r in [*asked["train"], *asked["evaluate"]]}
+        for split, among in shown.items():
+            texts = {r.messages[0]["content"] for r in among}
+            assert texts <= {r.messages[0]["content"] for r in asked[split]}, "no pair of the other split"
+            images = [r.target[0]["content"][0]["image"] for r in among[:150]]
+            right = [
+                judged(drawn_shapes, image.make(), targets[r.messages[0]["content"]])
+                for image, r in zip(images, among, strict=False)
+            ]
+            wrong = 1 - sum(right) / len(right)
+            # A text at random is now and then the right one.
+            assert wrong == pytest.approx(share if split == "train" else 0.0, abs=0.09 if share else 0)
+
+
+@pytest.mark.parametrize("option", ["size", "100", "count:x", "30:count", "count:30:1"])
+def test_pictures_of_what_is_not_known_are_refused(option):
+    with pytest.raises(ValueError, match=f"task 'shape_pictures:{option}': name one of count, colour, place"):
+        load_task(f"shape_pictures:{option}")
