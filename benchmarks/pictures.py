@@ -48,7 +48,24 @@ WIDE = {
     "num_layers": 4,
 }  # fmt: skip
 STEPS, GROUP, FIRST, RUNS = 8, 16, 4, 3
-SMALL = ["--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--evaluate.before-and-after", "false", "--checkpoint.every-steps", "0", "--log.progress", "false", "--log.tensorboard", "false", "--log.curves", "false", "--rewards.workers", "0"]
+SMALL = [
+    "--rollout.prompts-per-step",
+    "4",
+    "--rollout.group-size",
+    "4",
+    "--evaluate.before-and-after",
+    "false",
+    "--checkpoint.every-steps",
+    "0",
+    "--log.progress",
+    "false",
+    "--log.tensorboard",
+    "false",
+    "--log.curves",
+    "false",
+    "--rewards.workers",
+    "0",
+]
 
 
 def settings(folder: Path, **denoise: Any) -> Config:
@@ -158,7 +175,9 @@ def learn(folder: Path) -> None:
 
             with torch.nn.modules.module.register_module_forward_hook(count):
                 trained.take(1)
-            drawn, learned = 16 * 8, 16 * 4
+            rollout = config.rollout
+            answers = rollout.prompts_per_step * rollout.group_size
+            drawn, learned = answers * rollout.denoise.steps, answers * rollout.denoise.learned
             print(
                 f"learn: with {updates} updates the network is read {(sum(rows) - drawn) / learned:.2f} times for each learned step of a picture"
             )

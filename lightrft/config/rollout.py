@@ -187,6 +187,11 @@ class RolloutConfig:
                 cure = f"set rollout.engine={section.serves[0]}"
                 refuse_idle(f"rollout.{name}", section, because=because, cure=cure)
         self._check_staleness(because)
+        if self.denoise.same_start and self.group_size == 1:
+            raise ValueError(
+                "rollout.denoise.same_start=true with rollout.group_size=1: it is for the pictures of one prompt, and there is one. Set "
+                "rollout.group_size=8, or leave rollout.denoise.same_start out."
+            )
         if self.routing_replay == SAMPLING and not self.tells_experts:
             able = ", ".join(name for s in self.sections.values() for name in getattr(s, "tells_experts", ()))
             raise ValueError(

@@ -225,6 +225,19 @@ def test_recomputed_blocks_keep_what_they_are_given_and_one_of_them_its_inside(t
     assert adapters.learned < adapters.plain == whole.weights
 
 
+def test_steps_that_pictures_share_are_planned_once_for_a_prompt(tmp_path):
+    """As the engine draws them (test_denoise.py): 3 prompts of 4 pictures, two of five steps before noise enters."""
+    sd3_pipeline().save_pretrained(tmp_path / "saved")
+    model, task = ModelConfig(path=str(tmp_path / "saved")), TaskConfig(train={"digits": 1.0})
+    read = {}
+    for same in (False, True):
+        options = DenoiseConfig(steps=5, first=2, max_text_tokens=8, same_start=same)
+        rollout = RolloutConfig(engine="denoise", denoise=options, prompts_per_step=3, group_size=4)
+        found = plan_of(Config(model=model, rollout=rollout, tasks=task), Hardware(devices=1), 0, 0)
+        read[same] = found.work.rollout.tokens / found.shape.positions
+    assert read == {False: 12 * 5, True: 3 * 2 + 12 * (5 - 2)}
+
+
 def test_a_pipeline_that_does_not_fit_is_told_with_its_cure(tmp_path):
     sd3_pipeline().save_pretrained(tmp_path / "saved")
     options = RolloutConfig(

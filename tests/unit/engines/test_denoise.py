@@ -115,9 +115,11 @@ def test_with_one_start_the_pictures_of_a_prompt_part_where_noise_enters(folder,
     assert (plain[0][0].made["image"] != plain[0][1].made["image"]).any(), "without noise each has its own"
 
 
-def test_one_start_is_refused_where_no_noise_enters_on_the_way():
+def test_one_start_is_refused_where_it_changes_nothing():
     with pytest.raises(ValueError, match=r"same_start=true with rollout.denoise.noise=match"):
         DenoiseConfig(noise="match", same_start=True)
+    with pytest.raises(ValueError, match=r"same_start=true with rollout.group_size=1"):
+        RolloutConfig(engine="denoise", group_size=1, denoise=DenoiseConfig(same_start=True))
 
 
 def test_the_numbers_drawn_are_standard_normal():
