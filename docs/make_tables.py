@@ -308,7 +308,8 @@ def meanings(cls: type[Any]) -> dict[str, str]:
     for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
         text = textwrap.dedent(inspect.getsource(base))
         (body,) = ast.parse(text).body
-        for node in ast.walk(body):
+        assert isinstance(body, ast.ClassDef)
+        for node in body.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 behind = (
                     text.splitlines()[(node.end_lineno or 1) - 1].encode()[node.end_col_offset :].decode()

@@ -21,12 +21,18 @@ def first_of_two(monkeypatch):
         monkeypatch.setattr(room, "PATIENCE_SECONDS", 0.0)
 
 
+def broken(words):
+    with pytest.raises(dist.DistBackendError) as caught:
+        raise dist.DistBackendError(words)
+    return caught.value
+
+
 def test_a_rank_whose_failure_is_the_first_tells_it_once(first_of_two):
-    error = dist.DistBackendError("connection closed by peer")
+    error = broken("connection closed by peer")
     assert not can_save(Group(0, 2), 3, error), "tells the others"
     told = with_cause(error)
     assert with_cause(error) is told, "what took seconds to find out is kept"
-    another = with_cause(dist.DistBackendError("still closed"))
+    another = with_cause(broken("still closed"))
     for explained, why in ((told, "connection closed by peer"), (another, "still closed")):
         assert str(explained).count("rank 0 failed in a collective of the backend") == 1
         assert f": {why}. " in str(explained)
