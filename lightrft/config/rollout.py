@@ -55,11 +55,14 @@ class RolloutConfig:
     """Sample the first token of each response among the k likeliest only; 0: like the others."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0: all. Restricting the distribution (top_k, top_p, min_p) leaves the ratio as it is, but
-    the mismatch metrics then hold the log of the kept probability as well."""
+    the mismatch metrics then hold the log of the kept probability as well, unless keep_sampling_mask carries what was left to the trainer."""
     top_p: float = 1.0
     """Sample among the likeliest tokens with this total probability; 1: all."""
     min_p: float = 0.0
     """Drop tokens less likely than this share of the likeliest; 0: none."""
+    keep_sampling_mask: bool = False
+    """Keep with each sampled token which tokens top_k, top_p, min_p and first_token_top_k left, and take log-probs, ratios and entropies of those alone in
+    training too, of the policy as of reference and teacher (DeepSeek-V3.2's Keep Sampling Mask). By an engine that tells them: native. false: of all tokens."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a response."""
     max_sampling_rounds: int = 4
@@ -127,7 +130,12 @@ class RolloutConfig:
 
     @property
     def samples_from_a_part(self) -> bool:
-        """Whether tokens are sampled from a part of the distribution, so that engine and trainer are meant to differ."""
+        """Whether tokens are sampled from a part of the distribution that the trainer knows nothing of, so that engine and trainer are meant
+        to differ."""
+        return self._restricts and not self.keep_sampling_mask
+
+    @property
+    def _restricts(self) -> bool:
         return bool(self.top_k or self.first_token_top_k or self.top_p < 1 or self.min_p)
 
     @property
@@ -187,6 +195,7 @@ class RolloutConfig:
                 cure = f"set rollout.engine={section.serves[0]}"
                 refuse_idle(f"rollout.{name}", section, because=because, cure=cure)
         self._check_staleness(because)
+        self._check_sampling_mask(because)
         if self.routing_replay == SAMPLING and not self.tells_experts:
             able = ", ".join(name for s in self.sections.values() for name in getattr(s, "tells_experts", ()))
             raise ValueError(
@@ -202,6 +211,22 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across two steps would be "
                 "missed. Leave one of them out, or set rollout.engine=native."
+            )
+
+    def _check_sampling_mask(self, because: str) -> None:
+        """What sampling left is kept where it left a part, by an engine that tells which; one of a user may."""
+        if not self.keep_sampling_mask:
+            return
+        if not self._restricts:
+            raise ValueError(
+                "rollout.keep_sampling_mask=true has no effect where all tokens may be sampled. Set rollout.top_p, top_k, min_p or first_token_top_k, "
+                "or leave it out."
+            )
+        able = [name for s in self.sections.values() for name in getattr(s, "tells_support", ())]
+        if self.engine not in able and ":" not in self.engine:
+            raise ValueError(
+                f"rollout.keep_sampling_mask=true with {because}: that engine does not tell which tokens it sampled among ({', '.join(able)} does). Set "
+                "rollout.engine=native, or rollout.keep_sampling_mask=false."
             )
 
     def _check_staleness(self, because: str) -> None:

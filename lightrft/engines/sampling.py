@@ -6,6 +6,7 @@ Letters: Q distributions (rows of logits), B answers that draw from them (siblin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +85,36 @@ def candidates_after(count: int, unsure: int, drawn: int) -> int:
     if 2 * unsure < drawn:
         return count
     return 8 * count if 8 * count <= MOST_CANDIDATES else 0
+
+
+def tokens_left(logits: Tensor, first: Sequence[int], sampling: Sampling) -> list[Tensor]:
+    """For each row of logits that `draw` has been given, and has overwritten, the ids (k,) int32 that it drew among, on the CPU; (0,) for the
+    whole vocabulary. `first`: the rows that `sharpened_first` had changed."""
+    whole = torch.zeros(0, dtype=torch.int32)
+    if sampling.temperature == 0:
+        return [whole] * len(logits)
+    if _restricts(sampling):
+        return _left(logits, sampling, FEWEST_CANDIDATES)
+    found = [whole] * len(logits)
+    if sampling.first_token_top_k:
+        for row in first:  # of which `draw` has left the probabilities
+            found[row] = logits[row].nonzero()[:, 0].to("cpu", torch.int32)
+    return found
+
+
+def _left(logits: Tensor, sampling: Sampling, count: int) -> list[Tensor]:
+    """As `_from_candidates` looks at more and more of those rows of which more is left."""
+    count = min(sampling.top_k or count, logits.shape[-1])
+    kept, candidates = _candidates(logits, sampling, count)
+    left = kept > 0
+    ids = candidates[left].to("cpu", torch.int32)
+    found = list(ids.split(left.sum(-1).tolist()))
+    if not sampling.top_k and count < logits.shape[-1]:
+        again = left[:, -1].nonzero()[:, 0]
+        if len(again):
+            for row, more in zip(again.tolist(), _left(logits[again], sampling, 8 * count), strict=True):
+                found[row] = more
+    return found
 
 
 def _restricts(sampling: Sampling) -> bool:
