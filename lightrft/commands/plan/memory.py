@@ -184,15 +184,21 @@ def activations(config: Config | OfflineConfig, shape: Shape, tokens: int) -> in
     own = -(-tokens // config.strategy.sequence_parallel)
     recomputed = shape.working if config.model.gradient_checkpointing else 0.0
     states = 3 * EXACT * shape.hidden  # in float32 for the head: states, their gradient, and a block's
-    chunk = 2 * EXACT * min(_chunk(config), own * shape.operations.head // shape.hidden)
+    chunk = _logit(config) * min(_chunk(config), own * shape.operations.head // shape.hidden)
     return int(own * (shape.kept + recomputed + states)) + chunk
 
 
 def scoring(config: Config | OfflineConfig, shape: Shape, tokens: int) -> int:
     """Bytes that a pass without gradients takes: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
-    chunk = 2 * EXACT * min(_chunk(config), own * shape.operations.head // shape.hidden)
+    chunk = _logit(config) * min(_chunk(config), own * shape.operations.head // shape.hidden)
     return int(own * (shape.working + EXACT * shape.hidden)) + chunk
+
+
+def _logit(config: Config | OfflineConfig) -> int:
+    """Bytes of a logit of a chunk: itself and its gradient or its power, and whether it was left out of sampling."""
+    kept = isinstance(config, Config) and config.rollout.keep_sampling_mask
+    return 2 * EXACT + kept
 
 
 def _chunk(config: Config | OfflineConfig) -> int:
