@@ -61,6 +61,8 @@ class RolloutBuffer:
         """Not judged yet: some of their responses go on in the next step."""
         self.prefetched: list[Group] = []
         """Drawn for the next step (rollout.overlap_rewards, rollout.max_staleness), not judged yet."""
+        self.from_a_part = set[int]()
+        """Numbers of the groups of a checkpoint that were sampled by settings of a part of the distribution, which may not be those of now."""
         self.flight: Flight | None = None
         """What is sampled for the next step now (rollout.max_staleness); a checkpoint holds what becomes of it."""
         self.unanswered: list[Group] = []
@@ -138,9 +140,12 @@ class RolloutBuffer:
             *(g for groups in kinds.values() for g in groups),
             *(group for _, group in state["replayable"]),
         ]
+        sampled_at = dict(self.sampled_at)
+        if any(group[0].group in self.from_a_part for group in groups):
+            sampled_at[SAMPLED_BY[1]] = True
         return {
             "cost": self.cost,
-            "sampled_at": self.sampled_at,
+            "sampled_at": sampled_at,
             "compared_with": self.compared_with,
             "asked": state["asked"],
             "counts": {name: len(groups) for name, groups in kinds.items()},
@@ -179,6 +184,12 @@ class RolloutBuffer:
             for name in KINDS:
                 kinds[name] += [next(groups) for _ in range(packed["counts"].get(name, 0))]
             replayable += zip(packed["born"], groups, strict=True)
+            if packed.get("sampled_at", {}).get(SAMPLED_BY[1]):
+                now = [
+                    *(g for groups_of_kind in kinds.values() for g in groups_of_kind),
+                    *(g for _, g in replayable),
+                ]
+                self.from_a_part |= {group[0].group for group in now}
         if len(ranks) > 1:
             for groups_of_kind in kinds.values():
                 groups_of_kind.sort(key=lambda group: group[0].group)
