@@ -257,7 +257,7 @@ def build_collector(
         supply=build_supply(parts, sampler, buffer),
         buffer=buffer,
         scaler=parts.scaler,
-        prompts=parts.prompts if parts.config.rollout.rest_passes else None,
+        prompts=parts.prompts if parts.config.rollout.weighs_prompts else None,
         baseline=baseline,
     )
 

@@ -70,6 +70,9 @@ class RolloutConfig:
     rest_passes: int = 0
     """Curriculum: a prompt whose responses all got the same reward (solved, or hopeless at present) is left out of the next so many passes through
     its task, and then comes back. 0: every pass asks all prompts."""
+    priority_floor: float = 1.0
+    """Prioritized sampling (Kimi k1.5): a pass through a task draws a prompt with the probability 1 - s, at least this, where s is the mean reward (within 0
+    and 1) of its responses when it was last sampled. A new prompt is always drawn. 1: every pass asks all prompts."""
     extra_groups: Literal["drop", "carry_over"] = "drop"
     """Extra groups left over after dynamic sampling: drop them, or carry them over to the next step (off-policy by one step)."""
     max_tokens_per_step: int = 0
@@ -137,6 +140,11 @@ class RolloutConfig:
     @property
     def _restricts(self) -> bool:
         return bool(self.top_k or self.first_token_top_k or self.top_p < 1 or self.min_p)
+
+    @property
+    def weighs_prompts(self) -> bool:
+        """Whether what was measured decides which prompts are asked."""
+        return bool(self.rest_passes) or self.priority_floor < 1
 
     @property
     def is_late(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ class PromptLoader:
 
     All ranks walk the same sequence of draws and each takes every size-th of them, so no prompt is drawn by two ranks
     and a step's prompts do not depend on the number of ranks. Nothing but the seed, the number of draws and the prompts that
-    were left out for a while (`rest`) decides what comes next; there is no hidden state.
+    were left out for a while (`rest`) or are drawn less often (`prefer`) decides what comes next; there is no hidden state.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class PromptLoader:
         """Prompts of each source that were drawn."""
         self.resting: list[dict[int, int]] = [{} for _ in sources]
         """Source -> place of a prompt -> the last pass that leaves it out."""
+        self.priority: list[dict[int, float]] = [{} for _ in sources]
+        """Source -> place of a prompt -> how likely each pass draws it; those that are not there are drawn in every pass."""
         self.tokens = tokens
         self.fingerprint = [
             _fingerprint(prompts, share, tokens)
@@ -106,6 +108,17 @@ class PromptLoader:
             drawn_now = place in self._order(source, now)[:turn]  # else in the pass before
             self.resting[source][place] = now + passes - (not drawn_now)
 
+    def prefer(self, priorities: Mapping[tuple[str, str], float]) -> None:
+        """From now on each pass draws these prompts (source, id) with this probability, above 0. As `rest`, to be called on all ranks alike."""
+        for name, (source, place) in self._found(list(priorities)).items():
+            self.priority[source][place] = priorities[name]
+
+    @property
+    def mean_priority(self) -> float:
+        """How likely a pass draws a prompt, the mean over all prompts."""
+        lacking = sum(1 - chance for places in self.priority for chance in places.values())
+        return 1 - lacking / sum(map(len, self.sources))
+
     def _found(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
         """The prompts of these names (source, id) that this data has, with the number of their source here and their place there."""
         if self._places is None:
@@ -139,6 +152,7 @@ class PromptLoader:
             "drawn": list(self.drawn),
             "given": list(self.given),
             "resting": [sorted(map(list, places.items())) for places in self.resting],
+            "priority": [sorted(map(list, places.items())) for places in self.priority],
             "fingerprint": [dict(f) for f in self.fingerprint],
         }
 
@@ -174,20 +188,28 @@ class PromptLoader:
         self.given = list(state.get("given", self.drawn))
         resting = state.get("resting", [[] for _ in self.sources])
         self.resting = [dict(map(tuple, places)) for places in resting]
+        priority = state.get("priority", [[] for _ in self.sources])
+        self.priority = [dict(map(tuple, places)) for places in priority]
 
     def _next(self) -> tuple[int, int]:
-        """Source and place of the next draw: the source furthest behind its share, the next place of its epoch that does not rest."""
+        """Source and place of the next draw: the source furthest behind its share, the next place of its epoch that does not rest and whose turn it
+        is by its priority."""
         total = sum(self.given) + 1
         source = max(range(len(self.shares)), key=lambda s: self.shares[s] * total - self.given[s])
         self.given[source] += 1
         resting = self.resting[source]
-        while True:  # ends, as each prompt comes back after some passes
+        while True:  # ends, as each prompt comes back after some passes, and none has the priority 0
             epoch, turn = divmod(self.drawn[source], len(self.sources[source]))
             self.drawn[source] += 1
             place = self._order(source, epoch)[turn]
-            if resting.get(place, -1) < epoch:
+            if resting.get(place, -1) < epoch and self._is_due(source, epoch, place):
                 resting.pop(place, None)
                 return source, place
+
+    def _is_due(self, source: int, epoch: int, place: int) -> bool:
+        """Whether the pass draws a prompt of its priority; one number for each pass and prompt, whoever asks."""
+        chance = self.priority[source].get(place, 1.0)
+        return chance >= 1 or random.Random(f"{self.seed}/{source}/{epoch}/{place}").random() < chance
 
     def _order(self, source: int, epoch: int) -> list[int]:
         if source not in self._orders or self._orders[source][0] != epoch:

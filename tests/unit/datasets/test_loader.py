@@ -176,3 +176,38 @@ def test_a_state_from_before_prompts_could_rest_is_read():
     resumed = PromptLoader([(source("a", 7), 1.0)], seed=5)
     resumed.load(state)
     assert ids(resumed.draw(9)) == ids(loader.draw(9))
+
+
+def test_passes_draw_a_prompt_as_often_as_its_priority_says():
+    """Of 400 passes; a prompt that nobody judged is drawn in each."""
+    loader = PromptLoader([(source("a", 4), 1.0)], seed=3)
+    loader.prefer({("a", "a/0"): 0.1, ("a", "a/1"): 0.5, ("a", "a/2"): 1.0, ("b", "not of this data"): 0.1})
+    assert loader.mean_priority == pytest.approx((0.1 + 0.5 + 1 + 1) / 4)
+    found, passes = Counter[str](), 400
+    while loader.position < 4 * passes:
+        found.update(ids(loader.draw(1)))
+    assert found["a/2"] == found["a/3"] == passes
+    assert abs(found["a/0"] - 0.1 * passes) < 4 * (0.09 * passes) ** 0.5
+    assert abs(found["a/1"] - 0.5 * passes) < 4 * (0.25 * passes) ** 0.5
+    loader.prefer({("a", "a/0"): 1.0})
+    loader.draw(4)
+    start = loader.position
+    again = Counter[str]()
+    while loader.position < start + 40:
+        again.update(ids(loader.draw(1)))
+    assert again["a/0"] == 10
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_resumed_loader_knows_priorities_on_any_number_of_ranks(size):
+    sources = [(source("a", 7), 2.0), (source("b", 4), 1.0)]
+    loader = PromptLoader(sources, seed=5)
+    loader.draw(3)
+    loader.prefer({("a", "a/1"): 0.2, ("a", "a/6"): 0.3, ("b", "b/0"): 0.1})
+    loader.rest([("a", "a/2")], 2)
+    loader.draw(2)
+    ranks = [PromptLoader(sources, seed=5, rank=rank, size=size) for rank in range(size)]
+    for rank in ranks:
+        rank.load(json.loads(json.dumps(loader.state())))
+    shares = [ids(rank.draw(12)) for rank in ranks]
+    assert [n for turn in zip(*shares, strict=True) for n in turn] == ids(loader.draw(12 * size))
