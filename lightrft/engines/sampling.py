@@ -103,7 +103,7 @@ def tokens_left(logits: Tensor, first: Sequence[int], sampling: Sampling) -> lis
 
 
 def _left(logits: Tensor, sampling: Sampling, count: int) -> list[Tensor]:
-    """As `_from_candidates` looks at more and more of those rows of which more is left."""
+    """The ids that the restrictions leave of each row of logits over the temperature; it looks at more and more of them, like `_from_candidates`."""
     count = min(sampling.top_k or count, logits.shape[-1])
     kept, candidates = _candidates(logits, sampling, count)
     left = kept > 0

@@ -32,7 +32,7 @@ def added(known: Support | None, before: int, more: Support | None, new: int) ->
 
 
 def _filled(known: Support | None, length: int) -> Support:
-    """That of `length` tokens of which the first ones are known."""
+    """The support of `length` tokens, of which that of the first ones is known."""
     counts, ids = known or (torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
     return torch.cat([counts, counts.new_zeros(length - len(counts))]), ids
 
@@ -65,7 +65,7 @@ def fault(completion: Completion) -> str:
 
 
 class Among(NamedTuple):
-    """Which tokens Q distributions are of, where sampling left a part of the vocabulary; one row more stands for those of other ranks."""
+    """The tokens that each of Q distributions is of, where sampling left a part of the vocabulary; one row more stands for those of other ranks."""
 
     rows: Tensor
     """(M,) int64, the distribution of each token that was left; Q for those of other ranks."""
