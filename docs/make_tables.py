@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md, docs/metrics.md and the tables of docs/algorithms.md from the code: `make docs-tables`."""
+"""Writes docs/configuration.md, docs/metrics.md, docs/api.md and the tables of docs/algorithms.md from the code: `make docs-tables`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+import lightrft
 from lightrft.algorithms.advantages import ADVANTAGES
 from lightrft.algorithms.kl import KL
 from lightrft.algorithms.losses import LOSSES
@@ -250,7 +251,104 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+API_PAGE = PAGE.with_name("api.md")
+API_HEAD = """# Public names
+
+<!-- Written by `make docs-tables` from the docstrings of the names in lightrft/__init__.py. Edit those. -->
+
+What `import lightrft` offers, each name with its signature and what it says of itself. [From Python](python.md) shows the functions at work,
+[Reading a run](run_folder.md) the class `Run`, and [Extending](extending.md) where the types of the data model meet code of your own. Options and their sections:
+[Configuration](configuration.md).
+
+Letters of shapes: L tokens of one response, P of its prompt; T tokens of all responses of a batch, S of these responses; R rows of positions.
+"""
+
+
+def api_page() -> str:
+    """The whole page: functions, then classes, each in the order of the alphabet."""
+    public = {name: getattr(lightrft, name) for name in sorted(lightrft.__all__)}
+    functions = {name: one for name, one in public.items() if not inspect.isclass(one)}
+    return API_HEAD + "".join(
+        described(name, one)
+        for name, one in (functions | {n: one for n, one in public.items() if n not in functions}).items()
+    )
+
+
+def described(name: str, found: Any) -> str:
+    """One public name: signature, docstring and, of a class, its fields and methods."""
+    if not inspect.isclass(found):
+        return f"\n## `lightrft.{name}`\n\n{signed(name, found)}{prose(found)}"
+    text = f"\n## `lightrft.{name}`\n\n{prose(found)}"
+    if found is Config:
+        return text + "\nFields: the options and sections of [Configuration](configuration.md).\n"
+    docs = layers.field_docs(found) if dataclasses.is_dataclass(found) else {}
+    fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
+    if rows := [
+        f"| `{one.name}` | `{cell(str(one.type))}` | {cell(plain(docs.get(one.name, '')))} |\n"
+        for one in fields
+        if not one.name.startswith("_")
+    ]:
+        text += "\n| field | type | meaning |\n|---|---|---|\n" + "".join(rows)
+    docs |= {one.name: "" for one in fields}
+    for member, value in vars(found).items():
+        if member.startswith("_") or member in docs:
+            continue
+        if isinstance(value, property) and value.__doc__:
+            text += f"\n### `{name}.{member}`\n\n{prose(value)}"
+        elif inspect.isfunction(value) and value.__doc__:
+            text += f"\n### `{name}.{member}()`\n\n{signed(member, value)}{prose(value)}"
+    return text
+
+
+class Bare(str):
+    """The text of an annotation, shown without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def signed(name: str, function: Callable[..., Any]) -> str:
+    """A signature as a block of code, one parameter a line where it is long."""
+    found = inspect.signature(function)
+    own = [
+        p if p.annotation is p.empty else p.replace(annotation=Bare(p.annotation))
+        for p in found.parameters.values()
+    ]
+    bare = found.replace(parameters=own, return_annotation=Bare(found.return_annotation))
+    whole = f"{name}{bare}"
+    if len(whole) > 110:
+        lines = [str(p) for p in own]
+        star = next((place for place, p in enumerate(own) if p.kind is p.KEYWORD_ONLY), None)
+        lines = lines if star is None else [*lines[:star], "*", *lines[star:]]
+        whole = f"{name}(\n    " + ",\n    ".join(lines) + f",\n) -> {bare.return_annotation}"
+    return f"```text\n{whole}\n```\n\n"
+
+
+def prose(found: Any) -> str:
+    """A docstring as paragraphs, what it says of a parameter as an item of a list; what is indented stays code."""
+    lines, text = (inspect.getdoc(found) or "").split("\n"), ""
+    for before, line in zip(["", *lines], lines, strict=False):
+        is_code, was_code = line.startswith("    "), before.startswith("    ") or not before
+        shown = (
+            line
+            if is_code
+            else re.sub(r"^(\w+): ", r"* `\1`: ", plain(line))
+            if line[:1].islower()
+            else plain(line)
+        )
+        text += ("\n" if is_code and not was_code else "") + shown + "\n"
+    return text
+
+
+def plain(text: str) -> str:
+    """Text whose signs are none of Markdown's, but for code between backticks."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([<*\[\]]|\b_|_\b)", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
 if __name__ == "__main__":
+    API_PAGE.write_text(api_page(), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
     COMING_PAGE.write_text(coming_page(COMING_PAGE.read_text(encoding="utf-8")), encoding="utf-8")

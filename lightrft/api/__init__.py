@@ -46,7 +46,8 @@ def train(
     evaluate: rows, a Task or names to measure on; False for no evaluation; or a dict of options of section evaluate, with the key data.
     settings: any other option: steps=30, rollout={"group_size": 8}, or **{"rollout.group_size": 8}. A function is a value where an import
     path is.
-    config: settings to begin with; without anything else it is the whole run.     resume: folder of a run to go on with.
+    config: settings to begin with; without anything else it is the whole run.
+    resume: folder of a run to go on with.
 
     ValueError for a mistake, of one sentence with option, value and cure, before any weight loads; RuntimeError where another run goes on
     in this process; Stopped, after saving, if SIGTERM or Ctrl-C came.
@@ -72,8 +73,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a model, in this process; the estimates with their intervals, by task.
 
-    data: what to ask, as in `train`.     rewards: what scores the responses; left out: the task's own.     evaluate: options of section
-    evaluate, e.g. {"samples": 8}. Everything else, and errors, as of `train`.
+    data: what to ask, as in `train`.
+    rewards: what scores the responses; left out: the task's own.
+    evaluate: options of section evaluate, e.g. {"samples": 8}.
+
+    Everything else, and errors, as of `train`.
     """
     given = Given("lightrft.evaluate")
     words = _common(given, model, None, layers, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.asynchronous import Beside
 from lightrft.trainer.baseline import Baseline, Greedy
 from lightrft.trainer.batching import Batching
-from lightrft.trainer.buffer import SAMPLED_AT, SAMPLED_BY, Compared, RolloutBuffer
+from lightrft.trainer.buffer import SAMPLED_AT, SAMPLED_BY, Compared, RolloutBuffer, waiting_by_settings
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
 from lightrft.trainer.diversity import DiversityWatch
@@ -303,10 +304,10 @@ def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
 
 def check_sampled_at(config: Config, state: Mapping[str, Any] | None) -> None:
     """ValueError if responses wait in a checkpoint, also those to be learned from again, whose log-probs are of another temperature."""
-    for packed, waiting, again in _waiting(config, state):
+    for settings, waiting, again in _waiting(config, state):
         for name in SAMPLED_AT:
             now = getattr(config.rollout, name)
-            before = packed.get("sampled_at", {}).get(name, now)
+            before = settings.get(name, now)
             if now != before and waiting + again:
                 raise ValueError(
                     f"rollout.{name}={now:g}: the checkpoint holds responses that were sampled with rollout.{name}={before:g} and are to be learned "
@@ -319,8 +320,8 @@ def check_correction(config: Config, algorithm: Algorithm, state: Mapping[str, A
     distribution was sampled from; a warning if it would leave alone now what it weighed before."""
     if config.algorithm.mismatch_correction != "auto" or algorithm.whole_groups:
         return
-    for packed, waiting, again in _waiting(config, state):
-        by = [packed.get("sampled_at", {}).get(name) for name in SAMPLED_BY]
+    for settings, waiting, again in _waiting(config, state):
+        by = [settings.get(name) for name in SAMPLED_BY]
         if None in by or not waiting + again:
             continue
         weighed, a_part = by == [True, False], by[1]
@@ -339,15 +340,16 @@ def check_correction(config: Config, algorithm: Algorithm, state: Mapping[str, A
             return
 
 
-def _waiting(config: Config, state: Mapping[str, Any] | None) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """What each rank packed of its buffer, its groups that wait to be learned from, and those of earlier steps that replay may draw."""
+def _waiting(
+    config: Config, state: Mapping[str, Any] | None
+) -> Iterator[tuple[Mapping[str, float], int, int]]:
+    """On each rank, by what groups of a checkpoint were sampled with: those that wait to be learned from, and those of earlier steps that replay
+    may draw."""
     if state is None:
         return
-    oldest = state["done"] + 1 - config.replay.max_age
+    oldest = state["done"] + 1 - config.replay.max_age if config.replay.groups_per_step else math.inf
     for packed in state["ranks"]["buffer"]:
-        waiting = sum(count for name, count in packed["counts"].items() if name != "unanswered")
-        again = sum(step >= oldest for step in packed["born"]) if config.replay.groups_per_step else 0
-        yield packed, waiting, again
+        yield from waiting_by_settings(packed, oldest)
 
 
 def _cures(waiting: int, again: int) -> str:

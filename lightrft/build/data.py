@@ -24,7 +24,7 @@ from lightrft.models.describe import context
 from lightrft.models.kinds import PolicyKind
 from lightrft.models.processor import Processor
 from lightrft.parallel.world import World
-from lightrft.rewards.asked import asked, check_views, wanted_fields
+from lightrft.rewards.asked import asked, check_views, named_fields, wanted_fields
 from lightrft.rewards.base import RewardRunner
 from lightrft.rewards.table import JUDGE
 from lightrft.rewards.vote import VOTES
@@ -184,9 +184,9 @@ def prompts_of(
     """The prompts of one split of a task, with the fields of their rows that these rewards ask for; of many those that are not
     tokenised yet as records. ValueError where a row lacks a field."""
     with uncollected():
-        own = (
-            text_records(split, config.tasks, config.data, AT_ONCE + 1) if task == load_task("file") else None
-        )
+        fields, own = named_fields(rewards), None
+        if task == load_task("file"):
+            own = text_records(split, config.tasks, config.data, AT_ONCE + 1, fields)
         found = own if own is not None else records_of(config, task, split)
         prompts, counts = prepared(found, processor, config.tasks, wanted_fields(alike(found), rewards))
     log.info("%s, %s: %d prompts, longest %d tokens", task.name, split, counts.kept, counts.longest)

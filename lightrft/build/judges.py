@@ -9,7 +9,6 @@ import torch
 
 from lightrft.build.other_models import held_whole, named
 from lightrft.build.reward_models import (
-    Place,
     check_reward_models,
     held_reward_models,
     load_reward_models,
@@ -208,7 +207,7 @@ def judge_in_words(config: Config, engine: Engine, processor: Processor) -> Outp
 def most_read(config: Config, name: str) -> int | None:
     """Most tokens that the model of a reward can be given to read; None without limit. ValueError if it can be given none."""
     if name != JUDGE:
-        return most_tokens(config, Place.of(config.reward_model.paths[name]).path)
+        return most_tokens(config, name)
     options = config.judge
     limits = [options.max_length]
     if options.path == POLICY:

@@ -24,6 +24,7 @@ from lightrft.rewards.models import REWARD_MODEL, Output, ScalarReward
 from lightrft.rewards.remote import RemoteReward
 from lightrft.rewards.table import JUDGE, REWARDS
 from lightrft.strategy.memory import Resident
+from lightrft.utils.paths import expanded
 
 VIEWED = (("clip", "video"), ("image", "image"))
 """Views of what a policy draws, and the kind of medium that a reward model must read to see it; the first that fits counts."""
@@ -81,11 +82,19 @@ def _keys(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def shared_models(config: Config) -> dict[str, list[str]]:
-    """Model -> the keys of reward_model.paths that name it or an output of it."""
+    """Model, as the first of them spells it -> the keys of reward_model.paths that name it or an output of it."""
+    spelled: dict[str, str] = {}
     found: dict[str, list[str]] = {}
     for key, path in config.reward_model.paths.items():
-        found.setdefault(Place.of(path).path, []).append(key)
+        model = Place.of(path).path
+        found.setdefault(spelled.setdefault(_one_spelling(model), model), []).append(key)
     return found
+
+
+def _one_spelling(model: str) -> str:
+    """What is the same for all names of a folder (relative, through a link, with a slash behind it); any other name as it is."""
+    folder = expanded(model, "reward_model.paths")
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def model_of(config: Config, path: str) -> ModelConfig:
@@ -132,9 +141,10 @@ def output_place(config: Config, key: str) -> int:
     )
 
 
-def most_tokens(config: Config, path: str) -> int | None:
-    """Most tokens that a reward model can be given to read; None without limit."""
-    with named(REWARD_MODEL, f"reward_model.paths.{shared_models(config)[path][0]}"):
+def most_tokens(config: Config, key: str) -> int | None:
+    """Most tokens that the reward model of this key can be given to read; None without limit."""
+    path = Place.of(config.reward_model.paths[key]).path
+    with named(REWARD_MODEL, f"reward_model.paths.{key}"):
         return config.reward_model.max_length or made_for(text_shape(model_of(config, path)))
 
 
@@ -145,7 +155,7 @@ def check_reward_models(config: Config, used: Sequence[str]) -> None:
         path = Place.of(config.reward_model.paths[key]).path
         with named(REWARD_MODEL, f"reward_model.paths.{key}"):
             load_processor(model_of(config, path))
-        most_tokens(config, path)
+        most_tokens(config, key)
 
 
 def drawn_view(makes: Collection[str], processor: Processor) -> str:
@@ -194,7 +204,7 @@ def load_reward_models(
             scores, frozen.module, tokens_per_micro_batch=config.reward_model.tokens_per_micro_batch
         )
         padding, view = text_config(module).pad_token_id, drawn_view(makes, processor)
-        rated = ScalarReward(ask, processor, most_tokens(config, path), padding, view)
+        rated = ScalarReward(ask, processor, most_tokens(config, asked[0]), padding, view)
         outputs |= {
             key: Output(rated, output_place(config, key), sees_media=rated.sees_media) for key in asked
         }

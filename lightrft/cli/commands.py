@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from lightrft.commands.init import init
 from lightrft.commands.launch import Launch, start
 from lightrft.config import RUNS, Config, check_backend, layers
 from lightrft.config.suites import tasks_of
-from lightrft.runs.folder import evaluation_folder, new_run
+from lightrft.runs.folder import check_new, evaluation_folder, new_run
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.imports import without_code
 from lightrft.utils.paths import expanded
@@ -93,6 +94,10 @@ def run_training(command: str, args: Sequence[str], without_words: str) -> int:
         from lightrft.rewards.asked import check_named
 
         check_named(asked.config)
+    if asked.resume is None and asked.config.run and "WORLD_SIZE" not in os.environ:
+        check_new(
+            expanded(asked.config.run, "run"), command
+        )  # as it will be again, when torch is imported, which takes seconds
     if asked.launch.is_wanted:
         return launch_run(asked)
     import_module(f"lightrft.commands.{command}").train(asked.config, asked.resume)

@@ -15,8 +15,11 @@ from lightrft import __version__
 from lightrft.models.folder import ADAPTER
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.hub import unreachable
+from lightrft.utils.paths import expanded
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+OF_RUNS = ("model", "adapter")
+"""Folders of a run that say nothing by their own name."""
 ROW = ("advantage", "loss", "average", "clip", "kl_coefficient", "response_filter", "group_filter")
 """Settings of an algorithm that its row in the card has."""
 
@@ -73,12 +76,12 @@ def card(files: RunFolder) -> str:
     """The model card of a finished run; of places on this machine only the last name is told."""
     config = yaml.safe_load(files.config.read_text(encoding="utf-8")) or {}
     summary = files.read_summary()
-    base = str(config.get("model", {}).get("path", ""))
+    bases = list(bases_of(files))
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["lightrft"]}
-    if NAME.fullmatch(base) and not Path(base).exists():
-        head["base_model"] = base
+    if bases and NAME.fullmatch(bases[-1]) and not Path(bases[-1]).exists():
+        head["base_model"] = bases[-1]
     rows = [
-        ("base model", public(base)),
+        ("base model", ", from ".join(map(public, bases))),
         ("algorithm", algorithm_row(config)),
         (
             "data",
@@ -101,6 +104,17 @@ def card(files: RunFolder) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def bases_of(files: RunFolder) -> Iterator[str]:
+    """The model that a run began with; where that is the model of another run that is still there, that of this as well, and so on."""
+    seen = set[Path]()
+    while files.config.is_file() and files.path.resolve() not in seen:
+        seen.add(files.path.resolve())
+        settings = yaml.safe_load(files.config.read_text(encoding="utf-8")) or {}
+        base = str(settings.get("model", {}).get("path", ""))
+        yield base
+        files = RunFolder(expanded(base, "model.path").parent)
+
+
 def algorithm_row(config: Mapping[str, Any]) -> str:
     """The algorithm of a run, as the row of settings that it is; of a run from given responses its loss."""
     algorithm = config.get("algorithm")
@@ -113,12 +127,13 @@ def algorithm_row(config: Mapping[str, Any]) -> str:
 
 
 def public(text: str) -> str:
-    """A name as it is; of a place on a machine its last part; of two, what a reader can use."""
+    """A name as it is; of a place on a machine its last part, before which stands that of the run whose model it is."""
     prefix, _, rest = text.rpartition(":") if ".py:" in text else ("", "", text)
     place = Path(prefix or rest)
-    if place.is_absolute() or text.startswith((".", "~")):
-        return place.name + (f":{rest}" if prefix else "")
-    return text
+    if not place.is_absolute() and not text.startswith((".", "~")):
+        return text
+    parent = f"{place.parent.name}/" if place.name in OF_RUNS else ""
+    return parent + place.name + (f":{rest}" if prefix else "")
 
 
 def _adapters(lora: Mapping[str, Any]) -> str:

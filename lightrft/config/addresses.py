@@ -51,13 +51,31 @@ def checked(option: str, url: str, key: str) -> SplitResult:
             f"RUN/config.yaml and messages. Give the address alone, http://HOST:PORT, and the servers' key in an environment "
             f"variable named by {key}."
         )
-    try:
-        sound = parts.scheme in ("http", "https") and parts.port != 0 and bool(host.encode("idna"))
-    except ValueError:  # UnicodeError is one: no name server could be asked for this host
-        sound = False
-    if not sound:
+    if http_parts(url) is None:
         raise _no_address(option, url)
     return parts
+
+
+def http_parts(url: str) -> SplitResult | None:
+    """The parts of an address of HTTP with a host that can be looked up and a sound port; None for what is none."""
+    try:
+        parts = urlsplit(url)
+        sound = (
+            parts.scheme in ("http", "https")
+            and parts.port != 0
+            and bool(str(parts.hostname or "").encode("idna"))
+        )
+    except (
+        ValueError
+    ):  # a port that is no number; or UnicodeError, which is one: no name server could be asked for this host
+        return None
+    return parts if sound else None
+
+
+def may_succeed_later(status: int) -> bool:
+    """Whether the same request may succeed after a reply of HTTP with this status, which is an error: the server was too slow (408), too early
+    (425), or asked too often (429), or failed itself (5xx)."""
+    return status in (408, 425, 429) or status >= 500
 
 
 def _no_address(option: str, url: str) -> ValueError:

@@ -124,7 +124,11 @@ def find_layer(layer: str) -> Path:
         return names[layer]
     path = expanded(layer, "layer")
     if path.is_dir():
-        raise ValueError(f"layer '{layer}' is a folder. Name a file in it, e.g. {path}/config.yaml.")
+        settings = Path(f"{path}/config.yaml")
+        again = f"{settings} is the same run anew; --resume {layer} goes on with this one."
+        raise ValueError(
+            f"layer '{layer}' is a folder. {again if settings.is_file() else f'Name a file in it, e.g. {settings}.'}"
+        )
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
@@ -137,9 +141,20 @@ def find_layer(layer: str) -> Path:
 
 
 def file_flags(file: Path, cls: type[Any]) -> list[str]:
-    """A YAML file as flags of the dataclass `cls`. ValueError naming file and option for what does not fit."""
+    """A YAML file as flags of the dataclass `cls`. ValueError naming file and option for what does not fit.
+
+    A file about rows may name their rewards (tasks.rewards) and serve commands that score nothing as well, which leave them out.
+    """
     tree = {key: value for key, value in read(file).items() if key != EXTENDS}
+    if _has_idle_rewards(tree, cls):
+        tree |= {"tasks": {key: value for key, value in tree["tasks"].items() if key != "rewards"}}
     return list(_flatten(tree, cls, file))
+
+
+def _has_idle_rewards(tree: dict[str, Any], cls: type[Any]) -> bool:
+    """Whether a file names rewards of its rows, and `cls` has no section rewards: its command scores no responses."""
+    tasks = tree.get("tasks")
+    return isinstance(tasks, dict) and bool(tasks.get("rewards")) and "rewards" not in get_type_hints(cls)
 
 
 def tree_flags(tree: dict[str, Any], cls: type[Any], told: str) -> list[str]:
@@ -163,10 +178,12 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def undone(words: Sequence[str], cls: type[Any]) -> list[str]:
-    """One sentence for each option that a layer sets to another value than a layer before it."""
+    """One sentence for each option that a layer sets to another value than a layer before it, or that is left out here."""
     settings: dict[str, tuple[str, tuple[str, ...]]] = {}
     found = []
     for file in (file for word in words for file in chain(word)):
+        if _has_idle_rewards(read(file), cls):
+            found.append(f"{file.stem} sets tasks.rewards, and this command scores no responses: left out.")
         for name, value in _settings(file_flags(file, cls)):
             before = settings.get(name)
             if before is not None and before[1] != value:

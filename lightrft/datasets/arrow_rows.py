@@ -4,7 +4,7 @@ reads row by row and tells what is wrong with one."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +27,47 @@ LEAST = 10
 """Bytes of the shortest line with a field."""
 Suits = Callable[[pa.Schema], bool]
 """Whether columns of these names and types are wanted as columns: asked before rows are read."""
+Wanted = Collection[str] | None
+"""Names of the columns to read, see `read_of`; None: all."""
 
 
-def read_table(place: str, split: str, at_least: int, suits: Suits = lambda _: True) -> pa.Table | None:
+def read_table(
+    place: str, split: str, at_least: int, suits: Suits = lambda _: True, wanted: Wanted = None
+) -> pa.Table | None:
     """The rows of local jsonl or parquet files, or of a data set that `datasets` saved, with WHERE, in the order that datasets.sources.read has, their
-    texts as large_string, of which a column may hold more than 2 GiB. None for fewer than `at_least` of them, for other places, for columns that do
-    not suit, and where Arrow might not give just what that gives."""
+    texts as large_string, of which a column may hold more than 2 GiB; of other columns than those `wanted` parquet files and saved data sets are not read. None for fewer than
+    `at_least` of them, for other places, for columns that do not suit, and where Arrow might not give just what that gives."""
     try:
         saved = None if is_address(place) else saved_set(place)
         if saved is not None:
-            found = _saved(saved, split, suits)
+            found = _saved(saved, split, suits, wanted)
         else:
             files = _files(place)
             if files is None or not _may_have(files, at_least):
                 return None
-            found = _of_files(files, suits)
+            found = _of_files(files, suits, wanted)
     except (OSError, ValueError, RecursionError, ArrowException):
         return None  # the reader by rows says what is wrong
     return found if found is not None and found.num_rows >= at_least else None
 
 
-def _saved(folder: Path, split: str, suits: Suits) -> pa.Table | None:
+def read_of(names: Sequence[str], wanted: Wanted) -> list[str]:
+    """The columns of these names to read: those wanted, or all where one of them is not there, so that whoever misses it can say what is."""
+    return [name for name in names if name in wanted] if wanted and set(wanted) <= set(names) else list(names)
+
+
+def _saved(folder: Path, split: str, suits: Suits, wanted: Wanted) -> pa.Table | None:
     rows = read_saved(folder, split)
     if not suits(rows.features.arrow_schema):
         return None
+    rows = rows.select_columns(read_of(rows.column_names, wanted))
     return _located(_sound(rows.with_format("arrow")[:]), f"{folder.name}/{split}[", 0, "]")
 
 
-def _of_files(files: Sequence[tuple[str, Path]], suits: Suits) -> pa.Table | None:
+def _of_files(files: Sequence[tuple[str, Path]], suits: Suits, wanted: Wanted) -> pa.Table | None:
     tables = []
     for name, path in files:
-        table = _named(READERS[path.suffix](path, suits), path.suffix, name)
+        table = _named(READERS[path.suffix](path, suits, wanted), path.suffix, name)
         if table is None:
             return None
         tables.append(table)
@@ -115,8 +125,9 @@ def _sound(table: pa.Table) -> pa.Table | None:
     return table.cast(pa.schema(wide))
 
 
-def _jsonl(path: Path, suits: Suits) -> pa.Table | None:
-    """Lines of objects of texts, whole numbers and truth values that all have the same fields."""
+def _jsonl(path: Path, suits: Suits, _wanted: Wanted) -> pa.Table | None:
+    """Lines of objects of texts, whole numbers and truth values that all have the same fields. Each is read whole: whether they all have them shows
+    by that alone."""
     with path.open("rb") as file:
         first = json.loads(file.readline(BLOCK).decode())
         if not isinstance(first, dict) or not first:
@@ -152,9 +163,17 @@ def _lines_of_objects(file: Any) -> int:
     return lines if begun == lines else 0
 
 
-def _parquet(path: Path, suits: Suits) -> pa.Table | None:
+def _parquet(path: Path, suits: Suits, wanted: Wanted) -> pa.Table | None:
     with parquet.ParquetFile(path) as file:
-        return _sound(file.read()) if suits(file.schema_arrow) else None
+        if not suits(file.schema_arrow):
+            return None
+        names = file.schema_arrow.names
+        if len({*names, WHERE}) <= len(names):  # two columns of one name, or one of ours
+            return None
+        return _sound(file.read(columns=read_of(names, wanted)))
 
 
-READERS: dict[str, Callable[[Path, Suits], pa.Table | None]] = {".jsonl": _jsonl, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path, Suits, Wanted], pa.Table | None]] = {
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}

@@ -101,7 +101,10 @@ def model_folder(config: ModelConfig) -> str:
         return str(folder)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local:
-        raise ValueError(f"model.path={path}: there is no such folder, and it is no hub name (OWNER/NAME).")
+        raise ValueError(
+            f"model.path={path}: there is no such folder, and it is no hub name (OWNER/NAME). Name a folder, a hub model "
+            "(Qwen/Qwen2.5-0.5B-Instruct), or random:llama, a tiny model of random weights."
+        )
     check_model(path, config.revision)
     return path
 

@@ -99,6 +99,15 @@ def understood(watch: Watch, error: Exception) -> Exception:
         return explained
 
 
+def with_cause(error: BaseException | None) -> BaseException | None:
+    """The error as people are to be told it: `understood` where this process is one of several."""
+    return (
+        understood(STATUS.watch, error)
+        if STATUS.watch is not None and isinstance(error, Exception)
+        else error
+    )
+
+
 def _is_of_backend(error: Exception, modules: list[str]) -> bool:
     """Whether an error came out of a collective of the backend: functional ones end in other rooms of torch (torch._ops)."""
     if isinstance(error, dist.DistError):

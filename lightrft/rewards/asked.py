@@ -108,15 +108,24 @@ def wanted_fields(records: Sequence[Record], names: Iterable[str]) -> frozenset[
 
     ValueError for the first record without a field that a reward cannot be called without.
     """
-    found, everything = set[str](), False
+    names = list(names)
     for name in names:
         needs = asked(name)
-        everything = everything or needs is None or needs.everything
-        if needs is not None and (needs.required or needs.optional):
-            found |= {*needs.required, *needs.optional}
+        if needs is not None and needs.required:
             for record in records:
                 refuse_lacking(needs, name, record.id, record.columns)
-    return None if everything else frozenset(found)
+    return named_fields(names)
+
+
+def named_fields(names: Iterable[str]) -> frozenset[str] | None:
+    """Fields of a row that these rewards ask for by name; None if one of them takes all that there are, or is not known."""
+    found = set[str]()
+    for name in names:
+        needs = asked(name)
+        if needs is None or needs.everything:
+            return None
+        found |= {*needs.required, *needs.optional}
+    return frozenset(found)
 
 
 def _is_lifted(name: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urldefrag
 
 from lightrft.config import RemoteConfig
-from lightrft.config.addresses import secret
+from lightrft.config.addresses import may_succeed_later, secret
 from lightrft.config.remote import addresses
 from lightrft.datasets.judging import conversed
 from lightrft.media.sources import STANDARD, Limits, MediaError
@@ -24,8 +24,6 @@ from lightrft.rewards.wire import Sent, named
 from lightrft.utils.finite import finite_number
 from lightrft.workers.pool import Failure
 
-PASSING = (408, 429)
-"""Statuses, besides 5xx, after which the same request may succeed."""
 MOST_REPLY = 16 * 2**20
 """Bytes of a reply; a longer one is none that was asked for."""
 MOST_SENT = 48 * 2**20
@@ -120,7 +118,7 @@ class RemoteReward:
             raise RefusedError(str(error)) from None
         if not 200 <= status < 300:
             told = f"status {status}: {said.decode(errors='replace')}"
-            raise OSError(told) if status in PASSING or status >= 500 else RefusedError(told)
+            raise OSError(told) if may_succeed_later(status) else RefusedError(told)
         try:
             found = json.loads(said, parse_constant=_no_number)
         except (ValueError, RecursionError):

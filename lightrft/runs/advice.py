@@ -58,7 +58,7 @@ RULES: dict[str, Rule] = {
         OURS,
     ),
     "failing_rewards": Rule(
-        alarms.failing_rewards, "mend the reward function, or raise rewards.timeout_seconds", OURS
+        alarms.failing_rewards, "fix the reward function, or raise rewards.timeout_seconds", OURS
     ),
     "reward_hacking": Rule(
         alarms.reward_hacking,

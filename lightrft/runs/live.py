@@ -109,8 +109,12 @@ class Status:
         if error is None:
             self._write({**self._facts(), "state": "finished"})
         else:
+            from lightrft.parallel.explain import (
+                with_cause,
+            )  # needs torch, which whoever looks at a run need not wait for
+
             state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            why = without_home((str(error) or type(error).__name__).splitlines()[0])
+            why = without_home((str(with_cause(error)) or type(error).__name__).splitlines()[0])
             self._write({**self._facts(), "state": state, "why": why})
 
     def _keep(self) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from lightrft.config.addresses import is_loopback, secret
+from lightrft.config.addresses import http_parts, is_loopback, may_succeed_later, secret
+from lightrft.parallel.explain import with_cause
 from lightrft.parallel.status import STATUS
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.utils.finite import finite_number
@@ -30,8 +31,6 @@ TIMEOUT = 10.0
 """Seconds that one attempt may take."""
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt; before the third twice as long."""
-PASSING = (408, 425, 429)
-"""Statuses, besides 5xx, after which the same request may succeed."""
 MOST_TOLD = 600
 """Characters of an error's text that are sent, half of them its first, half its last."""
 
@@ -56,7 +55,7 @@ def found_receiver(notify: str, notify_key: str) -> Receiver | None:
     if not notify:
         return None
     url = notify if "://" in notify else secret("log.notify", notify)
-    parts = _split(url)
+    parts = http_parts(url)
     if parts is None:
         raise ValueError(f"log.notify={notify}: it holds no address. Set it to https://HOST/PATH.")
     if notify_key and parts.scheme == "http" and not is_loopback(str(parts.hostname)):
@@ -64,16 +63,6 @@ def found_receiver(notify: str, notify_key: str) -> Receiver | None:
             f"log.notify={notify}: the key of log.notify_key would go unencrypted to another machine. Use https, or leave log.notify_key out."
         )
     return Receiver(url, secret("log.notify_key", notify_key) if notify_key else "")
-
-
-def _split(url: str) -> SplitResult | None:
-    """The parts of an address of HTTP; None for what is none."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number; its text is not told
-        return None
-    return parts if sound else None
 
 
 def _loading() -> Mapping[str, Any]:
@@ -106,7 +95,7 @@ class Notifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None or isinstance(error, Exception):  # who presses Ctrl-C twice waits for nothing
-            self.tell(error, ATTEMPTS)
+            self.tell(with_cause(error), ATTEMPTS)
         if STATUS.watch is not None:
             STATUS.watch.farewell = None
 
@@ -175,7 +164,7 @@ class Notifier:
                 return
             except urllib.error.HTTPError as error:
                 told = f"status {error.code}"
-                if error.code not in PASSING and error.code < 500:
+                if not may_succeed_later(error.code):
                     break
             except (OSError, http.client.HTTPException) as error:
                 told = type(error).__name__ if isinstance(error, http.client.HTTPException) else _why(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
@@ -40,11 +40,16 @@ class FileStream:
         return made(rows, self._form, self.config, self._bad)
 
 
-def text_records(split: Split, config: TaskConfig, data: str, at_least: int) -> TextRecords | None:
+def text_records(
+    split: Split, config: TaskConfig, data: str, at_least: int, fields: Collection[str] | None = None
+) -> TextRecords | None:
     """The records of task `file` as columns; None where fewer than `at_least`, or where its rows are not so plain that they would be just
-    those that are made row by row."""
+    those that are made row by row. `fields`: those of a row that anybody asks for besides its prompt and target; None: all."""
     check_split(split, config)
-    table = read_table(*own_rows(split, config, data), at_least, lambda schema: may_be_plain(schema, config))
+    own = filter(None, (config.prompt_field, config.target_field))
+    wanted = None if fields is None else {*fields, *own}
+    place = own_rows(split, config, data)
+    table = read_table(*place, at_least, lambda schema: may_be_plain(schema, config), wanted)
     if table is None or not plain(table, config):
         return None
     found = TextRecords(table, config, NAME)

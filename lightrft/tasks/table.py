@@ -310,7 +310,7 @@ def check_split(split: Split, config: TaskConfig) -> None:
         )
     if split == "evaluate" and not evaluate:
         raise NoSplitError(
-            "task 'file' has no evaluation rows, and none are split off by guess. Set tasks.evaluate_file, or evaluate.before_and_after=false."
+            "task 'file' has no evaluation rows, and none are split off by guess. Set tasks.evaluate_file, or evaluate.before_and_after=false and evaluate.every_steps=0."
         )
     if not train or not evaluate:
         return

@@ -55,14 +55,14 @@ class RolloutBuffer:
         self.groups, self.max_age = config.groups_per_step // ranks, config.max_age
         self.cost, self.compared_with, self.refill, self.completed = cost, compared_with, refill, completed
         self.needs_squares, self.sampled_at = needs_squares, dict(sampled_at or {})
+        self.sampled_before: dict[int, Mapping[str, float]] = {}
+        """Number of a group out of a checkpoint that was sampled with other settings than `sampled_at` -> those."""
         self.carried_over: list[Group] = []
         """Drawn and judged in this step, to be learned from in the next."""
         self.unfinished: list[Group] = []
         """Not judged yet: some of their responses go on in the next step."""
         self.prefetched: list[Group] = []
         """Drawn for the next step (rollout.overlap_rewards, rollout.max_staleness), not judged yet."""
-        self.from_a_part = set[int]()
-        """Numbers of the groups of a checkpoint that were sampled by settings of a part of the distribution, which may not be those of now."""
         self.flight: Flight | None = None
         """What is sampled for the next step now (rollout.max_staleness); a checkpoint holds what becomes of it."""
         self.unanswered: list[Group] = []
@@ -140,12 +140,14 @@ class RolloutBuffer:
             *(g for groups in kinds.values() for g in groups),
             *(group for _, group in state["replayable"]),
         ]
-        sampled_at = dict(self.sampled_at)
-        if any(group[0].group in self.from_a_part for group in groups):
-            sampled_at[SAMPLED_BY[1]] = True
         return {
             "cost": self.cost,
-            "sampled_at": sampled_at,
+            "sampled_at": self.sampled_at,
+            "sampled_before": {
+                place: self.sampled_before[group[0].group]
+                for place, group in enumerate(groups)
+                if group[0].group in self.sampled_before
+            },
             "compared_with": self.compared_with,
             "asked": state["asked"],
             "counts": {name: len(groups) for name, groups in kinds.items()},
@@ -184,12 +186,6 @@ class RolloutBuffer:
             for name in KINDS:
                 kinds[name] += [next(groups) for _ in range(packed["counts"].get(name, 0))]
             replayable += zip(packed["born"], groups, strict=True)
-            if packed.get("sampled_at", {}).get(SAMPLED_BY[1]):
-                now = [
-                    *(g for groups_of_kind in kinds.values() for g in groups_of_kind),
-                    *(g for _, g in replayable),
-                ]
-                self.from_a_part |= {group[0].group for group in now}
         if len(ranks) > 1:
             for groups_of_kind in kinds.values():
                 groups_of_kind.sort(key=lambda group: group[0].group)
@@ -235,7 +231,32 @@ class RolloutBuffer:
             for t in found:
                 t.group = -1 - t.group
         answers = iter(found)
-        return iter([[next(answers) for _ in range(size)] for size in packed["sizes"]])
+        groups = [[next(answers) for _ in range(size)] for size in packed["sizes"]]
+        for place, group in enumerate(groups):
+            if (settings := sampled_with(packed, place)) != self.sampled_at:
+                self.sampled_before[group[0].group] = settings
+        return iter(groups)
+
+
+def sampled_with(packed: Mapping[str, Any], place: int) -> Mapping[str, float]:
+    """SAMPLED_AT and SAMPLED_BY of the group at this place of what a rank packed, which may be older than the run's last resume."""
+    found: Mapping[str, float] = packed.get("sampled_before", {}).get(place, packed.get("sampled_at", {}))
+    return found
+
+
+def waiting_by_settings(
+    packed: Mapping[str, Any], oldest: float
+) -> Iterator[tuple[Mapping[str, float], int, int]]:
+    """By the settings that groups of a rank were sampled with (`sampled_with`): the settings, how many groups wait to be learned from, and how
+    many of those learned from since step `oldest` may be so again."""
+    waits = [name != "unanswered" for name in KINDS for _ in range(packed["counts"].get(name, 0))]
+    kept = [(wait, False) for wait in waits] + [(False, step >= oldest) for step in packed["born"]]
+    found: dict[tuple[tuple[str, float], ...], tuple[int, int]] = {}
+    for place, (wait, again) in enumerate(kept):
+        settings = tuple(sorted(sampled_with(packed, place).items()))
+        waiting, replayed = found.get(settings, (0, 0))
+        found[settings] = waiting + wait, replayed + again
+    yield from ((dict(settings), *counts) for settings, counts in found.items())
 
 
 def _drop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -77,10 +78,13 @@ def test_when_a_rank_is_killed_the_other_ends_and_says_so_and_the_run_can_go_on(
     with receiving() as (server, url):
         done, seconds = ended(lightrft, *RUN, "--run", "run", "--log.notify", url, fault=f"kill:{phase}:1")
     assert seconds < QUICK
-    assert [told["event"] for _, _, told in server.told] == ["failed"]
+    ((_, _, told),) = server.told
+    assert told["event"] == "failed"
+    assert f"rank 1 ended without a word (phase {phase}, step " in told["error"]
     assert (done[0].status, done[1].status) == (done[0].status or "not 0", -signal.SIGKILL)
     assert f"rank 1 ended without a word (phase {phase}, step " in done[0].output
     assert "rank 1 ended without a word" in (tmp_path / "run" / "log.txt").read_text()
+    assert "rank 1 ended without a word" in json.loads((tmp_path / "run" / "status.json").read_text())["why"]
     goes_on_to_the_same_end(lightrft, whole)
 
 

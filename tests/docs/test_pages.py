@@ -30,6 +30,7 @@ def test_the_generated_pages_are_current() -> None:
     tables = make_tables()
     assert tables.PAGE.read_text(encoding="utf-8") == tables.page(), "run: make docs-tables"
     assert tables.METRICS_PAGE.read_text(encoding="utf-8") == tables.metrics_page(), "run: make docs-tables"
+    assert tables.API_PAGE.read_text(encoding="utf-8") == tables.api_page(), "run: make docs-tables"
     text = tables.ALGORITHMS_PAGE.read_text(encoding="utf-8")
     assert text == tables.algorithms_page(text), "run: make docs-tables"
     text = tables.COMING_PAGE.read_text(encoding="utf-8")

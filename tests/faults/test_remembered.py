@@ -14,7 +14,7 @@ from lightrft.build.assemble import check_unfinished
 from lightrft.config import ReplayConfig, RolloutConfig
 from lightrft.runs.reader import Run
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.buffer import RolloutBuffer, waiting_by_settings
 from tests.distributed.conftest import lightrft, server
 from tests.distributed.pair import ranks
 from tests.faults.small_runs import SMALL, begin, go_on
@@ -258,9 +258,9 @@ def test_what_was_sampled_from_a_part_is_known_for_as_long_as_it_waits():
     first.add(1, [[one]])
     second.load(first.packed(first.state()))
     second.add(2, [[other]])
-    assert second.packed(second.state())["sampled_at"] == by[0]
     third = RolloutBuffer(options, sampled_at=by[1])
     third.load(second.packed(second.state()))
-    assert third.packed(third.state())["sampled_at"] == by[0]
-    second.replayable = second.replayable[1:]
-    assert second.packed(second.state())["sampled_at"] == by[1]
+    for buffer in (second, third):
+        assert list(waiting_by_settings(buffer.packed(buffer.state()), 0)) == [(by[0], 0, 1), (by[1], 0, 1)]
+    third.replayable = third.replayable[1:]
+    assert list(waiting_by_settings(third.packed(third.state()), 0)) == [(by[1], 0, 1)]

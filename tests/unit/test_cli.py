@@ -375,6 +375,18 @@ def test_torch_is_not_imported_before_a_command_needs_it(args: list[str]) -> Non
     assert result.returncode == 0, result.stderr.decode()
 
 
+def test_a_folder_with_a_run_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    words = ["train", "tiny", "--run", "run"]
+    code = f"import sys; from lightrft.cli import main; print(main({words}), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert done.stdout == "2 False\n"
+    assert "run=run: there is a run already. Go on with `lightrft train --resume run`" in done.stderr
+
+
 def test_a_reward_that_could_not_be_called_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("print('run')\ndef score(completion):\n    return 1.0\n")
     words = ["train", "tiny", "--rewards.functions", f"{tmp_path / 'mine.py'}:score", "1"]

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightrft.build.reward_models import Place, check_rated, drawn_view, load_reward_models, output_place
+from lightrft.build.reward_models import (
+    Place,
+    check_rated,
+    drawn_view,
+    load_reward_models,
+    output_place,
+    shared_models,
+)
 from lightrft.config import Config, MediaConfig, ModelConfig, RewardConfig, RewardModelConfig
 from lightrft.models.load import load_processor
 from lightrft.rewards.base import RewardRunner
@@ -43,6 +50,19 @@ def test_models_side_by_side_give_what_each_gives_alone_in_one_pass_a_response(t
         assert [p[name] for p in together] == pytest.approx([p[name] for p in parts(alone)], abs=1e-6)
     assert len({round(p["a"], 4) for p in together}) > 1
     assert output_place(config, "b") == 1
+
+
+def test_a_folder_by_any_spelling_is_one_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reward_folder(tmp_path / "both", "llama", labels=2)
+    (tmp_path / "link").symlink_to(tmp_path / "both")
+    paths = {"a": "both:0", "b": f"{tmp_path}/both/:1", "c": "link/:0", "d": "./both:1", "e": "no/where"}
+    config = Config(model=ModelConfig(dtype="float32"), reward_model=RewardModelConfig(paths=paths))
+    assert shared_models(config) == {"both": ["a", "b", "c", "d"], "no/where": ["e"]}
+    outputs, residents = load_reward_models(config, ["b", "c"], torch.device("cpu"))
+    assert list(residents) == ["reward model b+c weights"]
+    assert outputs["b"].model is outputs["c"].model
+    assert [outputs["b"].place, outputs["c"].place] == [1, 0]
 
 
 def parts(outputs):

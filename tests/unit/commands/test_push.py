@@ -126,9 +126,23 @@ def test_without_a_network_it_says_so(finished, capsys, monkeypatch):
     assert "HF_HUB_OFFLINE is set. Look at the files with --dry-run" in capsys.readouterr().err
 
 
+def test_a_base_that_another_run_made_is_named_with_what_that_one_began_with(finished, tmp_path):
+    taught = SFTConfig(model=ModelConfig(path="owner/base"), tasks=TaskConfig(train={"tiny": 1.0}))
+    before = run_of(tmp_path / "sft-1", taught, {"steps": 3})
+    config = Config(model=ModelConfig(path=f"{before.model}"), tasks=TaskConfig(train={"tiny": 1.0}))
+    text = card(run_of(tmp_path / "rl-1", config, {"steps": 1}))
+    assert "| base model | sft-1/model, from owner/base |" in text
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "owner/base"
+    assert str(tmp_path) not in text
+    before.config.unlink()
+    assert "| base model | sft-1/model |" in card(RunFolder(tmp_path / "rl-1"))
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
+        ("/runs/sft-1/model", "sft-1/model"),
+        ("~/runs/sft-1/model/", "sft-1/model"),
         ("owner/name", "owner/name"),
         ("/data/models/base", "base"),
         ("~/models/base", "base"),

@@ -76,6 +76,22 @@ def test_a_value_is_read_as_the_text_that_was_written(tmp_path: Path) -> None:
     assert layers.load([write(tmp_path, "part: {rate: .inf}")], Whole).part.rate == float("inf")
 
 
+def test_a_file_about_rows_may_name_rewards_where_none_are_given(tmp_path: Path) -> None:
+    """So that one file serves fine-tuning and reinforcement learning; as a flag the option is refused."""
+    rows = write(
+        tmp_path, "tasks: {train: {file: 1}, train_file: rows.jsonl, rewards: {math: 1}}", "rows.yaml"
+    )
+    assert layers.load([rows], Config).tasks.rewards == {"math": 1.0}
+    assert layers.undone([rows], Config) == []
+    taught = layers.load([rows], SFTConfig).tasks
+    assert (taught.train_file, taught.rewards) == ("rows.jsonl", {})
+    assert layers.undone([rows], SFTConfig) == [
+        "rows sets tasks.rewards, and this command scores no responses: left out."
+    ]
+    with pytest.raises(ValueError, match="tasks.rewards=.* has no effect with lightrft sft"):
+        layers.load([rows, "--tasks.rewards", "math", "1"], SFTConfig)
+
+
 @pytest.mark.parametrize("nothing", ["null", "~", "None", "NULL", ""])
 def test_a_null_is_an_empty_text_and_in_quotes_a_word(tmp_path: Path, nothing: str) -> None:
     assert layers.load([write(tmp_path, f"name: {nothing}")], Whole).name == ""
@@ -265,7 +281,10 @@ def test_a_layer_that_does_not_exist_says_what_does(tmp_path: Path) -> None:
         layers.load(["grop"], Config)
     with pytest.raises(ValueError, match="no configuration file 'nowhere.yaml'"):
         layers.load(["nowhere.yaml"], Config)
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(ValueError, match=r"is a folder. Name a file in it"):
+        layers.load([str(tmp_path)], Config)
+    write(tmp_path, "", "config.yaml")
+    with pytest.raises(ValueError, match=r"is a folder. .*config.yaml is the same run anew; --resume "):
         layers.load([str(tmp_path)], Config)
 
 

@@ -228,10 +228,53 @@ def test_shards_keep_their_names_and_other_places_are_left_alone(tmp_path):
         assert text_records("train", replace(config, train_file=place), "", 1) is None
 
 
+def test_columns_that_nobody_asks_for_are_not_read(tmp_path):
+    """Their bytes are broken, so that whoever reads them fails."""
+    rows = [
+        {"prompt": f"{n} + 3?", "target": str(n + 3), "level": n, "trace": f"thought {n}"} for n in range(9)
+    ]
+    file = written(tmp_path, rows, "parquet")
+    chunk = next(
+        column
+        for column in map(parquet.read_metadata(file).row_group(0).column, range(4))
+        if column.path_in_schema == "trace"
+    )
+    whole = bytearray(file.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    whole[begin : begin + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    file.write_bytes(bytes(whole))
+    config = TaskConfig(train_file=str(file))
+    few = text_records("train", config, "", 1, {"level"})
+    assert [(one.target, one.columns) for one in few][:2] == [
+        ("3", {"prompt": "0 + 3?", "target": "3", "level": 0}),
+        ("4", {"prompt": "1 + 3?", "target": "4", "level": 1}),
+    ]
+    for fields in (
+        None,
+        {"trace"},
+        {"colour"},
+    ):  # of a field that is not there whoever asks can say which are
+        assert text_records("train", config, "", 1, fields) is None
+
+
+def test_a_reward_that_asks_for_a_field_that_is_not_there_is_told_all_that_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "AT_ONCE", 2)
+    rows = [{"prompt": f"{n} + 3?", "target": str(n + 3), "level": n} for n in range(9)]
+    file = written(tmp_path, rows, "parquet")
+    (tmp_path / "r.py").write_text("def score(answer, colour):\n    return 1.0\n")
+    tasks = TaskConfig(train={"file": 1.0}, train_file=str(file))
+    told = "has no such field; it has: prompt, target, level"
+    with pytest.raises(ValueError, match=told):
+        build.prompts_of(
+            Config(tasks=tasks), load_task("file"), "train", PROCESSOR, [f"{tmp_path}/r.py:score"]
+        )
+
+
 def test_a_saved_data_set_is_read_as_columns_too(tmp_path):
     import datasets
 
     datasets.Dataset.from_list(GOOD).select([4, 2, 5]).save_to_disk(tmp_path / "kept")
+    assert read_table(str(tmp_path / "kept"), "train", 1, wanted={"target"}).column_names[:1] == ["target"]
     found = as_columns(tmp_path / "kept", TaskConfig())
     assert [(one.id, one.target) for one in found] == [
         ("file/kept/train[0]", "5"),

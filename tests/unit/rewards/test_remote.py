@@ -346,6 +346,7 @@ def saying(status, body, headers=()):
         (400, b"no", "status 400: no", 1),
         (302, b"", "status 302", 1),
         (503, b"busy", "in 3 attempts; at last", 3),
+        (425, b"", "in 3 attempts; at last", 3),
         (429, b"busy", "in 3 attempts; at last", 3),
     ],
 )

@@ -170,6 +170,13 @@ def test_a_run_that_learns_is_left_alone_though_its_entropy_falls(steps):
     assert advise(Facts([])) == []
 
 
+def test_a_critic_that_knows_nothing_yet_is_no_alarm():
+    """Values as a run of layers ppo and tiny has them, whose critic gives one number for all."""
+    seen = [-0.0067, -0.0027, -0.0033, 0.0022, 0.0013, 0.0008]
+    rows = with_course(20, critic__explained_variance=lambda share: seen[int(share * 19) % 6])
+    assert rules(advise(Facts(rows))) == []
+
+
 def test_alarms_come_without_advice():
     rows = with_course(20, clip__fraction=flat(0.4), critic__explained_variance=flat(-1.0))
     assert rules(advise(Facts(rows))) == ["critic"]

@@ -87,6 +87,7 @@ def test_who_presses_ctrl_c_twice_waits_for_nothing(tmp_path):
     ("statuses", "asked", "told"),
     [
         ([503, 429], 3, ""),
+        ([408, 425], 3, ""),
         ([500] * 9, 3, "status 500"),
         ([404], 1, "status 404"),
         ([302], 1, "status 302"),

@@ -8,7 +8,7 @@ import torch
 from lightrft.config import ReplayConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.buffer import RolloutBuffer, waiting_by_settings
 from lightrft.types import Prompt
 from lightrft.utils.states import read_state, write_state
 
@@ -73,6 +73,31 @@ def test_a_snapshot_is_not_changed_by_later_steps_and_comes_back_whole(tmp_path)
     assert again.carried_over[0][0].prompt is again.carried_over[0][1].prompt, (
         "siblings go on sharing their prompt"
     )
+
+
+def test_groups_of_an_earlier_engine_are_told_apart_after_any_number_of_resumes(tmp_path):
+    """What they were sampled with is theirs, not that of the run that wrote the last checkpoint."""
+    config = ReplayConfig(groups_per_step=1, max_age=9)
+    first, second, third = ({"temperature": t, "is_another_program": t > 1} for t in (1.0, 1.5, 2.0))
+    memory = RolloutBuffer(config, sampled_at=first)
+    memory.carried_over = groups_of(9, count=2)
+    for step, settings in ((1, second), (2, third)):
+        write_state(tmp_path / "state.pt", memory.packed(memory.state()))
+        memory = RolloutBuffer(config, sampled_at=settings)
+        memory.load(read_state(tmp_path / "state.pt"))
+        memory.add(step, numbered(groups_of(step), 10 * step))
+    packed = memory.packed(memory.state())
+    assert list(waiting_by_settings(packed, 1)) == [(first, 2, 0), (second, 0, 3), (third, 0, 3)]
+    assert list(waiting_by_settings(packed, 2)) == [(first, 2, 0), (second, 0, 0), (third, 0, 3)]
+    memory.take_carried_over()
+    assert list(waiting_by_settings(memory.packed(memory.state()), 1)) == [(second, 0, 3), (third, 0, 3)]
+
+
+def numbered(groups, start):
+    for number, group in enumerate(groups, start):
+        for t in group:
+            t.group = number
+    return groups
 
 
 def test_paused_answers_get_media_back_that_are_stored_by_name_only(tmp_path):
