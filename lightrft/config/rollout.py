@@ -71,7 +71,7 @@ class RolloutConfig:
     """Curriculum: a prompt whose responses all got the same reward (solved, or hopeless at present) is left out of the next so many passes through
     its task, and then comes back. 0: every pass asks all prompts."""
     priority_floor: float = 1.0
-    """Prioritized sampling (Kimi k1.5): a pass through a task draws a prompt with the probability 1 - s, at least this, where s is the mean reward (within 0
+    """Prioritized sampling (Kimi k1.5): a pass through a task draws a prompt with the probability 1 - s, at least this (0.01 to 1), where s is the mean reward (within 0
     and 1) of its responses when it was last sampled. A new prompt is always drawn. 1: every pass asks all prompts."""
     extra_groups: Literal["drop", "carry_over"] = "drop"
     """Extra groups left over after dynamic sampling: drop them, or carry them over to the next step (off-policy by one step)."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from lightrft.datasets.prompts import Asked
@@ -31,9 +32,10 @@ class PromptLoader:
         *,
         open: Callable[[Any], Prompt | None] = lambda prompt: prompt,
         tokens: Callable[[Any], list[int]] = lambda prompt: prompt.token_ids,
+        priority_floor: float = 1.0,
     ) -> None:
         """`open` tokenises what is drawn and reads its media (datasets.prompts.Opener); None for what cannot be used. `tokens`: of a
-        prompt, whose media are not read."""
+        prompt, whose media are not read. `priority_floor`: the least probability with which a pass draws a prompt; 1: it draws all."""
         if not sources:
             raise ValueError("there is nothing to train on. Set tasks.train, e.g. {gsm8k: 1.0}.")
         for prompts, weight in sources:
@@ -53,8 +55,9 @@ class PromptLoader:
         """Prompts of each source that were drawn."""
         self.resting: list[dict[int, int]] = [{} for _ in sources]
         """Source -> place of a prompt -> the last pass that leaves it out."""
-        self.priority: list[dict[int, float]] = [{} for _ in sources]
-        """Source -> place of a prompt -> how likely each pass draws it; those that are not there are drawn in every pass."""
+        self.priority_floor = priority_floor
+        self.solved: list[dict[int, tuple[int, float]]] = [{} for _ in sources]
+        """Source -> place of a prompt -> the last group of its responses, and their mean reward within 0 and 1."""
         self.tokens = tokens
         self.fingerprint = [
             _fingerprint(prompts, share, tokens)
@@ -108,16 +111,33 @@ class PromptLoader:
             drawn_now = place in self._order(source, now)[:turn]  # else in the pass before
             self.resting[source][place] = now + passes - (not drawn_now)
 
-    def prefer(self, priorities: Mapping[tuple[str, str], float]) -> None:
-        """From now on each pass draws these prompts (source, id) with this probability, above 0. As `rest`, to be called on all ranks alike."""
-        for name, (source, place) in self._found(list(priorities)).items():
-            self.priority[source][place] = priorities[name]
+    def prefer(self, judged: Iterable[tuple[tuple[str, str], int, float]]) -> None:
+        """Of each of these groups the prompt (source, id), the number, and the mean reward s within 0 and 1: from now on a pass draws the prompt
+        with the probability 1 - s, at least `priority_floor`.
+
+        Of several groups of a prompt the one drawn last counts, which has the highest number, in whatever order they are judged. As `rest`, to be
+        called on all ranks alike.
+        """
+        judged = list(judged)
+        places = self._found([name for name, _, _ in judged])
+        for name, group, solved in judged:
+            if name in places:
+                source, place = places[name]
+                known = self.solved[source].get(place, (group, solved))
+                self.solved[source][place] = max(known, (group, solved), key=itemgetter(0))
 
     @property
     def mean_priority(self) -> float:
         """How likely a pass draws a prompt, the mean over all prompts."""
-        lacking = sum(1 - chance for places in self.priority for chance in places.values())
+        lacking = sum(
+            1 - self._chance(source, place) for source, places in enumerate(self.solved) for place in places
+        )
         return 1 - lacking / sum(map(len, self.sources))
+
+    def _chance(self, source: int, place: int) -> float:
+        """How likely a pass draws a prompt; one that was never judged it always draws."""
+        _, solved = self.solved[source].get(place, (0, 0.0))
+        return max(self.priority_floor, 1 - solved)
 
     def _found(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
         """The prompts of these names (source, id) that this data has, with the number of their source here and their place there."""
@@ -152,7 +172,7 @@ class PromptLoader:
             "drawn": list(self.drawn),
             "given": list(self.given),
             "resting": [sorted(map(list, places.items())) for places in self.resting],
-            "priority": [sorted(map(list, places.items())) for places in self.priority],
+            "solved": [sorted([place, *known] for place, known in places.items()) for places in self.solved],
             "fingerprint": [dict(f) for f in self.fingerprint],
         }
 
@@ -188,8 +208,10 @@ class PromptLoader:
         self.given = list(state.get("given", self.drawn))
         resting = state.get("resting", [[] for _ in self.sources])
         self.resting = [dict(map(tuple, places)) for places in resting]
-        priority = state.get("priority", [[] for _ in self.sources])
-        self.priority = [dict(map(tuple, places)) for places in priority]
+        # While all prompts are drawn nobody says how well they are solved: what is known would be of a policy of long ago.
+        kept = state.get("solved", []) if self.priority_floor < 1 else []
+        known = [{place: (group, solved) for place, group, solved in places} for places in kept]
+        self.solved = known or [{} for _ in self.sources]
 
     def _next(self) -> tuple[int, int]:
         """Source and place of the next draw: the source furthest behind its share, the next place of its epoch that does not rest and whose turn it
@@ -198,7 +220,7 @@ class PromptLoader:
         source = max(range(len(self.shares)), key=lambda s: self.shares[s] * total - self.given[s])
         self.given[source] += 1
         resting = self.resting[source]
-        while True:  # ends, as each prompt comes back after some passes, and none has the priority 0
+        while True:  # ends, as each prompt comes back after some passes, and is drawn in one of a hundred at least (config/ranges.py)
             epoch, turn = divmod(self.drawn[source], len(self.sources[source]))
             self.drawn[source] += 1
             place = self._order(source, epoch)[turn]
@@ -208,7 +230,7 @@ class PromptLoader:
 
     def _is_due(self, source: int, epoch: int, place: int) -> bool:
         """Whether the pass draws a prompt of its priority; one number for each pass and prompt, whoever asks."""
-        chance = self.priority[source].get(place, 1.0)
+        chance = self._chance(source, place)
         return chance >= 1 or random.Random(f"{self.seed}/{source}/{epoch}/{place}").random() < chance
 
     def _order(self, source: int, epoch: int) -> list[int]:

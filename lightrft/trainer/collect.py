@@ -154,15 +154,18 @@ class Collector:
 
     def _prefer(self, groups: Sequence[Group]) -> None:
         """Lets prompts be drawn the less often the better their responses were. Called by all ranks."""
-        floor = self.config.rollout.priority_floor
-        if self.prompts is None or floor == 1:
+        if self.prompts is None or self.config.rollout.priority_floor == 1:
             return
-        solved = {
-            (group[0].prompt.source, group[0].prompt.id): fmean(min(1.0, max(0.0, t.reward)) for t in group)
+        solved = [
+            (
+                (group[0].prompt.source, group[0].prompt.id),
+                group[0].group,
+                fmean(min(1.0, max(0.0, t.reward)) for t in group),
+            )
             for group in groups
-        }
-        for shares in self.world.gather(solved):
-            self.prompts.prefer({name: max(floor, 1 - share) for name, share in shares.items()})
+        ]
+        for judged in self.world.gather(solved):
+            self.prompts.prefer(judged)
 
     def _need_some(self, step: int, kept: Sequence[Group], drawn: Drawn) -> None:
         """RuntimeError if no rank has a group to learn from."""

@@ -24,3 +24,5 @@ def test_what_was_solved_is_drawn_less_often_and_a_resume_goes_on_alike(tmp_path
     for step in range(6, 10):
         assert [t.prompt.id for t in found.seen[step]] == [t.prompt.id for t in whole.seen[step]]
     assert whole.told[9]["rollout/priority"] < 0.95
+    other = go_on(tmp_path / "run", 10, {**SETTINGS, "rollout.priority_floor": 0.75})
+    assert other.told[10]["rollout/priority"] >= 0.75, "the floor of now holds for what was judged before"
