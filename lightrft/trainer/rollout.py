@@ -10,7 +10,7 @@ from lightrft.config import Config, RolloutConfig
 from lightrft.config.rollout import OLD
 from lightrft.engines.base import Engine, EngineError
 from lightrft.models.processor import Processor
-from lightrft.models.supports import fault
+from lightrft.models.supports import fault, restricted
 from lightrft.parallel.world import World
 from lightrft.trainer.responses import begun, continued, extend
 from lightrft.trainer.turns import Turns
@@ -105,11 +105,12 @@ def _check(
             if len(c.logprobs) != len(c.token_ids):
                 told = told or f"{len(c.logprobs)} log-probs for {len(c.token_ids)} tokens"
             if sampling.support:
-                told = told or fault(c)
+                told = told or fault(c, restricted(sampling, prompt, len(c.token_ids)))
     if told:
         name = f"{type(engine).__module__}:{type(engine).__name__}"
+        asked_for = "(support=True) " * sampling.support
         raise EngineError(
-            f"the engine {name} gave {told}. Learning needs all of them; lightrft.testing.check_engine says what an engine lacks."
+            f"the engine {name} gave {told}. Learning needs all of them; lightrft.testing.check_engine {asked_for}says what an engine lacks."
         )
 
 
