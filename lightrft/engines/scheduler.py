@@ -24,11 +24,10 @@ from lightrft.engines.pages import Cache, Stretch
 from lightrft.engines.sampling import (
     FEWEST_CANDIDATES,
     candidates_after,
-    draw,
+    draw_telling,
     draw_unasked,
     sharpened_first,
     stream,
-    tokens_left,
     uniforms,
 )
 from lightrft.models.experts import Routers, Routing
@@ -294,11 +293,10 @@ class Scheduler:
         keys = sent([a.stream for a in answers], self._device)
         counters = sent([len(a.tokens) for a in answers], self._device)
         rows = None if which == list(range(len(logits))) else sent(which, self._device)
-        tokens, logprobs = draw(logits, rows, uniforms(keys, counters), self._sampling)
+        tokens, logprobs, left = draw_telling(logits, rows, uniforms(keys, counters), self._sampling, first)
         if self._sampling.support:
-            left = tokens_left(logits, first, self._sampling)
             for answer, row in zip(answers, which, strict=True):
-                answer.support.append(left[row])
+                answer.support.add(left[row])
         # Fetched together: a device is waited for once for each token.
         found = torch.stack([tokens.double(), logprobs.double()]).tolist()
         for answer, token, logprob in zip(answers, *found, strict=True):

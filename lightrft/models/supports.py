@@ -6,21 +6,38 @@ end. Ids, and no threshold, since other weights would leave other tokens above i
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
-from lightrft.types import Completion, Trajectory
+from lightrft.types import Completion, Prompt, Sampling, Trajectory
 
 Support = tuple[Tensor, Tensor]
 
 
-def of_tokens(parts: Sequence[Tensor]) -> Support:
-    """From the ids that each token was drawn among, (k,) int32; (0,) for the whole vocabulary."""
-    counts = torch.tensor([len(part) for part in parts], dtype=torch.int32)
-    return counts, torch.cat(list(parts)) if parts else counts.clone()
+@dataclass(slots=True)
+class Growing:
+    """The support of a response on its way, in 4 bytes for each token and for each id."""
+
+    _counts: array[int] = field(default_factory=lambda: array("i"))
+    _ids: array[int] = field(default_factory=lambda: array("i"))
+
+    def add(self, ids: Tensor) -> None:
+        """What the next token was drawn among: (k,) int32 on the CPU; (0,) for the whole vocabulary."""
+        self._counts.append(len(ids))
+        self._ids.frombytes(ids.numpy().tobytes())
+
+    def so_far(self) -> Support | None:
+        """A copy of what is known by now; None where that is of no token."""
+        if not self._counts:
+            return None
+        return torch.from_numpy(numpy.array(self._counts)), torch.from_numpy(numpy.array(self._ids))
 
 
 def added(known: Support | None, before: int, more: Support | None, new: int) -> Support | None:
@@ -37,6 +54,17 @@ def _filled(known: Support | None, length: int) -> Support:
     return torch.cat([counts, counts.new_zeros(length - len(counts))]), ids
 
 
+def repeated(trajectories: Sequence[Trajectory], length: int) -> Support | None:
+    """The support of `length` tokens, which are those of these responses, end to end and again from the first; None where none has any."""
+    if all(t.support is None for t in trajectories):
+        return None
+    known, filled = Growing(), [_filled(t.support, len(t)) for t in trajectories]
+    parts = [part for counts, ids in filled for part in ids.split(counts.tolist())]
+    for part in islice(cycle(parts), length):
+        known.add(part)
+    return known.so_far()
+
+
 def packed(trajectories: Sequence[Trajectory]) -> Tensor | None:
     """(2, M) int64: for each id of all supports which of the T response tokens was drawn with it, and the id. None where all was drawn from all."""
     rows, ids, start = list[Tensor](), list[Tensor](), 0
@@ -50,18 +78,47 @@ def packed(trajectories: Sequence[Trajectory]) -> Tensor | None:
     return torch.stack([torch.cat(rows), torch.cat(ids)]) if sum(map(len, ids)) else None
 
 
-def fault(completion: Completion) -> str:
-    """What is wrong with the support that an engine tells; empty: nothing."""
+def restricted(sampling: Sampling, prompt: Prompt, count: int) -> int:
+    """How many of the first of `count` tokens that are sampled of a response top-k, top-p or min-p, or first_token_top_k, leave a part for."""
+    if not sampling.temperature:
+        return 0
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        return count
+    begins = prompt.continuation is None or not prompt.continuation.tokens
+    return min(count, 1) if sampling.first_token_top_k and begins else 0
+
+
+def fault(completion: Completion, restricted: int = 0) -> str:
+    """What is wrong with the support that an engine tells, of which it must know that of the first `restricted` tokens; empty: nothing."""
     if completion.support is None:
-        return "no support"
+        return "no support" if completion.token_ids else ""
+    if malformed := _malformed(completion.support):
+        return malformed
     counts, ids = completion.support
     if len(counts) != len(completion.token_ids) or int(counts.sum()) != len(ids):
         return f"a support of {len(counts)} counts, {int(counts.sum())} in all, and {len(ids)} ids for {len(completion.token_ids)} tokens"
+    if lacking := int((counts[:restricted] == 0).sum()):
+        return f"no ids for {lacking} tokens, which were drawn among a part of the vocabulary"
     tokens = torch.tensor(completion.token_ids, dtype=ids.dtype)
     rows = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
     here = torch.zeros(len(counts), dtype=torch.bool).index_fill(0, rows[ids == tokens[rows]], True)
     outside = ~here & (counts > 0)
     return f"{int(outside.sum())} tokens that are not in their own support" if outside.any() else ""
+
+
+def _malformed(support: object) -> str:
+    """Why this is no support, whatever it is of; empty: it is."""
+    if not (
+        isinstance(support, tuple) and len(support) == 2 and all(isinstance(part, Tensor) for part in support)
+    ):
+        return f"a support of type {type(support).__name__}, and not a tuple of two tensors"
+    for name, part in zip(("counts", "ids"), support, strict=True):
+        if part.dim() != 1 or part.dtype not in (torch.int32, torch.int64) or part.device.type != "cpu":
+            is_now = f"{part.dtype} {tuple(part.shape)} on {part.device}"
+            return f"a support whose {name} are {is_now}, and not int32 or int64 (n,) on cpu"
+        if (part < 0).any():
+            return f"a support with {int(part.min())} among its {name}"
+    return ""
 
 
 class Among(NamedTuple):

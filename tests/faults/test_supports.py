@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from lightrft.engines.native import NativeEngine
 from tests.faults.small_runs import begin, go_on
+from tests.faults.test_optimal_values import VALUES
 from tests.faults.test_remembered import PARTIAL, REPLAY
 
 SETTINGS = {
@@ -53,3 +56,43 @@ def test_engine_and_trainer_agree_about_a_part_of_the_vocabulary(tmp_path):
     # The same tokens in the first step, of distributions with at most half of the mass.
     assert kept[1]["entropy"] < plain[1]["entropy"] - 0.3
     assert math.isfinite(kept[2]["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"rollout.top_p": 0.5}, {"rollout.top_p": 0.5, "rollout.keep_sampling_mask": True}),
+        ({"rollout.top_p": 0.5}, {}),
+    ],
+    ids=["kept from now on", "of all from now on"],
+)
+def test_what_was_sampled_from_a_part_before_a_resume_raises_no_alarm(tmp_path, caplog, before, now):
+    """Of another temperature of the engine, say: responses that nobody knows the sampling mask of differ by the mass of what was left."""
+    begin(tmp_path, 1, {**REPLAY, **before})
+    found = go_on(tmp_path, 2, {**REPLAY, **now})
+    assert any(t.origin == "replayed" for t in found.seen[2])
+    assert found.told[2]["mismatch/max"] > 0.1
+    assert "engine and trainer do not agree" not in caplog.text
+    assert ("nobody knows what their tokens were drawn among" in caplog.text) == bool(now)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"algorithm.advantage": "greedy_baseline"}, {**VALUES, "tasks.train_limit": 4}],
+    ids=["greedy responses", "values of prompts"],
+)
+def test_responses_that_are_compared_with_need_not_say_what_they_were_drawn_among(
+    tmp_path, monkeypatch, settings
+):
+    """Only those that are learned from."""
+    asked, generate = [], NativeEngine.generate
+
+    def noted(self, prompts, sampling, progress=None):
+        asked.append(sampling)
+        return generate(self, prompts, sampling, progress)
+
+    monkeypatch.setattr(NativeEngine, "generate", noted)
+    trainer = begin(tmp_path, 1, {"rollout.top_p": 0.9, "rollout.keep_sampling_mask": True, **settings})
+    assert [sampling.support for sampling in asked].count(True) == 1
+    assert len(asked) > 1
+    assert all(t.support is not None for t in trainer.seen[1])

@@ -15,12 +15,12 @@ from lightrft.config import NativeEngineConfig
 from lightrft.engines.native import NativeEngine
 from lightrft.models.attention import ATTENTION
 from lightrft.models.logprobs import LogProbs, logprobs
-from lightrft.models.supports import Support, fault, of_tokens
+from lightrft.models.supports import Growing, Support, fault, restricted
 from lightrft.models.tiny import tiny_model
 from lightrft.testing import keep_double, tiny_processor, tiny_prompt, tiny_trajectories
 from lightrft.trainer.batching import pack
 from lightrft.trainer.responses import begun, continued, extend
-from lightrft.types import Completion, Sampling, Trajectory
+from lightrft.types import Completion, Continuation, Sampling, Trajectory
 
 SHAPE = [(5, [4, 6, 1]), (3, [2, 7])]
 """Lengths of prompts, and of the responses to each."""
@@ -45,7 +45,10 @@ def given_supports(responses: list[Trajectory]) -> None:
             count = int(torch.randint(1, 41, (), generator=draw)) if place % 3 else 0
             others = torch.randperm(256, generator=draw)[:count].tolist()
             parts.append(torch.tensor(sorted({token, *others}) if count else [], dtype=torch.int32))
-        t.support = of_tokens(parts[: len(parts) - (number == 1)])
+        known = Growing()
+        for part in parts[: len(parts) - (number == 1)]:
+            known.add(part)
+        t.support = known.so_far()
     responses[-2].support = None
 
 
@@ -223,3 +226,38 @@ def test_what_an_engine_tells_is_checked(counts: list[int], ids: list[int], told
     support = torch.tensor(counts, dtype=torch.int32), torch.tensor(ids, dtype=torch.int32)
     assert fault(Completion([5, 6], [-1.0, -1.0], "stop", support=support)) == told
     assert fault(Completion([5, 6], [-1.0, -1.0], "stop")) == "no support"
+    assert fault(Completion([], [], "stop")) == ""
+
+
+@pytest.mark.parametrize(
+    ("support", "told"),
+    [
+        (([2, 0], [5, 8]), "a support of type tuple, and not a tuple of two tensors"),
+        (torch.zeros(2, 2), "a support of type Tensor, and not a tuple of two tensors"),
+        ((torch.tensor([2.0, 0.0]), torch.tensor([5, 8])), "whose counts are torch.float32 (2,) on cpu"),
+        ((torch.tensor([2, 0]), torch.tensor([[5, 8]])), "whose ids are torch.int64 (1, 2) on cpu"),
+        (
+            (torch.tensor([2, 0]), torch.tensor([5, 8], device="meta")),
+            "whose ids are torch.int64 (2,) on meta",
+        ),
+        ((torch.tensor([3, -1]), torch.tensor([5, 8])), "a support with -1 among its counts"),
+        ((torch.tensor([2, 0]), torch.tensor([5, -8])), "a support with -8 among its ids"),
+    ],
+)
+def test_what_is_no_support_at_all_is_told_in_words(support: Any, told: str) -> None:
+    assert told in fault(Completion([5, 6], [-1.0, -1.0], "stop", support=support))
+
+
+def test_a_token_that_sampling_restricts_is_not_drawn_among_all() -> None:
+    """Each of top-p, the first one of first_token_top_k where a response begins, none of temperature 0."""
+    support: Support = torch.tensor([0, 1, 0]), torch.tensor([6])
+    completion = Completion([5, 6, 7], [-1.0] * 3, "stop", support=support)
+    fresh = tiny_prompt(3)
+    going_on = replace(fresh, continuation=Continuation(2, 0, 5))
+    first, cold = Sampling(first_token_top_k=4), Sampling(top_p=0.5, temperature=0)
+    wanted = [(Sampling(top_p=0.5), going_on, 3), (first, fresh, 1), (first, going_on, 0), (cold, fresh, 0)]
+    for sampling, prompt, count in wanted:
+        assert restricted(sampling, prompt, 3) == count
+    assert fault(completion, 3) == "no ids for 2 tokens, which were drawn among a part of the vocabulary"
+    assert fault(completion, 1).startswith("no ids for 1 tokens")
+    assert fault(completion) == ""

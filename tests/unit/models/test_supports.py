@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 import torch
 
 from lightrft.config import RolloutConfig
 from lightrft.engines.base import EngineError
-from lightrft.models.supports import Among, packed
+from lightrft.models.supports import Among, Growing, packed, repeated
 from lightrft.testing import tiny_processor, tiny_prompt, tiny_trajectories
 from lightrft.trainer.rollout import rollout, training_sampling
 from lightrft.types import Completion
@@ -54,12 +56,35 @@ class Silent:
     [
         (None, "no support"),
         ((torch.tensor([1, 1]), torch.tensor([4, 6])), "1 tokens that are not in their own support"),
+        ((torch.tensor([0, 1]), torch.tensor([5])), "no ids for 1 tokens"),
     ],
 )
 def test_an_engine_of_a_user_that_tells_something_else_is_named(support, told):
     sampling = training_sampling(RolloutConfig(group_size=2, top_p=0.9, keep_sampling_mask=True), 0)
     with pytest.raises(EngineError, match=f"Silent gave {told}"):
         rollout(Silent(support), [tiny_prompt(3)], sampling, tiny_processor())
+
+
+def test_a_response_on_its_way_takes_four_bytes_for_an_id():
+    """And four for a token: of 2000 tokens of 8 ids 72 kB, with what lists of numbers grow by ahead."""
+    ids, known = torch.arange(8, dtype=torch.int32), Growing()
+    tracemalloc.start()
+    for _ in range(2000):
+        known.add(ids[:8])
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 1.25 * 36 * 2000
+    counts, found = known.so_far()
+    assert counts.tolist() == [8] * 2000
+    assert torch.equal(found, ids.repeat(2000))
+
+
+def test_responses_that_are_made_up_of_others_have_their_supports():
+    responses = tiny_trajectories([(3, [2, 1])])
+    assert repeated(responses, 4) is None
+    responses[0].support = torch.tensor([1, 2], dtype=torch.int32), torch.tensor([9, 7, 8], dtype=torch.int32)
+    counts, ids = repeated(responses, 5)
+    assert (counts.tolist(), ids.tolist()) == ([1, 2, 0, 1, 2], [9, 7, 8, 9, 7, 8])
 
 
 def test_rows_of_other_ranks_leave_nothing_out():
