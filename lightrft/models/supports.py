@@ -29,9 +29,9 @@ class Growing:
     _ids: array[int] = field(default_factory=lambda: array("i"))
 
     def add(self, ids: Tensor) -> None:
-        """What the next token was drawn among: (k,) int32 on the CPU; (0,) for the whole vocabulary."""
+        """What the next token was drawn among: (k,) whole numbers on the CPU; (0,) for the whole vocabulary."""
         self._counts.append(len(ids))
-        self._ids.frombytes(ids.numpy().tobytes())
+        self._ids.frombytes(ids.int().numpy().tobytes())
 
     def so_far(self) -> Support | None:
         """A copy of what is known by now; None where that is of no token."""
@@ -45,7 +45,7 @@ def added(known: Support | None, before: int, more: Support | None, new: int) ->
     if known is None and more is None:
         return None
     parts = [_filled(known, before), _filled(more, new)]
-    return torch.cat([counts for counts, _ in parts]), torch.cat([ids for _, ids in parts])
+    return torch.cat([counts.int() for counts, _ in parts]), torch.cat([ids.int() for _, ids in parts])
 
 
 def _filled(known: Support | None, length: int) -> Support:

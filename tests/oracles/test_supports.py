@@ -209,6 +209,10 @@ def test_what_was_sampled_by_an_engine_that_told_nothing_was_drawn_among_all() -
     assert supports(t) == [[], [], [7, 9]]
     extend(t, Completion([3], [-1.0], "length"), processor)
     assert supports(t) == [[], [], [7, 9], []]
+    extend(t, Completion([3], [-1.0], "length", support=(torch.tensor([1]), torch.tensor([3]))), processor)
+    assert supports(t) == [[], [], [7, 9], [], [3]]
+    assert t.support is not None
+    assert {part.dtype for part in t.support} == {torch.int32}, "whatever an engine of a user's says it in"
 
 
 @pytest.mark.parametrize(
