@@ -130,6 +130,7 @@ class Completion:
     states: Tensor | None = None
     """Where an entry is the number of a step, no token: (L, 2 or 3, ...) float32, the states before and after each, and the mean it was drawn around where that is kept. Of unmasked tokens: (L, 2) int64, the step that revealed each, and the tokens of its canvas."""
     experts: Tensor | None = None  # (n, M, K) of the last n tokens read, models/experts.py
+    support: tuple[Tensor, Tensor] | None = None  # if Sampling.support asks for it, models/supports.py
     made: Mapping[str, Any] = field(default_factory=dict)
     """Where an entry is the number of a step: what was made, by kind, e.g. {"image": (H, W, 3) uint8 array}."""
 
@@ -185,6 +186,7 @@ class Trajectory:
     made: Mapping[str, Any] = field(default_factory=dict)  # as in Completion
     reference: Tensor | None = None  # (L, ...) means of its steps under the reference
     experts: Tensor | None = None  # (P + L - 1, M, K) those of all tokens but the last, models/experts.py
+    support: tuple[Tensor, Tensor] | None = None  # what each token was drawn among, models/supports.py
     stale: int = 0
     """How many of its first tokens were sampled by weights older than those it is learned from."""
     origin: Origin = "sampled"
@@ -237,6 +239,7 @@ class Inputs:
     """(T,) int64: the position in N whose hidden state predicts response token t. The only shift by one there is."""
     chosen: Tensor | None = None
     """(K,) int64: the response tokens whose log-probs are wanted, where others stand between, as replies of an environment do; None: all."""
+    support: Tensor | None = None  # (2, M) int64, models/supports.py; None: all was drawn from all
     media: Mapping[str, Tensor] = field(default_factory=dict)
     experts: Tensor | None = None  # (N, M, K) int16 to be replayed; -1: the router's own
     counted: Tensor | None = None  # (N,) float32, in how many sequences a token is read that another follows
@@ -352,22 +355,19 @@ class Sampling:
     """
 
     n: int = 1  # responses per prompt
-    max_tokens: int = 256
-    """Most tokens of a response."""
+    max_tokens: int = 256  # of a response
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the most likely token."""
     first_token_temperature: float = 0.0
     """Another temperature for the first token of each response (FIRE); 0: the same as for the others. Has no effect at temperature 0."""
     first_token_top_k: int = 0
     """Keep only so many tokens for the first one of each response; 0: as for the others. Has no effect at temperature 0."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
+    top_k: int = 0  # keep the k most likely tokens; 0 keeps all
     top_p: float = 1.0
     """Keep the smallest set of tokens with at least this probability."""
     min_p: float = 0.0
     """Drop tokens less likely than this share of the most likely one."""
-    stop: tuple[str, ...] = ()
-    """Texts that end a response; the text is kept."""
+    stop: tuple[str, ...] = ()  # texts that end a response; the text is kept
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a response, besides the model's own end tokens."""
     ignore_eos: bool = False
@@ -376,8 +376,8 @@ class Sampling:
     """With the prompt's place and the sample's number it fixes every random number."""
     first_index: int = 0
     """Place of the call's first prompt among those of all ranks, so that what is sampled does not depend on who samples it."""
-    index_stride: int = 1
-    """How far apart the call's prompts stand there."""
+    index_stride: int = 1  # how far apart the call's prompts stand there
+    support: bool = False  # whether responses tell what each token was drawn among
 
 
 @dataclass(frozen=True, slots=True)

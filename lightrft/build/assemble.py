@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import check_remembered, correction_of
 from lightrft.build.process import peak_teraflops
+from lightrft.build.waiting import check_sampling_mask, waiting_in
 from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
@@ -29,7 +29,7 @@ from lightrft.strategy.memory import MemoryPlan, Phase
 from lightrft.trainer.asynchronous import Beside
 from lightrft.trainer.baseline import Baseline, Greedy
 from lightrft.trainer.batching import Batching
-from lightrft.trainer.buffer import SAMPLED_AT, SAMPLED_BY, Compared, RolloutBuffer, waiting_by_settings
+from lightrft.trainer.buffer import SAMPLED_AT, SAMPLED_BY, Compared, RolloutBuffer
 from lightrft.trainer.capture import Capture
 from lightrft.trainer.collect import Collector
 from lightrft.trainer.diversity import DiversityWatch
@@ -258,7 +258,7 @@ def build_collector(
         supply=build_supply(parts, sampler, buffer),
         buffer=buffer,
         scaler=parts.scaler,
-        prompts=parts.prompts if parts.config.rollout.rest_passes else None,
+        prompts=parts.prompts if parts.config.rollout.weighs_prompts else None,
         baseline=baseline,
     )
 
@@ -296,6 +296,7 @@ def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
     check_remembered(config, algorithm, left)
     check_sampled_at(config, state)
     check_correction(config, algorithm, state)
+    check_sampling_mask(config, state)
     check_unfinished(config.rollout, left)
     check_learners(config, algorithm, state)
     check_values(config, algorithm, state)
@@ -304,7 +305,7 @@ def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
 
 def check_sampled_at(config: Config, state: Mapping[str, Any] | None) -> None:
     """ValueError if responses wait in a checkpoint, also those to be learned from again, whose log-probs are of another temperature."""
-    for settings, waiting, again in _waiting(config, state):
+    for settings, waiting, again in waiting_in(config, state):
         for name in SAMPLED_AT:
             now = getattr(config.rollout, name)
             before = settings.get(name, now)
@@ -320,7 +321,7 @@ def check_correction(config: Config, algorithm: Algorithm, state: Mapping[str, A
     distribution was sampled from; a warning if it would leave alone now what it weighed before."""
     if config.algorithm.mismatch_correction != "auto" or algorithm.whole_groups:
         return
-    for settings, waiting, again in _waiting(config, state):
+    for settings, waiting, again in waiting_in(config, state):
         by = [settings.get(name) for name in SAMPLED_BY]
         if None in by or not waiting + again:
             continue
@@ -338,18 +339,6 @@ def check_correction(config: Config, algorithm: Algorithm, state: Mapping[str, A
                 "of an engine that it corrected before; algorithm.mismatch_correction=truncate goes on correcting them"
             )
             return
-
-
-def _waiting(
-    config: Config, state: Mapping[str, Any] | None
-) -> Iterator[tuple[Mapping[str, float], int, int]]:
-    """On each rank, by what groups of a checkpoint were sampled with: those that wait to be learned from, and those of earlier steps that replay
-    may draw."""
-    if state is None:
-        return
-    oldest = state["done"] + 1 - config.replay.max_age if config.replay.groups_per_step else math.inf
-    for packed in state["ranks"]["buffer"]:
-        yield from waiting_by_settings(packed, oldest)
 
 
 def _cures(waiting: int, again: int) -> str:

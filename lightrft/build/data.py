@@ -75,7 +75,10 @@ def build_task_data(config: Config, processor: Processor, world: World) -> TaskD
             for name, task in tasks.items()
         ]
         opener = Opener(processor, config.tasks)
-        loader = PromptLoader(sources, config.seed, world.rank, world.size, open=opener, tokens=opener.tokens)
+        loader = PromptLoader(
+            sources, config.seed, world.rank, world.size,
+            open=opener, tokens=opener.tokens, priority_floor=config.rollout.priority_floor,
+        )  # fmt: skip
     eval_sets, eval_judge = build_eval_sets(config, processor)
     check_judging(config, [judge, eval_judge])
     data = TaskData(loader, judge, eval_sets, eval_judge)

@@ -32,6 +32,7 @@ class NativeEngineConfig:
     is_own = True
     """Whether the engine computes by the trainer's own modules and functions."""
     tells_experts = ("native",)
+    tells_support = ("native",)
     longest = 0
     finds_stops_across_steps = True
     beside = ("cpu",)

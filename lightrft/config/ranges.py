@@ -103,6 +103,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "min_p": Range(0, 1, without_high=True),
         "max_sampling_rounds": COUNT,
         "rest_passes": NOT_NEGATIVE,
+        "priority_floor": Range(0.01, 1),  # below, passes that draw nothing take longer than sampling
         "max_tokens_per_step": NOT_NEGATIVE,
         "max_staleness": Range(0, 1),
         "max_engine_restarts": NOT_NEGATIVE,

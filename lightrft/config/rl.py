@@ -78,10 +78,11 @@ class Config:
                 f"critic.warmup_steps={self.critic.warmup_steps} but steps={self.steps}: the policy would never learn. "
                 "Lower critic.warmup_steps."
             )
-        if self.tasks.stream_block and self.rollout.rest_passes:
+        if self.tasks.stream_block and self.rollout.weighs_prompts:
+            name, off = ("rest_passes", 0) if self.rollout.rest_passes else ("priority_floor", 1)
             raise ValueError(
-                f"rollout.rest_passes={self.rollout.rest_passes} has no effect with tasks.stream_block={self.tasks.stream_block}: nobody "
-                "knows the places of prompts that are gone. Set one of them to 0."
+                f"rollout.{name}={getattr(self.rollout, name)} has no effect with tasks.stream_block={self.tasks.stream_block}: nobody "
+                f"knows the places of prompts that are gone. Set rollout.{name}={off}, or tasks.stream_block=0."
             )
         self._check_models()
         self._check_overlap()

@@ -55,11 +55,14 @@ class RolloutConfig:
     """Sample the first token of each response among the k likeliest only; 0: like the others."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0: all. Restricting the distribution (top_k, top_p, min_p) leaves the ratio as it is, but
-    the mismatch metrics then hold the log of the kept probability as well."""
+    the mismatch metrics then hold the log of the kept probability as well, unless keep_sampling_mask carries what was left to the trainer."""
     top_p: float = 1.0
     """Sample among the likeliest tokens with this total probability; 1: all."""
     min_p: float = 0.0
     """Drop tokens less likely than this share of the likeliest; 0: none."""
+    keep_sampling_mask: bool = False
+    """Keep with each sampled token which tokens top_k, top_p, min_p and first_token_top_k left, and take log-probs, ratios and entropies of those alone in
+    training too, of the policy as of reference and teacher (DeepSeek-V3.2's Keep Sampling Mask). By an engine that tells them: native. false: of all tokens."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a response."""
     max_sampling_rounds: int = 4
@@ -67,6 +70,9 @@ class RolloutConfig:
     rest_passes: int = 0
     """Curriculum: a prompt whose responses all got the same reward (solved, or hopeless at present) is left out of the next so many passes through
     its task, and then comes back. 0: every pass asks all prompts."""
+    priority_floor: float = 1.0
+    """Prioritized sampling (Kimi k1.5): a pass through a task draws a prompt with the probability 1 - s, at least this (0.01 to 1), where s is the mean reward (within 0
+    and 1) of its responses when it was last sampled. A new prompt is always drawn. 1: every pass asks all prompts."""
     extra_groups: Literal["drop", "carry_over"] = "drop"
     """Extra groups left over after dynamic sampling: drop them, or carry them over to the next step (off-policy by one step)."""
     max_tokens_per_step: int = 0
@@ -127,8 +133,18 @@ class RolloutConfig:
 
     @property
     def samples_from_a_part(self) -> bool:
-        """Whether tokens are sampled from a part of the distribution, so that engine and trainer are meant to differ."""
+        """Whether tokens are sampled from a part of the distribution that the trainer knows nothing of, so that engine and trainer are meant
+        to differ."""
+        return self._restricts and not self.keep_sampling_mask
+
+    @property
+    def _restricts(self) -> bool:
         return bool(self.top_k or self.first_token_top_k or self.top_p < 1 or self.min_p)
+
+    @property
+    def weighs_prompts(self) -> bool:
+        """Whether what was measured decides which prompts are asked."""
+        return bool(self.rest_passes) or self.priority_floor < 1
 
     @property
     def is_late(self) -> bool:
@@ -192,6 +208,7 @@ class RolloutConfig:
                 "rollout.denoise.same_start=true with rollout.group_size=1: it is for the pictures of one prompt, and there is one. Set "
                 "rollout.group_size=8, or leave rollout.denoise.same_start out."
             )
+        self._check_sampling_mask(because)
         if self.routing_replay == SAMPLING and not self.tells_experts:
             able = ", ".join(name for s in self.sections.values() for name in getattr(s, "tells_experts", ()))
             raise ValueError(
@@ -207,6 +224,22 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.max_tokens_per_step={self.max_tokens_per_step} with rollout.stop and {because}: a stop text that lies across two steps would be "
                 "missed. Leave one of them out, or set rollout.engine=native."
+            )
+
+    def _check_sampling_mask(self, because: str) -> None:
+        """What sampling left is kept where it left a part, by an engine that tells which; one of a user may."""
+        if not self.keep_sampling_mask:
+            return
+        if not self._restricts:
+            raise ValueError(
+                "rollout.keep_sampling_mask=true has no effect where all tokens may be sampled. Set rollout.top_p, top_k, min_p or first_token_top_k, "
+                "or leave it out."
+            )
+        able = [name for s in self.sections.values() for name in getattr(s, "tells_support", ())]
+        if self.engine not in able and ":" not in self.engine:
+            raise ValueError(
+                f"rollout.keep_sampling_mask=true with {because}: that engine does not tell which tokens it sampled among ({', '.join(able)} does). Set "
+                "rollout.engine=native, or rollout.keep_sampling_mask=false."
             )
 
     def _check_staleness(self, because: str) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from lightrft.datasets.prompts import Asked
@@ -19,7 +20,7 @@ class PromptLoader:
 
     All ranks walk the same sequence of draws and each takes every size-th of them, so no prompt is drawn by two ranks
     and a step's prompts do not depend on the number of ranks. Nothing but the seed, the number of draws and the prompts that
-    were left out for a while (`rest`) decides what comes next; there is no hidden state.
+    were left out for a while (`rest`) or are drawn less often (`prefer`) decides what comes next; there is no hidden state.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class PromptLoader:
         *,
         open: Callable[[Any], Prompt | None] = lambda prompt: prompt,
         tokens: Callable[[Any], list[int]] = lambda prompt: prompt.token_ids,
+        priority_floor: float = 1.0,
     ) -> None:
         """`open` tokenises what is drawn and reads its media (datasets.prompts.Opener); None for what cannot be used. `tokens`: of a
-        prompt, whose media are not read."""
+        prompt, whose media are not read. `priority_floor`: the least probability with which a pass draws a prompt; 1: it draws all."""
         if not sources:
             raise ValueError("there is nothing to train on. Set tasks.train, e.g. {gsm8k: 1.0}.")
         for prompts, weight in sources:
@@ -53,6 +55,9 @@ class PromptLoader:
         """Prompts of each source that were drawn."""
         self.resting: list[dict[int, int]] = [{} for _ in sources]
         """Source -> place of a prompt -> the last pass that leaves it out."""
+        self.priority_floor = priority_floor
+        self.solved: list[dict[int, tuple[int, float]]] = [{} for _ in sources]
+        """Source -> place of a prompt -> the last group of its responses, and their mean reward within 0 and 1."""
         self.tokens = tokens
         self.fingerprint = [
             _fingerprint(prompts, share, tokens)
@@ -106,6 +111,34 @@ class PromptLoader:
             drawn_now = place in self._order(source, now)[:turn]  # else in the pass before
             self.resting[source][place] = now + passes - (not drawn_now)
 
+    def prefer(self, judged: Iterable[tuple[tuple[str, str], int, float]]) -> None:
+        """Of each of these groups the prompt (source, id), the number, and the mean reward s within 0 and 1: from now on a pass draws the prompt
+        with the probability 1 - s, at least `priority_floor`.
+
+        Of several groups of a prompt the one drawn last counts, which has the highest number, in whatever order they are judged. As `rest`, to be
+        called on all ranks alike.
+        """
+        judged = list(judged)
+        places = self._found([name for name, _, _ in judged])
+        for name, group, solved in judged:
+            if name in places:
+                source, place = places[name]
+                known = self.solved[source].get(place, (group, solved))
+                self.solved[source][place] = max(known, (group, solved), key=itemgetter(0))
+
+    @property
+    def mean_priority(self) -> float:
+        """How likely a pass draws a prompt, the mean over all prompts."""
+        lacking = sum(
+            1 - self._chance(source, place) for source, places in enumerate(self.solved) for place in places
+        )
+        return 1 - lacking / sum(map(len, self.sources))
+
+    def _chance(self, source: int, place: int) -> float:
+        """How likely a pass draws a prompt; one that was never judged it always draws."""
+        _, solved = self.solved[source].get(place, (0, 0.0))
+        return max(self.priority_floor, 1 - solved)
+
     def _found(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
         """The prompts of these names (source, id) that this data has, with the number of their source here and their place there."""
         if self._places is None:
@@ -139,6 +172,7 @@ class PromptLoader:
             "drawn": list(self.drawn),
             "given": list(self.given),
             "resting": [sorted(map(list, places.items())) for places in self.resting],
+            "solved": [sorted([place, *known] for place, known in places.items()) for places in self.solved],
             "fingerprint": [dict(f) for f in self.fingerprint],
         }
 
@@ -174,20 +208,30 @@ class PromptLoader:
         self.given = list(state.get("given", self.drawn))
         resting = state.get("resting", [[] for _ in self.sources])
         self.resting = [dict(map(tuple, places)) for places in resting]
+        # While all prompts are drawn nobody says how well they are solved: what is known would be of a policy of long ago.
+        kept = state.get("solved", []) if self.priority_floor < 1 else []
+        known = [{place: (group, solved) for place, group, solved in places} for places in kept]
+        self.solved = known or [{} for _ in self.sources]
 
     def _next(self) -> tuple[int, int]:
-        """Source and place of the next draw: the source furthest behind its share, the next place of its epoch that does not rest."""
+        """Source and place of the next draw: the source furthest behind its share, the next place of its epoch that does not rest and whose turn it
+        is by its priority."""
         total = sum(self.given) + 1
         source = max(range(len(self.shares)), key=lambda s: self.shares[s] * total - self.given[s])
         self.given[source] += 1
         resting = self.resting[source]
-        while True:  # ends, as each prompt comes back after some passes
+        while True:  # ends, as each prompt comes back after some passes, and is drawn in one of a hundred at least (config/ranges.py)
             epoch, turn = divmod(self.drawn[source], len(self.sources[source]))
             self.drawn[source] += 1
             place = self._order(source, epoch)[turn]
-            if resting.get(place, -1) < epoch:
+            if resting.get(place, -1) < epoch and self._is_due(source, epoch, place):
                 resting.pop(place, None)
                 return source, place
+
+    def _is_due(self, source: int, epoch: int, place: int) -> bool:
+        """Whether the pass draws a prompt of its priority; one number for each pass and prompt, whoever asks."""
+        chance = self._chance(source, place)
+        return chance >= 1 or random.Random(f"{self.seed}/{source}/{epoch}/{place}").random() < chance
 
     def _order(self, source: int, epoch: int) -> list[int]:
         if source not in self._orders or self._orders[source][0] != epoch:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightrft.engines.kept import Kept, KeptAnswer
 from lightrft.engines.pages import Cache, Stretch
+from lightrft.models.supports import Growing
 from lightrft.types import Completion, Finish, Prompt, Sampling
 
 
@@ -71,14 +72,17 @@ class Answer:
     """Place of the first token in which a stop text counts."""
     experts: list[Tensor] = field(default_factory=list)
     """(M, K) of each token that was read in this call, if they are to be told."""
+    support: Growing = field(default_factory=Growing)
+    """What the tokens sampled in this call were drawn among, if that is to be told."""
 
     def completion(self, version: int) -> Completion:
         """The tokens sampled in this call; those of earlier calls are left out."""
         new = self.tokens[len(self.tokens) - len(self.logprobs) :]
         told = None if self.question.experts is None else [*self.question.experts, *self.experts]
         experts = None if told is None else torch.stack(told)
+        support = self.support.so_far()
         finish = self.finish or "length"
-        return Completion(new, self.logprobs, finish, version, self.stream, experts=experts)
+        return Completion(new, self.logprobs, finish, version, self.stream, experts=experts, support=support)
 
     def to_keep(self) -> KeptAnswer:
         """What may go on later."""

@@ -6,6 +6,8 @@ Letters: Q distributions (rows of logits), B answers that draw from them (siblin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,10 +52,20 @@ def draw(logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Samplin
     At temperature 0 the most likely token is taken, and its log-prob is that of the whole distribution at
     temperature 1, since the one it was drawn from would say 0 for every token.
     """
+    tokens, logprobs, _ = draw_telling(logits, rows, uniform, sampling)
+    return tokens, logprobs
+
+
+def draw_telling(
+    logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Sampling, first: Sequence[int] = ()
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """As `draw`, and with `sampling.support` the ids (k,) int32 on the CPU that each row of logits was drawn among; (0,) for the whole vocabulary.
+    `first`: the rows that `sharpened_first` had changed."""
     if rows is None:
         rows = torch.arange(len(logits), device=logits.device)
     if sampling.temperature == 0 or not _restricts(sampling):
-        return _unrestricted(logits, rows, uniform, sampling)
+        tokens, logprobs = _unrestricted(logits, rows, uniform, sampling)
+        return tokens, logprobs, _left_of_first(logits, first, sampling) if sampling.support else []
     if sampling.temperature != 1.0:
         logits.div_(sampling.temperature)
     return _from_candidates(logits, rows, uniform, sampling)
@@ -73,7 +85,8 @@ def draw_unasked(
         return tokens, logprobs, torch.zeros_like(tokens, dtype=torch.bool)
     if sampling.temperature != 1.0:
         logits.div_(sampling.temperature)
-    return _among(logits, rows, uniform, sampling, count)
+    found = _among(logits, rows, uniform, sampling, count)
+    return found.tokens, found.logprobs, found.is_open
 
 
 def candidates_after(count: int, unsure: int, drawn: int) -> int:
@@ -84,6 +97,15 @@ def candidates_after(count: int, unsure: int, drawn: int) -> int:
     if 2 * unsure < drawn:
         return count
     return 8 * count if 8 * count <= MOST_CANDIDATES else 0
+
+
+def _left_of_first(probabilities: Tensor, first: Sequence[int], sampling: Sampling) -> list[Tensor]:
+    """What was drawn among where only sampling.first_token_top_k restricts: of the rows `first` of what `draw` has left of logits a part."""
+    found = [torch.zeros(0, dtype=torch.int32)] * len(probabilities)
+    if sampling.temperature and sampling.first_token_top_k:
+        for row in first:
+            found[row] = probabilities[row].nonzero()[:, 0].to("cpu", torch.int32)
+    return found
 
 
 def _restricts(sampling: Sampling) -> bool:
@@ -126,25 +148,43 @@ def _from_all(probabilities: Tensor, rows: Tensor, uniform: Tensor) -> tuple[Ten
 
 def _from_candidates(
     logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int = FEWEST_CANDIDATES
-) -> tuple[Tensor, Tensor]:
-    """Tokens and log-probs drawn among the tokens that the restrictions leave, sorted by probability.
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Tokens and log-probs drawn among the tokens that the restrictions leave, sorted by probability; and those of each row, if they are asked for.
 
     Sorting the whole vocabulary costs more than the model, so the `count` best are taken, and more only for those
     distributions whose kept set reaches beyond them.
     """
-    tokens, logprobs, is_open = _among(logits, rows, uniform, sampling, count)
+    found = _among(logits, rows, uniform, sampling, count)
+    tokens, logprobs, is_open = found.tokens, found.logprobs, found.is_open
+    left = found.ids() if sampling.support else []
     if not sampling.top_k and count < logits.shape[-1] and bool(is_open.any()):
         again, renumbered = is_open[rows], is_open.cumsum(0) - 1
-        tokens[again], logprobs[again] = _from_candidates(
+        tokens[again], logprobs[again], more = _from_candidates(
             logits[is_open], renumbered[rows[again]], uniform[again], sampling, 8 * count
         )
-    return tokens, logprobs
+        for row, ids in zip(is_open.nonzero()[:, 0].tolist() if more else (), more, strict=True):
+            left[row] = ids
+    return tokens, logprobs, left
 
 
-def _among(
-    logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens and log-probs (B,) drawn among the `count` best of each row, and the rows (Q,) of which the restrictions leave more."""
+class _Among(NamedTuple):
+    """What was drawn among the best tokens of each row."""
+
+    tokens: Tensor  # (B,)
+    logprobs: Tensor  # (B,)
+    is_open: Tensor
+    """(Q,) bool, whether the restrictions leave more tokens than were looked among."""
+    kept: Tensor  # (Q, count) probabilities, 0 for what is not kept
+    candidates: Tensor  # (Q, count) ids
+
+    def ids(self) -> list[Tensor]:
+        """The ids (k,) int32 that are kept of each row, on the CPU."""
+        kept = self.kept > 0
+        return list(self.candidates[kept].to("cpu", torch.int32).split(kept.sum(-1).tolist()))
+
+
+def _among(logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling, count: int) -> _Among:
+    """Draws among the `count` best of each row."""
     count = min(sampling.top_k or count, logits.shape[-1])
     kept, candidates = _candidates(logits, sampling, count)
     mass = kept[rows].cumsum(-1, dtype=torch.float64)
@@ -154,7 +194,7 @@ def _among(
     is_open = kept[:, -1] > 0
     if sampling.top_k or count == logits.shape[-1]:
         is_open = torch.zeros_like(is_open)
-    return tokens, logprobs, is_open
+    return _Among(tokens, logprobs, is_open, kept, candidates)
 
 
 def _candidates(logits: Tensor, sampling: Sampling, count: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from lightrft.engines.pages import Cache, Stretch
 from lightrft.engines.sampling import (
     FEWEST_CANDIDATES,
     candidates_after,
-    draw,
+    draw_telling,
     draw_unasked,
     sharpened_first,
     stream,
@@ -125,6 +125,7 @@ class Scheduler:
             return False
         ready = self._recorder is not None and not self._cache.answers.is_empty and self._ahead > 1
         ready = ready and self._candidates > 0  # else they would suffice for too few answers
+        ready = ready and not self._sampling.support  # which is fetched with each token
         return ready and bool(self._running) and all(len(a.question.begin) == 1 for a in self._running)
 
     def _draw_ahead(self) -> bool:
@@ -283,7 +284,7 @@ class Scheduler:
 
     def _append(self, answers: Sequence[Answer], hidden: Tensor, which: list[int]) -> None:
         """Draws a token for each answer from the row of `hidden` that predicts it, and lets the finished go."""
-        logits = self._logits(hidden)
+        logits, first = self._logits(hidden), list[int]()
         if self._sampling.temperature and (
             self._sampling.first_token_temperature or self._sampling.first_token_top_k
         ):
@@ -292,7 +293,10 @@ class Scheduler:
         keys = sent([a.stream for a in answers], self._device)
         counters = sent([len(a.tokens) for a in answers], self._device)
         rows = None if which == list(range(len(logits))) else sent(which, self._device)
-        tokens, logprobs = draw(logits, rows, uniforms(keys, counters), self._sampling)
+        tokens, logprobs, left = draw_telling(logits, rows, uniforms(keys, counters), self._sampling, first)
+        if self._sampling.support:
+            for answer, row in zip(answers, which, strict=True):
+                answer.support.add(left[row])
         # Fetched together: a device is waited for once for each token.
         found = torch.stack([tokens.double(), logprobs.double()]).tolist()
         for answer, token, logprob in zip(answers, *found, strict=True):

@@ -19,6 +19,7 @@ from lightrft.models.families import forward_media, placeholders, seen_both_ways
 from lightrft.models.linear import linear
 from lightrft.models.products import logits_at_once, multiplies_halves, multiplies_widely, wide_product
 from lightrft.models.sequence import Share
+from lightrft.models.supports import Among
 from lightrft.types import Batch, Inputs
 
 IMPOSSIBLE = -1e30
@@ -68,7 +69,8 @@ def logprobs(
     not 0. `max_logits` bounds how many logits exist at once; 0: what suits the device. Gradients
     flow through both outputs when they are enabled. A batch of a team (`Inputs.team`) is for all its ranks to call with,
     and all of them get all log-probs; see models/sequence.py for whose gradients are whose. What routers tell is of this rank's own tokens.
-    `Inputs.experts` are replayed; `balances`: whether `router_mass` is wanted.
+    `Inputs.experts` are replayed; `balances`: whether `router_mass` is wanted. Where `Inputs.support` says what a token was drawn among, its
+    distribution is that of these tokens alone.
     """
     assert isinstance(batch.inputs, Inputs)
     share = Share.of(
@@ -87,9 +89,10 @@ def logprobs(
         divisor = share.own(divisor)[:, None]
     never = placeholders(causal_lm(module).config)
     max_logits = logits_at_once(max_logits, on_cpu=hidden.device.type == "cpu")
+    among = Among.of(batch.inputs.support, share.rows, batch.num_tokens)
     values, entropy, squares = _BlockedHead.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, share.own(batch.inputs.targets), divisor, cap, max_logits, never,
-        not torch.is_grad_enabled(),
+        not torch.is_grad_enabled(), among,
     )  # fmt: skip
     found = LogProbs(share.whole(values), share.whole(entropy), **_told(routing, share))
     return found if squares is None else found._replace(squares=share.whole(squares))
@@ -215,9 +218,10 @@ class _BlockedHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor,
         temperature: float | Tensor, cap: float | None, max_logits: int, never: Sequence[int], with_squares: bool = False,
+        among: Among | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         ctx.set_materialize_grads(False)
-        head = _Head(hidden, weight, bias, temperature, cap, never)
+        head = _Head(hidden, weight, bias, temperature, cap, never, among)
         rows = hidden.shape[0]
         chosen = hidden.new_zeros(rows, dtype=head.dtype)
         top = torch.full_like(chosen, -torch.inf)  # largest logit so far
@@ -241,7 +245,7 @@ class _BlockedHead(torch.autograd.Function):
         total = top + mass.log()
         entropy = total - moment / mass
         ctx.save_for_backward(hidden, weight, bias, tokens, total, entropy)
-        ctx.options, ctx.blocks = (temperature, cap, never), blocks
+        ctx.options, ctx.blocks = (temperature, cap, never, among), blocks
         return chosen - total, entropy, None if squares is None else squares / mass**2
 
     @staticmethod
@@ -249,8 +253,8 @@ class _BlockedHead(torch.autograd.Function):
         ctx: Any, grad_value: Tensor | None, grad_entropy: Tensor | None, _of_squares: None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, total, entropy = ctx.saved_tensors
-        temperature, cap, never = ctx.options
-        head = _Head(hidden, weight, bias, temperature, cap, never)
+        temperature, *_ = ctx.options
+        head = _Head(hidden, weight, bias, *ctx.options)
         grad_hidden = torch.zeros_like(hidden, dtype=head.dtype)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
@@ -302,13 +306,14 @@ class _Head:
         temperature: float | Tensor,
         cap: float | None,
         never: Sequence[int] = (),
+        among: Among | None = None,
     ) -> None:
-        """`temperature`: one for all rows, or (T, 1). `never`: tokens of probability 0."""
+        """`temperature`: one for all rows, or (T, 1). `never`: tokens of probability 0, and so are those that `among` leaves out."""
         self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self._wide = multiplies_widely(hidden, weight)
         self._half = hidden if not self._wide and multiplies_halves(hidden, weight) else None
         self.hidden, self.weight, self.bias = hidden if self._wide else hidden.to(self.dtype), weight, bias
-        self.temperature, self.cap, self.never = temperature, cap, never
+        self.temperature, self.cap, self.never, self.among = temperature, cap, never, among
         self._mean: Tensor | None = None
 
     def rows(self, block: slice) -> Tensor:
@@ -350,6 +355,8 @@ class _Head:
         for token in self.never:
             if block.start <= token < block.stop:
                 z[:, token - block.start] = IMPOSSIBLE
+        if self.among is not None:
+            z.masked_fill_(self.among.left_out(block), IMPOSSIBLE)
         return z, slope
 
 

@@ -18,6 +18,7 @@ from lightrft.models.load import load_processor
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
 from lightrft.models.source import Source
+from lightrft.models.supports import packed
 from lightrft.types import Batch, Inputs, Prompt, Sampling, Trajectory
 
 BLANK = -(2**62)
@@ -76,6 +77,7 @@ def token_layout(trajectories: Sequence[Trajectory], share_prompts: bool) -> Inp
         targets=torch.tensor([x for t in trajectories for x in t.token_ids], dtype=torch.int64),
         predict=torch.tensor(predict, dtype=torch.int64),
         chosen=_chosen(trajectories),
+        support=packed(trajectories),
         experts=_experts(trajectories, prompt_spans, response_spans, len(tokens)),
         counted=_counted(trajectories, prompt_spans, response_spans, len(tokens)),
         media={name: joined(values) for name, values in media.items()},

@@ -3,89 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightrft.engines.base import NONE, Engine, give
-from lightrft.models.families import placeholders
+from lightrft.engines.base import NONE, Engine
 from lightrft.models.logprobs import logprobs
+from lightrft.models.supports import fault
+from lightrft.testing.bench import LOADED, Bench, Check
 from lightrft.testing.checks import Checked, LackingError, lacks, run_checks
 from lightrft.trainer.batching import pack
 from lightrft.trainer.responses import continued
 from lightrft.types import Completion, Continuation, Prompt, Sampling, Trajectory
 
-LENGTHS = (1, 40, 3, 130, 17, 64)
-"""Tokens of the questions."""
 TEMPERATURES = (1.0, 0.7)
-LOADED = 5
-"""The version that is stamped on the weights."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """An engine, and a transformers model that says what is right."""
-
-    engine: Engine
-    reference: Any
-    """Model with the same weights in float32 and with an attention of transformers' own."""
-    decode: Callable[[list[int]], str]
-    tolerance: float
-    requests: int
-    media: Sequence[Prompt] = ()
-    """Questions about media, read."""
-
-    @property
-    def never(self) -> list[int]:
-        """Tokens that no answer may hold."""
-        return placeholders(self.reference.config)
-
-    def prompts(self) -> list[Prompt]:
-        """Prompts of very unequal lengths."""
-        return [self.prompt(length, seed) for seed, length in enumerate(LENGTHS)]
-
-    def prompt(self, length: int, seed: int) -> Prompt:
-        """Prompt of `length` random tokens."""
-        draw = torch.Generator().manual_seed(seed)
-        most = min(200, self.reference.config.get_text_config().vocab_size)
-        tokens = torch.randint(most, (length,), generator=draw).tolist()
-        return Prompt(id=f"prompt-{seed}", token_ids=tokens, messages=[], target=None, source="check")
-
-    def greedy(self, prompts: list[Prompt], tokens: int = 12, **more: Any) -> list[Completion]:
-        """The likeliest answer to each."""
-        sampling = Sampling(**{"max_tokens": tokens, "temperature": 0.0, "ignore_eos": True, **more})
-        return [answers[0] for answers in self.engine.generate(prompts, sampling)]
-
-    def expected(self, prompt: Prompt, tokens: int = 12) -> list[int]:
-        """Greedy tokens that transformers gives."""
-        ids = torch.tensor([prompt.token_ids])
-        options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        options["suppress_tokens"] = self.never or None
-        out = self.reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **options
-        )
-        found: list[int] = out[0, ids.shape[1] :].tolist()
-        return found
-
-    def logprobs(self, prompt: Prompt, answer: Completion, temperature: float) -> Tensor:
-        """(L,) of an answer's tokens by one forward pass."""
-        ids = torch.tensor([[*prompt.token_ids, *answer.token_ids]])
-        with torch.no_grad():
-            logits: Tensor = (
-                self.reference(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / temperature
-            )
-        logits[:, self.never] = -torch.inf
-        return logits.log_softmax(-1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
-
-    def give(self) -> None:
-        """Loads the reference's present weights, each tensor once: a head that is tied comes with the embeddings."""
-        weights = ((name, p.detach()) for name, p in self.reference.named_parameters())
-        give(self.engine, weights, LOADED)
-
-
-Check = Callable[[Bench], None]
 
 
 def greedy_text_is_that_of_generate(bench: Bench) -> None:
@@ -111,6 +44,37 @@ def each_token_has_the_logprob_of_the_distribution_it_was_drawn_from(bench: Benc
                 right = bench.logprobs(prompt, answer, temperature)
                 apart = float((torch.tensor(answer.logprobs) - right).abs().max())
                 lacks(apart > bench.tolerance, f"{apart:.2g} off at temperature {temperature}")
+
+
+def each_token_tells_what_it_was_drawn_among(bench: Bench) -> None:
+    """Also in a response that goes on; the whole vocabulary where the likeliest token is taken."""
+    sampling = Sampling(n=2, max_tokens=8, top_p=0.8, seed=3, ignore_eos=True, support=True)
+    prompts = bench.prompts()
+    for prompt, answers in zip(prompts, bench.engine.generate(prompts, sampling), strict=True):
+        for answer in answers:
+            _among_the_likeliest(bench, prompt, answer, sampling.top_p)
+        going_on = continued(_answer(prompt, answers[0]), 4)
+        ((rest,),) = bench.engine.generate([going_on], sampling)
+        _among_the_likeliest(bench, replace(prompt, token_ids=going_on.token_ids), rest, sampling.top_p)
+    for answer in bench.greedy(prompts, top_p=0.8, support=True):
+        lacks(bool(told := fault(answer)), f"{told} of a greedy response")
+        assert answer.support is not None
+        lacks(bool(answer.support[0].any()), "a greedy token that was drawn among a part of the vocabulary")
+
+
+def _among_the_likeliest(bench: Bench, prompt: Prompt, answer: Completion, top_p: float) -> None:
+    """The support of each token is the smallest set with so much mass, and its log-prob is that among them."""
+    lacks(bool(told := fault(answer, len(answer.token_ids))), f"{told} with top_p={top_p:g}")
+    assert answer.support is not None
+    counts, ids = answer.support
+    rows = bench.distributions(prompt, answer, 1.0)
+    places = zip(rows, ids.long().split(counts.tolist()), answer.token_ids, answer.logprobs, strict=True)
+    for row, among, token, logprob in places:
+        mass, least = float(row[among].exp().sum()), float(row[among].exp().min())
+        lacks(mass < top_p - bench.tolerance, f"a support with the mass {mass:.3g} with top_p={top_p:g}")
+        lacks(mass - least > top_p + bench.tolerance, f"a support larger than top_p={top_p:g} leaves")
+        apart = abs(logprob - float(row[token] - row[among].logsumexp(-1)))
+        lacks(apart > bench.tolerance, f"{apart:.2g} off among the tokens of a support")
 
 
 def a_draw_is_fixed_by_its_seed_and_siblings_differ(bench: Bench) -> None:
@@ -352,6 +316,7 @@ CHECKS: tuple[Check, ...] = (
     answers_carry_the_version_of_their_weights,
     what_slept_and_woke_answers_as_before,
 )
+SUPPORT_CHECKS: tuple[Check, ...] = (each_token_tells_what_it_was_drawn_among,)
 MEDIA_CHECKS: tuple[Check, ...] = (
     answers_about_media_have_the_logprobs_of_the_trainer,
     new_weights_look_anew_at_media_seen_before,
@@ -366,13 +331,16 @@ def check_engine(
     tolerance: float = 1e-3,
     requests: int = 1000,
     media: Sequence[Prompt] = (),
+    support: bool = False,
 ) -> Checked:
     """Every check of the contract, and what is lacking in words; print it, or assert its `ok`.
 
     `reference`: a causal transformers model in float32 with the weights that the engine should have; it is changed and put
     back. `decode`: tokens to text, as the engine was told. `tolerance`: of log-probs, nats. `media`: for models that
-    see or hear, questions whose media were read (Processor.open).
+    see or hear, questions whose media were read (Processor.open). `support`: whether it is to tell what it sampled among, as
+    rollout.keep_sampling_mask asks (Sampling.support).
     """
     bench = Bench(engine, reference.eval(), decode, tolerance, requests, media)
     bench.give()
-    return run_checks(CHECKS + (MEDIA_CHECKS if media else ()), bench)
+    more = (SUPPORT_CHECKS if support else ()) + (MEDIA_CHECKS if media else ())
+    return run_checks(CHECKS + more, bench)

@@ -48,7 +48,7 @@ class Greedy:
         # Words need no seed here. A picture begins with noise, so that it is another one in each step, of the same steps as the others.
         seed = derive_seed(self.config.seed, "baseline", step)
         sampling = training_sampling(self.config.rollout, seed, self.sampler.world)
-        sampling = replace(sampling, n=1, temperature=0.0)
+        sampling = replace(sampling, n=1, temperature=0.0, support=False)
         prompts = [group[0].prompt for group in new]
         likely = self.sampler(
             lambda: rollout(

@@ -93,6 +93,11 @@ class RolloutBuffer:
         taken, self.unanswered = self.unanswered, []
         return taken
 
+    def any_from_a_part(self, groups: Sequence[Group]) -> bool:
+        """Whether any of these was sampled before a resume from a part of the distribution that the trainer does not know."""
+        before = (self.sampled_before.get(group[0].group, {}) for group in groups)
+        return any(settings.get(SAMPLED_BY[1]) for settings in before)
+
     def mark_stale(self) -> None:
         """The weights have changed: what has been sampled and not learned from is of older ones now."""
         mark_older([*self.prefetched, *self.unfinished])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 
@@ -60,7 +61,7 @@ class Collector:
     buffer: RolloutBuffer
     scaler: RewardScaler
     prompts: PromptLoader | None = None
-    """With rollout.rest_passes: what is told which prompts say nothing at present."""
+    """With rollout.rest_passes or rollout.priority_floor: what is told which prompts say nothing at present, and which were solved."""
     baseline: Baseline | None = None
     """Finds the responses to compare with besides the siblings, where the algorithm asks for it."""
     unused: list[Trajectory] = field(default_factory=list, init=False)
@@ -91,8 +92,10 @@ class Collector:
         self._need_some(step, kept, drawn)
         metrics = describe(drawn.groups, self.world) | drawn.counts | self._of_rollout(drawn.groups)
         metrics["rollout/sampling_rounds"] = float(drawn.attempts)
-        if self.prompts is not None:
+        if self.prompts is not None and self.config.rollout.rest_passes:
             metrics["rollout/prompts_resting"] = float(self.prompts.left_out)
+        if self.prompts is not None and self.config.rollout.priority_floor < 1:
+            metrics["rollout/priority"] = self.prompts.mean_priority
         kept, surplus = self._divided(step, kept, drawn)
         if self.config.rollout.extra_groups == "carry_over":
             self.buffer.carried_over = surplus
@@ -122,6 +125,7 @@ class Collector:
         groups = by_group(judged.kept)
         drawn.groups += groups
         self._let_rest(groups)
+        self._prefer(groups)
         worthy: list[Group] = []
         others: list[Group] = []
         for group in groups:
@@ -138,7 +142,7 @@ class Collector:
 
     def _let_rest(self, groups: Sequence[Group]) -> None:
         """Leaves prompts out for some passes whose responses all got the same reward: solved, or hopeless. Called by all ranks."""
-        if self.prompts is None:
+        if self.prompts is None or not self.config.rollout.rest_passes:
             return
         equal = [
             (group[0].prompt.source, group[0].prompt.id)
@@ -147,6 +151,21 @@ class Collector:
         ]
         for names in self.world.gather(equal):
             self.prompts.rest(names, self.config.rollout.rest_passes)
+
+    def _prefer(self, groups: Sequence[Group]) -> None:
+        """Lets prompts be drawn the less often the better their responses were. Called by all ranks."""
+        if self.prompts is None or self.config.rollout.priority_floor == 1:
+            return
+        solved = [
+            (
+                (group[0].prompt.source, group[0].prompt.id),
+                group[0].group,
+                fmean(min(1.0, max(0.0, t.reward)) for t in group),
+            )
+            for group in groups
+        ]
+        for judged in self.world.gather(solved):
+            self.prompts.prefer(judged)
 
     def _need_some(self, step: int, kept: Sequence[Group], drawn: Drawn) -> None:
         """RuntimeError if no rank has a group to learn from."""

@@ -96,7 +96,6 @@ class Learner:
                 found["mismatch/ratio"] ** 2 / square if square > 0 else math.nan
             )
             found["mismatch/chi_square"] = square - 1
-        self.agreement.check(found)
         return found | {f"critic/{name}": x for name, x in of_critic.items()}
 
     def learn(

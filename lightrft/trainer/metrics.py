@@ -83,6 +83,7 @@ METRICS: dict[str, str] = {
     "rollout/staleness": "updates that the weights have seen since they sampled a response's first token, mean over the step's responses, before its own updates; only with the same",
     "rollout/groups_unfinished": "groups whose responses go on in the next step, all ranks; only with the same",
     "rollout/prompts_resting": "prompts that are left out at present, because their responses all got the same reward; only with rollout.rest_passes",
+    "rollout/priority": "how likely a pass draws a prompt, the mean over all prompts; only with rollout.priority_floor below 1",
     "rollout/groups_filtered_out": "groups sampled and not learned from (algorithm.group_filter), all ranks",
     "rollout/groups_carried_over": "surplus groups that wait for the next step, all ranks; only with rollout.extra_groups=carry_over",
     "seconds/rollout": "time sampling responses, on the rank where it took longest, as all seconds/",

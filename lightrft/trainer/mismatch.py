@@ -26,9 +26,11 @@ class Agreement:
     """algorithm.mismatch_correction as it acts in this run; empty with a loss that reads none."""
     _told: bool = False
 
-    def check(self, metrics: Mapping[str, float]) -> None:
-        """Looks at mismatch/... of one step. What only a part was sampled from differs anyway."""
-        if self._told or "mismatch/max" not in metrics or self.config.rollout.samples_from_a_part:
+    def check(self, metrics: Mapping[str, float], *, from_a_part: bool = False) -> None:
+        """Looks at mismatch/... of one step. What was sampled from a part of the distribution that the trainer does not know differs anyway, and
+        so do steps with responses of before a resume that were (`from_a_part`: on this rank). Called by all ranks."""
+        meant = self.world.max(from_a_part) or self.config.rollout.samples_from_a_part
+        if meant or self._told or "mismatch/max" not in metrics:
             return
         told = disagreement(self.config, metrics["mismatch/mean_abs"], metrics["mismatch/max"])
         if told and self.world.is_first:

@@ -102,7 +102,9 @@ class OptimalValues:
         """Source, prompt and reward of each response of this rank to its part of `some`, whose first has the place `start`."""
         world, row = self.sampler.world, self.config.algorithm
         sampling = training_sampling(self.config.rollout, derive_seed(self.config.seed, "values", 0), world)
-        sampling = replace(sampling, n=row.value_samples, first_index=start + world.rank)
+        sampling = replace(
+            sampling, n=row.value_samples, first_index=start + world.rank, support=False
+        )  # none is learned from
         opened = [p for one in some[world.rank :: world.size] if (p := self.prompts.open(one)) is not None]
 
         def draw() -> list[list[Trajectory]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightrft.engines.sampling import stream
-from lightrft.models.experts import added
+from lightrft.models import experts, supports
 from lightrft.models.processor import Processor
 from lightrft.models.words import response_positions
 from lightrft.types import Completion, Continuation, Message, Prompt, Trajectory
@@ -45,6 +45,7 @@ def continued(t: Trajectory, max_tokens: int) -> Prompt:
 
 def extend(t: Trajectory, completion: Completion, processor: Processor, *, turn: int = 0) -> None:
     """Adds what an engine sampled. The text of a response is that of its tokens from place `turn` on, where its last turn begins."""
+    t.support = supports.added(t.support, len(t), completion.support, len(completion.token_ids))
     t.token_ids += completion.token_ids
     t.mask += [True] * len(completion.token_ids)
     t.behavior += completion.logprobs
@@ -52,7 +53,7 @@ def extend(t: Trajectory, completion: Completion, processor: Processor, *, turn:
     t.answer = processor.text(t.token_ids[turn:])
     t.states, t.made = completion.states, completion.made
     if completion.experts is not None:
-        t.experts = added(t.experts, len(t.prompt.token_ids) + len(t) - 1, completion.experts)
+        t.experts = experts.added(t.experts, len(t.prompt.token_ids) + len(t) - 1, completion.experts)
 
 
 def fork(row: Trajectory, tokens: int, turns: int, number: int) -> Trajectory:

@@ -91,6 +91,7 @@ class RLTrainer:
             self.scorer.compare(chosen, self.learner.algorithm)
         mark_use(trajectories, chosen)
         metrics |= self.update(step, balanced(chosen, self.world, self.learner.work))
+        self.learner.agreement.check(metrics, from_a_part=self.buffer.any_from_a_part(groups))
         metrics |= self.learner.follow(step, metrics)
         self.buffer.mark_stale()
         return metrics, trajectories + self.collector.unused

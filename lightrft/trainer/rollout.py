@@ -10,6 +10,7 @@ from lightrft.config import Config, RolloutConfig
 from lightrft.config.rollout import OLD
 from lightrft.engines.base import Engine, EngineError
 from lightrft.models.processor import Processor
+from lightrft.models.supports import fault, restricted
 from lightrft.parallel.world import World
 from lightrft.trainer.responses import begun, continued, extend
 from lightrft.trainer.turns import Turns
@@ -43,7 +44,7 @@ def rollout(
         open_now = sum(sampling.n if prompt.continuation is None else 1 for prompt in asked)
         tell = None if progress is None else lambda done, _tokens: progress(total - open_now + done, total)
         completions = engine.generate(asked, sampling, tell)
-        _check(engine, asked, completions, sampling.n)
+        _check(engine, asked, completions, sampling)
         return completions
 
     if turns is not None:
@@ -89,22 +90,27 @@ def _with_room(unfinished: Sequence[Trajectory], max_tokens: int) -> list[Trajec
     return [t for t in unfinished if len(t) < max_tokens]
 
 
-def _check(engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Completion]], n: int) -> None:
+def _check(
+    engine: Engine, asked: Sequence[Prompt], found: Sequence[Sequence[Completion]], sampling: Sampling
+) -> None:
     """EngineError if an engine gave something else than was asked for."""
     told = ""
     if len(found) != len(asked):
         told = f"responses to {len(found)} prompts instead of {len(asked)}"
     for prompt, answers in zip(asked, found, strict=False):
-        wanted = n if prompt.continuation is None else 1
+        wanted = sampling.n if prompt.continuation is None else 1
         if len(answers) != wanted:
             told = told or f"{len(answers)} responses to a prompt instead of {wanted}"
         for c in answers:
             if len(c.logprobs) != len(c.token_ids):
                 told = told or f"{len(c.logprobs)} log-probs for {len(c.token_ids)} tokens"
+            if sampling.support:
+                told = told or fault(c, restricted(sampling, prompt, len(c.token_ids)))
     if told:
         name = f"{type(engine).__module__}:{type(engine).__name__}"
+        asked_for = "(support=True) " * sampling.support
         raise EngineError(
-            f"the engine {name} gave {told}. Learning needs all of them; lightrft.testing.check_engine says what an engine lacks."
+            f"the engine {name} gave {told}. Learning needs all of them; lightrft.testing.check_engine {asked_for}says what an engine lacks."
         )
 
 
@@ -136,4 +142,5 @@ def training_sampling(config: RolloutConfig, seed: int, world: World | None = No
         min_p=config.min_p,
         stop=tuple(config.stop),
         seed=seed,
+        support=config.keep_sampling_mask,
     )

@@ -274,7 +274,7 @@ class Conversations:
                 anew.remove(talk)
                 continue
             t.token_ids, t.mask, t.behavior, t.said, t.step_rewards, t.forks = [], [], [], [], [], []
-            t.experts = None
+            t.experts = t.support = None
             self._turns.count("forks", -len(talk.ends[1:]))
             talk.open(t)
             talk.episode = episode

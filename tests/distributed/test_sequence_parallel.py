@@ -53,6 +53,7 @@ from lightrft.utils.imports import resolve
 from tests.distributed.launch import together
 from tests.distributed.test_strategies import needs_deepspeed
 from tests.e2e.runs import MEASURED
+from tests.oracles.test_supports import given_supports
 
 UNEVEN = [(21, [7, 1, 0, 19]), (1, [5, 3]), (40, [0]), (3, [2])]
 """Prompts and answers: several groups, answers of no token and of one, 98 tokens read."""
@@ -79,6 +80,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     replies: bool = False
     """Whether others say some of the tokens, as an environment does."""
+    supports: bool = False
+    """Whether most tokens were drawn among a part of the vocabulary."""
 
 
 def adapted(model: Any) -> nn.Module:
@@ -133,6 +136,10 @@ CASES = {
     "replies between what was chosen": Case("qwen3", replies=True),
     "replies, a first token with another temperature": Case(
         "llama", replies=True, options={"first_token_temperature": 0.3}
+    ),
+    "drawn among a part": Case("qwen3", supports=True),
+    "replies, drawn among a part, a small part of the vocabulary at a time": Case(
+        "llama", replies=True, supports=True, options={"max_logits": 300}
     ),
     "experts": Case("qwen3_moe", double=False, options={"balances": True}),
     "a critic of conversations": Case("qwen3", replies=True, prepare=critic),
@@ -193,6 +200,8 @@ def compare(case: Case, team: Any) -> dict[str, float]:
     trajectories = tiny_trajectories(case.shape, seed=1)
     for t in trajectories if case.replies else ():
         t.mask = [place % 3 != 1 for place in range(len(t))]
+    if case.supports:
+        given_supports(trajectories)
     batch = pack(trajectories, share_prompts=case.share_prompts)
     assert batch.inputs is not None
     of_team = for_team(batch, team)

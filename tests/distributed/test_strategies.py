@@ -30,6 +30,7 @@ from lightrft.trainer.batching import Batching, by_group
 from lightrft.trainer.optimize import Averaging, optimize
 from lightrft.types import Terms
 from tests.distributed.launch import together
+from tests.oracles.test_supports import given_supports
 
 SHAPE = [(6, [5, 3, 9, 1]), (4, [2, 7]), (9, [1]), (3, [12, 4, 4])]
 CPU = torch.device("cpu")
@@ -48,6 +49,8 @@ def answers_of(step, family="llama"):
     for t in answers:
         for name in ("advantages", "returns", "values"):
             t.columns[name] = torch.randn(len(t), generator=draw)
+    if step == 2:  # as tokens that were drawn among a part of the vocabulary
+        given_supports(answers)
     return answers
 
 

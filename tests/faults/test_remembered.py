@@ -14,7 +14,7 @@ from lightrft.build.assemble import check_unfinished
 from lightrft.config import ReplayConfig, RolloutConfig
 from lightrft.runs.reader import Run
 from lightrft.testing import tiny_trajectories
-from lightrft.trainer.buffer import RolloutBuffer
+from lightrft.trainer.buffer import RolloutBuffer, waiting_by_settings
 from tests.distributed.conftest import lightrft, server
 from tests.distributed.pair import ranks
 from tests.faults.small_runs import SMALL, begin, go_on
@@ -245,3 +245,22 @@ def test_one_process_goes_on_with_what_two_have_drawn(lightrft, tmp_path, caplog
     for name in ("ratio/mean", "reward/mean", "approx_kl"):
         assert found.told[3][name] == pytest.approx(rows[2][name], abs=1e-4)
     assert "1 instead of 2: 4 groups that wait" in caplog.text
+
+
+def test_what_was_sampled_from_a_part_is_known_for_as_long_as_it_waits():
+    """Also after a resume with other settings that let it wait, and a checkpoint of theirs."""
+    options, (one, other) = (
+        ReplayConfig(groups_per_step=2, max_age=9),
+        tiny_trajectories([(3, [2]), (3, [4])]),
+    )
+    by = [{"is_another_program": False, "samples_from_a_part": part} for part in (True, False)]
+    first, second = (RolloutBuffer(options, sampled_at=now) for now in by)
+    first.add(1, [[one]])
+    second.load(first.packed(first.state()))
+    second.add(2, [[other]])
+    third = RolloutBuffer(options, sampled_at=by[1])
+    third.load(second.packed(second.state()))
+    for buffer in (second, third):
+        assert list(waiting_by_settings(buffer.packed(buffer.state()), 0)) == [(by[0], 0, 1), (by[1], 0, 1)]
+    third.replayable = third.replayable[1:]
+    assert list(waiting_by_settings(third.packed(third.state()), 0)) == [(by[1], 0, 1)]

@@ -60,6 +60,8 @@ FEATURES = {
     "entropy": {"algorithm.high_entropy_fraction": 0.5},
     "cold": {"rollout.temperature": 0.7, "rollout.top_k": 50},
     "first_hot": {"rollout.first_token_temperature": 2.0, "rollout.first_token_top_k": 8},
+    "mask": {"rollout.top_p": 0.9, "rollout.keep_sampling_mask": True},
+    "prioritized": {"rollout.priority_floor": 0.3},
     "micro": {"update.tokens_per_micro_batch": 64, "update.share_prompts": False},
 }
 CHANGES = [
@@ -95,8 +97,10 @@ class Part:
     """Step -> what it learned from, and what it did not."""
     remembered: set[int]
     """Groups that wait, not judged yet, when it is left."""
+    places: int
+    """Places of the data gone through so far."""
     asked: int
-    """Prompts drawn so far."""
+    """Prompts drawn so far; fewer where a pass leaves some out."""
     log: str
 
 
@@ -150,7 +154,8 @@ def part(call, folder, until, settings):
         return None
     waiting = [*trainer.buffer.prefetched, *trainer.buffer.unfinished]
     remembered = {t.group for group in waiting for t in group}
-    return Part(settings, trainer.seen, remembered, trainer.parts["prompts"].position, "\n".join(told.lines))
+    prompts, lines = trainer.parts["prompts"], "\n".join(told.lines)
+    return Part(settings, trainer.seen, remembered, prompts.position, sum(prompts.given), lines)
 
 
 def whole(ranks):
@@ -159,9 +164,11 @@ def whole(ranks):
         assert ranks == [None] * len(ranks), "some ranks refused the settings and others did not"
         return None
     seen = {step: [t for rank in ranks for t in rank.seen[step]] for step in ranks[0].seen}
-    assert all(rank.seen.keys() == seen.keys() and rank.asked == ranks[0].asked for rank in ranks)
+    places, asked = ranks[0].places, ranks[0].asked
+    assert all(rank.seen.keys() == seen.keys() for rank in ranks)
+    assert all((rank.places, rank.asked) == (places, asked) for rank in ranks)
     remembered = set().union(*(rank.remembered for rank in ranks))
-    return Part(ranks[0].settings, seen, remembered, ranks[0].asked, "\n".join(rank.log for rank in ranks))
+    return Part(ranks[0].settings, seen, remembered, places, asked, "\n".join(rank.log for rank in ranks))
 
 
 class Told(logging.Handler):
@@ -224,8 +231,11 @@ def nothing_is_lost_or_learned_twice(rows, parts):
                 assert uses & {"trained", "masked", "unselected"}, f"group {group}: {times}"
         if "waiting" in times[-1][2]:
             assert times[-1][0] == last or "dropped" in log, f"group {group} waits for ever: {times}"
-    asked, known = set(range(parts[-1].asked)), came.keys() | parts[-1].remembered
-    assert asked == known or "dropped" in log, f"lost: {asked - known}"
+    places, known = set(range(parts[-1].places)), came.keys() | parts[-1].remembered
+    assert known <= places
+    skips = any("rollout.priority_floor" in each.settings for each in parts)
+    assert len(known) == parts[-1].asked or "dropped" in log, f"lost: {sorted(places - known)}"
+    assert skips or parts[-1].asked == len(places)
 
 
 def metrics_are_those_of_the_saved_responses(folder, rows):
@@ -246,7 +256,10 @@ def metrics_are_those_of_the_saved_responses(folder, rows):
 
 def old_is_what_was_sampled(trained, parts):
     """The log-prob that the ratio divides by is the one at sampling, up to rounding and what a restricted draw leaves out."""
-    if any({"rollout.top_k", "rollout.first_token_top_k"} & each.settings.keys() for each in parts):
+    restrictions = {"rollout.top_k", "rollout.first_token_top_k"}
+    if any(
+        restrictions & s.keys() and "rollout.keep_sampling_mask" not in s for s in (p.settings for p in parts)
+    ):
         return  # behaviour is that of the restricted distribution, also of what an earlier part has left
     for t in (t for t in trained if "old" in t.columns):
         mask = torch.tensor(t.mask)

@@ -25,6 +25,7 @@ from lightrft.commands.plan import models_of
 from lightrft.commands.plan.memory import SHOWN, Item, Lengths, Models, engine_of, items, passes, sums
 from lightrft.config import Config
 from lightrft.models.describe import without_weights
+from lightrft.models.supports import repeated
 from lightrft.models.values import critic_size
 from lightrft.runs.folder import check_new
 from lightrft.strategy.base import Trainable
@@ -145,8 +146,9 @@ def measure_engine(config: Config, questions: Questions, policy: Policy, *, conc
 
 
 def step_answers(config: Config, questions: Questions, policy: Policy, length: int) -> list[Trajectory]:
-    """The responses of one step, made up: real prompts, every response `length` sampled tokens long."""
+    """The responses of one step, made up: real prompts, every response `length` sampled tokens long, with what these were drawn among."""
     tokens = list(islice(cycle([x for t in policy.samples for x in t.token_ids]), length))
+    support = repeated(policy.samples, length)
     prompts = list(
         islice(
             cycle(spread(questions.read, config.rollout.prompts_per_step)), config.rollout.prompts_per_step
@@ -154,7 +156,13 @@ def step_answers(config: Config, questions: Questions, policy: Policy, length: i
     )
     return [
         Trajectory(
-            prompt=p, group=g, token_ids=tokens, mask=[True] * length, behavior=[0.0] * length, finish="stop"
+            prompt=p,
+            group=g,
+            token_ids=tokens,
+            mask=[True] * length,
+            behavior=[0.0] * length,
+            finish="stop",
+            support=support,
         )
         for g, p in enumerate(prompts)
         for _ in range(config.rollout.group_size)

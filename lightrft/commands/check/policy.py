@@ -164,7 +164,7 @@ def judge_mismatch(section: Section, config: Config, mean: float, largest: float
     if config.rollout.samples_from_a_part:
         section.fact(
             "",
-            "the engine's log-probs are of the tokens that top_k, first_token_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant",
+            "the engine's log-probs are of the tokens that top_k, first_token_top_k, top_p and min_p leave, the trainer's of all: part of the difference is meant (rollout.keep_sampling_mask=true takes both of what is left)",
         )
     told = disagreement(config, mean, largest)
     if told:

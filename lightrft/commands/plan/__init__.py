@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import ceil
 
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.requirements import build_for
@@ -13,6 +14,7 @@ from lightrft.build.models import check_models, critic_source, teacher_model
 from lightrft.build.process import shared
 from lightrft.build.tables import SHARED, check_optimizer, check_processes, footprint
 from lightrft.commands.plan.memory import (
+    SHOWN,
     Item,
     Lengths,
     Models,
@@ -21,6 +23,7 @@ from lightrft.commands.plan.memory import (
     engine_of,
     items,
     largest_batch,
+    left_by_sampling,
     passes,
     scoring,
     sums,
@@ -34,7 +37,7 @@ from lightrft.models.lora import starts_as_base
 from lightrft.models.source import Source
 from lightrft.parallel.team import check_team_size
 from lightrft.parallel.world import World
-from lightrft.strategy.footprint import Footprint
+from lightrft.strategy.footprint import EXACT, Footprint
 from lightrft.strategy.memory import Phase
 from lightrft.utils.imports import resolve
 
@@ -149,7 +152,11 @@ class Plan:
     @property
     def host(self) -> list[Item]:
         """What a process keeps in host memory, where that is known."""
-        return []
+        rollout = self.config.rollout
+        answers = ceil(rollout.prompts_per_step * rollout.group_size / self.hardware.devices)
+        size = EXACT * (left_by_sampling(rollout) + 1) * self.lengths.answer * answers
+        told = Item("what tokens were sampled among", size, SHOWN)
+        return [told] if rollout.keep_sampling_mask else []
 
     @cached_property
     def problems(self) -> list[str]:

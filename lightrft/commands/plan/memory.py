@@ -14,6 +14,10 @@ from lightrft.models.products import logits_at_once
 from lightrft.strategy.footprint import EXACT, Footprint
 from lightrft.strategy.memory import RESIDENCY, Phase, kind_of
 
+WHOLE = 8
+"""Bytes of an int64."""
+FEW_LEFT = 64
+"""Tokens that top-p or min-p leave of a distribution, taken to be so many: in the mean over the tokens of a trained model it is fewer."""
 SHOWN = (Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN)
 
 
@@ -184,15 +188,35 @@ def activations(config: Config | OfflineConfig, shape: Shape, tokens: int) -> in
     own = -(-tokens // config.strategy.sequence_parallel)
     recomputed = shape.working if config.model.gradient_checkpointing else 0.0
     states = 3 * EXACT * shape.hidden  # in float32 for the head: states, their gradient, and a block's
-    chunk = 2 * EXACT * min(_chunk(config), own * shape.operations.head // shape.hidden)
-    return int(own * (shape.kept + recomputed + states)) + chunk
+    chunk = _logit(config) * min(_chunk(config), own * shape.operations.head // shape.hidden)
+    return int(own * (shape.kept + recomputed + states)) + chunk + _supports(config, tokens)
 
 
 def scoring(config: Config | OfflineConfig, shape: Shape, tokens: int) -> int:
     """Bytes that a pass without gradients takes: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
-    chunk = 2 * EXACT * min(_chunk(config), own * shape.operations.head // shape.hidden)
-    return int(own * (shape.working + EXACT * shape.hidden)) + chunk
+    chunk = _logit(config) * min(_chunk(config), own * shape.operations.head // shape.hidden)
+    return int(own * (shape.working + EXACT * shape.hidden)) + chunk + _supports(config, tokens)
+
+
+def _logit(config: Config | OfflineConfig) -> int:
+    """Bytes of a logit of a chunk: itself and its gradient or its power, and whether it was left out of sampling."""
+    kept = isinstance(config, Config) and config.rollout.keep_sampling_mask
+    return 2 * EXACT + kept
+
+
+def _supports(config: Config | OfflineConfig, tokens: int) -> int:
+    """Bytes of what `tokens`, as if all were sampled, were drawn among: for each id the place of its token and itself, which a block of logits
+    copies to look for its own (models/supports.py)."""
+    return (4 * WHOLE + 1) * tokens * left_by_sampling(config.rollout) if isinstance(config, Config) else 0
+
+
+def left_by_sampling(rollout: RolloutConfig) -> int:
+    """Ids that are kept for each sampled token (rollout.keep_sampling_mask), all those of top-k, and of top-p and min-p `FEW_LEFT`."""
+    if not rollout.keep_sampling_mask:
+        return 0
+    few = FEW_LEFT if rollout.top_p < 1 or rollout.min_p else 0
+    return min(filter(None, (rollout.top_k, few)), default=0)
 
 
 def _chunk(config: Config | OfflineConfig) -> int:

@@ -12,7 +12,7 @@ from lightrft.build.models import build_critic, build_reference
 from lightrft.build.tables import STRATEGIES, engine_footprint, footprint
 from lightrft.cli import main
 from lightrft.commands.plan import GIB, Hardware, Lengths, Rates, offline, plan
-from lightrft.commands.plan.memory import largest_batch
+from lightrft.commands.plan.memory import activations, largest_batch
 from lightrft.commands.plan.shape import Shape
 from lightrft.commands.plan.work import traffic
 from lightrft.config import (
@@ -592,6 +592,24 @@ def test_a_plan_of_fine_tuning_counts_what_samples_held_out_responses(model):
     short = planned("single", gib=1.5 * max(found.sums.values()) / GIB, sampled_tokens=10_000_000)
     (told,) = short.problems
     assert "while held-out responses are sampled" in told
+
+
+def test_what_tokens_were_sampled_among_is_planned(model):
+    """4 bytes for each token and id of a device's responses on the host; of a batch 33 for an id, and one for a logit."""
+    plain = settings(model(SMALL, "llama"), backend="fsdp")
+    hardware = Hardware(devices=2, memory_gib=80)
+    assert plan(plain, hardware, LENGTHS).host == []
+    for options, left in (({"top_k": 20}, 20), ({"top_p": 0.9}, 64), ({"top_k": 9, "min_p": 0.1}, 9)):
+        mask = replace(plain.rollout, group_size=8, keep_sampling_mask=True, **options)
+        found = plan(replace(plain, rollout=mask), hardware, LENGTHS)
+        (kept,) = found.host
+        assert kept.bytes == 4 * (left + 1) * 1024 * 64 * 8 / 2
+        more = [
+            activations(config, found.models.actor, tokens)
+            for config in (found.config, plain)
+            for tokens in (1000, 2000)
+        ]
+        assert (more[1] - more[0]) - (more[3] - more[2]) >= 33 * left * 1000
 
 
 def test_values_before_the_first_step_are_planned(model):

@@ -67,6 +67,7 @@ def test_what_a_layer_resolves_to_fits_the_schema_of_its_command(layer, command)
         {"stepz": 1},
         {"steps": "ten"},
         {"rollout": {"top_p": 0}},
+        {"rollout": {"priority_floor": 0.001}},
         {"model": "x"},
         {"seed": 2**32},
         {"extends": 1},

@@ -176,3 +176,75 @@ def test_a_state_from_before_prompts_could_rest_is_read():
     resumed = PromptLoader([(source("a", 7), 1.0)], seed=5)
     resumed.load(state)
     assert ids(resumed.draw(9)) == ids(loader.draw(9))
+
+
+def solved(group, *shares):
+    """Of so many groups, the first of this number, the prompts and the mean rewards."""
+    return [(("a", f"a/{n}"), group + n, share) for n, share in enumerate(shares)]
+
+
+def test_passes_draw_a_prompt_as_often_as_its_priority_says():
+    """Of 400 passes; a prompt that nobody judged is drawn in each."""
+    loader = PromptLoader([(source("a", 4), 1.0)], seed=3, priority_floor=0.1)
+    loader.prefer([*solved(0, 1.0, 0.5, 0.0), (("b", "not of this data"), 3, 1.0)])
+    assert loader.mean_priority == pytest.approx((0.1 + 0.5 + 1 + 1) / 4)
+    found, passes = Counter[str](), 400
+    while loader.position < 4 * passes:
+        found.update(ids(loader.draw(1)))
+    assert found["a/2"] == found["a/3"] == passes
+    assert abs(found["a/0"] - 0.1 * passes) < 4 * (0.09 * passes) ** 0.5
+    assert abs(found["a/1"] - 0.5 * passes) < 4 * (0.25 * passes) ** 0.5
+    loader.prefer(solved(4, 0.0))
+    loader.draw(4)
+    start = loader.position
+    again = Counter[str]()
+    while loader.position < start + 40:
+        again.update(ids(loader.draw(1)))
+    assert again["a/0"] == 10
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_resumed_loader_knows_priorities_on_any_number_of_ranks(size):
+    sources = [(source("a", 7), 2.0), (source("b", 4), 1.0)]
+    loader = PromptLoader(sources, seed=5, priority_floor=0.1)
+    loader.draw(3)
+    loader.prefer([(("a", "a/1"), 0, 0.8), (("a", "a/6"), 1, 0.7), (("b", "b/0"), 2, 1.0)])
+    loader.rest([("a", "a/2")], 2)
+    loader.draw(2)
+    ranks = [PromptLoader(sources, seed=5, rank=rank, size=size, priority_floor=0.1) for rank in range(size)]
+    for rank in ranks:
+        rank.load(json.loads(json.dumps(loader.state())))
+    shares = [ids(rank.draw(12)) for rank in ranks]
+    assert [n for turn in zip(*shares, strict=True) for n in turn] == ids(loader.draw(12 * size))
+
+
+def test_a_resume_obeys_another_floor_and_draws_all_with_none():
+    """Whatever the floor was when a prompt was judged."""
+    sources = [(source("a", 4), 1.0)]
+    loader = PromptLoader(sources, seed=5, priority_floor=0.01)
+    loader.prefer(solved(0, 1.0, 1.0, 0.7))
+    assert loader.mean_priority == pytest.approx((0.01 + 0.01 + 0.3 + 1) / 4)
+    state = json.loads(json.dumps(loader.state()))
+    for floor, mean in ((0.5, (0.5 + 0.5 + 0.5 + 1) / 4), (0.1, (0.1 + 0.1 + 0.3 + 1) / 4), (1.0, 1.0)):
+        resumed = PromptLoader(sources, seed=5, priority_floor=floor)
+        resumed.load(state)
+        assert resumed.mean_priority == pytest.approx(mean)
+    drawn = ids(resumed.draw(12))  # of the floor 1
+    assert drawn == ids(PromptLoader(sources, seed=5).draw(12))
+    late = PromptLoader(sources, seed=5, priority_floor=0.1)
+    late.load(json.loads(json.dumps(resumed.state())))
+    assert late.mean_priority == 1.0, "nobody measured while all were drawn"
+
+
+def test_the_group_of_a_prompt_that_was_drawn_last_counts_in_whatever_order_they_are_judged():
+    """As that of the rank which drew it, or a response that took several steps."""
+    groups = [(("a", "a/0"), 3, 0.25), (("a", "a/0"), 7, 0.5), (("a", "a/1"), 4, 1.0)]
+    states = []
+    for order in (groups, groups[::-1]):
+        loader = PromptLoader([(source("a", 2), 1.0)], seed=5, priority_floor=0.1)
+        for one in order:
+            loader.prefer([one])
+        states.append(loader.state()["solved"])
+    together = PromptLoader([(source("a", 2), 1.0)], seed=5, priority_floor=0.1)
+    together.prefer(groups[::-1])
+    assert states == [[[[0, 7, 0.5], [1, 4, 1.0]]]] * 2 == [together.state()["solved"]] * 2

@@ -181,6 +181,10 @@ def test_rows_of_a_file_and_of_the_hubs_form_are_passed_over_by_number(tmp_path)
         (["--tasks.train", "tiny", "1"], "streams task `file` alone, and tasks.train has tiny"),
         (["--tasks.train", "file", "1", "--tasks.train-limit", "9"], "Set one of them to 0"),
         (["--tasks.train", "file", "1", "--rollout.rest-passes", "1"], "rollout.rest_passes=1 has no effect"),
+        (
+            ["--tasks.train", "file", "1", "--rollout.priority-floor", "0.5"],
+            "rollout.priority_floor=0.5 has no",
+        ),
         (["--tasks.train", "file", "1", "--tasks.stream-block", "-1"], "tasks.stream_block=-1"),
     ],
 )

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightrft.config import MediaConfig, ModelConfig, NativeEngineConfig, RolloutConfig
 from lightrft.engines.native import NativeEngine, native_engine
@@ -27,9 +28,10 @@ def test_the_native_engine_does_all(tmp_path, family, own_weights):
         module = Source(ModelConfig(path=str(tiny_folder(tmp_path / "m", family))), learns=False).empty()
     else:
         module = tiny_model(family, attention=ATTENTION)
-    found = check_engine(NativeEngine(module, frozenset(), decode, NativeEngineConfig()), reference, decode)
+    engine = NativeEngine(module, frozenset(), decode, NativeEngineConfig())
+    found = check_engine(engine, reference, decode, support=True)
     assert found.ok, str(found)
-    assert len(found.passed) == 13
+    assert len(found.passed) == 14
 
 
 def test_the_native_engine_reads_media_as_the_trainer():
@@ -52,6 +54,38 @@ class Lacking(NativeEngine):
 
     def load_weights(self, weights):
         list(weights)
+
+
+class Guessing(NativeEngine):
+    """Says that tokens were drawn among all, or among one more than they were."""
+
+    more = True
+
+    def generate(self, prompts, sampling, progress=None):
+        groups = super().generate(prompts, sampling, progress)
+        if not sampling.support or not sampling.temperature:
+            return groups
+        return [[replace(answer, support=self.told(*answer.support)) for answer in group] for group in groups]
+
+    def told(self, counts, ids):
+        if not self.more:
+            return torch.zeros_like(counts), ids[:0]
+        parts = [part.tolist() for part in ids.split(counts.tolist())]
+        parts = [sorted({*part, min({*range(300)} - {*part})}) for part in parts]
+        return counts + 1, torch.tensor([x for part in parts for x in part], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"), [(True, "a support larger than top_p=0.8 leaves"), (False, "no ids for 8 tokens")]
+)
+def test_an_engine_that_tells_of_other_tokens_than_it_drew_among_is_told_so(more, told):
+    engine = Guessing(tiny_model("llama", attention=ATTENTION), frozenset(), decode, NativeEngineConfig())
+    engine.more = more
+    found = check_engine(
+        engine, tiny_model("llama", attention="sdpa"), decode, requests=20, support=True, tolerance=1e-5
+    )
+    assert found.lacking.keys() == {"each token tells what it was drawn among"}
+    assert told in str(found)
 
 
 def test_an_engine_is_told_exactly_what_it_lacks():

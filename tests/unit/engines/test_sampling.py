@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightrft.engines.sampling import candidates_after, draw, stream, uniforms
+from lightrft.engines.sampling import candidates_after, draw, draw_telling, stream, uniforms
 from lightrft.types import Sampling
 
 
@@ -55,6 +56,13 @@ def test_support_and_logprobs_are_those_of_the_rules(sampling: Sampling, vocabul
     tokens, logprobs = draw(
         logits[None].clone(), torch.zeros(count, dtype=torch.int64), uniform_grid(count), sampling
     )
+    asked = replace(sampling, support=True)
+    same, _, (left,) = draw_telling(
+        logits[None].clone(), torch.zeros(count, dtype=torch.int64), uniform_grid(count), asked
+    )
+    assert torch.equal(same, tokens)
+    restricts = sampling.top_k or sampling.top_p < 1 or sampling.min_p
+    assert sorted(left.tolist()) == (sorted(expected) if restricts else [])
     assert set(tokens.tolist()) <= set(expected)
     assert {token for token, p in expected.items() if p > 1 / count} <= set(tokens.tolist())
     assert_close(
