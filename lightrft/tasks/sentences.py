@@ -81,8 +81,8 @@ class Words:
     things: list[str]
 
 
-def questions(split: str, seed: int) -> list[tuple[str, dict[str, Any]]]:
-    """Distinct questions with their target objects, the four kinds of sentence in turn.
+def questions(split: str, seed: int, kind: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """Distinct questions with their target objects, the four kinds of sentence in turn, or those of them that are of one kind.
 
     The evaluation split is the same for every seed.
     """
@@ -90,12 +90,19 @@ def questions(split: str, seed: int) -> list[tuple[str, dict[str, Any]]]:
     words = Words(*(_part(all_words, held_out) for all_words in (NAMES, CITIES, JOBS, THINGS)))
     draw = random.Random("sentences/evaluate" if held_out else f"sentences/train/{seed}")
     found: dict[str, dict[str, Any]] = {}
-    kinds = (_person, _job, _trip, _sale)
+    kinds = list(KINDS.values())
     size = EVALUATE if held_out else TRAIN
     while len(found) < size:
         templates, target = kinds[len(found) % len(kinds)](draw, words)
         found.setdefault(question(draw.choice(templates), target), target)
-    return list(found.items())
+    return list(found.items())[list(KINDS).index(kind) :: len(KINDS)] if kind else list(found.items())
+
+
+def kind_named(option: str) -> str:
+    """The kind of sentence that an option of the task names; "" for none, which is all. ValueError where there is no such kind."""
+    if option and option not in KINDS:
+        raise ValueError(f"task 'demo:{option}': there are demo and demo:{', demo:'.join(KINDS)}.")
+    return option
 
 
 def question(template: str, target: Mapping[str, Any]) -> str:
@@ -182,6 +189,9 @@ def _sale(draw: random.Random, words: Words) -> tuple[tuple[str, ...], dict[str,
         "count": count,
         "price": price,
     }
+
+
+KINDS = {"person": _person, "job": _job, "trip": _trip, "sale": _sale}
 
 
 def _part(words: list[str], held_out: bool) -> list[str]:

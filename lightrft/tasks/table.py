@@ -159,15 +159,14 @@ EPISODES, HELD_OUT_EPISODES = 4096, 128
 
 
 def demo(option: str) -> Task:
-    """Turn a sentence into JSON; see sentences.py."""
-    no_option("demo", option)
+    """Turn a sentence into JSON, of all kinds or as `demo:trip` of one; see sentences.py."""
+    kind = sentences.kind_named(option)
+    name = f"demo:{kind}" if kind else "demo"
 
     def load(split: Split, config: TaskConfig, data: str, seed: int) -> Records:
-        return limited(generated("demo", sentences.questions(split, seed), config), split, config)
+        return limited(generated(name, sentences.questions(split, seed, kind), config), split, config)
 
-    return Task(
-        "demo", load, {"json": 1.0}, sentences.gold, extract=str.strip, max_tokens=sentences.MAX_TOKENS
-    )
+    return Task(name, load, {"json": 1.0}, sentences.gold, extract=str.strip, max_tokens=sentences.MAX_TOKENS)
 
 
 def tiny_task(option: str) -> Task:

@@ -265,6 +265,21 @@ def test_the_words_of_the_demos_evaluation_never_occur_in_its_training():
     assert not words("evaluate") & words("train")
 
 
+@pytest.mark.parametrize("split", ["train", "evaluate"])
+def test_the_demos_kinds_of_sentence_are_tasks_that_share_out_all_of_them(split):
+    keys = {
+        "person": ["name", "age", "city"],
+        "job": ["name", "job", "city"],
+        "trip": ["start", "goal", "hours"],
+        "sale": ["name", "item", "count", "price"],
+    }
+    parts = {kind: load(f"demo:{kind}", split) for kind in keys}
+    assert all(list(record.target) == keys[kind] for kind, part in parts.items() for record in part)
+    whole = sorted(record.messages[0]["content"] for record in load("demo", split))
+    assert sorted(record.messages[0]["content"] for part in parts.values() for record in part) == whole
+    assert {len(part) for part in parts.values()} == {len(whole) // 4}
+
+
 def test_the_demo_states_every_value_in_its_sentence():
     for record in load("demo", "evaluate"):
         sentence, order = record.messages[0]["content"].split("\n")
