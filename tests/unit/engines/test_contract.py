@@ -12,6 +12,9 @@ from lightrft.models.attention import ATTENTION
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.source import Source
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_model, tiny_processor
+from lightrft.testing.bench import Bench
+from lightrft.testing.checks import run_checks
+from lightrft.testing.engines import SUPPORT_CHECKS
 from lightrft.utils.imports import resolve
 from tests.unit.engines.stand_in import healthy, standing_in
 
@@ -57,7 +60,7 @@ class Lacking(NativeEngine):
 
 
 class Guessing(NativeEngine):
-    """Says that tokens were drawn among all, or among one more than they were."""
+    """Says that tokens were drawn among all, or among two more than they were."""
 
     more = True
 
@@ -71,8 +74,8 @@ class Guessing(NativeEngine):
         if not self.more:
             return torch.zeros_like(counts), ids[:0]
         parts = [part.tolist() for part in ids.split(counts.tolist())]
-        parts = [sorted({*part, min({*range(300)} - {*part})}) for part in parts]
-        return counts + 1, torch.tensor([x for part in parts for x in part], dtype=torch.int32)
+        parts = [[*part, *sorted({*range(300)} - {*part})[:2]] for part in parts]
+        return counts + 2, torch.tensor([x for part in parts for x in part], dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +84,9 @@ class Guessing(NativeEngine):
 def test_an_engine_that_tells_of_other_tokens_than_it_drew_among_is_told_so(more, told):
     engine = Guessing(tiny_model("llama", attention=ATTENTION), frozenset(), decode, NativeEngineConfig())
     engine.more = more
-    found = check_engine(
-        engine, tiny_model("llama", attention="sdpa"), decode, requests=20, support=True, tolerance=1e-5
-    )
+    bench = Bench(engine, tiny_model("llama", attention="sdpa").eval(), decode, tolerance=1e-5, requests=20)
+    bench.give()
+    found = run_checks(SUPPORT_CHECKS, bench)
     assert found.lacking.keys() == {"each token tells what it was drawn among"}
     assert told in str(found)
 
