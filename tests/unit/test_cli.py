@@ -242,7 +242,7 @@ def test_an_error_that_we_did_not_raise_keeps_its_traceback(tmp_path: Path) -> N
 
 OF_OTHER_COMMANDS = (
     "sft_", "reward_", "dpo_", "diffusion_dpo", "diffusion_sft", "digits_dpo", "digits_reward", "digits_sft", "two_digits_sft",
-    "moving_sft",
+    "moving_sft", "shapes_sft",
 )  # fmt: skip
 """Beginnings of the names of layers that are none of `lightrft train`."""
 
