@@ -1,4 +1,4 @@
-"""Which fields of a row are asked for."""
+"""Fields of a row that are asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ class Fields:
     """Fields of a row that somebody asks for by name."""
 
     required: frozenset[str]
-    """Those that must be there."""
+    """Fields that must be there."""
     optional: frozenset[str] = frozenset()
-    """Those that are taken where they are there."""
+    """Fields that are taken where they are there."""

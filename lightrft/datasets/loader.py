@@ -112,8 +112,8 @@ class PromptLoader:
             self.resting[source][place] = now + passes - (not drawn_now)
 
     def prefer(self, judged: Iterable[tuple[tuple[str, str], int, float]]) -> None:
-        """Of each of these groups the prompt (source, id), the number, and the mean reward s within 0 and 1: from now on a pass draws the prompt
-        with the probability 1 - s, at least `priority_floor`.
+        """Takes of each of these groups the prompt (source, id), the number, and the mean reward s within 0 and 1: from now on a pass draws the
+        prompt with the probability 1 - s, at least `priority_floor`.
 
         Of several groups of a prompt the one drawn last counts, which has the highest number, in whatever order they are judged. As `rest`, to be
         called on all ranks alike.

@@ -59,7 +59,7 @@ def draw(logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Samplin
 def draw_telling(
     logits: Tensor, rows: Tensor | None, uniform: Tensor, sampling: Sampling, first: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """As `draw`, and with `sampling.support` the ids (k,) int32 on the CPU that each row of logits was drawn among; (0,) for the whole vocabulary.
+    """What `draw` gives, and with `sampling.support` the ids (k,) int32 on the CPU that each row of logits was drawn among; (0,) for the whole vocabulary.
     `first`: the rows that `sharpened_first` had changed."""
     if rows is None:
         rows = torch.arange(len(logits), device=logits.device)

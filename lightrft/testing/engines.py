@@ -47,7 +47,7 @@ def each_token_has_the_logprob_of_the_distribution_it_was_drawn_from(bench: Benc
 
 
 def each_token_tells_what_it_was_drawn_among(bench: Bench) -> None:
-    """Also in a response that goes on; the whole vocabulary where the likeliest token is taken."""
+    """A response that goes on tells it too; the whole vocabulary where the likeliest token is taken."""
     sampling = Sampling(n=2, max_tokens=8, top_p=0.8, seed=3, ignore_eos=True, support=True)
     prompts = bench.prompts()
     for prompt, answers in zip(prompts, bench.engine.generate(prompts, sampling), strict=True):
