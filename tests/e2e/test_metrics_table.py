@@ -90,6 +90,7 @@ def critical_run(server, tmp_path_factory):
         ),
         *("--rollout.max-tokens-per-step", "6", "--algorithm.entropy-target", "1.0"),
         *("--algorithm.off-policy-mask-limit", "0.5", "--rollout.rest-passes", "1"),
+        *("--rollout.priority-floor", "0.5"),
         *("--algorithm.options", "dual_clip", "3"),
         *("--algorithm.teacher-coefficient", "0.1", "--teacher.path", "random:llama"),
     ]
