@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from lightrft.algorithms.algorithm import Algorithm
-from lightrft.algorithms.requirements import check_remembered, correction_of
+from lightrft.algorithms.requirements import check_remembered
 from lightrft.build.process import peak_teraflops
-from lightrft.build.waiting import check_sampling_mask, waiting_in
+from lightrft.build.waiting import check_correction, check_sampled_at, check_sampling_mask
 from lightrft.config import Config, RolloutConfig
 from lightrft.datasets.loader import PromptLoader
 from lightrft.engines.base import Engine
@@ -301,50 +301,6 @@ def checked_left(config: Config, algorithm: Algorithm, state: Mapping[str, Any] 
     check_learners(config, algorithm, state)
     check_values(config, algorithm, state)
     return left
-
-
-def check_sampled_at(config: Config, state: Mapping[str, Any] | None) -> None:
-    """ValueError if responses wait in a checkpoint, also those to be learned from again, whose log-probs are of another temperature."""
-    for settings, waiting, again in waiting_in(config, state):
-        for name in SAMPLED_AT:
-            now = getattr(config.rollout, name)
-            before = settings.get(name, now)
-            if now != before and waiting + again:
-                raise ValueError(
-                    f"rollout.{name}={now:g}: the checkpoint holds responses that were sampled with rollout.{name}={before:g} and are to be learned "
-                    f"from, and their log-probs are of that. Set rollout.{name}={before:g}, {_cures(waiting, again)}."
-                )
-
-
-def check_correction(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
-    """ValueError if responses wait in a checkpoint that algorithm.mismatch_correction=auto would weigh now although a part of the
-    distribution was sampled from; a warning if it would leave alone now what it weighed before."""
-    if config.algorithm.mismatch_correction != "auto" or algorithm.whole_groups:
-        return
-    for settings, waiting, again in waiting_in(config, state):
-        by = [settings.get(name) for name in SAMPLED_BY]
-        if None in by or not waiting + again:
-            continue
-        weighed, a_part = by == [True, False], by[1]
-        weighs = correction_of(algorithm) != "none"
-        if weighs and a_part:
-            raise ValueError(
-                "algorithm.mismatch_correction=auto: the checkpoint holds responses that were sampled with top_k, first_token_top_k, top_p or "
-                "min_p, and are to be learned from; present settings would weigh them by how much of the distribution these left. Set "
-                f"algorithm.mismatch_correction=none until they are learned from, or the settings of that rollout, {_cures(waiting, again)}."
-            )
-        if weighed and not weighs:
-            log.warning(
-                "algorithm.mismatch_correction=auto is none with present settings of rollout, and so also for responses that wait in the checkpoint, "
-                "of an engine that it corrected before; algorithm.mismatch_correction=truncate goes on correcting them"
-            )
-            return
-
-
-def _cures(waiting: int, again: int) -> str:
-    """What else helps where so many groups wait, and so many may be learned from again."""
-    new = "or start a new run with model.path set to a model of this one"
-    return f"or replay.groups_per_step=0, {new}" if again and not waiting else new
 
 
 def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:

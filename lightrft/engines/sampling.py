@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightrft.models.supports import restricts
 from lightrft.types import Sampling
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -63,7 +64,7 @@ def draw_telling(
     `first`: the rows that `sharpened_first` had changed."""
     if rows is None:
         rows = torch.arange(len(logits), device=logits.device)
-    if sampling.temperature == 0 or not _restricts(sampling):
+    if sampling.temperature == 0 or not restricts(sampling):
         tokens, logprobs = _unrestricted(logits, rows, uniform, sampling)
         return tokens, logprobs, _left_of_first(logits, first, sampling) if sampling.support else []
     if sampling.temperature != 1.0:
@@ -80,7 +81,7 @@ def draw_unasked(
     are not those of `draw`.
     """
     rows = torch.arange(len(logits), device=logits.device)
-    if sampling.temperature == 0 or not _restricts(sampling):
+    if sampling.temperature == 0 or not restricts(sampling):
         tokens, logprobs = _unrestricted(logits, rows, uniform, sampling)
         return tokens, logprobs, torch.zeros_like(tokens, dtype=torch.bool)
     if sampling.temperature != 1.0:
@@ -106,10 +107,6 @@ def _left_of_first(probabilities: Tensor, first: Sequence[int], sampling: Sampli
         for row in first:
             found[row] = probabilities[row].nonzero()[:, 0].to("cpu", torch.int32)
     return found
-
-
-def _restricts(sampling: Sampling) -> bool:
-    return sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
 
 
 def _unrestricted(logits: Tensor, rows: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

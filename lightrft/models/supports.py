@@ -78,11 +78,16 @@ def packed(trajectories: Sequence[Trajectory]) -> Tensor | None:
     return torch.stack([torch.cat(rows), torch.cat(ids)]) if sum(map(len, ids)) else None
 
 
+def restricts(sampling: Sampling) -> bool:
+    """Whether every token is sampled among a part of the vocabulary: top-k, top-p or min-p are set."""
+    return sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+
+
 def restricted(sampling: Sampling, prompt: Prompt, count: int) -> int:
     """How many of the first of `count` tokens that are sampled of a response top-k, top-p or min-p, or first_token_top_k, leave a part for."""
     if not sampling.temperature:
         return 0
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+    if restricts(sampling):
         return count
     begins = prompt.continuation is None or not prompt.continuation.tokens
     return min(count, 1) if sampling.first_token_top_k and begins else 0

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lightrft.algorithms.requirements import build_for
-from lightrft.build.assemble import check_sampled_at
 from lightrft.build.rl import build_run
+from lightrft.build.waiting import check_sampled_at
 from lightrft.config import Config, layers
 from lightrft.engines.base import EngineError
 from lightrft.engines.beside import check_beside
