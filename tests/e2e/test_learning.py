@@ -83,6 +83,8 @@ ALGORITHMS = [
         ["--algorithm.high-entropy-fraction", "0.5", "--rollout.prompts-per-step", "16", "--steps", "70"],
     ),
     (["grpo", "fire"], ["--rollout.first-token-temperature", "2", "--rollout.first-token-top-k", "0"]),
+    (["grpo", "sampling_mask"], []),
+    (["grpo", "prioritized"], []),
     (["grpo"], ["--algorithm.mismatch-correction", "truncate", "--algorithm.mismatch-level", "sequence"]),
     (["reinforce"], ["--rollout.prompts-per-step", "64", "--rollout.group-size", "1"]),
     (["grpo", "bf16"], []),

@@ -33,12 +33,12 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize(("blind", "count"), [(False, 110), (True, 60)])
+@pytest.mark.parametrize(("blind", "count"), [(False, 160), (True, 60)])
 def test_it_learns_what_a_reply_tells_and_not_without(blind, count, lightrft: Lightrft):
     options = ["--environment.options", "blind", "true"] if blind else []
     lightrft("train", "tiny", *PLAIN, *TOLD, *options, "--steps", str(count), "--run", "run")
     score = summary(lightrft.cwd / "run")["evaluation"]["after"]
-    assert score <= 0.4 if blind else score >= 0.7
+    assert score <= 0.4 if blind else score >= 0.9
 
 
 def test_a_run_with_tools_is_saved_shown_checked_and_resumed(lightrft: Lightrft):
