@@ -321,7 +321,7 @@ def test_every_task_but_those_of_rows_and_comparisons_brings_its_reward():
     without = [name for name, make in TASKS.items() if not make(options.get(name, "")).rewards]
     assert without == [
         "demo_pairs", "file", "tiny_pairs", "nlvr_pairs", "spoken_digits_pairs", "digit_pairs", "digit_pictures",
-        "two_digit_pictures", "xstest_pairs",
+        "two_digit_pictures", "shape_pictures", "xstest_pairs",
     ]  # fmt: skip
 
 
