@@ -76,7 +76,7 @@ class ModelConfig:
     imports: list[str] = field(default_factory=list)
     """Modules or files to import first, such as one that registers a model class of your own with transformers."""
     freeze: list[str] = field(default_factory=list)
-    """Parts that do not learn: vision, audio, projector, language, or the beginning of parameter names."""
+    """Parts that do not learn: vision, audio, projector, language, layers:N (the embedding and the first N layers), or the beginning of parameter names."""
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:

@@ -202,25 +202,6 @@ def _kinds(config: Any, token_ids: Sequence[int]) -> Tensor:
     return torch.tensor([[kind_of.get(token, 0) for token in token_ids]])
 
 
-def freeze(module: Any, names: Sequence[str]) -> None:
-    """Switches learning off for parts of a model: vision, audio, projector, language, or the beginning of parameter names.
-
-    `projector` is what is neither a tower nor the language model nor a head. ValueError if a name fits nothing.
-    """
-    for name in names:
-        found = list(part(module, name))
-        if not found:
-            known = [
-                kind for kind in ("vision", "audio", "projector", "language") if list(part(module, kind))
-            ]
-            raise ValueError(
-                f"model.freeze={name}: no part or parameter of this model is called so. It has the parts "
-                f"{', '.join(known)}, and parameters such as {next(iter(module.named_parameters()))[0]}."
-            )
-        for _, parameter in found:
-            parameter.requires_grad_(False)
-
-
 def part(module: Any, name: str) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters of a part by its name, or whose names begin with it."""
     config = module.config

@@ -22,8 +22,9 @@ from lightrft.models.describe import (
     stored_shape,
     without_weights,
 )
-from lightrft.models.families import attention_of, freeze, is_multimodal
+from lightrft.models.families import attention_of, is_multimodal
 from lightrft.models.folder import NO_CODE, why
+from lightrft.models.freezing import freeze
 from lightrft.models.kernels import use_kernels
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm

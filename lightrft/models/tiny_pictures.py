@@ -25,7 +25,7 @@ from lightrft.utils.imports import require
 from lightrft.utils.shapes import COLOURS, SHAPES
 
 log = logging.getLogger("lightrft")
-VERSION = 1
+VERSION = 2
 """To be raised when what is made changes, so that an older one is not taken from the cache."""
 TEXT = 8
 """Most tokens of a text."""
@@ -62,7 +62,7 @@ RECIPES = {
     "untaught_sd3": Recipe(0),
     "untaught_shapes": Recipe(
         0, OF_SHAPES, text=12, encoded=32,
-        network={"sample_size": 32, "in_channels": 3, "out_channels": 3, "joint_attention_dim": 64, "pooled_projection_dim": 64, "pos_embed_max_size": 8},
+        network={"sample_size": 32, "in_channels": 3, "out_channels": 3, "num_attention_heads": 8, "caption_projection_dim": 128, "joint_attention_dim": 64, "pooled_projection_dim": 64, "pos_embed_max_size": 8},
     ),
 }  # fmt: skip
 """Name -> how it is made."""

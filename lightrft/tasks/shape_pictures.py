@@ -23,7 +23,7 @@ PICTURES, HELD_OUT_PICTURES = 4000, 100
 SIDE, SIZE = 32, 0.17
 """Rows and columns of a picture, and half of a shape's height as a share of them: 11 pixels each."""
 CELLS = [(row, column) for row in (0.25, 0.75) for column in (0.25, 0.75)]
-APART = 0.05
+APART = 0.0
 """How far the middle of a shape is from that of its quarter of the picture, at most."""
 TOWARDS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 0), "below": (-1, 0)}
 """Place of the first shape -> which way the second is from there: down and right."""

@@ -11,7 +11,6 @@ from lightrft.models.attention import ATTENTION
 from lightrft.models.describe import text_shape
 from lightrft.models.families import (
     attention_of,
-    freeze,
     is_multimodal,
     joined,
     made_for,
@@ -20,6 +19,7 @@ from lightrft.models.families import (
     position_rows,
     seen_both_ways,
 )
+from lightrft.models.freezing import freeze
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.tiny import FAMILIES, tiny_config, tiny_model
 from lightrft.models.tiny_media import AUDIO, IMAGE, MEDIA, VIDEO
@@ -65,6 +65,25 @@ def test_parameters_can_be_frozen_by_the_beginning_of_their_names():
     model = tiny_model("llama")
     freeze(model, ["model.layers.0."])
     assert {n.split(".")[2] for n, p in model.named_parameters() if not p.requires_grad} == {"0"}
+
+
+def test_the_embedding_and_the_first_layers_can_be_frozen_together():
+    model = tiny_model("llama")
+    freeze(model, ["layers:1"])
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        n for n, _ in model.named_parameters() if n.startswith(("model.embed_tokens.", "model.layers.0."))
+    }
+    seeing = load_model(ModelConfig(path="random:llava", freeze=["layers:1"]))
+    frozen = {n for n, p in seeing.named_parameters() if not p.requires_grad}
+    assert frozen, "the layers are those of the language model"
+    assert not any("vision" in name for name in frozen)
+
+
+@pytest.mark.parametrize("count", [0, 2, 99])
+def test_more_layers_than_can_be_frozen_are_refused_with_their_number(count):
+    with pytest.raises(ValueError, match=rf"model\.freeze=layers:{count}: this model has 2 layers"):
+        freeze(tiny_model("llama"), [f"layers:{count}"])
 
 
 def test_a_part_that_is_not_there_is_named_with_those_that_are():
