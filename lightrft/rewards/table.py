@@ -10,7 +10,7 @@ from lightrft.config.sandbox import SandboxConfig
 from lightrft.rewards.code import PassesTests, ShareOfTests
 from lightrft.rewards.confidence import confident_math
 from lightrft.rewards.digits import digit, digit_second, two_digits, two_digits_second
-from lightrft.rewards.drawn import compressible, drawn_shapes, incompressible
+from lightrft.rewards.drawn import compressible, drawn_shapes, drawn_shapes_share, incompressible
 from lightrft.rewards.environment import environment, turns
 from lightrft.rewards.function import Answer, RewardFunction, as_reward, each, values_of
 from lightrft.rewards.gym import reasoning_gym
@@ -87,6 +87,7 @@ REWARDS: dict[str, RewardFunction] = {
     "digit": digit,
     "digit_second": digit_second,
     "drawn_shapes": drawn_shapes,
+    "drawn_shapes_share": drawn_shapes_share,
     "environment": each(environment),
     "turns": each(turns),
     "exact": each(exact),

@@ -11,7 +11,7 @@ import pytest
 
 from lightrft.config import TaskConfig
 from lightrft.rewards.drawn import PLACES as JUDGED
-from lightrft.rewards.drawn import compressible, drawn_shapes, incompressible
+from lightrft.rewards.drawn import compressible, drawn_shapes, drawn_shapes_share, incompressible
 from lightrft.tasks.drawings import ANIMALS, ASKED, COLOURS, KINDS, PLACES, SHAPES, draw_shapes, jpeg
 from lightrft.tasks.shape_pictures import SIDE, SIZE, placed
 from lightrft.tasks.table import load_task
@@ -69,6 +69,22 @@ def test_gold_pictures_get_full_marks_and_counter_examples_none(option):
             ]
         for name, others in wrong.items():
             assert judged(drawn_shapes, drawn(others), target) == 0.0, (target, name)
+            assert judged(drawn_shapes_share, drawn(others), target) < 1.0, (target, name)
+
+
+def test_the_share_of_shapes_counts_what_is_missing_and_what_is_too_much():
+    three = {"objects": [[3, "red", "circle"]]}
+    row = [("red", "circle", 0.25, 0.25), ("red", "circle", 0.25, 0.75), ("red", "circle", 0.75, 0.25)]
+    other = ("blue", "square", 0.75, 0.75)
+    right = {0: 0.0, 1: 1 / 3, 2: 2 / 3, 3: 1.0}
+    assert {n: judged(drawn_shapes_share, drawn(row[:n]), three) for n in right} == pytest.approx(right)
+    assert judged(drawn_shapes_share, drawn([*row, other]), three) == pytest.approx(3 / 4)
+    assert judged(drawn_shapes_share, drawn([*row[:2], other]), three) == pytest.approx(2 / 4)
+    assert judged(drawn_shapes_share, drawn([other]), three) == 0.0
+    beside = {"objects": [[1, "red", "circle"], [1, "blue", "square"]], "place": "left of"}
+    assert judged(drawn_shapes_share, drawn([row[2], other]), beside) == 1.0
+    assert judged(drawn_shapes_share, drawn([row[0], other]), beside) == 0.5, "below as much as beside"
+    assert judged(drawn_shapes_share, drawn([row[0]]), beside) == 0.25
 
 
 def test_noise_and_blank_pictures_show_nothing_that_was_asked_for():

@@ -64,7 +64,7 @@ EXAMPLES = {
 
 
 OF_PICTURES = {
-    "digit", "digit_second", "two_digits", "two_digits_second", "drawn_shapes", "compressible", "incompressible", "ocr",
+    "digit", "digit_second", "two_digits", "two_digits_second", "drawn_shapes", "drawn_shapes_share", "compressible", "incompressible", "ocr",
 }  # fmt: skip
 """Rewards that look at a picture; tests/unit/tasks has examples of theirs."""
 
