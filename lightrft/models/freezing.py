@@ -24,13 +24,15 @@ def freeze(module: Any, names: Sequence[str]) -> None:
     """
     for name in names:
         first = FIRST_LAYERS.fullmatch(name)
-        found = list(_first_layers(module, int(first[1])) if first else (p for _, p in part(module, name)))
+        found = list(
+            _first_layers(module, int(first[1])) if first else (p for _, p in part(module, name) if name)
+        )
         if not found:
             known = [
                 kind for kind in ("vision", "audio", "projector", "language") if list(part(module, kind))
             ]
             raise ValueError(
-                f"model.freeze={name}: no part or parameter of this model is called so. It has the parts "
+                f"model.freeze={name or repr(name)}: no part or parameter of this model is called so. It has the parts "
                 f"{', '.join(known)}, and parameters such as {next(iter(module.named_parameters()))[0]}."
             )
         for parameter in found:

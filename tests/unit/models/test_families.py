@@ -89,6 +89,8 @@ def test_more_layers_than_can_be_frozen_are_refused_with_their_number(count):
 def test_a_part_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(ValueError, match=r"model\.freeze=audio: .*the parts vision, projector, language"):
         freeze(tiny_model("llava"), ["audio"])
+    with pytest.raises(ValueError, match=r"model\.freeze='': no part"):
+        freeze(tiny_model("llama"), [""])
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_5_omni_thinker"])
