@@ -153,7 +153,7 @@ def test_under_adapters_the_loss_is_the_same_and_their_gradient_that_of_what_the
 def test_grades_are_learned_as_numbers_and_signs_where_there_are_some(tmp_path):
     """By regression, of two outputs that each lack some grades; a prompt weighs the same with one grade as with five."""
     nan, outputs = float("nan"), ("general", "cost")
-    shape = [[(1.0, nan), (0.5, 2.0)], [(nan, -1.0), (2.5, nan), (0.5, 0.0)], [(nan, nan), (nan, 3.0)]]
+    shape = [[(0.5, nan), (0.25, 0.5)], [(nan, -0.25), (0.75, nan), (0.125, 0.0)], [(nan, nan), (nan, 0.5)]]
     asked, turn = prompts(shape, outputs), iter(shape)
 
     def loss(v):
