@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lightrft.config.ranges import NOT_NEGATIVE
+
 PreferenceLoss = Callable[..., Tensor]
 """(values, grades, groups, *, options) -> (S,): each response carries the loss of its group, 0 where the group teaches nothing. One that
 learns from nothing but differences of grades says so by an attribute `compares_responses = True`."""
@@ -55,6 +57,7 @@ def bradley_terry(
 
 
 bradley_terry.compares_responses = True  # type: ignore[attr-defined]
+bradley_terry.ranges = {"margin": NOT_NEGATIVE, "centring": NOT_NEGATIVE}  # type: ignore[attr-defined]
 
 
 def regression(values: Tensor, grades: Tensor, groups: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ class ModelConfig:
     imports: list[str] = field(default_factory=list)
     """Modules or files to import first, such as one that registers a model class of your own with transformers."""
     freeze: list[str] = field(default_factory=list)
-    """Parts that do not learn: vision, audio, projector, language, layers:N (the embedding and the first N layers), or the beginning of parameter names."""
+    """Parts that do not learn: vision, audio, projector, language, layers:N (the embedding and the first N layers), or the beginning of
+    parameter names; in a critic those of them that its body has."""
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:

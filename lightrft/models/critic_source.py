@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.classifiers import HEAD, heads
-from lightrft.models.describe import stored_shape
+from lightrft.models.describe import stored_shape, without_weights
+from lightrft.models.families import part
+from lightrft.models.freezing import FIRST_LAYERS
 from lightrft.models.lazy import empty_model
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm, text_config
@@ -24,7 +26,8 @@ from lightrft.models.weights import Weights
 
 @dataclass(frozen=True)
 class CriticSource(Source):
-    """The body of a model under a head to one number (models/values.py). All of it learns: no adapters.
+    """The body of a model under a head to one number (models/values.py). It has no adapters; all of it learns but for what of its body
+    model.freeze names.
 
     A language model gets a head of zeros. A reward model gives its own, of one of its outputs: what a whole response is worth is a good
     first guess of what is still to come (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5).
@@ -105,7 +108,17 @@ class CriticSource(Source):
                 critic.head.bias.copy_(bias[place : place + 1])
 
     def _bare(self) -> ModelConfig:
-        return replace(self.config, lora=LoraConfig())
+        """Without adapters, and with those names of model.freeze that its body has: others, such as lm_head, are of the policy alone."""
+        frozen = self.config.freeze
+        if frozen:
+            shape = without_weights(self.config)
+            body = f"{causal_lm(shape).base_model_prefix}."
+            frozen = [
+                n
+                for n in frozen
+                if FIRST_LAYERS.fullmatch(n) or any(own.startswith(body) for own, _ in part(shape, n))
+            ]
+        return replace(self.config, lora=LoraConfig(), freeze=frozen)
 
 
 def _critic(language: nn.Module) -> ValueModel:

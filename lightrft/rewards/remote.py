@@ -28,12 +28,18 @@ MOST_REPLY = 16 * 2**20
 """Bytes of a reply; a longer one is none that was asked for."""
 MOST_SENT = 48 * 2**20
 """Characters of the media of one request, less than a server reads."""
+OF_CONTENT = (400, 413, 422)
+"""Statuses of a request in which something is wrong or too much, which a part of it may not hold."""
 FIRST_PAUSE = 0.2
 """Seconds before the first request that is sent again; each further pause is twice as long."""
 
 
 class RefusedError(Exception):
     """The server's word that this request will never succeed, or a reply that is none."""
+
+
+class UnfitError(RefusedError):
+    """Something in the responses of a request cannot be sent, or is not taken: the others may be judged without it."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,12 @@ class RemoteReward:
             url = urls[(number + attempt) % len(urls)]
             try:
                 return self._ask(url, answers)
+            except (MediaError, UnfitError) as error:
+                return self._in_halves(number, answers, error)
             except RefusedError as error:
                 return [Failure(f"{_bare(url)} refused it: {error}")] * len(answers)
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 told = f"{_bare(url)}: {error or type(error).__name__}"
-            except MediaError as error:
-                return self._one_by_one(number, answers, error)
             if attempt < self.config.retries:
                 time.sleep(pause)
                 pause *= 2
@@ -76,12 +82,21 @@ class RemoteReward:
             answers
         )
 
-    def _one_by_one(self, number: int, answers: Sequence[Answer], error: MediaError) -> list[float | Failure]:
-        """The rewards, prompt by prompt, where media of one of them cannot be sent, or all of them not together."""
+    def _in_halves(
+        self, number: int, answers: Sequence[Answer], error: MediaError | UnfitError
+    ) -> list[float | Failure]:
+        """The rewards where something in one of these responses, or all of it together, cannot be sent or is not taken: what one prompt holds
+        is not to cost the others theirs."""
         groups = _requests(answers, 1)
         if len(groups) == 1:
-            return [Failure(f"its media cannot be sent: {error}")] * len(answers)
-        return [value for group in groups for value in self._part(number, group)]
+            told = f"its media cannot be sent: {error}" if isinstance(error, MediaError) else str(error)
+            return [Failure(told)] * len(answers)
+        half = len(groups) // 2
+        return [
+            value
+            for part in (groups[:half], groups[half:])
+            for value in self._part(number, [one for group in part for one in group])
+        ]
 
     def _body(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """A request in the form of `lightrft serve-rewards`. MediaError for media that cannot be read, or are too much for one request."""
@@ -107,7 +122,8 @@ class RemoteReward:
         return _numbers(rewards[wanted] if wanted in rewards else next(iter(rewards.values())), len(answers))
 
     def _post(self, url: str, body: Any) -> dict[str, Any]:
-        """The reply to a request. RefusedError for one that would fail again; OSError or HTTPException for one that may not."""
+        """The reply to a request. RefusedError for one that would fail again, UnfitError where a part of it might not; OSError or
+        HTTPException for one that may pass later."""
         headers = {"Content-Type": "application/json"}
         if self.config.key:
             headers["Authorization"] = f"Bearer {secret('remote.key', self.config.key)}"
@@ -118,7 +134,9 @@ class RemoteReward:
             raise RefusedError(str(error)) from None
         if not 200 <= status < 300:
             told = f"status {status}: {said.decode(errors='replace')}"
-            raise OSError(told) if may_succeed_later(status) else RefusedError(told)
+            if may_succeed_later(status):
+                raise OSError(told)
+            raise UnfitError(f"{url} refused it: {told}") if status in OF_CONTENT else RefusedError(told)
         try:
             found = json.loads(said, parse_constant=_no_number)
         except (ValueError, RecursionError):
@@ -169,13 +187,13 @@ def _openrlhf(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _plain(target: Any) -> Any:
-    """A target as JSON can have it; RefusedError for one that JSON would change."""
+    """A target as JSON can have it; UnfitError for one that JSON would change."""
     try:
         if json.loads(json.dumps(target, allow_nan=False)) == target:
             return target
     except (TypeError, ValueError):
         pass
-    raise RefusedError(f"the target {target!r:.80} cannot be written as JSON without a change.")
+    raise UnfitError(f"the target {target!r:.80} cannot be written as JSON without a change.")
 
 
 def _numbers(found: Any, count: int) -> list[float | Failure]:

@@ -374,6 +374,7 @@ def test_a_checkpoint_is_exported_as_the_same_folder(lightrft, rated, tmp_path):
         (["--tasks.train", "file", "1"], "tasks.train_file"),
         (["--loss", "bradly_terry"], "Did you mean 'bradley_terry'"),
         (["--options", "margins", "1"], "options.margins: loss=bradley_terry does not take it"),
+        (["--options", "centring", "-0.1"], "options.centring=-0.1: must be at least 0"),
         (["--outputs", "score", "cost"], "'cost' has no grades that loss=bradley_terry learns from"),
         (["--signed", "cost"], "'cost' is none of outputs=['score']"),
         (["--update.num-minibatches", "2"], "update.num_minibatches=2 has no effect"),

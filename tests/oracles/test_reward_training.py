@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
 from lightrft.algorithms.preference import PREFERENCE_LOSSES
-from lightrft.config import ModelConfig, OptimizerConfig, RewardTrainingConfig, UpdateConfig
+from lightrft.config import LoraConfig, ModelConfig, OptimizerConfig, RewardTrainingConfig, UpdateConfig
 from lightrft.datasets.comparisons import Side, siblings
 from lightrft.models.reward_source import RewardSource
 from lightrft.parallel.world import World
@@ -73,15 +73,15 @@ def plain(asked, loss, folder, outputs=("score",)):
     return float(result.detach()), {n: p.grad for n, p in theirs.named_parameters()}
 
 
-def ours(asked, tokens, share_prompts=True, order=None, outputs=("score",), **settings):
+def ours(asked, tokens, share_prompts=True, order=None, outputs=("score",), module=None, **settings):
     """The same by our trainer's parts."""
-    module, gradients = model(outputs), {}
+    module, gradients = module or model(outputs), {}
     config = RewardTrainingConfig(outputs=list(outputs), **settings)
     function = partial(PREFERENCE_LOSSES[config.loss], **config.options)
     objective = Preferences(config, function)
 
     def keep(index, norm):
-        gradients.update({n: p.grad.clone() for n, p in module.named_parameters()})
+        gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad})
 
     update = UpdateConfig(tokens_per_micro_batch=tokens, share_prompts=share_prompts)
     batching = Batching(update, World(), torch.device("cpu"), whole_groups=True, outputs=outputs)
@@ -126,6 +126,48 @@ def test_the_loss_of_pairs_is_that_of_transformers_whatever_fits_a_micro_batch(
 def test_neither_the_order_of_pairs_nor_that_of_their_sides_matters(pair_loss, order):
     with keep_double():
         assert_same(ours(prompts(PAIRS), 110, order=order), pair_loss)
+
+
+def test_under_adapters_the_loss_is_the_same_and_their_gradient_that_of_what_they_stand_beside(pair_loss):
+    """New adapters add nothing, as B is 0: dL/dA is 0, and dL/dB is alpha / rank * dL/dW @ A^T. The head learns whole."""
+    lora = LoraConfig(rank=2, alpha=6, targets=["all-linear"])
+    config = ModelConfig(path="random:llama", lora=lora)
+    module = RewardSource(config, outputs=("score",), padding=PADDING).full().double()
+    weights = dict(module.named_parameters())
+    with keep_double():
+        loss, gradients = ours(prompts(PAIRS), 110, module=module)
+    assert loss == pytest.approx(pair_loss[0], abs=1e-6)
+    for name, found in gradients.items():
+        plain_name = name.removeprefix("base_model.model.").replace(".lora_B.default", "")
+        if "lora_A" in name:
+            assert not found.any(), name
+            continue
+        right = pair_loss[1][plain_name]
+        if "lora_B" in name:
+            right = 3 * right @ weights[name.replace("lora_B", "lora_A")].T
+        assert_close(found, right, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert sum("lora_B" in name for name in gradients) > 10
+    assert "base_model.model.score.weight" in gradients
+
+
+def test_grades_are_learned_as_numbers_and_signs_where_there_are_some(tmp_path):
+    """By regression, of two outputs that each lack some grades; a prompt weighs the same with one grade as with five."""
+    nan, outputs = float("nan"), ("general", "cost")
+    shape = [[(0.5, nan), (0.25, 0.5)], [(nan, -0.25), (0.75, nan), (0.125, 0.0)], [(nan, nan), (nan, 0.5)]]
+    asked, turn = prompts(shape, outputs), iter(shape)
+
+    def loss(v):
+        found, marks = v.new_zeros(()), next(turn)
+        for k in range(2):
+            known = [(row[k], g[k]) for row, g in zip(v, marks, strict=True) if g[k] == g[k]]
+            found = found + sum((r - g) ** 2 for r, g in known) / max(1, len(known))
+        signed = [(row[1], g[1]) for row, g in zip(v, marks, strict=True) if g[1] == g[1] and g[1] != 0]
+        return found + 2 * sum(softplus(-r if g > 0 else r) for r, g in signed) / len(signed)
+
+    with keep_double():
+        right = plain(asked, loss, tmp_path / "m", outputs)
+        for tokens in (10_000, 40, 1):
+            assert_same(ours(asked, tokens, outputs=outputs, loss="regression", signed=["cost"]), right)
 
 
 def test_rankings_weigh_as_much_as_pairs_and_outputs_add_up(tmp_path):

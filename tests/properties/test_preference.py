@@ -1,4 +1,4 @@
-"""What holds for every loss of comparisons."""
+"""What holds for every loss of comparisons, one's own by import path too."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightrft.algorithms.preference import PREFERENCE_LOSSES, bradley_terry, signs
+from lightrft.algorithms.preference import PREFERENCE_LOSSES, bradley_terry, group_mean, pairs, signs
 from tests.properties.comparisons import (
     assert_equal_grades_have_no_loss_and_no_gradient,
     assert_order_and_company_change_nothing,
     columns,
 )
 
-LOSSES = {**PREFERENCE_LOSSES, "signs": signs}
+
+def mine(values, grades, groups, *, power=2.0):
+    """A loss as a user writes it."""
+    better, worse = pairs(grades, groups)
+    return group_mean((1 - values[better] + values[worse]).abs() ** power, better, groups)
+
+
+LOSSES = {**PREFERENCE_LOSSES, "signs": signs, "mine": mine}
 numbers = st.floats(-5, 5, width=32)
 grades = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0, math.nan])
 groups = st.lists(st.lists(st.tuples(numbers, grades), min_size=1, max_size=4), min_size=1, max_size=5)
@@ -47,7 +54,7 @@ def test_a_constant_added_to_all_values_changes_centring_by_a_known_amount(one, 
     torch.testing.assert_close(after - before, torch.full_like(before, change), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["bradley_terry"])
+@pytest.mark.parametrize("name", ["bradley_terry", "mine"])
 @given(values=st.lists(numbers, min_size=1, max_size=4), grade=grades)
 @settings(max_examples=60, deadline=None)
 def test_equal_grades_have_no_loss_and_no_gradient(name, values, grade):

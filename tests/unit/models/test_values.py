@@ -109,6 +109,20 @@ def test_an_empty_critic_of_a_reward_model_has_its_head_and_is_given_its_body(ra
     assert source.weights(given) is not None
 
 
+@pytest.mark.parametrize("how", ["full", "empty"])
+def test_a_critic_holds_those_parts_that_do_not_learn_which_its_body_has(rated, tmp_path, how):
+    """`lm_head` is of a policy, `score` of a reward model: neither is in the body, nor a mistake."""
+    names = ["lm_head", "score", "model.embed_tokens"]
+    for path, output in ((str(tiny_folder(tmp_path, tie_word_embeddings=False)), ""), (rated[1], "cost")):
+        critic = getattr(CriticSource(ModelConfig(path=path, freeze=names), output=output), how)()
+        held = [name for name, p in critic.named_parameters() if not p.requires_grad]
+        assert held == ["body.embed_tokens.weight"], path
+        first = getattr(CriticSource(ModelConfig(path=path, freeze=["layers:1"]), output=output), how)()
+        held = [name for name, p in first.named_parameters() if not p.requires_grad]
+        assert {name.split(".")[1] for name in held} == {"embed_tokens", "layers"}, path
+        assert {name.split(".")[2] for name in held} == {"weight", "0"}, path
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [

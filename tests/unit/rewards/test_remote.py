@@ -3,6 +3,7 @@
 import http.client
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -127,6 +128,25 @@ def test_a_failed_reward_over_there_is_a_failure_here_and_no_zero(tmp_path):
         found = asked(url, responses(12))
     assert [one for one in found if not isinstance(one, Failure)] == [1.0] * 4
     assert "the server's reward failed on it" in next(one for one in found if isinstance(one, Failure)).reason
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (float("nan"), "the target nan cannot be written as JSON without a change"),
+        ("2\ud800", "refused it: status 400.*surrogate"),
+    ],
+)
+def test_what_one_prompt_holds_costs_the_others_no_rewards(target, told):
+    sent = responses(20)
+    bad = replace(sent[8].prompt, target=target)
+    sent[8:12] = [replace(t, prompt=bad) for t in sent[8:12]]
+    with serving() as (url, server):
+        found = asked(url, sent)
+        assert 0 < server.batcher.passes <= 4  # in halves, not one by one
+    right = local(responses(20))
+    assert found[:8] + found[12:] == right[:8] + right[12:]
+    assert all(isinstance(one, Failure) and re.search(told, one.reason) for one in found[8:12])
 
 
 def test_in_a_run_the_failures_are_counted_or_stop_it():
