@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -96,7 +97,27 @@ def learning_run(
         f"steps: {steps}\nseed: {seed}\nmodel:\n  dtype: float32\noptimizer:\n  learning_rate: {learning_rate}\n"
     )
     files.write_summary({"steps": steps, "evaluation": evaluate(folder, random_)})
+    save_events(files, steps)
     return folder
+
+
+def save_events(files: RunFolder, steps: int) -> None:
+    """Phases of two ranks; the second learns for a second longer, and the first waits for it."""
+    files.events().parent.mkdir(parents=True, exist_ok=True)
+    for rank in (0, 1):
+        lines: list[dict[str, Any]] = [{"time": 1000.0, "event": "start", "step": 0, "processes": 2}]
+        for step in range(1, steps + 1):
+            end = 1000.0 + 11 * (step - 1)
+            for phase, seconds in (("sync", 0.5), ("rollout", 4.0), ("score", 0.5), ("train", 6.0)):
+                end += seconds
+                waited = 1.0 if (rank, phase) == (0, "train") else 0.0
+                lines.append({"time": end, "event": "phase", "step": step, "phase": phase})
+                lines[-1] |= {
+                    "seconds": seconds,
+                    "waited": waited,
+                    "moved": ["+actor weights"] * (phase == "sync"),
+                }
+        files.events(rank).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def metrics(random_: random.Random, share: float, rewards: list[list[float]]) -> dict[str, float]:

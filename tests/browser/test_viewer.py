@@ -124,6 +124,62 @@ def test_an_exported_file_opens_without_a_network(page, files):
     picture(page, "overview")
 
 
+def test_a_timeline_has_a_lane_for_each_rank_in_the_colours_of_the_phases(page, files):
+    opened(page, files[2].as_uri(), "0/overview")
+    lanes = page.locator(".lane")
+    assert lanes.locator("span").all_inner_texts() == ["rank 0", "rank 1"]
+    bars = lanes.nth(0).locator("i")
+    assert bars.count() == 12, "four phases of the last three steps"
+    told = bars.nth(3).get_attribute("title")
+    assert told == "step 6, train: from 5 s, 6 s, 1 s of it waiting"
+    assert "; moved +actor weights" in bars.nth(0).get_attribute("title")
+    widths = [bars.nth(n).evaluate("(one) => parseFloat(one.style.width)") for n in range(4)]
+    assert widths == pytest.approx([100 * seconds / 33 for seconds in (0.5, 4, 0.5, 6)], rel=1e-3)
+    legends = page.locator(".legend").evaluate_all(
+        "(all) => all.map((one) => Object.fromEntries([...one.querySelectorAll('.key')].map((key) => [key.innerText, key.querySelector('i').className])))"
+    )
+    assert legends[0] == legends[1], "a phase has one colour on the page"
+    assert set(legends[0]) == {"rollout", "score", "sync", "train"}
+
+
+def test_a_run_of_given_data_tells_its_steps_and_its_shares_as_they_are(page, served, tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 0\n")  # as one epoch is set
+    with Logger(tmp_path, tensorboard=False) as logger:
+        for step in (1, 2, 3):
+            logger.log(step, {"nll": 1 / step, "length/truncated_fraction": 0.0})
+    opened(page, served(tmp_path), "0/overview")
+    assert "3 steps ·" in page.inner_text("main")
+    assert "3 of 0 steps" not in page.inner_text("main")
+    assert page.evaluate("window.viewer.span(null, 0, 0)") == [0, 1]
+    low, high = page.evaluate("window.viewer.span(null, 0.2, 0.7)")
+    assert low <= 0.2 < 0.7 <= high
+    assert "length/truncated_fraction" in page.locator(".chart .key").all_inner_texts()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_stands_out_from_what_is_behind_it(page, files, theme):
+    """Contrast of at least 4.5, as WCAG 2.2 asks of texts (1.4.3), also of what is grey and of what is marked."""
+    page.emulate_media(color_scheme=theme)
+    channel = lambda c: c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4  # noqa: E731
+    light = lambda rgb: sum(w * channel(c / 255) for w, c in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))  # noqa: E731
+    for view in ("0/overview", "0/groups/4", "0/group/4/18", "0/evaluation/after", "0/tokens/4/0"):
+        opened(page, files[2].as_uri(), view)
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        found = page.evaluate(
+            """() => [...document.querySelectorAll('main *, header *')].filter((one) => one.checkVisibility() && [...one.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((one) => {
+              const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+              const layers = [];
+              for (let up = one; up; up = up.parentElement) layers.unshift(numbers(getComputedStyle(up).backgroundColor));
+              const behind = layers.reduce((under, [r, g, b, a = 1]) => [r, g, b].map((c, n) => a * c + (1 - a) * under[n]), [255, 255, 255]);
+              return [one.className + ' ' + one.tagName + ': ' + one.innerText.slice(0, 30), numbers(getComputedStyle(one).color).slice(0, 3), behind];
+            })"""
+        )
+        assert len(found) > 20
+        for what, ink, paper in found:
+            high, low = sorted((light(ink), light(paper)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (view, what, ink, paper)
+
+
 def test_siblings_stand_side_by_side_sorted_by_reward_with_what_they_share_in_grey(page, files):
     opened(page, files[2].as_uri(), "0/groups/4")
     assert page.locator("tr[data-row]").count() == 6
@@ -245,6 +301,40 @@ def test_tokens_are_coloured_by_every_column_and_tell_all_of_them(page, files):
     picture(page, "tokens")
 
 
+COLOURED = {  # column -> values, and the class of each by the words of its explanation
+    "behavior": ([-0.1, -1.0, -3.0, -5.0, -9.0], ["", "n1", "n2", "n3", "n4"]),
+    "probability": ([0.9, 0.4, 0.05, 0.005, 0.0005], ["", "n1", "n2", "n3", "n4"]),
+    "entropy": ([0.0, 0.5, 1.0, 1.5, 2.0], ["", "p1", "p2", "p3", "p4"]),
+    "advantages": ([-2.0, -1.0, 0.0, 1.0, 2.0], ["n4", "n2", "", "p2", "p4"]),
+    "ratio": ([0.25, 0.5, 1.0, 1.42, 2.0], ["n4", "n4", "", "p2", "p4"]),
+    "difference": ([-0.1, 0.0, None, 0.05, 0.1], ["n4", "", "none", "p2", "p4"]),
+    "ref_difference": ([1.0, -1.0, 0.0, 0.5, None], ["p4", "n4", "", "p2", "none"]),
+    "values": ([0.5, -0.5, 0.25, 0.0, 0.5], ["p4", "n4", "p2", "", "p4"]),
+    "weight": ([0.0, 0.1, 0.2, 0.1, 0.2], ["", "p2", "p4", "p2", "p4"]),
+}
+
+
+def test_each_of_nine_colourings_says_what_its_words_say(page, files):
+    opened(page, files[2].as_uri(), "0/overview")
+    columns = {name: values for name, (values, _) in COLOURED.items()} | {"mask": [True] * 4 + [False]}
+    for name, (_, wanted) in COLOURED.items():
+        told = page.evaluate("([columns, name]) => window.viewer.classes(columns, name)", [columns, name])
+        assert told == [*wanted[:4], wanted[4] + " masked"], name
+    assert page.evaluate("(columns) => window.viewer.colourings(columns)", columns) == list(COLOURED)
+
+
+def test_the_curve_of_a_response_and_its_text_point_at_each_other(page, files):
+    opened(page, files[2].as_uri(), "0/tokens/4/0")
+    saved = Run(files[0]).tokens(4, 0)["behavior"]
+    for button, best in (("to the largest", max(saved)), ("to the smallest", min(saved))):
+        page.click(f"button:has-text('{button}')")
+        page.wait_for_selector(f".tokens [data-n='{saved.index(best)}'][aria-current]")
+        assert page.inner_text(".values dt >> nth=0") == f"token {saved.index(best)}"
+    page.locator(".u-over").click(position={"x": 2, "y": 20})
+    page.wait_for_selector(".tokens [data-n='0'][aria-current]")
+    assert page.inner_text(".values dt >> nth=0") == "token 0"
+
+
 def test_signs_besides_colour_tell_more_likely_from_less_likely(page, files):
     opened(page, files[2].as_uri(), "0/tokens/4/0")
     page.click("button:has-text('ratio new / old')")
@@ -357,6 +447,9 @@ def test_a_telephone_shows_every_view_without_scrolling_sideways(page, files, vi
     page.set_viewport_size({"width": 360, "height": 740})
     opened(page, files[2].as_uri(), view)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "static", (
+        "the menu takes several lines here, and would cover a fifth of what is read"
+    )
 
 
 @pytest.mark.parametrize("how", ["server", "file"])

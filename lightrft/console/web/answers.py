@@ -212,12 +212,17 @@ def _group(group: ResponseGroup) -> Row:
     }
 
 
+def has_tokens(row: Row) -> bool:
+    """Whether a response has tokens to look at: pictures that a model draws have none."""
+    return any(len(column) for column in row.get("tokens", {}).values() if column is not None)
+
+
 def _response(row: Row) -> Row:
     found = {name: row[name] for name in SHOWN_OF_RESPONSE if name in row}
     found |= {"said": _messages(spoken(row))} if row.get("said") else {}
     columns = row.get("tokens", {})
     found["advantage"] = _first_chosen(columns.get("advantages"), columns.get("mask"))
-    found["has_tokens"] = bool(columns)
+    found["has_tokens"] = has_tokens(row)
     found["has_pictures"] = bool(row.get("made")) or any(
         COPY in part or part["type"] == "image" for part in _media(row)
     )

@@ -161,7 +161,7 @@ def _columns(row: dict[str, Any]) -> dict[str, Any]:
 
 def _ranked(run: Run, step: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The responses of a step that have tokens, each with its place in the order of what is looked at most."""
-    rows = [row for row in run.responses(step) if "tokens" in row]
+    rows = [row for row in run.responses(step) if answers.has_tokens(row)]
     known = sorted((row for row in rows if row["reward"] is not None), key=lambda row: row["reward"])
     strong = sorted(rows, key=lambda row: -_largest(row))
     first = [row["place"] for row in (*known[:2], *known[-2:], *strong[:2])]

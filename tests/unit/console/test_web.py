@@ -64,6 +64,20 @@ def test_groups_have_their_siblings_and_tokens_all_their_columns(run):
     assert columns["weight"] == [0.5, 0.0]
 
 
+def test_a_response_without_a_token_has_no_page_of_tokens(tmp_path):
+    """As of a model that draws: the page would be empty, and the export would count it as left out or kept."""
+    prompt = Prompt("q", [1], [{"role": "user", "content": "?"}], None, "shapes")
+    made = [
+        Trajectory(prompt, 0, ids, [True] * len(ids), [-0.5] * len(ids), "stop", answer="")
+        for ids in ([], [7])
+    ]
+    trajectories.save(tmp_path, 1, made, pieces=lambda ids: ["a"] * len(ids))
+    (group,) = answers.answer([Run(tmp_path)], "0/groups/1")["groups"]
+    assert [row["has_tokens"] for row in group["responses"]] == [False, True]
+    assert export([Run(tmp_path)], tmp_path / "r.html", 20.0) == [""]
+    assert list(saved(tmp_path / "r.html")[1]["0/tokens/1"]) == ["1"]
+
+
 def test_a_single_response_is_found_without_the_others_over_ranks(tmp_path):
     for rank in (0, 1):
         prompt = Prompt("q", [1], [{"role": "user", "content": "?"}], "5", "sums")
@@ -148,6 +162,7 @@ def server(run):
     made, address = make_server([Run(run)])
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
+    assert made.server_address[0] == "127.0.0.1", "nobody else's machine reaches it"
     yield urlsplit(address)
     made.shutdown()
     made.server_close()

@@ -1,7 +1,9 @@
 """Each rule on a made run that is bad in its one way, and on runs that learn as they should."""
 
+import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +157,27 @@ def test_a_bad_run_fires_exactly_its_rule(name):
     assert one.rule == name
     assert one.evidence
     assert one.source
+
+
+RECORDED = {  # bad runs of 30 steps as they were logged, to 4 digits -> what is said of them without their responses
+    # lightrft train tiny ppo --critic.optimizer.learning-rate 5
+    "critic": ["critic"],
+    # layer tiny with a reward that is 1 for every response; 8 tokens are few for a model that has learned no end
+    "zero_variance": ["truncation", "zero_variance"],
+    # lightrft train tiny --optimizer.learning-rate 3: one jump, and one response for every prompt from then on
+    "gradient_spike": ["truncation", "zero_variance", "gradient_spike"],
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_bad_run_is_told_what_was_done_to_it(name):
+    logged = json.loads(Path(__file__).with_name("bad_runs.json").read_text())[name]
+    rows = [
+        {metric: value for metric, value in zip(logged, values, strict=True) if value is not None}
+        for values in zip(*logged.values(), strict=True)
+    ]
+    assert len(rows) == 32, "30 steps and two evaluations"
+    assert rules(advise(Facts(rows, SINGLE))) == RECORDED[name]
 
 
 @pytest.mark.parametrize("steps", [1, 5, 16, 24, 60, 200])

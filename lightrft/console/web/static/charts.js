@@ -12,6 +12,9 @@
     return values.map((value, n) => (value === null ? null : V.mean(values.slice(Math.max(0, n + 1 - window_), n + 1))));
   };
 
+  // Lowest and highest of an axis: some room around the values, and a span of 1 where all are 0 (uPlot would take 100).
+  V.span = (_, low, high) => (low === 0 && high === 0 ? [0, 1] : low === null ? [0, 1] : window.uPlot.rangeNum(low, high, 0.1, true));
+
   // Series of {name, xs, ys, points} over one axis.
   function joined(series) {
     const xs = [...new Set(series.flatMap((one) => one.xs))].sort((a, b) => a - b);
@@ -39,7 +42,7 @@
       const options = {
         width: Math.max(120, place.current.clientWidth), height, legend: { show: false },
         cursor: { sync: sync ? { key: sync } : undefined, drag: { x: true, y: false }, points: { size: 6 } },
-        scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
+        scales: { x: { time: false }, y: isLog ? { distr: 3 } : { range: V.span } },
         axes: [{ ...axis, size: 28 }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : V.number(tick))) }],
         series: [{}, ...shown.map((one, n) => ({
           stroke: css(LINES[n % LINES.length][0]), dash: one.points ? [2, 4] : LINES[n % LINES.length][1], width: one.points ? 1 : 1.6, spanGaps: true,

@@ -47,7 +47,7 @@
     const hit = (pair) => [...pair.before, ...pair.after].some((row) => meets({ question: row.question, target: row.target, source: row.source }, row));
     const kept = isWrong ? [] : pairs.filter((pair) => (kind === "all" || pair.kind === kind) && hit(pair));
     return html`<div class="choices" role="group" aria-label="which prompts">${Object.entries(KINDS).map(([name, words]) => html`<button key=${name} aria-pressed=${name === kind} onClick=${() => setKind(name)}>${SIGNS[name] || ""} ${words} (${count(name)})</button>`)}</div>
-      <p class="faint">${pairs.length ? `McNemar's exact test of ${count("gained")} gained against ${count("lost")} lost: p = ${V.number(V.mcnemar(count("gained"), count("lost")))}` : "No prompt is in both."}</p>
+      <p class="faint">${!pairs.length ? "No prompt is in both." : count("unknown") === pairs.length ? "No response was judged right or wrong." : `McNemar's exact test of ${count("gained")} gained against ${count("lost")} lost: p = ${V.number(V.mcnemar(count("gained"), count("lost")))}`}</p>
       <div class="tools"><label class="grow">filter <input id="search" type="search" placeholder=${V.FILTER_HELP} value=${wanted} onInput=${(e) => setWanted(e.target.value)} /></label>
         <label><input type="checkbox" checked=${isDiff} onChange=${(e) => setDiff(e.target.checked)} /> word by word</label></div>
       ${isWrong ? html`<p class="problem" role="alert">${meets}</p>` : null}

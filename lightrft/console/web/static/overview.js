@@ -5,6 +5,7 @@
   const V = window.viewer;
   const FILLS = ["--blue", "--orange", "--green", "--purple", "--sky", "--red"];
   const MOST_BARS = 60;
+  const phasesOf = (overview) => Object.keys(overview.metrics).filter((name) => name.startsWith("seconds/") && name !== "seconds/step").map((name) => name.slice(8));
   const HELD_OUT = ["evaluation/mean", "held_out_nll/mean", "held_out_error/mean", "pairs/mean"];
 
   // What was measured of a task: its score, or what runs from given responses have: a loss, or the accuracy of each output.
@@ -47,7 +48,7 @@
     const open = (x) => overview.steps.includes(x) && V.go(number, "groups", x);
     const panels = overview.panels.map((panel, n) => {
       const held = n === 0 ? HELD_OUT.filter((name) => name in overview.metrics) : [];
-      return { title: panel.title, unit: panel.unit, series: [...panel.names.map((name) => V.series(overview, name, { smooth })), ...held.map((name) => V.series(overview, name, { points: true, name: name === "evaluation/mean" ? "held-out score" : name }))] };
+      return { title: panel.title, unit: panel.unit, series: [...panel.names.map((name) => V.series(overview, name, { smooth, legend: name !== panel.title })), ...held.map((name) => V.series(overview, name, { points: true, name: name === "evaluation/mean" ? "held-out score" : name }))] };
     });
     const wanted = more ? names.filter((name) => name.toLowerCase().includes(more.toLowerCase())).slice(0, 12) : [];
     return html`<section><h2>Curves</h2><div class="tools">
@@ -62,7 +63,7 @@
 
   // Seconds of each phase as stacked bars; many steps are taken together.
   function Phases({ overview }) {
-    const names = Object.keys(overview.metrics).filter((name) => name.startsWith("seconds/") && name !== "seconds/step");
+    const names = phasesOf(overview).map((name) => "seconds/" + name);
     const known = overview.metrics.step.map((_, n) => n).filter((n) => names.some((name) => overview.metrics[name][n] > 0));
     if (!known.length) return null;
     const per = Math.ceil(known.length / MOST_BARS);
@@ -80,16 +81,16 @@
       ${memory.length ? html`<div class="panel"><h3>memory <span class="faint">GiB</span></h3><${V.Chart} series=${memory.map((name) => V.series(overview, name, { legend: true }))} /></div>` : null}</div></section>`;
   }
 
-  // When which rank was in which phase: one lane for each rank, and one more for what it samples beside its steps.
+  // When which rank was in which phase, in the colours of the bars above: one lane for each rank, and one more for what it samples beside its steps.
   function Timeline({ overview }) {
     const rows = overview.timeline || [];
     if (!rows.length) return null;
-    const phases = [...new Set(rows.map((row) => row.phase))].sort(), ranks = [...new Set(rows.map((row) => row.rank))];
+    const phases = [...new Set([...phasesOf(overview), ...rows.map((row) => row.phase)])], ranks = [...new Set(rows.map((row) => row.rank))];
     const lanes = ranks.flatMap((rank) => [false, true].map((beside) => ({ name: `rank ${rank}` + (beside ? ", beside" : ""), rows: rows.filter((row) => row.rank === rank && Boolean(row.beside) === beside) })).filter((lane) => lane.rows.length));
     const end = Math.max(...rows.map((row) => row.start + row.seconds)) || 1, steps = rows.map((row) => row.step);
     const tell = (row) => `step ${row.step}, ${row.phase}: from ${V.number(row.start)} s, ${V.number(row.seconds)} s` + (row.waited > 0 ? `, ${V.number(row.waited)} s of it waiting` : "") + (row.moved.length ? `; moved ${row.moved.join(", ")}` : "") + (row.peak_bytes ? `; at most ${V.number(row.peak_bytes / 2 ** 30)} GiB` : "");
     return html`<section><h2>Timeline <span class="faint">steps ${Math.min(...steps)} to ${Math.max(...steps)}, ${V.number(end)} s</span></h2>
-      <p class="legend">${phases.map((name, n) => html`<span class="key" key=${name}><i class=${"swatch f" + (n % 6)}></i>${name}</span>`)}</p>
+      <p class="legend">${phases.map((name, n) => (rows.some((row) => row.phase === name) ? html`<span class="key" key=${name}><i class=${"swatch f" + (n % 6)}></i>${name}</span>` : null))}</p>
       ${lanes.map((lane) => html`<div class="lane" key=${lane.name}><span class="faint">${lane.name}</span><div role="img" aria-label=${"phases of " + lane.name}>${lane.rows.map((row, n) => html`<i key=${n} class=${"f" + (phases.indexOf(row.phase) % 6)} title=${tell(row)} style=${{ left: 100 * row.start / end + "%", width: 100 * row.seconds / end + "%" }}></i>`)}</div></div>`)}</section>`;
   }
 
@@ -105,7 +106,7 @@
     const steps = overview.metrics.step || [];
     const last = steps.length ? steps[steps.length - 1] : 0;
     return html`<h1>${overview.title}</h1>
-      <p class="faint">${overview.status || (overview.finished ? "finished" : "not finished")} · ${last} of ${V.text(overview.config.steps) || "?"} steps · responses of ${overview.steps.length} steps saved</p>
+      <p class="faint">${overview.status || (overview.finished ? "finished" : "not finished")} · ${last}${overview.config.steps > 0 ? ` of ${overview.config.steps}` : null} steps · responses of ${overview.steps.length} steps saved</p>
       ${overview.problems.map((one, n) => html`<p class="problem" role="alert" key=${n}>Not readable: ${one}</p>`)}
       <${Advice} overview=${overview} /><${Scores} overview=${overview} number=${number} />
       ${steps.length ? html`<${Curves} overview=${overview} number=${number} theme=${theme} /><${Phases} overview=${overview} /><${Timeline} overview=${overview} />` : html`<p>No step has been logged yet.</p>`}

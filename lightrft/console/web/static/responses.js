@@ -126,7 +126,7 @@
         ${to(at - 1) ? html`<a data-key="k" href=${to(at - 1)}>← previous <kbd>k</kbd></a>` : null}${to(at + 1) ? html`<a data-key="j" href=${to(at + 1)}>next <kbd>j</kbd> →</a>` : null}</nav>
       <h1>Group ${group.number} of step ${step} <span class="faint">${group.source}</span></h1>
       <div class="ask"><section><h2>Prompt</h2>${group.messages.length > 1 ? html`<${V.Conversation} messages=${group.messages} />` : html`<${V.Text} text=${group.question} />`}</section>
-      <section><h2>Reference</h2><${V.Text} text=${V.text(group.target)} /></section></div>
+      ${V.text(group.target) === "" ? null : html`<section><h2>Reference</h2><${V.Text} text=${V.text(group.target)} /></section>`}</div>
       <h2>${ranked.length} responses, best first <span class="faint">mean ${V.number(group.mean)}${prefix > 0 ? "; what all begin with is grey" : ""}</span></h2>
       ${ranked.length > 1 ? html`<div class="tools"><label>word by word against <select id="against" value=${against ? base : ""} onChange=${(e) => setBase(e.target.value === "" ? null : Number(e.target.value))}><option value="">none</option>
         ${ranked.map((row, n) => html`<option key=${row.place} value=${row.place}>response ${n + 1}, reward ${V.number(row.reward)}</option>`)}</select></label>${against ? html`<span class="faint"><del>only there</del> <ins>only here</ins></span>` : null}</div>` : null}
