@@ -132,10 +132,10 @@ def test_under_adapters_the_loss_is_the_same_and_their_gradient_that_of_what_the
     """New adapters add nothing, as B is 0: dL/dA is 0, and dL/dB is alpha / rank * dL/dW @ A^T. The head learns whole."""
     lora = LoraConfig(rank=2, alpha=6, targets=["all-linear"])
     config = ModelConfig(path="random:llama", lora=lora)
-    module = RewardSource(config, outputs=("score",), padding=PADDING).full().double()
-    weights = dict(module.named_parameters())
-    with keep_double():
+    with keep_double():  # weights are drawn in it for all models of this file
+        module = RewardSource(config, outputs=("score",), padding=PADDING).full().double()
         loss, gradients = ours(prompts(PAIRS), 110, module=module)
+    weights = dict(module.named_parameters())
     assert loss == pytest.approx(pair_loss[0], abs=1e-6)
     for name, found in gradients.items():
         plain_name = name.removeprefix("base_model.model.").replace(".lora_B.default", "")
