@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.classifiers import HEAD, heads
 from lightrft.models.describe import stored_shape, without_weights
-from lightrft.models.families import part
-from lightrft.models.freezing import FIRST_LAYERS
+from lightrft.models.freezing import named
 from lightrft.models.lazy import empty_model
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm, text_config
@@ -113,11 +112,7 @@ class CriticSource(Source):
         if frozen:
             shape = without_weights(self.config)
             body = f"{causal_lm(shape).base_model_prefix}."
-            frozen = [
-                n
-                for n in frozen
-                if FIRST_LAYERS.fullmatch(n) or any(own.startswith(body) for own, _ in part(shape, n))
-            ]
+            frozen = [name for name in frozen if any(own.startswith(body) for own in named(shape, name))]
         return replace(self.config, lora=LoraConfig(), freeze=frozen)
 
 

@@ -23,10 +23,7 @@ def freeze(module: Any, names: Sequence[str]) -> None:
     forward passes alone. A head that shares the matrix of the embedding is frozen with it. ValueError if a name fits nothing.
     """
     for name in names:
-        first = FIRST_LAYERS.fullmatch(name)
-        found = list(
-            _first_layers(module, int(first[1])) if first else (p for _, p in part(module, name) if name)
-        )
+        found = named(module, name)
         if not found:
             known = [
                 kind for kind in ("vision", "audio", "projector", "language") if list(part(module, kind))
@@ -35,8 +32,17 @@ def freeze(module: Any, names: Sequence[str]) -> None:
                 f"model.freeze={name or repr(name)}: no part or parameter of this model is called so. It has the parts "
                 f"{', '.join(known)}, and parameters such as {next(iter(module.named_parameters()))[0]}."
             )
-        for parameter in found:
+        for parameter in found.values():
             parameter.requires_grad_(False)
+
+
+def named(module: Any, name: str) -> dict[str, nn.Parameter]:
+    """The parameters that a name of model.freeze stands for, by their own names; none for a name that fits nothing, or is empty."""
+    first = FIRST_LAYERS.fullmatch(name)
+    if not first:
+        return dict(part(module, name)) if name else {}
+    inside = {id(parameter) for parameter in _first_layers(module, int(first[1]))}
+    return {own: parameter for own, parameter in module.named_parameters() if id(parameter) in inside}
 
 
 def _first_layers(module: Any, count: int) -> Iterator[nn.Parameter]:
