@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import yaml
 
 from lightrft.utils.paths import expanded
+
+log = logging.getLogger("lightrft")
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[tuple[str, Row]]]
@@ -68,20 +72,29 @@ def read_rollouts(
 
     A response that was cut off at the limit of tokens is left out, since a response in a row is a finished one; so is one without any
     text, one that the step took over from another step, where it stands too, one that has no reward, and one to a held-out prompt.
+    How many of each is logged.
     """
+    read, left_out = 0, Counter[str]()
     for step in chosen_steps(place, folder, split):
         groups: dict[tuple[Any, Any], Row] = {}
         spoken_with = _environment(folder, step)
         for file in _files(folder, step):
             for where, saved in rows(file):
                 try:
-                    _add(groups, saved, spoken_with)
+                    if reason := _left_out(saved):
+                        left_out[reason] += 1
+                    else:
+                        _add(groups, saved, spoken_with)
+                        read += 1
                 except UnreadError as error:
                     bad(f"{where}: {error}")
                 except (KeyError, TypeError, ValueError) as error:
                     bad(f"{where}: no response that a run has saved ({type(error).__name__}: {error})")
         for (prompt, _), row in groups.items():
             yield f"step {step}, {prompt}", row
+    if left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+        log.info("%s: %d saved responses are read; left out: %s", place, read, counts)
 
 
 def _files(folder: Path, step: int) -> list[Path]:
@@ -112,13 +125,20 @@ def _environment(folder: Path, step: int) -> str:
     return f"environment.name={name}" if name else f"environment.tools={tools}" if tools else ""
 
 
-def _add(groups: dict[tuple[Any, Any], Row], saved: Row, spoken_with: str) -> None:
-    if saved["origin"] != "sampled" or saved["finish"] != "stop" or saved["reward"] is None:
-        return
+def _left_out(saved: Row) -> str:
+    """Why a saved response is in no row; empty for one that is in one."""
+    if saved["origin"] != "sampled":
+        return "taken over from another step"
+    if saved["finish"] != "stop":
+        return "cut off at the limit of tokens"
+    if saved["reward"] is None:
+        return "without a reward"
     if saved.get("use") == "held_out":
-        return
-    if not saved["response"].strip():
-        return
+        return "to held-out prompts"
+    return "" if saved["response"].strip() else "without text"
+
+
+def _add(groups: dict[tuple[Any, Any], Row], saved: Row, spoken_with: str) -> None:
     if any(
         isinstance(turn["content"], list) and any(part["type"] != "text" for part in turn["content"])
         for turn in saved["messages"]

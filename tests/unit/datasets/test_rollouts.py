@@ -63,6 +63,15 @@ def test_a_group_is_a_row_of_its_finished_responses_and_their_rewards(run):
     assert is_file(str(run))
 
 
+def test_what_is_left_out_is_counted_and_logged(run, caplog):
+    with caplog.at_level("INFO", logger="lightrft"):
+        list(read(str(run), "", SKIP))
+    assert (
+        f"{run}: 6 saved responses are read; left out: 2 without text, 1 cut off at the limit of tokens, 1 taken over from another step, "
+        "1 to held-out prompts, 1 without a reward"
+    ) in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("split", "answers"), [("1", "4"), ("1-1", "4"), ("2-", "681"), ("2-9", "681"), ("3", "1")]
 )
