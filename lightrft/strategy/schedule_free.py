@@ -65,7 +65,7 @@ class ScheduleFree(torch.optim.Optimizer):
         return state
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002  # as Optimizer has it
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002  # as Optimizer has it
         """One update of all parameters with a gradient, which is used up."""
         for group in self.param_groups:
             for parameter in group["params"]:
