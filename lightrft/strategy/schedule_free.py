@@ -140,7 +140,7 @@ class AverageOf:
 
     saved: Saved
     beta1: float
-    single: Mapping[str, float]
+    scalars: Mapping[str, float]
     """Name -> z of a weight that is a single number, which stands among the numbers of a checkpoint."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -156,7 +156,7 @@ class AverageOf:
         for name in names:
             y = tensors[f"weights/{name}"]
             y.copy_(
-                average(y, z[f"z/{name}"] if y.dim() else torch.full_like(y, self.single[name]), self.beta1)
+                average(y, z[f"z/{name}"] if y.dim() else torch.full_like(y, self.scalars[name]), self.beta1)
             )
 
 
