@@ -29,6 +29,7 @@ from lightrft.strategy.base import Saved
 from lightrft.strategy.checkpoint import Checkpoints, problem
 from lightrft.strategy.load_weights import reader
 from lightrft.strategy.optimizer import check_shapes, learning
+from lightrft.strategy.schedule_free import shown
 from lightrft.utils.atomic import explained, folder
 from lightrft.utils.paths import expanded
 
@@ -122,7 +123,8 @@ def _stored(config: RunConfig, run: Path, step: int | None) -> tuple[Path, Saved
     state = checkpoints.load(place)
     check_base(config.model, state.get("base", ""), place)
     models = state["models"]
-    return place, models["actor"] if "actor" in models else models["model"]  # of train, of the others
+    name = "actor" if "actor" in models else "model"  # of train, of the others
+    return place, shown(models[name], state["numbers"][name])
 
 
 def _tell(target: Path, what: str, place: Path) -> None:

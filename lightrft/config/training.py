@@ -9,14 +9,13 @@ from lightrft.config.addresses import check_notify
 from lightrft.config.checks import refuse_idle, refuse_idle_before
 from lightrft.config.ranges import check_ranges
 
-OPTIMIZERS = ("adamw", "adamw_8bit", "muon", "adafactor")
+OPTIMIZERS = ("adamw", "adamw_8bit", "muon", "adafactor", "schedule_free")
 """Names of optimizers (strategy/optimizers.py)."""
-SCHEDULE_FREE = (
-    "a schedule-free optimizer (https://arxiv.org/abs/2405.15682) takes its gradient at other weights than the averaged ones that are sampled "
-    "from, measured and saved, so that every response would be off-policy before the first update, and no checkpoint would hold its "
-    "average. Take adamw with schedule=warmup_stable_decay."
+TWO_SETS = (
+    "an optimizer with train() and eval() turns the weights it learns at into those it is measured by and back with rounding, so that looking more "
+    "often would change what is learned, and no checkpoint would hold what its groups count. Set name=schedule_free, which keeps both to the bit."
 )
-"""Why there is none."""
+"""Why no such optimizer is taken from elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +25,10 @@ class OptimizerConfig:
     section = "optimizer"
 
     name: str = "adamw"
-    """adamw, adamw_8bit (bitsandbytes), muon (matrices of layers; AdamW for the rest), adafactor, or the import path of a class."""
+    """adamw, adamw_8bit (bitsandbytes), muon (matrices of layers; AdamW for the rest), adafactor, schedule_free (AdamW whose average
+    of weights is evaluated and saved, while responses are sampled from those that learn), or the import path of a class."""
     options: dict[str, float] = field(default_factory=dict)
-    """Options of the named optimizer that have no setting here, such as momentum of muon."""
+    """Options of the named optimizer that have no setting here, such as momentum of muon, r of schedule_free."""
     learning_rate: float = 1e-6
     """Peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -80,19 +80,37 @@ class OptimizerConfig:
             raise ValueError(
                 f"{self.section}.decay_steps=0: warmup_stable_decay needs an end to fall over. Set it, e.g. 100."
             )
-        if ":" not in self.name and "schedulefree" in self.name.lower().replace("_", "").replace("-", ""):
-            raise ValueError(f"{self.section}.name={self.name}: {SCHEDULE_FREE}")
         if self.name not in OPTIMIZERS and ":" not in self.name:
+            meant = "schedulefree" in self.name.lower().replace("_", "").replace("-", "")
             raise ValueError(
-                f"{self.section}.name={self.name}: there is no such optimizer. Take one of {', '.join(OPTIMIZERS)}, or the import path of your own: "
+                f"{self.section}.name={self.name}: there is no such optimizer. {'Did you mean schedule_free? ' if meant else ''}Take one of {', '.join(OPTIMIZERS)}, or the import path of your own: "
                 "package.module:name or path/to/file.py:name."
             )
+        if self.name == "schedule_free":
+            self._check_schedule_free()
         if self.name == "adafactor" or ":" in self.name:
             because, cure = (
                 f"{self.section}.name={self.name}",
                 f"put options of that optimizer into {self.section}.options",
             )
             refuse_idle(self.section, self, ["betas", "eps"], because=because, cure=cure)
+
+    def _check_schedule_free(self) -> None:
+        if self.schedule != "constant":
+            raise ValueError(
+                f"{self.section}.schedule={self.schedule} with {self.section}.name=schedule_free, whose average of weights stands in for a falling "
+                f"learning rate. Set {self.section}.schedule=constant; {self.section}.warmup_steps may stay."
+            )
+        if not self.betas[0]:
+            raise ValueError(
+                f"{self.section}.betas={self.betas} with {self.section}.name=schedule_free, which finds its average from the share of it that the first "
+                f"puts into the weights that learn. Set {self.section}.betas=[0.9, {self.betas[1]:g}]."
+            )
+        for name, value in self.options.items():
+            if not value >= 0:
+                raise ValueError(
+                    f"{self.section}.options.{name}={value:g}: a power of what the average weighs. Set it to 0 or more."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

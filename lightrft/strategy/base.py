@@ -76,6 +76,16 @@ class Trainable(Protocol):
         """Inside, `module` holds the weights that an engine should see (adapters folded in)."""
         ...
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether this is inside `averaged`, of an optimizer that keeps an average."""
+        ...
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are evaluated and saved: the average of an optimizer that keeps one (schedule_free),
+        otherwise those it has. Afterwards it has the same as before, to the bit. Nothing learns inside; called by all ranks."""
+        ...
+
     def parts(self) -> dict[str, Resident]:
         """The model's residents: weights, optimizer."""
         ...

@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -268,6 +268,15 @@ class ZeroTrainable:
     def adapters_merged(self) -> AbstractContextManager[None]:
         """Inside, adapters are folded into the weights."""
         return self._layout.adapters_merged()
+
+    @property
+    def is_averaged(self) -> bool:
+        """Never: AdamW keeps no average."""
+        return False
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The weights as they are."""
+        return nullcontext()
 
     def parts(self) -> dict[str, Resident]:
         """Nothing that can be moved: DeepSpeed keeps the tensors where they are."""

@@ -231,6 +231,15 @@ class FsdpTrainable:
         """`weights` folds adapters in by itself."""
         return nullcontext()
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether it has the optimizer's average now."""
+        return self._learner.is_averaged
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are the average of an optimizer that keeps one."""
+        return self._learner.averaged()
+
     def parts(self) -> dict[str, Resident]:
         """This rank's pieces of the weights and of the optimizer's state, as residents."""
         return {

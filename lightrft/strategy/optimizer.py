@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightrft.strategy.optimizers import (
     tensors_of,
 )
 from lightrft.strategy.scaling import LossScale
+from lightrft.strategy.schedule_free import Averaging, ScheduleFree, check_beta
 from lightrft.strategy.schedules import schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -62,6 +64,18 @@ class Learner:
         self.parameters = [parameter for _, parameter in self._named]
         self.optimizer = build_optimizer(self._named, config)
         self.progress = Progress(config, total_updates)
+        self._averaging: Averaging | None = None
+        if isinstance(self.optimizer, ScheduleFree):
+            self._averaging = Averaging(self.optimizer, self.parameters)
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the parameters hold the optimizer's average now."""
+        return self._averaging is not None and self._averaging.inside
+
+    def averaged(self, publish: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """See Trainable.averaged; `publish` is called when the parameters have changed."""
+        return nullcontext() if self._averaging is None else self._averaging(publish)
 
     def gradients(self) -> list[Tensor]:
         """Gradients of the parameters that have one."""
@@ -77,6 +91,7 @@ class Learner:
 
     def step(self, norm: float) -> bool:
         """Clips, updates and clears the gradient. False, and no update, if `norm`, that of the loss itself, is not finite."""
+        assert not self.is_averaged, "the average does not learn"
         rate, limit = self.progress.learning_rate(), self.progress.config.max_grad_norm
         share = self.unscaled(limit / norm if limit and norm > limit else 1.0)
         explained = self.scaling is not None and self.scaling.explains
@@ -104,6 +119,7 @@ class Learner:
             "step": steps_taken(self.optimizer, self.parameters),
             "optimizer": self.progress.config.name,
             "numbers": numbers_of(self.optimizer, self._named),
+            **({} if self._averaging is None else {"beta1": self.progress.config.betas[0]}),
             **({} if self.scaling is None else {"scaling": self.scaling.state()}),
         }
 
@@ -116,6 +132,7 @@ class Learner:
                 f"{own.section}.name={own.name}: the checkpoint holds the state of {before}, which means nothing to it. Set {own.section}.name="
                 f"{before}, or begin a new run from the weights."
             )
+        check_beta(own, numbers)
         tensors = self.tensor_state()
         check_shapes(saved.shapes(), tensors)
         saved.into(tensors)

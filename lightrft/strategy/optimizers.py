@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig
-from lightrft.config.training import SCHEDULE_FREE
+from lightrft.config.training import TWO_SETS
 from lightrft.strategy.footprint import ADAM, EXACT
+from lightrft.strategy.schedule_free import NAME, ScheduleFree
 from lightrft.utils.imports import require, resolve
 
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -98,11 +99,19 @@ def _adafactor(named: Named, config: OptimizerConfig) -> Any:
     )
 
 
+def _schedule_free(named: Named, config: OptimizerConfig) -> Any:
+    options = _known_options(config, ScheduleFree)
+    betas = (config.betas[0], config.betas[1])
+    groups = decay_groups([p for _, p in named], config)
+    return ScheduleFree(groups, lr=config.learning_rate, betas=betas, eps=config.eps, **options)
+
+
 OPTIMIZERS: dict[str, Make] = {
     "adamw": _adamw,
     "adamw_8bit": _adamw_8bit,
     "muon": _muon,
     "adafactor": _adafactor,
+    NAME: _schedule_free,
 }
 
 
@@ -136,6 +145,7 @@ STATE_BYTES: dict[str, Count] = {
     "adamw_8bit": _state_adamw_8bit,
     "muon": _state_muon,
     "adafactor": _state_adafactor,
+    NAME: _state_adamw,  # z and the running square
 }
 
 
@@ -161,7 +171,7 @@ def build_optimizer(named: Named, config: OptimizerConfig) -> Any:
         return resolve(OPTIMIZERS, config.name, "optimizer")(named, config)
     own: Any = resolve({}, config.name, "optimizer")
     if callable(getattr(own, "eval", None)) and callable(getattr(own, "train", None)):
-        raise ValueError(f"{config.section}.name={config.name}: {SCHEDULE_FREE}")
+        raise ValueError(f"{config.section}.name={config.name}: {TWO_SETS}")
     options = _known_options(config, own)
     return own(decay_groups([p for _, p in named], config), lr=config.learning_rate, **options)
 
@@ -184,7 +194,7 @@ def check_pieces(config: OptimizerConfig, backend: str) -> None:
     if config.name in WHOLE:
         raise ValueError(
             f"{config.section}.name={config.name} with strategy.backend={backend}: its library changes whole weights, and this backend "
-            f"holds pieces. Set {config.section}.name=adamw or muon, or take a strategy.backend that holds whole weights."
+            f"holds pieces. Set {config.section}.name=adamw, muon or {NAME}, or take a strategy.backend that holds whole weights."
         )
 
 
@@ -226,6 +236,8 @@ def known_of(optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
                 continue
             if isinstance(part, torch.optim.AdamW):
                 moments(part, parameter)
+            elif isinstance(part, ScheduleFree):
+                part.meet(parameter)
             else:
                 _meet(part, parameter)
 
@@ -258,25 +270,28 @@ def _count(state: dict[str, Any], steps: int) -> None:
 
 
 def tensors_of(optimizer: Any, named: Named) -> dict[str, Tensor]:
-    """What an optimizer knows of each parameter as KIND/NAME, live: AdamW's are exp_avg/NAME and exp_avg_sq/NAME."""
+    """What an optimizer knows of each parameter as KIND/NAME, live: AdamW's are exp_avg/NAME and exp_avg_sq/NAME. What several share, as
+    the tables of bitsandbytes, is there under the name of the first: a file of a checkpoint holds no tensor twice."""
     known_of(optimizer, [p for _, p in named])
-    state = optimizer.state
-    return {
-        f"{kind}/{name}": value
-        for name, p in named
-        for kind, value in state[p].items()
-        if isinstance(value, Tensor) and value.dim() and kind != "step"
-    }
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, p in named:
+        for kind, value in optimizer.state[p].items():
+            if isinstance(value, Tensor) and value.dim() and kind != "step" and id(value) not in seen:
+                seen.add(id(value))
+                found[f"{kind}/{name}"] = value
+    return found
 
 
 def numbers_of(optimizer: Any, named: Named) -> dict[str, dict[str, float]]:
-    """The single numbers that it knows of each parameter, but for its steps: kind -> name -> number."""
-    known_of(optimizer, [p for _, p in named])
+    """The single numbers that it knows of each parameter: kind -> name -> number. Steps only of those that have taken fewer than others,
+    having had no gradient in some."""
+    most = steps_taken(optimizer, [p for _, p in named])
     found: dict[str, dict[str, float]] = {}
     for name, p in named:
         for kind, value in optimizer.state[p].items():
             single = isinstance(value, (int, float)) or (isinstance(value, Tensor) and not value.dim())
-            if single and kind != "step":
+            if single and (kind != "step" or float(value) != most):
                 found.setdefault(kind, {})[name] = float(value)
     return found
 

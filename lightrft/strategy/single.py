@@ -132,6 +132,15 @@ class SingleTrainable:
         """Inside, adapters are folded into the weights."""
         return merged_adapters(self.module)
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether it has the optimizer's average now."""
+        return self._learner.is_averaged
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are the average of an optimizer that keeps one."""
+        return self._learner.averaged(self._publish)
+
     def parts(self) -> dict[str, Resident]:
         """Weights, and the optimizer's state with the float32 master weights, as residents."""
         device = str(self._named[0][1].device)

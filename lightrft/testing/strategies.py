@@ -147,6 +147,22 @@ def a_frozen_model_computes_and_follows(bench: StrategyBench) -> None:
     bench.close(frozen.compute(_logprobs, batch), mine.compute(_logprobs, batch), "after following")
 
 
+def what_is_measured_leaves_the_weights_that_learn(bench: StrategyBench) -> None:
+    mine = bench.trainable()
+    lacks(
+        not callable(getattr(mine, "averaged", None)),
+        "no method `averaged`, in which it is evaluated and saved",
+    )
+    _learn(mine, 1)
+    before = _weights(mine)
+    with mine.averaged():
+        lacks(mine.is_averaged, "it says is_averaged, and AdamW keeps no average")
+        bench.same(_weights(mine), before)
+    found = _weights(mine)
+    changed = [name for name, weight in before.items() if not torch.equal(found[name], weight)]
+    lacks(bool(changed), f"{changed[:4]} are others after it was measured")
+
+
 def residents_are_named(bench: StrategyBench) -> None:
     names = set(bench.trainable().parts())
     lacks(not {"weights", "optimizer"} <= names, f"its residents are {sorted(names)}")
@@ -198,6 +214,7 @@ CHECKS = (
     a_norm_that_is_not_finite_changes_nothing,
     a_state_goes_back_and_learning_goes_on_from_it,
     a_frozen_model_computes_and_follows,
+    what_is_measured_leaves_the_weights_that_learn,
     residents_are_named,
     what_a_process_holds_is_stated,
 )

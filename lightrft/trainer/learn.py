@@ -195,7 +195,7 @@ class Learner:
             return found
         every = self.algorithm.config.reference_update_steps
         if every and step % every == 0:
-            with self.memory_plan(Phase.SCORE):
+            with self.memory_plan(Phase.SCORE), self.actor.averaged():
                 self.reference.follow(self.actor.weights(), self.algorithm.config.reference_update_rate)
             self.reference_moved = True
         return found | {"kl_coefficient": coefficient}

@@ -311,7 +311,8 @@ class Run:
             return
         self.journal.progress.phase("evaluate")
         start = time.perf_counter()
-        found = self.trainer.evaluate(label)
+        with self.trainer.model.averaged():
+            found = self.trainer.evaluate(label)
         self.journal.happened(
             "evaluated", self.done, label=label, seconds=round(time.perf_counter() - start, 4)
         )
@@ -349,9 +350,10 @@ class Run:
     def save_model(self) -> None:
         """The Hugging Face folder of the run, and that of its adapters if it has learned some; called by all ranks."""
         files = RunFolder(self.folder)
-        write_model(self.trainer.model, self.write, files.model, self.world)
-        if is_adapted(self.trainer.model.module):
-            write_adapters(self.trainer.model, files.adapter, self.world)
+        with self.trainer.model.averaged():
+            write_model(self.trainer.model, self.write, files.model, self.world)
+            if is_adapted(self.trainer.model.module):
+                write_adapters(self.trainer.model, files.adapter, self.world)
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes back what `save` wrote; called by all ranks."""

@@ -28,6 +28,11 @@ class Policy(Protocol):
         """Optimizer steps its weights have seen."""
         ...
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether these are not the weights that learn, but an average of theirs (Trainable.averaged)."""
+        ...
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors under Hugging Face names; called by all ranks."""
         ...
@@ -43,6 +48,7 @@ class Unchanging:
 
     module: nn.Module
     version: int = 0
+    is_averaged: bool = False
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors of the module under its own names."""
@@ -72,24 +78,25 @@ class Sampler:
     """How weights come to the engine before it samples: `push_weights`, unless whoever holds the sampler has another way."""
     settle: Callable[[], None] = lambda: None
     """Waits until nothing is sampled beside the step, so that the engine is free; called by all ranks."""
-    _pushed: bool = False
-    """Whether the engine was given any weights by this process."""
+    _pushed: tuple[int, bool] | None = None
+    """Version of the weights that this process gave the engine, and whether they were an average; None before."""
 
     def __post_init__(self) -> None:
         self.push = self.push_weights
 
     def push_weights(self) -> None:
         """Gives the engine the policy's present weights, unless it has them; called by all ranks."""
-        if self._pushed and self.engine.weight_version == self.policy.version:
+        present = (self.policy.version, self.policy.is_averaged)
+        if self._pushed == present and self.engine.weight_version == self.policy.version:
             return
         with self.memory_plan(Phase.SYNC), self.policy.adapters_merged():
             self.engine.load_weights(self.policy.weights())
             self.engine.weight_version = self.policy.version
-            self._pushed = True
+            self._pushed = present
 
     def forget(self) -> None:
         """The engine was started again, and is given weights before it samples next."""
-        self._pushed = False
+        self._pushed = None
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The strategy for one process passes the checks of strategies, and each check can fail."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,16 @@ class Forgetful(SingleTrainable):
             state["exp_avg"].zero_()
 
 
+class Rounding(SingleTrainable):
+    @contextmanager
+    def averaged(self):
+        for weight in self.module.parameters():
+            weight.data.add_(1.0)
+        yield
+        for weight in self.module.parameters():
+            weight.data.sub_(1.0)
+
+
 class Nameless(SingleTrainable):
     def parts(self):
         return {"everything": super().parts()["weights"]}
@@ -80,6 +91,7 @@ class Nameless(SingleTrainable):
         (Unclipped, "a step is that of adamw with a clipped norm"),
         (Reckless, "a norm that is not finite changes nothing"),
         (Forgetful, "a state goes back and learning goes on from it"),
+        (Rounding, "what is measured leaves the weights that learn"),
         (Nameless, "residents are named"),
     ],
 )
