@@ -20,8 +20,6 @@ BLOCK = 64
 """Numbers that share a scale."""
 SCALE = 4
 """Bytes of a scale."""
-LIBRARY = "bitsandbytes"
-OFF = "take model.lora.quantize_base=off"
 
 
 class Nf4Linear(nn.Linear):
@@ -86,7 +84,7 @@ class _Product(torch.autograd.Function):
 
 def need_library() -> None:
     """RuntimeError with the command that installs what rounds, where that is missing."""
-    require(f"{LIBRARY}.functional", LIBRARY, OFF)
+    _library()
 
 
 def round_linear(layer: nn.Linear) -> None:
@@ -121,6 +119,16 @@ def numbers(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
         yield name, parameter, rounded.get(parameter, parameter.numel())
 
 
+def whole_bytes(module: nn.Module) -> int:
+    """Bytes of a module's weights with none of them rounded, as a folder holds them."""
+    rounded = {m.packed: m.dtype for m in module.modules() if isinstance(m, Nf4Linear)}
+    return sum(count * rounded.get(p, p.dtype).itemsize for _, p, count in numbers(module))
+
+
+def _library() -> Any:
+    return require("bitsandbytes", "bitsandbytes", "take model.lora.quantize_base=off")
+
+
 def _become(layer: nn.Linear, packed: nn.Parameter) -> None:
     del layer.weight
     layer.__class__ = Nf4Linear
@@ -133,7 +141,7 @@ def _is_empty(tensor: Tensor) -> bool:
 
 def _packed(weight: Tensor) -> Tensor:
     """Scales and codes of a matrix, (bytes,), where the matrix is."""
-    functional = require(f"{LIBRARY}.functional", LIBRARY, OFF)
+    functional = _library().functional
     codes, state = functional.quantize_4bit(
         weight.cpu().contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False
     )
@@ -146,7 +154,7 @@ def _whole(packed: Tensor, shape: Any, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
     if _is_empty(packed):
         return torch.zeros((), dtype=dtype, device=packed.device).expand(shape)
-    functional = require(f"{LIBRARY}.functional", LIBRARY, OFF)
+    functional = _library().functional
     count = prod(shape)
     scales = SCALE * -(-count // BLOCK)
     codes = packed[scales:].view(-1, 1)

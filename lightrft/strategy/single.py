@@ -46,7 +46,7 @@ class Single:
         learned = sizes.learned if learns else 0
         masters = EXACT * learned if sizes.width < EXACT else 0
         state = sizes.optimizer_state if learns else 0
-        return Footprint(sizes.width * sizes.weights, state + masters, EXACT * learned)
+        return Footprint(sizes.weight_bytes, state + masters, EXACT * learned)
 
     def _moves(self) -> bool:
         return self.config.offload and self.device.type != "cpu"
