@@ -126,20 +126,11 @@ def test_adapters_beside_rounded_matrices_learn_as_others_do(lightrft, tmp_path)
     assert score["after"] > score["before"] + 0.3
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (["--model.lora.rank", "0"], "model.lora.rank=0, which trains no adapters"),
-        (["--model.compile", "true"], "model.lora.quantize_base=nf4 with model.compile=true"),
-        (["--strategy.backend", "fsdp", "--processes", "2"], "quantize_base=nf4 with strategy.backend=fsdp"),
-    ],
-    ids=["no adapters", "compiled", "in pieces"],
-)
-def test_what_cannot_be_is_refused_by_name(lightrft, flags, told):
-    assert told in lightrft("train", "tiny", "qlora", *PLAIN, "--steps", "1", *flags, status=2)
-
-
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_the_package_that_rounds_is_named_where_it_is_missing(lightrft):
-    told = lightrft("train", "tiny", "qlora", *PLAIN, "--steps", "1", status=2)
-    assert "bitsandbytes is not installed: pip install bitsandbytes" in told
+    told = lightrft("train", "tiny", "qlora", *PLAIN, "--steps", "1", status=1)
+    assert (
+        "bitsandbytes is not installed: pip install bitsandbytes, or take model.lora.quantize_base=off"
+        in told
+    )
+    assert "Traceback" not in told

@@ -8,13 +8,22 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from lightrft.config import LoraConfig, ModelConfig, NativeEngineConfig, OptimizerConfig, RolloutConfig
+from lightrft.build.tables import footprint
+from lightrft.commands.plan.shape import Shape
+from lightrft.config import (
+    LoraConfig,
+    ModelConfig,
+    NativeEngineConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    StrategyConfig,
+)
 from lightrft.engines.native import NativeEngine
 from lightrft.models.export import save_model
 from lightrft.models.load import load_model
 from lightrft.models.logprobs import causal_lm, logprobs
 from lightrft.models.lora import full_weights, merged_adapters, plain_state
-from lightrft.models.nf4 import BLOCK, Nf4Linear, nf4_bytes, numbers, round_linear
+from lightrft.models.nf4 import BLOCK, Nf4Linear, nf4_bytes, numbers, round_linear, whole_bytes
 from lightrft.models.source import Source
 from lightrft.strategy.single import SingleTrainable, WithoutAdapters
 from lightrft.testing import tiny_folder, tiny_processor, tiny_prompt, tiny_trajectories
@@ -138,6 +147,31 @@ def test_passes_and_gradients_are_those_of_a_model_that_holds_the_rounded_number
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[n], g) for n, g in expected.items())
     assert any(g.any() for g in found.values())
+
+
+def test_a_plan_knows_what_such_a_model_holds_and_that_it_computes_as_much(tmp_path):
+    model = ModelConfig(path=str(tiny_folder(tmp_path, "llama")), lora=LORA)
+    shape, plain = (
+        Shape(Source(replace(model, lora=replace(LORA, quantize_base=q)))) for q in ("nf4", "off")
+    )
+    for name in (
+        "weights",
+        "learned",
+        "plain",
+        "body",
+        "inside",
+        "largest_block",
+        "linears",
+        "kept",
+        "operations",
+    ):
+        assert getattr(shape, name) == getattr(plain, name), name
+    held = SingleTrainable(shape.source.full(), OptimizerConfig(), 1)
+    stated = footprint(StrategyConfig(), shape, 1)
+    assert stated.weights == shape.weight_bytes == held.parts()["weights"].nbytes()
+    assert stated.optimizer == held.parts()["optimizer"].nbytes()
+    assert whole_bytes(held.module) == 4 * shape.weights == plain.weight_bytes
+    assert (shape.made_whole, plain.made_whole) == (4 * 64 * 128, 0), "gate, up or down"
 
 
 def test_the_rounding_matters(tmp_path):
