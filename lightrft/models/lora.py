@@ -169,7 +169,7 @@ def check_whole(config: LoraConfig, backend: str) -> None:
     if config.quantize_base != "off":
         raise ValueError(
             f"model.lora.quantize_base={config.quantize_base} with strategy.backend={backend}: this backend would cut or convert the bytes of "
-            "rounded matrices as if they were numbers. Set model.lora.quantize_base=off, or strategy.backend=single with one process."
+            "rounded matrices as if they were numbers. Set model.lora.quantize_base=off, or start one process without strategy.backend."
         )
     if config.use_dora:
         raise ValueError(
@@ -273,7 +273,7 @@ def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plain_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those of `plain_state`, one at a time: of a matrix that rests in 4 bits a copy as it is computed with."""
+    """The weights of `plain_state`, one at a time: of a matrix that rests in 4 bits a copy as it is computed with."""
     inner = causal_lm(model)
     rounded = {f"{name}.packed": m for name, m in inner.named_modules() if isinstance(m, Nf4Linear)}
     for key, tensor in inner.state_dict().items():
