@@ -22,7 +22,13 @@ from lightrft.utils.paths import expanded
 WEIGHTS = "adapter_model.safetensors"
 QUANTIZED = "quantize_base"
 """What a folder's settings call how its base was rounded: a word of ours, which peft says it does not know."""
-SETTINGS = {"rank": "r", "alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora", QUANTIZED: QUANTIZED}
+SETTINGS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+    QUANTIZED: QUANTIZED,
+}
 """Settings of model.lora -> what peft calls them; those that two adapters of one model must share."""
 ABOUT = """# Adapters beside a base in 4 bits
 
